@@ -15,13 +15,13 @@ from agent.errors import StreamError, VedetteError, reason_of
 from agent.text import plain
 
 _NOT_FLUSHED = 120
-"""Exit code of Python where what was printed could not be written."""
+"""Python's exit code if output could not be written."""
 
 
 def program() -> None:
-    """Run `main` as a process of its own. End it at once where threads are left that may be in native code."""
+    """Run `main`, and end the process at once if threads are left that may be in native code."""
     ended: list[SystemExit] = []
-    atexit.register(_end_under_threads, ended)  # the first that is registered runs last
+    atexit.register(_end_under_threads, ended)  # registered first, so it runs last
     try:
         main()
     except SystemExit as end:
@@ -30,7 +30,7 @@ def program() -> None:
 
 
 def main() -> None:
-    """Run the command line. An error that Vedette raises on purpose is its text, and exit code 1."""
+    """Run the command line. A `VedetteError` is printed, and the exit code is 1."""
     _open_missing()
     separate_stderr()
     if sys.argv[1:2] == ["run"]:
@@ -53,13 +53,13 @@ def main() -> None:
 
 
 def _end_under_threads(ended: list[SystemExit]) -> None:
-    """End the process now where daemon threads are left, such as the reader of a camera that FFmpeg waits for.
+    """End the process now if daemon threads are left, such as the reader of a camera that FFmpeg waits for.
 
-    When the interpreter is being finalised, a thread that comes back from native code is made to exit, and the
-    C++ frames that it passes abort the process.
+    While the interpreter finalises, a thread that returns from native code is made to exit, which aborts the
+    process in C++ frames.
 
     Args:
-        ended: how `main` ended; empty: it raised another exception, which has been printed.
+        ended: how `main` ended; empty: with another exception, which has been printed.
     """
     if not any(thread.daemon for thread in threading.enumerate()):
         return
@@ -74,14 +74,14 @@ def _end_under_threads(ended: list[SystemExit]) -> None:
 
 
 def _open_missing() -> None:
-    """Open /dev/null as each of descriptors 0, 1 and 2 that is closed, so that stdout and stderr are never None.
+    """Open /dev/null as each of descriptors 0, 1 and 2 that is closed.
 
-    A file that is opened later would get the free number, and what libraries print would be written into it.
+    A file that is opened later would get the free number, and libraries would print into it.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
-        except OSError:  # it is the lowest that is free, so this gets its number
+        except OSError:  # the lowest free number is the next that is opened
             os.open(os.devnull, os.O_RDWR)
             os.set_inheritable(descriptor, True)
     if sys.stdout is None:
@@ -91,7 +91,6 @@ def _open_missing() -> None:
 
 
 def _print_anything() -> None:
-    """Make stdout and stderr print the escape of a character that their encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

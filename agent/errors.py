@@ -7,17 +7,17 @@
     │   └── BackendError     a runtime or device cannot run a model that is itself sound
     ├── StorageError         a state folder, spool or file cannot be used
     │   └── InUseError       another process owns it
-    ├── BrokerError          a broker cannot be reached or refuses us
-    ├── CommandError         what an operator asked for is refused
-    ├── BundleError          a bundle cannot be built, or is not what it says it is
-    │   ├── TrustError       nobody whom this board trusts has signed a bundle
-    │   └── GoldenError      a model of a bundle does not answer as it did where the bundle was made
-    ├── UpdateError          an update cannot be made, gone on with or taken back
+    ├── BrokerError          a broker cannot be reached or refuses the connection
+    ├── CommandError         a request of an operator is refused
+    ├── BundleError          a bundle cannot be built, or is not valid
+    │   ├── TrustError       no signer that this board trusts has signed a bundle
+    │   └── GoldenError      a model of a bundle gives other outputs than where the bundle was made
+    ├── UpdateError          an update cannot be installed, continued or rolled back
     ├── FleetError           boards cannot be updated together: inventory, ledger, host keys
-    └── StreamError          every stream is over, and one has failed
+    └── StreamError          every stream has ended, and one has failed
 
-A message says what, which one (path, topic, host), what was expected, what was found and what to do, in one
-line. Foreign errors are mapped to these once, at the room that meets them.
+A message says what happened, to which thing (path, topic, host), what was expected, what was found and what to
+do, in one line. Errors of libraries are mapped to these once, where they occur.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ from agent.text import plain, without_logins
 
 
 def reason_of(error: Exception) -> str:
-    """Return the message of the system or a library without number: `Permission denied`, not `[Errno 13] …`."""
+    """Return an error's message without its number: `Permission denied`, not `[Errno 13] …`."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 NO_JSON = (ValueError, RecursionError)
-"""Errors that msgspec raises for bytes that are not the JSON expected. Its own errors and UnicodeDecodeError are
-ValueErrors; RecursionError is for brackets nested too deeply."""
+"""Errors that msgspec raises for JSON that is not as expected: its own and UnicodeDecodeError are ValueErrors;
+RecursionError is for brackets nested too deeply."""
 
 
 class VedetteError(Exception):
-    """The root of the tree: the command line prints its text and exits with 1.
+    """Base class: the command line prints the text and exits with 1.
 
-    The text may quote a camera, a broker or a file: it is made printable here, and user names and passwords in
-    addresses are masked. Line breaks stay.
+    The text is made printable, and user names and passwords in addresses are masked. Line breaks stay.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -50,8 +49,8 @@ class ConfigError(VedetteError):
     """A configuration cannot be used.
 
     Attributes:
-        where: `file:line` of the offending key, as far as known.
-        keys: path of the offending key, such as `("mqtt", "ca_file")`, where the file is not at hand.
+        where: `file:line` of the wrong key; empty: unknown.
+        keys: path of the wrong key, such as `("mqtt", "ca_file")`, if its file is unknown.
     """
 
     def __init__(self, message: str, where: str = "", *, keys: tuple[str | int, ...] = ()) -> None:
@@ -60,15 +59,14 @@ class ConfigError(VedetteError):
 
 
 class SourceError(VedetteError):
-    """A source cannot be opened, or broke while it was read."""
+    """A source cannot be opened or read."""
 
 
 class ModelError(VedetteError):
     """A model file or its manifest cannot be used.
 
     Attributes:
-        faults: everything that is wrong, a line each. The text of the error is the first of them, and how many
-            more there are.
+        faults: one line for each fault. The text of the error is the first one and the number of the others.
     """
 
     def __init__(self, fault: str, *more: str) -> None:
@@ -82,11 +80,11 @@ class BackendError(ModelError):
 
 
 class UndecodableError(ModelError):
-    """No decoder fits the outputs of a model, so no manifest helps."""
+    """No decoder fits the outputs of a model, whatever its manifest says."""
 
 
 class NormalisationError(ModelError):
-    """A manifest must say `[input] mean` and `std`, which nothing tells."""
+    """A manifest must state `[input] mean` and `std`, which are unknown."""
 
 
 class StorageError(VedetteError):
@@ -98,32 +96,32 @@ class InUseError(StorageError):
 
 
 class BrokerError(VedetteError):
-    """A broker cannot be reached, or refuses us."""
+    """A broker cannot be reached, or refuses the connection."""
 
 
 class CommandError(VedetteError):
-    """An operator's request is refused. The text is for the operator."""
+    """An operator's request is refused."""
 
 
 class BundleError(VedetteError):
-    """A bundle cannot be built, or is not what it says it is."""
+    """A bundle cannot be built, or is not valid."""
 
 
 class TrustError(BundleError):
-    """Nobody whom this board trusts has signed a bundle."""
+    """No signer that this board trusts has signed a bundle."""
 
 
 class GoldenError(BundleError):
-    """A model does not answer as where its bundle was made. The text names model, output and difference."""
+    """A model gives other outputs than where its bundle was made. The text names model, output and difference."""
 
 
 class UpdateError(VedetteError):
-    """An update cannot be made, gone on with or taken back. The text says why, and what to do."""
+    """An update cannot be installed, continued or rolled back."""
 
 
 class FleetError(VedetteError):
-    """Boards cannot be updated together. The text says why, and what to do."""
+    """Boards cannot be updated together."""
 
 
 class StreamError(VedetteError):
-    """Every stream is over, and one has failed. The log has told why: the command line only exits with 1."""
+    """Every stream has ended, and one has failed. The log has the reason: the command line only exits with 1."""

@@ -1,4 +1,9 @@
-"""How times and amounts are written for people. JSON keeps UTC and plain numbers."""
+"""Text for people: times, counts, printable text from outside, and log records.
+
+Cameras, brokers, devices, models and file names may hold control characters. A terminal obeys escape codes, a log
+takes a line break for a new record, and some marks change the direction of reading. The text of every
+`VedetteError` and every log record goes through `plain` as well.
+"""
 
 from __future__ import annotations
 
@@ -21,30 +26,17 @@ def local_time(at: datetime) -> str:
 
 
 def plural(count: int, singular: str, plural: str = "") -> str:
-    """Return a count with its noun: `1 device`, `2 devices`.
-
-    Args:
-        count: of the things.
-        singular: noun for one.
-        plural: noun for another number; default: `singular` with an s.
-    """
+    """Return a count with its noun: `1 device`, `2 devices`. The default plural is `singular` with an s."""
     return f"{count} {singular if count == 1 else plural or f'{singular}s'}"
 
-
-# Text from outside made printable: cameras, brokers, devices, models and file names may hold control characters.
-#
-# A terminal obeys escape codes, a log takes a line break for a new line, and marks that turn the direction of
-# writing make a text read otherwise than it is. The text of every `VedetteError` and every line of the log go
-# through `plain`, too, so that a forgotten place harms nobody.
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _BYTE = range(0xDC80, 0xDD00)
 """Surrogates that stand for bytes of a file name that is not UTF-8 (PEP 383)."""
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
-"""Letters that show nothing, which Python calls printable: fillers of Hangul, and Braille without a dot."""
+"""Invisible letters that Python calls printable: fillers of Hangul, and Braille without a dot."""
 _LOGIN = re.compile(r"(:/(?:/|(?=[^/:\n]*:)))(?:(?!: |; )[^\n])*(?=@)")
-"""A user name and a password in an address that a message quotes, also as a path, which has one slash in place of
-two. `: ` and `; ` end what it quotes."""
+"""User name and password in a quoted address; as a path it has one slash instead of two. `: ` and `; ` end it."""
 
 
 def is_plain(text: str) -> bool:
@@ -55,12 +47,11 @@ def is_plain(text: str) -> bool:
 def plain(text: str, *, keep: str = "") -> str:
     r"""Return the text with each character that is not printable written as an escape, such as `\x1b`.
 
-    What is not printable: control characters, line and paragraph separators, marks that turn the direction of
-    writing or have no width, halves of surrogate pairs, bytes of file names that are not UTF-8, and letters that
-    show nothing. Selectors of variants, as behind an emoji, stay.
+    Not printable are control characters, separators of lines and paragraphs, marks that change the direction of
+    writing or have no width, surrogates, and invisible letters. Variation selectors, as after an emoji, stay.
 
     Args:
-        text: from outside, or with such text in it.
+        text: from outside.
         keep: characters that stay as they are, such as a line break.
     """
     if is_plain(text):
@@ -92,21 +83,16 @@ def _escaped(char: str) -> str:
 
 _LINE = "%(levelname)s %(message)s"
 _PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
-"""Levels with the journal's numbers, see sd-daemon(3); whatever is below them is 7."""
+"""Levels with the journal's priorities, see sd-daemon(3); lower levels are 7."""
 
 
 class PlainFormatter(logging.Formatter):
-    """Formats records as printable text: one line for the message, whatever it holds.
-
-    Tracebacks keep their lines. These are indented, so that no exception's text can look like another record.
-    """
+    """Formats records as printable text: one line for the message, and indented lines for a traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
-        """Format the line itself."""
         return plain(super().formatMessage(record))
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802
-        """Format the time of a record."""
         return local_time(datetime.fromtimestamp(record.created, UTC))
 
     def format(self, record: logging.LogRecord) -> str:

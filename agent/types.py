@@ -1,4 +1,4 @@
-"""Data passed between the packages: frames, detections, tracks and events. Frozen, without logic of a package.
+"""Data passed between the packages: frames, detections, tracks, events and clips. Frozen, and without logic.
 
 Boxes are `(x0, y0, x1, y1)` as fractions 0..1 of the whole frame, x to the right and y down.
 """
@@ -32,14 +32,14 @@ class Frame(Struct, frozen=True, gc=False):
     """One picture of a stream.
 
     Attributes:
-        image: H×W×3 uint8. Valid until the frame is given back to its grabber.
+        image: H×W×3 uint8. Valid until the frame is given back to its `FrameStream`.
         stream: name of the stream.
         seq: running number within the stream, from 0; a gap is a dropped frame.
         captured_ns: CLOCK_MONOTONIC at capture, ns. A replay at `pace=fast` counts recorded time from its
-            start instead, so that whatever follows things over time sees them move as they did.
+            start instead, so that tracks move as they did.
         captured_at: UTC at capture, on the same clock as `captured_ns`.
         order: order of the three channels.
-        read_ns: CLOCK_MONOTONIC when it was read, ns: what latency is counted from.
+        read_ns: CLOCK_MONOTONIC when it was read, ns; the start of its latency.
     """
 
     image: Image
@@ -52,19 +52,18 @@ class Frame(Struct, frozen=True, gc=False):
 
 
 class AudioChunk(Struct, frozen=True, gc=False):
-    """Sound of a stream, without a gap in it.
+    """Audio of a stream, without a gap.
 
     Attributes:
-        samples: N int16, one channel, C-contiguous, N > 0. Read only; nobody writes over it, however long it is
-            kept.
+        samples: N int16, one channel, C-contiguous, N > 0. Read only; the memory is not used again.
         rate_hz: samples per second.
         stream: name of the stream.
-        first: index of the first sample since the source was first opened, counting those that were lost: where
-            it is more than the end of the chunk before, sound is missing in between.
+        first: index of the first sample since the source was first opened, counting lost ones: where it exceeds
+            the end of the chunk before, audio is missing.
         captured_ns: CLOCK_MONOTONIC when the last sample was captured, ns. A replay at `pace=fast` counts
             recorded time from its start instead, as a `Frame` does.
         captured_at: UTC of the same moment, on the same clock as `captured_ns`.
-        read_ns: CLOCK_MONOTONIC when the last sample was read, ns: what latency is counted from.
+        read_ns: CLOCK_MONOTONIC when the last sample was read, ns; the start of its latency.
     """
 
     samples: Samples
@@ -91,12 +90,12 @@ class Keypoint(Struct, frozen=True, gc=False):
 
 
 class Detection(Struct, frozen=True, omit_defaults=True):
-    """One thing that a decoder found in one picture or piece of sound.
+    """One result of a decoder for one frame or window of audio.
 
     Attributes:
         label: class name.
         score: 0..1.
-        box: where; None for a verdict on the whole picture, and for sound.
+        box: where it is; None for the whole frame, and for audio.
         keypoints: named points, if the model gives any.
         outline: polygon around a segmented region, if the model gives one.
         area: share 0..1 of the frame that a segmented region covers.
@@ -119,12 +118,11 @@ class Track(Struct, frozen=True, omit_defaults=True):
         score: of the newest detection, 0..1.
         best_score: highest so far, 0..1.
         hits: number of frames in which it was detected.
-        first_seen, last_seen: UTC of capture of the first and the newest detection; of a stationary track, of the
-            newest picture in which nothing moved there.
+        first_seen, last_seen: UTC of capture of the first and the newest detection; for a stationary track, of
+            the newest frame in which nothing moved there.
         box, keypoints, outline, area: of the newest detection.
-        zones: names of the zones that it stands in now, in config order.
-        stationary: it has not left its place for `track.stationary_after_s`, and is looked at only now and then;
-            absent while it moves.
+        zones: names of the zones that it is in now, in config order.
+        stationary: whether it has not left its place for `track.stationary_after_s`.
     """
 
     id: str
@@ -143,12 +141,12 @@ class Track(Struct, frozen=True, omit_defaults=True):
 
 
 class Event(Struct, frozen=True):
-    """A track began, changed, or ended, or a word was heard. Every `new` has exactly one `end`.
+    """A track began, changed or ended, or a keyword was detected. Every `new` has exactly one `end`.
 
     Attributes:
-        kind: new | update | end | heard.
-        track: as it stands now; a word's is over when it is told.
-        reason: why: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `lost`, `ended`, `stall`,
+        kind: see `EventKind`.
+        track: current state; a keyword's track has already ended.
+        reason: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `lost`, `ended`, `stall`,
             `shutdown`, `restart`, `word` …
     """
 
@@ -158,7 +156,7 @@ class Event(Struct, frozen=True):
 
 
 class StageTimes(Struct, frozen=True, gc=False):
-    """Nanoseconds spent in each room on one frame; `queue` is the waiting before it."""
+    """Time spent in each stage on one frame, ns; `queue` is the time before the first."""
 
     queue: int = 0
     gate: int = 0
@@ -169,7 +167,7 @@ class StageTimes(Struct, frozen=True, gc=False):
 
     @property
     def total(self) -> int:
-        """Capture to now, without what lies between the rooms."""
+        """Sum of all stages, ns."""
         return self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
 
 
@@ -178,7 +176,7 @@ class StreamResult(Struct, frozen=True):
 
     Attributes:
         events: of the tracks.
-        detections: None when the gate was closed and nothing was inferred.
+        detections: None if the gate was closed and the model did not run.
         stages: see `StageTimes`.
     """
 
@@ -200,14 +198,14 @@ class OpenTrack(Struct, frozen=True, gc=False):
 
 
 class Stored(Struct, frozen=True, gc=False):
-    """A message that lies in the spool.
+    """A message in the spool.
 
     Attributes:
         seq: gap-free number per device.
-        topic: where it goes.
+        topic: MQTT topic.
         body: JSON as it was put, without `seq` and without the time of publishing.
         put_at: Unix time at which it was put, s.
-        first_seq: first number of the run of the daemon that put it; 0: not known.
+        first_seq: first number of the daemon's run that put it; 0: unknown.
     """
 
     seq: int
@@ -217,17 +215,13 @@ class Stored(Struct, frozen=True, gc=False):
     first_seq: int = 0
 
 
-# What flows of clips: the pictures that they are made of, what they are made for, and what became of them.
-
-
 class EncodedFrame(Struct, frozen=True, gc=False):
-    """A frame as a JPEG, as clips are made of.
+    """A frame as a JPEG, for clips.
 
     Attributes:
-        jpeg: the file.
-        width, height: in pixels.
-        captured_ns: as the frame's, ns.
-        captured_at: as the frame's, UTC.
+        jpeg: content of the file.
+        width, height: pixels.
+        captured_ns, captured_at: see `Frame`.
     """
 
     jpeg: bytes
@@ -243,7 +237,7 @@ class ClipReason(Struct, frozen=True):
     Attributes:
         stream: its name.
         reason: of the event that it began with; `asked`: by a command.
-        track: id of that event's track; empty: it was asked for.
+        track: id of that event's track; empty: by a command.
         label: of that track.
     """
 
@@ -254,17 +248,17 @@ class ClipReason(Struct, frozen=True):
 
 
 class Clip(Struct, frozen=True):
-    """A clip that lies on the disk.
+    """A saved clip.
 
     Attributes:
-        path: of its file, absolute.
+        path: absolute path of its file.
         occasion: why it was made.
         tracks: ids of all tracks that it was made for, the occasion's first.
         began_at, ended_at: UTC of its first picture, and of the end of its last.
-        duration_s: between the two, s.
-        frames: pictures in it.
-        bytes: of the file.
-        repaired: whether a crash or a power cut ended it.
+        duration_s: time between the two, s.
+        frames: number of pictures.
+        bytes: size of the file.
+        repaired: whether it was cut off by a crash or a power cut.
     """
 
     path: str

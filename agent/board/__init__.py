@@ -1,1 +1,1 @@
-"""Health: what the daemon knows about itself and its board."""
+"""The board and this process: hardware, temperature, memory, disk, clock, signals."""

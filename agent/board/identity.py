@@ -1,7 +1,8 @@
 """Describe this board as the kernel reports it: device tree, SoC, processor, memory. Needs no privilege.
 
-Sources: https://docs.kernel.org/arch/arm64/cpu-feature-registers.html,
-https://docs.kernel.org/admin-guide/abi-testing.html (`/sys/devices/socX`), the Arm part numbers as in `lscpu`.
+Sources: https://docs.kernel.org/arch/arm64/cpu-feature-registers.html and elf_hwcaps.html beside it,
+https://docs.kernel.org/admin-guide/abi-testing.html (`/sys/devices/socX`), the Arm part numbers as in `lscpu`,
+and arch/x86/include/asm/cpufeatures.h of the kernel.
 """
 
 from __future__ import annotations
@@ -48,14 +49,14 @@ class Board(Struct, frozen=True):
     """A board.
 
     Attributes:
-        model: as its device tree, else its firmware, calls it; empty: neither tells.
-        compatible: of its device tree, most special first; empty on a machine without one.
-        soc: name of the system on chip, such as `bcm2711`; empty: not known.
-        soc_id: as the SoC's driver tells it, such as `jep106:0070:0455`; empty: not known.
+        model: name by the device tree, else by the firmware; empty: unknown.
+        compatible: names of the device tree, most specific first; empty on a machine without one.
+        soc: name of the system on chip, such as `bcm2711`; empty: unknown.
+        soc_id: as the SoC's driver reports it, such as `jep106:0070:0455`; empty: unknown.
         cpu: processors, such as `4 × Cortex-A72`.
         features: of the processor, as the kernel lists them.
-        cores: that this process may use.
-        memory_mb: MB (2^20 bytes) in all. available_mb: that could be had now.
+        cores: number that this process may use.
+        memory_mb, available_mb: total and available memory, MB (2^20 bytes).
         arch, kernel, system: such as `aarch64`, `6.6.31+rpt-rpi-v8`, `Debian GNU/Linux 12 (bookworm)`.
     """
 
@@ -74,7 +75,7 @@ class Board(Struct, frozen=True):
 
 
 def read_board(root: Path = Path("/")) -> Board:
-    """This board; what it does not tell is empty.
+    """Describe this board; what is unknown is empty.
 
     Args:
         root: of the file system.
@@ -101,7 +102,7 @@ def read_board(root: Path = Path("/")) -> Board:
 
 
 def _processors(cpuinfo: str) -> tuple[list[str], tuple[str, ...]]:
-    """A name for each processor, and the features of the first."""
+    """Return a name for each processor, and the features of the first."""
     names: list[str] = []
     features: tuple[str, ...] = ()
     for block in cpuinfo.split("\n\n"):
@@ -129,18 +130,12 @@ def _system(release: str) -> str:
     return platform.system()
 
 
-# What the features of a processor mean for models. Names are those of `/proc/cpuinfo`.
-#
-# Sources: https://docs.kernel.org/arch/arm64/elf_hwcaps.html, and arch/x86/include/asm/cpufeatures.h of the
-# kernel.
-
-
 class Feature(Struct, frozen=True):
     """A feature of processors that the runtime has kernels for.
 
     Attributes:
         title: in words.
-        names: as the kernel lists it; all of them, where there are several.
+        names: names in `/proc/cpuinfo`, all of which are needed.
         lets: what it makes faster.
     """
 
@@ -161,19 +156,10 @@ _X86 = (
 
 
 def known_features(arch: str) -> tuple[Feature, ...]:
-    """Those that matter on an architecture.
-
-    Args:
-        arch: as `uname -m` has it.
-    """
+    """List the features that matter on an architecture, named as by `uname -m`."""
     return _FEATURES_ARM if arch.startswith(("aarch", "arm")) else _X86 if arch in ("x86_64", "i686") else ()
 
 
 def has(feature: Feature, listed: Collection[str]) -> bool:
-    """Return True if the processor has a feature.
-
-    Args:
-        feature: one of `known_features`.
-        listed: what the kernel lists.
-    """
+    """Return True if the kernel lists a feature."""
     return all(name in listed for name in feature.names)

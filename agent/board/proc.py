@@ -1,4 +1,9 @@
-"""Files of `/proc` and `/sys`: short, made by the kernel, and often absent."""
+"""Facts from `/proc` and `/sys`: clock, disk, frequencies, memory, and whether the runtime sees the processors.
+
+Sources: https://docs.kernel.org/filesystems/proc.html#meminfo,
+https://docs.kernel.org/admin-guide/pm/cpufreq.html#policy-interface-in-sysfs,
+https://man7.org/linux/man-pages/man2/adjtimex.2.html, and systemd-timesyncd.service(8) for its file.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from msgspec import Struct
 
 
 def read_text(path: Path) -> str:
-    """A whole file without what surrounds its text; empty where it is not there or cannot be read."""
+    """Return the text of a file without space around it; empty if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t")
     except OSError:
@@ -29,34 +34,25 @@ def can_be_read(path: Path) -> bool:
 
 
 def read_number(path: Path, base: int = 10) -> int | None:
-    """The number that is all of a file; None where there is none.
-
-    Args:
-        path: the file.
-        base: of its digits.
-    """
+    """Return the number that a file consists of, or None."""
     try:
         return int(read_text(path), base)
     except ValueError:
         return None
 
 
-# Whether the clock is right: TLS refuses certificates by a wrong one, and a Pi forgets it without power.
-#
-# Sources: https://man7.org/linux/man-pages/man2/adjtimex.2.html, and systemd-timesyncd.service(8) for its file.
-
 _TIME_ERROR = 5
 """State (TIME_ERROR) that adjtimex returns while no time source has synchronised the clock."""
 _TIMEX = 512
-"""Bytes, more than any `struct timex` has: all zero asks, and changes nothing."""
+"""Bytes, more than any `struct timex` has. All zeros query the state and change nothing."""
 
 
 class Clock(Struct, frozen=True):
-    """The clock.
+    """State of the clock. TLS refuses certificates by a wrong clock, and a Pi forgets the time without power.
 
     Attributes:
-        synchronised: with a time server or the like; None: the kernel does not tell.
-        keeps: whether a clock of the hardware goes on without power.
+        synchronised: whether a time source has set it; None: unknown.
+        keeps: whether a hardware clock continues without power.
     """
 
     synchronised: bool | None
@@ -64,7 +60,7 @@ class Clock(Struct, frozen=True):
 
 
 def ask_kernel() -> int:
-    """State of the kernel's clock, as adjtimex returns it; negative: it may not be asked."""
+    """Return the state of the kernel's clock from adjtimex; negative: not permitted."""
     try:
         return int(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX)))
     except (OSError, AttributeError):
@@ -72,7 +68,7 @@ def ask_kernel() -> int:
 
 
 def read_clock(root: Path = Path("/"), ask: Callable[[], int] = ask_kernel) -> Clock:
-    """The clock now.
+    """Read the state of the clock.
 
     Args:
         root: of the file system.
@@ -85,17 +81,14 @@ def read_clock(root: Path = Path("/"), ask: Callable[[], int] = ask_kernel) -> C
     return Clock(None if state < 0 else state != _TIME_ERROR, keeps)
 
 
-# How much room a folder has, and whether it can be written to.
-
-
 class DiskUsage(Struct, frozen=True):
-    """The file system that a folder lies in, or would lie in.
+    """The file system of a folder.
 
     Attributes:
-        at: the folder, or the nearest above it that is there and may be seen.
-        total_mb: size, MB (2^20 bytes). free_mb: that a user may still fill.
-        files_left: how many more files there may be; None: as many as fit.
-        read_only: it is mounted so, as the kernel does when an SD card fails.
+        at: the folder, or the nearest existing one above it.
+        total_mb, free_mb: size, and free space for users, MB (2^20 bytes).
+        files_left: how many more files can be created; None: as many as fit.
+        read_only: whether it is mounted read-only, as the kernel does when an SD card fails.
     """
 
     at: Path
@@ -106,10 +99,10 @@ class DiskUsage(Struct, frozen=True):
 
 
 def read_disk(folder: Path) -> DiskUsage | None:
-    """The file system of a folder; None where not even `/` tells.
+    """Return the file system of a folder, which need not exist; None if it cannot be read.
 
     Args:
-        folder: a full path; it need not be there.
+        folder: a full path.
     """
     for at in (folder, *folder.parents):
         try:
@@ -126,10 +119,6 @@ def read_disk(folder: Path) -> DiskUsage | None:
     return None
 
 
-# How fast the processors run now, and how fast they may.
-#
-# Source: https://docs.kernel.org/admin-guide/pm/cpufreq.html#policy-interface-in-sysfs
-
 CPUFREQ = Path("sys/devices/system/cpu/cpufreq")
 """Below the root of the file system."""
 
@@ -138,13 +127,13 @@ _FILES = ("scaling_cur_freq", "scaling_max_freq", "cpuinfo_max_freq")
 
 
 class Frequency(Struct, frozen=True):
-    """Frequencies of a group of processors that share one clock, MHz; 0 where the driver does not tell.
+    """Frequencies of a group of processors that share one clock, MHz; 0: unknown.
 
     Attributes:
         processors: their numbers, such as `0 1 2 3`.
-        now_mhz: that the kernel has asked for.
-        allowed_mhz: the highest that is allowed now. most_mhz: the highest that the hardware can do.
-        governor: who picks it, such as `ondemand`.
+        now_mhz: requested by the kernel.
+        allowed_mhz, most_mhz: highest that is allowed now, and highest that the hardware supports.
+        governor: policy that selects it, such as `ondemand`.
     """
 
     processors: str
@@ -169,16 +158,8 @@ def _read(policy: Path) -> Frequency:
     return Frequency(processors, now, allowed, most, read_text(policy / "scaling_governor"))
 
 
-# How much memory a board has. Source: https://docs.kernel.org/filesystems/proc.html#meminfo.
-
-
 class Memory(Struct, frozen=True):
-    """All in MB (2^20 bytes); 0 where it is not known.
-
-    Attributes:
-        total_mb: in all. available_mb: that could be had now.
-        swap_mb: swap in all. swap_free_mb: of it, not in use.
-    """
+    """Memory of the board, MB (2^20 bytes); 0: unknown."""
 
     total_mb: int = 0
     available_mb: int = 0
@@ -187,18 +168,14 @@ class Memory(Struct, frozen=True):
 
 
 def read_memory(root: Path = Path("/")) -> Memory:
-    """The memory now.
-
-    Args:
-        root: of the file system.
-    """
+    """Read the memory from a file system with this root."""
     kib = _table(read_text(root / "proc/meminfo"))
     names = ("MemTotal", "MemAvailable", "SwapTotal", "SwapFree")
     return Memory(*(kib.get(name, 0) // 1024 for name in names))
 
 
 def _table(text: str) -> dict[str, int]:
-    """`Name: 123 kB` by line."""
+    """Parse lines such as `Name: 123 kB`."""
     found = {}
     for line in text.splitlines():
         name, _, value = line.partition(":")
@@ -208,15 +185,10 @@ def _table(text: str) -> dict[str, int]:
     return found
 
 
-# Whether the runtime can see the processors. XNNPACK is left out without a word when it cannot.
-#
-# It knows them by https://github.com/pytorch/cpuinfo, which reads these files (there src/linux and
-# src/arm/linux).
-
 _COUNTED = ("sys/devices/system/cpu/possible", "sys/devices/system/cpu/present")
-"""Either will do."""
+"""One of the two is enough."""
 _DESCRIBED = "proc/cpuinfo"
-"""Empty will do: what a processor can do is known without it, and only kernels tuned for one are not taken."""
+"""May be empty: then only kernels tuned for one processor are not used."""
 ADVICE = (
     "let vedette read /sys and /proc/cpuinfo: take InaccessiblePaths=, TemporaryFileSystem= and RootDirectory="
     " that hide them, and ProcSubset=pid, out of its unit"
@@ -224,11 +196,14 @@ ADVICE = (
 
 
 def cpu_info_unreadable(root: Path = Path("/"), arch: str = platform.machine()) -> list[str]:
-    """Paths without which the runtime does not know the processors, and which cannot be read, or are empty lists.
+    """List the files by which the runtime counts the processors and which cannot be read.
+
+    Without them the runtime silently leaves XNNPACK out. Source: https://github.com/pytorch/cpuinfo, src/linux
+    and src/arm/linux.
 
     Args:
         root: of the file system.
-        arch: as `uname -m` has it; others than ARM tell by an instruction how many processors there are.
+        arch: as by `uname -m`; only on ARM are the processors counted by files.
     """
     needed = _COUNTED if arch.startswith(("aarch", "arm")) else ()
     absent = [name for name in needed if not read_text(root / name)]

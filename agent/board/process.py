@@ -1,4 +1,7 @@
-"""Signals of the daemon from the first moment of its process on: the rooms take most of a second to import."""
+"""This process: signals before the daemon is ready, the heap, stderr, and names of threads.
+
+Sources: https://man7.org/linux/man-pages/man3/mallopt.3.html and malloc_trim.3.html beside it.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ from pathlib import Path
 ENDING = (signal.SIGTERM, signal.SIGINT)
 
 _early: list[int] = []
-"""Requests to reload that came before somebody could take them."""
+"""Requests to reload that came before `install_handlers`."""
 
 
 def block_until_ready() -> None:
-    """Until `install_handlers`: remember to reload, end well when told to, and tell why when ended badly."""
+    """Handle signals until `install_handlers`: remember a reload, and exit on SIGTERM and SIGINT.
+
+    Also print what each thread was doing if the process is aborted.
+    """
     signal.signal(signal.SIGHUP, lambda number, _: _early.append(number))
     for number in ENDING:
         # Nothing is open yet; an exception might be swallowed by what is being imported.
@@ -31,7 +37,7 @@ def block_until_ready() -> None:
 
 
 def install_handlers(stop: Callable[[], None], reload: Callable[[], None]) -> None:
-    """Make requests of signals, also of those held."""
+    """Install the daemon's handlers, and reload if that was requested before."""
     for number in ENDING:
         signal.signal(number, lambda *_: stop())
     signal.signal(signal.SIGHUP, lambda *_: reload())
@@ -40,23 +46,15 @@ def install_handlers(stop: Callable[[], None], reload: Callable[[], None]) -> No
         reload()
 
 
-# The heap of the process: how threads share it, and giving back to the system what lies free in it.
-#
-# glibc gives nearly every thread an arena of its own, and what is free in one no other uses. Threads here come
-# and go with streams and compute in libraries, so two arenas do. And it gives back by itself at the upper end
-# only. Starting a stream frees as much as it keeps, such as the file that a model was cut from, and a stream that
-# has stopped leaves holes. Both are rare, so it is done at those moments: it takes about a millisecond, and what
-# is used again has to be had from the system anew. Other C libraries, such as musl, have neither and are left
-# alone. Sources: https://man7.org/linux/man-pages/man3/mallopt.3.html and malloc_trim.3.html beside it.
-
 _ARENA_MAX, _ARENAS = -8, 2
 """Parameters of `mallopt`: M_ARENA_MAX as malloc.h defines it, and the number of arenas allowed."""
 
 
 def limit_malloc_arenas() -> bool:
-    """Have all threads share two arenas, unless the environment says how many; whether they will.
+    """Make all threads share two arenas, unless the environment sets the number. Return True if that worked.
 
-    For the time before there are threads: those that have an arena keep it.
+    By default glibc gives nearly every thread an arena, whose free memory no other thread uses. Call this before
+    threads start: a thread keeps its arena. Does nothing with other C libraries, such as musl.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     said = "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
@@ -64,28 +62,26 @@ def limit_malloc_arenas() -> bool:
 
 
 def trim_heap() -> bool:
-    """Give back what is free; whether there was any."""
+    """Return free memory to the system; return True if there was any. Takes about a millisecond.
+
+    By itself glibc only returns memory at the upper end of the heap. Starting and stopping a stream leaves holes.
+    """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     return trim is not None and bool(trim(ctypes.c_size_t(0)))
 
 
-# File descriptor 2 belongs to the whole process, and native libraries write to it as they please.
-#
-# Modules that redirect it for a moment hold `STDERR_TURN`: two at the same time would restore each other's
-# descriptor, and stderr would stay lost. What Vedette itself says goes to a descriptor of its own, which nobody
-# redirects.
-
 STDERR_TURN = threading.Lock()
+"""Lock to hold while file descriptor 2 is redirected: the whole process shares it, and two redirections at once
+would restore each other's descriptor."""
 _LOWEST = 3
-"""Descriptors below are stdin, stdout and stderr, also where the process was started without them."""
+"""Lowest descriptor that is not stdin, stdout or stderr."""
 
 
 def separate_stderr() -> None:
-    """Make `sys.stderr` write to a duplicate of descriptor 2, which programs that we start do not inherit.
+    """Make `sys.stderr` write to a duplicate of descriptor 2, so that no log is lost while that is redirected.
 
-    Logging, tracebacks of threads and faulthandler use `sys.stderr`: nothing of theirs is lost while descriptor 2
-    is redirected. Call it before any of them. Does nothing where the process has no stderr, or no descriptor is
-    free.
+    Call it before logging or faulthandler use `sys.stderr`. Child processes do not inherit the duplicate. Does
+    nothing if the process has no stderr, or no descriptor is free.
     """
     before = sys.stderr
     if before is None:
@@ -98,11 +94,8 @@ def separate_stderr() -> None:
     sys.stderr = os.fdopen(own, "w", buffering=1, encoding=before.encoding, errors=before.errors, closefd=False)
 
 
-# Names of threads for `top -H` and the like, where Python does not give them by itself: before 3.14.
-
-
 def show_thread_names() -> None:
-    """Give every thread that runs its name in Python, 15 letters of it; the main one keeps the program's."""
+    """Show the name of each running thread but the main one in `top -H`; Python does so from 3.14 on."""
     for thread in threading.enumerate():
         if thread is not threading.main_thread():
             with suppress(OSError):  # it has ended

@@ -1,6 +1,9 @@
-"""Heat: thermal zones, and what the kernel slows because of them.
+"""Temperature, throttling, power supply, and load of the board.
 
-Source: https://docs.kernel.org/driver-api/thermal/sysfs-api.html
+Sources: https://docs.kernel.org/driver-api/thermal/sysfs-api.html,
+https://www.raspberrypi.com/documentation/computers/os.html#vcgencmd (the bits of `get_throttled`),
+https://docs.kernel.org/hwmon/raspberrypi-hwmon.html. The file `get_throttled` is of
+drivers/firmware/raspberrypi.c in raspberrypi/linux, and not in the upstream kernel.
 """
 
 from __future__ import annotations
@@ -19,10 +22,10 @@ from agent.board.proc import read_number, read_text
 THERMAL = Path("sys/class/thermal")
 """Below the root of the file system."""
 _SLOWS = ("passive", "hot")
-"""Types of trip points beyond which the kernel slows what is hot."""
+"""Types of trip points above which the kernel throttles."""
 _PROCESSORS = ("cpufreq", "Processor")
-"""Prefixes or parts of the types of the processors' cooling devices: `cpufreq-cpu0`, older
-`thermal-cpufreq-0`; ACPI's `Processor`."""
+"""Parts of the types of the processors' cooling devices: `cpufreq-cpu0`, `thermal-cpufreq-0`, ACPI's
+`Processor`."""
 
 
 class Zone(Struct, frozen=True):
@@ -30,8 +33,8 @@ class Zone(Struct, frozen=True):
 
     Attributes:
         name: such as `cpu-thermal`.
-        temperature_c: now, °C.
-        limit_c: from which on the kernel slows something, °C; None: it does not say.
+        temperature_c: current temperature, °C.
+        limit_c: temperature from which the kernel throttles, °C; None: unknown.
     """
 
     name: str
@@ -40,11 +43,11 @@ class Zone(Struct, frozen=True):
 
 
 class Brake(Struct, frozen=True):
-    """A processor that the kernel has slowed because of heat.
+    """A processor that the kernel throttles because of heat.
 
     Attributes:
         name: of the cooling device, such as `cpufreq-cpu0`.
-        step, steps: how far it is slowed, and how far it could be.
+        step, steps: current and highest step of throttling.
     """
 
     name: str
@@ -53,7 +56,7 @@ class Brake(Struct, frozen=True):
 
 
 def read_zones(folder: Path) -> list[Zone]:
-    """Every zone that tells its temperature, hottest first.
+    """Read the zones that have a temperature, hottest first.
 
     Args:
         folder: `/sys/class/thermal`.
@@ -75,7 +78,7 @@ def _limits(zone: Path) -> Iterator[float]:
 
 
 def read_brakes(folder: Path) -> list[Brake]:
-    """Processors that are slowed now.
+    """List the processors that are throttled now.
 
     Args:
         folder: `/sys/class/thermal`.
@@ -88,14 +91,11 @@ def read_brakes(folder: Path) -> list[Brake]:
     return found
 
 
-# Readings of the board and of this process, from `/proc` and `/sys`. None where a board does not tell.
-
-
 def resident_mb() -> float:
-    """Resident memory of this process, MB (2^20 bytes).
+    """Return the resident memory of this process, MB (2^20 bytes).
 
     Raises:
-        OSError: it cannot be read, as when this process may open no more files.
+        OSError: it cannot be read, such as when this process may open no more files.
     """
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith("VmRSS:"):
@@ -104,28 +104,24 @@ def resident_mb() -> float:
 
 
 def temperature_c(zones: Path = Path("/") / THERMAL) -> float | None:
-    """Hottest thermal zone, °C.
-
-    Raises:
-        OSError: as above.
-    """
+    """Return the temperature of the hottest thermal zone, °C; None: unknown."""
     return next((zone.temperature_c for zone in read_zones(zones)), None)
 
 
-class Busy:
-    """How busy others keep the processor, from now on."""
+class OtherLoad:
+    """Load of the processors by other programs since this object was made."""
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
-        """Begin to count.
+        """Start counting.
 
         Args:
-            stat: the kernel's, see `man 5 proc_stat`.
+            stat: see proc_stat(5).
         """
         self._stat = stat
         self._began, self._children = self._ticks(), _of_children()
 
-    def others(self) -> float:
-        """Share of all processors that others than ended children of this process have used, 0..1."""
+    def share(self) -> float:
+        """Return the share of all processors that was used, 0..1, without ended children of this process."""
         busy, all_ = (now - then for now, then in zip(self._ticks(), self._began, strict=True))
         own = (_of_children() - self._children) * os.sysconf("SC_CLK_TCK")
         return min(1.0, max(0.0, (busy - own) / all_)) if all_ > 0 else 0.0
@@ -146,56 +142,48 @@ def _of_children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-# Heat: whether the board is too warm, told once when it begins and once when it is over.
-
 log = logging.getLogger(__name__)
 
 _CALM_C = 5.0
-"""So far below the limit it must be to be over: a board at its limit goes up and down by a degree or two."""
+"""Overheating ends this far below the limit, °C: a board at its limit goes up and down by a degree or two."""
 _EVERY_S = 5.0
-"""Between two readings: a chip with its heat sink takes tens of seconds to warm up."""
+"""Time between two readings, s: a chip with its heat sink takes tens of seconds to warm up."""
 
 
 def is_hot(was: bool, celsius: float | None, warn_c: float) -> bool:
-    """Return True if a board is hot now.
+    """Return True if a board is too hot.
 
     Args:
         was: whether it was before.
-        celsius: its hottest zone, °C; None: it does not tell, and is what it was.
-        warn_c: from which on it is, °C; until it is 5 °C below.
+        celsius: of its hottest zone, °C; None: unknown, and nothing changes.
+        warn_c: temperature from which it is too hot, until it is 5 °C below, °C.
     """
     if celsius is None:
         return was
     return celsius >= warn_c or (was and celsius > warn_c - _CALM_C)
 
 
-class Heat:
-    """Watches the temperature.
+class TemperatureMonitor:
+    """Logs overheating once when it starts and once when it ends.
 
     Attributes:
-        celsius: hottest zone at the last reading, °C; None: the board does not tell.
-        hot: whether it has passed the limit and is not 5 °C below it again.
+        celsius: of the hottest zone at the last reading, °C; None: unknown.
+        hot: see `is_hot`.
     """
 
     def __init__(
         self, read: Callable[[], float | None] = temperature_c, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Nothing is read before `look`.
-
-        Args:
-            read: gives the temperature, °C.
-            clock: s.
-        """
         self.celsius: float | None = None
         self.hot = False
         self._read, self._clock = read, clock
         self._due_s = self._began_s = float("-inf")
 
-    def look(self, warn_c: float) -> None:
+    def poll(self, warn_c: float) -> None:
         """Read the temperature if it is time to, and log a change.
 
         Args:
-            warn_c: from which on it is hot, °C.
+            warn_c: see `is_hot`.
         """
         now_s = self._clock()
         if now_s < self._due_s:
@@ -214,48 +202,34 @@ class Heat:
             log.info("the board is at %.1f °C again, after %.0f s", self.celsius, now_s - self._began_s)
 
 
-# Whether a Raspberry Pi gets enough power, as its firmware tells the kernel: nothing needs `vcgencmd`.
-#
-# Sources: https://www.raspberrypi.com/documentation/computers/os.html#vcgencmd (the bits of `get_throttled`),
-# https://docs.kernel.org/hwmon/raspberrypi-hwmon.html. The file `get_throttled` holds the bits in hexadecimal; it
-# is of drivers/firmware/raspberrypi.c of raspberrypi/linux, and not in the upstream kernel.
-
 UNDER_VOLTAGE = "under-voltage"
 _BITS = (UNDER_VOLTAGE, "the frequency is capped", "throttled", "the soft temperature limit is reached")
 _EVER = 16
-"""Shift of the bits that say the same has happened since the board started."""
+"""Shift of the bits for what has happened since the board started."""
 _FIRMWARE = "sys/devices/platform/soc*/*firmware*/get_throttled"
 """`soc/soc:firmware` up to a Pi 4; with addresses on a Pi 5."""
 
 
 class Supply(Struct, frozen=True):
-    """Complaints of the firmware about the power supply and throttling.
-
-    Attributes:
-        now: at present. before: earlier, since the board has started.
-    """
+    """Warnings of a Raspberry Pi's firmware about power and throttling: now, and earlier since the start."""
 
     now: tuple[str, ...] = ()
     before: tuple[str, ...] = ()
 
 
 def read_supply(root: Path = Path("/")) -> Supply | None:
-    """Read the firmware's complaints; None where the kernel does not pass them on (any board but a Pi).
-
-    Args:
-        root: of the file system.
-    """
+    """Read the firmware's warnings from a file system with this root; None on boards but a Raspberry Pi."""
     for path in sorted(root.glob(_FIRMWARE)):
         bits = read_number(path, 16)
         if bits is not None:
-            return told(bits)
+            return decode_throttled(bits)
     for alarm in _alarms(root):
         return Supply((UNDER_VOLTAGE,) if alarm else ())
     return None
 
 
-def told(bits: int) -> Supply:
-    """Decode the bits of `get_throttled`; bits other than the eight known ones are left out."""
+def decode_throttled(bits: int) -> Supply:
+    """Decode the bits of `get_throttled`; unknown bits are ignored."""
     now = tuple(what for bit, what in enumerate(_BITS) if bits >> bit & 1)
     ever = tuple(what for bit, what in enumerate(_BITS) if bits >> bit + _EVER & 1)
     return Supply(now, tuple(what for what in ever if what not in now))

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 from agent.capture.source import Block, exists, mono
 from agent.config.source_uri import SourceUri, parse_sound
 from agent.errors import SourceError
+from agent.text import plural
 from agent.types import Samples
 
 _SCALE = 32768.0
@@ -89,7 +90,7 @@ class AudioFile:
         self.paced = address.options.pace == "realtime"
         self.rate_hz, self._seen = int(file.samplerate), 0
         self._block = max(1, round(self.rate_hz * (_LIVE_BLOCK_S if self.paced else _FAST_BLOCK_S)))
-        self.about = f"{self.rate_hz} Hz, {_plural(file.channels, 'channel')}, {file.format} {file.subtype}"
+        self.description = f"{self.rate_hz} Hz, {plural(file.channels, 'channel')}, {file.format} {file.subtype}"
 
     def read(self) -> Block | None:
         """Return the next block, or None at the end."""
@@ -169,7 +170,7 @@ def _check_content(file: Any, path: Path, address: SourceUri) -> None:
     _check_header(file, address.masked)
     channel = address.options.channel
     if channel is not None and channel >= file.channels:
-        found = f"found {_plural(file.channels, 'channel')}, which count from 0"
+        found = f"found {plural(file.channels, 'channel')}, which count from 0"
         raise SourceError(f"{address.masked}: expected a channel {channel}; {found}")
     promised = _promised(path)
     if promised > path.stat().st_size:
@@ -221,7 +222,3 @@ def _library(shown: str) -> Any:
             f"{shown}: expected the library that reads sound files; it cannot be loaded ({error}):"
             " sudo apt install libsndfile1"
         ) from None
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"

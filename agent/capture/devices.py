@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from agent.capture.portaudio import CHANNELS_MAX, PORTAUDIO, Input, not_found
 from agent.errors import SourceError
+from agent.text import plural
 
 # ioctl layouts and numbers of the kernel's `linux/videodev2.h`; the same on 32 and 64 bits.
 
@@ -211,7 +212,7 @@ def _libcamera(absent: list[str]) -> list[CaptureDevice]:
 
 def _microphones(absent: list[str]) -> list[CaptureDevice]:
     try:
-        found = _in_time(lambda: PORTAUDIO.look("microphones", _described))
+        found = _in_time(lambda: PORTAUDIO.query("microphones", _described))
     except SourceError as error:
         absent.append(f"{error}.")
         return []
@@ -268,8 +269,8 @@ def _offers(library: Any, device: Input) -> str:
         except library.PortAudioError:
             continue
         rates.append(f"{rate_hz} Hz")
-    channels = f"{device.channels} channel{'s' * (device.channels != 1)}"
-    channels = "through a sound server" if device.channels > CHANNELS_MAX else channels
+    server = device.channels > CHANNELS_MAX
+    channels = "through a sound server" if server else plural(device.channels, "channel")
     return f"{channels}; {', '.join(rates) or 'no rate now: does another program use it?'}"
 
 

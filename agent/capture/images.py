@@ -8,8 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agent.capture.image_size import check_size, header_size
-from agent.capture.source import Source, exists
+from agent.capture.source import Source, check_size, exists, header_size
 from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.text import plural
@@ -36,7 +35,7 @@ class ImageFolder(Source):
         self.live = False
         self.period_s = 1.0 / fps
         self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
-        self.about = f"{plural(len(self._paths), 'picture')} at {fps:g} fps"
+        self.description = f"{plural(len(self._paths), 'picture')} at {fps:g} fps"
 
     def grab(self) -> bool:
         """Decode the next readable picture; files that cannot be decoded are skipped."""
@@ -139,7 +138,7 @@ class TestPattern(Source):
         self.live = False
         self.period_s = 1.0 / fps
         self.pace_s = self.period_s if options.pace == "realtime" else 0.0
-        self.about = f"{self._width}x{self._height} at {fps:g} fps"
+        self.description = f"{self._width}x{self._height} at {fps:g} fps"
 
     def grab(self) -> bool:
         """Advance to the next picture. Return False at the end."""

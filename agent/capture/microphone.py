@@ -18,6 +18,7 @@ from agent.capture.portaudio import PORTAUDIO, Format, Input, SampleRateEstimato
 from agent.capture.source import Block, mono
 from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
+from agent.text import plural
 from agent.types import Samples
 
 
@@ -216,7 +217,7 @@ class Microphone:
         """Close and reopen, so that PortAudio lists a device that another stream waits for."""
         gone_s = time.monotonic()
         self._leave()
-        PORTAUDIO.gather()
+        PORTAUDIO.wait_for_others()
         self._open()
         self._lost += round((time.monotonic() - gone_s) * self.rate_hz)
 
@@ -224,7 +225,7 @@ class Microphone:
         device = choose(found, self._address.target, library.default.device[0], self._shown)
         form = find_format(library, device, self._address, self._wanted_hz)
         self.rate_hz, self._channel = form.rate_hz, form.channel
-        self.about = f"{device.name}: {form.rate_hz} Hz, {form.channels} channel{'s' * (form.channels != 1)}"
+        self.description = f"{device.name}: {form.rate_hz} Hz, {plural(form.channels, 'channel')}"
         self._receiver = _Receiver(form)
         try:
             return self._started(library, device.number, form, self._receiver)
@@ -270,7 +271,7 @@ class Microphone:
             measured_hz,
             measured_hz,
         )
-        self.about = f"{self.about}, really {measured_hz} Hz"
+        self.description = f"{self.description}, really {measured_hz} Hz"
         self.rate_hz = self._receiver.rate_hz = measured_hz
         self._meter = SampleRateEstimator(measured_hz)
 

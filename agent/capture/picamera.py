@@ -21,11 +21,11 @@ class PiCamera(Source):
     # Picamera2 names formats from the last byte to the first: its "RGB888" lies in memory as B, G, R.
     order = "bgr"
 
-    def __init__(self, camera: Any, shown: str, about: str) -> None:
+    def __init__(self, camera: Any, shown: str, description: str) -> None:
         self._camera, self._shown = camera, shown
         self._request: Any = None
         self.live, self.pace_s, self.period_s = True, 0.0, 0.0
-        self.about = about
+        self.description = description
 
     def grab(self) -> bool:
         """Wait for the next picture and hold it."""

@@ -78,7 +78,7 @@ class PortAudio:
         Raises:
             SourceError: PortAudio is missing, hangs in another stream, or what `make` raises.
         """
-        with self._my_turn(shown, timeout_s):
+        with self._locked(shown, timeout_s):
             library = self._refreshed(shown)
             try:
                 stream = make(library, inputs(library))
@@ -88,13 +88,13 @@ class PortAudio:
             self._users += 1
             return stream
 
-    def look(self, shown: str, do: Callable[[Any, list[Input]], T]) -> T:
+    def query(self, shown: str, do: Callable[[Any, list[Input]], T]) -> T:
         """Call a function with sounddevice and the devices, while no other thread opens or closes.
 
         Raises:
             SourceError: see `open`.
         """
-        with self._my_turn(shown, _GATHER_S):
+        with self._locked(shown, _GATHER_S):
             library = self._refreshed(shown)
             return do(library, inputs(library))
 
@@ -115,10 +115,10 @@ class PortAudio:
 
     @property
     def asks_to_close(self) -> bool:
-        """True if another stream waits for a device that may have come: then close, `gather`, and open again."""
+        """True if another stream waits for a new device: then close, call `wait_for_others`, and open again."""
         return self._asked
 
-    def gather(self) -> None:
+    def wait_for_others(self) -> None:
         """Wait until every other stream is closed as well, unless PortAudio hangs."""
         if not self._turn.acquire(timeout=_GATHER_S):
             return
@@ -129,7 +129,7 @@ class PortAudio:
             self._release()
 
     @contextlib.contextmanager
-    def _my_turn(self, shown: str, timeout_s: float) -> Iterator[None]:
+    def _locked(self, shown: str, timeout_s: float) -> Iterator[None]:
         if not self._turn.acquire(timeout=timeout_s):
             raise SourceError(f"{shown}: PortAudio has been busy with another microphone for {timeout_s:g} s")
         try:

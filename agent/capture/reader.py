@@ -13,8 +13,8 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from agent.capture.audio_file import Resampler
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
+from agent.config import CaptureConfig
 from agent.config.source_uri import mask, parse
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from agent.types import ChannelOrder, Image, Samples
 
@@ -23,10 +23,10 @@ class OpenSource(Protocol):
     """A source that is open.
 
     Attributes:
-        about: size and rate, for people.
+        description: size and rate, for people.
     """
 
-    about: str
+    description: str
 
     def close(self) -> None:
         """Free the device or file."""
@@ -42,7 +42,7 @@ class SourceThread(ABC, Generic[S]):
     Attributes:
         delivered: number of deliveries.
         goes_on: whether the source has given more than one picture; always true for audio.
-        about: what the source gives, once it is open.
+        description: what the source gives, once it is open.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -58,7 +58,7 @@ class SourceThread(ABC, Generic[S]):
         self._uri, self._woken = uri, woken
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
-        self.delivered, self.about, self.over, self.goes_on = 0, "", False, True
+        self.delivered, self.description, self.over, self.goes_on = 0, "", False, True
         self.error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -114,7 +114,7 @@ class SourceThread(ABC, Generic[S]):
         source: S | None = None
         try:
             source = self._open()
-            self.about = source.about
+            self.description = source.description
             self._read(source)
         except SourceError as error:
             self.error = error
@@ -282,7 +282,7 @@ class AudioReader(SourceThread[SoundSource]):
 
     def _restart(self, source: SoundSource, lost: int) -> None:
         """Reset the resampler after a gap; what it held back is lost as well."""
-        self.about = source.about
+        self.description = source.description
         lost_s = lost / self._from_hz + self._resampler.behind_s
         self._lost += max(1, round(lost_s * self._rate_hz))
         self._from_hz, self._resampler = source.rate_hz, Resampler(source.rate_hz, self._rate_hz)

@@ -33,9 +33,8 @@ from urllib.parse import quote, unquote, urlsplit
 import numpy as np
 from msgspec.structs import replace
 
-from agent.config import secret_file
+from agent.config import CaptureConfig, secret_file
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError, reason_of
 from agent.types import Array, ChannelOrder, Image, Samples
 
@@ -113,14 +112,14 @@ class Source(Protocol):
         order: of the three channels.
         pace_s: time between pictures when replayed with `pace=realtime`, s; 0: as fast as they are read.
         period_s: time between pictures when recorded, s; 0: unknown.
-        about: size and rate, for people.
+        description: size and rate, for people.
     """
 
     live: bool
     order: ChannelOrder
     pace_s: float
     period_s: float
-    about: str
+    description: str
 
     def grab(self) -> bool:
         """Wait for the next picture and hold it. Return False at the end of a finite source.
@@ -246,13 +245,13 @@ class SoundSource(Protocol):
         live: whether it continues unread.
         paced: whether it is a recording to be replayed at its own pace.
         rate_hz: samples per second; may change between two blocks.
-        about: rate and channels, for people.
+        description: rate and channels, for people.
     """
 
     live: bool
     paced: bool
     rate_hz: int
-    about: str
+    description: str
 
     def read(self) -> Block | None:
         """Return the next block within a fraction of a second, or None at the end of a recording.
@@ -294,3 +293,66 @@ def mono(frames: Array, channel: int | None) -> Array:
         return cast(Array, frames.mean(axis=1, dtype=frames.dtype))
     count = frames.shape[1]
     return cast(Array, ((frames.sum(axis=1, dtype=np.int32) + count // 2) // count).astype(np.int16))
+
+
+LARGEST_PIXELS = 50_000_000
+"""Decoded to three bytes a pixel, a picture of this size takes 150 MB, and a stream holds several."""
+_START = b"\xff\xd8"
+_FRAMES = frozenset({0xC0, 0xC1, 0xC2})
+"""Baseline, extended, progressive; what else there is no camera makes."""
+_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
+"""Markers without a length."""
+_PNG_START, _BMP_START = b"\x89PNG\r\n\x1a\n", b"BM"
+_BMP_INFO_HEADER = 40
+"""Bytes of the shortest BMP header whose sides have four bytes each."""
+
+
+def check_size(shown: str, width: int, height: int) -> None:
+    """Refuse a picture that is too large to be decoded here.
+
+    Args:
+        shown: name of the source, for the message.
+        width: of the picture, pixels; 0 where it is not known yet.
+        height: of the picture, pixels; 0 where it is not known yet.
+
+    Raises:
+        SourceError: it has more than `LARGEST_PIXELS` pixels.
+    """
+    if width * height > LARGEST_PIXELS:
+        raise SourceError(
+            f"{shown}: its pictures have {width}x{height} pixels, {width * height / 1e6:.3g} megapixels; expected"
+            f" at most {LARGEST_PIXELS / 1e6:.0f} megapixels; choose a smaller size"
+        )
+
+
+def header_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a JPEG, PNG or BMP in pixels; None: the data begins with no such header."""
+    if data.startswith(_PNG_START) and len(data) >= 24:
+        return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    if (
+        data.startswith(_BMP_START)
+        and len(data) >= 26
+        and int.from_bytes(data[14:18], "little") >= _BMP_INFO_HEADER
+    ):
+        width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
+        return abs(width), abs(height)  # a negative height: the rows are stored from the top down
+    return read_size(data)
+
+
+def read_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height in pixels; None: this is no JPEG that we know."""
+    if not data.startswith(_START):
+        return None
+    at = len(_START)
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker in _FRAMES:
+            height, width = int.from_bytes(data[at + 5 : at + 7]), int.from_bytes(data[at + 7 : at + 9])
+            return (width, height) if width and height else None
+        if marker == 0xFF:  # padding before a marker
+            at += 1
+        elif marker in _ALONE:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4]))
+    return None

@@ -12,8 +12,8 @@ from msgspec import Struct
 
 from agent.backoff import Backoff
 from agent.capture.reader import SourceThread
+from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, is_local
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
 CaptureState = Literal["starting", "running", "lost", "ended"]
@@ -50,10 +50,10 @@ class SourceState:
         self._explained = self._explained or explains
         return is_news
 
-    def mark_running(self, now_s: float, about: str) -> str | None:
+    def mark_running(self, now_s: float, description: str) -> str | None:
         """Mark the source as running. Return a message if it had been lost."""
         news = f"back after {now_s - self._lost_s:.0f} s" if self.state == "lost" else None
-        self.state, self.detail = "running", about
+        self.state, self.detail = "running", description
         return news
 
     def mark_ended(self) -> None:
@@ -258,7 +258,7 @@ class SourceSupervisor:
 
     def _mark_running(self, opening: SourceThread[Any], *, again: bool) -> None:
         self._reopened += again
-        news = self._state.mark_running(time.monotonic(), opening.about)
+        news = self._state.mark_running(time.monotonic(), opening.description)
         if news:
             self._on_change("running", news)
 

@@ -16,8 +16,8 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.compute.infer.choice import Measurement, Selection
-    from agent.optimise.calibrate.exits import CalibrationResult
-    from agent.optimise.profile.profile import ModelProfile
+    from agent.optimise.calibrate import CalibrationResult
+    from agent.optimise.profile import ModelProfile
 
 
 _LINE, _TITLE = 118, 90

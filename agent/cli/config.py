@@ -19,8 +19,7 @@ if TYPE_CHECKING:
     from msgspec import Struct
 
     from agent.compute.manifest import Manifest
-    from agent.config import Config
-    from agent.config.stream import StreamConfig
+    from agent.config import Config, StreamConfig
     from agent.config.toml import Keys
 
 
@@ -41,7 +40,7 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 
     Opens the model of every stream, and sources that are files or folders; no camera, microphone or broker.
     """
-    from agent.config.diff import RESTART, RULE, names
+    from agent.config.load import RESTART, RULE, names
     from agent.daemon.check import can_start, problems, remarks, warnings
 
     found, unwise = problems(file), warnings(file)
@@ -90,7 +89,7 @@ def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
     """Apply the overrides that commands have set on this board. Return also a remark for each."""
     from agent.daemon.overrides import OverridesFile
     from agent.errors import StorageError
-    from agent.storage.files import folder_of
+    from agent.storage.state_folder import folder_of
 
     try:
         found = OverridesFile(folder_of(config.storage, Path("/"))).read()
@@ -112,7 +111,7 @@ def migrate(file: Path, dry_run: bool) -> None:
     from agent.config.renames import rewrite
     from agent.config.toml import read_toml
     from agent.errors import ConfigError
-    from agent.storage.copies import take_copy, write_like
+    from agent.storage.files import take_copy, write_like
 
     before = read_toml(file, "the file")
     try:
@@ -218,7 +217,7 @@ def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
 
     from agent.errors import StorageError
     from agent.storage.clips.retention import clips_max_bytes
-    from agent.storage.files import clips_path, folder_of
+    from agent.storage.state_folder import clips_path, folder_of
 
     if config.storage.clips_max_bytes is not None:
         return config, {}

@@ -24,10 +24,19 @@ from msgspec import Struct
 from agent.capture.source import open_sound, open_source
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import ReceivedMessage, Subscriber
-from agent.config import Config
-from agent.config.device import DeviceConfig, HomeAssistantConfig, MqttConfig, SelectionConfig, StorageConfig
+from agent.config import (
+    Config,
+    DeviceConfig,
+    GateConfig,
+    HomeAssistantConfig,
+    MqttConfig,
+    PublishConfig,
+    SelectionConfig,
+    StorageConfig,
+    StreamConfig,
+    TrackConfig,
+)
 from agent.config.source_uri import mask, parse
-from agent.config.stream import GateConfig, PublishConfig, StreamConfig, TrackConfig
 from agent.daemon.check import check_stream
 from agent.daemon.daemon import Daemon
 from agent.errors import BrokerError, VedetteError, reason_of

@@ -66,9 +66,9 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _history(path: Path | None, folder: Path | None) -> History:
-    from agent.config.device import StorageConfig
-    from agent.storage.files import folder_of
+    from agent.config import StorageConfig
     from agent.storage.spool.history import History
+    from agent.storage.state_folder import folder_of
 
     if folder is None:
         if path is None and not DEFAULT_CONFIG.exists():

@@ -12,7 +12,7 @@ from msgspec import Struct
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
-from agent.config.stream import DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.files import load_file
 from agent.models.library import Known, installed_runtime, look_up, prefixed_errors

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from agent.cli.inspection import Listed, ModelInspection
-    from agent.optimise.calibrate.exits import CalibrationResult
+    from agent.optimise.calibrate import CalibrationResult
 
 
 _WIDTH = 160
@@ -113,13 +113,12 @@ def _write_manifest(file: str, path: str, force: bool) -> None:
         ModelError: nothing tells how to decode it, or a manifest is there and it is not to be replaced.
     """
     from agent.compute.infer.vetting.unprivileged import without_root
-    from agent.models.files import preloaded, write_new
-    from agent.models.library import Draft, draft
+    from agent.models.files import preloaded
+    from agent.models.manifest_writer import Draft, draft, write_new
 
     with preloaded([file]):
         known = without_root(lambda: draft(file), Draft)
-    found = known.manifest, known.sha256, known.sources, known.missing
-    written = plain(str(write_new(file, path, *found, force=force)))
+    written = plain(str(write_new(file, path, known, force=force)))
     click.echo(f"wrote {written}", err=True)
     if known.missing:
         tables = dict.fromkeys(table for table, _ in known.missing)
@@ -201,7 +200,7 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
     a share of right answers; the cheapest thresholds are taken that keep the accuracy of the deepest exit but for
     --loss.
     """
-    from agent.models.files import rewrite, set_variants
+    from agent.models.manifest_writer import rewrite, set_variants
 
     if not 0.0 <= loss <= 100.0:
         raise click.BadParameter(f"{loss} is not within 0..100", param_hint="--loss")
@@ -222,7 +221,8 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
 
 def _target(model: str, out: Path | None) -> Path:
     """Where the manifest will be written, once it is known that it can be."""
-    from agent.models.files import bundled, check_place, manifest_path
+    from agent.models.files import bundled, manifest_path
+    from agent.models.manifest_writer import check_place
 
     if out is None and model in bundled():
         raise click.UsageError(f"{model} is a bundled model and stays as it is: name another manifest with --out")
@@ -246,7 +246,7 @@ def _warn(lost: float, loss: float) -> None:
 
 
 def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
-    from agent.optimise.calibrate.exits import ExitCalibrator, calibrate_exits, find_labelled
+    from agent.optimise.calibrate import ExitCalibrator, calibrate_exits, find_labelled
 
     calibrator = ExitCalibrator(model)
     recordings = find_labelled(data, calibrator.labels)

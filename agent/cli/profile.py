@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from agent.optimise.profile.profile import ModelProfile, OperatorRow
+    from agent.optimise.profile import ModelProfile, OperatorRow
 
 
 _NATIVE = "not delegated"
@@ -52,8 +52,8 @@ def profile(
     """
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.library import open_model_without_root
-    from agent.optimise.profile.profile import ModelProfile
-    from agent.optimise.profile.profile import profile as measured
+    from agent.optimise.profile import ModelProfile
+    from agent.optimise.profile import profile as measured
 
     if picture is not None:
         from agent.cli.chart import check

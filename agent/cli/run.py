@@ -43,7 +43,7 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
         config,
         reload=file.read,
         where=file.where,
-        board=file.about_board(),
+        board=file.describe_board(),
         file=path,
         exit_when_done=exit_when_done,
     )

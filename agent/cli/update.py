@@ -76,7 +76,7 @@ def resume() -> None:
 def _close_config(where: Paths) -> None:
     """Earlier versions let every user read the configuration, which may hold passwords of cameras."""
     from agent.errors import StorageError
-    from agent.storage.copies import close_to_others
+    from agent.storage.files import close_to_others
 
     try:
         if not (where.config.exists() and where.daemon_state.exists()):
@@ -252,7 +252,8 @@ def _owned(where: Paths) -> Iterator[None]:
         UpdateError: somebody does. StorageError: the folder is not ours to write.
     """
     from agent.errors import InUseError, StorageError, UpdateError
-    from agent.storage.files import lock_folder, make_folder
+    from agent.storage.files import make_folder
+    from agent.storage.state_folder import lock_folder
 
     if os.geteuid() and not os.access(where.state.parent, os.W_OK):
         raise StorageError(f"{where.state}: only root updates a board: try `sudo vedette update …`")

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from agent.capture.image_size import read_size
 from agent.cli.options import broker_options, device_name, duration
 from agent.text import plain
 
@@ -158,6 +157,8 @@ class SnapshotSaver:
 
 def _refusal(data: bytes) -> str:
     """Return why a payload is not saved; empty if it can be."""
+    from agent.capture.source import read_size
+
     if len(data) > MAX_BYTES:
         return f"{len(data)} bytes, expected at most {MAX_BYTES}"
     size = read_size(data)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent.comms import messages
 from agent.comms.topics import Topics
-from agent.config.stream import PublishConfig
+from agent.config import PublishConfig
 from agent.types import Event, OpenTrack, StageTimes, StreamResult, Track
 
 

@@ -20,7 +20,7 @@ from agent.compute.decode.keyword import Keyword
 from agent.compute.infer.chain import warm_latency_ns
 from agent.compute.infer.session import Session
 from agent.compute.manifest import HIDDEN, Manifest, Variant
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.types import Array, Detection
 

@@ -22,7 +22,7 @@ from agent.compute.manifest import Model
 from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector, answers_move
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult
 

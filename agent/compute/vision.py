@@ -18,7 +18,7 @@ from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.config.stream import DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import WHOLE, Box, Detection, Event, Frame, StageTimes, StreamResult, Track
 

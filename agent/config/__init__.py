@@ -9,18 +9,427 @@ Every field has a default except a stream's `source` and `model`, so the smalles
 
 from __future__ import annotations
 
-from msgspec import Struct
+from typing import Annotated, Literal
 
-from agent.config.device import (
-    DeviceConfig,
-    HealthConfig,
-    HomeAssistantConfig,
-    MqttConfig,
-    SelectionConfig,
-    StorageConfig,
-    ThermalConfig,
-)
-from agent.config.stream import Name, StreamConfig
+from msgspec import Meta, Struct
+
+from agent.types import Point
+
+Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
+Durability = Literal["event", "batch"]
+Host = Annotated[str, Meta(min_length=1)]
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Transport = Literal["tcp", "websockets"]
+MqttVersion = Literal["auto", "5", "3.1.1"]
+NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}
+"""Text that replaces the pattern in messages, see `agent.config.toml`."""
+_PREFIX = {"use": "use one or more parts with / between them, none of them empty; leave out + and #"}
+_WS_PATH = {"use": "begin with /, and use printable ASCII characters without spaces"}
+_ALPN = {"use": "use 1 to 255 printable ASCII characters without spaces"}
+WsPath = Annotated[str, Meta(pattern=r"^/[!-~]*$", extra=_WS_PATH)]
+Alpn = tuple[Annotated[str, Meta(pattern=r"^[!-~]{1,255}$", extra=_ALPN)], ...]
+Prefix = Annotated[str, Meta(pattern=r"^[^+#/\x00]+(/[^+#/\x00]+)*$", extra=_PREFIX)]
+
+
+class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[device]`: name and board profile.
+
+    Attributes:
+        name: in every topic; empty: the machine's host name. A change waits for a restart.
+        profile: board profile that supplies what this file leaves open, see `agent.config.profiles`. `auto`: the
+            one that fits this board; else a name such as `pi4b`, a path, or `none`.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$", extra=NAME)] = ""
+    profile: Annotated[str, Meta(min_length=1)] = "auto"
+
+
+class FallbackConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[mqtt.fallback]]`: another broker, used while those before it cannot be reached.
+
+    Keys that are left out are as in `[mqtt]`, which explains each, credentials and TLS included.
+
+    Attributes:
+        host: name or address.
+        port, transport, ws_path: how to reach it; port 0: the protocol's default.
+        username, password_file: credentials.
+        tls, ca_file, cert_file, key_file, alpn: encryption.
+        protocol: MQTT version.
+    """
+
+    host: Host
+    port: Port | None = None
+    transport: Transport | None = None
+    ws_path: WsPath | None = None
+    username: str | None = None
+    password_file: str | None = None
+    tls: bool | None = None
+    ca_file: str | None = None
+    cert_file: str | None = None
+    key_file: str | None = None
+    alpn: Alpn | None = None
+    protocol: MqttVersion | None = None
+
+
+class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[mqtt]`: the broker. In the names of its files `$CREDENTIALS_DIRECTORY`, which systemd sets, is expanded.
+
+    Attributes:
+        host, port: where; port 0 means 1883, or 8883 with TLS; over WebSocket 80, or 443 with TLS.
+        transport: `websockets` for a broker behind a web server or a proxy.
+        ws_path: of the WebSocket.
+        username: empty for an anonymous connection.
+        password_file: file whose first line is the password.
+        tls: encrypt; implied by `ca_file` and `cert_file`.
+        ca_file: PEM bundle to trust instead of the system's.
+        cert_file, key_file: client certificate and key, PEM.
+        alpn: protocols offered in the TLS handshake, for a broker that shares port 443 with others: `["mqtt"]`;
+            `["x-amzn-mqtt-ca"]` for AWS IoT.
+        protocol: `auto` tries MQTT 5 first, then 3.1.1.
+        prefix: first level of every topic.
+        keepalive_s: silence after which the broker reports the device offline, s.
+        reconnect_max_s: longest pause between two attempts to connect, s. Left out: 60, and 5 while a broker of
+            the local network cannot be reached.
+        commands: whether commands are taken from the broker. Left out: they are if this device logs in to it, and
+            to every fallback, with `username` and `password_file` or with a client certificate, so that its
+            access list can say who commands. A broker without that may let anybody on the network in, also one on
+            this machine.
+        event_expiry_s: time that the broker keeps an event for a disconnected subscriber, s; 0: the broker's
+            choice. MQTT 5 only.
+        fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. While one is in use,
+            the first is tried again at each reconnect and every 10 minutes.
+        fallback_after_s: time without a connection until the next broker is tried, s; one that refuses the
+            connection is left at once.
+    """
+
+    host: Host = "localhost"
+    port: Port = 0
+    transport: Transport = "tcp"
+    ws_path: WsPath = "/mqtt"
+    username: str = ""
+    password_file: str = ""
+    tls: bool = False
+    ca_file: str = ""
+    cert_file: str = ""
+    key_file: str = ""
+    alpn: Alpn = ()
+    protocol: MqttVersion = "auto"
+    prefix: Prefix = "vedette"
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 30
+    reconnect_max_s: Seconds | None = None
+    commands: bool | None = None
+    event_expiry_s: Annotated[int, Meta(ge=0, le=4_000_000_000)] = 7 * 86400
+    fallback: tuple[FallbackConfig, ...] = ()
+    fallback_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
+
+
+class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[storage]`: the state folder. A reload applies new bounds and durability at once.
+
+    Attributes:
+        state_dir: folder for state; `~` and `$STATE_DIRECTORY` are expanded. Empty: `$STATE_DIRECTORY`, else
+            `~/.local/state/vedette`. A change waits for a restart. On a board whose disk is never written, use a
+            folder in memory, such as `/run/vedette`.
+        spool_max_bytes: bytes of events kept while the broker is away; the oldest are dropped first, and all that
+            are older than 7 days.
+        durability: `event`: an event is synced to the disk before it is sent, so none is lost. `batch`: an event
+            is sent at once and written some seconds later with others, without a sync: that wears an SD card
+            less, and a crash or a power cut loses undelivered events since the last write. After a crash, numbers
+            begin up to 10,000 higher, so that none is used twice; `first_seq` of a message tells where its run
+            began, and a gap before it does not mean lost messages.
+        history_max_bytes: bytes of delivered events kept for `vedette events`; the oldest are deleted first.
+            0: none are kept.
+        history_max_age_s: age from which delivered events are deleted, or up to an hour later, s.
+        clips_folder: folder for clips, with a subfolder for each stream; `~` and `$STATE_DIRECTORY` are expanded.
+            Empty: `clips` in the state folder. A change waits for a restart.
+        clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: a tenth of the size of the
+            file system, 1 GiB at most.
+        clips_max_age_s: age from which clips are deleted, s.
+        clips_keep_free_bytes: free space on the disk that clips leave to other programs, bytes: the oldest clips
+            are deleted for it, and when that is not enough, no more are saved.
+    """
+
+    state_dir: str = ""
+    spool_max_bytes: Annotated[int, Meta(ge=65536)] = 64 * 1024 * 1024
+    durability: Durability = "event"
+    history_max_bytes: Annotated[int, Meta(ge=0)] = 16 * 1024 * 1024
+    history_max_age_s: Seconds = 7 * 86400.0
+    clips_folder: str = ""
+    clips_max_bytes: Annotated[int, Meta(ge=1048576)] | None = None
+    clips_max_age_s: Seconds = 30 * 86400.0
+    clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
+
+
+class HealthConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[health]`.
+
+    Attributes:
+        every_s: time between two health messages, s; a change of state is published at once.
+    """
+
+    every_s: Seconds = 30.0
+
+
+class ThermalConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[thermal]`.
+
+    Attributes:
+        warn_c: temperature of the hottest zone above which the log and health report overheating, °C.
+    """
+
+    warn_c: Annotated[float, Meta(ge=0.0, le=150.0)] = 80.0
+
+
+class HomeAssistantConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[homeassistant]`: announce the device to Home Assistant by MQTT discovery.
+
+    On by default: without Home Assistant at the broker, it is one retained message that nobody reads. A discovery
+    message that another program wrote under this device's name is left alone.
+
+    Attributes:
+        enabled: whether to announce the device. If false, an earlier announcement is withdrawn.
+        prefix: the discovery prefix in Home Assistant's MQTT options.
+        max_labels: without `decode.labels`, this many labels of a stream become entities when they are first
+            seen; labels that `decode.labels` or a zone names always do.
+    """
+
+    enabled: bool = True
+    prefix: Prefix = "homeassistant"
+    max_labels: Annotated[int, Meta(ge=0, le=1000)] = 16
+
+
+class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[selection]`: how streams with `backend = "auto"` choose the fastest backend of this board.
+
+    Attributes:
+        by: `latency`: least time of an inference; `energy`: least CPU time.
+        candidates: backends to try besides the CPU; the first wins a tie: names that `vedette bench` lists, or
+            `external:LIBRARY?key=value`; None: all that are found.
+        threads_max: most threads to try on the CPU.
+        after_s: time after the start until a model that is new on this board is measured, s.
+    """
+
+    by: Literal["latency", "energy"] = "latency"
+    candidates: tuple[str, ...] | None = None
+    threads_max: Annotated[int, Meta(ge=1, le=64)] = 4
+    after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 30.0
+
+
+Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
+Patience = Annotated[float, Meta(ge=0.1, le=1e8)]
+Count = Annotated[int, Meta(ge=1)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", extra=NAME)]
+
+
+class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.capture]`: how the source is opened and watched.
+
+    Attributes:
+        stall_s: time without a frame after which the source is closed and reopened, s; at least 0.1.
+        reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
+            the local network, 30 for other sources. A device that is plugged in is opened at once.
+        max_fps: most frames per second handed on; 0: all.
+        username: user name for a network camera whose URI has none.
+        password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
+            sets, is expanded. It is read each time that the camera is opened.
+    """
+
+    stall_s: Patience = 10.0
+    reopen_max_s: Patience | None = None
+    max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
+    username: str = ""
+    password_file: str = ""
+
+
+class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.gate]`: when inference is skipped.
+
+    Attributes:
+        motion: skip inference while nothing moves.
+        voice: skip inference during silence.
+        sensitivity: 0 notices only large changes, 1 the smallest.
+        min_area: share of the frame that a moving region must cover.
+        hold_s: time that the gate stays open after the last motion or sound, s.
+        max_idle_s: longest time between two inferences, even without motion or sound, s.
+        pre_roll_s: length of the audio before the gate opened that is processed as well, s; at least the model's
+            own window.
+        crop: infer on the moving regions instead of the whole frame if they are small (distant objects).
+    """
+
+    motion: bool = True
+    voice: bool = True
+    sensitivity: Unit = 0.5
+    min_area: Unit = 0.0005
+    hold_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 1.0
+    max_idle_s: Seconds = 30.0
+    pre_roll_s: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.5
+    crop: bool = False
+
+
+class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.cascade]`: for a model with calibrated exits and `variant` left open or `"auto"`.
+
+    Attributes:
+        budget_ms: for all exits of one input together, ms; a deeper exit that would exceed it does not run.
+    """
+
+    budget_ms: Annotated[float, Meta(gt=0.0, le=1e6)] = 100.0
+
+
+class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.decode]`: which results of the model count.
+
+    Attributes:
+        score_threshold: overrides the manifest's.
+        iou_threshold: overrides the manifest's.
+        labels: only these; empty: all.
+        max_detections: most detections per frame; the strongest are kept.
+    """
+
+    score_threshold: Unit | None = None
+    iou_threshold: Unit | None = None
+    labels: tuple[str, ...] = ()
+    max_detections: Count = 100
+
+
+class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.track]`: how detections become tracks.
+
+    Attributes:
+        min_hits: detections before a track is announced by `new`; default: 3 for pictures, 1 for audio.
+        lost_after_s: time without a detection until `end`, s.
+        iou_threshold: least overlap of a detection with a track's predicted box.
+        update_every_s: least time between two `update` events of a track, unless its zones change, s.
+        stationary_after_s: time without movement until a track is stationary, s; one `update` says so, and the
+            track no longer keeps the motion gate open. 0: never.
+        stationary_check_s: longest time between two inferences on a stationary track, even without motion, s.
+        stationary_update_s: time between two `update` events of an unchanged stationary track, s; 0: none.
+    """
+
+    min_hits: Count | None = None
+    lost_after_s: Seconds = 2.5
+    iou_threshold: Unit = 0.2
+    update_every_s: Seconds = 5.0
+    stationary_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
+    stationary_check_s: Seconds = 30.0
+    stationary_update_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 0.0
+
+
+class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[streams.NAME.zones]]`: a polygon in the frame.
+
+    Attributes:
+        name: in events and topics.
+        polygon: at least three corners, fractions 0..1 of the frame.
+        labels: only these count; empty: all.
+        enabled: whether tracks are assigned to it.
+    """
+
+    name: Name
+    polygon: tuple[Point, ...]
+    labels: tuple[str, ...] = ()
+    enabled: bool = True
+
+
+class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.publish]`: which messages the stream publishes.
+
+    Attributes:
+        events: `new`, `update`, `end` of tracks, QoS 1.
+        only_zones: leave out tracks that have never been in a zone.
+        detections: every processed frame's detections, QoS 0; for keywords the best label with its score.
+        counts: number of live tracks per label, retained.
+        snapshot: JPEG of the best frame of the newest event, retained.
+        snapshot_every_s: least time between two snapshots, s.
+        snapshot_quality: JPEG quality.
+    """
+
+    events: bool = True
+    only_zones: bool = False
+    detections: bool = False
+    counts: bool = True
+    snapshot: bool = True
+    snapshot_every_s: Seconds = 5.0
+    snapshot_quality: Annotated[int, Meta(ge=1, le=100)] = 80
+
+
+class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME.clips]`: keep the last seconds of a camera in memory, and save clips around events.
+
+    The table enables this, even an empty one. `StorageConfig` says where clips go and for how long.
+
+    Attributes:
+        events: save a clip around each event; else only those that a command asks for.
+        labels: only for tracks with these labels; empty: all.
+        zones: only for tracks that have been in one of these zones; empty: for all that are published.
+        min_score: least best score of a track.
+        before_s: length of the clip before the event, s.
+        after_s: length of the clip after the end of its last event, s.
+        max_s: longest time from the first event to the clip's end, s; an event for which less than `after_s` is
+            left starts the next clip.
+        fps: most pictures per second.
+        max_width: wider pictures are scaled down, px.
+        quality: JPEG quality.
+    """
+
+    events: bool = True
+    labels: tuple[str, ...] = ()
+    zones: tuple[Name, ...] = ()
+    min_score: Unit = 0.0
+    before_s: Annotated[float, Meta(ge=0.0, le=120.0)] = 5.0
+    after_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 5.0
+    max_s: Annotated[float, Meta(ge=1.0, le=600.0)] = 60.0
+    fps: Annotated[float, Meta(ge=0.1, le=60.0)] = 5.0
+    max_width: Annotated[int, Meta(ge=64, le=8192)] = 1280
+    quality: Annotated[int, Meta(ge=1, le=100)] = 75
+
+
+class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[streams.NAME]`: one source, one model.
+
+    Attributes:
+        source: URI, see `agent.capture.source`.
+        model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
+        enabled: whether it runs.
+        variant: size or exit of the model. Empty: the exit that each input needs, if the model's exits are
+            calibrated (`vedette models calibrate`), else its first variant. `auto`: the same, and an error if
+            they are not.
+        backend: `auto`: what was measured to be best, see `SelectionConfig`, with the CPU standing by; `cpu`; or
+            one that never falls back: a name that `vedette bench` lists, or `external:LIBRARY?key=value`, a
+            TFLite delegate. With `,cpu` behind it the CPU stands by.
+        threads: of the CPU backend; 0: chosen by the number of cores.
+        capture, gate, cascade, decode, track, zones, publish: see each.
+        clips: see `ClipsConfig`; None: no clips.
+    """
+
+    source: Annotated[str, Meta(min_length=1)]
+    model: Annotated[str, Meta(min_length=1)]
+    enabled: bool = True
+    variant: str = ""
+    backend: Annotated[str, Meta(min_length=1)] = "auto"
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    capture: CaptureConfig = CaptureConfig()
+    gate: GateConfig = GateConfig()
+    cascade: CascadeConfig = CascadeConfig()
+    decode: DecodeConfig = DecodeConfig()
+    track: TrackConfig = TrackConfig()
+    zones: tuple[ZoneConfig, ...] = ()
+    publish: PublishConfig = PublishConfig()
+    clips: ClipsConfig | None = None
+
+    @property
+    def named(self) -> tuple[tuple[str, str], ...]:
+        """Pairs of zone and label to count from the start; an empty zone is the whole picture."""
+        asked = self.decode.labels
+        return (
+            *(("", label) for label in asked),
+            *(
+                (zone.name, label)
+                for zone in self.zones
+                for label in zone.labels or asked
+                if label in asked or not asked
+            ),
+        )
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,14 +1,19 @@
-"""Load a configuration file: TOML to `Config`, over the board's profile, with file and line in every error."""
+"""Load a configuration file: TOML to `Config`, over the board's profile, with file and line in every error.
+
+Also compare two configurations: only a restart changes under which topics the device publishes, and which folders
+it uses; a reload changes everything else.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.board.identity import Board, read_board
 from agent.config import Config
@@ -42,7 +47,7 @@ class ConfigFile(Struct, frozen=True):
             return self.profile.where(*keys)
         return self.file.where(*keys)
 
-    def about_board(self) -> str:
+    def describe_board(self) -> str:
         """Describe the board and its profile in a line."""
         told = (self.board.model or self.board.arch, self.board.cpu) if self.board else ()
         return f"board: {', '.join(told) or 'not asked for'}; profile: {self.profile or 'none'}"
@@ -87,9 +92,9 @@ class Rereadable:
         """Return `file:line` of a key as of the last reading."""
         return self._newest.where(*keys) if self._newest else str(self._path)
 
-    def about_board(self) -> str:
-        """Describe the board, see `ConfigFile.about_board`; empty before the first reading."""
-        return self._newest.about_board() if self._newest else ""
+    def describe_board(self) -> str:
+        """Describe the board, see `ConfigFile.describe_board`; empty before the first reading."""
+        return self._newest.describe_board() if self._newest else ""
 
 
 def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -> ConfigFile:
@@ -142,3 +147,107 @@ def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
         remarks: one-line comments by key.
     """
     return to_toml(msgspec.to_builtins(config), remarks or {})
+
+
+Key = tuple[str, str]
+"""Table and name of a key."""
+
+RESTART: tuple[Key, ...] = (
+    ("device", "name"),
+    ("mqtt", "prefix"),
+    ("storage", "state_dir"),
+    ("storage", "clips_folder"),
+)
+
+RULE = (
+    "a reload takes up everything but "
+    + ", ".join(f"[{table}] {key}" for table, key in RESTART)
+    + ": these wait for a restart"
+)
+"""The rule for people."""
+
+
+def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[Key, ...]]:
+    """Return the new configuration with the running values of keys that only a restart can change.
+
+    Args:
+        running: configuration in use.
+        wanted: configuration of the file.
+
+    Returns:
+        what can be used now; and the keys that wait.
+    """
+    waiting = [one for one in RESTART if _value(running, one) != _value(wanted, one)]
+    held = wanted
+    for table, key in waiting:
+        room = replace(getattr(held, table), **{key: _value(running, (table, key))})
+        held = replace(held, **{table: room})
+    return held, tuple(waiting)
+
+
+def _value(config: Config, wanted: Key) -> object:
+    table, key = wanted
+    return getattr(getattr(config, table), key)
+
+
+def names(keys: Iterable[Key]) -> tuple[str, ...]:
+    """Return dotted names of keys, such as `storage.state_dir`."""
+    return tuple(map(".".join, keys))
+
+
+def describe_pending(keys: Iterable[Key]) -> list[str]:
+    """Return a sentence for each table with keys that wait."""
+    by_table = dict[str, list[str]]()
+    for table, key in keys:
+        by_table.setdefault(table, []).append(key)
+    return [
+        f"[{table}] {', '.join(some)} {'waits' if len(some) == 1 else 'wait'} for a restart"
+        for table, some in by_table.items()
+    ]
+
+
+MODEL_FILE = "the model's file or manifest"
+"""Stands for keys if the stream's configuration is the same, and the model file is not."""
+
+
+class ConfigDiff(Struct, frozen=True):
+    """Differences between the current and a new configuration.
+
+    Attributes:
+        tables: changed keys by table, such as `host` and `port` of `mqtt`; without streams.
+        changed: changed keys by stream; `MODEL_FILE` if only the model file is another one.
+        added, removed: names of streams.
+    """
+
+    tables: dict[str, list[str]]
+    changed: dict[str, list[str]]
+    added: list[str]
+    removed: list[str]
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing differs."""
+        return not (self.tables or self.changed or self.added or self.removed)
+
+    def __str__(self) -> str:
+        said = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
+        said += [f"stream {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
+        said += [f"stream {name} is new" for name in self.added]
+        said += [f"stream {name} is gone" for name in self.removed]
+        return "; ".join(said) or "nothing has changed"
+
+
+def changes(old: Config, new: Config) -> ConfigDiff:
+    """Compare two configurations."""
+    tables = [table for table in _keys(old, new) if table != "streams"]
+    both = [name for name in new.streams if name in old.streams]
+    return ConfigDiff(
+        {table: _keys(getattr(old, table), getattr(new, table)) for table in tables},
+        {name: keys for name in both if (keys := _keys(old.streams[name], new.streams[name]))},
+        [name for name in new.streams if name not in old.streams],
+        [name for name in old.streams if name not in new.streams],
+    )
+
+
+def _keys(old: Struct, new: Struct) -> list[str]:
+    return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]

@@ -14,9 +14,17 @@ from typing import Annotated, Any
 from msgspec import Meta, Struct
 
 from agent.board.identity import Board
-from agent.config.device import HealthConfig, SelectionConfig, StorageConfig, ThermalConfig
+from agent.config import (
+    CaptureConfig,
+    CascadeConfig,
+    GateConfig,
+    HealthConfig,
+    PublishConfig,
+    SelectionConfig,
+    StorageConfig,
+    ThermalConfig,
+)
 from agent.config.source_uri import parse as parse_uri
-from agent.config.stream import CaptureConfig, CascadeConfig, GateConfig, PublishConfig
 from agent.config.toml import Keys, TomlFile, nearest, read_toml
 from agent.errors import ConfigError, SourceError
 
@@ -45,7 +53,7 @@ class BoardTable(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StreamTable(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[stream]`: defaults of every stream; see `agent.config.stream.StreamConfig`.
+    """`[stream]`: defaults of every stream; see `agent.config.StreamConfig`.
 
     `capture.max_fps` does not apply to a source that names its own rate, such as `v4l2:/dev/video0?fps=30`, nor
     to a recording of which every picture counts, such as `file:clip.mp4?pace=fast`.

@@ -1,4 +1,4 @@
-"""_Keys of earlier versions: how they are reported, read, and rewritten in a file.
+"""Keys of earlier versions: how they are reported, read, and rewritten in a file.
 
 Users are told the new name. A daemon reads old keys as the new ones, so that a board in the field starts after an
 update. `vedette config migrate` rewrites a file, and a bundle carries the same changes (see `migrations`).

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.errors import ConfigError, SourceError
 
 Pace = Literal["realtime", "fast"]
@@ -54,11 +54,14 @@ def _size(text: str) -> tuple[int, int]:
     return size
 
 
-def _fps(text: str) -> float:
-    fps = float(text)
-    if not (math.isfinite(fps) and 0 < fps <= 1000):
-        raise ValueError(text)
-    return fps
+def _number(kind: type[float], least: float, most: float) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        number = kind(text)
+        if not least <= number <= most:  # also refuses NaN
+            raise ValueError(text)
+        return number
+
+    return read
 
 
 def _format(text: str) -> str:
@@ -67,46 +70,22 @@ def _format(text: str) -> str:
     return text.upper()
 
 
-def _pace(text: str) -> str:
-    return {"realtime": "realtime", "fast": "fast"}[text]
-
-
-def _loop(text: str) -> bool:
-    return {"1": True, "0": False, "true": True, "false": False}[text]
-
-
-def _frames(text: str) -> int:
-    frames = int(text)
-    if frames < 1:
-        raise ValueError(text)
-    return frames
-
-
-def _rate(text: str) -> int:
-    rate = int(text)
-    if not 4000 <= rate <= 384_000:
-        raise ValueError(text)
-    return rate
-
-
-def _channel(text: str) -> int | None:
+def _channel(text: str) -> float | None:
     named = {"mix": None, "left": 0, "right": 1}
-    if text in named:
-        return named[text]
-    channel = int(text)
-    if not 0 <= channel < 64:
-        raise ValueError(text)
-    return channel
+    return named[text] if text in named else _number(int, 0, 63)(text)
 
 
 _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "size": (_size, "WIDTHxHEIGHT in pixels, each from 16 to 16384, such as 1280x720"),
-    "fps": (_fps, "a number of pictures per second over 0 and up to 1000, such as 15"),
+    "fps": (
+        _number(float, math.ulp(0.0), 1000),
+        "a number of pictures per second over 0 and up to 1000, such as 15",
+    ),
     "format": (_format, "four characters, such as MJPG or YUYV"),
-    "pace": (_pace, "realtime or fast"),
-    "loop": (_loop, "1 or 0"),
-    "frames": (_frames, "a whole number of pictures from 1"),
-    "rate": (_rate, "samples per second from 4000 to 384000, such as 16000"),
+    "pace": ({"realtime": "realtime", "fast": "fast"}.__getitem__, "realtime or fast"),
+    "loop": ({"1": True, "0": False, "true": True, "false": False}.__getitem__, "1 or 0"),
+    "frames": (_number(int, 1, math.inf), "a whole number of pictures from 1"),
+    "rate": (_number(int, 4000, 384_000), "samples per second from 4000 to 384000, such as 16000"),
     "channel": (_channel, "mix, left, right, or a channel's number from 0 to 63"),
 }
 
@@ -260,7 +239,7 @@ class SourceUri(Struct, frozen=True):
     host: str = ""
 
     def __repr__(self) -> str:
-        return f"Address({self.masked})"  # keeps passwords out of logs and tracebacks
+        return f"SourceUri({self.masked})"  # keeps passwords out of logs and tracebacks
 
     @property
     def on_network(self) -> bool:

@@ -24,7 +24,7 @@ from agent.compute.infer.choice import Selection
 from agent.compute.infer.session import AUTO, BackendSpec, Session, SessionOptions, SwappableSession
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.manifest import Model
-from agent.config.device import SelectionConfig
+from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurements, VettingRecord
 from agent.errors import VedetteError
 from agent.models.files import is_packaged

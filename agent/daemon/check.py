@@ -19,17 +19,15 @@ from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
 from agent.compute.track.zones import check_zones
-from agent.config import Config
-from agent.config.device import SelectionConfig
+from agent.config import Config, SelectionConfig, StreamConfig
 from agent.config.load import ConfigFile, load
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
-from agent.config.stream import StreamConfig
 from agent.config.toml import Keys
 from agent.daemon.perception import Perception, check_clips, open_perception, prepare_perception
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.models.library import look_up, open_model
-from agent.storage.files import check_state_folder, clips_path, folder_of, service_user
+from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
 
 _Opens = Callable[[str, StreamConfig], Perception | None]
 Step = tuple[Keys, Callable[[], object]]

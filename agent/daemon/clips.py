@@ -18,10 +18,9 @@ from datetime import UTC, datetime
 
 from agent.capture.handoff import LatestFrame
 from agent.compute.drawing import FrameEncoder
-from agent.config.stream import ClipsConfig
+from agent.config import ClipsConfig
 from agent.errors import BackendError, CommandError
-from agent.storage.clips.recorder import ClipJob, Recorder
-from agent.storage.clips.ring import FrameRing
+from agent.storage.clips.recorder import ClipJob, FrameRing, Recorder
 from agent.types import ClipReason, Event, Frame, Track
 
 log = logging.getLogger(__name__)

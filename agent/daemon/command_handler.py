@@ -17,7 +17,7 @@ import msgspec
 from agent import __version__
 from agent.comms.commands import Command
 from agent.comms.requests import Request, Requests
-from agent.config.diff import names
+from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError

@@ -3,7 +3,7 @@
 A change is prepared while the old configuration runs, or refused as a whole; then it is written to the disk and
 carried out: after a power cut in between, the next start carries it out. Thresholds, zones and variants that are
 open change while the stream runs; other changes replace it. Keys that need a restart keep their old values, see
-`agent.config.diff.keep_until_restart`.
+`agent.config.load.keep_until_restart`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from agent.comms.commands import ZONE, shown
 from agent.comms.messages import StreamHealth
 from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config
-from agent.config.diff import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
+from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
 from agent.daemon.check import check_device
 from agent.daemon.overrides import (
     UNKNOWN_STATE,

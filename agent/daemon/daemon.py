@@ -23,8 +23,8 @@ from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
-from agent.storage.files import OwnedFolder, remove_temporaries, state_folder, tighten
 from agent.storage.spool.spool import Spool
+from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_folder, tighten
 
 log = logging.getLogger(__name__)
 

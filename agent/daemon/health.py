@@ -16,11 +16,11 @@ from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.proc import read_text
-from agent.board.thermal import Heat, resident_mb
+from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
 from agent.comms.messages import LinkHealth, SpoolHealth, StreamHealth
 from agent.comms.mqtt.session import LinkState
-from agent.config.diff import names
+from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.runtime import Runtime
@@ -63,7 +63,7 @@ class HealthPublisher:
 
     def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._began, self._heat = time.monotonic(), Heat()
+        self._began, self._heat = time.monotonic(), TemperatureMonitor()
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
         self._published, self._published_at = "", 0.0
@@ -79,7 +79,7 @@ class HealthPublisher:
         """Return True if the message is due: it is old, or something has changed. The caller publishes."""
         runtime, overridden = self._runtime, self._control.overridden
         with self._reading("temperature"):
-            self._heat.look(runtime.config.thermal.warn_c)
+            self._heat.poll(runtime.config.thermal.warn_c)
         link = runtime.mqtt.publisher.state
         now = [
             *((name, s.standing[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),

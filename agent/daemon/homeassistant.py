@@ -12,8 +12,7 @@ from agent.comms.homeassistant.announcer import Announcer
 from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.manifest import Manifest
-from agent.config.device import HomeAssistantConfig
-from agent.config.stream import StreamConfig
+from agent.config import HomeAssistantConfig, StreamConfig
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import ModelError

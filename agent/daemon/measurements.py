@@ -23,14 +23,14 @@ from msgspec import Meta, Struct
 from agent import __version__
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
-from agent.board.thermal import Busy
+from agent.board.thermal import OtherLoad
 from agent.compute.infer.choice import Measurement, Selection, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import load_runtime, runtime_version
 from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.vetting.vetting import HOLDS_S, identity
 from agent.compute.manifest import Model
-from agent.config.device import SelectionConfig
+from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
 from agent.models.library import golden
 from agent.storage.state_file import MeasurementFiles
@@ -209,7 +209,7 @@ class StoredMeasurements:
         from agent.compute.infer.benchmark import survey
 
         now, files = measurement_key(model, found, self._threads_max, {})
-        busy = Busy()
+        busy = OtherLoad()
         measured = survey(
             model,
             found,
@@ -219,7 +219,7 @@ class StoredMeasurements:
             software=False,
             progress=progress,
         )
-        return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.others(), 3))
+        return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.share(), 3))
 
     def store(self, model: Model, made: StoredMeasurement) -> None:
         """Write a measurement. Raises StorageError if that fails."""

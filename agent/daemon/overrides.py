@@ -17,8 +17,7 @@ from msgspec.structs import replace
 
 from agent.comms.commands import ZONE
 from agent.compute.manifest import AUTO, Manifest
-from agent.config import Config
-from agent.config.stream import StreamConfig
+from agent.config import Config, StreamConfig
 from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest

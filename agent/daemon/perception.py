@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Union
 
 from agent.compute.manifest import Model
+from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
-from agent.config.stream import ClipsConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError
 from agent.models.library import open_model, prefixed_errors
 

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from agent.comms.reporter import Reporter
 from agent.compute.track.tracker import Tracker
-from agent.config.stream import PublishConfig
+from agent.config import PublishConfig
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:

@@ -16,18 +16,16 @@ from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.inbox import Answer, Handler
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import Config
-from agent.config.device import MqttConfig
-from agent.config.diff import Key
+from agent.config import Config, MqttConfig, StreamConfig
+from agent.config.load import Key
 from agent.config.source_uri import check_not_shared
-from agent.config.stream import StreamConfig
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
 from agent.daemon.overrides import StreamSettings
 from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError, StreamError, VedetteError
-from agent.storage.files import clips_path
 from agent.storage.spool.spool import Spool
+from agent.storage.state_folder import clips_path
 from agent.text import plural
 from agent.types import Clip
 

@@ -22,14 +22,14 @@ from msgspec.structs import replace
 from agent.compute.infer.backends import resolve_backend
 from agent.compute.infer.session import BackendSpec, SwappableSession
 from agent.compute.manifest import Model
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.daemon.perception import Perception, open_perception
 from agent.daemon.pipeline import LatencyWindow
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import VedetteError
 from agent.models.library import open_model
-from agent.storage.state_file import FILE, ShadowOrder, ShadowReport, read
+from agent.storage.state_file import SHADOW_FILE, ShadowOrder, ShadowReport, read_shadow_order
 from agent.types import AudioChunk, Box, Detection, Frame
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class ShadowManager:
     def __init__(self, runtime: Runtime, environment: Mapping[str, str] = os.environ) -> None:
         """Start no shadow before `poll`. Without RUNTIME_DIRECTORY in the environment no order is read."""
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-        self._path = Path(folder).parent / FILE if folder else None
+        self._path = Path(folder).parent / SHADOW_FILE if folder else None
         self._runtime = runtime
         self._seen: tuple[int, int] | None = None
         self._order: ShadowOrder | None = None
@@ -251,7 +251,7 @@ class ShadowManager:
             self._seen = self._order = None
             return
         if (seen := (found.st_ino, found.st_mtime_ns)) != self._seen:
-            self._seen, self._order = seen, read(self._path)
+            self._seen, self._order = seen, read_shadow_order(self._path)
 
     def _update_stream(self, name: str, stream: Stream) -> None:
         session, order = stream.session, self._order

@@ -22,8 +22,8 @@ from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
+from agent.config import StreamConfig
 from agent.config.source_uri import parse
-from agent.config.stream import StreamConfig
 from agent.daemon import perception
 from agent.daemon.perception import Perception, open_perception, prepare_perception
 from agent.daemon.pipeline import Pipeline, StreamMetrics

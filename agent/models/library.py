@@ -1,7 +1,6 @@
 """Open models by name or path: read, complete the manifest, and share the bytes between streams of one variant.
 
-Golden inputs, by which a device is compared with the CPU, are made here too: from the files that the manifest
-    names.
+Also make golden inputs, by which a device is compared with the CPU, from the files that the manifest names.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
-from agent.errors import ModelError, NormalisationError, SourceError, UndecodableError
+from agent.errors import ModelError, SourceError, UndecodableError
 from agent.models.files import golden_paths, load_file, preloaded
 from agent.text import plain
 from agent.types import Array
@@ -42,17 +41,14 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
 _NO_LABELS = (
     "[output] labels are left out: classes are published as class0, class1 and so on; name the classes in order, "
     'in a list, or by labels = "labels.txt" in a file beside the manifest, a line each'
 )
-
 _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 """Cache by name or path, since reading takes long: sha256 of the file, its manifest, and the completed
 manifest."""
-
 _of_old_keys: dict[str, list[str]] = {}
 """Remarks by name or path, for `tell`."""
 
@@ -206,57 +202,13 @@ def look_up(
         if before is None or before[:2] != (sha256, keys):
             with prefixed_errors(name_or_path):
                 ask = partial(ends_of, content, sha256, name_or_path, wait_s, vetting)
-                completed = _complete_manifest(content, stated, name_or_path, ask)
+                completed = complete_manifest(content, stated, name_or_path, ask)
                 before = sha256, copy.deepcopy(keys), completed
             _completions[name_or_path] = before
         completed = before[2]
     if stated is not None:
         _check_options(stated, completed.manifest.output.decoder)
     return Known(content, sha256, stated, completed)
-
-
-class Draft(Struct, frozen=True):
-    """Content for a new manifest of a model.
-
-    Attributes:
-        manifest: with every known key.
-        sha256: of the model.
-        sources: origin of the keys that were found or guessed.
-        missing: unknown keys: of `[input]`, which has placeholders there, and `[output] labels`.
-    """
-
-    manifest: Manifest
-    sha256: str
-    sources: dict[tuple[str, ...], str]
-    missing: tuple[tuple[str, str], ...] = ()
-
-
-def draft(name_or_path: str) -> Draft:
-    """Return the content for a new manifest, even if `[input] mean` and `std` are unknown.
-
-    Raises:
-        ModelError: see `open_model`.
-    """
-    try:
-        known = look_up(name_or_path, thorough=True)
-        return Draft(known.manifest, known.sha256, dict(known.completed.sources), _unnamed(known.manifest))
-    except NormalisationError:
-        pass
-    content, stated = load_file(name_or_path)
-    keys: dict[str, Any] = copy.deepcopy({} if stated is None else stated.data)
-    pixels = keys.setdefault("input", {})
-    missing = tuple(key for key in ("mean", "std") if key not in pixels)
-    pixels |= dict.fromkeys(missing, [127.5] * 3)
-    sha256 = hashlib.sha256(content).hexdigest()
-    ask = partial(ends_of, content, sha256, name_or_path, None)
-    found = _complete_manifest(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
-    untold = (*(("input", key) for key in missing), *_unnamed(found.manifest))
-    return Draft(found.manifest, sha256, found.sources, untold)
-
-
-def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """Return the key of the labels if they are unknown."""
-    return (("output", "labels"),) if lacks_labels(manifest.output) else ()
 
 
 @contextmanager
@@ -280,10 +232,16 @@ def _running_variants(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
     return manifest.exits(variant)[::-1] or manifest.chain(variant)[::-1]
 
 
-def _complete_manifest(
+def complete_manifest(
     content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]
 ) -> Completed:
     """Complete a manifest by what the file says about its tensors, or else by asking the runtime.
+
+    Args:
+        content: of the model file.
+        stated: the manifest; None: there is none.
+        name_or_path: of the model.
+        ask: asks the runtime.
 
     Raises:
         ModelError: the runtime cannot run the model, or the manifest must say more.
@@ -400,8 +358,7 @@ def golden(model: Model) -> Inputs:
 
     Raises:
         ModelError: a golden file is not beside the manifest. From the function: a file cannot be used, or the
-            inputs
-            are too large.
+            inputs are too large.
     """
     files = golden_paths(model.path, model.manifest)
 

@@ -1,16 +1,14 @@
-"""The state folder, and files that survive being cut off at any instruction.
+"""Files that survive being cut off at any instruction, and plain files that are safe to read.
 
-Files are read only where they are plain files: another user might have put a pipe there, which never ends.
+Another user might have put a pipe, which never ends, or a link in place of a file.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
-import logging
 import os
-import pwd
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator, Set
@@ -18,9 +16,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from agent.config.device import StorageConfig
-from agent.errors import BundleError, InUseError, StorageError, VedetteError, reason_of
+from agent.errors import BundleError, StorageError, VedetteError, reason_of
 
+CLOCK_SET = 1_735_689_600.0
+"""2025, Unix s: a board whose clock shows less has not synchronised it yet, so its files have no known age."""
 SAFE = os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS = {
     stat.S_IFREG: "a file",
@@ -102,22 +101,8 @@ def refuse_special(path: Path, error: type[VedetteError] = BundleError, *, follo
         raise error(f"{path}: is {found} where a file is expected")
 
 
-log = logging.getLogger(__name__)
-
-DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""The disk is full, failing, or read-only, as an SD card becomes when it dies: not the user's mistake."""
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
-_LOCK = "lock"
 STATE_MODE = 0o640
 """Mode of every file of the state folder: written by its user, readable by its group."""
-_STATE_FILES = ("lock", "spool.*", "overrides.*", "verdicts/*.json")
-_TEMPORARIES = (".overrides.*.tmp",)
-"""Temporary files of `write_atomic`."""
-_KERNELS = ("/proc", "/sys")
-_VARIABLE = "STATE_DIRECTORY"
-_HOME = "~/.local/state/vedette"
-_SERVICE = Path("var/lib/vedette")
-"""State folder of the service; only its process gets the name from systemd."""
 
 
 def write_atomic(
@@ -195,30 +180,6 @@ def open_replacement(
         sync_folder(path.parent)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove temporary files that a power cut has left. Call it as the owner of the state folder."""
-    for path in (path for pattern in _TEMPORARIES for path in folder.glob(pattern)):
-        with suppress(OSError):
-            path.unlink()
-
-
-def tighten(folder: Path) -> None:
-    """Restrict the files of a state folder to `STATE_MODE`: older versions created some with 0644.
-
-    Call it before the spool is opened: closing a file of the database would release SQLite's locks on it. Files
-    of other users, and those whose mode cannot be changed, stay as they are.
-    """
-    for path in (path for pattern in _STATE_FILES for path in folder.glob(pattern)):
-        with suppress(OSError):
-            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                found = os.fstat(descriptor)
-                if stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid():
-                    os.fchmod(descriptor, stat.S_IMODE(found.st_mode) & STATE_MODE)
-            finally:
-                os.close(descriptor)
-
-
 def sync_folder(folder: Path) -> None:
     """Sync a folder, so that created, renamed and deleted names survive a power cut.
 
@@ -246,305 +207,197 @@ def make_folder(folder: Path) -> None:
         raise StorageError(f"{folder}: cannot be used as a folder: {reason_of(error)}") from error
 
 
-class OwnedFolder:
-    """A folder locked by this process; the kernel releases the lock when the process ends.
+_LARGEST = 4 * 1024**2
+_CHUNK = 1024**2
 
-    Attributes:
-        path: of the folder.
+
+def add_line(path: Path, line: bytes) -> None:
+    """Append a line to a file and sync it. A line that a power cut has cut off is ended first.
+
+    Args:
+        path: of the file; created if there is none.
+        line: without a newline.
+
+    Raises:
+        StorageError: the disk refuses.
     """
+    try:
+        is_new = not path.exists()
+        with path.open("ab+") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read(1) == b"\n" else b"\n" + line
+            file.write(line + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            sync_folder(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
-    def __init__(self, path: Path) -> None:
-        """Lock a folder.
 
-        Raises:
-            InUseError: another process has locked it; the message names its pid.
-            StorageError: it cannot be used.
-        """
-        self.path = path
-        self._descriptor = _owned(path)
+def keep_newest(path: Path, largest: int) -> None:
+    """Drop the older half of a file's lines if it is too large; a reader finds the old or the new content.
 
-    @property
-    def is_gone(self) -> bool:
-        """True if the folder was deleted, moved or replaced, or its file system was unmounted.
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        if not path.exists() or path.stat().st_size <= largest:
+            return
+        with path.open("rb") as file:
+            file.seek(-(largest // 2), os.SEEK_END)
+            file.readline()  # a partial line
+            newest = file.read()
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+    write_atomic(path, newest)
 
-        The open descriptor keeps the inode of the lock file from being reused, so both can be compared.
-        """
-        ours = os.fstat(self._descriptor)
-        try:
-            there = (self.path if stat.S_ISDIR(ours.st_mode) else self.path / _LOCK).stat()
-        except OSError as error:
-            return error.errno in _GONE
-        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
-    def renew(self) -> None:
-        """Create the folder again if it is gone, and lock what is there now.
+def read_lines(path: Path) -> list[bytes]:
+    """Return the lines of a file, the newest 4 MiB; none if there is no file.
 
-        Raises:
-            InUseError: another process has locked it.
-            StorageError: it cannot be created, or this process is root and it belongs to another user.
-        """
-        try:
-            self.path.mkdir(mode=0o750, parents=True, exist_ok=True)
-            _refuse_root(self.path)
-        except OSError as error:
-            raise StorageError(f"{self.path}: cannot be made again: {_advice(self.path, error)}") from error
-        before, self._descriptor = self._descriptor, _owned(self.path)
-        os.close(before)
-
-    def close(self) -> None:
-        """Release the lock."""
-        os.close(self._descriptor)
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - _LARGEST))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return [line for line in (lines[1:] if size > _LARGEST else lines) if line]
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[Path]:
-    """Lock a folder while the context lasts, see `OwnedFolder`.
-
-    Yields:
-        the folder.
+def owned_file(path: Path) -> Iterator[None]:
+    """Lock a file that lines are appended to while the context lasts; it is created if there is none.
 
     Raises:
-        InUseError: another process has locked it; the message names its pid.
-        StorageError: it cannot be used.
+        StorageError: another process has locked it, or it cannot be written.
     """
-    owned = OwnedFolder(folder)
     try:
-        yield folder
-    finally:
-        owned.close()
-
-
-def _owned(folder: Path) -> int:
-    descriptor = _lock_file(folder / _LOCK)
-    try:
-        _lock(descriptor, folder)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _lock_file(path: Path) -> int:
-    """Return a descriptor to lock: of the lock file, or of the folder where the disk cannot create that."""
-    try:
-        descriptor = _opened_or_folder(path)
-        found = os.fstat(descriptor)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
-        why = "is a link where a file is expected: remove it" if path.is_symlink() else reason_of(error)
-        raise StorageError(f"{path}: cannot be opened: {why}") from error
-    if not stat.S_ISDIR(found.st_mode):
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+    try:
         try:
-            check_kind(found, stat.S_IFREG, path)
-        except StorageError:
-            os.close(descriptor)
-            raise
-    return descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StorageError(f"{path}: in use by another vedette: wait until that is done") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
-def _opened_or_folder(path: Path) -> int:
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
-    there = path if os.path.lexists(path) else path.parent
-    return os.open(there, os.O_RDONLY | os.O_NONBLOCK | (SAFE if there == path else os.O_CLOEXEC))
-
-
-def _lock(descriptor: int, folder: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = _holder(descriptor)
-        raise InUseError(
-            f"{folder}: in use by another vedette, pid {holder}; stop that one, or give this one another "
-            "[storage] state_dir"
-        ) from error
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be locked: {reason_of(error)}") from error
-    # The pid is informative only: a full disk must not keep the daemon from starting.
-    with suppress(OSError):
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-
-
-def _holder(descriptor: int) -> str:
-    with suppress(OSError):  # of a folder nothing can be read
-        return os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
-    return "unknown"
-
-
-def state_folder(config: StorageConfig) -> Path:
-    """Return the state folder, created if need be. If its disk cannot be written, log that and use it as it is.
-
-    Raises:
-        StorageError: its path cannot be resolved, it cannot be created or written, or this process is root and it
-            belongs to another user.
-    """
-    folder = state_path(config)
-    try:
-        folder.mkdir(mode=0o750, parents=True, exist_ok=True)
-        _refuse_root(folder)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        if error.errno in DISK_ERRORS and folder.is_dir():
-            log.error(
-                "%s: %s: running from memory: what is not delivered, and what commands set, is lost at the next "
-                "restart; look at the disk (vedette doctor)",
-                folder,
-                reason_of(error),
-            )
-            return folder.resolve()
-        raise _unusable(folder, error) from error
-    return folder.resolve()
-
-
-def _refuse_root(folder: Path) -> None:
-    """Refuse to write as root into a folder of another user, who may put links in place of files."""
-    owner = folder.stat().st_uid
-    if os.geteuid() or not owner:
-        return
-    name = f"#{owner}"
-    with suppress(KeyError):
-        name = pwd.getpwuid(owner).pw_name
-    raise StorageError(
-        f"{folder}: belongs to the user {name}; expected a state folder of root, as root runs vedette. Run it as "
-        f"that user: sudo -u {name} vedette run …, or as the service: systemctl start vedette"
-    )
-
-
-def check_state_folder(folder: Path, user: int | None = None, *, key: str = "state_dir") -> None:
-    """Check what `state_folder` would check, without creating or writing anything.
-
-    Root accepts a folder of another user: the daemon may run as that user.
+def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
+    """Copy a file; after a power cut the target is complete or as before.
 
     Args:
-        folder: see `folder_of`; or the folder of clips.
-        user: id of the daemon's user, for a process of root; None: the user of this process.
-        key: of `[storage]` that sets this folder.
+        source: a plain file.
+        target: replaced.
+        like_source: give it the same owner and permissions; False: only its owner may read it.
 
     Raises:
-        StorageError: it cannot be used; the cause is a PermissionError where a right is missing.
+        StorageError: the source cannot be read or is not a plain file, or the disk refuses.
     """
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     try:
-        _check_place(folder, nearest)
-        if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if os.statvfs(nearest).f_flag & os.ST_RDONLY:
-            if nearest == folder:
-                return  # the daemon runs from memory then
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
-        if not _may_write(nearest, user):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # Not blocking: opening a pipe would wait for a writer.
+        with os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            found = os.fstat(file.fileno())
+            check_kind(found, stat.S_IFREG, source)
+            like = found if like_source else None
+            with open_replacement(target, 0o600, like=like, temporary=f".{target.name}.new") as copy:
+                shutil.copyfileobj(file, copy, _CHUNK)
     except OSError as error:
-        raise _unusable(folder, error, key) from error
+        raise StorageError(f"{source}: cannot be copied to {target}: {reason_of(error)}") from error
 
 
-def _check_place(folder: Path, nearest: Path) -> None:
-    """Check that a user could create a folder.
+def write_like(path: Path, data: bytes, like: Path) -> None:
+    """Replace a file as a whole, with the owner and permissions of another.
 
-    Raises:
-        OSError: one of its names is too long, or it is in /proc or /sys.
-    """
-    longest = os.pathconf(nearest, "PC_NAME_MAX")
-    if any(len(os.fsencode(part)) > longest for part in folder.relative_to(nearest).parts):
-        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    if any(nearest.resolve().is_relative_to(place) for place in _KERNELS):
-        raise OSError(errno.EINVAL, "No files can be kept in /proc and /sys")
-
-
-def _may_write(folder: Path, user: int | None) -> bool:
-    if user is None or os.geteuid():
-        return os.access(folder, os.W_OK | os.X_OK)
-    status, groups = folder.stat(), set[int]()
-    with suppress(KeyError):
-        account = pwd.getpwuid(user)
-        groups |= set(os.getgrouplist(account.pw_name, account.pw_gid))
-    shift = 6 if status.st_uid == user else 3 if status.st_gid in groups else 0
-    return not user or status.st_mode >> shift & 0o3 == 0o3
-
-
-def _unusable(folder: Path, error: OSError, key: str = "state_dir") -> StorageError:
-    use = "the state folder" if key == "state_dir" else "the folder of clips"
-    return StorageError(f"{folder}: cannot be used as {use}: {_advice(folder, error, key)}")
-
-
-def _advice(folder: Path, error: OSError, key: str = "state_dir") -> str:
-    """Say what is wrong with a folder, and what to do about it."""
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        there = (path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
-        found = next(there, folder)
-        what = "it" if found == folder else str(found)
-        kind = what_is(found) or "a link that leads nowhere"
-        return f"{what} is {kind}; move that away, or set [storage] {key} to another place"
-    if isinstance(error, PermissionError):
-        return f"{reason_of(error)}; give the user that runs vedette write access, or set [storage] {key}"
-    return f"{reason_of(error)}; set [storage] {key} to another place"
-
-
-def state_path(config: StorageConfig) -> Path:
-    """Return the path of the state folder; nothing is created.
-
-    Raises:
-        StorageError: the path cannot be resolved.
-    """
-    return _expanded("state_dir", config.state_dir or _given() or _HOME)
-
-
-def clips_path(config: StorageConfig, state: Path | None = None) -> Path:
-    """Return the full path of the folder of clips; nothing is created.
+    A configuration may hold passwords that not every user may read, and the daemon must be able to read it.
 
     Args:
-        config: of the state folder and of clips.
-        state: the state folder, if it is not this process's own.
+        path: of the file; a link is followed.
+        data: the whole content.
+        like: the other file, or this one as it was.
 
     Raises:
-        StorageError: the path cannot be resolved.
+        StorageError: the disk refuses; the old content is still there.
     """
-    if config.clips_folder:
-        return _expanded("clips_folder", config.clips_folder).absolute()
-    return (state or state_path(config)).resolve() / "clips"
-
-
-def _given() -> str:
-    # systemd gives several folders separated by colons; the first counts.
-    return os.environ.get(_VARIABLE, "").partition(":")[0]
-
-
-def _expanded(key: str, folder: str) -> Path:
-    if "\0" in folder:
-        raise StorageError(f"[storage] {key} = {folder!r}: holds a NUL character; use a path without it")
-    if f"${_VARIABLE}" in folder or f"${{{_VARIABLE}}}" in folder:
-        given = _given()
-        if not given:
-            raise StorageError(
-                f"[storage] {key} = {folder!r}: ${_VARIABLE} is not set; "
-                "systemd sets it for a unit with StateDirectory="
-            )
-        folder = folder.replace(f"${{{_VARIABLE}}}", given).replace(f"${_VARIABLE}", given)
+    target = path.resolve()
     try:
-        return Path(folder).expanduser()
-    except RuntimeError as error:
-        raise StorageError(f"[storage] {key} = {folder!r}: {error}; set it to a full path") from error
+        with open_replacement(target, 0o600, like=like.stat(), temporary=f".{target.name}.new") as file:
+            file.write(data)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
-def service_user(root: Path = Path("/")) -> int | None:
-    """Return the id of the service's user, who owns its state folder; None: the service is not installed."""
-    try:
-        return (root / _SERVICE).stat().st_uid
-    except OSError:
-        return None
+def close_to_others(path: Path, group: int) -> bool:
+    """Let only a file's owner and a group read it.
 
+    Args:
+        path: of the file; a link is followed.
+        group: that may read it.
 
-def folder_of(config: StorageConfig, root: Path = Path("/")) -> Path:
-    """Return the daemon's state folder for another program: the service's, if it is installed.
+    Returns:
+        True if every user could read it before, and cannot now.
 
     Raises:
-        StorageError: the path cannot be resolved.
+        StorageError: it cannot be changed.
     """
-    by_unit = not config.state_dir or _VARIABLE in config.state_dir
-    if by_unit and not os.environ.get(_VARIABLE) and os.path.lexists(root / _SERVICE):
-        return root / _SERVICE
-    return state_path(config)
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & 0o007:
+            return False
+        os.chown(path, -1, group)
+        path.chmod(mode & 0o770 | 0o040)
+        return not path.stat().st_mode & 0o007
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be closed to other users: {reason_of(error)}") from error
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file and sync the folder.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        source.replace(target)
+        sync_folder(target.parent)
+    except OSError as error:
+        raise StorageError(f"{source}: cannot be renamed: {reason_of(error)}") from error
+
+
+def remove(*paths: Path) -> None:
+    """Delete files and sync their folders; missing ones are ignored.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                sync_folder(path.parent)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
+
+
+def delete_folder(folder: Path) -> None:
+    """Delete a folder with its content, if it exists.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be deleted: {reason_of(error)}") from error

@@ -195,9 +195,9 @@ def _give_to_owner(descriptor: int, owner: os.stat_result) -> None:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
-FILE = "vedette-update/shadow.json"
+SHADOW_FILE = "vedette-update/shadow.json"
 """Path of the order below `/run`."""
-_SHADOWORDER_LARGEST = 64 * 1024
+_ORDER_LARGEST = 64 * 1024
 
 
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
@@ -238,7 +238,7 @@ class ShadowReport(Struct, frozen=True):
     failed: str = ""
 
 
-def give(path: Path, order: ShadowOrder) -> None:
+def write_shadow_order(path: Path, order: ShadowOrder) -> None:
     """Write an order.
 
     Raises:
@@ -253,7 +253,7 @@ def give(path: Path, order: ShadowOrder) -> None:
         raise StorageError(f"{path}: cannot be made readable: {reason_of(error)}") from error
 
 
-def take_back(path: Path) -> None:
+def delete_shadow_order(path: Path) -> None:
     """Delete the order, if there is one.
 
     Raises:
@@ -265,9 +265,9 @@ def take_back(path: Path) -> None:
         raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
 
 
-def read(path: Path) -> ShadowOrder | None:
+def read_shadow_order(path: Path) -> ShadowOrder | None:
     """Return the order; None: there is none, or it is damaged."""
     try:
-        return msgspec.json.decode(read_regular(path, _SHADOWORDER_LARGEST), type=ShadowOrder)
+        return msgspec.json.decode(read_regular(path, _ORDER_LARGEST), type=ShadowOrder)
     except (OSError, StorageError, *NO_JSON):
         return None

@@ -23,7 +23,7 @@ sys.path.insert(0, str(common.ROOT))
 from agent.comms import messages
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config.device import MqttConfig, StorageConfig
+from agent.config import MqttConfig, StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.types import Track
 

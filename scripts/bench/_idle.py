@@ -71,7 +71,7 @@ def seed(folder: str) -> None:
     """A state folder after a week: run in a process of its own."""
     from throughput import report, reporter
 
-    from agent.config.device import StorageConfig
+    from agent.config import StorageConfig
     from agent.storage.spool.spool import Spool
 
     spool = Spool(Path(folder), StorageConfig())

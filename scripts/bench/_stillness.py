@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from agent.compute.vision import VideoPerception
-from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
+from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.models.library import open_model
 from agent.types import Frame, Image
 

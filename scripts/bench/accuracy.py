@@ -28,7 +28,7 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput
 from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.models.library import open_whole_model
 from agent.types import Detection
 

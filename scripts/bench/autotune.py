@@ -23,13 +23,13 @@ import common
 
 sys.path.insert(0, str(common.ROOT))
 
-from agent.board.thermal import Busy
+from agent.board.thermal import OtherLoad
 from agent.compute.infer.benchmark import survey
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import By, decide
 from agent.compute.infer.litert import CpuBackend
 from agent.compute.infer.session import SessionOptions
-from agent.config.device import SelectionConfig
+from agent.config import SelectionConfig
 from agent.models.library import golden, open_model
 
 MODELS = (
@@ -74,11 +74,11 @@ class Subject:
 
     def measure(self) -> None:
         """One round: each number of threads has a turn."""
-        busy, own, began = Busy(), time.process_time(), time.monotonic()
+        busy, own, began = OtherLoad(), time.process_time(), time.monotonic()
         order = sorted(self._wholes, reverse=bool(len(self._rounds) % 2))
         turns = {threads: turn(self._wholes[threads]) for threads in order}
         cores_s = (time.monotonic() - began) * (os.cpu_count() or 1)
-        self._rounds.append((max(0.0, busy.others() - (time.process_time() - own) / cores_s), turns))
+        self._rounds.append((max(0.0, busy.share() - (time.process_time() - own) / cores_s), turns))
 
     def choose(self, when: str = "") -> None:
         """Choose as the daemon does."""

@@ -134,8 +134,7 @@ def started(variant: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None
         folder: of the clips.
     """
     from agent.comms.topics import Topics
-    from agent.config.device import StorageConfig
-    from agent.config.stream import ClipsConfig, GateConfig, PublishConfig, StreamConfig
+    from agent.config import ClipsConfig, GateConfig, PublishConfig, StorageConfig, StreamConfig
     from agent.daemon.stream import Stream, StreamServices
     from agent.storage.clips.recorder import Recorder
 

@@ -22,7 +22,7 @@ from msgspec import Struct
 from agent.compute.cascade import ExitPolicy
 from agent.compute.hearing import AudioPerception
 from agent.compute.manifest import Manifest
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.models.library import open_model, open_whole_model
 from agent.types import Event, Samples
 

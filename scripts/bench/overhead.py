@@ -251,8 +251,7 @@ def house(model: str, port: str, frames: str) -> None:
     """The real stream: grabber, vision, reporter, spool and publisher, with the default configuration."""
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
-    from agent.config.device import MqttConfig, StorageConfig
-    from agent.config.stream import GateConfig, StreamConfig
+    from agent.config import GateConfig, MqttConfig, StorageConfig, StreamConfig
     from agent.daemon.stream import Stream, StreamServices
     from agent.storage.spool.spool import Spool
 

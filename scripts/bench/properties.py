@@ -12,7 +12,7 @@ from agent.comms import messages
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.properties import PublishProperties
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 from agent.types import Track
 
 TOPIC = "vedette/porch/front/events"

@@ -22,7 +22,7 @@ from agent.compute.infer.benchmark import choose
 from agent.compute.infer.choice import Selection
 from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.session import SessionOptions
-from agent.config.device import SelectionConfig
+from agent.config import SelectionConfig
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.measurements import StoredMeasurements
 from agent.models.library import open_model

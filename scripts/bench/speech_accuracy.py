@@ -13,7 +13,7 @@ import _digits
 import common
 import numpy as np
 
-from agent.optimise.calibrate.exits import ExitCalibrator
+from agent.optimise.calibrate import ExitCalibrator
 from agent.types import Samples
 
 

@@ -30,7 +30,7 @@ from agent.capture.streams import AudioStream
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
 from agent.comms.messages import EventMessage
-from agent.config.stream import CaptureConfig
+from agent.config import CaptureConfig
 from agent.types import Samples
 from tests.support.soundserver import SoundServer
 

@@ -30,7 +30,7 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.track.association import iou
 from agent.compute.vision import VideoPerception
-from agent.config.stream import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
+from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
 from agent.daemon.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.types import Box, Frame

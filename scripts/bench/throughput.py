@@ -95,7 +95,7 @@ def reporter(sink: Any, board: Any) -> Reporter:
     from agent.comms.messages import ModelId
     from agent.comms.reporter import Reporter
     from agent.comms.topics import Topics
-    from agent.config.stream import PublishConfig
+    from agent.config import PublishConfig
 
     model = ModelId("nanodet", "0123456789ab")
     return Reporter(Topics("vedette", "bench"), "front", PublishConfig(), model, sink, board)
@@ -120,7 +120,7 @@ def house(port: str, count: str, durability: str) -> None:
     """A device without cameras, in this process."""
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
-    from agent.config.device import MqttConfig, StorageConfig
+    from agent.config import MqttConfig, StorageConfig
     from agent.storage.spool.spool import Spool
 
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:

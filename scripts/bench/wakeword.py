@@ -19,7 +19,7 @@ from msgspec import Struct
 from pymicro_wakeword import MicroWakeWord, MicroWakeWordFeatures
 
 from agent.compute.hearing import AudioPerception
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.models.files import packaged_path
 from agent.models.library import open_model
 from agent.types import Samples

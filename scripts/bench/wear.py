@@ -135,7 +135,7 @@ def variant(name: str, folder: str, apart: str, alone: str) -> None:
 
 def house(folder: Path, durability: str, history: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     """The spool, its events acknowledged by whoever peeks at them."""
-    from agent.config.device import StorageConfig
+    from agent.config import StorageConfig
     from agent.storage.spool.spool import Spool
 
     config = StorageConfig(durability=durability, history_max_bytes=history)  # type: ignore[arg-type]

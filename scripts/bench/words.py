@@ -26,7 +26,7 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.hearing import AudioPerception
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.models.files import packaged
 from agent.models.library import open_model
 from agent.types import Samples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 
-from agent.capture.image_size import read_size
+from agent.capture.source import read_size
 from agent.cli.live import EventTable
 from agent.cli.output import format_event
 from agent.cli.roster import FleetTable, Roster

@@ -19,7 +19,7 @@ import numpy as np
 
 from agent.capture.audio_file import read_whole
 from agent.compute.hearing import AudioPerception
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.models.library import open_model
 from agent.types import AudioChunk, Samples
 

@@ -8,7 +8,7 @@ import pytest
 
 from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
-from agent.config.stream import CaptureConfig
+from agent.config import CaptureConfig
 from agent.errors import SourceError
 
 pytestmark = [

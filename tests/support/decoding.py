@@ -10,7 +10,7 @@ import numpy as np
 from agent.compute.decode.decoder import Decoder, build_decoder
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.types import Detection
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from agent.capture.source import open_source
 from agent.compute.vision import VideoPerception
-from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
+from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.models.files import ZOO
 from agent.models.library import open_manifest, open_model
 from agent.types import Detection, Frame, Image

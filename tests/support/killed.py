@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from agent.config.device import Durability
+from agent.config import Durability
 
 ROOT = Path(__file__).parent.parent.parent
 

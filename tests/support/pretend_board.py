@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from agent.storage import state_file
+from agent.storage.state_file import read_shadow_order
 from agent.update.bundle.description import HealthGate
 from agent.update.install.paths import Paths
 from agent.update.install.rollback import Rollback
@@ -134,7 +134,7 @@ class PretendService:
             },
             "link": None,
         }
-        order = state_file.read(self._where.shadow_order)
+        order = read_shadow_order(self._where.shadow_order)
         if order is not None:
             vitals["shadow"] = order.update
             vitals["streams"]["front"]["shadow"] = self.shadow

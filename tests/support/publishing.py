@@ -18,7 +18,7 @@ import msgspec
 from agent.comms import messages
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config.device import Durability, MqttConfig, StorageConfig
+from agent.config import Durability, MqttConfig, StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.types import EventKind, Stored, Track
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool
 
 TOPIC = "vedette/porch/front/events"

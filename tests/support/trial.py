@@ -25,7 +25,7 @@ from typing import NamedTuple
 import msgspec
 
 from agent.comms import messages
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from tests.support.colours import colour_model, walk
 from tests.support.faults import Kind, Step, schedule
 from tests.support.ledger import Verdict

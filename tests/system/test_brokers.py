@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from agent.comms.mqtt import brokers
-from agent.config.device import FallbackConfig, MqttConfig
+from agent.config import FallbackConfig, MqttConfig
 from tests.support.hostile import forwarder, peer
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for

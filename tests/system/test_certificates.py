@@ -15,7 +15,7 @@ import pytest
 from agent.comms.mqtt import retry
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.tls import Synchronised
-from agent.config.device import MqttConfig, StorageConfig
+from agent.config import MqttConfig, StorageConfig
 from agent.storage.spool.spool import Spool
 from tests.support.certificates import make_certificate
 from tests.support.mosquitto import Mosquitto

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError, UpdateError
 from agent.storage.files import write_atomic
-from agent.storage.spool import writer
+from agent.storage.spool import spool as spool_module
 from agent.storage.spool.spool import Spool
 from agent.types import OpenTrack, Stored
 from agent.update.install.stage import install
@@ -32,7 +32,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A filesystem of 2 MiB."""
     if os.geteuid() != 0:
         pytest.skip("a filesystem of its own needs root")
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool_module, "_RETRY_S", 0.1)
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]

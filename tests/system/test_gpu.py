@@ -18,7 +18,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.vulkan import software_driver
 from agent.compute.infer.worker.session import WorkerSession
-from agent.config.device import SelectionConfig
+from agent.config import SelectionConfig
 from agent.daemon.measurements import StoredMeasurements
 from agent.errors import BackendError
 from agent.models.library import golden, open_model, open_whole_model

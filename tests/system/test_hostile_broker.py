@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from agent.board.thermal import resident_mb
 from agent.comms.mqtt import brokers, paho_client, session
 from agent.comms.mqtt import connection as connection_module
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 from tests.support.hostile import (
     CONNACK_5,
     forwarder,

@@ -12,11 +12,19 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.board.thermal import Heat
+from agent.board.thermal import TemperatureMonitor
 from agent.compute.vision import VideoPerception
-from agent.config import Config
-from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, StorageConfig, ThermalConfig
-from agent.config.stream import PublishConfig, StreamConfig, TrackConfig
+from agent.config import (
+    Config,
+    DeviceConfig,
+    HealthConfig,
+    MqttConfig,
+    PublishConfig,
+    StorageConfig,
+    StreamConfig,
+    ThermalConfig,
+    TrackConfig,
+)
 from agent.daemon import stream as supervised
 from agent.daemon.daemon import Daemon
 from agent.daemon.runtime import Runtime
@@ -141,7 +149,7 @@ def test_another_broker_gets_everything_that_is_retained(
 def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.daemon.health.Heat", lambda: Heat(lambda: 76.5))
+    monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda: TemperatureMonitor(lambda: 76.5))
     monkeypatch.setattr("agent.board.thermal._EVERY_S", 0.1)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)

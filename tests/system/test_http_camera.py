@@ -17,9 +17,7 @@ import pytest
 from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
 from agent.cli.checks import network
-from agent.config import Config
-from agent.config.device import MqttConfig
-from agent.config.stream import CaptureConfig, StreamConfig
+from agent.config import CaptureConfig, Config, MqttConfig, StreamConfig
 from agent.errors import SourceError
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto

@@ -15,7 +15,7 @@ import pytest
 
 from agent.capture.source import open_sound
 from agent.capture.streams import AudioStream
-from agent.config.stream import CaptureConfig
+from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import Array, AudioChunk, Samples
 from tests.support.publishing import wait_for

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from agent.cli.checks.storage import of_folder
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.files import lock_folder, state_folder
+from agent.storage.state_folder import lock_folder, state_folder
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator

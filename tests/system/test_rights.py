@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import event, wait_for

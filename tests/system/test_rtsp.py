@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.opencv import objection
+from agent.capture.server_probe import objection
 from agent.capture.source import open_source, with_login
 from agent.capture.streams import FrameStream
+from agent.config import CaptureConfig
 from agent.config.source_uri import parse
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from tests.support.rtsp import RtspServer
 

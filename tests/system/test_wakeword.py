@@ -6,7 +6,7 @@ import pytest
 
 from agent.capture.audio_file import read_whole
 from agent.compute.hearing import AudioPerception
-from agent.config.stream import GateConfig, StreamConfig
+from agent.config import GateConfig, StreamConfig
 from agent.models.files import ZOO, packaged_path
 from agent.models.library import open_model
 from tests.support.sound import chunks

@@ -19,7 +19,7 @@ from agent.cli.live import follow
 from agent.comms import messages
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.comms.topics import Topics
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.text import TIME_WIDTH, local_time, plural
 from agent.types import ClipReason

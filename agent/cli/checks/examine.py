@@ -10,13 +10,12 @@ from pathlib import Path
 from agent import __version__
 from agent.board.identity import read_board
 from agent.cli.checks import Finding, Report, board, models, network, storage
-from agent.config import Config
-from agent.config.device import StorageConfig
+from agent.config import Config, StorageConfig
 from agent.config.load import load
 from agent.config.profiles import AUTO, choose
 from agent.daemon import check
 from agent.errors import ConfigError, StorageError
-from agent.storage.files import folder_of
+from agent.storage.state_folder import folder_of
 
 # The configuration: everything that `vedette config check` would find.
 

@@ -13,16 +13,14 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent.board.proc import read_clock
-from agent.capture.opencv import objection
+from agent.capture.server_probe import objection
 from agent.capture.source import with_login
 from agent.cli.checks import Finding
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
-from agent.config import Config
-from agent.config.device import MqttConfig
+from agent.config import Config, MqttConfig, StreamConfig
 from agent.config.source_uri import parse
-from agent.config.stream import StreamConfig
 from agent.errors import BrokerError, ConfigError, SourceError
 from agent.update.install.service import read_vitals
 from agent.update.protocol import Vitals

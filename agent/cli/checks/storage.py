@@ -11,11 +11,11 @@ from pathlib import Path
 import agent
 from agent.board.proc import Clock, DiskUsage, read_clock, read_disk
 from agent.cli.checks import Finding
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.daemon.overrides import OverridesFile
 from agent.errors import StorageError
 from agent.storage.clips.retention import check_room, check_writable, clips_max_bytes
-from agent.storage.files import clips_path, folder_of
+from agent.storage.state_folder import clips_path, folder_of
 from agent.text import local_time, plural
 
 SECTION = "storage and clock"

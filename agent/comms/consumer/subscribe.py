@@ -150,7 +150,7 @@ def _parts(levels: list[str]) -> tuple[str, str, Any]:
 #
 # A daemon that was cut off begins its next run above every number that it may have given out, and tells with each
 # message what number its run began with. So a gap before that number is no loss on the way: what lies in it was
-# never given out, or lay in the device's memory only. See `agent.storage.spool.watermark`.
+# never given out, or lay in the device's memory only. See `agent.storage.spool.disk`.
 #
 # A device with a new card begins at its clock, above all that it had before, unless the clock is wrong. So a run
 # that was not heard of yet and begins lower is such a one, and what comes is counted from there.

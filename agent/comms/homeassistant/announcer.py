@@ -17,7 +17,7 @@ from agent.comms.homeassistant.device import Device
 from agent.comms.homeassistant.discovery import Entities, RetainedEntities, entities, message, read, topic
 from agent.comms.mqtt.inbox import Answer, Handler
 from agent.comms.mqtt.subscriptions import IncomingMessage
-from agent.config.device import HomeAssistantConfig
+from agent.config import HomeAssistantConfig
 from agent.text import plural
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from agent.comms.mqtt.endpoint import shown_host
 from agent.comms.mqtt.paho_client import Protocol, Will
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
 from agent.comms.mqtt.tls import CertificateError, Synchronised, port, uses_tls
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 from agent.config.source_uri import is_local
 from agent.errors import BrokerError, ConfigError
 

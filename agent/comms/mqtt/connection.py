@@ -23,7 +23,7 @@ from agent.comms.mqtt.properties import Kind, PublishProperties, ServerLimits, r
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
 from agent.comms.mqtt.subscriptions import RetainedSubscription, Subscriptions
 from agent.comms.mqtt.tls import Synchronised, explained, uses_tls
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 from agent.errors import BrokerError
 
 

@@ -13,8 +13,7 @@ from msgspec import structs
 
 from agent.comms.mqtt.tls import open_to_all, port, read_certificates, read_password
 from agent.comms.topics import Topics
-from agent.config import Config
-from agent.config.device import FallbackConfig, MqttConfig
+from agent.config import Config, FallbackConfig, MqttConfig
 from agent.errors import ConfigError
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

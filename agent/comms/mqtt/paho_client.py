@@ -11,7 +11,7 @@ from paho.mqtt.properties import Properties
 
 from agent.comms.mqtt.properties import will_properties
 from agent.comms.mqtt.tls import port, read_credentials
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 
 Protocol = Literal["5", "3.1.1"]
 Will = tuple[str, bytes] | None

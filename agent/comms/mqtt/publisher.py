@@ -24,7 +24,7 @@ from agent.comms.mqtt.retry import Pause
 from agent.comms.mqtt.session import ConnectionLoop, DuplicateDevice, LinkLog, LinkState, Stop
 from agent.comms.mqtt.tls import CertificateError, Synchronised
 from agent.comms.topics import OFFLINE, ONLINE, Topics
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 from agent.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from typing import Any
 from msgspec import Struct
 
 from agent.comms.mqtt.reasons import of_tls
-from agent.config import secret_file
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig, secret_file
 from agent.errors import BrokerError, ConfigError, reason_of
 
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.types import Array, Detection
 

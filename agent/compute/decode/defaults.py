@@ -31,7 +31,7 @@ from agent.compute.decode.metadata import (
 )
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph, TensorSpec
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 
 Keys = tuple[str, ...]

@@ -18,7 +18,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.track.association import overlap
-from agent.config.stream import GateConfig
+from agent.config import GateConfig
 from agent.types import Box, Image
 
 Grey = NDArray[np.uint8]

@@ -16,7 +16,7 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
-from agent.config.stream import GateConfig
+from agent.config import GateConfig
 from agent.types import Array, Samples
 
 _CLEAR_DB = 20.0

@@ -19,7 +19,7 @@ from datetime import datetime
 from agent.compute.manifest import PICTURE_HITS
 from agent.compute.track.association import AlphaBetaFilter, PredictedBox, associate, iou, overlap
 from agent.compute.track.zones import Zones
-from agent.config.stream import TrackConfig
+from agent.config import TrackConfig
 from agent.types import WHOLE, Box, Detection, Event, Track
 
 _MOVED_IOU = 0.7

@@ -9,7 +9,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.config.stream import ZoneConfig
+from agent.config import ZoneConfig
 from agent.errors import ConfigError
 from agent.types import Box, Point
 

@@ -1,6 +1,6 @@
 """Write the clips of all streams in one thread, in large pieces, and keep them within bounds.
 
-Pictures were encoded once, into the ring of their stream. The recorder copies them to a file, first those that
+Pictures are encoded once, into the ring of their stream. The recorder copies them to a file, first those that
 are there already, then those that come. A disk that cannot be written costs the clip, and nothing else. Clips
 that a crash left half written are completed at the next start, or removed if nothing in them can be played.
 """
@@ -11,6 +11,7 @@ import logging
 import secrets
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -19,9 +20,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.file import ClipFile, repair, settle
+from agent.storage.clips.file import ClipFile, settle
 from agent.storage.clips.retention import (
     ClipStore,
     check_room,
@@ -29,13 +30,98 @@ from agent.storage.clips.retention import (
     clip_path,
     folder_name,
     make_folder,
-    parts_in,
+    recover_partial_clips,
 )
-from agent.storage.clips.ring import FrameRing
 from agent.text import plural
 from agent.types import Clip, ClipReason, EncodedFrame
 
 log = logging.getLogger(__name__)
+
+_PATIENCE_S = 5.0
+"""How long a replay waits for the disk before a picture is lost, s."""
+
+
+class FrameRing:
+    """A ring of pictures. Any thread may call every method.
+
+    Attributes:
+        bytes: of all pictures in it.
+        lost: pictures that were held and had to be dropped.
+    """
+
+    def __init__(self, seconds: float, max_bytes: int, *, patient: bool = False) -> None:
+        """Start empty.
+
+        Args:
+            seconds: age from which pictures are dropped, unless they are held.
+            max_bytes: bound; the oldest pictures are dropped for it, held or not.
+            patient: `add` waits for held pictures to be written, as a replay can.
+        """
+        self._kept_ns, self._max_bytes = round(seconds * 1e9), max_bytes
+        self._pictures: deque[EncodedFrame] = deque()
+        self._patient = patient
+        self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
+        self._held_ns: int | None = None
+        self._added_s = time.monotonic()
+        self._newest_ns = -1
+        self.bytes = 0
+        self.lost = 0
+
+    def add(self, picture: EncodedFrame) -> None:
+        """Add a picture; one that was captured before the newest is ignored."""
+        with self._lock:
+            if picture.captured_ns <= self._newest_ns:
+                return
+            if self._patient and self._held_ns is not None:
+                self._moved.wait_for(lambda: self._has_room(len(picture.jpeg)), _PATIENCE_S)
+            self._newest_ns, self._added_s = picture.captured_ns, time.monotonic()
+            self._pictures.append(picture)
+            self.bytes += len(picture.jpeg)
+            self._trim()
+
+    def _has_room(self, more: int) -> bool:
+        return (
+            self._held_ns is None
+            or self.bytes + more <= self._max_bytes
+            or self._pictures[0].captured_ns < self._held_ns
+        )
+
+    def _trim(self) -> None:
+        oldest_ns = self._newest_ns - self._kept_ns
+        held_ns = oldest_ns if self._held_ns is None else self._held_ns
+        while self._pictures:
+            first = self._pictures[0]
+            if self.bytes > self._max_bytes:
+                self.lost += first.captured_ns >= held_ns and self._held_ns is not None
+            elif first.captured_ns >= min(oldest_ns, held_ns):
+                return
+            self._pictures.popleft()
+            self.bytes -= len(first.jpeg)
+
+    def hold(self, from_ns: int | None) -> None:
+        """Keep pictures captured from `from_ns` on, whatever their age; None: no longer."""
+        with self._lock:
+            self._held_ns = from_ns
+            self._trim()
+            self._moved.notify_all()
+
+    def between(self, from_ns: int, until_ns: int) -> list[EncodedFrame]:
+        """Return the pictures captured in this time, both ends included, in order."""
+        with self._lock:
+            return [picture for picture in self._pictures if from_ns <= picture.captured_ns <= until_ns]
+
+    def now_ns(self) -> int:
+        """Return the newest capture plus the time since it was added, ns; -1: there was none yet."""
+        with self._lock:
+            if self._newest_ns < 0:
+                return -1
+            return self._newest_ns + round((time.monotonic() - self._added_s) * 1e9)
+
+    @property
+    def newest_ns(self) -> int:
+        """Capture of the newest picture, ns; -1: there was none yet."""
+        return self._newest_ns
 
 
 class ClipStats(Struct, frozen=True):
@@ -54,46 +140,6 @@ class ClipStats(Struct, frozen=True):
     kept: int
     bytes: int
     trouble: str
-
-
-class ClipTally:
-    """Counts saved and failed clips, and logs when saving fails and when it works again.
-
-    Only the recorder's thread calls it; any thread may read its attributes.
-
-    Attributes:
-        saved, failed: since the start.
-        trouble: why clips cannot be saved; empty: the last one was saved.
-    """
-
-    def __init__(self) -> None:
-        self.saved = self.failed = 0
-        self.trouble = ""
-        self._began_s, self._failed_before = 0.0, 0
-
-    def count_failed(self, why: str = "") -> None:
-        """Count a clip that was dropped.
-
-        Args:
-            why: error of the disk; empty: another cause.
-        """
-        if why:
-            self.report_trouble(why)
-        self.failed += 1
-
-    def report_trouble(self, why: str) -> None:
-        """Record why clips cannot be saved, and log it once."""
-        if not self.trouble:
-            self.trouble, self._began_s, self._failed_before = why, time.monotonic(), self.failed
-            log.error("clips cannot be saved, and are dropped until they can: %s", why)
-
-    def count_saved(self) -> None:
-        """Count a saved clip, and log the end of the trouble, if there was any."""
-        self.saved += 1
-        if self.trouble:
-            self.trouble = ""
-            seconds, lost = time.monotonic() - self._began_s, self.failed - self._failed_before
-            log.info("clips are saved again after %.0f s; %d were dropped", seconds, lost)
 
 
 _PIECE = 1024 * 1024
@@ -187,36 +233,6 @@ class ClipJob:
         return len(fitting) == len(pictures)
 
 
-def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
-    """Complete the partial clips in a folder, or remove those that cannot be played.
-
-    Args:
-        folder: of all clips; created if need be.
-        tell: called with each completed clip.
-
-    Raises:
-        OSError: the folder cannot be made or read, or a broken clip cannot be removed.
-    """
-    make_folder(folder)
-    for part in parts_in(folder):
-        _recover(part, tell)
-
-
-def _recover(part: Path, tell: Callable[[Clip], None]) -> None:
-    try:
-        clip = repair(part)
-        if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
-            raise ValueError("it is in another stream's folder")
-    except ValueError as error:
-        log.warning("clip %s: was cut off and is removed: %s", part, error)
-        part.unlink(missing_ok=True)
-    except OSError as error:
-        log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
-    else:
-        if clip is not None:
-            tell(clip)
-
-
 _TURN_S = 0.5
 _EXPIRE_S = 3600.0
 _ROOM, _ROOM_EACH = 4096, 64
@@ -243,7 +259,9 @@ class Recorder:
         self._thread: threading.Thread | None = None
         self._closing = False
         self._expire_at = 0.0
-        self._tally = ClipTally()
+        self._saved = self._failed = 0
+        # Why clips cannot be saved, since when (monotonic, s), and how many had been dropped before.
+        self._trouble, self._trouble_s, self._failed_before = "", 0.0, 0
 
     def start(self) -> None:
         """Start the thread: complete partial clips and delete what is too old."""
@@ -299,8 +317,8 @@ class Recorder:
     @property
     def stats(self) -> ClipStats:
         """Counts of clips. Any thread may read it."""
-        tally, store = self._tally, self._store
-        return ClipStats(tally.saved, tally.failed, store.deleted, len(store), store.bytes, tally.trouble)
+        store = self._store
+        return ClipStats(self._saved, self._failed, store.deleted, len(store), store.bytes, self._trouble)
 
     def wake(self) -> None:
         """Write soon: much is waiting."""
@@ -345,7 +363,7 @@ class Recorder:
         try:
             recover_partial_clips(self._folder, self._publish)
         except OSError as error:
-            self._tally.report_trouble(f"{self._folder}: {reason_of(error)}")
+            self._report_trouble(f"{self._folder}: {reason_of(error)}")
         self._expire()
 
     def _expire(self) -> None:
@@ -355,11 +373,11 @@ class Recorder:
                 log.info("clips: %d deleted, older than clips_max_age_s", count)
             self._store.make_room(0)
         except StorageError as error:
-            self._tally.report_trouble(str(error))
+            self._report_trouble(str(error))
         except FileNotFoundError:  # the folder was deleted, and is made again for the next clip
             return
         except OSError as error:
-            self._tally.report_trouble(f"{self._folder}: {reason_of(error)}")
+            self._report_trouble(f"{self._folder}: {reason_of(error)}")
 
     def _serve_all(self) -> None:
         """Serve every clip, in a function of its own so that no picture is referenced while the thread waits."""
@@ -407,12 +425,16 @@ class Recorder:
         job.over = True
         if job.file is None:
             log.warning("clip %s: no picture came in time, so it is not saved", job.path)
-            self._tally.count_failed()
+            self._failed += 1
             return
         clip = job.file.finish(job.tracks)
         if lost := job.lost:
             log.warning("clip %s: %s missing: the disk was too slow", clip.path, plural(lost, "picture"))
-        self._tally.count_saved()
+        self._saved += 1
+        if self._trouble:
+            self._trouble = ""
+            seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
+            log.info("clips are saved again after %.0f s; %d were dropped", seconds, dropped)
         self._publish(clip)
         self._expire()
 
@@ -433,7 +455,14 @@ class Recorder:
         if job.file is not None:
             with suppress(OSError):
                 job.file.drop()
-        if error is None or isinstance(error, StorageError):
-            self._tally.count_failed(str(error or ""))
-        else:
-            self._tally.count_failed(f"{job.path}: {reason_of(error)}")
+        if error is not None:
+            self._report_trouble(
+                str(error) if isinstance(error, StorageError) else f"{job.path}: {reason_of(error)}"
+            )
+        self._failed += 1
+
+    def _report_trouble(self, why: str) -> None:
+        """Record why clips cannot be saved, and log it once."""
+        if not self._trouble:
+            self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
+            log.error("clips cannot be saved, and are dropped until they can: %s", why)

@@ -10,15 +10,17 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from msgspec import Struct
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.types import ClipReason
+from agent.storage.clips.file import repair
+from agent.storage.files import CLOCK_SET
+from agent.types import Clip, ClipReason
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +29,6 @@ _TIME = "%Y-%m-%dT%H-%M-%SZ"
 _NAME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-[A-Za-z0-9_-]+" + re.escape(SUFFIX))
 _LONGEST = 48
 """Longest part of a name that comes from a label or a track's id, characters."""
-_CLOCK_WRONG = datetime(2025, 1, 1, tzinfo=UTC)
-"""A clip with an earlier time was made before the clock was set, so its age is not known."""
 _FOLDER_MODE = 0o750
 _SHARE, _LEAST_BYTES, _MOST_BYTES = 0.1, 1 << 20, 1 << 30
 """Default of `clips_max_bytes`: share of the file system, and its bounds."""
@@ -130,6 +130,36 @@ def parts_in(folder: Path) -> list[Path]:
     )
 
 
+def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
+    """Complete the partial clips in a folder, or remove those that cannot be played.
+
+    Args:
+        folder: of all clips; created if need be.
+        tell: called with each completed clip.
+
+    Raises:
+        OSError: the folder cannot be made or read, or a broken clip cannot be removed.
+    """
+    make_folder(folder)
+    for part in parts_in(folder):
+        _recover(part, tell)
+
+
+def _recover(part: Path, tell: Callable[[Clip], None]) -> None:
+    try:
+        clip = repair(part)
+        if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
+            raise ValueError("it is in another stream's folder")
+    except ValueError as error:
+        log.warning("clip %s: was cut off and is removed: %s", part, error)
+        part.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
+    else:
+        if clip is not None:
+            tell(clip)
+
+
 class ClipStore:
     """The clips of a folder, kept within bounds. For one thread.
 
@@ -169,7 +199,7 @@ class ClipStore:
     def expire(self, now: datetime) -> int:
         """Delete clips that are too old; return how many."""
         oldest = now.timestamp() - self._config.clips_max_age_s
-        old = [e for e in self._entries if e.began_at >= _CLOCK_WRONG and e.began_at.timestamp() < oldest]
+        old = [e for e in self._entries if CLOCK_SET <= e.began_at.timestamp() < oldest]
         return sum(self._delete(entry) for entry in old)
 
     def make_room(self, more: int, other: int = 0) -> int:

@@ -9,23 +9,144 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import random
 import sqlite3
+import stat
 import tempfile
 import threading
 import time
 from collections.abc import Container, Iterable, Sequence
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.files import sync_folder
+from agent.storage.files import CLOCK_SET, SAFE, STATE_MODE, check_kind, read_regular, sync_folder
+from agent.storage.spool.history import is_corrupt, recover_open_tracks, recover_rows
 from agent.storage.spool.pending import Commit, StoredOpenTrack
 from agent.storage.spool.table import Counted, SpoolTable
-from agent.storage.spool.watermark import Watermark, number_from_clock
 from agent.text import plural
 from agent.types import Stored
+
+BLOCK = 10_000
+"""Numbers that one write reserves, and the largest gap that a repair makes."""
+
+_YEAR_S = 31_536_000.0
+_FORMAT = "%020d %s\n"
+_STATES = ("disk", "lost", "void")
+_LENGTH = len(_FORMAT % (0, "disk"))
+
+
+def number_from_clock() -> int:
+    """Return the time in µs: a number above every count of events that a device has made.
+
+    A clock that is not synchronised shows the same after each start. Then the number is a random time of the year
+    after `CLOCK_SET`, and a run may begin below the one before, see `agent.comms.consumer.subscribe`.
+    """
+    now = time.time()
+    return int((now if now > CLOCK_SET else CLOCK_SET + random.uniform(0.0, _YEAR_S)) * 1e6)
+
+
+class Watermark:
+    """High-water mark: the highest number that may have been given out, in a small file beside the database.
+
+    While the database is sound, it knows the next number, and there are no gaps. When it is corrupt or gone, or
+    when numbers were given out while it could not be written, the next number is one above this mark: a gap,
+    which subscribers read as a possible loss, and never a number twice. Such a run moves the mark first. Where it
+    cannot, its numbers come from the clock, as in a folder without a mark.
+
+    The file has a fixed length and is overwritten in place, which works on a full disk.
+
+    Attributes:
+        value: no number above it has been given out, as far as known.
+        known: False if the file is missing or damaged.
+        trusted: True if the database knew every number that was given out when the mark was written.
+        stale: True if it did not, and the crash ends in it are of tracks that have ended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Read the file; a missing or damaged one counts as 0."""
+        self.path = path
+        self.value, self.trusted, self.known, self.stale = 0, True, False, False
+        try:
+            number, state = read_regular(path, _LENGTH).decode("ascii").split()
+            if number.isdecimal() and state in _STATES:
+                self.value, self.trusted, self.known = int(number), state == "disk", True
+                self.stale = state == "void"
+        except (OSError, ValueError, StorageError):
+            pass
+
+    @property
+    def is_new(self) -> bool:
+        """True if the file says that no number has been given out."""
+        return self.known and not self.value
+
+    def after(self) -> int:
+        """Return a number above every one given out before; without a readable file it comes from the clock."""
+        return self.value + 1 if self.known else number_from_clock()
+
+    def reserve(self, seq: int) -> None:
+        """Write the mark if numbers up to `seq` and some more are not below it.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self._is_near(seq):
+            self._write(seq + BLOCK, self.trusted, stale=self.stale)
+
+    def claim(self, seq: int) -> None:
+        """Reserve numbers that the database will not know.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if self._is_near(seq) or self.trusted:
+            self._write(seq + BLOCK if self._is_near(seq) else self.value, False, stale=self.stale)
+
+    def trust(self, trusted: bool) -> None:
+        """Record whether the database knows every number from here on.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        if trusted != self.trusted or self.stale:
+            self._write(self.value, trusted)
+
+    def mark_stale(self) -> None:
+        """Record that the database is behind, and that the tracks with crash ends in it have ended.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._write(self.value, False, stale=True)
+
+    def renew(self, given: int) -> None:
+        """Write the file again after it was deleted or replaced.
+
+        Args:
+            given: highest number that was given out.
+
+        Raises:
+            StorageError: something else lies there, such as a link. OSError: the disk refuses.
+        """
+        with suppress(FileNotFoundError):
+            check_kind(self.path.lstat(), stat.S_IFREG, self.path)
+        self._write(max(self.value, given + BLOCK), self.trusted, stale=self.stale)
+
+    def _is_near(self, seq: int) -> bool:
+        return seq > self.value - BLOCK // 2 or not self.known
+
+    def _write(self, value: int, trusted: bool, *, stale: bool = False) -> None:
+        text = (_FORMAT % (value, "disk" if trusted else "void" if stale else "lost")).encode("ascii")
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | SAFE, STATE_MODE)
+        try:
+            os.pwrite(descriptor, text, 0)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        self.value, self.trusted, self.known, self.stale = value, trusted, True, stale
+
 
 _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
 _UNTOLD = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
@@ -59,54 +180,10 @@ def _errno_of_writing(folder: Path) -> int | None:
     return None
 
 
-_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 FILES = ("", "-wal", "-shm")
 """Suffixes of a database's files."""
 _KEPT = 2
 """How many corrupt databases are kept; a dying card must not fill up with them."""
-
-
-def is_corrupt(error: Exception) -> bool:
-    """Return True if an error says that the file is damaged, not merely unusable for now."""
-    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
-
-
-def recover_rows(path: Path, highest: int) -> list[Stored]:
-    """Return the waiting rows of a corrupt database, up to the first that cannot be read.
-
-    The counter and the newest readable row say how far rows have been acknowledged. Acknowledged rows that
-    neither knows of are sent again.
-
-    Args:
-        path: of the database.
-        highest: rows with a number above it are garbage.
-    """
-    rows: list[tuple[Stored, bool]] = []
-    last = acked = 0
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        for row in connection.execute("SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
-            if _is_sound(row, last, highest):
-                last, acked = row[0], max(acked, row[4])
-                rows.append((Stored(*row[:4]), bool(row[5])))
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
-            if isinstance(value, int) and value <= highest:
-                acked = max(acked, value)
-    return [row for row, settled in rows if row.seq > acked and not settled]
-
-
-def recover_open_tracks(path: Path) -> list[StoredOpenTrack]:
-    """Return the crash ends of a corrupt database, up to the first that cannot be read."""
-    tracks: list[StoredOpenTrack] = []
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
-        rows = connection.execute("SELECT key, topic, body FROM will")
-        tracks.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
-    return tracks
-
-
-def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
-    seq, *rest = row
-    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]
 
 
 def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> Path:

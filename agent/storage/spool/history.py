@@ -1,4 +1,4 @@
-"""Read the spool's database for people, beside the daemon or without it.
+"""Read the spool's database beside the daemon or without it: for people, and out of a corrupt file.
 
 Every query opens the database and closes it: an open reader would keep the journal from being emptied, and would
 not notice that a damaged file has been set aside.
@@ -9,16 +9,17 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
 from msgspec import Struct
 
 from agent.errors import StorageError, reason_of
-from agent.storage.spool.disk import is_corrupt
+from agent.storage.spool.pending import StoredOpenTrack
 from agent.types import Stored
 
+_BROKEN = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _CHUNK = 200
 """Rows per query."""
 _SELECT = """
@@ -110,3 +111,46 @@ def _meaning(error: sqlite3.Error) -> str:
             f"was not made by this version of vedette ({error}); the daemon brings it up to date when it starts"
         )
     return f"cannot be read: {error}"
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Return True if an error says that the file is damaged, not merely unusable for now."""
+    return isinstance(error, sqlite3.Error) and (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _BROKEN
+
+
+def recover_rows(path: Path, highest: int) -> list[Stored]:
+    """Return the waiting rows of a corrupt database, up to the first that cannot be read.
+
+    The counter and the newest readable row say how far rows have been acknowledged. Acknowledged rows that
+    neither knows of are sent again.
+
+    Args:
+        path: of the database.
+        highest: rows with a number above it are garbage.
+    """
+    rows: list[tuple[Stored, bool]] = []
+    last = acked = 0
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for row in connection.execute("SELECT seq, topic, body, put_at, acked, settled FROM spool ORDER BY seq"):
+            if _is_sound(row, last, highest):
+                last, acked = row[0], max(acked, row[4])
+                rows.append((Stored(*row[:4]), bool(row[5])))
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        for (value,) in connection.execute("SELECT value FROM counter WHERE name = 'acked'"):
+            if isinstance(value, int) and value <= highest:
+                acked = max(acked, value)
+    return [row for row, settled in rows if row.seq > acked and not settled]
+
+
+def recover_open_tracks(path: Path) -> list[StoredOpenTrack]:
+    """Return the crash ends of a corrupt database, up to the first that cannot be read."""
+    tracks: list[StoredOpenTrack] = []
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=2.0)) as connection:
+        rows = connection.execute("SELECT key, topic, body FROM will")
+        tracks.extend(StoredOpenTrack(*row) for row in rows if [*map(type, row)] == [str, str, bytes])
+    return tracks
+
+
+def _is_sound(row: tuple[object, ...], last: int, highest: int) -> bool:
+    seq, *rest = row
+    return isinstance(seq, int) and last < seq <= highest and [*map(type, rest)] == [str, bytes, float, int, int]

@@ -10,8 +10,8 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping, 
 from itertools import islice
 from typing import Literal, NamedTuple
 
-from agent.config.device import StorageConfig
-from agent.storage.spool.watermark import CLOCK_SET
+from agent.config import StorageConfig
+from agent.storage.files import CLOCK_SET
 from agent.types import OpenTrack, Stored
 
 Reason = Literal["bytes", "age", "memory", "unsendable"]

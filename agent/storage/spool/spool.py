@@ -10,26 +10,42 @@ the track is open.
 
 Delivery is at least once: an acknowledgement is written with the next commit, or up to ten seconds later. After a
 power cut or a crash before that, the event is sent again, with the same id and number. A gap in the numbers is a
-loss, or the trace of a repair (see `watermark`).
+loss, or the trace of a repair (see `agent.storage.spool.disk.Watermark`).
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import sqlite3
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
-from agent.storage.spool.pending import Reason
-from agent.storage.spool.writer import Writer
+from agent.storage.spool.pending import LINGER_S, MAX_AGE_S, Commit, PendingRows, Reason
 from agent.types import OpenTrack, Stored
 
 log = logging.getLogger(__name__)
+
+_CLOSE_S = 10.0
+"""Time for the last write; a disk that hangs longer does not hold up the daemon's end."""
+_RETRY_S = 5.0
+"""Time between two attempts to write to a disk that failed, s."""
+_EXPIRE_S = 60.0
+"""Time between two searches for rows that have become too old, s."""
+_QUIET_S = 600.0
+"""Time without a drop after which an outage of dropping is over, s."""
+_WORDS: dict[Reason, str] = {
+    "bytes": "it is full (spool_max_bytes): the oldest events are dropped for each new one",
+    "age": "events have waited for more than 7 days and are dropped",
+}
 
 
 class SpoolStats(Struct, frozen=True):
@@ -51,31 +67,48 @@ class SpoolStats(Struct, frozen=True):
 
 
 class Spool:
-    """Bounded, ordered, numbered queue. Any thread may call every method; none raises for the disk."""
+    """Bounded, ordered, numbered queue. Any thread may call every method; none raises for the disk.
+
+    Attributes:
+        crash_ends: how many `end` events of the previous process were put because it died, as far as known.
+    """
 
     def __init__(self, folder: Path, config: StorageConfig) -> None:
-        """Open the spool of a folder.
+        """Open the spool of a folder, adopt what the previous process left, and start the writer.
 
         Args:
-            folder: existing, and owned by this process; see `agent.storage.files`.
+            folder: existing, and owned by this process; see `agent.storage.state_folder`.
             config: bounds and durability.
         """
-        disk = SpoolDisk(folder / "spool.db", config)
+        self._disk = disk = SpoolDisk(folder / "spool.db", config)
         given = disk.next_seq() - 1
         disk.claim(given)
-        self._writer = Writer(config, disk, given)
-        self._lock, self._pending = self._writer.lock, self._writer.pending
-        self._writer.start()
+        self._pending = PendingRows(config, given)
+        self._lock = threading.Lock()
+        self._work, self._done = threading.Condition(self._lock), threading.Condition(self._lock)
+        self._on_stored: Callable[[], None] | None = None
+        # Requests of other threads to the writer.
+        self._trouble: Exception | None = None
+        self._move: Literal["", "detach", "attach"] = ""
+        self._next: StorageConfig | None = None
+        self._closing = False
+        # Numbers up to which events were announced as ready to be sent, are committed, and are to be committed.
+        self._announced = self._committed = self._wanted = given
+        # Times are s of the monotonic clock.
+        self._retry_at = self._wakes_at = self._wrote_at = 0.0
+        self._expire_at = time.monotonic() + _EXPIRE_S
+        self._on_disk = disk.counted
+        self._logged_drops = self._dropped
+        self._dropping: dict[Reason, tuple[int, float, float]] = {}
+        self.crash_ends = 0
+        self._adopt_recovered()
+        self._thread = threading.Thread(target=self._run, name="spool-writer", daemon=True)
+        self._thread.start()
 
     @property
     def first_seq(self) -> int:
         """The first number that this run of the daemon gives out."""
         return self._pending.first
-
-    @property
-    def crash_ends(self) -> int:
-        """How many `end` events of the previous process were put because it died, as far as known."""
-        return self._writer.crash_ends
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         """Add an event; return at once. It can be peeked when it is as safe as configured.
@@ -87,18 +120,20 @@ class Spool:
         """
         with self._lock:
             self._pending.put(topic, body, track)
-            self._writer.wake()
+            self._work.notify()
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
         """Return at most `limit` events above a number that may be sent and are not settled, in order."""
         with self._lock:
-            ready, done = self._writer.ready, self._pending.settled | self._pending.deleted
+            ready, done = self._ready, self._pending.settled | self._pending.deleted
             held = self._pending.rows.after(after_seq, limit, done)
         rows: dict[int, Stored] = {}
         try:
-            rows = {row.seq: row for row in self._writer.disk.read(after_seq, limit, done)}
+            rows = {row.seq: row for row in self._disk.read(after_seq, limit, done)}
         except (sqlite3.Error, OSError) as error:
-            self._writer.report(error)
+            with self._lock:
+                self._trouble = error
+                self._work.notify()
         rows.update((row.seq, row) for row in held)
         return [rows[seq] for seq in sorted(rows)[:limit] if seq <= ready]
 
@@ -107,8 +142,8 @@ class Spool:
         with self._lock:
             for seq in seqs:
                 self._pending.settle(seq)
-            if self._writer.schedule.is_late_for(self._pending.due_at):
-                self._writer.wake()
+            if self._pending.due_at < self._wakes_at - LINGER_S:
+                self._work.notify()
 
     def drop(self, seq: int) -> None:
         """Drop an event that can never be sent, and count it."""
@@ -117,56 +152,212 @@ class Spool:
 
     def configure(self, config: StorageConfig) -> None:
         """Apply other bounds and another durability at once; the folder in `config` is ignored."""
-        self._writer.configure(config)
+        with self._lock:
+            self._next = config
+            self._work.notify()
 
     @property
     def is_gone(self) -> bool:
         """True if its files have been deleted or replaced; see `attach`."""
-        return self._writer.disk.is_gone
+        return self._disk.is_gone
 
     def detach(self) -> None:
         """Keep new events in memory from now on: the files are gone, and cannot be made again yet."""
-        self._writer.move("detach")
+        with self._lock:
+            self._move = "detach"
+            self._work.notify()
 
     def attach(self) -> None:
         """Write everything anew into the folder, which must exist; return at once.
 
         `is_gone` is False when that is done. Where it fails, events stay in memory, and this may be called again.
         """
-        self._writer.move("attach")
+        with self._lock:
+            self._move = "attach"
+            self._work.notify()
 
     def on_stored(self, function: Callable[[], None] | None) -> None:
         """Call `function` whenever there is more to peek, in place of the one before. It must be quick."""
-        self._writer.on_stored = function
+        self._on_stored = function
 
     def flush(self, timeout_s: float) -> bool:
         """Write all events now and wait until they are on the disk; return False after the timeout.
 
         Return False at once while the disk fails.
         """
-        writer = self._writer
         with self._lock:
-            writer.wanted = given = self._pending.given
-            writer.wake()
-            writer.done.wait_for(lambda: writer.committed >= given or writer.disk.failing, timeout_s)
-            return writer.committed >= given
+            self._wanted = given = self._pending.given
+            self._work.notify()
+            self._done.wait_for(lambda: self._committed >= given or self._disk.failing, timeout_s)
+            return self._committed >= given
 
     def stats(self) -> SpoolStats:
         """Return the state now."""
         with self._lock:
-            on_disk, by = self._writer.on_disk, self._writer.dropped
-            waiting = max(0, on_disk.rows + self._pending.row_delta)
-            size = on_disk.bytes + self._pending.rows.bytes if waiting else 0
-            where: Literal["disk", "memory"] = "memory" if self._writer.disk.failing else "disk"
-            return SpoolStats(waiting, size, sum(by.values()), where, by)
+            waiting = max(0, self._on_disk.rows + self._pending.row_delta)
+            size = self._on_disk.bytes + self._pending.rows.bytes if waiting else 0
+            by = self._dropped
+            return SpoolStats(waiting, size, sum(by.values()), "memory" if self._disk.failing else "disk", by)
 
     def close(self) -> None:
         """Commit what is left and close. Log how many events could not be kept."""
-        disk = self._writer.disk
-        detached = self._writer.on_disk.rows if disk.detached else 0
-        if self._writer.stop():
+        disk = self._disk
+        detached = self._on_disk.rows if disk.detached else 0
+        with self._lock:
+            self._closing = True
+            self._work.notify()
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive():  # else the disk hangs
             if disk.failing and not self._pending.tracks.any_open and not len(self._pending.rows):
                 disk.mark_stale()
             disk.close()
         if lost := detached + len(self._pending.rows):
             log.error("spool: %d events were in memory only and are lost", lost)
+
+    @property
+    def _dropped(self) -> dict[Reason, int]:
+        """Events that were dropped, ever, by reason."""
+        return dict(Counter(self._on_disk.dropped) + self._pending.dropped)
+
+    @property
+    def _ready(self) -> int:
+        """Highest number up to which events may be sent."""
+        # What could be sent once stays so, also while a disk that is back takes the rows from memory.
+        return self._pending.given if self._disk.failing else max(self._announced, self._pending.ready)
+
+    @property
+    def _has_news(self) -> bool:
+        return bool(self._closing or self._trouble or self._next or self._move) or self._announced < self._ready
+
+    @property
+    def _due_at(self) -> float:
+        """When to write; ∞: nothing is pending."""
+        if self._disk.failing:
+            return self._retry_at
+        return -math.inf if self._committed < self._wanted else self._pending.due_at
+
+    def _run(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                going_on = self._turn()
+            except Exception:
+                log.exception("spool: internal error (please report); going on")
+                time.sleep(1.0)
+
+    def _turn(self) -> bool:
+        """Wait for work and do it; return False when closing."""
+        with self._lock:
+            while not self._has_news and (pause_s := self._pause()) > 0:
+                self._work.wait(pause_s)
+            config, self._next = self._next, None
+            move, self._move = self._move, ""
+        if move:
+            self._carry_out(move)
+        if config is not None:
+            self._apply(config)
+        with self._lock:
+            closing, trouble, self._trouble = self._closing, self._trouble, None
+            commit = self._start_commit(final=closing)
+        self._disk.claim(self._pending.given)
+        if trouble is not None:
+            self._disk.handle_error(trouble)
+        elif commit is not None:
+            self._write(commit)
+        self._adopt_recovered()
+        if self._disk.failing:
+            self._mark_stale()
+        self._announce()
+        return not closing
+
+    def _pause(self) -> float:
+        """Return the seconds to sleep now; 0 or less: none."""
+        now = time.monotonic()
+        pause_s = min(self._expire_at, self._due_at) - now
+        if now < self._wrote_at + LINGER_S:
+            pause_s = min(pause_s, LINGER_S)  # what comes now and may linger need not wake the writer
+        self._wakes_at = now + pause_s
+        return pause_s
+
+    def _carry_out(self, move: Literal["detach", "attach"]) -> None:
+        if move == "detach":
+            self._disk.detach()
+        elif self._disk.attach(self._pending.given):
+            with self._lock:
+                self._retry_at = 0.0  # what has come meanwhile is written now
+                self._on_disk = self._disk.counted
+            self._call_on_stored()  # a reader may have found no rows meanwhile
+
+    def _mark_stale(self) -> None:
+        """Mark crash ends as stale where a kill would repeat ends: the failing disk cannot delete them."""
+        with self._lock:
+            stale = self._pending.crash_ends_are_stale
+        if stale:
+            self._disk.mark_stale()
+
+    def _apply(self, config: StorageConfig) -> None:
+        # The disk first: numbers that only memory knows are reserved there before they are given out.
+        self._disk.configure(config, self._pending.given)
+        with self._lock:
+            self._pending.configure(config)
+            self._expire_at = time.monotonic()
+
+    def _start_commit(self, *, final: bool) -> Commit | None:
+        """Drop what is too old if it is time, and return what to write now, or None while nothing is due."""
+        now = time.monotonic()
+        expires = now >= self._expire_at
+        if expires:
+            self._expire_at = now + _EXPIRE_S
+            self._pending.expire(time.time() - MAX_AGE_S)
+        is_due = final or (expires and not self._disk.failing) or now >= self._due_at
+        return self._pending.start_commit(final=final) if is_due else None
+
+    def _write(self, commit: Commit) -> None:
+        done = self._disk.write(commit)
+        with self._lock:
+            self._wrote_at = time.monotonic()
+            if done:
+                self._committed = commit.given
+            else:
+                self._retry_at = self._wrote_at + _RETRY_S
+            self._pending.finish_commit(commit, done=done)
+            self._on_disk = self._disk.counted
+            self._done.notify_all()
+
+    def _adopt_recovered(self) -> None:
+        """Take back rows out of a corrupt file, and put the crash ends of the previous process."""
+        with self._lock:
+            self._on_disk = self._disk.counted
+            rows, tracks = self._disk.take_recovered()
+            self._pending.restore(rows)
+            self.crash_ends += self._pending.adopt_crash_ends(tracks, stale=self._disk.stale)
+
+    def _announce(self) -> None:
+        with self._lock:
+            ready, announced, dropped = self._ready, self._announced, self._dropped
+            self._announced = ready
+        self._log_drops(dropped)
+        if ready > announced:
+            self._call_on_stored()
+
+    def _call_on_stored(self) -> None:
+        if (function := self._on_stored) is not None:
+            try:
+                function()
+            except Exception:
+                log.exception("spool: a listener for new events failed")
+
+    def _log_drops(self, dropped: dict[Reason, int]) -> None:
+        """Log dropped events once when dropping starts and once when it ends, by reason."""
+        now = time.monotonic()
+        for reason, words in _WORDS.items():
+            count, known = dropped.get(reason, 0), self._logged_drops.get(reason, 0)
+            if count > known:
+                if reason not in self._dropping:
+                    log.warning("spool: %s", words)
+                before, since, _ = self._dropping.get(reason, (known, now, now))
+                self._logged_drops[reason], self._dropping[reason] = count, (before, since, now)
+            before, since, last = self._dropping.get(reason, (0, now, now))
+            if reason in self._dropping and (self._closing or now - last > _QUIET_S):
+                del self._dropping[reason]
+                log.warning("spool: %d events were dropped in %.0f s (%s)", count - before, last - since, reason)

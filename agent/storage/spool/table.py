@@ -21,10 +21,9 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from agent.config.device import StorageConfig
-from agent.storage.files import STATE_MODE, sync_folder
+from agent.config import StorageConfig
+from agent.storage.files import CLOCK_SET, STATE_MODE, sync_folder
 from agent.storage.spool.pending import MAX_AGE_S, Commit, Reason, StoredOpenTrack, size
-from agent.storage.spool.watermark import CLOCK_SET
 from agent.types import Stored
 
 SIZE = "length(body) + length(CAST(topic AS BLOB))"

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError, reason_of
-from agent.storage.copies import add_line, owned_file
+from agent.storage.files import add_line, owned_file
 from agent.update.fleet.policy import Batch, BoardOutcome
 
 _ADVICE = "name another --ledger"

@@ -17,7 +17,7 @@ from typing import Literal
 from msgspec import Struct
 
 from agent.errors import FleetError, reason_of
-from agent.storage.copies import add_line
+from agent.storage.files import add_line
 from agent.update.fleet.inventory import FleetBoard
 
 Fault = Literal["unreachable", "failed"]

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import UpdateError
-from agent.storage.copies import remove
+from agent.storage.files import remove
 from agent.update.bundle.archive import check, read_description
 from agent.update.install.journal import BEFORE_SWITCH, Journal
 from agent.update.install.paths import Paths

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 
 from agent.errors import NO_JSON, StorageError, UpdateError
-from agent.storage.copies import add_line, keep_newest, read_lines, rename
+from agent.storage.files import add_line, keep_newest, read_lines, rename
 from agent.storage.state_file import StateFile
 from agent.update.install.paths import Paths
 from agent.update.protocol import FINAL, State, Update

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.storage.state_file import FILE as SHADOW
+from agent.storage.state_file import SHADOW_FILE
 
 ROOT_VARIABLE = "VEDETTE_ROOT"
 """Names a folder that stands for `/`: so that a test, or a person, can try an update beside the board's own."""
@@ -110,7 +110,7 @@ class Paths(Struct, frozen=True):
     @property
     def shadow_order(self) -> Path:
         """Which new models the daemon is to run beside those in use; in memory."""
-        return self.root / "run" / SHADOW
+        return self.root / "run" / SHADOW_FILE
 
 
 def places() -> Paths:

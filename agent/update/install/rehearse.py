@@ -11,8 +11,7 @@ import msgspec
 
 from agent.errors import NO_JSON, UpdateError
 from agent.models.files import read
-from agent.storage.copies import remove, write_like
-from agent.storage.files import make_folder
+from agent.storage.files import make_folder, remove, write_like
 from agent.update.install.paths import Paths
 from agent.update.install.slots import ModelSets, Slots
 from agent.update.install.stage import CONFIG

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from agent.errors import UpdateError, VedetteError
 from agent.models.files import read
-from agent.storage.copies import take_copy
+from agent.storage.files import take_copy
 from agent.text import local_time
 from agent.update.install.health_check import GATE, baseline, reloaded
 from agent.update.install.journal import Journal, now

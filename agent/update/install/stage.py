@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.errors import UpdateError, reason_of
 from agent.models.files import read
-from agent.storage.copies import delete_folder, rename, write_like
-from agent.storage.files import make_folder
+from agent.storage.files import delete_folder, make_folder, rename, write_like
 from agent.update.bundle.archive import unpack
 from agent.update.bundle.description import NAME, Description
 from agent.update.install.paths import Paths

@@ -22,8 +22,7 @@ from msgspec import Struct
 
 from agent.errors import StorageError, UpdateError
 from agent.models.files import read
-from agent.storage.copies import remove, rename, take_copy, write_like
-from agent.storage.files import read_regular, write_atomic
+from agent.storage.files import read_regular, remove, rename, take_copy, write_atomic, write_like
 from agent.update.bundle.description import HealthGate
 from agent.update.bundle.signing import signature_of
 from agent.update.install.paths import Paths

@@ -19,8 +19,7 @@ from msgspec.structs import replace
 from agent.board.identity import read_board
 from agent.config.profiles import AUTO, choose
 from agent.errors import ConfigError, StorageError, UpdateError, VedetteError
-from agent.storage.copies import delete_folder, remove, take_copy
-from agent.storage.files import make_folder
+from agent.storage.files import delete_folder, make_folder, remove, take_copy
 from agent.update.bundle.archive import check, read_description
 from agent.update.bundle.signing import signature_of, verify
 from agent.update.install.health_check import HealthTrial, Reloaded, Verdict, baseline, reloaded, terms

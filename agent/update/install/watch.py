@@ -8,9 +8,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from agent.errors import StorageError
-from agent.storage import state_file
-from agent.storage.copies import remove
-from agent.storage.state_file import ShadowOrder, StateFile
+from agent.storage.files import remove
+from agent.storage.state_file import ShadowOrder, StateFile, delete_shadow_order, write_shadow_order
 from agent.update.bundle.description import Description, ShadowGate
 from agent.update.install.health_check import Seen, ShadowTrial, Verdict
 from agent.update.install.paths import Paths
@@ -107,11 +106,11 @@ class Comparison:
             ShadowTrial(self._update.bundle, gate, wanted.health, self._clock()),
             self._where.shadow_order,
         )
-        state_file.give(path, self._order(gate.every))
+        write_shadow_order(path, self._order(gate.every))
         try:
             outcome = watch.until_over(judge, self._update.failures_before, tell, asked)
         finally:
-            state_file.take_back(path)
+            delete_shadow_order(path)
         return outcome, judge.agreement
 
     def _order(self, every: int) -> ShadowOrder:

@@ -86,7 +86,7 @@ from agent.compute.infer.litert import CpuBackend
 from agent.models.library import open_model
 
 model = open_model("small-speech")
-threading.Thread(target=PORTAUDIO.look, args=("mic:", lambda *_: None), daemon=True).start()
+threading.Thread(target=PORTAUDIO.query, args=("mic:", lambda *_: None), daemon=True).start()
 while "sounddevice" not in sys.modules:
     time.sleep(0.01)
 CpuBackend().open(model, SessionOptions())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.thermal import Heat, is_hot
+from agent.board.thermal import TemperatureMonitor, is_hot
 
 temperatures = st.floats(-50, 150)
 
@@ -44,11 +44,11 @@ def test_what_goes_up_and_down_by_less_than_five_degrees_changes_at_most_once(
 def test_heat_is_logged_once_when_it_begins_and_once_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     readings = iter([60.0, 75.5, 78.0, None, 71.0, 69.5, 60.0])
     seconds = iter(range(0, 70, 10))
-    heat = Heat(lambda: next(readings), lambda: next(seconds))
+    heat = TemperatureMonitor(lambda: next(readings), lambda: next(seconds))
     with caplog.at_level(logging.INFO):
         states = []
         for _ in range(7):
-            heat.look(75.0)
+            heat.poll(75.0)
             states.append(heat.hot)
     assert states == [False, True, True, True, True, False, False]
     assert [(record.levelname, record.message) for record in caplog.records] == [
@@ -63,9 +63,9 @@ def test_heat_is_logged_once_when_it_begins_and_once_when_it_is_over(caplog: pyt
 def test_the_zones_are_not_read_at_every_look() -> None:
     seconds = iter([0.0, 0.5, 4.9, 5.0])
     readings = iter([20.0, 30.0])
-    heat = Heat(lambda: next(readings), lambda: next(seconds))
+    heat = TemperatureMonitor(lambda: next(readings), lambda: next(seconds))
     seen = []
     for _ in range(4):
-        heat.look(75.0)
+        heat.poll(75.0)
         seen.append(heat.celsius)
     assert seen == [20.0, 20.0, 20.0, 30.0]

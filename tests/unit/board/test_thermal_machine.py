@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.thermal import Busy, resident_mb, temperature_c
+from agent.board.thermal import OtherLoad, resident_mb, temperature_c
 
 
 def zone(folder: Path, number: int, text: str) -> None:
@@ -40,20 +40,20 @@ def test_memory_grows_with_what_is_held() -> None:
 def test_what_others_use_of_the_processor(tmp_path: Path) -> None:
     stat = tmp_path / "stat"
     stat.write_text("cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3\n")
-    busy = Busy(stat)
+    busy = OtherLoad(stat)
     stat.write_text("cpu  160 0 140 850 150 0 0 0 0 0\ncpu0 1 2 3\n")
-    assert busy.others() == pytest.approx(100 / 300, abs=0.01)
+    assert busy.share() == pytest.approx(100 / 300, abs=0.01)
     stat.write_text("cpu  160 0 140 850 150 0 0 0 0 0\n")
-    assert Busy(stat).others() == 0.0
+    assert OtherLoad(stat).share() == 0.0
 
 
 @pytest.mark.parametrize("text", ["", "nothing\n", "cpu one two\n"])
 def test_a_kernel_that_does_not_tell_says_nothing_is_busy(tmp_path: Path, text: str) -> None:
     (tmp_path / "stat").write_text(text)
-    assert Busy(tmp_path / "stat").others() == Busy(tmp_path / "gone").others() == 0.0
+    assert OtherLoad(tmp_path / "stat").share() == OtherLoad(tmp_path / "gone").share() == 0.0
 
 
 def test_what_own_children_use_is_not_counted(tmp_path: Path) -> None:
-    busy = Busy(tmp_path / "gone")
+    busy = OtherLoad(tmp_path / "gone")
     subprocess.run([sys.executable, "-c", "for _ in range(10**6): pass"], check=True)
-    assert busy.others() == 0.0
+    assert busy.share() == 0.0

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.thermal import UNDER_VOLTAGE, Supply, read_supply, told
+from agent.board.thermal import UNDER_VOLTAGE, Supply, decode_throttled, read_supply
 from tests.support.boards import write
 
 
@@ -52,7 +52,7 @@ def test_another_board_does_not_tell(tmp_path: Path) -> None:
 
 @given(st.integers(0, 2**32 - 1))
 def test_a_complaint_is_of_now_or_of_before_and_never_both(bits: int) -> None:
-    supply = told(bits)
+    supply = decode_throttled(bits)
     assert not set(supply.now) & set(supply.before)
     assert len(supply.now) == (bits & 0xF).bit_count()
     assert len(supply.before) == (bits >> 16 & ~bits & 0xF).bit_count()

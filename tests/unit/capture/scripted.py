@@ -35,7 +35,7 @@ class Scripted(Source):
     """See `Script`."""
 
     order = "bgr"
-    live, pace_s, period_s, about = True, 0.0, 0.0, "16x16"
+    live, pace_s, period_s, description = True, 0.0, 0.0, "16x16"
 
     def grab(self) -> bool:
         mood = script.mood

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.capture.source import open_sound
 from agent.capture.streams import AudioStream
-from agent.config.stream import CaptureConfig
+from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import AudioChunk, Samples
 from tests.unit.capture.test_audio_file_resampler import resampled, tone

@@ -7,8 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agent.capture.image_size import header_size
-from agent.capture.source import open_source
+from agent.capture.source import header_size, open_source
 from agent.errors import SourceError
 from agent.types import Array
 

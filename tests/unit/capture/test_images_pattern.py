@@ -44,5 +44,5 @@ def test_the_pace_is_that_of_the_uri() -> None:
     paced, fast = open_source("test:?fps=20", stall_s=1), open_source("test:?fps=20&pace=fast", stall_s=1)
     assert (paced.pace_s, fast.pace_s) == (0.05, 0.0)
     assert paced.period_s == fast.period_s == 0.05
-    assert paced.about == "640x480 at 20 fps"
+    assert paced.description == "640x480 at 20 fps"
     assert not paced.live

@@ -21,8 +21,8 @@ from agent.capture.microphone import Microphone, open_microphone
 from agent.capture.source import Block
 from agent.capture.streams import AudioStream
 from agent.compute.infer.litert import native_stderr
+from agent.config import CaptureConfig
 from agent.config.source_uri import parse
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from agent.types import AudioChunk, Samples
 from tests.unit.capture.fakesound import FakeSound, until
@@ -125,7 +125,7 @@ def test_what_the_callback_got_is_read_with_the_time_of_its_last_sample(sound: F
 def test_a_rate_that_is_offered_is_taken(sound: FakeSound) -> None:
     with opened() as source:
         assert source.rate_hz == sound.streams[0].settings["samplerate"] == 16000
-        assert source.about == "USB Mic: 16000 Hz, 1 channel"
+        assert source.description == "USB Mic: 16000 Hz, 1 channel"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_sounddevice_is_imported_in_its_turn_with_stderr(sound: FakeSound) -> No
     looked = threading.Event()
 
     def look() -> None:
-        portaudio.PortAudio().look("mic:default", lambda *_: looked.set())
+        portaudio.PortAudio().query("mic:default", lambda *_: looked.set())
 
     thread = threading.Thread(target=look)
     with native_stderr(logging.getLogger("native")):

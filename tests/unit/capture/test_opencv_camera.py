@@ -55,7 +55,7 @@ def test_what_the_camera_gives_otherwise_is_reported(
     monkeypatch.setattr(opencv, "open_capture", lambda *_: device)
     monkeypatch.setattr(Path, "exists", lambda _: True)
     source = open_source("v4l2:/dev/null?size=1280x720&fps=60&format=MJPG", stall_s=1)
-    assert source.about == "640x480 at 30 fps"
+    assert source.description == "640x480 at 30 fps"
     messages = [
         record.getMessage().partition(": ")[2] for record in caplog.records if record.levelname == "WARNING"
     ]

@@ -38,7 +38,7 @@ def test_a_loop_begins_again(clip: Path) -> None:
 def test_the_pace_is_the_clips_own(clip: Path) -> None:
     source = open_source(f"file:{clip}", stall_s=1)
     assert source.pace_s == pytest.approx(0.02)
-    assert source.about == "64x48 at 50 fps"
+    assert source.description == "64x48 at 50 fps"
     assert not source.live
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.capture.opencv import objection, why_unreachable
+from agent.capture.server_probe import objection, why_unreachable
 from agent.capture.source import open_source
 from agent.errors import SourceError
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.source import with_login
+from agent.config import CaptureConfig
 from agent.config.source_uri import parse
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from agent.capture.streams import FrameStream
+from agent.config import CaptureConfig
 from agent.config.source_uri import SCHEMES, Scheme
-from agent.config.stream import CaptureConfig
 from agent.errors import SourceError
 from tests.unit.capture import scripted
 

@@ -13,7 +13,7 @@ from agent.cli import chart
 from agent.cli.chart import check, draw_latencies, draw_profile
 from agent.compute.infer.choice import Measurement, Selection, decide
 from agent.errors import VedetteError
-from agent.optimise.profile.profile import ModelProfile, OperatorRow
+from agent.optimise.profile import ModelProfile, OperatorRow
 
 pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
 

@@ -15,8 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.cli.config import config, resolved_config
-from agent.config.diff import RULE
-from agent.config.load import load, parse
+from agent.config.load import RULE, load, parse
 from agent.config.toml import to_toml
 from agent.daemon.overrides import FILE, Overrides, Value
 from agent.errors import ConfigError

@@ -3,8 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from agent.cli.config import resolved_config
-from agent.config import Config
-from agent.config.stream import DecodeConfig, StreamConfig, TrackConfig
+from agent.config import Config, DecodeConfig, StreamConfig, TrackConfig
 from tests.support.house import person_model
 from tests.support.sound import tone_model
 

@@ -24,7 +24,7 @@ from agent.cli.main import vedette
 from agent.cli.options import duration, moment
 from agent.comms import messages
 from agent.comms.messages import ClipMessage
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.spool.history import History
 from agent.storage.spool.spool import Spool

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from click.testing import CliRunner, Result
 
-import agent.optimise.profile.profile
+import agent.optimise.profile
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.models.files import ZOO
@@ -85,7 +85,7 @@ def test_without_matplotlib_that_is_said_before_measuring(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setattr(agent.optimise.profile.profile, "profile", fail)
+    monkeypatch.setattr(agent.optimise.profile, "profile", fail)
     done = call("nanodet", "--picture", tmp_path / "profile.png")
     assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
     assert ".[charts]" in call("--help").output
@@ -95,7 +95,7 @@ def test_where_no_chart_can_be_written_that_is_said_before_measuring(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
-    monkeypatch.setattr(agent.optimise.profile.profile, "profile", fail)
+    monkeypatch.setattr(agent.optimise.profile, "profile", fail)
     done = call("nanodet", "--picture", tmp_path / "nowhere" / "profile.png")
     assert "no such folder to draw a chart into" in str(done.exception)
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from agent.__main__ import main
 from agent.cli.main import vedette
 from agent.errors import StorageError, UpdateError
-from agent.storage.files import lock_folder
+from agent.storage.state_folder import lock_folder
 from agent.update.bundle.signing import signature_of
 from agent.update.install.paths import ROOT_VARIABLE
 from agent.update.install.service import Systemd

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.image_size import read_size
+from agent.capture.source import read_size
 from agent.cli.watch import SnapshotSaver, file_name, watch
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.errors import StorageError

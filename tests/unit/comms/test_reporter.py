@@ -7,7 +7,7 @@ import msgspec
 from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
-from agent.config.stream import PublishConfig
+from agent.config import PublishConfig
 from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamResult, Track
 from tests.support.house import Kept
 

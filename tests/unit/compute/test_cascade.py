@@ -14,7 +14,7 @@ from agent.compute.cascade import EarlyExitModel
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Session, SessionOptions
 from agent.compute.manifest import Model
-from agent.config.stream import CascadeConfig, StreamConfig
+from agent.config import CascadeConfig, StreamConfig
 from agent.models.library import open_whole_model
 from agent.types import Array
 

@@ -14,7 +14,7 @@ from agent.compute import hearing as module
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import NullBackend
 from agent.compute.track.keywords import answers_move
-from agent.config.stream import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
+from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError, ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent.compute.hearing import AudioPerception
-from agent.config.stream import DecodeConfig, GateConfig, StreamConfig, TrackConfig
+from agent.config import DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.types import Samples

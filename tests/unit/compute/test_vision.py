@@ -9,7 +9,7 @@ import pytest
 
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
-from agent.config.stream import GateConfig, StreamConfig
+from agent.config import GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.types import Detection, Frame, Keypoint

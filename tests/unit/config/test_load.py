@@ -7,10 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import Config
-from agent.config.device import FallbackConfig, MqttConfig
+from agent.config import ClipsConfig, Config, FallbackConfig, GateConfig, MqttConfig, StreamConfig, ZoneConfig
 from agent.config.load import dump, load, parse
-from agent.config.stream import ClipsConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.errors import ConfigError
 
 NAME_RULE = "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 
 from agent.board.identity import read_board
 from agent.compute.infer.delegates import ROWS
-from agent.config import Config
+from agent.config import CaptureConfig, Config
 from agent.config.load import ConfigFile, dump, load, parse
 from agent.config.profiles import choose, merged, shipped
-from agent.config.stream import CaptureConfig
 from agent.errors import ConfigError
 from tests.support.running import ROOT
 
@@ -117,7 +116,7 @@ def test_what_the_user_leaves_open_comes_from_the_profile(file: Path, root: Path
     assert found.config.storage.spool_max_bytes == profile["storage"]["spool_max_bytes"]
     assert stream.capture.stall_s == CaptureConfig().stall_s
     assert found.remarks()["storage", "spool_max_bytes"] == "from the board's profile pi-zero2w"
-    assert "profile: pi-zero2w: Raspberry Pi Zero 2 W (" in found.about_board()
+    assert "profile: pi-zero2w: Raspberry Pi Zero 2 W (" in found.describe_board()
 
 
 def test_what_the_user_says_wins(file: Path, root: Path) -> None:
@@ -149,7 +148,7 @@ def test_a_board_without_a_profile_is_told(file: Path, root: Path, monkeypatch: 
     monkeypatch.setattr(platform, "machine", lambda: "armv7l")
     found = read(file, CAMERA, board(root))
     assert found.remarks() == {("device", "profile"): "no profile fits this board"}
-    assert found.about_board().endswith("profile: none")
+    assert found.describe_board().endswith("profile: none")
     assert found.config == parse(CAMERA, "x").config
 
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from agent.capture.supervisor import longest_pause_s
+from agent.config import CaptureConfig
 from agent.config.source_uri import is_local, parse
-from agent.config.stream import CaptureConfig
 
 LOCAL = (
     "localhost",

@@ -26,7 +26,7 @@ from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
 from agent.compute.infer.session import Session, SessionOptions, SwappableSession
 from agent.compute.manifest import Model
-from agent.config.device import SelectionConfig
+from agent.config import SelectionConfig
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import BackendError

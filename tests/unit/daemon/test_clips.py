@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from agent.compute.drawing import FrameEncoder
-from agent.config.device import StorageConfig
-from agent.config.stream import ClipsConfig, PublishConfig
+from agent.config import ClipsConfig, PublishConfig, StorageConfig
 from agent.daemon.clips import StreamClips
 from agent.daemon.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError

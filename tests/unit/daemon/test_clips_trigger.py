@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.stream import ClipsConfig, ZoneConfig
+from agent.config import ClipsConfig, ZoneConfig
 from agent.daemon.clips import ClipTrigger
 from agent.daemon.perception import check_clips
 from agent.errors import CommandError, ConfigError

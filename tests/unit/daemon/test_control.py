@@ -9,9 +9,16 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.config import Config
-from agent.config.device import MqttConfig, StorageConfig
-from agent.config.stream import ClipsConfig, DecodeConfig, PublishConfig, StreamConfig, TrackConfig
+from agent.config import (
+    ClipsConfig,
+    Config,
+    DecodeConfig,
+    MqttConfig,
+    PublishConfig,
+    StorageConfig,
+    StreamConfig,
+    TrackConfig,
+)
 from agent.daemon import control as module
 from agent.daemon import perception
 from agent.daemon.control import ConfigManager

@@ -13,10 +13,17 @@ import pytest
 from msgspec.structs import replace
 
 from agent.compute.infer.worker.session import WorkerSession
-from agent.config import Config
-from agent.config.device import DeviceConfig, HealthConfig, MqttConfig, SelectionConfig, StorageConfig
-from agent.config.diff import changes
-from agent.config.stream import StreamConfig, TrackConfig
+from agent.config import (
+    Config,
+    DeviceConfig,
+    HealthConfig,
+    MqttConfig,
+    SelectionConfig,
+    StorageConfig,
+    StreamConfig,
+    TrackConfig,
+)
+from agent.config.load import changes
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.stream import Stream

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.daemon import daemon as module
 from agent.daemon.daemon import StateGuard
-from agent.storage.files import OwnedFolder
-from agent.storage.spool import writer
+from agent.storage.spool import spool
 from agent.storage.spool.history import History
 from agent.storage.spool.spool import Spool
+from agent.storage.state_folder import OwnedFolder
 from agent.types import OpenTrack
 from tests.support.publishing import from_one, wait_for
 from tests.support.spooling import TOPIC, filled, numbers
@@ -55,7 +55,7 @@ class State:
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     monkeypatch.setattr(module, "_RETRY_S", 0.05)
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     made = State(tmp_path / "disk" / "state")
     yield made
     made.close()

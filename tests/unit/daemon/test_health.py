@@ -10,9 +10,7 @@ import msgspec
 import pytest
 
 from agent import __version__
-from agent.config import Config
-from agent.config.device import MqttConfig, StorageConfig
-from agent.config.stream import StreamConfig
+from agent.config import Config, MqttConfig, StorageConfig, StreamConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from agent.comms.homeassistant.device import Kind, Label
 from agent.comms.homeassistant.discovery import STATES
-from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
+from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.homeassistant import entity_source
 from agent.daemon.stream import State
 from tests.support.house import person_model

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import Config
-from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
+from agent.config import Config, DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.overrides import Override, Overrides, OverridesFile, Value, basis_of, decode
 from agent.errors import StorageError
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.config.stream import DecodeConfig, StreamConfig, ZoneConfig
+from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.overrides import settings_of
 from agent.daemon.perception import open_perception
 from tests.support.house import person_model

@@ -8,10 +8,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.config import Config
-from agent.config.device import DeviceConfig, StorageConfig
+from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig
 from agent.config.load import Rereadable
-from agent.config.stream import StreamConfig
 from agent.daemon.runtime import Runtime, device_name
 from agent.errors import ConfigError, StreamError
 from agent.storage.spool.spool import Spool

@@ -16,9 +16,7 @@ from msgspec.structs import replace
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.worker.session import WorkerSession
-from agent.config import Config
-from agent.config.device import MqttConfig, StorageConfig
-from agent.config.stream import DecodeConfig, GateConfig, StreamConfig
+from agent.config import Config, DecodeConfig, GateConfig, MqttConfig, StorageConfig, StreamConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
@@ -27,7 +25,7 @@ from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import Shadow, ShadowManager
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import FILE, ShadowOrder, give, take_back
+from agent.storage.state_file import SHADOW_FILE, ShadowOrder, delete_shadow_order, write_shadow_order
 from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.sound import chunks, quiet, tone_model, word
@@ -40,7 +38,7 @@ class Board:
     """A house with one camera, in which orders may be left."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.order = folder, folder / "run" / FILE
+        self.folder, self.order = folder, folder / "run" / SHADOW_FILE
         for name in ("models", "new", "run/vedette"):
             (folder / name).mkdir(parents=True)
         model = str(person_model(folder / "models"))
@@ -56,7 +54,9 @@ class Board:
 
     def ask(self, every: int = 1, update: str = "12ab") -> None:
         """Have what lies in `new` run beside."""
-        give(self.order, ShadowOrder(update, str(self.folder / "models"), str(self.folder / "new"), every))
+        write_shadow_order(
+            self.order, ShadowOrder(update, str(self.folder / "models"), str(self.folder / "new"), every)
+        )
         self.shadows.poll()
 
     @property
@@ -154,7 +154,7 @@ def test_an_order_that_cannot_be_read_is_none(board: Board, tmp_path: Path, cont
 
 def test_models_of_other_folders_are_left_alone(board: Board, tmp_path: Path) -> None:
     person_model(tmp_path / "new", 0.8)
-    give(board.order, ShadowOrder("12ab", str(tmp_path / "others"), str(tmp_path / "new")))
+    write_shadow_order(board.order, ShadowOrder("12ab", str(tmp_path / "others"), str(tmp_path / "new")))
     board.shadows.poll()
     assert board.shadows.report("front") is None
 
@@ -165,7 +165,7 @@ def test_when_the_order_is_taken_back_its_process_ends(
     person_model(tmp_path / "new", 0.8)
     board.ask()
     wait_for(lambda: board.compared >= 1)
-    take_back(board.order)
+    delete_shadow_order(board.order)
     board.shadows.poll()
     assert (board.shadows.update, board.shadows.report("front"), board.front.shadow) == ("", None, None)
     wait_for(lambda: ended(workers[0].pid))

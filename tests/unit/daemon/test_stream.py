@@ -19,13 +19,14 @@ from agent.compute.infer import backends
 from agent.compute.infer.vetting import vetting
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.vision import VideoPerception
-from agent.config.device import SelectionConfig, StorageConfig
-from agent.config.stream import (
+from agent.config import (
     CaptureConfig,
     ClipsConfig,
     DecodeConfig,
     GateConfig,
     PublishConfig,
+    SelectionConfig,
+    StorageConfig,
     StreamConfig,
     TrackConfig,
     ZoneConfig,

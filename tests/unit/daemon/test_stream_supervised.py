@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.comms.topics import Topics
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.daemon import stream as module
 from agent.daemon.stream import HANGING_MAX, State, Stream, StreamServices
 from agent.errors import BackendError, ModelError

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
-from agent.config.stream import StreamConfig
+from agent.config import StreamConfig
 from agent.daemon import systemd as service
 from agent.daemon.stream import State, Stream, StreamServices
 from agent.daemon.systemd import Notifier, SystemdStatus, awaited, status_text

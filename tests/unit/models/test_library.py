@@ -15,7 +15,7 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import SessionOptions
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import Detector
-from agent.config.stream import DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, StreamConfig
 from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError
 from agent.models.files import ZOO

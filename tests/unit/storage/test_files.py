@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import InUseError, StorageError
-from agent.storage.files import (
+from agent.storage.files import write_atomic
+from agent.storage.spool.spool import Spool
+from agent.storage.state_file import MeasurementFiles, StateFile
+from agent.storage.state_folder import (
     OwnedFolder,
     check_state_folder,
     clips_path,
@@ -22,10 +25,7 @@ from agent.storage.files import (
     remove_temporaries,
     state_folder,
     tighten,
-    write_atomic,
 )
-from agent.storage.spool.spool import Spool
-from agent.storage.state_file import MeasurementFiles, StateFile
 
 
 def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
 
 def test_a_second_daemon_is_told_who_has_the_folder(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from agent.storage.files import lock_folder\n"
+        "import sys; from pathlib import Path; from agent.storage.state_folder import lock_folder\n"
         "with lock_folder(Path(sys.argv[1])): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -15,10 +15,8 @@ from agent.cli.checks.models import findings, of_survey
 from agent.compute.infer.choice import Measurement, decide
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import BackendSpec
-from agent.config import Config
-from agent.config.device import SelectionConfig
+from agent.config import Config, SelectionConfig, StreamConfig
 from agent.config.load import load
-from agent.config.stream import StreamConfig
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, measurement_key
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_model

@@ -15,9 +15,7 @@ from msgspec.structs import replace
 
 from agent.cli.checks import Finding, network
 from agent.comms.messages import LinkHealth
-from agent.config import Config
-from agent.config.device import FallbackConfig, MqttConfig
-from agent.config.stream import CaptureConfig, StreamConfig
+from agent.config import CaptureConfig, Config, FallbackConfig, MqttConfig, StreamConfig
 from agent.update.install.service import boot_id
 from agent.update.protocol import StreamVitals, Vitals
 from tests.support.mosquitto import HOST, Mosquitto

@@ -8,9 +8,7 @@ import pytest
 from agent.board.proc import Clock, DiskUsage
 from agent.cli.checks import Finding
 from agent.cli.checks.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
-from agent.config import Config
-from agent.config.device import StorageConfig
-from agent.config.stream import StreamConfig
+from agent.config import Config, StorageConfig, StreamConfig
 from agent.daemon.overrides import Overrides, OverridesFile, all_off
 
 

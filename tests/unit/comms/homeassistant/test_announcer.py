@@ -16,7 +16,7 @@ from agent.comms.homeassistant.announcer import Announcer
 from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
 from agent.comms.mqtt.subscriptions import IncomingMessage
 from agent.comms.topics import Topics
-from agent.config.device import HomeAssistantConfig
+from agent.config import HomeAssistantConfig
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
 FRONT = StreamEntitySource("front", "things", ("person", "car"), (Label("", "person"),))

@@ -19,7 +19,7 @@ from agent.comms.mqtt.connection import Connection
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.retry import Pause
 from agent.comms.topics import OFFLINE
-from agent.config.device import MqttConfig
+from agent.config import MqttConfig
 from agent.types import Stored
 from tests.support.hostile import CONNACK_5, peer, receive_until
 from tests.support.mosquitto import HOST, free_port

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.comms.mqtt.endpoint import commands_allowed, commands_off
-from agent.config.device import FallbackConfig, MqttConfig
+from agent.config import FallbackConfig, MqttConfig
 
 LOGIN: dict[str, Any] = {"username": "porch", "password_file": "secret"}
 

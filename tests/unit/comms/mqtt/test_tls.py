@@ -15,7 +15,7 @@ from agent.comms.mqtt.endpoint import brokers_of, client_id, problems
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.tls import port, read_credentials, uses_tls
 from agent.comms.topics import Topics
-from agent.config.device import FallbackConfig, MqttConfig
+from agent.config import FallbackConfig, MqttConfig
 from agent.config.secret_file import read_password
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates

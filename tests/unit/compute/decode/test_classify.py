@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agent.compute.decode.decoder import softmax
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import decoder, picture, spec
 

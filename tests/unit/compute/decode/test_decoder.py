@@ -17,7 +17,7 @@ from agent.compute.decode.decoder import (
 )
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import assert_sound, decoder, picture, spec
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agent.compute.decode.keypoints import NAMES
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from tests.support.decoding import assert_sound, decoder, picture, spec
 
 pytestmark = pytest.mark.numerics

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.types import Detection
 from tests.support.decoding import decoder, spec
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.compute.tflite.model import TensorSpec
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import assert_same, assert_sound, decoder, picture, spec
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from tests.support.decoding import assert_same, assert_sound, decoder, picture, spec
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from agent.compute.gate.motion import GateDecision, MotionGate, complexity, crop_around
-from agent.config.stream import GateConfig
+from agent.config import GateConfig
 from agent.types import Box, Image
 
 pytestmark = pytest.mark.numerics

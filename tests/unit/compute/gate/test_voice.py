@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from agent.compute.gate.voice import VoiceDecision, VoiceGate
-from agent.config.stream import GateConfig
+from agent.config import GateConfig
 from agent.types import Samples
 
 pytestmark = pytest.mark.numerics

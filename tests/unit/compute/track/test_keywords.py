@@ -14,7 +14,7 @@ from agent.compute.decode.keyword import NO_WORD, Keyword, build
 from agent.compute.manifest import OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector
-from agent.config.stream import DecodeConfig
+from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.types import Array
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.config.stream import TrackConfig, ZoneConfig
+from agent.config import TrackConfig, ZoneConfig
 from agent.types import WHOLE, Box, Detection, Event
 from tests.support.examples import examples
 

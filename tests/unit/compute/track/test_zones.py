@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from agent.compute.track.zones import Zones, check_zones
-from agent.config.stream import ZoneConfig
+from agent.config import ZoneConfig
 from agent.errors import ConfigError
 from agent.types import Box, Point
 

@@ -17,13 +17,12 @@ import msgspec
 import pytest
 
 from agent.comms.messages import clip_message
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.clips import recorder as recorder_module
 from agent.storage.clips.file import ClipFile, part_of
-from agent.storage.clips.recorder import ClipJob, ClipStats, Recorder
+from agent.storage.clips.recorder import ClipJob, ClipStats, FrameRing, Recorder
 from agent.storage.clips.retention import clips_in
-from agent.storage.clips.ring import FrameRing
 from agent.types import Clip, ClipReason, EncodedFrame
 from tests.support.publishing import wait_for
 from tests.support.stills import SECOND, picture, pictures, play

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.clips.retention import ClipStore, clip_path, clips_in, parts_in
 from agent.types import ClipReason

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.clips.retention import check_room, check_writable
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
-from agent.storage.spool import table, writer
+from agent.config import StorageConfig
+from agent.storage.spool import spool, table
+from agent.storage.spool.disk import Watermark
 from agent.storage.spool.spool import Spool
-from agent.storage.spool.watermark import Watermark
 from agent.types import OpenTrack
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, bodies, corruption, errors, numbers, reopened
@@ -44,7 +44,7 @@ def test_crash_ends_are_the_first_events_of_the_next_process_and_hold_once(tmp_p
 
 def test_crash_ends_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     opened = with_open_tracks(tmp_path)
-    opened._writer.disk.handle_error(corruption())
+    opened._disk.handle_error(corruption())
     opened.put(TOPIC, b"more")
     assert opened.flush(10.0)
     assert opened.crash_ends == 0, "they are of this process"
@@ -59,7 +59,7 @@ def test_crash_ends_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCap
 def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: bool
 ) -> None:
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     opened = Spool(tmp_path, StorageConfig())
     opened.put(TOPIC, b"new a", OpenTrack("a", b"end a"))
     assert opened.flush(5.0)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
-from agent.storage.spool import disk, writer
+from agent.config import StorageConfig
+from agent.storage.spool import disk, spool
+from agent.storage.spool.disk import BLOCK
+from agent.storage.spool.history import is_corrupt
 from agent.storage.spool.pending import Commit, size
 from agent.storage.spool.spool import Spool
 from agent.storage.spool.table import SpoolTable
-from agent.storage.spool.watermark import BLOCK
 from agent.types import Stored
 from tests.support.publishing import wait_for
 from tests.support.spooling import TOPIC, corruption, errors, filled, numbers, reopened
@@ -67,7 +68,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
 def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 20)
     commit, left = SpoolTable.commit, [1]
 
@@ -95,8 +96,8 @@ def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
 
 def test_a_table_that_fails_its_check_is_corrupt(tmp_path: Path) -> None:
     error = sqlite3.DatabaseError("x")
-    assert not disk.is_corrupt(error)
-    assert not disk.is_corrupt(OSError(28, "full"))
+    assert not is_corrupt(error)
+    assert not is_corrupt(OSError(28, "full"))
     error.sqlite_errorcode = sqlite3.SQLITE_NOTADB
-    assert disk.is_corrupt(error)
+    assert is_corrupt(error)
     assert size(Stored(1, "ä", b"123", 0.0)) == 5

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.spool.history import History
 from agent.storage.spool.pending import Commit, size

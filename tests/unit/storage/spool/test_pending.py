@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from agent.config.device import StorageConfig
+from agent.config import StorageConfig
 from agent.storage.spool.pending import LINGER_S, PendingRows
 from agent.types import OpenTrack, Stored
 from tests.support.spooling import TOPIC

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.config.device import Durability, StorageConfig
-from agent.storage.spool import disk, pending, writer
+from agent.config import Durability, StorageConfig
+from agent.storage.spool import disk, pending, spool
 from agent.storage.spool.history import History
 from agent.storage.spool.pending import LINGER_S, Commit, Reason
 from agent.storage.spool.spool import Spool, SpoolStats
@@ -245,7 +245,7 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
 
 
 def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "_EXPIRE_S", 0.1)
+    monkeypatch.setattr(spool, "_EXPIRE_S", 0.1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 10 * 86400)
     opened = filled(tmp_path, 3)
@@ -264,7 +264,7 @@ def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypa
 def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 5)
     read, left = SpoolTable.read, [1]
 
@@ -286,7 +286,7 @@ def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
 def test_a_commit_that_failed_and_yet_reached_the_disk_is_not_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
     commit, left = SpoolTable.commit, [1]
 
@@ -329,7 +329,7 @@ def test_a_defect_does_not_end_the_writer(
 def test_another_program_that_holds_the_database_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 2)
     other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -347,7 +347,7 @@ def test_another_program_that_holds_the_database_is_waited_out(
 def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "_RETRY_S", 0.1)
+    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     opened = filled(tmp_path, 1)
     commit, broken, back, seen = SpoolTable.commit, threading.Event(), threading.Event(), list[list[int]]()
 
@@ -401,7 +401,7 @@ def test_what_becomes_less_safe_while_it_runs_gives_no_number_twice_after_a_powe
     opened = filled(running, 3)
     config = StorageConfig(durability="batch")
     opened.configure(config)
-    wait_for(lambda: opened._writer.config is config)
+    wait_for(lambda: opened._pending._config is config)
     opened.put(TOPIC, b"sent at once")
     wait_for(lambda: numbers(opened) == [1, 2, 3, 4])
     shutil.copytree(running, left)  # as the power cut leaves it

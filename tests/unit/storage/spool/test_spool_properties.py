@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec import structs
 
-from agent.config.device import Durability, StorageConfig
+from agent.config import Durability, StorageConfig
 from agent.storage.spool.history import History
 from agent.storage.spool.pending import size
 from agent.storage.spool.spool import Spool
@@ -83,7 +83,7 @@ class SpoolMachine(RuleBasedStateMachine):
         config = structs.replace(self.config, durability=durability, history_max_bytes=history)
         self.spool.configure(config)
         self.keeps_all &= history == ALL
-        wait_for(lambda: self.spool._writer.config is config)
+        wait_for(lambda: self.spool._pending._config is config)
         self.config = config
         self.put([b""])
 
@@ -136,7 +136,7 @@ class SpoolMachine(RuleBasedStateMachine):
         while True:
             with self.spool._lock:
                 if not self.spool._pending._writing:
-                    ready, held = self.spool._writer.ready, {row.seq for row in self.spool._pending.rows}
+                    ready, held = self.spool._ready, {row.seq for row in self.spool._pending.rows}
                     if self.folder.exists():
                         shutil.copytree(self.folder, copy, dirs_exist_ok=True)
                     break
@@ -157,7 +157,7 @@ class SpoolMachine(RuleBasedStateMachine):
     def tell_the_history(self) -> None:
         assert self.spool.flush(20.0)
         self.spool.settle([])
-        if not self.spool._writer.disk.counted.rows:
+        if not self.spool._disk.counted.rows:
             return
         found = {past.stored.seq: past for past in History(self.folder).after(0)}
         noted = {seq for seq, past in found.items() if past.acknowledged}

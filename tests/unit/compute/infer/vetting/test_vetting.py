@@ -219,7 +219,7 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
 
 
 def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
-    from agent.config.stream import StreamConfig
+    from agent.config import StreamConfig
 
     sense = prepare_perception("porch", StreamConfig("test:", "nanodet", variant="256"))
     assert sense is not None

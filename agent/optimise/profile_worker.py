@@ -1,4 +1,4 @@
-"""Worker process of `agent.optimise.profile.profile`: profile one model, send the result, and exit."""
+"""Worker process of `agent.optimise.profile`: profile one model, send the result, and exit."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from agent.compute.infer.worker.main import describe_failure, drop_root_rights, 
 from agent.compute.manifest import Model
 from agent.compute.tflite.model import ModelFile
 from agent.compute.tflite.read import read_modelfile
-from agent.optimise.profile.litert_profiler import Profiler, ProfilerEvent, library
-from agent.optimise.profile.profile import ProfileReply, ProfileRequest
+from agent.optimise.litert_profiler import Profiler, ProfilerEvent, library
+from agent.optimise.profile import ProfileReply, ProfileRequest
 
 _WARM, _TURNS = 2, 5
 _OUTLIER, _GRAIN_MS = 2.0, 0.002

@@ -18,8 +18,8 @@ from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_adds_of
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError, ModelError
-from agent.optimise.profile.advice import OperatorContext, advice
-from agent.optimise.profile.litert_profiler import ProfilerEvent
+from agent.optimise.advice import OperatorContext, advice
+from agent.optimise.litert_profiler import ProfilerEvent
 from agent.text import plain
 
 _KERNELS_LARGEST = 2_000_000
@@ -156,7 +156,7 @@ class ProfileReply(Struct, frozen=True, tag=True):
         runtime: name and version.
         threads: that were used.
         p50_ms: median time of an inference without the profiler, ms.
-        events: steps of an inference in order, see `agent.optimise.profile.worker.mean_steps`.
+        events: steps of an inference in order, see `agent.optimise.profile_worker.mean_steps`.
     """
 
     runtime: str
@@ -312,7 +312,7 @@ def _ask(request: ProfileRequest, model: Model, patience_s: float) -> ProfileRep
 
 
 def _exchange(request: ProfileRequest, model: Model, patience_s: float) -> bytes:
-    process = ChildProcess("agent.optimise.profile.worker")
+    process = ChildProcess("agent.optimise.profile_worker")
     try:
         process.send(msgspec.json.encode(request), patience_s)
         process.send(model.content, patience_s)

@@ -6,14 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import Config
-from agent.config.device import (
-    DeviceConfig,
-    HealthConfig,
-    MqttConfig,
-    StorageConfig,
-)
-from agent.config.diff import describe_pending, keep_until_restart, names
+from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig
+from agent.config.load import describe_pending, keep_until_restart, names
 
 OLD = Config(device=DeviceConfig("porch"))
 durabilities = st.sampled_from(["event", "batch"])

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from agent.cli.main import vedette
 from agent.models.files import ZOO
 from agent.models.library import open_model
-from agent.optimise.calibrate.exits import CalibrationResult, ExitCalibrator
+from agent.optimise.calibrate import CalibrationResult, ExitCalibrator
 from tests.support.sound import RATE, cascade_model, quiet, tone_model, word
 
 

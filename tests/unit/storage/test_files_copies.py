@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.storage.copies import (
+from agent.storage.files import (
     add_line,
     close_to_others,
     delete_folder,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from agent.compute.tflite.model import Operation, Quantisation, Subgraph, TensorInfo
-from agent.optimise.profile.advice import OperatorContext, advice
+from agent.optimise.advice import OperatorContext, advice
 
 KERNEL = "a kernel"
 INNER = (1, 8, 8, 32)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.errors import ModelError
-from agent.optimise.calibrate.search import calibrate, evaluate, temperature
+from agent.optimise.calibrate import calibrate, evaluate, temperature
 
 pytestmark = pytest.mark.numerics
 

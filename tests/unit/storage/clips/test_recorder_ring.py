@@ -5,7 +5,7 @@ import threading
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.storage.clips.ring import FrameRing
+from agent.storage.clips.recorder import FrameRing
 from agent.types import EncodedFrame
 from tests.support.publishing import wait_for
 from tests.support.stills import BEGAN, SECOND

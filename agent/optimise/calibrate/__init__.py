@@ -1,1 +1,0 @@
-"""Thresholds of cascades, found on labelled data."""
