@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from agent.update.fleet.board import BoardState
     from agent.update.fleet.inventory import FleetBoard, Inventory
-    from agent.update.fleet.parallel import BoardAnswer
+    from agent.update.fleet.ssh import BoardAnswer
 
 
 _PATH = click.Path(path_type=Path)
@@ -118,7 +118,7 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
     """
     inventory, boards = _boards(path, names)
     if not yes:
-        from agent.update.fleet.policy import how_many
+        from agent.update.fleet.ledger import how_many
 
         click.confirm(f"Take {how_many(len(boards))} back to the version before?", abort=True, err=True)
     answers = _ask(
@@ -199,8 +199,7 @@ def _ask(
 ) -> list[BoardAnswer]:
     import asyncio
 
-    from agent.update.fleet.parallel import ask_all
-    from agent.update.fleet.ssh import Transport
+    from agent.update.fleet.ssh import Transport, ask_all
 
     transport = Transport(inventory.known_hosts)
     at_once = inventory.policy.at_once

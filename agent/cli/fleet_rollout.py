@@ -20,8 +20,7 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet.inventory import check_place, read_inventory
-from agent.update.fleet.ledger import Ledger, RolloutProgress
-from agent.update.fleet.policy import Batch, BoardOutcome, counted, how_many
+from agent.update.fleet.ledger import Batch, BoardOutcome, Ledger, RolloutProgress, counted, how_many
 from agent.update.fleet.report import check_free, render, size, verdict
 from agent.update.fleet.rollout import Rollout, read_wanted
 from agent.update.fleet.ssh import check_pinned

@@ -15,8 +15,9 @@ from agent.cli.output import print_json
 from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
-    from agent.update.install.paths import Paths
+    from agent.update.install.journal import Order
     from agent.update.install.service import Service
+    from agent.update.install.slots import Paths
     from agent.update.protocol import Update
 
 
@@ -53,7 +54,7 @@ def apply(ctx: click.Context, file: Path, here: bool) -> None:
     from agent.update.install.service import Systemd
     from agent.update.install.updater import Updater
 
-    where = _places()
+    where = _paths()
     with _owned(where):
         Updater(where, Systemd(), _say).receive(file)
     done = _go_on(where, here=here)
@@ -68,7 +69,7 @@ def resume() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(PlainFormatter(_LOG))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    where = _places()
+    where = _paths()
     _close_config(where)
     _work(where, Systemd())
 
@@ -96,8 +97,8 @@ def _work(where: Paths, service: Service) -> Update | None:
 
 def _go_on(where: Paths, *, here: bool = False) -> Update | None:
     """Let the unit do the work and show it until it is done; or do it in this process."""
+    from agent.update.install.journal import follow
     from agent.update.install.service import Systemd
-    from agent.update.install.status import follow
 
     if here or not Systemd.is_there():
         return _work(where, Systemd())
@@ -113,13 +114,13 @@ def _go_on(where: Paths, *, here: bool = False) -> Update | None:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 def status(as_json: bool) -> None:
     """Show the version that runs, the version before, and the current update."""
-    from agent.update.install.status import standing
+    from agent.update.install.journal import status as update_status
 
-    told = standing(_places())
+    found = update_status(_paths())
     if as_json:
-        print_json(told, indent=2)
+        print_json(found, indent=2)
         return
-    for line in told.lines():
+    for line in found.lines():
         click.echo(plain(line))
 
 
@@ -130,17 +131,16 @@ def status(as_json: bool) -> None:
 )
 def history(as_json: bool, count: int) -> None:
     """Show the outcome of every update, with its reason."""
-    from agent.update.install.journal import Journal
-    from agent.update.install.status import row
+    from agent.update.install.journal import Journal, history_line
 
-    found = Journal(_places()).history()[-count:]
+    found = Journal(_paths()).history()[-count:]
     if not found and not as_json:
         click.echo("no update yet")
     for one in found:
         if as_json:
             print_json(one)
         else:
-            click.echo(plain(row(one)))
+            click.echo(plain(history_line(one)))
 
 
 @update.command()
@@ -157,7 +157,7 @@ def rollback(ctx: click.Context, once: bool) -> None:
     from agent.update.install.rollback import Rollback, already_rolled_back
     from agent.update.install.service import Systemd
 
-    where = _places()
+    where = _paths()
     if once and (done_already := already_rolled_back(Journal(where))):
         click.echo(plain(done_already))
         return
@@ -177,25 +177,24 @@ def confirm() -> None:
     """
     from agent.errors import UpdateError
 
-    if not _ordered(_places(), "confirm", but=("received", "verified", "staged", "tested")):
+    if not _ordered(_paths(), "confirm", but=("received", "verified", "staged", "tested")):
         raise UpdateError("nothing is on trial: see `vedette update status`")
 
 
-def _ordered(where: Paths, order: str, but: Collection[str] = ()) -> bool:
-    """Return True if there is an update in another state than these, and its process was notified."""
+def _ordered(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
+    """Store an order for the current update; return False if there is none, or it is in one of these states."""
     from agent.errors import UpdateError
     from agent.update.install.journal import Journal
     from agent.update.install.service import Systemd
-    from agent.update.install.watch import Orders
 
     try:
         at_hand = Journal(where).read()
-    except UpdateError:  # it is damaged, and set aside by whatever is done next
+    except UpdateError:  # the next operation sets the damaged journal aside
         return False
     if at_hand is None or at_hand.over or at_hand.state in but:
         return False
-    Orders(where).give(order)
-    if Systemd.is_there() and Systemd().idle():  # whoever was at it is gone
+    Journal(where).order(order)
+    if Systemd.is_there() and Systemd().idle():  # its process has died
         Systemd().hand_over()
     click.echo(f"told to {order}: see `vedette update status`")
     return True
@@ -221,35 +220,35 @@ def selftest(models: Path) -> None:
 def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
     """Register a slot that scripts/install has filled."""
     from agent import __version__
-    from agent.update.install.adopt import adopt as take_in
-    from agent.update.install.slots import slot_of
+    from agent.update.install.slots import parse_slot
+    from agent.update.install.stage import adopt as register
 
-    where = _places()
+    where = _paths()
     with nullcontext() if owned else _owned(where):
-        take_in(where, slot_of(slot), __version__, bundle, source)
+        register(where, parse_slot(slot), __version__, bundle, source)
 
 
-def _places() -> Paths:
+def _paths() -> Paths:
     """Return the update paths of this board.
 
     Raises:
         StorageError: this user may not read the state folder.
     """
     from agent.errors import StorageError
-    from agent.update.install.paths import places
+    from agent.update.install.slots import board_paths
 
-    where = places()
+    where = board_paths()
     if where.state.is_dir() and not os.access(where.state, os.R_OK | os.X_OK):
-        raise StorageError(f"{where.state}: only root may look into it: try `sudo vedette update …`")
+        raise StorageError(f"{where.state}: only root may read it: try `sudo vedette update …`")
     return where
 
 
 @contextmanager
 def _owned(where: Paths) -> Iterator[None]:
-    """Nobody else updates this board meanwhile.
+    """Lock the updates of this board.
 
     Raises:
-        UpdateError: somebody does. StorageError: the folder is not ours to write.
+        UpdateError: another process has locked them. StorageError: this user may not write the state folder.
     """
     from agent.errors import InUseError, StorageError, UpdateError
     from agent.storage.files import make_folder
@@ -263,12 +262,12 @@ def _owned(where: Paths) -> Iterator[None]:
             yield
     except InUseError as error:
         raise UpdateError(
-            "an update is going on: see `vedette update status`; `vedette update rollback` ends it"
+            "an update is running: see `vedette update status`; `vedette update rollback` ends it"
         ) from error
 
 
 def _say(line: str) -> None:
     try:
         click.echo(plain(line))
-    except BrokenPipeError:  # whoever listened has gone, and what is being done must not end half-way for that
+    except BrokenPipeError:  # the reader has closed the pipe; the update must not stop for that
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

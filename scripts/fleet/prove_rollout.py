@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.update.fleet.inventory import read_inventory
-from agent.update.fleet.ledger import Ledger, RolloutProgress, replay
-from agent.update.fleet.policy import counted
+from agent.update.fleet.ledger import Ledger, RolloutProgress, counted, replay
 from agent.update.fleet.report import size, verdict
 from agent.update.fleet.ssh import Transport
 from tests.support.fleet import Fleet

@@ -121,7 +121,7 @@ def _unwell(gate: HealthGate) -> Iterator[Scene]:
     late = coded(_RUN, f"{_IF_RUN}import os, threading\n    {timer}")
     yield _scene("crash after 30 s", late, ended, state=back, health=long)
     hang = coded(_RUN, f"{_IF_RUN}import time\n    time.sleep(1e6)")
-    yield _scene("hang", hang, "the daemon does not tell how it is", state=back)
+    yield _scene("hang", hang, "the daemon does not report its health", state=back)
     # What a good one is granted for hiccups, a slow one may keep to where a fast machine emulates the board.
     strict = msgspec.structs.replace(gate, p95_floor_ms=gate.p95_floor_ms / 5)
     yield _scene("slow model", faulty.slow_model, "(p95)", state=back, health=strict)

@@ -19,10 +19,9 @@ import pytest
 
 from agent.storage.state_file import read_shadow_order
 from agent.update.bundle.description import HealthGate
-from agent.update.install.paths import Paths
 from agent.update.install.rollback import Rollback
 from agent.update.install.service import ServiceState, boot_id
-from agent.update.install.slots import ModelSets, Slots, slot_of
+from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
 from agent.update.install.updater import Updater
 from agent.update.protocol import Update
 from tests.support.tiny_bundles import Key, make_key, models_bundle, tiny_bundle
@@ -92,7 +91,7 @@ class PretendService:
     def idle(self) -> str:
         return ""
 
-    def standing(self) -> ServiceState:
+    def state(self) -> ServiceState:
         self.write_vitals()
         if "+crash" in self.version:
             self.failures += 1
@@ -100,12 +99,12 @@ class PretendService:
 
     def _start(self) -> None:
         self.pid = next(_PIDS)
-        running = self._slots.of("current")
+        running = self._slots.target("current")
         self.version = self._slots.version(running) if running else ""
         self._look_at_models()
 
     def _look_at_models(self) -> None:
-        running = self._slots.of("current")
+        running = self._slots.target("current")
         self.models = ModelSets(self._slots.path(running)).current if running else 0
 
     def write_vitals(self) -> None:
@@ -165,7 +164,7 @@ class Board:
         self.restart_service()
         if monkeypatch is not None:
             monkeypatch.setattr("agent.update.install.stage.install", self.install)
-            monkeypatch.setattr("agent.update.install.updater.check_board", lambda wanted, facts: None)
+            monkeypatch.setattr("agent.update.install.preflight.check_board", lambda wanted, facts: None)
 
     def restart_service(self) -> None:
         """A service that knows nothing of before."""
@@ -219,7 +218,7 @@ class Board:
     @property
     def runs(self) -> str:
         """The version that `current` leads to."""
-        running = self.slots.of("current")
+        running = self.slots.target("current")
         assert running is not None
         return self.slots.version(running)
 
@@ -230,9 +229,9 @@ class Board:
 
     def check_sound(self) -> None:
         """Whatever happened: one complete version runs and manages updates, and nothing is half done."""
-        assert self.slots.of("keeper") == self.slots.of("current")
+        assert self.slots.target("keeper") == self.slots.target("current")
         assert self.runs
-        assert (self.slots.path(slot_of(self.slots.of("current") or "")) / "venv/bin/vedette").exists()
+        assert (self.slots.path(parse_slot(self.slots.target("current") or "")) / "venv/bin/vedette").exists()
         assert not self.where.trial.exists()
         assert not self.where.verdict.exists()
         assert self.service.version == self.runs

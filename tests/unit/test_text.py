@@ -23,7 +23,7 @@ from agent.config import StorageConfig
 from agent.storage.spool.spool import Spool
 from agent.text import TIME_WIDTH, local_time, plural
 from agent.types import ClipReason
-from agent.update.install.status import row
+from agent.update.install.journal import history_line
 from agent.update.protocol import Update
 from tests.unit.cli.test_clips import clip
 from tests.unit.cli.test_events import CLIP
@@ -71,7 +71,7 @@ def test_every_verb_shows_times_in_the_same_form(tmp_path: Path, capsys: pytest.
     listed = CliRunner().invoke(clips, ["list", "--folder", str(tmp_path)]).output.splitlines()[2]
     follow([ReceivedMessage("vedette/porch/status", "porch", "", "status", b"online", 0, False)], "title")
     (watched,) = [line for line in capsys.readouterr().out.splitlines() if "porch online" in line]
-    history = row(Update(state="committed", file="x.vedette", began_at=AT))
+    history = history_line(Update(state="committed", file="x.vedette", began_at=AT))
     (clock,) = of_clock(Clock(True, True), AT.timestamp(), 0.0)
     for shown in (tail, listed, watched, history, clock.value):
         assert re.match(SHOWN, shown), shown

@@ -14,7 +14,7 @@ from agent.backoff import Backoff
 from agent.errors import VedetteError, reason_of
 from agent.update.fleet.board import STRANGE, parse_state
 from agent.update.fleet.inventory import FleetBoard
-from agent.update.fleet.policy import BoardOutcome, Kind
+from agent.update.fleet.ledger import BoardOutcome, Kind
 from agent.update.fleet.ssh import BUNDLE, Fault, SshFailure, Transport
 from agent.update.protocol import Update, UpdateStatus
 

@@ -1,4 +1,4 @@
-"""The ledger of a rollout: one JSON object a line, written as things happen, so that a rollout can be resumed."""
+"""The ledger of a rollout, so that it can be resumed: the outcome of each board, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -6,16 +6,66 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal, get_args
 
 import msgspec
 from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError, reason_of
 from agent.storage.files import add_line, owned_file
-from agent.update.fleet.policy import Batch, BoardOutcome
 
 _ADVICE = "name another --ledger"
 _BEGINNING = b'{"type":"begun",'
+
+
+Batch = tuple[str, ...]
+"""Names of boards that are updated together."""
+Kind = Literal["updated", "current", "refused", "rolled_back", "failed", "unreachable"]
+"""Outcome: `updated`: it has committed the version. `current`: it had the version already. `refused`: it
+has refused the update. `rolled_back`: it tried, and rolled back. `failed`: it could not be asked to, or does not
+say why. `unreachable`: it did not answer, which says nothing about the version."""
+KINDS: tuple[Kind, ...] = get_args(Kind)
+GOOD: frozenset[Kind] = frozenset(("updated", "current"))
+BAD: frozenset[Kind] = frozenset(("refused", "rolled_back", "failed"))
+
+
+class BoardOutcome(Struct, frozen=True, omit_defaults=True):
+    """Outcome of an update on one board.
+
+    Attributes:
+        board: its name.
+        kind: see `Kind`.
+        reason: in words.
+        version: that runs now; empty: unknown.
+        seconds: duration of the update.
+        sent: bytes of the bundle that were sent. size: of the bundle, bytes.
+        downtime_s: time without inferences; None: the daemon was not stopped, or this is unknown.
+    """
+
+    board: str
+    kind: Kind
+    reason: str = ""
+    version: str = ""
+    seconds: float = 0.0
+    sent: int = 0
+    size: int = 0
+    downtime_s: float | None = None
+
+    @property
+    def is_good(self) -> bool:
+        """True if the board has the version."""
+        return self.kind in GOOD
+
+
+def counted(outcomes: Iterable[BoardOutcome]) -> dict[Kind, int]:
+    """Count the outcomes by kind, without the kinds that do not occur."""
+    kinds = [one.kind for one in outcomes]
+    return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
+
+
+def how_many(count: int) -> str:
+    """Format a number of boards."""
+    return "1 board" if count == 1 else f"{count} boards"
 
 
 class Begun(Struct, frozen=True, tag="begun"):
@@ -76,10 +126,10 @@ class RolloutProgress(Struct, frozen=True):
     """Progress of a rollout.
 
     Attributes:
-        begun: what it is.
+        begun: its first entry.
         outcomes: the newest of each board, by name.
-        reason: it was stopped for; empty: it was not.
-        done: every batch had its turn.
+        reason: why it was stopped; empty: it was not.
+        done: all batches were tried.
     """
 
     begun: Begun
@@ -149,7 +199,7 @@ class Ledger:
         """Add an entry.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         add_line(self.path, msgspec.json.encode(entry))
 
@@ -157,7 +207,7 @@ class Ledger:
         """Return all entries; none without a file. Damaged lines are ignored.
 
         Raises:
-            FleetError: it cannot be read, or is no ledger.
+            FleetError: it cannot be read, or is not a ledger.
         """
         try:
             lines = [line for line in self.path.read_bytes().split(b"\n") if line]
@@ -168,7 +218,7 @@ class Ledger:
         entries = [entry for line in lines for entry in _entry(line)]
         self.left_out = len(lines) - len(entries)
         if lines and not entries and not _is_begun(lines):
-            raise FleetError(f"{self.path}: is no ledger of a rollout: {_ADVICE}")
+            raise FleetError(f"{self.path}: is not a ledger of a rollout: {_ADVICE}")
         return entries
 
 
@@ -185,5 +235,5 @@ def _entry(line: bytes) -> Sequence[Entry]:
 
 
 def now() -> datetime:
-    """UTC."""
+    """Return the present time, UTC."""
     return datetime.now(UTC)

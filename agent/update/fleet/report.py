@@ -8,8 +8,7 @@ from pathlib import Path
 
 from agent.errors import FleetError, reason_of
 from agent.text import local_time
-from agent.update.fleet.ledger import RolloutProgress
-from agent.update.fleet.policy import BoardOutcome, counted
+from agent.update.fleet.ledger import BoardOutcome, RolloutProgress, counted
 
 _COLOURS = {
     "updated": "#1a7f37",

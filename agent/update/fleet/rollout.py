@@ -1,18 +1,22 @@
-"""A rollout: updates the boards batch by batch, and records each step in the ledger."""
+"""A rollout: the plan of its batches, and the updates of their boards; each step is recorded in the ledger."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import ceil
 from pathlib import Path
 
 from agent.errors import FleetError
 from agent.update.bundle.archive import check, read_description
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts, Watch
-from agent.update.fleet.inventory import FleetBoard, Inventory
+from agent.update.fleet.inventory import FleetBoard, Inventory, Size
 from agent.update.fleet.ledger import (
+    BAD,
+    Batch,
     Begun,
+    BoardOutcome,
     Done,
     Ended,
     Ledger,
@@ -20,26 +24,74 @@ from agent.update.fleet.ledger import (
     RolloutProgress,
     Started,
     Stopped,
+    how_many,
     now,
     replay,
 )
-from agent.update.fleet.parallel import run_parallel
-from agent.update.fleet.policy import Batch, BoardOutcome, plan, stop_reason
-from agent.update.fleet.ssh import Transport
+from agent.update.fleet.ssh import Transport, run_parallel
 
 Show = Callable[[BoardOutcome], None]
 
 
-def _check_there(bundle: Path) -> None:
-    """Refuse what is not a file, or has a name that is not UTF-8, which JSON cannot hold.
+def stop_reason(outcomes: Sequence[BoardOutcome], share: float, *, canary: bool) -> str:
+    """Return why a rollout stops after a batch; empty if it continues.
 
-    Raises:
-        FleetError: says what it is.
+    An unreachable board says nothing about the version and does not count. But every canary has to show that the
+    version is good, and a whole batch out of reach means that something else is wrong.
+
+    Args:
+        outcomes: of each board of the batch.
+        share: of the reached boards that may fail, 0 to 1.
+        canary: True if these are the canaries.
     """
+    bad = [one.board for one in outcomes if one.kind in BAD]
+    away = [one.board for one in outcomes if one.kind == "unreachable"]
+    reached = len(outcomes) - len(away)
+    if canary and (bad or away):
+        return f"the canary {', '.join([*bad, *away])} did not take the version"
+    if outcomes and not reached:
+        return "no board of the batch can be reached: check the network"
+    if bad and len(bad) > share * reached:
+        return f"{len(bad)} of {how_many(reached)} failed ({', '.join(bad)}), {share:.0%} may"
+    return ""
+
+
+def plan(boards: Sequence[str], canary: Sequence[str], sizes: Sequence[Size]) -> tuple[Batch, ...]:
+    """Divide the boards into batches.
+
+    Args:
+        boards: names, in the order of their updates.
+        canary: boards of the first batch; names that are not among `boards` are ignored. If none is left, the
+            first board is the canary.
+        sizes: of the batches after the canary; the last one is repeated. Shares are of all boards, rounded up.
+
+    Returns:
+        the batches in their order; none is empty.
+    """
+    first = [name for name in boards if name in canary] or list(boards[:1])
+    left = [name for name in boards if name not in first]
+    batches = [tuple(first)] if first else []
+    for number in range(len(left)):  # each batch takes one at least
+        if not left:
+            break
+        size = _size(sizes[min(number, len(sizes) - 1)], len(boards))
+        batches.append(tuple(left[:size]))
+        left = left[size:]
+    return tuple(batches)
+
+
+def _size(size: Size, boards: int) -> int:
+    if isinstance(size, int):
+        return size
+    return max(1, ceil(int(size.removesuffix("%")) * boards / 100))
+
+
+def _check_there(bundle: Path) -> None:
+    """Refuse a path that is not a file, or has a name that is not UTF-8, which JSON cannot hold."""
     try:
         bundle.name.encode()
     except UnicodeEncodeError as error:
-        raise FleetError(f"{bundle}: its name is no UTF-8: rename it, and its signature") from error
+        raise FleetError(f"{bundle}: its name is not UTF-8: rename it, and its signature") from error
     if not bundle.is_file():
         raise FleetError(f"{bundle}: there is no such file: `vedette bundle build` makes a bundle")
 
@@ -88,11 +140,11 @@ class Rollout:
         """Write the plan to the ledger, or resume the one there if it has the same boards.
 
         Args:
-            boards: that are to be updated.
+            boards: to update.
 
         Raises:
             FleetError: the ledger is of another bundle, and not complete.
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         standing, is_there = self._standing(boards)
         self._ledger.add(Resumed(now()) if is_there else standing.begun)
@@ -102,7 +154,7 @@ class Rollout:
         """Return the batches, of the ledger or of a new plan, without writing.
 
         Args:
-            boards: that are to be updated.
+            boards: to update.
 
         Raises:
             FleetError: see `begin`.
@@ -133,9 +185,9 @@ class Rollout:
         """Update the remaining batches; return the progress.
 
         Args:
-            standing: as `begin` gave it.
-            watch: is told what each board is at.
-            show: is given each outcome.
+            standing: from `begin`.
+            watch: called with each step of each board.
+            show: called with each outcome.
 
         Raises:
             FleetError: there is no ssh or rsync here. StorageError: the ledger cannot be written.
@@ -148,9 +200,9 @@ class Rollout:
                 break
         else:
             self._ledger.add(Done(now()))
-        told = replay(self._ledger.read())
-        assert told is not None
-        return told
+        progress = replay(self._ledger.read())
+        assert progress is not None
+        return progress
 
     async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[BoardOutcome]:
         async def update(name: str) -> BoardOutcome:

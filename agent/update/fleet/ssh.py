@@ -1,4 +1,4 @@
-"""Transport to boards by the ssh and rsync of the workstation; host keys and the meaning of their errors."""
+"""Transport to boards by the workstation's ssh and rsync: their errors, many boards at once, and host keys."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import re
 import shlex
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Literal, TypeVar
 
 from msgspec import Struct
 
-from agent.errors import FleetError, reason_of
+from agent.errors import FleetError, VedetteError, reason_of
 from agent.storage.files import add_line
 from agent.update.fleet.inventory import FleetBoard
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Fault = Literal["unreachable", "failed"]
 
 _SSH_FAILED = 255
@@ -285,6 +287,91 @@ async def _tail(stream: asyncio.StreamReader) -> str:
 
 def _text(said: bytes | bytearray) -> str:
     return said.decode("utf-8", "replace")
+
+
+async def run_parallel(
+    items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], *, at_once: int
+) -> list[Result]:
+    """Run `work` on each item; return the results in order.
+
+    Args:
+        items: such as boards.
+        work: returns the failure of one item as its result. An exception cancels the other items and is raised.
+        at_once: items at the same time.
+    """
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(item: Item) -> Result:
+        async with gate:
+            return await work(item)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(item)) for item in items]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+class BoardAnswer(Struct, frozen=True, omit_defaults=True):
+    """Answer of one board to a command.
+
+    Attributes:
+        board: its name.
+        fault: None: the command has succeeded.
+        reason: of the fault, in words.
+        code: exit code of the command. out: its stdout.
+    """
+
+    board: str
+    fault: Fault | None = None
+    reason: str = ""
+    code: int = 0
+    out: str = ""
+
+
+async def ask_all(
+    transport: Transport,
+    boards: Iterable[FleetBoard],
+    command: str,
+    *,
+    at_once: int,
+    patience_s: float = 120.0,
+    show: Callable[[BoardAnswer], None] = lambda answer: None,
+) -> list[BoardAnswer]:
+    """Run a command on boards and return their answers.
+
+    Args:
+        transport: to the boards.
+        boards: to ask.
+        command: see `board.COMMANDS`.
+        at_once: boards at the same time.
+        patience_s: timeout for each board.
+        show: called with each answer as it comes.
+
+    Raises:
+        FleetError: there is no ssh here.
+    """
+
+    async def ask(board: FleetBoard) -> BoardAnswer:
+        answer = await _ask(transport, board, command, patience_s)
+        show(answer)
+        return answer
+
+    return await run_parallel(boards, ask, at_once=at_once)
+
+
+async def _ask(transport: Transport, board: FleetBoard, command: str, patience_s: float) -> BoardAnswer:
+    """Return a failure of this board or its connection as its answer."""
+    try:
+        reply = await transport.ask(board, command, patience_s)
+    except VedetteError:
+        raise
+    except Exception as error:
+        return BoardAnswer(board.name, "failed", f"it could not be asked: {reason_of(error)}")
+    if reply.trouble is None:
+        return BoardAnswer(board.name, out=reply.out)
+    return BoardAnswer(board.name, reply.trouble.fault, reply.trouble.reason, reply.code, reply.out)
 
 
 _SCAN_S = 15.0

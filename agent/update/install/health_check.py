@@ -1,8 +1,12 @@
-"""The trial: whether a new version may stay. Rules without I/O.
+"""Rules for the trial of a version or of models, and for the shadow that may come before it. No I/O.
 
-It may when for `steady_s` on end every stream that inferred before infers, none takes much longer than it did,
-and the memory is within its bound. A broker that is away says nothing against it, and neither does a camera that
-was lost before. A version that ends by itself is rolled back at once; one that is not well, after `within_s`.
+A trial is committed when for `steady_s` without a break every stream that inferred before infers, none much
+slower than before, and the memory is within its limit. An unreachable broker does not count, nor does a camera
+that was lost before. A version that ends by itself is rolled back at once; one that is not healthy, after
+`within_s`.
+
+A shadow ends well when, beside each stream that uses a changed model, the new model has agreed with the old one
+often enough and in time. Nothing that runs has been changed by then, so a failure only refuses the update.
 """
 
 from __future__ import annotations
@@ -19,16 +23,16 @@ from agent.update.bundle.description import HealthGate, ShadowGate
 from agent.update.protocol import Update, Vitals
 
 WELL = ("running", "degraded")
-"""States of a stream that infers: where a device fails, the CPU answers."""
-_LEFT_OUT = ("disabled", "ended")
+"""States of a stream that infers: when a device fails, the CPU takes over."""
+_IDLE = ("disabled", "ended")
 
 
 class Baseline(Struct, frozen=True):
-    """How it was before.
+    """Health before the switch.
 
     Attributes:
-        streams: that were well, and what the 95th percentile of their inferences took, ms; None: not known.
-        known: whether there was a daemon that told; if not, every stream has to be well.
+        streams: healthy ones, with the 95th percentile of their inference times, ms; None: unknown.
+        known: a daemon reported; if none did, every stream has to be healthy.
     """
 
     streams: dict[str, float | None] = {}
@@ -36,37 +40,36 @@ class Baseline(Struct, frozen=True):
 
 
 def baseline(vitals: Vitals | None) -> Baseline:
-    """Take the baseline from the daemon's vitals; an unknown one while the daemon is still starting."""
+    """Return the baseline from the daemon's vitals; an unknown one while the daemon is still starting."""
     if vitals is None or not vitals.ready:
         return Baseline()
     well = {name: one.infer_p95_ms for name, one in vitals.streams.items() if one.state in WELL and one.inferred}
     return Baseline(well, known=True)
 
 
-class Reloaded(Struct, frozen=True):
-    """The daemon before it was asked to take new models up. Another one has them from its start.
+class DaemonBefore(Struct, frozen=True):
+    """The daemon before it is asked to load new models. A daemon started later loads them at its start.
 
     Attributes:
-        pid: of it; 0: there was none.
-        count: how often it had read its configuration again; -1: it does not tell.
+        pid: 0: there was none.
+        reloads: times that it had read its configuration again; -1: not reported.
     """
 
     pid: int = 0
-    count: int = -1
+    reloads: int = -1
+
+    @classmethod
+    def from_vitals(cls, vitals: Vitals | None) -> DaemonBefore:
+        return cls() if vitals is None else cls(vitals.pid, vitals.reloads)
 
 
-def reloaded(vitals: Vitals | None) -> Reloaded:
-    """Record the daemon's pid and reload count before it is asked to reload."""
-    return Reloaded() if vitals is None else Reloaded(vitals.pid, vitals.reloads)
-
-
-class Seen(Struct, frozen=True):
-    """Observation of the service at one moment.
+class Observation(Struct, frozen=True):
+    """The service and the daemon at one moment.
 
     Attributes:
-        vitals: what the daemon tells; None: nothing, or it does not run.
-        failures: how often the service has ended by itself since the trial began.
-        why: it did last, such as `exit-code`.
+        vitals: None: the daemon does not run, or does not report.
+        failures: times that the service has ended by itself since the trial began.
+        why: it ended last, such as `exit-code`.
     """
 
     vitals: Vitals | None
@@ -87,7 +90,7 @@ class Verdict(Struct, frozen=True):
 
 
 class HealthTrial:
-    """Judges the trial of one version, or of models once taken up. Times are of a monotonic clock."""
+    """Judges the trial of a version, or of models. Times are of a monotonic clock, s."""
 
     def __init__(
         self,
@@ -96,42 +99,42 @@ class HealthTrial:
         version: str,
         began_s: float,
         *,
-        asked: Reloaded | None = None,
+        asked: DaemonBefore | None = None,
         replaced: int = 0,
     ) -> None:
-        """Begin.
+        """Begin a trial.
 
         Args:
-            gate: what the bundle asks for.
-            before: how it was.
+            gate: of the bundle.
+            before: health before the switch.
             version: that has to run; empty: any, since only models are new.
             began_s: now.
-            asked: the daemon that was asked to take new models up; None: a version is new.
-            replaced: pid of the daemon that has to end for it; 0: there was none. It may be of the same version,
-                and tells that all is well until it has stopped.
+            asked: the daemon that was asked to load new models; None: a version is new.
+            replaced: pid of the daemon that has to stop first; 0: there was none. Its reports do not count, even
+                with the same version.
         """
-        self._replaced = replaced
-        self._gate, self._before, self._version, self._asked = gate, before, version, asked
-        self._began_s, self._has_taken_up = began_s, False
+        self._gate, self._before, self._version = gate, before, version
+        self._began_s, self._asked, self._replaced = began_s, asked, replaced
+        self._has_reloaded = False
         self._well_since: float | None = None
         self.ready_at: float | None = None
-        """When the daemon was first seen ready."""
+        """When the daemon was first healthy; None: not yet."""
 
-    def evaluate(self, now: float, seen: Seen) -> Verdict:
-        """Judge what is seen now."""
+    def evaluate(self, now: float, seen: Observation) -> Verdict:
+        """Judge an observation."""
         if seen.failures:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
             return Verdict("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
-        if seen.vitals is not None and self._has_read(seen.vitals) and not self._has_taken_up:
+        if seen.vitals is not None and self._has_read(seen.vitals) and not self._has_reloaded:
             if seen.vitals.reload_refused:
-                return Verdict("roll back", f"the daemon refuses to take them up: {seen.vitals.reload_refused}")
-            self._has_taken_up = True  # what is refused from now on is somebody else's
+                return Verdict("roll back", f"the daemon refuses to load them: {seen.vitals.reload_refused}")
+            self._has_reloaded = True  # a later refusal is of another reload
         lacks = next(self._lacks(seen.vitals), "")
         if lacks:
             self._well_since = None
             if now - self._began_s >= self._gate.within_s:
-                return Verdict("roll back", f"not well within {self._gate.within_s:g} s: {lacks}")
+                return Verdict("roll back", f"not healthy within {self._gate.within_s:g} s: {lacks}")
             return Verdict("wait", lacks)
         if self.ready_at is None:
             self.ready_at = now
@@ -141,49 +144,50 @@ class HealthTrial:
         if left_s <= 0:
             return Verdict("commit")
         if now - self._began_s >= self._gate.within_s + self._gate.steady_s:
-            return Verdict("roll back", f"not well for {self._gate.steady_s:g} s on end")
-        return Verdict("wait", f"all is well; {left_s:.0f} s more of it are asked for")
+            return Verdict("roll back", f"not healthy for {self._gate.steady_s:g} s without a break")
+        return Verdict("wait", f"healthy; {left_s:.0f} s left of the trial")
 
     def _has_read(self, vitals: Vitals) -> bool:
         """Return True if the daemon that was asked to reload has read its configuration again since."""
         asked = self._asked
-        return asked is not None and vitals.pid == asked.pid and vitals.reloads > asked.count
+        return asked is not None and vitals.pid == asked.pid and vitals.reloads > asked.reloads
 
     def _lacks(self, vitals: Vitals | None) -> Iterator[str]:
         """Yield the reasons why the daemon is not healthy."""
         if vitals is None:
-            yield "the daemon does not tell how it is"
+            yield "the daemon does not report its health"
             return
         if self._version and vitals.version != self._version:
             yield f"version {vitals.version} runs, not {self._version}"
         if self._replaced and vitals.pid == self._replaced:
-            yield "the daemon of before has not stopped yet"
-        if self._asked is not None and vitals.pid == self._asked.pid and 0 <= vitals.reloads <= self._asked.count:
-            yield "the daemon has not taken the new models up yet"
+            yield "the previous daemon has not stopped yet"
+        if (
+            self._asked is not None
+            and vitals.pid == self._asked.pid
+            and 0 <= vitals.reloads <= self._asked.reloads
+        ):
+            yield "the daemon has not loaded the new models yet"
         if not vitals.ready:
             yield f"the daemon is not ready: {self._waits_for(vitals)}"
-        yield from self._unwell(vitals)
+        yield from self._unhealthy(vitals)
         if vitals.rss_mb > self._gate.memory_mb:
             yield f"the daemon takes {vitals.rss_mb:.0f} MB of memory, {self._gate.memory_mb:g} are allowed"
 
     def _waits_for(self, vitals: Vitals) -> str:
-        idle = [name for name, one in vitals.streams.items() if not one.inferred and one.state not in _LEFT_OUT]
-        return f"stream {', '.join(idle)} has not inferred yet" if idle else "it begins"
+        idle = [name for name, one in vitals.streams.items() if not one.inferred and one.state not in _IDLE]
+        return f"stream {', '.join(idle)} has not inferred yet" if idle else "it is starting"
 
-    def _unwell(self, vitals: Vitals) -> Iterator[str]:
-        for name in self._wanted(vitals):
+    def _unhealthy(self, vitals: Vitals) -> Iterator[str]:
+        for name in self._before.streams if self._before.known else vitals.streams:
             one = vitals.streams.get(name)
             if one is None:
                 yield f"stream {name} is gone"
-            elif one.state not in (*WELL, *_LEFT_OUT):
+            elif one.state not in (*WELL, *_IDLE):
                 yield f"stream {name} is {one.state}{': ' if one.detail else ''}{one.detail}"
             elif one.state in WELL and not one.inferred:
                 yield f"stream {name} has not inferred yet"
             elif (slow := self._too_slow(name, one.infer_p95_ms)) is not None:
                 yield slow
-
-    def _wanted(self, vitals: Vitals) -> list[str]:
-        return list(self._before.streams if self._before.known else vitals.streams)
 
     def _too_slow(self, name: str, p95_ms: float | None) -> str | None:
         before_ms = self._before.streams.get(name)
@@ -197,27 +201,22 @@ class HealthTrial:
         )
 
 
-# The shadow: whether new models may take the place of those in use. Rules without I/O.
-#
-# They may when beside each stream that uses one the new model has answered like the old one, often enough and in
-# time. Nothing that runs is changed before that: what does not hold is refused.
-
-_BEGINS_S = 60.0
-"""So long nothing need be compared: the daemon may be starting, or a stream's camera be opened."""
+_BLIND_S = 60.0
+"""Longest time without a comparison, s: the daemon may be starting, or a camera being opened."""
 _STEPS = 10
-"""Progress is told so often: each time costs a write."""
+"""Number of progress reports: each costs a write to disk."""
 
 
 class ShadowTrial:
-    """Judges the shadow run of one bundle's models. Times are of a monotonic clock."""
+    """Judges new models that run beside those in use. Times are of a monotonic clock, s."""
 
     def __init__(self, update: str, gate: ShadowGate, health: HealthGate, began_s: float) -> None:
-        """Begin.
+        """Begin a shadow.
 
         Args:
-            update: that the daemon has to tell of: the sha256 of the bundle.
-            gate: what is asked for.
-            health: how long an inference may take.
+            update: sha256 of the bundle, which the daemon has to report.
+            gate: required agreement.
+            health: limits of the inference time.
             began_s: now.
         """
         self._update, self._gate, self._health, self._began_s = update, gate, health, began_s
@@ -225,8 +224,8 @@ class ShadowTrial:
         self.agreement: dict[str, float] = {}
         """Agreement of each stream that was compared often enough; filled when the verdict is `commit`."""
 
-    def evaluate(self, now: float, seen: Seen) -> Verdict:
-        """Judge what is seen now."""
+    def evaluate(self, now: float, seen: Observation) -> Verdict:
+        """Judge an observation."""
         if seen.failures:
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
             return Verdict("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
@@ -241,32 +240,32 @@ class ShadowTrial:
         if refused := next((why for name, one in beside.items() for why in self._refusals(name, one)), ""):
             return Verdict("roll back", refused)
         left = [(name, one) for name, one in beside.items() if one.compared < self._gate.compared]
-        begins = self._begins(seen.vitals)
-        if not left and not begins:
+        starting = self._starting(seen.vitals)
+        if not left and not starting:
             self.agreement = {name: one.agreement or 0.0 for name, one in beside.items()}
             return Verdict("commit")
-        what = self._progress(*left[0]) if left else f"stream {', '.join(begins)} has not inferred yet"
+        what = self._progress(*left[0]) if left else f"stream {', '.join(starting)} has not inferred yet"
         return self._wait(now - self._began_s, self._gate.within_s, what)
 
     def _blind(self, now: float, what: str) -> Verdict:
-        """Nothing is compared now, which may be for a moment only."""
+        """Return the verdict while nothing is compared, which may be for a moment only."""
         if self._blind_since is None:
             self._blind_since = now
-        return self._wait(now - self._blind_since, _BEGINS_S, what)
+        return self._wait(now - self._blind_since, _BLIND_S, what)
 
     def _wait(self, waited_s: float, within_s: float, what: str) -> Verdict:
         if waited_s >= within_s:
-            return Verdict("roll back", f"nothing is decided after {waited_s:.0f} s: {what}")
+            return Verdict("roll back", f"undecided after {waited_s:.0f} s: {what}")
         return Verdict("wait", what)
 
-    def _begins(self, vitals: Vitals) -> list[str]:
-        """Streams that may have a shadow yet."""
+    def _starting(self, vitals: Vitals) -> list[str]:
+        """Return the streams that may still get a shadow."""
         states = ("starting", *WELL)
         return [name for name, one in vitals.streams.items() if one.state in states and not one.inferred]
 
     def _unused(self, vitals: Vitals) -> str:
-        if begins := self._begins(vitals):
-            return f"stream {', '.join(begins)} has not inferred yet"
+        if starting := self._starting(vitals):
+            return f"stream {', '.join(starting)} has not inferred yet"
         return "no stream that infers uses one of the models that change"
 
     def _refusals(self, name: str, one: ShadowReport) -> Iterator[str]:
@@ -276,8 +275,8 @@ class ShadowTrial:
             return
         if (agreed := one.agreement or 0.0) < self._gate.agreement:
             yield (
-                f"stream {name}: the new model agrees by {agreed:.2f} with the one in use, in {one.compared} "
-                f"answers; {self._gate.agreement:g} is asked for"
+                f"stream {name}: the new model agrees by {agreed:.2f} with the one in use in {one.compared} "
+                f"answers, expected at least {self._gate.agreement:g}"
             )
         if one.infer_p95_ms is None or one.present_p95_ms is None:
             return
@@ -290,22 +289,18 @@ class ShadowTrial:
 
     def _progress(self, name: str, one: ShadowReport) -> str:
         done = one.compared * _STEPS // self._gate.compared * 100 // _STEPS
-        return f"stream {name}: {done} % of {self._gate.compared} answers in which something was found"
+        return f"stream {name}: {done} % of {self._gate.compared} answers with a result"
 
 
-GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_000_000.0)
-"""Gate of a rollback: the version ran well once, so it only has to become ready."""
+ROLLBACK_GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memory_mb=1_000_000.0)
+"""Gate of a rollback: the version was healthy once, so it only has to become ready."""
 
 
-def terms(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
-    """Return the gate and baseline of a trial; a rollback only has to become ready.
-
-    Args:
-        update: that is on trial.
-        incoming: its bundle, which a return has none of.
+def trial_gate(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
+    """Return the gate and baseline of a trial; of a rollback, which has no bundle, `ROLLBACK_GATE`.
 
     Raises:
-        BundleError: it cannot be read.
+        BundleError: the bundle cannot be read.
     """
     before = Baseline(update.streams_before or {}, known=update.back or update.streams_before is not None)
-    return GATE if update.back else read_description(incoming).health, before
+    return ROLLBACK_GATE if update.back else read_description(incoming).health, before

@@ -1,62 +1,48 @@
-"""The journal: how far the update at hand has come, on the disk before more is done; and the history."""
+"""The journal of a board's updates: the current one with its state, an operator's orders to it, and the history.
+
+    received → verified → staged → tested [→ shadow] → switching → trial → committed
+                                                               └──────┴────→ rolled_back
+    received, verified, staged, tested, shadow ────────────────────────────→ refused
+
+Each state is on disk before the work for the next one begins. An update that is interrupted before `switching`
+has changed nothing that runs, and begins again from its bundle. A switch that is interrupted is undone before the
+daemon starts. An interrupted trial continues.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
-from typing import Literal
+from pathlib import Path
+from typing import Literal, get_args
 
 import msgspec
 
 from agent.errors import NO_JSON, StorageError, UpdateError
-from agent.storage.files import add_line, keep_newest, read_lines, rename
+from agent.storage.files import add_line, keep_newest, read_lines, remove, rename
 from agent.storage.state_file import StateFile
-from agent.update.install.paths import Paths
-from agent.update.protocol import FINAL, State, Update
-
-# The states of an update, and which may follow which: rules without I/O.
-#
-#     received → verified → staged → tested [→ shadow] → switching → trial → committed
-#                                                               └──────┴────→ rolled_back
-#     received, verified, staged, tested, shadow ────────────────────────────→ refused
-#
-# Each state is on the disk before anything is done that belongs to the next one. Whatever is cut off before
-# `switching` has changed nothing that runs: it is done again from the bundle. What is cut off in `switching` is
-# undone before the daemon starts. A trial goes on where it was.
+from agent.text import local_time
+from agent.update.install.slots import ModelSets, Paths, Slot, Slots
+from agent.update.protocol import FINAL, State, Update, UpdateStatus
 
 BEFORE_SWITCH: frozenset[State] = frozenset(("received", "verified", "staged", "tested", "shadow"))
-"""Nothing that runs has been changed."""
-
-_NEXT: Mapping[State, frozenset[State]] = {
-    "received": frozenset(("verified", "refused")),
-    "verified": frozenset(("staged", "refused")),
-    "staged": frozenset(("tested", "refused")),
-    "tested": frozenset(("shadow", "switching", "refused")),
-    "shadow": frozenset(("switching", "refused")),
-    "switching": frozenset(("trial", "rolled_back")),
-    "trial": frozenset(("committed", "rolled_back")),
-    "committed": frozenset(),
-    "rolled_back": frozenset(),
-    "refused": frozenset(),
+"""States in which nothing that runs has been changed."""
+_NEXT: Mapping[State, tuple[State, ...]] = {
+    "received": ("verified", "refused"),
+    "verified": ("staged", "refused"),
+    "staged": ("tested", "refused"),
+    "tested": ("shadow", "switching", "refused"),
+    "shadow": ("switching", "refused"),
+    "switching": ("trial", "rolled_back"),
+    "trial": ("committed", "rolled_back"),
 }
-
-Step = Literal["again", "undo", "follow", "nothing"]
-"""Step to take with an update that was cut off: begin again with its bundle, undo the switch, go on with the
-trial, or nothing."""
-
-_AFTER_CUT: Mapping[State, Step] = {
-    "received": "again",
-    "verified": "again",
-    "staged": "again",
-    "tested": "again",
-    "shadow": "again",
-    "switching": "undo",
-    "trial": "follow",
-    "committed": "nothing",
-    "rolled_back": "nothing",
-    "refused": "nothing",
-}
+Order = Literal["confirm", "rollback"]
+_HISTORY_MAX = 1024**2
+"""Bytes of the history: about 2,000 updates."""
+_REASON_MAX = 1000
+"""Characters of a reason: the daemon, which is not trusted, may report any text."""
 
 
 def check_step(before: State, after: State) -> None:
@@ -65,34 +51,24 @@ def check_step(before: State, after: State) -> None:
     Raises:
         UpdateError: it is one.
     """
-    if after not in _NEXT[before]:
+    if after not in _NEXT.get(before, ()):
         raise UpdateError(f"an update that is {before} cannot become {after}: internal error (please report)")
 
 
-def after_cut(state: State) -> Step:
-    """Return the step to take with an update that was cut off in this state."""
-    return _AFTER_CUT[state]
-
-
-_LARGEST = 1024**2
-"""Bytes of the history: some 2,000 updates."""
-_REASON = 1000
-"""Letters of a reason that are kept: a daemon may say what it likes."""
-
-
 class Journal:
-    """Journal of one board's updates; only one process at a time may write it."""
+    """Journal of one board's updates; only one process at a time may write the current update."""
 
     def __init__(self, where: Paths, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._history = StateFile(where.journal), where.history
         self._counter, self._trial = StateFile(where.counter), where.trial
+        self._order = StateFile(where.state / "order")
         self._clock, self._since = clock, clock()
 
     def read(self) -> Update | None:
-        """The update at hand, or the newest one; None: there was none.
+        """Return the current update, or the newest one; None: there was none.
 
         Raises:
-            UpdateError: it is damaged, which no power cut does.
+            UpdateError: the file is damaged, which no power cut does.
             StorageError: it cannot be read.
         """
         content = self._file.read()
@@ -109,7 +85,7 @@ class Journal:
         """Set a damaged journal aside; return True if it was. The rollback watchdog ends its trial.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         try:
             self.read()
@@ -124,19 +100,19 @@ class Journal:
         """Write the first state of an update.
 
         Raises:
-            UpdateError: another is at hand.
-            StorageError: the disk refuses.
+            UpdateError: another update is not over.
+            StorageError: a disk error.
         """
         self.check_free()
         self._since = self._clock()
         return self._write(_bounded(update))
 
     def check_free(self) -> None:
-        """Refuse to begin while an update is at hand.
+        """Refuse to begin while another update is not over.
 
         Raises:
-            UpdateError: one is.
-            StorageError: it cannot be read.
+            UpdateError: one is not.
+            StorageError: the journal cannot be read.
         """
         last = self.read()
         if (last is None or last.over) and self._trial.exists():
@@ -145,98 +121,210 @@ class Journal:
             )
         if last is not None and not last.over:
             raise UpdateError(
-                f"an update to {last.version or last.file} is at hand ({last.state}): see `vedette update "
-                "status`; `vedette update resume` goes on with it"
+                f"an update to {last.version or last.file} is not over ({last.state}): see `vedette update "
+                "status`; `vedette update resume` continues it"
             )
 
     def step(self, update: Update, state: State, **changes: object) -> Update:
-        """Write the next state; a final one goes into the history, too.
+        """Write the next state; add an update that is over to the history.
 
         Raises:
             UpdateError: no update takes this step.
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         check_step(update.state, state)
         now = self._clock()
-        spent = {
-            **update.seconds,
-            update.state: round(update.seconds.get(update.state, 0.0) + now - self._since, 3),
-        }
+        spent = round(update.seconds.get(update.state, 0.0) + now - self._since, 3)
         self._since = now
-        ended = datetime.now(UTC) if state in FINAL else None
-        update = _bounded(msgspec.structs.replace(update, state=state, seconds=spent, ended_at=ended, **changes))
-        if update.over:  # first: what is told twice is found by when it began, what is told never is lost
+        changes |= {"seconds": {**update.seconds, update.state: spent}}
+        changes |= {"ended_at": datetime.now(UTC) if state in FINAL else None}
+        update = _bounded(msgspec.structs.replace(update, state=state, **changes))
+        if update.over:  # first: `history` drops a duplicate, but a missing one would be lost
             self.add(update)
         return self._write(update)
 
     def add(self, update: Update) -> None:
-        """Put what is over into the history; the counter of what was committed first.
+        """Add an update that is over to the history; write the counter of a committed one first.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
-        if update.state == "committed" and update.counter > self._told_counter():
+        if update.state == "committed" and update.counter > self._stored_counter():
             self._counter.write(f"{update.counter}\n".encode())
         add_line(self._history, msgspec.json.encode(update))
-        keep_newest(self._history, _LARGEST)
+        keep_newest(self._history, _HISTORY_MAX)
 
     def note(self, update: Update, **changes: object) -> Update:
-        """Write what has become known, in the same state.
+        """Write changed fields, in the same state.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         return self._write(_bounded(msgspec.structs.replace(update, **changes)))
-
-    def telling(self, update: Update, tell: Callable[[str], None]) -> Callable[[str], None]:
-        """Give what tells why it waits, and notes that."""
-
-        def told(reason: str) -> None:
-            tell(reason)
-            self.note(update, reason=reason)
-
-        return told
 
     def _write(self, update: Update) -> Update:
         self._file.write(msgspec.json.format(msgspec.json.encode(update)) + b"\n")
         return update
 
     def history(self) -> list[Update]:
-        """Return every update with its outcome, oldest first; damaged lines are left out.
+        """Return every update with its outcome, oldest first, without damaged lines.
 
         Raises:
-            StorageError: it cannot be read.
+            StorageError: the history cannot be read.
         """
         found: dict[tuple[datetime, str], Update] = {}
         for line in read_lines(self._history):
-            try:
+            with suppress(*NO_JSON):
                 update = msgspec.json.decode(line, type=Update)
-            except NO_JSON:
-                continue
-            found[update.began_at, update.bundle] = update
+                found[update.began_at, update.bundle] = update
         return list(found.values())
 
     def committed_counter(self) -> int:
-        """The highest that was ever committed: an older one is refused.
+        """Return the highest counter that was ever committed; 0: none.
 
         Raises:
-            StorageError: it cannot be read.
+            StorageError: the history cannot be read.
         """
-        told = max((one.counter for one in self.history() if one.state == "committed"), default=0)
-        return max(told, self._told_counter())
+        newest = max((one.counter for one in self.history() if one.state == "committed"), default=0)
+        return max(newest, self._stored_counter())
 
-    def _told_counter(self) -> int:
-        """In its own file: lines of the history make room for newer ones."""
+    def _stored_counter(self) -> int:
+        """Read the counter's own file: the history drops old lines."""
         content = (self._counter.read() or b"").strip()
         return int(content) if content.isdigit() and len(content) < 20 else 0
 
+    def order(self, order: Order) -> None:
+        """Store an order of an operator for the process that runs the update.
+
+        Raises:
+            StorageError: a disk error.
+        """
+        self._order.write(order.encode())
+
+    def read_order(self) -> Order | None:
+        """Return the stored order, if any; call `delete_order` after it is carried out."""
+        try:
+            text = (self._order.read() or b"").decode("utf-8", "replace").strip()
+        except StorageError:
+            return None
+        return next((order for order in get_args(Order) if order == text), None)
+
+    def delete_order(self) -> None:
+        """Delete the stored order.
+
+        Raises:
+            StorageError: a disk error.
+        """
+        remove(self._order.path)
+
 
 def _bounded(update: Update) -> Update:
-    """With what JSON takes: a name of a file may have bytes that are no letters, and so may what tells of it."""
+    """Replace undecodable bytes and truncate the reason, so that the record is valid JSON."""
     reason, file = (text.encode("utf-8", "replace").decode() for text in (update.reason, update.file))
-    if len(reason) > _REASON:
-        reason = f"{reason[:_REASON]} …"
+    if len(reason) > _REASON_MAX:
+        reason = f"{reason[:_REASON_MAX]} …"
     return msgspec.structs.replace(update, reason=reason, file=file)
+
+
+def history_line(one: Update) -> str:
+    """Format an update and its outcome as one line."""
+    what = f"{one.from_version or '?'} → {one.version or Path(one.file).name}"
+    if one.counter and one.version != str(one.counter):  # two builds may have the same version
+        what += f" (counter {one.counter})"
+    took = f"{sum(one.seconds.values()):.0f} s"
+    down = "" if one.downtime_s is None else f", down {one.downtime_s:.1f} s"
+    why = f"  {one.by}: {one.reason}" if one.reason else ""
+    return f"{local_time(one.began_at)}  {one.state:<11}  {what}  {took}{down}{why}"
+
+
+def status(where: Paths) -> UpdateStatus:
+    """Return the versions of a board and its current update.
+
+    Raises:
+        StorageError: a link or a file cannot be read.
+    """
+    slots, journal = Slots(where.home), Journal(where)
+    running = slots.target("current")
+    other: Slot = "b" if running == "a" else "a"
+    at_hand, trouble = None, ""
+    try:
+        at_hand = journal.read()
+    except UpdateError as error:
+        trouble = str(error)
+    counter, models = journal.committed_counter(), 0
+    if running:
+        with suppress(StorageError):  # a link that an operator has made
+            models = ModelSets(slots.path(running)).current
+    return UpdateStatus(
+        version=slots.version(running) if running else "",
+        slot=running or "",
+        previous=slots.proved_version(other) if running else "",
+        counter=counter,
+        at_hand=at_hand,
+        trouble=trouble,
+        models=models,
+        kind=_kind(journal, counter),
+    )
+
+
+def _kind(journal: Journal, counter: int) -> str:
+    """Return the kind of the newest committed bundle with that counter."""
+    for one in reversed(journal.history()):
+        if one.state == "committed" and one.counter == counter and not one.back:
+            return one.kind
+    return ""
+
+
+_POLL_S = 0.5
+_IDLE_S = 20.0
+"""Longest time for the unit to start, on a busy board or after a failure."""
+_UNCHANGED_S = 3600.0
+"""Longest time in one state, except for `shadow`, which waits for something to appear before the camera."""
+
+
+def follow(
+    where: Paths,
+    tell: Callable[[str], None],
+    sleep: Callable[[float], None] = time.sleep,
+    idle: Callable[[], str] = lambda: "",
+    clock: Callable[[], float] = time.monotonic,
+) -> Update:
+    """Show the progress of an update that another process runs, until it is over.
+
+    Args:
+        where: paths of the board.
+        tell: called with each state, and with what a trial waits for.
+        sleep: waits so many seconds.
+        idle: returns why no process runs the update now; empty: one does.
+        clock: monotonic, s.
+
+    Raises:
+        UpdateError: there is no update, or no process continues it.
+        StorageError: the journal cannot be read.
+    """
+    journal, shown, waited_s, idle_since = Journal(where), ("", ""), 0.0, clock()
+    while waited_s < _UNCHANGED_S:
+        update = journal.read()
+        if update is None:
+            raise UpdateError("there is no update: see `vedette update status`")
+        if (update.state, update.reason) != shown:
+            shown, waited_s = (update.state, update.reason), 0.0
+            tell(f"{update.state}{': ' if update.reason else ''}{update.reason}")
+        if update.over:
+            return update
+        if not (why := idle()):
+            idle_since = clock()
+        elif clock() - idle_since > _IDLE_S:
+            raise UpdateError(
+                f"no process continues the update, which is {update.state}: {why}: see `systemctl status "
+                "vedette-update.service`; `vedette update resume` continues it here"
+            )
+        sleep(_POLL_S)
+        waited_s += 0.0 if update.state == "shadow" else _POLL_S
+    raise UpdateError(
+        f"the update is {shown[0]} for an hour: see `systemctl status vedette-update.service`; "
+        "`vedette update resume` continues it here"
+    )
 
 
 def now() -> datetime:

@@ -1,4 +1,7 @@
-"""Preflight: whether this board can take a bundle at all, asked before anything is unpacked."""
+"""Checks before the switch: signature, files and board before a bundle is unpacked, then a test in its slot.
+
+The test runs the new version's own code as the daemon's user, while the old version keeps running.
+"""
 
 from __future__ import annotations
 
@@ -8,34 +11,45 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
+from agent.board.identity import read_board
 from agent.board.thermal import UNDER_VOLTAGE, read_supply
-from agent.errors import UpdateError
-
-if TYPE_CHECKING:
-    from agent.update.bundle.description import Description
-
+from agent.config.profiles import AUTO, choose
+from agent.errors import NO_JSON, ConfigError, UpdateError
+from agent.models.files import read
+from agent.storage.files import make_folder, remove, write_like
+from agent.update.bundle.archive import check, listed, read_description
+from agent.update.bundle.description import Description
+from agent.update.bundle.signing import signature_of, verify
+from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot
+from agent.update.protocol import Update
 
 _SPACE_FACTOR = 4
-"""A slot takes so many times what its bundle does: wheels are compressed, and Python compiles what is in them."""
+"""Size of a slot relative to its bundle: wheels are compressed, and Python compiles their contents."""
 _RESERVE_MB = 64
-"""Space left free for the spool and the system's log, whatever an update takes, MB."""
+"""Space left free for the event queue and the system's log, MB."""
+_PYTHONS = ("3.11", "3.12", "3.13")
+_TEST_S = 600.0
+"""Timeout of a test: on a slow or busy board the golden answers of all models may take minutes."""
+_TAIL = 400
+_CHECKED = "config/checked.toml"
 
 
 class BoardFacts(Struct, frozen=True, kw_only=True):
     """Properties of a board that decide whether a bundle can be installed.
 
     Attributes:
-        arch: such as `aarch64`. glibc: such as `2.36`; empty: it has another libc.
-        pythons: versions that are installed, such as `3.11`.
+        arch: such as `aarch64`. glibc: such as `2.36`; empty: another libc.
+        pythons: installed versions, such as `3.11`.
         profile: of the board, such as `pi4b`; empty: none fits.
         free_mb: on the disk of the slots, MB (2^20 bytes).
-        is_underpowered: whether the supply is too weak at this moment.
+        is_underpowered: the supply is too weak at this moment.
         counter: the highest that was committed.
-        has_current: whether a slot runs already, which a bundle of models needs.
+        has_current: a version runs, which a bundle of models needs.
     """
 
     arch: str
@@ -48,20 +62,57 @@ class BoardFacts(Struct, frozen=True, kw_only=True):
     has_current: bool
 
 
+def verify_bundle(where: Paths, counter: int) -> dict[str, object]:
+    """Verify the incoming bundle's signature, then its files, then that this board can take it.
+
+    Args:
+        where: paths of the board.
+        counter: the highest that was committed.
+
+    Returns:
+        the fields of the update that are known now.
+
+    Raises:
+        TrustError, BundleError, UpdateError: the bundle is refused.
+        StorageError: a disk error.
+    """
+    signer = verify(where.incoming, signature_of(where.incoming), where)
+    wanted, slots = read_description(where.incoming), Slots(where.home)
+    check(where.incoming, wanted)
+    running = slots.target("current")
+    check_board(wanted, read_facts(where.home, _profile(), counter, has_current=running is not None))
+    return {
+        "version": wanted.version,
+        "counter": wanted.counter,
+        "kind": wanted.kind,
+        "signer": signer.principal,
+        "bundle": listed(where.incoming).sha256,
+        "from_version": slots.version(running) if running else "",
+    }
+
+
+def _profile() -> str:
+    try:
+        profile = choose(AUTO, read_board())
+    except ConfigError:
+        return ""
+    return profile.name if profile else ""
+
+
 def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> BoardFacts:
     """Read the facts of this board.
 
     Args:
-        home: that the slots lie in.
+        home: folder of the slots.
         profile: of the board.
         counter: the highest that was committed.
-        has_current: whether a version runs.
+        has_current: a version runs.
     """
-    supply = read_supply()
+    supply, (libc, version) = read_supply(), platform.libc_ver()
     return BoardFacts(
         arch=platform.machine(),
-        glibc=platform.libc_ver()[1] if platform.libc_ver()[0] == "glibc" else "",
-        pythons=frozenset(version for version in ("3.11", "3.12", "3.13") if find_python(version)),
+        glibc=version if libc == "glibc" else "",
+        pythons=frozenset(version for version in _PYTHONS if find_python(version)),
         profile=profile,
         free_mb=_free_mb(home),
         is_underpowered=supply is not None and UNDER_VOLTAGE in supply.now,
@@ -71,22 +122,17 @@ def read_facts(home: Path, profile: str, counter: int, *, has_current: bool) -> 
 
 
 def find_python(version: str) -> str:
-    """The system's interpreter of a version, which a slot is built on; empty: there is none."""
+    """Return the path of the system's Python of a version, such as `3.11`; empty: there is none."""
     places = os.pathsep.join(("/usr/bin", "/usr/local/bin", os.environ.get("PATH", "")))
-    return next((path for path in _named(version, places) if _is(path, version)), "")
+    paths = (shutil.which(name, path=places) for name in (f"python{version}", "python3"))
+    return next((path for path in paths if path and _has_version(path, version)), "")
 
 
-def _named(version: str, places: str) -> Iterator[str]:
-    for name in (f"python{version}", "python3"):
-        if path := shutil.which(name, path=places):
-            yield path
-
-
-def _is(path: str, version: str) -> bool:
-    """Return True if this Python runs and has this version: a version manager's shim may lead nowhere."""
-    asks = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
+def _has_version(path: str, version: str) -> bool:
+    """Run this Python: a version manager's shim may lead nowhere."""
+    command = [path, "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
     try:
-        done = subprocess.run(asks, capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0 and done.stdout.strip() == version
@@ -98,18 +144,18 @@ def _free_mb(folder: Path) -> int:
     return shutil.disk_usage(folder).free // 1024**2
 
 
-def check(wanted: Description, facts: BoardFacts) -> None:
+def check_board(wanted: Description, facts: BoardFacts) -> None:
     """Refuse a bundle that this board cannot take.
 
     Raises:
-        UpdateError: it cannot; says each thing that stands in the way.
+        UpdateError: lists all objections.
     """
     if wrong := list(objections(wanted, facts)):
         raise UpdateError("; ".join(wrong))
 
 
 def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
-    """Yield, in words, each reason why the bundle cannot be installed on this board."""
+    """Yield each reason why the bundle cannot be installed on this board."""
     target = wanted.target
     if target is not None:
         if target.arch != facts.arch:
@@ -135,8 +181,118 @@ def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
     if facts.free_mb < needed_mb:
         yield f"the update needs {needed_mb} MB, {facts.free_mb} MB are free: make room"
     if facts.is_underpowered:
-        yield "the power supply is too weak at this moment (under-voltage): an update may be cut off"
+        yield "the power supply is too weak at this moment (under-voltage): an update may be interrupted"
 
 
 def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
+
+
+def rehearse(where: Paths, update: Update) -> None:
+    """Test the installed version or models beside what runs: golden answers, then the configuration.
+
+    Raises:
+        UpdateError: a test fails.
+    """
+    slot = Slots(where.home).path(parse_slot(update.slot))
+    check_models(where, slot, update.counter)
+    check_config(where, slot, update.counter)
+
+
+def check_models(where: Paths, slot: Path, number: int) -> None:
+    """Have the version in a slot answer the golden inputs of a set of models.
+
+    Raises:
+        UpdateError: the version cannot be imported, crashes, hangs, or answers otherwise.
+    """
+    done = _run_version(where, slot, "update", "selftest", str(ModelSets(slot).path(number)))
+    if done.returncode:
+        raise UpdateError(f"the self-test of the new version fails: {_output(done)}")
+
+
+def check_config(where: Paths, slot: Path, number: int) -> None:
+    """Have the version in a slot check the configuration that it would run on, with a set of models.
+
+    A problem that the running version finds in its own configuration too, such as a missing model, is accepted if
+    a daemon starts with it.
+
+    Raises:
+        UpdateError: the version finds another problem, or would not start.
+    """
+    if not where.config.exists():
+        return
+    slots = Slots(where.home)
+    running = slots.target("current")
+    found, loads = _problems(where, slot, _write_checked(where, slot, number))
+    remove(slot / _CHECKED)
+    if not found:
+        return
+    if not loads:
+        raise UpdateError(f"no daemon would start on the configuration: {'; '.join(found)}")
+    known, _ = _problems(where, slots.path(running), where.config) if running else ([], True)
+    if new := [problem for problem in found if problem not in known]:
+        raise UpdateError(f"the new version refuses the configuration: {'; '.join(new)}")
+
+
+def _write_checked(where: Paths, slot: Path, number: int) -> Path:
+    """Write the configuration with the paths of the new models, which `current/models` does not lead to yet."""
+    migrated, running = slot / CONFIG, Slots(where.home).target("current")
+    # In the running slot the migrated file is as old as its version; the board's own is in use.
+    is_new = migrated.exists() and (running is None or slot != Slots(where.home).path(running))
+    config = read(migrated if is_new else where.config)
+    config = config.replace(f"{where.home}/current/models/".encode(), f"{ModelSets(slot).path(number)}/".encode())
+    config = config.replace(f"{where.home}/current/".encode(), f"{slot}/".encode())
+    checked = slot / _CHECKED
+    make_folder(checked.parent)
+    write_like(checked, config, where.config)
+    return checked
+
+
+def _problems(where: Paths, slot: Path, config: Path) -> tuple[list[str], bool]:
+    """Return the problems without their places in the file, and True if a daemon would start nevertheless."""
+    done = _run_version(where, slot, "config", "check", "--json", str(config))
+    try:
+        result: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
+        found = [_without_place(str(one), config) for one in result["problems"]]
+    except (KeyError, TypeError, *NO_JSON) as error:
+        raise UpdateError(f"{slot.name}: cannot check a configuration: {_output(done)}") from error
+    return found, bool(result.get("loads", True))  # earlier versions do not report it
+
+
+def _run_version(where: Paths, slot: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+    command = [str(slot / "venv/bin/vedette"), *words]
+    try:
+        return subprocess.run(
+            command, capture_output=True, timeout=_TEST_S, check=False, cwd="/", **_daemon_user(where)
+        )
+    except subprocess.TimeoutExpired as error:
+        raise UpdateError(f"the new version hangs: `vedette {words[0]}` took over {_TEST_S:.0f} s") from error
+    except OSError as error:
+        raise UpdateError(f"the new version cannot be started: {error}") from error
+
+
+def _daemon_user(where: Paths) -> dict[str, Any]:
+    """Run as the daemon's user, never root: the bundle's code and models are unproven."""
+    environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8", "HOME": "/nonexistent"}
+    try:
+        owner = where.daemon_state.stat()
+    except OSError:
+        return {"env": environment}
+    if os.geteuid() or not owner.st_uid:
+        return {"env": environment}
+    return {"env": environment, "user": owner.st_uid, "group": owner.st_gid, "extra_groups": []}
+
+
+def _output(done: subprocess.CompletedProcess[bytes]) -> str:
+    text = " ".join((done.stderr or done.stdout).decode("utf-8", "replace").split())[-_TAIL:]
+    if done.returncode < 0:
+        return f"killed by signal {-done.returncode}{': ' if text else ''}{text}"
+    return text or f"exit code {done.returncode}"
+
+
+def _without_place(problem: str, config: Path) -> str:
+    """`FILE:LINE: what` and `FILE: what` → `what`."""
+    if not problem.startswith(str(config)):
+        return problem
+    place, _, what = problem.removeprefix(str(config)).partition(": ")
+    return what if not place or place.removeprefix(":").isdigit() else problem

@@ -1,24 +1,23 @@
-"""Rollback by an operator: to the version in the other slot, or to the models before, where models changed last.
+"""Rollback by an operator: to the version in the other slot, or to the previous models if models changed last.
 
-It is always allowed, but only to a version that was committed once. That version has to be ready in time, or the
+A rollback is possible only to a version that was committed once. That version has to be ready in time, or the
 board returns to what ran before the rollback.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from agent.errors import UpdateError, VedetteError
 from agent.models.files import read
 from agent.storage.files import take_copy
 from agent.text import local_time
-from agent.update.install.health_check import GATE, baseline, reloaded
+from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, baseline
 from agent.update.install.journal import Journal, now
-from agent.update.install.paths import Paths
-from agent.update.install.rehearse import Rehearsal
+from agent.update.install.preflight import check_models
 from agent.update.install.service import Service, boot_id, read_vitals
-from agent.update.install.slots import ModelSets, Slot, Slots, slot_of
-from agent.update.install.switch import ModelDeployment, SlotSwitch, VersionDeployment
-from agent.update.install.updater import Tell
-from agent.update.install.watch import Orders
+from agent.update.install.slots import ModelSets, Paths, Slot, Slots, parse_slot
+from agent.update.install.switch import Deployment, ModelDeployment, VersionDeployment
 from agent.update.protocol import Update
 
 
@@ -32,7 +31,7 @@ def already_rolled_back(journal: Journal) -> str:
     """
     try:
         newest = journal.read()
-    except UpdateError:  # it is damaged; the next operation sets it aside
+    except UpdateError:  # the next operation sets the damaged journal aside
         return ""
     if newest is not None and not newest.over:
         return f"already rolling back to {newest.version}: see `vedette update status`" if newest.back else ""
@@ -48,23 +47,23 @@ def already_rolled_back(journal: Journal) -> str:
 
 
 class Rollback:
-    """On one board. Whoever takes up the journal's update watches it then."""
+    """Begins a rollback on one board; `Updater.resume` watches its trial."""
 
-    def __init__(self, where: Paths, service: Service, journal: Journal, tell: Tell) -> None:
+    def __init__(self, where: Paths, service: Service, journal: Journal, tell: Callable[[str], None]) -> None:
         self._where, self._service, self._journal, self._tell = where, service, journal, tell
         self._slots = Slots(where.home)
 
     def begin(self) -> Update:
-        """Switch, and leave it on trial.
+        """Switch to the version or the models before, which are on trial then.
 
         Raises:
-            UpdateError: another update is at hand, or there is nothing to roll back to.
-            StorageError: the disk refuses; what ran goes on.
+            UpdateError: another update is not over, or there is nothing to roll back to.
+            StorageError: a disk error; nothing has changed.
         """
         self._journal.mend()
         self._journal.check_free()
-        Orders(self._where).forget()
-        running = self._slots.of("current")
+        self._journal.delete_order()
+        running = self._slots.target("current")
         if running is None:
             raise UpdateError(f"{self._where.home}/current: nothing is installed here")
         models = self._models_before(running)
@@ -86,12 +85,11 @@ class Rollback:
 
     def _to_models(self, running: Slot, before: int) -> Update:
         home = self._slots.path(running)
-        sets, told = ModelSets(home), read_vitals(self._where.health)
-        vitals, asked = baseline(told), reloaded(told)
+        sets, vitals = ModelSets(home), read_vitals(self._where.health)
+        daemon = DaemonBefore.from_vitals(vitals)
         if before:
-            Rehearsal(self._where).models(home, before)
-        standing = self._service.standing()
-        runs = standing.active == "active" and not standing.waits  # else it is started anew, and counted anew
+            check_models(self._where, home, before)
+        service = self._service.state()
         update = Update(
             state="switching",
             version=str(before),
@@ -101,25 +99,25 @@ class Rollback:
             before=running,
             from_version=str(sets.current),
             began_at=now(),
-            streams_before=vitals.streams,
-            failures_before=standing.failures if runs else 0,
+            streams_before=baseline(vitals).streams,
+            failures_before=service.failures if service.runs else 0,  # a restarted service counts from 0
             models_before=sets.current,
             boot_id=boot_id(),
-            pid_before=asked.pid,
-            reloads_before=asked.count,
+            pid_before=daemon.pid,
+            reloads_before=daemon.reloads,
             back=True,
         )
-        return self._go(update, ModelDeployment(self._where, self._service))
+        return self._begin(update, ModelDeployment(self._where, self._service))
 
     def _to_version(self, running: Slot) -> Update:
-        other = slot_of("b" if running == "a" else "a")
-        version = self._slots.proved(other)
+        other = parse_slot("b" if running == "a" else "a")
+        version = self._slots.proved_version(other)
         if not version:
             tried = self._slots.version(other)
             what = f"version {tried}, which was never committed, and " if tried else ""
             raise UpdateError(f"{self._slots.path(other)}: holds {what}no version to roll back to")
         home = self._slots.path(other)
-        Rehearsal(self._where).models(home, ModelSets(home).current)
+        check_models(self._where, home, ModelSets(home).current)
         self._keep_config(other, version)
         update = Update(
             state="switching",
@@ -130,35 +128,27 @@ class Rollback:
             from_version=self._slots.version(running),
             began_at=now(),
             boot_id=boot_id(),
-            pid_before=reloaded(read_vitals(self._where.health)).pid,
+            pid_before=DaemonBefore.from_vitals(read_vitals(self._where.health)).pid,
             back=True,
         )
-        return self._go(update, _VersionReturn(self._where, self._service))
+        return self._begin(update, VersionDeployment(self._where, self._service))
 
     def _keep_config(self, slot: Slot, version: str) -> None:
         """Keep a copy of the present configuration: the version returns with its own."""
-        kept, config = SlotSwitch(self._where).config_of(slot), self._where.config
+        kept, config = self._where.config_of(slot), self._where.config
         if not (kept.exists() and config.is_file()) or read(kept) == read(config):
             return
         beside = config.with_name(f"{config.name}.undone")
         take_copy(config, beside, like_source=True)
         self._tell(f"{version} returns with its own configuration; the present one is kept as {beside}")
 
-    def _go(self, update: Update, change: ModelDeployment | VersionDeployment) -> Update:
+    def _begin(self, update: Update, deployment: Deployment) -> Update:
         self._tell(f"rolling back from {update.from_version} to {update.version}")
         update = self._journal.begin(update)
         try:
-            change.go(update, GATE)
+            deployment.begin(update, ROLLBACK_GATE)
         except VedetteError as error:
-            change.undo(update)
+            deployment.undo(update)
             self._journal.step(update, "rolled_back", reason=f"rollback failed: {error}")
             raise
         return self._journal.step(update, "trial")
-
-
-class _VersionReturn(VersionDeployment):
-    """With the configuration that the version of before had."""
-
-    def _config(self, update: Update) -> bytes | None:
-        kept = SlotSwitch(self._where).config_of(slot_of(update.slot))
-        return read(kept) if kept.exists() else None

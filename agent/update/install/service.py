@@ -1,4 +1,4 @@
-"""The service that an update restarts, and what systemd says of it."""
+"""The daemon's service: restart and reload it, and read its state and health from systemd and health.json."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from agent.update.protocol import Vitals
 
 UNIT, FOLLOWER = "vedette.service", "vedette-update.service"
 _PATIENCE_S = 60.0
-"""A stop may take its TimeoutStopSec; what systemd itself needs is far below this."""
+"""Longer than a stop, which may take its TimeoutStopSec."""
 
 
 class ServiceState(Struct, frozen=True):
-    """How a service stands.
+    """State of a service.
 
     Attributes:
         active: `active`, `activating`, `deactivating`, `failed`, `inactive` …
-        restarts: how often systemd has started it again by itself, since it was started by somebody.
+        restarts: automatic restarts by systemd since the last manual start.
         why: it ended last, such as `exit-code`, `signal`, `watchdog`; `success`: it did not fail, or runs again.
-        waits: whether it ended by itself, and waits to be started again.
+        waits: it ended by itself, and waits for its automatic restart.
     """
 
     active: str = "inactive"
@@ -37,52 +37,56 @@ class ServiceState(Struct, frozen=True):
 
     @property
     def failures(self) -> int:
-        """How often it ended by itself."""
+        """Number of times that it ended by itself."""
         return self.restarts + (self.active == "failed" or self.waits)
+
+    @property
+    def runs(self) -> bool:
+        return self.active == "active" and not self.waits
 
 
 class Service(Protocol):
     """Controls the daemon's service on behalf of an update."""
 
     def restart(self) -> None:
-        """Stop the daemon, and start what `current` leads to; does not wait until it is ready."""
+        """Stop the daemon and start the version that `current` leads to, without waiting until it is ready."""
 
     def reload(self) -> None:
-        """Have it read its configuration again, and models that have changed."""
+        """Have the daemon read its configuration and changed models again."""
 
-    def standing(self) -> ServiceState:
-        """How it stands."""
+    def state(self) -> ServiceState:
+        """Return the state of the daemon's service."""
 
     def hand_over(self) -> None:
-        """Have the update at hand gone on with outside of this session."""
+        """Let the unit continue the current update, outside of this session."""
 
     def idle(self) -> str:
-        """Why nobody goes on with the update at hand now; empty: somebody does."""
+        """Return why the unit does not run the current update now; empty: it does."""
 
 
 class Systemd:
-    """By `systemctl`. Its errors are `UpdateError`s with what it said."""
+    """Controls the service by `systemctl`; raises UpdateError with its output if it fails."""
 
     def restart(self) -> None:
-        # A version that failed too often must not keep the next one from being started.
+        # else systemd refuses to start a service that has failed too often
         self._run("reset-failed", UNIT, check=False)
         self._run("restart", "--no-block", UNIT)
 
     def reload(self) -> None:
         self._run("reload", UNIT)
 
-    def standing(self) -> ServiceState:
-        return self._standing(UNIT)
+    def state(self) -> ServiceState:
+        return self._state(UNIT)
 
-    def _standing(self, unit: str) -> ServiceState:
-        said = self._run("show", "--property=ActiveState,SubState,NRestarts,Result", unit)
-        told = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
-        restarts = told.get("NRestarts", "0")
+    def _state(self, unit: str) -> ServiceState:
+        output = self._run("show", "--property=ActiveState,SubState,NRestarts,Result", unit)
+        fields = dict(line.split("=", 1) for line in output.splitlines() if "=" in line)
+        restarts = fields.get("NRestarts", "0")
         return ServiceState(
-            told.get("ActiveState", "inactive"),
+            fields.get("ActiveState", "inactive"),
             int(restarts) if restarts.isdigit() else 0,
-            told.get("Result", "success"),
-            told.get("SubState") == "auto-restart",
+            fields.get("Result", "success"),
+            fields.get("SubState") == "auto-restart",
         )
 
     def hand_over(self) -> None:
@@ -90,18 +94,18 @@ class Systemd:
         self._run("start", "--no-block", FOLLOWER)
 
     def idle(self) -> str:
-        found = self._standing(FOLLOWER)
+        found = self._state(FOLLOWER)
         if found.active in ("active", "activating", "reloading", "deactivating") and not found.waits:
             return ""
-        return f"{FOLLOWER} is {'waiting to be started again' if found.waits else found.active}: {found.why}"
+        return f"{FOLLOWER} is {'waiting for its restart' if found.waits else found.active}: {found.why}"
 
     @staticmethod
     def is_there() -> bool:
         """Return True if systemd runs here and knows the unit."""
         if shutil.which("systemctl") is None:
             return False
-        asks = ["systemctl", "cat", FOLLOWER]
-        return subprocess.run(asks, capture_output=True, timeout=_PATIENCE_S, check=False).returncode == 0
+        command = ["systemctl", "cat", FOLLOWER]
+        return subprocess.run(command, capture_output=True, timeout=_PATIENCE_S, check=False).returncode == 0
 
     def _run(self, *words: str, check: bool = True) -> str:
         command = ["systemctl", *words]
@@ -110,26 +114,22 @@ class Systemd:
         except (OSError, subprocess.TimeoutExpired) as error:
             raise UpdateError(f"{' '.join(command)}: {error}") from error
         if check and done.returncode:
-            said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-            raise UpdateError(f"{' '.join(command)}: {said}")
+            output = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
+            raise UpdateError(f"{' '.join(command)}: {output}")
         return done.stdout
 
 
-_LARGEST = 256 * 1024
-"""Bytes that are read of what the daemon tells, whom nothing is believed: as much as `vedette-ssh` hands on."""
+_HEALTH_MAX = 256 * 1024
+"""Limit of health.json, bytes, as in `vedette-ssh`: the daemon, which writes it, is not trusted."""
 _STALE_S = 15.0
-"""The daemon writes every two seconds; one that has not for so long is stuck or gone."""
+"""Age at which the daemon counts as stuck or gone, s: it writes the file every two seconds."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def read_vitals(path: Path) -> Vitals | None:
-    """Read the daemon's latest vitals; None if there are none or they are stale (old, or of an earlier boot).
-
-    Args:
-        path: of the file.
-    """
+    """Read health.json; return None if it cannot be read, is old, or is from an earlier boot."""
     try:
-        vitals = msgspec.json.decode(read_regular(path, _LARGEST), type=Vitals)
+        vitals = msgspec.json.decode(read_regular(path, _HEALTH_MAX), type=Vitals)
     except (OSError, StorageError, *NO_JSON):
         return None
     is_new = 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - vitals.at_s < _STALE_S

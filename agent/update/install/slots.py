@@ -1,10 +1,14 @@
-"""The two slots that versions are installed in, and the links that say which of them is used for what.
+"""Files and links of updates on a board: their paths, the two slots, and the sets of models in a slot.
 
-slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names it; `proved`,
-                      when another has replaced it after it ran well: a rollback may return to it
-current -> slots/a    the version that runs
-keeper  -> slots/a    the updater slot, whose code manages updates: the old version's, until the new one is
-                      committed; the link keeps the name that boards in the field have
+    slots/a  slots/b      a version each: venv/ models/ … and `ready`, which is written last and names the
+                          version; `proved` if the version was committed: a rollback may return to it
+    current -> slots/a    the version that runs
+    keeper  -> slots/a    the updater slot, whose code manages updates: the old version's, until the new one is
+                          committed; the link keeps the name that boards in the field have
+    slots/a/sets/12/      a set of models, never changed: NAME.tflite NAME.toml NAME.npz …
+    slots/a/models -> sets/12
+
+The rollback watchdog, the script `systemd/deadman`, uses the same paths.
 """
 
 from __future__ import annotations
@@ -14,18 +18,136 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from msgspec import Struct
+
 from agent.errors import StorageError, reason_of
 from agent.storage.files import read_regular, sync_folder, write_atomic
+from agent.storage.state_file import SHADOW_FILE
 
+ROOT_VARIABLE = "VEDETTE_ROOT"
+"""Environment variable with a folder that replaces `/`, to try an update beside the board's own files."""
 Slot = Literal["a", "b"]
 Link = Literal["current", "keeper"]
 _SLOTS: tuple[Slot, Slot] = ("a", "b")
 READY, PROVED = "ready", "proved"
+UNPACKED = "unpacked"
+"""Folder in a slot with the files of a bundle while they are installed."""
+CONFIG = "config/vedette.toml"
+"""The board's configuration in a slot, migrated to the slot's version; only where a bundle changes it."""
 _LARGEST = 256
 
 
-def slot_of(name: str) -> Slot:
-    """The slot of that name.
+class Paths(Struct, frozen=True):
+    """Paths of a board's updates.
+
+    Attributes:
+        root: folder of all the others.
+    """
+
+    root: Path = Path("/")
+
+    @property
+    def home(self) -> Path:
+        """Folder of the two slots and the links to them."""
+        return self.root / "opt/vedette"
+
+    @property
+    def config(self) -> Path:
+        """The board's configuration."""
+        return self.root / "etc/vedette/vedette.toml"
+
+    @property
+    def allowed_signers(self) -> Path:
+        """Keys whose bundles are accepted, in the format `ALLOWED SIGNERS` of ssh-keygen(1)."""
+        return self.root / "etc/vedette/allowed_signers"
+
+    @property
+    def revoked_keys(self) -> Path:
+        """Revoked keys, a public key in each line or a KRL; the file is optional."""
+        return self.root / "etc/vedette/revoked_keys"
+
+    @property
+    def state(self) -> Path:
+        """Folder of the updates' state; only root may read it."""
+        return self.root / "var/lib/vedette-update"
+
+    @property
+    def journal(self) -> Path:
+        """The current update, see `agent.update.install.journal`."""
+        return self.state / "journal.json"
+
+    @property
+    def history(self) -> Path:
+        """File of earlier updates and their outcomes, one JSON object per line."""
+        return self.state / "history.jsonl"
+
+    @property
+    def counter(self) -> Path:
+        """The highest counter that was ever committed."""
+        return self.state / "counter"
+
+    @property
+    def trial(self) -> Path:
+        """Limits of the trial for the rollback watchdog; the file exists until the new version is committed."""
+        return self.state / "trial"
+
+    @property
+    def verdict(self) -> Path:
+        """Rollback by the watchdog, until it is in the history."""
+        return self.state / "verdict"
+
+    @property
+    def counted(self) -> Path:
+        """Seconds and boots of the current trial; only the rollback watchdog writes it."""
+        return self.state / "deadman"
+
+    @property
+    def reserve(self) -> Path:
+        """Disk space that is reserved to end a trial on a full disk."""
+        return self.state / "reserve"
+
+    @property
+    def kept_config(self) -> Path:
+        """The configuration before the current update changed it."""
+        return self.state / "kept/vedette.toml"
+
+    @property
+    def incoming(self) -> Path:
+        """The bundle of the current update; its signature lies beside it."""
+        return self.state / "bundles/incoming.vedette"
+
+    @property
+    def present(self) -> Path:
+        """The bundle of the running version: rsync does not send the parts that the next one shares with it."""
+        return self.state / "bundles/present.vedette"
+
+    @property
+    def daemon_state(self) -> Path:
+        """Folder of the daemon; its owner is the user that the daemon runs as."""
+        return self.root / "var/lib/vedette"
+
+    @property
+    def health(self) -> Path:
+        """Health of the daemon; the daemon writes it."""
+        return self.root / "run/vedette/health.json"
+
+    @property
+    def shadow_order(self) -> Path:
+        """Order to the daemon to run new models beside those in use; in memory."""
+        return self.root / "run" / SHADOW_FILE
+
+    def config_of(self, slot: Slot) -> Path:
+        """Return the path of the configuration that the version in a slot had, if the next version changed it."""
+        return self.kept_config.with_name(f"{slot}.toml")
+
+
+def board_paths() -> Paths:
+    """Return the paths of this board; the environment variable `ROOT_VARIABLE` may move the root."""
+    return Paths(Path(os.environ.get(ROOT_VARIABLE) or "/"))
+
+
+def parse_slot(name: str) -> Slot:
+    """Return the slot of that name.
 
     Raises:
         StorageError: there is none.
@@ -37,7 +159,7 @@ def slot_of(name: str) -> Slot:
 
 
 class Slots:
-    """The slots in a folder. Links change at one instruction; a slot that a link leads to is never touched."""
+    """The slots of a board. Links change atomically; a slot that a link leads to is never touched."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -46,11 +168,11 @@ class Slots:
         """Return the path of a slot, which need not exist."""
         return self._home / "slots" / slot
 
-    def of(self, link: Link) -> Slot | None:
-        """Where a link leads; None: nowhere.
+    def target(self, link: Link) -> Slot | None:
+        """Return the slot that a link leads to; None without a link.
 
         Raises:
-            StorageError: it is no link, or leads to something that is no slot.
+            StorageError: it is not a link to a slot.
         """
         path = self._home / link
         try:
@@ -62,22 +184,22 @@ class Slots:
         for slot in _SLOTS:
             if target in (f"slots/{slot}", str(self.path(slot))):
                 return slot
-        raise StorageError(f"{path}: leads to {target}, and not to slots/a or slots/b")
+        raise StorageError(f"{path}: expected a link to slots/a or slots/b, found {target}")
 
     def spare(self) -> Slot:
-        """The one that may be filled.
+        """Return the slot that may be filled.
 
         Raises:
             StorageError: both are in use, or the links cannot be read.
         """
-        used = {self.of("current"), self.of("keeper")}
+        used = {self.target("current"), self.target("keeper")}
         free = next((slot for slot in _SLOTS if slot not in used), None)
         if free is None:
             raise StorageError(f"{self._home}: both slots are in use: an update is on trial")
         return free
 
     def empty(self, slot: Slot) -> Path:
-        """Make a spare slot an empty folder; gives its path.
+        """Make a spare slot an empty folder, and return its path.
 
         Raises:
             StorageError: it is in use, or the disk refuses.
@@ -99,7 +221,7 @@ class Slots:
         return path
 
     def _check_spare(self, slot: Slot) -> None:
-        if slot in (self.of("current"), self.of("keeper")):
+        if slot in (self.target("current"), self.target("keeper")):
             raise StorageError(f"{self.path(slot)}: is in use")
 
     def version(self, slot: Slot) -> str:
@@ -110,31 +232,31 @@ class Slots:
             return ""
 
     def make_ready(self, slot: Slot, version: str) -> None:
-        """Note that everything of a version is in a slot, and on the disk.
+        """Record that a version is complete in a slot, and on disk.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         os.sync()  # thousands of files in one go
         write_atomic(self.path(slot) / READY, f"{version}\n".encode())
 
-    def prove(self, slot: Slot) -> None:
+    def mark_proved(self, slot: Slot) -> None:
         """Mark the version in a slot as one that a rollback may return to. Idempotent.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         write_atomic(self.path(slot) / PROVED, b"")
 
-    def proved(self, slot: Slot) -> str:
+    def proved_version(self, slot: Slot) -> str:
         """Return the version in a slot if a rollback may return to it; empty if it was only tried."""
         return self.version(slot) if (self.path(slot) / PROVED).exists() else ""
 
     def point(self, link: Link, slot: Slot) -> None:
-        """Make a link lead to a slot, whenever the power goes: to the one of before or to this one.
+        """Point a link to a slot. After a power cut it leads to the old slot or to this one.
 
         Raises:
-            StorageError: the slot is not there, or the disk refuses; the link is as it was.
+            StorageError: there is no such slot, or a disk error; the link is unchanged.
         """
         path, new = self._home / link, self._home / f".{link}.new"
         try:
@@ -146,12 +268,6 @@ class Slots:
             sync_folder(self._home)
         except OSError as error:
             raise StorageError(f"{path}: cannot be changed: {reason_of(error)}") from error
-
-
-# Sets of models in a slot: a set is never changed, and `models` leads to the one in use.
-#
-# slots/a/sets/12/   NAME.tflite NAME.toml NAME.npz …
-# slots/a/models  -> sets/12
 
 
 class ModelSets:
@@ -166,7 +282,7 @@ class ModelSets:
 
     @property
     def current(self) -> int:
-        """The set in use; 0: none.
+        """Number of the set in use; 0: none.
 
         Raises:
             StorageError: `models` leads somewhere else.
@@ -179,14 +295,14 @@ class ModelSets:
         except OSError as error:
             raise StorageError(f"{link}: is not a link to a set of models: {reason_of(error)}") from error
         if not name.isdigit():
-            raise StorageError(f"{link}: leads to {name!r}, which is no set of models")
+            raise StorageError(f"{link}: leads to {name!r}, not to a set of models")
         return int(name)
 
-    def begin(self, number: int) -> Path:
-        """A new set with the files of the one in use, which are linked; gives its folder.
+    def create(self, number: int) -> Path:
+        """Create a set with hard links to the files of the one in use, and return its folder.
 
         Raises:
-            StorageError: the disk refuses, or this is the set in use.
+            StorageError: a disk error, or this is the set in use.
         """
         if number == self.current:
             raise StorageError(f"{self.path(number)}: is in use")
@@ -197,14 +313,14 @@ class ModelSets:
             for file in sorted(old.iterdir()) if old.is_dir() else ():
                 (folder / file.name).hardlink_to(file)
         except OSError as error:
-            raise StorageError(f"{folder}: cannot be made: {reason_of(error)}") from error
+            raise StorageError(f"{folder}: cannot be created: {reason_of(error)}") from error
         return folder
 
-    def take(self, file: Path, number: int) -> None:
-        """Move a file into a set, in the place of one of the same name.
+    def add(self, file: Path, number: int) -> None:
+        """Move a file into a set; it replaces one of the same name.
 
         Raises:
-            StorageError: the disk refuses.
+            StorageError: a disk error.
         """
         try:
             file.replace(self.path(number) / file.name)
@@ -212,10 +328,10 @@ class ModelSets:
             raise StorageError(f"{file}: cannot be moved: {reason_of(error)}") from error
 
     def point(self, number: int) -> None:
-        """Use a set, whenever the power goes: the one of before or this one; 0: none.
+        """Use a set; 0: none. After a power cut the old set or this one is in use.
 
         Raises:
-            StorageError: there is no such set, or the disk refuses.
+            StorageError: there is no such set, or a disk error.
         """
         link, new = self._slot / "models", self._slot / ".models.new"
         try:
@@ -232,17 +348,13 @@ class ModelSets:
         except OSError as error:
             raise StorageError(f"{link}: cannot be changed: {reason_of(error)}") from error
 
-    def tidy(self, before: int) -> None:
-        """Delete the sets that no rollback needs; ignore those that cannot be deleted.
-
-        Args:
-            before: the set that the one in use has taken the place of; it stays, too.
-        """
+    def delete_unused(self, before: int) -> None:
+        """Delete all sets but the one in use and `before`, which it replaced. Ignore disk errors."""
         for path in self._sets.glob("[0-9]*"):
             if path.name.isdigit() and int(path.name) != before:
-                self.drop(int(path.name))
+                self.delete(int(path.name))
 
-    def drop(self, number: int) -> None:
-        """Delete a set, unless it is in use; what cannot be deleted stays."""
+    def delete(self, number: int) -> None:
+        """Delete a set unless it is in use. Ignore disk errors."""
         if number != self.current:
             shutil.rmtree(self.path(number), ignore_errors=True)

@@ -1,67 +1,237 @@
-"""Staging: a verified bundle is put where it can be tried, beside what runs."""
+"""Put the contents of a bundle into a slot, beside what runs; register a slot that scripts/install has filled."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from agent.errors import UpdateError, reason_of
+from agent.errors import StorageError, UpdateError, reason_of
 from agent.models.files import read
-from agent.storage.files import delete_folder, make_folder, rename, write_like
-from agent.update.bundle.archive import unpack
-from agent.update.bundle.description import NAME, Description
-from agent.update.install.paths import Paths
+from agent.storage.files import delete_folder, make_folder, remove, rename, write_like
+from agent.update.bundle.archive import check, read_description, unpack
+from agent.update.bundle.description import NAME, Description, Migration
+from agent.update.bundle.signing import signature_of
+from agent.update.install.journal import BEFORE_SWITCH, Journal, now
 from agent.update.install.preflight import find_python
-from agent.update.install.slots import ModelSets, Slot, Slots
-
-if TYPE_CHECKING:
-    from agent.update.bundle.description import Migration
-
-
-# Installing: an environment of Python's own in a slot, out of a bundle's wheels and without a network.
+from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot
+from agent.update.protocol import State, Update
 
 _VENV_S, _PIP_S = 180.0, 1800.0
-"""An SD card is slow: LiteRT alone unpacks to 41 MB."""
+"""Timeouts for a slow SD card: LiteRT alone unpacks to 41 MB."""
 _TAIL = 300
 _FULL_MB = 4
 _QUIET = ("--disable-pip-version-check", "--no-cache-dir", "--no-input", "--quiet")
 
 
-def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
-    """Make an environment and install wheels into it.
-
-    Args:
-        python: the interpreter to build on.
-        venv: the folder to make.
-        wheels: all that is to be installed; nothing else is looked for.
+def stage(where: Paths, tell: Callable[[str], None]) -> dict[str, object]:
+    """Install the incoming bundle beside what runs, and return the fields of the update that are known now.
 
     Raises:
-        UpdateError: it cannot be done; says what pip said.
+        BundleError, UpdateError: the bundle cannot be installed.
+        StorageError: a disk error.
     """
-    made = "the environment cannot be made (Debian's is in python3-venv)"
-    sees = _has_picamera(python)
-    _run(
-        [python, "-I", "-m", "venv", *(["--system-site-packages"] if sees else []), str(venv)],
-        _VENV_S,
-        made,
-        venv.parent,
+    wanted, slots = read_description(where.incoming), Slots(where.home)
+    running = slots.target("current")
+    if running is None:
+        raise UpdateError(f"{where.home}/current: nothing is installed here: run scripts/install first")
+    if wanted.kind == "models":
+        tell(f"installing {len(wanted.models)} models beside those in use")
+        stage_models(where, wanted, slots.path(running))
+        return {"slot": running, "before": running}
+    slot = slots.spare()
+    tell(f"installing version {wanted.version} into slot {slot}; the present version keeps running")
+    stage_version(where, wanted, slot)
+    return {"slot": slot, "before": running}
+
+
+def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
+    """Install a full bundle into a spare slot.
+
+    Raises:
+        BundleError: its files differ from its description.
+        UpdateError: it cannot be installed, or the configuration cannot be migrated.
+        StorageError: a disk error.
+    """
+    slots = Slots(where.home)
+    home = slots.empty(slot)
+    _unpack(where.incoming, wanted, home)
+    assert wanted.target is not None  # every full bundle has one
+    wheels = [home / UNPACKED / path for path in wanted.named("wheels", ".whl")]
+    install(find_python(wanted.target.python), home / "venv", wheels)
+    _place_files(where, wanted, home)
+    slots.make_ready(slot, wanted.version)
+
+
+def stage_models(where: Paths, wanted: Description, home: Path) -> None:
+    """Put the models of a bundle beside those of the running slot.
+
+    Raises:
+        BundleError: its files differ from its description.
+        StorageError: a disk error.
+    """
+    _unpack(where.incoming, wanted, home)
+    _add_models(wanted, home)
+    delete_folder(home / UNPACKED)
+
+
+def discard(where: Paths, update: Update) -> None:
+    """Free the disk space that an update has taken beside what runs; call this before the switch only.
+
+    The bundle stays, so that the update may begin again. Ignore disk errors: the next update overwrites the rest.
+    """
+    slots = Slots(where.home)
+    with suppress(StorageError):
+        if update.kind == "models" and (running := slots.target("current")):
+            delete_folder(slots.path(running) / UNPACKED)
+            ModelSets(slots.path(running)).delete(update.counter)
+        elif update.kind == "full":
+            spare = slots.spare()
+            if slots.path(spare).exists() and not slots.proved_version(
+                spare
+            ):  # else it holds the previous version
+                slots.empty(spare)
+
+
+def delete_incoming(where: Paths, update: Update) -> None:
+    """Delete the bundle and unused models. Ignore disk errors: the next update overwrites them."""
+    with suppress(StorageError):
+        if update.kind == "models" and update.slot and not update.back:
+            ModelSets(Slots(where.home).path(parse_slot(update.slot))).delete(update.counter)
+        remove(where.incoming, signature_of(where.incoming))
+
+
+def _unpack(bundle: Path, wanted: Description, home: Path) -> None:
+    delete_folder(home / UNPACKED)
+    unpack(bundle, wanted, home / UNPACKED)
+
+
+def _place_files(where: Paths, wanted: Description, home: Path) -> None:
+    """Move everything but the wheels to its place."""
+    _add_models(wanted, home)
+    ModelSets(home).point(wanted.counter)
+    _place_config(where, wanted, home)
+    rename(home / UNPACKED / NAME, home / NAME)
+    delete_folder(home / UNPACKED)
+
+
+def _add_models(wanted: Description, home: Path) -> None:
+    sets = ModelSets(home)
+    sets.create(wanted.counter)
+    for path in (*wanted.named("models", ""), *wanted.named("golden", "")):
+        sets.add(home / UNPACKED / path, wanted.counter)
+
+
+def _place_config(where: Paths, wanted: Description, home: Path) -> None:
+    """Store the bundle's configurations as examples, and the board's own one migrated to the new version."""
+    make_folder(home / "config")
+    for path in wanted.named("config", ""):
+        example = home / "config" / f"{Path(path).name}.example"
+        (home / UNPACKED / path).chmod(0o600)  # it may hold passwords of cameras
+        rename(home / UNPACKED / path, example)
+    if wanted.migrations and where.config.exists():
+        before = read(where.config)
+        try:
+            after = migrate(before.decode(), wanted.migrations).encode()
+        except UnicodeDecodeError as error:
+            raise UpdateError(f"{where.config}: not UTF-8 at byte {error.start}") from error
+        if after != before:
+            write_like(home / CONFIG, after, where.config)
+
+
+def adopt(where: Paths, slot: Slot, version: str, bundle: Path | None, source: str = "") -> None:
+    """Register a slot that scripts/install has filled, also in the history, and end an update that was not over.
+
+    Args:
+        where: paths of the board.
+        slot: with a complete environment; no link leads to it yet.
+        version: of Vedette in it.
+        bundle: it was installed from, with a verified signature; its models are put in place. None: from a clone,
+            which has no counter.
+        source: file that the bundle is a copy of, for the history; empty: the bundle is no copy.
+
+    Raises:
+        BundleError: the files of the bundle differ from its description.
+        UpdateError: it brings no version of Vedette.
+        StorageError: a disk error.
+    """
+    slots = Slots(where.home)
+    _end_current(where)
+    wanted = None
+    if bundle is not None:
+        wanted = read_description(bundle)
+        if wanted.kind != "full":
+            raise UpdateError(f"{bundle}: brings models only: a board is installed from a full bundle")
+        check(bundle, wanted)
+        ModelSets(slots.path(slot)).point(0)
+        _unpack(bundle, wanted, slots.path(slot))
+        _place_files(where, wanted, slots.path(slot))
+    running, moment = slots.target("current"), now()
+    update = Update(
+        state="committed",
+        version=version if wanted is None else wanted.version,
+        counter=0 if wanted is None else wanted.counter,
+        kind="full",
+        file=source or str(bundle or ""),
+        slot=slot,
+        from_version=slots.version(running) if running else "",
+        began_at=moment,
+        ended_at=moment,
+        reason="installed",
+        by="operator",
     )
+    Journal(where).add(update)
+    if running is not None and running != slot:
+        slots.mark_proved(running)  # scripts/install refuses to run during a trial
+    slots.make_ready(slot, version)
+
+
+def _end_current(where: Paths) -> None:
+    """End an update of a former installation, and forget the slots' configurations: both get the board's own."""
+    journal = Journal(where)
+    remove(
+        where.trial, where.verdict, where.counted, where.kept_config, where.config_of("a"), where.config_of("b")
+    )
+    journal.delete_order()
+    journal.mend()
+    update = journal.read()
+    if update is None or update.over:
+        return
+    state: State = "refused" if update.state in BEFORE_SWITCH else "rolled_back"
+    journal.step(update, state, reason="Vedette was installed anew", by="operator")
+
+
+def install(python: str, venv: Path, wheels: Sequence[Path]) -> None:
+    """Create an environment and install wheels into it, without a network.
+
+    Args:
+        python: interpreter of the environment.
+        venv: folder to create.
+        wheels: everything that is installed.
+
+    Raises:
+        UpdateError: venv or pip fails; the message ends with their output.
+    """
+    has_picamera = _has_picamera(python)
+    options = ["--system-site-packages"] if has_picamera else []
+    what = "the environment cannot be created (on Debian, install python3-venv)"
+    _run([python, "-I", "-m", "venv", *options, str(venv)], _VENV_S, what, venv.parent)
     pip = [str(venv / "bin/python"), "-I", "-m", "pip"]
-    # Which wheels fit was settled where the bundle was built: some tell of fewer Pythons than they run on.
+    # The build of the bundle has chosen the wheels: some declare fewer Python versions than they run on.
     how = ("install", "--no-index", "--no-deps", "--ignore-requires-python", *_QUIET)
     _run([*pip, *how, *map(str, wheels)], _PIP_S, "the wheels cannot be installed", venv.parent)
-    if not sees:  # it would find fault with the system's packages, too
+    if not has_picamera:  # else it would check the system's packages too
         _run([*pip, "check", "--disable-pip-version-check"], _PIP_S, "a wheel is missing", venv.parent)
 
 
 def _has_picamera(python: str) -> bool:
-    """A Pi's own camera needs Picamera2, which comes with the system and from nowhere else."""
-    asks = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
+    """Return True if the system has Picamera2, for a Pi's camera: it is in no package index."""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('picamera2') is None)"
     try:
-        return subprocess.run([python, "-I", "-c", asks], timeout=_VENV_S, check=False).returncode == 0
+        return subprocess.run([python, "-I", "-c", code], timeout=_VENV_S, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
         return False
 
@@ -83,7 +253,7 @@ def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None
             },
         )
     except subprocess.TimeoutExpired as error:
-        raise UpdateError(f"{what}: not done within {patience_s:.0f} s") from error
+        raise UpdateError(f"{what}: not finished within {patience_s:.0f} s") from error
     except OSError as error:
         raise UpdateError(f"{what}: {error}") from error
     if done.returncode:
@@ -93,24 +263,19 @@ def _run(command: list[str], patience_s: float, what: str, folder: Path) -> None
         raise UpdateError(f"{what}: {said or f'exit code {done.returncode}'}")
 
 
-# Migration of a configuration to a new version: its text stays as its author wrote it, but for what changes.
-#
-# A rollback needs no rules: it restores a copy of the old text.
-
-
 def migrate(text: str, migrations: Iterable[Migration]) -> str:
-    """Apply the rules of a bundle, in order, to the text of a configuration.
+    """Apply the rules of a bundle, in order, to the text of a configuration; keep its layout and comments.
 
-    `rename` moves a key, also into another table; where the key is not there it does nothing. `set` gives a key a
-    value unless it has one. `remove` deletes one, if it is there. `*` in the place of a part of a key stands for
-    every table there, such as every stream in `streams.*.rate`.
+    `rename` moves a key, also into another table, if it exists. `set` gives a key a value unless it has one.
+    `remove` deletes a key if it exists. `*` in a key stands for every table there, such as every stream in
+    `streams.*.rate`. A rollback needs no rules: it restores a copy of the old text.
 
     Args:
         text: TOML.
         migrations: the rules.
 
     Raises:
-        UpdateError: the text is no TOML, or a rule does not fit it: names the key.
+        UpdateError: the text is not TOML, or a rule does not fit it; names the key.
     """
     import tomlkit
     from tomlkit.exceptions import TOMLKitError
@@ -131,13 +296,13 @@ def _apply(document: Any, rule: Migration) -> None:
         if rule.op == "set":
             _set(document, path, rule.value)
         elif rule.op == "remove":
-            _take(document, path)
-        elif (value := _take(document, path)) is not None:
+            _pop(document, path)
+        elif (value := _pop(document, path)) is not None:
             _set(document, _named(rule.to.split("."), found), value, replace=True)
 
 
 def _tables(document: Any, parts: list[str]) -> Iterable[list[str]]:
-    """Paths of the tables that a pattern stands for; one that is not there yet stands for itself."""
+    """Return the paths of the tables that match; without `*`, a table need not exist yet."""
     paths: list[list[str]] = [[]]
     for part in parts:
         if part == "*":
@@ -148,17 +313,15 @@ def _tables(document: Any, parts: list[str]) -> Iterable[list[str]]:
 
 
 def _names(table: Any) -> list[str]:
-    """Return the names of the tables in a table; anything else, such as an array of tables, has none."""
     return [str(name) for name, one in table.items() if isinstance(one, dict)] if isinstance(table, dict) else []
 
 
 def _named(parts: list[str], found: list[str]) -> list[str]:
-    """The path that a renamed key goes to: each `*` is what it stood for at the same place."""
+    """Return the new path of a renamed key: each `*` matches the same name as in the old key."""
     return [found[at] if part == "*" and at < len(found) else part for at, part in enumerate(parts)]
 
 
 def _at(document: Any, path: list[str]) -> Any:
-    """Return the value at a path; None if there is none."""
     for part in path:
         if not isinstance(document, dict) or part not in document:
             return None
@@ -166,7 +329,7 @@ def _at(document: Any, path: list[str]) -> Any:
     return document
 
 
-def _take(document: Any, path: list[str]) -> Any:
+def _pop(document: Any, path: list[str]) -> Any:
     table = _at(document, path[:-1])
     return table.pop(path[-1], None) if isinstance(table, dict) else None
 
@@ -179,96 +342,9 @@ def _set(document: Any, path: list[str], value: Any, *, replace: bool = False) -
         if inside is None:
             document[part] = inside = tomlkit.table()
         if not isinstance(inside, dict):
-            raise UpdateError(f"the configuration cannot be migrated: `{'.'.join(path[:at])}` is no table")
+            raise UpdateError(f"the configuration cannot be migrated: `{'.'.join(path[:at])}` is not a table")
         document = inside
     if path[-1] in document and replace:
         raise UpdateError(f"the configuration cannot be migrated: `{'.'.join(path)}` is set already")
     if path[-1] not in document:
         document[path[-1]] = value
-
-
-UNPACKED = "unpacked"
-CONFIG = "config/vedette.toml"
-"""The migrated configuration of the board, in the slot, where a bundle changes it."""
-
-
-def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
-    """Install a full bundle into a spare slot.
-
-    Raises:
-        BundleError: its files are not what it says.
-        UpdateError: it cannot be installed, or the configuration cannot be migrated.
-        StorageError: the disk refuses.
-    """
-    slots = Slots(where.home)
-    home = slots.empty(slot)
-    _take_out(where.incoming, wanted, home)
-    unpacked = home / UNPACKED
-    assert wanted.target is not None  # of every full bundle
-    wheels = [unpacked / path for path in wanted.named("wheels", ".whl")]
-    install(find_python(wanted.target.python), home / "venv", wheels)
-    _place(where, wanted, home)
-    slots.make_ready(slot, wanted.version)
-
-
-def take_files(where: Paths, wanted: Description, home: Path, bundle: Path) -> None:
-    """Put what a full bundle has beside its wheels into a slot whose environment is made.
-
-    Raises:
-        BundleError: its files are not what it says.
-        StorageError: the disk refuses.
-    """
-    _take_out(bundle, wanted, home)
-    _place(where, wanted, home)
-
-
-def _place(where: Paths, wanted: Description, home: Path) -> None:
-    unpacked = home / UNPACKED
-    _take_models(home, wanted, unpacked)
-    _take_config(where, wanted, home, unpacked)
-    rename(unpacked / NAME, home / NAME)
-    delete_folder(unpacked)
-
-
-def stage_models(where: Paths, wanted: Description, slot: Slot) -> None:
-    """Put the models of a bundle beside those of the slot that runs.
-
-    Raises:
-        BundleError: its files are not what it says.
-        StorageError: the disk refuses.
-    """
-    home = Slots(where.home).path(slot)
-    _take_out(where.incoming, wanted, home)
-    _take_models(home, wanted, home / UNPACKED, use=False)
-    delete_folder(home / UNPACKED)
-
-
-def _take_out(bundle: Path, wanted: Description, home: Path) -> None:
-    delete_folder(home / UNPACKED)
-    unpack(bundle, wanted, home / UNPACKED)
-
-
-def _take_models(home: Path, wanted: Description, unpacked: Path, *, use: bool = True) -> None:
-    sets = ModelSets(home)
-    sets.begin(wanted.counter)
-    for path in (*wanted.named("models", ""), *wanted.named("golden", "")):
-        sets.take(unpacked / path, wanted.counter)
-    if use:
-        sets.point(wanted.counter)
-
-
-def _take_config(where: Paths, wanted: Description, home: Path, unpacked: Path) -> None:
-    """Store the bundle's configurations as examples, and the board's own one migrated to the new version."""
-    make_folder(home / "config")
-    for path in wanted.named("config", ""):
-        example = home / "config" / f"{Path(path).name}.example"
-        (unpacked / path).chmod(0o600)  # it may hold passwords of cameras
-        rename(unpacked / path, example)
-    if wanted.migrations and where.config.exists():
-        before = read(where.config)
-        try:
-            after = migrate(before.decode(), wanted.migrations).encode()
-        except UnicodeDecodeError as error:
-            raise UpdateError(f"{where.config}: not UTF-8 at byte {error.start}") from error
-        if after != before:
-            write_like(home / CONFIG, after, where.config)

@@ -18,12 +18,11 @@ from agent.cli.fleet_rollout import RolloutLines, RolloutTable
 from agent.cli.main import vedette
 from agent.errors import BundleError, FleetError, StorageError
 from agent.update.bundle.signing import signature_of
-from agent.update.fleet.ledger import RolloutProgress
-from agent.update.fleet.parallel import BoardAnswer
-from agent.update.fleet.policy import BoardOutcome
+from agent.update.fleet.ledger import BoardOutcome, RolloutProgress
 from agent.update.fleet.rollout import Rollout
-from agent.update.install import rehearse, service
-from agent.update.install.health_check import GATE
+from agent.update.fleet.ssh import BoardAnswer
+from agent.update.install import preflight, service
+from agent.update.install.health_check import ROLLBACK_GATE
 from tests.support.tiny_bundles import make_key, models_bundle, needs_ssh_keygen
 
 INVENTORY = """
@@ -90,7 +89,7 @@ def test_what_is_refused_is_refused_in_a_dry_run(folder: Path, signed: Path) -> 
         ("unsigned.vedette",): "has no signature beside it",
         ("cut",): "cut: ",
         ("private",): "private: ",
-        ("x.vedette", "--ledger", "notes"): "is no ledger of a rollout",
+        ("x.vedette", "--ledger", "notes"): "is not a ledger of a rollout",
         ("x.vedette", "--ledger", "open.ledger"): "a rollout of another x is not complete there",
         ("x.vedette", "--ledger", "nope/x"): "there is no folder",
         ("x.vedette", "--report", "nope/x"): "there is no folder",
@@ -167,7 +166,7 @@ def test_a_bundle_whose_name_is_no_utf8_leaves_no_ledger(folder: Path) -> None:
     for more in ((), ("--json",), ("--ledger", "x.ledger")):
         error = say("rollout", bundle.name, *more).exception
         assert isinstance(error, FleetError)
-        assert "its name is no UTF-8: rename it" in str(error)
+        assert "its name is not UTF-8: rename it" in str(error)
     assert sorted(folder.iterdir()) == before
 
 
@@ -209,11 +208,11 @@ def test_a_rollback_is_waited_for_as_long_as_a_board_may_take(
         commands.append(command)
         return []
 
-    monkeypatch.setattr("agent.update.fleet.parallel.ask_all", ask_all)
+    monkeypatch.setattr("agent.update.fleet.ssh.ask_all", ask_all)
     pinned(folder)
     assert say("rollback", "--yes").exit_code == 0
-    watched_s = GATE.within_s + GATE.steady_s
-    assert patience[0] >= rehearse._PATIENCE_S + watched_s + 2 * service._PATIENCE_S
+    watched_s = ROLLBACK_GATE.within_s + ROLLBACK_GATE.steady_s
+    assert patience[0] >= preflight._TEST_S + watched_s + 2 * service._PATIENCE_S
     assert commands == ["update rollback --once"]
 
 

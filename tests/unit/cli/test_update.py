@@ -16,8 +16,8 @@ from agent.cli.main import vedette
 from agent.errors import StorageError, UpdateError
 from agent.storage.state_folder import lock_folder
 from agent.update.bundle.signing import signature_of
-from agent.update.install.paths import ROOT_VARIABLE
 from agent.update.install.service import Systemd
+from agent.update.install.slots import ROOT_VARIABLE
 from tests.support.pretend_board import Board, write_command
 from tests.support.tiny_bundles import model_files, needs_ssh_keygen
 
@@ -28,10 +28,10 @@ pytestmark = [pytest.mark.board, needs_ssh_keygen]
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
     made = Board(tmp_path, monkeypatch)
     monkeypatch.setenv(ROOT_VARIABLE, str(made.where.root))
-    for name in ("restart", "reload", "standing"):
+    for name in ("restart", "reload", "state"):
         monkeypatch.setattr(Systemd, name, lambda self, name=name: getattr(made.service, name)())
     monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: False))
-    monkeypatch.setattr("agent.update.install.watch._LOOK_S", 0.0)
+    monkeypatch.setattr("agent.update.install.updater._POLL_S", 0.0)
     return made
 
 
@@ -92,7 +92,7 @@ def test_who_looks_no_longer_is_told_that_it_goes_on(board: Board, monkeypatch: 
 
     monkeypatch.setattr(Systemd, "is_there", staticmethod(lambda: True))
     monkeypatch.setattr(Systemd, "hand_over", lambda _: None)
-    monkeypatch.setattr("agent.update.install.status.follow", stop)
+    monkeypatch.setattr("agent.update.install.journal.follow", stop)
     assert "the update continues by itself: see `vedette update status`" in run("apply", quick(board), code=130)
 
 
@@ -102,7 +102,7 @@ def test_resuming_without_an_update_does_nothing(board: Board) -> None:
 
 def test_what_was_received_is_gone_on_with(board: Board) -> None:
     board.updater().receive(Path(quick(board)))
-    assert "is at hand (received)" in failed("apply", quick(board, counter=3))
+    assert "is not over (received)" in failed("apply", quick(board, counter=3))
     assert "committed: 2.0" in run("resume")
 
 
@@ -178,7 +178,7 @@ def test_nothing_to_go_back_to_is_told(board: Board) -> None:
 def test_two_at_once_are_refused(board: Board) -> None:
     with lock_folder(board.where.state):
         said = failed("resume")
-        assert "an update is going on" in said
+        assert "an update is running" in said
         assert "`vedette update rollback` ends it" in said
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from agent.update.fleet.board_update import BoardUpdate, BundleInfo, Timeouts
 from agent.update.fleet.inventory import FleetBoard
-from agent.update.fleet.policy import BoardOutcome
+from agent.update.fleet.ledger import BoardOutcome
 from agent.update.fleet.ssh import Reply, Tell, Transport
 
 OLD = "counter 8 is not above 8"

@@ -10,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from agent.errors import FleetError
-from agent.update.fleet.ledger import Begun, Done, Ended, Entry, Ledger, Resumed, Started, Stopped, replay
-from agent.update.fleet.policy import KINDS, BoardOutcome
+from agent.update.fleet.ledger import (
+    KINDS,
+    Begun,
+    BoardOutcome,
+    Done,
+    Ended,
+    Entry,
+    Ledger,
+    Resumed,
+    Started,
+    Stopped,
+    replay,
+)
 
 AT = datetime(2026, 11, 25, tzinfo=UTC)
 BATCHES = [("a",), ("b", "c"), ("d", "e", "f")]
@@ -75,7 +86,7 @@ def test_no_file_is_an_empty_ledger_and_another_file_is_none(tmp_path: Path) -> 
     assert Ledger(tmp_path / "none").read() == []
     other = tmp_path / "notes"
     other.write_text("milk\neggs\n")
-    with pytest.raises(FleetError, match="is no ledger of a rollout"):
+    with pytest.raises(FleetError, match="is not a ledger of a rollout"):
         Ledger(other).read()
     with pytest.raises(FleetError, match=r"cannot be read: .*; name another --ledger"):
         Ledger(tmp_path).read()
@@ -94,7 +105,7 @@ def test_lines_that_are_damaged_are_left_out_and_counted(tmp_path: Path) -> None
 def test_a_file_without_a_line_of_a_ledger_is_none(tmp_path: Path, junk: bytes) -> None:
     ledger = Ledger(tmp_path / "notes")
     ledger.path.write_bytes(junk)
-    with pytest.raises(FleetError, match="is no ledger of a rollout: name another --ledger"):
+    with pytest.raises(FleetError, match="is not a ledger of a rollout: name another --ledger"):
         ledger.read()
 
 

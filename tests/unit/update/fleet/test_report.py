@@ -8,8 +8,7 @@ from html.parser import HTMLParser
 import msgspec
 import pytest
 
-from agent.update.fleet.ledger import Begun, RolloutProgress
-from agent.update.fleet.policy import BoardOutcome
+from agent.update.fleet.ledger import Begun, BoardOutcome, RolloutProgress
 from agent.update.fleet.report import render, size, verdict
 
 BEGUN = Begun(datetime(2026, 11, 25, tzinfo=UTC), "12ab", "<x>.vedette", "1.2", 3, [("porch",), ("roof", "gate")])

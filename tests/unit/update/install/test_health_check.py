@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.update.bundle.description import HealthGate
-from agent.update.install.health_check import Baseline, HealthTrial, Reloaded, Seen, Verdict, baseline
+from agent.update.install.health_check import Baseline, DaemonBefore, HealthTrial, Observation, Verdict, baseline
 from agent.update.protocol import StreamVitals, Vitals
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
@@ -26,9 +26,9 @@ def with_stream(**changes: object) -> Vitals:
 
 def test_a_version_that_is_well_for_long_enough_stays() -> None:
     one = trial()
-    assert one.evaluate(3.0, Seen(WELL)).verdict == "wait"
-    assert one.evaluate(12.9, Seen(WELL)).verdict == "wait"
-    assert one.evaluate(13.0, Seen(WELL)) == Verdict("commit")
+    assert one.evaluate(3.0, Observation(WELL)).verdict == "wait"
+    assert one.evaluate(12.9, Observation(WELL)).verdict == "wait"
+    assert one.evaluate(13.0, Observation(WELL)) == Verdict("commit")
     assert one.ready_at == 3.0
 
 
@@ -36,37 +36,43 @@ def test_the_daemon_of_before_is_none_of_the_same_version() -> None:
     """It is well while systemd stops it: nothing is known of the new one."""
     one = HealthTrial(GATE, BEFORE, "2.0", 0.0, replaced=7)
     for now in (0.0, 10.0, 20.0):
-        outcome = one.evaluate(now, Seen(WELL))
-        assert outcome == Verdict("wait", "the daemon of before has not stopped yet")
-    assert one.evaluate(21.0, Seen(replace(WELL, pid=8))).verdict == "wait"
+        outcome = one.evaluate(now, Observation(WELL))
+        assert outcome == Verdict("wait", "the previous daemon has not stopped yet")
+    assert one.evaluate(21.0, Observation(replace(WELL, pid=8))).verdict == "wait"
     assert one.ready_at == 21.0
-    assert one.evaluate(31.0, Seen(replace(WELL, pid=8))).verdict == "commit"
-    assert HealthTrial(GATE, BEFORE, "2.0", 0.0, replaced=7).evaluate(60.0, Seen(WELL)).verdict == "roll back"
+    assert one.evaluate(31.0, Observation(replace(WELL, pid=8))).verdict == "commit"
+    assert (
+        HealthTrial(GATE, BEFORE, "2.0", 0.0, replaced=7).evaluate(60.0, Observation(WELL)).verdict == "roll back"
+    )
 
 
 def test_what_was_unwell_in_between_begins_anew() -> None:
     one = trial()
-    one.evaluate(0.0, Seen(WELL))
-    one.evaluate(9.0, Seen(None))
-    assert one.evaluate(11.0, Seen(WELL)).verdict == "wait"
-    assert one.evaluate(21.0, Seen(WELL)).verdict == "commit"
+    one.evaluate(0.0, Observation(WELL))
+    one.evaluate(9.0, Observation(None))
+    assert one.evaluate(11.0, Observation(WELL)).verdict == "wait"
+    assert one.evaluate(21.0, Observation(WELL)).verdict == "commit"
 
 
 def test_a_version_that_ends_by_itself_is_rolled_back_at_once() -> None:
-    outcome = trial().evaluate(1.0, Seen(WELL, 1, "signal"))
+    outcome = trial().evaluate(1.0, Observation(WELL, 1, "signal"))
     assert outcome.verdict == "roll back"
     assert outcome.reason.startswith("the service ended by itself: signal; see")
-    assert trial().evaluate(1.0, Seen(WELL, 1, "success")).reason.startswith("the service ended by itself; see")
-    assert "2 times" in trial().evaluate(1.0, Seen(WELL, 2, "signal")).reason
+    assert (
+        trial()
+        .evaluate(1.0, Observation(WELL, 1, "success"))
+        .reason.startswith("the service ended by itself; see")
+    )
+    assert "2 times" in trial().evaluate(1.0, Observation(WELL, 2, "signal")).reason
 
 
 @pytest.mark.parametrize(
     ("vitals", "why"),
     [
-        (None, "does not tell how it is"),
+        (None, "does not report its health"),
         (replace(WELL, version="1.0"), "version 1.0 runs, not 2.0"),
         (replace(with_stream(inferred=0), ready=False), "stream front has not inferred yet"),
-        (replace(WELL, ready=False), "not ready: it begins"),
+        (replace(WELL, ready=False), "not ready: it is starting"),
         (replace(WELL, streams={}), "stream front is gone"),
         (with_stream(state="lost", detail="no camera"), "stream front is lost: no camera"),
         (with_stream(state="failed"), "stream front is failed"),
@@ -79,12 +85,12 @@ def test_one_that_is_not_well_waits_and_is_rolled_back_when_its_time_is_over(
     vitals: Vitals | None, why: str
 ) -> None:
     one = trial()
-    waits = one.evaluate(59.0, Seen(vitals))
+    waits = one.evaluate(59.0, Observation(vitals))
     assert waits.verdict == "wait"
     assert why in waits.reason
-    ends = one.evaluate(60.0, Seen(vitals))
+    ends = one.evaluate(60.0, Observation(vitals))
     assert ends.verdict == "roll back"
-    assert ends.reason == f"not well within 60 s: {waits.reason}"
+    assert ends.reason == f"not healthy within 60 s: {waits.reason}"
 
 
 @pytest.mark.parametrize(
@@ -98,43 +104,44 @@ def test_one_that_is_not_well_waits_and_is_rolled_back_when_its_time_is_over(
 )
 def test_what_was_not_well_before_or_is_not_to_run_says_nothing_against_it(vitals: Vitals) -> None:
     one = trial()
-    assert one.evaluate(0.0, Seen(vitals)).verdict == "wait"
-    assert one.evaluate(10.0, Seen(vitals)).verdict == "commit"
+    assert one.evaluate(0.0, Observation(vitals)).verdict == "wait"
+    assert one.evaluate(10.0, Observation(vitals)).verdict == "commit"
 
 
 def test_times_below_the_floor_are_not_looked_at() -> None:
     one = trial(Baseline({"front": 0.5}, known=True))
-    one.evaluate(0.0, Seen(with_stream(infer_p95_ms=4.9)))
-    assert one.evaluate(10.0, Seen(with_stream(infer_p95_ms=4.9))).verdict == "commit"
+    one.evaluate(0.0, Observation(with_stream(infer_p95_ms=4.9)))
+    assert one.evaluate(10.0, Observation(with_stream(infer_p95_ms=4.9))).verdict == "commit"
 
 
 def test_without_a_daemon_before_every_stream_has_to_be_well() -> None:
     two = replace(WELL, streams={**WELL.streams, "attic": StreamVitals("lost", "no camera")})
     assert baseline(None) == Baseline()
-    assert "attic is lost" in trial(Baseline()).evaluate(0.0, Seen(two)).reason
+    assert "attic is lost" in trial(Baseline()).evaluate(0.0, Observation(two)).reason
     assert baseline(two).streams == {"front": 20.0}
 
 
 def test_models_are_tried_on_any_version() -> None:
     one = trial(version="")
-    assert one.evaluate(0.0, Seen(replace(WELL, version="1.0"))).reason.startswith("all is well")
+    assert one.evaluate(0.0, Observation(replace(WELL, version="1.0"))).reason.startswith("healthy; ")
 
 
 def test_what_the_daemon_refuses_after_it_has_taken_the_models_up_is_somebody_elses() -> None:
-    one = HealthTrial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3))
-    assert "has not taken" in one.evaluate(0.0, Seen(replace(WELL, reloads=3))).reason
-    assert one.evaluate(1.0, Seen(replace(WELL, reloads=4))).reason.startswith("all is well")
+    one = HealthTrial(GATE, BEFORE, "", 0.0, asked=DaemonBefore(7, 3))
+    assert "has not loaded" in one.evaluate(0.0, Observation(replace(WELL, reloads=3))).reason
+    assert one.evaluate(1.0, Observation(replace(WELL, reloads=4))).reason.startswith("healthy; ")
     typo = replace(WELL, reloads=5, reload_refused="vedette.toml:3: a typo")
-    assert one.evaluate(2.0, Seen(typo)).reason.startswith("all is well")
+    assert one.evaluate(2.0, Observation(typo)).reason.startswith("healthy; ")
     assert (
-        HealthTrial(GATE, BEFORE, "", 0.0, asked=Reloaded(7, 3)).evaluate(2.0, Seen(typo)).verdict == "roll back"
+        HealthTrial(GATE, BEFORE, "", 0.0, asked=DaemonBefore(7, 3)).evaluate(2.0, Observation(typo)).verdict
+        == "roll back"
     )
 
 
 def test_one_that_is_well_now_and_then_comes_to_an_end() -> None:
     one, outcome, now = trial(), Verdict("wait"), 0.0
     while outcome.verdict == "wait":
-        outcome = one.evaluate(now, Seen(WELL if int(now) % 8 else None))
+        outcome = one.evaluate(now, Observation(WELL if int(now) % 8 else None))
         now += 1.0
         assert now < 100
     assert outcome.verdict == "roll back"
@@ -145,7 +152,7 @@ def test_it_is_kept_only_after_it_was_well_on_end(looks: list[tuple[float, bool,
     one, now, well_since = trial(), 0.0, None
     for pause, is_well, fails in looks:
         now += pause
-        outcome = one.evaluate(now, Seen(WELL if is_well else None, int(fails)))
+        outcome = one.evaluate(now, Observation(WELL if is_well else None, int(fails)))
         well_since = (now if well_since is None else well_since) if is_well and not fails else None
         if outcome.verdict == "commit":
             assert well_since is not None

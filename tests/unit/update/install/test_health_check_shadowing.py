@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from agent.storage.state_file import ShadowReport
 from agent.update.bundle.description import HealthGate, ShadowGate
-from agent.update.install.health_check import Seen, ShadowTrial, Verdict
+from agent.update.install.health_check import Observation, ShadowTrial, Verdict
 from agent.update.protocol import StreamVitals, Vitals
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
@@ -22,9 +22,9 @@ def judge() -> ShadowTrial:
     return ShadowTrial("12ab", GATE, HEALTH, began_s=0.0)
 
 
-def seen(shadow: ShadowReport | None = GOOD, update: str = "12ab", **changes: object) -> Seen:
+def seen(shadow: ShadowReport | None = GOOD, update: str = "12ab", **changes: object) -> Observation:
     front = replace(STREAM, **{"shadow": shadow, **changes})
-    return Seen(Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": front}, update))
+    return Observation(Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": front}, update))
 
 
 def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
@@ -36,7 +36,10 @@ def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
 @pytest.mark.parametrize(
     ("shadow", "why"),
     [
-        (replace(GOOD, agreement=0.62), "agrees by 0.62 with the one in use, in 50 answers; 0.9 is asked for"),
+        (
+            replace(GOOD, agreement=0.62),
+            "agrees by 0.62 with the one in use in 50 answers, expected at least",
+        ),
         (replace(GOOD, infer_p95_ms=30.1), "infers in 30.1 ms (p95), 30.0 are allowed: 20.0 for the one in use"),
         (ShadowReport(failed="killed by signal 11"), "fails beside the one in use: killed by signal 11"),
     ],
@@ -55,14 +58,14 @@ def test_a_little_time_is_not_looked_at() -> None:
 def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
     one, few = judge(), seen(replace(GOOD, compared=26, agreement=0.1))
     waits = one.evaluate(599.0, few)
-    assert waits == Verdict("wait", "stream front: 50 % of 50 answers in which something was found")
-    assert one.evaluate(600.0, few) == Verdict("roll back", f"nothing is decided after 600 s: {waits.reason}")
+    assert waits == Verdict("wait", "stream front: 50 % of 50 answers with a result")
+    assert one.evaluate(600.0, few) == Verdict("roll back", f"undecided after 600 s: {waits.reason}")
 
 
 @pytest.mark.parametrize(
     ("blind", "why"),
     [
-        (Seen(None), "does not run the new models"),
+        (Observation(None), "does not run the new models"),
         (seen(update=""), "does not run the new models"),
         (seen(update="other"), "does not run the new models"),
         (seen(None), "no stream that infers uses one of the models that change"),
@@ -70,7 +73,7 @@ def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
         (seen(state="lost"), "no stream that infers uses one"),
     ],
 )
-def test_where_nothing_is_compared_for_a_minute_on_end_they_are_refused(blind: Seen, why: str) -> None:
+def test_where_nothing_is_compared_for_a_minute_on_end_they_are_refused(blind: Observation, why: str) -> None:
     one, few = judge(), seen(replace(GOOD, compared=1))
     assert why in one.evaluate(59.0, blind).reason
     assert one.evaluate(100.0, few).verdict == "wait"
@@ -90,13 +93,13 @@ def test_a_service_that_ends_by_itself_meanwhile_refuses_them() -> None:
 def test_every_stream_that_uses_one_has_to_hold() -> None:
     streams = {"front": STREAM, "attic": replace(STREAM, shadow=replace(GOOD, compared=10))}
     vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, streams, "12ab")
-    assert judge().evaluate(1.0, Seen(vitals)).reason.startswith("stream attic: 20 % of 50")
+    assert judge().evaluate(1.0, Observation(vitals)).reason.startswith("stream attic: 20 % of 50")
 
 
 def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
     attic = replace(STREAM, state="starting", inferred=0, shadow=None)
     vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": STREAM, "attic": attic}, "12ab")
-    assert judge().evaluate(1.0, Seen(vitals)) == Verdict("wait", "stream attic has not inferred yet")
+    assert judge().evaluate(1.0, Observation(vitals)) == Verdict("wait", "stream attic has not inferred yet")
 
 
 @given(

@@ -8,7 +8,7 @@ import pytest
 
 from agent.errors import StorageError, UpdateError
 from agent.update.install.journal import Journal, now
-from agent.update.install.paths import Paths
+from agent.update.install.slots import Paths
 from agent.update.protocol import Update
 
 
@@ -44,7 +44,7 @@ def test_without_an_update_there_is_none(where: Paths) -> None:
 def test_a_second_update_waits_for_the_end_of_the_first(where: Paths) -> None:
     journal = Journal(where)
     update = begun(journal)
-    with pytest.raises(UpdateError, match=r"two.vedette is at hand \(received\)"):
+    with pytest.raises(UpdateError, match=r"two.vedette is not over \(received\)"):
         begun(journal)
     journal.step(update, "refused")
     begun(journal)

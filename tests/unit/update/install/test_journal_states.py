@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import BEFORE_SWITCH, after_cut, check_step
+from agent.update.install.journal import BEFORE_SWITCH, check_step
 from agent.update.protocol import FINAL, STATES, State
 
 
@@ -30,12 +30,6 @@ def test_every_state_leads_to_an_end() -> None:
 
 def test_what_is_refused_has_changed_nothing_that_runs() -> None:
     assert {one for one in STATES if may(one, "refused")} == BEFORE_SWITCH
-
-
-@pytest.mark.parametrize("state", STATES)
-def test_what_is_cut_off_is_done_again_only_before_the_switch(state: State) -> None:
-    assert (after_cut(state) == "again") == (state in BEFORE_SWITCH)
-    assert (after_cut(state) == "nothing") == (state in FINAL)
 
 
 def test_a_step_that_no_update_takes_is_named() -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from agent.errors import UpdateError
 from agent.update.bundle.description import BundleFile, Description, Target
-from agent.update.install.preflight import BoardFacts, check, find_python, objections, read_facts
+from agent.update.install.preflight import BoardFacts, check_board, find_python, objections, read_facts
 
 TARGET = Target("aarch64", "3.11", "2.34", ["pi4b"])
 WANTED = Description(
@@ -31,7 +31,7 @@ FACTS = BoardFacts(
 
 def test_a_board_that_fits_has_no_objection() -> None:
     assert list(objections(WANTED, FACTS)) == []
-    check(WANTED, FACTS)
+    check_board(WANTED, FACTS)
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_board_that_fits_has_no_objection() -> None:
 )
 def test_what_stands_in_the_way_is_named(facts: BoardFacts, why: str) -> None:
     with pytest.raises(UpdateError) as caught:
-        check(WANTED, facts)
+        check_board(WANTED, facts)
     assert why in str(caught.value)
     assert len(list(objections(WANTED, facts))) == 1
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from agent.errors import StorageError
-from agent.update.install.slots import Slots, slot_of
+from agent.update.install.slots import Slots, parse_slot
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def slots(tmp_path: Path) -> Slots:
 
 
 def test_a_link_leads_to_a_slot_and_is_changed_in_one_go(slots: Slots, tmp_path: Path) -> None:
-    assert slots.of("current") == "a"
+    assert slots.target("current") == "a"
     slots.empty("b")
     slots.point("current", "b")
-    assert (slots.of("current"), slots.of("keeper")) == ("b", "a")
+    assert (slots.target("current"), slots.target("keeper")) == ("b", "a")
     assert (tmp_path / "current").resolve() == tmp_path / "slots/b"
 
 
@@ -36,7 +36,7 @@ def test_a_slot_in_use_is_neither_spare_nor_emptied(slots: Slots) -> None:
         slots.spare()
     for slot in ("a", "b"):
         with pytest.raises(StorageError, match="is in use"):
-            slots.empty(slot_of(slot))
+            slots.empty(parse_slot(slot))
 
 
 def test_a_version_is_there_only_when_all_of_it_is(slots: Slots) -> None:
@@ -52,14 +52,14 @@ def test_a_link_to_no_slot_is_refused(slots: Slots, tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there is no such slot"):
         slots.point("current", "b")
     (tmp_path / "current").unlink()
-    assert slots.of("current") is None
+    assert slots.target("current") is None
     (tmp_path / "current").symlink_to("elsewhere")
-    with pytest.raises(StorageError, match="leads to elsewhere"):
-        slots.of("current")
+    with pytest.raises(StorageError, match="found elsewhere"):
+        slots.target("current")
     (tmp_path / "current").unlink()
     (tmp_path / "current").mkdir()
     with pytest.raises(StorageError, match="is not a link"):
-        slots.of("current")
+        slots.target("current")
     with pytest.raises(StorageError, match="cannot be changed"):
         slots.point("current", "a")
 
@@ -74,4 +74,4 @@ def test_a_link_in_the_place_of_a_slot_is_not_followed(slots: Slots, tmp_path: P
 
 def test_no_other_name_is_a_slot() -> None:
     with pytest.raises(StorageError, match="not the name of a slot"):
-        slot_of("c")
+        parse_slot("c")

@@ -65,7 +65,7 @@ def test_what_is_no_wheel_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_an_interpreter_there_is_no_environment(tmp_path: Path) -> None:
-    with pytest.raises(UpdateError, match="the environment cannot be made"):
+    with pytest.raises(UpdateError, match="the environment cannot be created"):
         install("/nowhere/python3", tmp_path / "venv", [])
-    with pytest.raises(UpdateError, match="the environment cannot be made"):
+    with pytest.raises(UpdateError, match="the environment cannot be created"):
         install("/bin/false", tmp_path / "venv", [])

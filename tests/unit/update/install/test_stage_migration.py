@@ -71,7 +71,7 @@ def test_a_key_is_removed() -> None:
     ("rule", "why"),
     [
         (Migration("rename", "streams.front.rate", to="mqtt.host"), "`mqtt.host` is set already"),
-        (Migration("set", "mqtt.host.name", value=1), "`mqtt.host` is no table"),
+        (Migration("set", "mqtt.host.name", value=1), "`mqtt.host` is not a table"),
     ],
 )
 def test_what_does_not_fit_is_named(rule: Migration, why: str) -> None:

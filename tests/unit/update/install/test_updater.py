@@ -13,13 +13,11 @@ import pytest
 from agent.errors import StorageError, UpdateError
 from agent.update.bundle.description import Migration, ShadowGate
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import Journal
+from agent.update.install.journal import Journal, Order, status
 from agent.update.install.rollback import Rollback
 from agent.update.install.service import ServiceState
 from agent.update.install.slots import Link, ModelSets, Slot, Slots
-from agent.update.install.status import standing
-from agent.update.install.switch import SlotSwitch, VersionDeployment
-from agent.update.install.watch import Orders
+from agent.update.install.switch import VersionDeployment
 from agent.update.protocol import Update
 from tests.support.pretend_board import CONFIG, GATE, Board, write_command
 from tests.support.tiny_bundles import make_key, needs_ssh_keygen
@@ -56,7 +54,7 @@ def test_a_good_version_is_committed_and_minds_updates_from_then_on(board: Board
     [
         ("2.0+crash", "ended by itself"),
         ("2.0+slow", "stream front infers in 90.0 ms (p95), 30.0 are allowed: 20.0 before"),
-        ("2.0+hang", "the daemon does not tell how it is"),
+        ("2.0+hang", "the daemon does not report its health"),
         ("2.0+lost", "stream front is lost"),
         ("2.0+large", "takes 500 MB of memory, 200 are allowed"),
     ],
@@ -134,7 +132,7 @@ def test_a_configuration_with_passwords_stays_as_closed_as_it_was(board: Board, 
 
 
 def test_an_order_that_came_too_late_is_not_for_the_next_trial(board: Board) -> None:
-    Orders(board.where).give("rollback")
+    Journal(board.where).order("rollback")
     done = board.apply(board.bundle())
     assert (done.state, done.by) == ("committed", "updater")
 
@@ -199,12 +197,13 @@ def test_without_a_signature_nothing_is_taken(board: Board) -> None:
 
 def test_two_updates_at_once_are_refused(board: Board) -> None:
     board.updater().receive(board.bundle())
-    with pytest.raises(UpdateError, match=r"is at hand \(received\)"):
+    with pytest.raises(UpdateError, match=r"is not over \(received\)"):
         board.updater().receive(board.bundle(counter=3))
 
 
 def test_an_operator_may_confirm_or_roll_back_a_trial(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    for order, state in (("rollback", "rolled_back"), ("confirm", "committed")):
+    cases: list[tuple[Order, str]] = [("rollback", "rolled_back"), ("confirm", "committed")]
+    for order, state in cases:
         with monkeypatch.context() as patch:
             patch.setattr(board, "_sleep", _ordering(board, order))
             done = board.apply(board.bundle())
@@ -212,11 +211,11 @@ def test_an_operator_may_confirm_or_roll_back_a_trial(board: Board, monkeypatch:
         board.check_sound()
 
 
-def _ordering(board: Board, order: str) -> Callable[[float], None]:
+def _ordering(board: Board, order: Order) -> Callable[[float], None]:
     waits = board._sleep
 
     def sleep(seconds: float) -> None:
-        Orders(board.where).give(order)
+        Journal(board.where).order(order)
         waits(seconds)
 
     return sleep
@@ -226,7 +225,7 @@ def _ordering(board: Board, order: str) -> Callable[[float], None]:
 def test_a_version_that_did_not_stay_is_none_to_go_back_to(board: Board, version: str) -> None:
     assert board.apply(board.bundle("1.5")).state == "committed"
     assert board.apply(board.bundle(version, counter=3)).state in ("refused", "rolled_back")
-    assert standing(board.where).previous == ""
+    assert status(board.where).previous == ""
     tried = version != "2.0+golden"  # what was refused before its switch is not even kept
     what = "which was never committed, and no" if tried else "slots/a: holds no"
     with pytest.raises(UpdateError, match=f"{what} version to roll back to"):
@@ -241,7 +240,7 @@ def test_a_version_that_is_not_ready_after_a_rollback_is_left_again(board: Board
     board.slots.make_ready("a", "1.0+hang")
     done = board.go_back()
     assert (done.state, done.by) == ("rolled_back", "updater")
-    assert done.reason.startswith("rollback to 1.0+hang failed: not well within 120 s")
+    assert done.reason.startswith("rollback to 1.0+hang failed: not healthy within 120 s")
     assert (board.runs, board.config) == ("2.0", migrated)
     board.check_sound()
 
@@ -328,13 +327,13 @@ def test_models_that_bring_the_daemon_down_can_be_rolled_back(
 
     monkeypatch.setattr(board.service, "reload", refuse)
     monkeypatch.setattr(board.service, "restart", board.service.boot)
-    stands = board.service.standing
+    stands = board.service.state
 
     def standing_now() -> ServiceState:
         stands()
         return ServiceState("activating" if board.service.failures else "active")
 
-    monkeypatch.setattr(board.service, "standing", standing_now)
+    monkeypatch.setattr(board.service, "state", standing_now)
     assert board.go_back().reason == "rolled back to 7 by an operator"
 
 
@@ -381,14 +380,14 @@ def test_models_that_are_not_well_after_a_rollback_are_left_again(board: Board) 
     board.apply(board.models(counter=8))
     board.service.hidden = True
     done = board.go_back()
-    assert done.reason.startswith("rollback to 7 failed: not well within 120 s: the daemon does not tell")
+    assert done.reason.startswith("rollback to 7 failed: not healthy within 120 s: the daemon does not report")
     assert ModelSets(board.slots.path("a")).current == 8
 
 
 def test_an_operator_may_end_an_update_before_its_switch(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     def install(*words: Any) -> None:
         board.install(*words)
-        Orders(board.where).give("rollback")
+        Journal(board.where).order("rollback")
 
     monkeypatch.setattr("agent.update.install.stage.install", install)
     done = board.apply(board.bundle())
@@ -405,7 +404,7 @@ def test_a_refusal_names_the_file_that_was_given(board: Board, tmp_path: Path) -
 def test_a_damaged_journal_is_set_aside_and_told_of(board: Board) -> None:
     board.apply(board.bundle())
     board.where.journal.write_bytes(b'{"state": "tri')
-    told = standing(board.where)
+    told = status(board.where)
     assert (told.version, told.at_hand) == ("2.0", None)
     assert "journal.json: is damaged" in told.trouble
     assert any("unknown" in line for line in told.lines())
@@ -444,7 +443,7 @@ def test_models_that_agree_beside_those_in_use_take_their_place(board: Board) ->
     ("shadow", "why"),
     [
         ({"compared": 10, "agreement": 0.5}, "agrees by 0.50"),
-        ({"compared": 9, "agreement": 1.0}, "nothing is decided after 20 s"),
+        ({"compared": 9, "agreement": 1.0}, "undecided after 20 s"),
         ({"failed": "it hangs"}, "it hangs"),
     ],
 )
@@ -464,19 +463,21 @@ def test_an_operator_may_decide_while_models_run_beside_those_in_use(
     board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     board.service.shadow = {"compared": 1, "agreement": 0.1}
-    for order, state, by in (("rollback", "refused", "operator"), ("confirm", "committed", "updater")):
+    cases: list[tuple[Order, str, str]]
+    cases = [("rollback", "refused", "operator"), ("confirm", "committed", "updater")]
+    for order, state, by in cases:
         with monkeypatch.context() as patch:
             patch.setattr(board, "_sleep", _ordering_once(board, order))
             done = board.apply(board.models(shadow=SHADOW))
         assert (done.state, done.by) == (state, by), done.reason
 
 
-def _ordering_once(board: Board, order: str) -> Callable[[float], None]:
+def _ordering_once(board: Board, order: Order) -> Callable[[float], None]:
     waits, left = board._sleep, [order]
 
     def sleep(seconds: float) -> None:
         if left:
-            Orders(board.where).give(left.pop())
+            Journal(board.where).order(left.pop())
         waits(seconds)
 
     return sleep
@@ -500,7 +501,7 @@ def test_what_was_cut_off_while_models_ran_beside_those_in_use_begins_again(
     done = board.updater().resume()
     assert done is not None
     assert done.state == "committed"
-    assert any("cut off while it was shadow" in line for line in board.said)
+    assert any("interrupted while it was shadow" in line for line in board.said)
 
 
 def test_a_full_disk_while_staging_is_refused_and_what_runs_goes_on(
@@ -550,7 +551,7 @@ def test_models_that_the_daemon_refuses_to_take_up_are_not_committed(board: Boar
     board.service.refuses = "vedette.toml:7: unknown key"
     done = board.apply(board.models(7))
     assert done.state == "rolled_back"
-    assert done.reason == "the daemon refuses to take them up: vedette.toml:7: unknown key"
+    assert done.reason == "the daemon refuses to load them: vedette.toml:7: unknown key"
     assert ModelSets(board.slots.path("a")).current == board.service.models == 0
 
 
@@ -558,7 +559,7 @@ def test_models_that_the_daemon_does_not_take_up_are_not_committed(board: Board)
     board.service.reads = False
     done = board.apply(board.models(7))
     assert done.state == "rolled_back"
-    assert "the daemon has not taken the new models up yet" in done.reason
+    assert "the daemon has not loaded the new models yet" in done.reason
     assert ModelSets(board.slots.path("a")).current == 0
 
 
@@ -587,13 +588,13 @@ def test_an_update_that_brings_the_board_down_before_its_switch_is_not_begun_for
     board: Board, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     board.updater().receive(board.bundle() if kind == "version" else board.models())
-    monkeypatch.setattr("agent.update.install.updater.Preparation.rehearse", lambda *_: _killed(0))
+    monkeypatch.setattr("agent.update.install.updater.rehearse", lambda *_: _killed(0))
     for _ in range(5):
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     done = board.updater().resume()
     assert done is not None
-    assert (done.state, done.reason) == ("refused", "it was begun 5 times, and was cut off each time")
+    assert (done.state, done.reason) == ("refused", "it was begun 5 times, and was interrupted each time")
     board.check_sound()
 
 
@@ -772,7 +773,7 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
     """Its configuration is the old one already."""
     board.updater().receive(board.bundle("2.0+slow", migrations=[RENAME]))
     with monkeypatch.context() as full:
-        full.setattr("agent.update.install.switch.SlotSwitch.undo", _undo_half)
+        full.setattr("agent.update.install.switch.VersionDeployment._restore", _undo_half)
         with pytest.raises(StorageError):
             board.updater().resume()
     assert (board.runs, board.config) == ("2.0+slow", CONFIG)
@@ -784,17 +785,17 @@ def test_what_could_not_be_taken_back_is_taken_back_later_and_not_tried_again(
     board.check_sound()
 
 
-def _undo_half(switch: SlotSwitch, old: Slot) -> None:
+def _undo_half(deployment: VersionDeployment, update: Update) -> None:
     with pytest.MonkeyPatch.context() as full:
         full.setattr("agent.update.install.slots.Slots.point", _full)
-        _UNDO(switch, old)
+        _RESTORE(deployment, update)
 
 
 def _full(*_: object) -> None:
     raise StorageError("No space left on device")
 
 
-_UNDO = SlotSwitch.undo
+_RESTORE = VersionDeployment._restore
 
 
 def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -808,7 +809,7 @@ def test_an_order_that_was_read_outlives_a_cut(board: Board, monkeypatch: pytest
     done = board.updater().resume()
     assert done is not None
     assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "an operator has asked for it")
-    assert Orders(board.where).take() is None
+    assert Journal(board.where).read_order() is None
 
 
 def test_a_trial_that_goes_on_is_taken_back_for_what_is_then(
@@ -820,7 +821,7 @@ def test_a_trial_that_goes_on_is_taken_back_for_what_is_then(
         with pytest.raises(KeyboardInterrupt):
             board.updater().resume()
     board.restart_service()
-    Orders(board.where).give("rollback")
+    Journal(board.where).order("rollback")
     done = board.updater().resume()
     assert done is not None
     assert (done.state, done.by, done.reason) == ("rolled_back", "operator", "an operator has asked for it")
@@ -858,7 +859,7 @@ def test_a_defect_in_a_step_is_an_end_and_no_loop(board: Board, monkeypatch: pyt
     def defective(*_: object) -> None:
         raise AttributeError("no such thing")
 
-    monkeypatch.setattr("agent.update.install.updater.stage_version", defective)
+    monkeypatch.setattr("agent.update.install.stage.stage_version", defective)
     done = board.apply(board.bundle())
     assert done.state == "refused"
     assert done.reason == "internal error (please report): AttributeError: no such thing"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.update.install.status import standing
+from agent.update.install.journal import status
 from agent.update.protocol import UpdateStatus
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
@@ -24,28 +24,28 @@ def models(told: UpdateStatus) -> tuple[int, int, str]:
 
 
 def test_the_models_in_use_are_told_beside_the_counter_which_stays(board: Board) -> None:
-    assert models(standing(board.where)) == (0, 0, "")
-    assert not any("models" in line for line in standing(board.where).lines())
+    assert models(status(board.where)) == (0, 0, "")
+    assert not any("models" in line for line in status(board.where).lines())
     for counter in (7, 8):
         board.apply(board.models(counter))
-    assert models(standing(board.where)) == (8, 8, "models")
-    assert "models    8" in standing(board.where).lines()
+    assert models(status(board.where)) == (8, 8, "models")
+    assert "models    8" in status(board.where).lines()
     board.go_back()
-    assert models(standing(board.where)) == (8, 7, "models")
+    assert models(status(board.where)) == (8, 7, "models")
     board.go_back()
-    assert models(standing(board.where)) == (8, 0, "models")
+    assert models(status(board.where)) == (8, 0, "models")
 
 
 def test_a_version_brings_models_of_its_counter(board: Board) -> None:
     board.apply(board.bundle(counter=5))
-    assert models(standing(board.where)) == (5, 5, "full")
+    assert models(status(board.where)) == (5, 5, "full")
     board.go_back()
-    assert models(standing(board.where)) == (5, 0, "full")
+    assert models(status(board.where)) == (5, 0, "full")
     board.apply(board.bundle("3.0+crash", counter=6))
-    assert models(standing(board.where)) == (5, 0, "full")
+    assert models(status(board.where)) == (5, 0, "full")
 
 
 def test_a_link_of_somebodys_own_is_no_set(board: Board) -> None:
     (board.slots.path("a") / "models").symlink_to("/home/pi/models")
-    assert standing(board.where).models == 0
-    assert standing(board.where).version == "1.0"
+    assert status(board.where).models == 0
+    assert status(board.where).version == "1.0"

@@ -6,7 +6,7 @@ import pytest
 
 from agent.errors import BundleError
 from agent.update.bundle.description import Target
-from agent.update.bundle.lockfile import Lock, needed
+from agent.update.bundle.wheels import Lock, needed
 from tests.support.running import ROOT
 
 TEXT = """# made by hand

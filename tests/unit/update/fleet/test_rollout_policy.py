@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.update.fleet.policy import BAD, GOOD, KINDS, BoardOutcome, Kind, counted, stop_reason
+from agent.update.fleet.ledger import BAD, GOOD, KINDS, BoardOutcome, Kind, counted
+from agent.update.fleet.rollout import stop_reason
 
 OUTCOMES = some.lists(some.sampled_from(KINDS), max_size=30).map(
     lambda kinds: [BoardOutcome(f"b{number}", kind) for number, kind in enumerate(kinds)]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.adopt import adopt
+from agent.update.install.journal import status
 from agent.update.install.slots import ModelSets
-from agent.update.install.status import standing
+from agent.update.install.stage import adopt
 from agent.update.protocol import State
 from tests.support.pretend_board import Board
 from tests.support.tiny_bundles import needs_ssh_keygen
@@ -90,9 +90,9 @@ def test_models_alone_are_no_version(board: Board) -> None:
 
 
 def test_a_rollback_returns_to_the_version_before_an_installation(board: Board) -> None:
-    assert standing(board.where).previous == ""
+    assert status(board.where).previous == ""
     board.slots.empty("b")
     adopt(board.where, "b", "2.0", None)
     board.slots.point("keeper", "b")
     board.slots.point("current", "b")
-    assert standing(board.where).previous == "1.0"
+    assert status(board.where).previous == "1.0"

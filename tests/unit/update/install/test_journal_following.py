@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import Journal, now
-from agent.update.install.paths import ROOT_VARIABLE, Paths, places
-from agent.update.install.status import follow
+from agent.update.install.journal import Journal, follow, now
+from agent.update.install.slots import ROOT_VARIABLE, Paths, board_paths
 from agent.update.protocol import Update
 
 
@@ -80,11 +79,11 @@ def test_where_nobody_goes_on_with_it_that_is_said(where: Paths) -> None:
 
 
 def test_without_an_update_there_is_nothing_to_follow(where: Paths) -> None:
-    with pytest.raises(UpdateError, match="no update"):
+    with pytest.raises(UpdateError, match="there is no update"):
         follow(where, lambda _: None)
 
 
 def test_a_folder_may_stand_for_the_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert places() == Paths(Path("/"))
+    assert board_paths() == Paths(Path("/"))
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path))
-    assert places().config == tmp_path / "etc/vedette/vedette.toml"
+    assert board_paths().config == tmp_path / "etc/vedette/vedette.toml"
