@@ -75,11 +75,7 @@ class Board(Struct, frozen=True):
 
 
 def read_board(root: Path = Path("/")) -> Board:
-    """Describe this board; what is unknown is empty.
-
-    Args:
-        root: of the file system.
-    """
+    """Describe this board; what is unknown is empty."""
     tree = root / "proc/device-tree"
     compatible = tuple(part for part in read_text(tree / "compatible").split("\0") if part)
     names, features = _processors(read_text(root / "proc/cpuinfo"))

@@ -68,12 +68,7 @@ def ask_kernel() -> int:
 
 
 def read_clock(root: Path = Path("/"), ask: Callable[[], int] = ask_kernel) -> Clock:
-    """Read the state of the clock.
-
-    Args:
-        root: of the file system.
-        ask: see `ask_kernel`.
-    """
+    """Read the state of the clock."""
     keeps = any(root.glob("sys/class/rtc/rtc*"))
     if (root / "run/systemd/timesync/synchronized").exists():
         return Clock(True, keeps)
@@ -99,11 +94,7 @@ class DiskUsage(Struct, frozen=True):
 
 
 def read_disk(folder: Path) -> DiskUsage | None:
-    """Return the file system of a folder, which need not exist; None if it cannot be read.
-
-    Args:
-        folder: a full path.
-    """
+    """Return the file system of a folder, which need not exist; None if it cannot be read."""
     for at in (folder, *folder.parents):
         try:
             found = os.statvfs(at)
@@ -144,11 +135,7 @@ class Frequency(Struct, frozen=True):
 
 
 def read_frequencies(folder: Path) -> list[Frequency]:
-    """Read the frequencies of every group of processors; empty where the kernel does not scale them.
-
-    Args:
-        folder: `/sys/devices/system/cpu/cpufreq`.
-    """
+    """Read the frequencies of every group of processors; empty where the kernel does not scale them."""
     return [_read(policy) for policy in sorted(folder.glob("policy*"))]
 
 

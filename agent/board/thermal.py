@@ -56,11 +56,7 @@ class Brake(Struct, frozen=True):
 
 
 def read_zones(folder: Path) -> list[Zone]:
-    """Read the zones that have a temperature, hottest first.
-
-    Args:
-        folder: `/sys/class/thermal`.
-    """
+    """Read the zones that have a temperature, hottest first."""
     zones = []
     for path in folder.glob("thermal_zone*"):
         reading = read_number(path / "temp")
@@ -78,11 +74,7 @@ def _limits(zone: Path) -> Iterator[float]:
 
 
 def read_brakes(folder: Path) -> list[Brake]:
-    """List the processors that are throttled now.
-
-    Args:
-        folder: `/sys/class/thermal`.
-    """
+    """List the processors that are throttled now."""
     found = []
     for path in sorted(folder.glob("cooling_device*")):
         name, step = read_text(path / "type"), read_number(path / "cur_state")
@@ -112,11 +104,7 @@ class OtherLoad:
     """Load of the processors by other programs since this object was made."""
 
     def __init__(self, stat: Path = Path("/proc/stat")) -> None:
-        """Start counting.
-
-        Args:
-            stat: see proc_stat(5).
-        """
+        """Start counting."""
         self._stat = stat
         self._began, self._children = self._ticks(), _of_children()
 
@@ -180,11 +168,7 @@ class TemperatureMonitor:
         self._due_s = self._began_s = float("-inf")
 
     def poll(self, warn_c: float) -> None:
-        """Read the temperature if it is time to, and log a change.
-
-        Args:
-            warn_c: see `is_hot`.
-        """
+        """Read the temperature if it is time to, and log a change."""
         now_s = self._clock()
         if now_s < self._due_s:
             return

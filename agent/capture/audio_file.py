@@ -93,7 +93,6 @@ class AudioFile:
         self.description = f"{self.rate_hz} Hz, {plural(file.channels, 'channel')}, {file.format} {file.subtype}"
 
     def read(self) -> Block | None:
-        """Return the next block, or None at the end."""
         frames = self._frames()
         if not len(frames):
             if self._seen < self._file.frames:
@@ -107,7 +106,6 @@ class AudioFile:
         return Block(to_int16(mono(frames, self._channel)))
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
     def _frames(self) -> Any:

@@ -144,11 +144,7 @@ class Devices(Struct, frozen=True):
 
 
 def devices(root: Path = Path("/dev")) -> Devices:
-    """Find cameras and microphones; none is started.
-
-    Args:
-        root: of the file system.
-    """
+    """Find cameras and microphones; none is started."""
     absent: list[str] = []
     cameras = [*_v4l2(root, absent), *_libcamera(absent)]
     microphones = _microphones(absent)

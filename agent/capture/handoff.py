@@ -7,7 +7,6 @@ the reader wait.
 from __future__ import annotations
 
 import threading
-from abc import ABC, abstractmethod
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -20,18 +19,34 @@ from agent.types import AudioChunk, Frame, Image
 T = TypeVar("T")
 
 
-class HandoffQueue(ABC, Generic[T]):
+class HandoffQueue(Generic[T]):
     """A closable queue between two threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, lossless: tuple[int, int] | None) -> None:
+        """Create an empty queue.
+
+        Args:
+            lossless: how many items a lossless queue holds, and at how few a waiting producer continues; None for
+                a live queue.
+        """
+        self._lossless = lossless
         self._items: deque[T] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._closed = False
         self._error: SourceError | None = None
 
-    @abstractmethod
+    def _wait_for_room(self) -> None:
+        """Let the producer of a lossless queue wait. Called with the lock held."""
+        if self._lossless and len(self._items) >= self._lossless[0]:
+            while len(self._items) > self._lossless[1] and not self._closed:
+                self._changed.wait()
+
     def _next(self) -> T:
         """Take from `_items`, which is not empty. Called with the lock held."""
+        item = self._items.popleft()
+        if self._lossless and len(self._items) == self._lossless[1]:
+            self._changed.notify()
+        return item
 
     def take(self, timeout_s: float) -> T | None:
         """Return the next item; None if none came in time, or the queue is closed and empty.
@@ -68,8 +83,9 @@ class HandoffQueue(ABC, Generic[T]):
 
 _HELD_S, _TAKEN_S = 5.0, 1.0
 """Longest live audio that is kept, and longest that one `take` returns, s."""
-_ROOM, _LOW = 8, 2
-"""Chunks that a lossless queue holds, and at how few a waiting producer continues."""
+_CHUNKS, _FRAMES = (8, 2), (4, 1)
+"""Limits of lossless queues: a producer that found one full continues when it is nearly empty, not at every free
+place. It then reads several items in a row at less cost each: fewer wake-ups, and its caches stay warm."""
 
 
 class AudioQueue(HandoffQueue[AudioChunk]):
@@ -80,8 +96,7 @@ class AudioQueue(HandoffQueue[AudioChunk]):
     """
 
     def __init__(self, rate_hz: int, *, keeps_all: bool) -> None:
-        super().__init__()
-        self._keeps_all = keeps_all
+        super().__init__(_CHUNKS if keeps_all else None)
         self._held_max, self._taken_max = round(_HELD_S * rate_hz), round(_TAKEN_S * rate_hz)
         self._held = self._end = 0
 
@@ -91,16 +106,14 @@ class AudioQueue(HandoffQueue[AudioChunk]):
         The chunk itself is dropped if the queue is closed, or if it begins before the end of an earlier one.
         """
         with self._changed:
-            if self._keeps_all and len(self._items) >= _ROOM:
-                while len(self._items) > _LOW and not self._closed:
-                    self._changed.wait()
+            self._wait_for_room()
             if self._closed or chunk.first < self._end:
                 return len(chunk.samples)
             self._end = chunk.end
             self._items.append(chunk)
             self._held += len(chunk.samples)
             self._changed.notify()
-            return 0 if self._keeps_all else self._drop()
+            return 0 if self._lossless else self._drop()
 
     def _drop(self) -> int:
         before = self._held
@@ -109,11 +122,8 @@ class AudioQueue(HandoffQueue[AudioChunk]):
         return before - self._held
 
     def _next(self) -> AudioChunk:
-        chunk = self._items.popleft()
-        if self._keeps_all:
-            if len(self._items) == _LOW:
-                self._changed.notify()
-        elif self._items and self._items[0].first == chunk.end:
+        chunk = super()._next()
+        if not self._lossless and self._items and self._items[0].first == chunk.end:
             chunk = self._joined(chunk)
         self._held -= len(chunk.samples)
         return chunk
@@ -160,11 +170,6 @@ class FrameBufferPool:
         self._free.clear()
 
 
-_FRAMES_MAX, _FRAMES_LOW = 4, 1
-"""Limits of a lossless queue: a producer that found it full continues when it is nearly empty, not at every free
-place. It then reads several frames in a row at less cost each: fewer wake-ups, and its caches stay warm."""
-
-
 class LatestFrame(HandoffQueue[Frame]):
     """Frames between two threads, in the order of their capture.
 
@@ -172,9 +177,7 @@ class LatestFrame(HandoffQueue[Frame]):
     """
 
     def __init__(self, *, keeps_all: bool) -> None:
-        super().__init__()
-        self._keeps_all = keeps_all
-        self._room = _FRAMES_MAX if keeps_all else 1
+        super().__init__(_FRAMES if keeps_all else None)
         self._newest_ns = -1
 
     def put(self, frame: Frame) -> Frame | None:
@@ -184,19 +187,11 @@ class LatestFrame(HandoffQueue[Frame]):
         that hung and came back must not deliver old frames.
         """
         with self._changed:
-            if self._keeps_all and len(self._items) >= self._room:
-                while len(self._items) > _FRAMES_LOW and not self._closed:
-                    self._changed.wait()
+            self._wait_for_room()
             if self._closed or frame.captured_ns < self._newest_ns:
                 return frame
             self._newest_ns = frame.captured_ns
-            replaced = self._items.popleft() if len(self._items) >= self._room else None
+            replaced = self._items.popleft() if self._items and not self._lossless else None
             self._items.append(frame)
             self._changed.notify()
             return replaced
-
-    def _next(self) -> Frame:
-        frame = self._items.popleft()
-        if self._keeps_all and len(self._items) == _FRAMES_LOW:
-            self._changed.notify()
-        return frame

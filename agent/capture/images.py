@@ -49,7 +49,6 @@ class ImageFolder(Source):
         return False
 
     def picture(self, into: Image | None) -> Image:
-        """Return the held picture."""
         assert self._held is not None
         if into is None or into.shape != self._held.shape:
             return self._held
@@ -57,11 +56,9 @@ class ImageFolder(Source):
         return into
 
     def close(self) -> None:
-        """Do nothing: no file is open between two pictures."""
         self._held = None
 
     def _again(self) -> bool:
-        """Return True if the folder starts again."""
         if self._readable == 0:
             raise SourceError(
                 f"{self._shown}: expected pictures; none of the {len(self._paths)} files can be decoded"
@@ -141,14 +138,12 @@ class TestPattern(Source):
         self.description = f"{self._width}x{self._height} at {fps:g} fps"
 
     def grab(self) -> bool:
-        """Advance to the next picture. Return False at the end."""
         if self._frames and self._number + 1 >= self._frames:
             return False
         self._number += 1
         return True
 
     def picture(self, into: Image | None) -> Image:
-        """Draw the held picture."""
         if into is None or into.shape != self._background.shape:
             into = np.empty_like(self._background)
         np.copyto(into, self._background)
@@ -164,7 +159,7 @@ class TestPattern(Source):
         return along % columns, (along // columns * side) % rows, side
 
     def close(self) -> None:
-        """Nothing to free."""
+        pass
 
 
 def open_pattern(address: SourceUri, stall_s: float) -> TestPattern:

@@ -182,7 +182,6 @@ class Microphone:
         self._open()
 
     def read(self) -> Block | None:
-        """Return the next block; an empty one if nothing came for a moment."""
         if PORTAUDIO.asks_to_close:
             self._reopen()
         if not self._receiver.wait():
@@ -200,7 +199,6 @@ class Microphone:
         return Block(mono(heard.frames, self._channel), lost, heard.at_ns, heard.read_ns)
 
     def close(self) -> None:
-        """Free the device. May be called twice."""
         if self._stream is not None:
             self._leave()
 

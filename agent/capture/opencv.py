@@ -43,13 +43,11 @@ class Capture(Source):
         self.description = describe(capture)
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it. Return False at the end."""
         if not self._capture.grab():
             raise SourceError(f"{self._shown}: expected the next picture; the device stopped sending")
         return True
 
     def picture(self, into: Image | None) -> Image:
-        """Return the held picture."""
         decoded, image = self._capture.retrieve(into)
         if not decoded:
             raise SourceError(f"{self._shown}: expected a picture that can be decoded; found a damaged one")
@@ -60,7 +58,6 @@ class Capture(Source):
         return cast(Image, image)
 
     def close(self) -> None:
-        """Free the device or file."""
         self._capture.release()
 
 
@@ -182,14 +179,12 @@ class VideoFile(Capture):
         self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it. Return False at the end."""
         if not self._capture.grab() and not self._again():
             return False
         self._read += 1
         return True
 
     def _again(self) -> bool:
-        """Return True if the file starts again."""
         if self._read == 0:
             raise SourceError(f"{self._shown}: expected pictures; found none that can be decoded; cut off?")
         self._warn_if_short()
@@ -263,7 +258,6 @@ class NetworkStream(Capture):
         self._target, self._stall_s, self._grabbed = address.target, stall_s, 0
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it."""
         began_s = time.monotonic()
         grabbed = self._capture.grab()
         # After its timeout FFmpeg may first return a picture that it held back, from before the silence.

@@ -28,7 +28,6 @@ class PiCamera(Source):
         self.description = description
 
     def grab(self) -> bool:
-        """Wait for the next picture and hold it."""
         self._release()
         try:
             self._request = self._camera.capture_request()
@@ -37,7 +36,6 @@ class PiCamera(Source):
         return True
 
     def picture(self, into: Image | None) -> Image:
-        """Return the held picture."""
         image = cast(Image, self._request.make_array("main"))
         self._release()
         if into is None or into.shape != image.shape:
@@ -46,7 +44,6 @@ class PiCamera(Source):
         return into
 
     def close(self) -> None:
-        """Free the camera. May be called twice."""
         self._release()
         self._camera.close()
 

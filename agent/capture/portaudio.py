@@ -276,7 +276,6 @@ class SampleRateEstimator:
         return self._end_window(self._count / (now_s - self._began_s))
 
     def _end_window(self, measured_hz: float) -> int | None:
-        """At the end of a window."""
         self.restart()
         before_hz, self._before_hz = self._before_hz, measured_hz
         honest = abs(measured_hz - self._claimed_hz) <= _TOLERANCE * self._claimed_hz

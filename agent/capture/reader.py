@@ -28,9 +28,7 @@ class OpenSource(Protocol):
 
     description: str
 
-    def close(self) -> None:
-        """Free the device or file."""
-        ...
+    def close(self) -> None: ...
 
 
 S = TypeVar("S", bound=OpenSource)
@@ -63,7 +61,6 @@ class SourceThread(ABC, Generic[S]):
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
-        """Open and read."""
         self._asked_ns = time.monotonic_ns()
         self._thread.start()
 
@@ -136,11 +133,7 @@ class FrameRateLimiter:
         self._due_s = float("-inf")
 
     def passes(self, now_s: float) -> bool:
-        """Return True if the current picture is handed on.
-
-        Args:
-            now_s: of any monotonic clock, s.
-        """
+        """Return True if the current picture is handed on."""
         if self._period_s == 0.0:
             return True
         if now_s < self._due_s - 1e-6:

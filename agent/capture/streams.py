@@ -90,7 +90,6 @@ class FrameStream(SourceStream[Frame]):
         super().__init__(stream, address, config, self._frames, on_change)
 
     def take(self, timeout_s: float) -> Frame | None:
-        """Return the next frame, or None if none came in time; see `SourceStream.take`."""
         frame = super().take(timeout_s)
         if frame is not None:
             self._taken.add(frame.seq)

@@ -57,7 +57,6 @@ class SourceState:
         return news
 
     def mark_ended(self) -> None:
-        """Mark a finite source as over."""
         self.state, self.detail = "ended", ""
 
 
@@ -181,15 +180,10 @@ class SourceSupervisor:
         self._thread = threading.Thread(target=self._supervise, name=f"capture-{name}", daemon=True)
 
     def start(self) -> None:
-        """Open and read the source in other threads."""
         self._thread.start()
 
     def stop(self, *, wait: bool = True) -> None:
-        """Close the source. Returns within 0.5 s; a source that hangs is closed when it answers.
-
-        Args:
-            wait: False: return at once.
-        """
+        """Close the source. Return within 0.5 s, or at once; a source that hangs is closed when it answers."""
         self._stopped.set()
         self.woken.set()
         opening = self.current
@@ -202,16 +196,13 @@ class SourceSupervisor:
 
     @property
     def stopped(self) -> bool:
-        """True if `stop` was called."""
         return self._stopped.is_set()
 
     @property
     def lost(self) -> bool:
-        """True if the source should give something and does not."""
         return self._state.state == "lost"
 
     def stats(self, frames: int, dropped: int) -> CaptureStats:
-        """Totals and state as of now."""
         return CaptureStats(frames, dropped, self._reopened, self._state.state, self._state.detail)
 
     def _supervise(self) -> None:

@@ -98,12 +98,9 @@ class Rereadable:
 
 
 def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -> ConfigFile:
-    """Read and validate a file, over the profile that it wants or that fits this board.
+    """Read and validate a file, over the profile that it wants or that fits the board with this root folder.
 
-    Args:
-        path: of the file.
-        root: of the file system, in which the board is read.
-        accept_old_keys: read keys of earlier versions under their new names instead of refusing them.
+    With `accept_old_keys`, keys of earlier versions are read under their new names instead of refused.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, has an unknown key or a wrong value, or its profile does.
@@ -140,12 +137,7 @@ def _chosen(data: dict[str, Any], board: Board) -> tuple[Profile | None, list[Pr
 
 
 def dump(config: Config, remarks: Mapping[Keys, str] | None = None) -> str:
-    """Write a configuration as TOML, defaults included; `parse` reads it back unchanged.
-
-    Args:
-        config: the configuration.
-        remarks: one-line comments by key.
-    """
+    """Write a configuration as TOML, defaults included; `parse` reads it back unchanged."""
     return to_toml(msgspec.to_builtins(config), remarks or {})
 
 
@@ -169,10 +161,6 @@ RULE = (
 
 def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[Key, ...]]:
     """Return the new configuration with the running values of keys that only a restart can change.
-
-    Args:
-        running: configuration in use.
-        wanted: configuration of the file.
 
     Returns:
         what can be used now; and the keys that wait.
@@ -226,7 +214,6 @@ class ConfigDiff(Struct, frozen=True):
 
     @property
     def is_empty(self) -> bool:
-        """True if nothing differs."""
         return not (self.tables or self.changed or self.added or self.removed)
 
     def __str__(self) -> str:

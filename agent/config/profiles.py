@@ -158,10 +158,6 @@ def _read(path: Path) -> Profile:
 def put_under(profile: Profile, data: Table) -> tuple[Table, frozenset[Keys]]:
     """Fill in from a profile what a configuration leaves open.
 
-    Args:
-        profile: defaults.
-        data: of the user's file, checked.
-
     Returns:
         Both merged, and the keys that came from the profile.
     """

@@ -55,11 +55,9 @@ class OldKey(Struct, frozen=True):
 
     @property
     def new_keys(self) -> _Keys:
-        """The path of the key under its new name."""
         return (*self.keys[:-1], self.name)
 
     def problem(self) -> str:
-        """Say what to do about the key."""
         if not self.name:
             return f"`{_dotted(self.keys)}` was removed: {self.hint}"
         return (
@@ -142,10 +140,6 @@ def rewrite(text: str, lines: dict[_Keys, int]) -> tuple[str, list[OldKey]]:
     """Rename old keys in the text of a file, and delete the lines of those that were removed.
 
     Comments, order and layout stay.
-
-    Args:
-        text: TOML.
-        lines: line number by key path.
 
     Returns:
         The new text, and what was changed.

@@ -243,7 +243,6 @@ class SourceUri(Struct, frozen=True):
 
     @property
     def on_network(self) -> bool:
-        """True if the source is on another machine."""
         return SCHEMES[self.scheme].network
 
     @property

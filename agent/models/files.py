@@ -70,10 +70,6 @@ def packaged_path(name: str) -> Path:
 def read_wakeword(content: bytes, where: str) -> Manifest:
     """Convert a manifest of microWakeWord, whose models give probabilities.
 
-    Args:
-        content: of the JSON file.
-        where: its path, for messages.
-
     Raises:
         ModelError: it is no such manifest.
     """
@@ -273,11 +269,6 @@ def _labels(manifest: TomlFile, path: Path, name: str) -> list[str]:
 
 def beside(manifest: Path, name: str, key: str) -> Path:
     """Return the path of a file in the manifest's own folder.
-
-    Args:
-        manifest: path of the manifest.
-        name: of the file.
-        key: that names the file, for messages.
 
     Raises:
         ModelError: the file would lie in another folder.

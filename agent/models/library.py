@@ -70,7 +70,6 @@ class Known(Struct, frozen=True):
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest with every key filled in."""
         return self.completed.manifest
 
     def remarks(self) -> list[str]:
@@ -139,10 +138,6 @@ def open_model(
 def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
     """Like `open_model`, for a command of root's: root reads the file, and another user parses it.
 
-    Args:
-        name_or_path: see `open_model`.
-        variant: see `open_model`.
-
     Raises:
         ModelError: see `open_model`.
     """
@@ -165,10 +160,6 @@ def open_whole_model(name_or_path: str) -> Model:
 
 def open_manifest(name_or_path: str, wait_s: float | None = None) -> Manifest:
     """Return the completed manifest of a model, with every variant.
-
-    Args:
-        name_or_path: see `open_model`.
-        wait_s: see `open_model`.
 
     Raises:
         ModelError: see `open_model`.
@@ -236,12 +227,6 @@ def complete_manifest(
     content: bytes, stated: TomlFile | None, name_or_path: str, ask: Callable[[], Ends]
 ) -> Completed:
     """Complete a manifest by what the file says about its tensors, or else by asking the runtime.
-
-    Args:
-        content: of the model file.
-        stated: the manifest; None: there is none.
-        name_or_path: of the model.
-        ask: asks the runtime.
 
     Raises:
         ModelError: the runtime cannot run the model, or the manifest must say more.

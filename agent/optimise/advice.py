@@ -16,7 +16,7 @@ _VECTOR = 16
 
 
 class OperatorContext(NamedTuple):
-    """One operation as the rules see it.
+    """One operation as the rules see it; `given` is its first input, and `made` its first output.
 
     Attributes:
         graph: that the operation belongs to.
@@ -32,7 +32,6 @@ class OperatorContext(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Name of the operation; empty: unknown."""
         return self.operation.name if self.operation else ""
 
     @property
@@ -42,7 +41,6 @@ class OperatorContext(NamedTuple):
 
     @property
     def given(self) -> TensorInfo | None:
-        """The first input."""
         return self._input(0)
 
     @property
@@ -53,22 +51,18 @@ class OperatorContext(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Type of the first input; empty: unknown."""
         return self.given.dtype if self.given else ""
 
     @property
     def bits4(self) -> bool:
-        """True if the weights are INT4."""
         return self.weights is not None and self.weights.dtype == "int4"
 
     @property
     def pointwise(self) -> bool:
-        """True for a 1×1 convolution."""
         return self.name == "CONV_2D" and self.weights is not None and self.weights.shape[1:3] == (1, 1)
 
     @property
     def channels(self) -> int:
-        """Channels of the first input; 0: unknown."""
         return self.given.shape[-1] if self.given and self.given.shape else 0
 
     @property
@@ -79,7 +73,6 @@ class OperatorContext(NamedTuple):
 
     @property
     def made(self) -> TensorInfo | None:
-        """The first output."""
         return (
             self.graph.tensors[self.operation.outputs[0]] if self.operation and self.operation.outputs else None
         )

@@ -73,12 +73,6 @@ class Profiler:
     def __init__(self, content: bytes, signature: int, subgraph: int, threads: int) -> None:
         """Compile the model. All objects live as long as the process.
 
-        Args:
-            content: of the model file.
-            signature: index of the signature to run.
-            subgraph: index of its graph.
-            threads: of the CPU.
-
         Raises:
             BackendError: this LiteRT cannot profile, or refuses the model.
         """

@@ -63,11 +63,6 @@ class Scenario(Struct, frozen=True):
 def read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
     """Read the result of a scenario from LoadGen's log.
 
-    Args:
-        folder: of the log files.
-        scenario: name of the scenario.
-        required_s: see `Scenario`.
-
     Raises:
         VedetteError: there is no result.
     """
@@ -224,12 +219,6 @@ class _Run:
 
     def test(self, scenario: str, seconds: float, expected_s: float, logs: Path) -> Scenario:
         """Run one scenario.
-
-        Args:
-            scenario: its name.
-            seconds: least duration, s.
-            expected_s: expected time of an inference, s.
-            logs: see `run_scenarios`.
 
         Raises:
             BackendError: an inference failed. VedetteError, KeyboardInterrupt: see `run_scenarios`.

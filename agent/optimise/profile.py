@@ -243,12 +243,7 @@ def profile(
 
 
 def rows_of(events: Sequence[ProfilerEvent], graph: Subgraph) -> tuple[OperatorRow, ...]:
-    """Group the steps of an inference by operation, in order of execution.
-
-    Args:
-        events: steps of an inference.
-        graph: that ran.
-    """
+    """Group the steps of an inference by operation, in order of execution."""
     count = len(graph.operations)
     steps = [event for event in events if event.node < count]  # higher numbers stand for the whole delegate
     alone = {event.node for event in steps if event.node >= 0}

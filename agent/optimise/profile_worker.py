@@ -28,13 +28,7 @@ _OUTLIER, _GRAIN_MS = 2.0, 0.002
 
 
 def main(requests: int, replies: int, life: int) -> None:
-    """Read a request, profile, and send the reply.
-
-    Args:
-        requests: descriptor of the pipe from the parent.
-        replies: descriptor of the pipe to the parent.
-        life: see `agent.compute.infer.worker.main.init_child`.
-    """
+    """Read a request, profile, and send the reply."""
     init_child(life)
     try:
         library()

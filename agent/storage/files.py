@@ -32,6 +32,15 @@ _KINDS = {
 }
 
 
+@contextmanager
+def storage_errors(what: str) -> Iterator[None]:
+    """Raise StorageError for an OSError inside, such as `/x: cannot be written: No space left on device`."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{what}: {reason_of(error)}") from error
+
+
 def read_regular(path: Path, largest: int, folder: int | None = None, owners: Set[int] | None = None) -> bytes:
     """Read a whole plain file.
 
@@ -76,12 +85,7 @@ def kind_of(found: os.stat_result) -> str:
 
 
 def what_is(path: Path, *, follow: bool = True) -> str:
-    """Return the kind of what is at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing is found.
-
-    Args:
-        path: given by a user.
-        follow: follow links.
-    """
+    """Return the kind of what is at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing is found."""
     try:
         return kind_of(path.stat(follow_symlinks=follow))
     except OSError:
@@ -199,12 +203,10 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be created or written.
     """
-    try:
+    with storage_errors(f"{folder}: cannot be used as a folder"):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be used as a folder: {reason_of(error)}") from error
 
 
 _LARGEST = 4 * 1024**2
@@ -221,7 +223,7 @@ def add_line(path: Path, line: bytes) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    try:
+    with storage_errors(f"{path}: cannot be written"):
         is_new = not path.exists()
         with path.open("ab+") as file:
             if file.tell():
@@ -232,8 +234,6 @@ def add_line(path: Path, line: bytes) -> None:
             os.fsync(file.fileno())
         if is_new:
             sync_folder(path.parent)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def keep_newest(path: Path, largest: int) -> None:
@@ -242,15 +242,13 @@ def keep_newest(path: Path, largest: int) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    try:
+    with storage_errors(f"{path}: cannot be read"):
         if not path.exists() or path.stat().st_size <= largest:
             return
         with path.open("rb") as file:
             file.seek(-(largest // 2), os.SEEK_END)
             file.readline()  # a partial line
             newest = file.read()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     write_atomic(path, newest)
 
 
@@ -279,10 +277,8 @@ def owned_file(path: Path) -> Iterator[None]:
     Raises:
         StorageError: another process has locked it, or it cannot be written.
     """
-    try:
+    with storage_errors(f"{path}: cannot be written"):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -304,7 +300,7 @@ def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
     Raises:
         StorageError: the source cannot be read or is not a plain file, or the disk refuses.
     """
-    try:
+    with storage_errors(f"{source}: cannot be copied to {target}"):
         target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # Not blocking: opening a pipe would wait for a writer.
         with os.fdopen(os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -313,8 +309,6 @@ def take_copy(source: Path, target: Path, *, like_source: bool = False) -> None:
             like = found if like_source else None
             with open_replacement(target, 0o600, like=like, temporary=f".{target.name}.new") as copy:
                 shutil.copyfileobj(file, copy, _CHUNK)
-    except OSError as error:
-        raise StorageError(f"{source}: cannot be copied to {target}: {reason_of(error)}") from error
 
 
 def write_like(path: Path, data: bytes, like: Path) -> None:
@@ -331,19 +325,14 @@ def write_like(path: Path, data: bytes, like: Path) -> None:
         StorageError: the disk refuses; the old content is still there.
     """
     target = path.resolve()
-    try:
-        with open_replacement(target, 0o600, like=like.stat(), temporary=f".{target.name}.new") as file:
+    with storage_errors(f"{path}: cannot be written"):
+        found, new = like.stat(), f".{target.name}.new"
+        with open_replacement(target, 0o600, like=found, temporary=new) as file:
             file.write(data)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def close_to_others(path: Path, group: int) -> bool:
     """Let only a file's owner and a group read it.
-
-    Args:
-        path: of the file; a link is followed.
-        group: that may read it.
 
     Returns:
         True if every user could read it before, and cannot now.
@@ -351,15 +340,13 @@ def close_to_others(path: Path, group: int) -> bool:
     Raises:
         StorageError: it cannot be changed.
     """
-    try:
+    with storage_errors(f"{path}: cannot be closed to other users"):
         mode = stat.S_IMODE(path.stat().st_mode)
         if not mode & 0o007:
             return False
         os.chown(path, -1, group)
         path.chmod(mode & 0o770 | 0o040)
         return not path.stat().st_mode & 0o007
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be closed to other users: {reason_of(error)}") from error
 
 
 def rename(source: Path, target: Path) -> None:
@@ -368,11 +355,9 @@ def rename(source: Path, target: Path) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    try:
+    with storage_errors(f"{source}: cannot be renamed"):
         source.replace(target)
         sync_folder(target.parent)
-    except OSError as error:
-        raise StorageError(f"{source}: cannot be renamed: {reason_of(error)}") from error
 
 
 def remove(*paths: Path) -> None:
@@ -382,12 +367,10 @@ def remove(*paths: Path) -> None:
         StorageError: the disk refuses.
     """
     for path in paths:
-        try:
+        with storage_errors(f"{path}: cannot be deleted"):
             path.unlink(missing_ok=True)
             if path.parent.is_dir():
                 sync_folder(path.parent)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
 
 
 def delete_folder(folder: Path) -> None:
@@ -396,8 +379,6 @@ def delete_folder(folder: Path) -> None:
     Raises:
         StorageError: the disk refuses.
     """
-    try:
+    with storage_errors(f"{folder}: cannot be deleted"):
         if folder.exists():
             shutil.rmtree(folder)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be deleted: {reason_of(error)}") from error

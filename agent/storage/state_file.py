@@ -25,6 +25,7 @@ from agent.storage.files import (
     make_folder,
     open_replacement,
     read_regular,
+    storage_errors,
     sync_folder,
     write_atomic,
 )
@@ -61,11 +62,9 @@ class StateFile:
         if content:
             write_atomic(self.path, content, STATE_MODE, follow=False)
             return
-        try:
+        with storage_errors(f"{self.path}: cannot be deleted"):
             self.path.unlink(missing_ok=True)
             sync_folder(self.path.parent)
-        except OSError as error:
-            raise StorageError(f"{self.path}: cannot be deleted: {reason_of(error)}") from error
 
     def set_aside(self) -> Path:
         """Keep a damaged file for people to look at, and return its new path.
@@ -121,7 +120,7 @@ class MeasurementFiles:
             StorageError: it cannot be written; the old content is still there.
         """
         path = self.path(model, key)
-        try:
+        with storage_errors(f"{path}: cannot be written"):
             self._state.mkdir(mode=0o750, parents=True, exist_ok=True)
             with _opened(self._state) as state:
                 owner = os.fstat(state)
@@ -133,8 +132,6 @@ class MeasurementFiles:
                     with open_replacement(path, STATE_MODE, folder=folder, temporary=new) as file:
                         _give_to_owner(file.fileno(), owner)
                         file.write(content)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
         self._known[model, key] = content
 
     def write_anew(self) -> None:
@@ -259,10 +256,8 @@ def delete_shadow_order(path: Path) -> None:
     Raises:
         StorageError: it cannot be deleted.
     """
-    try:
+    with storage_errors(f"{path}: cannot be deleted"):
         path.unlink(missing_ok=True)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be deleted: {reason_of(error)}") from error
 
 
 def read_shadow_order(path: Path) -> ShadowOrder | None:

@@ -102,7 +102,6 @@ class OwnedFolder:
         os.close(before)
 
     def close(self) -> None:
-        """Release the lock."""
         os.close(self._descriptor)
 
 

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from msgspec import Struct
 
 from agent.errors import BundleError, StorageError, reason_of
-from agent.storage.files import open_replacement, sync_folder
+from agent.storage.files import open_replacement, storage_errors, sync_folder
 
 BLOCK = 512
 CHUNK = 1 << 20
@@ -92,13 +92,10 @@ def write_tarball(path: Path, members: Iterable[tuple[str, int, Iterable[bytes]]
     Raises:
         StorageError: it cannot be written, or a content has another size than given.
     """
-    try:
-        with open_replacement(path) as file:
-            for name, size, content in members:
-                _append(file, name, size, content)
-            file.write(_END)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
+    with storage_errors(f"{path}: cannot be written"), open_replacement(path) as file:
+        for name, size, content in members:
+            _append(file, name, size, content)
+        file.write(_END)
 
 
 def _append(file: BinaryIO, name: str, size: int, content: Iterable[bytes]) -> None:
@@ -129,10 +126,6 @@ def open_regular(path: Path) -> BufferedReader:
 
 def walk(file: BinaryIO, limits: ArchiveLimits) -> Iterator[Member]:
     """Yield the members of a tar file in order. The caller may seek meanwhile.
-
-    Args:
-        file: untrusted and seekable.
-        limits: bounds of its content.
 
     Raises:
         BundleError: a member is not one that `write_tarball` writes, is there twice (ignoring case), has an
@@ -219,11 +212,6 @@ class ExpectedMember(Struct, frozen=True):
 def check(path: Path, files: Mapping[str, ExpectedMember], limits: ArchiveLimits) -> None:
     """Check that the members of a tar file are those that are expected.
 
-    Args:
-        path: of the tar file.
-        files: all expected files, by name.
-        limits: bounds of its content.
-
     Raises:
         BundleError: one is missing, not expected, of another size or hash, or not valid, see `walk`.
     """
@@ -246,10 +234,8 @@ def unpack(path: Path, files: Mapping[str, ExpectedMember], folder: Path, limits
         BundleError: its content is not as expected, see `check`.
         StorageError: the folder exists already, or the disk refuses.
     """
-    try:
+    with storage_errors(f"{folder}: cannot be made anew"):
         folder.mkdir(mode=0o755)
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be made anew: {reason_of(error)}") from error
     try:
         with open_regular(path) as file:
             for member, content in _expected(file, files, limits):

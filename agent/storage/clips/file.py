@@ -56,20 +56,27 @@ class ClipHeader(Struct, frozen=True):
     head_bytes: int
 
 
-class PlayablePart(Struct, frozen=True):
-    """The part of a clip that can be played.
+class ClipIndex(Struct, frozen=True):
+    """The clusters of a clip that can be played.
 
     Attributes:
-        cues: of its whole clusters.
-        end: offset after them.
-        frames: pictures in them.
+        cues: of its clusters.
+        frames: number of pictures.
         last_ms: time of the last picture.
+        end: offset after the clusters.
     """
 
     cues: tuple[mkv.Cue, ...]
-    end: int
     frames: int
     last_ms: int
+    end: int
+
+    @property
+    def duration_ms(self) -> float:
+        """Length, with the last picture as long as the mean of the others; a single picture lasts a second."""
+        if self.frames < 2:
+            return 1000.0
+        return self.last_ms * self.frames / (self.frames - 1)
 
 
 def read_header(path: Path) -> ClipHeader:
@@ -120,7 +127,7 @@ def _header(file: BinaryIO) -> ClipHeader:
     )
 
 
-def playable_part(file: BinaryIO, begin: int) -> PlayablePart:
+def playable_part(file: BinaryIO, begin: int) -> ClipIndex:
     """Find the clusters from an offset on, up to the first that is not whole.
 
     A power cut may leave zeros instead of data, so each picture must begin and end like a JPEG.
@@ -134,7 +141,7 @@ def playable_part(file: BinaryIO, begin: int) -> PlayablePart:
             break
         cues.append(mkv.Cue(times[0], part.begin))
         end, frames, last_ms = part.end, frames + len(times), times[-1]
-    return PlayablePart(tuple(cues), end, frames, last_ms)
+    return ClipIndex(tuple(cues), frames, last_ms, end)
 
 
 def _times(file: BinaryIO, cluster: Element) -> list[int] | None:
@@ -197,29 +204,6 @@ _CLUSTER_MS = 2000
 """Longest cluster: players jump to clusters, and a power cut loses the last, ms."""
 
 
-class ClipIndex(Struct, frozen=True):
-    """Content of the head and the end of a complete file.
-
-    Attributes:
-        cues: of its clusters.
-        frames: pictures in it.
-        last_ms: time of the last picture.
-        end: offset after the clusters.
-    """
-
-    cues: tuple[mkv.Cue, ...]
-    frames: int
-    last_ms: int
-    end: int
-
-    @property
-    def duration_ms(self) -> float:
-        """Length, with the last picture as long as the mean of the others; a single picture lasts a second."""
-        if self.frames < 2:
-            return 1000.0
-        return self.last_ms * self.frames / (self.frames - 1)
-
-
 class ClipFile:
     """A clip that is being written, by one thread. Every method may raise an OSError.
 
@@ -252,7 +236,6 @@ class ClipFile:
         return (picture.width, picture.height) == (self._first.width, self._first.height)
 
     def append(self, pictures: Sequence[EncodedFrame]) -> None:
-        """Append pictures."""
         first_ns = self._first.captured_ns
         for some in _clusters(pictures):
             self._cues.append(mkv.Cue(mkv.milliseconds(some[0].captured_ns - first_ns), self.bytes))
@@ -304,10 +287,9 @@ def repair(part: Path) -> Clip | None:
             raise ValueError("no picture in it is whole")
         os.ftruncate(file.fileno(), playable.end)
         tracks = (header.occasion.track,) if header.occasion.track else ()
-        index = ClipIndex(playable.cues, playable.frames, playable.last_ms, playable.end)
         path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
         cut_off = not path.exists()
-        return msgspec.structs.replace(_complete(file, path, header, index, tracks), repaired=cut_off)
+        return msgspec.structs.replace(_complete(file, path, header, playable, tracks), repaired=cut_off)
 
 
 def settle(path: Path) -> None:

@@ -182,12 +182,7 @@ def head(
 
 
 def cluster(pictures: Sequence[EncodedFrame], first_ns: int) -> bytes:
-    """Encode pictures as a cluster; none is more than `LAST_MS` after the first.
-
-    Args:
-        pictures: in order, at least one.
-        first_ns: capture of the file's first picture, ns.
-    """
+    """Encode pictures, captured in this order and at most `LAST_MS` apart, as a cluster of a file from `first_ns`."""
     begin = milliseconds(pictures[0].captured_ns - first_ns)
     blocks = [uint(CLUSTER_TIME, begin)]
     for picture in pictures:

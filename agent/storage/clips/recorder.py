@@ -32,6 +32,7 @@ from agent.storage.clips.retention import (
     make_folder,
     recover_partial_clips,
 )
+from agent.storage.files import storage_errors
 from agent.text import plural
 from agent.types import Clip, ClipReason, EncodedFrame
 
@@ -200,7 +201,6 @@ class ClipJob:
 
     @property
     def bytes(self) -> int:
-        """Bytes written so far."""
         return self.file.bytes if self.file else 0
 
     @property
@@ -209,7 +209,6 @@ class ClipJob:
         return self.ring.lost - self._lost_before
 
     def pictures(self) -> list[EncodedFrame]:
-        """Return the pictures that are to be written."""
         return self.ring.between(self.next_ns, self._until_ns)
 
     def is_due(self, pictures: Sequence[EncodedFrame]) -> bool:
@@ -299,18 +298,12 @@ class Recorder:
     def check(self, stream: str, more: int) -> None:
         """Check that a clip of a stream can be saved now. Any thread may call it; it waits for the disk.
 
-        Args:
-            stream: its name.
-            more: bytes of the clip at most.
-
         Raises:
             StorageError: it cannot be saved, with the reason.
         """
         folder = self._folder / folder_name(stream)
-        try:
+        with storage_errors(f"{folder}: clips cannot be saved there"):
             make_folder(folder)
-        except OSError as error:
-            raise StorageError(f"{folder}: clips cannot be saved there: {reason_of(error)}") from error
         check_writable(folder)
         check_room(self._folder, self._config, min(more, self._store.max_bytes))
 

@@ -5,6 +5,7 @@ Only files named like a clip are deleted: other files may be kept in the same fo
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from msgspec import Struct
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
 from agent.storage.clips.file import repair
-from agent.storage.files import CLOCK_SET
+from agent.storage.files import CLOCK_SET, storage_errors
 from agent.types import Clip, ClipReason
 
 log = logging.getLogger(__name__)
@@ -133,10 +134,6 @@ def parts_in(folder: Path) -> list[Path]:
 def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
     """Complete the partial clips in a folder, or remove those that cannot be played.
 
-    Args:
-        folder: of all clips; created if need be.
-        tell: called with each completed clip.
-
     Raises:
         OSError: the folder cannot be made or read, or a broken clip cannot be removed.
     """
@@ -179,12 +176,10 @@ class ClipStore:
         return len(self._entries)
 
     def configure(self, config: StorageConfig) -> None:
-        """Apply other bounds."""
         self._config = config
 
     @property
     def max_bytes(self) -> int:
-        """Bound of the bytes of all clips, see `clips_max_bytes`."""
         return clips_max_bytes(self.folder, self._config)
 
     def scan(self) -> None:
@@ -203,11 +198,7 @@ class ClipStore:
         return sum(self._delete(entry) for entry in old)
 
     def make_room(self, more: int, other: int = 0) -> int:
-        """Delete the oldest clips until more bytes fit; return how many.
-
-        Args:
-            more: bytes that are about to be written.
-            other: bytes of clips that are being written.
+        """Delete the oldest clips until `more` bytes fit besides `other` that are being written; return how many.
 
         Raises:
             StorageError: they do not fit even after every clip is deleted.
@@ -242,12 +233,7 @@ class ClipStore:
 
 
 def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
-    """Return the bound of the bytes of all clips: as configured, or a share of the file system.
-
-    Args:
-        folder: of all clips; it need not exist yet.
-        config: of the storage.
-    """
+    """Return the bound of the bytes of all clips: as configured, or a share of the file system."""
     if config.clips_max_bytes is not None:
         return config.clips_max_bytes
     try:
@@ -284,12 +270,10 @@ def check_writable(folder: Path) -> None:
     Raises:
         StorageError: nothing can be written there, with the reason.
     """
-    try:
-        with tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
-            if probe.write(_PROBE) < len(_PROBE):
-                raise OSError(28, os.strerror(28))
-    except OSError as error:
-        raise StorageError(f"{folder}: clips cannot be saved there: {reason_of(error)}") from error
+    saving = storage_errors(f"{folder}: clips cannot be saved there")
+    with saving, tempfile.TemporaryFile(dir=folder, buffering=0) as probe:
+        if probe.write(_PROBE) < len(_PROBE):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None = None) -> None:
@@ -304,10 +288,8 @@ def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None =
     Raises:
         StorageError: they do not fit, or the folder cannot be read.
     """
-    try:
+    with storage_errors(f"{folder}: cannot be read"):
         free = shutil.disk_usage(at or folder).free
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be read: {reason_of(error)}") from error
     clips = sum(entry.bytes for entry in clips_in(folder))
     if why := why_disk_is_full(folder, config, free + clips, more):
         raise StorageError(why)

@@ -122,10 +122,7 @@ class Watermark:
         self._write(self.value, False, stale=True)
 
     def renew(self, given: int) -> None:
-        """Write the file again after it was deleted or replaced.
-
-        Args:
-            given: highest number that was given out.
+        """Write the file again after it was deleted or replaced; `given` is the highest number given out.
 
         Raises:
             StorageError: something else lies there, such as a link. OSError: the disk refuses.
@@ -259,12 +256,7 @@ class SpoolDisk:
         self._knows_all = config.durability == "event"  # no number is sent before it lies on the disk
 
     def configure(self, config: StorageConfig, given: int) -> None:
-        """Apply other bounds and another durability from the next write on.
-
-        Args:
-            config: bounds and durability.
-            given: highest number that was given out.
-        """
+        """Apply other bounds and another durability from the next write on."""
         self._set(config)
         if self._table is not None:
             self._table.configure(config)
@@ -366,9 +358,6 @@ class SpoolDisk:
         """Write the content of the deleted files into new ones, and use those.
 
         Files of the same names that another program has put there are set aside.
-
-        Args:
-            given: highest number that was given out.
 
         Returns:
             False if that failed and was logged; it may be tried again.
@@ -477,7 +466,6 @@ class SpoolDisk:
             log.info("spool %s: back on the disk after %.0f s with %s", self.path, seconds, events)
 
     def close(self) -> None:
-        """Close the table, if it is open."""
         table, self._table = self._table, None
         self._opened, self.detached = (), False
         if table is not None:

@@ -78,7 +78,6 @@ class OpenTracks:
         (self._open.discard if track.body is None else self._open.add)(track.key)
 
     def all(self) -> list[StoredOpenTrack]:
-        """Return what is to be written."""
         return list(self._pending.values())
 
     def written(self, tracks: Iterable[StoredOpenTrack]) -> None:
@@ -217,7 +216,6 @@ class PendingRows:
         self._urgent = self._urgent_writing = 0
 
     def configure(self, config: StorageConfig) -> None:
-        """Apply other bounds and another durability."""
         self._config = config
         self._count_shed(self.rows.bound(config.spool_max_bytes), "bytes")
 
@@ -265,7 +263,6 @@ class PendingRows:
         return seq > self._writing and self.rows.remove(seq)
 
     def expire(self, oldest: float) -> None:
-        """Drop rows that were put before a Unix time, s."""
         self._count_shed(self.rows.expire(oldest), "age")
 
     def _count_shed(self, shed: Iterable[int], reason: Reason) -> None:
@@ -300,11 +297,7 @@ class PendingRows:
         return self.tracks.all_ended and all(row.seq in self.settled for row in self.rows)
 
     def start_commit(self, *, final: bool = False) -> Commit:
-        """Return everything that is pending, to be written; `finish_commit` must follow.
-
-        Args:
-            final: no other commit follows.
-        """
+        """Return everything that is pending, to be written; `finish_commit` must follow."""
         self._writing, self._since = self.given, math.inf
         self._urgent, self._urgent_writing = 0, self._urgent
         return Commit(

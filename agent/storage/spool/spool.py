@@ -192,7 +192,6 @@ class Spool:
             return self._committed >= given
 
     def stats(self) -> SpoolStats:
-        """Return the state now."""
         with self._lock:
             waiting = max(0, self._on_disk.rows + self._pending.row_delta)
             size = self._on_disk.bytes + self._pending.rows.bytes if waiting else 0
@@ -216,12 +215,10 @@ class Spool:
 
     @property
     def _dropped(self) -> dict[Reason, int]:
-        """Events that were dropped, ever, by reason."""
         return dict(Counter(self._on_disk.dropped) + self._pending.dropped)
 
     @property
     def _ready(self) -> int:
-        """Highest number up to which events may be sent."""
         # What could be sent once stays so, also while a disk that is back takes the rows from memory.
         return self._pending.given if self._disk.failing else max(self._announced, self._pending.ready)
 

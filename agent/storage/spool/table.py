@@ -142,12 +142,7 @@ def newest(connection: sqlite3.Connection) -> tuple[int, int]:
 
 
 def count(connection: sqlite3.Connection, noted: int) -> Counts:
-    """Count what a file holds.
-
-    Args:
-        connection: of the file.
-        noted: `acked` in its counter.
-    """
+    """Count what a file holds, with `acked` of its counter."""
     acked = max(noted, newest(connection)[1])
     found = connection.execute(
         f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
@@ -252,12 +247,7 @@ class SpoolTable:
     """
 
     def __init__(self, path: Path, config: StorageConfig) -> None:
-        """Open the file, create it if need be, and check it.
-
-        Args:
-            path: of the file, in an existing folder.
-            config: bounds.
-        """
+        """Open the file, create it if need be, and check it."""
         self.path, self._config = path, config
         self._reading = threading.Lock()
         self._syncs: bool | None = None
@@ -318,7 +308,6 @@ class SpoolTable:
         self.last_seq = max(self.last_seq, commit.given)
 
     def open_tracks(self) -> list[StoredOpenTrack]:
-        """Return the crash ends of open tracks."""
         return [StoredOpenTrack(*row) for row in self._writer.execute("SELECT key, topic, body FROM will")]
 
     def restore(self, tracks: Iterable[StoredOpenTrack]) -> None:
