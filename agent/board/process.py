@@ -57,8 +57,8 @@ def limit_malloc_arenas() -> bool:
     threads start: a thread keeps its arena. Does nothing with other C libraries, such as musl.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    said = "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
-    return set_option is not None and not said and bool(set_option(_ARENA_MAX, _ARENAS))
+    is_set = "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
+    return set_option is not None and not is_set and bool(set_option(_ARENA_MAX, _ARENAS))
 
 
 def trim_heap() -> bool:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 import numpy as np
 from msgspec.structs import replace
 
-from agent.capture.source import Block, exists, mono
+from agent.capture.source import Block, mono, status
 from agent.config.source_uri import SourceUri, parse_sound
 from agent.errors import SourceError
 from agent.text import plural
@@ -145,7 +145,7 @@ def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFil
     try:
         file = library.SoundFile(path)
     except (OSError, RuntimeError) as error:
-        raise SourceError(f"{shown}: expected a sound file; {_found(path, error)}") from None
+        raise SourceError(f"{shown}: expected a sound file; {_describe_content(path, error)}") from None
     try:
         _check_content(file, path, address)
     except SourceError:
@@ -156,7 +156,7 @@ def open_recording(address: SourceUri, stall_s: float, rate_hz: int) -> AudioFil
 
 def _check_path(path: Path, address: SourceUri) -> None:
     shown = address.masked
-    if not exists(address):
+    if status(address) is None:
         raise SourceError(f"{shown}: expected a sound file; there is no {path.absolute()}")
     if not path.is_file():
         raise SourceError(f"{shown}: expected a sound file; found {'a folder' if path.is_dir() else 'none'}")
@@ -202,7 +202,7 @@ def _promised(path: Path) -> int:
     return 0
 
 
-def _found(path: Path, error: Exception) -> str:
+def _describe_content(path: Path, error: Exception) -> str:
     try:
         with path.open("rb"):
             size = path.stat().st_size

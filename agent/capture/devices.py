@@ -217,18 +217,18 @@ def _microphones(absent: list[str]) -> list[CaptureDevice]:
     return found
 
 
-def _in_time(look: Callable[[], list[CaptureDevice]]) -> list[CaptureDevice]:
-    """Call `look` with a time limit: PortAudio waits for a sound server that hangs for ever.
+def _in_time(query_devices: Callable[[], list[CaptureDevice]]) -> list[CaptureDevice]:
+    """Call a function with a time limit: PortAudio waits for a sound server that hangs for ever.
 
     Raises:
-        SourceError: the sound server hangs; or what `look` raises.
+        SourceError: the sound server hangs; or what the function raises.
     """
     found: list[list[CaptureDevice]] = []
     failed: list[SourceError] = []
 
     def run() -> None:
         try:
-            found.append(look())
+            found.append(query_devices())
         except SourceError as error:
             failed.append(error)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from agent.capture.source import Source, check_size, exists, header_size
+from agent.capture.source import Source, check_size, header_size, status
 from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.text import plural
@@ -89,7 +89,7 @@ def open_pictures(address: SourceUri, stall_s: float) -> ImageFolder:
 
 def _find(address: SourceUri) -> list[Path]:
     folder = Path(address.target)
-    there = exists(address)
+    there = status(address) is not None
     if not folder.is_dir():
         found = f"{folder} is a file; write file:{folder}" if there else f"there is no {folder.absolute()}"
         raise SourceError(f"{address.masked}: expected a folder of pictures; {found}")

@@ -12,7 +12,7 @@ from typing import cast
 import cv2
 
 from agent.capture.server_probe import objection, why_unreachable
-from agent.capture.source import LARGEST_PIXELS, Source, check_size, exists
+from agent.capture.source import LARGEST_PIXELS, Source, check_size, status
 from agent.config.source_uri import SourceOptions, SourceUri
 from agent.errors import SourceError
 from agent.types import Image
@@ -217,7 +217,7 @@ def open_clip(address: SourceUri, stall_s: float) -> VideoFile:
 
 def _open(address: SourceUri) -> cv2.VideoCapture:
     path = Path(address.target)
-    if not exists(address):
+    if status(address) is None:
         raise SourceError(f"{address.masked}: expected a video file; there is no {path.absolute()}")
     if path.is_dir():
         raise SourceError(
@@ -225,11 +225,11 @@ def _open(address: SourceUri) -> cv2.VideoCapture:
         )
     capture = open_capture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, DECODER_THREADS])
     if capture is None:
-        raise SourceError(f"{address.masked}: expected a video file; {_found(path)}")
+        raise SourceError(f"{address.masked}: expected a video file; {_describe_content(path)}")
     return capture
 
 
-def _found(path: Path) -> str:
+def _describe_content(path: Path) -> str:
     if not path.is_file():
         return "found a device or pipe that gives no video"
     try:

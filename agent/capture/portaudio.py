@@ -51,7 +51,7 @@ class Input(Struct, frozen=True):
 
 
 class _ClosingStream(NamedTuple):
-    """A stream that nobody wants any more, see `PortAudio.close`."""
+    """A stream that is to be closed, see `PortAudio.close`."""
 
     shown: str
     stream: Any

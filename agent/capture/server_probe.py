@@ -216,8 +216,8 @@ def _exchange(parts: SplitResult, authorization: str, until: float) -> _Answer:
         head = f"GET {target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
     request = f"{head}{authorization}\r\n".encode("utf-8", "replace")
     address = parts.hostname or "", parts.port or _PORTS[parts.scheme]
-    with socket.create_connection(address, _left(until)) as plain:
-        plain.settimeout(_left(until))
+    with socket.create_connection(address, _remaining_s(until)) as plain:
+        plain.settimeout(_remaining_s(until))
         if not parts.scheme.endswith("s"):
             return _read(plain, request, until)
         # FFmpeg does not check certificates either: most cameras use self-signed ones.
@@ -227,7 +227,7 @@ def _exchange(parts: SplitResult, authorization: str, until: float) -> _Answer:
             return _read(secure, request, until)
 
 
-def _left(until: float) -> float:
+def _remaining_s(until: float) -> float:
     if (left := until - time.monotonic()) <= 0:
         raise TimeoutError
     return left
@@ -235,14 +235,14 @@ def _left(until: float) -> float:
 
 def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
     connection.sendall(request)
-    said = b""
-    while b"\r\n\r\n" not in said and len(said) < _LARGEST_HEAD:
-        connection.settimeout(_left(until))
+    received = b""
+    while b"\r\n\r\n" not in received and len(received) < _LARGEST_HEAD:
+        connection.settimeout(_remaining_s(until))
         piece = connection.recv(4096)
-        said += piece
-        if not piece or not said.startswith((b"RTSP/"[: len(said)], b"HTTP/"[: len(said)])):
+        received += piece
+        if not piece or not received.startswith((b"RTSP/"[: len(received)], b"HTTP/"[: len(received)])):
             break
-    head, _, body = said.partition(b"\r\n\r\n")
+    head, _, body = received.partition(b"\r\n\r\n")
     status, *lines = head.decode("latin-1").split("\r\n")
     found = re.match(r"(?:RTSP|HTTP)/\S+ ([1-9]\d\d)(?!\S)", status)
     named = [line.partition(":") for line in lines]
@@ -264,7 +264,7 @@ def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: f
     ended = length == "0"
     try:
         while len(body) < enough and not ended:
-            connection.settimeout(_left(until))
+            connection.settimeout(_remaining_s(until))
             piece = connection.recv(65536)
             body, ended = body + piece, not piece
     except TimeoutError:  # a slow stream
@@ -286,14 +286,16 @@ def _authorization(challenge: str, method: str, target: str, user: str, password
     def digest(text: str) -> str:
         return algorithm(text.encode(), usedforsecurity=False).hexdigest()
 
-    said = {"username": user, "realm": realm, "nonce": nonce, "uri": target}
+    fields = {"username": user, "realm": realm, "nonce": nonce, "uri": target}
     between, count = nonce, "00000001"
     if "qop" in given:
-        said["cnonce"] = secrets.token_hex(8)
-        between = f"{nonce}:{count}:{said['cnonce']}:auth"
-    said["response"] = digest(f"{digest(f'{user}:{realm}:{password}')}:{between}:{digest(f'{method}:{target}')}")
-    said |= {key: given[key] for key in ("opaque",) if key in given}
-    quoted = ", ".join(f'{key}="{value}"' for key, value in said.items())
+        fields["cnonce"] = secrets.token_hex(8)
+        between = f"{nonce}:{count}:{fields['cnonce']}:auth"
+    fields["response"] = digest(
+        f"{digest(f'{user}:{realm}:{password}')}:{between}:{digest(f'{method}:{target}')}"
+    )
+    fields |= {key: given[key] for key in ("opaque",) if key in given}
+    quoted = ", ".join(f'{key}="{value}"' for key, value in fields.items())
     bare = f", qop=auth, nc={count}" if "qop" in given else ""
     named = f", algorithm={given['algorithm']}" if "algorithm" in given else ""
     return f"Digest {quoted}{bare}{named}"

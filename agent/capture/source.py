@@ -38,7 +38,7 @@ from agent.config.source_uri import SourceUri, opener, parse, parse_picture, par
 from agent.errors import SourceError, reason_of
 from agent.types import Array, ChannelOrder, Image, Samples
 
-SCHEMES = ("file", "dir", "wav")
+_ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
 
 
@@ -54,15 +54,6 @@ def status(address: SourceUri) -> os.stat_result | None:
         return None
     except (OSError, ValueError) as error:  # a ValueError: the path holds a NUL character
         raise SourceError(f"{address.masked}: cannot be read: {reason_of(error)}") from error
-
-
-def exists(address: SourceUri) -> bool:
-    """Return True if a source's file or folder is there.
-
-    Raises:
-        SourceError: see `status`.
-    """
-    return status(address) is not None
 
 
 def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
@@ -171,7 +162,7 @@ def check_there(uri: str) -> None:
         SourceError: what is wrong; its cause is a PermissionError if a right is missing.
     """
     address = parse(uri)
-    if address.scheme in SCHEMES and not exists(address):
+    if address.scheme in _ON_DISK and status(address) is None:
         raise SourceError(f"{address.masked}: no such file or folder: {Path(address.target).absolute()}")
 
 
@@ -186,7 +177,7 @@ def check_opens(uri: str) -> None:
     """
     check_there(uri)
     address = parse(uri)
-    found = status(address) if address.scheme in SCHEMES else None
+    found = status(address) if address.scheme in _ON_DISK else None
     if found is None or stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
     source: Any = opener(address)(address, _STALL_S, *([_RATE_HZ] if address.sound else []))

@@ -107,9 +107,9 @@ _REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
 """Longest pauses between two attempts to reopen, s, where the configuration does not say."""
 
 OnChange = Callable[[str, str], None]
-"""Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from a thread of
-the keeper. Where the first reason only says that nothing came in time, it is called with `lost` once more for the
-first exact reason. Logging it is the caller's."""
+"""Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from the
+supervisor's thread. If the first reason only says that nothing came in time, it is called with `lost` once more
+for the first exact reason."""
 
 
 def longest_pause_s(address: SourceUri, config: CaptureConfig) -> float:

@@ -49,8 +49,8 @@ class ConfigFile(Struct, frozen=True):
 
     def describe_board(self) -> str:
         """Describe the board and its profile in a line."""
-        told = (self.board.model or self.board.arch, self.board.cpu) if self.board else ()
-        return f"board: {', '.join(told) or 'not asked for'}; profile: {self.profile or 'none'}"
+        facts = (self.board.model or self.board.arch, self.board.cpu) if self.board else ()
+        return f"board: {', '.join(facts) or 'not asked for'}; profile: {self.profile or 'none'}"
 
     def remarks(self) -> dict[Keys, str]:
         """Describe by key which profile was chosen, and what it set."""
@@ -217,11 +217,11 @@ class ConfigDiff(Struct, frozen=True):
         return not (self.tables or self.changed or self.added or self.removed)
 
     def __str__(self) -> str:
-        said = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
-        said += [f"stream {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
-        said += [f"stream {name} is new" for name in self.added]
-        said += [f"stream {name} is gone" for name in self.removed]
-        return "; ".join(said) or "nothing has changed"
+        parts = [f"[{table}] {', '.join(keys)}" for table, keys in self.tables.items()]
+        parts += [f"stream {name}: {', '.join(keys)}" for name, keys in self.changed.items()]
+        parts += [f"stream {name} is new" for name in self.added]
+        parts += [f"stream {name} is gone" for name in self.removed]
+        return "; ".join(parts) or "nothing has changed"
 
 
 def changes(old: Config, new: Config) -> ConfigDiff:

@@ -103,8 +103,8 @@ def with_new_keys(file: TomlFile) -> TomlFile:
     """Read keys of earlier versions under their new names; changes `data` and `lines`."""
     lines = dict(file.lines)
     found = replace_old_keys(file.data, file.lines)
-    told = (f"{old} (line {_line(lines, old.keys)})" for old in found)
-    return TomlFile(file.path, file.data, file.lines, tuple(told))
+    renamed = (f"{old} (line {_line(lines, old.keys)})" for old in found)
+    return TomlFile(file.path, file.data, file.lines, tuple(renamed))
 
 
 def _read_file(path: Path, what: str) -> str:

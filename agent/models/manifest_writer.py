@@ -208,8 +208,8 @@ def draft(name_or_path: str) -> Draft:
     sha256 = hashlib.sha256(content).hexdigest()
     ask = partial(ends_of, content, sha256, name_or_path, None)
     found = complete_manifest(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
-    untold = (*(("input", key) for key in missing), *_unnamed(found.manifest))
-    return Draft(found.manifest, sha256, found.sources, untold)
+    unknown = (*(("input", key) for key in missing), *_unnamed(found.manifest))
+    return Draft(found.manifest, sha256, found.sources, unknown)
 
 
 def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:

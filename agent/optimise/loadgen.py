@@ -71,22 +71,22 @@ def read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
     except OSError:
         lines = []
     entries = (json.loads(line.removeprefix(_LINE)) for line in lines if line.startswith(_LINE))
-    told = {entry["key"]: entry["value"] for entry in entries}
-    if "result_validity" not in told:
+    values = {entry["key"]: entry["value"] for entry in entries}
+    if "result_validity" not in values:
         raise VedetteError(f"{folder}: LoadGen has written no result there: is the disk full?")
     offline = scenario == "Offline"
-    why = [told.get("result_invalid_reason", "")]
-    why += [] if told["early_stopping_met"] else [told["early_stopping_result"]]
+    why = [values.get("result_invalid_reason", "")]
+    why += [] if values["early_stopping_met"] else [values["early_stopping_result"]]
     p50, p90, p99 = (
-        None if offline else told[f"result_{rank}.00_percentile_latency_ns"] / 1e6 for rank in (50, 90, 99)
+        None if offline else values[f"result_{rank}.00_percentile_latency_ns"] / 1e6 for rank in (50, 90, 99)
     )
     return Scenario(
         scenario,
-        told["result_validity"],
+        values["result_validity"],
         " ".join(" ".join(why).replace("*", "").split()),
-        not told["result_min_duration_met"],
-        told["effective_samples_per_query"] if offline else told["result_query_count"],
-        told["result_samples_per_second"] if offline else told["result_qps_with_loadgen_overhead"],
+        not values["result_min_duration_met"],
+        values["effective_samples_per_query"] if offline else values["result_query_count"],
+        values["result_samples_per_second"] if offline else values["result_qps_with_loadgen_overhead"],
         p50,
         p90,
         p99,

@@ -119,8 +119,8 @@ def open_regular(path: Path) -> BufferedReader:
             return file
         file.close()
     except OSError as error:
-        told = "is a link: give the file itself" if path.is_symlink() else f"cannot be read: {reason_of(error)}"
-        raise BundleError(f"{path}: {told}") from error
+        why = "is a link: give the file itself" if path.is_symlink() else f"cannot be read: {reason_of(error)}"
+        raise BundleError(f"{path}: {why}") from error
     raise BundleError(f"{path}: not a file")
 
 

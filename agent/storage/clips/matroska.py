@@ -182,7 +182,7 @@ def head(
 
 
 def cluster(pictures: Sequence[EncodedFrame], first_ns: int) -> bytes:
-    """Encode pictures, captured in this order and at most `LAST_MS` apart, as a cluster of a file from `first_ns`."""
+    """Encode pictures, at most `LAST_MS` after the first, as a cluster of a file that begins at `first_ns`."""
     begin = milliseconds(pictures[0].captured_ns - first_ns)
     blocks = [uint(CLUSTER_TIME, begin)]
     for picture in pictures:

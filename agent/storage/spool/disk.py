@@ -146,7 +146,7 @@ class Watermark:
 
 
 _ERRNO = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_READONLY: errno.EROFS}
-_UNTOLD = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+_UNEXPLAINED = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 _ROOM = 64 * 1024
 """Bytes that opening a spool needs, and some more."""
 
@@ -159,7 +159,7 @@ def describe_error(error: Exception, folder: Path) -> str:
         folder: where it occurred; where SQLite does not tell the cause, writing a file there is tried.
     """
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    number = _errno_of_writing(folder) if code in _UNTOLD else _ERRNO.get(code)
+    number = _errno_of_writing(folder) if code in _UNEXPLAINED else _ERRNO.get(code)
     if number is not None:
         return f"{os.strerror(number)} ({error})"
     return getattr(error, "strerror", None) or str(error)
