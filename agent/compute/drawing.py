@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Sequence
-from importlib.resources import files
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ def _any(text: str) -> Mask:
 @functools.cache
 def _glyphs() -> Mask:
     """Return the glyphs, uint8 [characters, height, width]."""
-    packed = np.frombuffer(files("agent.compute").joinpath("glyphs.png").read_bytes(), np.uint8)
+    packed = np.frombuffer(Path(__file__).with_name("glyphs.png").read_bytes(), np.uint8)
     strip = cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE)
     assert strip is not None
     return np.stack(np.hsplit(strip, _COUNT)).astype(np.uint8, copy=False)

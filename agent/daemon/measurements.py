@@ -13,7 +13,6 @@ import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from agent.board.proc import read_memory
 from agent.board.thermal import OtherLoad
 from agent.compute.infer.choice import Measurement, Selection, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
-from agent.compute.infer.litert import load_runtime, runtime_version
+from agent.compute.infer.litert import RUNTIMES, Runtime, load_runtime, runtime_version
 from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.vetting.vetting import HOLDS_S, identity
 from agent.compute.manifest import Model
@@ -284,7 +283,6 @@ _HOLDS = timedelta(seconds=HOLDS_S)
 _REASON_MAX = 500
 """Most characters of a reason."""
 _FOLDER = "vetted"
-_RUNTIMES = ("ai-edge-litert", "tflite-runtime")
 
 
 class _Outcome(Struct, frozen=True):
@@ -358,11 +356,11 @@ def _environment() -> tuple[str, ...]:
     """Describe what an outcome depends on besides the model; constant while this process runs."""
     board = read_board()
     features = hashlib.sha256(" ".join(board.features).encode()).hexdigest()
-    return __version__, *map(_installed, _RUNTIMES), platform.machine(), board.cpu, features
+    return __version__, *map(_installed, RUNTIMES), platform.machine(), board.cpu, features
 
 
-def _installed(package: str) -> str:
+def _installed(name: Runtime) -> str:
     try:
-        return f"{package} {metadata.version(package)}"
-    except metadata.PackageNotFoundError:
+        return runtime_version(name)
+    except ImportError:
         return ""

@@ -31,6 +31,8 @@ TARGETS = {
     "toggles_growth_mb": (5.0, "more than before the first time, after all of them"),
     "switched_off_beyond_bare_mb": (0.0, "more than the bare script after that, with the camera off"),
     "further_stream_mb": (30.0, "for each stream of the same model after the first"),
+    "one_stream_mb": (120.0, "with one camera"),
+    "hearing_mb": (72.0, "with one stream of sound and no camera"),
     "growth_mb": (2.0, "between the first and the last tenth of the frames"),
 }
 BARE_FRAMES = 60
@@ -54,6 +56,7 @@ def main() -> None:
         figures["switched_off_beyond_bare_mb"] = figures["switched_off_mb"] - bare_mb
         figures["four_streams_mb"] = steady(Path(folder), port, streams=4, seconds=seconds)
         figures["further_stream_mb"] = (figures["four_streams_mb"] - figures["one_stream_mb"]) / 3
+        figures["hearing_mb"] = hearing(Path(folder), port, seconds)
         small = str(common.face_model(Path(folder)))
         figures["growth_mb"] = grown(Path(folder), port, small, frames)
     meets = all(figures[name] <= limit for name, (limit, _) in TARGETS.items())
@@ -100,6 +103,21 @@ def steady(folder: Path, port: int, streams: int, seconds: float) -> float:
         daemon.terminate()
         daemon.wait()
     print(f"{streams} streams: {median:.1f} MB")
+    return median
+
+
+def hearing(folder: Path, port: int, seconds: float) -> float:
+    """Median resident set of a daemon that only hears: the packaged recording in a loop, small-speech, MB."""
+    source = f"wav:{common.CLIP.with_name('spoken.flac')}?pace=realtime&loop=1"
+    stream = f'[streams.bench]\nsource = "{source}"\nmodel = "small-speech"'
+    daemon = common.daemon(folder, port, streams=0, extra=stream)
+    try:
+        time.sleep(SETTLE_S)
+        median = median_mb(psutil.Process(daemon.pid), seconds)
+    finally:
+        daemon.terminate()
+        daemon.wait()
+    print(f"1 stream of sound: {median:.1f} MB")
     return median
 
 

@@ -10,7 +10,7 @@ The runtime writes to file descriptor 2. `native_stderr` sends that to the log.
 from __future__ import annotations
 
 import functools
-import importlib.metadata
+import importlib
 import logging
 import os
 import re
@@ -110,8 +110,8 @@ def load_runtime() -> tuple[Runtime, Any]:
 @functools.cache
 def runtime_version(name: Runtime) -> str:
     """Return package and version of an installed runtime. Cached: after dropping root it may not be readable."""
-    package = "ai-edge-litert" if name == "litert" else "tflite-runtime"
-    return f"{package} {importlib.metadata.version(package)}"
+    package = importlib.import_module(RUNTIMES[name].partition(".")[0])
+    return f"{package.__name__.replace('_', '-')} {package.__version__}"
 
 
 def default_threads(cores: int) -> int:
