@@ -64,7 +64,6 @@ def _any(text: str) -> Mask:
 
 @functools.cache
 def _glyphs() -> Mask:
-    """Return the glyphs, uint8 [characters, height, width]."""
     packed = np.frombuffer(Path(__file__).with_name("glyphs.png").read_bytes(), np.uint8)
     strip = cv2.imdecode(packed, cv2.IMREAD_GRAYSCALE)
     assert strip is not None
@@ -91,7 +90,6 @@ _PALETTE: tuple[_Colour, ...] = (
 _DARK, _LIGHT = (24, 24, 24), (255, 255, 255)
 _FILL = 0.25
 """Opacity of the inside of an outline."""
-
 _SURE = 0.3
 """Keypoints with a lower score are not drawn."""
 

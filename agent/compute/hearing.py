@@ -27,7 +27,6 @@ from agent.errors import ConfigError, ModelError
 from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult
 
 log = logging.getLogger(__name__)
-
 _SILENCE_S = 0.5
 """Silence added to the end of a recording, s."""
 _STATE_S = 2.0
@@ -249,8 +248,6 @@ def _strongest(found: Iterable[Detection]) -> list[Detection]:
 
 
 class _Spent:
-    """Stage times of one chunk, summed over its inferences."""
-
     def __init__(self, queue: int, gate: int, prepare: int) -> None:
         self._queue, self._gate, self._prepare = queue, gate, prepare
         self._infer = self._track = 0

@@ -284,12 +284,6 @@ def check_manifest(file: TomlFile) -> None:
     raise ModelError(*file.faults(Manifest, contradictions))
 
 
-def manifest_from(data: dict[str, Any], where: str) -> Manifest:
-    """Check the tables of a complete manifest as `check_manifest` does, and build it. `where` is its path."""
-    check_manifest(TomlFile(where, data, {}))
-    return msgspec.convert(data, Manifest)
-
-
 def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
     """Yield values of the right type that make no sense."""
     variants, output = data.get("variants"), data.get("output")

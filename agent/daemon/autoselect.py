@@ -34,8 +34,7 @@ from agent.storage.state_file import MeasurementFiles
 log = logging.getLogger(__name__)
 
 
-class _ClosedError(Exception):
-    """Closed during a measurement."""
+class _ClosedError(Exception): ...
 
 
 class _Candidate(Struct, frozen=True):

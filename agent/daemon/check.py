@@ -104,7 +104,6 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 
 
 def _open_passwords(config: Config) -> list[str]:
-    """Return the files with passwords of cameras that every user of this machine may read or change."""
     found = dict[str, None]()
     for stream in config.streams.values():
         if (name := stream.capture.password_file) and not wants_credentials(name):
@@ -138,11 +137,7 @@ def check_streams(config: Config) -> None:
 
 
 def check_selection(selection: SelectionConfig) -> None:
-    """Check the candidates of `[selection]`.
-
-    Raises:
-        ConfigError: a candidate is unknown.
-    """
+    """Check the candidates of `[selection]`. Raises ConfigError if a candidate is unknown."""
     if selection.candidates:
         from agent.compute.infer.delegates import probe_delegates
 
@@ -153,11 +148,7 @@ def check_selection(selection: SelectionConfig) -> None:
 
 
 def check_stream(name: str, stream: StreamConfig) -> None:
-    """Check one stream.
-
-    Raises:
-        VedetteError: its first problem.
-    """
+    """Check one stream. Raises VedetteError, its first problem."""
     for _, step in (*_source_steps(stream), *_steps(name, stream, _open_perception)):
         step()
 

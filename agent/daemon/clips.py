@@ -24,7 +24,6 @@ from agent.storage.clips.recorder import ClipJob, FrameRing, Recorder
 from agent.types import ClipReason, Event, Frame, Track
 
 log = logging.getLogger(__name__)
-
 _TAKE_S = 0.5
 _CLOSE_S = 0.4
 _RING_BYTES = 16 * 1024 * 1024
@@ -267,7 +266,6 @@ class StreamClips:
             log.error("stream %s: clips: %s", self._stream, why)
 
     def _encode(self, frame: Frame) -> int:
-        """Add an encoded frame to the ring; return its size in bytes."""
         picture = self._encoder.encode(frame)
         self._ring.add(picture)
         return len(picture.jpeg)

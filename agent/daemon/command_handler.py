@@ -23,7 +23,6 @@ from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError
 
 log = logging.getLogger(__name__)
-
 LONGEST_S = 300.0
 """Longest run of `vedette doctor`, s. It takes some 10 s on a Pi 4."""
 _LARGEST = 256 * 1024

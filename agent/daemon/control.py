@@ -37,7 +37,6 @@ from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
 
 log = logging.getLogger(__name__)
-
 _RETRY_S = 5.0
 """Time between two attempts to write overrides that the disk has refused, s."""
 _WRITES_PER_S, _WRITES = 0.2, 60
@@ -215,7 +214,6 @@ class ConfigManager:
         return self._warning
 
     def _write(self, overrides: Overrides) -> None:
-        """Write the overrides, or remember that they could not be written."""
         self._overrides, self._retry_at = overrides, time.monotonic() + _RETRY_S
         try:
             if self.folder_trouble:
@@ -267,7 +265,6 @@ class ReloadPlan:
             raise
 
     def _changed_models(self) -> list[str]:
-        """Return the streams with the same configuration whose model files have changed."""
         known = {*self._changes.changed, *self._changes.removed}
         return [
             name
@@ -291,7 +288,6 @@ class ReloadPlan:
             raise VedetteError("\n".join(refused))
 
     def _discard(self) -> None:
-        """Close what was prepared: worker processes and their memory."""
         for stream in self._streams.values():
             stream.discard()
 

@@ -27,7 +27,6 @@ from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_folder, tighten
 
 log = logging.getLogger(__name__)
-
 _RETRY_S, _RETRY_MAX_S = 2.0, 16.0
 """Pause after the first failed attempt to restore the state folder, s. It doubles up to this factor."""
 _POLL_S = 0.5
@@ -175,7 +174,6 @@ class Daemon:
                 spool.close()
 
     def _open(self, folder: Path, spool: Spool) -> None:
-        """Make all parts; nothing runs yet."""
         from agent.daemon.autoselect import AutoBackend
 
         auto_backend = AutoBackend(self._config.selection, folder)
@@ -202,7 +200,6 @@ class Daemon:
             self.runtime.stop()
 
     def _watch(self) -> None:
-        """Process commands and reloads, and publish health when it is due, until it is time to stop."""
         while not self._stop_asked:
             if self._reload_asked:
                 self._reload_asked = False
@@ -220,7 +217,6 @@ class Daemon:
                 self._wakeups.get(timeout=_POLL_S)
 
     def _check_state(self) -> None:
-        """Check that what is to be kept lies on the disk."""
         restored = self._guard.check()
         self._control.folder_trouble = self._guard.trouble
         self.runtime.state_trouble = "; ".join(filter(None, (restored, self._control.unwritten)))
@@ -262,17 +258,12 @@ class Daemon:
             self._health_file.write_if_due(ready=True, is_due=True)
 
     def _with_place(self, error: VedetteError) -> VedetteError:
-        """Return the error with the file and line of its key, if it names one."""
         if self._where is None or not isinstance(error, ConfigError) or not error.keys:
             return error
         return ConfigError(str(error), self._where(*error.keys))
 
     def _read_again(self) -> str:
-        """Replace what changed in the configuration and describe it; if it is refused, change nothing.
-
-        Raises:
-            VedetteError: the new configuration cannot be used.
-        """
+        """Replace what changed in the configuration and describe it; if it is refused, change nothing."""
         if self._reload is None:
             raise ConfigError("this daemon was started without a configuration file: there is none to reload")
         self._systemd.reloading()

@@ -32,7 +32,6 @@ from agent.storage.spool.spool import Spool
 from agent.storage.state_file import ShadowReport
 
 log = logging.getLogger(__name__)
-
 FILE = "health.json"
 EVERY_S = 2.0
 """Time between two writes of health.json while nothing changes, s."""

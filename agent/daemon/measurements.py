@@ -255,7 +255,6 @@ class StoredMeasurements:
 
 
 def _implausible(made: StoredMeasurement) -> str:
-    """Return why this cannot be a measurement; empty if it can."""
     cpu, most = BackendSpec().backend, made.circumstances.threads_max
     for one in made.measured:
         if not (1 <= one.threads <= most if one.name == cpu else one.threads == 0):

@@ -146,11 +146,7 @@ def all_off(config: Config) -> Overrides:
 
 
 def decode(data: bytes) -> Overrides:
-    """Decode the content of the file.
-
-    Raises:
-        StorageError: it is damaged.
-    """
+    """Decode the content of the file. Raises StorageError if it is damaged."""
     try:
         file = msgspec.json.decode(data, type=_File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
@@ -221,7 +217,6 @@ class OverridesFile:
 
 
 def _decoded(file: StateFile) -> Overrides | None:
-    """Return the content of a file, None where there is no file, or raise StorageError."""
     try:
         return None if (data := file.read()) is None else decode(data)
     except StorageError as error:

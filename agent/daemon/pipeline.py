@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 _TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
-
 _WINDOW = 256
 
 
@@ -212,8 +211,7 @@ class Pipeline(ABC, Generic[T]):
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
 
     @abstractmethod
-    def _process(self, item: T) -> None:
-        """Take one input through the stages."""
+    def _process(self, item: T) -> None: ...
 
     def _perceive(self, item: T) -> StreamResult:
         self._now = item.captured_ns, item.captured_at
@@ -241,7 +239,6 @@ class Pipeline(ABC, Generic[T]):
         self._publish(self._perception.finish(at_ns, at, reason), at)
 
     def _publish(self, events: Sequence[Event], at: datetime) -> None:
-        """Report and record events that came without an input."""
         if events:
             self._reporter.events(events, at, StageTimes(), *self._perception.answered_by)
             self._report_counts()
@@ -251,13 +248,10 @@ class Pipeline(ABC, Generic[T]):
 
 _BETTER = 1.1
 """A frame replaces an earlier one of the same track if its quality is so many times higher."""
-
 _CUT = 0.5
 """Factor on the quality of an object at the frame's edge."""
-
 _CHECKS = 0.125
 """Interval between checks of frames without events, as a share of `every_s`."""
-
 _EDGE = 0.005
 """A box touches the frame's edge within this distance, as a share of the side."""
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-
 _PICTURES, _CHUNKS = 1, 1000
 """Inputs that may wait. Sound must have no gap, also while the model is being opened: ten seconds and more may
 wait."""
@@ -60,8 +59,6 @@ class _Answer(Struct, frozen=True, gc=False):
 
 
 class _Crop(Struct, frozen=True, gc=False):
-    """The part of a frame that the stream inferred."""
-
     frame: Frame
     crop: Box
 

@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from agent.storage.clips.recorder import Recorder
 
 log = logging.getLogger(__name__)
-
 _RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
 HANGING_MAX = 2
 """Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
@@ -286,7 +285,6 @@ class Stream:
             source.stop(wait=False)
 
     def discard(self) -> None:
-        """Close what `prepare` has opened, for a stream that is never started."""
         self._close()
 
     @property
@@ -385,7 +383,6 @@ class Stream:
                 return
 
     def _run_once(self) -> None:
-        """Run until the source ends, the stream is told to stop, or an error."""
         try:
             self._run()
         except VedetteError as error:
@@ -483,7 +480,6 @@ class Stream:
 
 
 def _describe(config: StreamConfig, opened: Perception, detail: str) -> str:
-    """Describe what runs: source, size and rate, model, variant, backend."""
     manifest = opened.model.manifest
     variant = "auto" if manifest.exits(config.variant) else manifest.variant(config.variant).name
     model = f"{manifest.name} {variant}" if len(manifest.variants) > 1 else manifest.name

@@ -18,7 +18,6 @@ from agent.errors import reason_of
 from agent.text import plural
 
 log = logging.getLogger(__name__)
-
 _SOCKET, _PERIOD, _PID = "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"
 _SEND_S = 1.0
 """Longest wait for systemd to read a datagram, s: it normally reads at once."""
@@ -193,7 +192,6 @@ class SystemdStatus:
         self._notifier.status("stopping")
 
     def _feed(self, hanging: list[str]) -> None:
-        """Feed the watchdog while no stream is stuck."""
         now_s, watchdog_s = time.monotonic(), self._notifier.watchdog_s
         for name in set(hanging) - set(self._hanging):
             then = "; systemd's watchdog will restart the daemon" if watchdog_s else ""

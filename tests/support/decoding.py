@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from agent.compute.decode.decoder import Decoder, build_decoder
-from agent.compute.manifest import Manifest, OutputManifest
+from agent.compute.manifest import Manifest, OutputManifest, check_manifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
+from agent.config.toml import TomlFile
 from agent.types import Detection
 
 
 def spec(name: str, *shape: int, dtype: str = "float32", scale: float = 0.0, zero_point: int = 0) -> TensorSpec:
     return TensorSpec(name, shape, dtype, scale, zero_point)
+
+
+def manifest_from(data: dict[str, Any], path: str) -> Manifest:
+    """Check the tables of a manifest and build it."""
+    check_manifest(TomlFile(path, data, {}))
+    return msgspec.convert(data, Manifest)
 
 
 def picture(height: int, width: int | None = None) -> TensorSpec:

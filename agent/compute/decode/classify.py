@@ -21,7 +21,6 @@ from agent.compute.decode.decoder import (
 from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
-
 _CERTAIN = 1.05
 """No probability is larger than this, with room for rounding."""
 _NO_PROBABILITY = (

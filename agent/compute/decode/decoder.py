@@ -27,7 +27,6 @@ from agent.types import Array, Detection
 OptionsT = TypeVar("OptionsT", bound="DecoderOptions")
 Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
-
 _HOLES = ("", "???")
 
 
@@ -254,7 +253,6 @@ def find_fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) ->
 
 
 Shape = tuple[int | None, ...]
-
 _MANY = 16
 """Most outputs whose assignments are compared."""
 

@@ -37,7 +37,6 @@ from agent.errors import ModelError
 Keys = tuple[str, ...]
 Ending = Literal["probabilities", "logits", ""]
 """Kind of an output according to the last operations; empty: unknown."""
-
 METADATA = "from the metadata in the model file"
 _DESCRIPTIVE = (("name",), ("licence",), ("description",))
 """Keys that do not affect inference."""

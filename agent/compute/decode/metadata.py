@@ -25,7 +25,6 @@ from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError, NormalisationError, UndecodableError
 
 log = logging.getLogger(__name__)
-
 _NAME = "TFLITE_METADATA"
 _IDENTIFIER = b"M001"
 _NORMALISATION, _THRESHOLDING = 1, 3
@@ -99,7 +98,6 @@ def _parse(data: memoryview, content: bytes) -> Metadata:
 
 
 def _units(tensors: Iterable[FlatTable], kind: int) -> Iterator[FlatTable]:
-    """Yield the options of the processing units of one kind."""
     for tensor in tensors:
         for unit in tensor.tables(4):
             if unit.u8(0) == kind and (options := unit.table(1)):
@@ -144,18 +142,13 @@ USUAL_INPUTS = {
 """Normalisation of the published float models. Classifiers differ too much."""
 USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
 """Thresholds that differ from the manifest's defaults: MediaPipe's."""
-
 _SHOWN, _LONG = 2, 60
 """Tensors in a message, and characters of each."""
 _STRIDES = "; a blazeface or nanodet with other strides needs [output] decoder and [output.options] strides"
 
 
 def guess_output(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> OutputManifest:
-    """Guess the output part of a manifest for these tensors.
-
-    Raises:
-        UndecodableError: no decoder fits them.
-    """
+    """Guess the output part of a manifest for these tensors. Raises UndecodableError if no decoder fits them."""
     decoder = find_fitting(inputs, outputs)
     if decoder is None:
         raise UndecodableError(

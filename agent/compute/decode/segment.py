@@ -52,11 +52,7 @@ OPTIONS = SegmentOptions
 
 
 def build(context: DecoderContext) -> Segment:
-    """Build a decoder for [1,H,W,classes] or [1,H,W].
-
-    Raises:
-        ShapeMismatchError: the tensors do not fit.
-    """
+    """Build a decoder for [1,H,W,classes] or [1,H,W]. Raises ShapeMismatchError if the tensors do not fit."""
     options = context.options(SegmentOptions)
     count = len(context.labels()) or None
     role = OutputRole("mask", ((1, None, None, count), (1, None, None)), ("mask", "segment"))
@@ -125,7 +121,6 @@ class Segment:
         return best, confidence
 
     def _regions(self, label: str, mask: Image, confidence: Floats | None) -> Iterator[Detection]:
-        """Yield the detections of the connected regions of a class."""
         count, marks, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
         height, width = mask.shape
         for number in range(1, count):

@@ -166,7 +166,6 @@ class Yolo:
         return self._end.detections(boxes, scores, classes)
 
     def _filter_classes(self, table: Array) -> tuple[Indices, Indices, Floats]:
-        """Return row, class and score of what passes, without objectness."""
         if self._layout.columns_first:
             indices, scores = self._filter(table.T[4:])
             classes, rows = np.divmod(indices, self._layout.rows)
@@ -205,7 +204,6 @@ class Yolo:
         return np.array(self._spec.real(stored), np.float32)
 
     def _fractions(self, boxes: Floats) -> Floats:
-        """Convert boxes to fractions of the picture."""
         pixels = self._coordinates == "pixels"
         if self._coordinates == "auto" and boxes.size:
             pixels = bool(np.max(boxes, initial=0.0, where=np.isfinite(boxes)) > _PIXELS)

@@ -22,29 +22,21 @@ from agent.config import GateConfig
 from agent.types import Box, Image
 
 Grey = NDArray[np.uint8]
-
 _WIDTH = 240
 """Greatest width of the small picture, px; it has at least half of that."""
-
 _TALL = 1000
 """From so many rows on every second row is read: half the memory traffic, with enough detail."""
-
 _SETTLE_S, _SETTLE_TRACKED_S = 5.0, 10.0
 """Time constants at which a still object becomes background: shorter while the model finds nothing, s."""
-
 _NOISE_S = 20.0
 """Time constant at which a pixel's usual noise is learned, s."""
-
 _NOISE_MAX = 8
 """Greatest noise of a pixel, grey levels, so that busy places do not become blind."""
-
 _NOISE_FACTOR = 4.0
 """Mean absolute deviations above which a difference is movement: 3.2 sigma of a Gaussian."""
-
 _RELEARN_SHARE, _RELEARN_GAIN, _RELEARN_STILL = 0.2, 1.2, 0.1
 """The light has changed if so much of the picture differs, or by such a factor, and so little of that from the
 picture before."""
-
 _GAIN_MAX = 3.0
 _GAIN_STRIDE = 5
 _REGIONS_MAX = 32
@@ -175,13 +167,10 @@ def _weight(dt_s: float, constant_s: float) -> float:
 
 _EASY_SIDE = 0.25
 """Objects with a side of at least this share of the frame's are the least complex."""
-
 _PADDING = 1.4
 """Ratio of the crop's side to the regions', for the context that detectors need."""
-
 _CROP_MIN, _CROP_MAX = 0.25, 0.7
 """Smallest crop, and largest that saves enough, as shares of the frame's sides."""
-
 _GRID = 16
 """Crops snap to this fraction of the frame, so that small movements do not shift them."""
 

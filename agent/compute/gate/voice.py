@@ -27,7 +27,6 @@ _CALM_HZ, _HASTY_HZ = 3.0, 8.0
 """Syllables a second that add no complexity, and that count as the fastest, Hz."""
 _NOISE, _FLAT, _CHANGE, _HASTE = 0.55, 0.15, 0.15, 0.15
 _NEWEST = 0.3
-
 _STEP_S = 0.016
 _DIP_DB = 3.0
 _MEMORY_S = 1.0

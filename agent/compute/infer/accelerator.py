@@ -30,11 +30,7 @@ class AcceleratorSession:
     """
 
     def __init__(self, model: Model, plan: BackendSpec, variant: str) -> None:
-        """Compile the model.
-
-        Raises:
-            BackendError: the accelerator is missing, or refuses the model.
-        """
+        """Compile the model. Raises BackendError if the accelerator is missing, or refuses the model."""
         self._model, self.backend = model, plan.backend
         self.degraded = ""
         self._file = read_modelfile(model.content)

@@ -23,7 +23,6 @@ from agent.types import Samples
 _FULL_SCALE = 32768.0
 _BLOCK = 128
 """Most rows computed at once."""
-
 _LONGEST = 32_768
 """Most samples of a window: its spectrum and filters must fit into a small board's memory."""
 

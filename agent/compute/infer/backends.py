@@ -149,7 +149,6 @@ def _memory(spec: TensorSpec) -> Array:
 
 Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 """Specs of the inputs and of the outputs."""
-
 _PATIENCE_S = 20.0
 """Timeout for opening a vetted model, s. Vetting and opening together stay below the watchdog's timeout for
 streams."""

@@ -308,6 +308,5 @@ def _reference(model: Model, inputs: Inputs) -> Reference:
 
 
 def _best_threads(measured: Sequence[Measurement]) -> list[int]:
-    """Return the best number of threads by latency and by CPU time; 0: none."""
     found = (best_of(measured, by, WORTH_A_THREAD) for by in get_args(By))
     return [0 if one is None else one.threads for one in found]

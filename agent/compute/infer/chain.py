@@ -69,11 +69,7 @@ class ModelChain:
             np.copyto(self.session.input(index), array)
 
     def invoke(self) -> None:
-        """Run all variants on what the input holds.
-
-        Raises:
-            BackendError: an inference failed.
-        """
+        """Run all variants on what the input holds. Raises BackendError if an inference failed."""
         session = self.session
         session.select(self.first)
         session.invoke()

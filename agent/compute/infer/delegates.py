@@ -25,7 +25,6 @@ from agent.compute.tflite.model import ModelFile
 from agent.errors import BackendError, reason_of
 
 _EDGE_TPU = "edgetpu-custom-op"
-_ETHOS_U = "ethos-u"
 _VARIABLE = "VAR_HANDLE"
 _VULKAN = ("usr/lib/*-linux-gnu*/libvulkan_*.so",)
 """Mesa's drivers; the loader takes the one that fits."""
@@ -62,7 +61,6 @@ class DelegateSpec(Struct, frozen=True):
 
 _QAIRT = "install Qualcomm's AI runtime (QAIRT) with its TFLite delegate"
 _FASTRPC = ("dev/fastrpc-cdsp*", "dev/fastrpc-adsp*", "dev/adsprpc-smd*")
-
 ROWS = (
     # https://ai.google.dev/edge/litert/next/gpu
     DelegateSpec(

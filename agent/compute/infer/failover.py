@@ -25,7 +25,6 @@ from agent.errors import BackendError, ModelError, VedetteError, reason_of
 from agent.types import Array
 
 log = logging.getLogger(__name__)
-
 _LONGEST_PAUSE_S = 300.0
 _STABLE_S = 60.0
 """A device that answered for at least so long is reopened soon; one that failed earlier, after growing pauses,
@@ -127,7 +126,6 @@ class DeviceReopener:
         session.close()
 
     def _close_lost(self) -> None:
-        """Close each failed session, from one thread only."""
         with contextlib.suppress(IndexError):
             while True:
                 self._to_close.pop().close()
@@ -276,7 +274,6 @@ class FailoverSession:
             raise BackendError(f"{self._plan.backend} {reason}")
 
     def _fall_back(self, reason: str) -> None:
-        """Answer on the CPU and reopen the device later."""
         device, self._device = self._device, None
         self._reopener.reopen(device, reason)
 

@@ -137,11 +137,6 @@ class Shrink:
         self._memory = np.empty(0, np.uint8)
         self._halves: dict[tuple[int, ...], Image] = {}
 
-    @property
-    def kept_bytes(self) -> int:
-        """Size of the intermediate pictures."""
-        return self._memory.nbytes + sum(half.nbytes for half in self._halves.values())
-
     def __call__(self, picture: Image, target: Array) -> None:
         """Resize a picture, H×W×3 uint8, into `target`, h×w×3 uint8, any view."""
         height, width = target.shape[:2]
@@ -169,7 +164,6 @@ class Shrink:
         return half
 
     def _levels(self, rows: int, columns: int, height: int, width: int) -> list[Image]:
-        """Return the intermediate pictures, largest first; none if one step is enough."""
         shapes = []
         while rows > 1 or columns > 1:
             shapes.append((rows * height, columns * width, 3))

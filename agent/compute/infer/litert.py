@@ -76,9 +76,7 @@ def _redirected(log: logging.Logger) -> Iterator[None]:
 
 
 log = logging.getLogger(__name__)
-
 _CPU = BackendSpec()
-
 _CREATES = "tflite_plugin_create_delegate"
 _NODE = re.compile(r"Node number \d+ \([^()]*\) failed to (invoke|prepare)\.")
 
@@ -120,7 +118,6 @@ def default_threads(cores: int) -> int:
 
 
 def _too_large(needed: int) -> list[str]:
-    """Return the reason to refuse tensors of so many bytes; empty: there is none."""
     board = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     most = min(protocol.TENSORS_BYTES, board // 3)
     if needed <= most:
@@ -172,8 +169,6 @@ class CpuBackend:
 
 
 class _Graph(Struct, frozen=True):
-    """An allocated subgraph: its tensors and their indices in the interpreter."""
-
     subgraph: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]

@@ -19,7 +19,6 @@ _WORK = 500_000
 could describe a huge tree. The largest models in use have some 100,000."""
 _GRAIN = 256
 """Bytes of a vector or string that cost one more unit of work."""
-
 _U8, _I8, _U16, _I32, _U32, _U64 = (struct.Struct(f"<{code}") for code in "BbHiIQ")
 
 

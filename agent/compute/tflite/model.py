@@ -341,7 +341,6 @@ _TYPES = """
 float32 float16 int32 uint8 int64 string bool int16 complex64 int8 float64 complex128 uint64 resource variant
 uint32 uint16 int4 bfloat16 int2 uint4 float8_e4m3fn float8_e5m2
 """
-
 OPERATORS = tuple(_OPERATORS.split())
 """Builtin operations by code."""
 TYPES = tuple(_TYPES.split())

@@ -26,7 +26,6 @@ from agent.errors import ModelError
 
 Runtime = Literal["litert", "tflite-runtime"]
 """Same as in `agent.compute.infer.litert`."""
-
 _IDENTIFIER = b"TFL3"
 
 _FOREIGN: tuple[tuple[bytes, str], ...] = (
@@ -120,11 +119,7 @@ _BLOCKWISE = 2
 
 
 def read_modelfile(content: bytes) -> ModelFile:
-    """Read a model file.
-
-    Raises:
-        ModelError: the file is not a TFLite model, or damaged.
-    """
+    """Read a model file. Raises ModelError if the file is not a TFLite model, or damaged."""
     if complaint := diagnose(content):
         raise ModelError(complaint)
     source = ByteSource(content, "the model file")
@@ -149,8 +144,6 @@ def _buffer_size(source: ByteSource, buffer: FlatTable) -> int:
 
 
 class _Code(NamedTuple):
-    """Builtin name, custom code and version of an operation."""
-
     name: str
     custom: str
     version: int

@@ -15,12 +15,9 @@ from agent.types import Box, Detection
 
 _REACH, _REACH_YOUNG = 1.0, 1.5
 """Largest distance of centres, in mean diagonals of the two boxes; a young track has no velocity yet."""
-
 _ALIKE = 3.0
 """Largest ratio of the areas of boxes that do not overlap."""
-
 _POINT = 1e-9
-
 _SAME = 0.5
 """Least overlap (IoU) of two boxes that stand for the same object."""
 
@@ -76,7 +73,6 @@ def affinity(track: PredictedBox, box: Box, iou_threshold: float) -> float:
 def _candidates(
     expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
 ) -> list[tuple[float, int, int]]:
-    """Return affinity and indices of every pair that may match, best first."""
     pairs = []
     sums = [(x0 + x1, x1 - x0 + y1 - y0) for x0, y0, x1, y1 in found]
     for i, track in enumerate(expected):
@@ -131,14 +127,11 @@ def _strength(pair: tuple[float, int, int]) -> float:
 
 _ALPHA = 0.7
 """Weight of the position's error: detected boxes jitter little against people's steps."""
-
 _BETA = _ALPHA**2 / (2.0 - _ALPHA)
 """Weight of the velocity's error. Source: Benedict and Bordner, Synthesis of an Optimal Set of Radar
 Track-While-Scan Smoothing Equations, IRE Trans. AC-7 (1962), eq. for the least transient error."""
-
 _FIRST_BETA = 0.8
 """Weight of the first velocity, which comes from two boxes."""
-
 _MEMORY_S = 1.0
 """An unseen object is predicted to move for so long, s, and then to stand."""
 

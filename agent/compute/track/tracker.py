@@ -24,13 +24,10 @@ from agent.types import WHOLE, Box, Detection, Event, Track
 
 _MOVED_IOU = 0.7
 """An object has moved if its box overlaps less than this with an earlier one."""
-
 _LEFT_IOU = 0.5
 """A stationary object has left its place if its box overlaps less than this; detected boxes jitter."""
-
 _SMOOTHING = 0.25
 """Weight of the newest box in the mean that is compared with the place, so that one odd box has no effect."""
-
 _CLEARER = 0.1
 """Increase of the score since the newest event that gives an update."""
 
@@ -54,41 +51,13 @@ class TrackState:
         renamed: consecutive inferences that found another label at its place.
     """
 
-    __slots__ = (
-        "_best",
-        "_first_seen",
-        "_last_seen",
-        "_mean",
-        "_place",
-        "_reported_best",
-        "_reported_box",
-        "check_ns",
-        "detection",
-        "due_ns",
-        "hits",
-        "id",
-        "missed",
-        "motion",
-        "place_ns",
-        "renamed",
-        "reported_ns",
-        "seen_ns",
-        "stationary",
-        "zones",
-    )
-
     def __init__(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
-        self.id = ""
-        self.detection = detection
-        self.hits = 1
+        self.id, self.detection, self.hits = "", detection, 1
         self.zones: tuple[str, ...] = ()
         self.motion = None if detection.box is None else AlphaBetaFilter(detection.box, at_ns)
-        self.due_ns = due_ns
-        self.missed = False
-        self.reported_ns = at_ns
-        self.stationary = False
-        self.renamed = 0
-        self.seen_ns = self.place_ns = self.check_ns = at_ns
+        self.missed = self.stationary = False
+        self.renamed, self.due_ns = 0, due_ns
+        self.reported_ns = self.seen_ns = self.place_ns = self.check_ns = at_ns
         self._first_seen = self._last_seen = at
         self._best = self._reported_best = detection.score
         self._reported_box = self._place = self._mean = detection.box
@@ -179,19 +148,14 @@ class TrackState:
 
 _Kind = tuple[str, bool]
 """Label, and whether it has a box: only objects of one kind are compared."""
-
 _IN_SIGHT = 0.5
 """Least share of a box inside the inferred part for its absence to count as a miss."""
-
 _SAME_IOU = 0.7
 """Least overlap of a stationary track with a detection of another label that is the same object."""
-
 _RENAMED_COUNT, _RENAMED_NS = 20, 30_000_000_000
 """Consecutive inferences, and time, with another label after which that becomes a track of its own."""
-
 _COVERED = 0.15
 """Least share of a stationary box that a passing object must cover for its absence to be no miss."""
-
 _PASSING_NS = 2_000_000_000
 """An object that left its place more recently than this is passing."""
 

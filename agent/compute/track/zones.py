@@ -15,7 +15,6 @@ from agent.types import Box, Point
 
 _MARGIN = 0.01
 """Distance outside a zone at which a box leaves it, as a share of the frame; without it borders would flicker."""
-
 _LEAST_AREA = 1e-6
 """Least area of a polygon: one pixel of a 1000×1000 picture."""
 
@@ -97,7 +96,6 @@ def _prepare(zone: ZoneConfig) -> _Zone:
 
 
 def _problem(polygon: Sequence[Point]) -> str:
-    """Describe what is wrong and what to do; empty: nothing is."""
     if len(polygon) < 3:
         return f"`polygon` has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
     for x, y in polygon:

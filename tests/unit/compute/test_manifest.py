@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from agent.compute.manifest import manifest_from
 from agent.errors import ModelError
+from tests.support.decoding import manifest_from
 
 OUTPUT = {"decoder": "classify"}
 AUDIO = {"rate_hz": 16000, "frontend": "logmel"}

@@ -61,7 +61,6 @@ def main(asked_by: int, answers_to: int, life: int) -> None:
 
 
 def _vet(request: Vet, content: bytes, ours: tuple[int, ...], life: int, runtime: str) -> VettingReply:
-    """Run a model in a fork and report how that ended."""
     outcome, writer = os.pipe()
     pid = os.fork()
     if not pid:

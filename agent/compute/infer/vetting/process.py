@@ -61,7 +61,6 @@ def _read(path: Path) -> str:
 
 
 log = logging.getLogger(__name__)
-
 _MORE_MB = 1024
 """Address space beyond the board's memory, MB: libraries and stacks reserve that much and use little."""
 _MANY_CORES = 4
@@ -196,7 +195,6 @@ class _Trials:
         return _refusal(reply, log_line, trial)
 
     def _keep_idle(self, process: ChildProcess) -> None:
-        """Keep a process for the next model for `_LINGER_S`."""
         with self._lock:
             self._idle.append((process, time.monotonic() + _LINGER_S))
             if self._ends_idle:
@@ -206,7 +204,6 @@ class _Trials:
             threading.Thread(target=self._end_idle, name="vetting-end", daemon=True).start()
 
     def _end_idle(self) -> None:
-        """End idle processes until none is left."""
         while self._ends_idle:
             time.sleep(_LINGER_S)
             with self._lock:
@@ -263,5 +260,4 @@ def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:
 
 
 def _address_space() -> int:
-    """Return the default limit of the address space, bytes."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _MORE_MB * 2**20

@@ -30,7 +30,6 @@ from agent import errors
 from agent.errors import NO_JSON, ModelError, VedetteError
 
 log = logging.getLogger(__name__)
-
 _STATE = Path("/var/lib/vedette")
 """The daemon's state folder; its owner is the daemon's user."""
 _NOBODY = 65534
@@ -50,7 +49,6 @@ _NO_PROGRAM = 77
 
 _no_python_for_others = False
 """A fork's user may not run this Python: fork no more, and do not warn again."""
-
 T = TypeVar("T")
 
 
@@ -160,7 +158,6 @@ def _wait_exit(pid: int) -> int:
 
 
 def _kill(pid: int) -> None:
-    """Kill a fork and what it has started."""
     os.kill(pid, signal.SIGKILL)
     with suppress(ProcessLookupError):  # killed before it had a process group of its own
         os.killpg(pid, signal.SIGKILL)

@@ -19,7 +19,6 @@ from contextlib import ExitStack, suppress
 from agent.compute.infer.worker import protocol
 
 log = logging.getLogger(__name__)
-
 LOG_BYTES = 1 << 20
 """Size of its log. It cannot write more, and overwrites the log from the start when half of it is full."""
 _END_S = 2.0

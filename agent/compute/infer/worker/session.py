@@ -22,7 +22,6 @@ from agent.text import plain
 from agent.types import Array
 
 log = logging.getLogger(__name__)
-
 PATIENCE_S = 120.0
 """Timeout for opening a model and for its first inference, s: a GPU may have to compile every kernel."""
 DEADLINE_S = 2.0
@@ -162,7 +161,6 @@ class WorkerSession:
         return answer
 
     def _exchange(self, messages: Sequence[bytes], within_s: float, what: str) -> bytes:
-        """Send messages and return the answer; kill the process if none comes in time."""
         if self._process.ended:
             raise BackendError(f"{self._path}: {self.backend} has ended")
         try:

@@ -6,9 +6,8 @@ import tomllib
 import pytest
 
 from agent.compute.decode.metadata import guess_input, guess_output
-from agent.compute.manifest import manifest_from
 from agent.errors import ModelError, NormalisationError, UndecodableError
-from tests.support.decoding import picture, spec
+from tests.support.decoding import manifest_from, picture, spec
 
 
 def test_the_output_of_a_known_family() -> None:

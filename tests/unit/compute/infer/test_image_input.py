@@ -141,7 +141,7 @@ def test_a_shrink_below_three_is_linear_and_keeps_no_memory() -> None:
     target, shrink = np.zeros((25, 33, 3), np.uint8), Shrink()
     shrink(PICTURE, target)
     assert np.array_equal(target, cv2.resize(PICTURE, (33, 25)))
-    assert shrink.kept_bytes == 0
+    assert (shrink._memory.size, shrink._halves) == (0, {})
 
 
 def test_a_side_that_shrinks_to_a_third_is_linear_where_the_other_shrinks_little() -> None:
