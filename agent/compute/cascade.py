@@ -114,12 +114,7 @@ class EarlyExitModel:
     """
 
     def __init__(self, session: Session, manifest: Manifest, config: StreamConfig) -> None:
-        """Build the decoders of all exits that may run.
-
-        Raises:
-            ModelError: the file lacks a variant, two exits do not fit together, or `variant` is `auto` and the
-                model has no calibrated exits.
-        """
+        """Build the decoders of all exits that may run. Raises ModelError if they do not fit together."""
         self._session = session
         cascade = manifest.exits(config.variant)
         deepest = cascade[-1].name if cascade else manifest.variant(config.variant).name

@@ -258,11 +258,7 @@ class FrameEncoder:
         self._small: Image | None = None
 
     def encode(self, frame: Frame) -> EncodedFrame:
-        """Encode a frame. Its width and height are even if it was resized.
-
-        Raises:
-            BackendError: OpenCV cannot encode it.
-        """
+        """Encode a frame, as `jpeg` does. Its width and height are even if it was resized."""
         image = self._resize(frame.image)
         height, width = image.shape[:2]
         encoded = jpeg(image, self._quality, frame.order)

@@ -81,11 +81,7 @@ class AudioPerception:
         self._listening = False
 
     def configure(self, config: StreamConfig) -> None:
-        """Apply other thresholds and another open variant; tracks continue, and no word gives a second event.
-
-        Raises:
-            ModelError: the variant is not open.
-        """
+        """Apply other thresholds and another open variant; tracks continue, and no word gives a second event."""
         self._exits = EarlyExitModel(self.session, self.model.manifest, config)
         if self._keywords is not None and self._exits.keyword is not None:
             self._keywords.set_decoder(self._exits.keyword)
@@ -109,10 +105,6 @@ class AudioPerception:
         spent = _Spent(queue, gated - began, prepared - gated)
         events, detections = self._infer(chunk, rows, gate, spent)
         return StreamResult(events, detections, spent.stages())
-
-    def tick(self, at_ns: int, at: datetime) -> list[Event]:
-        """Return the ends that are due although no sound comes."""
-        return self.tracker.tick(at_ns, at)
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
         """End every track. Add silence to the end of a recording, so that its last word gives an event."""

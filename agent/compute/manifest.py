@@ -175,11 +175,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     variants: tuple[Variant, ...] = (Variant(name="full"),)
 
     def variant(self, name: str) -> Variant:
-        """Return the variant of that name; the first for an empty name.
-
-        Raises:
-            ModelError: there is no such variant.
-        """
+        """Return the variant of that name; the first for an empty name. Raises ModelError if there is none."""
         for variant in self.variants:
             if name in ("", variant.name):
                 return variant
@@ -206,10 +202,8 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     def exits(self, variant: str) -> tuple[Variant, ...]:
         """Return the exits that an input may take, shallow first; empty if one variant answers alone.
 
-        For `auto` and an empty name these are all exits of a calibrated model.
-
-        Raises:
-            ModelError: `auto`, and the model has no calibrated exits.
+        For `auto` and an empty name these are all exits of a calibrated model; without such exits `auto` raises
+        ModelError.
         """
         if variant == AUTO and not self.cascade:
             hint = self._without_exits()
@@ -256,11 +250,7 @@ class Model(Struct, frozen=True, weakref=True):
 
 
 def read_manifest(text: str, path: str) -> TomlFile:
-    """Parse the text of a manifest without checking its keys. Keys of earlier versions get their new names.
-
-    Raises:
-        ModelError: the text is not TOML; the error names the line.
-    """
+    """Parse a manifest without checking its keys, of which old ones get their new names. Raises ModelError."""
     try:
         return with_new_keys(parse_toml(text, path))
     except ConfigError as error:

@@ -20,7 +20,7 @@ from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.types import WHOLE, Box, Detection, Event, Frame, StageTimes, StreamResult, Track
+from agent.types import WHOLE, Box, Detection, Event, Frame, StageTimes, StreamResult
 
 
 class DetectorResult(Struct, frozen=True, gc=False):
@@ -67,11 +67,7 @@ class Detector:
         self._image = ImageInput(session.inputs[0], model.manifest.input)
 
     def run(self, frame: Frame, crop: Box) -> DetectorResult:
-        """Infer a crop, in fractions of the frame. The session must have this variant selected.
-
-        Raises:
-            BackendError: the inference failed.
-        """
+        """Infer a crop, in fractions of the frame. The session must have this variant selected."""
         session = self._session
         began = time.monotonic_ns()
         placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
@@ -133,11 +129,7 @@ class VideoPerception:
         self.tracker = Tracker(config.track, zones, stream)
 
     def configure(self, config: StreamConfig) -> None:
-        """Apply other thresholds, zones and another open variant; tracks continue.
-
-        Raises:
-            ModelError: the variant is not open.
-        """
+        """Apply other thresholds, zones and another open variant; tracks continue."""
         self._detector = Detector(self.session, self.model, _variant(self.model, config), config.decode)
         self.tracker.set_zones(Zones(config.zones))
 
@@ -176,17 +168,9 @@ class VideoPerception:
         """Backend and variant of the newest answer."""
         return self.session.backend, self._detector.variant
 
-    def tick(self, at_ns: int, at: datetime) -> list[Event]:
-        """Return the ends that are due although no frame comes."""
-        return self.tracker.tick(at_ns, at)
-
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
         """End every track."""
         return self.tracker.finish(at_ns, at, reason)
-
-    def tracks(self) -> tuple[Track, ...]:
-        """Return the tracks alive now."""
-        return self.tracker.tracks()
 
     def close(self) -> None:
         """Release the model."""

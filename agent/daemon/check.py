@@ -123,11 +123,7 @@ def can_start(path: Path) -> bool:
 
 
 def check_streams(config: Config) -> None:
-    """Check that there are streams, and that their topics collide with no others.
-
-    Raises:
-        ConfigError: there is no stream, a name is reserved, or see `check_prefixes`.
-    """
+    """Check that there are streams, and that their topics collide with no others. Raises ConfigError."""
     if not config.streams:
         raise ConfigError("no [streams.NAME] in the configuration: there is nothing to run", keys=("streams",))
     if COMMANDS in config.streams:
@@ -169,11 +165,7 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
 
 
 def check_device(config: Config) -> None:
-    """Check all that does not belong to a single stream.
-
-    Raises:
-        VedetteError: the first of `device_problems`.
-    """
+    """Check all that does not belong to a single stream. Raises the first of `device_problems`."""
     for problem in device_problems(config):
         raise problem
 

@@ -72,7 +72,7 @@ class ClipTrigger:
         return begins
 
     def request(self, seconds: float, now_ns: int) -> ClipReason | None:
-        """Record from now on for `seconds`; return the reason of a new clip, None if the newest one continues.
+        """Record for `seconds` from now on; return the reason of a new clip, None if the newest one continues.
 
         Raises:
             CommandError: the clip would be too long.

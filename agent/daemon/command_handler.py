@@ -54,11 +54,7 @@ class DoctorProcess:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, done: Done) -> None:
-        """Start the process; `done` is called from another thread when it has ended.
-
-        Raises:
-            CommandError: one is running.
-        """
+        """Start the process, unless one runs (CommandError); `done` is called from another thread at its end."""
         if self._thread is not None and self._thread.is_alive():
             raise CommandError("the doctor is at work already; ask again when it is done")
         self._thread = threading.Thread(target=self._run, args=(done,), name="doctor", daemon=True)

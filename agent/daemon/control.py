@@ -139,7 +139,7 @@ class ConfigManager:
         return warning
 
     def reload(self, config: Config) -> str:
-        """Use a configuration file that was read again. Return the changes, and which keys need a restart.
+        """Use a configuration file that was read again; return the changes, and which keys need a restart.
 
         Raises:
             VedetteError: the file cannot be used; nothing has changed.

@@ -157,11 +157,7 @@ class StoredMeasurements:
         self._files, self.selection = files, selection
 
     def found(self) -> list[DelegateProbe]:
-        """Return the delegates of this board that the configuration allows.
-
-        Raises:
-            BackendError: a configured candidate is unknown.
-        """
+        """Return the delegates of this board that the configuration allows. Raises BackendError."""
         allowed = self.selection.candidates
         return [] if allowed == () else probe_delegates(allowed or ())
 

@@ -198,11 +198,7 @@ class OverridesFile:
         return found or Overrides()
 
     def write(self, overrides: Overrides) -> None:
-        """Replace the file, or delete it where nothing is set any more.
-
-        Raises:
-            StorageError: the disk refuses; the old content still counts.
-        """
+        """Replace the file, or delete it where nothing is set. Raises StorageError if the disk refuses."""
         content = overrides.encode() if overrides.streams else b""
         # The file that is deleted last counts until then, so the copy goes first when both go.
         if not content and self.has_former_copy:

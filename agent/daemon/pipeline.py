@@ -110,55 +110,39 @@ T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class PipelineSource(Protocol[T_co]):
-    """Gives inputs: `FrameStream` or `AudioStream` of `agent.capture.streams`, or a test's list."""
+    """Gives inputs: `FrameStream` or `AudioStream` of `agent.capture.streams`, or a test's list.
+
+    It is `lost` while nothing comes for longer than the stall time, and a finite one has `ended` when every input
+    was taken. `take` returns None when none came in time.
+    """
 
     @property
-    def ended(self) -> bool:
-        """A finite source is over and every input was taken."""
-        ...
+    def ended(self) -> bool: ...
 
     @property
-    def lost(self) -> bool:
-        """Nothing has come for longer than the stall time."""
-        ...
+    def lost(self) -> bool: ...
 
-    def take(self, timeout_s: float) -> T_co | None:
-        """Return the next input, or None when none came in time."""
-        ...
+    def take(self, timeout_s: float) -> T_co | None: ...
 
 
 class FrameSource(PipelineSource[Frame], Protocol):
-    """Gives frames whose memory is reused."""
+    """Gives frames whose memory is reused after `give_back`."""
 
-    def give_back(self, frame: Frame) -> None:
-        """Free the frame's memory for another frame."""
-        ...
+    def give_back(self, frame: Frame) -> None: ...
 
 
 class StreamPerception(Protocol[T_contra]):
     """Makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
 
     @property
-    def tracker(self) -> Tracker:
-        """Follows what is there now."""
-        ...
+    def tracker(self) -> Tracker: ...
 
     @property
-    def answered_by(self) -> tuple[str, str]:
-        """Backend and variant of the newest inference."""
-        ...
+    def answered_by(self) -> tuple[str, str]: ...
 
-    def process(self, item: T_contra, /) -> StreamResult:
-        """Process one input."""
-        ...
+    def process(self, item: T_contra, /) -> StreamResult: ...
 
-    def tick(self, at_ns: int, at: datetime) -> list[Event]:
-        """Return the ends that are due while no input comes."""
-        ...
-
-    def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
-        """End every track."""
-        ...
+    def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]: ...
 
 
 class Pipeline(ABC, Generic[T]):
@@ -232,7 +216,7 @@ class Pipeline(ABC, Generic[T]):
             self._end_tracks("stall")
         elif self._perception.tracker.alive:
             at = datetime.now(UTC)
-            self._publish(self._perception.tick(time.monotonic_ns(), at), at)
+            self._publish(self._perception.tracker.tick(time.monotonic_ns(), at), at)
 
     def _end_tracks(self, reason: str) -> None:
         at_ns, at = self._now or (time.monotonic_ns(), datetime.now(UTC))
@@ -340,13 +324,13 @@ class SnapshotStage:
     def _is_best(self, frame: Frame, result: StreamResult) -> bool:
         if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
             return False
-        return self._best.is_better(result.events, self._vision.tracks(), frame.captured_ns)
+        return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
 
     def _publish(self, frame: Frame, *, in_place: bool) -> None:
         from agent.compute.drawing import annotate, jpeg
 
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
-        found = [track for track in self._vision.tracks() if track.last_seen == frame.captured_at]
+        found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         picture = annotate(frame.image, found, order=frame.order, in_place=in_place)
         self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
 

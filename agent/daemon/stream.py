@@ -207,11 +207,7 @@ class Stream:
         return set(wanted) <= set(self.model.manifest.variants) and not self.model_changed
 
     def snapshot_now(self) -> None:
-        """Publish the next picture as the snapshot.
-
-        Raises:
-            CommandError: there will be none, with the reason.
-        """
+        """Publish the next picture as the snapshot. Raises CommandError if there will be none."""
         if self.model is not None and self.model.manifest.audio is not None:
             raise CommandError(f"stream {self.name} has sound only: it has no pictures")
         pipeline, (state, detail) = self._pipeline, self.standing
@@ -220,12 +216,9 @@ class Stream:
         pipeline.request_snapshot()
 
     def record(self, seconds: float) -> str:
-        """Save a clip of the newest seconds and the next ones; return its path.
+        """Save a clip of the newest seconds and the next ones; return its path. Any thread may call this.
 
-        Any thread may call this. A clip's message is published when it is complete.
-
-        Raises:
-            CommandError, StorageError: no clip can be made or saved, with the reason.
+        A clip's message is published when it is complete. Raises CommandError or StorageError with the reason.
         """
         if self.config.clips is None:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")

@@ -11,9 +11,8 @@ import os
 import socket
 import time
 from collections.abc import Mapping
-from typing import Protocol
 
-from agent.daemon.stream import State
+from agent.daemon.stream import Stream
 from agent.errors import reason_of
 from agent.text import plural
 
@@ -95,26 +94,7 @@ _NOT_AWAITED = ("lost", "ended", "failed", "disabled")
 start timeout end the other streams."""
 
 
-class Watched(Protocol):
-    """The properties of a stream that readiness and the watchdog depend on; see `agent.daemon.stream.Stream`."""
-
-    @property
-    def standing(self) -> tuple[State, str]:
-        """State now and its reason."""
-        ...
-
-    @property
-    def has_result(self) -> bool:
-        """True if an inference was made."""
-        ...
-
-    @property
-    def stalled_s(self) -> float:
-        """Time since the thread made progress, s."""
-        ...
-
-
-Streams = Mapping[str, Watched]
+Streams = Mapping[str, Stream]
 
 
 def awaited(streams: Streams) -> list[str]:

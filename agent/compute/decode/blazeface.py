@@ -65,11 +65,7 @@ def anchors(size: int, strides: Sequence[int]) -> Floats:
 
 
 def build(context: DecoderContext) -> BlazeFace:
-    """Build a decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last.
-
-    Raises:
-        ShapeMismatchError: the tensors do not fit, or there is more than one label.
-    """
+    """Build a decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last."""
     options = context.options(BlazeFaceOptions)
     height, width = context.picture()
     strides = options.strides or _STRIDES.get(width, ())

@@ -47,11 +47,7 @@ OPTIONS = ClassifyOptions
 
 
 def build(context: DecoderContext) -> Classify:
-    """Build a decoder for scores [1,classes] or [1,1,1,classes].
-
-    Raises:
-        ShapeMismatchError: the tensors do not fit.
-    """
+    """Build a decoder for scores [1,classes] or [1,1,1,classes]."""
     options = context.options(ClassifyOptions)
     hints = ("score", "prob", "class", "softmax")
     place = assign_scores(len(context.labels()), context.outputs, options.tensors, hints)

@@ -96,11 +96,7 @@ class DecoderContext(Struct, frozen=True):
         return self.output.iou_threshold if override is None else override
 
     def options(self, kind: type[OptionsT]) -> OptionsT:
-        """Convert the manifest's options to a decoder's struct.
-
-        Raises:
-            ModelError: an unknown option or a wrong type.
-        """
+        """Convert the manifest's options to a decoder's struct. Raises ModelError if one is unknown or wrong."""
         try:
             return msgspec.convert(self.output.options, kind)
         except msgspec.ValidationError as error:
@@ -108,11 +104,7 @@ class DecoderContext(Struct, frozen=True):
             raise ModelError(f"decoder {self.output.decoder!r}: options: {error}; known: {known}") from None
 
     def picture(self) -> tuple[int, int]:
-        """Return height and width of the input picture.
-
-        Raises:
-            ShapeMismatchError: the first input is no picture.
-        """
+        """Return height and width of the input picture. Raises ShapeMismatchError if the first input is none."""
         shape = self.inputs[0].shape if self.inputs else ()
         if len(shape) != 4 or shape[3] not in (1, 3, 4) or min(shape) < 1:
             found = ", ".join(map(str, self.inputs)) or "no input"
@@ -120,11 +112,7 @@ class DecoderContext(Struct, frozen=True):
         return shape[1], shape[2]
 
     def labels(self, default: tuple[str, ...] = ()) -> Labels:
-        """Return the model's labels and which of them are wanted.
-
-        Raises:
-            ModelError: the model lacks a wanted label.
-        """
+        """Return the model's labels and which are wanted. Raises ModelError if the model lacks one of these."""
         names = self.output.labels or default
         for wanted in self.config.labels:
             if names and wanted not in names:
@@ -153,11 +141,7 @@ class Labels:
         return None if name in _HOLES or (self._wanted and name not in self._wanted) else name
 
     def mask(self, count: int) -> NDArray[np.bool_] | None:
-        """Return a mask of the wanted classes; None: all.
-
-        Raises:
-            ShapeMismatchError: there are more classes than any model has, as in a broken file.
-        """
+        """Return a mask of the wanted classes; None: all. Raises ShapeMismatchError if there are too many."""
         if count > _MOST_CLASSES:
             raise ShapeMismatchError(f"expected at most {_MOST_CLASSES:,} classes, found {count:,}")
         mask = np.array([self.wanted(number) is not None for number in range(count)], bool)
@@ -191,8 +175,8 @@ DECODERS: Mapping[str, str] = {
     "classify": "agent.compute.decode.classify",
     "keyword": "agent.compute.decode.keyword",
 }
-"""Name in a manifest → module whose `build(context)` returns the decoder. The most specific first: `find_fitting`
-tries them in this order."""
+"""Name in a manifest → module whose `build(context)` returns the decoder, or raises ShapeMismatchError. The most
+specific first: `find_fitting` tries them in this order."""
 
 
 def build_decoder(
@@ -217,12 +201,7 @@ def build_decoder(
 
 
 def create_decoder(name: str, context: DecoderContext) -> Decoder:
-    """Build a decoder by its name.
-
-    Raises:
-        ShapeMismatchError: the tensors do not fit it.
-        ModelError: the decoder is unknown, or its options are wrong.
-    """
+    """Build a decoder by its name. Raises ShapeMismatchError if the tensors do not fit it, else ModelError."""
     if name not in DECODERS:
         near = difflib.get_close_matches(name, DECODERS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(DECODERS)}"
@@ -292,10 +271,7 @@ def assign_outputs(
 ) -> tuple[int, ...]:
     """Assign an output to each role and return their indices: by shapes, then hints, then order.
 
-    `named` maps roles to tensor names, from the manifest.
-
-    Raises:
-        ShapeMismatchError: a role has no tensor.
+    `named` maps roles to tensor names, from the manifest. Raises ShapeMismatchError if a role has no tensor.
     """
     places = [_places(role, outputs, (named or {}).get(role.name)) for role in roles]
     best = max(_assignments(places), key=lambda assignment: _hints(assignment, roles, outputs), default=None)

@@ -38,7 +38,7 @@ OPTIONS = KeypointsOptions
 
 
 def build(context: DecoderContext) -> Keypoints:
-    """Build a decoder for [1,1,17,3] or [1,people,56]. Raises ShapeMismatchError if the tensors do not fit."""
+    """Build a decoder for [1,1,17,3] or [1,people,56]."""
     options = context.options(KeypointsOptions)
     role = OutputRole("keypoints", ((1, 1, len(NAMES), 3), (1, None, _COLUMNS + 5)), ("keypoint", "output"))
     (place,) = assign_outputs((role,), context.outputs, options.tensors)

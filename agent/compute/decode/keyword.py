@@ -48,11 +48,7 @@ OPTIONS = KeywordOptions
 
 
 def build(context: DecoderContext) -> Keyword:
-    """Build a decoder for scores [1,classes]. It ignores an output named `hidden`, which the next exit continues.
-
-    Raises:
-        ShapeMismatchError: the tensors do not fit.
-    """
+    """Build a decoder for scores [1,classes]. It ignores the output `hidden`, which the next exit continues."""
     options = context.options(KeywordOptions)
     hints = ("logit", "score", "prob", "class", "softmax")
     seen = tuple(spec for spec in context.outputs if spec.name != HIDDEN)

@@ -57,11 +57,7 @@ class Metadata(Struct, frozen=True):
 
 
 def read_metadata(content: bytes) -> Metadata | None:
-    """Read the metadata in a model file; None if there is none.
-
-    Raises:
-        ModelError: the file or its metadata is damaged.
-    """
+    """Read the metadata in a model file; None: there is none. Raises ModelError if it is damaged."""
     if content[4:8] != b"TFL3":
         return None
     model = ByteSource(content, "the model file").root()

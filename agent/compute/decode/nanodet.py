@@ -45,11 +45,7 @@ OPTIONS = NanoDetOptions
 
 
 def build(context: DecoderContext) -> NanoDet:
-    """Build a decoder for scores [1,N,classes] and distances [1,N,4*bins] after their softmax.
-
-    Raises:
-        ShapeMismatchError: the tensors do not fit.
-    """
+    """Build a decoder for scores [1,N,classes] and distances [1,N,4*bins] after their softmax."""
     options = context.options(NanoDetOptions)
     height, width = context.picture()
     cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)

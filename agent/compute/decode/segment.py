@@ -52,7 +52,7 @@ OPTIONS = SegmentOptions
 
 
 def build(context: DecoderContext) -> Segment:
-    """Build a decoder for [1,H,W,classes] or [1,H,W]. Raises ShapeMismatchError if the tensors do not fit."""
+    """Build a decoder for [1,H,W,classes] or [1,H,W]."""
     options = context.options(SegmentOptions)
     count = len(context.labels()) or None
     role = OutputRole("mask", ((1, None, None, count), (1, None, None)), ("mask", "segment"))

@@ -50,7 +50,7 @@ _ROLES = (
 
 
 def build(context: DecoderContext) -> Ssd:
-    """Build a decoder for the four outputs, in any order. Raises ShapeMismatchError if the tensors do not fit."""
+    """Build a decoder for the four outputs, in any order."""
     options = context.options(SsdOptions)
     boxes, classes, scores, count = assign_outputs(_ROLES, context.outputs, options.tensors)
     specs = [context.outputs[i] for i in (boxes, classes, scores)]

@@ -73,11 +73,7 @@ class Layout(Struct, frozen=True):
 
 
 def build(context: DecoderContext) -> Yolo:
-    """Build a decoder for one output of three dimensions.
-
-    Raises:
-        ShapeMismatchError: the tensor does not fit.
-    """
+    """Build a decoder for one output of three dimensions."""
     options = context.options(YoloOptions)
     (place,) = assign_outputs((OutputRole("output", ((1, None, None),)),), context.outputs, options.tensors)
     spec = context.outputs[place]

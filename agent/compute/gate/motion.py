@@ -194,8 +194,7 @@ def complexity(boxes: Sequence[Box]) -> float:
 def crop_around(boxes: Sequence[Box]) -> Box | None:
     """Return the part of the frame that holds the boxes with some context, in the frame's aspect.
 
-    Returns:
-        A box inside the frame; None if there are no boxes or the part would not be clearly smaller.
+    It lies inside the frame. None: there are no boxes, or the part would not be clearly smaller.
     """
     if not boxes:
         return None

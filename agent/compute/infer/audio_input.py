@@ -81,11 +81,7 @@ def _features() -> ModuleType:
 
 
 def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
-    """Convert the manifest's options to a front end's struct, with `rate_hz` if that has it.
-
-    Raises:
-        ModelError: an unknown option or a wrong type.
-    """
+    """Convert the manifest's options to a front end's struct. Raises ModelError if one is unknown or wrong."""
     known = [field.name for field in msgspec.structs.fields(kind)]
     given = {**audio.options, **({"rate_hz": audio.rate_hz} if "rate_hz" in known else {})}
     try:

@@ -65,21 +65,13 @@ def opens_at_once(backend: str) -> bool:
 
 
 def fallback_spec(backend: str) -> BackendSpec | None:
-    """Resolve the accelerator of a backend with CPU fallback; None for a backend without one.
-
-    Raises:
-        BackendError: see `resolve_backend`.
-    """
+    """Resolve the accelerator of a backend with CPU fallback; None: it has none. Raises as `resolve_backend`."""
     name = backend.removesuffix(CPU_FALLBACK)
     return resolve_backend(name) if name != backend else None
 
 
 def resolve_backend(backend: str) -> BackendSpec:
-    """Find the named backend on this board.
-
-    Raises:
-        BackendError: there is no such backend, or it is not on this board.
-    """
+    """Find the named backend on this board. Raises BackendError if it is unknown or not on this board."""
     from agent.compute.infer.delegates import probe_delegates
 
     if backend in BACKENDS:

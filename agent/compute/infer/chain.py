@@ -29,11 +29,7 @@ class ModelChain:
     """
 
     def __init__(self, session: Session, manifest: Manifest) -> None:
-        """Select every variant once.
-
-        Raises:
-            ModelError: a variant is missing in the file, or gives no hidden state for the next.
-        """
+        """Select every variant once. Raises ModelError if one is missing or gives no hidden state."""
         self.session = session
         self._variants = [variant.name for variant in manifest.chain("")]
         self._hidden = []
@@ -50,11 +46,7 @@ class ModelChain:
         self.outputs = session.outputs
 
     def run_cases(self, cases: list[list[Array]]) -> list[list[Array]]:
-        """Return the dequantised outputs for each case, which has one array per input.
-
-        Raises:
-            BackendError: an inference failed.
-        """
+        """Return the dequantised outputs for each case, which has one array per input."""
         session, found = self.session, []
         for case in cases:
             self.set_input(case)
@@ -69,7 +61,7 @@ class ModelChain:
             np.copyto(self.session.input(index), array)
 
     def invoke(self) -> None:
-        """Run all variants on what the input holds. Raises BackendError if an inference failed."""
+        """Run all variants on what the input holds. Raises BackendError if an inference fails."""
         session = self.session
         session.select(self.first)
         session.invoke()
@@ -120,11 +112,7 @@ def time_inference(chain: ModelChain, seconds: float, cpu_s: Callable[[], float]
 
 
 def warm_latency_ns(session: Session, variant: str) -> int:
-    """Return the shortest of a few warm inferences of a variant, ns. The variant stays selected.
-
-    Raises:
-        BackendError: an inference failed.
-    """
+    """Return the shortest of a few warm inferences of a variant, ns. The variant stays selected."""
     session.select(variant)
     session.invoke()
     times = []

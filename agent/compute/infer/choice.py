@@ -94,11 +94,7 @@ Inputs = Callable[[Sequence[TensorSpec]], list[list[Array]]]
 
 
 def golden_inputs(specs: Sequence[TensorSpec], count: int = _INPUTS) -> list[list[Array]]:
-    """Return reproducible inputs: coarse shapes with noise, over each dtype's usual range.
-
-    Raises:
-        ModelError: the tensors are too large.
-    """
+    """Return reproducible noisy inputs over each dtype's usual range. Raises ModelError if they are too large."""
     if (size := sum(prod(spec.shape) for spec in specs)) > _LARGEST:
         raise ModelError(f"its inputs hold {size} numbers; models of at most {_LARGEST} can be measured")
     random = np.random.default_rng(20)

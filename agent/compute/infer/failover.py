@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from agent.backoff import Backoff
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs, describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
@@ -41,7 +42,8 @@ class DeviceReopener:
     def __init__(self, opens: Callable[[], WorkerSession], name: str, retry_s: float) -> None:
         """Open nothing before `start`. `opens` returns the device if its answers are right, else raises."""
         self.reason = f"{name} is being opened"
-        self._opens, self._name, self._retry_s = opens, name, retry_s
+        self._opens, self._name = opens, name
+        self._backoff = Backoff(retry_s, _LONGEST_PAUSE_S, jitter=0.0)
         self._ready: WorkerSession | None = None
         self._to_close: list[WorkerSession] = []
         self._lock, self._closed, self._tried = threading.Lock(), threading.Event(), threading.Event()
@@ -56,8 +58,9 @@ class DeviceReopener:
         """Close a failed session and open the device again after a pause."""
         if session is not None:
             self._to_close.append(session)
-        stable = time.monotonic() - self._taken_at > _STABLE_S
-        self._pause_s = self._retry_s if stable else self._next_pause_s()
+        if time.monotonic() - self._taken_at > _STABLE_S:
+            self._backoff.reset()
+        self._pause_s = self._backoff.next_s()
         self._log_loss(reason)
         self._start_thread()
 
@@ -107,15 +110,12 @@ class DeviceReopener:
             self.reason = reason_of(error)
         else:
             self._log_loss(reason_of(error))
-        self._pause_s = self._next_pause_s()
+        self._pause_s = self._backoff.next_s()
         self._tried.set()
 
     def _log_loss(self, reason: str) -> None:
         self.reason = reason
         log.warning("%s; the CPU answers until it comes back", reason)
-
-    def _next_pause_s(self) -> float:
-        return min(_LONGEST_PAUSE_S, max(self._retry_s, self._pause_s * 2.0))
 
     def _hand_over(self, session: WorkerSession) -> None:
         with self._lock:

@@ -90,11 +90,7 @@ RUNTIMES: dict[Runtime, str] = {
 
 
 def load_runtime() -> tuple[Runtime, Any]:
-    """Import the preferred runtime that is installed; return its name and its interpreter module.
-
-    Raises:
-        BackendError: no runtime is installed.
-    """
+    """Import the preferred installed runtime; return its name and module. Raises BackendError without one."""
     for name, module in RUNTIMES.items():
         try:
             return name, importlib.import_module(module)

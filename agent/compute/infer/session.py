@@ -77,11 +77,7 @@ class Session(Protocol):
         ...
 
     def select(self, variant: str) -> None:
-        """Select a variant of the model. Cheap after the first time.
-
-        Raises:
-            ModelError: the model has no such variant.
-        """
+        """Select a variant; cheap after the first time. Raises ModelError if the model has no such variant."""
         ...
 
     def input(self, index: int) -> Array:

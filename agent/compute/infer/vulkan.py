@@ -48,11 +48,7 @@ class _InstanceCreateInfo(ctypes.Structure):
 
 
 def devices() -> list[tuple[int, str]]:
-    """Return type and name of each Vulkan device. Loads the drivers into this process.
-
-    Raises:
-        OSError: there is no Vulkan loader, or it finds no driver.
-    """
+    """Return type and name of each Vulkan device, with its drivers loaded. Raises OSError if there is none."""
     library = ctypes.CDLL("libvulkan.so.1")
     instance, count = ctypes.c_void_p(), ctypes.c_uint32()
     asked = _InstanceCreateInfo(sType=1)  # VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO

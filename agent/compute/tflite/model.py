@@ -194,9 +194,6 @@ class ModelFile(Struct, frozen=True):
         """Return inputs and outputs as a backend reports them; a size of -1 is unknown.
 
         Without a signature they are those of the first graph, by the tensors' own names.
-
-        Raises:
-            ModelError: there is no such signature.
         """
         graph = self.graph(signature)
         if not signature:

@@ -35,11 +35,7 @@ class Zones:
     """The enabled zones of one stream."""
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
-        """Check and prepare the zones.
-
-        Raises:
-            ConfigError: see `check_zones`.
-        """
+        """Check and prepare the zones. Raises ConfigError as `check_zones`."""
         check_zones(zones)
         self._zones = tuple(_prepare(zone) for zone in zones if zone.enabled)
 

@@ -238,11 +238,7 @@ def _is_known(kind: str, number: int) -> bool:
 
 
 def drop_root(groups: list[int] | None = None) -> None:
-    """Change to the daemon's user, or `nobody`, with these groups, for good. Does nothing without root's rights.
-
-    Raises:
-        OSError: the kernel refuses.
-    """
+    """Change from root to the daemon's user, or `nobody`, for good. Raises OSError if the kernel refuses."""
     if not is_root():
         return
     uid, gid = _user()

@@ -87,12 +87,7 @@ class Vetting:
         self._record, self._limits, self._clock = record, limits, clock
 
     def open(self, model: Model, options: SessionOptions) -> CpuSession:
-        """Open a model on the CPU in this process; an unknown model is vetted first.
-
-        Raises:
-            ModelError: the model is broken or crashed the runtime.
-            BackendError: it cannot be vetted or opened now.
-        """
+        """Open a model on the CPU in this process, vetted as by `check`. Raises as `check` and `Backend.open`."""
         self.check(model, options)
         return CpuBackend().open(model, options)
 
@@ -118,11 +113,7 @@ class Vetting:
         return True
 
     def vet_again(self, model: Model, options: SessionOptions) -> None:
-        """Vet a model even if its outcome is known, and cache nothing.
-
-        Raises:
-            ModelError, BackendError: see `check`.
-        """
+        """Vet a model as `check` does, even if its outcome is known, and cache nothing."""
         from agent.compute.infer.vetting.process import outcome
 
         try:

@@ -210,9 +210,6 @@ def drop_root_rights(plan: BackendSpec = _CPU) -> None:
     """Drop root's rights, if this process has them. Call before receiving a model's bytes.
 
     The plan's modules and library are loaded first, because the other user may not be allowed to read them.
-
-    Raises:
-        OSError: the kernel refuses.
     """
     if not is_root():
         return
@@ -227,11 +224,7 @@ def drop_root_rights(plan: BackendSpec = _CPU) -> None:
 
 
 def open_model(model: Model, plan: BackendSpec, options: SessionOptions) -> tuple[Session, str, int, int]:
-    """Open a model; return session, runtime, nodes and delegated nodes (-1: unknown).
-
-    Raises:
-        ModelError, BackendError: see `Backend.open`.
-    """
+    """Open a model as `Backend.open`; return session, runtime, nodes and delegated nodes (-1: unknown)."""
     if plan.kind == "accelerator":
         from agent.compute.infer.accelerator import AcceleratorSession
 

@@ -277,9 +277,6 @@ def create_shared_memory() -> int:
     """Create the file for the tensors of a session, and return its descriptor.
 
     Its size is sealed: if one side could truncate it, the other would end with SIGBUS.
-
-    Raises:
-        OSError: no descriptor is left.
     """
     descriptor = os.memfd_create("tensors", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:

@@ -113,11 +113,7 @@ class WorkerSession:
         return self._request(protocol.GetUsage(), protocol.Usage, self._patience_s)
 
     def time_model(self, seconds: float) -> TimingRun:
-        """Time inferences of all exits of the model in the worker process, see `time_inference`.
-
-        Raises:
-            BackendError: an inference failed or hung.
-        """
+        """Time inferences of all exits of the model in the worker process, see `time_inference`."""
         run = self._request(
             protocol.TimeModel(seconds), TimingRun, seconds + 2.0 * self.deadline_s, what="timing the model"
         )
