@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.comms.commands import Command, check_answer_topic, id_of, request_command, set_command, shown
-from agent.comms.mqtt.subscriptions import IncomingMessage
+from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 

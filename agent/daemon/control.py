@@ -32,7 +32,7 @@ from agent.daemon.overrides import (
     settings_after,
     settings_of,
 )
-from agent.daemon.runtime import DRAIN_S, Runtime
+from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
 
@@ -259,7 +259,6 @@ class ReloadPlan:
         self._streams: dict[str, Stream] = {}
         try:
             self._prepare()
-            self._publisher = runtime.make_publisher(config.mqtt) if "mqtt" in self._changes.tables else None
         except BaseException:
             self._discard()
             raise
@@ -296,9 +295,8 @@ class ReloadPlan:
         self._replace_streams()
         if self._runtime.auto_backend is not None:
             self._runtime.auto_backend.configure(self._config.selection)
-        if self._publisher is not None:
-            self._runtime.mqtt.exchange(self._publisher).stop(DRAIN_S)
-            self._publisher.start()
+        if "mqtt" in self._changes.tables:
+            self._runtime.mqtt.reconfigure(self._config.mqtt)
         if "storage" in self._changes.tables:
             self._runtime.spool.configure(self._config.storage)
             self._runtime.recorder.configure(self._config.storage)

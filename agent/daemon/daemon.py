@@ -253,7 +253,7 @@ class Daemon:
         """Write health.json, then notify systemd: units that it starts after this one find the file."""
         was_ready = self._systemd.ready
         self._health_file.write_if_due(ready=was_ready, is_due=is_due)
-        self._systemd.update(self.runtime.streams, connected=self.runtime.mqtt.publisher.state.connected)
+        self._systemd.update(self.runtime.streams, connected=self.runtime.mqtt.state.connected)
         if self._systemd.ready is not was_ready:
             self._health_file.write_if_due(ready=True, is_due=True)
 

@@ -79,7 +79,7 @@ class HealthPublisher:
         runtime, overridden = self._runtime, self._control.overridden
         with self._reading("temperature"):
             self._heat.poll(runtime.config.thermal.warn_c)
-        link = runtime.mqtt.publisher.state
+        link = runtime.mqtt.state
         now = [
             *((name, s.standing[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),
             (self._heat.hot, link.connects, runtime.recorder.stats.trouble),
@@ -110,7 +110,7 @@ class HealthPublisher:
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if celsius is None else round(celsius, 1),
             hot=self._heat.hot,
-            link=link_health(runtime.mqtt.publisher.state),
+            link=link_health(runtime.mqtt.state),
             clips=_clips(runtime),
             homeassistant=self._homeassistant.trouble,
             commands_off=runtime.commands_off,
@@ -236,7 +236,7 @@ class HealthFile:
             ready=ready,
             rss_mb=round(resident_mb(), 1),
             streams={name: self._stream(name, one) for name, one in self._runtime.streams.items()},
-            link=link_health(self._runtime.mqtt.publisher.state),
+            link=link_health(self._runtime.mqtt.state),
             shadow=self._shadows.update,
             reloads=self._reloads,
             reload_refused=self._reload_refused,

@@ -10,9 +10,8 @@ from agent import __version__
 from agent.board.identity import read_board
 from agent.comms.homeassistant.announcer import Announcer
 from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource
-from agent.comms.mqtt.publisher import Publisher
 from agent.compute.manifest import Manifest
-from agent.config import HomeAssistantConfig, StreamConfig
+from agent.config import HomeAssistantConfig, MqttConfig, StreamConfig
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import ModelError
@@ -34,7 +33,7 @@ class HomeAssistant:
         self._board = read_board(Path("/")).model
         self._sources: dict[str, tuple[Stream, bool, StreamEntitySource]] = {}  # True: its model was open then
         self._announcer: Announcer | None = None
-        self._announced_with: tuple[HomeAssistantConfig, Publisher] | None = None
+        self._announced_with: tuple[HomeAssistantConfig, MqttConfig] | None = None
 
     def announce(self, *, has_temperature: bool) -> None:
         """Announce what has changed.
@@ -44,9 +43,9 @@ class HomeAssistant:
         """
         runtime = self._runtime
         device = Device(runtime.topics, self._board, __version__, has_temperature, self._entity_sources())
-        config, publisher, before = runtime.config.homeassistant, runtime.mqtt.publisher, self._announced_with
-        if self._announcer is None or before is None or config != before[0] or publisher is not before[1]:
-            self._start_announcer((config, publisher), device)
+        used = runtime.config.homeassistant, runtime.config.mqtt
+        if self._announcer is None or used != self._announced_with:
+            self._start_announcer(used, device)
         assert self._announcer is not None
         self._announcer.update(device)
 
@@ -55,7 +54,7 @@ class HomeAssistant:
         """Why Home Assistant does not find the device; empty: no reason is known."""
         return self._announcer.trouble if self._announcer else ""
 
-    def _start_announcer(self, used: tuple[HomeAssistantConfig, Publisher], device: Device) -> None:
+    def _start_announcer(self, used: tuple[HomeAssistantConfig, MqttConfig], device: Device) -> None:
         """Replace the announcer: at the start, and after a reload with another broker or `[homeassistant]`."""
         before, old = self._announced_with, self._announcer
         if old is not None and before is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -13,10 +12,9 @@ from weakref import WeakSet
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
 from agent.comms.messages import clip_message, encode
 from agent.comms.mqtt.endpoint import commands_off
-from agent.comms.mqtt.inbox import Answer, Handler
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import Config, MqttConfig, StreamConfig
+from agent.config import Config, StreamConfig
 from agent.config.load import Key
 from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
@@ -40,56 +38,6 @@ CLIP_FLUSH_S = 5.0
 """Longest wait for a clip's message to reach the disk, s; after a crash before that, it is published again."""
 STREAMS_STOP_S, CLIPS_S, FLUSH_S, DRAIN_S = 0.8, 0.25, 0.25, 0.5
 """Longest time of each step of a stop, s. Together below the two seconds that a stop may take."""
-
-
-class PublisherProxy:
-    """Hands everything to the current publisher, which a reload may replace. Any thread may call its methods."""
-
-    def __init__(self, publisher: Publisher) -> None:
-        self.publisher = publisher
-        self._lock = threading.Lock()
-
-    def exchange(self, publisher: Publisher) -> Publisher:
-        """Use another publisher, with the retained topics and handlers of the old one. Return the old one."""
-        with self._lock:
-            old, self.publisher = self.publisher, publisher
-            for topic, payload in old.retained().items():
-                publisher.retain(topic, payload)
-            for pattern, hearing in old.listened().items():
-                publisher.listen(pattern, hearing.handler, as_published=hearing.as_published)
-        return old
-
-    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
-        """Set a retained topic; an empty payload deletes it at the broker."""
-        with self._lock:  # or a payload could go to a publisher that has just been replaced
-            self.publisher.retain(topic, payload, patient=patient)
-
-    def ask(self, topic: str, answer: Answer) -> None:
-        """Ask what the broker retains under a topic, see `Publisher.ask`."""
-        with self._lock:
-            self.publisher.ask(topic, answer)
-
-    def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
-        """Subscribe to a pattern, see `Publisher.listen`."""
-        with self._lock:
-            self.publisher.listen(pattern, handler, as_published=as_published)
-
-    def ignore(self, pattern: str) -> None:
-        """Unsubscribe from a pattern."""
-        with self._lock:
-            self.publisher.ignore(pattern)
-
-    def repeat(self, topic: str) -> None:
-        """Send a retained topic again, see `Publisher.repeat`."""
-        self.publisher.repeat(topic)
-
-    def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
-        """Answer a request, see `Publisher.answer`."""
-        self.publisher.answer(topic, payload, correlation)
-
-    def send(self, topic: str, payload: bytes) -> None:
-        """Send once at QoS 0, or drop."""
-        self.publisher.send(topic, payload)
 
 
 def device_name(config: Config) -> str:
@@ -137,7 +85,13 @@ class Runtime:
         check_device(config)
         self.config, self.spool, self._where, self.auto_backend = config, spool, where, auto_backend
         self.topics = Topics(config.mqtt.prefix, device_name(config))
-        self.mqtt = PublisherProxy(self.make_publisher(config.mqtt))
+        self.mqtt = Publisher(
+            config.mqtt,
+            self.topics,
+            spool,
+            lambda: read_clock().synchronised,
+            lambda name: name in self.streams,
+        )
         self._clips = clips_path(config.storage)
         self._recorder: Recorder | None = None
         self.streams: dict[str, Stream] = {}
@@ -165,16 +119,6 @@ class Runtime:
         message = clip_message(clip, self.topics.device)
         self.spool.put(self.topics.clips(clip.occasion.stream), encode(message))
         self.spool.flush(CLIP_FLUSH_S)
-
-    def make_publisher(self, config: MqttConfig) -> Publisher:
-        """Return a publisher of this device's events to a broker, not yet started."""
-        return Publisher(
-            config,
-            self.topics,
-            self.spool,
-            lambda: read_clock().synchronised,
-            lambda name: name in self.streams,
-        )
 
     def make_stream(
         self, name: str, config: StreamConfig, among: Mapping[str, StreamConfig] | None = None
@@ -265,7 +209,7 @@ class Runtime:
 
     def start(self) -> None:
         """Connect to the broker, and start every stream."""
-        self.mqtt.publisher.start()
+        self.mqtt.start()
         if any(stream.config.clips is not None for stream in self.streams.values()):
             self.recorder.start()
         for stream in self.streams.values():
@@ -278,7 +222,7 @@ class Runtime:
         if self._recorder is not None:
             self._recorder.close(CLIPS_S)
         self.spool.flush(FLUSH_S)
-        self.mqtt.publisher.stop(DRAIN_S)
+        self.mqtt.stop(DRAIN_S)
 
     def stop_streams(self, names: Iterable[str]) -> None:
         """Stop streams that are replaced or removed, and remember those whose threads hang."""
@@ -298,7 +242,7 @@ class Runtime:
     def remove(self, name: str) -> None:
         """Remove a stream that has stopped, and delete its retained topics at the broker."""
         del self.streams[name]
-        for topic in self.mqtt.publisher.retained():
+        for topic in self.mqtt.retained():
             if topic.startswith(self.topics.retained_of(name)):
                 self.mqtt.retain(topic, b"")
 

@@ -10,8 +10,7 @@ import common
 
 from agent.comms import messages
 from agent.comms.mqtt.connection import Connection, WakeupPipe
-from agent.comms.mqtt.paho_client import Protocol
-from agent.comms.mqtt.properties import PublishProperties
+from agent.comms.mqtt.paho_client import Protocol, PublishProperties
 from agent.config import MqttConfig
 from agent.types import Track
 
@@ -63,7 +62,7 @@ def _cpu_us(port: int, variant: tuple[Protocol, bool], body: bytes, count: int) 
     config = MqttConfig(host="127.0.0.1", port=port)
     connection = Connection(config, "bench", protocol, ("bench/status", b"offline"))
     wake = WakeupPipe()
-    connection.open(wake, 10.0, 10.0)
+    connection.open(wake, lambda: 10.0, 10.0)
     if not properties:
         connection._properties = None
     began, sent, done = time.process_time(), 0, 0

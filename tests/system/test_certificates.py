@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from agent.comms.mqtt import retry
+from agent.comms.mqtt import publisher as publisher_module
 from agent.comms.mqtt.publisher import Publisher
-from agent.comms.mqtt.tls import Synchronised
+from agent.comms.mqtt.reasons import Synchronised
 from agent.config import MqttConfig, StorageConfig
 from agent.storage.spool.spool import Spool
 from tests.support.certificates import make_certificate
@@ -62,20 +62,20 @@ def test_a_wrong_clock_is_told_and_the_right_time_ends_the_wait_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificate begins in a few seconds: as on a board whose clock stands before it, until it is set."""
-    monkeypatch.setattr(retry, "_STEP_S", 0.05)
+    monkeypatch.setattr(publisher_module, "_CLOCK_EVERY_S", 0.05)
     caplog.set_level(logging.INFO, "agent.comms")
     begins = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
     right_at = time.monotonic() + (begins - datetime.now(UTC)).total_seconds() + 1.0
     with Served(tmp_path, begins=begins) as broker:
         config = broker.config(reconnect_max_s=3600.0)
         pauses: list[float] = []
-        wait = retry.Pause.wait
+        wait = Publisher._pause
 
-        def long(self: retry.Pause, seconds: float, *, by_clock: bool = False) -> None:
+        def long(self: Publisher, seconds: float, *, by_clock: bool) -> None:
             pauses.append(seconds)
             wait(self, 3600.0, by_clock=by_clock)  # whatever jitter has drawn, it would be too late
 
-        monkeypatch.setattr(retry.Pause, "wait", long)
+        monkeypatch.setattr(Publisher, "_pause", long)
         with device(tmp_path, config, lambda: time.monotonic() > right_at) as (spool, publisher):
             wait_for(lambda: "the clock is wrong" in publisher.state.detail)
             assert spool.stats().waiting == 1

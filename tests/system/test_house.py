@@ -209,7 +209,7 @@ def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
     start = Runtime.start
 
     def starting(house: Runtime) -> None:
-        listened.extend(house.mqtt.publisher.listened())
+        listened.extend(house.mqtt.listened())
         start(house)
 
     monkeypatch.setattr(Runtime, "start", starting)

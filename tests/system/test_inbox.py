@@ -12,8 +12,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.comms.mqtt.inbox import LARGEST
+from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
-from agent.comms.mqtt.subscriptions import IncomingMessage
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, wait_for
 

@@ -88,7 +88,7 @@ def _enter(config: MqttConfig) -> str:
     # A client id of its own: with that of the daemon the broker would throw the daemon out. No will either.
     broker = BrokerEndpoint(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)
     try:
-        broker.open(wake, lambda: max(0.05, until - time.monotonic())).farewell(0.2)
+        broker.open(wake, lambda: until - time.monotonic()).farewell(0.2)
     except BrokerError as error:
         raise BrokerError(broker.describe(error)) from error
     finally:

@@ -14,7 +14,7 @@ import paho.mqtt.client as paho
 from msgspec import Struct, structs
 from paho.mqtt.enums import CallbackAPIVersion
 
-from agent.comms.mqtt import reasons, tls
+from agent.comms.mqtt import endpoint, reasons
 from agent.comms.mqtt.endpoint import shown_host
 from agent.comms.mqtt.paho_client import VERSIONS, Protocol
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
@@ -65,12 +65,12 @@ class BrokerOptions(Struct, frozen=True):
     @property
     def where(self) -> str:
         """`host:port`."""
-        return f"{shown_host(self.host)}:{tls.port(self.config)}"
+        return f"{shown_host(self.host)}:{endpoint.port(self.config)}"
 
     @property
     def uses_tls(self) -> bool:
         """Return True if the connection is encrypted."""
-        return tls.uses_tls(self.config)
+        return endpoint.uses_tls(self.config)
 
     @property
     def user(self) -> str:
@@ -141,7 +141,7 @@ class ConsumerClient:
         if access.username:
             self.client.username_pw_set(access.username, access.password or None)
         try:
-            if (context := tls.read_certificates(access.config)) is not None:
+            if (context := endpoint.read_certificates(access.config)) is not None:
                 self.client.tls_set_context(context)
         except ConfigError as error:
             raise BrokerError(as_options(str(error))) from error
@@ -171,7 +171,7 @@ class ConsumerClient:
 
         def connect() -> None:
             try:
-                self.client.connect(self._access.host, tls.port(self._access.config), _KEEPALIVE_S)
+                self.client.connect(self._access.host, endpoint.port(self._access.config), _KEEPALIVE_S)
                 done.put(None)
             except Exception as error:
                 done.put(error)
@@ -190,13 +190,13 @@ class ConsumerClient:
         try:
             heard = self._heard.get(timeout=timeout_s)
         except queue.Empty:
-            why = as_options(reasons.of_silence("does not answer", tls=self._access.uses_tls))
+            why = as_options(reasons.explain_silence("does not answer", tls=self._access.uses_tls))
             raise UnansweredError(f"the broker at {where} {why}", silent=True) from None
         if isinstance(heard, str):
-            why = as_options(reasons.of_hanging_up(heard, tls=self._access.uses_tls))
+            why = as_options(reasons.explain_hangup(heard, tls=self._access.uses_tls))
             raise UnansweredError(f"the broker at {where} does not let us in: {why}", silent=False)
         if heard:
-            why = as_options(reasons.with_said(reasons.in_words(heard), self._words))
+            why = as_options(reasons.with_broker_text(reasons.in_words(heard), self._words))
             raise RefusedError(heard, text=f"the broker at {where} refuses {self._access.user}: {why}")
 
     def disconnect(self) -> None:
@@ -214,7 +214,7 @@ class ConsumerClient:
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)
-        self._heard.put(reasons.of_break(code, ""))
+        self._heard.put(reasons.explain_break(code, ""))
 
 
 def _why(error: Exception, *, tls: bool) -> str:
@@ -224,5 +224,5 @@ def _why(error: Exception, *, tls: bool) -> str:
         error, ConnectionRefusedError | TimeoutError
     ):  # of a timeout nobody knows whether TCP connected
         too = ", and does it speak TLS" if tls and isinstance(error, TimeoutError) else ""
-        return f"{as_options(reasons.of_error(error))}; is it running there{too}?"
-    return as_options(reasons.of_opening(error, tls=tls))
+        return f"{as_options(reasons.explain_error(error))}; is it running there{too}?"
+    return as_options(reasons.explain_opening(error, tls=tls))

@@ -11,12 +11,11 @@ import queue
 import random
 import time
 from collections.abc import Callable
-from typing import Protocol
 
 from agent.comms.homeassistant.device import Device
 from agent.comms.homeassistant.discovery import Entities, RetainedEntities, entities, message, read, topic
-from agent.comms.mqtt.inbox import Answer, Handler
-from agent.comms.mqtt.subscriptions import IncomingMessage
+from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig
 from agent.text import plural
 
@@ -30,30 +29,6 @@ _PAUSE_S = 5.0
 """Minimum time between two messages: Home Assistant ignores parts of one that arrives while it is busy."""
 
 
-class Wire(Protocol):
-    """The publisher's methods that the announcer uses."""
-
-    def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
-        """Set a retained topic; an empty payload deletes it."""
-        ...
-
-    def repeat(self, topic: str) -> None:
-        """Send a retained topic again."""
-        ...
-
-    def listen(self, pattern: str, handler: Handler) -> None:
-        """Subscribe a handler to a pattern."""
-        ...
-
-    def ignore(self, pattern: str) -> None:
-        """Unsubscribe from a pattern."""
-        ...
-
-    def ask(self, topic: str, answer: Answer) -> None:
-        """Ask what is retained under a topic."""
-        ...
-
-
 class Announcer:
     """Announces one device at one broker. For one thread.
 
@@ -64,7 +39,7 @@ class Announcer:
 
     def __init__(
         self,
-        wire: Wire,
+        publisher: Publisher,
         config: HomeAssistantConfig,
         device: Device,
         *,
@@ -74,13 +49,13 @@ class Announcer:
         """Ask what is retained. Nothing is published before the answer.
 
         Args:
-            wire: to the broker.
+            publisher: to use.
             config: `[homeassistant]`.
             device: as it is now.
             clock: monotonic, s.
             jitter: returns a random number between two.
         """
-        self._wire, self._config, self._clock, self._jitter = wire, config, clock, jitter
+        self._publisher, self._config, self._clock, self._jitter = publisher, config, clock, jitter
         self.topic, self._status = topic(config.prefix, device.topics.device), f"{config.prefix}/status"
         self.trouble = ""
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -92,7 +67,7 @@ class Announcer:
         self._removed: set[str] = set()
         self._sent, self._due, self._announce_at = b"", clock(), 0.0
         self._left_out: set[str] = set()
-        wire.ask(self.topic, self._answers.put)
+        publisher.ask(self.topic, self._answers.put)
 
     def update(self, device: Device) -> None:
         """Publish what is due. Call often: it is cheap when nothing is."""
@@ -109,19 +84,19 @@ class Announcer:
 
     def leave(self) -> None:
         """Unsubscribe: another announcer takes over."""
-        self._wire.ignore(self._status)
+        self._publisher.ignore(self._status)
 
     def withdraw(self) -> None:
         """Delete the discovery message: Home Assistant removes the device."""
         if self._is_answered and self._is_ours:
             self._is_ours = False
-            self._wire.retain(self.topic, b"")
+            self._publisher.retain(self.topic, b"")
             log.info("%s: deleted, Home Assistant removes this device", self.topic)
 
     def _ask_again(self) -> None:
         if self.trouble and self._clock() >= self._due:
             self._is_answered = False
-            self._wire.ask(self.topic, self._answers.put)
+            self._publisher.ask(self.topic, self._answers.put)
 
     def _read_answer(self, device: Device) -> bool:
         if self._answers.empty():
@@ -137,7 +112,7 @@ class Announcer:
             self._report_owner(found)
         else:
             self.trouble = ""
-            self._wire.listen(self._status, self._on_status)
+            self._publisher.listen(self._status, self._on_status)
         return True
 
     def _on_status(self, received: IncomingMessage) -> None:
@@ -164,7 +139,7 @@ class Announcer:
             if self._gone:
                 self._gone, self._device = {}, None
             else:
-                self._wire.repeat(self.topic)
+                self._publisher.repeat(self.topic)
                 self._due = now + _PAUSE_S
 
     def _announce(self, device: Device) -> None:
@@ -181,7 +156,7 @@ class Announcer:
         body = message(device, components, self._gone)
         if body != self._sent:
             self._sent = body
-            self._wire.retain(self.topic, body)
+            self._publisher.retain(self.topic, body)
             self._log_announced(len(components))
         self._log_left_out(made)
 

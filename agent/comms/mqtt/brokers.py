@@ -1,4 +1,4 @@
-"""The brokers in their order: connects to the current one, moves on when it is away, and returns to the first."""
+"""The configured brokers: which MQTT each speaks, when to use the next, and when to return to the first."""
 
 from __future__ import annotations
 
@@ -10,29 +10,32 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from agent.comms.mqtt.connection import Connection, WakeupPipe
-from agent.comms.mqtt.endpoint import shown_host
+from agent.comms.mqtt.endpoint import port, shown_host, uses_tls
 from agent.comms.mqtt.paho_client import Protocol, Will
-from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
-from agent.comms.mqtt.tls import CertificateError, Synchronised, port, uses_tls
+from agent.comms.mqtt.reasons import (
+    UNSUPPORTED_PROTOCOL,
+    CertificateError,
+    RefusedError,
+    Synchronised,
+    UnansweredError,
+)
 from agent.config import MqttConfig
 from agent.config.source_uri import is_local
 from agent.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)
 
-# Which version of MQTT to speak: 5 where the broker does, else 3.1.1.
-
-_PATIENCE = 2
-"""An old broker may end the connection without an answer; but so does one that is just starting."""
+_UNANSWERED_MAX = 2
+"""Unanswered connections before the other version: an old broker ends them, but so does one that just starts."""
 _ANSWER_S, _FIRST_ANSWER_S = 10.0, 3.0
-"""For an answer; the second while 3.1.1 is still to be tried: some old brokers, amqtt for one, keep silent."""
+"""Time for an answer; the second while 3.1.1 is still to be tried: some old brokers, as amqtt, keep silent."""
 
 
 class ProtocolChoice:
-    """The version to try next.
+    """Chooses the version of MQTT: 5 if the broker speaks it, else 3.1.1.
 
     Attributes:
-        current: it.
+        current: version to try next.
     """
 
     def __init__(self, configured: Literal["auto", "5", "3.1.1"]) -> None:
@@ -47,19 +50,19 @@ class ProtocolChoice:
         return _FIRST_ANSWER_S if is_guess else _ANSWER_S
 
     def worked(self) -> None:
-        """The broker speaks it. From now on only its explicit word changes that."""
+        """Record that the broker speaks the version. From now on only an explicit refusal changes it."""
         self._is_proven, self._unanswered = True, 0
 
     def failed(self, error: Exception) -> bool:
-        """Learn from a failure; whether to try the other version at once."""
+        """Record a failure. Return True to try the other version at once."""
         if not self._is_open:
             return False
         if isinstance(error, RefusedError) and error.code == UNSUPPORTED_PROTOCOL:
             self._switch()
             return self.current == "3.1.1"
         if isinstance(error, UnansweredError) and not self._is_proven:
-            self._unanswered += _PATIENCE if error.silent else 1
-            if self._unanswered >= _PATIENCE:
+            self._unanswered += _UNANSWERED_MAX if error.silent else 1
+            if self._unanswered >= _UNANSWERED_MAX:
                 self._switch()
                 return self.current == "3.1.1"
         return False
@@ -69,59 +72,51 @@ class ProtocolChoice:
         self._is_proven, self._unanswered = False, 0
 
 
-# One of the brokers: where it is, which MQTT it speaks, how it is reached, and how it is spoken of.
-
 RECONNECT_FIRST_S, RECONNECT_MAX_S, _LOCAL_MAX_S = 1.0, 60.0, 5.0
 """First and longest pauses between two attempts, s; the longest where the configuration does not say."""
+_PROBE_S = 2.0
 
 
 def address(config: MqttConfig) -> str:
-    """`host:port`."""
+    """Return `host:port`."""
     return f"{shown_host(config.host)}:{port(config)}"
 
 
 class BrokerEndpoint:
-    """It, and what has been learned of it. Used by one thread at a time.
+    """One broker, and the version of MQTT that it speaks. For one thread at a time.
 
     Attributes:
         where: `host:port`.
     """
 
-    def __init__(
-        self,
-        config: MqttConfig,
-        client_id: str,
-        will: Will,
-        synchronised: Synchronised,
-    ) -> None:
+    def __init__(self, config: MqttConfig, client_id: str, will: Will, synchronised: Synchronised) -> None:
         """Prepare.
 
         Args:
-            config: of this one.
-            client_id: who we are.
-            will: topic and payload that it retains when we vanish.
-            synchronised: see there.
+            config: of this broker.
+            client_id: of this device.
+            will: topic and payload that the broker retains when the connection breaks; None: nothing.
+            synchronised: True if the clock is; asked when a certificate is not valid now.
         """
         self.where = address(config)
         self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
         self._protocol = ProtocolChoice(config.protocol)
 
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
-        """A connection that it has accepted.
+        """Return a connection that the broker has accepted.
 
         Args:
-            wake: ends a wait of it.
-            left: time for that, s.
+            wake: ends a wait of the connection.
+            left: returns the time left for opening, s; it may become less.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
-            BrokerError: it cannot be reached, or refuses us.
+            BrokerError: the broker cannot be reached, or refuses the connection.
         """
         while True:
-            current = self._protocol.current
-            connection = Connection(self._config, self._client_id, current, self._will)
+            connection = Connection(self._config, self._client_id, self._protocol.current, self._will)
             try:
-                connection.open(wake, left(), self._protocol.patience_s, self._synchronised)
+                connection.open(wake, left, self._protocol.patience_s, self._synchronised)
             except BrokerError as error:
                 if not self._protocol.failed(error):
                     raise
@@ -131,10 +126,10 @@ class BrokerEndpoint:
 
     @property
     def reconnect_max_s(self) -> float:
-        """Longest pause between two attempts while it cannot be reached, s.
+        """Longest pause between two attempts while the broker cannot be reached, s.
 
-        As configured; else short for a broker of the local network, which few devices share and which may be back
-        any moment.
+        If it is not configured, it is short for a broker of the local network, which few devices share and which
+        may be back any moment.
         """
         if self._config.reconnect_max_s is not None:
             return self._config.reconnect_max_s
@@ -142,14 +137,14 @@ class BrokerEndpoint:
 
     @property
     def how(self) -> str:
-        """How it is spoken with."""
+        """Protocol, encryption and user."""
         web = " over WebSocket" if self._config.transport == "websockets" else ""
         tls = " and TLS" if uses_tls(self._config) else ""
         user = f" as user {self._config.username!r}" if self._config.username else ""
         return f"MQTT {self._protocol.current}{web}{tls}{user}"
 
     def answers(self) -> bool:
-        """Return True if it accepts a TCP connection."""
+        """Return True if the broker accepts a TCP connection."""
         try:
             with socket.create_connection((self._config.host, port(self._config)), timeout=_PROBE_S):
                 return True
@@ -165,10 +160,9 @@ class BrokerEndpoint:
 
 
 _STABLE_S = 10.0
-"""A connection that lasts so long counts as a real one."""
+"""A shorter connection counts as a failure to connect, s."""
 RETURN_EVERY_S = 600.0
 """Interval at which the first broker is tried while a fallback is in use."""
-_PROBE_S = 2.0
 
 
 class FailoverPolicy:
@@ -237,7 +231,7 @@ class FailoverPolicy:
 
 
 class BrokerFailover:
-    """The brokers in their order. For the thread of the connection, except `str`, `number` and `is_fallback`."""
+    """The brokers in their order. For the connection's thread, except `str` and `is_fallback`."""
 
     def __init__(self, brokers: Sequence[BrokerEndpoint], patience_s: float) -> None:
         """Begin with the first.
@@ -251,11 +245,6 @@ class BrokerFailover:
 
     def __str__(self) -> str:
         return self._current.where
-
-    @property
-    def number(self) -> int:
-        """Number of the broker that is used or tried, from 0."""
-        return self._policy.current
 
     @property
     def _current(self) -> BrokerEndpoint:
@@ -282,7 +271,7 @@ class BrokerFailover:
 
         Args:
             wake: ends a wait of the connection.
-            left: returns the time left for that, s.
+            left: returns the time left for opening, s; it may become less.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.

@@ -11,6 +11,7 @@ import select
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,11 +19,20 @@ import paho.mqtt.client as paho
 from msgspec import Struct
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.paho_client import Protocol, Will, connect, create_client
-from agent.comms.mqtt.properties import Kind, PublishProperties, ServerLimits, read_limits, reply_properties
-from agent.comms.mqtt.reasons import RefusedError, UnansweredError
-from agent.comms.mqtt.subscriptions import RetainedSubscription, Subscriptions
-from agent.comms.mqtt.tls import Synchronised, explained, uses_tls
+from agent.comms.mqtt.endpoint import uses_tls
+from agent.comms.mqtt.paho_client import (
+    Kind,
+    Protocol,
+    PublishProperties,
+    ServerLimits,
+    Subscriptions,
+    Will,
+    connect,
+    create_client,
+    read_limits,
+    reply_properties,
+)
+from agent.comms.mqtt.reasons import RefusedError, Synchronised, UnansweredError, explain_certificate
 from agent.config import MqttConfig
 from agent.errors import BrokerError
 
@@ -76,33 +86,6 @@ class WakeupPipe:
         self._out.close()
 
 
-class Waiter:
-    """Waits for a socket or a `WakeupPipe`, whichever comes first. For one thread."""
-
-    def __init__(self, wake: WakeupPipe) -> None:
-        self._wake, self._poll = wake, select.poll()
-        self._poll.register(wake, select.POLLIN)
-
-    def wait(self, sock: Any, timeout_s: float, *, to_write: bool) -> bool:
-        """Wait, and clear the wake. Return True if there is something to read, or the connection has ended.
-
-        Args:
-            sock: of the connection.
-            timeout_s: maximum time.
-            to_write: also wait until the socket accepts data.
-        """
-        self._poll.register(sock, select.POLLIN | (select.POLLOUT if to_write else 0))
-        found = dict(self._poll.poll(max(0, round(timeout_s * 1e3))))
-        if self._wake.fileno() in found:
-            self._wake.clear()
-        return bool(found.get(sock.fileno(), 0) & ~select.POLLOUT)
-
-    def is_readable(self, sock: Any) -> bool:
-        """Return True if there is something to read now."""
-        self._poll.register(sock, select.POLLIN)
-        return sock.fileno() in dict(self._poll.poll(0))
-
-
 _WINDOW = 20
 """Maximum number of messages that wait for their acknowledgement."""
 _READ_FIRST = 8
@@ -115,7 +98,6 @@ class Connection:
     Attributes:
         lost: why it has ended; empty while it lasts.
         lost_code: MQTT 5 reason code that the broker ended it with; 0 without one.
-        window, max_packet: unacknowledged messages, and bytes of a packet, that the broker takes, at most.
         subscriptions: of this connection.
     """
 
@@ -133,15 +115,15 @@ class Connection:
         """
         self._config = config
         self.lost, self.lost_code = "", 0
-        self._offer, self.window, self.max_packet = ServerLimits(_WINDOW), _WINDOW, 0
+        self._limits = ServerLimits(_WINDOW)
         self._answer: int | None = None
-        self._error = self._words = ""
+        self._error = self._broker_text = ""
         self._acknowledged: list[PubAck] = []
         self._unanswered: set[int] = set()
-        self._protocol, self._is_5 = protocol, protocol == "5"
-        self._properties = PublishProperties(config.event_expiry_s) if self._is_5 else None
+        self._protocol = protocol
+        self._properties = PublishProperties(config.event_expiry_s) if protocol == "5" else None
         self._client = create_client(config, client_id, protocol, will)
-        self.subscriptions = Subscriptions(self._client, mqtt_5=self._is_5)
+        self.subscriptions = Subscriptions(self._client, mqtt_5=protocol == "5")
         self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
         self._client.on_publish = self._on_publish
         self._client.on_log = self._on_log
@@ -149,43 +131,47 @@ class Connection:
         self._client.on_socket_register_write = lambda *_: None
 
     def open(
-        self, wake: WakeupPipe, timeout_s: float, patience_s: float, synchronised: Synchronised = lambda: None
+        self,
+        wake: WakeupPipe,
+        left: Callable[[], float],
+        patience_s: float,
+        synchronised: Synchronised = lambda: None,
     ) -> None:
         """Connect, and wait for the broker's answer.
 
         Args:
             wake: ends a wait in `turn`.
-            timeout_s: at most; resolving the name may take longer.
+            left: returns the time left, s; it may become less. Resolving the name may take longer.
             patience_s: maximum time for the answer.
             synchronised: True if the clock is; asked when a certificate is not valid now.
 
         Raises:
             BrokerError: the broker cannot be reached; its subclasses tell a refusal, silence and a certificate.
         """
-        self._waiter = Waiter(wake)
-        deadline = time.monotonic() + timeout_s
+        self._wake, self._poll = wake, select.poll()
+        self._poll.register(wake, select.POLLIN)
         try:
-            connect(self._client, self._config, self._protocol, timeout_s)
+            connect(self._client, self._config, self._protocol, left())
         except ssl.SSLCertVerificationError as error:
-            raise explained(error, self._config, synchronised) from error
+            raise explain_certificate(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:
-            raise BrokerError(reasons.of_opening(error, tls=uses_tls(self._config))) from error
-        self._await_answer(min(deadline, time.monotonic() + patience_s))
+            raise BrokerError(reasons.explain_opening(error, tls=uses_tls(self._config))) from error
+        self._await_answer(left, time.monotonic() + patience_s)
 
-    def _await_answer(self, deadline: float) -> None:
+    def _await_answer(self, left: Callable[[], float], deadline: float) -> None:
         while self._answer is None and not self.lost:
-            if (left := deadline - time.monotonic()) <= 0:
-                self.drop(reasons.of_silence("no answer to our CONNECT", tls=uses_tls(self._config)))
+            if (timeout_s := min(left(), deadline - time.monotonic())) <= 0:
+                self.drop(reasons.explain_silence("no answer to our CONNECT", tls=uses_tls(self._config)))
                 raise UnansweredError(self.lost, silent=True)
-            self.turn(left)
-        self._client.on_log = None  # it costs time, and now the reasons come by themselves
+            self.turn(timeout_s)
+        self._client.on_log = None  # it costs time, and from now on other callbacks give the reasons
         if self._answer is None:
-            raise UnansweredError(reasons.of_hanging_up(self.lost, tls=uses_tls(self._config)), silent=False)
+            raise UnansweredError(reasons.explain_hangup(self.lost, tls=uses_tls(self._config)), silent=False)
         if self._answer:
-            raise RefusedError(self._answer, self._words)
-        if self._offer.fault:
+            raise RefusedError(self._answer, self._broker_text)
+        if self._limits.fault:
             self.farewell(0.1)
-            raise BrokerError(self._offer.fault)
+            raise BrokerError(self._limits.fault)
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, kind: Kind = "state") -> int:
         """Queue a message for the next `turn`. Return its number in this connection.
@@ -194,7 +180,7 @@ class Connection:
             ValueError: no broker can take it: a wildcard in the topic, or too large for the protocol.
         """
         properties: Any = self._properties.select(payload, kind) if self._properties is not None else None
-        mid = self._client.publish(topic, payload, min(qos, self._offer.qos), retain, properties).mid
+        mid = self._client.publish(topic, payload, min(qos, self._limits.qos), retain, properties).mid
         # paho reports QoS 0 as published by itself. Numbers repeat: a message that has waited for its answer that
         # long is sent again on the next connection.
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
@@ -206,15 +192,22 @@ class Connection:
         Raises:
             ValueError: see `publish`.
         """
-        self._client.publish(topic, payload, 0, properties=reply_properties(correlation) if self._is_5 else None)
+        properties = reply_properties(correlation) if self._properties is not None else None
+        self._client.publish(topic, payload, 0, properties=properties)
 
-    def subscribe_retained(self, pattern: str) -> RetainedSubscription:
-        """Subscribe to what the broker retains under a pattern."""
-        return RetainedSubscription(self.subscriptions, pattern)
+    @property
+    def window(self) -> int:
+        """Maximum number of unacknowledged messages."""
+        return self._limits.window
+
+    @property
+    def max_packet(self) -> int:
+        """Maximum packet size that the broker accepts, bytes; 0: unlimited."""
+        return self._limits.max_packet
 
     def fits(self, topic: str, payload: bytes) -> bool:
         """Return True if the broker accepts a message of that size."""
-        return self._offer.fits(topic, payload)
+        return self._limits.fits(topic, payload)
 
     @property
     def is_clogged(self) -> bool:
@@ -231,7 +224,9 @@ class Connection:
         except Exception as error:
             # Paho lets errors through that a hostile or broken peer can cause.
             known = isinstance(error, OSError)
-            self.drop(reasons.of_error(error) if known else f"it sent something that is not MQTT: {error!r:.200}")
+            self.drop(
+                reasons.explain_error(error) if known else f"it sent something that is not MQTT: {error!r:.200}"
+            )
         acknowledged, self._acknowledged = self._acknowledged, []
         return acknowledged
 
@@ -247,7 +242,7 @@ class Connection:
         # What TLS has decrypted does not show on the socket; at QoS 0 writing is all that there is to wait for.
         pending = bool(getattr(sock, "pending", int)())
         at_once = pending or bool(self._acknowledged)
-        if self._waiter.wait(sock, 0.0 if at_once else timeout_s, to_write=client.want_write()) or pending:
+        if self._wait(sock, 0.0 if at_once else timeout_s, to_write=client.want_write()) or pending:
             client.loop_read()
         if client.want_write():
             client.loop_write()
@@ -255,11 +250,22 @@ class Connection:
         if self.subscriptions.is_flooded:
             self.drop("it floods us with messages that nobody asked for")
 
+    def _wait(self, sock: Any, timeout_s: float, *, to_write: bool) -> bool:
+        """Wait for socket or wake. Return True if there is something to read, or the connection has ended."""
+        self._poll.register(sock, select.POLLIN | (select.POLLOUT if to_write else 0))
+        found = dict(self._poll.poll(max(0, round(timeout_s * 1e3))))
+        if self._wake.fileno() in found:
+            self._wake.clear()
+        return bool(found.get(sock.fileno(), 0) & ~select.POLLOUT)
+
     def _read_first(self) -> None:
         """Read the reason that a broker gives before it closes, before a write fails."""
         for _ in range(_READ_FIRST):
-            sock = self._client.socket()
-            if sock is None or not self._waiter.is_readable(sock):
+            sock: Any = self._client.socket()
+            if sock is None:
+                return
+            self._poll.register(sock, select.POLLIN)
+            if sock.fileno() not in dict(self._poll.poll(0)):
                 return
             self._client.loop_read()
 
@@ -280,17 +286,16 @@ class Connection:
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         self._answer = int(reason.value)
-        self._words = getattr(properties, "ReasonString", "")
-        self._offer = read_limits(properties, _WINDOW)
-        self.window, self.max_packet = self._offer.window, self._offer.max_packet
+        self._broker_text = getattr(properties, "ReasonString", "")
+        self._limits = read_limits(properties, _WINDOW)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)
         if flags.is_disconnect_packet_from_server:
             self.lost_code = code
-            words = reasons.of_farewell(code, getattr(properties, "ReasonString", ""))
+            words = reasons.explain_disconnect(code, getattr(properties, "ReasonString", ""))
         else:
-            words = reasons.of_break(code, self._error)
+            words = reasons.explain_break(code, self._error)
         self.lost = self.lost or words
 
     def _on_publish(self, client: Any, userdata: Any, mid: int, reason: Any, properties: Any) -> None:

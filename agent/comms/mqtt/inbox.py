@@ -1,7 +1,7 @@
-"""The inbox: what is listened to at the broker, on one connection after another.
+"""Receives from the broker, over one connection after another: messages for handlers, and retained topics.
 
-Handlers are called in the thread that keeps the line, so they must be quick: take note, and return. Neither what
-is too large reaches them nor more than they can stand: a flood is cut off at the broker, and events go on.
+Handlers are called in the connection's thread, so they must return quickly. Neither payloads that are too large
+reach them nor more messages than they can process: a flood is cut off at the broker, and events continue.
 """
 
 from __future__ import annotations
@@ -12,25 +12,26 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-from msgspec import Struct
-
+from agent.comms.commands import shown
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.subscriptions import IncomingMessage, RetainedSubscription
+from agent.comms.mqtt.outbox import RetainedTopics
+from agent.comms.mqtt.paho_client import IncomingMessage, OnMessage, Subscriptions
+from agent.comms.topics import Topics
 
-# How much of what comes is taken: a bucket of tokens, and a door that is shut while somebody floods it.
+log = logging.getLogger(__name__)
 
 PER_S, BURST = 20.0, 100
-"""Messages that are taken: so many a second for ever, and so many at once."""
+"""Messages that are accepted: each second in the long run, and at once."""
 SHUT_AFTER = 1000
-"""Messages dropped in one flood before the door is shut: even dropping costs the time of what is at work."""
+"""Messages dropped in one flood before the subscription is ended: even dropping them costs time."""
 _SHUT_FIRST_S, _SHUT_LAST_S = 10.0, 600.0
 
 Verdict = Literal["take", "drop", "shut"]
 
 
 class RateLimiter:
-    """Decides for each message. Times are of a monotonic clock, s.
+    """A token bucket that asks for an end of the subscription during a flood.
 
     Attributes:
         dropped: messages of the flood that is going on; 0: there is none.
@@ -39,12 +40,12 @@ class RateLimiter:
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, per_s: float = PER_S, burst: int = BURST
     ) -> None:
-        """Start calm.
+        """Start with a full bucket.
 
         Args:
             clock: monotonic, s.
-            per_s: messages that are taken for ever.
-            burst: that are taken at once.
+            per_s: messages accepted each second in the long run.
+            burst: messages accepted at once.
         """
         self._clock, self._per_s, self._burst = clock, per_s, float(burst)
         self._tokens, self._at = self._burst, clock()
@@ -52,7 +53,7 @@ class RateLimiter:
         self.dropped = 0
 
     def allow(self) -> Verdict:
-        """Decide on a message that has come now; `shut`: drop it, and let no more come."""
+        """Decide on a message that arrives now; `shut`: drop it, and unsubscribe for `shut_s`."""
         self._fill()
         if self._tokens >= 1.0:
             self._tokens -= 1.0
@@ -71,16 +72,16 @@ class RateLimiter:
 
     @property
     def is_shut(self) -> bool:
-        """Return True if no messages are to come now."""
+        """True while no messages are to arrive."""
         return self._clock() < self._until
 
     @property
     def shut_s(self) -> float:
-        """How long it stays shut, s."""
+        """Time until messages may arrive again, s."""
         return max(0.0, self._until - self._clock())
 
-    def calm(self) -> int:
-        """Messages dropped, when a flood is over since the last call; else 0."""
+    def end_flood(self) -> int:
+        """Return how many messages were dropped if a flood has ended since the last call; else 0."""
         if not self.dropped or self.is_shut:
             return 0
         self._fill()
@@ -92,50 +93,34 @@ class RateLimiter:
         return dropped
 
 
-log = logging.getLogger(__name__)
-
 LARGEST = 16 * 1024
-"""Bytes of a payload that is handed on. A broker of MQTT 5 is told to keep larger packets to itself."""
-
-Handler = Callable[[IncomingMessage], None]
-
-
-class Subscription(Struct, frozen=True):
-    """How a pattern is listened to.
-
-    Attributes:
-        handler: gets what comes.
-        as_published: see `Subscriptions.add`.
-    """
-
-    handler: Handler
-    as_published: bool = False
+"""Maximum payload that is passed to a handler, bytes."""
 
 
 class _Handler:
-    """One pattern, and who hears what comes for it."""
+    """The handler of one pattern."""
 
-    def __init__(self, pattern: str, hearing: Subscription, where: object) -> None:
-        self.pattern, self._hearing, self._where = pattern, hearing, where
-        self.intake = RateLimiter()
+    def __init__(self, pattern: str, on_message: OnMessage, as_published: bool, where: object) -> None:
+        self.pattern, self._on_message, self._as_published, self._where = pattern, on_message, as_published, where
+        self._limiter = RateLimiter()
         self.is_subscribed = False
-        self._told_refusal = self._told_size = False
+        self._refusal_logged = self._size_logged = False
 
     def subscribe(self, connection: Connection) -> None:
         self.is_subscribed = True
         connection.subscriptions.add(
             self.pattern,
-            lambda received: self._take(connection, received),
-            self._answered,
+            lambda received: self._receive(connection, received),
+            self._on_subscribed,
             qos=1,
-            as_published=self._hearing.as_published,
+            as_published=self._as_published,
         )
 
-    def _answered(self, code: int) -> None:
+    def _on_subscribed(self, code: int) -> None:
         if code < 0x80:
-            self._told_refusal = False
-        elif not self._told_refusal:
-            self._told_refusal = True
+            self._refusal_logged = False
+        elif not self._refusal_logged:
+            self._refusal_logged = True
             log.warning(
                 "broker %s refuses the subscription to %s: %s; what is sent there does not arrive",
                 self._where,
@@ -143,152 +128,245 @@ class _Handler:
                 reasons.in_words(code),
             )
 
-    def _take(self, connection: Connection, received: IncomingMessage) -> None:
-        verdict = self.intake.allow()
+    def _receive(self, connection: Connection, received: IncomingMessage) -> None:
+        verdict = self._limiter.allow()
         if verdict == "take":
-            self._hand_on(received)
+            self._process(received)
             return
-        if self.intake.dropped == 1:
-            log.warning("%s: more messages come than are taken; the rest is dropped", self.pattern)
+        if self._limiter.dropped == 1:
+            log.warning("%s: too many messages; some are dropped", self.pattern)
         if verdict == "shut":
             self.is_subscribed = False
             connection.subscriptions.remove(self.pattern)
-            log.warning("%s: flooded; nothing is taken from there for %.0f s", self.pattern, self.intake.shut_s)
+            log.warning("%s: flooded; unsubscribed for %.0f s", self.pattern, self._limiter.shut_s)
 
-    def _hand_on(self, received: IncomingMessage) -> None:
+    def _process(self, received: IncomingMessage) -> None:
         if len(received.payload) > LARGEST:
-            if not self._told_size:
-                self._told_size = True
+            if not self._size_logged:
+                self._size_logged = True
                 size = len(received.payload)
-                log.warning("%.100r: dropped: %d bytes, at most %d are taken", received.topic, size, LARGEST)
+                log.warning("%.100r: dropped: %d bytes, the limit is %d", received.topic, size, LARGEST)
             return
         try:
-            self._hearing.handler(received)
-        except Exception:
-            # What a stranger sends must not end the line.
-            log.exception("%.100r: a defect in Vedette; the message is dropped", received.topic)
+            self._on_message(received)
+        except Exception:  # a stranger's message must not end the connection
+            log.exception("%.100r: internal error (please report); the message is dropped", received.topic)
 
     def update(self, connection: Connection) -> None:
-        """Subscribe when it is due, and say that a flood is over."""
-        if not self.is_subscribed and not self.intake.is_shut:
+        """Subscribe when it is due, and log the end of a flood."""
+        if not self.is_subscribed and not self._limiter.is_shut:
             self.subscribe(connection)
-        if dropped := self.intake.calm():
-            log.info("%s: calm again; %d messages were dropped", self.pattern, dropped)
+        if dropped := self._limiter.end_flood():
+            log.info("%s: no longer flooded; %d messages were dropped", self.pattern, dropped)
+
+
+_SETTLE_S = 3.0
+"""The broker sends what it retains right after its answer; a slow network takes a little longer."""
+_MAX_RETAINED_BYTES = 1024 * 1024
+"""Topics and payloads that are read for one subscription: retained topics of one device are never larger."""
+
+
+class RetainedSubscription:
+    """A subscription to retained messages only. For the thread that turns the connection."""
+
+    def __init__(self, subscriptions: Subscriptions, pattern: str) -> None:
+        """Subscribe.
+
+        Args:
+            subscriptions: of the connection.
+            pattern: of the topics.
+        """
+        self._subscriptions, self._pattern = subscriptions, pattern
+        self._is_answered, self._bytes = False, 0
+        self._found: list[IncomingMessage] = []
+        subscriptions.add(pattern, self._on_message, self._on_subscribed, qos=0)
+
+    def received(self) -> list[IncomingMessage] | None:
+        """Return the messages since the last call; None until the broker has answered the subscription."""
+        if not self._is_answered:
+            return None
+        found, self._found = self._found, []
+        return found
+
+    def end(self) -> None:
+        """Unsubscribe."""
+        self._subscriptions.remove(self._pattern, self._on_message)
+
+    def _on_subscribed(self, code: int) -> None:
+        self._is_answered = True
+
+    def _on_message(self, received: IncomingMessage) -> None:
+        self._bytes += len(received.topic) + len(received.payload)
+        if self._bytes > _MAX_RETAINED_BYTES:
+            self.end()
+        elif received.retained:  # else it is published now, for example by this device
+            self._found.append(received)
+
+
+Answer = Callable[[bytes], None]
+
+
+class _Question:
+    """A question for the payload that is retained under one topic."""
+
+    def __init__(self, topic: str, answer: Answer) -> None:
+        self._topic, self._answer = topic, answer
+        self._subscription: RetainedSubscription | None = None
+        self._until = 0.0
+
+    def ask(self, connection: Connection) -> None:
+        self._until, self._subscription = 0.0, RetainedSubscription(connection.subscriptions, self._topic)
+
+    def is_answered(self) -> bool:
+        """Return True if the answer has arrived, which is passed on."""
+        if self._subscription is None or (found := self._subscription.received()) is None:
+            return False
+        now = time.monotonic()
+        self._until = self._until or now + _SETTLE_S
+        if not found and now < self._until:
+            return False
+        self._subscription.end()
+        self._answer(found[-1].payload if found else b"")
+        return True
 
 
 class Inbox:
-    """Listeners by pattern. `listen`, `ignore` and `all` are for any thread, the rest for that of the line."""
+    """Handlers by pattern, and questions. Any thread may call `listen`, `ignore`, `ask` and `patterns`."""
 
     def __init__(self, where: object) -> None:
-        """Start with none.
+        """Start without handlers.
 
         Args:
             where: the broker, for messages.
         """
         self._where = where
         self._lock = threading.Lock()
-        self._listeners: dict[str, _Handler] = {}
-        self._hearings: dict[str, Subscription] = {}
-        self._gone: list[str] = []
-
-    def listen(self, pattern: str, hearing: Subscription) -> None:
-        """Hand what comes for a pattern to a handler, on this connection and on every one that follows."""
-        with self._lock:
-            self._hearings[pattern] = hearing
-            self._listeners[pattern] = _Handler(pattern, hearing, self._where)
-
-    def ignore(self, pattern: str) -> None:
-        """Listen to a pattern no more."""
-        with self._lock:
-            if self._hearings.pop(pattern, None) is not None:
-                self._gone.append(self._listeners.pop(pattern).pattern)
-
-    def all(self) -> dict[str, Subscription]:
-        """Every pattern, and how it is listened to."""
-        with self._lock:
-            return dict(self._hearings)
-
-    def restart(self, connection: Connection) -> None:
-        """Begin on a new connection: the broker knows of no subscription."""
-        for listener in self._all():
-            listener.is_subscribed = False
-        self.update(connection)
-
-    def update(self, connection: Connection) -> None:
-        """Subscribe to what is new, or may come again, and end what is ignored."""
-        if self._gone:
-            with self._lock:
-                gone, self._gone = [one for one in self._gone if one not in self._hearings], []
-            for pattern in gone:
-                connection.subscriptions.remove(pattern)
-        for listener in self._all():
-            listener.update(connection)
-
-    def _all(self) -> list[_Handler]:
-        with self._lock:
-            return list(self._listeners.values())
-
-
-# An inquiry: what does the broker retain under one topic? Asked anew on each connection until it is answered.
-
-Answer = Callable[[bytes], None]
-
-_NOTHING_S = 3.0
-"""The broker sends what it retains at once after its answer; a slow line takes a little longer."""
-
-
-class _Question:
-    """One topic, and who wants to know."""
-
-    def __init__(self, topic: str, answer: Answer, clock: Callable[[], float]) -> None:
-        self._topic, self._answer, self._clock = topic, answer, clock
-        self._look: RetainedSubscription | None = None
-        self._until = 0.0
-
-    def begin(self, connection: Connection) -> None:
-        self._until, self._look = 0.0, connection.subscribe_retained(self._topic)
-
-    def is_answered(self) -> bool:
-        """Look at what has come, and pass it on."""
-        if self._look is None or (found := self._look.received()) is None:
-            return False
-        now = self._clock()
-        self._until = self._until or now + _NOTHING_S
-        if not found and now < self._until:
-            return False
-        self._look.end()
-        self._answer(found[-1].payload if found else b"")
-        return True
-
-
-class RetainedQuery:
-    """Questions that wait for their answers. `ask` is for any thread, the rest for that of the line."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()
+        self._handlers: dict[str, _Handler] = {}
+        self._removed: list[str] = []
         self._new: list[_Question] = []
         self._asked: list[_Question] = []
 
+    def listen(self, pattern: str, on_message: OnMessage, *, as_published: bool = False) -> None:
+        """Subscribe a handler on this connection and on each later one, see `Publisher.listen`."""
+        with self._lock:
+            self._handlers[pattern] = _Handler(pattern, on_message, as_published, self._where)
+
+    def ignore(self, pattern: str) -> None:
+        """Unsubscribe from a pattern."""
+        with self._lock:
+            if self._handlers.pop(pattern, None) is not None:
+                self._removed.append(pattern)
+
+    def patterns(self) -> list[str]:
+        """Return the patterns that have a handler."""
+        with self._lock:
+            return list(self._handlers)
+
     def ask(self, topic: str, answer: Answer) -> None:
-        """Ask what is retained under a topic without wildcards.
+        """Ask for the payload that is retained under a topic, on each connection until it is answered.
 
         Args:
-            topic: that nobody else listens to.
-            answer: gets the payload, in the thread of the line; empty: nothing is retained, or we may not know.
+            topic: without wildcards.
+            answer: called with the payload in the connection's thread; empty: nothing is retained, or the broker
+                refuses the subscription.
         """
         with self._lock:
-            self._new.append(_Question(topic, answer, self._clock))
+            self._new.append(_Question(topic, answer))
 
-    def restart(self) -> None:
-        """Ask again on a new connection what has not been answered."""
+    def restart(self, connection: Connection) -> None:
+        """Begin on a new connection: the broker knows no subscription."""
         with self._lock:
             self._new, self._asked = [*self._asked, *self._new], []
+        for handler in self._all():
+            handler.is_subscribed = False
+        self.update(connection)
 
-    def poll(self, connection: Connection) -> None:
-        """Ask new questions, and pass on the answers that have arrived."""
+    def update(self, connection: Connection) -> None:
+        """Subscribe to what is new or may arrive again, unsubscribe from what is ignored, pass answers on."""
         with self._lock:
+            removed, self._removed = [one for one in self._removed if one not in self._handlers], []
             new, self._new = self._new, []
+        for pattern in removed:
+            connection.subscriptions.remove(pattern)
+        for handler in self._all():
+            handler.update(connection)
         for question in new:
-            question.begin(connection)
+            question.ask(connection)
         self._asked = [question for question in (*self._asked, *new) if not question.is_answered()]
+
+    def _all(self) -> list[_Handler]:
+        with self._lock:
+            return list(self._handlers.values())
+
+
+_MAX_CORRECTED, _MAX_LOGGED = 1000, 20
+"""Stale topics that are corrected, and of those logged: no device has more, whatever a broker sends."""
+
+
+class StaleTopics:
+    """Corrects the counts and states that an earlier run of this device left retained, once at each broker.
+
+    A run that was killed, or that ended while the broker was away, leaves them. A count that no stream of this
+    run has set becomes 0. Counts of a stream that no longer exists are deleted, and its snapshot before them. A
+    state that this run has not set is deleted. `vedette cleanup` deletes what remains under a former name.
+    """
+
+    def __init__(self, states: RetainedTopics, topics: Topics, has_stream: Callable[[str], bool]) -> None:
+        """Prepare.
+
+        Args:
+            states: what this run has set; gets the corrections.
+            topics: of the device.
+            has_stream: True if there is a stream of this name.
+        """
+        self._states, self._topics, self._has_stream = states, topics, has_stream
+        self._done: set[str] = set()
+        self._where, self._until, self._corrected = "", 0.0, 0
+        self._subscriptions: list[RetainedSubscription] = []
+
+    def restart(self, connection: Connection, where: str) -> None:
+        """Subscribe on a new connection, unless the corrections at that broker are done."""
+        self._until, self._where, self._subscriptions = 0.0, where, []
+        if where not in self._done:
+            patterns = (*self._topics.counts, self._topics.state("+", "#"))
+            self._subscriptions = [RetainedSubscription(connection.subscriptions, one) for one in patterns]
+
+    def poll(self) -> None:
+        """Correct what has arrived since the last call."""
+        if not self._subscriptions:
+            return
+        arrived = [subscription.received() for subscription in self._subscriptions]
+        for messages in arrived:
+            for message in messages or ():
+                self._correct(message)
+        if any(messages is None for messages in arrived):  # a subscription is not acknowledged yet
+            return
+        now = time.monotonic()
+        self._until = self._until or now + _SETTLE_S
+        if now >= self._until:
+            self._done.add(self._where)
+            for subscription in self._subscriptions:
+                subscription.end()
+            self._subscriptions = []
+
+    def _correct(self, message: IncomingMessage) -> None:
+        topic, stream = message.topic, self._topics.stream_of(message.topic)
+        if self._topics.addressed(topic) is not None:
+            return  # a request `cmd/state`: `#` matches the parent level too
+        exists = self._has_stream(stream)
+        is_state = topic.startswith(self._topics.state(stream, ""))
+        correct = b"0" if exists and not is_state else b""
+        if message.payload in (b"", correct) or self._corrected >= _MAX_CORRECTED:
+            return
+        if not exists:
+            self._states.set_if_new(self._topics.snapshot(stream), b"")
+        if self._states.set_if_new(topic, correct):
+            self._corrected += 1
+            what = "deleted" if exists else f"deleted, since there is no stream {stream:.60}"
+            log.log(
+                logging.INFO if self._corrected <= _MAX_LOGGED else logging.DEBUG,
+                "%.100r: %s, an earlier run left it at %s",
+                topic,
+                "set to 0" if correct else what,
+                shown(message.payload.decode(errors="replace")),
+            )

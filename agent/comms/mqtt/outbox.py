@@ -1,9 +1,10 @@
-"""Events on their way: taken in order, sent at QoS 1, settled when they are acknowledged.
+"""Queues of what is published: events at QoS 1, retained topics, and messages that are of use only now.
 
-Order is kept per device: after a lost connection everything that was not acknowledged is sent again, oldest
-first. Events of a topic that the broker refuses wait, those of other topics go on; from time to time the oldest
-of them alone tries whether the refusal lasts, so that none overtakes it. (Of several that were on their way when
-the broker began to refuse, it may have taken the later ones.)
+Events are sent in the order of their numbers, and settled when the broker has acknowledged them. After a lost
+connection all that are not acknowledged are sent again, oldest first. Events of a topic that the broker refuses
+wait, and those of other topics continue. From time to time the oldest of them alone tests whether the refusal
+lasts, so that none overtakes it. (Of several that were in flight when the broker began to refuse, it may have
+accepted the later ones.)
 """
 
 from __future__ import annotations
@@ -23,47 +24,44 @@ from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection, PubAck
 from agent.types import Stored
 
-# Where the events come from: whatever keeps them until they are acknowledged. The spool does.
+log = logging.getLogger(__name__)
 
 
 class EventSource(Protocol):
-    """Events in the order of their numbers."""
+    """Store of events, in the order of their numbers, until they are acknowledged. The spool is one."""
 
     def peek(self, after_seq: int, limit: int) -> list[Stored]:
-        """The first events above a number that are not settled, at most `limit`."""
+        """Return the first events above a number that are not settled, at most `limit`."""
         ...
 
     def settle(self, seqs: Iterable[int]) -> None:
-        """Forget events: they have been acknowledged."""
+        """Delete events that have been acknowledged."""
         ...
 
     def drop(self, seq: int) -> None:
-        """Forget an event that can never be sent."""
+        """Delete an event that can never be sent."""
         ...
 
     def on_stored(self, hook: Callable[[], None] | None) -> None:
-        """Call `hook` from any thread whenever there is more to peek, in place of the one before."""
+        """Call `hook`, in place of the one before, from any thread whenever there is more to peek."""
         ...
 
-
-log = logging.getLogger(__name__)
 
 _AHEAD = 256
 """Events read at once."""
 _SCAN = 2000
-"""Events looked at in one go for one that can be sent: the network must not wait for a search."""
+"""Events searched at once for one that can be sent: the network must not wait for a search."""
 _RETRY_FIRST_S = 1.0
-_LOOK_S = 60.0
-"""Between two looks for older events: after an outage of the disk they come back late."""
+_REREAD_S = 60.0
+"""Interval at which older events are searched for: after a failure of the disk they come back late."""
 
 
 class _Hold:
     """A topic that the broker refuses.
 
     Attributes:
-        since, until: from its first refusal to the next attempt, s of the monotonic clock; `until` is 0 when
-            an attempt is due.
-        trying: the event of that attempt is on its way.
+        since, until: first refusal and next attempt, s of the monotonic clock; `until` is 0 if an attempt is due.
+        trying: the event of that attempt is in flight.
     """
 
     def __init__(self, max_s: float) -> None:
@@ -72,26 +70,27 @@ class _Hold:
 
     @property
     def lets_through(self) -> bool:
-        """Return True if an event may be sent to see if the refusal lasts."""
+        """True if an event may be sent to test whether the refusal lasts."""
         return not self.until and not self.trying
 
 
 class EventSender:
-    """The flow of events over one connection after another. Used by one thread, save for `more`.
+    """Sends events over one connection after another. For one thread, except `more`.
 
     Attributes:
         sent, acknowledged: counts since the start.
+        retry_max_s: longest pause before a refused topic is tried again, s.
     """
 
-    def __init__(self, outgoing: EventSource, where: object, retry_max_s: float) -> None:
-        """Take events from a source.
+    def __init__(self, source: EventSource, where: object, retry_max_s: float) -> None:
+        """Prepare.
 
         Args:
-            outgoing: the source.
+            source: of the events.
             where: the broker, for messages.
-            retry_max_s: longest pause before a refused topic is tried again, s.
+            retry_max_s: see the attribute.
         """
-        self._outgoing, self._where, self._retry_max_s = outgoing, where, retry_max_s
+        self._source, self._where, self.retry_max_s = source, where, retry_max_s
         self.sent = self.acknowledged = 0
         self._flight: dict[int, Stored] = {}
         self._flying: set[int] = set()
@@ -100,7 +99,7 @@ class EventSender:
         self.restart()
 
     def restart(self) -> None:
-        """Begin on a new connection: everything that has not been acknowledged is sent again."""
+        """Begin on a new connection: send again everything that has not been acknowledged."""
         self._flight.clear()
         self._flying.clear()
         for hold in self._holds.values():
@@ -108,34 +107,39 @@ class EventSender:
         self._rewind()
 
     def _rewind(self) -> None:
-        self.settle()  # what is done with must not be found again
+        self.settle()  # or settled events would be read again
         self._ahead: deque[Stored] = deque()
         self._after, self._more = 0, True
-        self._look_at = time.monotonic() + _LOOK_S
+        self._reread_at = time.monotonic() + _REREAD_S
 
     def more(self) -> None:
-        """There is more to peek. May be called from any thread."""
+        """Record that there is more to peek. May be called from any thread."""
         self._more = True
 
     @property
     def in_flight(self) -> int:
-        """Events sent and not acknowledged."""
+        """Number of events sent and not acknowledged."""
         return len(self._flight)
 
     @property
     def is_waiting(self) -> bool:
-        """Return True if an event could be sent now, or there may be one to read."""
+        """True if an event could be sent now, or there may be one to read."""
         return bool(self._ahead) or self._more
 
+    @property
+    def has_unsettled(self) -> bool:
+        """True if the source holds an event that is not settled."""
+        return bool(self._source.peek(0, 1))
+
     def retry_in(self) -> float:
-        """Seconds until a refused topic is tried again."""
+        """Return the time until a refused topic is tried again, s."""
         now = time.monotonic()
         waits = (hold.until - now for hold in self._holds.values() if hold.until)
-        return max(0.0, min(waits, default=_LOOK_S))
+        return max(0.0, min(waits, default=_REREAD_S))
 
     def send(self, connection: Connection, room: int) -> None:
         """Send at most `room` events."""
-        self._look_again()
+        self._rewind_if_due()
         while room > 0 and (stored := self._next()) is not None:
             try:
                 body = complete_spooled(stored)
@@ -143,9 +147,9 @@ class EventSender:
                     raise ValueError(f"{len(body)} bytes, the broker takes {connection.max_packet}")
                 mid = connection.publish(stored.topic, body, qos=1, kind="event")
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-                # It can never be sent; kept, it would stand in the way for ever.
+                # It can never be sent, and would block all that follow.
                 log.error("event %d on %s cannot be sent and is dropped: %s", stored.seq, stored.topic, error)
-                self._outgoing.drop(stored.seq)
+                self._source.drop(stored.seq)
                 continue
             self._flight[mid] = stored
             self._flying.add(stored.seq)
@@ -154,16 +158,16 @@ class EventSender:
             self.sent += 1
             room -= 1
 
-    def _look_again(self) -> None:
+    def _rewind_if_due(self) -> None:
         now = time.monotonic()
         due = [hold for hold in self._holds.values() if 0 < hold.until <= now]
         for hold in due:
             hold.until = 0.0
-        if due or (not self._flight and now >= self._look_at):
+        if due or (not self._flight and now >= self._reread_at):
             self._rewind()
 
     def _next(self) -> Stored | None:
-        """The next event that may be sent, if there is one."""
+        """Return the next event that may be sent, if there is one."""
         for _ in range(_SCAN):
             if not self._ahead and not self._read():
                 return None
@@ -176,8 +180,8 @@ class EventSender:
     def _read(self) -> bool:
         if not self._more:
             return False
-        self._more = False  # before the look: what comes during it sets it again
-        rows = self._outgoing.peek(self._after, _AHEAD)
+        self._more = False  # before reading: an event that is stored meanwhile sets it again
+        rows = self._source.peek(self._after, _AHEAD)
         if len(rows) == _AHEAD:
             self._more = True
         if rows:
@@ -192,120 +196,100 @@ class EventSender:
             return False
         self._flying.discard(stored.seq)
         if acknowledged.is_refusal:
-            self._refused(stored.topic, acknowledged.code)
+            self._hold(stored.topic, acknowledged.code)
             return True
         self._settled.append(stored.seq)
         self.acknowledged += 1
         if self._holds and (hold := self._holds.pop(stored.topic, None)) is not None:
-            self._rewind()  # those that waited lie behind
+            self._rewind()  # the events that waited have lower numbers
             seconds = time.monotonic() - hold.since
-            log.info("broker %s takes %s again after %.0f s", self._where, stored.topic, seconds)
+            log.info("broker %s accepts %s again after %.0f s", self._where, stored.topic, seconds)
         return True
 
-    def _refused(self, topic: str, code: int) -> None:
+    def _hold(self, topic: str, code: int) -> None:
         hold = self._holds.get(topic)
         if hold is None:
-            hold = self._holds[topic] = _Hold(self._retry_max_s)
-            log.warning(
-                "broker %s refuses %s: %s; its events are kept and tried again",
-                self._where,
-                topic,
-                reasons.in_words(code),
-            )
+            hold = self._holds[topic] = _Hold(self.retry_max_s)
+            what = reasons.in_words(code)
+            log.warning("broker %s refuses %s: %s; its events wait in the spool", self._where, topic, what)
         hold.trying = False
         if not hold.until:  # all that were in flight together are one refusal
             hold.until = time.monotonic() + hold.backoff.next_s()
 
     def settle(self) -> None:
-        """Hand the acknowledged ones on, all at once."""
+        """Settle the acknowledged events, all at once."""
         if self._settled:
             settled, self._settled = self._settled, []
-            self._outgoing.settle(settled)
+            self._source.settle(settled)
 
-
-# Answers to requests: sent at once at QoS 0 to whoever waits for them, or dropped with the connection.
 
 _KEPT = 64
-
-
-class ReplyQueue:
-    """A short queue. `put` is for any thread, the rest for that of the line."""
-
-    def __init__(self) -> None:
-        self._queue: deque[tuple[str, bytes, bytes]] = deque(maxlen=_KEPT)
-
-    def put(self, topic: str, payload: bytes, correlation: bytes) -> None:
-        """Take one; of too many, the oldest goes."""
-        self._queue.append((topic, payload, correlation))
-
-    def restart(self) -> None:
-        """Begin on a new connection: who asked on the last one waits no more."""
-        self._queue.clear()
-
-    def send(self, connection: Connection) -> None:
-        """Send what waits, unless the network has not taken yet what came before."""
-        while self._queue and not connection.is_clogged:
-            topic, payload, correlation = self._queue.popleft()
-            try:
-                if not connection.fits(topic, payload + correlation):
-                    raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
-                connection.answer(topic, payload, correlation)
-            except ValueError as error:
-                log.warning("an answer to %.100r cannot be sent: %s", topic, error)
-
-
-# Messages that are worth something only now: sent once at QoS 0, or dropped.
-
-_SAMPLES_KEPT = 64
-"""While the network is slow; of more, the oldest go."""
+"""Samples, and replies, that wait while the network is slow; of more, the oldest are dropped."""
 
 
 class TransientQueue:
-    """A short queue.
+    """Samples and replies to requests: sent once at QoS 0, or dropped. Any thread may add.
 
     Attributes:
-        dropped: how many were not sent.
+        dropped: samples that were not sent.
     """
 
     def __init__(self) -> None:
         self.dropped = 0
         self._lock = threading.Lock()
-        self._queue: deque[tuple[str, bytes]] = deque()
+        self._samples: deque[tuple[str, bytes]] = deque()
+        self._replies: deque[tuple[str, bytes, bytes]] = deque(maxlen=_KEPT)
 
     def put(self, topic: str, payload: bytes) -> None:
-        """Take one. May be called from any thread."""
+        """Add a sample."""
         with self._lock:
-            if len(self._queue) >= _SAMPLES_KEPT:
-                self._queue.popleft()
+            if len(self._samples) >= _KEPT:
+                self._samples.popleft()
                 self.dropped += 1
-            self._queue.append((topic, payload))
+            self._samples.append((topic, payload))
+
+    def reply(self, topic: str, payload: bytes, correlation: bytes) -> None:
+        """Add a reply to a request."""
+        self._replies.append((topic, payload, correlation))
+
+    def restart(self) -> None:
+        """Begin on a new connection: drop the replies to requests of the last one."""
+        self._replies.clear()
 
     def drop(self, count: int = 0) -> None:
-        """Count those that were not taken, and drop those that wait."""
+        """Drop the waiting samples, and count them and `count` others."""
         with self._lock:
-            self.dropped += count + len(self._queue)
-            self._queue.clear()
+            self.dropped += count + len(self._samples)
+            self._samples.clear()
 
     def send(self, connection: Connection) -> None:
-        """Send what waits, unless the network has not taken yet what came before."""
-        while self._queue and not connection.is_clogged:
+        """Send what waits, unless the network has not accepted yet what was sent before."""
+        while self._replies and not connection.is_clogged:
+            topic, payload, correlation = self._replies.popleft()
+            try:
+                if not connection.fits(topic, payload + correlation):
+                    raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
+                connection.answer(topic, payload, correlation)
+            except ValueError as error:
+                log.warning("the reply on %.100r cannot be sent: %s", topic, error)
+        while self._samples and not connection.is_clogged:
             with self._lock:
-                waiting = list(self._queue)
-                self._queue.clear()
+                waiting = list(self._samples)
+                self._samples.clear()
             for topic, payload in waiting:
-                try:
-                    if not connection.fits(topic, payload):
-                        raise ValueError
-                    connection.publish(topic, payload, qos=0, kind="sample")
-                except ValueError:
-                    self.drop(1)
+                self._send_sample(connection, topic, payload)
 
-
-# Retained topics: only the newest payload of each counts, and a new connection gets them all.
+    def _send_sample(self, connection: Connection, topic: str, payload: bytes) -> None:
+        try:
+            if not connection.fits(topic, payload):
+                raise ValueError
+            connection.publish(topic, payload, qos=0, kind="sample")
+        except ValueError:
+            self.drop(1)
 
 
 class RetainedTopics:
-    """Payload by topic, and which of them the broker does not have yet. `set` and `all` are for any thread."""
+    """Newest payload by topic. Each connection gets them all. Any thread may call `set…`, `repeat` and `all`."""
 
     def __init__(self, where: object) -> None:
         """Start empty.
@@ -321,7 +305,7 @@ class RetainedTopics:
         self._complained: set[str] = set()
 
     def set(self, topic: str, payload: bytes) -> bool:
-        """Set a topic; whether that is news."""
+        """Set a topic. Return True if its payload changes."""
         with self._lock:
             if self._payloads.get(topic) == payload:
                 return False
@@ -330,7 +314,7 @@ class RetainedTopics:
             return True
 
     def set_if_new(self, topic: str, payload: bytes) -> bool:
-        """Set a topic that nobody has set; whether that was so."""
+        """Set a topic unless it is set. Return True if it was not."""
         with self._lock:
             if topic in self._payloads:
                 return False
@@ -339,7 +323,7 @@ class RetainedTopics:
             return True
 
     def repeat(self, topic: str) -> bool:
-        """Have a topic sent again; whether anybody has set it."""
+        """Send a topic again. Return False if it is not set."""
         with self._lock:
             if topic not in self._payloads:
                 return False
@@ -347,7 +331,7 @@ class RetainedTopics:
             return True
 
     def all(self) -> dict[str, bytes]:
-        """Every topic with its payload."""
+        """Return every topic with its payload."""
         with self._lock:
             return dict(self._payloads)
 
@@ -359,18 +343,18 @@ class RetainedTopics:
 
     @property
     def in_flight(self) -> int:
-        """Payloads sent and not acknowledged."""
+        """Number of payloads sent and not acknowledged."""
         return len(self._flight)
 
     @property
     def is_waiting(self) -> bool:
-        """Return True if there are payloads to send."""
+        """True if there are payloads to send."""
         return bool(self._due)
 
     def send(self, connection: Connection, room: int) -> None:
         """Send at most `room` payloads."""
-        while room > 0 and (taken := self._take()) is not None:
-            topic, payload = taken
+        while room > 0 and (due := self._next()) is not None:
+            topic, payload = due
             try:
                 if not connection.fits(topic, payload):
                     raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
@@ -379,7 +363,7 @@ class RetainedTopics:
                 self._complain(topic, f"cannot be sent: {error}")
             room -= 1
 
-    def _take(self) -> tuple[str, bytes] | None:
+    def _next(self) -> tuple[str, bytes] | None:
         with self._lock:
             for topic in self._due:
                 del self._due[topic]
@@ -399,14 +383,14 @@ class RetainedTopics:
         return True
 
     def _forget_deleted(self, topic: str) -> None:
-        """An empty payload has deleted a topic at the broker: it is not deleted again on each connection."""
+        """Forget a topic that the broker has deleted, so that it is not deleted again on each connection."""
         with self._lock:
-            under_way = topic in self._due or topic in self._flight.values()
-            if not under_way and self._payloads.get(topic) == b"":
+            is_sent_again = topic in self._due or topic in self._flight.values()
+            if not is_sent_again and self._payloads.get(topic) == b"":
                 del self._payloads[topic]
 
     def _complain(self, topic: str, what: str) -> None:
-        """Say it once. The topic is tried again when its payload changes, or on the next connection."""
+        """Log it once. The topic is tried again when its payload changes, or on the next connection."""
         if topic not in self._complained:
             self._complained.add(topic)
             log.warning("broker %s: retained %s %s", self._where, topic, what)

@@ -9,25 +9,46 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import time
+from collections import deque
 from collections.abc import Callable
+
+from msgspec import Struct
 
 from agent.backoff import Backoff
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.brokers import RECONNECT_FIRST_S, RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
-from agent.comms.mqtt.cleanup import StaleTopics
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
-from agent.comms.mqtt.inbox import Answer, Handler, Inbox, RetainedQuery, Subscription
-from agent.comms.mqtt.outbox import EventSender, EventSource, ReplyQueue, RetainedTopics, TransientQueue
-from agent.comms.mqtt.reasons import RefusedError
-from agent.comms.mqtt.retry import Pause
-from agent.comms.mqtt.session import ConnectionLoop, DuplicateDevice, LinkLog, LinkState, Stop
-from agent.comms.mqtt.tls import CertificateError, Synchronised
-from agent.comms.topics import OFFLINE, ONLINE, Topics
+from agent.comms.mqtt.inbox import Answer
+from agent.comms.mqtt.outbox import EventSource
+from agent.comms.mqtt.paho_client import OnMessage
+from agent.comms.mqtt.reasons import CertificateError, RefusedError, Synchronised
+from agent.comms.mqtt.session import LinkState, Session, Stop
+from agent.comms.topics import OFFLINE, STOPPED, Topics
 from agent.config import MqttConfig
 from agent.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)
+
+_CLOCK_EVERY_S, _CLOCK_JUMP_S = 1.0, 2.0
+"""Interval at which the clock is checked, and change by which it was set rather than slewed."""
+_TAKEN_OVER_PAUSES = 3
+"""Pauses that are skipped after another client took the connection over: it suffers from each attempt."""
+
+
+class _Retry(Struct, frozen=True):
+    """When to connect again.
+
+    Attributes:
+        at_once: without a pause.
+        is_away: the broker cannot be reached; one that refuses or ends the connection is left alone for longer.
+        by_clock: only the clock stands in the way.
+    """
+
+    at_once: bool = False
+    is_away: bool = False
+    by_clock: bool = False
 
 
 class Publisher:
@@ -37,7 +58,7 @@ class Publisher:
         self,
         config: MqttConfig,
         topics: Topics,
-        outgoing: EventSource,
+        source: EventSource,
         synchronised: Synchronised = lambda: None,
         has_stream: Callable[[str], bool] = lambda name: True,
     ) -> None:
@@ -46,7 +67,7 @@ class Publisher:
         Args:
             config: `[mqtt]`.
             topics: of the device.
-            outgoing: the events that wait.
+            source: of the events.
             synchronised: True if the clock is synchronised: certificates are judged by it.
             has_stream: True if there is a stream of that name; the topics of others are deleted.
 
@@ -55,22 +76,25 @@ class Publisher:
         """
         for problem in problems(config):
             raise problem
+        self._topics, self._client_id, self._synchronised = topics, client_id(topics), synchronised
+        self._source = source
+        self._session = Session(topics, source, self, self._client_id, has_stream)
+        self._wake, self._stop, self._interrupt = WakeupPipe(), Stop(), threading.Event()
+        self._configs: deque[MqttConfig] = deque()
+        self._use(config)
+        self._thread: threading.Thread | None = None
+
+    def _use(self, config: MqttConfig) -> None:
         for remark in remarks(config):
             log.warning(remark)
-        self._config, self._topics, self._outgoing = config, topics, outgoing
-        self._states, self._samples = RetainedTopics(self), TransientQueue()
-        client, will = client_id(topics), (topics.status, OFFLINE)
-        brokers = [BrokerEndpoint(one, client, will, synchronised) for one in brokers_of(config)]
-        self._stale = [StaleTopics(self._states, topics, has_stream) for _ in brokers]
+        self._keepalive_s = config.keepalive_s
+        will = (self._topics.status, OFFLINE)
+        brokers = [BrokerEndpoint(one, self._client_id, will, self._synchronised) for one in brokers_of(config)]
         self._brokers = BrokerFailover(brokers, config.fallback_after_s)
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
-        self._events = EventSender(outgoing, self, longest_s)
-        self._inbox, self._answers, self._inquiry = Inbox(self), ReplyQueue(), RetainedQuery()
-        self._outage, self._namesake = LinkLog(self, client), DuplicateDevice(topics.status, ONLINE)
-        self._backoff, self._is_away = Backoff(RECONNECT_FIRST_S, longest_s), False
-        self._wake, self._stop, self._stopping = WakeupPipe(), Stop(), threading.Event()
-        self._pause = Pause(self._stopping, synchronised)
-        self._thread: threading.Thread | None = None
+        self._backoff = Backoff(RECONNECT_FIRST_S, longest_s)
+        self._session.events.retry_max_s = longest_s
+        self._session.link.leave("connecting")
 
     def __str__(self) -> str:
         """The broker that is used or tried, for messages."""
@@ -78,9 +102,21 @@ class Publisher:
 
     def start(self) -> None:
         """Start to connect, and return at once."""
-        self._outgoing.on_stored(self._more)
+        self._source.on_stored(self._on_stored)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
+
+    def reconfigure(self, config: MqttConfig) -> None:
+        """Leave the current broker, and connect as another configuration says.
+
+        Retained topics, handlers, questions without an answer, and events go to the new broker.
+
+        Args:
+            config: without `problems`.
+        """
+        self._configs.append(config)
+        self._interrupt.set()
+        self._wake.set()
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         """Set a retained topic. Only the newest payload is sent, now or when the broker is back.
@@ -90,34 +126,43 @@ class Publisher:
             payload: an empty one deletes the topic.
             patient: wait up to a second to send it with something else, which costs less.
         """
-        if self._states.set(topic, payload) and not patient:
+        if self._session.states.set(topic, payload) and not patient:
             self._wake.set()
 
     def retained(self) -> dict[str, bytes]:
-        """Return the retained topics with their payloads, for the publisher that replaces this one."""
-        return self._states.all()
+        """Return the retained topics with their payloads."""
+        return self._session.states.all()
+
+    def repeat(self, topic: str) -> None:
+        """Send a retained topic again, unchanged."""
+        if self._session.states.repeat(topic):
+            self._wake.set()
 
     def ask(self, topic: str, answer: Answer) -> None:
-        """Ask what the broker retains under a topic, see `RetainedQuery.ask`."""
-        self._inquiry.ask(topic, answer)
+        """Ask what the broker retains under a topic, see `Inbox.ask`."""
+        self._session.inbox.ask(topic, answer)
         self._wake.set()
 
-    def listen(self, pattern: str, handler: Handler, *, as_published: bool = False) -> None:
+    def listen(self, pattern: str, on_message: OnMessage, *, as_published: bool = False) -> None:
         """Subscribe a handler to a pattern, now and on each later connection.
 
         Args:
             pattern: of topics, with MQTT's wildcards; it must overlap no other.
-            handler: called in the connection's thread, so it must return quickly. It gets no payload of more than
-                `agent.comms.mqtt.inbox.LARGEST` bytes, and no flood.
+            on_message: called in the connection's thread, so it must return quickly. It gets no payload of more
+                than `agent.comms.mqtt.inbox.LARGEST` bytes, and no flood.
             as_published: see `Subscriptions.add`.
         """
-        self._inbox.listen(pattern, Subscription(handler, as_published))
+        self._session.inbox.listen(pattern, on_message, as_published=as_published)
         self._wake.set()
 
     def ignore(self, pattern: str) -> None:
         """Unsubscribe from a pattern."""
-        self._inbox.ignore(pattern)
+        self._session.inbox.ignore(pattern)
         self._wake.set()
+
+    def listened(self) -> list[str]:
+        """Return the patterns that have a handler."""
+        return self._session.inbox.patterns()
 
     def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
         """Send the reply to a request, once at QoS 0; it is dropped when the connection is lost.
@@ -127,40 +172,32 @@ class Publisher:
             payload: of the reply.
             correlation: the request's correlation data.
         """
-        if self._outage.connected:
-            self._answers.put(topic, payload, correlation)
+        if self._session.link.connected:
+            self._session.transient.reply(topic, payload, correlation)
             self._wake.set()
-
-    def repeat(self, topic: str) -> None:
-        """Send a retained topic again, unchanged."""
-        if self._states.repeat(topic):
-            self._wake.set()
-
-    def listened(self) -> dict[str, Subscription]:
-        """Return the subscriptions by pattern, for the publisher that replaces this one."""
-        return self._inbox.all()
 
     def send(self, topic: str, payload: bytes) -> None:
         """Send once at QoS 0; dropped, and counted, while the broker is away or the network is slow."""
-        if not self._outage.connected:
-            self._samples.drop(1)
+        if not self._session.link.connected:
+            self._session.transient.drop(1)
             return
-        self._samples.put(topic, payload)
+        self._session.transient.put(topic, payload)
         self._wake.set()
 
     @property
     def state(self) -> LinkState:
         """How the connection to the broker is now."""
+        session = self._session
         return LinkState(
-            self._outage.connected,
-            self._outage.detail,
+            session.link.connected,
+            session.link.detail,
             str(self),
             self._brokers.is_fallback,
-            self._outage.connects,
-            self._outage.trouble,
-            self._events.sent,
-            self._events.acknowledged,
-            self._samples.dropped,
+            session.link.connects,
+            session.link.trouble,
+            session.events.sent,
+            session.events.acknowledged,
+            session.transient.dropped,
         )
 
     def stop(self, timeout_s: float) -> None:
@@ -172,69 +209,88 @@ class Publisher:
         if self._thread is None:
             return
         self._stop.ask(timeout_s)
-        self._stopping.set()
+        self._interrupt.set()
         self._wake.set()
         self._thread.join(timeout_s + 0.1)
-        self._outgoing.on_stored(None)
+        self._source.on_stored(None)
         if not self._thread.is_alive():  # else it waits for a name or a handshake, and ends after that
             self._wake.close()
 
-    def _more(self) -> None:
-        self._events.more()
+    def _on_stored(self) -> None:
+        self._session.events.more()
         self._wake.set()
 
     def _run(self) -> None:
-        while self._should_retry():
-            self._by_clock = self._is_away = False
+        while not self._stop.is_asked or self._session.events.has_unsettled:
+            self._interrupt.clear()
+            while self._configs:
+                self._use(self._configs.popleft())
             try:
-                again = self._run_connection()
+                retry = self._run_connection()
             except Exception:
                 log.exception("mqtt: internal error (please report); reconnecting")
-                self._outage.lost("internal error")
-                again = False
-            if self._stopping.is_set():
+                self._session.link.lost("internal error")
+                retry = _Retry()
+            if self._stop.is_asked:
                 break
-            if not again:
-                # A broker that refuses us, or throws us out, is left in peace for longer.
-                limit_s = self._brokers.reconnect_max_s if self._is_away else math.inf
-                self._pause.wait(self._backoff.next_s(limit_s), by_clock=self._by_clock)
+            if not retry.at_once:
+                limit_s = self._brokers.reconnect_max_s if retry.is_away else math.inf
+                self._pause(self._backoff.next_s(limit_s), by_clock=retry.by_clock)
 
-    def _should_retry(self) -> bool:
-        """Return True if not stopping, or if events wait for one more attempt."""
-        return not self._stopping.is_set() or bool(self._outgoing.peek(0, 1))
+    def _pause(self, seconds: float, *, by_clock: bool) -> None:
+        """Wait until the time is over, a stop or a new configuration, or, `by_clock`, the clock is set."""
+        if not by_clock:
+            self._interrupt.wait(seconds)
+            return
+        until = time.monotonic() + seconds
+        offset, was_synchronised = _clock_offset(), self._synchronised()
+        while (left := until - time.monotonic()) > 0 and not self._interrupt.wait(min(_CLOCK_EVERY_S, left)):
+            is_set = abs(_clock_offset() - offset) > _CLOCK_JUMP_S
+            if is_set or (not was_synchronised and self._synchronised()):
+                return
 
-    def _run_connection(self) -> bool:
-        """Run one connection to its end. Return True to open the next without a pause."""
+    def _run_connection(self) -> _Retry:
+        """Run one connection to its end."""
         try:
-            connection = self._brokers.open(self._wake, self._stop.left)
+            connection = self._brokers.open(self._wake, self._time_to_open)
         except (ConfigError, BrokerError) as error:
+            if self._configs:
+                return _Retry(at_once=True)
             by_us = isinstance(error, RefusedError | ConfigError | CertificateError)
-            self._outage.lost(self._brokers.describe(error), refused=by_us)
-            self._is_away = not by_us
-            self._by_clock = isinstance(error, CertificateError) and error.by_clock
-            return self._brokers.failed(error)
-        if self._stop.left() <= 0.0:  # `stop` has not waited for us: nobody may hear of this connection
+            self._session.link.lost(self._brokers.describe(error), refused=by_us)
+            by_clock = isinstance(error, CertificateError) and error.by_clock
+            return _Retry(self._brokers.failed(error), is_away=not by_us, by_clock=by_clock)
+        if self._stop.left() <= 0.0:  # `stop` has returned: nothing of this connection may show
             connection.farewell(0.1)
-            return False
-        self._outage.over(self._brokers.how)
-        flows = (self._events, self._states, self._samples, self._inbox, self._answers)
-        status, stale = self._topics.status, self._stale[self._brokers.number]
-        loop = ConnectionLoop(connection, status, flows, stale, self._inquiry, self._outage, self._namesake)
-        returns = loop.run(self._stop, self._config.keepalive_s / 4, self._brokers.should_return)
-        return self._ended(connection, returns=returns)
+            return _Retry()
+        self._session.link.over(self._brokers.how)
+        moves = self._session.run(connection, self._stop, self._keepalive_s / 4, self._last_status)
+        return self._end(connection, moves=moves)
 
-    def _ended(self, connection: Connection, *, returns: bool) -> bool:
-        if not self._outage.is_flapping:
+    def _time_to_open(self) -> float:
+        return 0.0 if self._configs else self._stop.left()
+
+    def _last_status(self) -> bytes:
+        """Return the status to publish before the broker is left; empty: stay."""
+        if self._configs:
+            return STOPPED
+        return OFFLINE if self._brokers.should_return() else b""
+
+    def _end(self, connection: Connection, *, moves: bool) -> _Retry:
+        link, is_flapping = self._session.link, self._session.link.is_flapping
+        if not is_flapping:
             self._backoff.reset()
-        if self._stopping.is_set():
-            self._samples.drop()
-            self._outage.leave()
-            return False
-        if returns:
-            return True
-        self._samples.drop()
-        self._is_away = not connection.lost_code and not self._outage.is_flapping
-        self._outage.lost(connection.lost, refused=bool(connection.lost_code))
+        if moves and not self._stop.is_asked:
+            return _Retry(at_once=True)
+        self._session.transient.drop()
+        if self._stop.is_asked:
+            link.leave("stopped")
+            return _Retry()
+        link.lost(connection.lost, refused=bool(connection.lost_code))
         if connection.lost_code == reasons.TAKEN_OVER:
-            self._backoff.skip(3)  # the other client suffers from each attempt
-        return self._brokers.lost()
+            self._backoff.skip(_TAKEN_OVER_PAUSES)
+        return _Retry(self._brokers.lost(), is_away=not connection.lost_code and not is_flapping)
+
+
+def _clock_offset() -> float:
+    return time.time() - time.monotonic()

@@ -1,15 +1,23 @@
-"""Why a broker cannot be reached or refuses us, in plain words.
+"""Why a broker cannot be reached or refuses this device, in plain words, and the errors that say so.
 
-Codes: MQTT 5.0, section 2.4. Paho translates those of MQTT 3.1.1 into the same.
+Codes: MQTT 5.0, section 2.4. Paho translates those of MQTT 3.1.1 into the same. Format of certificates: RFC 5280,
+section 4.1.
 """
 
 from __future__ import annotations
 
 import socket
 import ssl
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
+from typing import Any
 
-from agent.errors import BrokerError, reason_of
+from msgspec import Struct
+
+from agent.comms.mqtt.endpoint import port, read_certificates, tls_reason
+from agent.config import MqttConfig
+from agent.errors import BrokerError, ConfigError, reason_of
 from agent.text import plain
 
 UNSUPPORTED_PROTOCOL, TAKEN_OVER, KEEP_ALIVE, PROTOCOL_ERROR = 0x84, 0x8E, 0x8D, 0x82
@@ -57,9 +65,7 @@ _ALERTS = {
     "UNRECOGNIZED_NAME": "it does not go by the name of [mqtt] host",
 }
 """Explanations of TLS alerts from the broker, by OpenSSL's name of the alert; paho passes it on as text."""
-_LONGEST = 200
-_EXPIRED = (9, 10)
-"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED: often it is the clock that is wrong."""
+_TEXT_MAX = 200
 
 
 def in_words(code: int) -> str:
@@ -67,49 +73,54 @@ def in_words(code: int) -> str:
     return _WORDS.get(code, f"reason code {code:#04x}")
 
 
-def with_said(words: str, said: object) -> str:
+def with_broker_text(words: str, text: object) -> str:
     """Append the broker's own text to `words`: it is untrusted, so in one line and short."""
-    text = plain(str(said or "")[:_LONGEST])
-    return f"{words} ('{text}')" if text else words
+    shown = plain(str(text or "")[:_TEXT_MAX])
+    return f"{words} ('{shown}')" if shown else words
 
 
-def of_farewell(code: int, said: object) -> str:
+def explain_disconnect(code: int, text: object) -> str:
     """Explain why the broker ended the connection with a DISCONNECT."""
-    return with_said(in_words(code) if code else "the broker ended the connection", said)
+    return with_broker_text(in_words(code) if code else "the broker ended the connection", text)
 
 
-def of_break(code: int, heard: str) -> str:
-    """Why a connection broke.
+def explain_break(code: int, text: str) -> str:
+    """Explain why a connection broke.
 
     Args:
-        code: that paho makes of it.
-        heard: what paho says of it.
+        code: MQTT 5 reason code that paho assigns.
+        text: of paho's log; may be empty.
     """
     if code == KEEP_ALIVE:
         return in_words(code)
     if code == PROTOCOL_ERROR:
         return "it sent something that is not MQTT"
-    return of_alert(heard) or f"the connection broke{heard and f': {heard}'}"
+    return _explain_alert(text) or f"the connection broke{text and f': {text}'}"
 
 
-def of_silence(words: str, *, tls: bool) -> str:
-    """Say of a broker that took the connection and keeps silent after our CONNECT what to check.
+def explain_silence(words: str, *, tls: bool) -> str:
+    """Add to `words` what to check if a broker accepts the connection but does not answer the CONNECT.
 
     Args:
-        words: that say so.
-        tls: whether it is spoken already.
+        words: what happened.
+        tls: True if the connection is encrypted.
     """
-    return of_hanging_up(f"{words}; check that it is an MQTT broker", tls=tls)
+    return explain_hangup(f"{words}; check that it is an MQTT broker", tls=tls)
 
 
-def of_opening(error: Exception, *, tls: bool) -> str:
+def explain_hangup(words: str, *, tls: bool) -> str:
+    """Add to `words` what to check if a connection broke before the broker answered: it may expect TLS."""
+    return words if tls else f"{words}; if it speaks TLS there, set [mqtt] tls"
+
+
+def explain_opening(error: Exception, *, tls: bool) -> str:
     """Explain to a user an error that came while the connection was opened.
 
     Args:
         error: of the network or of TLS.
         tls: True if the connection was to be encrypted.
     """
-    words, hint = of_error(error), tls and _may_be_without_tls(error)
+    words, hint = explain_error(error), tls and _may_be_without_tls(error)
     return f"{words}; {WITHOUT_TLS}" if hint else words
 
 
@@ -122,38 +133,19 @@ def _may_be_without_tls(error: Exception) -> bool:
     return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)
 
 
-def of_hanging_up(words: str, *, tls: bool) -> str:
-    """Why a connection broke that the broker has not answered yet: one that wants TLS does so without a word.
-
-    Args:
-        words: why, as far as it shows.
-        tls: whether it is spoken already.
-    """
-    return words if tls else f"{words}; if it speaks TLS there, set [mqtt] tls"
-
-
-def of_alert(text: str) -> str:
-    """Explain a text of OpenSSL if it names an alert from the broker; empty: it names none."""
+def _explain_alert(text: str) -> str:
     return next((words for name, words in _ALERTS.items() if f"ALERT_{name}" in text.upper()), "")
 
 
-def of_tls(error: Exception) -> str:
-    """Return OpenSSL's reason without its codes: `wrong version number`."""
-    reason = getattr(error, "reason", None)
-    if not reason:
-        return reason_of(error)
-    return str(reason).replace("_", " ").lower()
-
-
-def of_error(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """Explain an error of the network or of TLS to a user."""
     if isinstance(error, ssl.SSLCertVerificationError):
         text = f"its certificate is not accepted: {error.verify_message}"
-        if error.verify_code in _EXPIRED:
-            text += f"; the clock here says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC, is that right?"
+        if error.verify_code in (_NOT_YET, _EXPIRED):
+            text += f"; the clock here says {_shown_time(datetime.now(UTC))}, is that right?"
         return text
     if isinstance(error, ssl.SSLError):
-        return of_alert(getattr(error, "reason", None) or "") or f"TLS failed: {of_tls(error)}"
+        return _explain_alert(getattr(error, "reason", None) or "") or f"TLS failed: {tls_reason(error)}"
     if isinstance(error, socket.gaierror):
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):
@@ -163,35 +155,184 @@ def of_error(error: Exception) -> str:
     return reason_of(error)
 
 
-# How a broker that is there turns us away: it says no to our CONNECT, or it says nothing.
-
-
 class RefusedError(BrokerError):
-    """The broker answered, and does not want us.
+    """The broker refuses this device.
 
     Attributes:
         code: MQTT 5 reason code.
     """
 
-    def __init__(self, code: int, words: str = "", *, text: str = "") -> None:
-        """Say why.
+    def __init__(self, code: int, broker_text: str = "", *, text: str = "") -> None:
+        """Explain the refusal.
 
         Args:
             code: MQTT 5 reason code.
-            words: that the broker says of its own accord.
-            text: of the error; empty: the code's.
+            broker_text: the broker's own text.
+            text: of the error; empty: explain the code.
         """
         self.code = code
-        super().__init__(text or with_said(in_words(code), words))
+        super().__init__(text or with_broker_text(in_words(code), broker_text))
 
 
 class UnansweredError(BrokerError):
-    """The broker took the connection and did not answer our CONNECT.
+    """The broker accepted the connection and did not answer the CONNECT.
 
     Attributes:
-        silent: it let us wait; else it ended the connection.
+        silent: it did nothing; else it ended the connection.
     """
 
     def __init__(self, text: str, *, silent: bool) -> None:
         self.silent = silent
         super().__init__(text)
+
+
+_NOT_YET, _EXPIRED, _SELF_SIGNED, _NO_ISSUER, _NAMES = 9, 10, (18, 19), (2, 20, 21), (62, 64)
+"""X509_V_ERR_… of OpenSSL's x509_vfy.h."""
+_PEER_S = 5.0
+_NAMES_SHOWN = 5
+
+Synchronised = Callable[[], bool | None]
+"""Function that returns True if the clock is synchronised; None: not known."""
+
+
+class CertificateError(BrokerError):
+    """The broker's certificate is not accepted.
+
+    Attributes:
+        by_clock: perhaps only the clock here is wrong: worth another attempt as soon as that is set.
+    """
+
+    def __init__(self, text: str, *, by_clock: bool = False) -> None:
+        self.by_clock = by_clock
+        super().__init__(text)
+
+
+class Validity(Struct, frozen=True):
+    """From when to when a certificate is valid, UTC."""
+
+    begins: datetime
+    ends: datetime
+
+
+def explain_certificate(
+    error: ssl.SSLCertVerificationError, config: MqttConfig, synchronised: Synchronised
+) -> CertificateError:
+    """Explain to a user why the broker's certificate is refused.
+
+    OpenSSL does not show a certificate that it refuses, so it is read over another connection; nothing is sent on
+    that.
+
+    Args:
+        error: the error that OpenSSL raised.
+        config: of the broker.
+        synchronised: True if the clock is.
+    """
+    code = error.verify_code
+    if code in (_NOT_YET, _EXPIRED):
+        return _explain_time(code, config, synchronised())
+    text = f"its certificate is not accepted: {error.verify_message}"
+    if code in _NAMES:
+        names = ", ".join(_names_of_peer(config)) or "another name"
+        text = (
+            f"its certificate is for {names} and not for {config.host}; [mqtt] host must be a name that it is for"
+        )
+    elif code in _SELF_SIGNED or code in _NO_ISSUER:
+        trusted = config.ca_file or "the system"
+        text += (
+            f"; it is not signed by a CA that {trusted} trusts; [mqtt] ca_file must hold the CA that signed it"
+        )
+    return CertificateError(text)
+
+
+def _explain_time(code: int, config: MqttConfig, synchronised: bool | None) -> CertificateError:
+    now = datetime.now(UTC)
+    validity = _validity_of_peer(config)
+    clock = f"the clock here says {_shown_time(now)}"
+    if code == _NOT_YET:
+        since = f" before {_shown_time(validity.begins)}" if validity and validity.begins > now else " yet"
+        text = f"its certificate is not valid{since}"
+        if synchronised:
+            return CertificateError(f"{text}; {clock}, and is synchronised")
+        wrong = f"the clock is wrong: it says {_shown_time(now)}, and {text}; waiting for the right time"
+        return CertificateError(wrong, by_clock=True)
+    if validity and validity.ends < now:
+        text = f"its certificate expired on {_shown_time(validity.ends)}; renew it at the broker"
+    else:
+        text = "the certificate of a CA above its own has expired; renew it, and [mqtt] ca_file"
+    doubt = "" if synchronised else " and is not synchronised: is it right?"
+    return CertificateError(f"{text}; {clock}{doubt}", by_clock=not synchronised)
+
+
+def _shown_time(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _names_of_peer(config: MqttConfig) -> list[str]:
+    """Return the names in the broker's certificate; none if its signature is not valid."""
+    with suppress(OSError, ValueError, ConfigError):
+        context = read_certificates(config)
+        if context is not None:
+            context.check_hostname = False
+            found = _peer_certificate(config, context, binary=False) or {}
+            return [str(name[1]) for name in found.get("subjectAltName", ())][:_NAMES_SHOWN]
+    return []
+
+
+def _validity_of_peer(config: MqttConfig) -> Validity | None:
+    """Return the validity of the broker's certificate, whoever signed it; None: it cannot be read."""
+    with suppress(OSError, ValueError, ConfigError):
+        context = read_certificates(config)
+        if context is not None:
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            return read_validity(_peer_certificate(config, context, binary=True) or b"")
+    return None
+
+
+def _peer_certificate(config: MqttConfig, context: ssl.SSLContext, *, binary: bool) -> Any:
+    with (
+        socket.create_connection((config.host, port(config)), timeout=_PEER_S) as connection,
+        context.wrap_socket(connection, server_hostname=config.host) as peer,
+    ):
+        return peer.getpeercert(binary)
+
+
+def read_validity(der: bytes) -> Validity:
+    """Return from when to when a certificate is valid.
+
+    Args:
+        der: the certificate.
+
+    Raises:
+        ValueError: it is not a certificate.
+    """
+    _, certificate, _ = _element(der)
+    _, signed, _ = _element(certificate)
+    tag, _, rest = _element(signed)
+    if tag == 0xA0:  # the version; version 1 leaves it out
+        _, _, rest = _element(rest)
+    for _ in ("signature", "issuer"):
+        _, _, rest = _element(rest)
+    _, times, _ = _element(rest)
+    begins_tag, begins, times = _element(times)
+    ends_tag, ends, _ = _element(times)
+    return Validity(_time(begins_tag, begins), _time(ends_tag, ends))
+
+
+def _element(data: bytes) -> tuple[int, bytes, bytes]:
+    """Return tag and content of the first element, and what follows."""
+    if len(data) < 2:
+        raise ValueError("not a certificate: it ends too early")
+    tag, length, begin = data[0], data[1], 2
+    if length & 0x80:
+        begin += length & 0x7F
+        length = int.from_bytes(data[2:begin], "big")
+    if begin + length > len(data):
+        raise ValueError("not a certificate: it ends too early")
+    return tag, data[begin : begin + length], data[begin + length :]
+
+
+def _time(tag: int, text: bytes) -> datetime:
+    form = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}.get(tag)
+    if form is None:
+        raise ValueError("not a certificate: no time where one must be")
+    return datetime.strptime(text.decode("ascii"), form).replace(tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""Runs one connection that the broker has accepted, from `online` to its end, and logs outages."""
+"""What is sent and received over a connection that the broker has accepted, from `online` to its end; outages."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.cleanup import StaleTopics
 from agent.comms.mqtt.connection import Connection, PubAck
-from agent.comms.mqtt.inbox import Inbox, RetainedQuery
-from agent.comms.mqtt.outbox import EventSender, ReplyQueue, RetainedTopics, TransientQueue
+from agent.comms.mqtt.inbox import Inbox, StaleTopics
+from agent.comms.mqtt.outbox import EventSender, EventSource, RetainedTopics, TransientQueue
+from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
-from agent.comms.mqtt.subscriptions import IncomingMessage
-from agent.comms.topics import OFFLINE, ONLINE, STOPPED
+from agent.comms.topics import ONLINE, STOPPED, Topics
 
 log = logging.getLogger(__name__)
 
 _STABLE_S = 10.0
-"""A connection that lasts so long counts as a real one."""
+"""A connection that lasts so long ends an outage of short ones."""
 _FLAPPING = 2
 """So many short connections in a row are one outage, which ends only after `_STABLE_S`."""
-_MOST_SAID = 20
+_MAX_LOGGED = 20
 """Maximum number of reasons logged in one outage: a broker may give another each time."""
 _TAKEN_OVER = in_words(TAKEN_OVER)
 
@@ -49,12 +48,14 @@ class LinkLog:
         self._where, self._client_id = where, client_id
         self.connected, self.detail = False, "connecting"
         self.connects, self.trouble = 0, ""
-        self._since = time.monotonic()  # of the outage
-        self._is_heard = False
         self._connected_at = 0.0
-        self._said: set[str] = set()
-        self._short, self._is_taken_over = 0, False
-        self._unsaid = ""
+        self._restart()
+
+    def _restart(self) -> None:
+        self._since = time.monotonic()  # of the outage
+        self._is_acknowledged = self._is_taken_over = False
+        self._logged: set[str] = set()
+        self._short, self._unlogged = 0, ""
 
     @property
     def is_flapping(self) -> bool:
@@ -73,21 +74,21 @@ class LinkLog:
             self._ended(reason)
         if self.connected or not self.connects:
             self.trouble = said
-        self.connected, self.detail, self._unsaid = False, reason, ""
-        is_news = refused and said not in self._said and len(self._said) < _MOST_SAID
-        if not self._said or is_news:
+        self.connected, self.detail, self._unlogged = False, reason, ""
+        is_news = refused and said not in self._logged and len(self._logged) < _MAX_LOGGED
+        if not self._logged or is_news:
             log.warning("broker %s; events wait in the spool, trying again", said)
-        if len(self._said) < _MOST_SAID:
-            self._said.add(said)
+        if len(self._logged) < _MAX_LOGGED:
+            self._logged.add(said)
 
     def _ended(self, reason: str) -> None:
         now = time.monotonic()
-        if not self._unsaid:
+        if not self._unlogged:
             self._since = now
         self._short = self._short + 1 if now - self._connected_at < _STABLE_S else 0
         if reason.startswith(_TAKEN_OVER):
             self._short, self._is_taken_over = max(self._short, _FLAPPING), True
-        elif self._short == _FLAPPING + 1 and self._is_heard and not self._is_taken_over:
+        elif self._short == _FLAPPING + 1 and self._is_acknowledged and not self._is_taken_over:
             self._warn_client_id()
 
     def _warn_client_id(self) -> None:
@@ -105,12 +106,12 @@ class LinkLog:
         """
         self.connected, self.detail, self._connected_at = True, how, time.monotonic()
         self.connects += 1
-        self._unsaid, self._is_heard = how, False
+        self._unlogged, self._is_acknowledged = how, False
 
     def acknowledged(self) -> None:
         """Record an acknowledgement."""
-        self._is_heard = True
-        if self._unsaid and self._short < _FLAPPING:
+        self._is_acknowledged = True
+        if self._unlogged and self._short < _FLAPPING:
             self._log_connected()
 
     def silent(self, for_s: float) -> None:
@@ -119,10 +120,10 @@ class LinkLog:
         Args:
             for_s: for how long, s.
         """
-        if self._said:
-            return  # of one outage with another
-        self._since, self._unsaid = time.monotonic() - for_s, self.detail
-        self._said.add("silent")
+        if self._logged:
+            return
+        self._since, self._unlogged = time.monotonic() - for_s, self.detail
+        self._logged.add("silent")
         log.warning(
             "broker %s has acknowledged nothing for %.0f s: it or the network is stuck; events wait in the spool",
             self._where,
@@ -131,21 +132,26 @@ class LinkLog:
 
     def stable(self) -> None:
         """Check whether the connection has become stable; call now and then while it lasts."""
-        if self._unsaid and self._is_heard and time.monotonic() - self._connected_at >= _STABLE_S:
+        if self._unlogged and self._is_acknowledged and time.monotonic() - self._connected_at >= _STABLE_S:
             self._short = 0
             self._log_connected()
 
     def _log_connected(self) -> None:
-        how, self._unsaid = self._unsaid, ""
-        if self._said:
+        how, self._unlogged = self._unlogged, ""
+        if self._logged:
             log.info("broker %s: back after %.1f s, %s", self._where, time.monotonic() - self._since, how)
         else:
             log.info("broker %s: connected, %s", self._where, how)
-        self._said, self._is_taken_over = set(), False
+        self._logged, self._is_taken_over = set(), False
 
-    def leave(self) -> None:
-        """Record that this device has disconnected: that is no outage."""
-        self.connected, self.detail = False, "stopped"
+    def leave(self, detail: str) -> None:
+        """Record that this device has disconnected by itself, which is not an outage.
+
+        Args:
+            detail: state from now on.
+        """
+        self.connected, self.detail = False, detail
+        self._restart()
 
 
 _REPEAT_ONLINE_S = 2.0
@@ -178,7 +184,7 @@ class DuplicateDevice:
     def restart(self, connection: Connection) -> None:
         """Subscribe on a new connection. If the broker refuses that, nothing is noticed."""
         self._is_contradicted, self._is_leaving, self._suspect = False, False, None
-        connection.subscriptions.add(self._status, self._on_message, lambda _: None, qos=1)
+        connection.subscriptions.add(self._status, self._on_message, qos=1)
 
     def end(self) -> None:
         """Ignore what is published from now on: this device says that it leaves."""
@@ -217,7 +223,7 @@ connection is dropped, whatever the broker's pings say."""
 _PAUSE_S = 1.0
 """Maximum wait for something to do; patient retained topics wait for it."""
 _MOVE_S = 5.0
-"""Time for what is in flight when the fallback is left; the rest is sent again over the next connection."""
+"""Time for what is in flight when another broker is to be used; the rest is sent again over its connection."""
 _RESERVE_S = 0.3
 """Part of the time for stopping that is kept for publishing `stopped`; a third of it, if that is less."""
 
@@ -248,133 +254,143 @@ class Stop:
         return max(0.0, self.left() - self._reserve_s)
 
 
-class ConnectionLoop:
-    """Sends and receives over one connection, until it ends."""
+class Session:
+    """What the device sends and receives, over one connection after another.
+
+    Attributes:
+        events, states, transient: queues of what to send.
+        inbox: handlers of what arrives.
+        link: logs how the connection is.
+    """
 
     def __init__(
         self,
-        connection: Connection,
-        status: str,
-        flows: tuple[EventSender, RetainedTopics, TransientQueue, Inbox, ReplyQueue],
-        stale: StaleTopics,
-        query: RetainedQuery,
-        outage: LinkLog,
-        namesake: DuplicateDevice,
+        topics: Topics,
+        source: EventSource,
+        where: object,
+        client_id: str,
+        has_stream: Callable[[str], bool],
     ) -> None:
         """Prepare.
 
         Args:
-            connection: open.
-            status: topic of the device's status.
-            flows: queues of what to send, and the subscriptions.
-            stale: topics that an earlier run left retained.
-            query: questions about what the broker retains.
-            outage: logs how the connection is.
-            namesake: notices another device of the same name.
+            topics: of the device.
+            source: of the events.
+            where: the broker that is used or tried, for messages.
+            client_id: of this device.
+            has_stream: True if there is a stream of that name; stale topics of others are deleted.
         """
-        self._connection, self._status, self._outage = connection, status, outage
-        self._events, self._states, self._samples, self._inbox, self._answers = flows
-        self._stale, self._query, self._duplicate = stale, query, namesake
+        self._status, self._where = topics.status, where
+        self.events = EventSender(source, where, math.inf)
+        self.states, self.transient, self.inbox = RetainedTopics(where), TransientQueue(), Inbox(where)
+        self.link = LinkLog(where, client_id)
+        self._stale = StaleTopics(self.states, topics, has_stream)
+        self._duplicate = DuplicateDevice(topics.status, ONLINE)
         self._status_mid = 0
-        self._heard_at = time.monotonic()
+        self._heard_at = 0.0
 
-    def run(self, stop: Stop, longest_pause_s: float, should_return: Callable[[], bool]) -> bool:
-        """Send until the connection is lost, until asked to stop, or until the first broker is to be tried.
+    def run(
+        self,
+        connection: Connection,
+        stop: Stop,
+        longest_pause_s: float,
+        last_status: Callable[[], bytes],
+    ) -> bool:
+        """Send and receive until the connection is lost, a stop is asked for, or another broker is to be used.
 
         Args:
+            connection: that a broker has accepted.
             stop: what is left to send has until its deadline.
             longest_pause_s: longest wait for the network, s.
-            should_return: True to leave this broker; what is in flight has a moment to arrive.
+            last_status: returns the status to publish before another broker is used; empty: stay.
 
         Returns:
-            True if `should_return` was.
+            True if another broker is to be used.
         """
-        self._events.restart()
-        self._states.restart()
-        self._answers.restart()
-        self._inbox.restart(self._connection)  # first: a client that sees `online` may send commands
-        self._publish_status(ONLINE)
-        self._duplicate.restart(self._connection)
-        self._stale.restart(self._connection)
-        self._query.restart()
-        returns = False
-        while not self._connection.lost and not self._is_done(stop) and not (returns := should_return()):
-            self._send()
-            pause_s = min(longest_pause_s, _PAUSE_S, self._events.retry_in(), stop.drain_left())
-            self._turn(0.0 if self._can_send_more() else pause_s)
-        if not self._connection.lost:
-            self._leave(stop) if stop.is_asked else self._move(stop)
-        return returns
+        self._restart(connection)
+        last = b""
+        while not connection.lost and not self._is_drained(stop) and not (last := last_status()):
+            self._send(connection)
+            pause_s = min(longest_pause_s, _PAUSE_S, self.events.retry_in(), stop.drain_left())
+            self._turn(connection, 0.0 if self._can_send_more(connection) else pause_s)
+            self._stale.poll()
+            self.link.stable()
+        if not connection.lost:
+            self._leave(connection, stop) if stop.is_asked else self._move(connection, stop, last)
+        return bool(last)
 
-    def _publish_status(self, status: bytes) -> None:
-        self._status_mid = self._connection.publish(self._status, status, qos=1, retain=True)
+    def _restart(self, connection: Connection) -> None:
+        self._heard_at = time.monotonic()
+        self.events.restart()
+        self.states.restart()
+        self.transient.restart()
+        self.inbox.restart(connection)  # first: a client that sees `online` may send commands
+        self._publish_status(connection, ONLINE)
+        self._duplicate.restart(connection)
+        self._stale.restart(connection, str(self._where))
 
-    def _is_done(self, stop: Stop) -> bool:
+    def _publish_status(self, connection: Connection, status: bytes) -> None:
+        self._status_mid = connection.publish(self._status, status, qos=1, retain=True)
+
+    def _is_drained(self, stop: Stop) -> bool:
         if not stop.is_asked:
             return False
-        left = self._events.is_waiting or self._states.is_waiting or self._in_flight()
-        return not left or stop.drain_left() <= 0.0
+        waits = self.events.is_waiting or self.states.is_waiting or self._in_flight()
+        return not waits or stop.drain_left() <= 0.0
 
     def _in_flight(self) -> int:
-        return self._events.in_flight + self._states.in_flight + bool(self._status_mid)
+        return self.events.in_flight + self.states.in_flight + bool(self._status_mid)
 
-    def _room(self) -> int:
-        return self._connection.window - self._in_flight()
+    def _can_send_more(self, connection: Connection) -> bool:
+        return self.events.is_waiting and connection.window > self._in_flight()
 
-    def _can_send_more(self) -> bool:
-        return self._events.is_waiting and self._room() > 0
-
-    def _send(self) -> None:
-        self._answers.send(self._connection)
-        self._samples.send(self._connection)
+    def _send(self, connection: Connection) -> None:
+        self.transient.send(connection)
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
-        share = max(1, self._connection.window // 4) - self._states.in_flight
-        self._states.send(self._connection, min(share, self._room()))
-        self._events.send(self._connection, self._room())
-        self._inbox.update(self._connection)
-        if not self._status_mid and not self._connection.lost and self._duplicate.is_due():
-            self._publish_status(ONLINE)
+        share = max(1, connection.window // 4) - self.states.in_flight
+        self.states.send(connection, min(share, connection.window - self._in_flight()))
+        self.events.send(connection, connection.window - self._in_flight())
+        self.inbox.update(connection)
+        if not self._status_mid and not connection.lost and self._duplicate.is_due():
+            self._publish_status(connection, ONLINE)
 
-    def _turn(self, timeout_s: float) -> None:
+    def _turn(self, connection: Connection, timeout_s: float) -> None:
         if not self._in_flight():
             self._heard_at = time.monotonic()
-        for acknowledged in self._connection.turn(timeout_s):
+        for acknowledged in connection.turn(timeout_s):
             self._acknowledge(acknowledged)
-        self._events.settle()
-        self._stale.poll()
-        self._query.poll(self._connection)
-        self._outage.stable()
+        self.events.settle()
         silent_s = time.monotonic() - self._heard_at
         if silent_s > _UNEASY_S:
-            self._outage.silent(silent_s)
+            self.link.silent(silent_s)
         if silent_s > _SILENCE_S:
-            self._connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
+            connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
 
     def _acknowledge(self, acknowledged: PubAck) -> None:
         self._heard_at = time.monotonic()
-        self._outage.acknowledged()
+        self.link.acknowledged()
         if acknowledged.mid == self._status_mid:
             self._status_mid = 0
             if acknowledged.is_refusal:
                 log.warning("the broker refuses %s: %s", self._status, reasons.in_words(acknowledged.code))
-        elif not self._events.acknowledge(acknowledged):
-            self._states.acknowledge(acknowledged)
+        elif not self.events.acknowledge(acknowledged):
+            self.states.acknowledge(acknowledged)
 
-    def _move(self, stop: Stop) -> None:
-        """Publish `offline`, and let what is in flight arrive."""
+    def _move(self, connection: Connection, stop: Stop, status: bytes) -> None:
+        """Publish the last status, and let what is in flight arrive."""
         until = time.monotonic() + _MOVE_S
         self._duplicate.end()
-        self._publish_status(OFFLINE)
-        while self._in_flight() and not self._connection.lost and not stop.is_asked and time.monotonic() < until:
-            self._turn(0.1)
-        self._connection.farewell(0.5)
+        self._publish_status(connection, status)
+        while self._in_flight() and not connection.lost and not stop.is_asked and time.monotonic() < until:
+            self._turn(connection, 0.1)
+        connection.farewell(0.5)
 
-    def _leave(self, stop: Stop) -> None:
+    def _leave(self, connection: Connection, stop: Stop) -> None:
         self._duplicate.end()
-        self._publish_status(STOPPED)
-        while self._status_mid and not self._connection.lost and stop.left() > 0.0:
-            self._turn(stop.left())
-        self._connection.farewell(max(0.05, stop.left()))
+        self._publish_status(connection, STOPPED)
+        while self._status_mid and not connection.lost and stop.left() > 0.0:
+            self._turn(connection, stop.left())
+        connection.farewell(max(0.05, stop.left()))
 
 
 class LinkState(Struct, frozen=True):

@@ -356,13 +356,13 @@ def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Pa
         (
             3,
             'host = "mqtt://localhost:1883"',
-            "is an address of the web (mqtt); write host = 'localhost';",
+            "is a URL (mqtt); write host = 'localhost';",
         ),
         (3, 'host = "localhost:1883"', "has a port in it; write host = 'localhost' and port = 1883"),
         (3, 'host = "[::1]:1883"', "has a port in it; write host = '::1' and port = 1883"),
-        (3, 'host = "[::1]"', "is neither the name of a machine nor an IP address"),
-        (3, 'host = "a b"', "is neither the name of a machine nor an IP address"),
-        (3, 'host = "a..b"', "is neither the name of a machine nor an IP address"),
+        (3, 'host = "[::1]"', "is neither a host name nor an IP address"),
+        (3, 'host = "a b"', "is neither a host name nor an IP address"),
+        (3, 'host = "a..b"', "is neither a host name nor an IP address"),
         (3, 'host = "127.0.0.1\\u0000"', "host = '127.0.0.1\\x00' holds a control character"),
         (2, 'username = "a\\u0000"', "username = 'a\\x00' holds a control character"),
         (3, 'prefix = "$SYS"', "prefix = '$SYS': topics that begin with $ are the broker's own"),
@@ -420,7 +420,7 @@ def test_nobody_is_told_to_change_the_rights_of_what_is_no_plain_file(
         ("wss://broker/mqtt?token=S3cr3t", "(wss); write host = 'broker'; "),
         ("u:S3cr3t@h", "has a user in it; write host = 'h'; "),
         ("u:S3cr/3t@x@h:1883", "has a user in it; write host = 'h'; "),
-        ("u:S3cr3t://x@", "has a user in it; write the name or the IP address of the broker alone; "),
+        ("u:S3cr3t://x@", "has a user in it; write only the name or the IP address of the broker; "),
     ],
 )
 def test_a_host_with_a_user_is_told_without_the_password(file: Path, host: str, advice: str) -> None:

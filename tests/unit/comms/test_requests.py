@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from agent.comms import requests as module
-from agent.comms.mqtt.subscriptions import IncomingMessage
+from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.requests import Request, Requests
 from agent.comms.topics import Topics
 

@@ -104,7 +104,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     old.snapshot_now()
     assert control.set("front", "enabled", False) == ""
     spool.flush(5.0)
-    retained, events = house.mqtt.publisher.retained(), spool.peek(0, 1000)
+    retained, events = house.mqtt.retained(), spool.peek(0, 1000)
     assert retained[house.topics.snapshot("front")] == b""
     assert retained[house.topics.count("front", "person")] == b"0"
     assert (
@@ -113,7 +113,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     published.clear()
     inferences.answer()
     assert old.join(5.0)
-    assert house.mqtt.publisher.retained() == retained
+    assert house.mqtt.retained() == retained
     assert published == []
     house.recorder.close(2.0)
     assert spool.peek(events[-1].seq, 1000) == []

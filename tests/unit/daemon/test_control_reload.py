@@ -88,7 +88,7 @@ def test_only_what_is_different_is_swapped(
     assert house.streams["front"] is front
     assert not front.over
     assert back.over
-    assert house.mqtt.publisher.retained()[house.topics.count("back", "person")] == b""
+    assert house.mqtt.retained()[house.topics.count("back", "person")] == b""
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
 
 

@@ -7,14 +7,15 @@ import json
 import logging
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from msgspec.structs import replace
 
 from agent.comms.homeassistant.announcer import Announcer
 from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
-from agent.comms.mqtt.subscriptions import IncomingMessage
+from agent.comms.mqtt.paho_client import IncomingMessage
+from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import HomeAssistantConfig
 
@@ -32,6 +33,10 @@ class World:
         self.sent: list[bytes] = []
         self.handlers: dict[str, Callable[[IncomingMessage], None]] = {}
         self.asked: list[tuple[str, Callable[[bytes], None]]] = []
+
+    @property
+    def publisher(self) -> Publisher:
+        return cast("Publisher", self)
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
         assert topic == TOPIC
@@ -60,7 +65,11 @@ class World:
 
     def announcer(self, config: HomeAssistantConfig | None = None, device: Device = DEVICE) -> Announcer:
         made = Announcer(
-            self, config or HomeAssistantConfig(), device, clock=lambda: self.now, jitter=lambda low, high: high
+            self.publisher,
+            config or HomeAssistantConfig(),
+            device,
+            clock=lambda: self.now,
+            jitter=lambda low, high: high,
         )
         self.answer()
         return made
@@ -84,7 +93,7 @@ def removed(parts: dict[str, Any]) -> set[str]:
 
 
 def test_nothing_is_said_before_the_broker_has_told_what_it_retains(world: World) -> None:
-    announcer = Announcer(world, HomeAssistantConfig(), DEVICE, clock=lambda: world.now)
+    announcer = Announcer(world.publisher, HomeAssistantConfig(), DEVICE, clock=lambda: world.now)
     assert not world.live(announcer)
     world.answer()
     assert len(world.live(announcer)) == 1

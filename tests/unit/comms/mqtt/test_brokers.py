@@ -5,7 +5,10 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.mqtt.brokers import RETURN_EVERY_S, FailoverPolicy
+from agent.comms.mqtt.brokers import RETURN_EVERY_S, FailoverPolicy, ProtocolChoice
+from agent.comms.mqtt.paho_client import Protocol
+from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
+from agent.errors import BrokerError
 
 PATIENCE_S = 10.0
 
@@ -105,3 +108,53 @@ def test_whatever_happens_a_broker_is_current_and_none_is_tried_twice_in_one_rou
         assert 0 <= it.current < count
         assert in_a_row < count
         assert it.current > 0 or not it.is_return_due(math.nextafter(math.inf, 0))
+
+
+SILENT, CLOSED = UnansweredError("x", silent=True), UnansweredError("x", silent=False)
+TOO_NEW = RefusedError(UNSUPPORTED_PROTOCOL)
+
+
+def spoken(choice: ProtocolChoice) -> str:
+    return choice.current
+
+
+def test_a_broker_that_says_it_does_not_speak_mqtt_5_is_tried_with_3_1_1_at_once() -> None:
+    choice = ProtocolChoice("auto")
+    assert spoken(choice) == "5"
+    assert choice.failed(TOO_NEW)
+    assert spoken(choice) == "3.1.1"
+    choice.worked()
+    assert not choice.failed(CLOSED)
+    assert not choice.failed(CLOSED)
+    assert spoken(choice) == "3.1.1", "once proven, only the broker's word changes it"
+    assert not choice.failed(TOO_NEW)
+    assert spoken(choice) == "5"
+
+
+def test_a_broker_that_keeps_silent_is_not_waited_for_long() -> None:
+    choice = ProtocolChoice("auto")
+    assert choice.patience_s < 5
+    assert choice.failed(SILENT)
+    assert spoken(choice) == "3.1.1"
+    assert choice.patience_s >= 10
+
+
+def test_a_broker_that_hangs_up_gets_a_second_chance() -> None:
+    choice = ProtocolChoice("auto")
+    assert not choice.failed(CLOSED)
+    assert not choice.failed(BrokerError("nothing listens there"))
+    assert spoken(choice) == "5"
+    assert choice.failed(CLOSED)
+    assert spoken(choice) == "3.1.1"
+    choice.failed(CLOSED)
+    choice.failed(CLOSED)
+    assert spoken(choice) == "5"
+
+
+def test_a_configured_version_is_never_changed() -> None:
+    versions: tuple[Protocol, ...] = ("5", "3.1.1")
+    for version in versions:
+        choice = ProtocolChoice(version)
+        for error in (TOO_NEW, SILENT, CLOSED):
+            assert not choice.failed(error)
+        assert choice.current == version

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import select
 import socket
 import threading
 import time
@@ -15,9 +16,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from agent.comms.mqtt import session
-from agent.comms.mqtt.connection import Connection
+from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.publisher import Publisher
-from agent.comms.mqtt.retry import Pause
 from agent.comms.topics import OFFLINE
 from agent.config import MqttConfig
 from agent.types import Stored
@@ -229,11 +229,11 @@ def pauses_of(config: MqttConfig, monkeypatch: pytest.MonkeyPatch, count: int = 
     asked: list[float] = []
     over = threading.Event()
 
-    def wait(self: Pause, seconds: float, *, by_clock: bool = False) -> None:
+    def wait(self: Publisher, seconds: float, *, by_clock: bool) -> None:
         asked.append(seconds)
         over.wait(0.005 if len(asked) < count else 30.0)
 
-    monkeypatch.setattr(Pause, "wait", wait)
+    monkeypatch.setattr(Publisher, "_pause", wait)
     monkeypatch.setattr(random, "uniform", lambda least, most: most)
     made = Publisher(config, TOPICS, Kept())
     made.start()
@@ -257,3 +257,24 @@ def test_a_local_broker_that_refuses_us_is_left_in_peace_for_longer(monkeypatch:
 
     with peer(refuse) as port:
         assert max(pauses_of(MqttConfig(host=HOST, port=port), monkeypatch)) == 60
+
+
+def test_a_wake_wakes_from_any_thread_and_only_until_cleared() -> None:
+    wake = WakeupPipe()
+    poll = select.poll()
+    poll.register(wake, select.POLLIN)
+    assert not poll.poll(0)
+    threads = [threading.Thread(target=wake.set) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert poll.poll(1000)
+    wake.clear()
+    assert not poll.poll(0)
+    wake.clear()
+    wake.set()
+    assert poll.poll(1000)
+    wake.clear()
+    wake.close()
+    wake.set()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.comms.mqtt import inbox as intake
-from agent.comms.mqtt.inbox import BURST, LARGEST, PER_S, SHUT_AFTER, Inbox, RateLimiter, Subscription
-from agent.comms.mqtt.subscriptions import IncomingMessage
-from tests.support.subscribing import Client, connection
+from agent.comms.mqtt.inbox import BURST, LARGEST, PER_S, SHUT_AFTER, Inbox, RateLimiter, RetainedSubscription
+from agent.comms.mqtt.paho_client import IncomingMessage
+from tests.support.subscribing import Client, connection, subscriptions
 
 SET = "vedette/porch/+/set/#"
 
@@ -32,7 +33,7 @@ def heard() -> list[IncomingMessage]:
 @pytest.fixture
 def inbox(now: list[float], heard: list[IncomingMessage]) -> Inbox:
     inbox = Inbox("host:1883")
-    inbox.listen(SET, Subscription(heard.append))
+    inbox.listen(SET, heard.append)
     return inbox
 
 
@@ -67,7 +68,7 @@ def test_what_is_to_be_retained_is_told_so_where_that_is_asked_for(
     inbox: Inbox, heard: list[IncomingMessage]
 ) -> None:
     client = Client()
-    inbox.listen("homeassistant/status", Subscription(heard.append, as_published=True))
+    inbox.listen("homeassistant/status", heard.append, as_published=True)
     inbox.restart(connection(client))
     assert client.options["homeassistant/status"].retainAsPublished
     assert not client.options[SET].retainAsPublished
@@ -79,10 +80,10 @@ def test_what_is_listened_to_later_is_subscribed_on_the_same_connection(
     client = Client()
     line = connection(client)
     inbox.restart(line)
-    inbox.listen("homeassistant/status", Subscription(heard.append))
+    inbox.listen("homeassistant/status", heard.append)
     inbox.update(line)
     assert client.asked == [f"+{SET}", "+homeassistant/status"]
-    assert set(inbox.all()) == {SET, "homeassistant/status"}
+    assert set(inbox.patterns()) == {SET, "homeassistant/status"}
     client.message("homeassistant/status", b"online")
     assert [received.payload for received in heard] == [b"online"]
 
@@ -97,8 +98,8 @@ def test_what_is_ignored_is_unsubscribed_and_may_be_listened_to_again(
     inbox.ignore("never/listened/to")
     inbox.update(line)
     client.message("vedette/porch/front/set/enabled", b"on")
-    assert (heard, inbox.all()) == ([], {})
-    inbox.listen(SET, Subscription(heard.append))
+    assert (heard, inbox.patterns()) == ([], [])
+    inbox.listen(SET, heard.append)
     inbox.update(line)
     client.message("vedette/porch/front/set/enabled", b"on")
     assert len(heard) == 1
@@ -130,7 +131,7 @@ def test_a_payload_that_is_too_large_does_not_reach_the_handler(
     client.message("vedette/porch/front/set/enabled", b"x" * LARGEST)
     assert len(heard) == 1
     assert len(said(caplog)) == 1
-    assert f"{LARGEST + 1} bytes, at most {LARGEST} are taken" in said(caplog)[0]
+    assert f"{LARGEST + 1} bytes, the limit is {LARGEST}" in said(caplog)[0]
 
 
 def test_a_handler_that_fails_does_not_end_the_line(now: list[float], caplog: pytest.LogCaptureFixture) -> None:
@@ -138,10 +139,10 @@ def test_a_handler_that_fails_does_not_end_the_line(now: list[float], caplog: py
         raise RuntimeError("oh")
 
     inbox, client = Inbox("host:1883"), Client()
-    inbox.listen(SET, Subscription(fail))
+    inbox.listen(SET, fail)
     inbox.restart(connection(client))
     client.message("vedette/porch/front/set/enabled", b"on")
-    assert "a defect in Vedette" in said(caplog)[0]
+    assert "internal error" in said(caplog)[0]
 
 
 def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
@@ -165,15 +166,15 @@ def test_a_flood_is_cut_off_at_the_broker_and_listened_to_again_when_it_is_over(
     now[0] += 10.0
     inbox.update(line)
     assert [text.split(": ", 1)[1] for text in said(caplog)] == [
-        "more messages come than are taken; the rest is dropped",
-        "flooded; nothing is taken from there for 10 s",
-        f"calm again; {SHUT_AFTER} messages were dropped",
+        "too many messages; some are dropped",
+        "flooded; unsubscribed for 10 s",
+        f"no longer flooded; {SHUT_AFTER} messages were dropped",
     ]
 
 
 def test_a_flood_of_one_pattern_is_none_of_another(inbox: Inbox, heard: list[IncomingMessage]) -> None:
     client = Client()
-    inbox.listen("homeassistant/status", Subscription(heard.append))
+    inbox.listen("homeassistant/status", heard.append)
     inbox.restart(connection(client))
     for _ in range(BURST + SHUT_AFTER):
         client.message("vedette/porch/front/set/enabled", b"on")
@@ -202,5 +203,68 @@ def test_a_flood_that_comes_again_shuts_the_door_for_longer() -> None:
             pass
         shut.append(door.shut_s)
         now[0] += door.shut_s + BURST / PER_S
-        door.calm()
+        door.end_flood()
     assert shut == [10.0, 20.0, 40.0, 80.0]
+
+
+def test_what_is_retained_is_the_answer() -> None:
+    inbox, client, answers = Inbox("host:1883"), Client(), list[bytes]()
+    line = connection(client)
+    inbox.restart(line)
+    inbox.ask("a/b", answers.append)
+    inbox.update(line)
+    client.answer(0)
+    inbox.update(line)
+    assert not answers
+    client.message("a/b", b"kept", retain=True)
+    inbox.update(line)
+    inbox.update(line)
+    assert answers == [b"kept"]
+    assert client.asked == ["+a/b", "-a/b"]
+
+
+def test_when_nothing_comes_nothing_is_retained(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [10.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    inbox, client, answers = Inbox("host:1883"), Client(), list[bytes]()
+    line = connection(client)
+    inbox.ask("a/b", answers.append)
+    inbox.update(line)
+    client.answer(0x87)  # not allowed to know
+    inbox.update(line)
+    assert not answers
+    now[0] += 2.9
+    inbox.update(line)
+    assert not answers, "a slow line takes a little"
+    now[0] += 0.2
+    inbox.update(line)
+    assert answers == [b""]
+
+
+def test_a_question_is_asked_again_on_the_next_connection() -> None:
+    inbox, first, second, answers = Inbox("host:1883"), Client(), Client(), list[bytes]()
+    inbox.ask("a/b", answers.append)
+    inbox.restart(connection(first))
+    line = connection(second)
+    inbox.restart(line)
+    second.answer(0)
+    second.message("a/b", b"kept", retain=True)
+    inbox.update(line)
+    assert answers == [b"kept"]
+    assert first.asked == ["+a/b"]
+
+
+def test_what_was_retained_is_found_once_and_what_passes_by_is_not() -> None:
+    client = Client()
+    look = RetainedSubscription(subscriptions(client), "count/#")
+    assert look.received() is None, "the broker has not answered"
+    client.message("count/cat", b"3", retain=True)
+    client.answer(0)
+    client.message("count/dog", b"3")
+    client.message("count/cow", b"3", retain=True)
+    assert look.received() == [IncomingMessage("count/cat", b"3", True), IncomingMessage("count/cow", b"3", True)]
+    assert look.received() == []
+    look.end()
+    client.message("count/hen", b"3", retain=True)
+    assert look.received() == [], "what was on its way is left aside"
+    assert client.asked == ["+count/#", "-count/#"]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.comms.mqtt import outbox as events_module
 from agent.comms.mqtt.connection import Connection, PubAck
-from agent.comms.mqtt.outbox import EventSender, ReplyQueue, RetainedTopics, TransientQueue
+from agent.comms.mqtt.outbox import EventSender, RetainedTopics, TransientQueue
 from agent.types import Stored
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, events_of
 
@@ -158,7 +158,7 @@ def test_a_refused_topic_waits_and_others_go_on(
     warned = [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert len(warned) == 1
     assert OTHER in warned[0].getMessage()
-    assert "takes" in caplog.records[-1].getMessage()
+    assert "accepts" in caplog.records[-1].getMessage()
 
 
 def test_one_event_alone_tries_a_refused_topic(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,27 +284,27 @@ def test_a_state_is_sent_again_unchanged_for_whom_has_a_wrong_idea_of_it() -> No
 def test_an_answer_is_sent_to_whom_waits_and_to_nobody_after_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    answers, line = ReplyQueue(), Line()
+    answers, line = TransientQueue(), Line()
     line.is_clogged = True
-    answers.put("me", b"{}", b"7")
+    answers.reply("me", b"{}", b"7")
     answers.send(wire(line))
     assert line.answered == []
     line.is_clogged, line.max_packet = False, 50
-    answers.put("me/+", b"{}", b"")
-    answers.put("me", bytes(100), b"")
+    answers.reply("me/+", b"{}", b"")
+    answers.reply("me", bytes(100), b"")
     answers.send(wire(line))
     assert line.answered == [("me", b"{}", b"7")]
     assert len(caplog.records) == 2
-    answers.put("me", b"{}", b"8")
+    answers.reply("me", b"{}", b"8")
     answers.restart()
     answers.send(wire(line))
     assert len(line.answered) == 1
 
 
 def test_answers_that_nobody_can_take_are_bounded() -> None:
-    answers, line = ReplyQueue(), Line()
+    answers, line = TransientQueue(), Line()
     for number in range(1000):
-        answers.put("me", str(number).encode(), b"")
+        answers.reply("me", str(number).encode(), b"")
     answers.send(wire(line))
     assert [payload for _, payload, _ in line.answered] == [str(n).encode() for n in range(936, 1000)]
 

@@ -7,14 +7,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.comms.messages import SCHEMA_VERSION
-from agent.comms.mqtt.properties import LARGEST, Kind, PublishProperties
+from agent.comms.mqtt.paho_client import LARGEST_PROPERTIES, Kind, PublishProperties
 
 LONGEST_EXPIRY_S = 4_000_000_000
 
 
 def unpacked(properties: PublishProperties, payload: bytes, kind: Kind) -> Any:
     packed = properties.select(payload, kind).pack()
-    assert len(packed) <= LARGEST
+    assert len(packed) <= LARGEST_PROPERTIES
     read, length = Properties(PacketTypes.PUBLISH).unpack(packed)  # type: ignore[no-untyped-call]
     assert length == len(packed)
     assert read.UserProperty == [("schema", str(SCHEMA_VERSION))]
