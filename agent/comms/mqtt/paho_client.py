@@ -50,7 +50,7 @@ def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: 
         transport=config.transport,
         reconnect_on_failure=False,
     )
-    client.max_inflight_messages_set(0)  # unlimited: `Session` keeps to the broker's window
+    client.max_inflight_messages_set(0)  # unlimited: `BrokerSession` keeps to the broker's window
     if will is not None:
         client.will_set(*will, qos=1, retain=True, properties=will_properties() if protocol == "5" else None)
     client.ws_set_options(config.ws_path)

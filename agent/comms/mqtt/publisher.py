@@ -24,7 +24,7 @@ from agent.comms.mqtt.inbox import Answer
 from agent.comms.mqtt.outbox import EventSource
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.reasons import CertificateError, RefusedError, Synchronised
-from agent.comms.mqtt.session import LinkState, Session, Stop
+from agent.comms.mqtt.session import BrokerSession, LinkState, Stop
 from agent.comms.topics import OFFLINE, STOPPED, Topics
 from agent.config import MqttConfig
 from agent.errors import BrokerError, ConfigError
@@ -78,7 +78,7 @@ class Publisher:
             raise problem
         self._topics, self._client_id, self._synchronised = topics, client_id(topics), synchronised
         self._source = source
-        self._session = Session(topics, source, self, self._client_id, has_stream)
+        self._session = BrokerSession(topics, source, self, self._client_id, has_stream)
         self._wake, self._stop, self._interrupt = WakeupPipe(), Stop(), threading.Event()
         self._configs: deque[MqttConfig] = deque()
         self._use(config)

@@ -254,7 +254,7 @@ class Stop:
         return max(0.0, self.left() - self._reserve_s)
 
 
-class Session:
+class BrokerSession:
     """What the device sends and receives, over one connection after another.
 
     Attributes:
