@@ -70,6 +70,11 @@ def without_login(value: str) -> str:
     return f"{scheme}://***@{rest.rpartition('@')[2]}" if mark and "@" in rest else value
 
 
+def file_name(text: str, longest: int) -> str:
+    """Return a text as part of a file name: all but ASCII letters, digits and underscores become hyphens."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:longest].strip("-")
+
+
 def _escaped(char: str) -> str:
     if char in _NAMED:
         return _NAMED[char]

@@ -7,7 +7,6 @@ updater leaves it in memory for the daemon, and a power cut drops it.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,6 +28,7 @@ from agent.storage.files import (
     sync_folder,
     write_atomic,
 )
+from agent.text import file_name
 
 _LARGEST = 1024**2
 _ASIDE = ".damaged"
@@ -145,7 +145,7 @@ class MeasurementFiles:
 
     def path(self, model: str, key: str) -> Path:
         """Return the path of a file."""
-        return self._folder / f"{re.sub(r'[^A-Za-z0-9_-]', '-', model)[:60]}-{key[:16]}.json"
+        return self._folder / f"{file_name(model, 60)}-{key[:16]}.json"
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from agent.storage.clips.retention import (
     check_writable,
     clip_path,
     folder_name,
-    make_folder,
+    make_clips_folder,
     recover_partial_clips,
 )
 from agent.storage.files import storage_errors
@@ -303,7 +303,7 @@ class Recorder:
         """
         folder = self._folder / folder_name(stream)
         with storage_errors(f"{folder}: clips cannot be saved there"):
-            make_folder(folder)
+            make_clips_folder(folder)
         check_writable(folder)
         check_room(self._folder, self._config, min(more, self._store.max_bytes))
 
@@ -408,7 +408,7 @@ class Recorder:
             return True
         size = fitting[-1]
         if job.file is None:
-            make_folder(job.path.parent)
+            make_clips_folder(job.path.parent)
         self._store.make_room(size, sum(other.bytes for other in self._jobs))
         if job.file is None:
             job.file = ClipFile(job.path, job.occasion, some[0])

@@ -21,6 +21,7 @@ from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
 from agent.storage.clips.file import repair
 from agent.storage.files import CLOCK_SET, storage_errors
+from agent.text import file_name
 from agent.types import Clip, ClipReason
 
 log = logging.getLogger(__name__)
@@ -59,21 +60,18 @@ def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str
         token: makes the name unique where there is no track id.
     """
     when = began_at.astimezone(UTC).strftime(_TIME)
-    parts = (when, _safe(occasion.label or occasion.reason), _safe(occasion.track or token))
+    about = (occasion.label or occasion.reason, occasion.track or token)
+    parts = (when, *(file_name(text, _LONGEST) for text in about))
     return folder / folder_name(occasion.stream) / ("-".join(part for part in parts if part) + SUFFIX)
 
 
 def folder_name(stream: str) -> str:
     """Return the name of a stream's folder: the stream's own, made safe where it is not from a configuration."""
-    return stream if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stream) else _safe(stream) or "stream"
+    is_safe = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", stream)
+    return stream if is_safe else file_name(stream, _LONGEST) or "stream"
 
 
-def _safe(text: str) -> str:
-    """Replace everything but ASCII letters, digits and underscores by hyphens, and shorten it."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:_LONGEST].strip("-")
-
-
-def make_folder(folder: Path) -> None:
+def make_clips_folder(folder: Path) -> None:
     """Create the folder of all clips, or the folder of a stream in it.
 
     Raises:
@@ -137,7 +135,7 @@ def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
     Raises:
         OSError: the folder cannot be made or read, or a broken clip cannot be removed.
     """
-    make_folder(folder)
+    make_clips_folder(folder)
     for part in parts_in(folder):
         _recover(part, tell)
 
