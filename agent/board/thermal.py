@@ -19,6 +19,8 @@ from msgspec import Struct
 
 from agent.board.proc import read_number, read_text
 
+log = logging.getLogger(__name__)
+
 THERMAL = Path("sys/class/thermal")
 """Below the root of the file system."""
 _SLOWS = ("passive", "hot")
@@ -129,8 +131,6 @@ def _of_children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
-
-log = logging.getLogger(__name__)
 
 _CALM_C = 5.0
 """Overheating ends this far below the limit, °C: a board at its limit goes up and down by a degree or two."""

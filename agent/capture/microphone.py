@@ -21,6 +21,8 @@ from agent.errors import SourceError
 from agent.text import plural
 from agent.types import Samples
 
+log = logging.getLogger(__name__)
+
 
 class _Mark(NamedTuple):
     """Position of the writer, published as one object, so that the reader never sees half of an update.
@@ -107,8 +109,6 @@ class AudioRing:
         self._settled = mark.lost  # last: the writer may store again from here on
         return RingRead(frames, lost, mark.at_ns, mark.read_ns)
 
-
-log = logging.getLogger(__name__)
 
 _SYSTEM_S, _RING_S = 0.56, 4.0
 """Length of PortAudio's buffer and of the ring, s. PortAudio is woken for each quarter of the

@@ -17,6 +17,8 @@ from agent.config.source_uri import SourceOptions, SourceUri
 from agent.errors import SourceError
 from agent.types import Image
 
+log = logging.getLogger(__name__)
+
 DECODER_THREADS = 1
 """FFmpeg's own choice, one per core, costs 15 % more CPU time and 2.5 MB more per stream of 768×576 H.264, and
 holds back as many pictures as it has threads."""
@@ -97,9 +99,6 @@ def _prepare() -> None:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     if "OPENCV_LOG_LEVEL" not in os.environ:
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
-
-
-log = logging.getLogger(__name__)
 
 
 def open_camera(address: SourceUri, stall_s: float) -> Capture:

@@ -287,10 +287,10 @@ def mono(frames: Array, channel: int | None) -> Array:
 
 
 LARGEST_PIXELS = 50_000_000
-"""Decoded to three bytes a pixel, a picture of this size takes 150 MB, and a stream holds several."""
+"""Largest picture: decoded to three bytes a pixel it takes 150 MB, and a stream holds several."""
 _START = b"\xff\xd8"
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2})
-"""Baseline, extended, progressive; what else there is no camera makes."""
+"""Baseline, extended and progressive JPEG; cameras make no other kinds."""
 _ALONE = frozenset({0x01, *range(0xD0, 0xD9)})
 """Markers without a length."""
 _PNG_START, _BMP_START = b"\x89PNG\r\n\x1a\n", b"BM"
@@ -299,7 +299,7 @@ _BMP_INFO_HEADER = 40
 
 
 def check_size(shown: str, width: int, height: int) -> None:
-    """Refuse a picture that is too large to be decoded here.
+    """Refuse a picture that is too large: decoding may need a hundred times the memory of the file.
 
     Args:
         shown: name of the source, for the message.
@@ -317,7 +317,10 @@ def check_size(shown: str, width: int, height: int) -> None:
 
 
 def header_size(data: bytes) -> tuple[int, int] | None:
-    """Return width and height of a JPEG, PNG or BMP in pixels; None: the data begins with no such header."""
+    """Return width and height of a JPEG, PNG or BMP in pixels; None: the data begins with no such header.
+
+    Sources of the formats: ITU-T T.81, annex B, frame header; ISO/IEC 15948, IHDR; BITMAPINFOHEADER.
+    """
     if data.startswith(_PNG_START) and len(data) >= 24:
         return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
     if (
@@ -327,11 +330,11 @@ def header_size(data: bytes) -> tuple[int, int] | None:
     ):
         width, height = (int.from_bytes(data[at : at + 4], "little", signed=True) for at in (18, 22))
         return abs(width), abs(height)  # a negative height: the rows are stored from the top down
-    return read_size(data)
+    return jpeg_size(data)
 
 
-def read_size(data: bytes) -> tuple[int, int] | None:
-    """Width and height in pixels; None: this is no JPEG that we know."""
+def jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a JPEG in pixels; None: the data is no JPEG of a known kind."""
     if not data.startswith(_START):
         return None
     at = len(_START)

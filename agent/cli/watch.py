@@ -157,11 +157,11 @@ class SnapshotSaver:
 
 def _refusal(data: bytes) -> str:
     """Return why a payload is not saved; empty if it can be."""
-    from agent.capture.source import read_size
+    from agent.capture.source import jpeg_size
 
     if len(data) > MAX_BYTES:
         return f"{len(data)} bytes, expected at most {MAX_BYTES}"
-    size = read_size(data)
+    size = jpeg_size(data)
     if size is None:
         return "no JPEG"
     width, height = size

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from contextlib import suppress
 
-from agent.capture.source import read_size
+from agent.capture.source import jpeg_size
 from agent.cli.live import EventTable
 from agent.cli.output import format_event
 from agent.cli.roster import FleetTable, Roster
@@ -44,7 +44,7 @@ def watched(data: bytes) -> None:
     )
     json_line(message)
     file_name(*names)
-    read_size(payload)
+    jpeg_size(payload)
     roster, table = Roster(), EventTable("all")
     for one in (message, ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)):
         roster.take(one)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.capture.source import read_size
+from agent.capture.source import jpeg_size
 from agent.cli.watch import watch
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
@@ -205,7 +205,7 @@ def test_a_fleet_is_a_row_for_each_device_and_the_newest_snapshots_are_files(
     assert "porch online" in table, "without a terminal it stays lines"
     (picture,) = (tmp_path / "new" / "pictures").iterdir()
     assert picture.name == "porch.front.jpg"
-    assert read_size(picture.read_bytes()) == (160, 120)
+    assert jpeg_size(picture.read_bytes()) == (160, 120)
 
 
 def test_a_terminal_shows_a_live_table(tmp_path: Path, broker: Mosquitto) -> None:

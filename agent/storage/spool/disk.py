@@ -29,6 +29,8 @@ from agent.storage.spool.table import Counted, SpoolTable
 from agent.text import plural
 from agent.types import Stored
 
+log = logging.getLogger(__name__)
+
 BLOCK = 10_000
 """Numbers that one write reserves, and the largest gap that a repair makes."""
 
@@ -212,8 +214,6 @@ def _delete_old(files: Iterable[Path]) -> None:
         for suffix in FILES:
             Path(f"{old}{suffix}").unlink(missing_ok=True)
 
-
-log = logging.getLogger(__name__)
 
 _REPAIR_AGAIN_S = 60.0
 """A second corruption within this time is the disk's fault, and another file would not help, s."""

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.source import read_size
+from agent.capture.source import jpeg_size
 from agent.cli.watch import SnapshotSaver, file_name, watch
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.errors import StorageError
@@ -31,13 +31,13 @@ def snapshot(body: bytes, device: str = "porch", stream: str = "front") -> Recei
 
 @pytest.mark.parametrize("flags", [(), (cv2.IMWRITE_JPEG_PROGRESSIVE, 1), (cv2.IMWRITE_JPEG_RST_INTERVAL, 4)])
 def test_the_size_of_a_jpeg_is_in_its_header(flags: tuple[int, ...]) -> None:
-    assert read_size(jpeg(64, 48, *flags)) == (64, 48)
+    assert jpeg_size(jpeg(64, 48, *flags)) == (64, 48)
 
 
 @given(st.binary(max_size=200))
 def test_whatever_the_bytes_are_a_size_is_read_or_not(data: bytes) -> None:
     for given_bytes in (data, b"\xff\xd8" + data, b"\xff\xd8\xff\xe0\x00\x00" + data):
-        size = read_size(given_bytes)
+        size = jpeg_size(given_bytes)
         assert size is None or min(size) > 0
 
 
