@@ -33,6 +33,7 @@ _COMPAT = (
     "unit/storage/spool",
     "unit/storage/test_files",
     "unit/storage/test_state_file",
+    "unit/storage/test_state_folder",
     "unit/storage/test_tar",
     "unit/update/bundle/test_archive",
     "unit/update/bundle/test_wheels",

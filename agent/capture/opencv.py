@@ -277,7 +277,7 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     """Open an RTSP or HTTP stream.
 
     Raises:
-        SourceError: nobody answers within `stall_s`, or the answer is no video.
+        SourceError: there is no answer within `stall_s`, or it is no video.
     """
     os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", _FFMPEG_OPTIONS)
     limit_ms = max(1, round(stall_s * 1000))

@@ -165,7 +165,7 @@ def _explain_status(where: str, answer: _Answer, *, has_account: bool) -> str:
 
 
 def _body_problem(where: str, answer: _Answer) -> str:
-    """Describe what is wrong with the beginning of a body; empty: nothing that it tells."""
+    """Describe what is wrong with the beginning of a body; empty: nothing that is known."""
     kind, body = answer.field("content-type").partition(";")[0].strip().lower(), answer.body
     if answer.field("transfer-encoding").lower() == "chunked":
         body = body.partition(b"\r\n")[2]

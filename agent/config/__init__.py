@@ -356,7 +356,7 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[streams.NAME.clips]`: keep the last seconds of a camera in memory, and save clips around events.
 
-    The table enables this, even an empty one. `StorageConfig` says where clips go and for how long.
+    The table enables this, even an empty one. `StorageConfig` says where clips are stored and for how long.
 
     Attributes:
         events: save a clip around each event; else only those that a command asks for.

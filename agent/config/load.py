@@ -168,8 +168,8 @@ def keep_until_restart(running: Config, wanted: Config) -> tuple[Config, tuple[K
     waiting = [one for one in RESTART if _value(running, one) != _value(wanted, one)]
     held = wanted
     for table, key in waiting:
-        room = replace(getattr(held, table), **{key: _value(running, (table, key))})
-        held = replace(held, **{table: room})
+        unchanged = replace(getattr(held, table), **{key: _value(running, (table, key))})
+        held = replace(held, **{table: unchanged})
     return held, tuple(waiting)
 
 

@@ -172,10 +172,10 @@ def put_under(profile: Profile, data: Table) -> tuple[Table, frozenset[Keys]]:
 def _for_source(source: str, stream: Table) -> Table:
     try:
         address = parse_uri(source)
-        says = address.lossless or address.options.fps > 0.0
+        names_rate = address.lossless or address.options.fps > 0.0
     except SourceError:
-        says = False  # reported where sources are checked
-    if says and "capture" in stream:
+        names_rate = False  # reported where sources are checked
+    if names_rate and "capture" in stream:
         stream = {**stream, "capture": {k: v for k, v in stream["capture"].items() if k != "max_fps"}}
     return stream
 

@@ -1,6 +1,6 @@
 """Keys of earlier versions: how they are reported, read, and rewritten in a file.
 
-Users are told the new name. A daemon reads old keys as the new ones, so that a board in the field starts after an
+Errors name the new key. A daemon reads old keys as the new ones, so that a board in the field starts after an
 update. `vedette config migrate` rewrites a file, and a bundle carries the same changes (see `migrations`).
 """
 
@@ -157,7 +157,7 @@ def rewrite(text: str, lines: dict[_Keys, int]) -> tuple[str, list[OldKey]]:
             if keys[: len(old.keys)] == old.keys:
                 _edit(rows, number - 1, next(end for end in ends if end > number - 1), old)
     rewritten = "\n".join(row for row in rows if row is not None)
-    if not _says(rewritten, wanted):
+    if not _means(rewritten, wanted):
         names = ", ".join(map(str, found))
         raise ConfigError(f"cannot be rewritten line by line, change it by hand: {names}")
     return rewritten, found
@@ -183,7 +183,7 @@ def _renamed(line: str, old: str, new: str) -> str:
     return f"{head[: parts[-1].start()]}{new}{head[parts[-1].end() :]}{mark}{rest}"
 
 
-def _says(text: str, wanted: dict[str, Any]) -> bool:
+def _means(text: str, wanted: dict[str, Any]) -> bool:
     try:
         return tomllib.loads(text) == wanted
     except tomllib.TOMLDecodeError:

@@ -336,7 +336,7 @@ def read(path: Path, largest: int = _LARGEST) -> bytes:
 
 
 def _free_bytes() -> int:
-    """Return the memory that is available without swapping, bytes; a huge number if the kernel does not tell."""
+    """Return the memory that is available without swapping, bytes; a huge number if it is unknown."""
     try:
         lines = _MEMORY.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -50,7 +50,7 @@ _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 """Cache by name or path, since reading takes long: sha256 of the file, its manifest, and the completed
 manifest."""
 _of_old_keys: dict[str, list[str]] = {}
-"""Remarks by name or path, for `tell`."""
+"""Remarks by name or path, for `log_guesses`."""
 
 
 class Known(Struct, frozen=True):

@@ -1,1 +1,1 @@
-"""Clips: recorded, kept as long as there is room, saved after a crash."""
+"""Clips: recorded, repaired after a crash, and deleted when they are too old or too many."""

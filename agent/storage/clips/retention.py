@@ -129,7 +129,7 @@ def parts_in(folder: Path) -> list[Path]:
     )
 
 
-def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
+def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> None:
     """Complete the partial clips in a folder, or remove those that cannot be played.
 
     Raises:
@@ -137,10 +137,10 @@ def recover_partial_clips(folder: Path, tell: Callable[[Clip], None]) -> None:
     """
     make_clips_folder(folder)
     for part in parts_in(folder):
-        _recover(part, tell)
+        _recover(part, on_complete)
 
 
-def _recover(part: Path, tell: Callable[[Clip], None]) -> None:
+def _recover(part: Path, on_complete: Callable[[Clip], None]) -> None:
     try:
         clip = repair(part)
         if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
@@ -152,7 +152,7 @@ def _recover(part: Path, tell: Callable[[Clip], None]) -> None:
         log.warning("clip %s: was cut off and cannot be completed: %s", part, reason_of(error))
     else:
         if clip is not None:
-            tell(clip)
+            on_complete(clip)
 
 
 class ClipStore:

@@ -158,7 +158,7 @@ def describe_error(error: Exception, folder: Path) -> str:
 
     Args:
         error: of SQLite or of the system.
-        folder: where it occurred; where SQLite does not tell the cause, writing a file there is tried.
+        folder: where it occurred; if SQLite does not give the cause, writing a file there is tried.
     """
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     number = _errno_of_writing(folder) if code in _UNEXPLAINED else _ERRNO.get(code)
@@ -263,7 +263,7 @@ class SpoolDisk:
         self.claim(given)
 
     def next_seq(self) -> int:
-        """Return the first number that has not been given out. `Watermark` tells when it leaves a gap."""
+        """Return the first number that has not been given out; see `Watermark` for gaps."""
         known = self._table.last_seq if self._table else 0
         if (known or self._mark.is_new) and self._mark.trusted and not self.failing:
             return known + 1
