@@ -136,13 +136,15 @@ class EarlyExitModel:
         """Number of answers by exit."""
         return {step.variant.name: count for step, count in zip(self._exits, self._policy.used, strict=True)}
 
-    def predict(self, fill: Callable[[Array], None], complexity: float, told: Collection[int] = ()) -> Prediction:
+    def predict(
+        self, fill: Callable[[Array], None], complexity: float, continuing: Collection[int] = ()
+    ) -> Prediction:
         """Answer one input.
 
         Args:
             fill: writes the input into the tensor of the first exit.
             complexity: 0..1.
-            told: numbers of the words that gave an event and continue: they are not worth a deeper exit.
+            continuing: numbers of the words that gave an event and continue: they are not worth a deeper exit.
 
         Raises:
             BackendError: the inference failed.
@@ -157,7 +159,7 @@ class EarlyExitModel:
             spent, last = now, index + 1 == len(self._exits)
             if index >= first or last or not self._policy.fits_budget(index + 1, spent):
                 answer = self._read(index)
-                if last or self._is_enough(index, answer.scores, told, spent):
+                if last or self._is_enough(index, answer.scores, continuing, spent):
                     self._policy.used[index] += 1
                     self.answered = answer.variant
                     return answer
@@ -212,12 +214,12 @@ class EarlyExitModel:
         scores = np.array([detection.score for detection in detections], np.float32)
         return Prediction(detections, scores, step.variant.name)
 
-    def _is_enough(self, index: int, scores: Floats, told: Collection[int], spent_ns: int) -> bool:
+    def _is_enough(self, index: int, scores: Floats, continuing: Collection[int], spent_ns: int) -> bool:
         decoder = self._exits[index].decoder
         if not isinstance(decoder, Keyword):
             return not self._policy.needs_deeper(index, float(scores.max(initial=0.0)), spent_ns)
         label, confidence = decoder.verdict(scores)
-        continues = label in told and confidence >= _CONTINUES
+        continues = label in continuing and confidence >= _CONTINUES
         return continues or not self._policy.needs_deeper(index, confidence, spent_ns)
 
 

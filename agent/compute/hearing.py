@@ -102,9 +102,9 @@ class AudioPerception:
         if rows is None:
             events = self.tracker.tick(chunk.captured_ns, chunk.captured_at)
             return StreamResult(events, None, StageTimes(queue, gated - began, prepared - gated))
-        spent = _Spent(queue, gated - began, prepared - gated)
-        events, detections = self._infer(chunk, rows, gate, spent)
-        return StreamResult(events, detections, spent.stages())
+        events, detections, infer_ns, track_ns = self._infer(chunk, rows, gate)
+        stages = StageTimes(queue, gated - began, prepared - gated, infer_ns, 0, track_ns)
+        return StreamResult(events, detections, stages)
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
         """End every track. Add silence to the end of a recording, so that its last word gives an event."""
@@ -173,10 +173,12 @@ class AudioPerception:
         return self._frontend(samples)
 
     def _infer(
-        self, chunk: AudioChunk, rows: Rows, gate: VoiceDecision, spent: _Spent
-    ) -> tuple[list[Event], list[Detection] | None]:
+        self, chunk: AudioChunk, rows: Rows, gate: VoiceDecision
+    ) -> tuple[list[Event], list[Detection] | None, int, int]:
+        """Return events, detections, and the times of inference and tracking, ns."""
         events: list[Event] = []
         found: list[Detection] = []
+        infer_ns = track_ns = 0
         audible = gate.heard and bool(chunk.samples[-1] or chunk.samples.any())
         self.inferences = 0
         for left in self._rows.feed(rows):
@@ -185,18 +187,19 @@ class AudioPerception:
             at_ns, at = chunk.captured_ns - round(late_s * 1e9), chunk.captured_at - timedelta(seconds=late_s)
             began = time.monotonic_ns()
             self._erase_ended_word(at_ns, late_s)
-            going_on = self._keywords.told if self._keywords is not None else ()
-            answer = self._exits.predict(self._rows.fill, gate.complexity, going_on)
+            continuing = self._keywords.continuing if self._keywords is not None else ()
+            answer = self._exits.predict(self._rows.fill, gate.complexity, continuing)
             inferred = time.monotonic_ns()
             new, detections = self._report(answer, at_ns, at)
             if self._keywords is not None and audible and self._stuck.update(answer.scores, self._rows.newest):
                 log.error("%s: %s", self.model.path, self._stuck.text)
             events += new
             found += detections
-            spent.add(inferred - began, time.monotonic_ns() - inferred)
+            infer_ns += inferred - began
+            track_ns += time.monotonic_ns() - inferred
         if len(found) > 1:
             found = _strongest(found)
-        return events, found if self.inferences else None
+        return events, found if self.inferences else None, infer_ns, track_ns
 
     def _model_moves(self) -> bool:
         """Test the model with made inputs: return True if its answers depend on them."""
@@ -213,7 +216,7 @@ class AudioPerception:
         """Erase a word from the window if a pause follows its event, so that its score falls."""
         if self._event_ns is None or self._pauses is None or self._keywords is None:
             return
-        if not self._keywords.told:
+        if not self._keywords.continuing:
             self._event_ns = None  # its score has fallen already
             return
         ago_s = self._pauses.find((at_ns - self._event_ns) / 1e9, late_s)
@@ -237,16 +240,3 @@ def _strongest(found: Iterable[Detection]) -> list[Detection]:
     for detection in sorted(found, key=lambda one: -one.score):
         best.setdefault(detection.label, detection)
     return list(best.values())
-
-
-class _Spent:
-    def __init__(self, queue: int, gate: int, prepare: int) -> None:
-        self._queue, self._gate, self._prepare = queue, gate, prepare
-        self._infer = self._track = 0
-
-    def add(self, infer: int, track: int) -> None:
-        self._infer += infer
-        self._track += track
-
-    def stages(self) -> StageTimes:
-        return StageTimes(self._queue, self._gate, self._prepare, self._infer, 0, self._track)

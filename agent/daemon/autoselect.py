@@ -101,7 +101,7 @@ class AutoBackend:
         first = f"user {other_user()} has opened and run it first" if is_root() else "there is no other user here"
         log.warning(
             "%s: is opened as root (%s); run Vedette as another user, as its systemd unit does, so that models "
-            "have no rights of root's",
+            "run without root's rights",
             model.path,
             first,
         )

@@ -192,22 +192,6 @@ def _check_clips_place(config: Config) -> None:
         raise ConfigError(str(error), keys=("storage", key)) from error
 
 
-def _check_state(config: Config) -> None:
-    try:
-        check_state_folder(folder_of(config.storage), service_user())
-    except StorageError as error:
-        raise ConfigError(str(error), keys=("storage", "state_dir")) from error.__cause__
-
-
-def _check_clips(config: Config) -> None:
-    if not config.storage.clips_folder:
-        return
-    try:
-        check_state_folder(clips_path(config.storage), service_user(), key="clips_folder")
-    except StorageError as error:
-        raise ConfigError(str(error), keys=("storage", "clips_folder")) from error.__cause__
-
-
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
     for error in (*device_problems(file.config), *_folder_problems(file.config)):
@@ -217,11 +201,14 @@ def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
 
 
 def _folder_problems(config: Config) -> Iterator[ConfigError]:
-    for check in (_check_state, _check_clips):
+    folders = {"state_dir": folder_of, "clips_folder": clips_path}
+    for key in ("state_dir", "clips_folder") if config.storage.clips_folder else ("state_dir",):
         try:
-            check(config)
-        except ConfigError as error:
-            yield error
+            check_state_folder(folders[key](config.storage), service_user(), key=key)
+        except StorageError as error:
+            problem = ConfigError(str(error), keys=("storage", key))
+            problem.__cause__ = error.__cause__
+            yield problem
 
 
 def _is_of_another_user(error: VedetteError) -> bool:

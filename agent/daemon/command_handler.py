@@ -56,7 +56,7 @@ class DoctorProcess:
     def start(self, done: Done) -> None:
         """Start the process, unless one runs (CommandError); `done` is called from another thread at its end."""
         if self._thread is not None and self._thread.is_alive():
-            raise CommandError("the doctor is at work already; ask again when it is done")
+            raise CommandError("vedette doctor is running already; ask again when it has finished")
         self._thread = threading.Thread(target=self._run, args=(done,), name="doctor", daemon=True)
         self._thread.start()
 
@@ -80,14 +80,14 @@ class DoctorProcess:
                 self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
         except OSError as error:
-            raise CommandError(f"the doctor cannot be started: {error}") from error
+            raise CommandError(f"vedette doctor cannot be started: {error}") from error
         self._process = process
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICE)
         try:
             output, _ = process.communicate(timeout=self._longest_s)
         except subprocess.TimeoutExpired:
-            raise CommandError(f"the doctor did not finish in {self._longest_s:.0f} s") from None
+            raise CommandError(f"vedette doctor did not finish in {self._longest_s:.0f} s") from None
         finally:
             self._process = None
             process.kill()
@@ -102,7 +102,7 @@ def _decode(output: bytes, code: int) -> dict[str, Any]:
             raise ValueError(f"{len(output)} bytes of report")
         return msgspec.json.decode(output, type=dict[str, Any])
     except (msgspec.MsgspecError, ValueError) as error:
-        raise CommandError(f"the doctor ended with code {code} and gave no report: {error}") from error
+        raise CommandError(f"vedette doctor ended with exit status {code} without a report: {error}") from error
 
 
 _AT_ONCE = 8
@@ -168,8 +168,8 @@ class CommandHandler:
                 self._examine(request)
                 return
             remark, more = self._reply(request.command)
-        except CommandError as error:
-            self._refuse(request, str(error))
+        except VedetteError as error:
+            self._refuse(request, "; ".join(str(error).splitlines()))
         except Exception as error:
             # An internal error of one command must not end the streams.
             log.exception("a command failed: internal error (please report)")
@@ -194,22 +194,10 @@ class CommandHandler:
             streams[command.stream].snapshot_now()
             return "", {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
-            return "", {"path": self._record(command)}
+            return "", {"path": streams[command.stream].record(command.seconds)}
         if command.verb == "reload":
-            return self._reload_config(), {}
+            return self._reload(), {}
         return "", self._status()
-
-    def _record(self, command: Command) -> str:
-        try:
-            return self._runtime.streams[command.stream].record(command.seconds)
-        except VedetteError as error:
-            raise CommandError(str(error)) from error
-
-    def _reload_config(self) -> str:
-        try:
-            return self._reload()
-        except VedetteError as error:
-            raise CommandError("; ".join(str(error).splitlines())) from error
 
     def _examine(self, request: Request) -> None:
         def done(report: dict[str, Any] | None, why: str) -> None:

@@ -194,7 +194,7 @@ class ConfigManager:
         """Read the overrides. Where the file is damaged, switch every stream off and write that.
 
         A camera that an operator had switched off cannot be told from others then. One that is off by mistake is
-        noticed and switched on again; one that is on by mistake films somebody.
+        noticed and switched on again; one that is on by mistake records people.
         """
         try:
             self._overrides = self._file.read()

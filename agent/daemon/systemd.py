@@ -112,23 +112,14 @@ def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
     standings = {name: one.standing for name, one in streams.items()}
     wanted = {name: standing for name, standing in standings.items() if standing[0] != "disabled"}
     run = sum(state in ("running", "degraded") for state, _ in wanted.values())
-    said = [f"{run} of {len(wanted)} stream{'s' * (len(wanted) != 1)} running"]
+    parts = [f"{run} of {plural(len(wanted), 'stream')} running"]
     if not ready:
-        said = [f"starting: waiting for the first inference of {', '.join(awaited(streams)) or 'any'}"]
-    said += [f"{name} stuck" for name in hanging(streams)]
+        parts = [f"starting: waiting for the first inference of {', '.join(awaited(streams)) or 'any'}"]
+    parts += [f"{name} stuck" for name in hanging(streams)]
     for name, (state, detail) in wanted.items():
         if state not in ("running", "starting"):
-            said.append(f"{name} {state}{detail and f': {detail}'}")
-    return "; ".join(said if connected else [*said, "no broker"])
-
-
-def _summary(streams: Streams) -> str:
-    """Count the streams that run and name the others with their state; the log has said why."""
-    states = {name: one.standing[0] for name, one in streams.items()}
-    wanted = {name: state for name, state in states.items() if state != "disabled"}
-    run = [name for name, state in wanted.items() if state in ("running", "degraded")]
-    rest = [f"{name} {state}" for name, state in wanted.items() if name not in run]
-    return ", ".join([f"{len(run)} of {plural(len(wanted), 'stream')} running", *rest])
+            parts.append(f"{name} {state}{detail and f': {detail}'}")
+    return "; ".join(parts if connected else [*parts, "no broker"])
 
 
 class SystemdStatus:
@@ -149,7 +140,7 @@ class SystemdStatus:
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()
-            log.info("ready: %s", _summary(streams))
+            log.info("ready: %s", status_text(streams, ready=True, connected=True))
         self._feed(hanging(streams))
         status = status_text(streams, ready=self.ready, connected=connected)
         if status != self._status:

@@ -217,7 +217,7 @@ def test_the_doctor_examines_while_everything_goes_on_and_one_at_a_time(
     alive(operator)
     operator.request("doctor", b"{}", f"{TOPICS.answer('doctor')}/me", b"1")
     second = operator.ask("doctor")
-    assert second == {"ok": False, "reason": "the doctor is at work already; ask again when it is done"}
+    assert second == {"ok": False, "reason": "vedette doctor is running already; ask again when it has finished"}
     hear(operator.messages, 3)
     operator.messages.wait(lambda m: m.of(f"{TOPICS.answer('doctor')}/me"), 120)
     answer = json.loads(operator.messages.of(f"{TOPICS.answer('doctor')}/me")[0])

@@ -42,23 +42,11 @@ _DESCRIPTIVE = (("name",), ("licence",), ("description",))
 """Keys that do not affect inference."""
 _PROBABILITIES = frozenset({"LOGISTIC", "SOFTMAX", "STABLEHLO_LOGISTIC"})
 _WEIGHTED = frozenset({"BATCH_MATMUL", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "LOG_SOFTMAX"})
-_PASSING = frozenset(
-    {
-        "ADD",
-        "AVERAGE_POOL_2D",
-        "CONCATENATION",
-        "DEQUANTIZE",
-        "EXPAND_DIMS",
-        "MEAN",
-        "QUANTIZE",
-        "RESHAPE",
-        "RESIZE_BILINEAR",
-        "SLICE",
-        "SQUEEZE",
-        "STRIDED_SLICE",
-        "TRANSPOSE",
-    }
-)
+_PASSED = """
+ADD AVERAGE_POOL_2D CONCATENATION DEQUANTIZE EXPAND_DIMS MEAN QUANTIZE RESHAPE RESIZE_BILINEAR SLICE SQUEEZE
+STRIDED_SLICE TRANSPOSE
+"""
+_PASSING = frozenset(_PASSED.split())
 """Operations that keep probabilities probabilities, and logits logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
 """Words in the names of outputs with scores of classes."""
@@ -343,7 +331,10 @@ def _add_input(keys: _Keys, spec: TensorSpec) -> None:
     try:
         guess = guess_input(decoder, spec)
     except ModelError:
-        if ("output", "decoder") in keys.sources:  # a guessed decoder: nobody has said how to use the model
+        if (
+            "output",
+            "decoder",
+        ) in keys.sources:  # guessed: the manifest does not say how to use the model
             raise
         return
     source = "guessed: pixels as they are, which is what its integers are for"

@@ -8,6 +8,7 @@ orthonormal DCT-II; TFLM's front end, https://github.com/tensorflow/tflite-micro
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,8 +16,7 @@ from msgspec import Meta, Struct
 from msgspec.structs import asdict
 from numpy.typing import NDArray
 
-from agent.compute.infer.audio_input import Rows, options
-from agent.compute.manifest import AudioManifest
+from agent.compute.infer.audio_input import FrontEnd, Rows
 from agent.errors import ModelError
 from agent.types import Samples
 
@@ -71,11 +71,6 @@ class LogMelOptions(Struct, frozen=True, forbid_unknown_fields=True):
     def hop(self) -> int:
         """Samples from one row to the next."""
         return round(self.hop_ms * self.rate_hz / 1000)
-
-
-def build_logmel(audio: AudioManifest) -> LogMel:
-    """Build the front end `logmel`. Raises ModelError if an option is wrong."""
-    return LogMel(options(audio, LogMelOptions))
 
 
 class LogMel:
@@ -170,11 +165,6 @@ class MfccOptions(LogMelOptions, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f"{self.coefficients} coefficients of {self.mels} mels")
 
 
-def build_mfcc(audio: AudioManifest) -> Mfcc:
-    """Build the front end `mfcc`. Raises ModelError if an option is wrong."""
-    return Mfcc(options(audio, MfccOptions))
-
-
 class Mfcc:
     """MFCC front end: the cosine transform of log-mel rows."""
 
@@ -205,14 +195,6 @@ class MicroOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """No options: its constants are those that the models were trained with."""
 
 
-def build_micro(audio: AudioManifest) -> Micro:
-    """Build the front end `micro`. Raises ModelError if the library is missing, or another rate is asked for."""
-    options(audio, MicroOptions)
-    if audio.rate_hz != _RATE_HZ:
-        raise ModelError(f"front end 'micro' takes {_RATE_HZ} Hz, the manifest says rate_hz = {audio.rate_hz}")
-    return Micro()
-
-
 class Micro:
     """TensorFlow Lite Micro's front end, as microWakeWord's models need it: 40 values each 10 ms.
 
@@ -224,7 +206,9 @@ class Micro:
     floor = 0.0
     is_stateful = True
 
-    def __init__(self) -> None:
+    def __init__(self, rate_hz: int = _RATE_HZ) -> None:
+        if rate_hz != _RATE_HZ:
+            raise ModelError(f"front end 'micro' takes {_RATE_HZ} Hz, the manifest says rate_hz = {rate_hz}")
         try:
             library = importlib.import_module("pymicro_features")
         except ImportError as error:
@@ -254,12 +238,6 @@ class RawOptions(Struct, frozen=True, forbid_unknown_fields=True):
     """No options."""
 
 
-def build_raw(audio: AudioManifest) -> Raw:
-    """Build the front end `raw`."""
-    options(audio, RawOptions)
-    return Raw(audio.rate_hz)
-
-
 class Raw:
     """The samples themselves in -1..1, one per row, for models such as YAMNet that take a waveform."""
 
@@ -275,3 +253,12 @@ class Raw:
 
     def reset(self) -> None:
         pass
+
+
+BUILDERS: dict[str, tuple[type[Struct], Callable[[Any, int], FrontEnd]]] = {
+    "logmel": (LogMelOptions, lambda chosen, _: LogMel(chosen)),
+    "mfcc": (MfccOptions, lambda chosen, _: Mfcc(chosen)),
+    "micro": (MicroOptions, lambda _, rate_hz: Micro(rate_hz)),
+    "raw": (RawOptions, lambda _, rate_hz: Raw(rate_hz)),
+}
+"""Options and builder, which gets them and the samples a second, by the name in a manifest."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Protocol, TypeVar
 
@@ -47,13 +47,8 @@ class FrontEnd(Protocol):
         ...
 
 
-FRONTENDS: Mapping[str, tuple[str, str]] = {
-    "logmel": ("build_logmel", "LogMelOptions"),
-    "mfcc": ("build_mfcc", "MfccOptions"),
-    "micro": ("build_micro", "MicroOptions"),
-    "raw": ("build_raw", "RawOptions"),
-}
-"""Name in a manifest → function of `audio_features` that builds the front end, and struct of its options."""
+FRONTENDS = ("logmel", "mfcc", "micro", "raw")
+"""Names in a manifest; `audio_features.BUILDERS` has the options and the front end of each."""
 
 
 def build_frontend(audio: AudioManifest) -> FrontEnd:
@@ -66,13 +61,14 @@ def build_frontend(audio: AudioManifest) -> FrontEnd:
         near = difflib.get_close_matches(audio.frontend, FRONTENDS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(FRONTENDS)}"
         raise ModelError(f"no front end {audio.frontend!r}{meant}")
-    made: FrontEnd = getattr(_features(), FRONTENDS[audio.frontend][0])(audio)
+    kind, build = _features().BUILDERS[audio.frontend]
+    made: FrontEnd = build(options(audio, kind), audio.rate_hz)
     return made
 
 
 def options_kind(name: str) -> type[Struct]:
     """Return the struct of the options of a front end in `FRONTENDS`."""
-    kind: type[Struct] = getattr(_features(), FRONTENDS[name][1])
+    kind: type[Struct] = _features().BUILDERS[name][0]
     return kind
 
 

@@ -78,7 +78,7 @@ class Candidate(Struct, frozen=True):
 
 def benchmark(
     model: Model,
-    ways: Sequence[Candidate],
+    candidates: Sequence[Candidate],
     reference: Reference,
     *,
     patience_s: float = PATIENCE_S,
@@ -89,7 +89,7 @@ def benchmark(
 
     Args:
         model: to run.
-        ways: to be compared.
+        candidates: to be compared.
         reference: right answers.
         patience_s: timeout for opening one and for its first inference, s.
         judge: see `Judge`; without one there is the least number of turns.
@@ -97,13 +97,13 @@ def benchmark(
     """
     with ExitStack() as open_:
         trials = []
-        for way in ways:
-            progress(way.label)
-            trials.append(open_.enter_context(closing(CandidateRun(model, way, reference, patience_s))))
+        for candidate in candidates:
+            progress(candidate.label)
+            trials.append(open_.enter_context(closing(CandidateRun(model, candidate, reference, patience_s))))
         number = 0
         while number < _LEAST or (number < _MOST and not _is_decided(trials, judge)):
             for trial in trials[:: -1 if number % 2 else 1]:
-                progress(trial.way.label)
+                progress(trial.candidate.label)
                 trial.measure()
             number += 1
         return [trial.result() for trial in trials]
@@ -118,12 +118,12 @@ class CandidateRun:
     """One candidate: open and with right answers, or refused.
 
     Attributes:
-        way: see `Candidate`.
+        candidate: see `Candidate`.
     """
 
-    def __init__(self, model: Model, way: Candidate, reference: Reference, patience_s: float) -> None:
-        self.way, self._reference = way, reference
-        self._known = Measurement(way.plan.backend, way.title, way.plan.threads)
+    def __init__(self, model: Model, candidate: Candidate, reference: Reference, patience_s: float) -> None:
+        self.candidate, self._reference = candidate, reference
+        self._known = Measurement(candidate.plan.backend, candidate.title, candidate.plan.threads)
         self._session: WorkerSession | None = None
         self._turns: list[TimingRun] = []
         try:
@@ -137,7 +137,7 @@ class CandidateRun:
         if session is None or self._is_far_slower():
             return
         try:
-            if self.way.plan.kind == "cpu":
+            if self.candidate.plan.kind == "cpu":
                 self._turns.append(session.time_model(_TURN_S))
             else:
                 self._turns.append(time_inference(self._chain, _TURN_S, lambda: session.usage().cpu_s))
@@ -176,7 +176,7 @@ class CandidateRun:
             session.close()
 
     def _open(self, model: Model, patience_s: float) -> None:
-        plan, reference, began = self.way.plan, self._reference, time.monotonic()
+        plan, reference, began = self.candidate.plan, self._reference, time.monotonic()
         is_known = reference.p50_ms > 0.0  # else the model's usual latency on this board is not known yet
         deadline_s = max(_HANGS_S, reference.p50_ms * _HANGS / 1e3) if is_known else patience_s
         options = SessionOptions(threads=plan.threads)
@@ -244,12 +244,14 @@ def survey(
         ModelError, BackendError: not even the CPU runs the model.
     """
     reference = _reference(model, inputs)
-    ways = [Candidate(BackendSpec(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)]
+    candidates = [
+        Candidate(BackendSpec(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)
+    ]
     at_once = max(1, int(min(spare_mb / reference.rss_mb, threads_max)))
     measured: list[Measurement] = []
     for first in range(0, threads_max, at_once):
         measured += benchmark(
-            model, ways[first : first + at_once], reference, judge=_best_threads, progress=progress
+            model, candidates[first : first + at_once], reference, judge=_best_threads, progress=progress
         )
     if all(one.refused for one in measured):
         raise BackendError(measured[0].refused)
@@ -264,8 +266,8 @@ def survey(
         if reason or one.plan is None:
             result = Measurement(one.name, one.title, here=one.plan is not None, refused=reason)
         else:
-            way = Candidate(one.plan, one.title)
-            (result,) = benchmark(model, [way], reference, patience_s=patience_s, progress=progress)
+            candidate = Candidate(one.plan, one.title)
+            (result,) = benchmark(model, [candidate], reference, patience_s=patience_s, progress=progress)
         measured.append(replace(result, software=slow))
     return tuple(measured)
 

@@ -32,7 +32,7 @@ class KeywordSpotter:
 
     Attributes:
         decoder: labels, threshold and options.
-        told: numbers of the labels that have given an event and whose mean has not fallen since.
+        continuing: numbers of the labels that have given an event and whose mean has not fallen since.
     """
 
     def __init__(self, decoder: Keyword, stream: str, *, run: str = "") -> None:
@@ -44,11 +44,11 @@ class KeywordSpotter:
         self._answers = 0
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._count = 0
-        self._told_ns: dict[int, int] = {}
-        self.told: frozenset[int] = frozenset()
+        self._event_ns: dict[int, int] = {}
+        self.continuing: frozenset[int] = frozenset()
 
     def set_decoder(self, decoder: Keyword) -> None:
-        """Use another decoder of the same labels and options; `told` stays."""
+        """Use another decoder of the same labels and options; `continuing` stays."""
         self.decoder = decoder
         self._labels, self._threshold, self._wanted = decoder.labels, decoder.threshold, frozenset(decoder.wanted)
 
@@ -64,21 +64,23 @@ class KeywordSpotter:
         mean = (
             np.add.reduce(self._newest) * self._share if is_full else self._newest[: self._answers].mean(axis=0)
         )
-        if self.told:
-            self.told = frozenset(label for label in self.told if mean[label] > self._threshold * _RELEASE)
+        if self.continuing:
+            self.continuing = frozenset(
+                label for label in self.continuing if mean[label] > self._threshold * _RELEASE
+            )
         if not is_full:
             return []
         best = int(mean.argmax())
-        if mean[best] <= self._threshold or best not in self._wanted or best in self.told:
+        if mean[best] <= self._threshold or best not in self._wanted or best in self.continuing:
             return []
-        if at_ns - self._told_ns.get(best, -self._refractory_ns) < self._refractory_ns:
+        if at_ns - self._event_ns.get(best, -self._refractory_ns) < self._refractory_ns:
             return []
-        self._told_ns[best] = at_ns
-        self.told |= {best}
+        self._event_ns[best] = at_ns
+        self.continuing |= {best}
         return [self._event(best, float(mean[best]), at, span_s)]
 
     def reset(self) -> None:
-        """Restart the mean, because the next answer does not continue those before. `told` stays."""
+        """Restart the mean, because the next answer does not continue those before. `continuing` stays."""
         self._answers = 0
 
     def _event(self, number: int, score: float, at: datetime, span_s: float) -> Event:

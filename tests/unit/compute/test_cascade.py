@@ -57,7 +57,7 @@ UNIT = st.floats(0.0, 1.0)
     confidences=st.tuples(UNIT, UNIT, UNIT),
     complexity=UNIT,
     seed=st.integers(0, 1000),
-    told=st.sets(st.integers(0, 9), max_size=3),
+    continuing=st.sets(st.integers(0, 9), max_size=3),
 )
 def test_deeper_never_repeats_and_answers_as_the_variant_by_itself(
     session: Session,
@@ -65,7 +65,7 @@ def test_deeper_never_repeats_and_answers_as_the_variant_by_itself(
     confidences: tuple[float, ...],
     complexity: float,
     seed: int,
-    told: set[int],
+    continuing: set[int],
 ) -> None:
     ran: list[str] = []
     climbing = climb(session, model, confidences)
@@ -78,7 +78,7 @@ def test_deeper_never_repeats_and_answers_as_the_variant_by_itself(
     features = noise(seed).reshape(session.inputs[0].shape)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "invoke", counted)
-        answer = climbing.predict(lambda tensor: np.copyto(tensor, features), complexity, told)
+        answer = climbing.predict(lambda tensor: np.copyto(tensor, features), complexity, continuing)
     depths = [variant.name for variant in model.manifest.chain("12")]
     assert ran == depths[: depths.index(answer.variant) + 1], "each depth up to the answer once, shallow first"
     assert sum(climbing.used.values()) == climbing.used[answer.variant] == 1

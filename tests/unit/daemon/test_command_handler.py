@@ -49,7 +49,7 @@ def test_modules_of_the_working_folder_are_not_run(tmp_path: Path, monkeypatch: 
 
 
 def test_one_that_hangs_is_ended_in_time() -> None:
-    assert told(scripted("import time; time.sleep(600)", 0.5)) == (None, "the doctor did not finish in 0 s")
+    assert told(scripted("import time; time.sleep(600)", 0.5)) == (None, "vedette doctor did not finish in 0 s")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_one_that_hangs_is_ended_in_time() -> None:
 def test_one_that_crashes_is_told_with_its_code(code: str) -> None:
     report, why = told(scripted(code))
     assert report is None
-    assert why.startswith("the doctor ended with code ")
+    assert why.startswith("vedette doctor ended with exit status ")
 
 
 def test_a_report_that_is_far_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_a_report_that_is_far_too_long_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_there_is_one_at_a_time_and_it_ends_with_the_daemon() -> None:
     checkup, answers = scripted("import time; time.sleep(600)"), queue.SimpleQueue[Told]()
     checkup.start(lambda report, why: answers.put((report, why)))
-    with pytest.raises(CommandError, match="at work already"):
+    with pytest.raises(CommandError, match="running already"):
         checkup.start(lambda *_: None)
     while checkup._process is None:
         pass

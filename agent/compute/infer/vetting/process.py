@@ -240,7 +240,8 @@ def _request(process: ChildProcess, trial: Trial) -> VettingReply:
     except protocol.ClosedError:
         raise BackendError(f"{model.path}: cannot be vetted: its process {process.exit_reason()}") from None
     except (protocol.InvalidMessageError, *NO_JSON) as error:
-        raise BackendError(f"{model.path}: cannot be vetted: its process answers nonsense: {error}") from error
+        text = f"its process sent an invalid answer: {error}"
+        raise BackendError(f"{model.path}: cannot be vetted: {text}") from error
 
 
 def _refusal(reply: VettingReply, log_line: str, trial: Trial) -> str:

@@ -201,7 +201,7 @@ def _decode(written: bytes, status: int, kind: Any) -> Any:
         if not told.kind:
             return msgspec.msgpack.decode(told.result, type=kind)
     except NO_JSON as error:
-        raise ModelError(f"the process without root's rights returned nonsense: {error}") from error
+        raise ModelError(f"the process without root's rights returned an invalid result: {error}") from error
     found = getattr(errors, told.kind, ModelError)
     if isinstance(found, type) and issubclass(found, ModelError):
         raise found(*told.faults)

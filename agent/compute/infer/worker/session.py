@@ -187,7 +187,7 @@ class WorkerSession:
     def _invalid(self, why: str) -> BackendError:
         """Kill the process, whose answers cannot be trusted, and return the error."""
         self._process.kill()
-        return BackendError(f"{self._path}: {self.backend} answers nonsense: {why}")
+        return BackendError(f"{self._path}: {self.backend} sent an invalid answer: {why}")
 
 
 def _needs_root(model: Model, plan: BackendSpec) -> bool:

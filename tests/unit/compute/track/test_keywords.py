@@ -104,11 +104,11 @@ def test_runs_tell_their_ids_apart_by_32_random_bits() -> None:
 def test_a_word_is_told_until_its_mean_has_fallen() -> None:
     words = KeywordSpotter(decoder(mean_of=2, refractory_s=0.0), "s")
     tell(words, [(0.9, 0.0, 0.0, 0.1)] * 2)
-    assert words.told == {0}
+    assert words.continuing == {0}
     tell(words, [(0.1, 0.0, 0.0, 0.9)])
-    assert words.told == {0}, "0.5 is not half of 0.6"
+    assert words.continuing == {0}, "0.5 is not half of 0.6"
     tell(words, [(0.1, 0.0, 0.0, 0.9)])
-    assert words.told == set()
+    assert words.continuing == set()
 
 
 def test_what_is_no_word_is_one_answer() -> None:

@@ -268,7 +268,7 @@ def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
     gc.collect()  # what tests before this one have left is closed now, or while this one runs
     before, began = set(Path("/proc/self/fd").iterdir()), time.monotonic()
     tracemalloc.start()
-    with pytest.raises(BackendError, match="apart answers nonsense: "):
+    with pytest.raises(BackendError, match="apart sent an invalid answer: "):
         WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
@@ -298,7 +298,7 @@ except PermissionError:
 def test_times_that_cannot_be_true_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lying(tmp_path, monkeypatch, 'put(opened())\nget()\nput(b\'{"type":"TimingRun","ms":[],"cpu_ms":0.0}\')')
     session = WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
-    with pytest.raises(BackendError, match="apart answers nonsense: 0 inferences"):
+    with pytest.raises(BackendError, match="apart sent an invalid answer: 0 inferences"):
         session.time_model(0.1)
     session.close()
 
