@@ -116,11 +116,7 @@ class AudioFile:
 
 
 def read_whole(path: Path, rate_hz: int) -> Samples:
-    """Read a whole sound file as int16 [n], one channel, resampled if needed.
-
-    Raises:
-        SourceError: see `open_recording`.
-    """
+    """Read a whole sound file as int16 [n], one channel, resampled if needed."""
     address = replace(parse_sound(f"wav:{quote(str(path))}?pace=fast"), masked=str(path))
     recording = open_recording(address, 1.0, rate_hz)
     resampler, parts = Resampler(recording.rate_hz, rate_hz), []

@@ -89,11 +89,7 @@ class PortAudio:
             return stream
 
     def query(self, shown: str, do: Callable[[Any, list[Input]], T]) -> T:
-        """Call a function with sounddevice and the devices, while no other thread opens or closes.
-
-        Raises:
-            SourceError: see `open`.
-        """
+        """Call a function with sounddevice and the devices, while no other thread opens or closes."""
         with self._locked(shown, _GATHER_S):
             library = self._refreshed(shown)
             return do(library, inputs(library))

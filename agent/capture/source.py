@@ -189,11 +189,7 @@ def check_opens(uri: str) -> None:
 
 
 def check_login(uri: str, config: CaptureConfig) -> None:
-    """Check that the user name and the password of a source can be used.
-
-    Raises:
-        SourceError: see `with_login`.
-    """
+    """Check that the user name and the password of a source can be used."""
     with_login(parse(uri), config)
 
 

@@ -72,11 +72,7 @@ class Rereadable:
         self._newest: ConfigFile | None = None
 
     def read(self) -> Config:
-        """Read the file, and warn of keys of earlier versions.
-
-        Raises:
-            ConfigError: see `load`.
-        """
+        """Read the file, and warn of keys of earlier versions."""
         self._newest = load(self._path, accept_old_keys=True)
         if old := self._newest.file.old_keys:
             log.warning(

@@ -1,6 +1,7 @@
 """Open models by name or path: read, complete the manifest, and share the bytes between streams of one variant.
 
 Also make golden inputs, by which a device is compared with the CPU, from the files that the manifest names.
+Functions that take the name or path of a model raise ModelError, see `open_model`.
 """
 
 from __future__ import annotations
@@ -136,11 +137,7 @@ def open_model(
 
 
 def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
-    """Like `open_model`, for a command of root's: root reads the file, and another user parses it.
-
-    Raises:
-        ModelError: see `open_model`.
-    """
+    """Like `open_model`, for a command of root's: root reads the file, and another user parses it."""
     from agent.compute.infer.vetting.unprivileged import without_root
 
     with preloaded([name_or_path]) as size:
@@ -149,21 +146,13 @@ def open_model_without_root(name_or_path: str, variant: str = "") -> Model:
 
 
 def open_whole_model(name_or_path: str) -> Model:
-    """Open a model with every variant.
-
-    Raises:
-        ModelError: see `open_model`.
-    """
+    """Open a model with every variant."""
     known = look_up(name_or_path)
     return Model(known.content, known.sha256, known.manifest, name_or_path)
 
 
 def open_manifest(name_or_path: str, wait_s: float | None = None) -> Manifest:
-    """Return the completed manifest of a model, with every variant.
-
-    Raises:
-        ModelError: see `open_model`.
-    """
+    """Return the completed manifest of a model, with every variant."""
     return look_up(name_or_path, wait_s=wait_s).manifest
 
 
@@ -177,9 +166,6 @@ def look_up(
         thorough: look for doubts even if the manifest is complete and names the file's sha256.
         wait_s: see `open_model`.
         vetting: see `open_model`.
-
-    Raises:
-        ModelError: see `open_model`.
     """
     content, stated = load_file(name_or_path)
     if stated is not None:

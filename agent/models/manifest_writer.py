@@ -190,11 +190,7 @@ class Draft(Struct, frozen=True):
 
 
 def draft(name_or_path: str) -> Draft:
-    """Return the content for a new manifest, even if `[input] mean` and `std` are unknown.
-
-    Raises:
-        ModelError: see `open_model`.
-    """
+    """Return the content for a new manifest, even if `[input] mean` and `std` are unknown."""
     try:
         known = look_up(name_or_path, thorough=True)
         return Draft(known.manifest, known.sha256, dict(known.completed.sources), _unnamed(known.manifest))

@@ -1,6 +1,7 @@
 """Files that survive being cut off at any instruction, and plain files that are safe to read.
 
-Another user might have put a pipe, which never ends, or a link in place of a file.
+Another user might have put a pipe, which never ends, or a link in place of a file. Functions raise StorageError
+if the disk refuses; those with an OSError in their description raise that.
 """
 
 from __future__ import annotations
@@ -185,11 +186,7 @@ def open_replacement(
 
 
 def sync_folder(folder: Path) -> None:
-    """Sync a folder, so that created, renamed and deleted names survive a power cut.
-
-    Raises:
-        OSError: the disk refuses.
-    """
+    """Sync a folder, so that created, renamed and deleted names survive a power cut, or raise an OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -219,9 +216,6 @@ def add_line(path: Path, line: bytes) -> None:
     Args:
         path: of the file; created if there is none.
         line: without a newline.
-
-    Raises:
-        StorageError: the disk refuses.
     """
     with storage_errors(f"{path}: cannot be written"):
         is_new = not path.exists()
@@ -237,11 +231,7 @@ def add_line(path: Path, line: bytes) -> None:
 
 
 def keep_newest(path: Path, largest: int) -> None:
-    """Drop the older half of a file's lines if it is too large; a reader finds the old or the new content.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
+    """Drop the older half of a file's lines if it is too large; a reader finds the old or the new content."""
     with storage_errors(f"{path}: cannot be read"):
         if not path.exists() or path.stat().st_size <= largest:
             return
@@ -350,22 +340,14 @@ def close_to_others(path: Path, group: int) -> bool:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file and sync the folder.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
+    """Rename a file and sync the folder."""
     with storage_errors(f"{source}: cannot be renamed"):
         source.replace(target)
         sync_folder(target.parent)
 
 
 def remove(*paths: Path) -> None:
-    """Delete files and sync their folders; missing ones are ignored.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
+    """Delete files and sync their folders; missing ones are ignored."""
     for path in paths:
         with storage_errors(f"{path}: cannot be deleted"):
             path.unlink(missing_ok=True)
@@ -374,11 +356,7 @@ def remove(*paths: Path) -> None:
 
 
 def delete_folder(folder: Path) -> None:
-    """Delete a folder with its content, if it exists.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
+    """Delete a folder with its content, if it exists."""
     with storage_errors(f"{folder}: cannot be deleted"):
         if folder.exists():
             shutil.rmtree(folder)

@@ -217,11 +217,7 @@ class ClipJob:
         return waited_s >= _WAIT_S or sum(len(picture.jpeg) for picture in pictures) >= _PIECE
 
     def write(self, file: ClipFile, pictures: Sequence[EncodedFrame]) -> bool:
-        """Write pictures; return False if one is of another size, before which the clip ends.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Write pictures; return False if one is of another size, before which the clip ends."""
         fitting = list(takewhile(file.fits, pictures))
         now = self._wrote_s = time.monotonic()
         file.append(fitting)

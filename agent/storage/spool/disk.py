@@ -58,7 +58,8 @@ class Watermark:
     which subscribers read as a possible loss, and never a number twice. Such a run moves the mark first. Where it
     cannot, its numbers come from the clock, as in a folder without a mark.
 
-    The file has a fixed length and is overwritten in place, which works on a full disk.
+    The file has a fixed length and is overwritten in place, which works on a full disk. Methods that write raise
+    an OSError if the disk refuses.
 
     Attributes:
         value: no number above it has been given out, as far as known.
@@ -89,38 +90,22 @@ class Watermark:
         return self.value + 1 if self.known else number_from_clock()
 
     def reserve(self, seq: int) -> None:
-        """Write the mark if numbers up to `seq` and some more are not below it.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Write the mark if numbers up to `seq` and some more are not below it."""
         if self._is_near(seq):
             self._write(seq + BLOCK, self.trusted, stale=self.stale)
 
     def claim(self, seq: int) -> None:
-        """Reserve numbers that the database will not know.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Reserve numbers that the database will not know."""
         if self._is_near(seq) or self.trusted:
             self._write(seq + BLOCK if self._is_near(seq) else self.value, False, stale=self.stale)
 
     def trust(self, trusted: bool) -> None:
-        """Record whether the database knows every number from here on.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Record whether the database knows every number from here on."""
         if trusted != self.trusted or self.stale:
             self._write(self.value, trusted)
 
     def mark_stale(self) -> None:
-        """Record that the database is behind, and that the tracks with crash ends in it have ended.
-
-        Raises:
-            OSError: the disk refuses.
-        """
+        """Record that the database is behind, and that the tracks with crash ends in it have ended."""
         self._write(self.value, False, stale=True)
 
     def renew(self, given: int) -> None:
@@ -194,9 +179,6 @@ def quarantine(path: Path, why: Literal["corrupt", "replaced"] = "corrupt") -> P
 
     Returns:
         its new path.
-
-    Raises:
-        OSError: the disk refuses.
     """
     base = f"{path.name}.{why}-"
     target = path.with_name(base + time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
