@@ -24,7 +24,7 @@ def read_text(path: Path) -> str:
         return ""
 
 
-def can_be_read(path: Path) -> bool:
+def _can_be_read(path: Path) -> bool:
     """Return True if a file can be read to its end; an empty file counts."""
     try:
         path.read_bytes()
@@ -195,4 +195,4 @@ def cpu_info_unreadable(root: Path = Path("/"), arch: str = platform.machine()) 
     needed = _COUNTED if arch.startswith(("aarch", "arm")) else ()
     absent = [name for name in needed if not read_text(root / name)]
     absent = absent if len(absent) == len(_COUNTED) else []
-    return [f"/{name}" for name in (*absent, *([] if can_be_read(root / _DESCRIBED) else [_DESCRIBED]))]
+    return [f"/{name}" for name in (*absent, *([] if _can_be_read(root / _DESCRIBED) else [_DESCRIBED]))]

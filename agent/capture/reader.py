@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from agent.capture.audio_file import Resampler
 from agent.capture.handoff import FrameBufferPool
@@ -18,20 +18,7 @@ from agent.config.source_uri import mask, parse
 from agent.errors import SourceError
 from agent.types import ChannelOrder, Image, Samples
 
-
-class OpenSource(Protocol):
-    """A source that is open.
-
-    Attributes:
-        description: size and rate, for people.
-    """
-
-    description: str
-
-    def close(self) -> None: ...
-
-
-S = TypeVar("S", bound=OpenSource)
+S = TypeVar("S", Source, SoundSource)
 
 
 class SourceThread(ABC, Generic[S]):

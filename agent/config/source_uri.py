@@ -90,18 +90,8 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 }
 
 
-def read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> SourceOptions:
-    """Parse the options of a query.
-
-    Args:
-        pairs: keys and values of the query.
-        keys: that this kind of source takes.
-        pace: default of `pace`.
-        shown: the URI, for messages.
-
-    Raises:
-        SourceError: a key is unknown or repeated, or a value is out of range.
-    """
+def _read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> SourceOptions:
+    """Parse the options of a query."""
     values: dict[str, Any] = {"pace": pace}
     seen: set[str] = set()
     for key, text in pairs:
@@ -368,7 +358,7 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> SourceUri:
         found = f"found {target}" if target else "found nothing"
         raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; {found}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
-    options = read_options(pairs, scheme.keys, scheme.pace, shown)
+    options = _read_options(pairs, scheme.keys, scheme.pace, shown)
     return SourceUri(parts.scheme, target, options, shown, scheme.live, scheme.sound)
 
 

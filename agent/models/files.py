@@ -67,12 +67,8 @@ def packaged_path(name: str) -> Path:
     return path
 
 
-def read_wakeword(content: bytes, where: str) -> Manifest:
-    """Convert a manifest of microWakeWord, whose models give probabilities.
-
-    Raises:
-        ModelError: it is no such manifest.
-    """
+def _read_wakeword(content: bytes, where: str) -> Manifest:
+    """Convert a manifest of microWakeWord, whose models give probabilities."""
     try:
         file = msgspec.json.decode(content, type=_File)
     except NO_JSON as error:
@@ -236,7 +232,7 @@ def _resolve(name_or_path: str) -> Path:
 
 def _manifest(path: Path) -> TomlFile:
     if path.suffix == SUFFIX:
-        return TomlFile(str(path), _as_dict(read_wakeword(read(path, _LARGEST_TEXT), str(path))), {})
+        return TomlFile(str(path), _as_dict(_read_wakeword(read(path, _LARGEST_TEXT), str(path))), {})
     # Every key may be left out, so an empty file is a valid manifest.
     manifest = read_manifest("" if _is_empty(path) else read_text(path), str(path))
     output = manifest.data.get("output")

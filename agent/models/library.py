@@ -223,7 +223,7 @@ def complete_manifest(
         return complete(keys, facts, name)
     except ModelError as error:
         complaint = error
-    check_runs(file)
+    _check_runs(file)
     inputs, outputs = ask()
     if (inputs, outputs) != (facts.inputs, facts.outputs) and len(keys.get("variants", ())) <= 1:
         facts = replace(facts, inputs=inputs, outputs=outputs)
@@ -252,12 +252,8 @@ def _signatures(keys: dict[str, object]) -> tuple[str, str]:
     return chain[0].signature, chain[-1].signature
 
 
-def check_runs(file: ModelFile) -> None:
-    """Check that the runtime of this machine runs a model correctly.
-
-    Raises:
-        ModelError: it does not; with every reason.
-    """
+def _check_runs(file: ModelFile) -> None:
+    """Check that the runtime of this machine runs a model correctly."""
     if (runtime := installed_runtime()) and (reasons := incompatibilities(file, runtime)):
         raise ModelError(f"refused: {reasons[0]}", *reasons[1:])
 

@@ -60,12 +60,8 @@ class Scenario(Struct, frozen=True):
     required_s: float
 
 
-def read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
-    """Read the result of a scenario from LoadGen's log.
-
-    Raises:
-        VedetteError: there is no result.
-    """
+def _read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
+    """Read the result of a scenario from LoadGen's log."""
     try:
         lines = (folder / DETAIL).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -236,7 +232,7 @@ class _Run:
             loadgen.DestroySUT(system)
         if self._failed is not None:
             raise self._failed
-        return read_log(folder, scenario, required_s)
+        return _read_log(folder, scenario, required_s)
 
     def stop(self, reason: BaseException) -> None:
         """Run no more inferences: LoadGen ends once the issued queries are completed."""

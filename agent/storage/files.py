@@ -77,10 +77,10 @@ def check_kind(found: os.stat_result, wanted: int, path: Path) -> None:
     """
     if stat.S_IFMT(found.st_mode) != wanted:
         expected = "a folder" if wanted == stat.S_IFDIR else "a file"
-        raise StorageError(f"{path}: is {kind_of(found)} where {expected} is expected: remove it")
+        raise StorageError(f"{path}: is {_kind_of(found)} where {expected} is expected: remove it")
 
 
-def kind_of(found: os.stat_result) -> str:
+def _kind_of(found: os.stat_result) -> str:
     """Return the kind of a file in words, such as `a pipe`."""
     return _KINDS.get(stat.S_IFMT(found.st_mode), "a file of another kind")
 
@@ -88,7 +88,7 @@ def kind_of(found: os.stat_result) -> str:
 def what_is(path: Path, *, follow: bool = True) -> str:
     """Return the kind of what is at a path, such as `a file`, `a folder` or `a pipe`; empty: nothing is found."""
     try:
-        return kind_of(path.stat(follow_symlinks=follow))
+        return _kind_of(path.stat(follow_symlinks=follow))
     except OSError:
         return ""
 

@@ -213,7 +213,7 @@ class ClipStore:
         config, most = self._config, self.max_bytes
         if self.bytes + other + more > most:
             return f"{self.folder}: what is being recorded is larger than clips_max_bytes, {most}"
-        return why_disk_is_full(self.folder, config, shutil.disk_usage(self.folder).free, more)
+        return _why_disk_is_full(self.folder, config, shutil.disk_usage(self.folder).free, more)
 
     def _delete(self, entry: Entry) -> bool:
         """Delete a clip and forget it; return False if it was gone or could not be deleted."""
@@ -241,15 +241,8 @@ def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
         return _MOST_BYTES
 
 
-def why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int) -> str:
-    """Return why the disk has no room for more; empty: it has.
-
-    Args:
-        folder: of all clips.
-        config: free space that clips leave to other programs.
-        free: bytes that are free.
-        more: bytes that are about to be written.
-    """
+def _why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int) -> str:
+    """Return why the disk has no room for more; empty: it has."""
     if free - more >= config.clips_keep_free_bytes:
         return ""
     return (
@@ -289,5 +282,5 @@ def check_room(folder: Path, config: StorageConfig, more: int, at: Path | None =
     with storage_errors(f"{folder}: cannot be read"):
         free = shutil.disk_usage(at or folder).free
     clips = sum(entry.bytes for entry in clips_in(folder))
-    if why := why_disk_is_full(folder, config, free + clips, more):
+    if why := _why_disk_is_full(folder, config, free + clips, more):
         raise StorageError(why)

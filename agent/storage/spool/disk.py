@@ -40,7 +40,7 @@ _STATES = ("disk", "lost", "void")
 _LENGTH = len(_FORMAT % (0, "disk"))
 
 
-def number_from_clock() -> int:
+def _number_from_clock() -> int:
     """Return the time in µs: a number above every count of events that a device has made.
 
     A clock that is not synchronised shows the same after each start. Then the number is a random time of the year
@@ -87,7 +87,7 @@ class Watermark:
 
     def after(self) -> int:
         """Return a number above every one given out before; without a readable file it comes from the clock."""
-        return self.value + 1 if self.known else number_from_clock()
+        return self.value + 1 if self.known else _number_from_clock()
 
     def reserve(self, seq: int) -> None:
         """Write the mark if numbers up to `seq` and some more are not below it."""
@@ -252,10 +252,10 @@ class SpoolDisk:
         if known or self._mark.known or self.failing or self._repaired_at > 0:
             seq = max(known + 1, self._mark.after())
             if not self._is_claimed(seq):  # the next run would begin with it, too
-                seq = max(seq, number_from_clock())
+                seq = max(seq, _number_from_clock())
             log.info("spool %s: not every number of the last run is known: going on with %d", self.path, seq)
             return seq
-        return number_from_clock()  # a new card may be in the place of one that has counted up to anything
+        return _number_from_clock()  # a new card may be in the place of one that has counted up to anything
 
     def claim(self, seq: int) -> None:
         """Reserve numbers up to this one and some above it, where they may be sent before the disk knows them."""

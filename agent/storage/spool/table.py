@@ -51,7 +51,7 @@ def connect(path: Path) -> sqlite3.Connection:
     Raises:
         sqlite3.Error, OSError: it cannot be opened.
     """
-    make_file(path)
+    _make_file(path)
     connection = sqlite3.connect(path, timeout=2.0, isolation_level=None, check_same_thread=False)
     try:
         connection.execute(f"PRAGMA page_size={_PAGE}")  # of a new file; an old one keeps its own
@@ -68,12 +68,8 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def make_file(path: Path) -> None:
-    """Create an empty file for a database, if there is none; SQLite would create it with mode 0644.
-
-    Raises:
-        OSError: there is a link, which SQLite would follow.
-    """
+def _make_file(path: Path) -> None:
+    """Create an empty file for a database, if there is none; SQLite would create it with mode 0644."""
     with suppress(OSError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, STATE_MODE))
     if path.is_symlink():
@@ -409,7 +405,7 @@ class SpoolTable:
 
     def copy_to(self, path: Path) -> None:
         """Write everything into a new file, also where this table's own file has been deleted."""
-        make_file(path)
+        _make_file(path)
         with closing(sqlite3.connect(path, timeout=2.0)) as copy:
             self._writer.backup(copy)
 
