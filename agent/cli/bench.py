@@ -1,4 +1,4 @@
-"""`vedette bench`: every way to run a model on this board, measured."""
+"""`vedette bench`: measure a model on every backend of this board, also with MLPerf LoadGen."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.options import picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
@@ -46,13 +47,9 @@ if TYPE_CHECKING:
 @click.option(
     "--patience", default=120.0, show_default=True, help="Time limit for opening and the first inference, s."
 )
-@click.option(
-    "--picture",
-    type=click.Path(path_type=Path),
-    help="Draw the latencies into this PNG; needs matplotlib: pip install '.[charts]'.",
-)
+@picture_option("the latencies")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline on the best way.")
+@click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
 @click.option(
     "--loadgen-seconds",
     type=click.FloatRange(0.1, 3600.0),
@@ -73,13 +70,13 @@ def bench(
     loadgen_seconds: float,
     loadgen_logs: Path | None,
 ) -> None:
-    """Measure every way to run MODEL on this board: the CPU with 1 to 4 threads, and every accelerator found.
+    """Measure MODEL on this board: on the CPU with 1 to 4 threads, and on every accelerator found.
 
-    Each runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's before it
-    is timed, with pauses as in a stream. Nothing is changed.
+    Each backend runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's
+    before it is timed, with pauses as in a stream. Nothing is changed.
 
-    With --loadgen MLPerf's own load generator measures, too: the best way, or those of --backend. Its figures
-    have the way to the model's process and back in them, and no pauses.
+    With --loadgen, MLPerf's load generator also measures the best backend, or those of --backend. Its figures
+    include the way to the model's process and back, without pauses.
     """
     from agent.compute.infer.benchmark import choose
     from agent.daemon.measurements import spare_memory_mb
@@ -109,8 +106,10 @@ def bench(
     )
     tested: list[ScenarioResult] | None = None
     if loadgen:
-        asked = ways(verdict, found, backends)
-        tested = outcomes(opened, asked, loadgen_seconds, loadgen_logs, patience_s=patience, progress=_progress)
+        asked = loadgen_backends(verdict, found, backends)
+        tested = run_loadgen(
+            opened, asked, loadgen_seconds, loadgen_logs, patience_s=patience, progress=_progress
+        )
     _progress("")
     if picture is not None:
         from agent.cli.chart import draw_latencies
@@ -124,7 +123,6 @@ def bench(
 
 
 def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
-    """List the backends to measure besides the CPU."""
     from agent.compute.infer.delegates import probe_delegates
     from agent.compute.infer.session import CPU
 
@@ -187,7 +185,9 @@ def _refused(verdict: Selection, *, asked: bool) -> list[Measurement]:
     return [one for one in verdict.measured if one.refused and (one.here or asked)]
 
 
-def ways(verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[str]) -> list[BackendSpec]:
+def loadgen_backends(
+    verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[str]
+) -> list[BackendSpec]:
     """Return the backends that LoadGen tests: those named that could be timed, or the chosen one if none is."""
     from agent.compute.infer.session import CPU
 
@@ -198,7 +198,7 @@ def ways(verdict: Selection, found: Sequence[DelegateProbe], backends: Sequence[
     return [*processor, *(one.plan for one in found if one.plan is not None and one.name in timed)]
 
 
-def outcomes(
+def run_loadgen(
     model: Model,
     plans: Sequence[BackendSpec],
     seconds: float,
@@ -209,13 +209,8 @@ def outcomes(
 ) -> list[ScenarioResult]:
     """Test backends with LoadGen, one after the other.
 
-    Args:
-        model: to run.
-        plans: backends.
-        seconds: for each of the two scenarios, s.
-        logs: folder that keeps LoadGen's files; None: they are deleted.
-        patience_s: limit for opening the model and for its first inference, s.
-        progress: called with what is tested next.
+    Each of the two scenarios takes `seconds`. `logs` is a folder that keeps LoadGen's files; None: they are
+    deleted.
 
     Raises:
         VedetteError: LoadGen cannot run; see `agent.optimise.loadgen.run_scenarios`.
@@ -227,7 +222,7 @@ def outcomes(
         folder = logs or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vedette-loadgen-")))
         done = []
         for plan in plans:
-            name = _way(plan.backend, plan.threads)
+            name = _backend_name(plan.backend, plan.threads)
             progress(f"{name}, by LoadGen")
             there = folder / (re.sub(r"[^\w.]+", "-", name).strip("-.") or "way")
             done.append(run_scenarios(model, plan, golden(model), seconds, there, patience_s=patience_s))
@@ -236,7 +231,8 @@ def outcomes(
 
 def print_outcome(one: ScenarioResult, out: Console) -> None:
     """Print one backend's table and why a result is not valid."""
-    out.print(f"\nMLPerf LoadGen {one.version}: {plain(_way(one.name, one.threads))}, {one.seconds:g} s each")
+    name = plain(_backend_name(one.name, one.threads))
+    out.print(f"\nMLPerf LoadGen {one.version}: {name}, {one.seconds:g} s each")
     columns = ("p50 ms", "p90 ms", "p99 ms", "per s", "inferences")
     table = open_table("scenario", *columns, "result", right=columns)
     for scenario in one.scenarios:
@@ -255,9 +251,9 @@ def _remarks(one: ScenarioResult) -> list[str]:
         said.append(f"not tested further: {plain(one.refused)}")
     required_s = max((scenario.required_s for scenario in one.scenarios), default=0.0)
     if one.seconds < required_s:
-        said.append(f"MLPerf asks for {required_s:g} s each: these are to compare by, and not for a submission")
+        said.append(f"MLPerf asks for {required_s:g} s each: shorter runs compare backends only")
     return said
 
 
-def _way(name: str, threads: int) -> str:
+def _backend_name(name: str, threads: int) -> str:
     return f"{name} with {threads} thread{'s' * (threads != 1)}" if threads else name

@@ -25,38 +25,38 @@ _LINE, _TITLE = 118, 90
 
 
 def check(path: Path) -> None:
-    """Refuse a path that `draw` could not write to.
+    """Refuse a path to which a chart cannot be written.
 
     Raises:
-        VedetteError: matplotlib is missing, knows no such kind of picture, or there is no such folder.
+        VedetteError: matplotlib is missing, the suffix is unknown, or the folder is missing or read-only.
     """
     known = _figure().canvas.get_supported_filetypes()
     if path.exists() and not path.is_file():
-        raise VedetteError(f"{path}: is there, and is no file that a chart could replace")
+        raise VedetteError(f"{path}: exists and is not a regular file")
     if not path.absolute().parent.is_dir():
-        raise VedetteError(f"{path}: no such folder to draw a chart into")
+        raise VedetteError(f"{path}: there is no such folder")
     if not os.access(path.absolute().parent, os.W_OK):
-        raise VedetteError(f"{path}: a chart cannot be written into a folder that may not be written to")
+        raise VedetteError(f"{path}: the folder is not writable")
     if _format(path) not in known:
-        raise VedetteError(f"{path}: a chart's name ends in .png, .svg or .pdf, or in nothing for a PNG")
+        raise VedetteError(f"{path}: expected a name that ends in .png, .svg or .pdf, or has no suffix (PNG)")
 
 
-def draw(lesson: CalibrationResult, path: Path) -> None:
-    """Accuracy against cost, with the point that was chosen.
+def draw_calibration(result: CalibrationResult, path: Path) -> None:
+    """Draw accuracy against cost, with the chosen point.
 
     Raises:
         VedetteError: matplotlib is missing, or the picture cannot be written.
     """
     figure = _figure()
     axes = figure.add_subplot()
-    learned = lesson.learned
+    learned = result.learned
     axes.plot(
         [p.cost * 100 for p in learned.curve], [p.accuracy * 100 for p in learned.curve], ".-", label="cascade"
     )
-    whole = sum(lesson.costs)
-    spent = [sum(lesson.costs[: n + 1]) / whole * 100 for n in range(len(lesson.costs))]
+    whole = sum(result.costs)
+    spent = [sum(result.costs[: n + 1]) / whole * 100 for n in range(len(result.costs))]
     axes.plot(spent, [share * 100 for share in learned.alone], "s", label="one depth for all")
-    for name, x, y in zip(lesson.variants, spent, learned.alone, strict=True):
+    for name, x, y in zip(result.variants, spent, learned.alone, strict=True):
         axes.annotate(name, (x, y * 100), textcoords="offset points", xytext=(4, -12))
     axes.plot(
         learned.chosen.cost * 100,
@@ -73,13 +73,7 @@ def draw(lesson: CalibrationResult, path: Path) -> None:
 
 
 def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: str, path: Path) -> None:
-    """Median and 95th percentile of every way that was timed, and why those that are refused are.
-
-    Args:
-        verdict: what was measured.
-        refused: those to list.
-        title: what was measured, such as the model's name.
-        path: of the picture.
+    """Draw median and 95th percentile of every backend that was timed, and list why others were refused.
 
     Raises:
         VedetteError: matplotlib is missing, or the picture cannot be written.
@@ -106,12 +100,9 @@ def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: st
 
 
 def draw_profile(found: ModelProfile, title: str, path: Path) -> None:
-    """Time of every operation in the order of execution, by what runs it; the three worst bear their names.
+    """Draw the time of every operation in the order of execution, coloured by what runs it.
 
-    Args:
-        found: what was measured.
-        title: of what, such as the model's name.
-        path: of the picture.
+    The three slowest operations are named.
 
     Raises:
         VedetteError: matplotlib is missing, or the picture cannot be written.
@@ -152,7 +143,6 @@ def _name(one: Measurement, width: int) -> str:
 
 
 def _short(text: str, width: int) -> str:
-    """Shorten a text in its middle."""
     return text if len(text) <= width else f"{text[: width // 2 - 1]}…{text[-(width - width // 2) :]}"
 
 
@@ -170,7 +160,7 @@ def _format(path: Path) -> str:
 
 
 def _save(figure: Any, path: Path) -> None:
-    # Into memory first: matplotlib adds an ending to a name that has none, and would write to a device.
+    # Into memory first: matplotlib would add a suffix to a name that has none.
     drawn = io.BytesIO()
     try:
         figure.savefig(drawn, format=_format(path), dpi=120)

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from agent.cli.options import state_folder_option
+from agent.cli.options import config_option, state_folder_option
 from agent.cli.output import console, open_table, print_json
-from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -27,26 +26,18 @@ class _Row(NamedTuple):
 
 @click.group()
 def clips() -> None:
-    """List the clips that were recorded here."""
+    """List the clips on this device."""
 
 
 @clips.command("list")
-@click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="Configuration that says where the clips are.",
-)
+@config_option("Configuration with the clips' folder.")
 @state_folder_option
 @click.option("--stream", default="", help="Show only this stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
     """List the clips, oldest first. Exits with 1 if one of them is damaged.
 
-    They are in [storage] clips_folder, or in `clips` of the state folder --folder.
+    Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
     from agent.errors import StorageError
     from agent.storage.clips.file import read_header

@@ -33,8 +33,10 @@ _HELP = """Command a device, and print its answer.
   vedette command porch front snapshot
   vedette command porch front record 20s
 
-`default` is what the configuration file says. What is set lasts, also over a restart, until it is set otherwise,
-or the file says something else of it than before.
+`default` restores the value of the configuration file. A setting survives restarts; it lapses when the same key
+is changed in the file.
+
+The broker is that of --host, with its login, not that of a configuration file.
 """
 _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer."
 
@@ -57,7 +59,7 @@ def command(
     device: str,
     words: tuple[str, ...],
 ) -> None:
-    """Send a command; the help is `_HELP`."""
+    """Run `vedette command`; `_HELP` is its help text."""
     from agent.comms.consumer.request import NoAnswerError, send_command
     from agent.comms.topics import Topics
 
@@ -73,7 +75,6 @@ def command(
 
 
 def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """Return verb and body of a request."""
     if len(words) == 1 and words[0] in _VERBS:
         return words[0], {}
     stream, *rest = words
@@ -83,7 +84,9 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         return "record", {"stream": stream, "seconds": duration(rest[1])}
     if len(rest) == 2:
         return "set", {"stream": stream, "what": rest[0], "value": rest[1]}
-    raise click.UsageError(f"{' '.join(words)!r} is no command: {', '.join(_VERBS)}, or STREAM WHAT VALUE")
+    raise click.UsageError(
+        f"{' '.join(words)!r} is no command: expected {', '.join(_VERBS)}, or STREAM WHAT VALUE"
+    )
 
 
 def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:
@@ -96,13 +99,12 @@ def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:
     elif verb == "status":
         _print_status(answer.body)
     else:
-        click.echo(plain(_done(verb, answer)))
+        click.echo(plain(_describe(verb, answer)))
 
 
-def _done(verb: str, answer: CommandReply) -> str:
-    """Describe what was done; for `record`, where the clip will be."""
+def _describe(verb: str, answer: CommandReply) -> str:
     if verb == "record" and not answer.reason:
-        return f"recording; will be at {answer.body.get('path')}"
+        return f"recording to {answer.body.get('path')}"
     more = [str(answer.body[key]) for key in ("topic", "path") if answer.body.get(key)]
     return ": ".join([answer.reason or "done", *more])
 
@@ -117,20 +119,19 @@ def _print_report(report: Any) -> None:
     try:
         print_report(msgspec.convert(report, Report))
     except msgspec.ValidationError as error:
-        raise BrokerError(f"its report is not one that this version can read: {error}") from None
+        raise BrokerError(f"the device's report cannot be read by this version: {error}") from None
 
 
 def _print_status(body: dict[str, Any]) -> None:
     click.echo(plain(f"{body.get('device')}, Vedette {body.get('version')}"))
     streams = body.get("streams")
     for name, one in streams.items() if isinstance(streams, dict) else ():
-        click.echo(plain("  ".join([f"  {name}", *_about(one)])))
+        click.echo(plain("  ".join([f"  {name}", *_describe_stream(one)])))
     if waiting := body.get("waits_for_restart"):
         click.echo(plain(f"waits for a restart: {', '.join(map(str, waiting))}"))
 
 
-def _about(stream: dict[str, Any]) -> Iterator[str]:
-    """Describe a stream: state, reason, settings, and which of them commands have set."""
+def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
     detail = stream.get("detail")
     yield f"{stream.get('state')}{f': {detail}' if detail else ''}"
     for key in ("threshold", "variant"):

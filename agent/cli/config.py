@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from agent.cli.options import DEFAULT_CONFIG
 from agent.cli.output import print_json
-from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -45,11 +45,16 @@ def check(file: Path, as_json: bool, verbose: bool) -> None:
 
     found, unwise = problems(file), warnings(file)
     if as_json:
-        told = {"file": str(file), "ok": not found, "loads": not found or can_start(file), "problems": found}
-        told["warnings"] = unwise
-        told["wait_for_restart"] = names(RESTART)
-        told["remarks"] = [] if found else remarks(file)
-        print_json(told)
+        verdict: dict[str, Any] = {
+            "file": str(file),
+            "ok": not found,
+            "loads": not found or can_start(file),
+            "problems": found,
+        }
+        verdict["warnings"] = unwise
+        verdict["wait_for_restart"] = names(RESTART)
+        verdict["remarks"] = [] if found else remarks(file)
+        print_json(verdict)
     else:
         for problem in found:
             click.echo(plain(problem), err=True)

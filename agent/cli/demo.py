@@ -1,4 +1,4 @@
-"""`vedette demo`: clip, model, broker and subscriber on this machine, without any setup."""
+"""`vedette demo`: play a clip through a model to an embedded broker, and print what a subscriber receives."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def demo(
     seconds: float | None, hear: bool, source: str | None, model: str | None, picture: Path, as_json: bool
 ) -> None:
     """Play a clip through an INT8 model to an embedded MQTT broker, and print the received events."""
-    from agent.cli.demo_show import Show, programme
+    from agent.cli.demo_show import Show, choose_streams
 
     if not picture.absolute().parent.is_dir():
-        raise click.BadParameter(f"{picture}: no such folder to write it to", param_hint="--picture")
-    chosen = programme(hear=hear, source=source, model=model, loop=seconds is not None)
+        raise click.BadParameter(f"{picture}: there is no such folder", param_hint="--picture")
+    chosen = choose_streams(hear=hear, source=source, model=model, loop=seconds is not None)
     show = Show(chosen.streams, picture, seconds)
     show.check(source)
     with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:

@@ -1,4 +1,4 @@
-"""The demo in one process: daemon, broker and subscriber."""
+"""Run the demo in one process: daemon, subscriber, and an MQTT broker on loopback (amqtt, extra `[demo]`)."""
 
 from __future__ import annotations
 
@@ -43,13 +43,11 @@ from agent.errors import BrokerError, VedetteError, reason_of
 from agent.models.files import PREFIX, packaged
 from agent.storage.files import write_atomic
 
-# What the optional extras of the package need.
-
 _PACKAGE = "vedette"
 
 
 def install_command(extra: str) -> str:
-    """Return the command that installs what an extra needs: `/usr/bin/python3 -m pip install 'amqtt>=0.11'`.
+    """Return the command that installs an extra: `/usr/bin/python3 -m pip install 'amqtt>=0.11'`.
 
     Args:
         extra: one of `pyproject.toml`, such as `demo`.
@@ -57,18 +55,16 @@ def install_command(extra: str) -> str:
     marker = re.compile(rf"extra == ['\"]{re.escape(extra)}['\"]")
     try:
         needed = [one.partition(";")[0].strip() for one in requires(_PACKAGE) or () if marker.search(one)]
-    except PackageNotFoundError:  # it is run from a clone that is not installed
+    except PackageNotFoundError:  # a clone that is not installed
         needed = []
     return shlex.join([sys.executable, "-m", "pip", "install", *(needed or [f".[{extra}]"])])
 
-
-# A real MQTT broker inside this process, on loopback: amqtt, from the extra `[demo]`.
 
 _START_S = 10.0
 
 
 class EmbeddedBroker:
-    """The embedded broker: runs in a thread while the `with` block lasts. `port` is a free one."""
+    """MQTT broker that runs in a thread while the `with` block lasts, on the free port `port`."""
 
     def __init__(self) -> None:
         self.port = _free_port()
@@ -78,12 +74,12 @@ class EmbeddedBroker:
         self._thread = threading.Thread(target=self._run, name="embedded-broker", daemon=True)
 
     def __enter__(self) -> EmbeddedBroker:
-        """Start it.
+        """Start the broker.
 
         Raises:
             BrokerError: amqtt is not installed, or does not start.
         """
-        self._kind = installed()
+        self._kind = broker_class()
         for name in ("amqtt", "transitions"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self._thread.start()
@@ -104,7 +100,7 @@ class EmbeddedBroker:
     def _why(self) -> str:
         if self._error is None:
             return f"no answer in {_START_S:g} s"
-        cause = self._error.__cause__  # amqtt wraps what the system says
+        cause = self._error.__cause__  # amqtt wraps the system's error
         return reason_of(cause if isinstance(cause, OSError) else self._error)
 
     async def _serve(self) -> None:
@@ -125,8 +121,8 @@ class EmbeddedBroker:
         await broker.shutdown()
 
 
-def installed() -> Any:
-    """The broker's class, of amqtt.
+def broker_class() -> Any:
+    """Return amqtt's broker class.
 
     Raises:
         BrokerError: amqtt is not installed.
@@ -153,12 +149,12 @@ class Summary(Struct):
     """Result of a demo.
 
     Attributes:
-        seconds: how long it ran.
+        seconds: duration, s.
         new, update, end, keyword: events received.
         labels: tracks and words by label.
-        median_ms: of capture → publish, ms; events without a frame do not count.
+        median_ms: median time from capture to publish, ms; events without a frame do not count.
         lost: events missing by their `seq`.
-        picture: where the annotated picture was written; empty when there was none.
+        picture: file of the annotated picture; empty: none was written.
     """
 
     seconds: float = 0.0
@@ -173,10 +169,10 @@ class Summary(Struct):
 
 
 def _check_readable(uri: str) -> None:
-    """Open a source and read its beginning: what gives nothing is refused before anything is shown.
+    """Open a source and read its beginning.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: the source cannot be read.
     """
     address = parse(uri)
     patience_s = _OPEN_LIVE_S if address.live else _OPEN_S
@@ -204,15 +200,15 @@ class Show:
         self._until = math.inf
 
     def check(self, source: str | None = None) -> None:
-        """Refuse what cannot be shown, before anything begins.
+        """Refuse sources and models that cannot be used, before the demo begins.
 
         Args:
-            source: as it was asked for, for messages; None: those of the streams.
+            source: URI as the user gave it, for messages; None: those of the streams.
 
         Raises:
             VedetteError: the broker is not installed, or a source or a model cannot be used.
         """
-        installed()
+        broker_class()
         for name, stream in self._streams.items():
             check_stream(name, stream)
             _check_readable(source or stream.source)
@@ -258,7 +254,7 @@ class Show:
             mqtt=MqttConfig(host="127.0.0.1", port=port, protocol="3.1.1"),
             storage=StorageConfig(state_dir=folder),
             homeassistant=HomeAssistantConfig(enabled=False),
-            # Its folder goes with it, and with that what would be measured.
+            # The state folder is deleted at the end, so a measurement would be lost.
             selection=SelectionConfig(after_s=1e8),
         )
 
@@ -273,13 +269,13 @@ class Show:
                 daemon.request_stop()
                 self._until = math.inf
             if message is not None:
-                self._take(message)
+                self._add(message)
             yield message
-            said = message is not None and message.kind == "status" and message.payload == b"stopped"
-            if said or (message is None and not thread.is_alive()):
+            stopped = message is not None and message.kind == "status" and message.payload == b"stopped"
+            if stopped or (message is None and not thread.is_alive()):
                 return
 
-    def _take(self, message: ReceivedMessage) -> None:
+    def _add(self, message: ReceivedMessage) -> None:
         if message.kind == "snapshot" and message.payload:
             write_atomic(self._picture, message.payload)
             self.summary.picture = str(self._picture)
@@ -310,13 +306,13 @@ _PICTURE_S, _FPS = 1.0, 10.0
 """How long each picture of a folder is shown, s; and pictures per second where it is played fast."""
 
 
-class Programme(Struct, frozen=True):
+class DemoStreams(Struct, frozen=True):
     """Streams that run together.
 
     Attributes:
-        title: a line that says what is to be seen.
+        title: what is shown, in one line.
         streams: by name.
-        hint: how to see more; empty when there is no more.
+        hint: how to see more; empty: nothing more.
     """
 
     title: str
@@ -324,14 +320,14 @@ class Programme(Struct, frozen=True):
     hint: str = ""
 
 
-def programme(*, hear: bool, source: str | None, model: str | None, loop: bool) -> Programme:
+def choose_streams(*, hear: bool, source: str | None, model: str | None, loop: bool) -> DemoStreams:
     """Choose the streams.
 
     Args:
-        hear: sound instead of pictures.
-        source: URI; None: what is bundled.
-        model: None: the usual one, and of the bundled recording every one that hears something in it.
-        loop: begin again at the end of what is bundled.
+        hear: use sound instead of pictures.
+        source: URI; None: the bundled clip or recording.
+        model: None: the default; for the bundled recording every model that recognises something in it.
+        loop: repeat the bundled clip or recording.
 
     Raises:
         SourceError: the source is a folder of pictures whose options cannot be used.
@@ -340,25 +336,25 @@ def programme(*, hear: bool, source: str | None, model: str | None, loop: bool) 
     if hear and source is None and model is None:
         words = [word for word in _WAKE_WORDS if PREFIX + word in packaged()]
         models = {"digits": "small-speech", **{word: PREFIX + word for word in words}}
-        hint = "" if words else f"the recording says wake words, too; to hear them: {install_command('wakeword')}"
+        hint = "" if words else f"the recording also has wake words; to hear them: {install_command('wakeword')}"
     bundled = f"wav:{SPOKEN}" if hear else f"file:{CLIP}"
     shown = mask(source) if source else (SPOKEN if hear else CLIP).stem
     uri = source or f"{bundled}?pace=realtime" + ("&loop=1" if loop else "")
     title = f"{shown} → {', '.join(models.values())} → MQTT: events as a subscriber receives them"
-    return Programme(title, {name: _stream(uri, used) for name, used in models.items()}, hint)
+    return DemoStreams(title, {name: _stream(uri, used) for name, used in models.items()}, hint)
 
 
 def _stream(source: str, model: str) -> StreamConfig:
     publish = PublishConfig(snapshot_every_s=_SNAPSHOT_S)
     if not source.startswith("dir:"):
         return StreamConfig(source, model, publish=publish)
-    uri = _unhurried(source)
-    # Each picture stands alone: what is found in it is shown at once, and is over before the next.
+    uri = _with_pace(source)
+    # Pictures are unrelated: a track is announced at once and ends before the next picture.
     alone = TrackConfig(min_hits=1, lost_after_s=0.25 / (parse(uri).options.fps or _FPS))
     return StreamConfig(uri, model, gate=GateConfig(motion=False), track=alone, publish=publish)
 
 
-def _unhurried(source: str) -> str:
+def _with_pace(source: str) -> str:
     """Return the URI of a folder of pictures with a pace to follow, unless it names a pace or a rate itself."""
     query = source.partition("?")[2]
     if {"pace", "fps"} & {key for key, _ in parse_qsl(query)}:

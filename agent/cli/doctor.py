@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.options import DEFAULT_CONFIG, config_option
 from agent.cli.output import print_json
-from agent.cli.run import DEFAULT_CONFIG
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -27,28 +27,19 @@ _NAME, _LEAST = 22, 20
 
 
 @click.command()
-@click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    help=f"Configuration to check.  [default: {DEFAULT_CONFIG}, if it is there]",
-)
-@click.option(
-    "--fresh", is_flag=True, help="Measure every way to run each model on this board, and keep the result."
-)
+@config_option("Configuration to check.", required=False)
+@click.option("--fresh", is_flag=True, help="Measure each model on every backend, and store the result.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 @click.pass_context
 def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) -> None:
-    """Examine this board, and say what is wrong and what to do.
+    """Examine this board, and say what to do about problems.
 
-    Looks at the board, the runtime and whether it computes rightly, what could run models and what runs them
-    best, cameras and microphones, heat and supply, storage and clock, and the configuration. Tries each broker
-    and each camera on the network for a few seconds, without disturbing a daemon that runs. The exit code is 1 if
-    there is a problem; warnings do not count.
+    Checks the board, the runtime and its answers, backends, cameras and microphones, heat and power supply,
+    storage and clock, and the configuration. Tries each broker and each network camera for a few seconds, without
+    disturbing a running daemon. The exit code is 1 if there is a problem; warnings do not count.
 
-    Nothing is changed but by --fresh, which takes some seconds for each model and candidate. A daemon that runs
-    takes up what was measured when it is reloaded.
+    Only --fresh changes anything: it takes some seconds for each model and backend. A running daemon uses the new
+    measurement after a reload.
     """
     from agent.cli.checks.examine import examine
 
@@ -56,7 +47,7 @@ def doctor(ctx: click.Context, path: Path | None, fresh: bool, as_json: bool) ->
 
     def progress(section: str) -> None:
         if shown:
-            click.echo(f"\r\x1b[Klooking at: {section} …", err=True, nl=False)
+            click.echo(f"\r\x1b[Kchecking: {section} …", err=True, nl=False)
 
     report = examine(path or DEFAULT_CONFIG, asked=path is not None, fresh=fresh, progress=progress)
     if shown:
@@ -93,8 +84,8 @@ def _print_advice(some: list[Finding], width: int) -> None:
     from agent.cli.checks import advice_of
 
     counts = {state: sum(one.state == state for one in some) for state in ("problem", "warning")}
-    told = " and ".join(f"{count} {state}{'s' * (count != 1)}" for state, count in counts.items() if count)
-    click.secho(f"{told}; what to do:" if told else "Everything is well.", bold=True)
+    summary = " and ".join(f"{count} {state}{'s' * (count != 1)}" for state, count in counts.items() if count)
+    click.secho(f"{summary}; what to do:" if summary else "No problems found.", bold=True)
     for number, sentence in enumerate(advice_of(some), 1):
         for line in _wrapped(plain(sentence), f"  {number}. ", " " * 5, width):
             click.echo(line)

@@ -1,4 +1,4 @@
-"""`vedette events`: show and export published messages, and describe them."""
+"""`vedette events`: select, show and export messages of the event queue, and describe them."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.options import moment, state_folder_option
+from agent.cli.options import DEFAULT_CONFIG, config_option, moment, state_folder_option
 from agent.cli.output import event_header, event_line, format_event
-from agent.cli.run import DEFAULT_CONFIG
 from agent.errors import StorageError
 from agent.text import local_time, plain
 
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from agent.storage.spool.history import History, Past
 
 
-_LOOK_S, _PATIENCE = 0.5, 10
+_POLL_S, _MOST_FAILURES = 0.5, 10
 """Pause between polls, s; and polls that may fail in a row, as while a damaged database is replaced."""
 
 
@@ -53,13 +52,7 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--kind", default="", help="Show only new, update, end, keyword, detections or clips."),
         click.option("--stream", default="", help="Show only this stream."),
         state_folder_option,
-        click.option(
-            "-c",
-            "--config",
-            "path",
-            type=click.Path(path_type=Path),
-            help=f"The daemon's configuration.  [default: {DEFAULT_CONFIG}, if it is there]",
-        ),
+        config_option("The daemon's configuration.", required=False),
     ):
         command = option(command)
     return command
@@ -79,12 +72,12 @@ def _history(path: Path | None, folder: Path | None) -> History:
     return History(folder)
 
 
-def _wanted(choice: dict[str, Any]) -> HistoryQuery:
+def _query(choice: dict[str, Any]) -> HistoryQuery:
     return HistoryQuery(**{name: value for name, value in choice.items() if value is not None})
 
 
-def _items(messages: Iterable[Past], wanted: HistoryQuery) -> Iterator[HistoryRow]:
-    return (item for item in map(HistoryRow, messages) if item in wanted)
+def _items(messages: Iterable[Past], query: HistoryQuery) -> Iterator[HistoryRow]:
+    return (item for item in map(HistoryRow, messages) if item in query)
 
 
 @events.command()
@@ -97,25 +90,25 @@ def _items(messages: Iterable[Past], wanted: HistoryQuery) -> Iterator[HistoryRo
 def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Path | None, **choice: Any) -> None:
     """Show the newest messages of the event queue, waiting and delivered ones.
 
-    They are kept for as long as [storage] history_max_bytes and history_max_age_s say. What lies in memory only
-    is not among them.
+    They are kept within [storage] history_max_bytes and history_max_age_s. Messages that are only in memory are
+    not shown.
     """
-    history, wanted = _history(path, folder), _wanted(choice)
+    history, query = _history(path, folder), _query(choice)
     newest = next(history.backwards(), None)
     last = newest.stored.seq if newest else 0
-    found = list(islice(_items(history.backwards(), wanted), count))
+    found = list(islice(_items(history.backwards(), query), count))
     if not as_json:
         click.echo(event_header())
     for item in reversed([item for item in found if item.past.stored.seq <= last]):
         waits = "" if item.past.acknowledged else "  (waits)"
         click.echo(item.json() if as_json else item.text() + waits)
     if follow:
-        for item in _items(_new(history, last), wanted):
+        for item in _items(_new(history, last), query):
             click.echo(item.json() if as_json else item.text())
 
 
 def _new(history: History, last: int) -> Iterator[Past]:
-    """Yield messages above a number as they are put into the queue, for ever."""
+    """Yield messages above a number as they are queued, without end."""
     failed = 0
     while True:
         try:
@@ -125,9 +118,9 @@ def _new(history: History, last: int) -> Iterator[Past]:
             failed = 0
         except StorageError:
             failed += 1
-            if failed > _PATIENCE:
+            if failed > _MOST_FAILURES:
                 raise
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 @events.command()
@@ -137,14 +130,14 @@ def _new(history: History, last: int) -> Iterator[Past]:
 )
 @_selection
 def export(form: str, output: IO[str], path: Path | None, folder: Path | None, **choice: Any) -> None:
-    """Write the messages of the event queue in the order of their numbers; see `tail`.
+    """Write the messages of the event queue in the order of their numbers.
 
-    A line has what the subscriber gets, and whether it is noted that the broker has it. `publish` of the latency,
-    the time that it waited, is 0: it is not kept.
+    Each has the fields that a subscriber receives, and whether the broker has acknowledged it.
+    `latency_ms.publish` is 0, because it is not stored.
     """
     import csv
 
-    items = _items(_history(path, folder).after(0), _wanted(choice))
+    items = _items(_history(path, folder).after(0), _query(choice))
     first = next(items, None)  # a database that cannot be read leaves an old file as it is
     found = chain([first] if first else [], items)
     if form == "csv":
@@ -156,33 +149,9 @@ def export(form: str, output: IO[str], path: Path | None, folder: Path | None, *
 
 
 COLUMNS = (
-    "seq",
-    "first_seq",
-    "id",
-    "acknowledged",
-    "captured_at",
-    "device",
-    "stream",
-    "kind",
-    "reason",
-    "label",
-    "track",
-    "score",
-    "best_score",
-    "hits",
-    "first_seen",
-    "last_seen",
-    "x0",
-    "y0",
-    "x1",
-    "y1",
-    "zones",
-    "latency_ms",
-    "model",
-    "backend",
-    "variant",
-    "path",
-    "topic",
+    *("seq", "first_seq", "id", "acknowledged", "captured_at", "device", "stream", "kind", "reason", "label"),
+    *("track", "score", "best_score", "hits", "first_seen", "last_seen", "x0", "y0", "x1", "y1", "zones"),
+    *("latency_ms", "model", "backend", "variant", "path", "topic"),
 )
 """Columns of a CSV file; empty where a message has no such value."""
 
@@ -220,7 +189,7 @@ class HistoryRow:
 
     @cached_property
     def fields(self) -> dict[str, Any]:
-        """Return the payload as delivered, except the waiting time; empty for a damaged row."""
+        """The payload as delivered, except the waiting time; empty for a damaged row."""
         import msgspec
 
         from agent.comms import messages
@@ -257,8 +226,8 @@ class HistoryRow:
         """Return a line of JSON: message, topic, and whether the broker has acknowledged it."""
         import msgspec
 
-        told = {"topic": self.past.stored.topic, "acknowledged": self.past.acknowledged, **self.fields}
-        return msgspec.json.encode(told).decode(errors="replace")
+        body = {"topic": self.past.stored.topic, "acknowledged": self.past.acknowledged, **self.fields}
+        return msgspec.json.encode(body).decode(errors="replace")
 
     def text(self) -> str:
         """Return a line of text."""
@@ -269,8 +238,8 @@ class HistoryRow:
         with suppress(msgspec.MsgspecError):
             return event_line(format_event(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
-        told = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
-        return plain(f"{told}  {self.fields.get('path', '')}").rstrip()
+        text = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
+        return plain(f"{text}  {self.fields.get('path', '')}").rstrip()
 
     def row(self) -> Iterator[str]:
         """Return the cells of a CSV row, see `COLUMNS`."""

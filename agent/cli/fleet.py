@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _UNREACHABLE, _FAILED = 3, 1
 _ROLLBACK_S = 1200.0
-"""A board rehearses the version before (600 s), watches it (130 s), starts what ran anew where that is not well
-(60 s for each thing that systemd is asked for), and answers then."""
+"""A board tests the previous version (600 s), watches it (130 s), restarts the present one if that fails (60 s
+for each call of systemd), and answers then."""
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,11 +67,11 @@ def fleet() -> None:
 @_common
 @click.pass_context
 def status(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool) -> None:
-    """Show which version each board runs, how its daemon is, and its newest update."""
+    """Show the version, the daemon's state and the newest update of each board."""
     inventory, boards = _boards(path, names)
     found = rows(_ask(inventory, boards, "status"))
     print_rows(found, as_json=as_json)
-    ctx.exit(_code(found))
+    ctx.exit(_exit_code(found))
 
 
 def _next_words(context: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -89,21 +89,21 @@ def _next_words(context: click.Context, _argument: click.Parameter, incomplete: 
 def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[str, ...], as_json: bool) -> None:
     """Run COMMAND on every board: doctor, status, or update status, history, apply, confirm or rollback.
 
-    Options come before COMMAND; whatever follows its first word is the board's:
+    Options come before COMMAND; what follows its first word is passed to the board:
 
     \b
-        vedette fleet exec --json doctor     a line of JSON for each board, with what it says
-        vedette fleet exec doctor --json     has each board say it as JSON
+        vedette fleet exec --json doctor     a line of JSON for each board, with its output
+        vedette fleet exec doctor --json     each board prints JSON
 
-    Boards do nothing else for the key of updates (see vedette-ssh), so that nothing else is sent to them.
+    The update key permits no other command (see vedette-ssh).
     """  # noqa: D301
     from agent.update.fleet.board import check_command
 
-    _check_ours_first(ctx, words)
+    _check_option_order(ctx, words)
     check_command(" ".join(words))
     inventory, boards = _boards(path, names)
     answers = _ask(inventory, boards, " ".join(words), lambda one: _print_answer(one, as_json=as_json))
-    ctx.exit(_code(answers))
+    ctx.exit(_exit_code(answers))
 
 
 @fleet.command()
@@ -113,14 +113,14 @@ def exec_(ctx: click.Context, words: tuple[str, ...], path: Path, names: tuple[s
 def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bool, yes: bool) -> None:
     """Roll every board, or those named, back to the previous version.
 
-    A board that is at an update ends it. Boards that were rolled back since their last update stay there: the
-    same command can be given again when some could not be reached.
+    A running update is ended. Boards that were rolled back since their last update are left as they are: repeat
+    the command when some boards could not be reached.
     """
     inventory, boards = _boards(path, names)
     if not yes:
         from agent.update.fleet.ledger import how_many
 
-        click.confirm(f"Take {how_many(len(boards))} back to the version before?", abort=True, err=True)
+        click.confirm(f"Roll {how_many(len(boards))} back to the previous version?", abort=True, err=True)
     answers = _ask(
         inventory,
         boards,
@@ -128,20 +128,20 @@ def rollback(ctx: click.Context, path: Path, names: tuple[str, ...], as_json: bo
         lambda one: _print_answer(one, as_json=as_json),
         patience_s=_ROLLBACK_S,
     )
-    ctx.exit(_code(answers))
+    ctx.exit(_exit_code(answers))
 
 
 @fleet.command()
 @click.argument("names", nargs=-1)
 @click.option("-i", "--inventory", "path", type=_PATH, default="fleet.toml", show_default=True)
-@click.option("--yes", is_flag=True, help="Accept the keys that the network shows without asking.")
+@click.option("--yes", is_flag=True, help="Accept the keys that the boards present, without asking.")
 def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
     """Pin the host keys of boards.
 
     Compare each with what `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` prints on the board.
     """
     from agent.update.fleet.inventory import read_inventory
-    from agent.update.fleet.ssh import pin as take
+    from agent.update.fleet.ssh import pin as pin_key
     from agent.update.fleet.ssh import scan, unpinned
 
     inventory = read_inventory(path)
@@ -149,10 +149,10 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
     for board in missing:
         key = scan(board)
         click.echo(f"{board.name:<16} {plain(key.fingerprint)}")
-        if yes or click.confirm("Is it the board's?"):
-            take(inventory.known_hosts, key)
+        if yes or click.confirm("Is this the board's key?"):
+            pin_key(inventory.known_hosts, key)
     if not missing:
-        click.echo("every host key is pinned already")
+        click.echo("all host keys are pinned")
 
 
 @fleet.command()
@@ -164,16 +164,17 @@ def pin(names: tuple[str, ...], path: Path, yes: bool) -> None:
 def rollout(**options: Any) -> None:
     """Update every board to BUNDLE: canary first, then in batches.
 
-    It stops when the canary, or more than a share of a batch, does not keep the version; boards that cannot be
-    reached do not count. Done again it goes on where it was, with what is left and what has failed.
+    The rollout stops when a canary, or more than the permitted share of a batch, does not keep the version;
+    unreachable boards do not count as failed. The same command again continues with the boards that are left or
+    failed.
     """
     from agent.cli.fleet_rollout import roll_out
 
     sys.exit(roll_out(**options))
 
 
-def _check_ours_first(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Refuse our own options behind the board's command."""
+def _check_option_order(ctx: click.Context, words: tuple[str, ...]) -> None:
+    """Refuse options of `fleet exec` behind the board's command."""
     for word in words:
         if word.split("=")[0] in ("-i", "--inventory", "--board"):
             raise click.UsageError(f"{word} is no option of a board's command: put it before {words[0]}", ctx)
@@ -217,8 +218,8 @@ def _print_answer(one: BoardAnswer, *, as_json: bool) -> None:
         click.echo(plain(one.out.rstrip(), keep="\n"))
 
 
-def _code(told: Sequence[BoardAnswer | BoardRow]) -> int:
-    faults = {one.fault for one in told}
+def _exit_code(answers: Sequence[BoardAnswer | BoardRow]) -> int:
+    faults = {one.fault for one in answers}
     return _FAILED if "failed" in faults else _UNREACHABLE if "unreachable" in faults else 0
 
 
@@ -230,9 +231,9 @@ class BoardRow:
     """Row of one board.
 
     Attributes:
-        board: its name.
-        fault: empty: it has answered. reason: in words.
-        state: what it tells; None: nothing that is understood.
+        board: name.
+        fault: `failed` or `unreachable`; empty: it has answered. reason: of the fault.
+        state: None: no valid answer.
     """
 
     board: str

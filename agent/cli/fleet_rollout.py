@@ -26,8 +26,8 @@ from agent.update.fleet.rollout import Rollout, read_wanted
 from agent.update.fleet.ssh import check_pinned
 
 _INTERRUPTED = """\
-interrupted: boards that are at the update go on with it by themselves; what was done is in {ledger}
-the same command again goes on"""
+interrupted: boards that are updating continue by themselves; progress is in {ledger}
+run the same command again to continue"""
 _WELL, _FAILED, _UNREACHABLE = 0, 1, 3
 
 
@@ -41,19 +41,12 @@ def roll_out(
     dry_run: bool,
     as_json: bool,
 ) -> int:
-    """Take boards to a version; gives the exit code.
+    """Update boards of the inventory `path` to a bundle's version, and return the exit code.
 
-    Args:
-        bundle: that brings it.
-        path: of the inventory.
-        names: of the boards; none: all.
-        ledger: file of what has been done.
-        report: file of the page.
-        dry_run: show the plan only.
-        as_json: print JSON.
+    `names` selects boards (empty: all). The default ledger is beside the inventory, the default report beside it.
 
     Raises:
-        FleetError, BundleError, StorageError: it cannot be begun, or not gone on with; see `Rollout`.
+        FleetError, BundleError, StorageError: the rollout cannot begin or continue; see `Rollout`.
     """
     inventory = read_inventory(path)
     boards = inventory.chosen(names)
@@ -69,23 +62,23 @@ def roll_out(
     rollout = Rollout(inventory, wanted, kept)
     if dry_run:
         _print_plan(rollout.planned(boards), as_json=as_json)
-        _tell_left_out(kept)
+        _warn_of_damage(kept)
         return _WELL
     with kept.owned():
         standing = rollout.begin(boards)
-        _tell_left_out(kept)
-        standing = _go(rollout, standing, bundle.name, ledger, err=as_json)
+        _warn_of_damage(kept)
+        standing = _run(rollout, standing, bundle.name, ledger, err=as_json)
     return _end(standing, ledger, report, as_json=as_json)
 
 
-def _tell_left_out(ledger: Ledger) -> None:
+def _warn_of_damage(ledger: Ledger) -> None:
     if ledger.left_out:
         lines = "line is" if ledger.left_out == 1 else "lines are"
         name = click.format_filename(ledger.path)
-        click.echo(f"{name}: {ledger.left_out} {lines} damaged or cut off, and left out", err=True)
+        click.echo(f"{name}: {ledger.left_out} {lines} damaged or incomplete, and ignored", err=True)
 
 
-def _go(rollout: Rollout, standing: RolloutProgress, title: str, ledger: Path, *, err: bool) -> RolloutProgress:
+def _run(rollout: Rollout, standing: RolloutProgress, title: str, ledger: Path, *, err: bool) -> RolloutProgress:
     try:
         return _show(rollout, standing, title, err=err)
     except KeyboardInterrupt:
@@ -154,7 +147,7 @@ _LONGEST = 200
 
 
 class RolloutTable:
-    """Live table of a rollout: boards at work first, then failed ones, as many as fit."""
+    """Live table of a rollout: boards that are updating first, then failed ones, as many as fit."""
 
     def __init__(self, title: str, batches: Sequence[Batch], outcomes: dict[str, BoardOutcome]) -> None:
         self._title = title
@@ -163,18 +156,15 @@ class RolloutTable:
         self._steps: dict[str, tuple[str, float]] = {}
 
     def watch(self, board: str, step: str) -> None:
-        """Show the step that a board is at."""
         began = self._steps.get(board, ("", time.monotonic()))[1]
         self._steps[board] = (step, began)
         self._outcomes.pop(board, None)
 
     def show(self, outcome: BoardOutcome) -> None:
-        """Show a board's outcome."""
         self._steps.pop(outcome.board, None)
         self._outcomes[outcome.board] = outcome
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the table."""
         names = sorted(self._batches, key=self._rank)
         room = max(1, console.height - _AROUND)
         yield Text(f"{self._title}  {self._summary()}", "bold")
@@ -202,7 +192,7 @@ class RolloutTable:
         yield "canary" if number == 0 else str(number)
         if name in self._steps:
             step, began = self._steps[name]
-            yield from (Text("at work", "cyan"), "", f"{time.monotonic() - began:.0f} s", "", Text(plain(step)))
+            yield from (Text("updating", "cyan"), "", f"{time.monotonic() - began:.0f} s", "", Text(plain(step)))
             return
         one = self._outcomes.get(name)
         if one is None:
@@ -212,8 +202,8 @@ class RolloutTable:
         yield from (Text(plain(one.version)), f"{one.seconds:.0f} s", size(one.sent), Text(plain(one.reason)))
 
     def _summary(self) -> str:
-        told = [f"{count} {kind.replace('_', ' ')}" for kind, count in counted(self._outcomes.values()).items()]
-        return ", ".join([*told, how_many(len(self._batches))])
+        counts = [f"{count} {kind.replace('_', ' ')}" for kind, count in counted(self._outcomes.values()).items()]
+        return ", ".join([*counts, how_many(len(self._batches))])
 
 
 class RolloutLines:
@@ -221,16 +211,14 @@ class RolloutLines:
 
     def __init__(self, err: bool) -> None:
         self._err = err
-        self._told: dict[str, str] = {}
+        self._shown: dict[str, str] = {}
 
     def watch(self, board: str, step: str) -> None:
-        """Show the step that a board is at."""
-        if self._told.get(board) != step:
-            self._told[board] = step
+        if self._shown.get(board) != step:
+            self._shown[board] = step
             click.echo(f"{board:<16} {plain(step)[:_LONGEST]}", err=self._err)
 
     def show(self, outcome: BoardOutcome) -> None:
-        """Show a board's outcome."""
         why = f": {plain(outcome.reason)}" if outcome.reason else ""
         took = f"{outcome.seconds:.0f} s, {size(outcome.sent)} sent"
         kind = click.style(outcome.kind.replace("_", " "), fg=COLOURS[outcome.kind])

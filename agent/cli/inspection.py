@@ -1,4 +1,4 @@
-"""Facts about a model file, as `vedette models` prints or encodes them."""
+"""Describe a model file for `vedette models list` and `vedette models inspect`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 _Ends = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 _CRASHED = re.compile(r"crashed\b.*?\b(SIG[A-Z]+)")
-"""Matches the message of a worker or a first run that a model has crashed."""
+"""Matches the message about a crash in a worker or a first run."""
 _LONG = 60
-"""Characters of a value that are shown."""
+"""Longest value that is shown, characters."""
 _RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
 
 
@@ -35,13 +35,13 @@ class Listed(Struct, frozen=True):
 
     Attributes:
         name: as given.
-        decoder: of its manifest.
-        labels: how many.
+        decoder: name.
+        labels: number of labels.
         variants: names, largest first.
-        input: of the variant that an input comes to first; of sound also its rate and its front end.
+        input: input tensor of the first variant; for sound also rate and front end.
         size: bytes of the file.
         licence: SPDX expression.
-        error: why it cannot be used; empty when it can.
+        error: why the model cannot be used; empty: it can.
     """
 
     name: str
@@ -61,18 +61,18 @@ class ModelInspection(Struct, frozen=True):
         file: as given.
         size: bytes.
         description: as the converter wrote it.
-        operations: how often each occurs, over all graphs.
-        quantisation: what kinds of numbers it computes with, in words.
+        operations: count by name, over all graphs.
+        quantisation: kind of quantisation, in words.
         weights: bytes of constants by dtype.
         signatures: name → inputs and outputs; the name is empty for a file without signatures.
         metadata: names of the metadata buffers.
-        manifest: with every key; None when some cannot be found.
-        sources: where keys came from that its manifest leaves out, by path such as `input.mean`; not of defaults.
+        manifest: completed manifest; None: keys are missing.
+        sources: origin of each key that the manifest leaves out, by path such as `input.mean`; not of defaults.
         doubts: what is likely wrong although the model can be run.
-        guessed: whether it has no manifest of its own.
-        crash: that the installed runtime crashes on it, with the signal; empty: it does not.
-        decoding_error: why it cannot be used: its manifest is missing or does not fit, or it cannot be opened.
-        refusals: per runtime, what it refuses.
+        guessed: the model has no manifest of its own.
+        crash: signal with which the installed runtime crashes on the model; empty: it does not.
+        decoding_error: why the model cannot be decoded or opened; empty: it can.
+        refusals: compatibility problems by runtime.
     """
 
     file: str
@@ -143,16 +143,16 @@ def _sound(manifest: Manifest) -> list[str]:
 
 
 def inspection(file: str) -> ModelInspection:
-    """Look inside a model, and open it as a stream would, in a process of its own.
+    """Describe a model, and open it as a stream would, in a process of its own.
 
     Raises:
-        ModelError: it cannot be read, or is no model.
+        ModelError: the file cannot be read, or is no model.
     """
     content, stated = load_file(file)
     with prefixed_errors(file):
         modelfile = read_modelfile(content)
     refused = {runtime: incompatibilities(modelfile, runtime) for runtime in _RUNTIMES}
-    known, crash, problem, tensors = _judged(file, refused)
+    known, crash, problem, tensors = _open_or_explain(file, refused)
     return ModelInspection(
         plain(file),
         modelfile.size,
@@ -172,15 +172,17 @@ def inspection(file: str) -> ModelInspection:
     )
 
 
-def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None, str, str, dict[str, _Ends]]:
+def _open_or_explain(
+    file: str, refused: dict[Runtime, list[str]]
+) -> tuple[Known | None, str, str, dict[str, _Ends]]:
     """Return what is known of a model, its crash, its error, and its tensors by signature."""
     runtime = installed_runtime()
     if runtime and refused[runtime]:
-        return None, "", "", {}  # that says it all
+        return None, "", "", {}  # opening would only repeat the refusal
     known, tensors = None, dict[str, _Ends]()
     try:
         known = look_up(file, thorough=True)
-        tensors = _opened(known, file)
+        tensors = _open_variants(known, file)
     except ModelError as error:
         if found := _CRASHED.search(str(error)):
             return known, f"the runtime crashes on this model ({found[1]})", "", tensors
@@ -188,11 +190,11 @@ def _judged(file: str, refused: dict[Runtime, list[str]]) -> tuple[Known | None,
     return known, "", "", tensors
 
 
-def _opened(known: Known, file: str) -> dict[str, _Ends]:
+def _open_variants(known: Known, file: str) -> dict[str, _Ends]:
     """Open a model with every variant, as `vedette run` does.
 
     Raises:
-        ModelError: it does not fit its decoder or its front end; BackendError: the runtime cannot run it.
+        ModelError: the model does not fit its decoder or front end. BackendError: the runtime cannot run it.
     """
     from agent.compute.infer.session import BackendSpec, SessionOptions
     from agent.compute.infer.worker.session import WorkerSession
@@ -201,7 +203,7 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
     session = WorkerSession(model, BackendSpec(), SessionOptions())
     try:
         with prefixed_errors(file):
-            _fit(session, model)
+            _check_decoder(session, model)
         for variant in model.manifest.variants:
             session.select(variant.name)
             tensors[variant.signature] = session.inputs, session.outputs
@@ -210,7 +212,7 @@ def _opened(known: Known, file: str) -> dict[str, _Ends]:
     return tensors
 
 
-def _fit(session: WorkerSession, model: Model) -> None:
+def _check_decoder(session: WorkerSession, model: Model) -> None:
     if model.manifest.audio is None:
         from agent.compute.vision import Detector
 
@@ -242,7 +244,6 @@ def _signatures(modelfile: ModelFile, opened: dict[str, _Ends]) -> dict[str, tup
 
 
 def _quantisation(modelfile: ModelFile) -> str:
-    """Name the kind of quantisation."""
     kinds = Counter(
         t.quantisation.kind
         for graph in modelfile.subgraphs

@@ -28,7 +28,7 @@ _DATED = 125
 _BREAKS = ("stream", "event", "what", "zones")
 """Columns whose text may wrap."""
 _LONGEST = 40
-"""Longest count that is shown, in characters."""
+"""Longest count that is shown, characters."""
 _FOOTER = 4
 """Lines of the footer at most."""
 _GAP = "   "
@@ -46,19 +46,17 @@ class EventTable:
         self._counts: dict[str, str] = {}
 
     def add(self, message: ReceivedMessage) -> None:
-        """Process a message."""
-        self._roster.take(message)
+        self._roster.add(message)
         if (event := message.event()) is not None:
             self._events.append(event)
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
-            if not message.payload:  # the stream is gone
+            if not message.payload:  # the stream was removed
                 self._counts.pop(key, None)
             elif key in self._counts or len(self._counts) < MOST:
                 self._counts[key] = plain(message.payload[:_LONGEST].decode(errors="replace"))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the table."""
         several = len(self._roster) > 1
         if several:
             self._fleet.height = console.height // 2 - 1
@@ -107,7 +105,7 @@ class EventTable:
             yield from self._about(*self._roster)
         several = len(self._roster) > 1
         for key, count in sorted(self._counts.items()):
-            if several and count == "0":  # of a fleet only what is there
+            if several and count == "0":  # of a fleet only counts above 0
                 continue
             yield Text(f"{plain(key)}: {count}", "dim" if count == "0" else "bold")
 
@@ -147,7 +145,7 @@ def _as_lines(messages: Iterable[ReceivedMessage | None], title: str) -> None:
     for message in messages:
         if message is None:
             continue
-        for gap in roster.take(message):
+        for gap in roster.add(message):
             click.echo(_missing(message.device, gap))
         if text := _line(message):
             click.echo(text)
@@ -155,11 +153,7 @@ def _as_lines(messages: Iterable[ReceivedMessage | None], title: str) -> None:
 
 def _missing(device: str, gap: SequenceGap) -> str:
     numbers = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
-    why = (
-        "no loss on the way: it was cut off, and begins above what it may have given out"
-        if gap.restart
-        else "lost on the way"
-    )
+    why = "no loss: the device restarted and skipped numbers" if gap.restart else "lost"
     return f"{local_time(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
 
 
@@ -179,11 +173,11 @@ def follow_fleet(messages: Iterable[ReceivedMessage | None]) -> None:
         try:
             for message in messages:
                 if message is not None:
-                    roster.take(message)
+                    roster.add(message)
         finally:
             click.echo("\n".join(lines(roster)))
         return
     with Live(FleetTable(roster), refresh_per_second=4):
         for message in messages:
             if message is not None:
-                roster.take(message)
+                roster.add(message)

@@ -1,4 +1,4 @@
-"""`vedette`: each verb is a module that is imported only when it is called."""
+"""`vedette`: each verb is a module of its own, imported only when the verb is called."""
 
 from __future__ import annotations
 
@@ -19,37 +19,37 @@ _INTERRUPTED = 130
 
 _VERBS: dict[str, str] = {
     "run": "Run the daemon in the foreground.",
-    "demo": "A real clip through a real model to a real broker.",
+    "demo": "Play a bundled clip through a model to an embedded broker.",
     "watch": "Show what devices publish, live.",
-    "command": "Command a device over the broker.",
+    "command": "Send a command to a device over the broker.",
     "cleanup": "Delete what a device left at a broker under a former name.",
     "config": "Check, show, migrate or describe the configuration.",
-    "doctor": "Say what is wrong with this board, and what to do.",
+    "doctor": "Examine this board, and say what to do about problems.",
     "devices": "List the cameras and microphones of this machine.",
-    "models": "List models, look inside one, and calibrate one.",
-    "bench": "Measure every way to run a model on this board.",
-    "profile": "Show which operations of a model take the time.",
-    "events": "Show or export what has been published; describe the messages.",
-    "clips": "List the clips that were recorded here.",
-    "update": "Update this board by a signed bundle, and go back.",
-    "bundle": "Build, sign and look into bundles, which update boards.",
-    "fleet": "Update many boards over SSH, and ask them how they are.",
+    "models": "List, inspect and calibrate models.",
+    "bench": "Measure a model on the CPU and on every accelerator of this board.",
+    "profile": "Measure each operation of a model.",
+    "events": "Show or export published messages, or describe their format.",
+    "clips": "List the clips on this device.",
+    "update": "Update this board from a signed bundle, or roll it back.",
+    "bundle": "Build, sign and inspect the bundles that update boards.",
+    "fleet": "Update many boards over SSH, and show their status.",
     "guide": "Show the manual, or search it.",
-    "completion": "Print the completion script of a shell.",
+    "completion": "Print the script for tab completion in a shell.",
 }
-"""Name → help in one line; nothing is imported, so that `vedette --help` is instant."""
+"""Help of each verb in one line, so that `vedette --help` imports nothing."""
 
 _RENAMED = {"tell": "command"}
 """New name by old verb."""
 
 
 @contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Exit with 0, silently, when the reader of a pipe is gone, as after `| head`."""
+def _exit_when_pipe_closes() -> Iterator[None]:
+    """Exit with 0 and no message when the reader of a pipe is gone, as after `| head`."""
     try:
         yield
     except BrokenPipeError:
-        # What is still buffered would raise the same once more when the interpreter ends.
+        # Flushing the buffered rest at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(0) from None
 
@@ -72,12 +72,12 @@ class _Verbs(click.Group):
         return command
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        with _reader_may_leave():  # --help and --version print here
+        with _exit_when_pipe_closes():  # --help and --version print here
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _reader_may_leave():
+            with _exit_when_pipe_closes():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             ctx.exit(_INTERRUPTED)

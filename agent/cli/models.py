@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.options import picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
@@ -66,15 +67,15 @@ def list_(files: tuple[str, ...], as_json: bool) -> None:
 def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> None:
     """Inspect FILE: a .tflite, a manifest .toml, or the name of a bundled model.
 
-    It is opened as a stream would open it, in a process of its own. Exits with 1 when a runtime refuses it, or
-    when nothing tells how to decode it.
+    The model is opened as a stream would open it, in a process of its own. Exits with 1 if a runtime refuses it,
+    or if its decoder is not known.
     """
     from agent.cli.inspection import ModelInspection, inspection
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
 
     with preloaded([file]):
-        found = _or_faults(lambda: without_root(lambda: inspection(file), ModelInspection))
+        found = _exit_on_faults(lambda: without_root(lambda: inspection(file), ModelInspection))
     if write or path:
         _write_manifest(file, path, force)
     if as_json:
@@ -92,12 +93,12 @@ def schema() -> None:
     print_json(manifest_schema(), indent=2)
 
 
-def _or_faults(look: Callable[[], ModelInspection]) -> ModelInspection:
-    """Return what is found; print several faults as one line each and exit with 1."""
+def _exit_on_faults(inspect_: Callable[[], ModelInspection]) -> ModelInspection:
+    """Print several faults of a model as one line each and exit with 1."""
     from agent.errors import ModelError
 
     try:
-        return look()
+        return inspect_()
     except ModelError as error:
         if len(error.faults) == 1:
             raise
@@ -107,10 +108,10 @@ def _or_faults(look: Callable[[], ModelInspection]) -> ModelInspection:
 
 
 def _write_manifest(file: str, path: str, force: bool) -> None:
-    """Write what is known of a model, and say where and what is missing.
+    """Write a manifest with what is known of a model, and print its path and the missing keys.
 
     Raises:
-        ModelError: nothing tells how to decode it, or a manifest is there and it is not to be replaced.
+        ModelError: the decoder is not known, or a manifest exists and `force` is not set.
     """
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
@@ -176,29 +177,20 @@ def _size(size: int) -> str:
 @click.argument("model")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option(
-    "--loss",
-    type=float,
-    default=0.2,
-    show_default=True,
-    help="Accuracy that may be given away, percentage points.",
+    "--loss", type=float, default=0.2, show_default=True, help="Accuracy that may be lost, percentage points."
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="Write the manifest here, its files beside it; default, not for a bundled model: where it was.",
+    help="Write the manifest here, and its files beside it; default: the model's own (not for a bundled model).",
 )
-@click.option(
-    "--picture",
-    type=click.Path(path_type=Path),
-    help="Draw accuracy against cost here, a PNG. Needs matplotlib: pip install '.[charts]'.",
-)
+@picture_option("accuracy against cost")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Path | None, as_json: bool) -> None:
     """Learn from DATA when an exit of MODEL is confident enough, and write it to its manifest.
 
-    DATA is a folder with a folder of recordings for each label. A temperature for each exit makes its confidence
-    a share of right answers; the cheapest thresholds are taken that keep the accuracy of the deepest exit but for
-    --loss.
+    DATA is a folder with a folder of recordings for each label. A temperature for each exit calibrates its
+    confidence. The chosen thresholds are the cheapest whose accuracy is that of the deepest exit less --loss.
     """
     from agent.models.manifest_writer import rewrite, set_variants
 
@@ -211,36 +203,36 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
     target = _target(model, out)
     result = _calibrate(model, data, loss / 100.0)
     if picture is not None:
-        from agent.cli.chart import draw
+        from agent.cli.chart import draw_calibration
 
-        draw(result, picture)
+        draw_calibration(result, picture)
     rewrite(model, target, set_variants(result.keys))
     _print_calibration(result, target, as_json=as_json)
     _warn(result.lost * 100.0, loss)
 
 
 def _target(model: str, out: Path | None) -> Path:
-    """Where the manifest will be written, once it is known that it can be."""
+    """Return the manifest to write, or raise if it cannot be written."""
     from agent.models.files import bundled, manifest_path
     from agent.models.manifest_writer import check_place
 
     if out is None and model in bundled():
-        raise click.UsageError(f"{model} is a bundled model and stays as it is: name another manifest with --out")
+        raise click.UsageError(f"{model} is a bundled model and cannot be changed: name a manifest with --out")
     target = out or manifest_path(model)
     if target.suffix != ".toml":
         raise click.BadParameter(f"{target}: the name of a manifest ends in .toml", param_hint="--out")
     if not target.absolute().parent.is_dir():
-        raise click.BadParameter(f"{target}: no such folder to write it to", param_hint="--out")
+        raise click.BadParameter(f"{target}: there is no such folder", param_hint="--out")
     check_place(model, target)
     return target
 
 
 def _warn(lost: float, loss: float) -> None:
-    """Say so when more is lost than was allowed on what nothing was learned from; both in percentage points."""
+    """Warn if the loss on held-out recordings exceeds what was allowed; both in percentage points."""
     if not lost <= loss + 1e-6:
         click.echo(
-            f"vedette: warning: tried on data that it was not learned from, {lost:.2f} points are lost, and "
-            f"--loss allows {loss:g}: learn from more of it, or allow a larger --loss",
+            f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out recordings; --loss allows "
+            f"{loss:g}: use more recordings, or allow a larger --loss",
             err=True,
         )
 
@@ -289,6 +281,6 @@ def _calibration_summary(result: CalibrationResult) -> tuple[str, str]:
     return (
         f"{result.recordings} recordings: accuracy {learned.chosen.accuracy:.2%} "
         f"(deepest alone {learned.full:.2%}) at {learned.chosen.cost:.0%} of its multiply-adds",
-        f"learned from every other recording and tried on the rest: {checked.accuracy:.2%} "
+        f"learned from every other recording and tested on the rest: {checked.accuracy:.2%} "
         f"(deepest alone {result.checked_full:.2%}) at {checked.cost:.0%}",
     )

@@ -1,4 +1,4 @@
-"""Options that several verbs share: access to a broker, durations and times."""
+"""Options that several verbs share: access to a broker, durations, times, and the state folder."""
 
 from __future__ import annotations
 
@@ -18,6 +18,24 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
+
+
+def config_option(text: str, *, required: bool = True) -> Callable[[F], F]:
+    """Return the option `-c`, passed as `path`; if not `required`, None unless it is given."""
+    if required:
+        return click.option(
+            "-c", "--config", "path", type=PATH, default=DEFAULT_CONFIG, show_default=True, help=text
+        )
+    text = f"{text}  [default: {DEFAULT_CONFIG}, if it exists]"
+    return click.option("-c", "--config", "path", type=PATH, help=text)
+
+
+def picture_option(what: str) -> Callable[[F], F]:
+    """Return the option `--picture`, a file for a chart."""
+    text = f"Draw {what} into this PNG; needs matplotlib: pip install '.[charts]'."
+    return click.option("--picture", type=PATH, help=text)
 
 
 def first_line(context: click.Context, option: click.Parameter, path: Path | None) -> str:
@@ -103,8 +121,8 @@ def broker_options(verb: F) -> F:
 def _access(given: dict[str, Any]) -> BrokerOptions:
     from agent.comms.consumer.client import BrokerOptions
 
-    said = {key: given.pop(key) for key in BrokerOptions.__struct_fields__}
-    access = BrokerOptions(**said | {"port": said["port"] or 0})
+    values = {key: given.pop(key) for key in BrokerOptions.__struct_fields__}
+    access = BrokerOptions(**values | {"port": values["port"] or 0})
     _check_host(access)
     if access.key_file and not access.cert_file:
         raise click.UsageError("--key-file needs --cert-file")
@@ -158,7 +176,7 @@ def moment(text: str) -> float:
         raise click.BadParameter(f"expected a time such as 2h, 7d or 2026-11-25T08:30, found {text!r}") from None
 
 
-_MARKS = ("lock", "spool.db", "clips")
+_STATE_FILES = ("lock", "spool.db", "clips")
 """Files of which a state folder has at least one."""
 _CLIP = re.compile(r"\.?\d{4}-\d\d-\d\dT.*\.mkv(\.part)?")
 
@@ -181,9 +199,9 @@ def _checked(context: click.Context, option: click.Parameter, folder: Path | Non
 
 def _objection(folder: Path) -> str:
     """Return why a folder is no state folder; empty if it may be one."""
-    if not os.access(folder, os.R_OK | os.X_OK):  # whoever opens what is in it says what is missing
+    if not os.access(folder, os.R_OK | os.X_OK):  # opening its files gives the reason
         return ""
-    if any(os.path.lexists(folder / mark) for mark in _MARKS):
+    if any(os.path.lexists(folder / name) for name in _STATE_FILES):
         return ""
     full = folder.resolve()
     if _has_clips(full):
@@ -193,7 +211,7 @@ def _objection(folder: Path) -> str:
             f"{folder} is a folder of clips: give the state folder, {full.parent}; where [storage] clips_folder "
             "is elsewhere, give the configuration with -c"
         )
-    return f"{folder} is no state folder of vedette: it has none of {', '.join(_MARKS)}"
+    return f"{folder} is not a state folder: it has none of {', '.join(_STATE_FILES)}"
 
 
 def _has_clips(folder: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.options import picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
@@ -30,11 +31,7 @@ _LONGEST_S = 3600.0
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: as the daemon chooses.")
 @click.option("--patience", default=120.0, show_default=True, help="Time limit, s.")
 @click.option("--each", is_flag=True, help="Show every operation in its order, instead of one row per kind.")
-@click.option(
-    "--picture",
-    type=click.Path(path_type=Path),
-    help="Draw the times into this PNG; needs matplotlib: pip install '.[charts]'.",
-)
+@picture_option("the times")
 @click.option("--json", "as_json", is_flag=True, help="Print every operation as JSON instead of a table.")
 def profile(
     model: str,

@@ -1,4 +1,4 @@
-"""State of every device, from its messages. What is kept of messages is bounded."""
+"""Keep the newest state of every device, in bounded memory, and show it as a table."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ class DeviceStatus:
     """Last messages of one device.
 
     Attributes:
-        name: its topic level.
-        status: `online`, `offline`, `stopped`; empty as long as it has said nothing of that.
-        health: its newest, or None.
-        event: its newest, or None.
-        numbers: of all that it has sent through its spool.
+        name: topic level.
+        status: `online`, `offline` or `stopped`; empty: not known yet.
+        health, event: newest message, or None.
+        numbers: sequence numbers of its messages, to find gaps.
     """
 
     def __init__(self, name: str) -> None:
@@ -42,7 +41,6 @@ class DeviceStatus:
 
     @property
     def is_online(self) -> bool:
-        """Return True if the device's status is `online`."""
         return self.status == "online"
 
     @property
@@ -70,9 +68,8 @@ class DeviceStatus:
         return (up if self.is_online else 0), len(health.streams)
 
     def cells(self) -> dict[str, str]:
-        """Return the text of each column."""
         health, (up, of) = self.health, self.streams
-        now = health if self.is_online else None  # of a device that is away nothing is true any more
+        now = health if self.is_online else None  # rates of a device that is away are out of date
         texts = (
             self.name,
             self.status or "unknown",
@@ -101,7 +98,7 @@ class Roster:
     def __len__(self) -> int:
         return len(self._devices)
 
-    def take(self, message: ReceivedMessage) -> list[SequenceGap]:
+    def add(self, message: ReceivedMessage) -> list[SequenceGap]:
         """Process a message and return the gap in `seq` before it, if any."""
         if message.kind not in ("status", "health", "events", "clips", "detections"):
             return []
@@ -112,7 +109,7 @@ class Roster:
             device = self._devices[message.device] = DeviceStatus(message.device)
         if message.kind == "status":
             device.status = plain(message.payload[:_LONGEST].decode(errors="replace"))
-            if not message.payload:  # someone has cleared what the broker kept of it: it is gone for good
+            if not message.payload:  # the retained status was deleted: so was the device
                 del self._devices[message.device]
         elif message.kind == "health":
             device.health = message.health() or device.health
@@ -126,15 +123,14 @@ class Roster:
         return iter(sorted(self._devices.values(), key=_urgency))
 
     def summary(self) -> str:
-        """Return one line about all devices."""
         devices = self._devices.values()
         online = sum(device.is_online for device in devices)
         up, of = (sum(device.streams[which] for device in devices) for which in (0, 1))
         troubled = sum(bool(device.trouble) for device in devices)
         lost = sum(device.numbers.lost for device in devices)
         seen = f"{plural(len(devices), 'device')}, {online} online"
-        told = f"{seen}, {up} of {plural(of, 'stream')} up, {troubled} in trouble"
-        return f"{told}, {plural(lost, 'message')} lost" if lost else told
+        text = f"{seen}, {up} of {plural(of, 'stream')} up, {troubled} in trouble"
+        return f"{text}, {plural(lost, 'message')} lost" if lost else text
 
 
 def _urgency(device: DeviceStatus) -> tuple[bool, bool, str]:
@@ -157,10 +153,9 @@ class FleetTable:
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self.height = 0
-        """Set the height in lines; 0: as many as the terminal has."""
+        """Height in lines; 0: the terminal's."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Draw the table."""
         room = max(1, (self.height or console.height) - _AROUND)
         devices = list(self._roster)
         yield Text(self._roster.summary(), "bold")

@@ -9,26 +9,16 @@ from pathlib import Path
 import click
 
 from agent.board.process import install_handlers
-
-DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
+from agent.cli.options import config_option
 
 
 @click.command()
-@click.option(
-    "-c",
-    "--config",
-    "path",
-    type=click.Path(path_type=Path),
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    help="Configuration file.",
-)
+@config_option("Configuration file.")
 @click.option("--exit-when-done", is_flag=True, help="Exit when every source has ended (files).")
 @click.option("-v", "--verbose", is_flag=True, help="Also log messages of libraries.")
 def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
-    """Run until SIGTERM. SIGHUP reads the configuration again and swaps what changed."""
-    # For numpy, which is not imported yet: what is multiplied here is small, and threads for it would take memory
-    # and, as they wait by spinning, CPU time.
+    """Run until SIGTERM. SIGHUP reads the configuration again and applies what changed."""
+    # Before numpy is imported: its matrices are small here, and waiting threads would take memory and CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from agent.board.process import limit_malloc_arenas
     from agent.config.load import Rereadable
@@ -52,7 +42,7 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Log to stderr, by lines with the time; the journal adds the time itself."""
+    """Log to stderr, with the time unless the journal adds it."""
     from agent.text import stderr_formatter
 
     handler = logging.StreamHandler()

@@ -1,4 +1,4 @@
-"""`vedette update`: apply a signed bundle on trial, and roll back."""
+"""`vedette update`: apply a signed bundle on trial, or roll back."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _LOG = "%(message)s"
 
 @click.group()
 def update() -> None:
-    """Update this board by a signed bundle, or roll it back.
+    """Update this board from a signed bundle, or roll it back.
 
     \b
     received → verified → staged → tested [→ shadow] → switching → trial → committed | rolled_back
-    Whatever is wrong before the switch is refused, and what runs goes on. After it the new version is on trial:
-    it stays only if every stream that inferred before does so again. Whenever the power goes, the board starts
-    the old version or the new one.
+    Before the switch, any fault refuses the bundle, and the running version continues. Then the new version is on
+    trial: it stays only if every stream that inferred before infers again. After a power cut the board starts the
+    old version or the new one.
     """  # noqa: D301
 
 
@@ -42,22 +42,22 @@ def update() -> None:
 @click.option(
     "--here",
     is_flag=True,
-    help="Do the work in this process, which must not be interrupted, instead of the unit's.",
+    help="Do the work in this process instead of the unit; do not interrupt it.",
 )
 @click.pass_context
 def apply(ctx: click.Context, file: Path, here: bool) -> None:
-    """Update this board by the bundle FILE; its signature lies beside it, as FILE.sig.
+    """Update this board from the bundle FILE; its signature FILE.sig is beside it.
 
-    The work is done by vedette-update.service: this command only shows it, and may be cut off, as when the
-    network goes. Exit code: 0 committed, 1 refused or rolled back.
+    The unit vedette-update.service does the work: this command only shows it, and may be interrupted. Exit code:
+    0 committed, 1 refused or rolled back.
     """
     from agent.update.install.service import Systemd
     from agent.update.install.updater import Updater
 
     where = _paths()
-    with _owned(where):
-        Updater(where, Systemd(), _say).receive(file)
-    done = _go_on(where, here=here)
+    with _locked(where):
+        Updater(where, Systemd(), _print_line).receive(file)
+    done = _continue(where, here=here)
     ctx.exit(0 if done is not None and done.state == "committed" else _FAILED)
 
 
@@ -75,7 +75,7 @@ def resume() -> None:
 
 
 def _close_config(where: Paths) -> None:
-    """Earlier versions let every user read the configuration, which may hold passwords of cameras."""
+    """Withdraw the right of every user to read the configuration, which earlier versions gave."""
     from agent.errors import StorageError
     from agent.storage.files import close_to_others
 
@@ -91,12 +91,12 @@ def _close_config(where: Paths) -> None:
 def _work(where: Paths, service: Service) -> Update | None:
     from agent.update.install.updater import Updater
 
-    with _owned(where):
-        return Updater(where, service, _say).resume()
+    with _locked(where):
+        return Updater(where, service, _print_line).resume()
 
 
-def _go_on(where: Paths, *, here: bool = False) -> Update | None:
-    """Let the unit do the work and show it until it is done; or do it in this process."""
+def _continue(where: Paths, *, here: bool = False) -> Update | None:
+    """Show the unit's work until it is done; without systemd, do it in this process."""
     from agent.update.install.journal import follow
     from agent.update.install.service import Systemd
 
@@ -104,7 +104,7 @@ def _go_on(where: Paths, *, here: bool = False) -> Update | None:
         return _work(where, Systemd())
     Systemd().hand_over()
     try:
-        return follow(where, _say, idle=Systemd().idle)
+        return follow(where, _print_line, idle=Systemd().idle)
     except KeyboardInterrupt:
         click.echo("the update continues by itself: see `vedette update status`", err=True)
         raise
@@ -147,9 +147,9 @@ def history(as_json: bool, count: int) -> None:
 @click.option("--once", is_flag=True, help="Do nothing if the last operation was this rollback (safe to retry).")
 @click.pass_context
 def rollback(ctx: click.Context, once: bool) -> None:
-    """End the current update, or roll back to the version, or the models, before.
+    """End the running update, or roll back to the previous version or models.
 
-    The version before has to be ready within two minutes, or the present one returns. A version that was refused
+    If the previous version is not ready within two minutes, the present one returns. A version that was refused
     or failed its trial is never rolled back to. Exit code: 0 rolled back, or the running update was told to end;
     1 failed.
     """
@@ -161,27 +161,27 @@ def rollback(ctx: click.Context, once: bool) -> None:
     if once and (done_already := already_rolled_back(Journal(where))):
         click.echo(plain(done_already))
         return
-    if _ordered(where, "rollback"):
+    if _send_order(where, "rollback"):
         return
-    with _owned(where):
-        Rollback(where, Systemd(), Journal(where), _say).begin()
-    done = _go_on(where)
+    with _locked(where):
+        Rollback(where, Systemd(), Journal(where), _print_line).begin()
+    done = _continue(where)
     ctx.exit(0 if done is not None and done.by == "operator" else _FAILED)
 
 
 @update.command()
 def confirm() -> None:
-    """Commit what is on trial now, on your own judgement.
+    """Commit what is on trial, without waiting for the trial's end.
 
-    Models that run beside those in use go on trial.
+    Models in the shadow state go on trial.
     """
     from agent.errors import UpdateError
 
-    if not _ordered(_paths(), "confirm", but=("received", "verified", "staged", "tested")):
+    if not _send_order(_paths(), "confirm", but=("received", "verified", "staged", "tested")):
         raise UpdateError("nothing is on trial: see `vedette update status`")
 
 
-def _ordered(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
+def _send_order(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
     """Store an order for the current update; return False if there is none, or it is in one of these states."""
     from agent.errors import UpdateError
     from agent.update.install.journal import Journal
@@ -196,27 +196,27 @@ def _ordered(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
     Journal(where).order(order)
     if Systemd.is_there() and Systemd().idle():  # its process has died
         Systemd().hand_over()
-    click.echo(f"told to {order}: see `vedette update status`")
+    click.echo(f"{order} requested: see `vedette update status`")
     return True
 
 
 @update.command(hidden=True)
 @click.argument("models", type=click.Path(path_type=Path))
 def selftest(models: Path) -> None:
-    """Answer the golden inputs of a set of models before it is used."""
+    """Run a set of models on their golden inputs before it is used."""
     import agent.daemon.daemon  # noqa: F401  # what the daemon needs can be imported
-    from agent.update.bundle.golden import selftest as prove
+    from agent.update.bundle.golden import selftest as run_golden
 
     click.echo("the daemon can be imported")
-    for line in prove(models):
+    for line in run_golden(models):
         click.echo(plain(line))
 
 
 @update.command(hidden=True)
 @click.argument("slot", type=click.Choice(["a", "b"]))
-@click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="That it was made from.")
+@click.option("--bundle", type=click.Path(path_type=Path, dir_okay=False), help="Bundle of the slot's content.")
 @click.option("--source", default="", help="File that the bundle is a copy of.")
-@click.option("--owned", is_flag=True, help="The caller has locked the folder of updates, and keeps it.")
+@click.option("--owned", is_flag=True, help="The caller holds the lock of the update folder.")
 def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
     """Register a slot that scripts/install has filled."""
     from agent import __version__
@@ -224,7 +224,7 @@ def adopt(slot: str, bundle: Path | None, source: str, owned: bool) -> None:
     from agent.update.install.stage import adopt as register
 
     where = _paths()
-    with nullcontext() if owned else _owned(where):
+    with nullcontext() if owned else _locked(where):
         register(where, parse_slot(slot), __version__, bundle, source)
 
 
@@ -244,7 +244,7 @@ def _paths() -> Paths:
 
 
 @contextmanager
-def _owned(where: Paths) -> Iterator[None]:
+def _locked(where: Paths) -> Iterator[None]:
     """Lock the updates of this board.
 
     Raises:
@@ -266,7 +266,7 @@ def _owned(where: Paths) -> Iterator[None]:
         ) from error
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     try:
         click.echo(plain(line))
     except BrokenPipeError:  # the reader has closed the pipe; the update must not stop for that

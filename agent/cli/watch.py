@@ -51,7 +51,10 @@ def watch(
     picture_dir: Path | None,
     seconds: float | None,
 ) -> None:
-    """Show what devices publish, live, until Ctrl-C."""
+    """Show what devices publish, live, until Ctrl-C.
+
+    The broker is that of --host, with its login, not that of a configuration file.
+    """
     from agent.cli.live import follow, follow_fleet
     from agent.comms.consumer.subscribe import Subscriber
 
@@ -94,7 +97,7 @@ def json_line(message: ReceivedMessage) -> str:
     if message.kind == "snapshot":
         body = {"jpeg_bytes": len(message.payload)}
     elif message.kind in ("events", "detections", "clips", "health"):
-        with suppress(*NO_JSON):  # any client may publish there: what is no JSON stays text
+        with suppress(*NO_JSON):  # any client may publish there; invalid JSON stays text
             body = msgspec.json.decode(message.payload)
     line = {"topic": message.topic, "retained": message.retained, "payload": body}
     return msgspec.json.encode(line).decode(errors="replace")
@@ -125,11 +128,7 @@ class SnapshotSaver:
         self._files: set[str] = set()
 
     def tap(self, messages: Iterable[ReceivedMessage | None]) -> Iterator[ReceivedMessage | None]:
-        """Pass messages on, and save each snapshot after its consumer has returned.
-
-        Raises:
-            StorageError: a file cannot be written.
-        """
+        """Pass messages on, and save each snapshot after its consumer has returned."""
         for message in messages:
             yield message
             if message is not None:

@@ -150,15 +150,15 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: in messages; empty: the file's name without suffix.
-        output: see `OutputManifest`.
-        input: of an image model, see `InputManifest`.
-        audio: of a sound model, see `AudioManifest`; None: the model takes pictures.
+        output: decoder, labels and thresholds.
+        input: normalisation of pictures.
+        audio: front end of a sound model; left out: the model takes pictures.
         file: name of the model file beside the manifest.
         sha256: of the model file; checked when it is loaded. Empty: not checked.
         licence: SPDX expression of the weights.
         source: origin of the model.
         description: for people.
-        golden: see `GoldenManifest`.
+        golden: inputs that an accelerator must answer as the CPU does.
         variants: largest or deepest first; the first is the default.
     """
 

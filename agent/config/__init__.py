@@ -36,7 +36,7 @@ class DeviceConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         name: in every topic; empty: the machine's host name. A change waits for a restart.
-        profile: board profile that supplies what this file leaves open, see `agent.config.profiles`. `auto`: the
+        profile: board profile that supplies the keys that this file leaves out. `auto`: the
             one that fits this board; else a name such as `pi4b`, a path, or `none`.
     """
 
@@ -75,9 +75,10 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[mqtt]`: the broker. In the names of its files `$CREDENTIALS_DIRECTORY`, which systemd sets, is expanded.
 
     Attributes:
-        host, port: where; port 0 means 1883, or 8883 with TLS; over WebSocket 80, or 443 with TLS.
+        host: name or address of the broker.
+        port: 0 means 1883, or 8883 with TLS; over WebSocket 80, or 443 with TLS.
         transport: `websockets` for a broker behind a web server or a proxy.
-        ws_path: of the WebSocket.
+        ws_path: path of the WebSocket.
         username: empty for an anonymous connection.
         password_file: file whose first line is the password.
         tls: encrypt; implied by `ca_file` and `cert_file`.
@@ -96,7 +97,7 @@ class MqttConfig(Struct, frozen=True, forbid_unknown_fields=True):
             this machine.
         event_expiry_s: time that the broker keeps an event for a disconnected subscriber, s; 0: the broker's
             choice. MQTT 5 only.
-        fallback: other brokers, in the order in which they are tried; see `FallbackConfig`. While one is in use,
+        fallback: other brokers, in the order in which they are tried. While one is in use,
             the first is tried again at each reconnect and every 10 minutes.
         fallback_after_s: time without a connection until the next broker is tried, s; one that refuses the
             connection is left at once.
@@ -228,7 +229,7 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
         stall_s: time without a frame after which the source is closed and reopened, s; at least 0.1.
         reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
             the local network, 30 for other sources. A device that is plugged in is opened at once.
-        max_fps: most frames per second handed on; 0: all.
+        max_fps: most frames per second that are processed; 0: all.
         username: user name for a network camera whose URI has none.
         password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
             sets, is expanded. It is read each time that the camera is opened.
@@ -388,18 +389,24 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """`[streams.NAME]`: one source, one model.
 
     Attributes:
-        source: URI, see `agent.capture.source`.
+        source: URI, such as `v4l2:/dev/video0`; `vedette devices` and `vedette guide sources` list them.
         model: name of a bundled model, or a path to a `.tflite` or to its manifest `.toml`.
-        enabled: whether it runs.
+        enabled: run the stream.
         variant: size or exit of the model. Empty: the exit that each input needs, if the model's exits are
-            calibrated (`vedette models calibrate`), else its first variant. `auto`: the same, and an error if
-            they are not.
-        backend: `auto`: what was measured to be best, see `SelectionConfig`, with the CPU standing by; `cpu`; or
-            one that never falls back: a name that `vedette bench` lists, or `external:LIBRARY?key=value`, a
-            TFLite delegate. With `,cpu` behind it the CPU stands by.
-        threads: of the CPU backend; 0: chosen by the number of cores.
-        capture, gate, cascade, decode, track, zones, publish: see each.
-        clips: see `ClipsConfig`; None: no clips.
+            calibrated (`vedette models calibrate`), else its first variant. `auto`: likewise, but an error if the
+            exits are not calibrated.
+        backend: `auto`: the best by measurement (see `[selection]`), with the CPU as fallback; `cpu`; or, without
+            fallback, a name that `vedette bench` lists or `external:LIBRARY?key=value`, a TFLite delegate; with
+            `,cpu` appended the CPU is the fallback.
+        threads: threads of the CPU backend; 0: chosen by the number of cores.
+        capture: how the source is opened and watched.
+        gate: when inference is skipped.
+        cascade: time budget of a model with calibrated exits.
+        decode: which results of the model count.
+        track: how detections become tracks.
+        zones: polygons in the frame.
+        publish: which messages are published.
+        clips: recording around events; left out: none.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -433,10 +440,10 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
-    """The whole file.
+    """The configuration file.
 
     Attributes:
-        streams: by name.
+        streams: sources with their models, by name.
         device: name of this device, and the board's profile.
         mqtt: the broker, or several.
         storage: the state folder, and what is kept in it.

@@ -47,7 +47,7 @@ def watched(data: bytes) -> None:
     jpeg_size(payload)
     roster, table = Roster(), EventTable("all")
     for one in (message, ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)):
-        roster.take(one)
+        roster.add(one)
         table.add(one)
     if (event := message.event()) is not None:
         format_event(event)

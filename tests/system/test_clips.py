@@ -227,7 +227,7 @@ def test_a_clip_that_cannot_be_saved_is_refused_with_the_reason_and_counted(
         (finding,) = [one for one in found if one["name"] == "clips folder"]
         assert (finding["state"], finding["value"]) == (
             "problem",
-            f"{place}: is a file where clips need a folder",
+            f"{place}: expected a folder for clips, found a file",
         )
         messages.wait(lambda _: told().trouble)
         place.unlink()

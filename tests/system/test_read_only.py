@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.cli.checks.storage import of_folder
+from agent.cli.checks.storage import check_folder
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.state_folder import lock_folder, state_folder
@@ -58,7 +58,7 @@ def test_a_daemon_on_a_read_only_disk_runs_from_memory_and_says_so(
         messages.wait(lambda m: (told := health(m)) is not None and told.spool.on == "memory")
         assert events(messages)[-1].seq > before
         assert states(messages)["back"] == "disabled", "what commands have set can be read"
-        finding = of_folder(StorageConfig(state_dir=str(card)), Path("/"))
+        finding = check_folder(StorageConfig(state_dir=str(card)), Path("/"))
         assert (finding.state, finding.value) == ("problem", f"{card} is mounted read-only")
         remount(card, "rw")
         vedette.wait_said("back on the disk")

@@ -28,7 +28,7 @@ from tests.support.running import ROOT
 README = ROOT / "README.md"
 GUIDE = ROOT / "agent" / "guide"
 SCRIPTS = [(path, line) for path in (README, GUIDE / "start.md") for line in vedette_lines(path)]
-_PLAIN = {"apt-get", "nano", "python3", "systemctl"}
+_PLAIN = {"apt-get", "install", "nano", "python3", "systemctl"}
 """Programs of others, which the README only has people install with."""
 
 

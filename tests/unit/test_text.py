@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.board.proc import Clock
-from agent.cli.checks.storage import of_clock
+from agent.cli.checks.storage import check_clock
 from agent.cli.clips import clips
 from agent.cli.events import events
 from agent.cli.live import follow
@@ -72,7 +72,7 @@ def test_every_verb_shows_times_in_the_same_form(tmp_path: Path, capsys: pytest.
     follow([ReceivedMessage("vedette/porch/status", "porch", "", "status", b"online", 0, False)], "title")
     (watched,) = [line for line in capsys.readouterr().out.splitlines() if "porch online" in line]
     history = history_line(Update(state="committed", file="x.vedette", began_at=AT))
-    (clock,) = of_clock(Clock(True, True), AT.timestamp(), 0.0)
+    (clock,) = check_clock(Clock(True, True), AT.timestamp(), 0.0)
     for shown in (tail, listed, watched, history, clock.value):
         assert re.match(SHOWN, shown), shown
     assert listed.startswith("2026-11-25 11:15:03+01:00 ")

@@ -14,12 +14,12 @@ class Finding(Struct, frozen=True):
     """One line of the report.
 
     Attributes:
-        section: that it belongs to, such as `board`.
-        name: of what was looked at.
+        section: such as `board`.
+        name: what was checked.
         value: what was found, for people.
-        state: `warning`: Vedette runs, but worse than it could, or it may soon not; `problem`: something does not
+        state: `warning`: Vedette runs, but worse than it could, or may fail soon; `problem`: something does not
             work, or gives wrong answers.
-        advice: what to do, a sentence; empty where nothing is to be done.
+        advice: what to do, in one sentence; empty: nothing.
     """
 
     section: str
@@ -30,12 +30,12 @@ class Finding(Struct, frozen=True):
 
 
 class Report(Struct, frozen=True):
-    """Everything that was found.
+    """All findings.
 
     Attributes:
-        version: of Vedette.
-        at: when, UTC as far as the clock is right.
-        healthy: there is no problem; warnings do not count.
+        version: Vedette's version.
+        at: UTC, by the board's clock.
+        healthy: no finding is a problem; warnings do not count.
         findings: in the order of the sections.
     """
 

@@ -1,4 +1,8 @@
-"""Check processor, memory, kernel, devices, accelerators, heat, supply and versions."""
+"""Check processor, memory, kernel, devices, accelerators, heat, power supply and versions.
+
+`root` is the root of the file system that is read. No dependency is imported to learn its version: it may be what
+is broken.
+"""
 
 from __future__ import annotations
 
@@ -20,33 +24,29 @@ from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 
 SECTION = "board"
 _SCARCE_MB, _TIGHT_MB = 100, 250
-"""Available memory below which the daemon with one detector may be killed, or has no reserve."""
+"""Available memory below which the daemon with one detector may be killed, or has no reserve, MB."""
 _SMALL_MB = 1024
 """A board with less memory needs swap for updates and compilers."""
 _BITS = struct.calcsize("P") * 8
 
 
 def findings(root: Path) -> Iterator[Finding]:
-    """Report model, SoC, processor, memory and kernel of the board.
-
-    Args:
-        root: of the file system.
-    """
+    """Report model, SoC, processor, memory and kernel of the board."""
     board = read_board(root)
     yield Finding(SECTION, "model", board.model or "not reported by this machine")
     soc = " ".join(filter(None, (board.soc, board.soc_id and f"({board.soc_id})")))
     yield Finding(SECTION, "SoC", soc or "not reported by this machine")
     yield Finding(SECTION, "processor", f"{board.cpu}; {board.cores} for Vedette")
-    yield from of_features(board)
-    yield from of_memory(read_memory(root))
+    yield from check_features(board)
+    yield from check_memory(read_memory(root))
     shared = read_disk(root / "dev/shm")
     if shared is not None and shared.at == root / "dev/shm":
         yield Finding(SECTION, "shared memory", f"{shared.free_mb} of {shared.total_mb} MB free in /dev/shm")
     yield Finding(SECTION, "kernel", f"{board.kernel} {board.arch}")
-    yield of_system(board, _BITS)
+    yield check_system(board, _BITS)
 
 
-def of_features(board: Board) -> Iterator[Finding]:
+def check_features(board: Board) -> Iterator[Finding]:
     """Report which instructions for models the processor has."""
     for feature in known_features(board.arch):
         there = has(feature, board.features)
@@ -57,7 +57,7 @@ def of_features(board: Board) -> Iterator[Finding]:
         yield Finding(SECTION, feature.title, value)
 
 
-def of_memory(memory: Memory) -> Iterator[Finding]:
+def check_memory(memory: Memory) -> Iterator[Finding]:
     """Check available memory and swap."""
     if not memory.total_mb:
         yield Finding(SECTION, "memory", "/proc/meminfo cannot be read", "warning", "let vedette read /proc")
@@ -79,13 +79,8 @@ def of_memory(memory: Memory) -> Iterator[Finding]:
         yield Finding(SECTION, "swap", "none")
 
 
-def of_system(board: Board, bits: int) -> Finding:
-    """The system, and whether its programs use what the kernel can.
-
-    Args:
-        board: that it runs on.
-        bits: of a pointer in this Python.
-    """
+def check_system(board: Board, bits: int) -> Finding:
+    """Check that a 64-bit kernel runs a 64-bit system; `bits` is the width of this Python's pointers."""
     value = f"{board.system}, {bits}-bit"
     if bits == 64 or not board.arch.endswith("64"):
         return Finding(SECTION, "system", value)
@@ -93,21 +88,15 @@ def of_system(board: Board, bits: int) -> Finding:
     return Finding(SECTION, "system", f"{value} on a 64-bit kernel", "warning", advice)
 
 
-# Cameras and microphones, and what is in the way of others.
-
 DEVICES_SECTION = "cameras and microphones"
 
 
 def devices_findings(root: Path) -> Iterator[Finding]:
-    """Report the cameras and microphones that are plugged in.
-
-    Args:
-        root: of the file system.
-    """
-    yield from of_devices(devices(root / "dev"))
+    """Report the cameras and microphones that are plugged in."""
+    yield from check_devices(devices(root / "dev"))
 
 
-def of_devices(found: Devices) -> Iterator[Finding]:
+def check_devices(found: Devices) -> Iterator[Finding]:
     """Report each device; none is no problem, because a stream may come from the network."""
     for kind, some in (("camera", found.cameras), ("microphone", found.microphones)):
         for device in some:
@@ -124,15 +113,11 @@ HARDWARE_SECTION = "hardware to run models on"
 
 
 def hardware_findings(root: Path) -> Iterator[Finding]:
-    """Every way to run models that Vedette knows.
-
-    Args:
-        root: of the file system.
-    """
-    yield from of_candidates(probe_delegates(root=root))
+    """Report every backend that Vedette knows."""
+    yield from check_candidates(probe_delegates(root=root))
 
 
-def of_candidates(found: Sequence[DelegateProbe]) -> Iterator[Finding]:
+def check_candidates(found: Sequence[DelegateProbe]) -> Iterator[Finding]:
     """Report each backend and what is missing; a board without an accelerator has no problem."""
     yield Finding(HARDWARE_SECTION, "cpu", "CPU (XNNPACK): always")
     for one in sorted(found, key=lambda one: one.plan is None):
@@ -147,7 +132,7 @@ def _standing(one: DelegateProbe) -> str:
 
 HEAT_SECTION = "heat and supply"
 _HOT_C = 80.0
-"""Where a Raspberry Pi begins to slow its processors, and its kernel tells of no limit; source:
+"""Limit where the kernel gives none: a Raspberry Pi slows its processors from here on; source:
 https://www.raspberrypi.com/documentation/computers/raspberry-pi.html#frequency-management-and-thermal-control"""
 _NEAR_C = 10.0
 """Warn so far below the limit, °C: a hot day may reach it."""
@@ -159,22 +144,18 @@ _POWER = (
 
 
 def heat_findings(root: Path) -> Iterator[Finding]:
-    """Report heat, processor frequencies and power supply as the kernel gives them.
-
-    Args:
-        root: of the file system.
-    """
-    yield from of_heat(read_zones(root / THERMAL), read_brakes(root / THERMAL))
-    yield from of_frequencies(read_frequencies(root / CPUFREQ))
-    yield from of_supply(read_supply(root))
+    """Report heat, processor frequencies and power supply as the kernel gives them."""
+    yield from check_heat(read_zones(root / THERMAL), read_brakes(root / THERMAL))
+    yield from check_frequencies(read_frequencies(root / CPUFREQ))
+    yield from check_supply(read_supply(root))
 
 
-def of_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:
+def check_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:
     """Report the hottest zone, every zone near its limit, and what is throttled."""
     if not zones:
         yield Finding(HEAT_SECTION, "temperature", "not reported by this kernel")
     for number, zone in enumerate(zones):
-        finding = _of_zone(zone)
+        finding = _check_zone(zone)
         if number == 0 or finding.state != "ok":
             yield finding
     for brake in brakes:
@@ -182,7 +163,7 @@ def of_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]
         yield Finding(HEAT_SECTION, brake.name, value, "problem", _COOL)
 
 
-def _of_zone(zone: Zone) -> Finding:
+def _check_zone(zone: Zone) -> Finding:
     limit = _HOT_C if zone.limit_c is None else zone.limit_c
     value = f"{zone.temperature_c:.1f} °C; slows from {limit:g} °C on"
     if zone.temperature_c >= limit:
@@ -192,10 +173,10 @@ def _of_zone(zone: Zone) -> Finding:
     return Finding(HEAT_SECTION, zone.name, value)
 
 
-def of_frequencies(frequencies: Sequence[Frequency]) -> Iterator[Finding]:
+def check_frequencies(frequencies: Sequence[Frequency]) -> Iterator[Finding]:
     """Check the frequency limits of the processors."""
     if not frequencies:
-        yield Finding(HEAT_SECTION, "frequency", "this kernel does not scale it")
+        yield Finding(HEAT_SECTION, "frequency", "not scaled by this kernel")
     for one in frequencies:
         name = f"processor {one.processors}"
         value = f"{one.now_mhz} of {one.most_mhz} MHz, governor {one.governor or 'unknown'}"
@@ -204,15 +185,13 @@ def of_frequencies(frequencies: Sequence[Frequency]) -> Iterator[Finding]:
             yield Finding(HEAT_SECTION, name, f"{value}: the lowest frequency only", "warning", advice)
         elif 0 < one.allowed_mhz < one.most_mhz:
             advice = "find out what keeps the processors slow: heat, or a setting of scaling_max_freq"
-            yield Finding(
-                HEAT_SECTION, name, f"{value}; not allowed more than {one.allowed_mhz}", "warning", advice
-            )
+            yield Finding(HEAT_SECTION, name, f"{value}; limited to {one.allowed_mhz} MHz", "warning", advice)
         else:
             remark = "" if one.governor == "performance" else ": faster under load only"
             yield Finding(HEAT_SECTION, name, f"{value}{remark}")
 
 
-def of_supply(supply: Supply | None) -> Iterator[Finding]:
+def check_supply(supply: Supply | None) -> Iterator[Finding]:
     """Report throttling flags of a Raspberry Pi's firmware."""
     if supply is None:
         yield Finding(HEAT_SECTION, "supply", "not reported by this kernel")
@@ -223,14 +202,12 @@ def of_supply(supply: Supply | None) -> Iterator[Finding]:
         advice = _remedy((*supply.now, *supply.before))
         yield Finding(HEAT_SECTION, "supply", f"since the start: {what}", "warning", advice)
     if not supply.now and not supply.before:
-        yield Finding(HEAT_SECTION, "supply", "the firmware has no complaint")
+        yield Finding(HEAT_SECTION, "supply", "no throttling reported by the firmware")
 
 
 def _remedy(complaints: Sequence[str]) -> str:
     return _POWER if UNDER_VOLTAGE in complaints else _COOL
 
-
-# The programs that Vedette stands on, and their versions. None is imported: one may be what is broken.
 
 RUNTIME_SECTION = "runtime"
 _LITERT, _OLDER = "ai-edge-litert", "tflite-runtime"
@@ -259,19 +236,15 @@ def installed(distribution: str) -> str:
 
 
 def runtime_findings(version: Version = installed) -> Iterator[Finding]:
-    """Versions, and what is missing.
-
-    Args:
-        version: of a distribution, see `installed`.
-    """
+    """Report versions of dependencies, and what is missing; `version` looks up a distribution."""
     yield Finding(RUNTIME_SECTION, "vedette", f"{__version__} in {sys.prefix}")
     yield Finding(RUNTIME_SECTION, "Python", f"{platform.python_version()} at {sys.executable}")
-    yield of_runtime(version)
+    yield check_runtime(version)
     for names in _NEEDED:
-        yield _of_package(names, version)
+        yield _check_package(names, version)
 
 
-def of_runtime(version: Version) -> Finding:
+def check_runtime(version: Version) -> Finding:
     """Report the TFLite runtime."""
     litert, older = version(_LITERT), version(_OLDER)
     if litert:
@@ -284,7 +257,7 @@ def of_runtime(version: Version) -> Finding:
     return Finding(RUNTIME_SECTION, _LITERT, "no TFLite runtime is installed", "problem", advice)
 
 
-def _of_package(names: Sequence[str], version: Version) -> Finding:
+def _check_package(names: Sequence[str], version: Version) -> Finding:
     for name in names:
         if found := version(name):
             return Finding(RUNTIME_SECTION, name, found)

@@ -1,4 +1,4 @@
-"""Run every section; one that fails becomes a finding, and the others go on."""
+"""Run every section of `vedette doctor`; a section that fails becomes a finding, and the others still run."""
 
 from __future__ import annotations
 
@@ -17,42 +17,37 @@ from agent.daemon import check
 from agent.errors import ConfigError, StorageError
 from agent.storage.state_folder import folder_of
 
-# The configuration: everything that `vedette config check` would find.
-
 SECTION = "configuration"
 
 
 def findings(path: Path, asked: bool, root: Path) -> Iterator[Finding]:
-    """The board's profile, and what is wrong with a file.
+    """Report the board's profile, and everything that `vedette config check` finds.
 
-    Args:
-        path: of the configuration.
-        asked: whether somebody has named it; the usual one may be missing.
-        root: of the file system, in which the board is read.
+    Unless the user has named the file (`asked`), it may be missing.
     """
-    yield from _of_profile(path, root)
+    yield from _check_profile(path, root)
     if not asked and not is_seen(path):
-        yield Finding(SECTION, "file", f"none that this user can see at {path}; -c FILE checks another")
+        yield Finding(SECTION, "file", f"there is none at {path} that this user can see; -c FILE checks another")
         return
     if is_seen(path) and not os.access(path, os.R_OK):
         yield Finding(SECTION, "file", f"{path}: this user may not read it", "warning", "run sudo vedette doctor")
         return
     wrong = check.problems(path)
     for line in wrong:
-        advice = f"correct {line.partition(': ')[0]}; vedette config check {path} says whether it is right"
+        advice = f"correct {line.partition(': ')[0]}, then run vedette config check {path}"
         yield Finding(SECTION, "file", line, "problem", advice)
     for line in check.warnings(path):
         yield Finding(SECTION, "file", line, "warning", line)
     if not wrong:
-        yield Finding(SECTION, "file", f"nothing is wrong with {path}")
+        yield Finding(SECTION, "file", f"{path}: fine")
 
 
-def _of_profile(path: Path, root: Path) -> Iterator[Finding]:
+def _check_profile(path: Path, root: Path) -> Iterator[Finding]:
     try:
         profile = load(path, root).profile if is_seen(path) else choose(AUTO, read_board(root))
     except ConfigError:
         return
-    yield Finding(SECTION, "board's profile", str(profile or "none fits this board, or none is wanted"))
+    yield Finding(SECTION, "board's profile", str(profile or "none"))
 
 
 def is_seen(path: Path) -> bool:
@@ -76,14 +71,14 @@ def examine(
     root: Path = _ROOT,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Look at everything.
+    """Run all sections.
 
     Args:
-        path: of the configuration.
-        asked: whether somebody has named it; the usual one may be missing.
-        fresh: measure what runs the models best, and keep it: the only thing that is changed.
-        root: of the file system.
-        progress: is told which section is next.
+        path: configuration.
+        asked: the user has named the file; otherwise it may be missing.
+        fresh: measure every backend now, and store the result; nothing else is changed.
+        root: root of the file system.
+        progress: called with the section that is next.
     """
     tried: list[models.Tried] = []
     config = _config(path)
@@ -113,38 +108,33 @@ def examine(
         board.HEAT_SECTION: lambda: board.heat_findings(root),
         storage.SECTION: lambda: storage.findings(_storage(config), root, clips=_has_clips(config)),
         SECTION: configured,
-        # Last: a thread of it that hangs would keep what comes after it from doing without root's rights.
+        # Last: while one of its threads hangs, later sections could not give up root's rights.
         network.SECTION: lambda: network.findings(config, root) if config is not None else (),
     }
     found: list[Finding] = []
-    for name, look in sections.items():
+    for name, check_section in sections.items():
         progress(name)
-        found += guarded(name, look)
+        found += guarded(name, check_section)
     healthy = all(one.state != "problem" for one in found)
     return Report(__version__, datetime.now(UTC), healthy, found)
 
 
-def guarded(section: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Run one section. If it raises, add a warning to its findings, so that the other sections still run.
-
-    Args:
-        section: its name.
-        look: gives its findings.
-    """
+def guarded(section: str, check_section: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Run one section. If it raises, add a warning to its findings, so that the other sections still run."""
     found: list[Finding] = []
     try:
-        for one in look():
+        for one in check_section():
             found.append(one)  # noqa: PERF402 - what was found before it failed stays
     except Exception as error:
-        value = f"cannot be looked at: {type(error).__name__}: {error}"
+        value = f"cannot be checked: {type(error).__name__}: {error}"
         found.append(
-            Finding(section, "vedette doctor", value, "warning", f"report this defect of Vedette: {value}")
+            Finding(section, "vedette doctor", value, "warning", f"please report this internal error: {value}")
         )
     return found
 
 
 def _config(path: Path) -> Config | None:
-    """The configuration; None: it cannot be read, which is told in its own section."""
+    """Read the configuration. Return None if it is invalid: its own section reports why."""
     try:
         return load(path).config
     except ConfigError:
@@ -156,5 +146,4 @@ def _has_clips(config: Config | None) -> bool:
 
 
 def _storage(config: Config | None) -> StorageConfig:
-    """Return the storage table of the configuration, or its defaults without a configuration."""
     return config.storage if config else StorageConfig()

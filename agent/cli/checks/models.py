@@ -1,4 +1,10 @@
-"""Report measured backends for each model, and verify that bundled models compute correctly."""
+"""Report the measured backends of each model, and verify that the bundled models compute correctly.
+
+The self-test runs the bundled models on golden inputs, each in a process of its own, and compares the answers
+with those that `scripts/build_models/golden_answers` has recorded. Inputs are made from integers alone, so that
+they are the same on every processor and with every version of numpy. XNNPACK gives the same INT8 answers on every
+processor but for a step in two kinds of operations (see `scripts/arm_check`); the runtime's own kernels do not.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +51,15 @@ _MEASURE_S = 3600.0
 def findings(
     config: Config | None, state: Path, *, fresh: bool, progress: Callable[[str], None] = lambda _: None
 ) -> Iterator[Finding]:
-    """Each model whose backend is to be chosen, and how each candidate does.
+    """Report each model whose backend is chosen automatically, and the figures of each candidate.
 
     Args:
-        config: whose streams name the models; None, or one without such streams: the bundled ones.
-        state: the state folder.
-        fresh: measure now, whatever is known, and keep it.
-        progress: is told what is measured next.
+        config: its streams name the models; without streams the bundled models are reported.
+        state: state folder.
+        fresh: measure now, and store the result.
+        progress: called with what is measured next.
     """
-    surveys = StoredMeasurements(MeasurementFiles(state), (config or Config()).selection)
+    measurements = StoredMeasurements(MeasurementFiles(state), (config or Config()).selection)
     for name, variant in _models(config):
         try:
             model = open_model_without_root(name, variant)
@@ -61,69 +67,62 @@ def findings(
             yield _unusable(name, error, config)
             continue
 
-        def tell(what: str, name: str = name) -> None:
+        def report(what: str, name: str = name) -> None:
             progress(f"{name}, {what}")
 
-        yield from _of_model(surveys, name, model, fresh, tell)
+        yield from _check_model(measurements, name, model, fresh, report)
 
 
-def _of_model(
-    surveys: StoredMeasurements, name: str, model: Model, fresh: bool, tell: Callable[[str], None]
+def _check_model(
+    measurements: StoredMeasurements, name: str, model: Model, fresh: bool, report: Callable[[str], None]
 ) -> Iterator[Finding]:
     """Report one model's measurement, or why there is none."""
     try:
-        found = surveys.found()
-        made = _measured(surveys, model, found, tell) if fresh else surveys.load(model, found)
+        found = measurements.found()
+        made = _measured(measurements, model, found, report) if fresh else measurements.load(model, found)
     except StorageError as error:
-        yield _unread(name, error)
+        yield _unreadable(name, error)
     except VedetteError as error:
-        yield Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
+        yield Finding(SECTION, name, str(error), "problem", f"{name} cannot be used: {error}")
     else:
         if made is None:
             yield Finding(SECTION, name, f"not measured on this board, or something has changed since: {_FRESH}")
             return
-        yield from of_survey(model, made, surveys.verdict(made, found), found)
+        yield from check_survey(model, made, measurements.verdict(made, found), found)
         if fresh:
-            yield from _kept(surveys, model, made)
+            yield from _store(measurements, model, made)
 
 
 def _measured(
-    surveys: StoredMeasurements, model: Model, found: Sequence[DelegateProbe], tell: Callable[[str], None]
+    measurements: StoredMeasurements, model: Model, found: Sequence[DelegateProbe], report: Callable[[str], None]
 ) -> StoredMeasurement:
-    return without_root(lambda: surveys.measure(model, found, tell), StoredMeasurement, _MEASURE_S)
+    return without_root(lambda: measurements.measure(model, found, report), StoredMeasurement, _MEASURE_S)
 
 
 def _unusable(name: str, error: VedetteError, config: Config | None) -> Finding:
     if config is not None and config.streams:
         return Finding(SECTION, without_login(name), "cannot be used: see the section of the configuration")
-    return Finding(SECTION, name, str(error), "problem", f"see why {name} cannot be used: {error}")
+    return Finding(SECTION, name, str(error), "problem", f"{name} cannot be used: {error}")
 
 
-def _unread(name: str, error: StorageError) -> Finding:
-    if isinstance(error.__cause__, PermissionError):  # it is the daemon's
+def _unreadable(name: str, error: StorageError) -> Finding:
+    if isinstance(error.__cause__, PermissionError):  # only the daemon may read it
         return Finding(SECTION, name, f"{error}; sudo vedette doctor may read it")
     return Finding(SECTION, name, str(error), "warning", _FRESH)
 
 
-def _kept(surveys: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
+def _store(measurements: StoredMeasurements, model: Model, made: StoredMeasurement) -> Iterator[Finding]:
     try:
-        surveys.store(model, made)
+        measurements.store(model, made)
     except StorageError as error:
-        value = f"was measured, and cannot be kept: {error}"
-        yield Finding(SECTION, model.path, value, "warning", f"let what is measured be kept: {error}")
+        value = f"was measured, but cannot be stored: {error}"
+        yield Finding(SECTION, model.path, value, "warning", f"make the state folder writable: {error}")
 
 
-def of_survey(
+def check_survey(
     model: Model, made: StoredMeasurement, verdict: Selection, found: Sequence[DelegateProbe]
 ) -> Iterator[Finding]:
-    """Report the chosen backend, when it was measured, and the cost or refusal of the others.
-
-    Args:
-        model: that was measured.
-        made: what was measured.
-        verdict: what follows.
-        found: of this board.
-    """
+    """Report the chosen backend, when it was measured, and the cost or refusal of the others."""
     plan = verdict.chosen
     best = next(one for one in verdict.measured if (one.name, one.threads) == (plan.backend, plan.threads))
     value = f"{_way(best)}, {_cost(best)}; measured {local_time(made.at)}, others used {made.busy:.0%}"
@@ -152,11 +151,6 @@ def _cost(one: Measurement) -> str:
     return f"{one.p50_ms:.2f} ms and {one.cpu_ms:.2f} ms of CPU time"
 
 
-# What the bundled models answer to a given input, recorded: `scripts/build_models/golden_answers` does that.
-#
-# Inputs are made from integers alone, so that they are the same on every processor and with every version of
-# numpy.
-
 RECORD = ZOO / "answers.json"
 _BLOCK = 8
 """Pixels of an edge of the shapes."""
@@ -170,9 +164,9 @@ class Golden(Struct, frozen=True):
 
     Attributes:
         model, variant: names.
-        sha256: of the model's file.
-        at: by output's name, places in the flattened output.
-        values: likewise, what stands there, as stored.
+        sha256: hash of the model's file.
+        at: indices into each flattened output, by the output's name.
+        values: the integers at these indices.
     """
 
     model: str
@@ -183,16 +177,12 @@ class Golden(Struct, frozen=True):
 
 
 def recorded(path: Path = RECORD) -> list[Golden]:
-    """Read the recorded answers.
-
-    Args:
-        path: of the record.
-    """
+    """Read the recorded answers."""
     return msgspec.json.decode(path.read_bytes(), type=list[Golden])
 
 
 def open_alone(name: str, variant: str) -> Model:
-    """A bundled model with one variant only, which may go on from a state of another: that is an input then.
+    """Open a bundled model with one variant only; a state that another variant would hand on becomes an input.
 
     Raises:
         ModelError: there is no such model or variant, or it is damaged.
@@ -204,11 +194,7 @@ def open_alone(name: str, variant: str) -> Model:
 
 
 def golden_input(spec: TensorSpec) -> Array:
-    """Blocks with noise over them, over the whole range of an integer type.
-
-    Args:
-        spec: of an input that is quantised.
-    """
+    """Return blocks with noise over them, over the whole range of a quantised input's integer type."""
     axes = np.indices(spec.shape, np.uint64)
     blocks = np.zeros(spec.shape, np.uint64)
     for axis in axes:
@@ -221,11 +207,6 @@ def golden_input(spec: TensorSpec) -> Array:
 def _hashed(numbers: Array) -> Array:
     return (numbers * np.uint64(_MULTIPLIER) & np.uint64(_MASK)) >> np.uint64(24)
 
-
-# Runs bundled models on golden inputs: a runtime or a processor that computes wrongly is found before it tells.
-#
-# Each runs in a process of its own, which may crash. On every processor XNNPACK gives the same INT8 answers but
-# for a step in two kinds of operations, see `scripts/arm_check`; the runtime's own kernels give others.
 
 SELFTEST_SECTION = "self-test"
 _STEPS, _STEPS_WITHOUT = 2, 32
@@ -240,15 +221,15 @@ _REINSTALL = (
 
 
 class Tried(Struct, frozen=True):
-    """A variant, run.
+    """Result of running a variant on its golden input.
 
     Attributes:
-        name: of the model and the variant.
+        name: model and variant.
         error: why there is no answer; empty: there is one.
         off: largest difference from the record, in steps of the last bit.
-        nodes: operations. delegated: of those, XNNPACK's; -1: not known.
-        ms: of the second inference.
-        litert: whether it ran in LiteRT, and not in tflite-runtime.
+        nodes: number of operations. delegated: number that XNNPACK runs; -1: not known.
+        ms: time of the second inference.
+        litert: it ran in LiteRT, not in tflite-runtime.
     """
 
     name: str
@@ -273,7 +254,7 @@ def run(golden: Golden) -> Tried:
     try:
         model = open_alone(golden.model, golden.variant)
         if model.sha256 != golden.sha256:
-            return Tried(name, error="the file is not the one that the answers were recorded of")
+            return Tried(name, error="the file is not the one whose answers were recorded")
         session = WorkerSession(
             model, BackendSpec(), SessionOptions(threads=1), deadline_s=_PATIENCE_S, patience_s=_PATIENCE_S
         )
@@ -304,18 +285,13 @@ def _compared(session: WorkerSession, golden: Golden, name: str) -> Tried:
 
 
 def selftest_findings(tried: Sequence[Tried], root: Path) -> Iterator[Finding]:
-    """Report whether each answer is right, and whether XNNPACK computed it.
-
-    Args:
-        tried: see `run_all`.
-        root: of the file system.
-    """
+    """Report whether each answer is right, and whether XNNPACK computed it."""
     for one in tried:
-        yield of_answer(one)
-    yield from of_xnnpack(tried, cpu_info_unreadable(root))
+        yield check_answer(one)
+    yield from check_xnnpack(tried, cpu_info_unreadable(root))
 
 
-def of_answer(one: Tried) -> Finding:
+def check_answer(one: Tried) -> Finding:
     """Report whether a variant answered as recorded."""
     if one.error:
         return Finding(SELFTEST_SECTION, one.name, one.error, "problem", _REINSTALL)
@@ -328,12 +304,12 @@ def of_answer(one: Tried) -> Finding:
     )
 
 
-def of_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Finding]:
+def check_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Finding]:
     """Report whether XNNPACK runs the models; without it they are many times slower, with no other sign of it.
 
     Args:
-        tried: what was run.
-        hidden: see `agent.board.proc.cpu_info_unreadable`.
+        tried: results.
+        hidden: files about the processor that cannot be read, see `agent.board.proc.cpu_info_unreadable`.
     """
     known = [one for one in tried if not one.error and one.delegated >= 0]
     nodes, taken = sum(one.nodes for one in known), sum(one.delegated for one in known)
@@ -349,7 +325,7 @@ def of_xnnpack(tried: Sequence[Tried], hidden: Sequence[str]) -> Iterator[Findin
             "XNNPACK",
             f"is off: {value}",
             "problem",
-            f"{advice}; models are many times slower so",
+            f"{advice}; without XNNPACK models are many times slower",
         )
     elif hidden:
         yield Finding(SELFTEST_SECTION, "XNNPACK", value, "warning" if known else "problem", ADVICE)

@@ -38,21 +38,16 @@ Job = Callable[[], Iterable[Finding]]
 def findings(config: Config, root: Path) -> Iterator[Finding]:
     """Report whether each broker lets this device in, and whether each camera on the network answers.
 
-    A running daemon is not disturbed: the brokers know us by another client id, and a camera that gives it
-    pictures is left alone.
-
-    Args:
-        config: that is looked at.
-        root: of the file system.
+    A running daemon is not disturbed: the client id differs, and a camera that the daemon has open is not tried.
     """
     vitals, brokers = read_vitals(_health(root)), brokers_of(config.mqtt)
-    jobs: list[tuple[str, Job]] = [("broker", partial(_of_broker, one, vitals)) for one in brokers]
+    jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, one, vitals)) for one in brokers]
     if config.mqtt.commands is None and not commands_off(config.mqtt):
-        jobs += [("commands", partial(_of_strangers, one)) for one in brokers]
+        jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
     for name, stream in config.streams.items():
-        jobs.append((f"stream {name}", partial(_of_source, name, stream, vitals)))
-    yield from _at_once(jobs)
-    yield _of_commands(config)
+        jobs.append((f"stream {name}", partial(_check_source, name, stream, vitals)))
+    yield from _run_parallel(jobs)
+    yield _check_commands(config)
 
 
 def _health(root: Path) -> Path:
@@ -60,32 +55,32 @@ def _health(root: Path) -> Path:
     return (Path(folder) if folder else root / "run/vedette") / "health.json"
 
 
-def _of_broker(config: MqttConfig, vitals: Vitals | None) -> Iterator[Finding]:
+def _check_broker(config: MqttConfig, vitals: Vitals | None) -> Iterator[Finding]:
     where, name = address(config), "broker"
     try:
-        how = _enter(config)
+        how = _try_broker(config)
     except ConfigError as error:
         yield Finding(SECTION, name, f"{where}: not tried: {error}", "warning", str(error))
     except BrokerError as error:
         connected = vitals is not None and vitals.link is not None and vitals.link.broker == where
         more = "; the running daemon is connected: it may accept one client id only" if connected else ""
         value = f"{where}: {error}{more}"
-        advice = f"see that the broker runs and lets this device in, or correct [mqtt]: {where}: {error}"
+        advice = f"check that the broker runs and accepts this device, or correct [mqtt]: {where}: {error}"
         yield Finding(SECTION, name, value, "warning" if connected else "problem", advice)
     else:
-        yield Finding(SECTION, name, f"{where}: lets this device in, {how}")
+        yield Finding(SECTION, name, f"{where}: accepts this device, {how}")
 
 
-def _enter(config: MqttConfig) -> str:
-    """How the broker is spoken with; leaves it again.
+def _try_broker(config: MqttConfig) -> str:
+    """Connect and disconnect. Return protocol and login, for people.
 
     Raises:
-        ConfigError: the host is none, or a file that the configuration names cannot be used.
-        BrokerError: it cannot be reached, or refuses us; with what it says.
+        ConfigError: the host is not valid, or a file that the configuration names cannot be used.
+        BrokerError: the broker cannot be reached, or refuses the connection; with its reason.
     """
     check_host(config)
     until, wake = time.monotonic() + TRY_S, WakeupPipe()
-    # A client id of its own: with that of the daemon the broker would throw the daemon out. No will either.
+    # With the daemon's client id the broker would disconnect the daemon. No last will either.
     broker = BrokerEndpoint(config, f"vedette{secrets.token_hex(8)}", None, lambda: read_clock().synchronised)
     try:
         broker.open(wake, lambda: until - time.monotonic()).farewell(0.2)
@@ -96,48 +91,48 @@ def _enter(config: MqttConfig) -> str:
     return broker.how
 
 
-def _of_strangers(config: MqttConfig) -> Iterator[Finding]:
+def _check_anonymous(config: MqttConfig) -> Iterator[Finding]:
     """Check whether a broker with login also accepts anonymous clients, who could send commands."""
     try:
-        _enter(replace(config, username="", password_file="", cert_file="", key_file=""))
+        _try_broker(replace(config, username="", password_file="", cert_file="", key_file=""))
     except (ConfigError, BrokerError):
         return
     where = address(config)
     yield Finding(
         SECTION,
         "commands",
-        f"{where} lets in clients without a user name, too",
+        f"{where} also accepts clients without a user name",
         "warning",
         f"anybody who reaches {where} may command this device, unless its access list says otherwise: set "
         "allow_anonymous false there, or [mqtt] commands = false",
     )
 
 
-def _of_source(name: str, stream: StreamConfig, vitals: Vitals | None) -> Iterator[Finding]:
+def _check_source(name: str, stream: StreamConfig, vitals: Vitals | None) -> Iterator[Finding]:
     try:
         source = parse(stream.source)
         if not (stream.enabled and source.on_network):
             return
         if vitals is not None and name in vitals.streams and vitals.streams[name].state in _FLOWING:
-            yield Finding(SECTION, f"stream {name}", f"{source.masked}: the running daemon has it; not tried")
+            yield Finding(SECTION, f"stream {name}", f"{source.masked}: in use by the running daemon; not tried")
             return
         why = objection(with_login(source, stream.capture).target, TRY_S)
-    except SourceError as error:  # the configuration's section tells of it, too
+    except SourceError as error:  # also reported by the configuration's section
         yield Finding(SECTION, f"stream {name}", f"not tried: {error}", "warning", str(error))
         return
     if why:
         advice = f"stream {name}: {why}"
         yield Finding(SECTION, f"stream {name}", f"{source.masked}: {why}", "problem", advice)
     else:
-        yield Finding(SECTION, f"stream {name}", f"{source.masked}: answers, and has the stream")
+        yield Finding(SECTION, f"stream {name}", f"{source.masked}: answers, and provides the stream")
 
 
-def _of_commands(config: Config) -> Finding:
+def _check_commands(config: Config) -> Finding:
     off = commands_off(config.mqtt)
-    return Finding(SECTION, "commands", f"off: {off}" if off else "are taken from the broker")
+    return Finding(SECTION, "commands", f"off: {off}" if off else "accepted from the broker")
 
 
-def _at_once(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
+def _run_parallel(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
     """Return each job's findings in order; jobs that exceed the time limit are abandoned."""
     found: dict[int, list[Finding]] = {}
 
@@ -147,7 +142,8 @@ def _at_once(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
             found[number] = list(job())
         except Exception as error:
             value = f"cannot be tried: {type(error).__name__}"
-            found[number] = [Finding(SECTION, name, value, "warning", f"report this defect of Vedette: {value}")]
+            advice = f"please report this internal error: {value}"
+            found[number] = [Finding(SECTION, name, value, "warning", advice)]
 
     threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(jobs))]
     until = time.monotonic() + TRY_S + _PATIENCE_S
@@ -155,9 +151,9 @@ def _at_once(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
         thread.start()
     for number, thread in enumerate(threads):
         thread.join(max(0.0, until - time.monotonic()))
-        yield from found.get(number, [_left_behind(jobs[number][0])])
+        yield from found.get(number, [_timed_out(jobs[number][0])])
 
 
-def _left_behind(name: str) -> Finding:
+def _timed_out(name: str) -> Finding:
     value = f"no answer in {TRY_S + _PATIENCE_S:.0f} s; its name may not be resolved"
     return Finding(SECTION, name, value, "problem", f"{name}: check its name, the network and the name server")

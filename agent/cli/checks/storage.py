@@ -23,25 +23,19 @@ _RESERVE = 4
 """Factor on the size of the event queue; with less free space the system itself may run out."""
 _DAY_S = 86400.0
 _CLIPS = "clips folder"
-_SAY = "say of each stream whether it is to run: vedette command DEVICE STREAM enabled on (or off, or default)"
+_SWITCH_ON = "switch each stream on, off or to its default: vedette command DEVICE STREAM enabled on"
 
 
 def findings(config: StorageConfig, root: Path, *, clips: bool = False) -> Iterator[Finding]:
-    """Room for the state and for clips, what commands have set, and whether the clock is right.
-
-    Args:
-        config: of the state folder.
-        root: of the file system.
-        clips: whether a stream makes any.
-    """
-    yield of_folder(config, root)
+    """Report free space for state and clips, settings made by commands, and the clock."""
+    yield check_folder(config, root)
     if clips:
-        yield of_clips(config, root)
-    yield from of_commands(config, root)
-    yield from of_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
+        yield check_clips(config, root)
+    yield from check_commands(config, root)
+    yield from check_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
 
 
-def of_folder(config: StorageConfig, root: Path) -> Finding:
+def check_folder(config: StorageConfig, root: Path) -> Finding:
     """Check free space for the state folder."""
     try:
         disk = read_disk(folder_of(config, root))
@@ -49,10 +43,10 @@ def of_folder(config: StorageConfig, root: Path) -> Finding:
         return Finding(SECTION, "state folder", str(error), "warning", str(error))
     if disk is None:
         return Finding(SECTION, "state folder", "not reported by its file system", "warning")
-    return of_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
+    return check_disk(disk, (config.spool_max_bytes + config.history_max_bytes) >> 20)
 
 
-def of_clips(config: StorageConfig, root: Path) -> Finding:
+def check_clips(config: StorageConfig, root: Path) -> Finding:
     """Check that the clips' folder can be written to and has free space."""
     try:
         folder = clips_path(config, folder_of(config, root))
@@ -60,7 +54,7 @@ def of_clips(config: StorageConfig, root: Path) -> Finding:
         if disk is None:
             return Finding(SECTION, _CLIPS, f"{folder}: not reported by its file system", "warning")
         if not disk.at.is_dir():
-            raise StorageError(f"{disk.at}: is a file where clips need a folder")
+            raise StorageError(f"{disk.at}: expected a folder for clips, found a file")
         check_writable(disk.at)
         check_room(folder, config, 0, at=disk.at)
     except StorageError as error:
@@ -71,48 +65,43 @@ def of_clips(config: StorageConfig, root: Path) -> Finding:
 
 def _clips_fault(what: str, cause: BaseException | None) -> Finding:
     if isinstance(cause, PermissionError) and os.geteuid() != 0:
-        advice = "run vedette doctor as the user that runs Vedette, or with sudo -u: nobody else can tell"
+        advice = "run vedette doctor as the user that runs Vedette, with sudo -u"
         return Finding(SECTION, _CLIPS, what, "warning", advice)
     return Finding(
         SECTION, _CLIPS, what, "problem", "make room there, or set [storage] clips_folder to another place"
     )
 
 
-def of_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
+def check_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
     """Report settings made by commands, if this user may read them."""
     try:
         folder = folder_of(config, root)
     except StorageError:
-        return  # told above
+        return  # reported by `check_folder`
     if not os.access(folder, os.R_OK | os.X_OK):
         return
     name = "settings by command"
     try:
         found = OverridesFile(folder).read()
     except StorageError as error:
-        yield Finding(SECTION, name, f"lost: {error}", "problem", f"restart Vedette, then {_SAY}")
+        yield Finding(SECTION, name, f"lost: {error}", "problem", f"restart Vedette, then {_SWITCH_ON}")
         return
     if lost := found.lost:
-        yield Finding(SECTION, name, f"were lost, so these are off: {', '.join(lost)}", "problem", _SAY)
+        yield Finding(SECTION, name, f"lost; these streams stay off: {', '.join(lost)}", "problem", _SWITCH_ON)
     elif found.streams:
-        yield Finding(SECTION, name, f"of {plural(len(found.streams), 'stream')}")
+        yield Finding(SECTION, name, f"for {plural(len(found.streams), 'stream')}")
 
 
-def of_disk(disk: DiskUsage, spool_mb: int) -> Finding:
-    """Report whether the disk of the state folder has room and is writable.
-
-    Args:
-        disk: that the state folder lies on.
-        spool_mb: what may wait for a broker that is away, and the history, MB.
-    """
+def check_disk(disk: DiskUsage, spool_mb: int) -> Finding:
+    """Report whether the state folder's disk has room for the event queue and the history, and is writable."""
     value = f"{disk.free_mb} of {disk.total_mb} MB free at {disk.at}"
     if disk.read_only:
         advice = (
-            "see why the disk is read-only (sudo dmesg | grep -i mmc): an SD card that fails must be replaced"
+            "find out why the disk is read-only (sudo dmesg | grep -i mmc); a failing SD card must be replaced"
         )
         return Finding(SECTION, "state folder", f"{disk.at} is mounted read-only", "problem", advice)
     if disk.files_left == 0:
-        return Finding(SECTION, "state folder", f"{value}, but no file more", "problem", _room(disk))
+        return Finding(SECTION, "state folder", f"{value}, but no free inode", "problem", _room(disk))
     if disk.free_mb < spool_mb:
         return Finding(SECTION, "state folder", value, "problem", _room(disk))
     if disk.free_mb < _RESERVE * spool_mb:
@@ -124,13 +113,13 @@ def _room(disk: DiskUsage) -> str:
     return f"make room at {disk.at}: see what takes it with `du -xh {disk.at} | sort -h | tail`"
 
 
-def of_clock(clock: Clock, now_s: float, installed_s: float) -> Iterator[Finding]:
+def check_clock(clock: Clock, now_s: float, installed_s: float) -> Iterator[Finding]:
     """Report whether the clock is right and synchronised.
 
     Args:
-        clock: as the kernel has it.
-        now_s: the time, s since 1970.
-        installed_s: when Vedette was installed, likewise.
+        clock: state of the kernel's clock.
+        now_s: Unix time, s.
+        installed_s: Unix time at which Vedette was installed, s.
     """
     shown = local_time(datetime.fromtimestamp(now_s, UTC))
     advice = "set the clock: sudo timedatectl set-ntp true; TLS checks may fail until then"

@@ -55,9 +55,11 @@ class ReceivedMessage(Struct, frozen=True):
     retained: bool
 
     def event(self) -> EventMessage | None:
-        """The event, or None when this is not one that this version can read."""
-        try:
-            return _events.decode(self.payload) if self.kind == "events" else None
+        """Return the event, or None if the message cannot be read as one."""
+        if self.kind != "events":
+            return None
+        try:  # earlier versions publish a keyword as `heard`
+            return _events.decode(self.payload.replace(b'"kind":"heard"', b'"kind":"keyword"', 1))
         except NO_JSON:
             return None
 

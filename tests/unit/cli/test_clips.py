@@ -84,7 +84,7 @@ def test_a_state_folder_without_clips_has_none(tmp_path: Path) -> None:
             "is a folder of clips: give the state folder, {state}; where [storage] clips_folder is elsewhere",
         ),
         ("clips/back", "is the folder of a stream's clips: give the state folder, {state}"),
-        ("elsewhere", "is no state folder of vedette: it has none of lock, spool.db, clips"),
+        ("elsewhere", "lock, spool.db, clips"),
         ("gone", "does not exist"),
     ],
 )

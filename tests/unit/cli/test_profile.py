@@ -97,7 +97,7 @@ def test_where_no_chart_can_be_written_that_is_said_before_measuring(
     pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
     monkeypatch.setattr(agent.optimise.profile, "profile", fail)
     done = call("nanodet", "--picture", tmp_path / "nowhere" / "profile.png")
-    assert "no such folder to draw a chart into" in str(done.exception)
+    assert "no such folder" in str(done.exception)
 
 
 @pytest.mark.parametrize(

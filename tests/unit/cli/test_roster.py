@@ -30,7 +30,7 @@ def health(*states: str, waiting: int = 0, version: str = "0.1.0", **more: objec
 def roster(*messages: ReceivedMessage) -> Roster:
     made = Roster()
     for one in messages:
-        made.take(one)
+        made.add(one)
     return made
 
 
@@ -185,8 +185,8 @@ def test_what_was_lost_is_counted_and_the_jump_of_a_device_that_was_cut_off_is_n
     follow(came, "what is seen")
     shown = [line.split("  ", 1)[1] for line in capsys.readouterr().out.splitlines() if "porch" in line]
     assert shown == [
-        "porch 2: lost on the way",
-        "porch 4 to 10000: no loss on the way: it was cut off, and begins above what it may have given out",
+        "porch 2: lost",
+        "porch 4 to 10000: no loss: the device restarted and skipped numbers",
     ]
     table = EventTable("what is seen")
     for one in came:

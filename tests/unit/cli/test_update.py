@@ -110,7 +110,7 @@ def test_orders_to_a_trial_are_left_for_whoever_follows_it(board: Board) -> None
     assert "nothing is on trial" in failed("confirm")
     updater = board.updater()
     updater.journal.note(updater.receive(board.bundle()), state="trial")
-    assert "told to rollback" in run("rollback")
+    assert "rollback requested" in run("rollback")
     assert (board.where.state / "order").read_text(encoding="utf-8") == "rollback"
 
 
@@ -131,14 +131,14 @@ def test_after_a_rollback_a_newer_update_can_still_be_ended(board: Board) -> Non
     run("rollback", "--once")
     updater = board.updater()
     updater.journal.note(updater.receive(board.bundle("4.0", 4)), state="trial")
-    assert "told to rollback" in run("rollback", "--once")
+    assert "rollback requested" in run("rollback", "--once")
     assert (board.where.state / "order").exists()
 
 
 def test_an_update_that_was_ended_is_not_followed_by_a_step_back(board: Board) -> None:
     run("apply", quick(board))
     board.updater().receive(board.models(7))
-    assert "told to rollback" in run("rollback", "--once")
+    assert "rollback requested" in run("rollback", "--once")
     run("resume")
     assert "was already ended" in run("rollback", "--once")
     assert board.runs == "2.0"
@@ -215,7 +215,7 @@ def test_somebody_who_may_not_look_is_told_who_may(board: Board, monkeypatch: py
 def test_what_is_being_done_goes_on_though_nobody_listens_any_more(tmp_path: Path) -> None:
     """As when the connection goes, or in `vedette update rollback | true`."""
     done = tmp_path / "done"
-    code = f"from agent.cli.update import _say\nfor _ in range(3): _say('x')\nopen({str(done)!r}, 'w').close()"
+    code = f"from agent.cli.update import _print_line as say\nfor _ in '123': say('x')\nopen({str(done)!r}, 'w')"
     listener, said = os.pipe()
     os.close(listener)
     assert subprocess.run([sys.executable, "-c", code], stdout=said, check=False).returncode == 0

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from agent.board.identity import read_board
 from agent.board.proc import Memory
-from agent.cli.checks.board import findings, of_features, of_memory, of_system
+from agent.cli.checks.board import check_features, check_memory, check_system, findings
 from tests.support.boards import pi4
 
 
@@ -27,7 +27,7 @@ def test_a_board_of_which_nothing_can_be_read(tmp_path: Path) -> None:
 
 def test_a_processor_without_dot_products_is_told_and_no_problem(tmp_path: Path) -> None:
     board = replace(read_board(pi4(tmp_path)), arch="aarch64")
-    found = {one.name: one for one in of_features(board)}
+    found = {one.name: one for one in check_features(board)}
     assert found["dot product"].value.startswith("no (asimddp): would speed up INT8 models")
     assert found["dot product"].state == "ok"
 
@@ -44,7 +44,7 @@ def test_a_processor_without_dot_products_is_told_and_no_problem(tmp_path: Path)
     ],
 )
 def test_memory(memory: Memory, states: list[str]) -> None:
-    found = list(of_memory(memory))
+    found = list(check_memory(memory))
     assert [one.state for one in found] == states
     assert all(one.advice for one in found if one.state != "ok")
 
@@ -53,4 +53,4 @@ def test_memory(memory: Memory, states: list[str]) -> None:
     ("arch", "bits", "state"), [("aarch64", 64, "ok"), ("aarch64", 32, "warning"), ("armv7l", 32, "ok")]
 )
 def test_a_32_bit_system_on_a_64_bit_kernel(tmp_path: Path, arch: str, bits: int, state: str) -> None:
-    assert of_system(replace(read_board(pi4(tmp_path)), arch=arch), bits).state == state
+    assert check_system(replace(read_board(pi4(tmp_path)), arch=arch), bits).state == state

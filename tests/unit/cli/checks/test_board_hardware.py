@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.cli.checks.board import hardware_findings, of_candidates
+from agent.cli.checks.board import check_candidates, hardware_findings
 from agent.compute.infer.delegates import ROWS, DelegateProbe
 from agent.compute.infer.session import BackendSpec
 
@@ -20,7 +20,7 @@ def test_what_is_here_comes_first_and_how_to_install_it_only_where_the_device_is
         DelegateProbe("b", "B", missing="no libb.so: install B"),
         DelegateProbe("c", "C", BackendSpec("c", "delegate"), ("/usr/lib/libc.so",)),
     ]
-    assert [one.value for one in of_candidates(found)][1:] == [
+    assert [one.value for one in check_candidates(found)][1:] == [
         "C: found (/usr/lib/libc.so)",
         "A: no device (/dev/a)",
         "B: no libb.so: install B",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.cli.checks.models import Tried, of_answer, of_xnnpack, recorded, run, run_all, selftest_findings
+from agent.cli.checks.models import Tried, check_answer, check_xnnpack, recorded, run, run_all, selftest_findings
 from tests.support.boards import pi4
 
 SMALL = recorded()[0]
@@ -27,7 +27,7 @@ def test_a_wrong_answer_is_found() -> None:
     tried = run(replace(SMALL, values=values))
     assert 7 <= tried.off <= 11
     if tried.delegated > 0:
-        assert of_answer(tried).state == "problem"
+        assert check_answer(tried).state == "problem"
 
 
 def test_another_model_than_the_recorded_one_is_told() -> None:
@@ -37,15 +37,15 @@ def test_another_model_than_the_recorded_one_is_told() -> None:
 
 def test_a_runtime_that_crashes_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.executable", "/bin/false")
-    found = of_answer(run(SMALL))
+    found = check_answer(run(SMALL))
     assert found.state == "problem"
     assert "ended by itself with exit status 1" in found.value
     assert "reinstall" in found.advice
 
 
 def test_the_runtimes_own_kernels_may_differ_by_more() -> None:
-    assert of_answer(replace(GOOD, off=7)).state == "problem"
-    assert of_answer(replace(GOOD, off=7, delegated=0)).state == "ok"
+    assert check_answer(replace(GOOD, off=7)).state == "problem"
+    assert check_answer(replace(GOOD, off=7, delegated=0)).state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_runtimes_own_kernels_may_differ_by_more() -> None:
     ],
 )
 def test_xnnpack(tried: list[Tried], hidden: list[str], states: list[str]) -> None:
-    found = list(of_xnnpack(tried, hidden))
+    found = list(check_xnnpack(tried, hidden))
     assert [one.state for one in found] == states
     assert all(HIDDEN[0] in one.value for one in found if hidden)
     if hidden:

@@ -7,7 +7,7 @@ import pytest
 
 from agent.board.proc import Clock, DiskUsage
 from agent.cli.checks import Finding
-from agent.cli.checks.storage import findings, of_clips, of_clock, of_commands, of_disk, of_folder
+from agent.cli.checks.storage import check_clips, check_clock, check_commands, check_disk, check_folder, findings
 from agent.config import Config, StorageConfig, StreamConfig
 from agent.daemon.overrides import Overrides, OverridesFile, all_off
 
@@ -23,7 +23,7 @@ from agent.daemon.overrides import Overrides, OverridesFile, all_off
     ],
 )
 def test_room(disk: DiskUsage, state: str) -> None:
-    found = of_disk(disk, 64)
+    found = check_disk(disk, 64)
     assert found.state == state
     assert ("/x" in found.advice or "SD card" in found.advice) == (state != "ok")
 
@@ -33,20 +33,20 @@ def test_the_folder_of_the_unit_is_meant_where_systemd_has_made_it(
 ) -> None:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     (tmp_path / "var/lib/vedette").mkdir(parents=True)
-    assert str(tmp_path / "var/lib/vedette") in of_folder(StorageConfig(), tmp_path).value
+    assert str(tmp_path / "var/lib/vedette") in check_folder(StorageConfig(), tmp_path).value
     other = tmp_path / "other"
     other.mkdir()
-    assert str(other) in of_folder(StorageConfig(state_dir=str(other)), tmp_path).value
+    assert str(other) in check_folder(StorageConfig(state_dir=str(other)), tmp_path).value
 
 
 def test_nothing_is_created(tmp_path: Path) -> None:
-    of_folder(StorageConfig(state_dir=str(tmp_path / "state")), tmp_path)
+    check_folder(StorageConfig(state_dir=str(tmp_path / "state")), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-    found = of_folder(StorageConfig(state_dir="$STATE_DIRECTORY"), tmp_path)
+    found = check_folder(StorageConfig(state_dir="$STATE_DIRECTORY"), tmp_path)
     assert found.state == "warning"
     assert "$STATE_DIRECTORY is not set" in found.advice
 
@@ -61,13 +61,13 @@ def test_a_folder_that_has_no_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_the_clock(clock: Clock, now_s: float, state: str) -> None:
-    (found,) = of_clock(clock, now_s, 1.9e9)
+    (found,) = check_clock(clock, now_s, 1.9e9)
     assert found.state == state
     assert ("timedatectl" in found.advice) == (state != "ok")
 
 
 def test_a_board_without_a_battery_is_told_so() -> None:
-    (found,) = of_clock(Clock(False, False), 2e9, 1.9e9)
+    (found,) = check_clock(Clock(False, False), 2e9, 1.9e9)
     assert "forgets the time" in found.advice
 
 
@@ -80,7 +80,7 @@ def test_of_this_machine(tmp_path: Path) -> None:
 
 def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> None:
     def found() -> Finding | None:
-        told = list(of_commands(StorageConfig(state_dir=str(tmp_path)), Path("/")))
+        told = list(check_commands(StorageConfig(state_dir=str(tmp_path)), Path("/")))
         return told[0] if told else None
 
     config = Config({"front": StreamConfig("test:", "nanodet")})
@@ -89,7 +89,8 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
     file.write(Overrides().set(config, "front", "enabled", False))
     told = found()
     assert told is not None
-    assert (told.state, told.value) == ("ok", "of 1 stream")
+    assert told.state == "ok"
+    assert "1 stream" in told.value
     file.path.write_bytes(b"{")
     told = found()
     assert told is not None
@@ -97,23 +98,25 @@ def test_what_commands_have_set_and_whether_it_can_be_read(tmp_path: Path) -> No
     file.write(all_off(config))
     told = found()
     assert told is not None
-    assert (told.state, told.value) == ("problem", "were lost, so these are off: front")
+    assert told.state == "problem"
+    assert told.value.endswith(": front")
 
 
 def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
     config = StorageConfig(state_dir=str(tmp_path), clips_keep_free_bytes=0)
-    told = of_clips(config, Path("/"))
+    told = check_clips(config, Path("/"))
     assert told.state == "ok"
     assert re.fullmatch(rf"{tmp_path}/clips, \d+ MB of clips at most", told.value)
     assert list(tmp_path.iterdir()) == [], "nothing is created"
     full = StorageConfig(state_dir=str(tmp_path), clips_keep_free_bytes=1 << 60)
-    assert (of_clips(full, Path("/")).state, "MB are free" in of_clips(full, Path("/")).value) == (
+    assert (check_clips(full, Path("/")).state, "MB are free" in check_clips(full, Path("/")).value) == (
         "problem",
         True,
     )
     (tmp_path / "clips").write_bytes(b"")
-    told = of_clips(config, Path("/"))
-    assert (told.state, told.value) == ("problem", f"{tmp_path / 'clips'}: is a file where clips need a folder")
+    told = check_clips(config, Path("/"))
+    assert told.state == "problem"
+    assert told.value.startswith(f"{tmp_path / 'clips'}: ")
     assert "clips_folder" in told.advice
     names = [one.name for one in findings(config, Path("/"), clips=True)]
     assert "clips folder" in names
@@ -122,5 +125,5 @@ def test_whether_clips_can_be_saved(tmp_path: Path) -> None:
 
 def test_a_folder_of_clips_where_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = StorageConfig(state_dir=str(tmp_path), clips_folder="/proc/self", clips_keep_free_bytes=0)
-    told = of_clips(config, Path("/"))
+    told = check_clips(config, Path("/"))
     assert (told.state, "clips cannot be saved there" in told.value) == ("problem", True)
