@@ -34,12 +34,10 @@ _STATE_S = 2.0
 
 
 class AudioPerception:
-    """One microphone stream's model with its gate, keywords and tracker. For one thread.
+    """One microphone stream's model with its session, gate, keywords and tracker. For one thread.
 
     Attributes:
-        model: that runs.
         rate_hz: of the samples that it takes.
-        session: runs the model.
         tracker: of continuing sounds; keywords give an event at once.
         inferences: number for the newest chunk.
     """

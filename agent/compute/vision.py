@@ -38,11 +38,7 @@ class DetectorResult(Struct, frozen=True, gc=False):
 
 
 class Detector:
-    """Runs one variant of an image model: resize, invoke, decode, map back to the frame. For one thread.
-
-    Attributes:
-        variant: its name.
-    """
+    """Runs one variant of an image model: resize, invoke, decode, map back to the frame. For one thread."""
 
     def __init__(self, session: Session, model: Model, variant: str, config: DecodeConfig) -> None:
         """Select the variant in the session and build its decoder.
@@ -98,12 +94,9 @@ def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detec
 
 
 class VideoPerception:
-    """One camera stream's model with its gate and tracker. For one thread.
+    """One camera stream's model with its session, gate and tracker. For one thread.
 
     Attributes:
-        model: that runs.
-        session: runs it.
-        tracker: of what was detected.
         alarm: what is wrong with the model's answers; always empty for pictures.
         last_crop: part of the newest frame that was inferred.
     """

@@ -46,11 +46,7 @@ class _Candidate(Struct, frozen=True):
 
 
 class AutoBackend:
-    """Opens the sessions of all streams of a device, and improves those with `auto`.
-
-    Attributes:
-        vetting: runs each model in a process of its own before it is opened in this one.
-    """
+    """Opens the sessions of all streams of a device, their models vetted, and improves those with `auto`."""
 
     def __init__(self, selection: SelectionConfig, state: Path) -> None:
         """Prepare; nothing is measured before a session is opened. `state` is the state folder."""

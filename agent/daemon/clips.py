@@ -31,7 +31,6 @@ _RING_BYTES = 16 * 1024 * 1024
 _WAKE_BYTES = 1024 * 1024
 """Encoded bytes after which the recorder is woken; slower streams are served by its own polling."""
 
-
 ASKED = "asked"
 """Reason of a clip that a command requested."""
 
@@ -39,10 +38,8 @@ ASKED = "asked"
 class ClipTrigger:
     """Starts and ends the clips of one stream. For one thread at a time.
 
-    With `only_zones`, tracks are published only after they have stood in a zone.
-
-    Attributes:
-        tracks: ids of the tracks of the newest clip.
+    With `only_zones`, tracks are published only after they have stood in a zone. `tracks` are those of the newest
+    clip.
     """
 
     def __init__(self, stream: str, config: ClipsConfig, *, only_zones: bool = False) -> None:

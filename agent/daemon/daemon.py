@@ -36,11 +36,7 @@ _POLL_S = 0.5
 class StateGuard:
     """Restores the state folder when it is deleted or replaced under the daemon.
 
-    Call `check` from the daemon's thread; it costs a few microseconds. `write_anew` writes all files but the
-    spool.
-
-    Attributes:
-        trouble: why the folder cannot be written now; empty: it can.
+    `trouble` is why the folder cannot be written now, empty if it can. `write_anew` writes all other files again.
     """
 
     def __init__(self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None]) -> None:
@@ -102,8 +98,7 @@ class StateGuard:
 class Daemon:
     """Run streams until told to stop. Signal handlers may call `request_stop` and `request_reload`.
 
-    Attributes:
-        runtime: what runs on the configuration; set by `run`.
+    `runtime` is what runs on the configuration; `run` sets it.
     """
 
     runtime: Runtime

@@ -56,7 +56,7 @@ class HealthPublisher:
     """Publishes the device's health message. Call from the daemon's thread only.
 
     Attributes:
-        changed: the state at the last `due` differed from the one that was published.
+        changed: True if the state at the last `due` differed from the published one.
         streams: their health as last published.
     """
 

@@ -281,14 +281,9 @@ _FOLDER = "vetted"
 
 
 class _Outcome(Struct, frozen=True):
-    """Outcome of vetting one model.
+    """Outcome of vetting one model: the reason why it cannot be used, empty if it runs.
 
-    Attributes:
-        version: of the format.
-        about: digest of what the outcome depends on.
-        model: path of the model, for information.
-        at: time of the vetting, UTC.
-        reason: why the model cannot be used; empty: it runs.
+    It holds as long as `about`, the digest of what it depends on, is the same.
     """
 
     version: int

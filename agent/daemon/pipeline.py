@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from agent.daemon.clips import StreamClips
     from agent.daemon.shadow import Shadow
 
-
 _TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 _WINDOW = 256
@@ -146,11 +145,9 @@ class StreamPerception(Protocol[T_contra]):
 
 
 class Pipeline(ABC, Generic[T]):
-    """Run one stream until its source ends or it is told to stop.
+    """Runs one stream until its source ends or it is told to stop.
 
-    Attributes:
-        metrics: counts inputs and inferences.
-        shadow: compares another model on the same inputs; None: none does.
+    `shadow` compares another model on the same inputs.
     """
 
     def __init__(

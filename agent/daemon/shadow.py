@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from agent.compute.infer.session import BackendSpec, Session, SessionOptions
     from agent.compute.vision import VideoPerception
 
-
 log = logging.getLogger(__name__)
 _PICTURES, _CHUNKS = 1, 1000
 """Inputs that may wait. Sound must have no gap, also while the model is being opened: ten seconds and more may
@@ -47,12 +46,7 @@ _SPAN_S = 1.0
 
 
 class _Answer(Struct, frozen=True, gc=False):
-    """Result of one model.
-
-    Attributes:
-        detections: None: it did not infer.
-        infer_ns: time of the inference, ns.
-    """
+    """Detections of one model, None if it did not infer, and the time of the inference, ns."""
 
     detections: list[Detection] | None
     infer_ns: int

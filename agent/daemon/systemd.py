@@ -23,10 +23,9 @@ _SEND_S = 1.0
 
 
 class Notifier:
-    """Send notifications. Without a socket in the environment, as in a process started by hand, send nothing.
+    """Sends notifications. Without a socket in the environment, as by hand, it sends nothing.
 
-    Attributes:
-        watchdog_s: systemd kills the process after so long without `alive`, s; 0: it does not.
+    Systemd kills the process after `watchdog_s` without `alive`, s; 0: it does not.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
@@ -93,7 +92,6 @@ _NOT_AWAITED = ("lost", "ended", "failed", "disabled")
 """States in which a stream is not awaited. A camera may stay away for days; waiting for it would let systemd's
 start timeout end the other streams."""
 
-
 Streams = Mapping[str, Stream]
 
 
@@ -123,11 +121,7 @@ def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
 
 
 class SystemdStatus:
-    """Keep systemd informed. Call from the daemon's thread.
-
-    Attributes:
-        ready: True once systemd was notified that the service is ready.
-    """
+    """Keeps systemd informed, from the daemon's thread. `ready` is True once systemd was notified of that."""
 
     def __init__(self, notifier: Notifier) -> None:
         self._notifier = notifier

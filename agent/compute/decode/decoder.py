@@ -29,10 +29,8 @@ Floats = NDArray[np.float32]
 Indices = NDArray[np.intp]
 _HOLES = ("", "???")
 
-
 _MOST_CLASSES = 1_000_000
 """Refuse more classes than this; all of ImageNet has 21,841."""
-
 
 Activation = Literal["", "softmax", "sigmoid"]
 """Function that turns an output into probabilities; empty: the output is probabilities."""

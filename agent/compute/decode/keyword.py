@@ -60,8 +60,6 @@ class Keyword:
     """Decoder of a keyword model.
 
     Attributes:
-        options: see `KeywordOptions`.
-        labels: names in order.
         threshold: least mean of an event, 0..1.
         wanted: numbers of the labels that are words and are wanted.
         scores_at: index of the output with the scores.

@@ -40,7 +40,6 @@ class SsdOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
 OPTIONS = SsdOptions
 
-
 _ROLES = (
     OutputRole("boxes", ((1, None, 4),), ("box", "location")),
     OutputRole("classes", ((1, None),), ("class", "categor")),

@@ -219,8 +219,7 @@ def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:
 class PreRoll:
     """Buffer of the newest `size` samples or rows while the gate is closed: a word begins before the gate opens.
 
-    Attributes:
-        forgot: True if older ones were dropped.
+    `forgot` is True once older ones were dropped.
     """
 
     def __init__(self, size: int) -> None:

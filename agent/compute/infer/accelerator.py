@@ -23,11 +23,7 @@ _Names = tuple[list[str], list[str]]
 
 
 class AcceleratorSession:
-    """Session of a compiled model.
-
-    Attributes:
-        nodes: operations of the first graph.
-    """
+    """Session of a compiled model. `nodes` is the number of operations of its first graph."""
 
     def __init__(self, model: Model, plan: BackendSpec, variant: str) -> None:
         """Compile the model. Raises BackendError if the accelerator is missing, or refuses the model."""

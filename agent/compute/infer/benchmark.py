@@ -59,12 +59,7 @@ Judge = Callable[[Sequence[Measurement]], object]
 
 
 class Candidate(Struct, frozen=True):
-    """A backend to measure.
-
-    Attributes:
-        plan: how to open it.
-        title: for people.
-    """
+    """A backend to measure, and its title for people."""
 
     plan: BackendSpec
     title: str
@@ -115,11 +110,7 @@ def _is_decided(trials: Sequence[CandidateRun], judge: Judge) -> bool:
 
 
 class CandidateRun:
-    """One candidate: open and with right answers, or refused.
-
-    Attributes:
-        candidate: see `Candidate`.
-    """
+    """One candidate: open and with right answers, or refused."""
 
     def __init__(self, model: Model, candidate: Candidate, reference: Reference, patience_s: float) -> None:
         self.candidate, self._reference = candidate, reference

@@ -79,12 +79,7 @@ _WARM_RUNS = 3
 
 
 class TimingRun(Struct, frozen=True, tag=True):
-    """Times of a series of inferences.
-
-    Attributes:
-        ms: latency of each.
-        cpu_ms: CPU time of all together.
-    """
+    """Latency of each of a series of inferences, and CPU time of all together, ms."""
 
     ms: tuple[float, ...]
     cpu_ms: float

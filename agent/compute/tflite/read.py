@@ -63,7 +63,6 @@ _KNOWN["litert"] = _KNOWN["tflite-runtime"] | {
 """Custom operations of each runtime: the resolver of TensorFlow's lite/core/kernels/register.cc, and
 those that LiteRT's XNNPACK takes (tensorflow/lite/delegates/xnnpack/README.md)."""
 
-
 _LONG = 60
 """Most characters of a tensor's name in a message, from its end, which is more specific."""
 

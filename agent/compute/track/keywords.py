@@ -105,8 +105,7 @@ _REAL_RANGE = 4.0
 class StuckOutputDetector:
     """Watches the answers of one model, which come every `every_s`. For one thread.
 
-    Attributes:
-        text: description of the fault; empty: there is none.
+    `text` describes the fault; empty: there is none.
     """
 
     def __init__(self, every_s: float, moves: Callable[[], bool]) -> None:

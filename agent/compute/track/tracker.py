@@ -36,15 +36,10 @@ class TrackState:
     """State of one tracked object, private to the tracker. `id` is empty until it is announced.
 
     Attributes:
-        id: see `Track`.
-        detection: the newest.
-        hits: number of detections.
-        zones: that it stands in.
         motion: filter of its box; None without a box.
         due_ns: time at which it is lost unless seen before.
-        missed: whether an inference since its newest detection did not find it.
+        missed: True if an inference since its newest detection did not find it.
         reported_ns: time of the newest event.
-        stationary: see `Track`.
         seen_ns: time of the newest detection.
         place_ns: time since which it has been at its place.
         check_ns: time at which a stationary object needs an inference.

@@ -38,7 +38,6 @@ _LARGEST = 64 * 1024
 _MOST = 2**20
 """Most elements of an input that are filled, because noise takes time and memory."""
 
-
 _failures: msgspec.json.Decoder[protocol.Failed] = msgspec.json.Decoder(protocol.Failed)
 
 

@@ -120,13 +120,7 @@ _answers: msgspec.json.Decoder[VettingReply] = msgspec.json.Decoder(VettingReply
 
 
 class Trial(NamedTuple):
-    """A model to be vetted.
-
-    Attributes:
-        model, options: to be opened, see `Backend.open`.
-        limits: for the fork.
-        record: stores the outcome; None: none does.
-    """
+    """A model to be vetted: with what it will be opened, the limits of the fork, and what stores the outcome."""
 
     model: Model
     options: SessionOptions

@@ -53,12 +53,7 @@ T = TypeVar("T")
 
 
 class _ForkResult(Struct, frozen=True):
-    """Result of a fork.
-
-    Attributes:
-        result: of the work, msgpack.
-        kind, faults: type and texts of the error that ended it.
-    """
+    """Result of the work, msgpack, or type and texts of the error that ended it."""
 
     result: msgspec.Raw = msgspec.Raw(b"\xc0")
     kind: str = ""

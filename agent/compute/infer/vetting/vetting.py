@@ -28,12 +28,7 @@ HOLDS_S = 86_400.0
 
 
 class Outcome(NamedTuple):
-    """Outcome of vetting a model.
-
-    Attributes:
-        reason: as `Record.read` gives it.
-        at_s: monotonic time, s.
-    """
+    """Outcome of vetting a model: the reason, as `Record.read` gives it, and the monotonic time, s."""
 
     reason: str
     at_s: float

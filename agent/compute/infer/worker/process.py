@@ -29,12 +29,7 @@ _ROUTINE = ("INFO", "I0000 ", "WARNING: [npu_registry", "WARNING: [gpu_registry"
 
 
 class ChildProcess:
-    """A module that this Python runs in a process of its own. The module calls `init_child` first.
-
-    Attributes:
-        pid: of the process.
-        ended: whether `end` has been called.
-    """
+    """A module that this Python runs in a process of its own. The module calls `init_child` first."""
 
     def __init__(self, module: str, share: Sequence[int] = ()) -> None:
         """Start the process.

@@ -121,24 +121,14 @@ class Opened(Struct, frozen=True, tag=True):
 
 
 class Usage(Struct, frozen=True, tag=True):
-    """Usage of the process.
-
-    Attributes:
-        cpu_s: CPU time, s.
-        rss_mb: resident memory, MB.
-    """
+    """CPU time, s, and resident memory, MB, of the process."""
 
     cpu_s: float
     rss_mb: float
 
 
 class Failed(Struct, frozen=True, tag=True):
-    """A request failed; the process continues.
-
-    Attributes:
-        text: of the error, one line.
-        model: whether the model is to blame, not the backend.
-    """
+    """A request failed; the process continues. `model` is True if the model is to blame, not the backend."""
 
     text: str
     model: bool = False
