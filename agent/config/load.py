@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from agent.board.identity import Board, read_board
 from agent.config import Config
 from agent.config.profiles import AUTO, Profile, choose, put_under
+from agent.config.renames import NARROWED
 from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml, with_new_keys
 from agent.errors import ConfigError
 
@@ -96,14 +97,15 @@ class Rereadable:
 def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -> ConfigFile:
     """Read and validate a file, over the profile that it wants or that fits the board with this root folder.
 
-    With `accept_old_keys`, keys of earlier versions are read under their new names instead of refused.
+    With `accept_old_keys`, keys of earlier versions are read under their new names instead of refused. Values of
+    earlier versions always give way to the default: a bundle's migrations cannot tell them from others.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, has an unknown key or a wrong value, or its profile does.
             Where there are several of these, its text has one line for each.
     """
     file = read_toml(path, "the configuration")
-    return _validated(with_new_keys(file) if accept_old_keys else file, read_board(root))
+    return _validated(with_new_keys(file, None if accept_old_keys else NARROWED), read_board(root))
 
 
 def parse(text: str, path: str) -> ConfigFile:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -34,8 +34,8 @@ REMOVED: Mapping[str, str] = {
 }
 """Hints by removed key: what to know or do instead."""
 
-NARROWED: Mapping[str, tuple[str, ...]] = {"storage.durability": ("event", "batch")}
-"""Values that are left, by key; a key with another value of an earlier version is dropped."""
+NARROWED: Mapping[str, tuple[object, ...]] = {"storage.durability": ("memory", dict)}
+"""Values of earlier versions, or their types, by key. Such a key is dropped, for its default."""
 
 _CONFIG = ("storage.", "streams.", "mqtt.", "device.", "health.", "selection.", "thermal.", "homeassistant.")
 
@@ -85,7 +85,9 @@ def _matches(pattern: str, keys: _Keys) -> bool:
     return len(parts) == len(keys) and all(part in ("*", key) for part, key in zip(parts, keys, strict=True))
 
 
-def replace_old_keys(data: dict[str, Any], lines: dict[_Keys, int]) -> list[OldKey]:
+def replace_old_keys(
+    data: dict[str, Any], lines: dict[_Keys, int], patterns: Iterable[str] | None = None
+) -> list[OldKey]:
     """Rename old keys of a file and drop those that were removed.
 
     A key whose new name is set as well stays, and is reported as unknown.
@@ -93,11 +95,13 @@ def replace_old_keys(data: dict[str, Any], lines: dict[_Keys, int]) -> list[OldK
     Args:
         data: tables of the file; changed in place.
         lines: line number by key path, see `agent.config.toml.TomlFile`; changed in place.
+        patterns: those of the keys of the three tables above that count; None: all.
 
     Returns:
         What was changed, in the order of the file's tables.
     """
-    found = [one for pattern in (*RENAMED, *REMOVED, *NARROWED) for one in _find(data, pattern)]
+    chosen = (*RENAMED, *REMOVED, *NARROWED) if patterns is None else patterns
+    found = [one for pattern in chosen for one in _find(data, pattern)]
     for old in found:
         table = _table(data, old.keys[:-1])
         value = table.pop(str(old.keys[-1]))
@@ -124,7 +128,8 @@ def _find(data: dict[str, Any], pattern: str) -> Iterator[OldKey]:
         ]
     for keys, table in tables:
         if isinstance(table, dict) and last in table:
-            dropped = pattern in NARROWED and table[last] not in NARROWED[pattern]
+            old_values = NARROWED.get(pattern, ())
+            dropped = table[last] in old_values or type(table[last]) in old_values
             old = OldKey((*keys, last), "") if dropped else old_key((*keys, last))
             if old is not None and old.name not in table:
                 yield old

@@ -99,10 +99,10 @@ def read_toml(path: Path, what: str) -> TomlFile:
     return parse_toml(text, str(path))
 
 
-def with_new_keys(file: TomlFile) -> TomlFile:
+def with_new_keys(file: TomlFile, patterns: Iterable[str] | None = None) -> TomlFile:
     """Read keys of earlier versions under their new names; changes `data` and `lines`."""
     lines = dict(file.lines)
-    found = replace_old_keys(file.data, file.lines)
+    found = replace_old_keys(file.data, file.lines, patterns)
     renamed = (f"{old} (line {_line(lines, old.keys)})" for old in found)
     return TomlFile(file.path, file.data, file.lines, tuple(renamed))
 

@@ -58,7 +58,7 @@ def version(wheel: Path, number: str, fault: str = "") -> Path:
     return path
 
 
-def bundle(out: Path, python: str, counter: int, key: Key, *words: str) -> Path:
+def bundle(out: Path, python: str, counter: int, key: Key, *words: str, source: Path = ROOT) -> Path:
     """A bundle for this machine by `vedette bundle build`.
 
     Args:
@@ -67,9 +67,10 @@ def bundle(out: Path, python: str, counter: int, key: Key, *words: str) -> Path:
         counter: of the bundle.
         key: that signs.
         words: more of the command.
+        source: clone whose program builds it.
     """
     command = [sys.executable, "-m", "agent", "bundle", "build", "--arch", "x86_64", "--python", python]
     command += ["--counter", str(counter), "--sign", str(key.path), "--out", str(out), *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=_BUILD_S, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=source, timeout=_BUILD_S, check=False)
     assert done.returncode == 0, done.stderr
     return out

@@ -113,6 +113,7 @@ def test_a_daemon_reads_a_durability_of_an_earlier_version(tmp_path: Path, stora
     file = tmp_path / "v.toml"
     file.write_text(f'[storage]\n{storage}\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
     assert Rereadable(file).read().storage.durability == durability
+    assert load(file).config.storage.durability == durability
 
 
 def test_a_manifest_of_an_earlier_version_is_read_and_rewritten() -> None:
