@@ -138,7 +138,7 @@ def test_root_has_a_model_profiled_by_another_user(tmp_path: Path) -> None:
         while running.poll() is None:
             for one in psutil.Process(running.pid).children(recursive=True):
                 with suppress(psutil.Error):
-                    if any("profile.worker" in word for word in one.cmdline()):
+                    if any("profile_worker" in word for word in one.cmdline()):
                         users.add(one.uids().effective)
         assert running.stdout is not None
         assert "small-speech" in running.stdout.read()
