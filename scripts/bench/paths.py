@@ -1,10 +1,16 @@
-"""Count the files of `agent/` that a frame runs through to an acknowledged event, and a command to its answer.
+"""Count the files of `agent/` that a frame, a command and an update run through.
 
 The daemon runs in a process with a profiler in every thread, on the packaged clip, with a real mosquitto. A file
 counts if at least one of its functions is called. For the frame: in all threads but the daemon's own, for two
 seconds up to the acknowledgement of an event. For the command, of a stream that is off: in all threads from its
 arrival to its answer, without the functions that the daemon's own thread calls by the clock. What runs at import
 does not count.
+
+For the update: `vedette update apply FILE --here` in a process of its own, from its command line until a full
+bundle is committed, without the start of the program, which every command shares. Slots, journal, bundle,
+signature and configuration are real, in a folder of `tests/support/pretend_board.py`, which replaces systemd and
+the daemon, the installation of the wheels, and the check of this machine against the bundle's target. So what the
+new version runs of itself (`update selftest`, `config check`) does not count.
 """
 
 from __future__ import annotations
@@ -24,7 +30,7 @@ from typing import Any
 import common
 
 AGENT = str(common.ROOT / "agent") + os.sep
-FRAME_MOST, COMMAND_MOST = 40, 20
+FRAME_MOST, COMMAND_MOST, UPDATE_MOST = 40, 20, 25
 
 
 def main() -> None:
@@ -34,12 +40,15 @@ def main() -> None:
         frame = {file for own, file, _ in counted(folder / "frame", port, wait_event) if not own}
         idle = {one for one in counted(folder / "idle", port, wait) if one[0]}
         command = {file for _, file, _ in counted(folder / "command", port, send_command) - idle}
-    for what, files in (("frame", frame), ("command", command)):
+        update = counted_update(folder)
+    paths = {"frame": frame, "command": command, "update": update}
+    for what, files in paths.items():
         print(f"{what}: {len(files)} files")
         print("\n".join(f"  {file}" for file in sorted(files)))
-    figures = {"frame_files": float(len(frame)), "command_files": float(len(command))}
-    targets = {"frame_files": f"<= {FRAME_MOST}", "command_files": f"<= {COMMAND_MOST}"}
-    meets = len(frame) <= FRAME_MOST and len(command) <= COMMAND_MOST
+    most = {"frame": FRAME_MOST, "command": COMMAND_MOST, "update": UPDATE_MOST}
+    figures = {f"{what}_files": float(len(files)) for what, files in paths.items()}
+    targets = {f"{what}_files": f"<= {limit}" for what, limit in most.items()}
+    meets = all(len(files) <= most[what] for what, files in paths.items())
     common.conclude("paths", figures, targets, meets)
 
 
@@ -67,6 +76,14 @@ def counted(folder: Path, port: int, occasion: Any) -> set[tuple[bool, str, str]
     finally:
         daemon.terminate()
         daemon.wait()
+
+
+def counted_update(folder: Path) -> set[str]:
+    """Return the files that an update runs through, from a process of its own."""
+    env = {**os.environ, "PYTHONPATH": str(common.ROOT)}
+    out = folder / "files"
+    subprocess.run([sys.executable, __file__, "--update", str(folder / "board"), str(out)], check=True, env=env)
+    return set(out.read_text(encoding="utf-8").splitlines())
 
 
 def wait_event(device: str, port: int, daemon: subprocess.Popen[bytes]) -> None:
@@ -141,5 +158,44 @@ def run(config: str, out: str) -> None:
     vedette()
 
 
+def apply_update(folder: str, out: str) -> None:
+    """Apply a bundle to a board in a folder with a profiler, and write the files that were run through."""
+    import pytest
+
+    from agent.cli.main import vedette
+    from agent.update.install import service
+    from tests.support.pretend_board import Board
+
+    Path(folder).mkdir()
+    files: set[str] = set()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        file = frame.f_code.co_filename
+        if event == "call" and file.startswith(AGENT) and not importing(frame):
+            files.add(file.removeprefix(AGENT))
+
+    with pytest.MonkeyPatch.context() as patch:
+        board = Board(Path(folder), patch)
+        bundle = board.bundle()
+        patch.setenv("VEDETTE_ROOT", str(board.where.root))
+        patch.setattr(service, "Systemd", lambda: board.service)
+        sys.setprofile(profile)
+        failed = vedette(["update", "apply", str(bundle), "--here"], standalone_mode=False)
+        sys.setprofile(None)
+        if failed:
+            raise SystemExit("the update was not committed")
+    Path(out).write_text("\n".join(files), encoding="utf-8")
+
+
+def importing(frame: FrameType | None) -> bool:
+    """Return True if a module of `agent/` is being imported."""
+    while frame is not None:
+        if frame.f_code.co_name == "<module>" and frame.f_code.co_filename.startswith(AGENT):
+            return True
+        frame = frame.f_back
+    return False
+
+
 if __name__ == "__main__":
-    run(*sys.argv[2:]) if "--run" in sys.argv else main()
+    modes = {"--run": run, "--update": apply_update}
+    modes[sys.argv[1]](*sys.argv[2:]) if sys.argv[1:2] and sys.argv[1] in modes else main()

@@ -20,12 +20,11 @@ from agent.board.identity import read_board
 from agent.board.thermal import UNDER_VOLTAGE, read_supply
 from agent.config.profiles import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
-from agent.models.files import read
 from agent.storage.files import make_folder, remove, write_like
 from agent.update.bundle.archive import check, listed, read_description
 from agent.update.bundle.description import Description
 from agent.update.bundle.signing import signature_of, verify
-from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot
+from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
 from agent.update.protocol import Update
 
 _SPACE_FACTOR = 4
@@ -239,7 +238,7 @@ def _write_checked(where: Paths, slot: Path, number: int) -> Path:
     migrated, running = slot / CONFIG, Slots(where.home).target("current")
     # In the running slot the migrated file is as old as its version; the board's own is in use.
     is_new = migrated.exists() and (running is None or slot != Slots(where.home).path(running))
-    config = read(migrated if is_new else where.config)
+    config = read_file(migrated if is_new else where.config)
     config = config.replace(f"{where.home}/current/models/".encode(), f"{ModelSets(slot).path(number)}/".encode())
     config = config.replace(f"{where.home}/current/".encode(), f"{slot}/".encode())
     checked = slot / _CHECKED

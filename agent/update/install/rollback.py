@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from agent.errors import UpdateError, VedetteError
-from agent.models.files import read
 from agent.storage.files import take_copy
 from agent.text import local_time
 from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, baseline
 from agent.update.install.journal import Journal, now
 from agent.update.install.preflight import check_models
 from agent.update.install.service import Service, boot_id, read_vitals
-from agent.update.install.slots import ModelSets, Paths, Slot, Slots, parse_slot
+from agent.update.install.slots import ModelSets, Paths, Slot, Slots, parse_slot, read_file
 from agent.update.install.switch import Deployment, ModelDeployment, VersionDeployment
 from agent.update.protocol import Update
 
@@ -136,7 +135,7 @@ class Rollback:
     def _keep_config(self, slot: Slot, version: str) -> None:
         """Keep a copy of the present configuration: the version returns with its own."""
         kept, config = self._where.config_of(slot), self._where.config
-        if not (kept.exists() and config.is_file()) or read(kept) == read(config):
+        if not (kept.exists() and config.is_file()) or read_file(kept) == read_file(config):
             return
         beside = config.with_name(f"{config.name}.undone")
         take_copy(config, beside, like_source=True)

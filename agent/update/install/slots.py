@@ -34,7 +34,7 @@ UNPACKED = "unpacked"
 """Folder in a slot with the files of a bundle while they are installed."""
 CONFIG = "config/vedette.toml"
 """The board's configuration in a slot, migrated to the slot's version; only where a bundle changes it."""
-_LARGEST = 256
+_VERSION_MAX, _FILE_MAX = 256, 4 * 1024**2
 
 
 class Paths(Struct, frozen=True):
@@ -158,6 +158,18 @@ def parse_slot(name: str) -> Slot:
     raise StorageError(f"{name!r} is not the name of a slot: a or b")
 
 
+def read_file(path: Path) -> bytes:
+    """Read a file of an update, or the board's configuration, which may be a link.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    try:
+        return read_regular(path.resolve(), _FILE_MAX)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+
+
 class Slots:
     """The slots of a board. Links change atomically; a slot that a link leads to is never touched."""
 
@@ -227,7 +239,7 @@ class Slots:
     def version(self, slot: Slot) -> str:
         """Return the version installed in a slot; empty if there is none, or the installation is incomplete."""
         try:
-            return read_regular(self.path(slot) / READY, _LARGEST).decode("utf-8", "replace").strip()
+            return read_regular(self.path(slot) / READY, _VERSION_MAX).decode("utf-8", "replace").strip()
         except (OSError, StorageError):
             return ""
 

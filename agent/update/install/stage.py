@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.errors import StorageError, UpdateError, reason_of
-from agent.models.files import read
 from agent.storage.files import delete_folder, make_folder, remove, rename, write_like
 from agent.update.bundle.archive import check, read_description, unpack
 from agent.update.bundle.description import NAME, Description, Migration
 from agent.update.bundle.signing import signature_of
 from agent.update.install.journal import BEFORE_SWITCH, Journal, now
 from agent.update.install.preflight import find_python
-from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot
+from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot, read_file
 from agent.update.protocol import State, Update
 
 _VENV_S, _PIP_S = 180.0, 1800.0
@@ -133,7 +132,7 @@ def _place_config(where: Paths, wanted: Description, home: Path) -> None:
         (home / UNPACKED / path).chmod(0o600)  # it may hold passwords of cameras
         rename(home / UNPACKED / path, example)
     if wanted.migrations and where.config.exists():
-        before = read(where.config)
+        before = read_file(where.config)
         try:
             after = migrate(before.decode(), wanted.migrations).encode()
         except UnicodeDecodeError as error:

@@ -23,12 +23,11 @@ from typing import Literal, Protocol
 from msgspec import Struct
 
 from agent.errors import StorageError, UpdateError
-from agent.models.files import read
 from agent.storage.files import read_regular, remove, rename, take_copy, write_atomic, write_like
 from agent.update.bundle.description import HealthGate
 from agent.update.bundle.signing import signature_of
 from agent.update.install.service import Service, read_vitals
-from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot
+from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
 from agent.update.protocol import Update
 
 BOOTS = 3
@@ -109,7 +108,7 @@ class VersionDeployment:
         """Return the configuration migrated for the version, or the one it had; None if the present one stays."""
         slot = parse_slot(update.slot)
         config = self._where.config_of(slot) if update.back else self._slots.path(slot) / CONFIG
-        return read(config) if config.exists() else None
+        return read_file(config) if config.exists() else None
 
     def _write_trial(self, state: str, update: Update, gate: HealthGate) -> None:
         lines = {
@@ -125,7 +124,7 @@ class VersionDeployment:
 
     def state(self, update: Update) -> DeploymentState:
         on_trial = self._where.trial.exists()
-        is_rolling_back = on_trial and b"state=switching" in read(self._where.trial)
+        is_rolling_back = on_trial and b"state=switching" in read_file(self._where.trial)
         if self._slots.target("current") != update.slot or is_rolling_back:
             return "undone"
         return "on trial" if on_trial else "kept"
@@ -147,11 +146,11 @@ class VersionDeployment:
         if (
             where.trial.exists()
         ):  # else a power cut now would leave the new version on trial, with the old configuration
-            content = read(where.trial)
+            content = read_file(where.trial)
             write_atomic(where.trial, content.replace(b"state=trial", b"state=switching"), 0o600)
         if where.kept_config.exists():
-            kept = read(where.kept_config)
-            present = read(where.config) if where.config.is_file() else None
+            kept = read_file(where.kept_config)
+            present = read_file(where.config) if where.config.is_file() else None
             if present is not None and present != kept:  # it may have been edited during the trial
                 take_copy(where.config, where.config.with_name("vedette.toml.undone"), like_source=True)
             if present != kept:
