@@ -250,7 +250,7 @@ class BoardRow:
         if (one := update.at_hand) is not None:
             newest = f"{one.version or one.file} {one.state}{': ' if one.reason else ''}{one.reason}"
         counter = str(update.counter) if update.counter else ""
-        return (self.board, update.version, counter, update.previous, self.state.told(), newest)
+        return (self.board, update.version, counter, update.previous, self.state.describe(), newest)
 
 
 def rows(answers: Sequence[BoardAnswer]) -> list[BoardRow]:

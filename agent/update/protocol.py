@@ -38,27 +38,27 @@ class Update(Struct, frozen=True, kw_only=True):
 
     Attributes:
         state: see `agent.update.install.journal`.
-        version, counter, kind: of its bundle; empty and 0 until the signature is verified.
+        version, counter, kind: of the bundle; empty and 0 until the signature is verified.
         bundle: sha256 of the bundle.
-        file: path of the bundle, as it was given.
-        signer: name of the key's owner, as in `allowed_signers`.
-        slot: that it is installed in; empty until that is known.
-        before: the slot that ran before it; empty until that is known.
-        from_version: version that ran before it.
+        file: path of the bundle.
+        signer: name of the key in `allowed_signers`.
+        slot: of the update; empty until it is staged.
+        before: slot that ran before; empty until the update is staged.
+        from_version: version that ran before.
         began_at, ended_at: UTC.
         seconds: time spent in each state.
-        downtime_s: from the stop of the old daemon to the first inference of every stream of the new one; None:
-            nothing was stopped, or not yet.
+        downtime_s: from the stop of the old daemon until every stream of the new one has inferred; None: nothing
+            was stopped, or not yet.
         reason: why it was refused or rolled back; during a trial, what the trial waits for.
         by: who decided: `updater`, `operator`, `deadman` (the rollback watchdog), `settle` (the same at boot).
-        streams_before: the streams that ran well before, with the 95th percentile of their inferences, ms; None:
-            no daemon reported.
-        failures_before: failures of the service since it was started.
-        models_before: number of the set of models that was in use.
+        streams_before: healthy streams before the switch, with the 95th percentile of their inference times, ms;
+            None: no daemon reported.
+        failures_before: failures of the service since its start.
+        models_before: number of the previous set of models.
         back: True for a rollback that an operator has asked for.
-        starts: times that it was begun; during a trial of models, boots of the board.
+        starts: number of attempts; during a trial of models, boots of the board.
         boot_id: of the boot that was counted last.
-        pid_before, reloads_before: see `health_check.Reloaded`; the former also during a trial of a version.
+        pid_before, reloads_before: the daemon before the switch, see `health_check.DaemonBefore`.
         agreement: of new models with those in use, 0..1 by stream; empty without a shadow.
     """
 
@@ -99,13 +99,13 @@ class UpdateStatus(Struct, frozen=True):
 
     Attributes:
         version: that runs.
-        slot: that it is in; empty: nothing is installed.
+        slot: of this version; empty: nothing is installed.
         previous: version that a rollback returns to, never one that was refused or failed; empty: none.
         counter: the highest that was committed; the next bundle has to be above it.
         at_hand: the current update, or the newest; None: there was none.
-        trouble: why the current update is not known; empty: it is.
-        models: the set in use, which has the counter of its bundle; 0: none; -1: an older board.
-        kind: of the bundle that `counter` is of; empty: not in the history.
+        trouble: why the current update is unknown; empty: it is known.
+        models: counter of the set in use; 0: none; -1: not reported, by an older board.
+        kind: of the bundle with this counter; empty: not in the history.
     """
 
     version: str = ""
@@ -140,7 +140,7 @@ class StreamVitals(Struct, frozen=True):
     Attributes:
         state, detail: as in the health message.
         inferred: inferences since the start.
-        infer_p95_ms: 95th percentile of the latest; None: there were none.
+        infer_p95_ms: 95th percentile of the latest inference times, ms; None: there were none.
         shadow: None: no new model runs beside the stream's own.
     """
 

@@ -68,7 +68,7 @@ def _scene(
 
 
 def _unsigned() -> Iterator[Scene]:
-    other, stranger = "its signature is of other bytes", "allowed_signers does not name"
+    other, stranger = "its signature is of other bytes", "signed by a key that is not in"
     yield Scene(name="bad signature", make=_other_signature, says=other)
     yield Scene(
         name="unknown signer",

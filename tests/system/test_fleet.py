@@ -474,7 +474,7 @@ def test_exec_asks_all_and_says_what_each_answers(fleet: Fleet) -> None:
     done = fleet.vedette("exec", "update", "history")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("committed") >= 3
-    assert "'reboot' is no command of a board" in fleet.vedette("exec", "reboot").stderr
+    assert "'reboot' is not a command of a board" in fleet.vedette("exec", "reboot").stderr
     for board in fleet.boards:
         assert "not allowed: reboot" in refused(fleet.ssh(board, "--", "reboot"))
 

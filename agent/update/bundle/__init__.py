@@ -1,1 +1,1 @@
-"""Signed files that update boards: built, signed, read."""
+"""Bundles, the signed files that update boards: build, sign, verify, inspect and unpack them."""

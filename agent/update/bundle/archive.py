@@ -23,16 +23,12 @@ from agent.update.bundle.description import (
 
 SUFFIX = ".vedette"
 _BEGINNING = NAME.encode().ljust(100, b"\0")
-"""Name in the first tar header; a file that begins differently is reported as no bundle, not as damaged."""
+"""Name in the first tar header. A file that begins differently is reported as not a bundle, not as damaged."""
 _LIMITS = tar.ArchiveLimits(FILES_MAX + 1, TOTAL_MAX + SIZE_MAX)
 
 
 def listed(path: Path) -> BundleFile:
-    """Return hash and size of a file.
-
-    Raises:
-        BundleError: it cannot be read.
-    """
+    """Return hash and size of a file; raise BundleError if it cannot be read."""
     with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256")
         return BundleFile(digest.hexdigest(), file.tell())
@@ -42,12 +38,13 @@ def write(path: Path, description: Description, sources: Mapping[str, Path]) -> 
     """Write a bundle, reproducibly: the same description and files give the same bytes.
 
     Args:
-        path: replaced as a whole, or not at all.
+        path: replaced atomically.
         description: lists the files.
-        sources: where each of them is.
+        sources: path of each file.
 
     Raises:
-        BundleError: the description is refused, or a file cannot be read. StorageError: it cannot be written.
+        BundleError: the description is not valid, or a file cannot be read.
+        StorageError: the bundle cannot be written.
     """
     rendered = render(description)
 
@@ -64,7 +61,7 @@ def read_description(path: Path) -> Description:
     """Read the description of a bundle. Do not trust it before the signature is verified.
 
     Raises:
-        BundleError: this is no bundle, or its description is wrong, see `description.parse`.
+        BundleError: the file is not a bundle, or its description is not valid.
     """
     try:
         return parse(_first(path))
@@ -76,7 +73,7 @@ def check(path: Path, description: Description) -> None:
     """Check that the files are those of the description: each once, with its size and hash.
 
     Raises:
-        BundleError: names the file.
+        BundleError: names the wrong file.
     """
     try:
         tar.check(path, _expected(path, description), _LIMITS)
@@ -85,15 +82,15 @@ def check(path: Path, description: Description) -> None:
 
 
 def unpack(path: Path, description: Description, folder: Path) -> None:
-    """Unpack a bundle, `bundle.toml` too; each file is on disk when this returns, or nothing is there.
+    """Unpack a bundle with its `bundle.toml` into a new folder: all files are on disk then, or none.
 
     Args:
         path: of the bundle.
-        description: as `read_description` gave it.
-        folder: is made; see `agent.storage.tar.unpack`.
+        description: from `read_description`.
+        folder: to create.
 
     Raises:
-        BundleError: see `check`. StorageError: the folder is there already, or the disk refuses.
+        BundleError: see `check`. StorageError: the folder exists, or a disk error.
     """
     try:
         tar.unpack(path, _expected(path, description), folder, _LIMITS)
@@ -102,10 +99,10 @@ def unpack(path: Path, description: Description, folder: Path) -> None:
 
 
 def _expected(path: Path, description: Description) -> dict[str, ExpectedMember]:
-    """Return the expected members, `bundle.toml` included: it has to be the one that was read."""
+    """Return the expected members, including the `bundle.toml` that was read."""
     own = _first(path)
     if parse(own) != description:
-        raise BundleError(f"{NAME}: was changed after it had been read")
+        raise BundleError(f"{NAME}: has changed since it was read")
     first = ExpectedMember(hashlib.sha256(own).hexdigest(), len(own))
     return {NAME: first} | {
         name: ExpectedMember(file.sha256, file.size) for name, file in description.files.items()

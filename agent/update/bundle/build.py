@@ -34,18 +34,18 @@ from agent.update.bundle.description import (
 
 
 def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the files of a model by their paths in a bundle; the golden answers are computed on the CPU.
+    """Yield the files of a model with their paths in a bundle; compute its golden answers on the CPU.
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
 
     Raises:
-        BundleError: it has no manifest. ModelError: it is broken, or the CPU does not run it.
+        BundleError: the model has no manifest. ModelError: it is broken, or the CPU does not run it.
     """
     if load_file(name_or_path)[1] is None:
         raise BundleError(
             f"{name_or_path}: has no manifest {Path(name_or_path).stem}.toml beside it: "
-            f"`vedette models inspect {name_or_path} --write-manifest` writes one of what is known"
+            f"`vedette models inspect {name_or_path} --write-manifest` writes one from what is known"
         )
     model, stem = open_whole_model(name_or_path), Path(name_or_path).stem
     yield f"models/{stem}.tflite", model.content
@@ -60,7 +60,7 @@ def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
     import tomli_w
 
     if name_or_path.startswith(PREFIX) or Path(name_or_path).suffix == SUFFIX:
-        data: dict[str, Any] = _told(msgspec.to_builtins(model.manifest))
+        data: dict[str, Any] = _without_none(msgspec.to_builtins(model.manifest))
     else:
         data = tomllib.loads(read_text(manifest_path(name_or_path)))
     data["file"], data["sha256"] = f"{stem}.tflite", hashlib.sha256(model.content).hexdigest()
@@ -68,11 +68,11 @@ def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
     return tomli_w.dumps(data).encode()
 
 
-def _told(value: Any) -> Any:
-    """Drop None, which TOML does not have."""
+def _without_none(value: Any) -> Any:
+    """Remove None, which TOML cannot hold."""
     if isinstance(value, dict):
-        return {key: _told(one) for key, one in value.items() if one is not None}
-    return [_told(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {key: _without_none(one) for key, one in value.items() if one is not None}
+    return [_without_none(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 Tell = Callable[[str], None]
@@ -82,17 +82,15 @@ class Plan(Struct, frozen=True, kw_only=True):
     """Contents of a bundle to build.
 
     Attributes:
-        counter: above that of the one before.
-        target: see `Target`; None: models only, for any board.
-        name: of a bundle of models; a full one has its wheel's.
+        counter: above that of the previous bundle.
+        target: None: models only, for any board.
+        name: of a bundle of models; a full one has the name of its wheel.
         models: names or paths.
         configs: files for a fresh install.
-        migrations: see `Migration`.
-        health: see `HealthGate`. shadow: see `ShadowGate`.
         wheel: of Vedette; None: it is built from the sources.
-        lock: lock file of what it needs.
-        extras: of Vedette that come along, such as `wakeword`.
-        full: whether it brings Vedette itself.
+        lock: lock file of its dependencies.
+        extras: of Vedette, such as `wakeword`.
+        full: the bundle brings Vedette itself.
     """
 
     counter: int
@@ -113,15 +111,14 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     """Build a bundle, reproducibly: the same inputs give the same bytes.
 
     Args:
-        plan: what it is to be.
-        out: file that is written, replaced as a whole or not at all; an old signature beside it is taken away.
-        work: folder for what is gathered; empty.
-        tell: is told, in a line, what is done next.
+        plan: contents.
+        out: file to write, atomically; an old signature beside it is deleted.
+        work: empty folder for the gathered files.
+        tell: called with each step, in a line.
 
     Raises:
-        BundleError: something that belongs into it cannot be had, or is not fit for it; what it would replace is
-            no plain file. ModelError: a model is broken. ConfigError: a configuration is. StorageError: the disk
-            refuses.
+        BundleError: a part is missing or does not fit, or `out` exists and is not a plain file.
+        ModelError, ConfigError: a model or a configuration is broken. StorageError: a disk error.
     """
     _check_out(out)
     if plan.full:
@@ -133,8 +130,8 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         _add(sources, dict(gather(model)), work, model)
     if plan.full:
         own = _add_wheels(sources, plan, work, tell)
-        name, version = _named(own)
-        migrations = [*_of_old_keys(own), *migrations]
+        name, version = _name_and_version(own)
+        migrations = [*_key_migrations(own), *migrations]
     files = {path: archive.listed(source) for path, source in sources.items()}
     kind: Any = "full" if plan.full else "models"
     described = Description(
@@ -151,13 +148,13 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
     )
     check(described)
     tell(f"writing {out}, {sum(file.size for file in files.values()) / 1e6:.1f} MB in {len(files)} files")
-    signing.signature_of(out).unlink(missing_ok=True)  # of a bundle that was there before
+    signing.signature_of(out).unlink(missing_ok=True)  # of an older bundle
     archive.write(out, described, sources)
     return archive.read_description(out)
 
 
 def _check_out(out: Path) -> None:
-    """Refuse to replace anything but a plain file: for root that could be a device."""
+    """Refuse to replace anything but a plain file: root could overwrite a device."""
     if not out.parent.is_dir():
         raise BundleError(f"{out}: there is no folder {out.parent}")
     for path in (out, signing.signature_of(out)):
@@ -184,7 +181,7 @@ def _add(sources: dict[str, Path], files: dict[str, bytes], work: Path, model: s
 
 
 def _check_means(plan: Plan) -> tuple[Target, Path]:
-    """The target and the lock file, before anything takes long."""
+    """Return the target and the lock file; check everything that does not take long."""
     if plan.target is None:
         raise BundleError("a full bundle needs a target: --arch and --python")
     lock = wheels.check_means(plan.wheel, plan.lock)
@@ -208,15 +205,15 @@ def _add_wheels(sources: dict[str, Path], plan: Plan, work: Path, tell: Tell) ->
     return own
 
 
-def _named(own: Path) -> tuple[str, str]:
-    said = wheels.metadata(own)
-    if not said["Name"] or not said["Version"]:
+def _name_and_version(own: Path) -> tuple[str, str]:
+    found = wheels.metadata(own)
+    if not found["Name"] or not found["Version"]:
         raise BundleError(f"{own}: a wheel without a name or a version")
-    return str(said["Name"]), str(said["Version"])
+    return str(found["Name"]), str(found["Version"])
 
 
-def _of_old_keys(own: Path) -> list[Migration]:
-    """Rename old keys of a board's configuration, unless the wheel is of a version that wants them."""
+def _key_migrations(own: Path) -> list[Migration]:
+    """Return the migrations of old configuration keys, unless the wheel is of a version that still uses them."""
     if not wheels.has_file(own, "agent/config/renames.py"):
         return []
     return [Migration(operation, key, to) for operation, key, to in migrations_of_keys()]
@@ -227,12 +224,12 @@ class BundleInspection(Struct, frozen=True):
 
     Attributes:
         path: of the file.
-        file: hash and size of the whole; None: it cannot be read.
-        description: None: it has none that can be used, or nobody trusted has signed it and so it was not read.
-        signature: whether there is one beside it.
-        signer: who signed it, of those who may; None: that was not asked, or nobody has.
-        asked: whether it was.
-        error: why a board would refuse it; empty: nothing is known against it.
+        file: its hash and size; None: it cannot be read.
+        description: None: it is not valid, or was not read because no allowed signer has signed the bundle.
+        signature: a signature lies beside the bundle.
+        signer: None: none of the allowed signers, or this was not asked.
+        error: why a board would refuse the bundle; empty: unknown.
+        asked: the signer was asked for.
     """
 
     path: str
@@ -245,18 +242,18 @@ class BundleInspection(Struct, frozen=True):
 
     def summary(self) -> dict[str, str]:
         """Return the result as labelled lines of text."""
-        told = {"bundle": self.path}
+        lines = {"bundle": self.path}
         if self.file is not None:
-            told |= {"size": f"{self.file.size / 1e6:.1f} MB", "sha256": self.file.sha256}
+            lines |= {"size": f"{self.file.size / 1e6:.1f} MB", "sha256": self.file.sha256}
         if self.description is not None:
-            told |= _about(self.description)
+            lines |= _about(self.description)
         if self.signer is not None:
-            return told | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
+            return lines | {"signed by": f"{self.signer.principal}, {self.signer.key}"}
         if self.asked:
-            return told | {
+            return lines | {
                 "signed": "signature invalid, or the signer is not allowed" if self.signature else "no"
             }
-        return told | {"signed": "yes (signer not checked; use --signers FILE)" if self.signature else "no"}
+        return lines | {"signed": "yes (signer not checked; use --signers FILE)" if self.signature else "no"}
 
 
 def inspection(path: Path, signers: Path | None = None, revoked: Path | None = None) -> BundleInspection:
@@ -264,15 +261,15 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
 
     Args:
         path: of the bundle.
-        signers: those who may sign; None: whoever it was. Nothing is read of a bundle that none of them signed.
-        revoked: keys that may not.
+        signers: file of allowed signers; None: accept any. A bundle that none of them has signed is not read.
+        revoked: file of revoked keys.
     """
     signature, signer, description = signing.signature_of(path), None, None
     file, error = None, ""
     try:
         file = archive.listed(path)
         if signers is not None:
-            signer = signing.verify(path, signature, signing.Trusted(signers, revoked))
+            signer = signing.verify(path, signers, revoked)
         description = archive.read_description(path)
         archive.check(path, description)
     except BundleError as refused:
@@ -284,7 +281,7 @@ def inspection(path: Path, signers: Path | None = None, revoked: Path | None = N
 def _about(description: Description) -> dict[str, str]:
     target, health = description.target, description.health
     boards = ", ".join(target.boards) if target else ""
-    told = {
+    lines = {
         "version": f"{description.name} {description.version}, counter {description.counter}, {description.kind}",
         "for": f"{target.arch}, Python {target.python}, glibc {target.glibc}" if target else "any board",
         "boards": boards or "any",
@@ -293,9 +290,9 @@ def _about(description: Description) -> dict[str, str]:
         f"{health.p95_factor:g} times, {health.memory_mb:g} MB",
     }
     if (shadow := description.shadow) is not None:
-        told["shadow"] = f"agrees by {shadow.agreement:g} in {shadow.compared} answers of each stream, every "
-        told["shadow"] += f"{shadow.every}, within {shadow.within_s:g} s"
+        lines["shadow"] = f"agrees by {shadow.agreement:g} in {shadow.compared} answers of each stream, every "
+        lines["shadow"] += f"{shadow.every}, within {shadow.within_s:g} s"
     if description.migrations:
         changes = (f"{one.op} {one.key} {one.to}".rstrip() for one in description.migrations)
-        told["migrations"] = ", ".join(changes)
-    return told
+        lines["migrations"] = ", ".join(changes)
+    return lines

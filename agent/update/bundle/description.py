@@ -12,8 +12,6 @@ from msgspec import Meta, Struct
 
 from agent.errors import BundleError, reason_of
 
-# The gates of a bundle: what it has to show on a board before it may stay there.
-
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
 
@@ -21,11 +19,11 @@ class HealthGate(Struct, frozen=True, forbid_unknown_fields=True):
     """Conditions for the commit of a trial.
 
     Attributes:
-        steady_s: so long every stream has to be well.
-        within_s: after so long a trial that is not is rolled back.
-        p95_factor: the 95th percentile of an inference may take so many times as long as before.
-        p95_floor_ms: below this it is not looked at.
-        memory_mb: that the daemon may take.
+        steady_s: time that every stream has to be healthy without a break, s.
+        within_s: time after which an unhealthy trial is rolled back, s.
+        p95_factor: allowed ratio of the 95th percentile of the inference time to the one before.
+        p95_floor_ms: percentiles below this always pass, ms.
+        memory_mb: limit of the daemon's memory, MB.
     """
 
     steady_s: Seconds = 60.0
@@ -36,15 +34,13 @@ class HealthGate(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ShadowGate(Struct, frozen=True, forbid_unknown_fields=True):
-    """Conditions for new models that run beside those in use.
-
-    How long an inference may take is said by `HealthGate.p95_factor` and `p95_floor_ms`.
+    """Conditions for new models that run beside those in use; `HealthGate` limits their inference time.
 
     Attributes:
-        agreement: mean F1 of the new model's answers against those of the one in use, at least.
-        compared: so many answers, in which either has found something, of each stream.
-        every: of the pictures that are inferred, each so many-th is compared.
-        within_s: after so long they are refused.
+        agreement: least mean F1 of the new model's answers against those of the one in use.
+        compared: answers of each stream, with a result of either model, to compare.
+        every: compare one in `every` inferred pictures.
+        within_s: time after which undecided models are refused, s.
     """
 
     agreement: Annotated[float, Meta(ge=0, le=1)] = 0.9
@@ -77,9 +73,9 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
     """Requirements for the board.
 
     Attributes:
-        arch: as `uname -m` tells it.
-        python: version of the interpreter that the wheels are for, such as `3.11`.
-        glibc: at least.
+        arch: as printed by `uname -m`.
+        python: version that the wheels are for, such as `3.11`.
+        glibc: oldest version.
         boards: names of board profiles; empty: any.
     """
 
@@ -90,12 +86,11 @@ class Target(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Migration(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """A change of the board's configuration that the new version needs.
+    """A change of the board's configuration that the new version needs; see `agent.update.install.stage.migrate`.
 
     Attributes:
-        op: what is done with the key.
         key: dotted, such as `streams.front.threads`.
-        to: new name of a key that is renamed, dotted.
+        to: new name of a renamed key, dotted.
         value: of a key that is set.
     """
 
@@ -106,12 +101,7 @@ class Migration(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=T
 
 
 class BundleFile(Struct, frozen=True, forbid_unknown_fields=True):
-    """A file of a bundle.
-
-    Attributes:
-        sha256: hex digest.
-        size: bytes.
-    """
+    """Hash and size, in bytes, of a file of a bundle."""
 
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
     size: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
@@ -121,15 +111,14 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
     """Description of a bundle, `bundle.toml`.
 
     Attributes:
-        schema: of this description; always `SCHEMA`.
-        name: of what it brings, such as `vedette`.
+        schema: always `SCHEMA`.
+        name: such as `vedette`.
         version: for people.
-        counter: a board refuses one that is lower than its own.
-        kind: `full`: a version of Vedette, with its dependencies; `models`: models only.
-        target: None, only where it brings models: any board.
-        health: see `HealthGate`.
-        shadow: see `ShadowGate`; None: new models take the place of those in use at once.
-        migrations: in the order in which they are applied.
+        counter: has to be above the board's.
+        kind: `full`: a version of Vedette with its dependencies; `models`: models only.
+        target: None, for models only: any board.
+        shadow: None: new models replace those in use without a comparison.
+        migrations: in the order of their application.
         files: by path in the bundle: `wheels/…`, `models/…`, `golden/…`, `config/…`.
     """
 
@@ -145,26 +134,26 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
     files: Annotated[dict[str, BundleFile], Meta(max_length=FILES_MAX)] = {}
 
     def named(self, folder: str, ending: str) -> list[str]:
-        """Paths of the files of a folder, such as `models`, that end so, sorted."""
+        """Return the sorted paths of the files in a folder, such as `models`, with this ending."""
         return sorted(path for path in self.files if path.startswith(f"{folder}/") and path.endswith(ending))
 
     @property
     def models(self) -> list[str]:
-        """Names of its models: each has `models/NAME.tflite`, `models/NAME.toml` and `golden/NAME.npz`."""
+        """Names of the models: each has `models/NAME.tflite`, `models/NAME.toml` and `golden/NAME.npz`."""
         return [path.removeprefix("models/").removesuffix(".tflite") for path in self.named("models", ".tflite")]
 
 
 def parse(data: bytes) -> Description:
-    """Read `bundle.toml`.
+    """Parse `bundle.toml`.
 
     Raises:
-        BundleError: it is not TOML, or a key is unknown, missing or wrong; the text names the key.
+        BundleError: it is not TOML, or a key is unknown, missing or wrong; names the key.
     """
     table = _toml(data)
     if (schema := table.get("schema", SCHEMA)) != SCHEMA or isinstance(schema, bool):
         raise BundleError(
             f"{NAME}: `schema`: expected {SCHEMA}, found {schema!r:.40}: made for another version of Vedette; "
-            "update by a bundle that this one knows, or build it with this version"
+            "build the bundle with this version"
         )
     files = table.get("files")
     for path, entry in files.items() if isinstance(files, dict) else ():
@@ -182,11 +171,13 @@ def render(description: Description) -> bytes:
     """
     import tomli_w
 
-    description = _converted(msgspec.to_builtins(description), Description)  # 60 and 60.0 s are the same
+    description = _converted(
+        msgspec.to_builtins(description), Description
+    )  # equal values give equal text: 60 and 60.0
     table = {key: value for key, value in msgspec.to_builtins(description).items() if value not in (None, [])}
     files = table.pop("files")
     rendered = tomli_w.dumps({**table, "files": dict(sorted(files.items()))}).encode()
-    parse(rendered)  # what no board would read is not written
+    parse(rendered)  # as a board will
     return rendered
 
 
@@ -194,9 +185,8 @@ def check(description: Description) -> None:
     """Refuse a description whose parts do not fit together.
 
     Raises:
-        BundleError: a path that is none of a bundle's, two that only case tells apart, too many bytes, a model
-            without its manifest or its golden answers, a full bundle without a target or wheels, a migration
-            with too much or too little.
+        BundleError: an invalid path; two paths that differ in case only; too many bytes; a model without its
+            manifest or golden answers; a full bundle without target or wheels; an incomplete migration.
     """
     for path in description.files:
         check_path(path, f"{NAME}: `files`")
@@ -211,22 +201,22 @@ def check_path(path: str, where: str) -> None:
 
     Args:
         path: in the bundle.
-        where: it is said, or the file that is to be there.
+        where: the path comes from, for the error.
 
     Raises:
-        BundleError: says which letters it may have.
+        BundleError: lists the allowed characters.
     """
     if not _PATH.fullmatch(path):
         raise BundleError(
-            f"{where}: {path[:200]!r} is no path of a bundle: wheels/…, models/…, golden/…, config/…, and a name "
-            "of at most 100 letters of A-Z, digits and ._+!-, a letter or digit first"
+            f"{where}: {path[:200]!r} is not a path in a bundle: use wheels/…, models/…, golden/… or config/…"
+            " and a name of up to 100 letters, digits and ._+!-, with a letter or digit first"
         )
 
 
 def _check_together(description: Description) -> None:
     twins = [path for path, times in Counter(path.lower() for path in description.files).items() if times > 1]
     if twins:
-        raise BundleError(f"{NAME}: `files`: {twins[0]!r} is there twice, told apart by case only")
+        raise BundleError(f"{NAME}: `files`: {twins[0]!r} occurs twice, with different case only")
     total = sum(file.size for file in description.files.values())
     if total > TOTAL_MAX:
         raise BundleError(f"{NAME}: `files`: {total} bytes together, of at most {TOTAL_MAX}")
@@ -253,14 +243,16 @@ def _check_models(description: Description) -> None:
     for name in sorted(set().union(*names.values())):
         for ending, found in names.items():
             if name not in found:
-                raise BundleError(f"{NAME}: `files`: model {name!r} has no {ending} in the bundle; build it anew")
+                raise BundleError(
+                    f"{NAME}: `files`: model {name!r} has no {ending} in the bundle; build it again"
+                )
 
 
 def _check_migration(migration: Migration, where: str) -> None:
     if (migration.op == "rename") != bool(re.match(_KEY, migration.to)):
-        raise BundleError(f"{where}: `to`: the new, dotted name of a key to rename, and of no other")
+        raise BundleError(f"{where}: `to`: expected the new, dotted name of a renamed key, and only there")
     if (migration.op == "set") != (migration.value is not None):
-        raise BundleError(f"{where}: `value`: what a key is set to, and no other")
+        raise BundleError(f"{where}: `value`: expected the value of a key that is set, and only there")
 
 
 def _toml(data: bytes) -> dict[str, Any]:
@@ -268,7 +260,7 @@ def _toml(data: bytes) -> dict[str, Any]:
         raise BundleError(f"{NAME}: {len(data)} bytes, of at most {SIZE_MAX}")
     for number, line in enumerate(data.split(b"\n"), 1):
         if len(line) > _LINE_MAX or line.count(b".") > _DOTS_MAX:
-            raise BundleError(f"{NAME}:{number}: too long a line: this was not made by `vedette bundle build`")
+            raise BundleError(f"{NAME}:{number}: too long a line: not made by `vedette bundle build`")
     try:
         return tomllib.loads(data.decode())
     except RecursionError:

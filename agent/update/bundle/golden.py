@@ -32,7 +32,7 @@ def make(content: bytes, manifest: Manifest) -> bytes:
         manifest: of the model.
 
     Returns:
-        an `.npz` file, the same bytes each time: `in0` … as the model takes them, `out0` … float32, in reals.
+        an `.npz` file, reproducible: inputs `in0` … in the model's types, answers `out0` … float32, dequantised.
 
     Raises:
         ModelError: the CPU does not run it. GoldenError: an answer is not finite.
@@ -42,7 +42,7 @@ def make(content: bytes, manifest: Manifest) -> bytes:
         for spec, output in zip(specs, outputs, strict=True):
             if not np.isfinite(output).all():
                 raise GoldenError(
-                    f"model {manifest.name}: output {spec.name} is not finite: nothing can be compared with that"
+                    f"model {manifest.name}: output {spec.name} is not finite, so it cannot be compared"
                 )
     arrays = {f"in{n}": array for n, array in enumerate(inputs)}
     arrays |= {f"out{n}": array.astype(np.float32) for n, array in enumerate(outputs)}
@@ -56,11 +56,11 @@ def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
 
     Args:
         content: the `.tflite` file.
-        manifest: of the model, whose `golden.tolerance` counts.
-        golden: by `make`.
+        manifest: of the model, with `golden.tolerance`.
+        golden: from `make`.
 
     Raises:
-        GoldenError: it answers otherwise, or the golden answers are not of this model; names the output.
+        GoldenError: the answers differ, or the golden answers are of another model; names the output.
         ModelError: the CPU does not run it.
     """
     arrays = _loaded(manifest.name, golden)
@@ -71,13 +71,15 @@ def compare(content: bytes, manifest: Manifest, golden: bytes) -> None:
         name = f"model {manifest.name}: output {number} ({spec.name})"
         wanted = arrays.get(f"out{number}")
         if wanted is None or wanted.shape != given.shape or wanted.dtype != np.float32:
-            raise GoldenError(f"{name}: its golden answers are of another shape: of another model; build it anew")
+            raise GoldenError(f"{name}: its golden answers have another shape, of another model; build it again")
         if not np.isfinite(wanted).all():
-            raise GoldenError(f"{name}: its golden answers are not finite; build it anew")
+            raise GoldenError(f"{name}: its golden answers are not finite; build it again")
         if what := describe_error(output_error([[wanted]], [[given]], [spec]), allowed):
-            raise GoldenError(f"{name}: {what}, compared with what it answered where the bundle was made")
+            raise GoldenError(f"{name}: {what}, compared with the golden answer of the bundle")
     if len(arrays) != len(inputs) + len(outputs):
-        raise GoldenError(f"model {manifest.name}: golden answers for more than it has: of another model")
+        raise GoldenError(
+            f"model {manifest.name}: more golden answers than outputs, so they are of another model"
+        )
 
 
 def _answered(
@@ -99,7 +101,7 @@ def _answered(
 def _checked(array: Array | None, like: Array, number: int, manifest: Manifest) -> Array:
     if array is None or array.shape != like.shape or array.dtype != like.dtype:
         raise GoldenError(
-            f"model {manifest.name}: input {number}: golden input of another shape or dtype; build it anew"
+            f"model {manifest.name}: input {number}: golden input of another shape or dtype; build it again"
         )
     return array
 
@@ -109,21 +111,21 @@ def _loaded(name: str, golden: bytes) -> dict[str, Array]:
         with zipfile.ZipFile(io.BytesIO(golden)) as file:
             stored = all(info.compress_type == zipfile.ZIP_STORED for info in file.infolist())
             if not stored or sum(info.file_size for info in file.infolist()) > _LARGEST:
-                raise GoldenError(f"model {name}: golden answers that are packed, or too large: build it anew")
+                raise GoldenError(f"model {name}: the golden answers are compressed or too large: build it again")
         with np.load(io.BytesIO(golden), allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise GoldenError(f"model {name}: golden answers that cannot be read: {error}; build it anew") from error
+        raise GoldenError(f"model {name}: the golden answers cannot be read: {error}; build it again") from error
 
 
 def selftest(models: Path) -> Iterator[str]:
-    """Compare every model of a set with its golden answers; yield a line of text for each.
+    """Compare every model of a set with its golden answers, and yield a line of text for each.
 
     Args:
         models: the folder of the set.
 
     Raises:
-        GoldenError: a model answers otherwise than where the bundle was made, or cannot be run.
+        GoldenError: a model gives other answers, or cannot be run.
     """
     for golden in sorted(models.glob("*.npz")):
         path = golden.with_suffix(".toml")
@@ -132,4 +134,4 @@ def selftest(models: Path) -> Iterator[str]:
         except VedetteError as error:
             raise GoldenError(f"model {golden.stem}: {error}") from error
         compare(model.content, model.manifest, golden.read_bytes())
-        yield f"model {golden.stem} answers as it did where the bundle was made"
+        yield f"model {golden.stem} gives the golden answers"

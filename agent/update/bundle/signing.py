@@ -1,6 +1,6 @@
-"""Signatures of bundles: OpenSSH's, made and verified by `ssh-keygen -Y`.
+"""Signatures of bundles, made and verified by `ssh-keygen -Y`.
 
-Formats of both files: "ALLOWED SIGNERS" and "KEY REVOCATION LISTS" in https://man.openbsd.org/ssh-keygen
+Formats: "ALLOWED SIGNERS" and "KEY REVOCATION LISTS" in https://man.openbsd.org/ssh-keygen
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import re
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -20,79 +19,57 @@ from agent.storage.tar import open_regular
 from agent.text import local_time
 
 LINE = "NAME ssh-ed25519 AAAA…"
-"""Format of a line of allowed signers."""
+"""Format of a line in the file of allowed signers."""
 _SIGNERS_LARGEST = 1 << 20
 _WRONG = re.compile(r":(?P<line>[0-9]+): (?P<why>invalid key|missing key|bad options: [^;]*)")
 """Error of ssh-keygen about a line."""
 _PUBLIC = re.compile(rb"(?:ssh|ecdsa|sk)-[a-z0-9@.-]+\s+AAAA")
 
 
-def fault(signers: Path, told: str) -> str:
-    """Describe what is wrong with a file of allowed signers; empty if nothing is.
+def fault(signers: Path, output: str) -> str:
+    """Describe the fault of a file of allowed signers in which ssh-keygen found no key; empty: unknown.
 
     Args:
         signers: the file.
-        told: what ssh-keygen has said, which did not find a key in it.
-
-    Returns:
-        what, in words, or nothing.
+        output: of ssh-keygen.
     """
     try:
         content = read_regular(signers.resolve(), _SIGNERS_LARGEST)
     except (OSError, StorageError):
         return ""
     if b"PRIVATE KEY-----" in content:
-        return f"{signers} is a private key, which belongs to nobody but its owner: lines `{LINE}` are expected"
+        return f"{signers} is a private key: expected lines `{LINE}` with public keys"
     lines = content.split(b"\n")
     used = [line for line in lines if line.strip() and not line.strip().startswith(b"#")]
     if not used:
-        return f"{signers} has no line but remarks: nobody may sign yet; put a line `{LINE}` in"
-    wrong = {int(found["line"]): found["why"] for found in _WRONG.finditer(told)}
+        return f"{signers} has only comments: nobody may sign yet; add a line `{LINE}`"
+    wrong = {int(found["line"]): found["why"] for found in _WRONG.finditer(output)}
     if not wrong:
         return ""
     number, why = next(iter(wrong.items()))
     if number <= len(lines) and _PUBLIC.match(lines[number - 1].strip()):
         why = "the NAME in front is missing"
-    some = "" if len(wrong) >= len(used) else f"signed by a key that no other line of {signers} names; "
+    some = "" if len(wrong) >= len(used) else f"signed by a key that no other line of {signers} has; "
     return f"{some}{signers}:{number}: {why}: a line is `{LINE}`"
 
 
 NAMESPACE = "vedette-bundle"
-"""A signature for something else, such as a git commit, is none for a bundle."""
+"""A signature for another namespace, such as a git commit's, is not valid for a bundle."""
 SUFFIX = ".sig"
 _LARGEST = 64 << 10
 _PATIENCE_S, _BYTES_PER_S = 30.0, 5e6
-"""How long a check may take, and how fast the slowest card gives the bundle to be read."""
+"""Timeout of a check, plus the time to read the bundle from the slowest SD card."""
 _GOOD = re.compile(rf'^Good "{NAMESPACE}" signature for .* with \S+ key (?P<key>\S+)$', re.MULTILINE)
 _NO_SIGNATURE = re.compile(r"Couldn't parse signature|sshsig_(?:armor|get_pubkey)")
 _UNREADABLE = re.compile(r"Couldn't read signature file|Unable to open allowed keys file")
 _OUT_OF_TIME = re.compile(r"key (?:has expired|is not yet valid): .*")
 
 
-class Places(Protocol):
-    """Paths of the files of allowed and revoked keys."""
-
-    @property
-    def allowed_signers(self) -> Path:
-        """Path of the allowed keys, in OpenSSH's format."""
-
-    @property
-    def revoked_keys(self) -> Path | None:
-        """Path of the revoked keys, in OpenSSH's format: public keys or a KRL; the file may be absent."""
-
-
-class Trusted(Struct, frozen=True):
-    """Paths given by the caller."""
-
-    allowed_signers: Path
-    revoked_keys: Path | None = None
-
-
 class Signer(Struct, frozen=True):
     """Signer of a bundle.
 
     Attributes:
-        principal: name, as it stands in the allowed signers.
+        principal: name in the allowed signers.
         key: fingerprint, `SHA256:…`.
     """
 
@@ -110,51 +87,46 @@ def sign(bundle: Path, key: Path) -> Path:
 
     Args:
         bundle: the file.
-        key: private key, or the public one of a key that ssh-agent or a security key has. It may ask for a
+        key: private key, or the public half of a key in ssh-agent or on a security key. ssh-keygen may ask for a
             passphrase at the terminal.
 
     Returns:
-        the signature, beside the bundle; one that was there is replaced.
+        path of the signature beside the bundle; it replaces an older one.
 
     Raises:
-        TrustError: ssh-keygen is missing, or refuses the key; or something else than a file is where the
-            signature is to be. StorageError: it cannot be written.
+        TrustError: ssh-keygen is missing or refuses the key, or the path of the signature is not a file.
+        StorageError: the signature cannot be written.
     """
     check_key(key)
     signature = signature_of(bundle)
-    refuse_special(signature, TrustError, follow=False)  # through a link, the signature of another would be lost
+    refuse_special(signature, TrustError, follow=False)  # a link could replace another signature
     done = _ssh_keygen("sign", "-f", str(key), "-n", NAMESPACE, stdin=bundle)
     if done.returncode:
-        raise TrustError(f"{bundle}: not signed with {key}: {_told(done)}")
+        raise TrustError(f"{bundle}: not signed with {key}: {_output(done)}")
     write_atomic(signature, done.stdout.encode())
     return signature
 
 
 def check_key(key: Path) -> None:
-    """Refuse a key that does not exist or is not a file.
-
-    Raises:
-        TrustError: says what it is, or how to make one.
-    """
+    """Refuse a key that does not exist or is not a file; raise TrustError then."""
     refuse_special(key, TrustError)
     if not key.exists():
         raise TrustError(f"{key}: no such key; make one: ssh-keygen -t ed25519 -f {key}")
 
 
-def verify(bundle: Path, signature: Path, places: Places) -> Signer:
+def verify(bundle: Path, signers: Path, revoked: Path | None = None) -> Signer:
     """Verify a signature and return its signer. Only the raw bytes of the bundle are read.
 
     Args:
-        bundle: the file.
-        signature: see `signature_of`.
-        places: where it is written who may sign.
+        bundle: its signature lies beside it.
+        signers: allowed keys, in OpenSSH's format.
+        revoked: revoked keys, in OpenSSH's format, public keys or a KRL; the file may be absent.
 
     Raises:
-        TrustError: there is no signature, it is of other bytes, or of a key that is unknown, revoked, or not
-            valid at the time of the clock; nobody is trusted yet; one of the files is none; or ssh-keygen is
-            missing, or comes to no end.
+        TrustError: the signature is missing or of other bytes; its key is unknown, revoked, or not valid at the
+            time of the clock; no key is allowed yet; a path is not a file; ssh-keygen is missing or hangs.
     """
-    signers, revoked = places.allowed_signers, places.revoked_keys
+    signature = signature_of(bundle)
     for path in (bundle, signature, signers, *((revoked,) if revoked else ())):
         refuse_special(path, TrustError)  # ssh-keygen would block on a pipe
     _check_files(bundle, signature, signers)
@@ -165,7 +137,7 @@ def verify(bundle: Path, signature: Path, places: Places) -> Signer:
         if done.returncode == 0 and (good := _GOOD.search(done.stdout)):
             _check_revoked(bundle, (*given, "-I", principal), revoked, good["key"])
             return Signer(principal, good["key"])
-        found.append(_told(done))
+        found.append(_output(done))
     raise TrustError(f"{bundle}: {_refusal(found[-1], signature, signers)}")
 
 
@@ -177,7 +149,7 @@ def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
     if signature.stat().st_size > _LARGEST:
         raise TrustError(f"{signature}: {signature.stat().st_size} bytes: too large for a signature")
     if not signers.exists() or not signers.stat().st_size:
-        raise TrustError(f"{signers}: missing or empty: nobody may sign yet; put a line `{LINE}` in")
+        raise TrustError(f"{signers}: missing or empty: nobody may sign yet; add a line `{LINE}`")
 
 
 def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
@@ -185,38 +157,38 @@ def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:
     done = _ssh_keygen("find-principals", "-s", str(signature), "-f", str(signers))
     if done.returncode == 0 and (names := [name for name in done.stdout.split("\n") if name]):
         return names
-    raise TrustError(f"{bundle}: {_refusal(_told(done), signature, signers)}")
+    raise TrustError(f"{bundle}: {_refusal(_output(done), signature, signers)}")
 
 
-def _refusal(told: str, signature: Path, signers: Path) -> str:
+def _refusal(output: str, signature: Path, signers: Path) -> str:
     """Translate an error of ssh-keygen for the operator."""
-    if late := _OUT_OF_TIME.search(told):
+    if late := _OUT_OF_TIME.search(output):
         now = local_time(datetime.now(UTC))
         return (
             f"its key is not valid at this time: {late[0]}; the clock says {now}: if that is wrong (a board "
             f"without a battery-backed clock or network), set it; else sign with a key that {signers} allows now"
         )
-    if _UNREADABLE.search(told):
-        return f"its signature cannot be checked: {told}"
-    if _NO_SIGNATURE.search(told):
-        return f"{signature} is no signature: copy it once more, or `vedette bundle sign`"
-    if "No principal matched" in told or not told:
-        why = fault(signers, told)
-        return why or f"signed by a key that {signers} does not name: sign it with one of those, or add that one"
-    if "incorrect signature" in told:
-        return "its signature is of other bytes: the bundle was changed or cut off; copy both files once more"
-    if "namespace" in told:
-        return f"signed for something else than {NAMESPACE!r}, or by a key that may not: {told}"
-    return f"its signature is not accepted: {told}"
+    if _UNREADABLE.search(output):
+        return f"its signature cannot be checked: {output}"
+    if _NO_SIGNATURE.search(output):
+        return f"{signature} is not a signature: copy it again, or `vedette bundle sign`"
+    if "No principal matched" in output or not output:
+        why = fault(signers, output)
+        return why or f"signed by a key that is not in {signers}: sign it with one of those, or add this one"
+    if "incorrect signature" in output:
+        return "its signature is of other bytes: the bundle was changed or is incomplete; copy both files again"
+    if "namespace" in output:
+        return f"signed for another purpose than {NAMESPACE!r}, or by a key that may not: {output}"
+    return f"its signature is not accepted: {output}"
 
 
 def _check_revoked(bundle: Path, given: tuple[str, ...], revoked: Path | None, key: str) -> None:
-    if revoked is None or not os.path.lexists(revoked):  # a link to what is away now is there
+    if revoked is None or not os.path.lexists(revoked):  # a dangling link counts as a list
         return
     done = _ssh_keygen("verify", *given, "-r", str(revoked), stdin=bundle)
     if done.returncode or not _GOOD.search(done.stdout):
         raise TrustError(
-            f"{bundle}: signed by {key}, a key that {revoked} revokes, or that file cannot be read: {_told(done)}"
+            f"{bundle}: its key {key} is revoked by {revoked}, or that file cannot be read: {_output(done)}"
         )
 
 
@@ -227,14 +199,14 @@ def _ssh_keygen(action: str, *options: str, stdin: Path | None = None) -> subpro
             return _ran(command, subprocess.DEVNULL, _PATIENCE_S)
         with open_regular(stdin) as file:
             patience_s = _PATIENCE_S + os.fstat(file.fileno()).st_size / _BYTES_PER_S
-            # Who signs may look for a passphrase, or for the key to touch.
+            # A person who signs may have to find a passphrase or a security key.
             return _ran(command, file.fileno(), None if action == "sign" else patience_s)
     except FileNotFoundError:
         raise TrustError("no ssh-keygen on this machine: sudo apt-get install openssh-client") from None
     except subprocess.TimeoutExpired as error:
         about = f"{stdin}: " if stdin else ""
         raise TrustError(
-            f"{about}ssh-keygen -Y {action} was not done after {error.timeout:.0f} s: not trusted"
+            f"{about}ssh-keygen -Y {action} did not end within {error.timeout:.0f} s: not trusted"
         ) from None
     except OSError as error:
         raise TrustError(f"ssh-keygen cannot be run: {reason_of(error)}") from error
@@ -246,7 +218,7 @@ def _ran(command: list[str], stdin: int, patience_s: float | None) -> subprocess
     )
 
 
-def _told(done: subprocess.CompletedProcess[str]) -> str:
-    """Join the output of ssh-keygen in a line, stderr first."""
+def _output(done: subprocess.CompletedProcess[str]) -> str:
+    """Join the output of ssh-keygen to one line, stderr first."""
     lines = [line.strip() for line in (*done.stderr.split("\n"), *done.stdout.split("\n")) if line.strip()]
     return "; ".join(line for line in dict.fromkeys(lines) if not line.startswith("Signing data on"))

@@ -37,15 +37,14 @@ def find_clone() -> Path:
     """Return the clone that this vedette runs from, else the working folder if it is a clone.
 
     Raises:
-        BundleError: there is none, or it is one of another version.
+        BundleError: there is no clone, or it has another version.
     """
     if _is_clone(_OWN):
         return _OWN
     here = Path.cwd()
     if not _is_clone(here):
         raise BundleError(
-            "this vedette does not run from a clone: run it in a clone, or give its wheel by --wheel, its lock "
-            "file by --lock"
+            "this vedette does not run from a clone: run it in a clone, or give --wheel FILE and --lock FILE"
         )
     found = _VERSION.search((here / "agent" / "__init__.py").read_text(encoding="utf-8", errors="replace"))
     if (version := found[1] if found else "unknown") != agent.__version__:
@@ -57,7 +56,7 @@ def find_clone() -> Path:
 
 
 def extras_of(clone: Path) -> list[str]:
-    """Names of the extras that its `pyproject.toml` has."""
+    """Return the names of the extras in a clone's `pyproject.toml`."""
     return list(_project(clone).get("optional-dependencies", {}))
 
 
@@ -67,7 +66,7 @@ def _is_clone(folder: Path) -> bool:
 
 
 def _project(clone: Path) -> dict[str, Any]:
-    """The table `[project]`; empty: it cannot be read, or there is none."""
+    """Return the table `[project]` of a clone; empty if there is none."""
     try:
         table = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8")).get("project")
     except (OSError, ValueError):
@@ -76,9 +75,9 @@ def _project(clone: Path) -> dict[str, Any]:
 
 
 _EPOCH = "1580601600"
-"""Time of every file in our own wheel: 2020-02-02, as hatchling has it."""
+"""Time of every file in our own wheel: 2020-02-02, the default of hatchling."""
 _OLDEST_GLIBC = 17
-"""Minor version of 2.x, of `manylinux2014`: wheels for older ones are not made any more."""
+"""Minor version of glibc 2, of `manylinux2014`: there are no newer wheels for older versions."""
 _PATIENCE_S = 1800.0
 _METADATA_MAX = 4 << 20
 _NO_NETWORK = re.compile(
@@ -90,35 +89,32 @@ Tell = Callable[[str], None]
 
 
 def check_means(wheel: Path | None, lock: Path | None) -> Path:
-    """Refuse to begin where something is missing that gathering the wheels takes.
+    """Check that the wheels can be gathered, and return the lock file.
 
     Args:
-        wheel: Vedette's own; None: it is to be built.
-        lock: lock file of what it needs; None: that of the sources.
-
-    Returns:
-        the lock file.
+        wheel: Vedette's own; None: it will be built.
+        lock: lock file of its dependencies; None: that of the clone.
 
     Raises:
-        BundleError: a package is not installed, or there are no sources, see `find_clone`.
+        BundleError: a package is not installed, or there is no clone.
     """
     clone = find_clone() if wheel is None or lock is None else None
     check_installed("packaging", "pip", *(() if wheel else ("hatchling",)))
     if lock is None:
-        assert clone is not None  # or it was refused
+        assert clone is not None  # else `find_clone` has raised
         return clone / LOCK
     return lock
 
 
 def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
-    """Refuse an extra that Vedette does not have, which pip would only warn of.
+    """Refuse extras that Vedette does not have; pip would only warn of them.
 
     Args:
-        wheel: Vedette's own; None: it is to be built.
-        extras: that are wanted.
+        wheel: Vedette's own; None: it will be built.
+        extras: to check.
 
     Raises:
-        BundleError: says which there are.
+        BundleError: lists the extras.
     """
     from packaging.utils import canonicalize_name
 
@@ -131,13 +127,10 @@ def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
 
 
 def own_wheel(folder: Path) -> Path:
-    """Build Vedette's own wheel from the sources; of the same sources always the same bytes.
-
-    Args:
-        folder: where it is put.
+    """Build Vedette's own wheel from the clone into a folder, reproducibly.
 
     Raises:
-        BundleError: it cannot be built, or there are no sources.
+        BundleError: it cannot be built, or there is no clone.
     """
     clone = find_clone()
     make_folder(folder)
@@ -150,11 +143,7 @@ def own_wheel(folder: Path) -> Path:
 
 
 def metadata(wheel: Path) -> Message:
-    """Read the METADATA of a wheel.
-
-    Raises:
-        BundleError: it is no wheel.
-    """
+    """Read the METADATA of a wheel; raise BundleError if the file is not a wheel."""
     try:
         with zipfile.ZipFile(wheel) as file:
             info = next(
@@ -168,24 +157,24 @@ def metadata(wheel: Path) -> Message:
 
 
 def has_file(wheel: Path, name: str) -> bool:
-    """Return True if a wheel holds a file of that name."""
+    """Return True if a wheel has a file of that name."""
     with zipfile.ZipFile(wheel) as file:
         return name in file.namelist()
 
 
 def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder: Path, tell: Tell) -> None:
-    """Fetch what a wheel needs on a board, as locked, each by its hash; nothing is run or built.
+    """Download the locked dependencies of a wheel for a board, each checked by its hash; nothing is run or built.
 
     Args:
-        wheel: that needs it.
+        wheel: to read the dependencies from.
         lock: the lock file.
         target: the board.
         extras: of the wheel.
-        folder: where the wheels are put.
-        tell: is told what is fetched.
+        folder: for the downloaded wheels.
+        tell: called with the names of the packages.
 
     Raises:
-        BundleError: there is no wheel for the board, no network, or what is there is not what was locked.
+        BundleError: there is no wheel for the board or no network, or a wheel differs from the locked one.
     """
     try:
         locked = Lock(lock.read_text(encoding="utf-8"), str(lock))
@@ -205,11 +194,7 @@ def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder
 
 
 def check_python(wheel: Path, target: Target) -> None:
-    """Refuse a wheel that is not for the target's Python, or not for every processor.
-
-    Raises:
-        BundleError: says what it is for.
-    """
+    """Refuse a wheel for another Python or processor than the target's; raise BundleError then."""
     from packaging.specifiers import SpecifierSet
     from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 
@@ -235,10 +220,10 @@ def _wheel_of(name: str, folder: Path) -> Path:
 
 
 def platforms(target: Target) -> list[str]:
-    """Platform tags of the wheels that such a board takes, the newest first.
+    """Return the platform tags of the wheels that fit a board, the newest first.
 
     Raises:
-        BundleError: its glibc is older than any that wheels are made for.
+        BundleError: its glibc is too old for all wheels.
     """
     major, _, minor = target.glibc.partition(".")
     if major != "2" or int(minor) < _OLDEST_GLIBC:
@@ -263,16 +248,16 @@ def _download(pins: list[Pin], target: Target, folder: Path) -> None:
         )
 
 
-def _why(told: str, target: Target) -> str:
+def _why(output: str, target: Target) -> str:
     """Translate an error of pip; empty if it is unknown."""
-    if "DO NOT MATCH THE HASHES" in told:
-        return "a wheel is not the one that was locked: it was changed after; look at it, then scripts/lock"
-    if _NO_NETWORK.search(told):
-        return "no network, or no package index that answers: `pip download six` has to work here"
-    if missing := _NO_WHEEL.search(told):
+    if "DO NOT MATCH THE HASHES" in output:
+        return "a wheel differs from the locked one: it was changed since; check it, then run scripts/lock"
+    if _NO_NETWORK.search(output):
+        return "no network, or the package index does not answer: `pip download six` has to work here"
+    if missing := _NO_WHEEL.search(output):
         return (
-            f"{missing[1]}: there is no wheel of it for {about(target)}; take another --python or --glibc, or "
-            "another version in the lock file"
+            f"{missing[1]}: there is no wheel for {about(target)}; use another --python or --glibc, or "
+            "lock another version"
         )
     return ""
 
@@ -291,7 +276,7 @@ def _run(command: list[str], folder: Path, more: dict[str, str]) -> subprocess.C
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise BundleError(f"{command[2]} was not done after {_PATIENCE_S:g} s: is the network slow?") from None
+        raise BundleError(f"{command[2]} did not end within {_PATIENCE_S:g} s: is the network slow?") from None
 
 
 def _last(done: subprocess.CompletedProcess[str]) -> str:
@@ -304,12 +289,12 @@ HOW = "pip install '.[bundle]' in the clone"
 
 
 class Pin(Struct, frozen=True):
-    """A package that a board needs, in one version.
+    """The locked version of a package.
 
     Attributes:
-        name: in its normal form, such as `opencv-python-headless`.
-        version: as locked.
-        line: for pip, without a marker, with hashes.
+        name: normalised, such as `opencv-python-headless`.
+        version: such as `4.10.0`.
+        line: for pip, with hashes, without a marker.
     """
 
     name: str
@@ -318,14 +303,14 @@ class Pin(Struct, frozen=True):
 
 
 class Lock:
-    """A lock file's packages."""
+    """The packages of a lock file."""
 
     def __init__(self, text: str, path: str) -> None:
-        """Read it.
+        """Parse a lock file of `uv pip compile --generate-hashes` or `pip-compile`.
 
         Args:
-            text: of the file, as `uv pip compile --generate-hashes` and `pip-compile` write it.
-            path: of the file, for messages.
+            text: of the file.
+            path: of the file, for errors.
 
         Raises:
             BundleError: a package has no version or no hash.
@@ -341,13 +326,13 @@ class Lock:
         from packaging.requirements import InvalidRequirement, Requirement
         from packaging.utils import canonicalize_name
 
-        said, *hashes = (part.strip() for part in line.split("--hash="))
+        spec, *hashes = (part.strip() for part in line.split("--hash="))
         try:
-            requirement = Requirement(said)
+            requirement = Requirement(spec)
         except InvalidRequirement as error:
-            raise BundleError(f"{self._path}: {said!r}: {str(error).splitlines()[0]}") from error
+            raise BundleError(f"{self._path}: {spec!r}: {str(error).splitlines()[0]}") from error
         if not hashes or not str(requirement.specifier).startswith("=="):
-            raise BundleError(f"{self._path}: {said!r}: no hash or no version: make it anew by scripts/lock")
+            raise BundleError(f"{self._path}: {spec!r}: no hash or no version: run scripts/lock")
         locked = f"{requirement.name}{requirement.specifier} " + " ".join(f"--hash={one}" for one in hashes)
         self._lines.setdefault(canonicalize_name(requirement.name), []).append((requirement, locked))
 
@@ -355,7 +340,7 @@ class Lock:
         """Return the locked version of a package for a board.
 
         Raises:
-            BundleError: it is not locked for such a board.
+            BundleError: the package is not locked for such a board.
         """
         from packaging.utils import canonicalize_name
 
@@ -363,19 +348,19 @@ class Lock:
         for requirement, line in self._lines.get(name, []):
             if requirement.marker is None or requirement.marker.evaluate(environment):
                 return Pin(name, str(requirement.specifier).removeprefix("=="), line)
-        raise BundleError(f"{self._path}: {name} is not locked for {about(target)}: make it anew by scripts/lock")
+        raise BundleError(f"{self._path}: {name} is not locked for {about(target)}: run scripts/lock")
 
 
 def needed(requirements: Iterable[str], extras: Iterable[str], target: Target) -> dict[str, frozenset[str]]:
     """Return the packages that a wheel needs on a board.
 
     Args:
-        requirements: its lines `Requires-Dist`.
-        extras: of it that are wanted.
+        requirements: lines `Requires-Dist` of the wheel.
+        extras: of the wheel.
         target: the board.
 
     Returns:
-        by name in its normal form, the extras of that package that are wanted.
+        the required extras of each package, by its normalised name.
     """
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
@@ -396,14 +381,7 @@ def about(target: Target) -> str:
 
 
 def check_installed(*names: str) -> None:
-    """Refuse to build without the packages for it.
-
-    Args:
-        names: packages to import.
-
-    Raises:
-        BundleError: says what to install.
-    """
+    """Refuse to build if one of these modules cannot be imported; raise BundleError with what to install."""
     from importlib.util import find_spec
 
     for name in names:
@@ -413,7 +391,7 @@ def check_installed(*names: str) -> None:
 
 
 def _environment(target: Target) -> Mapping[str, str]:
-    """Environment for markers: https://packaging.python.org/specifications/dependency-specifiers"""
+    """Return the environment for markers: https://packaging.python.org/specifications/dependency-specifiers."""
     return {
         "extra": "",
         "implementation_name": "cpython",

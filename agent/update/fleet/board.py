@@ -17,7 +17,7 @@ from agent.update.protocol import UpdateStatus, Vitals
 
 _UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
 _LONGEST = 200
-STRANGE = "unexpected answer, not one of vedette-ssh: run scripts/install on the board"
+STRANGE = "unexpected answer, not from vedette-ssh: run scripts/install on the board"
 
 
 class BoardState(Struct, frozen=True):
@@ -33,7 +33,7 @@ class BoardState(Struct, frozen=True):
     health: Vitals | None = None
     unclear: str = ""
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Describe the daemon in a few words."""
         if self.health is None:
             return f"health unknown: {self.unclear}" if self.unclear else "daemon does not run"
@@ -42,7 +42,7 @@ class BoardState(Struct, frozen=True):
         return ", ".join(wrong)[:_LONGEST] or f"{len(streams)} of {plural(len(streams), 'stream')} running"
 
 
-class _Told(Struct, frozen=True):
+class _Answer(Struct, frozen=True):
     """Health as base64; older boards send it as plain JSON."""
 
     health_base64: str | None = None
@@ -70,14 +70,12 @@ def parse_state(text: str) -> BoardState | None:
 
 
 def _health(text: str) -> Vitals | None:
-    told = msgspec.json.decode(text, type=_Told)
-    if told.health_base64 is None:
-        return msgspec.json.decode(told.health, type=Vitals | None)
-    raw = base64.b64decode(told.health_base64, validate=True)
+    answer = msgspec.json.decode(text, type=_Answer)
+    if answer.health_base64 is None:
+        return msgspec.json.decode(answer.health, type=Vitals | None)
+    raw = base64.b64decode(answer.health_base64, validate=True)
     return msgspec.json.decode(raw, type=Vitals) if raw else None
 
-
-# The commands that `vedette-ssh` on a board allows, compared as a whole.
 
 COMMANDS = (
     "status",
@@ -92,6 +90,7 @@ COMMANDS = (
     "update rollback",
     "update rollback --once",
 )
+"""Commands that `vedette-ssh` on a board allows, each compared as a whole."""
 _LISTED = (
     "status, doctor [--json], update status [--json], update history [--json], update apply, update confirm, "
     "update rollback [--once]"
@@ -100,29 +99,22 @@ _AS_NEAR = 0.75
 
 
 def check_command(command: str) -> None:
-    """Refuse a command that no board allows.
-
-    Args:
-        command: the whole command line.
-
-    Raises:
-        FleetError: lists the allowed commands.
-    """
+    """Refuse a command line that no board allows; raise FleetError with the allowed ones."""
     if command in COMMANDS:
         return
     near = difflib.get_close_matches(command, COMMANDS, 1, _AS_NEAR)
     meant = f"; did you mean {near[0]!r}?" if near else ":"
-    raise FleetError(f"{command!r} is no command of a board{meant} there are {_LISTED}")
+    raise FleetError(f"{command!r} is not a command of a board{meant} expected {_LISTED}")
 
 
-def next_words(said: Sequence[str], begun: str) -> list[str]:
+def next_words(before: Sequence[str], begun: str) -> list[str]:
     """Return the words that may come next, for shell completion.
 
     Args:
-        said: words of the command so far.
+        before: words of the command so far.
         begun: first letters of the next word.
     """
     commands = [command.split() for command in COMMANDS]
-    place = len(said)
-    after = [words[place] for words in commands if len(words) > place and words[:place] == list(said)]
+    place = len(before)
+    after = [words[place] for words in commands if len(words) > place and words[:place] == list(before)]
     return [word for word in dict.fromkeys(after) if word.startswith(begun)]

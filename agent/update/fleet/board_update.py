@@ -29,9 +29,9 @@ class BundleInfo(Struct, frozen=True):
     """The bundle of a rollout.
 
     Attributes:
-        path: of the bundle. sha256: of the file. size: of it, bytes.
-        version, counter, kind: as it says.
-        shadow_s: that its models may run beside those in use before a board decides, s.
+        path, sha256, size: of the file; bytes.
+        version, counter, kind: from its description.
+        shadow_s: longest time that a board may compare its models with those in use, s.
     """
 
     path: Path
@@ -48,7 +48,7 @@ class Timeouts(Struct, frozen=True):
 
     Attributes:
         send_s: each attempt to send a bundle.
-        over_s: from the order to the end of the update, beyond the time that the bundle grants a shadow.
+        over_s: from the order to the end of the update, plus `BundleInfo.shadow_s`.
         look_s: between two polls of an update.
         tries: attempts to reach a board before its update has begun.
         pause_s: before the second attempt; doubled before each further one.
@@ -82,7 +82,7 @@ class BoardUpdate:
         """Update the board. A failure of this board is its outcome.
 
         Raises:
-            VedetteError: no board can be updated, such as without ssh. BrokenPipeError: stdout is closed.
+            VedetteError: no board can be updated, as without ssh. BrokenPipeError: stdout is closed.
         """
         began = time.monotonic()
         kind: Kind = "current"
@@ -110,7 +110,7 @@ class BoardUpdate:
     async def _update(self) -> Update | None:
         """Return the finished update; None if the board has the version already."""
         self._tell("asking")
-        found = await self._standing()
+        found = await self._status()
         if self._has(found):
             return None
         before = found.at_hand
@@ -130,7 +130,7 @@ class BoardUpdate:
         over = found.at_hand is None or found.at_hand.over
         if not over or found.counter != wanted.counter or found.kind not in ("", wanted.kind):
             return False
-        version = wanted.kind == "models" or found.version == wanted.version  # models' own runs nowhere
+        version = wanted.kind == "models" or found.version == wanted.version  # models have their own version
         return version and found.models in (-1, wanted.counter)
 
     def _is_ours(self, at_hand: Update) -> bool:
@@ -163,7 +163,7 @@ class BoardUpdate:
         await self._retry(apply)
 
     async def _has_begun(self, before: datetime | None) -> bool:
-        at_hand = (await self._standing()).at_hand
+        at_hand = (await self._status()).at_hand
         return at_hand is not None and at_hand.began_at != before
 
     async def _follow(self, before: datetime | None) -> Update:
@@ -171,7 +171,7 @@ class BoardUpdate:
         until, away = time.monotonic() + self._over_s, ""
         while True:
             try:
-                at_hand, away = (await self._standing()).at_hand, ""
+                at_hand, away = (await self._status()).at_hand, ""
             except _GaveUpError as error:
                 if error.fault == "failed":
                     raise
@@ -200,7 +200,7 @@ class BoardUpdate:
         state = at_hand.state if at_hand else "not begun"
         return _GaveUpError("failed", f"the update is {state} after {self._over_s:.0f} s")
 
-    async def _standing(self) -> UpdateStatus:
+    async def _status(self) -> UpdateStatus:
         """Ask the board for its versions."""
         answers: list[UpdateStatus] = []
 

@@ -1,4 +1,4 @@
-"""The inventory, `fleet.toml`: boards and the policy of rollouts. Ansible reads the same file."""
+"""The inventory `fleet.toml`: boards and the policy of rollouts. Ansible reads the same file."""
 
 from __future__ import annotations
 
@@ -28,12 +28,11 @@ class Policy(Struct, frozen=True, rename={**_OWN, **_ANSIBLE}):
     """How a rollout goes through the boards: `[boards.vars]`, there as `vedette_canary` and so on.
 
     Attributes:
-        canary: boards that come first, and all have to take the version; empty: the first board.
-        batches: sizes of the batches after them; the last one is repeated.
-        stop_share: a rollout stops after a batch in which more than this share of the boards that were reached
-            did not keep the version.
+        canary: boards that come first and all have to take the version; empty: the first board.
+        batches: sizes of the batches after the canary; the last one is repeated.
+        stop_share: a rollout stops after a batch if more than this share of its reached boards has failed.
         at_once: boards that are updated at the same time.
-        user, port, key: of every board; in the file as Ansible names them.
+        user, port, key: of every board; the file uses Ansible's names.
     """
 
     canary: tuple[str, ...] = ()
@@ -75,11 +74,8 @@ def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
 
     An unknown key `vedette_…` is refused; all other keys are Ansible's.
 
-    Args:
-        data: the whole file.
-
     Raises:
-        FleetError: a value or a key cannot be used; names it, and where it is.
+        FleetError: a value or a key is not valid; names it and its table.
     """
     group = _table(data, "boards", "[boards]")
     tables = ["hosts", "vars", "children"]
@@ -94,16 +90,16 @@ def hosts_and_policy(data: Mapping[str, Any]) -> tuple[dict[str, Host], Policy]:
 def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     found = data.get(key, {})
     if not isinstance(found, dict):
-        raise FleetError(f"{where} has to be a table, and is {_shown(found)}")
+        raise FleetError(f"{where}: expected a table, found {_shown(found)}")
     return found
 
 
 def _host(name: str, host: object) -> Host:
     where = f"board {name}:"
     if not isinstance(host, dict):
-        raise FleetError(f"{where} has to be {_A_BOARD}, and is {_shown(host)}")
+        raise FleetError(f"{where} expected {_A_BOARD}, found {_shown(host)}")
     if misplaced := [key for key in _OWN.values() if key in host]:
-        raise FleetError(f"{where} {misplaced[0]} is of all boards: move it to [boards.vars]")
+        raise FleetError(f"{where} {misplaced[0]} applies to all boards: move it to [boards.vars]")
     _check_keys(where, host, list(_ROLE))
     return _converted(where, host, Host)
 
@@ -116,7 +112,7 @@ def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
         key = found[1] if found else ""
         if key not in _WANTED:
             raise FleetError(f"{where} {error}") from error
-        raise FleetError(f"{where} {key} has to be {_WANTED[key]}, and is {_shown(table[key])}") from error
+        raise FleetError(f"{where} {key}: expected {_WANTED[key]}, found {_shown(table[key])}") from error
 
 
 def _shown(value: object) -> str:
@@ -147,14 +143,14 @@ def check_place(path: Path, others: Iterable[Path], advice: str) -> None:
     """
     target = path.resolve()
     if target in [other.resolve() for other in others]:
-        raise FleetError(f"{path}: would be written over: {advice}")
+        raise FleetError(f"{path}: would be overwritten: {advice}")
     if not target.parent.is_dir():
         raise FleetError(f"{path}: cannot be written: there is no folder {target.parent}; {advice}")
     if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise FleetError(f"{path}: cannot be written: nothing may be put into {target.parent}; {advice}")
+        raise FleetError(f"{path}: cannot be written: {target.parent} is not writable; {advice}")
 
 
-_ADVICE = "name your inventory with --inventory, or begin with a copy of scripts/fleet/fleet.toml"
+_ADVICE = "name your inventory with --inventory, or copy scripts/fleet/fleet.toml"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _ADDRESS = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:%\]_-]{0,254}")
 """ssh would take an address with a leading hyphen as an option."""
@@ -164,11 +160,11 @@ class FleetBoard(Struct, frozen=True):
     """Address and login of a board.
 
     Attributes:
-        name: in the inventory; its host key is pinned under it.
-        address: name or address in the network.
+        name: in the inventory; the host key is pinned under it.
+        address: host name or IP address.
         port: of its sshd.
-        user: that updates it.
-        key: file of the private key; empty: whatever ssh takes.
+        user: for the login.
+        key: file of the private key; empty: the default of ssh.
     """
 
     name: str
@@ -182,7 +178,7 @@ class Inventory(Struct, frozen=True):
     """The boards of a fleet and its policy.
 
     Attributes:
-        path: of the file; host keys lie beside it, in `known_hosts`.
+        path: of the file; host keys are in `known_hosts` beside it.
         boards: by name, in the order of the file.
         policy: of rollouts.
     """
@@ -211,25 +207,25 @@ def read_inventory(path: Path) -> Inventory:
     """Read an inventory.
 
     Raises:
-        FleetError: it cannot be read, or a value cannot be used; names it.
+        FleetError: it cannot be read, or a value is not valid.
     """
     try:
         return parse(path.read_text(encoding="utf-8"), path)
     except OSError as error:
         raise FleetError(f"{path}: cannot be read: {reason_of(error)}; {_ADVICE}") from error
     except UnicodeDecodeError as error:
-        raise FleetError(f"{path}: is no UTF-8 text") from error
+        raise FleetError(f"{path}: is not UTF-8 text") from error
 
 
 def parse(text: str, path: Path) -> Inventory:
-    """An inventory, from its text.
+    """Parse an inventory.
 
     Args:
-        text: TOML, as Ansible's plugin `ansible.builtin.toml` takes it.
-        path: for errors, and for what lies beside it.
+        text: TOML for Ansible's plugin `ansible.builtin.toml`.
+        path: of the file, for errors and `Inventory.path`.
 
     Raises:
-        FleetError: a value cannot be used; names it.
+        FleetError: a value is not valid; names it.
     """
     try:
         hosts, policy = hosts_and_policy(tomllib.loads(text))
@@ -254,8 +250,8 @@ def _board(name: str, host: Host, common: Policy, path: Path) -> FleetBoard:
     for what, value, pattern in (("board", name, _NAME), ("user", board.user, _NAME)):
         if not pattern.fullmatch(value):
             raise FleetError(
-                f"{path}: {what} {value!r}: letters, digits, dots, hyphens and underscores, 64 at most"
+                f"{path}: {what} {value!r}: use letters, digits, dots, hyphens and underscores, up to 64"
             )
     if not _ADDRESS.fullmatch(board.address):
-        raise FleetError(f"{path}: board {name}: ansible_host = {board.address!r} is no name or address")
+        raise FleetError(f"{path}: board {name}: ansible_host = {board.address!r} is not a host name or address")
     return board

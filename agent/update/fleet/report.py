@@ -35,22 +35,14 @@ td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums }}
 """
 
 
-def render(standing: RolloutProgress) -> str:
-    """Render the page.
-
-    Args:
-        standing: how far the rollout has come.
-    """
-    title = f"Rollout of {standing.begun.version or standing.begun.file}"
-    return "".join(_parts(standing, title))
+def render(progress: RolloutProgress) -> str:
+    """Render the page."""
+    title = f"Rollout of {progress.begun.version or progress.begun.file}"
+    return "".join(_parts(progress, title))
 
 
 def check_free(path: Path) -> None:
-    """Refuse to overwrite a file that is not a report.
-
-    Raises:
-        FleetError: the file exists and is something else.
-    """
+    """Refuse to overwrite a file that is not a report; raise FleetError then."""
     try:
         with path.open("rb") as file:
             begins = file.read(len(_BEGINNING))
@@ -62,27 +54,27 @@ def check_free(path: Path) -> None:
         raise FleetError(f"{path}: exists and is not a report of a rollout: name another --report")
 
 
-def verdict(standing: RolloutProgress) -> str:
+def verdict(progress: RolloutProgress) -> str:
     """Summarise a rollout in a sentence."""
-    count = sum(len(batch) for batch in standing.begun.batches)
-    if standing.complete:
+    count = sum(len(batch) for batch in progress.begun.batches)
+    if progress.complete:
         return "the board has it" if count == 1 else f"all {count} boards have it"
-    left = sum(len(batch) for batch in standing.left)
+    left = sum(len(batch) for batch in progress.left)
     lack = "the board does" if count == 1 else f"{left} of {count} boards {'does' if left == 1 else 'do'}"
-    if standing.reason:
-        return f"stopped: {standing.reason}; {lack} not have it"
-    return f"{'' if standing.done else 'under way or cut off: '}{lack} not have it yet"
+    if progress.reason:
+        return f"stopped: {progress.reason}; {lack} not have it"
+    return f"{'' if progress.done else 'running or interrupted: '}{lack} not have it yet"
 
 
-def _parts(standing: RolloutProgress, title: str) -> Iterator[str]:
-    begun = standing.begun
+def _parts(progress: RolloutProgress, title: str) -> Iterator[str]:
+    begun = progress.begun
     yield _HEAD.format(title=escape(title))
-    yield f"<h1>{escape(title)}</h1>\n<p><b>{escape(verdict(standing))}</b></p>\n"
+    yield f"<h1>{escape(title)}</h1>\n<p><b>{escape(verdict(progress))}</b></p>\n"
     yield (
         f"<p>{escape(begun.file)}, counter {begun.counter}, begun {local_time(begun.at)}<br>"
         f"<code>sha256 {escape(begun.bundle)}</code></p>\n"
     )
-    yield _bar(standing)
+    yield _bar(progress)
     for number, batch in enumerate(begun.batches):
         yield f"<h2>{'Canary' if number == 0 else f'Batch {number}'}</h2>\n<table>\n"
         yield (
@@ -90,14 +82,14 @@ def _parts(standing: RolloutProgress, title: str) -> Iterator[str]:
             '<th class="n">of the bundle<th>reason\n'
         )
         for name in batch:
-            yield _row(name, standing.outcomes.get(name))
+            yield _row(name, progress.outcomes.get(name))
         yield "</table>\n"
     yield "</body></html>\n"
 
 
-def _bar(standing: RolloutProgress) -> str:
-    kinds: dict[str, int] = dict(counted(standing.outcomes.values()).items())
-    if waiting := sum(len(batch) for batch in standing.begun.batches) - len(standing.outcomes):
+def _bar(progress: RolloutProgress) -> str:
+    kinds: dict[str, int] = dict(counted(progress.outcomes.values()).items())
+    if waiting := sum(len(batch) for batch in progress.begun.batches) - len(progress.outcomes):
         kinds["waiting"] = waiting
     pieces = (f'<div style="flex:{count};background:{_COLOURS[kind]}"></div>' for kind, count in kinds.items())
     told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in kinds.items())

@@ -146,9 +146,9 @@ class Rollout:
             FleetError: the ledger is of another bundle, and not complete.
             StorageError: a disk error.
         """
-        standing, is_there = self._standing(boards)
-        self._ledger.add(Resumed(now()) if is_there else standing.begun)
-        return standing
+        progress, is_there = self._progress(boards)
+        self._ledger.add(Resumed(now()) if is_there else progress.begun)
+        return progress
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
         """Return the batches, of the ledger or of a new plan, without writing.
@@ -159,9 +159,9 @@ class Rollout:
         Raises:
             FleetError: see `begin`.
         """
-        return self._standing(boards)[0].begun.batches
+        return self._progress(boards)[0].begun.batches
 
-    def _standing(self, boards: dict[str, FleetBoard]) -> tuple[RolloutProgress, bool]:
+    def _progress(self, boards: dict[str, FleetBoard]) -> tuple[RolloutProgress, bool]:
         """Return the progress, and True if it comes from the ledger."""
         found = replay(self._ledger.read())
         if found is not None and not found.complete:
@@ -181,18 +181,18 @@ class Rollout:
                 "that one, or name another --ledger"
             )
 
-    async def run(self, standing: RolloutProgress, watch: Watch, show: Show) -> RolloutProgress:
+    async def run(self, progress: RolloutProgress, watch: Watch, show: Show) -> RolloutProgress:
         """Update the remaining batches; return the progress.
 
         Args:
-            standing: from `begin`.
+            progress: from `begin`.
             watch: called with each step of each board.
             show: called with each outcome.
 
         Raises:
             FleetError: there is no ssh or rsync here. StorageError: the ledger cannot be written.
         """
-        for number, batch in enumerate(standing.left):
+        for number, batch in enumerate(progress.left):
             outcomes = await self._batch(batch, watch, show)
             share = self._inventory.policy.stop_share
             if reason := stop_reason(outcomes, share, canary=number == 0):
@@ -200,9 +200,9 @@ class Rollout:
                 break
         else:
             self._ledger.add(Done(now()))
-        progress = replay(self._ledger.read())
-        assert progress is not None
-        return progress
+        done = replay(self._ledger.read())
+        assert done is not None
+        return done
 
     async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[BoardOutcome]:
         async def update(name: str) -> BoardOutcome:

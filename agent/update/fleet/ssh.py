@@ -27,7 +27,7 @@ Fault = Literal["unreachable", "failed"]
 _SSH_FAILED = 255
 _LINK_CODES = frozenset((_SSH_FAILED, 10, 12, 30, 35))
 """Exit codes for a failed connection, of ssh and of rsync: see rsync(1), EXIT VALUES."""
-_NEVER_WELL: tuple[tuple[str, str], ...] = (
+_FATAL: tuple[tuple[str, str], ...] = (
     (
         r"REMOTE HOST IDENTIFICATION HAS CHANGED|host key .* has changed",
         "another host key than the pinned one: if the board was set up again, delete its line in known_hosts "
@@ -60,29 +60,29 @@ class SshFailure(Struct, frozen=True):
     reason: str
 
 
-def trouble(code: int, said: str) -> SshFailure | None:
+def trouble(code: int, output: str) -> SshFailure | None:
     """Classify the end of ssh or rsync; None if it succeeded.
 
     Args:
         code: exit code.
-        said: stderr, of the program and of the board.
+        output: stderr of the program and of the board.
     """
     if code == 0:
         return None
-    for pattern, reason in _NEVER_WELL:
-        if re.search(pattern, said):
+    for pattern, reason in _FATAL:
+        if re.search(pattern, output):
             return SshFailure("failed", reason)
-    if own := _OWN.findall(said):  # written by the board itself
+    if own := _OWN.findall(output):  # written by the board itself
         return SshFailure("failed", own[-1][:_LONGEST])
-    if _FULL[0] in said:  # without an explanation of the board
+    if _FULL[0] in output:  # without an explanation of the board
         return SshFailure("failed", _FULL[1])
-    text = _first(said) or f"exit code {code}"
+    text = _first_line(output) or f"exit code {code}"
     return SshFailure("unreachable" if code in _LINK_CODES else "failed", text)
 
 
-def _first(said: str) -> str:
+def _first_line(output: str) -> str:
     """Return the first line with text: later ones are consequences."""
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith("sudo: unable")]
+    lines = [line.strip() for line in output.splitlines() if line.strip() and not line.startswith("sudo: unable")]
     lines.sort(key=lambda line: line.startswith("Warning: "))  # ssh continues after a warning
     return lines[0][:_LONGEST] if lines else ""
 
@@ -91,9 +91,9 @@ Tell = Callable[[str], None]
 
 _CONNECT_S, _ALIVE_S, _ALIVE_TIMES = 10, 10, 3
 _SENT = re.compile(r"^Total bytes sent: ([\d,]+)$", re.MULTILINE)
-_SAID_MOST = 64 * 1024
-"""Bytes of stderr that are kept."""
-_ANSWER_MOST = 1 << 20
+_STDERR_MAX = 64 * 1024
+"""Limit of stderr, bytes; the end is kept."""
+_STDOUT_MAX = 1 << 20
 """Limit of stdout, bytes; the longest answer, a history, has some thousands."""
 _PIECE = 16 * 1024
 _END_S = 5.0
@@ -144,7 +144,7 @@ class Transport:
             tell: called with each line of stdout as it comes.
 
         Raises:
-            FleetError: there is no ssh here.
+            FleetError: ssh is not installed here.
         """
         return await _run([*self.ssh(board), "--", board.name, command], patience_s, tell)
 
@@ -154,13 +154,13 @@ class Transport:
         Args:
             board: to send it to.
             bundle: the file; its signature lies beside it.
-            patience_s: timeout, after which the board counts as unreachable; it keeps what has arrived.
+            patience_s: timeout, after which the board counts as unreachable; it keeps the part that has arrived.
 
         Returns:
-            the result, and the bytes sent.
+            the result, and the number of bytes sent.
 
         Raises:
-            FleetError: there is no rsync here.
+            FleetError: rsync is not installed here.
         """
         with TemporaryDirectory(prefix="vedette-fleet-") as folder:
             files = [Path(folder, BUNDLE), Path(folder, f"{BUNDLE}.sig")]
@@ -202,13 +202,13 @@ class Transport:
 
 
 def _environment() -> dict[str, str]:
-    """Our environment without the variables that change what rsync and ssh do or print."""
+    """Return our environment without the variables that change what rsync and ssh do or print."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RSYNC_", "LC_"))}
     return {**kept, "LC_ALL": "C"}
 
 
 class _TooLongError(Exception):
-    """The answer exceeds `_ANSWER_MOST`."""
+    """The answer exceeds `_STDOUT_MAX`."""
 
 
 async def _run(words: Sequence[str], patience_s: float, tell: Tell | None = None) -> Reply:
@@ -221,7 +221,7 @@ async def _run(words: Sequence[str], patience_s: float, tell: Tell | None = None
     except ExceptionGroup as errors:
         if not isinstance(errors.exceptions[0], _TooLongError):
             raise errors.exceptions[0] from None
-        return Reply(1, "", f"its answer is too long: more than {_ANSWER_MOST >> 20} MiB")
+        return Reply(1, "", f"its answer is too long: more than {_STDOUT_MAX >> 20} MiB")
     finally:
         await _end(process)
 
@@ -259,34 +259,34 @@ async def _end(process: asyncio.subprocess.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     with suppress(TimeoutError):
         await asyncio.wait_for(process.wait(), _END_S)
-    # Close pipes that another process still holds open, else they are closed after the loop is.
+    # Another process may hold the pipes open; close them before the loop ends.
     process._transport.close()  # type: ignore[attr-defined]  # asyncio has no other way
 
 
 async def _lines(stream: asyncio.StreamReader, tell: Tell | None) -> str:
     """Read to the end; call `tell` with each complete line."""
-    said, begun = bytearray(), 0
+    output, begun = bytearray(), 0
     while piece := await stream.read(_PIECE):
-        said += piece
-        if len(said) > _ANSWER_MOST:
+        output += piece
+        if len(output) > _STDOUT_MAX:
             raise _TooLongError
-        while tell is not None and (end := said.find(b"\n", begun)) >= 0:
-            tell(_text(said[begun:end]).rstrip())
+        while tell is not None and (end := output.find(b"\n", begun)) >= 0:
+            tell(_text(output[begun:end]).rstrip())
             begun = end + 1
-    if tell is not None and begun < len(said):
-        tell(_text(said[begun:]).rstrip())
-    return _text(said)
+    if tell is not None and begun < len(output):
+        tell(_text(output[begun:]).rstrip())
+    return _text(output)
 
 
 async def _tail(stream: asyncio.StreamReader) -> str:
     kept = b""
     while piece := await stream.read(_PIECE):
-        kept = (kept + piece)[-_SAID_MOST:]
+        kept = (kept + piece)[-_STDERR_MAX:]
     return _text(kept)
 
 
-def _text(said: bytes | bytearray) -> str:
-    return said.decode("utf-8", "replace")
+def _text(output: bytes | bytearray) -> str:
+    return output.decode("utf-8", "replace")
 
 
 async def run_parallel(
@@ -350,7 +350,7 @@ async def ask_all(
         show: called with each answer as it comes.
 
     Raises:
-        FleetError: there is no ssh here.
+        FleetError: ssh is not installed here.
     """
 
     async def ask(board: FleetBoard) -> BoardAnswer:
@@ -390,11 +390,7 @@ class HostKey(Struct, frozen=True):
 
 
 def check_pinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> None:
-    """Refuse boards whose host key is not pinned.
-
-    Raises:
-        FleetError: names them.
-    """
+    """Refuse boards whose host key is not pinned; raise FleetError with their names."""
     if missing := unpinned(known_hosts, boards):
         raise FleetError(
             f"{known_hosts}: no host key of {', '.join(board.name for board in missing)}: "
@@ -404,11 +400,7 @@ def check_pinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> None:
 
 
 def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard]:
-    """Return the boards without a line in known_hosts.
-
-    Raises:
-        FleetError: it cannot be read.
-    """
+    """Return the boards without a line in known_hosts; raise FleetError if it cannot be read."""
     try:
         text = known_hosts.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -421,24 +413,24 @@ def unpinned(known_hosts: Path, boards: Iterable[FleetBoard]) -> list[FleetBoard
     fields = [line.split()[0] for line in lines if line.strip() and not line.startswith(("#", "@"))]
     known = {name for field in fields for name in field.split(",")}
     hashed = any(name.startswith("|") for name in known)
-    return [b for b in boards if b.name not in known and not (hashed and _finds(known_hosts, b.name))]
+    return [b for b in boards if b.name not in known and not (hashed and _is_listed(known_hosts, b.name))]
 
 
-def _finds(known_hosts: Path, name: str) -> bool:
-    """Search a board in a file with hashed names."""
-    asks = ["ssh-keygen", "-F", name, "-f", str(known_hosts)]
-    return subprocess.run(asks, capture_output=True, timeout=_SCAN_S, check=False).returncode == 0
+def _is_listed(known_hosts: Path, name: str) -> bool:
+    """Search for a board in a file with hashed names."""
+    command = ["ssh-keygen", "-F", name, "-f", str(known_hosts)]
+    return subprocess.run(command, capture_output=True, timeout=_SCAN_S, check=False).returncode == 0
 
 
 def scan(board: FleetBoard) -> HostKey:
     """Return the host key that an address presents now; a person has to compare it with the board's.
 
     Raises:
-        FleetError: it shows none.
+        FleetError: it presents none.
     """
-    asks = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", str(board.port), "--", board.address]
-    said = _pinning_run(asks, board)
-    lines = [line.split() for line in said.splitlines() if line and not line.startswith("#")]
+    command = ["ssh-keyscan", "-T", "10", "-t", "ed25519", "-p", str(board.port), "--", board.address]
+    output = _pinning_run(command, board)
+    lines = [line.split() for line in output.splitlines() if line and not line.startswith("#")]
     if not lines or len(lines[0]) < 3:
         raise FleetError(f"{board.name}: {board.address} port {board.port} presents no host key: is it on?")
     line = " ".join((board.name, *lines[0][1:3]))
@@ -446,11 +438,7 @@ def scan(board: FleetBoard) -> HostKey:
 
 
 def pin(known_hosts: Path, key: HostKey) -> None:
-    """Pin a host key.
-
-    Raises:
-        StorageError: the disk refuses.
-    """
+    """Pin a host key; raise StorageError after a disk error."""
     add_line(known_hosts, key.line.encode())
 
 

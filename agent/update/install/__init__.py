@@ -1,1 +1,1 @@
-"""An update on the board: staged, tried, kept or taken back."""
+"""Updates on the board: install a bundle, switch to it on trial, and commit it or roll back."""

@@ -23,7 +23,7 @@ from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like
 from agent.update.bundle.archive import check, listed, read_description
 from agent.update.bundle.description import Description
-from agent.update.bundle.signing import signature_of, verify
+from agent.update.bundle.signing import verify
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
 from agent.update.protocol import Update
 
@@ -75,7 +75,7 @@ def verify_bundle(where: Paths, counter: int) -> dict[str, object]:
         TrustError, BundleError, UpdateError: the bundle is refused.
         StorageError: a disk error.
     """
-    signer = verify(where.incoming, signature_of(where.incoming), where)
+    signer = verify(where.incoming, where.allowed_signers, where.revoked_keys)
     wanted, slots = read_description(where.incoming), Slots(where.home)
     check(where.incoming, wanted)
     running = slots.target("current")

@@ -283,4 +283,4 @@ def test_the_lines_tell_a_step_once(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_answer_of_something_else_is_no_status() -> None:
     (row,) = rows([BoardAnswer("porch", out="Debian GNU/Linux 12")])
     assert row.fault == "failed"
-    assert "not one of vedette-ssh" in row.reason
+    assert "not from vedette-ssh" in row.reason

@@ -86,7 +86,7 @@ def test_what_was_never_a_bundle_is_not_said_to_be_cut_off(tmp_path: Path, conte
 def test_a_description_that_is_exchanged_after_it_was_read_is_refused(tmp_path: Path, bundle: Path) -> None:
     read = archive.read_description(bundle)
     tiny_bundle(bundle, counter=2)
-    with pytest.raises(BundleError, match="was changed after it had been read"):
+    with pytest.raises(BundleError, match="has changed since it was read"):
         archive.unpack(bundle, read, tmp_path / "slot")
 
 

@@ -124,9 +124,9 @@ def test_any_other_bytes_are_refused_in_words(data: bytes) -> None:
         (b'op = "remove"', b'op = "set"', r"`migrations\[2\]`: `value`"),
         (b'to = "mqtt.host"', b'to = "mqtt host"', r"`migrations\[0\]`: `to`"),
         (b"golden/m.npz", b"golden/n.npz", r"model 'm' has no \.npz"),
-        (b"config/vedette.toml", b"config/../../passwd", "is no path of a bundle"),
-        (b"config/vedette.toml", b"/etc/vedette.toml", "is no path of a bundle"),
-        (b"config/vedette.toml", b"wheels/Vedette-1.0-py3-none-any.whl", "told apart by case only"),
+        (b"config/vedette.toml", b"config/../../passwd", "is not a path in a bundle"),
+        (b"config/vedette.toml", b"/etc/vedette.toml", "is not a path in a bundle"),
+        (b"config/vedette.toml", b"wheels/Vedette-1.0-py3-none-any.whl", "with different case only"),
         (b'kind = "full"', b'kind = "models"', "neither wheels"),
     ],
 )

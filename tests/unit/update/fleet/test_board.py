@@ -22,13 +22,13 @@ def test_what_this_version_tells_is_understood() -> None:
     assert (found.update.models, found.update.kind) == (3, "models")
     assert found.update.at_hand is not None
     assert (found.update.at_hand.state, found.update.at_hand.over) == ("trial", False)
-    assert found.told() == "daemon does not run"
+    assert found.describe() == "daemon does not run"
 
 
 def test_keys_of_tomorrow_and_keys_that_are_missing_do_no_harm() -> None:
     found = parse_state('{"update": {"colour": 1}, "health": {"streams": {"a": {"state": "lost", "x": 1}}}}')
     assert found is not None
-    assert found.told() == "a lost"
+    assert found.describe() == "a lost"
     assert (found.update.models, found.update.kind) == (-1, "")
 
 
@@ -60,17 +60,17 @@ def test_nothing_that_a_daemon_says_changes_what_is_told_of_the_update(health: b
         assert (found.update.version, found.update.counter) == ("1.1", 4)
         assert found.health is None
         if text == new:
-            assert found.told().startswith("health unknown: ")
+            assert found.describe().startswith("health unknown: ")
 
 
 def test_health_is_taken_out_of_base64() -> None:
     health = base64.b64encode(b'{"ready": true, "streams": {"a": {"state": "running"}}}').decode()
     found = parse_state(f'{{"update": {UPDATE}, "health_base64": "{health}"}}')
     assert found is not None
-    assert found.told() == "1 of 1 stream running"
+    assert found.describe() == "1 of 1 stream running"
     none = parse_state(f'{{"update": {UPDATE}, "health_base64": ""}}')
     assert none is not None
-    assert none.told() == "daemon does not run"
+    assert none.describe() == "daemon does not run"
 
 
 def test_numbers_that_cannot_be_told_on_are_no_answer() -> None:

@@ -34,15 +34,15 @@ def test_the_list_that_is_shown_has_all_of_them() -> None:
     [
         (
             "docter",
-            "'docter' is no command of a board; did you mean 'doctor'? there are status, doctor [--json], ",
+            "'docter' is not a command of a board; did you mean 'doctor'? expected status, doctor [--json], ",
         ),
         ("update histroy", "did you mean 'update history'?"),
-        ("rm -rf /", "'rm -rf /' is no command of a board: there are status, "),
-        ("update", "is no command of a board"),
+        ("rm -rf /", "'rm -rf /' is not a command of a board: expected status, "),
+        ("update", "is not a command of a board"),
         ("update  status", "did you mean 'update status'?"),
-        ("update rollback --help", "is no command of a board"),
-        ("rsync --server . .", "is no command of a board: "),
-        ("", "'' is no command of a board: "),
+        ("update rollback --help", "is not a command of a board"),
+        ("rsync --server . .", "is not a command of a board: "),
+        ("", "'' is not a command of a board: "),
     ],
 )
 def test_what_no_board_does_is_refused_with_what_they_do(command: str, said: str) -> None:

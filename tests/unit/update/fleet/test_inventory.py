@@ -62,36 +62,36 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
         ("", "lists no board"),
         ("[boards", "Expected"),
         (f"x = {'1' * 5000}", "digits"),
-        ("boards = 3", "[boards] has to be a table, and is 3"),
-        ("[boards]\nhosts = 3", "[boards.hosts] has to be a table, and is 3"),
-        ("[boards]\nvars = 3", "[boards.vars] has to be a table, and is 3"),
-        ("[boards.hosts]\nx = 3", "board x: has to be a table, such as { ansible_host = "),
+        ("boards = 3", "[boards]: expected a table, found 3"),
+        ("[boards]\nhosts = 3", "[boards.hosts]: expected a table, found 3"),
+        ("[boards]\nvars = 3", "[boards.vars]: expected a table, found 3"),
+        ("[boards.hosts]\nx = 3", "board x: expected a table, such as { ansible_host = "),
         (
             "[boards.hosts]\nx = { ansible_port = 0 }",
-            "board x: ansible_port has to be a whole number from 1 to 65535",
+            "board x: ansible_port: expected a whole number from 1 to 65535",
         ),
-        ('[boards.hosts]\nx = { ansible_port = "22" }', 'without quotes, and is "22"'),
+        ('[boards.hosts]\nx = { ansible_port = "22" }', 'without quotes, found "22"'),
         (
             "[boards.hosts]\nx = { ansible_host = 7 }",
-            "board x: ansible_host has to be a name or an address in quotes",
+            "board x: ansible_host: expected a name or an address in quotes",
         ),
-        ("[boards.hosts]\nx = { ansible_host = 7 }", "and is 7"),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] ansible_port has to be"),
+        ("[boards.hosts]\nx = { ansible_host = 7 }", "found 7"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nansible_port = 70000", "[boards.vars] ansible_port: expected"),
         (
             '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = [1, "200%"]',
-            'shares from "1%" to "100%", such as [2, "25%"], and is [1,"200%"]',
+            'shares from "1%" to "100%", such as [2, "25%"], found [1,"200%"]',
         ),
         (
             '[boards.hosts]\nx = {}\n[boards.vars]\nvedette_canary = "x"',
             'a list of names of boards, such as ["porch"]',
         ),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "from 0 to 1, and is inf"),
-        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_at_once = 0", "a whole number from 1 to 256, and is 0"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_stop_share = inf", "from 0 to 1, found inf"),
+        ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_at_once = 0", "a whole number from 1 to 256, found 0"),
         ('[boards.hosts]\n"-oProxyCommand=id" = {}', "letters, digits"),
         ('[boards.hosts]\n"a b" = {}', "letters, digits"),
         ('[boards.hosts]\nx = { ansible_user = "-x" }', "user '-x'"),
-        ('[boards.hosts]\nx = { ansible_host = "-oProxyCommand=id" }', "is no name or address"),
-        ('[boards.hosts]\nx = { ansible_host = "a b" }', "is no name or address"),
+        ('[boards.hosts]\nx = { ansible_host = "-oProxyCommand=id" }', "is not a host name or address"),
+        ('[boards.hosts]\nx = { ansible_host = "a b" }', "is not a host name or address"),
         ("[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = []", "vedette_batches"),
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = ["0%"]', "vedette_batches"),
         ('[boards.hosts]\nx = {}\n[boards.vars]\nvedette_batches = ["101%"]', "vedette_batches"),
@@ -106,7 +106,10 @@ def test_what_only_ansible_knows_is_left_to_it() -> None:
             "[boards.hosts]\nx = { vedette_lok_s = 1 }",
             "board x: vedette_lok_s is unknown; did you mean 'vedette_look_s'?",
         ),
-        ("[boards.hosts]\nx = { vedette_at_once = 1 }", "board x: vedette_at_once is of all boards: move it"),
+        (
+            "[boards.hosts]\nx = { vedette_at_once = 1 }",
+            "board x: vedette_at_once applies to all boards: move it",
+        ),
         (
             "[boards.hosts]\nx = {}\n[boards.var]\nvedette_at_once = 1",
             "[boards.var] is unknown; did you mean 'vars'?",
@@ -120,10 +123,10 @@ def test_what_cannot_be_used_is_named(text: str, said: str) -> None:
 
 
 def test_a_file_that_is_not_there_tells_where_to_begin(tmp_path: Path) -> None:
-    with pytest.raises(FleetError, match=r"begin with a copy of scripts/fleet/fleet\.toml"):
+    with pytest.raises(FleetError, match=r"or copy scripts/fleet/fleet\.toml"):
         read_inventory(tmp_path / "fleet.toml")
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(FleetError, match="is no UTF-8 text"):
+    with pytest.raises(FleetError, match="is not UTF-8 text"):
         read_inventory(tmp_path / "binary")
 
 

@@ -72,7 +72,7 @@ def test_boards_that_had_no_turn_are_waiting() -> None:
         ),
         (RolloutProgress(BEGUN, GOOD, "no network"), "stopped: no network; 1 of 3 boards does not have it"),
         (RolloutProgress(BEGUN, GOOD, "", True), "1 of 3 boards does not have it yet"),
-        (RolloutProgress(BEGUN, {}), "under way or cut off: 3 of 3 boards do not have it yet"),
+        (RolloutProgress(BEGUN, {}), "running or interrupted: 3 of 3 boards do not have it yet"),
         (RolloutProgress(ONE, {}, "no network"), "stopped: no network; the board does not have it"),
         (RolloutProgress(ONE, {}, "", True), "the board does not have it yet"),
         (RolloutProgress(ONE, {"porch": BoardOutcome("porch", "current")}), "the board has it"),
