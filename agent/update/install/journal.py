@@ -56,7 +56,10 @@ def check_step(before: State, after: State) -> None:
 
 
 class Journal:
-    """Journal of one board's updates; only one process at a time may write the current update."""
+    """Journal of one board's updates; only one process at a time may write the current update.
+
+    Methods raise StorageError after a disk error.
+    """
 
     def __init__(self, where: Paths, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._history = StateFile(where.journal), where.history
@@ -69,7 +72,6 @@ class Journal:
 
         Raises:
             UpdateError: the file is damaged, which no power cut does.
-            StorageError: it cannot be read.
         """
         content = self._file.read()
         if content is None:
@@ -82,11 +84,7 @@ class Journal:
             ) from error
 
     def mend(self) -> bool:
-        """Set a damaged journal aside; return True if it was. The rollback watchdog ends its trial.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Set a damaged journal aside; return True if it was. The rollback watchdog ends its trial."""
         try:
             self.read()
         except (UpdateError, StorageError) as error:
@@ -101,7 +99,6 @@ class Journal:
 
         Raises:
             UpdateError: another update is not over.
-            StorageError: a disk error.
         """
         self.check_free()
         self._since = self._clock()
@@ -112,7 +109,6 @@ class Journal:
 
         Raises:
             UpdateError: one is not.
-            StorageError: the journal cannot be read.
         """
         last = self.read()
         if (last is None or last.over) and self._trial.exists():
@@ -130,7 +126,6 @@ class Journal:
 
         Raises:
             UpdateError: no update takes this step.
-            StorageError: a disk error.
         """
         check_step(update.state, state)
         now = self._clock()
@@ -144,22 +139,14 @@ class Journal:
         return self._write(update)
 
     def add(self, update: Update) -> None:
-        """Add an update that is over to the history; write the counter of a committed one first.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Add an update that is over to the history; write the counter of a committed one first."""
         if update.state == "committed" and update.counter > self._stored_counter():
             self._counter.write(f"{update.counter}\n".encode())
         add_line(self._history, msgspec.json.encode(update))
         keep_newest(self._history, _HISTORY_MAX)
 
     def note(self, update: Update, **changes: object) -> Update:
-        """Write changed fields, in the same state.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Write changed fields, in the same state."""
         return self._write(_bounded(msgspec.structs.replace(update, **changes)))
 
     def _write(self, update: Update) -> Update:
@@ -167,11 +154,7 @@ class Journal:
         return update
 
     def history(self) -> list[Update]:
-        """Return every update with its outcome, oldest first, without damaged lines.
-
-        Raises:
-            StorageError: the history cannot be read.
-        """
+        """Return every update with its outcome, oldest first, without damaged lines."""
         found: dict[tuple[datetime, str], Update] = {}
         for line in read_lines(self._history):
             with suppress(*NO_JSON):
@@ -180,11 +163,7 @@ class Journal:
         return list(found.values())
 
     def committed_counter(self) -> int:
-        """Return the highest counter that was ever committed; 0: none.
-
-        Raises:
-            StorageError: the history cannot be read.
-        """
+        """Return the highest counter that was ever committed; 0: none."""
         newest = max((one.counter for one in self.history() if one.state == "committed"), default=0)
         return max(newest, self._stored_counter())
 
@@ -194,11 +173,7 @@ class Journal:
         return int(content) if content.isdigit() and len(content) < 20 else 0
 
     def order(self, order: Order) -> None:
-        """Store an order of an operator for the process that runs the update.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Store an order of an operator for the process that runs the update."""
         self._order.write(order.encode())
 
     def read_order(self) -> Order | None:
@@ -210,11 +185,7 @@ class Journal:
         return next((order for order in get_args(Order) if order == text), None)
 
     def delete_order(self) -> None:
-        """Delete the stored order.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Delete the stored order."""
         remove(self._order.path)
 
 

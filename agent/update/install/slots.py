@@ -48,12 +48,10 @@ class Paths(Struct, frozen=True):
 
     @property
     def home(self) -> Path:
-        """Folder of the two slots and the links to them."""
         return self.root / "opt/vedette"
 
     @property
     def config(self) -> Path:
-        """The board's configuration."""
         return self.root / "etc/vedette/vedette.toml"
 
     @property
@@ -78,12 +76,10 @@ class Paths(Struct, frozen=True):
 
     @property
     def history(self) -> Path:
-        """File of earlier updates and their outcomes, one JSON object per line."""
         return self.state / "history.jsonl"
 
     @property
     def counter(self) -> Path:
-        """The highest counter that was ever committed."""
         return self.state / "counter"
 
     @property
@@ -128,7 +124,6 @@ class Paths(Struct, frozen=True):
 
     @property
     def health(self) -> Path:
-        """Health of the daemon; the daemon writes it."""
         return self.root / "run/vedette/health.json"
 
     @property
@@ -171,7 +166,10 @@ def read_file(path: Path) -> bytes:
 
 
 class Slots:
-    """The slots of a board. Links change atomically; a slot that a link leads to is never touched."""
+    """The slots of a board. Links change atomically; a slot that a link leads to is never touched.
+
+    Methods raise StorageError after a disk error.
+    """
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -244,20 +242,12 @@ class Slots:
             return ""
 
     def make_ready(self, slot: Slot, version: str) -> None:
-        """Record that a version is complete in a slot, and on disk.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Record that a version is complete in a slot, and on disk."""
         os.sync()  # thousands of files in one go
         write_atomic(self.path(slot) / READY, f"{version}\n".encode())
 
     def mark_proved(self, slot: Slot) -> None:
-        """Mark the version in a slot as one that a rollback may return to. Idempotent.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Mark the version in a slot as one that a rollback may return to. Idempotent."""
         write_atomic(self.path(slot) / PROVED, b"")
 
     def proved_version(self, slot: Slot) -> str:
@@ -283,7 +273,7 @@ class Slots:
 
 
 class ModelSets:
-    """Manages the model sets of one slot."""
+    """The model sets of one slot. Methods raise StorageError after a disk error."""
 
     def __init__(self, slot: Path) -> None:
         self._slot, self._sets = slot, slot / "sets"
@@ -329,11 +319,7 @@ class ModelSets:
         return folder
 
     def add(self, file: Path, number: int) -> None:
-        """Move a file into a set; it replaces one of the same name.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Move a file into a set; it replaces one of the same name."""
         try:
             file.replace(self.path(number) / file.name)
         except OSError as error:
@@ -343,7 +329,7 @@ class ModelSets:
         """Use a set; 0: none. After a power cut the old set or this one is in use.
 
         Raises:
-            StorageError: there is no such set, or a disk error.
+            StorageError: there is no such set.
         """
         link, new = self._slot / "models", self._slot / ".models.new"
         try:

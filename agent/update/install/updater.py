@@ -282,12 +282,7 @@ class Updater:
         return self._roll_back(update, self._deployment(update), "it was interrupted during the switch")
 
     def _follow_trial(self, update: Update) -> Update:
-        """Watch the trial until it is committed or rolled back, from wherever a power cut has left it.
-
-        Raises:
-            StorageError: a disk error.
-            UpdateError: the service does not start.
-        """
+        """Watch the trial until it is committed or rolled back, from wherever a power cut has left it."""
         deployment = self._deployment(update)
         state = deployment.state(update)
         if state == "kept":
@@ -340,11 +335,7 @@ class Updater:
         return self._read_order()
 
     def _refuse(self, update: Update, reason: str) -> Update:
-        """End an update before its switch: delete what it has staged.
-
-        Raises:
-            StorageError: the state cannot be written; try again.
-        """
+        """End an update before its switch: delete what it has staged."""
         reason = reason.replace(str(self._where.incoming), update.file)  # the path that the operator gave
         self._tell(f"refused: {reason}")
         discard(self._where, update)  # first: on a full disk the state could not be written
@@ -358,11 +349,7 @@ class Updater:
         return refused
 
     def _commit(self, update: Update, deployment: Deployment, reason: str) -> Update:
-        """End a trial well.
-
-        Raises:
-            StorageError: a disk error; try again.
-        """
+        """End a trial well."""
         deployment.keep(update)
         state: State = "rolled_back" if update.back else "committed"
         by = "operator" if update.back else self._decided_by
@@ -373,12 +360,7 @@ class Updater:
         return update
 
     def _roll_back(self, update: Update, deployment: Deployment, reason: str) -> Update:
-        """Return to what ran before the switch. The reason goes to disk first, to survive a power cut.
-
-        Raises:
-            StorageError: a disk error; try again, as the rollback watchdog does.
-            UpdateError: the service does not start.
-        """
+        """Return to what ran before the switch. The reason goes to disk first, to survive a power cut."""
         begun = update.reason.startswith(_ROLLING_BACK)
         if begun:
             reason = update.reason.removeprefix(_ROLLING_BACK)

@@ -192,7 +192,7 @@ def test_the_self_test_answers_golden_inputs(tmp_path: Path) -> None:
         (tmp_path / Path(path).name).write_bytes(content)
     said = run("selftest", str(tmp_path))
     assert "the daemon can be imported" in said
-    assert "model small-speech answers as it did" in said
+    assert "model small-speech gives the golden answers" in said
     (tmp_path / "small-speech.tflite").write_bytes(b"broken")
     result = CliRunner().invoke(vedette, ["update", "selftest", str(tmp_path)])
     assert "model small-speech" in str(result.exception)
