@@ -219,7 +219,7 @@ class BoardUpdate:
         return answers[-1]
 
     async def _retry(self, work: Callable[[], Awaitable[SshFailure | None]]) -> None:
-        """Retry while the connection fails; raise _GaveUpError after the last attempt, or if the board refuses."""
+        """Retry while the connection fails; raise _GaveUpError if the board refuses, or at last."""
         backoff = Backoff(self._patience.pause_s, jitter=0.0)
         for left in reversed(range(self._patience.tries)):
             trouble = await work()
