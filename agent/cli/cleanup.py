@@ -12,7 +12,7 @@ from agent.text import plain, plural
 
 if TYPE_CHECKING:
     from agent.comms.consumer.client import BrokerOptions
-    from agent.comms.consumer.former_name import LeftBehind
+    from agent.comms.consumer.request import LeftBehind
 
 _HELP = """Delete what a device left at a broker under a former name.
 
@@ -52,7 +52,7 @@ def cleanup(
     as_json: bool,
 ) -> None:
     """Run `vedette cleanup`; `_HELP` is its help text."""
-    from agent.comms.consumer.former_name import FormerName
+    from agent.comms.consumer.request import FormerName
     from agent.comms.topics import Topics
 
     with FormerName(access, Topics(prefix, name), discovery_prefix) as former:

@@ -116,7 +116,7 @@ class Roster:
         elif message.kind == "events":
             device.event = message.event() or device.event
         numbers = message.numbers()
-        return device.numbers.take(*numbers) if numbers else []
+        return device.numbers.record(*numbers) if numbers else []
 
     def __iter__(self) -> Iterator[DeviceStatus]:
         """Return devices in trouble first, then stopped ones, then by name."""

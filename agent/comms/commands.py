@@ -1,21 +1,35 @@
-"""Commands as strangers send them: topics and payloads in, commands or refusals in plain words out. No I/O.
+"""Commands from the broker: read from topics and payloads, queued for the daemon, and answered.
 
-A command is well-formed here; whether there is such a stream, zone or variant, only the house knows.
+A command is checked for its form only: the daemon knows which streams, zones and variants exist. A retained one
+is refused, since it would be executed again at every start. One that arrives twice is executed once, and answered
+again if it has been answered.
+
+Under MQTT 3.1.1 a message that passes does not tell whether it will be retained: there such a command is executed
+when it is sent, and refused from the next connection on.
 """
 
 from __future__ import annotations
 
 import difflib
+import logging
 import math
+import threading
+import time
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from agent.comms.topics import Topics
+from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 from agent.text import plain
+
+if TYPE_CHECKING:
+    from agent.comms.mqtt.paho_client import IncomingMessage
+
+log = logging.getLogger(__name__)
 
 Verb = Literal["set", "snapshot", "record", "reload", "doctor", "status"]
 Value = bool | float | str | None
@@ -23,13 +37,13 @@ Given = bool | int | float | str | None
 
 ZONE = "zone/"
 DEFAULT = "default"
-"""As a value: what the configuration file says."""
+"""Value that stands for the one in the configuration file."""
 LONGEST_RECORD_S = 600.0
 _LONGEST = 128
-"""Characters of a name, a value or an id."""
+"""Maximum length of a name, a value or an id, characters."""
 _SHOWN = 40
 _OTHERS = ("$", "homeassistant/")
-"""Beginnings of topics that mean something to others: nobody may have us write there."""
+"""Beginnings of topics that have a meaning to others: no reply is sent there."""
 
 
 class Command(Struct, frozen=True):
@@ -39,7 +53,7 @@ class Command(Struct, frozen=True):
         verb: see the guide page `commands`.
         stream: the stream that the command concerns; empty: the device.
         what: the setting to change: `enabled`, `threshold`, `variant` or `zone/NAME`.
-        value: the new value: on or off as a truth value, a number or a name; None: what the file says.
+        value: the new value: True or False for on or off, a number or a name; None: the file's.
         seconds: length of the recording.
     """
 
@@ -51,14 +65,10 @@ class Command(Struct, frozen=True):
 
 
 class _Body(Struct, frozen=True, forbid_unknown_fields=True):
-    """The JSON of a request."""
-
     id: str = ""
 
 
 class _Id(Struct, frozen=True):
-    """Read only the id of a request that is refused, for the answer."""
-
     id: str = ""
 
 
@@ -86,20 +96,15 @@ _BODIES: Mapping[str, type[_Body]] = {
 
 
 def shown(text: str) -> str:
-    """A stranger's text for people and logs: in quotes, short, without control characters."""
+    """Return a stranger's text for people and logs: in quotes, short, without control characters."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
 
-def shown_payload(payload: bytes) -> str:
-    """A stranger's payload for people and logs, see `shown`."""
-    return shown(payload[: 4 * _SHOWN].decode(errors="replace"))
-
-
 def set_command(stream: str, what: str, payload: bytes) -> Command:
-    """The command of a message on `<stream>/set/<what>`.
+    """Return the command of a message on `<stream>/set/<what>`.
 
     Raises:
-        CommandError: it is none, with the reason.
+        CommandError: it is not a valid command.
     """
     try:
         text = payload.decode().strip()
@@ -115,10 +120,10 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
 
 
 def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
-    """The command of a message on `cmd/<verb>`, and its `id`.
+    """Return the command of a message on `cmd/<verb>`, and its `id`.
 
     Raises:
-        CommandError: it is none, with the reason.
+        CommandError: it is not a valid command.
     """
     kind = _BODIES.get(verb)
     if kind is None:
@@ -128,7 +133,7 @@ def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
 
 
 def id_of(payload: bytes) -> str:
-    """The `id` of a request that may be refused for something else; empty: it has none that can be sent back."""
+    """Return the `id` of a request that is refused; empty: it has none that can be sent back."""
     try:
         name = msgspec.json.decode(payload, type=_Id).id
     except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -142,17 +147,17 @@ def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
     except RecursionError:
         raise CommandError(f"{verb}: the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:  # a ValueError: not UTF-8, or far too many digits
-        raise CommandError(f"{verb}: {_in_words(error)}") from None
+        raise CommandError(f"{verb}: {_describe(error)}") from None
     for name in ("id", "stream", "what", "value"):
         if isinstance(text := getattr(body, name, None), str) and len(text) > _LONGEST:
             raise CommandError(f"{verb}: `{name}` has {len(text)} characters, at most {_LONGEST} are taken")
     return body
 
 
-def _in_words(error: Exception) -> str:
+def _describe(error: Exception) -> str:
     if not isinstance(error, msgspec.MsgspecError):
         return "the payload is not UTF-8"
-    return plain(str(error)[:_LONGEST])  # it names a stranger's keys
+    return plain(str(error)[:_LONGEST])  # it quotes a stranger's keys
 
 
 def _command(verb: str, body: Any) -> Command:
@@ -209,7 +214,7 @@ def _seconds(given: Given) -> float:
 
 
 def _number(given: Given) -> float | None:
-    """As JSON has numbers: no NaN, no infinity, no underscores; None: it is none."""
+    """Return a number as JSON knows them, without NaN, infinity or underscores; None: it is not one."""
     if isinstance(given, str):
         try:
             given = msgspec.json.decode(given.encode(), type=float)
@@ -231,19 +236,19 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "zone": _switch,
 }
 _NEAR = (*(name for name in _READERS if name != "zone"), "snapshot", "record")
-"""Whole words that may have been meant."""
+"""Words that are suggested for a misspelt one."""
 
 
 def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:
-    """Refuse to answer where an answer would do something: command a device, or speak in somebody's name.
+    """Refuse a response topic where a reply would have an effect: command a device, or pass for its messages.
 
     Args:
-        topic: that the sender has named.
+        topic: named by the sender of the request.
         topics: of this device.
-        verb: that it answers; empty: a setting.
+        verb: of the request; empty: a setting.
 
     Raises:
-        CommandError: names what may be used.
+        CommandError: the topic must not be used.
     """
     own = topics.answer(verb or "set")
     if topic == own or topic.startswith(f"{own}/"):
@@ -251,4 +256,151 @@ def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:
     else:
         inside = topic.startswith((f"{topics.prefix}/", *_OTHERS)) or topic == topics.prefix
     if not topic or inside or len(topic) > 10 * _LONGEST or set(topic) & set("+#\0"):
-        raise CommandError(f"no answer is sent to {shown(topic)}; take one beneath {own}/, or outside our topics")
+        raise CommandError(
+            f"no answer is sent to {shown(topic)}; use one beneath {own}/, or outside of {topics.prefix}/"
+        )
+
+
+_WAITING_MAX = 64
+_REMEMBERED, _REMEMBERED_S = 128, 60.0
+"""Requests whose repetition is recognised, and for how long."""
+_RETAINED_LOGGED = 64
+"""Topics of retained commands that are logged, each once."""
+_CORRELATION_MAX = 1024
+
+Answer = Callable[[str, bytes, bytes], None]
+"""Function that sends a payload with correlation data to a topic."""
+_Mark = tuple[str, str, bytes, str, bytes]
+
+
+class Request(Struct, frozen=True):
+    """A request that waits to be executed.
+
+    Attributes:
+        command: to execute; None: the request is refused.
+        refusal: why.
+        place: stream and setting of a message on `set/…`; both empty for one on `cmd/…`.
+        answer_to: topic of the answer; empty: none is expected.
+        correlation, id: returned with the answer, so that its receiver recognises it.
+        mark: by which a repetition is recognised; None: it is not.
+    """
+
+    command: Command | None
+    refusal: str
+    place: tuple[str, str]
+    answer_to: str
+    correlation: bytes
+    id: str = ""
+    mark: _Mark | None = None
+
+
+class Requests:
+    """Queue of waiting requests. Call `receive` from the connection's thread; the rest from any thread."""
+
+    def __init__(self, topics: Topics, answer: Answer, wake: Callable[[], None]) -> None:
+        """Start empty.
+
+        Args:
+            topics: of the device.
+            answer: sends an answer.
+            wake: called when a request waits.
+        """
+        self._topics, self._answer, self._wake = topics, answer, wake
+        self._waiting: deque[Request] = deque()
+        self._known: OrderedDict[_Mark, tuple[float, bytes]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._logged: set[str] = set()
+
+    def receive(self, received: IncomingMessage) -> None:
+        """Queue a message on one of the device's command topics, or refuse it."""
+        addressed = self._topics.addressed(received.topic)
+        if addressed is None:
+            return
+        if received.retained:
+            if received.payload:  # else it deletes a retained one
+                self._refuse_retained(received.topic)
+            return
+        request = self._request(received, addressed)
+        if request.mark is not None and self._is_repeated(request, request.mark):
+            return
+        if len(self._waiting) >= _WAITING_MAX:
+            self.answer(request, ok=False, reason="too many commands wait; try again later")
+            return
+        self._waiting.append(request)
+        self._wake()
+
+    def next(self) -> Request | None:
+        """Remove and return the oldest request; None: none waits."""
+        try:
+            return self._waiting.popleft()
+        except IndexError:
+            return None
+
+    def answer(
+        self, request: Request, *, ok: bool, reason: str = "", more: Mapping[str, Any] | None = None
+    ) -> None:
+        """Answer a request.
+
+        Args:
+            request: to answer.
+            ok: True if it was executed.
+            reason: why not, or a remark.
+            more: further keys of the answer.
+        """
+        body = {"ok": ok, "reason": reason, **({"id": request.id} if request.id else {}), **(more or {})}
+        payload = msgspec.json.encode(body)
+        if request.mark is not None:
+            with self._lock:
+                if request.mark in self._known:
+                    self._known[request.mark] = time.monotonic(), payload
+        if request.answer_to:
+            self._answer(request.answer_to, payload, request.correlation)
+
+    def _request(self, received: IncomingMessage, addressed: Addressed) -> Request:
+        stream, what = addressed.stream, addressed.what
+        place = ("", "") if stream is None else (stream, what)
+        # A setting by a plain message shows in its state topic; only a request has an answer by default.
+        usual = self._topics.answer(what) if stream is None else ""
+        answer_to, correlation, name = received.response_topic or usual, received.correlation, ""
+        try:
+            if len(correlation) > _CORRELATION_MAX:
+                correlation = b""
+                raise CommandError(f"more than {_CORRELATION_MAX} bytes of correlation data")
+            if received.response_topic:
+                answer_to = usual  # if the check fails
+                check_answer_topic(received.response_topic, self._topics, what if stream is None else "set")
+                answer_to = received.response_topic
+            if stream is None:
+                command, name = request_command(what, received.payload)
+            else:
+                command = set_command(stream, what, received.payload)
+        except CommandError as error:
+            name = id_of(received.payload) if stream is None else ""
+            return Request(None, str(error), place, answer_to, correlation, name)
+        is_known = bool(correlation or name)
+        mark = (received.topic, answer_to, correlation, name, received.payload) if is_known else None
+        return Request(command, "", place, answer_to, correlation, name, mark)
+
+    def _is_repeated(self, request: Request, mark: _Mark) -> bool:
+        """Return True if the request was received before; if it has been answered, send that answer again."""
+        now = time.monotonic()
+        with self._lock:
+            at, answer = self._known.get(mark, (-math.inf, b""))
+            if now - at < _REMEMBERED_S:
+                if answer and request.answer_to:
+                    self._answer(request.answer_to, answer, request.correlation)
+                return True
+            self._known[mark] = now, b""
+            self._known.move_to_end(mark)
+            while len(self._known) > _REMEMBERED:
+                self._known.popitem(last=False)
+            return False
+
+    def _refuse_retained(self, topic: str) -> None:
+        if topic not in self._logged and len(self._logged) < _RETAINED_LOGGED:
+            self._logged.add(topic)
+            log.warning(
+                "command refused: %s is retained by the broker, and would be executed at every start; "
+                "delete it: mosquitto_pub -r -n -t TOPIC",
+                shown(topic),
+            )

@@ -1,6 +1,6 @@
 """Define every published message as a struct. Their JSON Schema is made from these structs.
 
-A message that goes through the spool is encoded when it is put there and finished when it is sent: only then are
+A message that goes through the spool is encoded when it is put there and completed when it is sent: only then are
 its number and the time of publishing known.
 """
 
@@ -18,25 +18,25 @@ from msgspec import Raw, Struct
 from agent.types import Clip, Detection, EventKind, Stored, Track
 
 _IDS = uuid.UUID("c25a3c42-59d4-4e0b-9a32-2a0f1d8a77e5")
-"""Namespace of the ids: names of clips are unique on a device."""
+"""Namespace of the ids of clips, whose names are unique on a device."""
 
 
 class ClipMessage(Struct, frozen=True):
-    """`<device>/<stream>/clips`, QoS 1, never retained: a clip lies on the device. The clip itself is not sent.
+    """`<device>/<stream>/clips`, QoS 1, never retained: a clip was saved. The clip itself stays on the device.
 
     Attributes:
         id: unique; a repeated delivery has the same, also one after a crash.
         device, stream: where it was recorded.
-        path: of the file, on the device: Matroska with JPEG pictures.
-        began_at, ended_at: UTC of its first picture, and of the end of its last.
+        path: of the file on the device, Matroska with JPEG pictures.
+        began_at, ended_at: UTC of the first picture, and of the end of the last.
         duration_s: between the two, s.
-        frames: pictures in it.
-        bytes: of the file.
-        track, label: that it was begun for; empty: it was asked for.
-        tracks: ids of all tracks that it was made for; of one that was cut off, the first.
-        reason: of the event that it began with, or `asked`: by a command.
-        repaired: whether a crash or a power cut ended it.
-        seq, first_seq: per device, in one row with those of events; see `EventMessage`.
+        frames: number of pictures.
+        bytes: size of the file.
+        track, label: of the track that started it; empty: a command did.
+        tracks: ids of all its tracks; after a crash, only of the first.
+        reason: of the event that started it, or `asked`: a command did.
+        repaired: True if a crash or a power cut ended it.
+        seq, first_seq: counted together with events, see `EventMessage`.
     """
 
     id: str
@@ -58,14 +58,14 @@ class ClipMessage(Struct, frozen=True):
 
 
 def clip_message(clip: Clip, device: str) -> ClipMessage:
-    """The news of a clip; whenever they are made for one, they have the same id."""
+    """Return the message of a clip; every message of one clip has the same id."""
     occasion = clip.occasion
     name = PurePath(clip.path).name.encode("utf-8", "replace").decode()
     return ClipMessage(
         uuid.uuid5(_IDS, f"{device}/{occasion.stream}/{name}").hex,
         device,
         occasion.stream,
-        clip.path.encode("utf-8", "replace").decode(),  # a path may be no UTF-8
+        clip.path.encode("utf-8", "replace").decode(),  # a path may not be UTF-8
         clip.began_at,
         clip.ended_at,
         clip.duration_s,
@@ -84,12 +84,12 @@ class SpoolHealth(Struct, frozen=True):
 
     Attributes:
         waiting: events not yet acknowledged.
-        bytes: that they take.
-        dropped: events that went without having been delivered, ever.
+        bytes: size of these.
+        dropped: events dropped undelivered, ever.
         on: `disk`, or `memory` while the disk fails.
-        dropped_by: of these, by reason: `bytes` and `age`, the bounds of the spool; `unsendable`, no broker takes
+        dropped_by: the dropped by reason: `bytes` and `age`, limits of the spool; `unsendable`, no broker accepts
             them; `memory`, counted by older versions only.
-        first_seq: the first number that this run of the daemon gives out; see `EventMessage`.
+        first_seq: the first number of this run of the daemon, see `EventMessage`.
     """
 
     waiting: int
@@ -107,13 +107,13 @@ class StreamHealth(Struct, frozen=True):
         state: starting | running | degraded (its device fails, and the CPU answers) | lost | ended | failed |
             disabled.
         detail: why, when it is not running.
-        fps: frames handled per second, over the last interval.
-        inferences_per_s: of those, frames that were inferred.
+        fps: frames processed per second, over the last interval.
+        inferences_per_s: inferences per second, over the last interval.
         infer_ms: mean of the last interval.
-        frames, dropped, reopened: since start.
+        frames, dropped, reopened: since the start.
         tracks: alive now.
         model, backend, variant: in use.
-        set_by_command: what operators have set against the configuration file.
+        set_by_command: settings that commands have changed from the configuration file.
     """
 
     state: str
@@ -132,14 +132,14 @@ class StreamHealth(Struct, frozen=True):
 
 
 class LinkHealth(Struct, frozen=True):
-    """The line to the broker.
+    """The connection to the broker.
 
     Attributes:
-        broker: `host:port` of the one that this came over.
+        broker: `host:port` of the broker that delivered this message.
         how: protocol, encryption and user.
-        fallback: whether that is not the first of the configuration.
-        connects: how often a broker has accepted us, since start.
-        trouble: where and why the line was lost last, such as another client with our client id; empty: never.
+        fallback: True if that is not the first of the configuration.
+        connects: how often a broker has accepted a connection, since the start.
+        trouble: where and why the connection was lost last, such as another client with our id; empty: never.
     """
 
     broker: str
@@ -150,13 +150,13 @@ class LinkHealth(Struct, frozen=True):
 
 
 class ClipsHealth(Struct, frozen=True):
-    """How the clips of all streams are doing.
+    """State of the clips of all streams.
 
     Attributes:
-        saved, failed: since start; what is being recorded is neither yet.
-        deleted: since start, because they were too old or to make room for newer ones.
-        kept, bytes: clips on the board's disk, and what they take.
-        trouble: why none can be saved; empty: as far as is known, they can.
+        saved, failed: since the start.
+        deleted: since the start, because they were too old or to make room for newer ones.
+        kept, bytes: number and size of the clips on the board's disk.
+        trouble: why none can be saved; empty: no reason is known.
     """
 
     saved: int
@@ -177,16 +177,15 @@ class HealthMessage(Struct, frozen=True):
         streams: by name.
         spool: see `SpoolHealth`.
         rss_mb: resident memory of the daemon, MB.
-        temperature_c: hottest thermal zone, °C, where there is one.
-        hot: whether that has reached `thermal.warn_c`, and is not 5 °C below it again.
-        link: see `LinkHealth`; None when there was no connection as this was written.
-        waits_for_restart: keys, such as `storage.state_dir`, that the file has changed since the start and that a
-            reload could not take up.
-        clips: see `ClipsHealth`; None where no stream makes any.
-        homeassistant: why Home Assistant does not find this device; empty: nothing speaks against it.
-        commands_off: why no commands are taken from the broker; empty: they are taken.
-        state_folder: that it was deleted or replaced while the daemon ran, and whether it could be written anew;
-            also that what commands have set is not written yet; empty: neither.
+        temperature_c: of the hottest thermal zone, °C; None: there is none.
+        hot: True from `thermal.warn_c` until the temperature is 5 °C below it.
+        link: see `LinkHealth`; None: there was no connection when this was written.
+        waits_for_restart: keys, such as `storage.state_dir`, that were changed in the file and need a restart.
+        clips: see `ClipsHealth`; None: no stream makes any.
+        homeassistant: why Home Assistant does not find this device; empty: no reason is known.
+        commands_off: why no commands are accepted from the broker; empty: they are.
+        state_folder: what happened to the state folder while the daemon ran, or that changes by commands are not
+            written to it yet; empty: nothing.
     """
 
     version: str
@@ -208,9 +207,8 @@ class HealthMessage(Struct, frozen=True):
 SCHEMA_VERSION = 1
 """Version of all published JSON; under MQTT 5 every message carries it as the user property `schema`.
 
-It is raised when a field goes, gets another type or unit, or means something else: a consumer that was written
-for an older one may then be wrong. A field or a message that is added does not raise it: consumers leave out what
-they do not know.
+It is raised when a field is removed, or its type, unit or meaning changes. A field or a message that is added
+does not raise it: consumers ignore what they do not know.
 """
 
 
@@ -219,9 +217,9 @@ class Latency(Struct, frozen=True, gc=False):
 
     Attributes:
         queue: capture → picked up by the stream's thread.
-        gate, prepare, infer, decode, track: the rooms in turn; `prepare` is resizing into the tensor.
-        publish: put into the spool → handed to the broker.
-        total: capture → handed to the broker.
+        gate, prepare, infer, decode, track: the stages in turn; `prepare` is resizing into the tensor.
+        publish: put into the spool → sent to the broker.
+        total: capture → sent to the broker.
     """
 
     queue: float
@@ -235,12 +233,12 @@ class Latency(Struct, frozen=True, gc=False):
 
     @property
     def has_frame(self) -> bool:
-        """Return True if a frame caused the event; an end at a loss or at shutdown has none, and only waits."""
+        """True if a frame caused the event; an `end` at a loss or at shutdown has none."""
         return any((self.queue, self.gate, self.prepare, self.infer, self.decode, self.track))
 
 
 class ModelId(Struct, frozen=True, gc=False):
-    """Which model answered: its name and the first 12 hex digits of its file's sha256."""
+    """A model: its name and the first 12 hex digits of its file's sha256."""
 
     name: str
     sha256: str
@@ -252,20 +250,20 @@ class EventMessage(Struct, frozen=True):
     Attributes:
         id: unique; a repeated delivery has the same.
         device, stream: where it was seen.
-        kind: new | update | end of a track, or keyword: a word.
+        kind: new | update | end of a track, or keyword.
         reason: why it was sent, in a word or two.
-        track: as it stood then.
-        captured_at: UTC of the frame, or of the end of the sound. An `end` with the reason `restart` tells how
-            the track stood at its newest event: the device crashed some time after that.
+        track: its state at this event.
+        captured_at: UTC of the frame, or of the end of the sound. An `end` with the reason `restart` has the
+            state of the track at its newest event: the device crashed some time after that.
         latency_ms: see `Latency`.
-        model, backend, variant: who computed it; `variant` is empty in messages of versions that said `rung`.
-        seq: per device and without gaps: a gap is a loss, unless it ends before `first_seq`. It counts all that
-            the device sends through its spool: events and clips of every stream.
-        first_seq: number with which the run of the daemon began that gave `seq`; 0: not known. A run after a
-            crash begins up to 10,000 above the one before with durability `batch`, or after damage to the spool.
-            The first run on a new card or state folder, and every run whose disk cannot be written, begins at the
-            µs of the clock (below 2^53). Numbers in between were never given out, or were lost with the memory.
-            If the clock is wrong then, or such a disk is replaced, a run may begin lower: an unknown `first_seq`
+        model, backend, variant: what computed it; `variant` is empty in messages of versions that said `rung`.
+        seq: number of the message among those that the device sends through its spool: events and clips of every
+            stream. A gap means lost messages, unless it ends before `first_seq`.
+        first_seq: number with which the run of the daemon began that sent this; 0: not known. After a crash a run
+            begins up to 10,000 above the one before with durability `batch`, or after damage to the spool. The
+            first run on a new card or state folder, and every run whose disk cannot be written, begins at the
+            clock's time in µs (below 2^53). Numbers in between were never given out, or lost with the memory. If
+            the clock is wrong then, or such a disk is replaced, a run may begin lower: an unknown `first_seq`
             with a `seq` below the highest begins a new count.
     """
 
@@ -285,17 +283,16 @@ class EventMessage(Struct, frozen=True):
 
 
 class DetectionsMessage(Struct, frozen=True):
-    """`<device>/<stream>/detections`, QoS 0: one frame, or piece of sound, that the model has processed.
+    """`<device>/<stream>/detections`, QoS 0: the result of one inference.
 
     Attributes:
         device, stream: where it was seen.
-        seq: counts frames of the stream; of sound it is the number of the first sample.
+        seq: number of the frame in the stream; for sound, number of the first sample.
         captured_at: UTC of the frame, or of the end of the sound.
-        detections: strongest first, empty when nothing was found. Of a model of words it is the best label of the
-            inference with its score, however low, also one that is no word, such as `silence`: what it answers
-            now, while an event tells a word once.
+        detections: strongest first, empty if nothing was found. A model of words gives the best label of the
+            inference with its score, however low, also one that is not a word, such as `silence`.
         latency_ms: see `Latency`.
-        model, backend, variant: who computed it.
+        model, backend, variant: what computed it.
     """
 
     device: str
@@ -317,20 +314,20 @@ MESSAGES: tuple[type[Struct], ...] = (EventMessage, DetectionsMessage, ClipMessa
 
 
 def new_id() -> str:
-    """A unique message id: 32 hex digits."""
+    """Return a unique message id of 32 hex digits."""
     return uuid.uuid4().hex
 
 
 def encode(message: Struct) -> bytes:
-    """JSON, UTF-8."""
+    """Return a message as JSON."""
     return _encoder.encode(message)
 
 
 def complete_spooled(stored: Stored, now: float | None = None) -> bytes:
-    """The JSON of a spooled message as it goes out.
+    """Return the JSON of a spooled message with its number, and in `latency_ms` the time that it waited.
 
-    Any message may be spooled that has an `id`, and `seq` for the number; a `latency_ms` gets the time that it
-    waited. Detections of older versions, which may wait in a spool, have their number in `spool_seq`.
+    A message can be spooled if it has an `id` and a `seq`. Detections of older versions, which may wait in a
+    spool, have their number in `spool_seq`.
 
     Args:
         stored: the spooled message.
@@ -340,7 +337,7 @@ def complete_spooled(stored: Stored, now: float | None = None) -> bytes:
         msgspec.MsgspecError: the body is not such a message (a damaged row).
     """
     try:
-        stored.body.decode()  # raw values are not looked at
+        stored.body.decode()  # raw values are not checked
     except UnicodeDecodeError as error:
         raise msgspec.DecodeError(str(error)) from error
     fields = _spooled.decode(stored.body)
@@ -363,7 +360,7 @@ def complete_spooled(stored: Stored, now: float | None = None) -> bytes:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of every JSON message, as `$defs` by struct name."""
+    """Return the JSON Schema (draft 2020-12) of every JSON message, as `$defs` by struct name."""
     (_, components) = msgspec.json.schema_components(MESSAGES, ref_template="#/$defs/{name}")
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

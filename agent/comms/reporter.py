@@ -16,7 +16,7 @@ from agent.types import Event, OpenTrack, StageTimes, StreamResult, Track
 
 
 class EventSink(Protocol):
-    """Where events go: what keeps them until the broker has them."""
+    """Stores events until the broker has acknowledged them. The spool is one."""
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None = None) -> None:
         """Add an event and the crash end of its track; never blocks."""
@@ -24,10 +24,10 @@ class EventSink(Protocol):
 
 
 class RetainedSink(Protocol):
-    """Where state and samples go: straight to the broker."""
+    """Sends retained topics and samples to the broker. The publisher is one."""
 
     def retain(self, topic: str, payload: bytes, *, patient: bool = False) -> None:
-        """Set a retained topic; the newest wins. A patient one may wait up to a second for company."""
+        """Set a retained topic; a patient one may wait up to a second to be sent with others."""
         ...
 
     def send(self, topic: str, payload: bytes) -> None:
@@ -36,9 +36,9 @@ class RetainedSink(Protocol):
 
 
 class Reporter:
-    """Publishes for one stream, and remembers the tracks that it owes an `end`.
+    """Publishes the results of one stream, and remembers the tracks that need an `end`.
 
-    For the stream's thread; `stop` and `close` may be called from any.
+    For the stream's thread; any thread may call `stop` and `close`.
     """
 
     def __init__(
@@ -60,41 +60,41 @@ class Reporter:
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
 
-    def seen(self, seq: int, at: datetime, seen: StreamResult, backend: str, variant: str) -> None:
-        """Report what one frame, or some sound, gave.
+    def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
+        """Publish the result of one frame, or of some sound.
 
         Args:
-            seq: its number within the stream.
-            at: its capture, UTC.
-            seen: what it gave.
-            backend: that answered.
-            variant: that answered.
+            seq: number within the stream.
+            at: time of capture, UTC.
+            result: of the inference.
+            backend: that computed it.
+            variant: that computed it.
         """
         with self._lock:
-            if self._config.detections and seen.detections is not None and not self._stopped:
+            if self._config.detections and result.detections is not None and not self._stopped:
                 message = messages.DetectionsMessage(
                     self._topics.device,
                     self._stream,
                     seq,
                     at,
-                    seen.detections,
-                    _latency(seen.stages),
+                    result.detections,
+                    _latency(result.stages),
                     self._model,
                     backend,
                     variant,
                 )
                 self._board.send(self._topics.detections(self._stream), messages.encode(message))
-            if seen.events:
-                self._report(seen.events, at, seen.stages, backend, variant)
+            if result.events:
+                self._put_wanted(result.events, at, result.stages, backend, variant)
 
     def events(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
     ) -> None:
-        """Put events into the spool; after `stop` only ends, after `close` none."""
+        """Publish events; after `stop` only ends, after `close` none."""
         with self._lock:
-            self._report(events, at, stages, backend, variant)
+            self._put_wanted(events, at, stages, backend, variant)
 
-    def _report(
+    def _put_wanted(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
     ) -> None:
         if self._config.events and not self._closed:
@@ -102,7 +102,7 @@ class Reporter:
             self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
 
     def stop(self) -> None:
-        """Publish nothing more but ends of tracks, and counts of 0. When this returns, that holds."""
+        """From now on publish only ends of tracks, and counts of 0."""
         with self._lock:
             self._stopped = True
 
@@ -112,7 +112,7 @@ class Reporter:
         return self._stopped
 
     def close(self, reason: str) -> None:
-        """End the open tracks for a stream whose thread hangs, and publish nothing more at all.
+        """End the open tracks for a stream whose thread hangs, and publish nothing more.
 
         Args:
             reason: of the ends.
@@ -132,11 +132,10 @@ class Reporter:
             self._events.put(topic, self._body(event, at, latency), self._crash_end(event, at))
 
     def _crash_end(self, event: Event, at: datetime) -> OpenTrack | None:
-        """Return the `end` of a track for the case that the process dies; a keyword has none."""
+        """Return the `end` of a track to publish if the process dies; a keyword has none."""
         if event.kind == "keyword":
             return None
-        over = event.kind == "end"
-        body = None if over else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
+        body = None if event.kind == "end" else self._body(Event("end", event.track, "restart"), at, _NO_LATENCY)
         return OpenTrack(event.track.id, body)
 
     def _body(self, event: Event, at: datetime, latency: messages.Latency) -> bytes:
@@ -159,8 +158,8 @@ class Reporter:
         """Set the numbers of live tracks that changed; after `stop` only to 0, after `close` none.
 
         Args:
-            counts: by label; those that are not among them stay as they are.
-            zones: by zone and label; those that are not among them are 0.
+            counts: by label; missing ones stay as they are.
+            zones: by zone and label; missing ones are 0.
         """
         with self._lock:
             if self._config.counts and not self._closed:
@@ -180,25 +179,25 @@ class Reporter:
     def _count(self, topic: str, zone: str, label: str, count: int) -> None:
         if count:
             self._seen[zone, label] = None
-        # Counts change with events, and travel with them.
+        # Counts change with events, and can be sent with them.
         self._board.retain(topic, str(count).encode(), patient=self._config.events)
 
     @property
     def counted(self) -> tuple[tuple[str, str], ...]:
-        """Zones and labels that something was counted for, in the order of that; no zone: the whole picture.
+        """Zones and labels that had a count above 0, in that order; an empty zone is the whole picture.
 
-        May be asked from any thread.
+        For any thread.
         """
         return tuple(self._seen.copy())
 
     def snapshot(self, jpeg: bytes) -> None:
-        """Set the picture of the newest event; after `stop` the picture is dropped."""
+        """Publish the picture of the newest event; after `stop` drop it."""
         with self._lock:
             if not self._stopped:
                 self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=True)
 
     def _wanted(self, event: Event) -> Event | None:
-        """With `only_zones`, a track begins when it first stands in a zone, and only then has an end."""
+        """Return the event to publish, if any. With `only_zones`, a track begins when it enters a zone."""
         track = event.track
         if event.kind == "end":
             return event if self._open.pop(track.id, None) else None

@@ -1,21 +1,21 @@
-"""Topic names. The only place where they are spelled."""
+"""Names of all topics."""
 
 from __future__ import annotations
 
 from msgspec import Struct
 
 COMMANDS = "cmd"
-"""Second level of what concerns the whole device: no stream may be called so."""
+"""Level of commands to the whole device: no stream may have this name."""
 ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 """Payloads of the status topic."""
 
 
 class Addressed(Struct, frozen=True):
-    """Whom a command is for.
+    """The target of a command.
 
     Attributes:
-        stream: its name as sent; None: the device.
-        what: is to be set, or the verb.
+        stream: name as received; None: the device.
+        what: the setting, or the verb.
     """
 
     stream: str | None
@@ -26,7 +26,7 @@ class Topics(Struct, frozen=True):
     """Topics of one device.
 
     Attributes:
-        prefix: first level(s), `vedette` by default.
+        prefix: first level or levels, `vedette` by default.
         device: name of the device.
     """
 
@@ -57,7 +57,7 @@ class Topics(Struct, frozen=True):
 
     def clips(self, stream: str) -> str:
         """QoS 1, never retained."""
-        return f"{self.prefix}/{self.device}/{stream}/clips"
+        return f"{self._own}/{stream}/clips"
 
     def snapshot(self, stream: str) -> str:
         """Retained JPEG."""
@@ -68,40 +68,40 @@ class Topics(Struct, frozen=True):
         return f"{self._own}/{stream}/count/{_level(label)}"
 
     def zone_count(self, stream: str, zone: str, label: str) -> str:
-        """Retained number of live tracks that stand in a zone."""
+        """Retained number of live tracks in a zone."""
         return f"{self._own}/{stream}/zone/{zone}/count/{_level(label)}"
 
     def set(self, stream: str, what: str) -> str:
-        """A command to one stream, never retained; `what` may have two levels, such as `zone/drive`."""
+        """Command to one stream, never retained; `what` may have two levels, such as `zone/drive`."""
         return f"{self._own}/{stream}/set/{what}"
 
     def state(self, stream: str, what: str) -> str:
-        """Retained: how it is set now."""
+        """Retained value of a setting."""
         return f"{self._own}/{stream}/state/{what}"
 
     def command(self, verb: str) -> str:
-        """A request to the device, never retained."""
+        """Request to the device, never retained."""
         return f"{self._own}/{COMMANDS}/{verb}"
 
     def answer(self, verb: str) -> str:
-        """The answer to one that names no other topic; those who ask may have one of their own beneath it."""
+        """Answer to a request that names no response topic; a client may use one beneath it as its own."""
         return f"{self._own}/{COMMANDS}/{verb}/answer"
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """Patterns of every command to the device and to its streams; a topic is of one of them at most.
+        """Patterns of every command to the device and to its streams. They do not overlap.
 
-        `+/set/#` would be `cmd/set`, too, for `#` stands also for nothing.
+        `+/set/#` would match `cmd/set`, too: `#` matches the parent level.
         """
         return self.set("+", "+"), self.set("+", "zone/+"), self.command("+")
 
     def addressed(self, topic: str) -> Addressed | None:
-        """Whom a topic commands; None: nobody of ours."""
+        """Return the target of a command topic; None: it is not one of this device."""
         own = f"{self._own}/"
         first, _, rest = topic.removeprefix(own).partition("/")
         if not topic.startswith(own):
             return None
-        if first == COMMANDS:  # what lies beneath a verb are answers
+        if first == COMMANDS:  # topics beneath a verb are of answers
             return None if "/" in rest else Addressed(None, rest)
         word, _, what = rest.partition("/")
         return Addressed(first, what) if word == "set" else None
@@ -112,12 +112,12 @@ class Topics(Struct, frozen=True):
         return self.count("+", "") + "#", self.zone_count("+", "+", "") + "#"
 
     def stream_of(self, topic: str) -> str:
-        """The stream whose topic it is; empty: it is none of this device."""
+        """Return the second level of a topic of this device; empty: it is of another."""
         own = f"{self._own}/"
         return topic.removeprefix(own).partition("/")[0] if topic.startswith(own) else ""
 
     def retained_of(self, stream: str) -> tuple[str, ...]:
-        """Return the beginnings of the topics that a stream leaves retained."""
+        """Return the prefixes of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
         return self.snapshot(stream), f"{own}/count/", f"{own}/zone/"
 

@@ -15,8 +15,7 @@ from typing import Any
 import msgspec
 
 from agent import __version__
-from agent.comms.commands import Command
-from agent.comms.requests import Request, Requests
+from agent.comms.commands import Command, Request, Requests
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
@@ -139,7 +138,7 @@ class CommandHandler:
         was, self._is_listening = self._is_listening, runtime.commands
         for pattern in runtime.topics.commands:
             if runtime.commands:
-                runtime.mqtt.listen(pattern, self._requests.take, as_published=True)
+                runtime.mqtt.listen(pattern, self._requests.receive, as_published=True)
             elif was:
                 runtime.mqtt.ignore(pattern)
         if not runtime.commands and runtime.config.mqtt.commands is None:

@@ -199,7 +199,7 @@ class Pipeline(ABC, Generic[T]):
         return self._perception.process(item)
 
     def _report(self, seq: int, at: datetime, result: StreamResult) -> None:
-        self._reporter.seen(seq, at, result, *self._perception.answered_by)
+        self._reporter.report(seq, at, result, *self._perception.answered_by)
         if result.events:
             self._report_counts()
 

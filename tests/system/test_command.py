@@ -69,7 +69,7 @@ def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
     done = call(broker.port, "porch", "status")
     assert (done.exit_code, done.output) == (
         3,
-        f"vedette: no device porch is known at {HOST}:{broker.port}; nor is any other\n",
+        f"vedette: no device porch is known at {HOST}:{broker.port}; nor any other\n",
     )
     operator = Operator(broker)
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
@@ -183,5 +183,5 @@ def test_the_timeout_holds_for_a_broker_that_lets_us_in_and_keeps_silent_then() 
         connection.sendall(CONNACK_5)
         until_left(connection)
 
-    with peer(mute) as port, pytest.raises(BrokerError, match="lets us in, and answers no more"):
+    with peer(mute) as port, pytest.raises(BrokerError, match="does not answer the subscription"):
         call(port, "--timeout", "1s", "porch", "status")

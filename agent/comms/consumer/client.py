@@ -1,4 +1,4 @@
-"""A guest at a broker: a person's tool that comes, is let in or told why not, and leaves again."""
+"""Connects a command-line tool to a broker, and explains failures in terms of its options."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ KEYS = (
     "key_file",
     "alpn",
 )
-"""Keys of `[mqtt]` that are options here, as `--ws-path`."""
+"""Keys of `[mqtt]` that are command-line options, such as `--ws-path`."""
 _WITHOUT_TLS = "if it speaks no TLS there, leave out --tls, --ca-file and --cert-file"
 
 
 class BrokerOptions(Struct, frozen=True):
-    """How to reach a broker; see `MqttConfig` for the fields, which are the same but for the password itself."""
+    """How to reach a broker. The fields are those of `MqttConfig`, except the password itself."""
 
     host: str = "localhost"
     port: int = 0
@@ -54,13 +54,13 @@ class BrokerOptions(Struct, frozen=True):
     alpn: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
-        return f"Access({self.where})"  # no password in a log or a traceback
+        return f"BrokerOptions({self.where})"  # no password in a log or a traceback
 
     @property
     def config(self) -> MqttConfig:
         """Return these options as a configuration, without the password."""
-        said = {key: value for key, value in structs.asdict(self).items() if key != "password"}
-        return MqttConfig(**said)
+        keys = {key: value for key, value in structs.asdict(self).items() if key != "password"}
+        return MqttConfig(**keys)
 
     @property
     def where(self) -> str:
@@ -102,58 +102,58 @@ _CONNECT_S, _TCP_S, _KEEPALIVE_S = 10.0, 5.0, 30
 
 
 class ConsumerClient:
-    """One client. Paho's thread turns it from `enter` to `leave`.
+    """One client. Paho's thread runs it from `connect` to `disconnect`.
 
     Attributes:
-        client: paho's, to set further callbacks before `enter`, and to use after.
+        client: paho's, to set further callbacks before `connect`, and to use after.
     """
 
     def __init__(
         self,
-        access: BrokerOptions,
+        options: BrokerOptions,
         protocol: Protocol,
         *,
-        stays: bool = False,
-        let_in: Callable[[], None] = lambda: None,
+        reconnects: bool = False,
+        on_connect: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare.
 
         Args:
-            access: to the broker.
+            options: how to reach the broker.
             protocol: to speak.
-            stays: whether it connects again by itself when the connection breaks later on.
-            let_in: is called in paho's thread at each connection that the broker accepts.
+            reconnects: connect again when the connection breaks later on.
+            on_connect: called in paho's thread at each connection that the broker accepts.
 
         Raises:
             BrokerError: a certificate or a key cannot be used.
         """
-        self._access, self._let_in = access, let_in
-        self._heard: queue.SimpleQueue[int | str] = queue.SimpleQueue()
-        self._words = ""
+        self._options, self._accepted = options, on_connect
+        self._results: queue.SimpleQueue[int | str] = queue.SimpleQueue()
+        self._broker_text = ""
         self.client = paho.Client(
             CallbackAPIVersion.VERSION2,
             protocol=VERSIONS[protocol],
-            transport=access.transport,
-            reconnect_on_failure=stays,
+            transport=options.transport,
+            reconnect_on_failure=reconnects,
         )
         self.client.on_connect, self.client.on_disconnect = self._on_connect, self._on_disconnect
-        self.client.ws_set_options(access.ws_path)
-        if access.username:
-            self.client.username_pw_set(access.username, access.password or None)
+        self.client.ws_set_options(options.ws_path)
+        if options.username:
+            self.client.username_pw_set(options.username, options.password or None)
         try:
-            if (context := endpoint.read_certificates(access.config)) is not None:
+            if (context := endpoint.read_certificates(options.config)) is not None:
                 self.client.tls_set_context(context)
         except ConfigError as error:
             raise BrokerError(as_options(str(error))) from error
 
     def connect(self, timeout_s: float) -> None:
-        """Connect, and wait until the broker lets us in.
+        """Connect, and wait until the broker accepts the connection.
 
         Args:
-            timeout_s: at most.
+            timeout_s: maximum time.
 
         Raises:
-            BrokerError: it cannot be reached. `RefusedError` and `UnansweredError` are told apart.
+            BrokerError: the broker cannot be reached; `RefusedError`, `UnansweredError`: it does not accept us.
         """
         until = time.monotonic() + timeout_s
         self._connect(min(timeout_s, _CONNECT_S))
@@ -165,13 +165,13 @@ class ConsumerClient:
             raise
 
     def _connect(self, timeout_s: float) -> None:
-        """In a thread of its own: neither a name that is resolved nor a handshake can be given a bound."""
+        """Connect in another thread: resolving a name and a handshake have no time limit."""
         done: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
         self.client.connect_timeout = min(timeout_s, _TCP_S)
 
         def connect() -> None:
             try:
-                self.client.connect(self._access.host, endpoint.port(self._access.config), _KEEPALIVE_S)
+                self.client.connect(self._options.host, endpoint.port(self._options.config), _KEEPALIVE_S)
                 done.put(None)
             except Exception as error:
                 done.put(error)
@@ -182,47 +182,45 @@ class ConsumerClient:
         except queue.Empty:
             error = TimeoutError()
         if error is not None:
-            why = _why(error, tls=self._access.uses_tls)
-            raise BrokerError(f"cannot reach the broker at {self._access.where}: {why}") from error
+            why = _why(error, tls=self._options.uses_tls)
+            raise BrokerError(f"cannot reach the broker at {self._options.where}: {why}") from error
 
     def _await(self, timeout_s: float) -> None:
-        where = self._access.where
+        where = self._options.where
         try:
-            heard = self._heard.get(timeout=timeout_s)
+            result = self._results.get(timeout=timeout_s)
         except queue.Empty:
-            why = as_options(reasons.explain_silence("does not answer", tls=self._access.uses_tls))
+            why = as_options(reasons.explain_silence("does not answer", tls=self._options.uses_tls))
             raise UnansweredError(f"the broker at {where} {why}", silent=True) from None
-        if isinstance(heard, str):
-            why = as_options(reasons.explain_hangup(heard, tls=self._access.uses_tls))
+        if isinstance(result, str):
+            why = as_options(reasons.explain_hangup(result, tls=self._options.uses_tls))
             raise UnansweredError(f"the broker at {where} does not let us in: {why}", silent=False)
-        if heard:
-            why = as_options(reasons.with_broker_text(reasons.in_words(heard), self._words))
-            raise RefusedError(heard, text=f"the broker at {where} refuses {self._access.user}: {why}")
+        if result:
+            why = as_options(reasons.with_broker_text(reasons.in_words(result), self._broker_text))
+            raise RefusedError(result, text=f"the broker at {where} refuses {self._options.user}: {why}")
 
     def disconnect(self) -> None:
         """Disconnect."""
         self.client.disconnect()
-        with suppress(AttributeError):  # paho's thread may end, and take itself away, between a look and a use
+        with suppress(AttributeError):  # paho's thread may end and remove itself meanwhile
             self.client.loop_stop()
 
     def _on_connect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)
-        self._words = getattr(properties, "ReasonString", "")
+        self._broker_text = getattr(properties, "ReasonString", "")
         if not code:
-            self._let_in()
-        self._heard.put(code)
+            self._accepted()
+        self._results.put(code)
 
     def _on_disconnect(self, client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         code = int(reason.value)
-        self._heard.put(reasons.explain_break(code, ""))
+        self._results.put(reasons.explain_break(code, ""))
 
 
 def _why(error: Exception, *, tls: bool) -> str:
     if isinstance(error, paho.WebsocketConnectionError):
         return "it does not answer as a WebSocket; check --port and --ws-path"
-    if isinstance(
-        error, ConnectionRefusedError | TimeoutError
-    ):  # of a timeout nobody knows whether TCP connected
+    if isinstance(error, ConnectionRefusedError | TimeoutError):  # after a timeout, TCP may have connected
         too = ", and does it speak TLS" if tls and isinstance(error, TimeoutError) else ""
         return f"{as_options(reasons.explain_error(error))}; is it running there{too}?"
     return as_options(reasons.explain_opening(error, tls=tls))

@@ -1,4 +1,12 @@
-"""The other end of the line: what a consumer of detections sees. Used by `vedette watch` and `vedette demo`."""
+"""Follows what devices publish, and finds lost messages. Used by `vedette watch` and `vedette demo`.
+
+A daemon that was cut off begins its next run above every number that it may have given out, and each message
+tells with which number its run began. So a gap before that number does not mean lost messages: its numbers were
+never given out, or were in the device's memory only. See `agent.storage.spool.watermark`.
+
+A device with a new card begins at its clock, above all that it had before, unless the clock is wrong. So an
+unknown run that begins lower is such a one, and its messages are counted from there.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +29,7 @@ _START_S = 20.0
 
 
 class Numbered(Struct, frozen=True):
-    """Read the numbers of a message that went through the spool; a detection's number is `spool_seq`."""
+    """The numbers of a message that went through the spool; a detection's number is `spool_seq`."""
 
     seq: int = 0
     spool_seq: int = 0
@@ -37,13 +45,11 @@ class ReceivedMessage(Struct, frozen=True):
     """One message from a device.
 
     Attributes:
-        topic: as received.
-        device: its name.
-        stream: empty for the device's own topics.
-        kind: what it is.
-        payload: as received.
+        topic, payload: as received.
+        device, stream: names; `stream` is empty for the device's own topics.
+        kind: third level of the topic, or the second of the device's own.
         received_ns: CLOCK_MONOTONIC, ns.
-        retained: whether it is the broker's memory and not news.
+        retained: the broker had retained it; it is not new.
     """
 
     topic: str
@@ -64,18 +70,18 @@ class ReceivedMessage(Struct, frozen=True):
             return None
 
     def numbers(self) -> tuple[int, int] | None:
-        """Its number and what the run began with that gave it, 0: not known; None: it has no number."""
+        """Return `seq` and `first_seq`, which is 0 if unknown; None: the message has no number."""
         if self.kind not in ("events", "clips", "detections"):
             return None
         try:
-            told = _numbered.decode(self.payload)
+            numbers = _numbered.decode(self.payload)
         except NO_JSON:
             return None
-        seq = told.spool_seq if self.kind == "detections" else told.seq
-        return (seq, told.first_seq) if seq else None
+        seq = numbers.spool_seq if self.kind == "detections" else numbers.seq
+        return (seq, numbers.first_seq) if seq else None
 
     def health(self) -> HealthMessage | None:
-        """How the device is, or None when this is not what this version can read."""
+        """Return the device's health; None: it is not what this version can read."""
         try:
             return _health.decode(self.payload) if self.kind == "health" else None
         except NO_JSON:
@@ -85,7 +91,7 @@ class ReceivedMessage(Struct, frozen=True):
 class Subscriber:
     """Subscribes to every topic of one device or of all. Reconnects by itself."""
 
-    def __init__(self, access: BrokerOptions, *, prefix: str = "vedette", device: str = "+") -> None:
+    def __init__(self, options: BrokerOptions, *, prefix: str = "vedette", device: str = "+") -> None:
         """Prepare; `start` connects.
 
         Raises:
@@ -93,22 +99,22 @@ class Subscriber:
         """
         self._prefix, self._device = prefix, device
         self._received: queue.SimpleQueue[ReceivedMessage] = queue.SimpleQueue()
-        self._guest = ConsumerClient(access, "3.1.1", stays=True, let_in=self._subscribe)
-        self._guest.client.on_message = self._message
+        self._connection = ConsumerClient(options, "3.1.1", reconnects=True, on_connect=self._subscribe)
+        self._connection.client.on_message = self._message
 
     def start(self, timeout_s: float = _START_S) -> None:
         """Connect and subscribe.
 
         Args:
-            timeout_s: at most.
+            timeout_s: maximum time.
 
         Raises:
-            BrokerError: nobody listens there, or the broker refuses us.
+            BrokerError: the broker cannot be reached, or refuses the connection.
         """
-        self._guest.connect(timeout_s)
+        self._connection.connect(timeout_s)
 
     def messages(self, until: float | None = None) -> Iterator[ReceivedMessage | None]:
-        """Messages as they come; None about four times a second when there are none.
+        """Yield messages as they arrive; None about four times a second while there are none.
 
         Args:
             until: CLOCK_MONOTONIC at which to end, s; None: never.
@@ -121,10 +127,10 @@ class Subscriber:
 
     def stop(self) -> None:
         """Disconnect."""
-        self._guest.disconnect()
+        self._connection.disconnect()
 
     def _subscribe(self) -> None:
-        self._guest.client.subscribe(f"{self._prefix}/{self._device}/#", qos=1)
+        self._connection.client.subscribe(f"{self._prefix}/{self._device}/#", qos=1)
 
     def _message(self, client: mqtt.Client, userdata: Any, message: mqtt.MQTTMessage) -> None:
         levels = message.topic.removeprefix(f"{self._prefix}/").split("/")
@@ -148,27 +154,17 @@ def _parts(levels: list[str]) -> tuple[str, str, Any]:
     return levels[0], "", levels[-1]
 
 
-# The numbers of one device's messages: which of them have not come, and which were never given out.
-#
-# A daemon that was cut off begins its next run above every number that it may have given out, and tells with each
-# message what number its run began with. So a gap before that number is no loss on the way: what lies in it was
-# never given out, or lay in the device's memory only. See `agent.storage.spool.disk`.
-#
-# A device with a new card begins at its clock, above all that it had before, unless the clock is wrong. So a run
-# that was not heard of yet and begins lower is such a one, and what comes is counted from there.
-
-LARGEST = 1 << 63
-"""No number is."""
-_MOST = 1000
-"""Runs that are known, the newest."""
+SEQ_END = 1 << 63
+"""Above every number."""
+_RUNS_MAX = 1000
 
 
 class SequenceGap(NamedTuple):
-    """Numbers that have not come.
+    """Numbers that have not arrived.
 
     Attributes:
-        first, last: of them.
-        restart: whether the device began anew behind them; else they were lost on the way.
+        first, last: of the gap.
+        restart: a run began after the gap; else its messages were lost on the way.
     """
 
     first: int
@@ -185,25 +181,25 @@ class SequenceTracker:
 
     def __init__(self) -> None:
         self._run, self.lost = 0, 0
-        self._newest: dict[int, int] = {}  # by what a run began with
+        self._newest: dict[int, int] = {}  # number of the newest message by first_seq of its run
 
-    def take(self, seq: int, first_seq: int) -> list[SequenceGap]:
-        """Take note of a message; gives the gap before it, in two parts where it is of two kinds.
+    def record(self, seq: int, first_seq: int) -> list[SequenceGap]:
+        """Record a message. Return the gap before it, in two parts if a run began within it.
 
-        What comes again, or late, is no news: numbers are sent in their order. A run that begins lower than what
-        there was leaves no gap: what was before its first message is not known.
+        A repeated or late message leaves no gap: numbers are sent in their order. Nor does the first message of a
+        run that begins lower than the one before: what preceded it is not known.
 
         Args:
-            seq: its number.
-            first_seq: what its run began with; 0: not known.
+            seq: number of the message.
+            first_seq: number with which its run began; 0: not known.
         """
         run = first_seq if 0 < first_seq <= seq else self._run
         known = self._newest.get(run)
-        if not (known or 0) < seq < LARGEST:
+        if not (known or 0) < seq < SEQ_END:
             return []
         expected = (self._newest.get(self._run, 0) if known is None else known) + 1
-        self._note(run, seq)
-        if expected == 1 or seq < expected:  # nobody knows what was before the first one
+        self._remember(run, seq)
+        if expected == 1 or seq < expected:  # what preceded the first message is not known
             return []
         begins = first_seq if expected < first_seq <= seq else expected
         gaps = [SequenceGap(expected, begins - 1, True), SequenceGap(begins, seq - 1, False)]
@@ -211,8 +207,8 @@ class SequenceTracker:
         self.lost += sum(gap.last - gap.first + 1 for gap in found if not gap.restart)
         return found
 
-    def _note(self, run: int, seq: int) -> None:
+    def _remember(self, run: int, seq: int) -> None:
         self._newest.pop(run, None)
         self._run, self._newest[run] = run, seq
-        if len(self._newest) > _MOST:
+        if len(self._newest) > _RUNS_MAX:
             del self._newest[next(iter(self._newest))]

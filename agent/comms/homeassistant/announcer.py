@@ -1,7 +1,7 @@
 """Announces the device to Home Assistant, and removes entities that no longer exist.
 
-The discovery message that the broker retains is read first: it tells what earlier runs have announced, so that
-entities that are gone are removed, entities once seen stay, and another program's device is left alone.
+The discovery message that the broker retains is read first. It tells what earlier runs have announced, so that
+entities that no longer exist are removed, others stay, and another program's device is left alone.
 """
 
 from __future__ import annotations

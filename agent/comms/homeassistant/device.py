@@ -1,4 +1,4 @@
-"""Describe a device and its streams to Home Assistant: the facts, before they become entities."""
+"""What Home Assistant is told of a device and its streams, and the names and ids of their entities."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _TOPIC = re.compile(r"[^A-Za-z0-9_-]")
 
 
 def slug(text: str) -> str:
-    """A part of an id: lower case, digits, `-` and `_`; two texts never have the same one.
+    """Return a unique part of an id for a text, of lower-case letters, digits, `-` and `_`.
 
-    A text that had to be changed gets some digits of its hash: `traffic light` → `traffic_light_34d739`.
+    A text that has other characters gets digits of its hash: `traffic light` → `traffic_light_34d739`.
     """
     plain = unicodedata.normalize("NFKD", text.lower()).encode("ascii", "ignore").decode()
     made = _OTHER.sub("_", plain).strip("_")[:40]
@@ -30,29 +30,29 @@ def slug(text: str) -> str:
 
 
 def node(device: str) -> str:
-    """The device in the topic of its discovery, which Home Assistant wants in ASCII: as it is where it can be."""
+    """Return the device's name in the topic of its discovery message, where Home Assistant allows ASCII only."""
     return device if not _TOPIC.search(device) else f"{_TOPIC.sub('-', device)}-{_digits(device)}"
 
 
 def display_name(*parts: str) -> str:
-    """A name of several parts: `front_door`, `Bark` → `Front door bark`."""
+    """Join parts to a name: `front_door`, `Bark` → `Front door bark`."""
     words = " ".join(_in_a_sentence(part) for part in parts if part.strip())
     return words[:1].upper() + words[1:]
 
 
 def distinct(names: Mapping[str, str]) -> dict[str, str]:
-    """Names by id, with what tells them apart behind those that sound alike: `Back yard state (back_yard)`.
+    """Make names unique by adding the stream or the id: `Back yard state (back_yard)`.
 
     Args:
-        names: by id. An id of a stream begins with its name and a dot; one without a dot, of the device itself,
+        names: by id. An id of a stream begins with its name and a dot. One of the device itself has no dot, and
             keeps its name.
     """
-    told = dict(names)
+    unique = dict(names)
     for more in (lambda one: one.partition(".")[0], str):
-        count = Counter(name.casefold() for name in told.values())
-        alike = [one for one, name in told.items() if "." in one and count[name.casefold()] > 1]
-        told |= {one: f"{names[one]} ({more(one)})" for one in alike}
-    return told
+        count = Counter(name.casefold() for name in unique.values())
+        alike = [one for one, name in unique.items() if "." in one and count[name.casefold()] > 1]
+        unique |= {one: f"{names[one]} ({more(one)})" for one in alike}
+    return unique
 
 
 def _in_a_sentence(part: str) -> str:
@@ -71,15 +71,15 @@ def _digits(text: str) -> str:
 
 
 Kind = Literal["things", "verdicts", "sounds", "words"]
-"""Kind of a model's findings: several things, each with a place; verdicts on the whole picture; sounds; words."""
+"""What a model finds: things, each with a place; verdicts on the whole picture; sounds; words."""
 
 
 class Label(Struct, frozen=True):
-    """Something that a stream looks or listens for.
+    """A label in a zone.
 
     Attributes:
-        zone: where; empty: in the whole picture.
-        label: what.
+        zone: name; empty: the whole picture.
+        label: as the model gives it.
     """
 
     zone: str
@@ -87,23 +87,23 @@ class Label(Struct, frozen=True):
 
     @property
     def place(self) -> str:
-        """Its part of an id, between the stream's name and what is told of it."""
+        """Part of an id for the zone."""
         return f"zone.{self.zone}." if self.zone else ""
 
 
 class StreamEntitySource(Struct, frozen=True):
-    """A stream.
+    """What decides on a stream's entities.
 
     Attributes:
         name: of the stream.
-        kind: what its model finds; None: the model cannot be opened, and what it finds is not known now.
-        labels: that may come, in the model's order.
+        kind: what its model finds; None: not known, since the model cannot be opened.
+        labels: that the model may find, in its order.
         named: by the configuration: these become entities at once.
-        counted: seen in this run, in that order.
+        counted: found in this run, in that order.
         zones: names.
         variants: to choose from.
-        counts, snapshot, events: whether these are published.
-        commands: whether it takes any.
+        counts, snapshot, events: True if these are published.
+        commands: True if commands are accepted.
     """
 
     name: str
@@ -119,36 +119,36 @@ class StreamEntitySource(Struct, frozen=True):
     commands: bool = True
 
     def id(self, *parts: str) -> str:
-        """An id of this stream: its parts hold no dot, so that no other has the same."""
+        """Return an id of this stream. Its parts have no dot, so that it is unique."""
         return ".".join((self.name, *parts))
 
     def occupancy_id(self, one: Label) -> str:
-        """Return the id of the entity that tells whether something is there."""
+        """Return the id of a label's occupancy sensor."""
         return self.id(f"{one.place}occupancy", slug(one.label))
 
     def count_id(self, one: Label) -> str:
-        """Return the id of the entity that tells how many there are."""
+        """Return the id of a label's count."""
         return self.id(f"{one.place}count", slug(one.label))
 
-    def told(self, known: Container[str], most: int) -> tuple[list[Label], list[str]]:
+    def select_labels(self, known: Container[str], max_labels: int) -> tuple[list[Label], list[str]]:
         """Return the labels that become entities, and those that do not because there would be too many.
 
         Args:
-            known: ids of entities that there are: what was once seen stays.
-            most: labels that the configuration does not name.
+            known: ids of existing entities, which stay.
+            max_labels: maximum number of labels that the configuration does not name.
         """
-        told = dict.fromkeys(self.named)
+        selected = dict.fromkeys(self.named)
         labels: dict[str, None] = {}
         left: dict[str, None] = {}
         for one in (*self._remembered(known), *self.counted):
-            if one in told or one.label not in self.labels:
+            if one in selected or one.label not in self.labels:
                 continue
-            if one.label in labels or len(labels) < most:
+            if one.label in labels or len(labels) < max_labels:
                 labels[one.label] = None
-                told[one] = None
+                selected[one] = None
             else:
                 left[one.label] = None
-        return list(told), list(left)
+        return list(selected), list(left)
 
     def _remembered(self, known: Container[str]) -> Iterator[Label]:
         for label in self.labels:
@@ -158,13 +158,13 @@ class StreamEntitySource(Struct, frozen=True):
 
 
 class Device(Struct, frozen=True):
-    """The device.
+    """What decides on a device's entities.
 
     Attributes:
-        topics: its own.
-        board: what it is; empty: not known.
+        topics: of the device.
+        board: model of the board; empty: not known.
         version: of Vedette.
-        has_temperature: whether it has a thermal sensor.
+        has_temperature: True if it has a thermal sensor.
         streams: see `StreamEntitySource`.
     """
 
@@ -176,10 +176,10 @@ class Device(Struct, frozen=True):
 
     @property
     def identifier(self) -> str:
-        """The device among all that one Home Assistant knows."""
+        """Unique id of the device in Home Assistant."""
         return f"{self.topics.prefix}/{self.topics.device}"
 
     @property
-    def spoken(self) -> str:
-        """Its name as a person would give it."""
+    def display_name(self) -> str:
+        """Name for people."""
         return display_name(self.topics.device)

@@ -1,7 +1,7 @@
-"""Discovery: the one retained message by which Home Assistant finds a device with all its entities.
+"""Home Assistant's discovery message: one retained message that describes a device with all its entities.
 
-It is written with Home Assistant's abbreviations, which make it a third smaller. Source:
-https://www.home-assistant.io/integrations/mqtt/#device-discovery-payload
+Keys, and the abbreviations that make it a third smaller: https://www.home-assistant.io/integrations/mqtt/ and the
+pages of each platform. Templates are Jinja, and must never fail: Home Assistant would log each failure.
 """
 
 from __future__ import annotations
@@ -15,22 +15,17 @@ from msgspec import Struct
 from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource, display_name, distinct, node
 from agent.comms.topics import Topics
 
-# Entities of Home Assistant: each stream's and the device's own, as the components of a discovery message.
-#
-# Keys: https://www.home-assistant.io/integrations/mqtt/ and the pages of each platform. Templates are Jinja, and
-# must never fail: Home Assistant would log each failure.
-
 Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
 """States of a stream, as `agent.daemon.stream.State`."""
 _WATCHING = ("running", "degraded")
-"""In these it is known what is there: else "nobody" would be a guess, and its entities are unavailable."""
+"""States in which a count is known; in the others the entities of counts are unavailable."""
 _FRESH_MS = 60_000
-"""A word that was heard longer ago waited for the broker: it must not switch a lamp on now."""
+"""Age from which a word triggers nothing: it waited for the broker, and must not switch a lamp on now."""
 
 _ONLINE: Component = {"value_template": "{{ value | replace('stopped', 'offline') }}"}
-"""`stopped` is offline as well; Home Assistant takes no notice of a word that it does not expect."""
+"""`stopped` counts as offline: Home Assistant ignores a payload that it does not expect."""
 
 _CLASSES: dict[Kind, Component] = {
     "things": {"device_class": "occupancy"},
@@ -40,64 +35,62 @@ _CLASSES: dict[Kind, Component] = {
 
 
 def available(topics: Topics) -> list[Component]:
-    """When the device's entities are available."""
+    """Return the availability of the device's entities."""
     return [{"topic": topics.status, **_ONLINE}]
 
 
-def of_stream(
-    topics: Topics, subject: StreamEntitySource, labels: list[Label]
+def stream_entities(
+    topics: Topics, source: StreamEntitySource, labels: list[Label]
 ) -> Iterator[tuple[str, Component]]:
-    """Entities of one stream, by id.
+    """Yield the entities of one stream, by id.
 
     Args:
         topics: of the device.
-        subject: the stream.
-        labels: that become entities, see `StreamEntitySource.told`.
+        source: the stream.
+        labels: that become entities, see `StreamEntitySource.select_labels`.
     """
-    if subject.counts and subject.kind in _CLASSES:
+    if source.counts and source.kind in _CLASSES:
         for one in labels:
-            yield from _of_label(topics, subject, one)
-    if subject.events and subject.kind == "words" and subject.labels:
-        yield subject.id("keyword"), _heard(topics, subject)
-    if subject.snapshot and subject.kind in ("things", "verdicts"):
+            yield from _label_entities(topics, source, one)
+    if source.events and source.kind == "words" and source.labels:
+        yield source.id("keyword"), _keyword_entity(topics, source)
+    if source.snapshot and source.kind in ("things", "verdicts"):
         yield (
-            subject.id("picture"),
+            source.id("picture"),
             {
                 "platform": "image",
-                "name": display_name(subject.name, "last event"),
-                "image_topic": topics.snapshot(subject.name),
+                "name": display_name(source.name, "last event"),
+                "image_topic": topics.snapshot(source.name),
                 "content_type": "image/jpeg",
             },
         )
-    if subject.commands:
-        yield from _controls(topics, subject)
-    yield from _diagnostics(topics, subject)
+    if source.commands:
+        yield from _control_entities(topics, source)
+    yield from _diagnostic_entities(topics, source)
 
 
-def _of_label(topics: Topics, subject: StreamEntitySource, one: Label) -> Iterator[tuple[str, Component]]:
-    assert subject.kind is not None
+def _label_entities(topics: Topics, source: StreamEntitySource, one: Label) -> Iterator[tuple[str, Component]]:
+    assert source.kind is not None
     topic = (
-        topics.zone_count(subject.name, one.zone, one.label)
-        if one.zone
-        else topics.count(subject.name, one.label)
+        topics.zone_count(source.name, one.zone, one.label) if one.zone else topics.count(source.name, one.label)
     )
-    common = {"state_topic": topic, **_while_watching(topics, subject.name)}
+    common = {"state_topic": topic, **_while_watching(topics, source.name)}
     yield (
-        subject.occupancy_id(one),
+        source.occupancy_id(one),
         {
             "platform": "binary_sensor",
-            "name": display_name(subject.name, one.zone, one.label),
+            "name": display_name(source.name, one.zone, one.label),
             "value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}",
-            **_CLASSES[subject.kind],
+            **_CLASSES[source.kind],
             **common,
         },
     )
-    if subject.kind == "things":  # of a sound, or a verdict on the whole picture, there is one or none
+    if source.kind == "things":  # of a sound or a verdict the count is 0 or 1
         yield (
-            subject.count_id(one),
+            source.count_id(one),
             {
                 "platform": "sensor",
-                "name": display_name(subject.name, one.zone, one.label, "count"),
+                "name": display_name(source.name, one.zone, one.label, "count"),
                 "state_class": "measurement",
                 **common,
             },
@@ -111,7 +104,7 @@ def _while_watching(topics: Topics, stream: str) -> Component:
     return {"availability": [*available(topics), watching], "availability_mode": "all"}
 
 
-def _heard(topics: Topics, subject: StreamEntitySource) -> Component:
+def _keyword_entity(topics: Topics, source: StreamEntitySource) -> Component:
     is_news = (
         f"value_json.kind == 'keyword' and value_json.latency_ms.total < {_FRESH_MS} "
         "and value_json.id != this.attributes.get('id')"
@@ -119,19 +112,19 @@ def _heard(topics: Topics, subject: StreamEntitySource) -> Component:
     told = "{'event_type': value_json.track.label, 'score': value_json.track.score, 'id': value_json.id}"
     return {
         "platform": "event",
-        "name": display_name(subject.name, "word heard"),
-        "state_topic": topics.events(subject.name),
-        "event_types": list(subject.labels),
+        "name": display_name(source.name, "word heard"),
+        "state_topic": topics.events(source.name),
+        "event_types": list(source.labels),
         "value_template": f"{{% if {is_news} %}}{{{{ {told} | to_json }}}}{{% endif %}}",
         "qos": 1,
     }
 
 
-def _controls(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str, Component]]:
-    name = subject.name
-    yield from _switches(topics, subject)
+def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    name = source.name
+    yield from _switch_entities(topics, source)
     yield (
-        subject.id("threshold"),
+        source.id("threshold"),
         {
             "platform": "number",
             "name": display_name(name, "threshold"),
@@ -143,13 +136,13 @@ def _controls(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str
             **_set_by(topics, name, "threshold"),
         },
     )
-    if len(subject.variants) > 1:
-        size = "model size" if subject.kind in ("things", "verdicts") else "model depth"
-        own = {"name": display_name(name, size), "options": list(subject.variants), "entity_category": "config"}
-        yield subject.id("variant"), {"platform": "select", **own, **_set_by(topics, name, "variant")}
-    if subject.kind in ("things", "verdicts"):
+    if len(source.variants) > 1:
+        size = "model size" if source.kind in ("things", "verdicts") else "model depth"
+        own = {"name": display_name(name, size), "options": list(source.variants), "entity_category": "config"}
+        yield source.id("variant"), {"platform": "select", **own, **_set_by(topics, name, "variant")}
+    if source.kind in ("things", "verdicts"):
         yield (
-            subject.id("snapshot"),
+            source.id("snapshot"),
             {
                 "platform": "button",
                 "name": display_name(name, "take picture"),
@@ -161,42 +154,42 @@ def _controls(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str
         )
 
 
-def _switches(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str, Component]]:
-    name = subject.name
+def _switch_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    name = source.name
     switch = {"platform": "switch", "payload_on": "on", "payload_off": "off"}
     yield (
-        subject.id("enabled"),
+        source.id("enabled"),
         {**switch, "name": display_name(name, "enabled"), **_set_by(topics, name, "enabled")},
     )
-    for zone in subject.zones if subject.kind == "things" else ():
+    for zone in source.zones if source.kind == "things" else ():
         own = {"name": display_name(name, zone, "zone"), "entity_category": "config"}
-        yield subject.id("zone", zone, "enabled"), {**switch, **own, **_set_by(topics, name, f"zone/{zone}")}
+        yield source.id("zone", zone, "enabled"), {**switch, **own, **_set_by(topics, name, f"zone/{zone}")}
 
 
 def _set_by(topics: Topics, stream: str, what: str) -> Component:
     return {"command_topic": topics.set(stream, what), "state_topic": topics.state(stream, what), "qos": 1}
 
 
-def _diagnostics(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+def _diagnostic_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
     def told(key: str) -> Component:
-        template = f"{{{{ value_json.streams.get('{subject.name}', {{}}).get('{key}') }}}}"
+        template = f"{{{{ value_json.streams.get('{source.name}', {{}}).get('{key}') }}}}"
         return {"state_topic": topics.health, "value_template": template, "entity_category": "diagnostic"}
 
     yield (
-        subject.id("state"),
+        source.id("state"),
         {
             "platform": "sensor",
-            "name": display_name(subject.name, "state"),
+            "name": display_name(source.name, "state"),
             "device_class": "enum",
             "options": list(STATES),
             **told("state"),
         },
     )
     yield (
-        subject.id("fps"),
+        source.id("fps"),
         {
             "platform": "sensor",
-            "name": display_name(subject.name, "frames per second"),
+            "name": display_name(source.name, "frames per second"),
             "state_class": "measurement",
             "suggested_display_precision": 1,
             **told("fps"),
@@ -204,8 +197,8 @@ def _diagnostics(topics: Topics, subject: StreamEntitySource) -> Iterator[tuple[
     )
 
 
-def of_device(device: Device) -> Iterator[tuple[str, Component]]:
-    """The device's own entities, by id."""
+def device_entities(device: Device) -> Iterator[tuple[str, Component]]:
+    """Yield the device's own entities, by id."""
     yield (
         "connection",
         {
@@ -218,13 +211,13 @@ def of_device(device: Device) -> Iterator[tuple[str, Component]]:
             "availability": [],
         },
     )
-    for name, (platform, spoken_name, expression, more) in _OF_HEALTH.items():
+    for name, (platform, spoken_name, expression, more) in _HEALTH_ENTITIES.items():
         if name != "temperature" or device.has_temperature:
             told = {"platform": platform, "name": spoken_name, "value_template": f"{{{{ {expression} }}}}"}
             yield name, {**told, "state_topic": device.topics.health, "entity_category": "diagnostic", **more}
 
 
-_OF_HEALTH: dict[str, tuple[str, str, str, Component]] = {
+_HEALTH_ENTITIES: dict[str, tuple[str, str, str, Component]] = {
     "hot": ("binary_sensor", "Too hot", "'ON' if value_json.hot else 'OFF'", {"device_class": "problem"}),
     "temperature": (
         "sensor",
@@ -235,9 +228,9 @@ _OF_HEALTH: dict[str, tuple[str, str, str, Component]] = {
     "waiting": ("sensor", "Events waiting", "value_json.spool.waiting", {"state_class": "measurement"}),
     "dropped": ("sensor", "Events lost", "value_json.spool.dropped", {"state_class": "total_increasing"}),
     "version": ("sensor", "Version", "value_json.version", {}),
-    # When it was seen last is worth most while it is away.
+    # The last contact is of interest while the device is away, so it is always available.
     "seen": ("sensor", "Last seen", "value_json.at", {"device_class": "timestamp", "availability": []}),
-    # Nobody tells the device of a newer version yet, so Home Assistant shows the update as unknown, which it is.
+    # The device does not know of newer versions: Home Assistant shows the update as unknown.
     "update": (
         "update",
         "Software",
@@ -245,7 +238,7 @@ _OF_HEALTH: dict[str, tuple[str, str, str, Component]] = {
         {"title": "Vedette"},
     ),
 }
-"""By id: platform, name, template over the health message, and what else there is."""
+"""By id: platform, name, template over the health message, and further keys."""
 
 
 ORIGIN = "Vedette"
@@ -261,9 +254,9 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "switch": ("command_topic",),
     "update": ("state_topic",),
 }
-"""The least that each platform takes."""
-_MOST = 2000
-"""Entities that are believed of a message found at the broker: more are none of ours."""
+"""Keys that each platform requires."""
+_ENTITIES_MAX = 2000
+"""Entities that are read from a retained message: Vedette never announces more."""
 
 _SHORT = {
     "availability": "avty",
@@ -302,30 +295,30 @@ class Entities(Struct, frozen=True):
 
 
 def entities(device: Device, known: Container[str], max_labels: int) -> Entities:
-    """Every entity of a device.
+    """Return every entity of a device.
 
     Args:
         device: as it is now.
-        known: ids of entities that Home Assistant has: what was once seen stays.
-        max_labels: of a stream, that the configuration does not name.
+        known: ids of existing entities, which stay.
+        max_labels: maximum number of labels of a stream that the configuration does not name.
     """
-    components = dict(of_device(device))
+    components = dict(device_entities(device))
     left_out = {}
-    for subject in device.streams:
-        labels, left = subject.told(known, max_labels)
-        components.update(of_stream(device.topics, subject, labels))
+    for source in device.streams:
+        labels, left = source.select_labels(known, max_labels)
+        components.update(stream_entities(device.topics, source, labels))
         if left:
-            left_out[subject.name] = left
+            left_out[source.name] = left
     names = distinct({name: one["name"] for name, one in components.items()})
     return Entities({name: {**one, "name": names[name]} for name, one in components.items()}, left_out)
 
 
 def topic(prefix: str, device: str) -> str:
-    """Where the message is retained.
+    """Return the topic of a device's discovery message.
 
     Args:
         prefix: of Home Assistant.
-        device: its name.
+        device: name.
     """
     return f"{prefix}/device/{node(device)}/config"
 
@@ -334,31 +327,27 @@ def message(device: Device, components: Mapping[str, Component], gone: Mapping[s
     """Return the discovery message of a device.
 
     Args:
-        device: that is announced.
+        device: to announce.
         components: of `entities`.
-        gone: platforms by id of entities to remove: a component with nothing but its platform does that.
+        gone: platforms by id of entities to remove: a component with only its platform does that.
     """
-    # Removals come first: of a message that comes too soon after another, Home Assistant may leave out what
-    # follows a component that it is still busy with.
+    # Removals come first: if a message arrives too soon after another, Home Assistant may ignore what follows a
+    # component that it is still busy with.
     removals = {name: {"platform": kind} for name, kind in gone.items()}
-    told = {name: {**one, "unique_id": _unique_id(device, name)} for name, one in components.items()}
+    known = {name: {**one, "unique_id": f"{device.identifier}/{name}"} for name, one in components.items()}
     body = {
         "dev": {
             "ids": [device.identifier],
-            "name": device.spoken,
+            "name": device.display_name,
             "mf": ORIGIN,
             **({"mdl": device.board} if device.board else {}),
             "sw": device.version,
         },
         "o": {"name": ORIGIN, "sw": device.version},
         "avty": [_short(one) for one in available(device.topics)],
-        "cmps": {name: _short(one) for name, one in {**removals, **told}.items()},
+        "cmps": {name: _short(one) for name, one in {**removals, **known}.items()},
     }
     return msgspec.json.encode(body)
-
-
-def _unique_id(device: Device, name: str) -> str:
-    return f"{device.identifier}/{name}"
 
 
 def _short(component: Component) -> Component:
@@ -392,9 +381,9 @@ class RetainedEntities(Struct, frozen=True):
     """Describe the discovery message that the broker retained.
 
     Attributes:
-        alive: platforms by id of the entities that are there.
-        gone: of those that have been removed, and may not be forgotten yet.
-        owner: who else has announced a device of that name; empty: it is ours, or nothing was there.
+        alive: platforms by id of the existing entities.
+        gone: platforms by id of removed entities that Home Assistant may still have.
+        owner: another program that has announced a device of that name; empty: there is none.
     """
 
     alive: dict[str, str] = {}
@@ -403,7 +392,7 @@ class RetainedEntities(Struct, frozen=True):
 
 
 def is_of(body: bytes, identifier: str) -> bool:
-    """Return True if `body` is a message of ours, about the device with this identifier."""
+    """Return True if `body` is Vedette's message about the device with this identifier."""
     try:
         found = msgspec.json.decode(body, type=_Message)
     except (msgspec.MsgspecError, RecursionError):
@@ -422,19 +411,19 @@ def entity_ids(body: bytes) -> tuple[str, ...]:
 
 
 def read(body: bytes, device: Device) -> RetainedEntities:
-    """Understand a message that the broker retained: anyone may have written it."""
+    """Read a message that the broker retained; anyone may have written it."""
     if not body:
         return RetainedEntities()
     try:
         found = msgspec.json.decode(body, type=_Message)
     except (msgspec.MsgspecError, RecursionError):
-        return RetainedEntities(owner="something that is no discovery of ours")
+        return RetainedEntities(owner="something that is not a discovery message of Vedette")
     if found.o.name != ORIGIN or found.dev.ids != (device.identifier,):
         return RetainedEntities(
-            owner=f"{found.o.name[:60] or 'somebody'}, device {', '.join(found.dev.ids)[:60] or '?'}"
+            owner=f"{found.o.name[:60] or 'another program'}, device {', '.join(found.dev.ids)[:60] or '?'}"
         )
     alive, gone = dict[str, str](), dict[str, str]()
-    for name, part in list(found.cmps.items())[:_MOST]:
+    for name, part in list(found.cmps.items())[:_ENTITIES_MAX]:
         if part.p in _NEEDS and len(name) <= 300:
             (alive if part.uniq_id else gone)[name] = part.p
     return RetainedEntities(alive, gone)

@@ -1,16 +1,28 @@
-"""Commands as strangers send them: whatever comes is a command or a refusal in plain words."""
+"""Commands as strangers send them, and their queue."""
 
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from paho.mqtt.client import topic_matches_sub
 
-from agent.comms.commands import Command, Value, check_answer_topic, request_command, set_command, shown
+from agent.comms import commands
+from agent.comms.commands import (
+    Command,
+    Request,
+    Requests,
+    Value,
+    check_answer_topic,
+    request_command,
+    set_command,
+    shown,
+)
 from agent.comms.mqtt.inbox import LARGEST
+from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 
@@ -262,3 +274,164 @@ def test_a_topic_tells_whom_it_commands(topic: str, addressed: Addressed | None)
 def test_a_strangers_text_is_shown_short_and_harmless(text: str) -> None:
     assert shown(text).isprintable()
     assert len(shown(text)) < 500
+
+
+ENABLED = TOPICS.set("front", "enabled")
+STATUS = TOPICS.command("status")
+
+
+class Queue:
+    """Requests, and what is answered."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[str, dict[str, Any], bytes]] = []
+        self.woken = 0
+        self.requests = Requests(TOPICS, self._answer, self._wake)
+
+    def _answer(self, topic: str, payload: bytes, correlation: bytes) -> None:
+        self.answers.append((topic, json.loads(payload), correlation))
+
+    def _wake(self) -> None:
+        self.woken += 1
+
+    def take(self, topic: str, payload: bytes = b"", **more: Any) -> Request | None:
+        self.requests.receive(IncomingMessage(topic, payload, **more))
+        return self.requests.next()
+
+
+@pytest.fixture
+def queue() -> Queue:
+    return Queue()
+
+
+def test_a_request_waits_and_is_answered_where_its_sender_waits(queue: Queue) -> None:
+    request = queue.take(STATUS, b'{"id": "x"}', response_topic="me/answers", correlation=b"7")
+    assert request is not None
+    assert request.command is not None
+    assert (request.command.verb, queue.woken) == ("status", 1)
+    queue.requests.answer(request, ok=True, more={"version": "1"})
+    assert queue.answers == [("me/answers", {"ok": True, "reason": "", "id": "x", "version": "1"}, b"7")]
+
+
+def test_without_a_response_topic_a_request_is_answered_beneath_it_and_a_setting_is_not(queue: Queue) -> None:
+    for topic in (STATUS, ENABLED):
+        request = queue.take(topic, b"" if topic == STATUS else b"on")
+        assert request is not None
+        queue.requests.answer(request, ok=True)
+    assert [topic for topic, _, _ in queue.answers] == [TOPICS.answer("status")]
+
+
+def test_a_setting_tells_its_place_so_that_its_state_can_be_told_again(queue: Queue) -> None:
+    request = queue.take(TOPICS.set("front", "zone/drive"), b"maybe", response_topic="me/answers")
+    assert request is not None
+    assert (request.command, request.place, request.answer_to) == (None, ("front", "zone/drive"), "me/answers")
+    assert "on or off" in request.refusal
+
+
+def test_a_retained_command_is_refused_once_in_the_log_and_never_done(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):
+        assert queue.take(ENABLED, b"off", retained=True, response_topic="me/answers") is None
+        assert queue.take(STATUS, b"{}", retained=True) is None
+    assert queue.answers == [], "there would be one at every start"
+    assert len(caplog.records) == 2
+    assert all("is retained by the broker" in record.getMessage() for record in caplog.records)
+
+
+def test_what_deletes_a_retained_command_is_none_itself(queue: Queue, caplog: pytest.LogCaptureFixture) -> None:
+    for topic in (ENABLED, TOPICS.set("front", "snapshot"), STATUS, TOPICS.command("reload")):
+        assert queue.take(topic, b"", retained=True) is None
+    assert (queue.answers, queue.woken, caplog.records) == ([], 0, [])
+
+
+def test_hostile_retained_topics_fill_neither_the_log_nor_the_memory(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(1000):
+        queue.take(TOPICS.set(f"x{number}\n", "enabled"), b"on", retained=True)
+    assert len(caplog.records) == commands._RETAINED_LOGGED
+    assert all(record.getMessage().isprintable() for record in caplog.records)
+
+
+def test_what_comes_twice_is_done_once_and_answered_twice(queue: Queue) -> None:
+    snapshot = TOPICS.command("snapshot")
+    asked: dict[str, Any] = {
+        "payload": b'{"stream": "front"}',
+        "response_topic": "me/answers",
+        "correlation": b"1",
+    }
+    request = queue.take(snapshot, **asked)
+    assert request is not None
+    assert queue.take(snapshot, **asked) is None, "it is at work"
+    assert queue.answers == []
+    queue.requests.answer(request, ok=True)
+    assert queue.take(snapshot, **asked) is None
+    assert queue.answers[0] == queue.answers[1]
+    assert len(queue.answers) == 2
+    assert queue.take(snapshot, **{**asked, "correlation": b"2"}) is not None
+    assert queue.take(snapshot, **{**asked, "response_topic": "you/answers"}) is not None, "somebody else asks"
+
+
+def test_an_id_in_the_payload_does_what_correlation_data_does(queue: Queue) -> None:
+    payload = b'{"stream": "front", "id": "42"}'
+    assert queue.take(TOPICS.command("snapshot"), payload) is not None
+    assert queue.take(TOPICS.command("snapshot"), payload) is None
+
+
+def test_a_refusal_carries_the_id_too(queue: Queue) -> None:
+    for payload in (b'{"stream": "front", "what": "threshold", "value": 5, "id": "42"}', b'{"x": 1, "id": "42"}'):
+        request = queue.take(TOPICS.command("set"), payload)
+        assert request is not None
+        assert (request.command, request.id) == (None, "42")
+    for payload in (b'{"id": 42}', b'{"id": "' + b"x" * 200 + b'"}', b"\xff", b"[" * 9999):
+        request = queue.take(TOPICS.command("set"), payload)
+        assert request is not None
+        assert request.id == ""
+
+
+def test_without_either_the_same_may_be_wanted_again(queue: Queue) -> None:
+    assert queue.take(ENABLED, b"on") is not None
+    assert queue.take(ENABLED, b"on") is not None
+
+
+def test_after_a_minute_the_same_is_no_repetition(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "_REMEMBERED_S", 0.0)
+    for _ in range(2):
+        assert queue.take(ENABLED, b"on", correlation=b"1", response_topic="me") is not None
+
+
+def test_what_is_remembered_is_bounded(queue: Queue) -> None:
+    for number in range(10 * commands._REMEMBERED):
+        queue.take(ENABLED, b"on", correlation=str(number).encode(), response_topic="me")
+    assert len(queue.requests._known) == commands._REMEMBERED
+
+
+@pytest.mark.parametrize("topic", [STATUS, ENABLED, "vedette/shed/cmd/status", "a/#"])
+def test_a_hostile_response_topic_gets_nothing_and_nothing_is_done(queue: Queue, topic: str) -> None:
+    request = queue.take(STATUS, response_topic=topic, correlation=b"1")
+    assert request is not None
+    assert request.command is None
+    assert request.answer_to == TOPICS.answer("status")
+    setting = queue.take(ENABLED, b"off", response_topic=topic)
+    assert setting is not None
+    assert (setting.command, setting.answer_to) == (None, "")
+
+
+def test_huge_correlation_data_is_neither_kept_nor_sent_back(queue: Queue) -> None:
+    request = queue.take(STATUS, correlation=b"x" * 30_000, response_topic="me")
+    assert request is not None
+    assert (request.command, request.correlation, request.mark) == (None, b"", None)
+
+
+def test_more_than_can_be_done_is_refused_at_once(queue: Queue) -> None:
+    for _ in range(commands._WAITING_MAX + 5):
+        queue.requests.receive(IncomingMessage(STATUS, b"", response_topic="me"))
+    assert len(queue.answers) == 5
+    assert queue.answers[0][1] == {"ok": False, "reason": "too many commands wait; try again later"}
+
+
+def test_topics_of_others_are_left_alone(queue: Queue) -> None:
+    assert queue.take("vedette/shed/cmd/status") is None
+    assert queue.take(TOPICS.answer("status")) is None
+    assert queue.woken == 0

@@ -120,14 +120,14 @@ def test_detections_do_not_wait_for_the_events_of_their_frame() -> None:
             order.append(topic.rpartition("/")[2])
 
     seen = StreamResult(events=[event("new")], detections=[], stages=StageTimes())
-    reporter(Ordered(), PublishConfig(detections=True)).seen(1, NOW, seen, "cpu", "full")
+    reporter(Ordered(), PublishConfig(detections=True)).report(1, NOW, seen, "cpu", "full")
     assert order == ["detections", "events"]
 
 
 def test_detections_go_straight_to_the_broker() -> None:
     kept = Kept()
     seen = StreamResult([], [Detection("dog", 0.5)], StageTimes())
-    reporter(kept, PublishConfig(detections=True)).seen(77, NOW, seen, "cpu", "full")
+    reporter(kept, PublishConfig(detections=True)).report(77, NOW, seen, "cpu", "full")
     ((topic, body),) = kept.sent
     assert (topic, msgspec.json.decode(body)["seq"], kept.puts) == ("vedette/porch/front/detections", 77, [])
 
@@ -142,7 +142,7 @@ def test_after_a_stop_only_ends_and_counts_of_nothing_are_published() -> None:
     late = StreamResult(
         [event("update"), event("new", track="front-2")], [Detection("person", 0.9)], StageTimes()
     )
-    speaking.seen(2, NOW, late, "cpu", "full")
+    speaking.report(2, NOW, late, "cpu", "full")
     speaking.counts({"person": 2, "dog": 1}, {("yard", "person"): 2})
     speaking.snapshot(b"late")
     assert (kept.kinds(), kept.sent, kept.history[before:]) == (["new"], [], [])
@@ -160,5 +160,5 @@ def test_after_it_is_closed_nothing_is_published() -> None:
     before = len(kept.history)
     speaking.counts({"person": 0, "dog": 0}, {})
     speaking.snapshot(b"late")
-    speaking.seen(2, NOW, StreamResult([event("new")], [Detection("person", 0.9)], StageTimes()), "cpu", "full")
+    speaking.report(2, NOW, StreamResult([event("new")], [Detection("person", 0.9)], StageTimes()), "cpu", "full")
     assert (kept.kinds(), kept.sent, kept.history[before:]) == ([], [], [])

@@ -186,5 +186,5 @@ def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
     kept = Kept()
     _, reporter = house(tmp_path, kept)
     frame = frames(1)[0]
-    reporter.seen(frame.seq, frame.captured_at, StreamResult([], None, StageTimes()), "cpu", "full")
+    reporter.report(frame.seq, frame.captured_at, StreamResult([], None, StageTimes()), "cpu", "full")
     assert kept.puts == []
