@@ -214,7 +214,7 @@ def _import(shown: str) -> Any:
 
 
 def _silence_alsa() -> None:
-    """No lines of ALSA and JACK on stderr for each device that they try: what takes them does nothing."""
+    """Replace the error handlers of ALSA and JACK, which print lines for each device that they try."""
     nothing = ctypes.cast(ctypes.CDLL(None).getpid, ctypes.c_void_p)
     for name, setters in (
         ("libasound.so.2", ("snd_lib_error_set_handler",)),

@@ -355,5 +355,7 @@ def test_events_reach_the_broker_in_order_through_a_full_disk(small: Path) -> No
 
 
 def test_a_disk_that_gets_full_while_a_version_is_installed_is_named(small: Path) -> None:
-    with pytest.raises(UpdateError, match=f"cannot be made.*: No space left on the disk of {small}: make room"):
+    with pytest.raises(
+        UpdateError, match=f"cannot be created.*: No space left on the disk of {small}: make room"
+    ):
         install(sys.executable, small / "venv", [])

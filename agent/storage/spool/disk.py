@@ -398,7 +398,7 @@ class SpoolDisk:
             with suppress(sqlite3.Error, OSError):  # rows on the disk should still be read, and go first
                 self._open()
         elif code == sqlite3.SQLITE_FULL and self._table is not None:
-            self._table.fold()
+            self._table.empty_journal()
         # Before a number is sent that the disk does not know.
         if self._given:  # else `next_seq` does
             self._is_claimed(self._given)

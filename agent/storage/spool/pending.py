@@ -80,7 +80,7 @@ class OpenTracks:
     def all(self) -> list[StoredOpenTrack]:
         return list(self._pending.values())
 
-    def written(self, tracks: Iterable[StoredOpenTrack]) -> None:
+    def forget_written(self, tracks: Iterable[StoredOpenTrack]) -> None:
         """Forget what the disk knows now; what has been set since stays."""
         for track in tracks:
             (self._on_disk.discard if track.body is None else self._on_disk.add)(track.key)
@@ -143,14 +143,14 @@ class MemoryRows:
         self._rows[row.seq] = row
         self._index.append(row.seq)
         self.bytes += size(row)
-        return self._shed()
+        return self._drop_excess()
 
-    def bound(self, max_bytes: int) -> list[int]:
+    def set_bound(self, max_bytes: int) -> list[int]:
         """Change the bound; return the numbers of rows that were dropped for it."""
         self._max_bytes = max_bytes
-        return self._shed()
+        return self._drop_excess()
 
-    def _shed(self) -> list[int]:
+    def _drop_excess(self) -> list[int]:
         shed: list[int] = []
         while self.bytes > self._max_bytes:
             shed.append(self._drop_oldest())
@@ -217,7 +217,7 @@ class PendingRows:
 
     def configure(self, config: StorageConfig) -> None:
         self._config = config
-        self._count_shed(self.rows.bound(config.spool_max_bytes), "bytes")
+        self._count_shed(self.rows.set_bound(config.spool_max_bytes), "bytes")
 
     def put(self, topic: str, body: bytes, track: OpenTrack | None) -> None:
         """Number an event and add it, with the crash end of its track."""
@@ -323,7 +323,7 @@ class PendingRows:
             self.rows.remove(row.seq)
         self.settled.difference_update(commit.settled)
         self.deleted.difference_update(commit.delete)
-        self.tracks.written(commit.tracks)
+        self.tracks.forget_written(commit.tracks)
         self.dropped.subtract(commit.dropped)
 
     def _free_acknowledged(self) -> None:

@@ -111,20 +111,20 @@ class Counts(NamedTuple):
         rows, bytes: of what waits.
         kept: bytes of the history: rows that have been acknowledged.
         acked: every row up to this number has been acknowledged.
-        noted: the `acked` in the counter, for when the newest row does not carry it.
+        stored_acked: the `acked` in the counter, for when the newest row does not carry it.
     """
 
     rows: int
     bytes: int
     kept: int
     acked: int
-    noted: int
+    stored_acked: int
 
-    def waits(self, rows: int, size: int) -> Counts:
+    def add_waiting(self, rows: int, size: int) -> Counts:
         """Return the counts with more rows that wait, or fewer."""
         return self._replace(rows=self.rows + rows, bytes=self.bytes + size)
 
-    def keeps(self, size: int) -> Counts:
+    def add_kept(self, size: int) -> Counts:
         """Return the counts with more bytes of history, or fewer."""
         return self._replace(kept=self.kept + size)
 
@@ -137,14 +137,14 @@ def newest(connection: sqlite3.Connection) -> tuple[int, int]:
     return found or (0, 0)
 
 
-def count(connection: sqlite3.Connection, noted: int) -> Counts:
+def count(connection: sqlite3.Connection, stored_acked: int) -> Counts:
     """Count what a file holds, with `acked` of its counter."""
-    acked = max(noted, newest(connection)[1])
+    acked = max(stored_acked, newest(connection)[1])
     found = connection.execute(
         f"SELECT seq <= ? OR settled AS done, count(*), sum({SIZE}) FROM spool GROUP BY done", (acked,)
     )
     by_done = {bool(done): (rows, size) for done, rows, size in found}
-    return Counts(*by_done.get(False, (0, 0)), by_done.get(True, (0, 0))[1], acked, noted)
+    return Counts(*by_done.get(False, (0, 0)), by_done.get(True, (0, 0))[1], acked, stored_acked)
 
 
 _PIECE = 8
@@ -152,12 +152,12 @@ _PIECE = 8
 _PIECE_S = 3600.0
 
 
-def settle(connection: sqlite3.Connection, tally: Counts, commit: Commit) -> Counts:
+def settle(connection: sqlite3.Connection, counts: Counts, commit: Commit) -> Counts:
     """Record what has been acknowledged, before the new rows are inserted."""
     if not commit.settled:
-        return tally
-    acked, rows, size = _advance(connection, tally.acked, commit)
-    tally = tally._replace(acked=acked).waits(-rows, -size).keeps(size)
+        return counts
+    acked, rows, size = _advance(connection, counts.acked, commit)
+    counts = counts._replace(acked=acked).add_waiting(-rows, -size).add_kept(size)
     if ahead := [seq for seq in commit.settled if seq > acked]:
         found = connection.execute(
             "UPDATE spool SET settled = 1 WHERE seq IN (SELECT value FROM json_each(?)) AND NOT settled "
@@ -165,8 +165,8 @@ def settle(connection: sqlite3.Connection, tally: Counts, commit: Commit) -> Cou
             (json.dumps(ahead),),
         ).fetchall()
         size = sum(row_size for (row_size,) in found)
-        tally = tally.waits(-len(found), -size).keeps(size)
-    return tally
+        counts = counts.add_waiting(-len(found), -size).add_kept(size)
+    return counts
 
 
 def _advance(connection: sqlite3.Connection, acked: int, commit: Commit) -> tuple[int, int, int]:
@@ -187,23 +187,23 @@ def _advance(connection: sqlite3.Connection, acked: int, commit: Commit) -> tupl
     return acked, count, freed
 
 
-def shorten(connection: sqlite3.Connection, tally: Counts, config: StorageConfig) -> Counts:
+def shorten(connection: sqlite3.Connection, counts: Counts, config: StorageConfig) -> Counts:
     """Delete the oldest part of the history if it has become too large or too old."""
     room = config.history_max_bytes
     too_old = time.time() - config.history_max_age_s
-    if tally.kept <= room and not _has_older(connection, tally.acked, too_old, config):
-        return tally
-    if tally.kept > room:
+    if counts.kept <= room and not _has_older(connection, counts.acked, too_old, config):
+        return counts
+    if counts.kept > room:
         room -= room // _PIECE
     last, freed = 0, 0
     statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq <= ? OR settled ORDER BY seq"
-    with closing(connection.execute(statement, (tally.acked,))) as rows:
+    with closing(connection.execute(statement, (counts.acked,))) as rows:
         for seq, put_at, size in rows:
-            if tally.kept - freed <= room and not CLOCK_SET < put_at < too_old:
+            if counts.kept - freed <= room and not CLOCK_SET < put_at < too_old:
                 break
             last, freed = seq, freed + size
-    connection.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, tally.acked))
-    return tally.keeps(-freed)
+    connection.execute("DELETE FROM spool WHERE seq <= ? AND (seq <= ? OR settled)", (last, counts.acked))
+    return counts.add_kept(-freed)
 
 
 def _has_older(connection: sqlite3.Connection, acked: int, too_old: float, config: StorageConfig) -> bool:
@@ -237,7 +237,7 @@ class SpoolTable:
     or `OSError`, and then nothing has changed.
 
     Attributes:
-        tally: what lies in it.
+        counts: what lies in it.
         dropped: rows that were dropped, ever, by reason.
         last_seq: highest number that was given out, as far as this file knows; kept when it is emptied.
     """
@@ -263,7 +263,7 @@ class SpoolTable:
 
     def _count(self) -> None:
         counters = dict(self._writer.execute("SELECT name, value FROM counter").fetchall())
-        self.tally = count(self._writer, counters.get("acked", 0))
+        self.counts = count(self._writer, counters.get("acked", 0))
         self.dropped: dict[Reason, int] = {
             name.removeprefix(_DROPPED): value for name, value in counters.items() if name.startswith(_DROPPED)
         }
@@ -273,7 +273,7 @@ class SpoolTable:
     @property
     def counted(self) -> Counted:
         """Waiting and dropped rows, as of the last commit."""
-        return Counted(self.tally.rows, self.tally.bytes, self.dropped)
+        return Counted(self.counts.rows, self.counts.bytes, self.dropped)
 
     def read(self, after: int, limit: int) -> list[Stored]:
         """Return the first waiting rows above a number, in order."""
@@ -281,7 +281,7 @@ class SpoolTable:
             found = self._reader.execute(
                 "SELECT seq, topic, body, put_at, first_seq FROM spool "
                 "WHERE seq > ? AND NOT settled ORDER BY seq LIMIT ?",
-                (max(after, self.tally.acked), limit),
+                (max(after, self.counts.acked), limit),
             ).fetchall()
         return [Stored(*row) for row in found]
 
@@ -289,18 +289,18 @@ class SpoolTable:
         """Apply a commit as a whole, and keep the bounds."""
         self._sync(commit.sync)
         with self._transaction():
-            tally = self._delete(self.tally, commit.delete)
+            counts = self._delete(self.counts, commit.delete)
             if self._config.history_max_bytes:
-                tally = self._insert(settle(self._writer, tally, commit), commit)
+                counts = self._insert(settle(self._writer, counts, commit), commit)
             else:
-                tally = self._delete(self._insert(tally, commit), commit.settled)
+                counts = self._delete(self._insert(counts, commit), commit.settled)
             for track in commit.tracks:
                 self._set_track(track)
-            tally, trimmed = self._trim(tally)
-            tally = shorten(self._writer, tally, self._config)
+            counts, trimmed = self._trim(counts)
+            counts = shorten(self._writer, counts, self._config)
             dropped = _sum(commit.dropped, trimmed)
-            tally = self._note(tally, commit.given, dropped)
-        self.tally, self.dropped = tally, _sum(self.dropped, dropped)
+            counts = self._write_counters(counts, commit.given, dropped)
+        self.counts, self.dropped = counts, _sum(self.dropped, dropped)
         self.last_seq = max(self.last_seq, commit.given)
 
     def open_tracks(self) -> list[StoredOpenTrack]:
@@ -338,67 +338,67 @@ class SpoolTable:
                 self._writer.execute("ROLLBACK")
             raise
 
-    def _insert(self, tally: Counts, commit: Commit) -> Counts:
+    def _insert(self, counts: Counts, commit: Commit) -> Counts:
         for row in commit.insert:
-            ahead = row.seq > tally.acked and row.seq in commit.settled and self._config.history_max_bytes > 0
+            ahead = row.seq > counts.acked and row.seq in commit.settled and self._config.history_max_bytes > 0
             self._writer.execute(
                 "INSERT INTO spool (seq, topic, body, put_at, acked, settled, first_seq) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (row.seq, row.topic, row.body, row.put_at, tally.acked, ahead, row.first_seq),
+                (row.seq, row.topic, row.body, row.put_at, counts.acked, ahead, row.first_seq),
             )
-            done = ahead or row.seq <= tally.acked
-            tally = tally.keeps(size(row)) if done else tally.waits(1, size(row))
-        return tally
+            done = ahead or row.seq <= counts.acked
+            counts = counts.add_kept(size(row)) if done else counts.add_waiting(1, size(row))
+        return counts
 
-    def _delete(self, tally: Counts, seqs: Collection[int]) -> Counts:
+    def _delete(self, counts: Counts, seqs: Collection[int]) -> Counts:
         if not seqs:
-            return tally
+            return counts
         found = self._writer.execute(
             "DELETE FROM spool WHERE seq IN (SELECT value FROM json_each(?)) "
             f"RETURNING seq <= ? OR settled, {SIZE}",
-            (json.dumps(list(seqs)), tally.acked),
+            (json.dumps(list(seqs)), counts.acked),
         ).fetchall()
         for done, row_size in found:
-            tally = tally.keeps(-row_size) if done else tally.waits(-1, -row_size)
-        return tally
+            counts = counts.add_kept(-row_size) if done else counts.add_waiting(-1, -row_size)
+        return counts
 
-    def _trim(self, tally: Counts) -> tuple[Counts, dict[Reason, int]]:
+    def _trim(self, counts: Counts) -> tuple[Counts, dict[Reason, int]]:
         """Drop the oldest waiting rows that are too old or too many; return how many by reason.
 
         A row that was stamped before the clock was set has no known age.
         """
         oldest, last, dropped = time.time() - MAX_AGE_S, 0, dict[Reason, int]()
         statement = f"SELECT seq, put_at, {SIZE} FROM spool WHERE seq > ? AND NOT settled ORDER BY seq"
-        with closing(self._writer.execute(statement, (tally.acked,))) as rows:
+        with closing(self._writer.execute(statement, (counts.acked,))) as rows:
             for seq, put_at, row_size in rows:
                 too_old = CLOCK_SET < put_at < oldest
-                if tally.bytes <= self._config.spool_max_bytes and not too_old:
+                if counts.bytes <= self._config.spool_max_bytes and not too_old:
                     break
                 reason: Reason = "age" if too_old else "bytes"
-                last, tally = seq, tally.waits(-1, -row_size)
+                last, counts = seq, counts.add_waiting(-1, -row_size)
                 dropped[reason] = dropped.get(reason, 0) + 1
         if dropped:
             self._writer.execute(
-                "DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (tally.acked, last)
+                "DELETE FROM spool WHERE seq > ? AND seq <= ? AND NOT settled", (counts.acked, last)
             )
-        return tally, dropped
+        return counts, dropped
 
-    def _note(self, tally: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
+    def _write_counters(self, counts: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
         """Write the counters that the newest row does not carry."""
         last, acked = newest(self._writer)
         if last < given:
             self._counter("seq", given)
-        if max(acked, tally.noted) < tally.acked:
-            self._counter("acked", tally.acked)
-            tally = tally._replace(noted=tally.acked)
+        if max(acked, counts.stored_acked) < counts.acked:
+            self._counter("acked", counts.acked)
+            counts = counts._replace(stored_acked=counts.acked)
         for reason, number in dropped.items():
             self._counter(_DROPPED + reason, self.dropped.get(reason, 0) + number)
-        return tally
+        return counts
 
     def _counter(self, name: str, value: int) -> None:
         self._writer.execute("INSERT OR REPLACE INTO counter VALUES (?, ?)", (name, value))
 
-    def fold(self) -> None:
+    def empty_journal(self) -> None:
         """Fold the journal into the database and empty it, if possible: that frees room on a full disk."""
         with suppress(sqlite3.Error):
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")

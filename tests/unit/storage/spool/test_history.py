@@ -77,7 +77,7 @@ def test_the_oldest_go_in_pieces_when_there_are_too_many(tmp_path: Path) -> None
     for seq in range(1, 400):
         table.commit(Commit(rows(seq, 1, time.time()), {seq - 1}, (), seq))
         lengths.append(len(kept_sizes(tmp_path)))
-        assert table.tally.kept == sum(kept_sizes(tmp_path)) <= bound
+        assert table.counts.kept == sum(kept_sizes(tmp_path)) <= bound
     shorter = [before - after for before, after in itertools.pairwise(lengths) if after < before]
     assert len(shorter) > 10
     assert min(shorter) >= bound // 8 // 1100, "a piece at once"
@@ -103,7 +103,7 @@ def test_a_history_that_is_shortened_gives_its_room_to_new_rows(tmp_path: Path) 
     for seq in range(1, 1500):
         table.commit(Commit(rows(seq, 1, time.time()), {seq - 1}, (), seq))
         if seq % 500 == 499:
-            table.fold()
+            table.empty_journal()
             sizes.append((tmp_path / "spool.db").stat().st_size)
     assert sizes[1] == sizes[2] < 2 * 200_000
     table.close()

@@ -100,13 +100,13 @@ def test_events_are_synced_as_configured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, level: int
 ) -> None:
     seen: list[int] = []
-    note = SpoolTable._note
+    note = SpoolTable._write_counters
 
     def look(self: SpoolTable, tally: Counts, given: int, dropped: dict[Reason, int]) -> Counts:
         seen.append(self._writer.execute("PRAGMA synchronous").fetchone()[0])
         return note(self, tally, given, dropped)
 
-    monkeypatch.setattr(SpoolTable, "_note", look)
+    monkeypatch.setattr(SpoolTable, "_write_counters", look)
     opened = filled(tmp_path, 1, StorageConfig(durability=durability))
     assert seen == [level]
     opened.close()
