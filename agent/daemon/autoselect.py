@@ -30,6 +30,7 @@ from agent.errors import VedetteError
 from agent.models.files import is_packaged
 from agent.models.library import golden
 from agent.storage.state_file import MeasurementFiles
+from agent.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -73,14 +74,14 @@ class AutoBackend:
         if backend != AUTO:
             return open_session(model, backend, options, self.vetting)
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
-        found = self._measurements.found()
+        found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
-        verdict = None if made is None else self._measurements.verdict(made, found, options.threads)
-        session = self._on_cpu(model, BackendSpec() if verdict is None else verdict.cpu, options)
+        selected = None if made is None else self._measurements.select(made, found, options.threads)
+        session = self._on_cpu(model, BackendSpec() if selected is None else selected.cpu, options)
         job = _Candidate(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
             self._open = [one for one in self._open if one.session() is not None] + [job]
-        if verdict is None or verdict.chosen != verdict.cpu:
+        if selected is None or selected.chosen != selected.cpu:
             self._queue(job)
         return session
 
@@ -154,7 +155,7 @@ class AutoBackend:
             log.exception("%s: stays on the CPU: internal error (please report)", model.path)
 
     def _upgrade(self, job: _Candidate, model: Model, *, measure: bool) -> None:
-        found = self._measurements.found()
+        found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
         if made is None and not measure:
             self._waiting.append(job)
@@ -162,8 +163,8 @@ class AutoBackend:
         if made is None:
             log.info("%s: measuring the backends of this board", model.path)
             made = self._measurements.measure_and_store(model, found, self._check_open)
-            _log_selection(model, self._measurements.verdict(made, found, job.options.threads))
-        self._exchange(job, model, self._measurements.verdict(made, found, job.options.threads))
+            _log_selection(model, self._measurements.select(made, found, job.options.threads))
+        self._exchange(job, model, self._measurements.select(made, found, job.options.threads))
 
     def _check_open(self, what: str) -> None:
         log.debug("measuring %s", what)
@@ -180,31 +181,27 @@ class AutoBackend:
 
         return FailoverSession(model, plan, options, inputs=golden(model), vetting=self.vetting, **more)
 
-    def _exchange(self, job: _Candidate, model: Model, verdict: Selection) -> None:
+    def _exchange(self, job: _Candidate, model: Model, selected: Selection) -> None:
         """Move the session to the selected backend, if it does not run there yet."""
-        session, plan = job.session(), verdict.chosen
+        session, plan = job.session(), selected.chosen
         if session is None or session.closed or session.plan == plan:
             return
-        options = replace(job.options, threads=verdict.cpu.threads)
-        if plan == verdict.cpu:
+        options = replace(job.options, threads=selected.cpu.threads)
+        if plan == selected.cpu:
             session.swap_to(self.vetting.open(model, options), plan)
         else:
             session.swap_to(self._failover(model, plan, options), plan)
 
 
-def _log_selection(model: Model, verdict: Selection) -> None:
-    by_cpu = verdict.by == "energy"
-    for one in verdict.measured:
-        what = f"{one.name} with {_plural(one.threads)}" if one.threads else one.name
+def _log_selection(model: Model, selected: Selection) -> None:
+    by_cpu = selected.by == "energy"
+    for one in selected.measured:
+        what = f"{one.name} with {plural(one.threads, 'thread')}" if one.threads else one.name
         if one.p50_ms:
             cost = f"{one.cpu_ms:.2f} ms of CPU time" if by_cpu else f"{one.p50_ms:.2f} ms"
             log.info("%s: %s: %s%s", model.path, what, cost, f": {one.refused}" if one.refused else "")
         elif one.here:
             log.info("%s: %s: %s", model.path, what, one.refused)
-    plan = verdict.chosen
-    on = f"the CPU with {_plural(plan.threads)}" if plan == verdict.cpu else plan.backend
+    plan = selected.chosen
+    on = f"the CPU with {plural(plan.threads, 'thread')}" if plan == selected.cpu else plan.backend
     log.info("%s: now runs on %s", model.path, on)
-
-
-def _plural(threads: int) -> str:
-    return f"{threads} thread{'s' * (threads != 1)}"

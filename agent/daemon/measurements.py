@@ -156,7 +156,7 @@ class StoredMeasurements:
     def __init__(self, files: MeasurementFiles, selection: SelectionConfig) -> None:
         self._files, self.selection = files, selection
 
-    def found(self) -> list[DelegateProbe]:
+    def delegates(self) -> list[DelegateProbe]:
         """Return the delegates of this board that the configuration allows. Raises BackendError."""
         allowed = self.selection.candidates
         return [] if allowed == () else probe_delegates(allowed or ())
@@ -227,7 +227,7 @@ class StoredMeasurements:
         except StorageError as error:
             log.warning("%s; measuring again after the next start", error)
 
-    def verdict(self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0) -> Selection:
+    def select(self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0) -> Selection:
         """Select the best backend, see `decide`."""
         return decide(made.measured, found, self.selection.by, threads)
 

@@ -93,7 +93,7 @@ def cached_start(folder: Path) -> float:
     """
     model, selection = open_model("small-speech", "3"), SelectionConfig(threads_max=1, after_s=1e6)
     surveys = StoredMeasurements(MeasurementFiles(folder), selection)
-    found = surveys.found()
+    found = surveys.delegates()
     surveys.measure_and_store(model, found, lambda _: None)
     times: dict[str, list[float]] = {"auto": [], "cpu": []}
     for _ in range(20):

@@ -58,7 +58,7 @@ def test_a_software_driver_is_named_by_the_bench_and_left_out_by_the_selection(t
     )
     surveys = StoredMeasurements(MeasurementFiles(tmp_path), SelectionConfig(candidates=("gpu",), threads_max=1))
     asked: list[str] = []
-    made = surveys.measure(open_model("small-speech", "3"), surveys.found(), asked.append)
+    made = surveys.measure(open_model("small-speech", "3"), surveys.delegates(), asked.append)
     assert set(asked) == {"cpu, 1 thread"}
     assert "computes on the CPU" in made.measured[-1].refused
 

@@ -78,7 +78,7 @@ def _check_model(
 ) -> Iterator[Finding]:
     """Report one model's measurement, or why there is none."""
     try:
-        found = measurements.found()
+        found = measurements.delegates()
         made = _measured(measurements, model, found, report) if fresh else measurements.load(model, found)
     except StorageError as error:
         yield _unreadable(name, error)
@@ -88,7 +88,7 @@ def _check_model(
         if made is None:
             yield Finding(SECTION, name, f"not measured on this board, or something has changed since: {_FRESH}")
             return
-        yield from check_survey(model, made, measurements.verdict(made, found), found)
+        yield from check_survey(model, made, measurements.select(made, found), found)
         if fresh:
             yield from _store(measurements, model, made)
 

@@ -41,6 +41,7 @@ from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
+from agent.text import plural
 
 _TURN_S = 0.1
 """Length of a turn, s."""
@@ -68,7 +69,7 @@ class Candidate(Struct, frozen=True):
     def label(self) -> str:
         """Label such as `cpu, 2 threads`."""
         threads = self.plan.threads
-        return self.plan.backend + (f", {threads} thread{'s' * (threads != 1)}" if threads else "")
+        return self.plan.backend + (f", {plural(threads, 'thread')}" if threads else "")
 
 
 def benchmark(

@@ -76,7 +76,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, library: Path, model: Mod
     """A state folder with the model's survey in it."""
     folder = tmp_path_factory.mktemp("state")
     surveys = StoredMeasurements(MeasurementFiles(folder), selection(library))
-    surveys.measure_and_store(model, surveys.found(), lambda _: None)
+    surveys.measure_and_store(model, surveys.delegates(), lambda _: None)
     return folder
 
 
@@ -221,7 +221,7 @@ def test_a_damaged_or_impossible_verdict_is_told_and_measured_anew(
     assert callable(damage)
     file.write_bytes(damage(file.read_bytes()))
     surveys = StoredMeasurements(MeasurementFiles(state), selection(library))
-    assert surveys.load_valid(model, surveys.found()) is None
+    assert surveys.load_valid(model, surveys.delegates()) is None
     assert f"{file}: damaged: " in caplog.text
     assert "measuring again" in caplog.text
 
@@ -238,9 +238,9 @@ def test_no_byte_of_a_verdict_keeps_the_daemon_from_starting(
         (Path(folder) / "verdicts").mkdir()
         (Path(folder) / "verdicts" / file.name).write_bytes(content)
         surveys = StoredMeasurements(MeasurementFiles(Path(folder)), selection(library))
-        found = surveys.found()
+        found = surveys.delegates()
         if (made := surveys.load_valid(model, found)) is not None:
-            assert surveys.verdict(made, found).cpu.threads == 1
+            assert surveys.select(made, found).cpu.threads == 1
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/dev/zero")])
@@ -264,9 +264,9 @@ def test_one_that_another_version_wrote_is_none(
     (file,) = files(state)
     kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
     surveys = StoredMeasurements(MeasurementFiles(state), selection(library))
-    assert surveys.load_valid(model, surveys.found()) == kept
+    assert surveys.load_valid(model, surveys.delegates()) == kept
     file.write_bytes(msgspec.json.encode(replace(kept, version=0, measured=())))
-    assert surveys.load_valid(model, surveys.found()) is None
+    assert surveys.load_valid(model, surveys.delegates()) is None
     assert caplog.text == ""
 
 
@@ -274,7 +274,7 @@ def test_a_device_that_answered_with_no_numbers_is_remembered(
     tmp_path: Path, library: Path, model: Model
 ) -> None:
     surveys = StoredMeasurements(MeasurementFiles(tmp_path), selection(library, "nan"))
-    found = surveys.found()
+    found = surveys.delegates()
     made = surveys.measure_and_store(model, found, lambda _: None)
     assert made.measured[1].error is None
     assert made.measured[1].refused == "answers wrongly: not all numbers are finite"
@@ -290,7 +290,7 @@ def test_a_change_of_the_board_is_told(
     older = replace(kept, circumstances=replace(kept.circumstances, kernel="5.10.0", cores=99))
     file.write_bytes(msgspec.json.encode(older))
     surveys = StoredMeasurements(MeasurementFiles(state), selection(library))
-    assert surveys.load_valid(model, surveys.found()) is None
+    assert surveys.load_valid(model, surveys.delegates()) is None
     assert "kernel, cores changed since it was measured" in caplog.text
 
 
