@@ -83,7 +83,7 @@ def _models(_context: click.Context, _option: click.Parameter, incomplete: str) 
 def build(out: Path | None, key: Path | None, **options: Any) -> None:
     """Build a bundle: Vedette with its dependencies, models with golden answers, configurations.
 
-    Wheels are fetched for the board, as locked and each by its hash. The same sources give the same bytes.
+    Wheels of the board are downloaded as locked, and checked by hash. The same sources give the same bytes.
     """
     from tempfile import TemporaryDirectory
 
@@ -98,8 +98,8 @@ def build(out: Path | None, key: Path | None, **options: Any) -> None:
         building.build(plan, out, Path(work), _print_step)
     if key is not None:
         _sign(out, key)
-    told = plain(str(out))
-    click.echo(f"{told}{'' if key else f'; not signed yet: vedette bundle sign {told} --key KEY'}")
+    name = plain(str(out))
+    click.echo(f"{name}{'' if key else f'; not signed yet: vedette bundle sign {name} --key KEY'}")
 
 
 @bundle.command()
@@ -123,7 +123,7 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
     from agent.update.bundle.build import inspection
 
     if revoked is not None and signers is None:
-        raise click.UsageError("--revoked goes with --signers")
+        raise click.UsageError("--revoked needs --signers")
     found = inspection(file, signers, revoked)
     if as_json:
         print_json(found, indent=2)
@@ -138,10 +138,10 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
 
     if counter is None:
         raise BundleError(
-            "no --counter: a number above that of the bundle before, which `vedette bundle inspect` shows; 1 for "
-            "the first"
+            "--counter is missing: give a number above the previous bundle's (`vedette bundle inspect`), "
+            "or 1 for the first"
         )
-    _check_together(given, models_only=models_only, name=name)
+    _check_combination(given, models_only=models_only, name=name)
     target = [given.pop(key) for key in ("arch", "python", "glibc", "boards")]
     shadow, health, migrations = (given.pop(key) for key in ("shadow", "health", "migrations"))
     return Plan(
@@ -156,24 +156,23 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
     )
 
 
-def _check_together(given: dict[str, Any], *, models_only: bool, name: str | None) -> None:
-    """Refuse options that do not apply to this kind of bundle."""
+def _check_combination(given: dict[str, Any], *, models_only: bool, name: str | None) -> None:
     from agent.errors import BundleError
 
     if not models_only:
         if given["shadow"]:
-            raise BundleError("--shadow goes with --models-only: only models can run beside those in use")
+            raise BundleError("--shadow needs --models-only: only models can run beside those in use")
         if name is not None:
-            raise BundleError("--name goes with --models-only: other bundles have the name of what they bring")
+            raise BundleError("--name needs --models-only: other bundles are named after their content")
         return
     if given["boards"]:
-        raise BundleError("--models-only with --board: models alone are for any board")
+        raise BundleError("--board cannot be combined with --models-only: models run on any board")
     options = {"configs": "--config", "migrations": "--migrations", "extras": "--extra", "wheel": "--wheel"}
     for key, option in {**options, "lock": "--lock"}.items():
         if given[key]:
-            raise BundleError(f"--models-only with {option}, which is for a bundle that brings Vedette")
+            raise BundleError(f"{option} cannot be combined with --models-only: it is for bundles with Vedette")
     if not given["models"]:
-        raise BundleError("--models-only without a model: give --model NAME or --model FILE")
+        raise BundleError("--models-only needs a model: give --model NAME or --model FILE")
 
 
 def _default_name(plan: Plan) -> str:
@@ -186,7 +185,7 @@ def _sign(file: Path, key: Path) -> Path:
     from agent.update.bundle import signing
 
     signing.check_key(key)
-    _print_step(f"signing with {key}, which may want a passphrase or a touch")
+    _print_step(f"signing with {key}, which may ask for a passphrase or a touch")
     return signing.sign(file, key)
 
 

@@ -80,8 +80,8 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
     from agent.config.load import dump, load
 
     read = load(file)
-    commanded, by_command = _commanded(read.config)
-    used = resolved_config(commanded)
+    effective, by_command = _with_overrides(read.config)
+    used = resolved_config(effective)
     shown = used.config if secrets else masked(used.config)
     if as_json:
         print_json(shown)
@@ -90,7 +90,7 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
         click.echo(dump(shown, {keys: plain(remark) for keys, remark in remarks.items()}), nl=False)
 
 
-def _commanded(config: Config) -> tuple[Config, dict[Keys, str]]:
+def _with_overrides(config: Config) -> tuple[Config, dict[Keys, str]]:
     """Apply the overrides that commands have set on this board. Return also a remark for each."""
     from agent.daemon.overrides import OverridesFile
     from agent.errors import StorageError
@@ -141,8 +141,8 @@ def schema() -> None:
     print_json(config_schema(), indent=2)
 
 
-_ORIGIN = "from the model's manifest"
-_SHARE = "a tenth of the file system of the clips, 1 GiB at most"
+_FROM_MANIFEST = "from the model's manifest"
+_CLIPS_DEFAULT = "a tenth of the file system of the clips, 1 GiB at most"
 
 
 class Effective(NamedTuple):
@@ -158,7 +158,7 @@ def resolved_config(config: Config) -> Effective:
 
     from agent.errors import ModelError
 
-    config, remarks = _placed(config)
+    config, remarks = _with_clips_bound(config)
     streams = dict(config.streams)
     for name, stream in config.streams.items():
         try:
@@ -168,8 +168,8 @@ def resolved_config(config: Config) -> Effective:
                 f"cannot be opened, so its variant and thresholds are unknown: {error}"
             )
             continue
-        streams[name] = _filled(stream, manifest)
-        remarks |= {("streams", name, *keys): _ORIGIN for keys in _left_open(stream)}
+        streams[name] = _with_manifest(stream, manifest)
+        remarks |= {("streams", name, *keys): _FROM_MANIFEST for keys in _keys_left_out(stream)}
     return Effective(replace(config, streams=streams), remarks)
 
 
@@ -217,7 +217,7 @@ def _without_logins(value: Any) -> Any:
     return without_login(value) if isinstance(value, str) else value
 
 
-def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
+def _with_clips_bound(config: Config) -> tuple[Config, dict[Keys, str]]:
     from msgspec.structs import replace
 
     from agent.errors import StorageError
@@ -231,7 +231,7 @@ def _placed(config: Config) -> tuple[Config, dict[Keys, str]]:
     except StorageError:
         return config, {}
     storage = replace(config.storage, clips_max_bytes=clips_max_bytes(folder, config.storage))
-    return replace(config, storage=storage), {("storage", "clips_max_bytes"): _SHARE}
+    return replace(config, storage=storage), {("storage", "clips_max_bytes"): _CLIPS_DEFAULT}
 
 
 def hidden(config: Config, shown: Config) -> dict[Keys, str]:
@@ -243,7 +243,7 @@ def hidden(config: Config, shown: Config) -> dict[Keys, str]:
     }
 
 
-def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
+def _with_manifest(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
     from msgspec.structs import replace
 
     decode, output = stream.decode, manifest.output
@@ -258,7 +258,7 @@ def _filled(stream: StreamConfig, manifest: Manifest) -> StreamConfig:
     return replace(stream, variant=variant, decode=decode, track=replace(stream.track, min_hits=hits))
 
 
-def _left_open(stream: StreamConfig) -> list[Keys]:
+def _keys_left_out(stream: StreamConfig) -> list[Keys]:
     """Return the stream's keys that take their value from the manifest."""
     left = [
         ("decode", key) for key in ("score_threshold", "iou_threshold") if getattr(stream.decode, key) is None

@@ -58,15 +58,15 @@ def roll_out(
     check_place(ledger, read, "name another --ledger")
     check_place(report, (*read, ledger), "name another --report")
     check_free(report)
-    kept = Ledger(ledger)
-    rollout = Rollout(inventory, wanted, kept)
+    progress = Ledger(ledger)
+    rollout = Rollout(inventory, wanted, progress)
     if dry_run:
         _print_plan(rollout.planned(boards), as_json=as_json)
-        _warn_of_damage(kept)
+        _warn_of_damage(progress)
         return _WELL
-    with kept.owned():
+    with progress.owned():
         standing = rollout.begin(boards)
-        _warn_of_damage(kept)
+        _warn_of_damage(progress)
         standing = _run(rollout, standing, bundle.name, ledger, err=as_json)
     return _end(standing, ledger, report, as_json=as_json)
 

@@ -6,9 +6,8 @@ import io
 from contextlib import suppress
 
 from agent.capture.source import jpeg_size
-from agent.cli.live import EventTable
+from agent.cli.live import EventTable, FleetTable, Roster
 from agent.cli.output import format_event
-from agent.cli.roster import FleetTable, Roster
 from agent.cli.watch import file_name, json_line
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage

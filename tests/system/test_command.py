@@ -28,13 +28,20 @@ def call(port: int, *words: str) -> Result:
     return CliRunner().invoke(command, ["-H", HOST, "-p", str(port), *words], catch_exceptions=False)
 
 
+def assert_names(output: str, *facts: str) -> None:
+    """The output is one line with every fact."""
+    assert output.count("\n") == 1
+    assert [fact for fact in facts if fact not in output] == []
+
+
 def test_a_person_commands_a_board_from_a_shell(tmp_path: Path, broker: Mosquitto) -> None:
     operator = Operator(broker)
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
         hear(operator.messages, 2)
         assert call(broker.port, "porch", "front", "threshold", "0.5").output == "done\n"
         done = call(broker.port, "porch", "front", "threshold", "5")
-        assert (done.exit_code, done.output) == (1, "refused: threshold is a number from 0 to 1, not '5'\n")
+        assert done.exit_code == 1
+        assert_names(done.output, "refused", "threshold", "'5'")
         assert call(broker.port, "porch", "front", "snapshot").output == f"done: {TOPICS.snapshot('front')}\n"
         done = call(broker.port, "porch", "status")
         assert (
@@ -62,35 +69,30 @@ def test_a_device_that_speaks_3_1_1_is_heard_at_a_broker_that_speaks_5(tmp_path:
         hear(operator.messages, 2)
         assert call(broker.port, "--timeout", "5s", "porch", "front", "threshold", "0.5").output == "done\n"
         done = call(broker.port, "--timeout", "5s", "porch", "front", "threshold", "5")
-        assert (done.exit_code, done.output) == (1, "refused: threshold is a number from 0 to 1, not '5'\n")
+        assert done.exit_code == 1
+        assert_names(done.output, "refused", "threshold", "'5'")
 
 
 def test_why_nobody_answers_is_told(tmp_path: Path, broker: Mosquitto) -> None:
     done = call(broker.port, "porch", "status")
-    assert (done.exit_code, done.output) == (
-        3,
-        f"vedette: no device porch is known at {HOST}:{broker.port}; nor any other\n",
-    )
+    assert done.exit_code == 3
+    assert_names(done.output, "porch", f"{HOST}:{broker.port}")
     operator = Operator(broker)
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))) as vedette:
         hear(operator.messages, 2)
         done = call(broker.port, "porhc", "status")
-        assert done.output == f"vedette: no device porhc is known at {HOST}:{broker.port}; there are: porch\n"
+        assert_names(done.output, "porhc", f"{HOST}:{broker.port}", "porch")
         vedette.process.send_signal(signal.SIGSTOP)
         done = call(broker.port, "--timeout", "1s", "porch", "status")
         vedette.process.send_signal(signal.SIGCONT)
         assert done.exit_code == 3
-        assert done.output == (
-            "vedette: no answer from porch in 1 s, though it is online: it is busy, takes no commands ([mqtt] "
-            "commands), or the broker's access list does not let a client without a user name command it, or "
-            "does not let it answer\n"
-        )
+        assert_names(done.output, "porch", "1 s", "online", "[mqtt] commands", "access list")
         vedette.config["mqtt"]["commands"] = False
         vedette.reload()
         operator.messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])
         operator.messages.close()  # with nobody who hears everything the broker can tell that nobody hears this
         done = call(broker.port, "porch", "status")
-        assert done.output == "vedette: porch is online and takes no commands: [mqtt] commands = false\n"
+        assert_names(done.output, "porch", "online", "[mqtt] commands = false")
         vedette.end()
     assert call(broker.port, "porch", "status").output == "vedette: porch is stopped\n"
 

@@ -127,14 +127,14 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (("build", "--models-only"), "no --counter: a number above that of the bundle before"),
-        (MODELS, "--models-only without a model: give --model"),
-        ((*MODELS, "--config", "x.toml"), "--models-only with --config, which is for"),
-        ((*MODELS, "--extra", "wakeword"), "--models-only with --extra, which is for"),
-        ((*MODELS, "--lock", "x"), "--models-only with --lock, which is for"),
+        (("build", "--models-only"), "--counter is missing"),
+        (MODELS, "--models-only needs a model"),
+        ((*MODELS, "--config", "x.toml"), "--config cannot be combined"),
+        ((*MODELS, "--extra", "wakeword"), "--extra cannot be combined"),
+        ((*MODELS, "--lock", "x"), "--lock cannot be combined"),
         ((*MODELS, "--model", "nanodet", "--name", "a b"), "--name a b: expected at most 64 letters"),
         ((*MODELS, "--model", "nanodet", "--name", ""), "--name : expected at most 64 letters"),
-        (("build", "--counter", "1", "--name", "foo"), "--name goes with --models-only"),
+        (("build", "--counter", "1", "--name", "foo"), "--name needs --models-only"),
         (
             ("build", "--counter", "1", "--extra", "nosuch"),
             "--extra nosuch: no such extra of Vedette; there are: demo",
@@ -143,7 +143,7 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
             ("build", "--counter", "1", "--config", "we ird.toml"),
             r"we ird\.toml: .* a name of up to 100 letters",
         ),
-        ((*MODELS, "--board", "pi4b"), "models alone are for any board"),
+        ((*MODELS, "--board", "pi4b"), "--board cannot be combined"),
         (("build", "--counter", "1", "--config", "x.json"), r"x\.json: a configuration is a \.toml file"),
         (("build", "--counter", "1", "--board", "pi4"), "--board pi4: no such profile; did you mean 'pi4b'"),
         (
@@ -159,7 +159,7 @@ def test_a_key_that_is_missing_is_told_how_to_make(tmp_path: Path) -> None:
             "--shadow agreement=2: expected a number of at most 1$",
         ),
         ((*MODELS, "--model", "nanodet", "--shadow", "every=x"), "--shadow every=x: expected a whole number$"),
-        (("build", "--counter", "1", "--shadow", "every=2"), "--shadow goes with --models-only"),
+        (("build", "--counter", "1", "--shadow", "every=2"), "--shadow needs --models-only"),
         (("build", "--counter", "1", "--health", "steady_s=fast"), "--health steady_s=fast: expected a number$"),
         (
             ("build", "--counter", "1", "--health", "memory_mb=0"),

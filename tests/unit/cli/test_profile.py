@@ -87,7 +87,7 @@ def test_without_matplotlib_that_is_said_before_measuring(
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     monkeypatch.setattr(agent.optimise.profile, "profile", fail)
     done = call("nanodet", "--picture", tmp_path / "profile.png")
-    assert str(done.exception) == "charts need matplotlib: pip install '.[charts]' in the clone"
+    assert "pip install '.[charts]'" in str(done.exception)
     assert ".[charts]" in call("--help").output
 
 

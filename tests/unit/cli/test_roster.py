@@ -9,8 +9,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from agent.cli.live import EventTable, follow, follow_fleet
-from agent.cli.roster import COLUMNS, MOST, DeviceStatus, FleetTable, Roster, lines
+from agent.cli.live import (
+    DEVICE_COLUMNS,
+    MOST,
+    DeviceStatus,
+    EventTable,
+    FleetTable,
+    Roster,
+    fleet_lines,
+    follow,
+    follow_fleet,
+)
 from agent.comms import messages as payload
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from tests.support.publishing import event
@@ -53,7 +62,7 @@ def test_a_device_is_a_row() -> None:
         message("porch", "events", event(), "front"),
     )
     row = device.cells()
-    assert list(row) == list(COLUMNS)
+    assert list(row) == list(DEVICE_COLUMNS)
     assert row["device"] == "porch"
     assert (row["status"], row["streams"], row["fps"], row["temp"]) == ("online", "1/2", "20.0", "55 °C")
     assert (row["waiting"], row["version"]) == ("7", "0.1.0")
@@ -128,7 +137,7 @@ def test_what_strangers_say_is_short_and_commands_nothing() -> None:
         message("c", "health", b"[" * 200_000),
         message("d", "events", b'{"id":' * 100_000),
     )
-    for text in (drawn(FleetTable(made)), "\n".join(lines(made))):
+    for text in (drawn(FleetTable(made)), "\n".join(fleet_lines(made))):
         assert "\x1b[2J" not in text
         assert "\x07" not in text
         assert max(map(len, text.splitlines())) < 200
@@ -137,7 +146,7 @@ def test_what_strangers_say_is_short_and_commands_nothing() -> None:
 def test_piped_it_is_printed_once_when_it_is_over(capsys: pytest.CaptureFixture[str]) -> None:
     follow_fleet([None, *fleet(3), message("d001", "health", health("running"))])
     header, *rows, summary = capsys.readouterr().out.splitlines()
-    assert header.split() == [word for name in COLUMNS for word in name.split()]
+    assert header.split() == [word for name in DEVICE_COLUMNS for word in name.split()]
     assert [row.split()[:3] for row in rows] == [
         ["d000", "online", "–"],
         ["d001", "online", "1/1"],
