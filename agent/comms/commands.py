@@ -298,13 +298,6 @@ class Requests:
     """Queue of waiting requests. Call `receive` from the connection's thread; the rest from any thread."""
 
     def __init__(self, topics: Topics, answer: Answer, wake: Callable[[], None]) -> None:
-        """Start empty.
-
-        Args:
-            topics: of the device.
-            answer: sends an answer.
-            wake: called when a request waits.
-        """
         self._topics, self._answer, self._wake = topics, answer, wake
         self._waiting: deque[Request] = deque()
         self._known: OrderedDict[_Mark, tuple[float, bytes]] = OrderedDict()

@@ -108,7 +108,6 @@ class Reporter:
 
     @property
     def stopped(self) -> bool:
-        """True after `stop` or `close`."""
         return self._stopped
 
     def close(self, reason: str) -> None:
@@ -214,21 +213,8 @@ class Reporter:
 
 
 def _latency(stages: StageTimes) -> messages.Latency:
-    return messages.Latency(
-        *(
-            round(ns / 1e6, 3)
-            for ns in (
-                stages.queue,
-                stages.gate,
-                stages.prepare,
-                stages.infer,
-                stages.decode,
-                stages.track,
-                0,
-                stages.total,
-            )
-        )
-    )
+    ns = stages.queue, stages.gate, stages.prepare, stages.infer, stages.decode, stages.track, 0, stages.total
+    return messages.Latency(*(round(one / 1e6, 3) for one in ns))
 
 
 _NO_LATENCY = _latency(StageTimes())

@@ -58,18 +58,15 @@ class BrokerOptions(Struct, frozen=True):
 
     @property
     def config(self) -> MqttConfig:
-        """Return these options as a configuration, without the password."""
         keys = {key: value for key, value in structs.asdict(self).items() if key != "password"}
         return MqttConfig(**keys)
 
     @property
     def where(self) -> str:
-        """`host:port`."""
         return f"{shown_host(self.host)}:{endpoint.port(self.config)}"
 
     @property
     def uses_tls(self) -> bool:
-        """Return True if the connection is encrypted."""
         return endpoint.uses_tls(self.config)
 
     @property
@@ -200,7 +197,6 @@ class ConsumerClient:
             raise RefusedError(result, text=f"the broker at {where} refuses {self._options.user}: {why}")
 
     def disconnect(self) -> None:
-        """Disconnect."""
         self.client.disconnect()
         with suppress(AttributeError):  # paho's thread may end and remove itself meanwhile
             self.client.loop_stop()

@@ -110,13 +110,6 @@ class _Exchange:
         client.on_message = self._message
 
     def run(self, body: dict[str, Any], timeout_s: float, until: float) -> CommandReply:
-        """Connect, send the request, wait for the answer, disconnect.
-
-        Args:
-            body: of the request.
-            timeout_s: for messages.
-            until: CLOCK_MONOTONIC at which to give up, s.
-        """
         self._connect(max(0.05, until - time.monotonic()))
         try:
             self._subscribe(until)
@@ -250,16 +243,6 @@ class FormerName:
     """One connection to a broker, for one former name. A context manager."""
 
     def __init__(self, options: BrokerOptions, topics: Topics, discovery_prefix: str) -> None:
-        """Prepare.
-
-        Args:
-            options: how to reach the broker.
-            topics: of the former name.
-            discovery_prefix: Home Assistant's.
-
-        Raises:
-            BrokerError: a certificate or a key cannot be used.
-        """
         self._options, self._topics = options, topics
         self._discovery = discovery.topic(discovery_prefix, topics.device)
         self._received: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
@@ -270,11 +253,6 @@ class FormerName:
         client.on_subscribe = lambda _c, _u, _m, codes, _p: self._acknowledged.put([int(c.value) for c in codes])
 
     def __enter__(self) -> Self:
-        """Connect.
-
-        Raises:
-            BrokerError: the broker cannot be reached, or refuses the connection.
-        """
         self._connection.connect(_ACKNOWLEDGE_S)
         return self
 

@@ -126,7 +126,6 @@ class Subscriber:
                 yield None
 
     def stop(self) -> None:
-        """Disconnect."""
         self._connection.disconnect()
 
     def _subscribe(self) -> None:

@@ -83,7 +83,6 @@ class Announcer:
             self._due = now + _PAUSE_S
 
     def leave(self) -> None:
-        """Unsubscribe: another announcer takes over."""
         self._publisher.ignore(self._status)
 
     def withdraw(self) -> None:

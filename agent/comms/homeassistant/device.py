@@ -87,7 +87,6 @@ class Label(Struct, frozen=True):
 
     @property
     def place(self) -> str:
-        """Part of an id for the zone."""
         return f"zone.{self.zone}." if self.zone else ""
 
 
@@ -123,11 +122,9 @@ class StreamEntitySource(Struct, frozen=True):
         return ".".join((self.name, *parts))
 
     def occupancy_id(self, one: Label) -> str:
-        """Return the id of a label's occupancy sensor."""
         return self.id(f"{one.place}occupancy", slug(one.label))
 
     def count_id(self, one: Label) -> str:
-        """Return the id of a label's count."""
         return self.id(f"{one.place}count", slug(one.label))
 
     def select_labels(self, known: Container[str], max_labels: int) -> tuple[list[Label], list[str]]:

@@ -39,6 +39,10 @@ def available(topics: Topics) -> list[Component]:
     return [{"topic": topics.status, **_ONLINE}]
 
 
+def _entity(platform: str, name: str, **more: Any) -> Component:
+    return {"platform": platform, "name": name, **more}
+
+
 def stream_entities(
     topics: Topics, source: StreamEntitySource, labels: list[Label]
 ) -> Iterator[tuple[str, Component]]:
@@ -55,15 +59,8 @@ def stream_entities(
     if source.events and source.kind == "words" and source.labels:
         yield source.id("keyword"), _keyword_entity(topics, source)
     if source.snapshot and source.kind in ("things", "verdicts"):
-        yield (
-            source.id("picture"),
-            {
-                "platform": "image",
-                "name": display_name(source.name, "last event"),
-                "image_topic": topics.snapshot(source.name),
-                "content_type": "image/jpeg",
-            },
-        )
+        image = {"image_topic": topics.snapshot(source.name), "content_type": "image/jpeg"}
+        yield source.id("picture"), _entity("image", display_name(source.name, "last event"), **image)
     if source.commands:
         yield from _control_entities(topics, source)
     yield from _diagnostic_entities(topics, source)
@@ -71,30 +68,15 @@ def stream_entities(
 
 def _label_entities(topics: Topics, source: StreamEntitySource, one: Label) -> Iterator[tuple[str, Component]]:
     assert source.kind is not None
-    topic = (
-        topics.zone_count(source.name, one.zone, one.label) if one.zone else topics.count(source.name, one.label)
-    )
-    common = {"state_topic": topic, **_while_watching(topics, source.name)}
-    yield (
-        source.occupancy_id(one),
-        {
-            "platform": "binary_sensor",
-            "name": display_name(source.name, one.zone, one.label),
-            "value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}",
-            **_CLASSES[source.kind],
-            **common,
-        },
-    )
+    stream, zone, label = source.name, one.zone, one.label
+    topic = topics.zone_count(stream, zone, label) if zone else topics.count(stream, label)
+    common = {"state_topic": topic, **_while_watching(topics, stream)}
+    occupied = {"value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}", **_CLASSES[source.kind]}
+    name = display_name(stream, zone, label)
+    yield source.occupancy_id(one), _entity("binary_sensor", name, **occupied, **common)
     if source.kind == "things":  # of a sound or a verdict the count is 0 or 1
-        yield (
-            source.count_id(one),
-            {
-                "platform": "sensor",
-                "name": display_name(source.name, one.zone, one.label, "count"),
-                "state_class": "measurement",
-                **common,
-            },
-        )
+        name = display_name(stream, zone, label, "count")
+        yield source.count_id(one), _entity("sensor", name, state_class="measurement", **common)
 
 
 def _while_watching(topics: Topics, stream: str) -> Component:
@@ -105,65 +87,46 @@ def _while_watching(topics: Topics, stream: str) -> Component:
 
 
 def _keyword_entity(topics: Topics, source: StreamEntitySource) -> Component:
-    is_news = (
+    is_new = (
         f"value_json.kind == 'keyword' and value_json.latency_ms.total < {_FRESH_MS} "
         "and value_json.id != this.attributes.get('id')"
     )
-    told = "{'event_type': value_json.track.label, 'score': value_json.track.score, 'id': value_json.id}"
-    return {
-        "platform": "event",
-        "name": display_name(source.name, "word heard"),
-        "state_topic": topics.events(source.name),
-        "event_types": list(source.labels),
-        "value_template": f"{{% if {is_news} %}}{{{{ {told} | to_json }}}}{{% endif %}}",
-        "qos": 1,
-    }
+    event = "{'event_type': value_json.track.label, 'score': value_json.track.score, 'id': value_json.id}"
+    return _entity(
+        "event",
+        display_name(source.name, "word heard"),
+        state_topic=topics.events(source.name),
+        event_types=list(source.labels),
+        value_template=f"{{% if {is_new} %}}{{{{ {event} | to_json }}}}{{% endif %}}",
+        qos=1,
+    )
 
 
 def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
-    name = source.name
+    name, config = source.name, {"entity_category": "config"}
     yield from _switch_entities(topics, source)
-    yield (
-        source.id("threshold"),
-        {
-            "platform": "number",
-            "name": display_name(name, "threshold"),
-            "min": 0,
-            "max": 1,
-            "step": 0.01,
-            "mode": "slider",
-            "entity_category": "config",
-            **_set_by(topics, name, "threshold"),
-        },
-    )
+    slider = {"min": 0, "max": 1, "step": 0.01, "mode": "slider", **config, **_set_by(topics, name, "threshold")}
+    yield source.id("threshold"), _entity("number", display_name(name, "threshold"), **slider)
+    has_picture = source.kind in ("things", "verdicts")
     if len(source.variants) > 1:
-        size = "model size" if source.kind in ("things", "verdicts") else "model depth"
-        own = {"name": display_name(name, size), "options": list(source.variants), "entity_category": "config"}
-        yield source.id("variant"), {"platform": "select", **own, **_set_by(topics, name, "variant")}
-    if source.kind in ("things", "verdicts"):
-        yield (
-            source.id("snapshot"),
-            {
-                "platform": "button",
-                "name": display_name(name, "take picture"),
-                "command_topic": topics.set(name, "snapshot"),
-                "payload_press": "now",
-                "qos": 1,
-                **_while_watching(topics, name),  # else it would be refused
-            },
-        )
+        what = display_name(name, "model size" if has_picture else "model depth")
+        options = {"options": list(source.variants), **config, **_set_by(topics, name, "variant")}
+        yield source.id("variant"), _entity("select", what, **options)
+    if has_picture:
+        press = {"command_topic": topics.set(name, "snapshot"), "payload_press": "now", "qos": 1}
+        watching = _while_watching(topics, name)  # else the command would be refused
+        yield source.id("snapshot"), _entity("button", display_name(name, "take picture"), **press, **watching)
 
 
 def _switch_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
-    name = source.name
-    switch = {"platform": "switch", "payload_on": "on", "payload_off": "off"}
-    yield (
-        source.id("enabled"),
-        {**switch, "name": display_name(name, "enabled"), **_set_by(topics, name, "enabled")},
-    )
+    def switch(what: str, *words: str, **more: str) -> Component:
+        payloads = {"payload_on": "on", "payload_off": "off"}
+        return _entity("switch", display_name(source.name, *words), **payloads, **more, **_set_by(*place, what))
+
+    place = topics, source.name
+    yield source.id("enabled"), switch("enabled", "enabled")
     for zone in source.zones if source.kind == "things" else ():
-        own = {"name": display_name(name, zone, "zone"), "entity_category": "config"}
-        yield source.id("zone", zone, "enabled"), {**switch, **own, **_set_by(topics, name, f"zone/{zone}")}
+        yield source.id("zone", zone, "enabled"), switch(f"zone/{zone}", zone, "zone", entity_category="config")
 
 
 def _set_by(topics: Topics, stream: str, what: str) -> Component:
@@ -171,50 +134,35 @@ def _set_by(topics: Topics, stream: str, what: str) -> Component:
 
 
 def _diagnostic_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
-    def told(key: str) -> Component:
+    def sensor(name: str, key: str, **more: Any) -> Component:
         template = f"{{{{ value_json.streams.get('{source.name}', {{}}).get('{key}') }}}}"
-        return {"state_topic": topics.health, "value_template": template, "entity_category": "diagnostic"}
+        common = {"state_topic": topics.health, "value_template": template, "entity_category": "diagnostic"}
+        return _entity("sensor", display_name(source.name, name), **more, **common)
 
-    yield (
-        source.id("state"),
-        {
-            "platform": "sensor",
-            "name": display_name(source.name, "state"),
-            "device_class": "enum",
-            "options": list(STATES),
-            **told("state"),
-        },
-    )
-    yield (
-        source.id("fps"),
-        {
-            "platform": "sensor",
-            "name": display_name(source.name, "frames per second"),
-            "state_class": "measurement",
-            "suggested_display_precision": 1,
-            **told("fps"),
-        },
-    )
+    yield source.id("state"), sensor("state", "state", device_class="enum", options=list(STATES))
+    rate = {"state_class": "measurement", "suggested_display_precision": 1}
+    yield source.id("fps"), sensor("frames per second", "fps", **rate)
 
 
 def device_entities(device: Device) -> Iterator[tuple[str, Component]]:
     """Yield the device's own entities, by id."""
+    diagnostic = {"entity_category": "diagnostic"}
     yield (
         "connection",
-        {
-            "platform": "binary_sensor",
-            "name": "Connection",
-            "device_class": "connectivity",
-            "state_topic": device.topics.status,
-            "value_template": "{{ 'ON' if value == 'online' else 'OFF' }}",
-            "entity_category": "diagnostic",
-            "availability": [],
-        },
+        _entity(
+            "binary_sensor",
+            "Connection",
+            device_class="connectivity",
+            state_topic=device.topics.status,
+            value_template="{{ 'ON' if value == 'online' else 'OFF' }}",
+            **diagnostic,
+            availability=[],
+        ),
     )
-    for name, (platform, spoken_name, expression, more) in _HEALTH_ENTITIES.items():
-        if name != "temperature" or device.has_temperature:
-            told = {"platform": platform, "name": spoken_name, "value_template": f"{{{{ {expression} }}}}"}
-            yield name, {**told, "state_topic": device.topics.health, "entity_category": "diagnostic", **more}
+    for key, (platform, name, expression, more) in _HEALTH_ENTITIES.items():
+        if key != "temperature" or device.has_temperature:
+            state = {"value_template": f"{{{{ {expression} }}}}", "state_topic": device.topics.health}
+            yield key, _entity(platform, name, **state, **diagnostic, **more)
 
 
 _HEALTH_ENTITIES: dict[str, tuple[str, str, str, Component]] = {

@@ -45,7 +45,6 @@ class ProtocolChoice:
 
     @property
     def patience_s(self) -> float:
-        """How long to wait for the broker's answer, s."""
         is_guess = self._is_open and not self._is_proven and self.current == "5"
         return _FIRST_ANSWER_S if is_guess else _ANSWER_S
 
@@ -90,14 +89,6 @@ class BrokerEndpoint:
     """
 
     def __init__(self, config: MqttConfig, client_id: str, will: Will, synchronised: Synchronised) -> None:
-        """Prepare.
-
-        Args:
-            config: of this broker.
-            client_id: of this device.
-            will: topic and payload that the broker retains when the connection breaks; None: nothing.
-            synchronised: True if the clock is; asked when a certificate is not valid now.
-        """
         self.where = address(config)
         self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
         self._protocol = ProtocolChoice(config.protocol)
@@ -152,7 +143,6 @@ class BrokerEndpoint:
             return False
 
     def describe(self, error: Exception) -> str:
-        """Return an error as a message."""
         if not isinstance(error, RefusedError):
             return str(error)
         user = f"user {self._config.username!r}" if self._config.username else "us (no user name is set)"
@@ -176,13 +166,6 @@ class FailoverPolicy:
     """
 
     def __init__(self, count: int, patience_s: float, now: float) -> None:
-        """Begin with the first.
-
-        Args:
-            count: of brokers.
-            patience_s: how long the first may be unreachable before the next is tried.
-            now: the time.
-        """
         self._count, self._patience_s, self._down_since = count, patience_s, now
         self._connected_at, self._return_at = now, math.inf
         self.current = 0
@@ -205,7 +188,6 @@ class FailoverPolicy:
         return self.current != 0
 
     def connected(self, now: float) -> None:
-        """Record that the current broker has accepted the connection."""
         self._connected_at = now
         self.postpone_return(now)
 
@@ -234,50 +216,29 @@ class BrokerFailover:
     """The brokers in their order. For the connection's thread, except `str` and `is_fallback`."""
 
     def __init__(self, brokers: Sequence[BrokerEndpoint], patience_s: float) -> None:
-        """Begin with the first.
-
-        Args:
-            brokers: in their order.
-            patience_s: see `FailoverPolicy`.
-        """
         self._brokers = brokers
         self._policy = FailoverPolicy(len(brokers), patience_s, time.monotonic())
 
     def __str__(self) -> str:
-        return self._current.where
+        return self.current.where
 
     @property
-    def _current(self) -> BrokerEndpoint:
+    def current(self) -> BrokerEndpoint:
+        """Broker that is used or tried."""
         return self._brokers[self._policy.current]
 
     @property
     def is_fallback(self) -> bool:
-        """True if the broker that is used or tried is not the first."""
         return self._policy.current > 0
-
-    @property
-    def reconnect_max_s(self) -> float:
-        """Longest pause before the next attempt while the current one cannot be reached, s."""
-        return self._current.reconnect_max_s
 
     @property
     def how(self) -> str:
         """Protocol, encryption and user of the current broker, and in place of which it is used."""
         instead = f", in place of {self._brokers[0].where}" if self.is_fallback else ""
-        return f"{self._current.how}{instead}"
+        return f"{self.current.how}{instead}"
 
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
-        """Connect to the current broker.
-
-        Args:
-            wake: ends a wait of the connection.
-            left: returns the time left for opening, s; it may become less.
-
-        Raises:
-            ConfigError: a file that the configuration names cannot be used.
-            BrokerError: it cannot be reached, or refuses the connection.
-        """
-        connection = self._current.open(wake, left)
+        connection = self.current.open(wake, left)
         self._policy.connected(time.monotonic())
         return connection
 
@@ -285,10 +246,6 @@ class BrokerFailover:
         """Record that the current broker could not be opened. Return True to try the next now."""
         hopeless = isinstance(error, RefusedError | CertificateError | ConfigError)
         return self._policy.failed(time.monotonic(), at_once=hopeless)
-
-    def describe(self, error: BrokerError | ConfigError) -> str:
-        """Return an error of the current broker as a message."""
-        return self._current.describe(error)
 
     def lost(self) -> bool:
         """Record that the connection to the current broker is lost. Return True to try another now."""

@@ -50,7 +50,6 @@ class PubAck(Struct, frozen=True, gc=False):
 
     @property
     def is_refusal(self) -> bool:
-        """True if the broker has refused the message."""
         return self.code >= 0x80
 
 
@@ -64,7 +63,6 @@ class WakeupPipe:
         self._is_set = False
 
     def fileno(self) -> int:
-        """Return the descriptor that becomes readable."""
         return self._out.fileno()
 
     def set(self) -> None:
@@ -81,7 +79,6 @@ class WakeupPipe:
         self._is_set = False
 
     def close(self) -> None:
-        """Close both ends."""
         self._in.close()
         self._out.close()
 
@@ -102,17 +99,6 @@ class Connection:
     """
 
     def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> None:
-        """Prepare a connection.
-
-        Args:
-            config: of the broker.
-            client_id: of this device.
-            protocol: to speak.
-            will: topic and payload that the broker retains when the connection breaks; None: nothing.
-
-        Raises:
-            ConfigError: a file that the configuration names cannot be used.
-        """
         self._config = config
         self.lost, self.lost_code = "", 0
         self._limits = ServerLimits(_WINDOW)
@@ -206,7 +192,6 @@ class Connection:
         return self._limits.max_packet
 
     def fits(self, topic: str, payload: bytes) -> bool:
-        """Return True if the broker accepts a message of that size."""
         return self._limits.fits(topic, payload)
 
     @property

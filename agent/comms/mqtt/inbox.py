@@ -40,13 +40,6 @@ class RateLimiter:
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, *, per_s: float = PER_S, burst: int = BURST
     ) -> None:
-        """Start with a full bucket.
-
-        Args:
-            clock: monotonic, s.
-            per_s: messages accepted each second in the long run.
-            burst: messages accepted at once.
-        """
         self._clock, self._per_s, self._burst = clock, per_s, float(burst)
         self._tokens, self._at = self._burst, clock()
         self._pause_s, self._until = _SHUT_FIRST_S, 0.0
@@ -153,7 +146,6 @@ class _Handler:
             log.exception("%.100r: internal error (please report); the message is dropped", received.topic)
 
     def update(self, connection: Connection) -> None:
-        """Subscribe when it is due, and log the end of a flood."""
         if not self.is_subscribed and not self._limiter.is_shut:
             self.subscribe(connection)
         if dropped := self._limiter.end_flood():
@@ -170,12 +162,6 @@ class RetainedSubscription:
     """A subscription to retained messages only. For the thread that turns the connection."""
 
     def __init__(self, subscriptions: Subscriptions, pattern: str) -> None:
-        """Subscribe.
-
-        Args:
-            subscriptions: of the connection.
-            pattern: of the topics.
-        """
         self._subscriptions, self._pattern = subscriptions, pattern
         self._is_answered, self._bytes = False, 0
         self._found: list[IncomingMessage] = []
@@ -189,7 +175,6 @@ class RetainedSubscription:
         return found
 
     def end(self) -> None:
-        """Unsubscribe."""
         self._subscriptions.remove(self._pattern, self._on_message)
 
     def _on_subscribed(self, code: int) -> None:
@@ -218,7 +203,6 @@ class _Question:
         self._until, self._subscription = 0.0, RetainedSubscription(connection.subscriptions, self._topic)
 
     def is_answered(self) -> bool:
-        """Return True if the answer has arrived, which is passed on."""
         if self._subscription is None or (found := self._subscription.received()) is None:
             return False
         now = time.monotonic()
@@ -234,11 +218,6 @@ class Inbox:
     """Handlers by pattern, and questions. Any thread may call `listen`, `ignore`, `ask` and `patterns`."""
 
     def __init__(self, where: object) -> None:
-        """Start without handlers.
-
-        Args:
-            where: the broker, for messages.
-        """
         self._where = where
         self._lock = threading.Lock()
         self._handlers: dict[str, _Handler] = {}
@@ -252,13 +231,11 @@ class Inbox:
             self._handlers[pattern] = _Handler(pattern, on_message, as_published, self._where)
 
     def ignore(self, pattern: str) -> None:
-        """Unsubscribe from a pattern."""
         with self._lock:
             if self._handlers.pop(pattern, None) is not None:
                 self._removed.append(pattern)
 
     def patterns(self) -> list[str]:
-        """Return the patterns that have a handler."""
         with self._lock:
             return list(self._handlers)
 
@@ -312,13 +289,6 @@ class StaleTopics:
     """
 
     def __init__(self, states: RetainedTopics, topics: Topics, has_stream: Callable[[str], bool]) -> None:
-        """Prepare.
-
-        Args:
-            states: what this run has set; gets the corrections.
-            topics: of the device.
-            has_stream: True if there is a stream of this name.
-        """
         self._states, self._topics, self._has_stream = states, topics, has_stream
         self._done: set[str] = set()
         self._where, self._until, self._corrected = "", 0.0, 0

@@ -83,13 +83,6 @@ class EventSender:
     """
 
     def __init__(self, source: EventSource, where: object, retry_max_s: float) -> None:
-        """Prepare.
-
-        Args:
-            source: of the events.
-            where: the broker, for messages.
-            retry_max_s: see the attribute.
-        """
         self._source, self._where, self.retry_max_s = source, where, retry_max_s
         self.sent = self.acknowledged = 0
         self._flight: dict[int, Stored] = {}
@@ -118,7 +111,6 @@ class EventSender:
 
     @property
     def in_flight(self) -> int:
-        """Number of events sent and not acknowledged."""
         return len(self._flight)
 
     @property
@@ -217,7 +209,6 @@ class EventSender:
             hold.until = time.monotonic() + hold.backoff.next_s()
 
     def settle(self) -> None:
-        """Settle the acknowledged events, all at once."""
         if self._settled:
             settled, self._settled = self._settled, []
             self._source.settle(settled)
@@ -241,7 +232,6 @@ class TransientQueue:
         self._replies: deque[tuple[str, bytes, bytes]] = deque(maxlen=_KEPT)
 
     def put(self, topic: str, payload: bytes) -> None:
-        """Add a sample."""
         with self._lock:
             if len(self._samples) >= _KEPT:
                 self._samples.popleft()
@@ -249,7 +239,6 @@ class TransientQueue:
             self._samples.append((topic, payload))
 
     def reply(self, topic: str, payload: bytes, correlation: bytes) -> None:
-        """Add a reply to a request."""
         self._replies.append((topic, payload, correlation))
 
     def restart(self) -> None:
@@ -292,11 +281,6 @@ class RetainedTopics:
     """Newest payload by topic. Each connection gets them all. Any thread may call `set…`, `repeat` and `all`."""
 
     def __init__(self, where: object) -> None:
-        """Start empty.
-
-        Args:
-            where: the broker, for messages.
-        """
         self._where = where
         self._lock = threading.Lock()
         self._payloads: dict[str, bytes] = {}
@@ -331,7 +315,6 @@ class RetainedTopics:
             return True
 
     def all(self) -> dict[str, bytes]:
-        """Return every topic with its payload."""
         with self._lock:
             return dict(self._payloads)
 
@@ -343,12 +326,10 @@ class RetainedTopics:
 
     @property
     def in_flight(self) -> int:
-        """Number of payloads sent and not acknowledged."""
         return len(self._flight)
 
     @property
     def is_waiting(self) -> bool:
-        """True if there are payloads to send."""
         return bool(self._due)
 
     def send(self, connection: Connection, room: int) -> None:

@@ -116,7 +116,6 @@ class PublishProperties:
         }
 
     def select(self, payload: bytes, kind: Kind) -> PackedProperties:
-        """Return the properties for a payload of a kind."""
         return self._by_kind.get(kind) or self._states.get(payload[:1], self._text)
 
 
@@ -172,7 +171,6 @@ class ServerLimits(Struct, frozen=True):
     qos: int = 1
 
     def fits(self, topic: str, payload: bytes) -> bool:
-        """Return True if the broker accepts a message of that size."""
         return not self.max_packet or len(topic.encode()) + len(payload) + _OVERHEAD <= self.max_packet
 
     @property

@@ -101,7 +101,6 @@ class Publisher:
         return str(self._brokers)
 
     def start(self) -> None:
-        """Start to connect, and return at once."""
         self._source.on_stored(self._on_stored)
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
         self._thread.start()
@@ -130,11 +129,9 @@ class Publisher:
             self._wake.set()
 
     def retained(self) -> dict[str, bytes]:
-        """Return the retained topics with their payloads."""
         return self._session.states.all()
 
     def repeat(self, topic: str) -> None:
-        """Send a retained topic again, unchanged."""
         if self._session.states.repeat(topic):
             self._wake.set()
 
@@ -156,12 +153,10 @@ class Publisher:
         self._wake.set()
 
     def ignore(self, pattern: str) -> None:
-        """Unsubscribe from a pattern."""
         self._session.inbox.ignore(pattern)
         self._wake.set()
 
     def listened(self) -> list[str]:
-        """Return the patterns that have a handler."""
         return self._session.inbox.patterns()
 
     def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
@@ -234,7 +229,7 @@ class Publisher:
             if self._stop.is_asked:
                 break
             if not retry.at_once:
-                limit_s = self._brokers.reconnect_max_s if retry.is_away else math.inf
+                limit_s = self._brokers.current.reconnect_max_s if retry.is_away else math.inf
                 self._pause(self._backoff.next_s(limit_s), by_clock=retry.by_clock)
 
     def _pause(self, seconds: float, *, by_clock: bool) -> None:
@@ -257,13 +252,13 @@ class Publisher:
             if self._configs:
                 return _Retry(at_once=True)
             by_us = isinstance(error, RefusedError | ConfigError | CertificateError)
-            self._session.link.lost(self._brokers.describe(error), refused=by_us)
+            self._session.link.lost(self._brokers.current.describe(error), refused=by_us)
             by_clock = isinstance(error, CertificateError) and error.by_clock
             return _Retry(self._brokers.failed(error), is_away=not by_us, by_clock=by_clock)
         if self._stop.left() <= 0.0:  # `stop` has returned: nothing of this connection may show
             connection.farewell(0.1)
             return _Retry()
-        self._session.link.over(self._brokers.how)
+        self._session.link.accepted(self._brokers.how)
         moves = self._session.run(connection, self._stop, self._keepalive_s / 4, self._last_status)
         return self._end(connection, moves=moves)
 

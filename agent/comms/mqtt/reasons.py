@@ -163,13 +163,6 @@ class RefusedError(BrokerError):
     """
 
     def __init__(self, code: int, broker_text: str = "", *, text: str = "") -> None:
-        """Explain the refusal.
-
-        Args:
-            code: MQTT 5 reason code.
-            broker_text: the broker's own text.
-            text: of the error; empty: explain the code.
-        """
         self.code = code
         super().__init__(text or with_broker_text(in_words(code), broker_text))
 

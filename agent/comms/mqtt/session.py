@@ -39,12 +39,6 @@ class LinkLog:
     """
 
     def __init__(self, where: object, client_id: str) -> None:
-        """Begin without a connection.
-
-        Args:
-            where: the broker that is used or tried, for messages.
-            client_id: of this device.
-        """
         self._where, self._client_id = where, client_id
         self.connected, self.detail = False, "connecting"
         self.connects, self.trouble = 0, ""
@@ -59,7 +53,6 @@ class LinkLog:
 
     @property
     def is_flapping(self) -> bool:
-        """True if connections do not last."""
         return self._short >= _FLAPPING
 
     def lost(self, reason: str, *, refused: bool = False) -> None:
@@ -98,7 +91,7 @@ class LinkLog:
             self._client_id,
         )
 
-    def over(self, how: str) -> None:
+    def accepted(self, how: str) -> None:
         """Record that the broker has accepted the connection. It is logged with the first acknowledgement.
 
         Args:
@@ -109,7 +102,6 @@ class LinkLog:
         self._unlogged, self._is_acknowledged = how, False
 
     def acknowledged(self) -> None:
-        """Record an acknowledgement."""
         self._is_acknowledged = True
         if self._unlogged and self._short < _FLAPPING:
             self._log_connected()
@@ -169,13 +161,6 @@ class DuplicateDevice:
     """
 
     def __init__(self, status: str, online: bytes, clock: Callable[[], float] = time.monotonic) -> None:
-        """Prepare.
-
-        Args:
-            status: topic of this device's status.
-            online: payload of the status while this device is connected.
-            clock: monotonic, s.
-        """
         self._status, self._online, self._clock = status, online, clock
         self._is_contradicted = self._is_logged = self._is_leaving = False
         self._repeated_at = -_REPEAT_ONLINE_S
@@ -236,13 +221,11 @@ class Stop:
         self._reserve_s = 0.0
 
     def ask(self, timeout_s: float) -> None:
-        """Ask to stop within `timeout_s`."""
         self._reserve_s = min(_RESERVE_S, timeout_s / 3)
         self._deadline = time.monotonic() + timeout_s
 
     @property
     def is_asked(self) -> bool:
-        """True if a stop was asked for."""
         return self._deadline != math.inf
 
     def left(self) -> float:
@@ -250,7 +233,6 @@ class Stop:
         return max(0.0, self._deadline - time.monotonic())
 
     def drain_left(self) -> float:
-        """Return the seconds left for draining."""
         return max(0.0, self.left() - self._reserve_s)
 
 

@@ -26,7 +26,7 @@ def test_an_outage_is_said_once_at_each_end(
 ) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    line.over("MQTT 5")
+    line.accepted("MQTT 5")
     line.acknowledged()
     now[0] += 1000
     line.lost("the connection broke")
@@ -35,7 +35,7 @@ def test_an_outage_is_said_once_at_each_end(
         line.lost("nothing listens there")
         assert not line.connected
         assert line.detail == "nothing listens there"
-    line.over("MQTT 5")
+    line.accepted("MQTT 5")
     assert line.connected
     line.acknowledged()
     assert said(caplog) == [
@@ -68,7 +68,7 @@ def test_connections_that_do_not_last_are_one_outage(
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(30):
-        line.over("MQTT 3.1.1")
+        line.accepted("MQTT 3.1.1")
         line.acknowledged()
         now[0] += 1.0
         line.stable()
@@ -76,7 +76,7 @@ def test_connections_that_do_not_last_are_one_outage(
     assert line.is_flapping
     assert len(said(caplog)) == 5
     assert "does another device use the client id vedette0?" in said(caplog)[-1]
-    line.over("MQTT 3.1.1")
+    line.accepted("MQTT 3.1.1")
     line.acknowledged()
     now[0] += session._STABLE_S
     line.stable()
@@ -90,7 +90,7 @@ def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     for _ in range(10):
-        line.over("MQTT 5")
+        line.accepted("MQTT 5")
         for _ in range(60):
             now[0] += 1.0
             line.stable()
@@ -98,7 +98,7 @@ def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
     assert said(caplog) == [
         "broker host:1883: no acknowledgement for 60 s; events wait in the spool, trying again"
     ]
-    line.over("MQTT 5")
+    line.accepted("MQTT 5")
     line.acknowledged()
     assert len(said(caplog)) == 2
     assert "back after" in said(caplog)[1]
@@ -106,7 +106,7 @@ def test_a_broker_that_accepts_and_acknowledges_nothing_is_not_back(
 
 def test_a_connection_taken_over_is_said_once(line: LinkLog, caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(10):
-        line.over("MQTT 5")
+        line.accepted("MQTT 5")
         line.acknowledged()
         line.lost(reasons.in_words(reasons.TAKEN_OVER), refused=True)
     assert len([text for text in said(caplog) if "another client connected with our client id" in text]) == 1
