@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -240,11 +241,11 @@ def _warn(lost: float, loss: float) -> None:
 def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
     from agent.optimise.calibrate import ExitCalibrator, calibrate_exits, find_labelled
 
-    calibrator = ExitCalibrator(model)
-    recordings = find_labelled(data, calibrator.labels)
-    hidden = not sys.stderr.isatty()
-    with click.progressbar(length=len(recordings), label="listening", file=sys.stderr, hidden=hidden) as bar:
-        return calibrate_exits(calibrator, recordings, loss, lambda _: bar.update(1))
+    with closing(ExitCalibrator(model)) as calibrator:
+        recordings = find_labelled(data, calibrator.labels)
+        hidden = not sys.stderr.isatty()
+        with click.progressbar(length=len(recordings), label="listening", file=sys.stderr, hidden=hidden) as bar:
+            return calibrate_exits(calibrator, recordings, loss, lambda _: bar.update(1))
 
 
 def _print_calibration(result: CalibrationResult, target: Path, *, as_json: bool) -> None:

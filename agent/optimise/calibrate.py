@@ -338,7 +338,7 @@ def find_labelled(folder: Path, labels: tuple[str, ...]) -> list[LabelledClip]:
 
 
 class ExitCalibrator:
-    """Runs a sound model with all its variants."""
+    """Runs a sound model with all its variants, until it is closed."""
 
     def __init__(self, model: str) -> None:
         """Open the model.
@@ -365,6 +365,10 @@ class ExitCalibrator:
             self._frontend = build_frontend(manifest.audio)
             self._rows = AudioInput(self._session.inputs[0], manifest.audio, self._frontend)
         self._rate_hz = manifest.audio.rate_hz
+
+    def close(self) -> None:
+        """Close the model, which may run in another process."""
+        self._session.close()
 
     def predict_windows(self, recording: LabelledClip) -> Iterator[tuple[bool, list[Array]]]:
         """Run every variant on each window of a recording.

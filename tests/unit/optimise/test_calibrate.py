@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import tomllib
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -156,8 +157,8 @@ def test_a_model_without_depths_has_nothing_to_learn(tmp_path: Path, data: Path)
 
 
 def test_each_window_holds_the_word(tmp_path: Path) -> None:
-    pupil = ExitCalibrator(str(cascade_model(tmp_path)))
-    answers = list(pupil.predict_samples(word("low", 0.15)))
+    with closing(ExitCalibrator(str(cascade_model(tmp_path)))) as calibrator:
+        answers = list(calibrator.predict_samples(word("low", 0.15)))
     whole = [np.argmax(variants[1]) for holds, variants in answers if holds]
     assert 1 <= len(whole) < len(answers)
     assert set(whole) == {0}
