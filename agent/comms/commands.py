@@ -101,11 +101,7 @@ def shown(text: str) -> str:
 
 
 def set_command(stream: str, what: str, payload: bytes) -> Command:
-    """Return the command of a message on `<stream>/set/<what>`.
-
-    Raises:
-        CommandError: it is not a valid command.
-    """
+    """Return the command of a message on `<stream>/set/<what>`, or raise CommandError."""
     try:
         text = payload.decode().strip()
     except UnicodeDecodeError:
@@ -120,11 +116,7 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
 
 
 def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
-    """Return the command of a message on `cmd/<verb>`, and its `id`.
-
-    Raises:
-        CommandError: it is not a valid command.
-    """
+    """Return the command of a message on `cmd/<verb>`, and its `id`, or raise CommandError."""
     kind = _BODIES.get(verb)
     if kind is None:
         raise CommandError(f"no command {shown(verb)}; there are: {', '.join(_BODIES)}")
@@ -240,16 +232,7 @@ _NEAR = (*(name for name in _READERS if name != "zone"), "snapshot", "record")
 
 
 def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:
-    """Refuse a response topic where a reply would have an effect: command a device, or pass for its messages.
-
-    Args:
-        topic: named by the sender of the request.
-        topics: of this device.
-        verb: of the request; empty: a setting.
-
-    Raises:
-        CommandError: the topic must not be used.
-    """
+    """Raise CommandError for a response topic where a reply would command a device or pass for its messages."""
     own = topics.answer(verb or "set")
     if topic == own or topic.startswith(f"{own}/"):
         inside = False
@@ -332,14 +315,7 @@ class Requests:
     def answer(
         self, request: Request, *, ok: bool, reason: str = "", more: Mapping[str, Any] | None = None
     ) -> None:
-        """Answer a request.
-
-        Args:
-            request: to answer.
-            ok: True if it was executed.
-            reason: why not, or a remark.
-            more: further keys of the answer.
-        """
+        """Answer a request; `reason` says why it was not executed, or is a remark. `more` has further keys."""
         body = {"ok": ok, "reason": reason, **({"id": request.id} if request.id else {}), **(more or {})}
         payload = msgspec.json.encode(body)
         if request.mark is not None:

@@ -61,15 +61,7 @@ class Reporter:
         self._seen: dict[tuple[str, str], None] = {}
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
-        """Publish the result of one frame, or of some sound.
-
-        Args:
-            seq: number within the stream.
-            at: time of capture, UTC.
-            result: of the inference.
-            backend: that computed it.
-            variant: that computed it.
-        """
+        """Publish the result of one frame, or of some sound, with its number and time of capture."""
         with self._lock:
             if self._config.detections and result.detections is not None and not self._stopped:
                 message = messages.DetectionsMessage(
@@ -111,11 +103,7 @@ class Reporter:
         return self._stopped
 
     def close(self, reason: str) -> None:
-        """End the open tracks for a stream whose thread hangs, and publish nothing more.
-
-        Args:
-            reason: of the ends.
-        """
+        """End the open tracks for a stream whose thread hangs, and publish nothing more."""
         with self._lock:
             self._put(
                 [Event("end", track, reason) for track in self._open.values()], datetime.now(UTC), StageTimes()
@@ -156,9 +144,7 @@ class Reporter:
     def counts(self, counts: Mapping[str, int], zones: Mapping[tuple[str, str], int]) -> None:
         """Set the numbers of live tracks that changed; after `stop` only to 0, after `close` none.
 
-        Args:
-            counts: by label; missing ones stay as they are.
-            zones: by zone and label; missing ones are 0.
+        Labels that are missing in `counts` stay as they are; zones and labels missing in `zones` are 0.
         """
         with self._lock:
             if self._config.counts and not self._closed:

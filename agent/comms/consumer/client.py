@@ -146,9 +146,6 @@ class ConsumerClient:
     def connect(self, timeout_s: float) -> None:
         """Connect, and wait until the broker accepts the connection.
 
-        Args:
-            timeout_s: maximum time.
-
         Raises:
             BrokerError: the broker cannot be reached; `RefusedError`, `UnansweredError`: it does not accept us.
         """

@@ -64,14 +64,7 @@ class _Answer(Struct):
 def send_command(
     options: BrokerOptions, topics: Topics, verb: str, body: dict[str, Any], timeout_s: float
 ) -> CommandReply:
-    """Send a request and wait for its answer.
-
-    Args:
-        options: how to reach the broker.
-        topics: of the device.
-        verb: see `agent.comms.commands`.
-        body: of the request.
-        timeout_s: maximum time.
+    """Send a request, and wait at most `timeout_s` for its answer.
 
     Raises:
         BrokerError: the broker cannot be reached, or refuses the connection.
@@ -106,7 +99,7 @@ class _Exchange:
         client.on_subscribe = lambda _c, _u, _m, reasons, _p: self._subscribed.put(
             [int(r.value) for r in reasons]
         )
-        client.on_publish = lambda _c, _u, _m, reason, _p: self._published(int(reason.value))
+        client.on_publish = lambda _c, _u, _m, reason, _p: self._answers.put(int(reason.value))
         client.on_message = self._message
 
     def run(self, body: dict[str, Any], timeout_s: float, until: float) -> CommandReply:
@@ -164,9 +157,6 @@ class _Exchange:
             if found == _NO_SUBSCRIBER or found >= _REFUSAL:
                 raise NoAnswerError(self._why_refused(found))
         raise NoAnswerError(self._why_silent(timeout_s))
-
-    def _published(self, code: int) -> None:
-        self._answers.put(code)
 
     def _message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._topics.health:

@@ -92,32 +92,20 @@ class Subscriber:
     """Subscribes to every topic of one device or of all. Reconnects by itself."""
 
     def __init__(self, options: BrokerOptions, *, prefix: str = "vedette", device: str = "+") -> None:
-        """Prepare; `start` connects.
-
-        Raises:
-            BrokerError: a certificate or a key cannot be used.
-        """
+        """Prepare; `start` connects. Raise BrokerError if a certificate or a key cannot be used."""
         self._prefix, self._device = prefix, device
         self._received: queue.SimpleQueue[ReceivedMessage] = queue.SimpleQueue()
         self._connection = ConsumerClient(options, "3.1.1", reconnects=True, on_connect=self._subscribe)
         self._connection.client.on_message = self._message
 
     def start(self, timeout_s: float = _START_S) -> None:
-        """Connect and subscribe.
-
-        Args:
-            timeout_s: maximum time.
-
-        Raises:
-            BrokerError: the broker cannot be reached, or refuses the connection.
-        """
+        """Connect and subscribe. Raise BrokerError if the broker cannot be reached, or refuses the connection."""
         self._connection.connect(timeout_s)
 
     def messages(self, until: float | None = None) -> Iterator[ReceivedMessage | None]:
         """Yield messages as they arrive; None about four times a second while there are none.
 
-        Args:
-            until: CLOCK_MONOTONIC at which to end, s; None: never.
+        `until` is a time of CLOCK_MONOTONIC at which to end, s; None: never.
         """
         while until is None or time.monotonic() < until:
             try:
@@ -187,10 +175,6 @@ class SequenceTracker:
 
         A repeated or late message leaves no gap: numbers are sent in their order. Nor does the first message of a
         run that begins lower than the one before: what preceded it is not known.
-
-        Args:
-            seq: number of the message.
-            first_seq: number with which its run began; 0: not known.
         """
         run = first_seq if 0 < first_seq <= seq else self._run
         known = self._newest.get(run)

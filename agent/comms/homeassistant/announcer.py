@@ -46,15 +46,7 @@ class Announcer:
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[float, float], float] = random.uniform,
     ) -> None:
-        """Ask what is retained. Nothing is published before the answer.
-
-        Args:
-            publisher: to use.
-            config: `[homeassistant]`.
-            device: as it is now.
-            clock: monotonic, s.
-            jitter: returns a random number between two.
-        """
+        """Ask what is retained. Nothing is published before the answer."""
         self._publisher, self._config, self._clock, self._jitter = publisher, config, clock, jitter
         self.topic, self._status = topic(config.prefix, device.topics.device), f"{config.prefix}/status"
         self.trouble = ""

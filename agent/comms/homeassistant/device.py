@@ -43,9 +43,7 @@ def display_name(*parts: str) -> str:
 def distinct(names: Mapping[str, str]) -> dict[str, str]:
     """Make names unique by adding the stream or the id: `Back yard state (back_yard)`.
 
-    Args:
-        names: by id. An id of a stream begins with its name and a dot. One of the device itself has no dot, and
-            keeps its name.
+    Names are given by id. An id without a dot is of the device itself, and keeps its name.
     """
     unique = dict(names)
     for more in (lambda one: one.partition(".")[0], str):
@@ -130,9 +128,8 @@ class StreamEntitySource(Struct, frozen=True):
     def select_labels(self, known: Container[str], max_labels: int) -> tuple[list[Label], list[str]]:
         """Return the labels that become entities, and those that do not because there would be too many.
 
-        Args:
-            known: ids of existing entities, which stay.
-            max_labels: maximum number of labels that the configuration does not name.
+        Labels of `known` entities stay. Of labels that the configuration does not name, at most `max_labels` are
+        selected.
         """
         selected = dict.fromkeys(self.named)
         labels: dict[str, None] = {}

@@ -46,13 +46,7 @@ def _entity(platform: str, name: str, **more: Any) -> Component:
 def stream_entities(
     topics: Topics, source: StreamEntitySource, labels: list[Label]
 ) -> Iterator[tuple[str, Component]]:
-    """Yield the entities of one stream, by id.
-
-    Args:
-        topics: of the device.
-        source: the stream.
-        labels: that become entities, see `StreamEntitySource.select_labels`.
-    """
+    """Yield the entities of one stream, by id, for the `labels` that become entities."""
     if source.counts and source.kind in _CLASSES:
         for one in labels:
             yield from _label_entities(topics, source, one)
@@ -243,13 +237,7 @@ class Entities(Struct, frozen=True):
 
 
 def entities(device: Device, known: Container[str], max_labels: int) -> Entities:
-    """Return every entity of a device.
-
-    Args:
-        device: as it is now.
-        known: ids of existing entities, which stay.
-        max_labels: maximum number of labels of a stream that the configuration does not name.
-    """
+    """Return every entity of a device. Those in `known` stay, see `StreamEntitySource.select_labels`."""
     components = dict(device_entities(device))
     left_out = {}
     for source in device.streams:
@@ -262,22 +250,14 @@ def entities(device: Device, known: Container[str], max_labels: int) -> Entities
 
 
 def topic(prefix: str, device: str) -> str:
-    """Return the topic of a device's discovery message.
-
-    Args:
-        prefix: of Home Assistant.
-        device: name.
-    """
+    """Return the topic of a device's discovery message."""
     return f"{prefix}/device/{node(device)}/config"
 
 
 def message(device: Device, components: Mapping[str, Component], gone: Mapping[str, str]) -> bytes:
     """Return the discovery message of a device.
 
-    Args:
-        device: to announce.
-        components: of `entities`.
-        gone: platforms by id of entities to remove: a component with only its platform does that.
+    `gone` has the platforms of entities to remove: a component with only its platform does that.
     """
     # Removals come first: if a message arrives too soon after another, Home Assistant may ignore what follows a
     # component that it is still busy with.
@@ -349,11 +329,7 @@ def is_of(body: bytes, identifier: str) -> bool:
 
 
 def entity_ids(body: bytes) -> tuple[str, ...]:
-    """Return the unique ids of the entities in a message.
-
-    Raises:
-        ValueError: it is not a discovery message.
-    """
+    """Return the unique ids of the entities in a message; ValueError if it is not a discovery message."""
     found = msgspec.json.decode(body, type=_Message)
     return tuple(part.uniq_id for part in found.cmps.values() if part.uniq_id)
 

@@ -94,11 +94,7 @@ class BrokerEndpoint:
         self._protocol = ProtocolChoice(config.protocol)
 
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
-        """Return a connection that the broker has accepted.
-
-        Args:
-            wake: ends a wait of the connection.
-            left: returns the time left for opening, s; it may become less.
+        """Return a connection that the broker has accepted. `wake` and `left` are as in `Connection.open`.
 
         Raises:
             ConfigError: a file that the configuration names cannot be used.
@@ -171,14 +167,9 @@ class FailoverPolicy:
         self.current = 0
 
     def failed(self, now: float, *, at_once: bool = False) -> bool:
-        """Record that the current broker could not be reached.
+        """Record that the current broker could not be reached. Return True to try another without a pause.
 
-        Args:
-            now: the time.
-            at_once: do not wait for the first: it refuses this device.
-
-        Returns:
-            True to try another now; False to pause first.
+        With `at_once`, do not wait for the first broker to come back: it refuses this device.
         """
         self._return_at = math.inf
         waits_for_first = self.current == 0 and not at_once and now - self._down_since < self._patience_s

@@ -34,12 +34,9 @@ def _wrong(key: str, what: str) -> ConfigError:
 
 
 def check_host(config: MqttConfig) -> None:
-    """Refuse a host that is a URL, includes a user or a port, or is not a host name.
+    """Raise ConfigError for a host that is a URL, includes a user or a port, or is not a host name.
 
     No error quotes what stands before an `@`: that may be a password.
-
-    Raises:
-        ConfigError: what to write instead.
     """
     host = config.host
     if not host:
@@ -106,11 +103,7 @@ def _check_prefix(config: MqttConfig) -> None:
 
 
 def check_prefixes(config: Config) -> None:
-    """Refuse topics among those of Home Assistant's discovery, which would take them for announcements.
-
-    Raises:
-        ConfigError: so it is, or one of the two prefixes begins with `$` or holds a control character.
-    """
+    """Raise ConfigError for topics among those of Home Assistant's discovery, or a prefix that is not valid."""
     own, theirs = config.mqtt.prefix, config.homeassistant.prefix
     _check_level(theirs, ("homeassistant", "prefix"))
     if f"{own}/".startswith(f"{theirs}/"):
@@ -140,11 +133,7 @@ def port(config: MqttConfig) -> int:
 
 
 def read_password(config: MqttConfig) -> str | None:
-    """Return the first line of the password file; None: none is configured.
-
-    Raises:
-        ConfigError: the file is missing or unreadable, or has no password.
-    """
+    """Return the first line of the password file; None: none is configured. Raise ConfigError if it is empty."""
     name = config.password_file
     if not name:
         return None
@@ -155,11 +144,7 @@ def read_password(config: MqttConfig) -> str | None:
 
 
 def read_certificates(config: MqttConfig) -> ssl.SSLContext | None:
-    """Load the certificates into a TLS context; None: the connection is not encrypted.
-
-    Raises:
-        ConfigError: a file is missing, unreadable, or not what it should be.
-    """
+    """Load the certificates into a TLS context, or raise ConfigError; None: the connection is not encrypted."""
     if config.key_file and not config.cert_file:
         raise _wrong("key_file", "is set but cert_file is not")
     if not uses_tls(config):

@@ -65,12 +65,10 @@ class RateLimiter:
 
     @property
     def is_shut(self) -> bool:
-        """True while no messages are to arrive."""
         return self._clock() < self._until
 
     @property
     def shut_s(self) -> float:
-        """Time until messages may arrive again, s."""
         return max(0.0, self._until - self._clock())
 
     def end_flood(self) -> int:

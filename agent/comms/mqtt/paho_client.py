@@ -32,17 +32,7 @@ _CONNECT_S = 5.0
 
 
 def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> paho.Client:
-    """Create a client that is not connected.
-
-    Args:
-        config: of the broker.
-        client_id: of this device.
-        protocol: to speak.
-        will: topic and payload that the broker retains when the connection breaks; None: nothing.
-
-    Raises:
-        ConfigError: a file that the configuration names cannot be used.
-    """
+    """Create a client that is not connected. Raise ConfigError if a file of the configuration cannot be used."""
     client = paho.Client(
         CallbackAPIVersion.VERSION2,
         client_id,
@@ -65,11 +55,7 @@ def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: 
 def connect(client: paho.Client, config: MqttConfig, protocol: Protocol, timeout_s: float) -> None:
     """Connect, down to TLS and WebSocket, and queue the CONNECT packet.
 
-    Args:
-        client: of `create_client`.
-        config: of the broker.
-        protocol: to speak.
-        timeout_s: maximum time for TCP, and again for TLS; resolving the name may take longer.
+    `timeout_s` is for TCP, and again for TLS; resolving the name may take longer.
 
     Raises:
         OSError: the broker cannot be reached.
@@ -125,11 +111,7 @@ def will_properties() -> Any:
 
 
 def reply_properties(correlation: bytes) -> Any:
-    """Return the properties of the reply to a request.
-
-    Args:
-        correlation: the request's correlation data; empty if it had none.
-    """
+    """Return the properties of the reply to a request, with the request's correlation data."""
     properties = _properties(PacketTypes.PUBLISH, "application/json", 0)
     if correlation:
         properties.CorrelationData = correlation
@@ -182,12 +164,7 @@ class ServerLimits(Struct, frozen=True):
 
 
 def read_limits(properties: Any, window: int) -> ServerLimits:
-    """Read the limits in the properties of a CONNACK (MQTT 5.0, section 3.2.2.3); a missing one means no limit.
-
-    Args:
-        properties: paho's.
-        window: our own maximum number of unacknowledged messages.
-    """
+    """Read the limits in a CONNACK (MQTT 5.0, section 3.2.2.3); `window` is our own maximum."""
     return ServerLimits(
         min(window, getattr(properties, "ReceiveMaximum", window)),
         getattr(properties, "MaximumPacketSize", 0),
@@ -229,12 +206,7 @@ class Subscriptions:
     """The subscriptions of one connection. Everything happens in the thread that turns the connection."""
 
     def __init__(self, client: paho.Client, *, mqtt_5: bool = True) -> None:
-        """Take over the callbacks of a client.
-
-        Args:
-            client: of one connection; nothing else may subscribe with it.
-            mqtt_5: True if it speaks MQTT 5; MQTT 3.1.1 has no options besides the QoS.
-        """
+        """Take over the callbacks of a client, with which nothing else may subscribe."""
         self._client, self._is_5 = client, mqtt_5
         self._subscribers: dict[str, list[_Subscriber]] = {}
         self._pending: dict[int, str] = {}
@@ -275,12 +247,7 @@ class Subscriptions:
             self._pending[mid] = pattern
 
     def remove(self, pattern: str, on_message: OnMessage | None = None) -> None:
-        """Unsubscribe; messages on their way are ignored.
-
-        Args:
-            pattern: as it was added.
-            on_message: of the subscriber to remove, where others remain; None: remove all.
-        """
+        """Unsubscribe `on_message`, or all if it is None, from a pattern. Messages on their way are ignored."""
         subscribers = self._subscribers.pop(pattern, [])
         if rest := [one for one in subscribers if on_message is not None and one.on_message != on_message]:
             self._subscribers[pattern] = rest

@@ -106,12 +106,9 @@ class Publisher:
         self._thread.start()
 
     def reconfigure(self, config: MqttConfig) -> None:
-        """Leave the current broker, and connect as another configuration says.
+        """Leave the current broker, and connect as another configuration says, which has no `problems`.
 
         Retained topics, handlers, questions without an answer, and events go to the new broker.
-
-        Args:
-            config: without `problems`.
         """
         self._configs.append(config)
         self._interrupt.set()
@@ -160,13 +157,7 @@ class Publisher:
         return self._session.inbox.patterns()
 
     def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
-        """Send the reply to a request, once at QoS 0; it is dropped when the connection is lost.
-
-        Args:
-            topic: the request's response topic.
-            payload: of the reply.
-            correlation: the request's correlation data.
-        """
+        """Send the reply to a request, once at QoS 0; it is dropped when the connection is lost."""
         if self._session.link.connected:
             self._session.transient.reply(topic, payload, correlation)
             self._wake.set()
@@ -198,8 +189,7 @@ class Publisher:
     def stop(self, timeout_s: float) -> None:
         """Send what waits, publish `stopped`, disconnect. Returns in time even if the broker does not answer.
 
-        Args:
-            timeout_s: maximum time. Events that are not acknowledged by then stay in the spool.
+        Events that are not acknowledged within `timeout_s` stay in the spool.
         """
         if self._thread is None:
             return

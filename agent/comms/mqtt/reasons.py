@@ -85,12 +85,7 @@ def explain_disconnect(code: int, text: object) -> str:
 
 
 def explain_break(code: int, text: str) -> str:
-    """Explain why a connection broke.
-
-    Args:
-        code: MQTT 5 reason code that paho assigns.
-        text: of paho's log; may be empty.
-    """
+    """Explain why a connection broke, by the reason code that paho assigns and the text of its log."""
     if code == KEEP_ALIVE:
         return in_words(code)
     if code == PROTOCOL_ERROR:
@@ -99,12 +94,7 @@ def explain_break(code: int, text: str) -> str:
 
 
 def explain_silence(words: str, *, tls: bool) -> str:
-    """Add to `words` what to check if a broker accepts the connection but does not answer the CONNECT.
-
-    Args:
-        words: what happened.
-        tls: True if the connection is encrypted.
-    """
+    """Add to `words` what to check if a broker accepts the connection but does not answer the CONNECT."""
     return explain_hangup(f"{words}; check that it is an MQTT broker", tls=tls)
 
 
@@ -114,12 +104,7 @@ def explain_hangup(words: str, *, tls: bool) -> str:
 
 
 def explain_opening(error: Exception, *, tls: bool) -> str:
-    """Explain to a user an error that came while the connection was opened.
-
-    Args:
-        error: of the network or of TLS.
-        tls: True if the connection was to be encrypted.
-    """
+    """Explain to a user an error that came while the connection was opened."""
     words, hint = explain_error(error), tls and _may_be_without_tls(error)
     return f"{words}; {WITHOUT_TLS}" if hint else words
 
@@ -214,11 +199,6 @@ def explain_certificate(
 
     OpenSSL does not show a certificate that it refuses, so it is read over another connection; nothing is sent on
     that.
-
-    Args:
-        error: the error that OpenSSL raised.
-        config: of the broker.
-        synchronised: True if the clock is.
     """
     code = error.verify_code
     if code in (_NOT_YET, _EXPIRED):
@@ -290,14 +270,7 @@ def _peer_certificate(config: MqttConfig, context: ssl.SSLContext, *, binary: bo
 
 
 def read_validity(der: bytes) -> Validity:
-    """Return from when to when a certificate is valid.
-
-    Args:
-        der: the certificate.
-
-    Raises:
-        ValueError: it is not a certificate.
-    """
+    """Return from when to when a certificate in DER form is valid; ValueError if it is not a certificate."""
     _, certificate, _ = _element(der)
     _, signed, _ = _element(certificate)
     tag, _, rest = _element(signed)

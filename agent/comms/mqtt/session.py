@@ -58,9 +58,7 @@ class LinkLog:
     def lost(self, reason: str, *, refused: bool = False) -> None:
         """Record that the connection broke, or could not be opened.
 
-        Args:
-            reason: for the log.
-            refused: the broker refuses this device: logged even if the outage began for another reason.
+        A `refused` one is logged even if the outage began for another reason.
         """
         said = f"{self._where}: {reason}"
         if self.connected:
@@ -92,11 +90,7 @@ class LinkLog:
         )
 
     def accepted(self, how: str) -> None:
-        """Record that the broker has accepted the connection. It is logged with the first acknowledgement.
-
-        Args:
-            how: protocol and user.
-        """
+        """Record that the broker has accepted the connection; that is logged with the first acknowledgement."""
         self.connected, self.detail, self._connected_at = True, how, time.monotonic()
         self.connects += 1
         self._unlogged, self._is_acknowledged = how, False
@@ -107,11 +101,7 @@ class LinkLog:
             self._log_connected()
 
     def silent(self, for_s: float) -> None:
-        """Record that a connected broker acknowledges nothing.
-
-        Args:
-            for_s: for how long, s.
-        """
+        """Record that a connected broker has acknowledged nothing for some time."""
         if self._logged:
             return
         self._since, self._unlogged = time.monotonic() - for_s, self.detail
@@ -137,11 +127,7 @@ class LinkLog:
         self._logged, self._is_taken_over = set(), False
 
     def leave(self, detail: str) -> None:
-        """Record that this device has disconnected by itself, which is not an outage.
-
-        Args:
-            detail: state from now on.
-        """
+        """Record that this device has disconnected by itself, which is not an outage."""
         self.connected, self.detail = False, detail
         self._restart()
 
@@ -253,15 +239,6 @@ class BrokerSession:
         client_id: str,
         has_stream: Callable[[str], bool],
     ) -> None:
-        """Prepare.
-
-        Args:
-            topics: of the device.
-            source: of the events.
-            where: the broker that is used or tried, for messages.
-            client_id: of this device.
-            has_stream: True if there is a stream of that name; stale topics of others are deleted.
-        """
         self._status, self._where = topics.status, where
         self.events = EventSender(source, where, math.inf)
         self.states, self.transient, self.inbox = RetainedTopics(where), TransientQueue(), Inbox(where)
@@ -278,16 +255,13 @@ class BrokerSession:
         longest_pause_s: float,
         last_status: Callable[[], bytes],
     ) -> bool:
-        """Send and receive until the connection is lost, a stop is asked for, or another broker is to be used.
+        """Send and receive to the end of the connection. Return True if another broker is to be used.
 
         Args:
             connection: that a broker has accepted.
             stop: what is left to send has until its deadline.
             longest_pause_s: longest wait for the network, s.
             last_status: returns the status to publish before another broker is used; empty: stay.
-
-        Returns:
-            True if another broker is to be used.
         """
         self._restart(connection)
         last = b""
