@@ -1,8 +1,8 @@
-# Sourced by the scripts: makes environments from the lock file. Not a program.
+# Functions of the scripts: environments from the lock file, and updates of this board. Source this file.
 PYTHON=${PYTHON:-python3}
 UPDATES=/var/lib/vedette-update
 
-# What the environment for development has. LoadGen has no wheels for ARM: there its tests are skipped, by name.
+# Extras of the environment for development. LoadGen has no wheels for ARM, where its tests are skipped.
 DEV_EXTRAS=dev,demo,wakeword,charts,bundle,fleet
 [ "$(uname -m)" != x86_64 ] || DEV_EXTRAS=$DEV_EXTRAS,loadgen
 
@@ -11,8 +11,8 @@ die() {
   exit 1
 }
 
-# usage SCRIPT: what it says of itself at its beginning, as an error. SCRIPT is a path in the clone: $0 may be one from
-# where the caller is.
+# usage SCRIPT: prints the comment at the beginning of a script, and exits with 2. SCRIPT is its path in the clone: $0 may
+# be relative to the caller's folder.
 usage() {
   sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$1" >&2
   exit 2
@@ -27,7 +27,7 @@ own_updates() {
   echo $$ >"$UPDATES/lock"
 }
 
-# at_hand: the state of the update that is not over; empty: there is none.
+# at_hand: prints the state of the current update; nothing if it is over.
 at_hand() {
   local state
   [ ! -e "$UPDATES/trial" ] || { echo trial; return; }
@@ -39,18 +39,18 @@ at_hand() {
   esac
 }
 
-# end_at_hand: deletes the files of an update's trial, so that the rollback watchdog does nothing. Keeps the journal.
+# end_at_hand: deletes the files of a trial, so that the rollback watchdog does nothing. Keeps the journal.
 end_at_hand() {
   local kept=$UPDATES/kept/vedette.toml config=/etc/vedette/vedette.toml
   if [ -f "$kept" ] && [ -f "$config" ] && ! cmp -s "$kept" "$config"; then
     mv -f "$kept" "$config.before"
-    echo "an update had changed $config: as it was before, it is $config.before" >&2
+    echo "an update had changed $config: the previous one is kept as $config.before" >&2
   fi
   rm -rf "$UPDATES"/{trial,verdict,deadman,order,reserve}{,.tmp} "$UPDATES"/kept/{vedette,a,b}.toml \
     "$UPDATES"/bundles/{,.}incoming.vedette*
 }
 
-# The interpreter that makes environments: new enough, and able to.
+# check_python: checks that $PYTHON is new enough and can create environments.
 check_python() {
   command -v "$PYTHON" >/dev/null || die "no $PYTHON: install Python 3.11 or newer, or set PYTHON"
   "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
@@ -58,7 +58,7 @@ check_python() {
   "$PYTHON" -c 'import ensurepip' 2>/dev/null && return
   local package
   package=$("$PYTHON" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
-  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "$PYTHON cannot make environments: sudo apt-get install $package"
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || die "$PYTHON cannot create environments: sudo apt-get install $package"
   apt_install "$package"
 }
 
@@ -69,11 +69,10 @@ apt_install() {
     die "apt-get install $* failed"
 }
 
-# locked_uv FILE: what a lock file says of uv.
+# locked_uv FILE: prints the lines of a lock file about uv.
 locked_uv() { awk '!/^ / {ours = /^uv==/} ours' "$1"; }
 
-# make_env FOLDER [EXTRA,...]: an environment with Vedette, editable, and these extras. Reused while nothing that it
-# was made from has changed.
+# make_env FOLDER [EXTRA,...]: creates an environment with Vedette, editable, and these extras, unless it is up to date.
 make_env() {
   local folder=$1 extras=${2:-} stamp
   check_python
@@ -92,8 +91,8 @@ make_env() {
   echo "$stamp" >"$folder/.stamp"
 }
 
-# An environment with tflite-runtime and no LiteRT, in .venv-tflite. Its numpy is older than the lock file's, so it
-# is made from its own short list.
+# make_tflite_env: creates .venv-tflite with tflite-runtime instead of LiteRT, from its own list: its numpy is older than
+# that of the lock file.
 make_tflite_env() {
   local stamp
   check_python
@@ -105,11 +104,11 @@ make_tflite_env() {
   echo "$stamp" >.venv-tflite/.stamp
 }
 
-# close_config FILE GROUP: a configuration that every user may read, as earlier versions made it, is for its owner and
-# the daemon's group alone. Copies of it take its mode and group. One that nobody else may read stays as it is.
+# close_config FILE GROUP: lets only the owner and the daemon's group read a configuration that every user may read, as
+# earlier versions created it. Copies inherit its mode and group.
 close_config() {
   is_open() { [ $((8#$(stat -L -c %a "$1") & 8#007)) != 0 ]; }
   is_open "$1" || return 0
   { chgrp "$2" "$1" && chmod g+r,o= "$1"; } 2>/dev/null || true
-  ! is_open "$1" || echo "$1: every user may read it, and its file system keeps no modes: keep passwords elsewhere" >&2
+  ! is_open "$1" || echo "$1: every user may read it, and its file system stores no modes: keep passwords elsewhere" >&2
 }

@@ -26,7 +26,7 @@ _PLAN = (
 _HEALTH = ("--health", "steady_s=3", "--health", "within_s=90", "--health", "p95_factor=50")
 _DROP_IN = "/etc/systemd/system/vedette.service.d/broken.conf"
 _BROKEN = "[Service]\nExecStartPre=/bin/sh -c 'test $(readlink /opt/vedette/current) = slots/a'\n"
-"""On one board the new version cannot start."""
+"""Drop-in of one board, on which the new version cannot start."""
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def _prove(folder: Path, count: int) -> int:
 
 
 def _bundles(folder: Path, key: Key) -> dict[str, Path]:
-    """As boards have them first, one that crashes, and a good one."""
+    """Build the bundle of the installation, one that crashes, and a good one."""
     python = subprocess.run(
         ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
         capture_output=True,
@@ -79,11 +79,11 @@ def _bundles(folder: Path, key: Key) -> dict[str, Path]:
 
 
 class Proof:
-    """Step by step.
+    """Steps of the proof.
 
     Attributes:
-        missed: what was not as it should be.
-        numbers: for the last line.
+        missed: failed checks.
+        numbers: figures of the last line.
     """
 
     def __init__(self, fleet: Fleet, bundles: dict[str, Path]) -> None:
@@ -94,32 +94,32 @@ class Proof:
         self.numbers: dict[str, object] = {}
 
     def canary_fails(self) -> None:
-        """1.1 crashes: nobody but the canary meets it."""
-        standing = self._roll_out("1.1")
-        self._check("the canary rolled back", _kinds(standing) == {"board1": "rolled_back"})
-        self._check("it stopped at the canary", "the canary board1" in standing.reason)
+        """Roll out 1.1, which crashes: only the canary gets it."""
+        progress = self._roll_out("1.1")
+        self._check("the canary rolled back", _kinds(progress) == {"board1": "rolled_back"})
+        self._check("it stopped at the canary", "the canary board1" in progress.reason)
         self._check("all are at 1.0", self._versions() == {"1.0"})
 
     def second_batch_is_in_trouble(self) -> None:
-        """Of the batch after the canary two are away, and one cannot start the version."""
+        """Roll out 1.2 with two unreachable boards, and one that cannot start it."""
         for name in self._away:
             self._fleet.links[name].cut()
         self._fleet.boards[self._broken].write(_DROP_IN, _BROKEN)
         self._fleet.boards[self._broken].sh("systemctl", "daemon-reload")
-        kinds = _kinds(standing := self._roll_out("1.2"))
+        kinds = _kinds(progress := self._roll_out("1.2"))
         self._check("two are unreachable", [kinds.get(name) for name in self._away] == ["unreachable"] * 2)
         self._check("one rolled back", kinds.get(self._broken) == "rolled_back")
-        self._check("it stopped there", bool(standing.reason) and len(kinds) == 5)
+        self._check("it stopped there", bool(progress.reason) and len(kinds) == 5)
 
     def goes_on(self) -> None:
-        """The boards are back and mended: the same command again."""
+        """Repair the boards and repeat the command."""
         for name in self._away:
             self._fleet.links[name].mend()
         self._fleet.boards[self._broken].sh("rm", _DROP_IN)
         self._fleet.boards[self._broken].sh("systemctl", "daemon-reload")
-        standing = self._roll_out("1.2")
-        self._check("all are updated", set(_kinds(standing).values()) == {"updated"})
-        outcomes = list(standing.outcomes.values())
+        progress = self._roll_out("1.2")
+        self._check("all are updated", set(_kinds(progress).values()) == {"updated"})
+        outcomes = list(progress.outcomes.values())
         for one in outcomes:
             print(
                 f"  {one.board:<8} {one.seconds:6.1f} s  down {one.downtime_s or 0:4.1f} s  sent {size(one.sent)}"
@@ -129,14 +129,14 @@ class Proof:
         self.numbers["bundle_size"] = outcomes[0].size
 
     def all_at_one_version(self) -> None:
-        """And their daemons run."""
+        """Check versions and daemons of all boards."""
         self._check("all are at 1.2", self._versions() == {"1.2"})
         told = self._fleet.vedette("status").stdout
         print(told)
         self._check("all daemons run", told.count("1 of 1 stream running") == len(self._names))
 
     def bytes_without_what_was_there(self) -> None:
-        """To a board that has lost the bundle of what it runs."""
+        """Send the bundle to a board without the bundle of its running version."""
         name = self._names[-1]
         self._fleet.boards[name].sh("rm", "/var/lib/vedette-update/bundles/present.vedette")
         inventory = read_inventory(self._fleet.folder / "fleet.toml")
@@ -146,7 +146,7 @@ class Proof:
         self.numbers["sent_without_delta"] = sent
 
     def goes_back(self) -> None:
-        """Half of them by `vedette fleet`, the rest by Ansible, which tells what they run then."""
+        """Roll back half of the boards with `vedette fleet`, the rest with Ansible."""
         half = len(self._names) // 2
         ours, theirs = self._names[:half], self._names[half:]
         named = [word for name in ours for word in ("--board", name)]
@@ -164,10 +164,10 @@ class Proof:
         path = self._bundles[number]
         done = self._fleet.vedette("rollout", str(path))
         print("  " + done.stdout.strip().replace("\n", "\n  "), done.stderr.strip())
-        standing = replay(Ledger(self._fleet.folder / f"{path.name}.ledger").read())
-        assert standing is not None
-        print(f"  {verdict(standing)}: {counted(standing.outcomes.values())}")
-        return standing
+        progress = replay(Ledger(self._fleet.folder / f"{path.name}.ledger").read())
+        assert progress is not None
+        print(f"  {verdict(progress)}: {counted(progress.outcomes.values())}")
+        return progress
 
     def _versions(self) -> set[str]:
         rows = map(json.loads, self._fleet.vedette("status", "--json").stdout.splitlines())
@@ -179,8 +179,8 @@ class Proof:
             self.missed.append(what)
 
 
-def _kinds(standing: RolloutProgress) -> dict[str, str]:
-    return {name: one.kind for name, one in standing.outcomes.items()}
+def _kinds(progress: RolloutProgress) -> dict[str, str]:
+    return {name: one.kind for name, one in progress.outcomes.items()}
 
 
 def _say(what: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes to a file what this processor answers: each variant of the bundled models, and the front ends of sound.
+"""Write this processor's answers to a file: of each variant of the bundled models and of the audio front ends.
 
 Runs on the board and on the machine beside it; `arm_check` compares the two files.
 

@@ -1,4 +1,4 @@
-"""Asks for the GPU, and tells what became of this process, in one line of JSON: said, loaded, unchanged.
+"""Ask for the GPU, and print a line of JSON about this process: said, loaded, unchanged.
 
 LiteRT's library for GPUs ends the process that loads it on a Cortex-A72. So it must be another process than this.
 """
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _said_of_the_gpu(model: Model) -> str:
-    """Why it cannot be used; empty when it can."""
+    """Return why the GPU cannot be used; empty: it can."""
     try:
         open_session(model, "gpu", SessionOptions()).close()
     except BackendError as error:
@@ -41,7 +41,7 @@ def _said_of_the_gpu(model: Model) -> str:
 
 
 def _loaded() -> list[str]:
-    """Names of the shared libraries in this process."""
+    """Return the names of the shared libraries in this process."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     paths = {Path(line.split(maxsplit=5)[5]).name for line in lines if "/" in line}
     return sorted(name for name in paths if ".so" in name)

@@ -1,4 +1,4 @@
-"""Whether Vedette is the same on ARM: models, sound, commands and tests, there and on this machine."""
+"""Compare Vedette on ARM with this machine: models, sound, commands and tests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from agent.models.files import bundled
 CPUS = ("cortex-a72", "cortex-a76")
 _CASES = 5
 _WITHIN = {"front end/logmel": 1e-4, "front end/mfcc": 1e-4, "sound/resampled": 1.0}
-"""Largest difference allowed: of rows in natural logarithms, of samples in the last bit."""
+"""Largest allowed difference: of rows in natural logarithms, of samples in the last bit."""
 _GPU = "libLiteRtWebGpuAccelerator.so"
 _RUNTIME = "libpywrap_litert_common.so"
 _WITHOUT_GPU = {"cortex-a72": ("SIGILL", "libvulkan")}
-"""What the error must name, one of them."""
+"""Words of which the error has to contain one."""
 _TARGETS = {
     "operations_unexplained": "0",
     "last_bits": "<= 1",
@@ -35,11 +35,11 @@ _TARGETS = {
     "resampled": "<= 1",
     "tests_failed": "0",
 }
-"""Figures that must be so, for each processor."""
+"""Required figures of each processor."""
 
 
 class Row(Struct, frozen=True):
-    """One thing that was to be proved.
+    """Result of one check.
 
     Attributes:
         cpu, what: of the table. found: in words. proved: whether it holds.
@@ -96,7 +96,7 @@ def _tell(text: str) -> None:
 
 
 def _answers(path: Path, cases: int, board: Board | None = None) -> Answers:
-    """What a board answers, or this machine."""
+    """Return the answers of a board or of this machine."""
     who = board.cpu if board else "this machine"
     _tell(f"{who}: models and sound")
     program = [str(ROOT / "scripts" / "virtual_board" / "answers.py"), str(path.resolve()), str(cases)]

@@ -46,7 +46,7 @@ class Board:
         }
 
     def python(self, *args: str, shown: bool = False) -> tuple[int, str]:
-        """Run the root's Python; gives its exit status and what it printed, on stderr too where it failed.
+        """Run the root's Python; return its exit status and output, with stderr if it failed.
 
         Args:
             args: of the interpreter.

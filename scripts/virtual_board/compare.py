@@ -1,4 +1,4 @@
-"""Compares what two processors answered; see `answers` for the names."""
+"""Compare the answers of two processors; see `answers` for the names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KNOWN = {
 
 
 class Difference(Struct, frozen=True):
-    """Two arrays compared.
+    """Comparison of two arrays.
 
     Attributes:
         name: of both.
@@ -53,7 +53,7 @@ def differences(part: str, ours: Answers, theirs: Answers) -> list[Difference]:
 
 
 def outputs(ours: Answers, theirs: Answers) -> list[Difference]:
-    """Compare what each variant answered, every case of an output as one."""
+    """Compare the answers of each variant, all cases of an output together."""
     cases: dict[str, list[Difference]] = {}
     for one in differences("/output ", ours, theirs):
         model, variant, _, output = one.name.split("/", 3)
@@ -67,7 +67,7 @@ def outputs(ours: Answers, theirs: Answers) -> list[Difference]:
 
 
 def to_blame(ours: Answers, theirs: Answers) -> list[tuple[str, Difference]]:
-    """Operations that answer otherwise to the same, by their titles."""
+    """Return the titles of the operations with different answers to the same input."""
     found = {d.name: d for d in differences("/answer", ours, theirs) if d.different}
     blamed = []
     for name, differs in found.items():

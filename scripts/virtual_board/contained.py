@@ -20,31 +20,28 @@ UsePAM no
 PidFile none
 """
 _SPACE = "2G"
-"""Of the file system that the slots lie in: one of its own, so that it can be filled."""
+"""Size of the file system of the slots: a separate one, so that it can be filled."""
 
 
 class Contained:
-    """In a folder of its own. See `machine.Board`."""
+    """A board in a container, with its files in a folder; see `machine.Board`."""
 
     name, broker, scale = "container", "127.0.0.1", 1.0
     camera, microphone = "test:?size=160x120&fps=10", "wav:/etc/vedette/speech.wav?pace=realtime&loop=1"
 
     def __init__(self, folder: Path) -> None:
-        """Nothing is started."""
+        """Create a board; nothing is started."""
         self._folder = folder.resolve()
         self._folder.mkdir(parents=True, exist_ok=True)
         self._port = 0
 
     def up(self) -> None:
-        """See `Board`."""
         self._do("up")
 
     def cut(self) -> None:
-        """See `Board`."""
         self._do("cut")
 
     def down(self) -> None:
-        """See `Board`."""
         self._do("down")
 
     def _do(self, verb: str) -> None:
@@ -54,13 +51,12 @@ class Contained:
             raise BoardError(f"container {verb}: {done.stdout}{done.stderr}")
 
     def small_disk(self) -> None:
-        """See `Board`; it is gone with the power."""
+        """Kill every process."""
         self.run(f"mkdir -p /opt/vedette && mount -t tmpfs -o mode=755,size={_SPACE} slots /opt/vedette")
 
     def run(
         self, command: str, *, given: bytes = b"", patience_s: float = PATIENCE_S
     ) -> subprocess.CompletedProcess[bytes]:
-        """See `Board`."""
         words = [str(_CONTAINER), "sh", str(self._folder), "sh", "-c", command]
         try:
             return subprocess.run(words, input=given, capture_output=True, timeout=patience_s, check=False)
@@ -68,7 +64,7 @@ class Contained:
             return subprocess.CompletedProcess(error.cmd, 255, error.stdout or b"", b"not done in time")
 
     def session(self, command: str) -> subprocess.Popen[bytes]:
-        """See `Board`: its own sshd is started for it."""
+        """Begin a command over SSH to an sshd that is started for it."""
         key = self._folder / "key"
         if not key.exists():
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
@@ -105,7 +101,7 @@ class Contained:
 
 
 def can_be() -> str:
-    """Why there cannot be one here; empty: there can."""
+    """Return why containers cannot run here; empty: they can."""
     if os.geteuid():
         return "a board in a container needs root"
     if not Path("/lib/systemd/systemd").exists():

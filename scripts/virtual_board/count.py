@@ -1,4 +1,4 @@
-"""Hears the packaged recording on a board whose clocks count instructions; see `count_instructions`.
+"""Process the packaged recording on a board whose clocks count instructions; see `count_instructions`.
 
 A Raspberry Pi 4B has 1.5e9 cycles a second. How many instructions its Cortex-A72 ends in a cycle depends on what
 it waits for; it can begin three. So the answer is given for one instruction in two cycles, and beside it how slow
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def counted(rounds: int) -> int:
-    """What a loop of two instructions counts as."""
+    """Return the count of a loop of two instructions."""
     page = mmap.mmap(-1, mmap.PAGESIZE, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXEC)
     page.write(_LOOP)
     loop = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(ctypes.addressof(ctypes.c_char.from_buffer(page)))

@@ -1,4 +1,4 @@
-"""Power cuts in every state of an update: what the board is afterwards."""
+"""Power cuts in every state of an update, and checks of the board after each."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ change, at the switch and as a trial ends, they are close together."""
 ALL = sum(count for *_, count in SHARES)
 _TWICE_EVERY, _FOLLOWED = 4, ("switching", "trial", "committed", "rolled_back")
 _SECOND_S = (12.0, 70.0)
-"""After the power came back, in this range, it goes again."""
+"""Range of the time from the boot to a second cut, s."""
 _WELL_S, _OVER_S, _HEARD_S = 400.0, 1800.0, 120.0
 
 
 class Cut(Struct, frozen=True):
-    """One of them.
+    """A planned power cut.
 
     Attributes:
         state: that it is planned in.
@@ -58,12 +58,12 @@ class Cut(Struct, frozen=True):
 
     @property
     def name(self) -> str:
-        """For people, and for the results."""
+        """Name of the cut, for the results."""
         return f"cut in {self.state} {self.number}"
 
 
 class Witness(Struct, frozen=True):
-    """What the disk said as the board booted, before anything was put right.
+    """State on disk at the boot, before it is repaired.
 
     Attributes:
         journal: state of the update; empty: there was none.
@@ -120,13 +120,13 @@ def _within(shots: list[Shot], low: float, high: float, count: int, before: int)
 
 
 class Cutter:
-    """Of one board, by its film."""
+    """Cuts the power of one board, from the snapshots of its film."""
 
     def __init__(self, board: Emulated, hearing: Hearing) -> None:
         self._board, self._hearing = board, hearing
 
     def play(self, cut: Cut) -> Row:
-        """Go to where the power is cut, cut it, and see what becomes of the board."""
+        """Restore a snapshot, cut the power, and check the board after its boot."""
         if self._board.pid:
             self._board.cut()
         mark = self._hearing.now
@@ -145,7 +145,7 @@ class Cutter:
                 self._board.cut()
 
     def prove_disk(self, shot: Shot) -> Row:
-        """Whether a cut loses what the board had written and not flushed, as that of a real board may.
+        """Return True if a cut loses written data that was not flushed, as on a real board.
 
         Args:
             shot: to go on from.
@@ -189,7 +189,7 @@ class Cutter:
         return self._concluded(row, self._hearing.since(mark, cut.shot.known))
 
     def _concluded(self, row: Row, account: Account) -> Row:
-        """What has become of a board that is well."""
+        """Describe the final state of a healthy board."""
         state, told = self._state(), health(self._board)
         version = told.version if told else "none"
         wrong = self._judge(state, version)
@@ -213,13 +213,13 @@ class Cutter:
         return Witness(state[1] if state else "", stage[1] if stage else "", lead[0], lead[1])
 
     def _state(self) -> str:
-        """Of the update, as the disk says now."""
+        """Return the state of the update on disk."""
         said = self._board.run("cat /var/lib/vedette-update/journal.json", patience_s=10).stdout.decode()
         found = re.search(r'"state": *"([a-z_]+)"', said)
         return found[1] if found else "none"
 
     def _judge(self, state: str, version: str) -> str:
-        """What is wrong with a board that is well; empty: nothing."""
+        """Return the fault of a board; empty: it is healthy."""
         said = sh(
             self._board,
             "readlink /opt/vedette/current /opt/vedette/keeper; "

@@ -30,13 +30,13 @@ _BOOT_S, _DOWN_S = 400.0, 120.0
 
 
 class Emulated:
-    """In a folder of its own. See `machine.Board`."""
+    """An emulated board, with its files in a folder; see `machine.Board`."""
 
     name, broker, scale = "qemu", "10.0.2.2", 10.0
     camera, microphone = "v4l2:/dev/video0?size=640x360", "mic:default?rate=8000"
 
     def __init__(self, folder: Path, image: Path) -> None:
-        """Nothing is started.
+        """Create a board; nothing is started.
 
         Args:
             folder: for its disk; is made.
@@ -48,12 +48,12 @@ class Emulated:
 
     @property
     def console(self) -> Path:
-        """What the board writes on its serial line, since it was built."""
+        """Log of the board's serial line, since the board was built."""
         return self.folder / _CONSOLE
 
     @property
     def pid(self) -> int:
-        """Of QEMU; 0: it is off."""
+        """Process ID of QEMU; 0: the board is off."""
         try:
             pid = int((self.folder / _PID).read_text())
             name = Path(f"/proc/{pid}/comm").read_text()
@@ -62,7 +62,7 @@ class Emulated:
         return pid if name.startswith("qemu-system") else 0
 
     def fresh(self) -> None:
-        """Begin with the disk as it was built; every snapshot is gone."""
+        """Reset the disk to its first contents and delete all snapshots."""
         (self.folder / _DISK).unlink(missing_ok=True)
         self.console.unlink(missing_ok=True)
         base = os.path.relpath(self._image / "base.raw", self.folder)
@@ -74,12 +74,11 @@ class Emulated:
             raise BoardError(f"qemu-img {' '.join(words)}: {done.stderr}")
 
     def up(self) -> None:
-        """See `Board`."""
         self.start()
         self.wait_ssh()
 
     def start(self, snapshot: str = "") -> None:
-        """Give it power; with a snapshot, be where that was, and wait for `go_on`."""
+        """Start QEMU; from a snapshot it waits for `go_on`."""
         if self.pid:
             raise BoardError(f"{self.folder}: this board is up already, as process {self.pid}")
         if not (self.folder / _DISK).exists():
@@ -124,7 +123,7 @@ class Emulated:
         return int((self.folder / _PORT).read_text())
 
     def wait_ssh(self) -> float:
-        """Wait until commands can be run; gives how long that took, s."""
+        """Wait until commands can be run, and return the time that this took, s."""
         return wait_for("ssh", self._connect, _BOOT_S)
 
     def _connect(self) -> bool:
@@ -135,7 +134,7 @@ class Emulated:
         return subprocess.call(command, cwd=self.folder, stdin=nowhere, stdout=nowhere, stderr=nowhere) == 0
 
     def cut(self) -> None:
-        """See `Board`: QEMU is killed."""
+        """Kill QEMU."""
         pid = self.pid
         if not pid:
             raise BoardError(f"{self.folder}: this board is off")
@@ -152,7 +151,6 @@ class Emulated:
         return not self.pid
 
     def down(self) -> None:
-        """See `Board`."""
         if not self.pid:
             return
         self.run("systemctl --no-block poweroff", patience_s=5)
@@ -164,7 +162,7 @@ class Emulated:
     def run(
         self, command: str, *, given: bytes = b"", patience_s: float = PATIENCE_S
     ) -> subprocess.CompletedProcess[bytes]:
-        """See `Board`; exit code 255: it cannot be reached."""
+        """Run a command; exit code 255: the board is unreachable."""
         words = self._ssh("-o", "ControlMaster=no", "-o", f"ControlPath={_SHARED}")
         try:
             return subprocess.run(
@@ -179,10 +177,9 @@ class Emulated:
             return subprocess.CompletedProcess(error.cmd, 255, error.stdout or b"", b"not done in time")
 
     def small_disk(self) -> None:
-        """See `Board`: its own is one."""
+        """Do nothing: the slots are on a disk of their own already."""
 
     def session(self, command: str) -> subprocess.Popen[bytes]:
-        """See `Board`."""
         return subprocess.Popen(
             [*self._ssh(), command], cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -196,31 +193,31 @@ class Emulated:
         ]
 
     def halt(self) -> None:
-        """Stop the board's time."""
+        """Pause the board."""
         with Monitor(self.folder / _MONITOR) as monitor:
             monitor.execute("stop")
 
     def go_on(self) -> None:
-        """Let it go on."""
+        """Continue a paused board."""
         with Monitor(self.folder / _MONITOR) as monitor:
             monitor.execute("cont")
 
     def save(self, snapshot: str) -> None:
-        """Keep the board as it is at this moment, its memory and its disk."""
+        """Save a snapshot of memory and disk."""
         with Monitor(self.folder / _MONITOR) as monitor:
             said = monitor.say(f"savevm {snapshot}")
         if said:
             raise BoardError(f"QEMU: savevm {snapshot}: {said}")
 
     def snapshots(self) -> list[str]:
-        """Names of those that are kept; not while it is up."""
+        """Return the names of the snapshots; only while the board is off."""
         done = subprocess.run(
             ["qemu-img", "snapshot", "-l", _DISK], cwd=self.folder, capture_output=True, text=True, check=False
         )
         return [line.split()[1] for line in done.stdout.splitlines()[2:]]
 
     def tidy(self) -> None:
-        """Give back what lies in the file of the disk and belongs to nothing, as each cut leaves some."""
+        """Free unused space in the disk's file, which each power cut leaves."""
         done = subprocess.run(
             ["qemu-img", "check", "-q", "-r", "leaks", _DISK], cwd=self.folder, capture_output=True, check=False
         )

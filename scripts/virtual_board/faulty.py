@@ -23,7 +23,7 @@ from tests.support.colours import EDGES, colour_model
 from tests.support.tiny_bundles import Key
 
 Change = Callable[[Path, Description], Description]
-"""Spoils the unpacked files of a bundle; gives its description, whose list of files need not fit any more."""
+"""Changes the unpacked files of a bundle and returns the description; its list of files is renewed afterwards."""
 SLOW_SIDE = 960
 """Pixels of the slow model's input, either way: it computes 200,000 times as much."""
 
@@ -37,7 +37,7 @@ class Spoiler:
     """
 
     def __init__(self, goods: Goods, good: Path) -> None:
-        """Take a bundle.
+        """Create from a good bundle.
 
         Args:
             goods: whose keys sign.
@@ -50,7 +50,7 @@ class Spoiler:
     def make(
         self, name: str, change: Change, *, key: Key | None = None, health: HealthGate | None = None
     ) -> Path:
-        """A bundle that differs from the good one in what `change` does.
+        """Make a bundle with a change.
 
         Args:
             name: of its file.
@@ -73,7 +73,7 @@ class Spoiler:
         return path
 
     def copy(self, name: str) -> Path:
-        """The good one with its signature, under another name, to be spoiled as bytes."""
+        """Copy the good bundle and its signature, to be changed as bytes."""
         path = self.folder / f"{name}.vedette"
         shutil.copy(self.good, path)
         shutil.copy(signing.signature_of(self.good), signing.signature_of(path))
@@ -81,17 +81,17 @@ class Spoiler:
 
 
 def nothing(_: Path, described: Description) -> Description:
-    """Leave everything as it is."""
+    """Change nothing."""
     return described
 
 
 def described_as(**fields: Any) -> Change:
-    """Say something else in the description."""
+    """Change fields of the description."""
     return lambda _, described: replace(described, **fields)
 
 
 def aimed_at(**fields: Any) -> Change:
-    """Say that it is for another board."""
+    """Change the target."""
 
     def change(_: Path, described: Description) -> Description:
         assert isinstance(described.target, Target)
@@ -101,7 +101,7 @@ def aimed_at(**fields: Any) -> Change:
 
 
 def without_wheel(name: str) -> Change:
-    """Leave out a wheel that is needed."""
+    """Remove a required wheel."""
 
     def change(files: Path, described: Description) -> Description:
         (found,) = (files / "wheels").glob(f"{name}-*.whl")
@@ -112,12 +112,12 @@ def without_wheel(name: str) -> Change:
 
 
 def migrating(*rules: Migration) -> Change:
-    """Ask for changes of the configuration."""
+    """Add migrations of the configuration."""
     return described_as(migrations=list(rules))
 
 
 def coded(module: str, code: str) -> Change:
-    """Put code before everything else that a module of Vedette does, after its imports from the future."""
+    """Insert code into a module of Vedette, after its imports from `__future__`."""
 
     def change(files: Path, described: Description) -> Description:
         (wheel,) = (files / "wheels").glob("vedette-*.whl")
@@ -128,7 +128,7 @@ def coded(module: str, code: str) -> Change:
 
 
 def wrong_golden(name: str) -> Change:
-    """Expect other answers of a model than it gives."""
+    """Change the golden answers of a model."""
 
     def change(files: Path, described: Description) -> Description:
         path = files / f"golden/{name}.npz"
@@ -147,7 +147,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def slow_model(files: Path, described: Description) -> Description:
-    """The same model, of pictures that are far larger.
+    """Replace the model by one with a far larger input.
 
     Its golden answer is to a black picture: to any other each processor adds a million numbers in its own order.
     """
@@ -166,7 +166,7 @@ def slow_model(files: Path, described: Description) -> Description:
 
 
 def disagreeing(files: Path, described: Description) -> Description:
-    """A model alone that sees nobody, to be run beside the one in use first."""
+    """Bring only a model that detects nothing, with a shadow."""
     for folder in ("wheels", "config"):
         shutil.rmtree(files / folder, ignore_errors=True)
     manifest = files / "models/colour.toml"
@@ -178,7 +178,7 @@ def disagreeing(files: Path, described: Description) -> Description:
 
 
 def _rewritten(wheel: bytes, module: str, code: str) -> bytes:
-    """A wheel with code in one of its modules, and its record in order."""
+    """Write a wheel with code in one of its modules, and a correct RECORD."""
     with zipfile.ZipFile(io.BytesIO(wheel)) as old, io.BytesIO() as file:
         content = {one.filename: old.read(one) for one in old.infolist()}
         content[module] = _begun(content[module].decode(), code).encode()

@@ -1,7 +1,7 @@
-"""The film of an update that nothing goes wrong with: the board as it was at the beginning of each state.
+"""The film of a successful update: snapshots of the board at the beginning of each state.
 
-A program on the board writes each state on its serial line as it is noted on the disk. The board's time is
-stopped then, and a snapshot taken: so a cut later costs no more than what lies between the snapshot and the cut.
+A program on the board writes each state that reaches the disk to the serial line. The board is paused then and a
+snapshot is taken, so that a power cut needs only the time from the snapshot to the cut.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ASKED = "asked"
 """Before `vedette update apply` is started."""
 STATES = (ASKED, "received", "verified", "staged", "tested", "switching", "trial", "committed")
 _EVERY_S = 30.0
-"""Seconds between snapshots where a state lasts longer."""
+"""Time between snapshots within a state, s."""
 _MARK = "VEDETTE-STATE "
 _LONGEST_S = 3600.0
 _WATCHER = f"""
@@ -41,14 +41,14 @@ while True:
 
 
 class Shot(Struct, frozen=True):
-    """The board at one moment.
+    """A snapshot of the board.
 
     Attributes:
         name: of the snapshot.
         state: of the update.
-        at_s: since when it is in that, while the board's time went.
-        length_s: until the next shot.
-        known: the highest number of an event that had been heard.
+        at_s: time in this state while the board was not paused, s.
+        length_s: time until the next shot, s.
+        known: highest number of a received event.
     """
 
     name: str
@@ -64,7 +64,7 @@ class _Film(Struct, frozen=True):
 
 
 def load(path: Path, stamp: str) -> list[Shot]:
-    """A film that was made of the same; empty: there is none."""
+    """Load the film of the same update; return [] if there is none."""
     if not path.exists():
         return []
     film = msgspec.json.decode(path.read_bytes(), type=_Film)
@@ -72,18 +72,18 @@ def load(path: Path, stamp: str) -> list[Shot]:
 
 
 def store(path: Path, stamp: str, shots: list[Shot]) -> None:
-    """Keep a film.
+    """Store a film.
 
     Args:
-        path: of its file.
-        stamp: of what it was made of.
-        shots: of it.
+        path: of the file.
+        stamp: identifies the update.
+        shots: of the film.
     """
     path.write_bytes(msgspec.json.encode(_Film(stamp, shots)))
 
 
 class Camera:
-    """Makes the film. Every other state that comes, such as `rolled_back`, ends it."""
+    """Makes the film. Another state, such as `rolled_back`, ends it with an error."""
 
     def __init__(self, board: Emulated, hearing: Hearing) -> None:
         self._board, self._hearing = board, hearing
@@ -91,7 +91,7 @@ class Camera:
         self._since, self._known, self._read = 0.0, 0, 0
 
     def shoot(self, bundle: str) -> list[Shot]:
-        """Have the board, which is ready, update itself by a bundle that lies there; gives the film.
+        """Apply a bundle that is on the board, and return the film.
 
         Raises:
             BoardError: the update is not committed.
@@ -105,15 +105,13 @@ class Camera:
         while self._state != STATES[-1]:
             for state in self._marks():
                 if state not in STATES:
-                    raise BoardError(
-                        f"the update that was to be filmed is {state}: vedette update history tells why"
-                    )
+                    raise BoardError(f"the filmed update is {state}: see vedette update history")
                 if state != self._state:
                     self._keep(state)
             if time.monotonic() - self._since > _EVERY_S:
                 self._keep(self._state)
             if time.monotonic() - began > _LONGEST_S:
-                raise BoardError(f"the update that was to be filmed is {self._state} since {_LONGEST_S:.0f} s")
+                raise BoardError(f"the filmed update is {self._state} for {_LONGEST_S:.0f} s")
             time.sleep(0.005)
         return self._shots
 
@@ -137,7 +135,7 @@ class Camera:
             last = replace(self._shots[-1], length_s=round(time.monotonic() - self._since, 3))
             self._shots[-1] = last
             at_s = last.at_s + last.length_s if last.state == state else 0.0
-        time.sleep(0.3)  # what had been sent comes
+        time.sleep(0.3)  # receive pending messages
         self._known = max(self._known, self._hearing.since(0).last)
         name = f"{state}-{sum(shot.state == state for shot in self._shots)}"
         self._board.save(name)

@@ -1,4 +1,4 @@
-"""The bundles of a proof: real ones of this clone under two version numbers, and the keys that sign them."""
+"""Bundles of this clone under two version numbers, and the keys that sign them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from tests.support.colours import colour_model
 from tests.support.tiny_bundles import Key, make_key
 
 A, B = "1.0.1", "1.0.2"
-"""Versions: the one that is installed, with counter 1, and the one to come, with counter 2."""
+"""Versions: the installed one, with counter 1, and the update, with counter 2."""
 PRINCIPAL = "prover"
 _SOURCES = ("agent", "firmware_configs", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
 ONLY_B = "event_expiry_s"
-"""Key of `[mqtt]` that the configuration gets with B."""
+"""Key of `[mqtt]` that the migration of B sets."""
 SEEN_FROM = 0.05
-"""Share of blue from which on the model sees somebody: he is always there, in any pattern of a test."""
+"""Share of blue from which the model detects a person: in every test pattern."""
 
 
 class Target(Struct, frozen=True):
-    """What a board needs.
+    """Target of the bundles.
 
     Attributes:
-        arch, python: of it, as `vedette bundle build` takes them.
-        health: keys and values of the health gate.
+        arch, python: of the board, for `vedette bundle build`.
+        health: `KEY=NUMBER` of the health gate.
     """
 
     arch: str
@@ -40,13 +40,13 @@ class Target(Struct, frozen=True):
 
 
 class Goods:
-    """In a folder of its own; what is there already is not made again."""
+    """Makes bundles and keys in a folder, unless they are up to date."""
 
     def __init__(self, folder: Path, target: Target) -> None:
         """Make the keys and the model.
 
         Args:
-            folder: for them and the bundles; is made.
+            folder: for the keys and bundles; created.
             target: of every bundle.
         """
         self.folder, self._target = folder.resolve(), target
@@ -63,7 +63,7 @@ class Goods:
         return Key(path, path.with_name(f"{name}.pub").read_text(encoding="ascii").strip())
 
     def bundle(self, version: str, counter: int) -> Path:
-        """A signed bundle of this clone under a version number.
+        """Build and sign a bundle of this clone under a version number.
 
         Raises:
             BoardError: it cannot be built.
@@ -79,7 +79,7 @@ class Goods:
         return path
 
     def _stamp(self, sources: Path, counter: int) -> str:
-        """What a bundle is made from."""
+        """Identify the sources of a bundle."""
         digest = hashlib.sha256(f"{self._target} {counter} {self.key.public}".encode())
         for path in (self.model, self.model.with_suffix(".tflite"), *sorted(sources.rglob("*"))):
             if path.is_file():
@@ -87,13 +87,13 @@ class Goods:
         return digest.hexdigest()
 
     def _migrations(self) -> Path:
-        """B reads one key more than A: the configuration tells which of them it is for."""
+        """Write a migration that sets a key: it tells for which version a configuration is."""
         path = self.folder / "migrations.toml"
         path.write_text(f'[[migrations]]\nop = "set"\nkey = "mqtt.{ONLY_B}"\nvalue = 15\n')
         return path
 
     def _sources(self, version: str) -> Path:
-        """A copy of the files that are under version control, and no others."""
+        """Copy the files that are under version control."""
         copy = self.folder / f"sources-{version}"
         shutil.rmtree(copy, ignore_errors=True)
         lists = ["git", "ls-files", "-z", *_SOURCES]

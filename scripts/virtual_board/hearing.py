@@ -1,4 +1,4 @@
-"""What the broker's subscriber has heard of the board, and what is missing in it."""
+"""Events of the board that a subscriber has received, and gaps in their numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.mosquitto import Mosquitto
 
 
 class _Event(Struct, frozen=True):
-    """What of `agent.comms.messages.EventMessage` an account takes."""
+    """Fields of `agent.comms.messages.EventMessage` that are checked."""
 
     id: str
     seq: int
@@ -19,7 +19,7 @@ class _Event(Struct, frozen=True):
 
 
 class Account(Struct, frozen=True):
-    """Of the events from some moment on.
+    """Account of the events since a moment.
 
     Attributes:
         events: distinct ids.
@@ -40,18 +40,18 @@ _decoder = msgspec.json.Decoder(_Event)
 
 
 class Hearing:
-    """Of one board, by a subscriber of a real broker that is never away."""
+    """Receives the events of one board from a real broker."""
 
     def __init__(self, broker: Mosquitto, device: str) -> None:
         self._messages = broker.subscribe(f"vedette/{device}/+/events")
 
     @property
     def now(self) -> int:
-        """How many messages have come so far."""
+        """Number of received messages."""
         return len(self._messages)
 
     def since(self, mark: int, known: int = 0) -> Account:
-        """The account from a moment on.
+        """Return the account since a moment.
 
         Args:
             mark: `now` of that moment.

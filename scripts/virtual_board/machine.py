@@ -1,4 +1,4 @@
-"""A board of one's own: what a proof asks of it, whether it is emulated or a container."""
+"""Protocol of a board, emulated or in a container, and helpers for its users."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ PATIENCE_S = 120.0
 
 
 class BoardError(Exception):
-    """What a board was asked for could not be done: says what, and what was said."""
+    """A command or operation of a board has failed."""
 
 
 class Board(Protocol):
-    """Off at first.
+    """A board; it is off at first.
 
     Attributes:
         name: for people.
@@ -34,13 +34,13 @@ class Board(Protocol):
     microphone: str
 
     def up(self) -> None:
-        """Boot; returns when commands can be run."""
+        """Boot, and return when commands can be run."""
 
     def cut(self) -> None:
-        """The power goes."""
+        """Cut the power."""
 
     def down(self) -> None:
-        """Shut down as a board does; does nothing where it is off."""
+        """Shut down cleanly; do nothing if the board is off."""
 
     def run(
         self, command: str, *, given: bytes = b"", patience_s: float = PATIENCE_S
@@ -54,14 +54,14 @@ class Board(Protocol):
         """
 
     def small_disk(self) -> None:
-        """Have the slots lie on a disk that may be filled, before there are any."""
+        """Put the slots on a disk that may be filled; call it before the installation."""
 
     def session(self, command: str) -> subprocess.Popen[bytes]:
-        """Begin a command over SSH; killing it is what a lost network is to the board."""
+        """Begin a command over SSH; killing the process looks like a lost network to the board."""
 
 
 def sh(board: Board, command: str, *, patience_s: float = PATIENCE_S) -> str:
-    """Run a command; gives what it said on stdout, stripped.
+    """Run a command, and return its stripped stdout.
 
     Raises:
         BoardError: it fails.
@@ -87,7 +87,7 @@ def put(board: Board, content: bytes | Path, path: str) -> None:
 
 
 def wait_for(what: str, is_so: Callable[[], bool], patience_s: float, every_s: float = 0.5) -> float:
-    """Wait until something is so; gives how long that took, s.
+    """Wait until a condition holds, and return the time that this took, s.
 
     Raises:
         BoardError: it does not become so.

@@ -1,4 +1,4 @@
-"""Installs Vedette on fresh systems in containers, and takes it away; the last line is a JSON object."""
+"""Install Vedette on fresh systems in containers, and remove it; the last line is a JSON object."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from tests.support.running import ROOT
 _INSTALL_S = 600.0
 _HEALTH = ("steady_s=3", "within_s=120", "p95_factor=50")
 _TOO_OLD = ("jammy",)
-"""Whose Python is older than 3.11: they are refused, in words."""
+"""Systems whose Python is older than 3.11: scripts/install has to refuse them."""
 _ASKS_PYTHON = "import sys; print('%d.%d' % sys.version_info[:2])"
 _LEFT = (
     "ls -d /opt/vedette /etc/vedette /var/lib/vedette* /usr/local/bin/vedette /usr/local/lib/vedette "
     "/etc/systemd/system/vedette* /etc/sudoers.d/vedette /etc/ssh/sshd_config.d/*vedette* 2>/dev/null; "
     "getent passwd vedette vedette-update; true"
 )
-"""What is still there; nothing is."""
+"""Lists the remains of an installation."""
 
 
 class Proof:
-    """Of one system.
+    """Proof of one system.
 
     Attributes:
-        steps: that were tried, with what was wrong; empty: nothing.
-        told: what is said of it in the table.
+        steps: with their errors; empty: none.
+        told: cells of the table.
     """
 
     def __init__(self, name: str, folder: Path) -> None:
@@ -47,7 +47,7 @@ class Proof:
         self.told: dict[str, str] = {}
 
     def run(self) -> None:
-        """Try everything in order; what fails ends it."""
+        """Run the steps in order until one fails."""
         steps: tuple[Callable[[], str], ...] = (
             self._installs_from_the_clone,
             self._installs_nothing_twice,
@@ -92,7 +92,7 @@ class Proof:
         return "" if self._board.wait_active() == before else "the daemon was restarted"
 
     def _keeps_to_its_sandbox(self) -> str:
-        """As this system's systemd understands the unit."""
+        """Check the unit with this system's systemd."""
         said = self._board.sh("systemd-analyze", "security", "--no-pager", "vedette.service")
         exposure = float(said.split("vedette.service:")[1].split()[0])
         self.told["exposure"] = f"{exposure:g}"
@@ -129,7 +129,7 @@ class Proof:
         return Goods(self._folder / "goods", Target("x86_64", self.told["Python"], _HEALTH))
 
     def _well(self) -> str:
-        """Every stream infers, by what the daemon tells."""
+        """Wait until every stream infers."""
         health = self._board.health
 
         def is_ready() -> bool:

@@ -1,4 +1,4 @@
-"""Whether an update can harm a board: installed, cut off in every state, and updated by what must not stay."""
+"""Prove that no update harms a board: power cuts in every state, and bundles that must not be committed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BOARDS = ROOT / "build/virtual_board"
 
 
 class Kind(Struct, frozen=True):
-    """What differs between the boards.
+    """Differences between the kinds of boards.
 
     Attributes:
         arch, python: that bundles are for.
@@ -51,7 +51,7 @@ _CONTAINED = ("steady_s=5", "within_s=40", "p95_factor=2", "p95_floor_ms=1")
 
 
 class Proof:
-    """Of one kind of board."""
+    """Proof of one kind of board."""
 
     def __init__(self, args: argparse.Namespace, kind: Kind, name: str) -> None:
         self.args, self.kind, self.name = args, kind, name
@@ -64,13 +64,13 @@ class Proof:
         self.results = Results(HOME / f"{name}.results", self.stamp)
 
     def keep(self, row: Row) -> None:
-        """Keep a row and show it."""
+        """Store a row and print it."""
         self.results.add(row)
         mark = "" if row.proved else "NOT PROVED: "
         _tell(f"{row.name}: {row.met}: {row.outcome}: {mark}{row.why} ({row.seconds:.0f} s, {row.events} events)")
 
     def refusals(self, board: Board) -> None:
-        """Play every scene that is not proved yet, on a board that is up and well."""
+        """Run every scene that is not proved yet, on a healthy board."""
         player = Refusals(board, self.goods, self.b, A)
         for scene in self.scenes_left:
             _tell(f"{scene.name} …")
@@ -81,14 +81,14 @@ class Proof:
 
     @property
     def scenes_left(self) -> list[Scene]:
-        """Those that are not proved yet."""
+        """Return the scenes that are not proved yet."""
         proved = {row.name for row in self.results if row.proved}
         every = scenes(read_health(self.kind.health))
         return [scene for scene in every if f"{self.name}: {scene.name}" not in proved]
 
 
 def contained(args: argparse.Namespace) -> Results:
-    """On a board in a container: no power cuts, since what the kernel has taken it keeps there."""
+    """Prove a board in a container, without power cuts: they would lose no written data."""
     python = "{}.{}".format(*json.loads(_python_of_system()))
     proof = Proof(args, Kind("x86_64", python, _CONTAINED), Contained.name)
     board = Contained(HOME / "container")
@@ -110,7 +110,7 @@ def contained(args: argparse.Namespace) -> Results:
 
 
 def emulated(args: argparse.Namespace) -> Results:
-    """On the emulated board."""
+    """Prove the emulated board."""
     proof = Proof(args, _EMULATED, Emulated.name)
     board = Emulated(BOARDS / "board", BOARDS / "image")
     port = HOME / "port"
@@ -136,7 +136,7 @@ def emulated(args: argparse.Namespace) -> Results:
 
 
 def _film(proof: Proof, board: Emulated, port: int, hearing: Hearing) -> list[Shot]:
-    """The film, which is made only once."""
+    """Load the film, or make it."""
     path = HOME / f"{proof.name}.film"
     film = load(path, proof.stamp)
     if board.pid:
@@ -187,7 +187,7 @@ def _cuts(proof: Proof, board: Emulated, hearing: Hearing, film: list[Shot]) -> 
 
 
 def _python_of_system() -> str:
-    """Of the board in a container, whose files are this machine's."""
+    """Return the target of the board in a container, which has this machine's files."""
     import subprocess
 
     command = ["/usr/bin/python3", "-c", "import sys; print(list(sys.version_info[:2]))"]

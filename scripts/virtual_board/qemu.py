@@ -1,4 +1,4 @@
-"""The verbs of scripts/virtual_board/qemu that need its files."""
+"""Verbs of scripts/virtual_board/qemu that need a built board."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from machine import BoardError, put
 
 
 def main(verb: str, folder: Path, *words: str) -> int:
-    """Do what was asked for; gives the exit code."""
+    """Run a verb, and return the exit code."""
     if not (folder / "image/base.raw").exists():
-        raise BoardError(f"{folder}: nothing is built there: scripts/virtual_board/qemu build {folder}")
+        raise BoardError(f"{folder}: nothing is built there: run scripts/virtual_board/qemu build {folder}")
     board = Emulated(folder / "board", folder / "image")
     plain = {"up": board.up, "cut": board.cut, "down": board.down, "fresh": board.fresh}
     if verb in plain and not words:

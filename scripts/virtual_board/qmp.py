@@ -1,4 +1,4 @@
-"""QEMU's monitor, over its socket. Protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html"""
+"""Client of QEMU's monitor socket. Protocol: https://www.qemu.org/docs/master/interop/qmp-spec.html"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PATIENCE_S = 120.0
 
 
 class Monitor:
-    """Of one emulated board; closed when the `with` ends."""
+    """Monitor of one emulated board; a context manager."""
 
     def __init__(self, path: Path) -> None:
         # A path in a clone may be longer than a socket's may be.
@@ -32,7 +32,7 @@ class Monitor:
         self.execute("qmp_capabilities")
 
     def execute(self, verb: str, **arguments: Any) -> Any:
-        """Have something done; gives what QEMU returns.
+        """Execute a command, and return QEMU's answer.
 
         Raises:
             BoardError: it refuses.
@@ -47,7 +47,7 @@ class Monitor:
         raise BoardError(f"QEMU: {verb}: it ended")
 
     def say(self, words: str) -> str:
-        """Have a command for people done, of which snapshots are; gives what it says."""
+        """Execute a command of the human monitor, such as for snapshots, and return its output."""
         return str(self.execute("human-monitor-command", **{"command-line": words})).strip()
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Updates that must not stay: each is refused or rolled back by the board, which says why in its history."""
+"""Bundles that a board has to refuse or roll back, with the reason in its history."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _APPLY_S = 180.0
 
 
 class Refusals:
-    """Of one board that runs version A."""
+    """Runs scenes on one board that runs version A."""
 
     def __init__(self, board: Board, goods: Goods, good: Path, version: str) -> None:
-        """Prepare.
+        """Create.
 
         Args:
             board: that is up and well.
@@ -35,7 +35,7 @@ class Refusals:
         self._board, self._spoiler, self._version = board, Spoiler(goods, good), version
 
     def play(self, scene: Scene) -> Row:
-        """Try it; gives what was found."""
+        """Run a scene, and return its row."""
         began = time.monotonic()
         wrong, last = "", {}
         try:
@@ -98,7 +98,7 @@ class Refusals:
         return found[-1]
 
     def _standing(self) -> tuple[str, str, str]:
-        """Slot, configuration and process."""
+        """Return slot, configuration and process ID."""
         said = sh(
             self._board,
             "readlink /opt/vedette/current; sha256sum </etc/vedette/vedette.toml; "
@@ -108,7 +108,7 @@ class Refusals:
         return slot, config, pid
 
     def _judge(self, scene: Scene, last: dict[str, Any], before: tuple[str, str, str]) -> str:
-        """What is wrong; empty: nothing."""
+        """Return the error of a scene; empty: none."""
         if last["state"] != scene.state:
             return f"{last['state']}: {last['reason']}"
         if scene.says not in last["reason"]:

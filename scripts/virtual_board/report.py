@@ -1,4 +1,4 @@
-"""The tables of a proof, and its closing line."""
+"""Tables of a proof, and its closing line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 
 def show(results: Results) -> None:
-    """Print what was found: state × outcome of the cuts, and every refusal with its reason."""
+    """Print the cuts by state and outcome, and every refusal with its reason."""
     console = Console(width=160, soft_wrap=False)
     for row in (*results.of("install"), *results.of("disk")):
         console.print(f"{row.name}: {row.planned}: {row.outcome}, {row.seconds:.0f} s")
@@ -28,7 +28,7 @@ def show(results: Results) -> None:
 
 
 def _by_state(rows: list[Row]) -> Table:
-    """By the state that the disk told of as the board booted."""
+    """Table of the cuts by the state on disk at the boot."""
     table = Table(title="power cuts: state of the update on the disk × what became of the board")
     outcomes = sorted({row.outcome for row in rows})
     for name in ("cut in", *outcomes, "twice", "events", "lost", "well after", "proved"):
@@ -64,7 +64,7 @@ def _refused(rows: list[Row]) -> Table:
 
 
 def conclude(results: Results, board: str, wanted: int, only: str | None, took_s: float) -> None:
-    """Print the closing line, and exit with 1 when the targets are missed.
+    """Print the closing line, and exit with 1 if a target is missed.
 
     Args:
         results: of everything so far.

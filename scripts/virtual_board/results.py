@@ -1,4 +1,4 @@
-"""What has been found so far, on the disk: a run that was cut off goes on where it was."""
+"""Results on disk, so that an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from msgspec import Struct
 
 
 class Row(Struct, frozen=True, kw_only=True):
-    """One thing that was tried.
+    """Result of one test.
 
     Attributes:
-        name: of it, and of no other.
-        group: of the table that it stands in.
-        planned: what was to be met, such as the state that the power is cut in.
-        met: what was met.
+        name: unique.
+        group: table of the test.
+        planned: such as the state in which the power is cut.
+        met: such as the state that was found.
         outcome: what became of it.
         proved: whether that is as it has to be.
         why: not, or the reason that the board gives.
@@ -38,10 +38,10 @@ class Row(Struct, frozen=True, kw_only=True):
 
 
 class Results:
-    """In one file, a JSON object in each line."""
+    """Rows in a file, one JSON object a line."""
 
     def __init__(self, path: Path, stamp: str) -> None:
-        """Read what is there.
+        """Read the file.
 
         Args:
             path: of the file.
@@ -63,11 +63,11 @@ class Results:
         return name in self._rows
 
     def of(self, group: str) -> list[Row]:
-        """Rows of a group, in the order in which they were found."""
+        """Return the rows of a group in order."""
         return [row for row in self if row.group == group]
 
     def add(self, row: Row) -> None:
-        """Keep a row."""
+        """Store a row."""
         self._rows[row.name] = row
         with self._path.open("a") as file:
             file.write(f"{msgspec.json.encode(row).decode()}\n")

@@ -1,4 +1,4 @@
-"""Scenes: updates that must not stay; of each its bundle, what has to become of it, and what is to be said."""
+"""Scenes: bundles that must be refused or rolled back, with the expected state and reason."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from agent.update.bundle import signing
 from agent.update.bundle.description import HealthGate, Migration
 
 FULL = "/opt/vedette/full"
-"""What a disk is filled with."""
+"""File that fills a disk."""
 _LEFT = 100_000_000
-"""Bytes that a full disk has left."""
+"""Free bytes of a full disk."""
 _RUN = "agent/cli/run.py"
-"""Of what the self-test does not import."""
+"""Module that the self-test does not import."""
 _IF_RUN = 'import sys\nif "run" in sys.argv[1:2]:\n    '
 _AVAILABLE = "df --output=avail -B1 /opt/vedette | tail -1"
 _FILLER = (
     "systemd-run --quiet --collect sh -c 'until [ -e /opt/vedette/slots/b/venv/bin/python ]; do sleep 0.1; done; "
     f"fallocate -l $(($({_AVAILABLE}) * 9 / 10)) {FULL}; cat /dev/zero >>{FULL}'"
 )
-"""Leaves nothing, though others write meanwhile."""
+"""Command that keeps the disk full."""
 
 
 class Scene(Struct, frozen=True, kw_only=True):
-    """One of them.
+    """A scene.
 
     Attributes:
         name: for people.
         make: the bundle.
         state: that it has to end in.
-        says: what the reason has to hold.
+        says: part of the expected reason.
         before: a command on the board, before it.
         dropped: whether the SSH session is cut off while it is shown.
     """
@@ -49,7 +49,7 @@ class Scene(Struct, frozen=True, kw_only=True):
 
 
 def scenes(gate: HealthGate) -> list[Scene]:
-    """All of them, in order; the last one is committed.
+    """Yield all scenes in order; the last one is committed.
 
     Args:
         gate: of the good bundles; what shows late in a trial gets a longer one.
@@ -60,7 +60,7 @@ def scenes(gate: HealthGate) -> list[Scene]:
 def _scene(
     name: str, change: Change, says: str, *, state: str = "refused", health: HealthGate | None = None
 ) -> Scene:
-    """Of a bundle that differs from the good one by a change."""
+    """Return a scene of the good bundle with a change."""
     file = name.replace(" ", "-")
     return Scene(
         name=name, make=lambda spoiler: spoiler.make(file, change, health=health), state=state, says=says
@@ -133,7 +133,7 @@ def _dropped() -> Scene:
 
 
 def _other_signature(spoiler: Spoiler) -> Path:
-    """The signature of another bundle by the same key."""
+    """Make a bundle with the signature of another one by the same key."""
     path, other = spoiler.copy("signature"), spoiler.make("other", faulty.described_as(counter=99))
     signing.signature_of(path).write_bytes(signing.signature_of(other).read_bytes())
     return path

@@ -1,4 +1,4 @@
-"""Settling in: a board gets version A by scripts/install from a bundle, two streams, a witness of its boots."""
+"""Installation of version A from a bundle, with two streams and a unit that records the disk at each boot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAMERA, MICROPHONE = "porch", "hall"
 DEVICE = "prover"
 _CLONE = "/root/vedette"
 _RATE_HZ = 8000
-"""Of the model."""
+"""Name of the model."""
 _INSTALL_S = 180.0
 _MODELS = "/opt/vedette/current/models"
 _WITNESS = """
@@ -57,7 +57,7 @@ WantedBy=multi-user.target
 
 
 class Health(msgspec.Struct, frozen=True):
-    """What is asked of `agent.daemon.health.DaemonHealth`.
+    """Fields of `agent.daemon.health.DaemonHealth`.
 
     Attributes:
         version, ready, streams: see there.
@@ -69,7 +69,7 @@ class Health(msgspec.Struct, frozen=True):
 
 
 def settle(board: Board, goods: Goods, bundle: Path, port: int) -> float:
-    """Install from a bundle, and wait until both streams infer; gives how long both took, s.
+    """Install from a bundle, wait until both streams infer, and return the time of both, s.
 
     Args:
         board: that is up, and empty.
@@ -96,7 +96,7 @@ def settle(board: Board, goods: Goods, bundle: Path, port: int) -> float:
 
 
 def _furnish(board: Board, port: int) -> None:
-    """Put there what is not Vedette's own: an installer, a configuration, somebody who speaks, the witness."""
+    """Copy the installer, configuration, sound and recording unit to the board."""
     board.run(f"mkdir -p {_CLONE} && tar -x -C {_CLONE}", given=_scripts())
     put(board, speech(), "/etc/vedette/speech.wav")
     put(board, tomli_w.dumps(configuration(board, port)).encode(), "/etc/vedette/vedette.toml")
@@ -108,7 +108,7 @@ def _furnish(board: Board, port: int) -> None:
 
 
 def deliver(board: Board, bundle: Path) -> str:
-    """Copy a bundle and its signature to the board; gives the path there."""
+    """Copy a bundle and its signature to the board, and return the path there."""
     place = f"/root/{bundle.name}"
     put(board, bundle, place)
     signature = bundle.with_name(f"{bundle.name}.sig")
@@ -118,7 +118,7 @@ def deliver(board: Board, bundle: Path) -> str:
 
 
 def configuration(board: Board, port: int) -> dict[str, Any]:
-    """Of the daemon: one stream that always sees somebody, and one that hears words."""
+    """Return the configuration: a stream that always detects a person, and one that detects words."""
     camera = {
         "source": board.camera,
         "model": f"{_MODELS}/colour.toml",
@@ -138,7 +138,7 @@ def configuration(board: Board, port: int) -> dict[str, Any]:
 
 
 def health(board: Board) -> Health | None:
-    """What the daemon tells; None: nothing now."""
+    """Return the daemon's health; None: unknown."""
     done = board.run("cat /run/vedette/health.json", patience_s=10)
     try:
         return msgspec.json.decode(done.stdout, type=Health)
@@ -147,7 +147,7 @@ def health(board: Board) -> Health | None:
 
 
 def is_well(board: Board, version: str = "") -> bool:
-    """Whether the daemon is ready, both streams run and have inferred, and it is that version; empty: any."""
+    """Return True if the daemon of this version (empty: any) is ready and both streams infer."""
     told = health(board)
     if told is None or not told.ready or (version and told.version != version):
         return False
@@ -156,7 +156,7 @@ def is_well(board: Board, version: str = "") -> bool:
 
 
 def speech() -> bytes:
-    """Spoken words as a WAV file, with a pause behind them."""
+    """Return spoken words and a pause as a WAV file."""
     samples, rate_hz = soundfile.read(ROOT / "agent/models/zoo/spoken.flac", dtype="float32")
     samples = soxr.resample(samples, rate_hz, _RATE_HZ)
     with io.BytesIO() as file:
@@ -166,7 +166,7 @@ def speech() -> bytes:
 
 
 def _scripts() -> bytes:
-    """What of a clone an installation from a bundle takes."""
+    """Return the files of a clone that an installation from a bundle needs."""
     with io.BytesIO() as file:
         with tarfile.open(fileobj=file, mode="w") as tar:
             for path in _needed():

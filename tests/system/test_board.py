@@ -128,8 +128,8 @@ def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) 
 @pytest.mark.parametrize(
     ("forged", "said"),
     [
-        ("unsigned", "a bundle is taken with its signature only"),
-        ("stranger", "signed by nobody that"),
+        ("unsigned", "the signature is missing"),
+        ("stranger", "not signed by a key in"),
         ("tampered", "the signature is not one of this bundle"),
         ("other namespace", "the signature is not one of this bundle"),
         ("revoked keys away", "/etc/vedette/revoked_keys cannot be read"),
@@ -199,7 +199,7 @@ def test_while_an_update_is_at_hand_nothing_is_installed_and_it_goes_on(
     board.sh(
         "rm", "-f", *(f"{_UPDATES}/{name}" for name in ("trial", "journal.json", "bundles/incoming.vedette"))
     )
-    assert ("in use by another vedette, pid 4711" if left == "lock" else "an update is at hand") in told
+    assert ("in use by another vedette, pid 4711" if left == "lock" else "an update is not over") in told
     assert "is installed" not in told
     assert (begun, bundle) == (False, True)
 
@@ -352,7 +352,7 @@ def test_a_configuration_that_is_broken_is_told_by_who_installs(board: Board, co
     board.configure(config)
     board.sh("systemctl", "restart", "vedette")
     assert "strems" in told
-    assert "it does not run: systemctl status vedette" in told
+    assert "vedette.service does not run: systemctl status vedette" in told
 
 
 def begin_update(board: Board) -> None:

@@ -164,11 +164,7 @@ def parse(data: bytes) -> Description:
 
 
 def render(description: Description) -> bytes:
-    """Render `bundle.toml`, reproducibly.
-
-    Raises:
-        BundleError: see `check`.
-    """
+    """Render `bundle.toml`, reproducibly; raise BundleError if it is not valid."""
     import tomli_w
 
     description = _converted(

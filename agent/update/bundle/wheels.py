@@ -220,11 +220,7 @@ def _wheel_of(name: str, folder: Path) -> Path:
 
 
 def platforms(target: Target) -> list[str]:
-    """Return the platform tags of the wheels that fit a board, the newest first.
-
-    Raises:
-        BundleError: its glibc is too old for all wheels.
-    """
+    """Return the platform tags for a board, newest first; raise BundleError if its glibc is too old."""
     major, _, minor = target.glibc.partition(".")
     if major != "2" or int(minor) < _OLDEST_GLIBC:
         raise BundleError(f"--glibc {target.glibc}: wheels are made for 2.{_OLDEST_GLIBC} and newer")
@@ -337,11 +333,7 @@ class Lock:
         self._lines.setdefault(canonicalize_name(requirement.name), []).append((requirement, locked))
 
     def pin(self, name: str, target: Target) -> Pin:
-        """Return the locked version of a package for a board.
-
-        Raises:
-            BundleError: the package is not locked for such a board.
-        """
+        """Return the locked version of a package for a board; raise BundleError if there is none."""
         from packaging.utils import canonicalize_name
 
         name, environment = canonicalize_name(name), _environment(target)

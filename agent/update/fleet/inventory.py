@@ -193,22 +193,14 @@ class Inventory(Struct, frozen=True):
         return self.path.absolute().parent / "known_hosts"
 
     def chosen(self, names: tuple[str, ...]) -> dict[str, FleetBoard]:
-        """Return the boards of these names, or all boards.
-
-        Raises:
-            FleetError: there is no such board.
-        """
+        """Return the boards of these names, or all boards; raise FleetError if there is no such board."""
         if unknown := [name for name in names if name not in self.boards]:
             raise FleetError(f"{self.path}: there is no board {', '.join(unknown)} in [boards.hosts]")
         return {name: board for name, board in self.boards.items() if not names or name in names}
 
 
 def read_inventory(path: Path) -> Inventory:
-    """Read an inventory.
-
-    Raises:
-        FleetError: it cannot be read, or a value is not valid.
-    """
+    """Read an inventory; raise FleetError if it cannot be read, or a value is not valid."""
     try:
         return parse(path.read_text(encoding="utf-8"), path)
     except OSError as error:

@@ -187,20 +187,12 @@ class Ledger:
 
     @contextmanager
     def owned(self) -> Iterator[None]:
-        """Lock the ledger while the context lasts; create it if it does not exist.
-
-        Raises:
-            StorageError: another process owns it, or it cannot be written.
-        """
+        """Lock the ledger, and create it if needed; raise StorageError if another process has locked it."""
         with owned_file(self.path):
             yield
 
     def add(self, entry: Entry) -> None:
-        """Add an entry.
-
-        Raises:
-            StorageError: a disk error.
-        """
+        """Add an entry; raise StorageError after a disk error."""
         add_line(self.path, msgspec.json.encode(entry))
 
     def read(self) -> list[Entry]:

@@ -297,10 +297,6 @@ ROLLBACK_GATE = HealthGate(steady_s=10.0, within_s=120.0, p95_factor=100.0, memo
 
 
 def trial_gate(update: Update, incoming: Path) -> tuple[HealthGate, Baseline]:
-    """Return the gate and baseline of a trial; of a rollback, which has no bundle, `ROLLBACK_GATE`.
-
-    Raises:
-        BundleError: the bundle cannot be read.
-    """
+    """Return the gate and baseline of a trial; `ROLLBACK_GATE` for a rollback, which has no bundle."""
     before = Baseline(update.streams_before or {}, known=update.back or update.streams_before is not None)
     return ROLLBACK_GATE if update.back else read_description(incoming).health, before

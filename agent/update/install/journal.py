@@ -46,11 +46,7 @@ _REASON_MAX = 1000
 
 
 def check_step(before: State, after: State) -> None:
-    """Refuse a step that no update takes.
-
-    Raises:
-        UpdateError: it is one.
-    """
+    """Raise UpdateError if no update takes this step."""
     if after not in _NEXT.get(before, ()):
         raise UpdateError(f"an update that is {before} cannot become {after}: internal error (please report)")
 
@@ -95,21 +91,13 @@ class Journal:
         return False
 
     def begin(self, update: Update) -> Update:
-        """Write the first state of an update.
-
-        Raises:
-            UpdateError: another update is not over.
-        """
+        """Write the first state of an update; raise UpdateError if another update is not over."""
         self.check_free()
         self._since = self._clock()
         return self._write(_bounded(update))
 
     def check_free(self) -> None:
-        """Refuse to begin while another update is not over.
-
-        Raises:
-            UpdateError: one is not.
-        """
+        """Raise UpdateError if another update is not over."""
         last = self.read()
         if (last is None or last.over) and self._trial.exists():
             raise UpdateError(
@@ -209,11 +197,7 @@ def history_line(one: Update) -> str:
 
 
 def status(where: Paths) -> UpdateStatus:
-    """Return the versions of a board and its current update.
-
-    Raises:
-        StorageError: a link or a file cannot be read.
-    """
+    """Return the versions of a board and its current update; raise StorageError if they cannot be read."""
     slots, journal = Slots(where.home), Journal(where)
     running = slots.target("current")
     other: Slot = "b" if running == "a" else "a"

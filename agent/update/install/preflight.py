@@ -144,11 +144,7 @@ def _free_mb(folder: Path) -> int:
 
 
 def check_board(wanted: Description, facts: BoardFacts) -> None:
-    """Refuse a bundle that this board cannot take.
-
-    Raises:
-        UpdateError: lists all objections.
-    """
+    """Raise UpdateError with all objections if this board cannot take the bundle."""
     if wrong := list(objections(wanted, facts)):
         raise UpdateError("; ".join(wrong))
 
@@ -188,11 +184,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def rehearse(where: Paths, update: Update) -> None:
-    """Test the installed version or models beside what runs: golden answers, then the configuration.
-
-    Raises:
-        UpdateError: a test fails.
-    """
+    """Test the golden answers and the configuration in the slot of an update; raise UpdateError if a test fails."""
     slot = Slots(where.home).path(parse_slot(update.slot))
     check_models(where, slot, update.counter)
     check_config(where, slot, update.counter)

@@ -142,11 +142,7 @@ def board_paths() -> Paths:
 
 
 def parse_slot(name: str) -> Slot:
-    """Return the slot of that name.
-
-    Raises:
-        StorageError: there is none.
-    """
+    """Return the slot of that name; raise StorageError if there is none."""
     for slot in _SLOTS:
         if name == slot:
             return slot
@@ -154,11 +150,7 @@ def parse_slot(name: str) -> Slot:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of an update, or the board's configuration, which may be a link.
-
-    Raises:
-        StorageError: it cannot be read.
-    """
+    """Read a file of an update or the board's configuration, also through a link; raise StorageError if it fails."""
     try:
         return read_regular(path.resolve(), _FILE_MAX)
     except OSError as error:
@@ -179,11 +171,7 @@ class Slots:
         return self._home / "slots" / slot
 
     def target(self, link: Link) -> Slot | None:
-        """Return the slot that a link leads to; None without a link.
-
-        Raises:
-            StorageError: it is not a link to a slot.
-        """
+        """Return the slot that a link leads to, None without a link; raise StorageError if it leads elsewhere."""
         path = self._home / link
         try:
             target = str(path.readlink())
@@ -197,11 +185,7 @@ class Slots:
         raise StorageError(f"{path}: expected a link to slots/a or slots/b, found {target}")
 
     def spare(self) -> Slot:
-        """Return the slot that may be filled.
-
-        Raises:
-            StorageError: both are in use, or the links cannot be read.
-        """
+        """Return the slot that may be filled; raise StorageError if both are in use."""
         used = {self.target("current"), self.target("keeper")}
         free = next((slot for slot in _SLOTS if slot not in used), None)
         if free is None:
@@ -209,11 +193,7 @@ class Slots:
         return free
 
     def empty(self, slot: Slot) -> Path:
-        """Make a spare slot an empty folder, and return its path.
-
-        Raises:
-            StorageError: it is in use, or the disk refuses.
-        """
+        """Make a spare slot an empty folder, and return its path; raise StorageError if it is in use."""
         self._check_spare(slot)
         path = self.path(slot)
         try:
@@ -255,11 +235,7 @@ class Slots:
         return self.version(slot) if (self.path(slot) / PROVED).exists() else ""
 
     def point(self, link: Link, slot: Slot) -> None:
-        """Point a link to a slot. After a power cut it leads to the old slot or to this one.
-
-        Raises:
-            StorageError: there is no such slot, or a disk error; the link is unchanged.
-        """
+        """Point a link to a slot; raise StorageError if there is no such slot. Atomic, also in a power cut."""
         path, new = self._home / link, self._home / f".{link}.new"
         try:
             if not self.path(slot).is_dir():
@@ -284,11 +260,7 @@ class ModelSets:
 
     @property
     def current(self) -> int:
-        """Number of the set in use; 0: none.
-
-        Raises:
-            StorageError: `models` leads somewhere else.
-        """
+        """Number of the set in use; 0: none. Raise StorageError if `models` is not a link to a set."""
         link = self._slot / "models"
         try:
             name = link.readlink().name
@@ -301,11 +273,7 @@ class ModelSets:
         return int(name)
 
     def create(self, number: int) -> Path:
-        """Create a set with hard links to the files of the one in use, and return its folder.
-
-        Raises:
-            StorageError: a disk error, or this is the set in use.
-        """
+        """Create a set with hard links to the files of the one in use, and return its folder."""
         if number == self.current:
             raise StorageError(f"{self.path(number)}: is in use")
         folder, old = self.path(number), self.path(self.current)
@@ -326,11 +294,7 @@ class ModelSets:
             raise StorageError(f"{file}: cannot be moved: {reason_of(error)}") from error
 
     def point(self, number: int) -> None:
-        """Use a set; 0: none. After a power cut the old set or this one is in use.
-
-        Raises:
-            StorageError: there is no such set.
-        """
+        """Use a set; 0: none. Atomic, also in a power cut."""
         link, new = self._slot / "models", self._slot / ".models.new"
         try:
             if not number:
