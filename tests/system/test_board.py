@@ -140,7 +140,7 @@ def test_installing_again_changes_nothing(board: Board, config: dict[str, Any]) 
         ("of models", "brings models only"),
         ("armv7l", "is for armv7l, and this board is "),
         ("3.99", "is for Python 3.99, and "),
-        ("no environments", "cannot make environments: install python3-venv"),
+        ("no environments", "cannot create environments: install python3-venv"),
         ("put in its place", "is for armv7l, and this board is "),
     ],
 )

@@ -184,7 +184,7 @@ def _number(version: str) -> tuple[int, ...]:
 
 
 def rehearse(where: Paths, update: Update) -> None:
-    """Test the golden answers and the configuration in the slot of an update; raise UpdateError if a test fails."""
+    """Test golden answers and configuration in the slot of an update; raise UpdateError if a test fails."""
     slot = Slots(where.home).path(parse_slot(update.slot))
     check_models(where, slot, update.counter)
     check_config(where, slot, update.counter)

@@ -150,7 +150,7 @@ def parse_slot(name: str) -> Slot:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a file of an update or the board's configuration, also through a link; raise StorageError if it fails."""
+    """Read a file of an update or the configuration, which may be a link; raise StorageError if it fails."""
     try:
         return read_regular(path.resolve(), _FILE_MAX)
     except OSError as error:
