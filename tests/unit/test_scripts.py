@@ -58,12 +58,12 @@ def test_what_a_script_says_of_itself_is_its_first_remark(script: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--bundle",), "--bundle needs a file after it\n"),
-        (("--bundle", ""), "--bundle needs a file after it\n"),
-        (("--signers", "."), "--signers .: is a folder: name the file\n"),
+        (("--bundle",), "--bundle: expected a file\n"),
+        (("--bundle", ""), "--bundle: expected a file\n"),
+        (("--signers", "."), "--signers .: is a folder, expected a file\n"),
         (("--bundle", "nosuch"), "--bundle nosuch: no such file\n"),
         (("--bundle", "no/such"), "--bundle no/such: no such file\n"),
-        (("--bundle", "pipe"), "--bundle pipe: is a pipe or a device: name a file\n"),
+        (("--bundle", "pipe"), "--bundle pipe: is a pipe or a device, expected a file\n"),
     ],
 )
 def test_what_is_no_file_is_nothing_to_install_from(tmp_path: Path, words: tuple[str, ...], told: str) -> None:
