@@ -19,14 +19,12 @@ from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_add
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError, ModelError
 from agent.optimise.advice import OperatorContext, advice
-from agent.optimise.litert_profiler import ProfilerEvent
 from agent.text import plain
 
 _KERNELS_LARGEST = 2_000_000
 """Kernels times operations beyond which matching would take seconds; then no kernel is matched."""
 _WEIGHTED, _ADVANCE, _SHARED = 10, 3, 1
 """Scores of a match: convolutions are anchors; a further kernel of the same operation scores least."""
-
 _KINDS: dict[str, tuple[str, ...]] = {
     "Convolution": ("CONV_2D", "DEPTHWISE_CONV_2D"),
     "Fully Connected": ("CONV_2D", "FULLY_CONNECTED"),
@@ -65,7 +63,6 @@ _KINDS: dict[str, tuple[str, ...]] = {
     "Clamp": ("RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "ADD", "SUB", "MUL", "DIV", "CONCATENATION"),
 }
 """Operations that a kernel may belong to, by the beginning of its name."""
-
 _MULTIPLYING = {"Convolution", "Fully Connected", "Deconvolution", "Batch Matrix Multiply"}
 _SEVERAL = {"Copy", "Slice", "Clamp"}
 """Kernels of which an operation may have several, or one after its own."""
@@ -130,6 +127,20 @@ PATIENCE_S = 120.0
 _REPLY_MAX = 16 * 1024**2
 """Largest reply, bytes: a line for each operation and each kernel of a model."""
 _WORST = 3
+
+
+class ProfilerEvent(Struct, frozen=True):
+    """One step of an inference.
+
+    Attributes:
+        name: of the kernel, as XNNPACK has it, or of the operation.
+        node: index of the operation; -1 for a kernel of a delegate.
+        ms: time that it took.
+    """
+
+    name: str
+    node: int
+    ms: float
 
 
 class ProfileRequest(Struct, frozen=True):

@@ -13,9 +13,8 @@ from agent.compute.tflite.model import multiply_adds
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
-from agent.optimise.litert_profiler import Profiler, ProfilerEvent
-from agent.optimise.profile import profile, rows_of, worst_of
-from agent.optimise.profile_worker import indices, mean_steps, turns
+from agent.optimise.profile import ProfilerEvent, profile, rows_of, worst_of
+from agent.optimise.profile_worker import Profiler, indices, mean_steps, turns
 from tests.support.delegates import identity_model
 from tests.support.tflite_builder import Op, T, add_model, write
 
