@@ -24,29 +24,44 @@ from agent.models.library import complete_manifest, look_up
 from agent.storage.files import write_atomic
 
 
-def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Write a changed copy of a model's manifest. Comments in it are lost.
+class Draft(Struct, frozen=True):
+    """Content for a new manifest of a model.
 
-    Args:
-        name_or_path: the model, with a TOML manifest.
-        path: of the copy, replaced as a whole or not at all. The files that it names are copied beside it.
-        change: changes the parsed document.
-
-    Raises:
-        ModelError: there is no manifest, or different files of these names are there.
-        StorageError: the copy cannot be written.
+    Attributes:
+        manifest: with every known key.
+        sha256: of the model.
+        sources: origin of the keys that were found or guessed; the others were stated, or are defaults.
+        missing: unknown keys: of `[input]`, which has placeholders there, and `[output] labels`.
     """
-    import tomli_w
 
-    manifest = manifest_path(name_or_path)
-    data = tomllib.loads(read_text(manifest))
-    model, *others = _files_of(manifest, data)
-    missing = list(_missing([model, *others], path.parent))
-    data["file"] = model.name
-    change(data)
-    for file in missing:
-        write_atomic(path.parent / file.name, read(file))
-    write_atomic(path, tomli_w.dumps(data).encode())
+    manifest: Manifest
+    sha256: str
+    sources: dict[tuple[str, ...], str]
+    missing: tuple[tuple[str, str], ...] = ()
+
+
+def draft(name_or_path: str) -> Draft:
+    """Return the content for a new manifest, even if `[input] mean` and `std` are unknown."""
+    try:
+        known = look_up(name_or_path, thorough=True)
+        return Draft(known.manifest, known.sha256, dict(known.completed.sources), _unnamed(known.manifest))
+    except NormalisationError:
+        pass
+    content, stated = load_file(name_or_path)
+    keys: dict[str, Any] = copy.deepcopy({} if stated is None else stated.data)
+    pixels = keys.setdefault("input", {})
+    missing = tuple(key for key in ("mean", "std") if key not in pixels)
+    pixels |= dict.fromkeys(missing, [127.5] * 3)
+    sha256 = hashlib.sha256(content).hexdigest()
+    ask = partial(ends_of, content, sha256, name_or_path, None)
+    found = complete_manifest(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
+    unknown = (*(("input", key) for key in missing), *_unnamed(found.manifest))
+    return Draft(found.manifest, sha256, found.sources, unknown)
+
+
+def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Return the key of the labels if they are unknown."""
+    return (("output", "labels"),) if lacks_labels(manifest.output) else ()
 
 
 def write_new(name_or_path: str, path: str, content: Draft, *, force: bool = False) -> Path:
@@ -133,6 +148,31 @@ def _comments(
     return comments | dict(found)
 
 
+def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Write a changed copy of a model's manifest. Comments in it are lost.
+
+    Args:
+        name_or_path: the model, with a TOML manifest.
+        path: of the copy, replaced as a whole or not at all. The files that it names are copied beside it.
+        change: changes the parsed document.
+
+    Raises:
+        ModelError: there is no manifest, or different files of these names are there.
+        StorageError: the copy cannot be written.
+    """
+    import tomli_w
+
+    manifest = manifest_path(name_or_path)
+    data = tomllib.loads(read_text(manifest))
+    model, *others = _files_of(manifest, data)
+    missing = list(_missing([model, *others], path.parent))
+    data["file"] = model.name
+    change(data)
+    for file in missing:
+        write_atomic(path.parent / file.name, read(file))
+    write_atomic(path, tomli_w.dumps(data).encode())
+
+
 def check_place(name_or_path: str, path: Path) -> None:
     """Raise the ModelError that `rewrite` would raise for this path."""
     manifest = manifest_path(name_or_path)
@@ -171,43 +211,3 @@ def _missing(files: list[Path], folder: Path) -> Iterator[Path]:
                 f"{there}: differs from {file}, which the manifest names; "
                 "choose another folder, or move the file away"
             )
-
-
-class Draft(Struct, frozen=True):
-    """Content for a new manifest of a model.
-
-    Attributes:
-        manifest: with every known key.
-        sha256: of the model.
-        sources: origin of the keys that were found or guessed; the others were stated, or are defaults.
-        missing: unknown keys: of `[input]`, which has placeholders there, and `[output] labels`.
-    """
-
-    manifest: Manifest
-    sha256: str
-    sources: dict[tuple[str, ...], str]
-    missing: tuple[tuple[str, str], ...] = ()
-
-
-def draft(name_or_path: str) -> Draft:
-    """Return the content for a new manifest, even if `[input] mean` and `std` are unknown."""
-    try:
-        known = look_up(name_or_path, thorough=True)
-        return Draft(known.manifest, known.sha256, dict(known.completed.sources), _unnamed(known.manifest))
-    except NormalisationError:
-        pass
-    content, stated = load_file(name_or_path)
-    keys: dict[str, Any] = copy.deepcopy({} if stated is None else stated.data)
-    pixels = keys.setdefault("input", {})
-    missing = tuple(key for key in ("mean", "std") if key not in pixels)
-    pixels |= dict.fromkeys(missing, [127.5] * 3)
-    sha256 = hashlib.sha256(content).hexdigest()
-    ask = partial(ends_of, content, sha256, name_or_path, None)
-    found = complete_manifest(content, TomlFile(name_or_path, keys, {}), name_or_path, ask)
-    unknown = (*(("input", key) for key in missing), *_unnamed(found.manifest))
-    return Draft(found.manifest, sha256, found.sources, unknown)
-
-
-def _unnamed(manifest: Manifest) -> tuple[tuple[str, str], ...]:
-    """Return the key of the labels if they are unknown."""
-    return (("output", "labels"),) if lacks_labels(manifest.output) else ()
