@@ -105,7 +105,7 @@ def hanging(streams: Streams) -> list[str]:
     return [name for name, one in streams.items() if one.stalled_s > HANGS_S]
 
 
-def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
+def status_text(streams: Streams, *, ready: bool = True, connected: bool = True, reasons: bool = True) -> str:
     """Describe the state of all streams in one line."""
     standings = {name: one.standing for name, one in streams.items()}
     wanted = {name: standing for name, standing in standings.items() if standing[0] != "disabled"}
@@ -116,7 +116,7 @@ def status_text(streams: Streams, *, ready: bool, connected: bool) -> str:
     parts += [f"{name} stuck" for name in hanging(streams)]
     for name, (state, detail) in wanted.items():
         if state not in ("running", "starting"):
-            parts.append(f"{name} {state}{detail and f': {detail}'}")
+            parts.append(f"{name} {state}: {detail}" if detail and reasons else f"{name} {state}")
     return "; ".join(parts if connected else [*parts, "no broker"])
 
 
@@ -134,7 +134,7 @@ class SystemdStatus:
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()
-            log.info("ready: %s", status_text(streams, ready=True, connected=True))
+            log.info("ready: %s", status_text(streams, reasons=False))  # the log has said them
         self._feed(hanging(streams))
         status = status_text(streams, ready=self.ready, connected=connected)
         if status != self._status:
