@@ -70,11 +70,7 @@ def read_description(path: Path) -> Description:
 
 
 def check(path: Path, description: Description) -> None:
-    """Check that the files are those of the description: each once, with its size and hash.
-
-    Raises:
-        BundleError: names the wrong file.
-    """
+    """Raise BundleError unless the files are those of the description: each once, with its size and hash."""
     try:
         tar.check(path, _expected(path, description), _LIMITS)
     except BundleError as error:

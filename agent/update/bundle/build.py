@@ -132,25 +132,30 @@ def build(plan: Plan, out: Path, work: Path, tell: Tell) -> Description:
         own = _add_wheels(sources, plan, work, tell)
         name, version = _name_and_version(own)
         migrations = [*_key_migrations(own), *migrations]
-    files = {path: archive.listed(source) for path, source in sources.items()}
-    kind: Any = "full" if plan.full else "models"
-    described = Description(
+    described = _describe(plan, name, version, migrations, sources)
+    check(described)
+    size = sum(file.size for file in described.files.values())
+    tell(f"writing {out}, {size / 1e6:.1f} MB in {len(sources)} files")
+    signing.signature_of(out).unlink(missing_ok=True)  # of an older bundle
+    archive.write(out, described, sources)
+    return archive.read_description(out)
+
+
+def _describe(
+    plan: Plan, name: str, version: str, migrations: list[Migration], sources: dict[str, Path]
+) -> Description:
+    return Description(
         schema=SCHEMA,
         name=name,
         version=version,
         counter=plan.counter,
-        kind=kind,
+        kind="full" if plan.full else "models",
         target=plan.target,
         health=plan.health,
         shadow=plan.shadow,
         migrations=migrations,
-        files=files,
+        files={path: archive.listed(source) for path, source in sources.items()},
     )
-    check(described)
-    tell(f"writing {out}, {sum(file.size for file in files.values()) / 1e6:.1f} MB in {len(files)} files")
-    signing.signature_of(out).unlink(missing_ok=True)  # of an older bundle
-    archive.write(out, described, sources)
-    return archive.read_description(out)
 
 
 def _check_out(out: Path) -> None:

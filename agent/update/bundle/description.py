@@ -193,15 +193,7 @@ def check(description: Description) -> None:
 
 
 def check_path(path: str, where: str) -> None:
-    """Refuse an invalid path of a file in a bundle.
-
-    Args:
-        path: in the bundle.
-        where: the path comes from, for the error.
-
-    Raises:
-        BundleError: lists the allowed characters.
-    """
+    """Raise BundleError if a path in a bundle is not valid; `where` it comes from is for the error."""
     if not _PATH.fullmatch(path):
         raise BundleError(
             f"{where}: {path[:200]!r} is not a path in a bundle: use wheels/…, models/…, golden/… or config/…"

@@ -83,15 +83,12 @@ def signature_of(bundle: Path) -> Path:
 
 
 def sign(bundle: Path, key: Path) -> Path:
-    """Sign a bundle.
+    """Sign a bundle, and return the path of the signature beside it; replace an older one.
 
     Args:
         bundle: the file.
         key: private key, or the public half of a key in ssh-agent or on a security key. ssh-keygen may ask for a
             passphrase at the terminal.
-
-    Returns:
-        path of the signature beside the bundle; it replaces an older one.
 
     Raises:
         TrustError: ssh-keygen is missing or refuses the key, or the path of the signature is not a file.

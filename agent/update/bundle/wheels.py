@@ -127,11 +127,7 @@ def check_extras(wheel: Path | None, extras: Iterable[str]) -> None:
 
 
 def own_wheel(folder: Path) -> Path:
-    """Build Vedette's own wheel from the clone into a folder, reproducibly.
-
-    Raises:
-        BundleError: it cannot be built, or there is no clone.
-    """
+    """Build Vedette's own wheel from the clone into a folder, reproducibly; raise BundleError if that fails."""
     clone = find_clone()
     make_folder(folder)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]

@@ -37,8 +37,7 @@ td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums }}
 
 def render(progress: RolloutProgress) -> str:
     """Render the page."""
-    title = f"Rollout of {progress.begun.version or progress.begun.file}"
-    return "".join(_parts(progress, title))
+    return "".join(_parts(progress, f"Rollout of {progress.begun.version or progress.begun.file}"))
 
 
 def check_free(path: Path) -> None:

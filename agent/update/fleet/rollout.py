@@ -137,13 +137,10 @@ class Rollout:
         self._transport = Transport(inventory.known_hosts)
 
     def begin(self, boards: dict[str, FleetBoard]) -> RolloutProgress:
-        """Write the plan to the ledger, or resume the one there if it has the same boards.
-
-        Args:
-            boards: to update.
+        """Write the plan for these boards to the ledger, or resume the one there if it has the same boards.
 
         Raises:
-            FleetError: the ledger is of another bundle, and not complete.
+            FleetError: the ledger has an incomplete rollout of another bundle.
             StorageError: a disk error.
         """
         progress, is_there = self._progress(boards)
@@ -151,14 +148,7 @@ class Rollout:
         return progress
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
-        """Return the batches, of the ledger or of a new plan, without writing.
-
-        Args:
-            boards: to update.
-
-        Raises:
-            FleetError: see `begin`.
-        """
+        """Return the batches of `begin` without writing."""
         return self._progress(boards)[0].begun.batches
 
     def _progress(self, boards: dict[str, FleetBoard]) -> tuple[RolloutProgress, bool]:

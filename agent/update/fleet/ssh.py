@@ -122,7 +122,7 @@ class Reply(Struct, frozen=True):
 
 
 class Transport:
-    """Runs commands on boards, and sends them bundles."""
+    """Runs commands on boards, and sends them bundles. Raises FleetError if ssh or rsync is missing here."""
 
     def __init__(self, known_hosts: Path) -> None:
         """Create a transport; nothing is connected yet.
@@ -142,9 +142,6 @@ class Transport:
             command: see `board.COMMANDS`.
             patience_s: timeout, after which the board counts as unreachable.
             tell: called with each line of stdout as it comes.
-
-        Raises:
-            FleetError: ssh is not installed here.
         """
         return await _run([*self.ssh(board), "--", board.name, command], patience_s, tell)
 
@@ -158,9 +155,6 @@ class Transport:
 
         Returns:
             the result, and the number of bytes sent.
-
-        Raises:
-            FleetError: rsync is not installed here.
         """
         with TemporaryDirectory(prefix="vedette-fleet-") as folder:
             files = [Path(folder, BUNDLE), Path(folder, f"{BUNDLE}.sig")]
@@ -348,9 +342,6 @@ async def ask_all(
         at_once: boards at the same time.
         patience_s: timeout for each board.
         show: called with each answer as it comes.
-
-    Raises:
-        FleetError: ssh is not installed here.
     """
 
     async def ask(board: FleetBoard) -> BoardAnswer:

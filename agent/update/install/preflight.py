@@ -22,7 +22,7 @@ from agent.config.profiles import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like
 from agent.update.bundle.archive import check, listed, read_description
-from agent.update.bundle.description import Description
+from agent.update.bundle.description import Description, Target
 from agent.update.bundle.signing import verify
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
 from agent.update.protocol import Update
@@ -151,19 +151,8 @@ def check_board(wanted: Description, facts: BoardFacts) -> None:
 
 def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
     """Yield each reason why the bundle cannot be installed on this board."""
-    target = wanted.target
-    if target is not None:
-        if target.arch != facts.arch:
-            yield f"the bundle is for {target.arch}, this board is {facts.arch}"
-        if target.boards and facts.profile not in target.boards:
-            board = facts.profile or "of no known kind"
-            yield f"the bundle is for {', '.join(target.boards)}, this board is {board}"
-    if target is not None and wanted.kind == "full":
-        if target.python not in facts.pythons:
-            found = ", ".join(sorted(facts.pythons)) or "none"
-            yield f"the bundle needs Python {target.python}, this board has {found}"
-        if _number(facts.glibc) < _number(target.glibc):
-            yield f"the bundle needs glibc {target.glibc}, this board has {facts.glibc or 'another libc'}"
+    if wanted.target is not None:
+        yield from _target_objections(wanted.target, wanted.kind, facts)
     if wanted.kind == "models" and not facts.has_current:
         yield "a bundle of models needs a version that runs: install a full bundle first"
     if wanted.counter <= facts.counter:
@@ -179,6 +168,19 @@ def objections(wanted: Description, facts: BoardFacts) -> Iterator[str]:
         yield "the power supply is too weak at this moment (under-voltage): an update may be interrupted"
 
 
+def _target_objections(target: Target, kind: str, facts: BoardFacts) -> Iterator[str]:
+    if target.arch != facts.arch:
+        yield f"the bundle is for {target.arch}, this board is {facts.arch}"
+    if target.boards and facts.profile not in target.boards:
+        board = facts.profile or "of no known kind"
+        yield f"the bundle is for {', '.join(target.boards)}, this board is {board}"
+    if kind == "full" and target.python not in facts.pythons:
+        found = ", ".join(sorted(facts.pythons)) or "none"
+        yield f"the bundle needs Python {target.python}, this board has {found}"
+    if kind == "full" and _number(facts.glibc) < _number(target.glibc):
+        yield f"the bundle needs glibc {target.glibc}, this board has {facts.glibc or 'another libc'}"
+
+
 def _number(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
@@ -191,11 +193,7 @@ def rehearse(where: Paths, update: Update) -> None:
 
 
 def check_models(where: Paths, slot: Path, number: int) -> None:
-    """Have the version in a slot answer the golden inputs of a set of models.
-
-    Raises:
-        UpdateError: the version cannot be imported, crashes, hangs, or answers otherwise.
-    """
+    """Have the version in a slot answer the golden inputs of a set of models; raise UpdateError if that fails."""
     done = _run_version(where, slot, "update", "selftest", str(ModelSets(slot).path(number)))
     if done.returncode:
         raise UpdateError(f"the self-test of the new version fails: {_output(done)}")

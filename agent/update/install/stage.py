@@ -159,20 +159,12 @@ def adopt(where: Paths, slot: Slot, version: str, bundle: Path | None, source: s
     """
     slots = Slots(where.home)
     _end_current(where)
-    wanted = None
-    if bundle is not None:
-        wanted = read_description(bundle)
-        if wanted.kind != "full":
-            raise UpdateError(f"{bundle}: brings models only: a board is installed from a full bundle")
-        check(bundle, wanted)
-        ModelSets(slots.path(slot)).point(0)
-        _unpack(bundle, wanted, slots.path(slot))
-        _place_files(where, wanted, slots.path(slot))
+    wanted = None if bundle is None else _adopt_files(where, bundle, slots.path(slot))
     running, moment = slots.target("current"), now()
     update = Update(
         state="committed",
-        version=version if wanted is None else wanted.version,
-        counter=0 if wanted is None else wanted.counter,
+        version=wanted.version if wanted else version,
+        counter=wanted.counter if wanted else 0,
         kind="full",
         file=source or str(bundle or ""),
         slot=slot,
@@ -186,6 +178,17 @@ def adopt(where: Paths, slot: Slot, version: str, bundle: Path | None, source: s
     if running is not None and running != slot:
         slots.mark_proved(running)  # scripts/install refuses to run during a trial
     slots.make_ready(slot, version)
+
+
+def _adopt_files(where: Paths, bundle: Path, home: Path) -> Description:
+    wanted = read_description(bundle)
+    if wanted.kind != "full":
+        raise UpdateError(f"{bundle}: brings models only: a board is installed from a full bundle")
+    check(bundle, wanted)
+    ModelSets(home).point(0)
+    _unpack(bundle, wanted, home)
+    _place_files(where, wanted, home)
+    return wanted
 
 
 def _end_current(where: Paths) -> None:
