@@ -1,4 +1,4 @@
-"""What an operator asks for over the broker.
+"""Requests of an operator over the broker.
 
 `vedette command` sends a command to a device and waits for the answer. `vedette cleanup` finds and deletes what a
 device left retained under a former name.

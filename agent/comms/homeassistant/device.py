@@ -1,4 +1,4 @@
-"""What Home Assistant is told of a device and its streams, and the names and ids of their entities."""
+"""Describes a device and its streams to Home Assistant, with names and ids of their entities."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _digits(text: str) -> str:
 
 
 Kind = Literal["things", "verdicts", "sounds", "words"]
-"""What a model finds: things, each with a place; verdicts on the whole picture; sounds; words."""
+"""Kind of findings: things, each with a place; verdicts on the whole picture; sounds; words."""
 
 
 class Label(Struct, frozen=True):
@@ -89,7 +89,7 @@ class Label(Struct, frozen=True):
 
 
 class StreamEntitySource(Struct, frozen=True):
-    """What decides on a stream's entities.
+    """A stream, as far as its entities depend on it.
 
     Attributes:
         name: of the stream.
@@ -152,7 +152,7 @@ class StreamEntitySource(Struct, frozen=True):
 
 
 class Device(Struct, frozen=True):
-    """What decides on a device's entities.
+    """A device, as far as its entities depend on it.
 
     Attributes:
         topics: of the device.

@@ -1,1 +1,1 @@
-"""The connection to brokers: what is published over it, what is heard, and how it comes back."""
+"""The connection to the broker: publishing, subscriptions, failover and reconnection."""

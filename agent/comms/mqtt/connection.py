@@ -69,7 +69,7 @@ class WakeupPipe:
         """Wake the thread, now or when it waits next."""
         if not self._is_set:
             self._is_set = True
-            with suppress(OSError):  # closed: nobody waits any more
+            with suppress(OSError):  # closed
                 self._in.send(b"\0")
 
     def clear(self) -> None:

@@ -1,4 +1,4 @@
-"""What the connection uses of paho: a client of one connection, MQTT 5 properties, and subscriptions.
+"""Adapts paho: a client of one connection, MQTT 5 properties, and subscriptions.
 
 Properties: MQTT 5.0, section 3.3.2.3. They are packed once for each kind of message.
 """

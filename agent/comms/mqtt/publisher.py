@@ -81,10 +81,10 @@ class Publisher:
         self._session = BrokerSession(topics, source, self, self._client_id, has_stream)
         self._wake, self._stop, self._interrupt = WakeupPipe(), Stop(), threading.Event()
         self._configs: deque[MqttConfig] = deque()
-        self._use(config)
+        self._configure(config)
         self._thread: threading.Thread | None = None
 
-    def _use(self, config: MqttConfig) -> None:
+    def _configure(self, config: MqttConfig) -> None:
         for remark in remarks(config):
             log.warning(remark)
         self._keepalive_s = config.keepalive_s
@@ -209,7 +209,7 @@ class Publisher:
         while not self._stop.is_asked or self._session.events.has_unsettled:
             self._interrupt.clear()
             while self._configs:
-                self._use(self._configs.popleft())
+                self._configure(self._configs.popleft())
             try:
                 retry = self._run_connection()
             except Exception:
@@ -245,7 +245,7 @@ class Publisher:
             self._session.link.lost(self._brokers.current.describe(error), refused=by_us)
             by_clock = isinstance(error, CertificateError) and error.by_clock
             return _Retry(self._brokers.failed(error), is_away=not by_us, by_clock=by_clock)
-        if self._stop.left() <= 0.0:  # `stop` has returned: nothing of this connection may show
+        if self._stop.seconds_left() <= 0.0:  # `stop` has returned: nothing of this connection may show
             connection.farewell(0.1)
             return _Retry()
         self._session.link.accepted(self._brokers.how)
@@ -253,7 +253,7 @@ class Publisher:
         return self._end(connection, moves=moves)
 
     def _time_to_open(self) -> float:
-        return 0.0 if self._configs else self._stop.left()
+        return 0.0 if self._configs else self._stop.seconds_left()
 
     def _last_status(self) -> bytes:
         """Return the status to publish before the broker is left; empty: stay."""

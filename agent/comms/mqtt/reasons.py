@@ -252,7 +252,7 @@ def _names_of_peer(config: MqttConfig) -> list[str]:
 
 
 def _validity_of_peer(config: MqttConfig) -> Validity | None:
-    """Return the validity of the broker's certificate, whoever signed it; None: it cannot be read."""
+    """Return the validity of the broker's certificate, trusted or not; None: it cannot be read."""
     with suppress(OSError, ValueError, ConfigError):
         context = read_certificates(config)
         if context is not None:

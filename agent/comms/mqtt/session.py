@@ -1,4 +1,4 @@
-"""What is sent and received over a connection that the broker has accepted, from `online` to its end; outages."""
+"""Sends and receives over a connection that the broker has accepted, from `online` to its end; logs outages."""
 
 from __future__ import annotations
 
@@ -60,17 +60,17 @@ class LinkLog:
 
         A `refused` one is logged even if the outage began for another reason.
         """
-        said = f"{self._where}: {reason}"
+        trouble = f"{self._where}: {reason}"
         if self.connected:
             self._ended(reason)
         if self.connected or not self.connects:
-            self.trouble = said
+            self.trouble = trouble
         self.connected, self.detail, self._unlogged = False, reason, ""
-        is_news = refused and said not in self._logged and len(self._logged) < _MAX_LOGGED
+        is_news = refused and trouble not in self._logged and len(self._logged) < _MAX_LOGGED
         if not self._logged or is_news:
-            log.warning("broker %s; events wait in the spool, trying again", said)
+            log.warning("broker %s; events wait in the spool, trying again", trouble)
         if len(self._logged) < _MAX_LOGGED:
-            self._logged.add(said)
+            self._logged.add(trouble)
 
     def _ended(self, reason: str) -> None:
         now = time.monotonic()
@@ -214,16 +214,16 @@ class Stop:
     def is_asked(self) -> bool:
         return self._deadline != math.inf
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Return the seconds left; infinite if no stop was asked for."""
         return max(0.0, self._deadline - time.monotonic())
 
-    def drain_left(self) -> float:
-        return max(0.0, self.left() - self._reserve_s)
+    def drain_seconds_left(self) -> float:
+        return max(0.0, self.seconds_left() - self._reserve_s)
 
 
 class BrokerSession:
-    """What the device sends and receives, over one connection after another.
+    """Sends and receives for the device, over one connection after another.
 
     Attributes:
         events, states, transient: queues of what to send.
@@ -267,7 +267,7 @@ class BrokerSession:
         last = b""
         while not connection.lost and not self._is_drained(stop) and not (last := last_status()):
             self._send(connection)
-            pause_s = min(longest_pause_s, _PAUSE_S, self.events.retry_in(), stop.drain_left())
+            pause_s = min(longest_pause_s, _PAUSE_S, self.events.retry_in(), stop.drain_seconds_left())
             self._turn(connection, 0.0 if self._can_send_more(connection) else pause_s)
             self._stale.poll()
             self.link.stable()
@@ -292,7 +292,7 @@ class BrokerSession:
         if not stop.is_asked:
             return False
         waits = self.events.is_waiting or self.states.is_waiting or self._in_flight()
-        return not waits or stop.drain_left() <= 0.0
+        return not waits or stop.drain_seconds_left() <= 0.0
 
     def _in_flight(self) -> int:
         return self.events.in_flight + self.states.in_flight + bool(self._status_mid)
@@ -344,9 +344,9 @@ class BrokerSession:
     def _leave(self, connection: Connection, stop: Stop) -> None:
         self._duplicate.end()
         self._publish_status(connection, STOPPED)
-        while self._status_mid and not connection.lost and stop.left() > 0.0:
-            self._turn(connection, stop.left())
-        connection.farewell(max(0.05, stop.left()))
+        while self._status_mid and not connection.lost and stop.seconds_left() > 0.0:
+            self._turn(connection, stop.seconds_left())
+        connection.farewell(max(0.05, stop.seconds_left()))
 
 
 class LinkState(Struct, frozen=True):

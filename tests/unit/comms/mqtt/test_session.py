@@ -115,10 +115,10 @@ def test_a_connection_taken_over_is_said_once(line: LinkLog, caplog: pytest.LogC
 
 def test_a_stop_keeps_time_for_a_last_word() -> None:
     stop = Stop()
-    assert stop.left() > 1e9
+    assert stop.seconds_left() > 1e9
     stop.ask(1.2)
     assert stop.is_asked
-    assert 1.1 < stop.left() <= 1.2
-    assert 0.8 < stop.drain_left() <= 0.9
+    assert 1.1 < stop.seconds_left() <= 1.2
+    assert 0.8 < stop.drain_seconds_left() <= 0.9
     stop.ask(0.0)
-    assert stop.left() == stop.drain_left() == 0.0
+    assert stop.seconds_left() == stop.drain_seconds_left() == 0.0
