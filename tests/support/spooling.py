@@ -9,14 +9,18 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool.spool import Spool
+from agent.storage.spool.spool import Spool, SpoolTimings
 
 TOPIC = "vedette/porch/front/events"
+_USUAL = SpoolTimings()
+IMPATIENT = SpoolTimings(retry_s=0.1)
 
 
-def filled(folder: Path, count: int, config: StorageConfig | None = None) -> Spool:
+def filled(
+    folder: Path, count: int, config: StorageConfig | None = None, timings: SpoolTimings = _USUAL
+) -> Spool:
     """With so many events, on the disk."""
-    opened = Spool(folder, config or StorageConfig())
+    opened = Spool(folder, config or StorageConfig(), timings)
     for number in range(count):
         opened.put(TOPIC, b"%d" % number)
     assert opened.flush(10.0)

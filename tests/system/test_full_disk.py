@@ -15,12 +15,12 @@ import pytest
 from agent.config import StorageConfig
 from agent.errors import StorageError, UpdateError
 from agent.storage.files import write_atomic
-from agent.storage.spool import spool as spool_module
 from agent.storage.spool.spool import Spool
 from agent.types import OpenTrack, Stored
 from agent.update.install.stage import install
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import EVENTS, device, event, events_of, from_one, in_order, wait_for
+from tests.support.spooling import IMPATIENT
 
 pytestmark = pytest.mark.board
 
@@ -28,11 +28,10 @@ BODY = bytes(500)
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def small(tmp_path: Path) -> Iterator[Path]:
     """A filesystem of 2 MiB."""
     if os.geteuid() != 0:
         pytest.skip("a filesystem of its own needs root")
-    monkeypatch.setattr(spool_module, "_RETRY_S", 0.1)
     folder = tmp_path / "small"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "vedette-test", str(folder)]
@@ -68,7 +67,7 @@ def numbers(rows: list[Stored]) -> list[int]:
 
 def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     spool.put(EVENTS, BODY)
     assert spool.flush(5.0)
     filler = fill(small)
@@ -94,7 +93,7 @@ def test_a_full_disk_is_said_once_and_nothing_is_lost(small: Path, caplog: pytes
     assert len([line for line in said(caplog, logging.INFO) if "back on the disk" in line]) == 1
     spool.close()
 
-    again = Spool(small, StorageConfig())
+    again = Spool(small, StorageConfig(), IMPATIENT)
     assert numbers(again.peek(0, 1000)) == list(range(101, 303))
     again.put(EVENTS, BODY)
     assert again.flush(5.0)
@@ -123,7 +122,7 @@ def left(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("freed", [True, False])
 def test_an_end_that_was_told_on_a_full_disk_is_not_told_again(small: Path, freed: bool) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     put(spool, b"new a", "a", b"end a restart")
     assert spool.flush(5.0)
     filler = fill(small)
@@ -143,7 +142,7 @@ def test_an_end_that_was_told_on_a_full_disk_is_not_told_again(small: Path, free
 
 
 def test_an_end_that_a_full_disk_takes_with_it_is_told_by_its_will(small: Path) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     put(spool, b"new a", "a", b"end a restart")
     assert spool.flush(5.0)
     filler = fill(small)
@@ -166,7 +165,7 @@ def copied(folder: Path, name: str) -> Path:
 
 
 def test_an_end_that_a_full_disk_could_not_note_is_not_told_again_after_a_kill(small: Path) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     put(spool, b"new a", "a", b"end a restart")
     assert spool.flush(5.0)
     filler = fill(small)
@@ -190,7 +189,7 @@ def test_an_end_that_a_full_disk_could_not_note_is_not_told_again_after_a_kill(s
 
 
 def test_what_began_on_a_full_disk_has_its_will_when_there_is_room(small: Path) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     filler = fill(small)
     for number in range(300):
         spool.put(EVENTS, b"%d" % number + BODY)
@@ -209,7 +208,7 @@ def test_what_began_on_a_full_disk_has_its_will_when_there_is_room(small: Path) 
 
 
 def test_numbers_given_out_on_a_full_disk_are_never_given_again(small: Path) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     spool.put(EVENTS, BODY)
     assert spool.flush(5.0)
     fill(small)
@@ -235,7 +234,7 @@ def test_a_disk_that_is_full_at_the_start_is_used_when_it_is_not(
     small: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     filler = fill(small)
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     for _ in range(50):
         spool.put(EVENTS, BODY)
     wait_for(lambda: len(spool.peek(0, 100)) == 50)
@@ -259,7 +258,7 @@ def first_number(folder: Path) -> int:
 
 
 def test_starts_on_a_full_disk_give_out_each_number_once(small: Path, caplog: pytest.LogCaptureFixture) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     spool.put(EVENTS, BODY)
     assert spool.flush(5.0)
     spool.close()
@@ -290,7 +289,7 @@ def test_numbers_beyond_the_mark_are_reserved_while_the_spool_cannot_be_opened(t
 
 
 def test_a_start_that_can_write_nothing_takes_its_numbers_from_the_clock(small: Path) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     spool.put(EVENTS, BODY)
     assert spool.flush(5.0)
     spool.close()
@@ -301,12 +300,12 @@ def test_a_start_that_can_write_nothing_takes_its_numbers_from_the_clock(small: 
 
 
 def test_a_disk_that_becomes_read_only(small: Path, caplog: pytest.LogCaptureFixture) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     spool.put(EVENTS, BODY)
     assert spool.flush(5.0)
     spool.close()
     remount(small, "ro")
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     spool.put(EVENTS, BODY)
     wait_for(lambda: len(spool.peek(0, 10)) == 1)
     assert spool.peek(0, 10)[0].seq > 1
@@ -318,7 +317,7 @@ def test_a_disk_that_becomes_read_only(small: Path, caplog: pytest.LogCaptureFix
 
 
 def test_what_cannot_be_kept_is_said_at_the_end(small: Path, caplog: pytest.LogCaptureFixture) -> None:
-    spool = Spool(small, StorageConfig())
+    spool = Spool(small, StorageConfig(), IMPATIENT)
     fill(small)
     for _ in range(100):
         spool.put(EVENTS, BODY)

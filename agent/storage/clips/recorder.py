@@ -228,7 +228,6 @@ class ClipJob:
         return len(fitting) == len(pictures)
 
 
-_TURN_S = 0.5
 _EXPIRE_S = 3600.0
 _ROOM, _ROOM_EACH = 4096, 64
 """Bytes of a file besides its pictures, and besides each picture."""
@@ -237,7 +236,9 @@ _ROOM, _ROOM_EACH = 4096, 64
 class Recorder:
     """Writes clips to the disk. Its thread runs from the first `start` or `begin` on."""
 
-    def __init__(self, folder: Path, config: StorageConfig, on_saved: Callable[[Clip], None]) -> None:
+    def __init__(
+        self, folder: Path, config: StorageConfig, on_saved: Callable[[Clip], None], turn_s: float = 0.5
+    ) -> None:
         """Prepare; nothing is read or written yet.
 
         Args:
@@ -245,8 +246,9 @@ class Recorder:
             config: bounds of clips.
             on_saved: called from the recorder's thread with each complete clip; called again at the next start if
                 a crash came before it returned.
+            turn_s: between two writes of open clips, s.
         """
-        self._folder, self._config, self._on_saved = folder, config, on_saved
+        self._folder, self._config, self._on_saved, self._turn_s = folder, config, on_saved, turn_s
         self._store = ClipStore(folder, config)
         self._lock = threading.Lock()
         self._work = threading.Condition(self._lock)
@@ -346,7 +348,7 @@ class Recorder:
                 self._expire()
             with self._lock:
                 if self._jobs and not self._closing:
-                    self._work.wait(_TURN_S)
+                    self._work.wait(self._turn_s)
 
     def _recover_and_expire(self) -> None:
         try:

@@ -34,14 +34,6 @@ from agent.types import OpenTrack, Stored
 
 log = logging.getLogger(__name__)
 
-_CLOSE_S = 10.0
-"""Time for the last write; a disk that hangs longer does not hold up the daemon's end."""
-_RETRY_S = 5.0
-"""Time between two attempts to write to a disk that failed, s."""
-_EXPIRE_S = 60.0
-"""Time between two searches for rows that have become too old, s."""
-_QUIET_S = 600.0
-"""Time without a drop after which an outage of dropping is over, s."""
 _WORDS: dict[Reason, str] = {
     "bytes": "it is full (spool_max_bytes): the oldest events are dropped for each new one",
     "age": "events have waited for more than 7 days and are dropped",
@@ -66,6 +58,25 @@ class SpoolStats(Struct, frozen=True):
     dropped_by: dict[Reason, int] = {}
 
 
+class SpoolTimings(Struct, frozen=True):
+    """Times of a spool, s.
+
+    Attributes:
+        close_s: for the last write; a disk that hangs longer does not hold up the daemon's end.
+        retry_s: between two attempts to write to a disk that failed.
+        expire_s: between two searches for rows that have become too old.
+        quiet_s: without a drop, after which an outage of dropping is over.
+    """
+
+    close_s: float = 10.0
+    retry_s: float = 5.0
+    expire_s: float = 60.0
+    quiet_s: float = 600.0
+
+
+_TIMINGS = SpoolTimings()
+
+
 class Spool:
     """Bounded, ordered, numbered queue. Any thread may call every method; none raises for the disk.
 
@@ -73,13 +84,15 @@ class Spool:
         crash_ends: how many `end` events of the previous process were put because it died, as far as known.
     """
 
-    def __init__(self, folder: Path, config: StorageConfig) -> None:
+    def __init__(self, folder: Path, config: StorageConfig, timings: SpoolTimings = _TIMINGS) -> None:
         """Open the spool of a folder, adopt what the previous process left, and start the writer.
 
         Args:
             folder: existing, and owned by this process; see `agent.storage.state_folder`.
             config: bounds and durability.
+            timings: see `SpoolTimings`.
         """
+        self._timings = timings
         self._disk = disk = SpoolDisk(folder / "spool.db", config)
         given = disk.next_seq() - 1
         disk.claim(given)
@@ -96,7 +109,7 @@ class Spool:
         self._announced = self._committed = self._wanted = given
         # Times are s of the monotonic clock.
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
-        self._expire_at = time.monotonic() + _EXPIRE_S
+        self._expire_at = time.monotonic() + self._timings.expire_s
         self._on_disk = disk.counted
         self._logged_drops = self._dropped
         self._dropping: dict[Reason, tuple[int, float, float]] = {}
@@ -205,7 +218,7 @@ class Spool:
         with self._lock:
             self._closing = True
             self._work.notify()
-        self._thread.join(_CLOSE_S)
+        self._thread.join(self._timings.close_s)
         if not self._thread.is_alive():  # else the disk hangs
             if disk.failing and not self._pending.tracks.any_open and not len(self._pending.rows):
                 disk.mark_stale()
@@ -304,7 +317,7 @@ class Spool:
         now = time.monotonic()
         expires = now >= self._expire_at
         if expires:
-            self._expire_at = now + _EXPIRE_S
+            self._expire_at = now + self._timings.expire_s
             self._pending.expire(time.time() - MAX_AGE_S)
         is_due = final or (expires and not self._disk.failing) or now >= self._due_at
         return self._pending.start_commit(final=final) if is_due else None
@@ -316,7 +329,7 @@ class Spool:
             if done:
                 self._committed = commit.given
             else:
-                self._retry_at = self._wrote_at + _RETRY_S
+                self._retry_at = self._wrote_at + self._timings.retry_s
             self._pending.finish_commit(commit, done=done)
             self._on_disk = self._disk.counted
             self._done.notify_all()
@@ -355,6 +368,6 @@ class Spool:
                 before, since, _ = self._dropping.get(reason, (known, now, now))
                 self._logged_drops[reason], self._dropping[reason] = count, (before, since, now)
             before, since, last = self._dropping.get(reason, (0, now, now))
-            if reason in self._dropping and (self._closing or now - last > _QUIET_S):
+            if reason in self._dropping and (self._closing or now - last > self._timings.quiet_s):
                 del self._dropping[reason]
                 log.warning("spool: %d events were dropped in %.0f s (%s)", count - before, last - since, reason)

@@ -17,7 +17,6 @@ from agent.config import ClipsConfig, PublishConfig, StorageConfig
 from agent.daemon.clips import StreamClips
 from agent.daemon.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
-from agent.storage.clips import recorder as recorder_module
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Event, Frame
 from tests.support.house import FrameList, Kept
@@ -34,7 +33,7 @@ class Camera:
         self.clips: list[Clip] = []
         self.given_back: list[int] = []
         self.taken: list[int] = []
-        self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append)
+        self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append, turn_s=0.02)
         fields = {"before_s": 1.0, "after_s": 1.0, "max_s": 10.0, "fps": 10.0, **config}
         self.filming = StreamClips("front", ClipsConfig(**fields), self.recorder, self._back, keeps_all=True)
 
@@ -55,8 +54,7 @@ class Camera:
 
 
 @pytest.fixture
-def camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Camera]:
-    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+def camera(tmp_path: Path) -> Iterator[Camera]:
     made = Camera(tmp_path)
     yield made
     made.filming.close()

@@ -19,7 +19,6 @@ import pytest
 from agent.comms.messages import clip_message
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips import recorder as recorder_module
 from agent.storage.clips.file import ClipFile, part_of
 from agent.storage.clips.recorder import ClipJob, ClipStats, FrameRing, Recorder
 from agent.storage.clips.retention import clips_in
@@ -38,7 +37,7 @@ class Made:
         self.clips: list[Clip] = []
         self.folder = folder
         storage = StorageConfig(**{"clips_keep_free_bytes": 0, **config})
-        self.recorder = Recorder(folder, storage, self.clips.append)
+        self.recorder = Recorder(folder, storage, self.clips.append, turn_s=0.02)
         self.footage = FrameRing(2.0, 1 << 20)
 
     def film(self, first: int, last: int) -> None:
@@ -56,8 +55,7 @@ class Made:
 
 
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Made]:
-    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+def made(tmp_path: Path) -> Iterator[Made]:
     prepared = Made(tmp_path / "clips")
     yield prepared
     prepared.recorder.close(5.0)
@@ -158,8 +156,7 @@ def test_a_clip_ends_where_it_would_be_larger_than_all_may_be(made: Made) -> Non
     assert play(recording.path).numbers == list(range(20))
 
 
-def test_clips_that_were_there_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+def test_clips_that_were_there_make_room(tmp_path: Path) -> None:
     (tmp_path / "back").mkdir()
     old = tmp_path / "back" / "2026-01-01T00-00-00Z-person-back-1-1.mkv"
     old.write_bytes(bytes(1 << 20))
@@ -298,8 +295,7 @@ def test_who_asks_for_a_clip_is_told_that_there_is_no_room_for_it(tmp_path: Path
         full.recorder.check("front", 0)
 
 
-def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "_TURN_S", 0.02)
+def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
     (tmp_path / "front").mkdir()
     (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mkv").write_bytes(b"")
     made = Made(tmp_path, clips_max_age_s=86400.0)

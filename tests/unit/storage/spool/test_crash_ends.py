@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool import spool, table
+from agent.storage.spool import table
 from agent.storage.spool.disk import Watermark
 from agent.storage.spool.spool import Spool
 from agent.types import OpenTrack
 from tests.support.publishing import wait_for
-from tests.support.spooling import TOPIC, bodies, corruption, errors, numbers, reopened
+from tests.support.spooling import IMPATIENT, TOPIC, bodies, corruption, errors, numbers, reopened
 
 pytestmark = pytest.mark.usefixtures("counts_from_one")
 
@@ -59,8 +59,7 @@ def test_crash_ends_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCap
 def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: bool
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
-    opened = Spool(tmp_path, StorageConfig())
+    opened = Spool(tmp_path, StorageConfig(), IMPATIENT)
     opened.put(TOPIC, b"new a", OpenTrack("a", b"end a"))
     assert opened.flush(5.0)
     opened.settle([1])
@@ -76,7 +75,7 @@ def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
         return connect(path)
 
     monkeypatch.setattr(table, "connect", fail)
-    again = Spool(tmp_path, StorageConfig())
+    again = Spool(tmp_path, StorageConfig(), IMPATIENT)
     assert again.stats().on == "memory"
     again.put(TOPIC, b"x")
     wait_for(lambda: again.stats().on == "disk")

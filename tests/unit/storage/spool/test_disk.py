@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.storage.spool import disk, spool
+from agent.storage.spool import disk
 from agent.storage.spool.disk import BLOCK
 from agent.storage.spool.history import is_corrupt
 from agent.storage.spool.pending import Commit, size
@@ -16,7 +16,7 @@ from agent.storage.spool.spool import Spool
 from agent.storage.spool.table import SpoolTable
 from agent.types import Stored
 from tests.support.publishing import wait_for
-from tests.support.spooling import TOPIC, corruption, errors, filled, numbers, reopened
+from tests.support.spooling import IMPATIENT, TOPIC, corruption, errors, filled, numbers, reopened
 
 pytestmark = pytest.mark.usefixtures("counts_from_one")
 
@@ -68,8 +68,7 @@ def test_only_the_newest_corrupt_databases_are_kept(tmp_path: Path, monkeypatch:
 def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
-    opened = filled(tmp_path, 20)
+    opened = filled(tmp_path, 20, timings=IMPATIENT)
     commit, left = SpoolTable.commit, [1]
 
     def fail(self: SpoolTable, batch: Commit) -> None:

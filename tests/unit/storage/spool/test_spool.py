@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from agent.config import Durability, StorageConfig
-from agent.storage.spool import disk, pending, spool
+from agent.storage.spool import disk, pending
 from agent.storage.spool.history import History
 from agent.storage.spool.pending import LINGER_S, Commit, Reason
-from agent.storage.spool.spool import Spool, SpoolStats
+from agent.storage.spool.spool import Spool, SpoolStats, SpoolTimings
 from agent.storage.spool.table import Counts, SpoolTable
 from agent.types import Stored
 from tests.support.publishing import from_one, wait_for
-from tests.support.spooling import TOPIC, errors, filled, numbers, reopened
+from tests.support.spooling import IMPATIENT, TOPIC, errors, filled, numbers, reopened
 
 pytestmark = pytest.mark.usefixtures("counts_from_one")
 
@@ -245,10 +245,9 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
 
 
 def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "_EXPIRE_S", 0.1)
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now - 10 * 86400)
-    opened = filled(tmp_path, 3)
+    opened = filled(tmp_path, 3, timings=SpoolTimings(expire_s=0.1))
     monkeypatch.setattr(time, "time", lambda: now)
     wait_for(lambda: opened.stats().waiting == 0)
     assert opened.stats().dropped == 3
@@ -264,8 +263,7 @@ def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypa
 def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
-    opened = filled(tmp_path, 5)
+    opened = filled(tmp_path, 5, timings=IMPATIENT)
     read, left = SpoolTable.read, [1]
 
     def fail(self: SpoolTable, after: int, limit: int) -> list[Stored]:
@@ -286,8 +284,7 @@ def test_corruption_that_a_peek_meets_is_handed_to_the_writer(
 def test_a_commit_that_failed_and_yet_reached_the_disk_is_not_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
-    opened = filled(tmp_path, 1)
+    opened = filled(tmp_path, 1, timings=IMPATIENT)
     commit, left = SpoolTable.commit, [1]
 
     def fail(self: SpoolTable, batch: Commit) -> None:
@@ -329,8 +326,7 @@ def test_a_defect_does_not_end_the_writer(
 def test_another_program_that_holds_the_database_is_waited_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
-    opened = filled(tmp_path, 2)
+    opened = filled(tmp_path, 2, timings=IMPATIENT)
     other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     opened.put(TOPIC, b"x")
@@ -347,8 +343,7 @@ def test_another_program_that_holds_the_database_is_waited_out(
 def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
-    opened = filled(tmp_path, 1)
+    opened = filled(tmp_path, 1, timings=IMPATIENT)
     commit, broken, back, seen = SpoolTable.commit, threading.Event(), threading.Event(), list[list[int]]()
 
     def fail(self: SpoolTable, batch: Commit) -> None:
