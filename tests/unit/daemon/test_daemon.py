@@ -14,13 +14,12 @@ import pytest
 from agent.config import StorageConfig
 from agent.daemon import daemon as module
 from agent.daemon.daemon import StateGuard
-from agent.storage.spool import spool
 from agent.storage.spool.history import History
 from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import OwnedFolder
 from agent.types import OpenTrack
 from tests.support.publishing import from_one, wait_for
-from tests.support.spooling import TOPIC, filled, numbers
+from tests.support.spooling import IMPATIENT, TOPIC, filled, numbers
 
 
 class State:
@@ -30,7 +29,7 @@ class State:
         self.path = folder
         self.written = 0
         self.folder = OwnedFolder(from_one(folder))
-        self.spool = filled(folder, 4)
+        self.spool = filled(folder, 4, timings=IMPATIENT)
         self.spool.put(TOPIC, b"new", OpenTrack("track", b"end"))
         self.spool.settle([1])
         assert self.spool.flush(20.0)
@@ -55,7 +54,6 @@ class State:
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
     monkeypatch.setattr(module, "_RETRY_S", 0.05)
-    monkeypatch.setattr(spool, "_RETRY_S", 0.1)
     made = State(tmp_path / "disk" / "state")
     yield made
     made.close()
