@@ -97,7 +97,7 @@ def test_what_no_board_does_is_sent_to_none(tmp_path: Path) -> None:
         for words in (("docter",), ("rm", "-rf", "/"), ("update", "rollback", "--help")):
             done = boards.vedette("exec", *words)
             assert (done.returncode, done.stdout) == (1, "")
-            assert f"'{' '.join(words)}' is no command of a board" in done.stderr
+            assert f"'{' '.join(words)}' is not a command" in done.stderr
         assert not (tmp_path / "asked").exists()
         assert boards.vedette("exec", "doctor").returncode == 0
     assert (tmp_path / "asked").exists()
