@@ -91,7 +91,7 @@ def bench(
 
         check(loadgen_logs)
     elif loadgen_logs is not None:
-        raise click.UsageError("--loadgen-logs goes with --loadgen")
+        raise click.UsageError("--loadgen-logs needs --loadgen")
     opened = open_model_without_root(model, variant)
     found, inputs = _candidates(backends), golden(opened)
     verdict = choose(
@@ -139,10 +139,10 @@ def _progress(what: str) -> None:
 def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None:
     import msgspec
 
-    told: dict[str, Any] = msgspec.structs.asdict(verdict)
+    result: dict[str, Any] = msgspec.structs.asdict(verdict)
     if tested is not None:
-        told["loadgen"] = tested
-    print_json(told)
+        result["loadgen"] = tested
+    print_json(result)
 
 
 def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
@@ -173,7 +173,7 @@ def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | No
         out.print(f"{plain(one.name)}: {plain(one.refused)}")
     away = [one.name for one in verdict.measured if not one.here]
     if away and not asked:
-        out.print(f"not on this board: {', '.join(away)}; --backend NAME says what is missing")
+        out.print(f"not on this board: {', '.join(away)}; --backend NAME shows what is missing")
     if tested is not None:
         for outcome in tested:
             print_outcome(outcome, out)
@@ -246,13 +246,15 @@ def print_outcome(one: ScenarioResult, out: Console) -> None:
 
 
 def _remarks(one: ScenarioResult) -> list[str]:
-    said = [f"{scenario.name} is {scenario.result}: {scenario.why}" for scenario in one.scenarios if scenario.why]
+    remarks = [
+        f"{scenario.name} is {scenario.result}: {scenario.why}" for scenario in one.scenarios if scenario.why
+    ]
     if one.refused:
-        said.append(f"not tested further: {plain(one.refused)}")
+        remarks.append(f"not tested further: {plain(one.refused)}")
     required_s = max((scenario.required_s for scenario in one.scenarios), default=0.0)
     if one.seconds < required_s:
-        said.append(f"MLPerf asks for {required_s:g} s each: shorter runs compare backends only")
-    return said
+        remarks.append(f"MLPerf asks for {required_s:g} s each: shorter runs compare backends only")
+    return remarks
 
 
 def _backend_name(name: str, threads: int) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from agent.cli.output import print_json
+from agent.errors import BundleError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -133,7 +134,6 @@ def inspect(file: Path, signers: Path | None, revoked: Path | None, as_json: boo
 
 
 def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: Any) -> Plan:
-    from agent.errors import BundleError
     from agent.update.bundle.build import Plan
 
     if counter is None:
@@ -157,8 +157,6 @@ def _plan(*, counter: int | None, models_only: bool, name: str | None, **given: 
 
 
 def _check_combination(given: dict[str, Any], *, models_only: bool, name: str | None) -> None:
-    from agent.errors import BundleError
-
     if not models_only:
         if given["shadow"]:
             raise BundleError("--shadow needs --models-only: only models can run beside those in use")
@@ -218,7 +216,6 @@ def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Ta
     """
     import msgspec
 
-    from agent.errors import BundleError
     from agent.update.bundle.description import GLIBC, PYTHON, Target
 
     _check_boards(boards)
@@ -238,7 +235,6 @@ def check_name(name: str) -> str:
     Raises:
         BundleError: the name is not valid.
     """
-    from agent.errors import BundleError
     from agent.update.bundle.description import WORD
 
     if not re.fullmatch(WORD, name):
@@ -257,7 +253,6 @@ def read_migrations(path: Path) -> list[Migration]:
     import msgspec
 
     from agent.config.toml import read_toml
-    from agent.errors import BundleError
     from agent.update.bundle.description import Migration
 
     kind = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
@@ -294,7 +289,6 @@ def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
     import msgspec
 
     from agent.config.toml import nearest
-    from agent.errors import BundleError
 
     known = [field.name for field in msgspec.structs.fields(kind)]
     values: dict[str, str] = {}
@@ -321,7 +315,6 @@ def _describe_invalid(error: msgspec.ValidationError, values: Mapping[str, str])
 def _check_boards(boards: Sequence[str]) -> None:
     from agent.config.profiles import shipped
     from agent.config.toml import nearest
-    from agent.errors import BundleError
 
     known = [path.stem for path in shipped()]
     for board in boards:

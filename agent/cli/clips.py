@@ -10,6 +10,7 @@ import click
 
 from agent.cli.options import config_option, state_folder_option
 from agent.cli.output import console, open_table, print_json
+from agent.errors import StorageError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
     Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
-    from agent.errors import StorageError
     from agent.storage.clips.file import read_header
     from agent.storage.clips.retention import clips_in
 

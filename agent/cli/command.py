@@ -9,6 +9,7 @@ import click
 
 from agent.cli.options import broker_options, device_name, duration
 from agent.cli.output import print_json
+from agent.errors import BrokerError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -114,7 +115,6 @@ def _print_report(report: Any) -> None:
 
     from agent.cli.checks import Report
     from agent.cli.doctor import print_report
-    from agent.errors import BrokerError
 
     try:
         print_report(msgspec.convert(report, Report))

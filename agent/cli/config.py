@@ -13,6 +13,7 @@ import click
 
 from agent.cli.options import DEFAULT_CONFIG
 from agent.cli.output import print_json
+from agent.errors import ConfigError, ModelError, StorageError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -93,7 +94,6 @@ def show(file: Path, as_json: bool, secrets: bool) -> None:
 def _with_overrides(config: Config) -> tuple[Config, dict[Keys, str]]:
     """Apply the overrides that commands have set on this board. Return also a remark for each."""
     from agent.daemon.overrides import OverridesFile
-    from agent.errors import StorageError
     from agent.storage.state_folder import folder_of
 
     try:
@@ -115,7 +115,6 @@ def migrate(file: Path, dry_run: bool) -> None:
     """
     from agent.config.renames import rewrite
     from agent.config.toml import read_toml
-    from agent.errors import ConfigError
     from agent.storage.files import take_copy, write_like
 
     before = read_toml(file, "the file")
@@ -155,8 +154,6 @@ class Effective(NamedTuple):
 def resolved_config(config: Config) -> Effective:
     """Fill in variants and thresholds of models that can be opened, and values that depend on the machine."""
     from msgspec.structs import replace
-
-    from agent.errors import ModelError
 
     config, remarks = _with_clips_bound(config)
     streams = dict(config.streams)
@@ -220,7 +217,6 @@ def _without_logins(value: Any) -> Any:
 def _with_clips_bound(config: Config) -> tuple[Config, dict[Keys, str]]:
     from msgspec.structs import replace
 
-    from agent.errors import StorageError
     from agent.storage.clips.retention import clips_max_bytes
     from agent.storage.state_folder import clips_path, folder_of
 

@@ -112,7 +112,7 @@ class EmbeddedBroker:
         broker = self._kind(config)
         try:
             await broker.start()
-        except Exception as error:  # whatever amqtt raises: told by __enter__
+        except Exception as error:  # reported by __enter__
             self._error = error
             return
         finally:

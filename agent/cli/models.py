@@ -12,6 +12,7 @@ import click
 
 from agent.cli.options import picture_option
 from agent.cli.output import console, open_table, print_json
+from agent.errors import ModelError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -96,8 +97,6 @@ def schema() -> None:
 
 def _exit_on_faults(inspect_: Callable[[], ModelInspection]) -> ModelInspection:
     """Print several faults of a model as one line each and exit with 1."""
-    from agent.errors import ModelError
-
     try:
         return inspect_()
     except ModelError as error:

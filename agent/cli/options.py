@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
+from agent.errors import ConfigError
+
 if TYPE_CHECKING:
     from agent.comms.consumer.client import BrokerOptions
 
@@ -134,7 +136,6 @@ def _access(given: dict[str, Any]) -> BrokerOptions:
 def _check_host(access: BrokerOptions) -> None:
     from agent.comms.consumer.client import as_options
     from agent.comms.mqtt.endpoint import check_host
-    from agent.errors import ConfigError
 
     try:
         check_host(access.config)

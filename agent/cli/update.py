@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.output import print_json
+from agent.errors import InUseError, StorageError, UpdateError
 from agent.text import PlainFormatter, plain
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def resume() -> None:
 
 def _close_config(where: Paths) -> None:
     """Withdraw the right of every user to read the configuration, which earlier versions gave."""
-    from agent.errors import StorageError
     from agent.storage.files import close_to_others
 
     try:
@@ -175,15 +175,12 @@ def confirm() -> None:
 
     Models in the shadow state go on trial.
     """
-    from agent.errors import UpdateError
-
     if not _send_order(_paths(), "confirm", but=("received", "verified", "staged", "tested")):
         raise UpdateError("nothing is on trial: see `vedette update status`")
 
 
 def _send_order(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
     """Store an order for the current update; return False if there is none, or it is in one of these states."""
-    from agent.errors import UpdateError
     from agent.update.install.journal import Journal
     from agent.update.install.service import Systemd
 
@@ -234,7 +231,6 @@ def _paths() -> Paths:
     Raises:
         StorageError: this user may not read the state folder.
     """
-    from agent.errors import StorageError
     from agent.update.install.slots import board_paths
 
     where = board_paths()
@@ -250,7 +246,6 @@ def _locked(where: Paths) -> Iterator[None]:
     Raises:
         UpdateError: another process has locked them. StorageError: this user may not write the state folder.
     """
-    from agent.errors import InUseError, StorageError, UpdateError
     from agent.storage.files import make_folder
     from agent.storage.state_folder import lock_folder
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from agent.cli.options import broker_options, device_name, duration
+from agent.errors import NO_JSON
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -90,8 +91,6 @@ def _snapshot_saver(folder: Path | None) -> SnapshotSaver | None:
 def json_line(message: ReceivedMessage) -> str:
     """Return a message as one line of JSON: topic, retained flag, and payload (of a snapshot only its size)."""
     import msgspec
-
-    from agent.errors import NO_JSON
 
     body: object = message.payload.decode(errors="replace")
     if message.kind == "snapshot":

@@ -40,7 +40,7 @@ from agent.types import Array
 
 SECTION = "models on this hardware"
 _BUSY = 0.25
-"""Share of the processor used by others above which a measurement says little."""
+"""Share of the processor used by other programs above which a measurement is unreliable."""
 _FRESH = "vedette doctor --fresh measures it now"
 _AGAIN = "measure again while nothing else runs on the board: sudo systemctl stop vedette; vedette doctor --fresh"
 

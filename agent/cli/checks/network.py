@@ -103,7 +103,7 @@ def _check_anonymous(config: MqttConfig) -> Iterator[Finding]:
         "commands",
         f"{where} also accepts clients without a user name",
         "warning",
-        f"anybody who reaches {where} may command this device, unless its access list says otherwise: set "
+        f"every client of {where} may command this device, unless its access list forbids it: set "
         "allow_anonymous false there, or [mqtt] commands = false",
     )
 

@@ -133,7 +133,7 @@ def test_loadgen_beside_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_loadgen_is_asked_for_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlperf_loadgen", None)
     assert "pip install '.[loadgen]'" in str(call("nobody", "--loadgen").exception)
-    assert "--loadgen-logs goes with --loadgen" in call("nobody", "--loadgen-logs", "here").output
+    assert "--loadgen-logs needs --loadgen" in call("nobody", "--loadgen-logs", "here").output
 
 
 def test_loadgen_has_nothing_to_do_where_no_named_backend_runs() -> None:
