@@ -89,9 +89,7 @@ def test_what_is_needed_is_fetched_with_what_that_needs(index: Index) -> None:
 def test_a_wheel_that_is_for_other_boards_only_is_named(index: Index, tag: str) -> None:
     index.needs("one")
     index.add("one", tag=tag)
-    with pytest.raises(
-        BundleError, match=r"one==1\.0: there is no wheel for aarch64, Python 3\.11, glibc 2\.34"
-    ):
+    with pytest.raises(BundleError, match=r"one==1\.0: there is no wheel for aarch64, Python 3\.11, glibc 2\.34"):
         index.fetch()
 
 
