@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from agent.comms import messages
+from agent.comms.mqtt.connection import TIMINGS, ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import Durability, MqttConfig, StorageConfig
@@ -95,11 +96,14 @@ def from_one(folder: Path) -> Path:
 
 @contextmanager
 def device(
-    folder: Path, config: MqttConfig, storage: StorageConfig | None = None
+    folder: Path,
+    config: MqttConfig,
+    storage: StorageConfig | None = None,
+    timings: ConnectionTimings = TIMINGS,
 ) -> Iterator[tuple[Spool, Publisher]]:
     """A running one; what it has not delivered stays in its folder."""
     spool = Spool(from_one(folder), storage or StorageConfig())
-    publisher = Publisher(config, TOPICS, spool)
+    publisher = Publisher(config, TOPICS, spool, timings=timings)
     publisher.start()
     try:
         yield spool, publisher

@@ -5,29 +5,28 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agent.comms.mqtt import brokers
+from agent.comms.mqtt.connection import ConnectionTimings
 from agent.config import FallbackConfig, MqttConfig
 from tests.support.hostile import forwarder, peer
 from tests.support.mosquitto import HOST, Mosquitto, free_port
-from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
+from tests.support.publishing import EVENTS, TOPICS, event, events_of, in_order, wait_for
+from tests.support.publishing import device as usual_device
 
 HEALTH = TOPICS.health
+
+device = partial(usual_device, timings=ConnectionTimings(return_every_s=0.5))
 
 
 @pytest.fixture
 def second(tmp_path: Path) -> Iterator[Mosquitto]:
     with Mosquitto(tmp_path / "second", users={"guest": "other"}) as running:
         yield running
-
-
-@pytest.fixture(autouse=True)
-def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokers, "RETURN_EVERY_S", 0.5)
 
 
 def both(first: Mosquitto, second: Mosquitto, **fields: Any) -> MqttConfig:

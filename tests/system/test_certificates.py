@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from agent.comms.mqtt import publisher as publisher_module
+from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.reasons import Synchronised
 from agent.config import MqttConfig, StorageConfig
@@ -33,7 +33,7 @@ class Served(Mosquitto):
 @contextmanager
 def device(folder: Path, config: MqttConfig, synchronised: Synchronised) -> Iterator[tuple[Spool, Publisher]]:
     spool = Spool(folder, StorageConfig())
-    publisher = Publisher(config, TOPICS, spool, synchronised)
+    publisher = Publisher(config, TOPICS, spool, synchronised, timings=ConnectionTimings(clock_every_s=0.05))
     publisher.start()
     spool.put(EVENTS, event())
     try:
@@ -62,7 +62,6 @@ def test_a_wrong_clock_is_told_and_the_right_time_ends_the_wait_at_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The certificate begins in a few seconds: as on a board whose clock stands before it, until it is set."""
-    monkeypatch.setattr(publisher_module, "_CLOCK_EVERY_S", 0.05)
     caplog.set_level(logging.INFO, "agent.comms")
     begins = datetime.now(UTC).replace(microsecond=0) + timedelta(seconds=4)
     right_at = time.monotonic() + (begins - datetime.now(UTC)).total_seconds() + 1.0

@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.board.thermal import resident_mb
-from agent.comms.mqtt import brokers, paho_client, session
 from agent.comms.mqtt import connection as connection_module
+from agent.comms.mqtt.connection import ConnectionTimings
 from agent.config import MqttConfig
 from tests.support.hostile import (
     CONNACK_5,
@@ -37,7 +38,8 @@ from tests.support.hostile import (
     until_left,
 )
 from tests.support.mosquitto import HOST, Mosquitto
-from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order, wait_for
+from tests.support.publishing import EVENTS, TOPICS, event, events_of, in_order, wait_for
+from tests.support.publishing import device as usual_device
 
 Attack = Callable[[socket.socket], None]
 
@@ -45,10 +47,8 @@ _BOUND_MB = 48.0
 COUNT = TOPICS.count("front", "person").encode()
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brokers, "_ANSWER_S", 1.0)
-    monkeypatch.setattr(paho_client, "_CONNECT_S", 1.0)
+IMPATIENT = ConnectionTimings(answer_s=1.0, connect_s=1.0)
+device = partial(usual_device, timings=IMPATIENT)
 
 
 def survived(
@@ -60,6 +60,7 @@ def survived(
     times: int = 1,
     lines: int = 1,
     context: ssl.SSLContext | None = None,
+    timings: ConnectionTimings = IMPATIENT,
     **fields: Any,
 ) -> str:
     """Whether the device has, and what it said of it."""
@@ -79,7 +80,7 @@ def survived(
     before = resident_mb()
     with peer(serve, context) as port:
         config = replace(MqttConfig(host=HOST, port=port, protocol="5", reconnect_max_s=0.2), **fields)
-        with device(folder, config) as (spool, publisher):
+        with device(folder, config, timings=timings) as (spool, publisher):
             for _ in range(5):
                 spool.put(EVENTS, event())
             wait_for(lambda: served[1] >= times, 90)
@@ -139,7 +140,6 @@ def test_it_drips_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
 def test_it_accepts_and_never_acknowledges(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "_SILENCE_S", 0.5)
     monkeypatch.setattr(connection_module, "_WINDOW", 3)
     counted: list[int] = []
 
@@ -147,17 +147,18 @@ def test_it_accepts_and_never_acknowledges(
         accepted(connection)
         counted.append(sum(packet.kind == 0x30 for packet in packets(connection)))
 
-    said = survived(tmp_path, broker, swallow, caplog, times=2)
+    said = survived(tmp_path, broker, swallow, caplog, times=2, timings=replace(IMPATIENT, silence_s=0.5))
     assert "no acknowledgement for" in said
     assert counted == [3, 3], "no more than the window"
 
 
-def test_it_acknowledges_nothing_for_a_while(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(session, "_UNEASY_S", 0.5)
+def test_it_acknowledges_nothing_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    with Mosquitto(tmp_path) as broker, device(tmp_path, broker.config()) as (spool, publisher):
+    timings = replace(IMPATIENT, uneasy_s=0.5)
+    with (
+        Mosquitto(tmp_path) as broker,
+        device(tmp_path, broker.config(), timings=timings) as (spool, publisher),
+    ):
         wait_for(lambda: publisher.state.connects and "connected, MQTT 5" in caplog.text)
         broker.freeze()
         spool.put(EVENTS, event())
@@ -174,16 +175,16 @@ def test_it_acknowledges_nothing_for_a_while(
 
 
 def test_it_accepts_and_goes_on_acknowledging_nothing_which_is_told_once(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "_UNEASY_S", 0.3)
-    monkeypatch.setattr(session, "_SILENCE_S", 0.8)
+    timings = replace(IMPATIENT, uneasy_s=0.3, silence_s=0.8)
 
     def swallow(connection: socket.socket) -> None:
         accepted(connection)
         until_left(connection)
 
-    assert "has acknowledged nothing for" in survived(tmp_path, broker, swallow, caplog, times=2)
+    said = survived(tmp_path, broker, swallow, caplog, times=2, timings=timings)
+    assert "has acknowledged nothing for" in said
 
 
 def test_it_acknowledges_what_was_never_sent(
@@ -200,9 +201,9 @@ def test_it_acknowledges_what_was_never_sent(
 
 
 def test_it_acknowledges_at_qos_2_what_was_sent_at_qos_1(
-    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(session, "_SILENCE_S", 0.5)
+    timings = replace(IMPATIENT, silence_s=0.5)
 
     def receive(connection: socket.socket) -> None:
         accepted(connection)
@@ -210,7 +211,7 @@ def test_it_acknowledges_at_qos_2_what_was_sent_at_qos_1(
             if packet.kind == 0x30:
                 connection.sendall(b"\x50\x02" + mid_of(packet).to_bytes(2, "big"))
 
-    assert "no acknowledgement for" in survived(tmp_path, broker, receive, caplog)
+    assert "no acknowledgement for" in survived(tmp_path, broker, receive, caplog, timings=timings)
 
 
 @pytest.mark.parametrize("seed", range(6))

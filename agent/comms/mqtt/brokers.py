@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from agent.comms.mqtt.connection import Connection, WakeupPipe
+from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
 from agent.comms.mqtt.endpoint import port, shown_host, uses_tls
 from agent.comms.mqtt.paho_client import Protocol, Will
 from agent.comms.mqtt.reasons import (
@@ -27,8 +27,6 @@ log = logging.getLogger(__name__)
 
 _UNANSWERED_MAX = 2
 """Unanswered connections before the other version: an old broker ends them, but so does one that just starts."""
-_ANSWER_S, _FIRST_ANSWER_S = 10.0, 3.0
-"""Time for an answer; the second while 3.1.1 is still to be tried: some old brokers, as amqtt, keep silent."""
 
 
 class ProtocolChoice:
@@ -38,15 +36,15 @@ class ProtocolChoice:
         current: version to try next.
     """
 
-    def __init__(self, configured: Literal["auto", "5", "3.1.1"]) -> None:
+    def __init__(self, configured: Literal["auto", "5", "3.1.1"], timings: ConnectionTimings = TIMINGS) -> None:
         self.current: Protocol = "5" if configured == "auto" else configured
-        self._is_open = configured == "auto"
+        self._is_open, self._timings = configured == "auto", timings
         self._is_proven, self._unanswered = False, 0
 
     @property
     def patience_s(self) -> float:
         is_guess = self._is_open and not self._is_proven and self.current == "5"
-        return _FIRST_ANSWER_S if is_guess else _ANSWER_S
+        return self._timings.first_answer_s if is_guess else self._timings.answer_s
 
     def worked(self) -> None:
         """Record that the broker speaks the version. From now on only an explicit refusal changes it."""
@@ -88,10 +86,18 @@ class BrokerEndpoint:
         where: `host:port`.
     """
 
-    def __init__(self, config: MqttConfig, client_id: str, will: Will, synchronised: Synchronised) -> None:
+    def __init__(
+        self,
+        config: MqttConfig,
+        client_id: str,
+        will: Will,
+        synchronised: Synchronised,
+        timings: ConnectionTimings = TIMINGS,
+    ) -> None:
         self.where = address(config)
-        self._config, self._client_id, self._will, self._synchronised = config, client_id, will, synchronised
-        self._protocol = ProtocolChoice(config.protocol)
+        self._config, self._client_id, self._will = config, client_id, will
+        self._synchronised, self._timings = synchronised, timings
+        self._protocol = ProtocolChoice(config.protocol, timings)
 
     def open(self, wake: WakeupPipe, left: Callable[[], float]) -> Connection:
         """Return a connection that the broker has accepted. `wake` and `left` are as in `Connection.open`.
@@ -101,7 +107,8 @@ class BrokerEndpoint:
             BrokerError: the broker cannot be reached, or refuses the connection.
         """
         while True:
-            connection = Connection(self._config, self._client_id, self._protocol.current, self._will)
+            current = self._protocol.current
+            connection = Connection(self._config, self._client_id, current, self._will, self._timings)
             try:
                 connection.open(wake, left, self._protocol.patience_s, self._synchronised)
             except BrokerError as error:
@@ -147,8 +154,6 @@ class BrokerEndpoint:
 
 _STABLE_S = 10.0
 """A shorter connection counts as a failure to connect, s."""
-RETURN_EVERY_S = 600.0
-"""Interval at which the first broker is tried while a fallback is in use."""
 
 
 class FailoverPolicy:
@@ -161,8 +166,11 @@ class FailoverPolicy:
         current: number of the broker that is used or tried; 0 is the first.
     """
 
-    def __init__(self, count: int, patience_s: float, now: float) -> None:
-        self._count, self._patience_s, self._down_since = count, patience_s, now
+    def __init__(
+        self, count: int, patience_s: float, now: float, return_every_s: float = TIMINGS.return_every_s
+    ) -> None:
+        self._count, self._patience_s, self._return_every_s = count, patience_s, return_every_s
+        self._down_since = now
         self._connected_at, self._return_at = now, math.inf
         self.current = 0
 
@@ -196,7 +204,7 @@ class FailoverPolicy:
 
     def postpone_return(self, now: float) -> None:
         """Try the first broker an interval later."""
-        self._return_at = now + RETURN_EVERY_S if self.current else math.inf
+        self._return_at = now + self._return_every_s if self.current else math.inf
 
     def return_to_first(self) -> None:
         """Make the first broker the current one; if it fails, the next is tried without patience."""
@@ -206,9 +214,14 @@ class FailoverPolicy:
 class BrokerFailover:
     """The brokers in their order. For the connection's thread, except `str` and `is_fallback`."""
 
-    def __init__(self, brokers: Sequence[BrokerEndpoint], patience_s: float) -> None:
+    def __init__(
+        self,
+        brokers: Sequence[BrokerEndpoint],
+        patience_s: float,
+        return_every_s: float = TIMINGS.return_every_s,
+    ) -> None:
         self._brokers = brokers
-        self._policy = FailoverPolicy(len(brokers), patience_s, time.monotonic())
+        self._policy = FailoverPolicy(len(brokers), patience_s, time.monotonic(), return_every_s)
 
     def __str__(self) -> str:
         return self.current.where

@@ -83,6 +83,36 @@ class WakeupPipe:
         self._out.close()
 
 
+class ConnectionTimings(Struct, frozen=True):
+    """Times of the connection to a broker, s.
+
+    Attributes:
+        connect_s: most for TCP, and again for the TLS handshake.
+        answer_s: most for the broker's answer to CONNECT.
+        first_answer_s: most for that answer while MQTT 3.1.1 is still to be tried: some old brokers, as amqtt,
+            keep silent.
+        uneasy_s: without an acknowledgement, after which a warning is logged; a slow network may need that long
+            for a snapshot.
+        silence_s: without an acknowledgement, after which the connection is dropped, whatever the broker's pings
+            say.
+        pause_s: most to wait for something to do; patient retained topics wait for it.
+        return_every_s: between two attempts to reach the first broker while a fallback is in use.
+        clock_every_s: between two checks of a clock by which the broker's certificate is not valid.
+    """
+
+    connect_s: float = 5.0
+    answer_s: float = 10.0
+    first_answer_s: float = 3.0
+    uneasy_s: float = 12.0
+    silence_s: float = 60.0
+    pause_s: float = 1.0
+    return_every_s: float = 600.0
+    clock_every_s: float = 1.0
+
+
+TIMINGS = ConnectionTimings()
+"""What a device uses; tests use shorter ones."""
+
 _WINDOW = 20
 """Maximum number of messages that wait for their acknowledgement."""
 _READ_FIRST = 8
@@ -98,8 +128,15 @@ class Connection:
         subscriptions: of this connection.
     """
 
-    def __init__(self, config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: MqttConfig,
+        client_id: str,
+        protocol: Protocol,
+        will: Will,
+        timings: ConnectionTimings = TIMINGS,
+    ) -> None:
+        self._config, self._timings = config, timings
         self.lost, self.lost_code = "", 0
         self._limits = ServerLimits(_WINDOW)
         self._answer: int | None = None
@@ -137,7 +174,7 @@ class Connection:
         self._wake, self._poll = wake, select.poll()
         self._poll.register(wake, select.POLLIN)
         try:
-            connect(self._client, self._config, self._protocol, left())
+            connect(self._client, self._config, self._protocol, min(left(), self._timings.connect_s))
         except ssl.SSLCertVerificationError as error:
             raise explain_certificate(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:

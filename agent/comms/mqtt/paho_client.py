@@ -27,8 +27,6 @@ VERSIONS = {"5": paho.MQTTv5, "3.1.1": paho.MQTTv311}
 LARGEST_WANTED = 256 * 1024
 """Maximum packet size that is announced to a broker of MQTT 5, bytes; the broker keeps larger packets to itself.
 The largest that is needed is the discovery message: 150 kB for eight cameras with eight labels in two zones."""
-_CONNECT_S = 5.0
-"""Maximum time for TCP, and again for the TLS handshake."""
 
 
 def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> paho.Client:
@@ -61,7 +59,7 @@ def connect(client: paho.Client, config: MqttConfig, protocol: Protocol, timeout
         OSError: the broker cannot be reached.
         ValueError: the host is not a valid name.
     """
-    client.connect_timeout = max(0.05, min(timeout_s, _CONNECT_S))
+    client.connect_timeout = max(0.05, timeout_s)
     properties = None
     if protocol == "5":
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped

@@ -18,7 +18,7 @@ from msgspec import Struct
 from agent.backoff import Backoff
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.brokers import RECONNECT_FIRST_S, RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
-from agent.comms.mqtt.connection import Connection, WakeupPipe
+from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
 from agent.comms.mqtt.inbox import Answer
 from agent.comms.mqtt.outbox import EventSource
@@ -31,8 +31,8 @@ from agent.errors import BrokerError, ConfigError
 
 log = logging.getLogger(__name__)
 
-_CLOCK_EVERY_S, _CLOCK_JUMP_S = 1.0, 2.0
-"""Interval at which the clock is checked, and change by which it was set rather than slewed."""
+_CLOCK_JUMP_S = 2.0
+"""Change of the clock by which it was set rather than slewed."""
 _TAKEN_OVER_PAUSES = 3
 """Pauses that are skipped after another client took the connection over: it suffers from each attempt."""
 
@@ -61,6 +61,7 @@ class Publisher:
         source: EventSource,
         synchronised: Synchronised = lambda: None,
         has_stream: Callable[[str], bool] = lambda name: True,
+        timings: ConnectionTimings = TIMINGS,
     ) -> None:
         """Check the configuration; nothing is sent before `start`.
 
@@ -70,6 +71,7 @@ class Publisher:
             source: of the events.
             synchronised: True if the clock is synchronised: certificates are judged by it.
             has_stream: True if there is a stream of that name; the topics of others are deleted.
+            timings: see `ConnectionTimings`.
 
         Raises:
             ConfigError: the host is not valid, or a file that the configuration names cannot be used.
@@ -77,8 +79,8 @@ class Publisher:
         for problem in problems(config):
             raise problem
         self._topics, self._client_id, self._synchronised = topics, client_id(topics), synchronised
-        self._source = source
-        self._session = BrokerSession(topics, source, self, self._client_id, has_stream)
+        self._source, self._timings = source, timings
+        self._session = BrokerSession(topics, source, self, self._client_id, has_stream, timings)
         self._wake, self._stop, self._interrupt = WakeupPipe(), Stop(), threading.Event()
         self._configs: deque[MqttConfig] = deque()
         self._configure(config)
@@ -88,9 +90,9 @@ class Publisher:
         for remark in remarks(config):
             log.warning(remark)
         self._keepalive_s = config.keepalive_s
-        will = (self._topics.status, OFFLINE)
-        brokers = [BrokerEndpoint(one, self._client_id, will, self._synchronised) for one in brokers_of(config)]
-        self._brokers = BrokerFailover(brokers, config.fallback_after_s)
+        shared = (self._client_id, (self._topics.status, OFFLINE), self._synchronised, self._timings)
+        brokers = [BrokerEndpoint(one, *shared) for one in brokers_of(config)]
+        self._brokers = BrokerFailover(brokers, config.fallback_after_s, self._timings.return_every_s)
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
         self._backoff = Backoff(RECONNECT_FIRST_S, longest_s)
         self._session.events.retry_max_s = longest_s
@@ -229,7 +231,8 @@ class Publisher:
             return
         until = time.monotonic() + seconds
         offset, was_synchronised = _clock_offset(), self._synchronised()
-        while (left := until - time.monotonic()) > 0 and not self._interrupt.wait(min(_CLOCK_EVERY_S, left)):
+        every_s = self._timings.clock_every_s
+        while (left := until - time.monotonic()) > 0 and not self._interrupt.wait(min(every_s, left)):
             is_set = abs(_clock_offset() - offset) > _CLOCK_JUMP_S
             if is_set or (not was_synchronised and self._synchronised()):
                 return

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from msgspec import Struct
 
 from agent.comms.mqtt import reasons
-from agent.comms.mqtt.connection import Connection, PubAck
+from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, PubAck
 from agent.comms.mqtt.inbox import Inbox, StaleTopics
 from agent.comms.mqtt.outbox import EventSender, EventSource, RetainedTopics, TransientQueue
 from agent.comms.mqtt.paho_client import IncomingMessage
@@ -188,11 +188,6 @@ class DuplicateDevice:
         )
 
 
-_UNEASY_S, _SILENCE_S = 12.0, 60.0
-"""Silence after which a warning is logged (a slow network may need that long for a snapshot), and after which the
-connection is dropped, whatever the broker's pings say."""
-_PAUSE_S = 1.0
-"""Maximum wait for something to do; patient retained topics wait for it."""
 _MOVE_S = 5.0
 """Time for what is in flight when another broker is to be used; the rest is sent again over its connection."""
 _RESERVE_S = 0.3
@@ -238,8 +233,9 @@ class BrokerSession:
         where: object,
         client_id: str,
         has_stream: Callable[[str], bool],
+        timings: ConnectionTimings = TIMINGS,
     ) -> None:
-        self._status, self._where = topics.status, where
+        self._status, self._where, self._timings = topics.status, where, timings
         self.events = EventSender(source, where, math.inf)
         self.states, self.transient, self.inbox = RetainedTopics(where), TransientQueue(), Inbox(where)
         self.link = LinkLog(where, client_id)
@@ -267,7 +263,8 @@ class BrokerSession:
         last = b""
         while not connection.lost and not self._is_drained(stop) and not (last := last_status()):
             self._send(connection)
-            pause_s = min(longest_pause_s, _PAUSE_S, self.events.retry_in(), stop.drain_seconds_left())
+            longest_s = min(longest_pause_s, self._timings.pause_s)
+            pause_s = min(longest_s, self.events.retry_in(), stop.drain_seconds_left())
             self._turn(connection, 0.0 if self._can_send_more(connection) else pause_s)
             self._stale.poll()
             self.link.stable()
@@ -317,10 +314,10 @@ class BrokerSession:
             self._acknowledge(acknowledged)
         self.events.settle()
         silent_s = time.monotonic() - self._heard_at
-        if silent_s > _UNEASY_S:
+        if silent_s > self._timings.uneasy_s:
             self.link.silent(silent_s)
-        if silent_s > _SILENCE_S:
-            connection.drop(f"no acknowledgement for {_SILENCE_S:.0f} s")
+        if silent_s > self._timings.silence_s:
+            connection.drop(f"no acknowledgement for {self._timings.silence_s:.0f} s")
 
     def _acknowledge(self, acknowledged: PubAck) -> None:
         self._heard_at = time.monotonic()

@@ -5,7 +5,8 @@ import math
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.comms.mqtt.brokers import RETURN_EVERY_S, FailoverPolicy, ProtocolChoice
+from agent.comms.mqtt.brokers import FailoverPolicy, ProtocolChoice
+from agent.comms.mqtt.connection import TIMINGS
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
 from agent.errors import BrokerError
@@ -80,10 +81,10 @@ def test_on_a_fallback_the_first_is_tried_at_intervals() -> None:
     assert not it.is_return_due(1e9), "it is in use"
     it.failed(20.0)
     it.connected(21.0)
-    assert not it.is_return_due(20.0 + RETURN_EVERY_S)
-    assert it.is_return_due(21.0 + RETURN_EVERY_S)
+    assert not it.is_return_due(20.0 + TIMINGS.return_every_s)
+    assert it.is_return_due(21.0 + TIMINGS.return_every_s)
     it.postpone_return(621.0)
-    assert not it.is_return_due(620.0 + RETURN_EVERY_S)
+    assert not it.is_return_due(620.0 + TIMINGS.return_every_s)
     it.return_to_first()
     assert it.current == 0
     assert it.failed(700.0), "without patience: a fallback is there"

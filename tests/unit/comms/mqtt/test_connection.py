@@ -15,8 +15,7 @@ from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
-from agent.comms.mqtt import session
-from agent.comms.mqtt.connection import Connection, WakeupPipe
+from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import OFFLINE
 from agent.config import MqttConfig
@@ -26,9 +25,11 @@ from tests.support.mosquitto import HOST, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, wait_for
 
 
-def publisher(port: int, outgoing: Kept | None = None, **fields: Any) -> Publisher:
+def publisher(
+    port: int, outgoing: Kept | None = None, timings: ConnectionTimings = TIMINGS, **fields: Any
+) -> Publisher:
     config = MqttConfig(host=HOST, port=port, reconnect_max_s=0.2, **fields)
-    made = Publisher(config, TOPICS, outgoing or Kept())
+    made = Publisher(config, TOPICS, outgoing or Kept(), timings=timings)
     made.start()
     return made
 
@@ -98,11 +99,7 @@ def test_the_versions_are_tried_in_turn_when_the_peer_refuses_the_first() -> Non
 
 
 @pytest.mark.parametrize("samples", [False, True])
-def test_a_broker_that_acknowledges_nothing_is_left_after_a_while(
-    monkeypatch: pytest.MonkeyPatch, samples: bool
-) -> None:
-    monkeypatch.setattr(session, "_SILENCE_S", 0.3)
-    monkeypatch.setattr(session, "_PAUSE_S", 0.1)
+def test_a_broker_that_acknowledges_nothing_is_left_after_a_while(samples: bool) -> None:
     numbers: list[int] = []
 
     def serve(connection: socket.socket) -> None:
@@ -112,7 +109,8 @@ def test_a_broker_that_acknowledges_nothing_is_left_after_a_while(
             numbers.append(data.count(b"appeared"))
 
     with peer(serve) as port:
-        made = publisher(port, Kept([Stored(1, EVENTS, event(), 0.0)]))
+        timings = ConnectionTimings(silence_s=0.3, pause_s=0.1)
+        made = publisher(port, Kept([Stored(1, EVENTS, event(), 0.0)]), timings)
 
         def told_twice() -> bool:
             if samples:  # which nobody acknowledges, and paho says are published

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from agent.comms.mqtt import publisher as publisher_module
+from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.reasons import Synchronised
 from agent.config import MqttConfig
@@ -18,13 +18,8 @@ from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, Kept, wait_for
 
 
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publisher_module, "_CLOCK_EVERY_S", 0.02)
-
-
 def publisher(synchronised: Synchronised) -> Publisher:
-    return Publisher(MqttConfig(), TOPICS, Kept(), synchronised)
+    return Publisher(MqttConfig(), TOPICS, Kept(), synchronised, timings=ConnectionTimings(clock_every_s=0.02))
 
 
 def lasted(what: Callable[[], None]) -> float:
