@@ -134,8 +134,6 @@ def _of_children() -> float:
 
 _CALM_C = 5.0
 """Overheating ends this far below the limit, °C: a board at its limit goes up and down by a degree or two."""
-_EVERY_S = 5.0
-"""Time between two readings, s: a chip with its heat sink takes tens of seconds to warm up."""
 
 
 def is_hot(was: bool, celsius: float | None, warn_c: float) -> bool:
@@ -160,11 +158,21 @@ class TemperatureMonitor:
     """
 
     def __init__(
-        self, read: Callable[[], float | None] = temperature_c, clock: Callable[[], float] = time.monotonic
+        self,
+        read: Callable[[], float | None] = temperature_c,
+        clock: Callable[[], float] = time.monotonic,
+        every_s: float = 5.0,
     ) -> None:
+        """Read nothing yet.
+
+        Args:
+            read: returns the temperature, °C; None: unknown.
+            clock: monotonic, s.
+            every_s: between two readings, s: a chip with its heat sink takes tens of seconds to warm up.
+        """
         self.celsius: float | None = None
         self.hot = False
-        self._read, self._clock = read, clock
+        self._read, self._clock, self._every_s = read, clock, every_s
         self._due_s = self._began_s = float("-inf")
 
     def poll(self, warn_c: float) -> None:
@@ -172,7 +180,7 @@ class TemperatureMonitor:
         now_s = self._clock()
         if now_s < self._due_s:
             return
-        self._due_s = now_s + _EVERY_S
+        self._due_s = now_s + self._every_s
         self.celsius = self._read()
         was, self.hot = self.hot, is_hot(self.hot, self.celsius, warn_c)
         if self.hot and not was:

@@ -28,8 +28,6 @@ from agent.errors import SourceError
 log = logging.getLogger(__name__)
 
 _CARDS = Path("/proc/asound/cards")
-_GATHER_S = 1.0
-"""Longest time that streams which were asked to close wait for each other, s."""
 
 T = TypeVar("T")
 
@@ -61,7 +59,9 @@ class _ClosingStream(NamedTuple):
 class PortAudio:
     """Opens and closes streams, one at a time, and keeps the list of devices fresh."""
 
-    def __init__(self) -> None:
+    def __init__(self, gather_s: float = 1.0) -> None:
+        """Load nothing yet. Streams that were asked to close wait at most `gather_s` for each other, s."""
+        self._gather_s = gather_s
         self._turn = threading.Condition(threading.Lock())
         self._library: Any = None
         self._users, self._asked, self._cards = 0, False, ""
@@ -90,7 +90,7 @@ class PortAudio:
 
     def query(self, shown: str, do: Callable[[Any, list[Input]], T]) -> T:
         """Call a function with sounddevice and the devices, while no other thread opens or closes."""
-        with self._locked(shown, _GATHER_S):
+        with self._locked(shown, self._gather_s):
             library = self._refreshed(shown)
             return do(library, inputs(library))
 
@@ -116,10 +116,10 @@ class PortAudio:
 
     def wait_for_others(self) -> None:
         """Wait until every other stream is closed as well, unless PortAudio hangs."""
-        if not self._turn.acquire(timeout=_GATHER_S):
+        if not self._turn.acquire(timeout=self._gather_s):
             return
         try:
-            if not self._turn.wait_for(lambda: not self._asked or not self._users, _GATHER_S):
+            if not self._turn.wait_for(lambda: not self._asked or not self._users, self._gather_s):
                 self._asked, self._cards = False, _cards()
         finally:
             self._release()

@@ -245,8 +245,8 @@ def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:
 
 
 _WAITING_MAX = 64
-_REMEMBERED, _REMEMBERED_S = 128, 60.0
-"""Requests whose repetition is recognised, and for how long."""
+_REMEMBERED = 128
+"""Most requests whose repetition is recognised."""
 _RETAINED_LOGGED = 64
 """Topics of retained commands that are logged, each once."""
 _CORRELATION_MAX = 1024
@@ -280,8 +280,12 @@ class Request(Struct, frozen=True):
 class Requests:
     """Queue of waiting requests. Call `receive` from the connection's thread; the rest from any thread."""
 
-    def __init__(self, topics: Topics, answer: Answer, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, topics: Topics, answer: Answer, wake: Callable[[], None], remembered_s: float = 60.0
+    ) -> None:
+        """Queue nothing yet. The repetition of a request is recognised for `remembered_s`, s."""
         self._topics, self._answer, self._wake = topics, answer, wake
+        self._remembered_s = remembered_s
         self._waiting: deque[Request] = deque()
         self._known: OrderedDict[_Mark, tuple[float, bytes]] = OrderedDict()
         self._lock = threading.Lock()
@@ -355,7 +359,7 @@ class Requests:
         now = time.monotonic()
         with self._lock:
             at, answer = self._known.get(mark, (-math.inf, b""))
-            if now - at < _REMEMBERED_S:
+            if now - at < self._remembered_s:
                 if answer and request.answer_to:
                     self._answer(request.answer_to, answer, request.correlation)
                 return True

@@ -19,7 +19,7 @@ from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import Model
-from agent.compute.track.keywords import KeywordSpotter, StuckOutputDetector, answers_move
+from agent.compute.track.keywords import CONSTANT_S, KeywordSpotter, StuckOutputDetector, answers_move
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import StreamConfig
@@ -42,8 +42,15 @@ class AudioPerception:
         inferences: number for the newest chunk.
     """
 
-    def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
-        """Open the model and build the stages.
+    def __init__(
+        self,
+        stream: str,
+        config: StreamConfig,
+        model: Model,
+        opener: Opener = open_session,
+        constant_s: float = CONSTANT_S,
+    ) -> None:
+        """Open the model and build the stages. `constant_s` is as in `StuckOutputDetector`.
 
         Raises:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
@@ -74,7 +81,7 @@ class AudioPerception:
         self._pauses = Pauses(audio.rate_hz) if self._keywords is not None and overlap else None
         self._event_ns: int | None = None
         self.tracker = Tracker(config.track, Zones(()), stream, min_hits=model.manifest.min_hits)
-        self._stuck = StuckOutputDetector(self._every_s, self._model_moves)
+        self._stuck = StuckOutputDetector(self._every_s, self._model_moves, constant_s)
         self._next = self.inferences = 0
         self._listening = False
 

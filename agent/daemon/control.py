@@ -37,8 +37,6 @@ from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
 
 log = logging.getLogger(__name__)
-_RETRY_S = 5.0
-"""Time between two attempts to write overrides that the disk has refused, s."""
 _WRITES_PER_S, _WRITES = 0.2, 60
 """Writes per second in the long run, and in one burst: SD cards wear out."""
 
@@ -52,9 +50,15 @@ class ConfigManager:
         folder_trouble: why the state folder cannot be written now; empty: it can.
     """
 
-    def __init__(self, config: Config, file: OverridesFile) -> None:
-        """Read the overrides of the previous run from their file. `config` is that of the configuration file."""
-        self._file, self._from_file = file, config
+    def __init__(self, config: Config, file: OverridesFile, retry_s: float = 5.0) -> None:
+        """Read the overrides of the previous run from their file.
+
+        Args:
+            config: that of the configuration file.
+            file: of the overrides.
+            retry_s: between two attempts to write overrides that the disk has refused, s.
+        """
+        self._file, self._from_file, self._retry_s = file, config, retry_s
         self._writes = RateLimiter(per_s=_WRITES_PER_S, burst=_WRITES)
         self._overrides = Overrides()
         self._settings_checked: WeakSet[Stream] = WeakSet()
@@ -214,7 +218,7 @@ class ConfigManager:
         return self._warning
 
     def _write(self, overrides: Overrides) -> None:
-        self._overrides, self._retry_at = overrides, time.monotonic() + _RETRY_S
+        self._overrides, self._retry_at = overrides, time.monotonic() + self._retry_s
         try:
             if self.folder_trouble:
                 raise StorageError(self.folder_trouble)

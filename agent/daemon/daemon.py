@@ -27,7 +27,7 @@ from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_folder, tighten
 
 log = logging.getLogger(__name__)
-_RETRY_S, _RETRY_MAX_S = 2.0, 16.0
+_RETRY_MAX_S = 16.0
 """Pause after the first failed attempt to restore the state folder, s. It doubles up to this factor."""
 _POLL_S = 0.5
 """Time between two checks of the streams for a change that is worth a health message, s."""
@@ -37,12 +37,15 @@ class StateGuard:
     """Restores the state folder when it is deleted or replaced under the daemon.
 
     `trouble` is why the folder cannot be written now, empty if it can. `write_anew` writes all other files again.
+    `retry_s` is the first pause between two attempts to restore it, s; the following pauses grow.
     """
 
-    def __init__(self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None]) -> None:
+    def __init__(
+        self, folder: OwnedFolder, spool: Spool, write_anew: Callable[[], None], retry_s: float = 2.0
+    ) -> None:
         self._folder, self._spool, self._write_anew = folder, spool, write_anew
         self._since: float | None = None
-        self._retry_at, self._backoff = 0.0, Backoff(_RETRY_S, _RETRY_MAX_S, jitter=0.0)
+        self._retry_at, self._backoff = 0.0, Backoff(retry_s, _RETRY_MAX_S, jitter=0.0)
         self._is_written = False
         self._report = self.trouble = ""
 

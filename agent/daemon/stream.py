@@ -43,7 +43,6 @@ if TYPE_CHECKING:
     from agent.storage.clips.recorder import Recorder
 
 log = logging.getLogger(__name__)
-_RESTART_FIRST_S, _RESTART_LAST_S = 1.0, 60.0
 HANGING_MAX = 2
 """Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
 _POLL_S = 0.2
@@ -63,6 +62,8 @@ class StreamServices(Struct, frozen=True):
         opener: opens the models' sessions; None: `auto` is the CPU.
         recorder: of clips; None: there are none.
         vetting: see `agent.compute.infer.backends.open_session`.
+        restart_first_s, restart_last_s: first and longest pause before a stream that failed is started again, s;
+            after a run longer than the longest pause the first one comes again.
     """
 
     topics: Topics
@@ -71,6 +72,8 @@ class StreamServices(Struct, frozen=True):
     opener: Opener | None = None
     recorder: Recorder | None = None
     vetting: Vetting | None = None
+    restart_first_s: float = 1.0
+    restart_last_s: float = 60.0
 
 
 def open_pipeline(
@@ -361,7 +364,8 @@ class Stream:
         self.detail = ""
 
     def _run_repeatedly(self) -> None:
-        backoff = Backoff(_RESTART_FIRST_S, _RESTART_LAST_S, jitter=0.0)
+        longest_s = self._services.restart_last_s
+        backoff = Backoff(self._services.restart_first_s, longest_s, jitter=0.0)
         while True:
             began = time.monotonic()
             self.heartbeat()
@@ -370,7 +374,7 @@ class Stream:
             self.heartbeat()
             if not self._tries_again:
                 return
-            if time.monotonic() - began > _RESTART_LAST_S:
+            if time.monotonic() - began > longest_s:
                 backoff.reset()
             if self._stop.wait(backoff.next_s()):
                 return

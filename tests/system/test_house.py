@@ -25,7 +25,6 @@ from agent.config import (
     ThermalConfig,
     TrackConfig,
 )
-from agent.daemon import stream as supervised
 from agent.daemon.daemon import Daemon
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
@@ -149,8 +148,8 @@ def test_another_broker_gets_everything_that_is_retained(
 def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda: TemperatureMonitor(lambda: 76.5))
-    monkeypatch.setattr("agent.board.thermal._EVERY_S", 0.1)
+    heat = TemperatureMonitor(lambda: 76.5, every_s=0.1)
+    monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda: heat)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
         running.reload(replace(config, thermal=ThermalConfig(90.0)))
@@ -267,7 +266,6 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
 def test_a_stream_that_tries_again_keeps_the_house_open(
     config: Config, messages: Messages, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.8)
     errors, real = [BackendError("the delegate is gone")], VideoPerception.process
 
     def look(self: VideoPerception, frame: Frame) -> StreamResult:

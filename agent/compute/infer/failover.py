@@ -26,10 +26,6 @@ from agent.errors import BackendError, ModelError, VedetteError, reason_of
 from agent.types import Array
 
 log = logging.getLogger(__name__)
-_LONGEST_PAUSE_S = 300.0
-_STABLE_S = 60.0
-"""A device that answered for at least so long is reopened soon; one that failed earlier, after growing pauses,
-s."""
 
 
 class DeviceReopener:
@@ -39,11 +35,26 @@ class DeviceReopener:
         reason: why the device is not in use; empty: it is, or will be with the next `take_ready`.
     """
 
-    def __init__(self, opens: Callable[[], WorkerSession], name: str, retry_s: float) -> None:
-        """Open nothing before `start`. `opens` returns the device if its answers are right, else raises."""
+    def __init__(
+        self,
+        opens: Callable[[], WorkerSession],
+        name: str,
+        retry_s: float,
+        longest_pause_s: float = 300.0,
+        stable_s: float = 60.0,
+    ) -> None:
+        """Open nothing before `start`.
+
+        Args:
+            opens: returns the device if its answers are right, else raises.
+            name: of the device, for messages.
+            retry_s: first pause before it is opened again, s; the following pauses grow.
+            longest_pause_s: to which they grow, s.
+            stable_s: use after which a device that fails gets the first pause again, s.
+        """
         self.reason = f"{name} is being opened"
         self._opens, self._name = opens, name
-        self._backoff = Backoff(retry_s, _LONGEST_PAUSE_S, jitter=0.0)
+        self._backoff, self._stable_s = Backoff(retry_s, longest_pause_s, jitter=0.0), stable_s
         self._ready: WorkerSession | None = None
         self._to_close: list[WorkerSession] = []
         self._lock, self._closed, self._tried = threading.Lock(), threading.Event(), threading.Event()
@@ -58,7 +69,7 @@ class DeviceReopener:
         """Close a failed session and open the device again after a pause."""
         if session is not None:
             self._to_close.append(session)
-        if time.monotonic() - self._taken_at > _STABLE_S:
+        if time.monotonic() - self._taken_at > self._stable_s:
             self._backoff.reset()
         self._pause_s = self._backoff.next_s()
         self._log_loss(reason)

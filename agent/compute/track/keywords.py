@@ -91,7 +91,7 @@ class KeywordSpotter:
         return Event("keyword", track, "word")
 
 
-_CONSTANT_S = 300.0
+CONSTANT_S = 300.0
 """Length of audible sound with one answer before the check, s."""
 _SHAPES, _HELD = 40, 12
 """Made inputs: number of spectra, and of consecutive inputs of each, as stateful models need."""
@@ -108,9 +108,16 @@ class StuckOutputDetector:
     `text` describes the fault; empty: there is none.
     """
 
-    def __init__(self, every_s: float, moves: Callable[[], bool]) -> None:
-        self.text = ""
-        self._limit = max(2, round(_CONSTANT_S / every_s))
+    def __init__(self, every_s: float, moves: Callable[[], bool], constant_s: float = CONSTANT_S) -> None:
+        """Start without answers.
+
+        Args:
+            every_s: between two answers, s.
+            moves: returns True if the model answers test inputs differently; called until it does.
+            constant_s: length of audible sound with one answer before the check, s.
+        """
+        self.text, self._constant_s = "", constant_s
+        self._limit = max(2, round(constant_s / every_s))
         self._moves, self._tested = moves, False
         self._before = self._input = b""
         self._repeats, self._input_moved = 0, False
@@ -134,12 +141,12 @@ class StuckOutputDetector:
     def _reason(self) -> str:
         if not self._input_moved:
             return (
-                f"the model's input has not changed in {_CONSTANT_S:.0f} s of sound: "
+                f"the model's input has not changed in {self._constant_s:.0f} s of sound: "
                 "check frontend, mean and std in [audio] of its manifest"
             )
         if not self._tested and not self._moves():
             return (
-                f"the model gave one answer to {_CONSTANT_S:.0f} s of sound and to every test input: "
+                f"the model gave one answer to {self._constant_s:.0f} s of sound and to every test input: "
                 "its file is broken; convert it again"
             )
         self._tested = True

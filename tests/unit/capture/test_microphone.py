@@ -387,7 +387,7 @@ def test_a_microphone_that_cannot_be_closed_while_another_hangs_is_closed_when_t
 def test_nobody_waits_for_another_that_hangs_longer_than_it_was_told_to(
     sound: FakeSound, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(portaudio, "_GATHER_S", 0.1)
+    monkeypatch.setattr(microphones, "PORTAUDIO", portaudio.PortAudio(gather_s=0.1))
     source = open_microphone(parse("mic:default"), 0.1, 16000)
     with another_hangs(sound):
         until(lambda: len(sound.streams) == 2)

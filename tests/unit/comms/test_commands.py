@@ -283,10 +283,10 @@ STATUS = TOPICS.command("status")
 class Queue:
     """Requests, and what is answered."""
 
-    def __init__(self) -> None:
+    def __init__(self, remembered_s: float = 60.0) -> None:
         self.answers: list[tuple[str, dict[str, Any], bytes]] = []
         self.woken = 0
-        self.requests = Requests(TOPICS, self._answer, self._wake)
+        self.requests = Requests(TOPICS, self._answer, self._wake, remembered_s)
 
     def _answer(self, topic: str, payload: bytes, correlation: bytes) -> None:
         self.answers.append((topic, json.loads(payload), correlation))
@@ -395,8 +395,8 @@ def test_without_either_the_same_may_be_wanted_again(queue: Queue) -> None:
     assert queue.take(ENABLED, b"on") is not None
 
 
-def test_after_a_minute_the_same_is_no_repetition(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(commands, "_REMEMBERED_S", 0.0)
+def test_after_a_minute_the_same_is_no_repetition() -> None:
+    queue = Queue(remembered_s=0.0)
     for _ in range(2):
         assert queue.take(ENABLED, b"on", correlation=b"1", response_topic="me") is not None
 

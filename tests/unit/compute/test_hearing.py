@@ -27,9 +27,10 @@ pytestmark = pytest.mark.numerics
 STORY = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
 
 
-def ear(path: Path, **fields: Any) -> AudioPerception:
+def ear(path: Path, constant_s: float = 300.0, **fields: Any) -> AudioPerception:
     config = StreamConfig(source="mic:default", model=str(path), **fields)
-    return AudioPerception("kitchen", config, open_model(str(path), config.variant))
+    model = open_model(str(path), config.variant)
+    return AudioPerception("kitchen", config, model, constant_s=constant_s)
 
 
 def hear(hearing: AudioPerception, samples: Samples, size: int = 480) -> list[tuple[str, float]]:
@@ -155,36 +156,31 @@ def test_a_hard_input_begins_deeper(tmp_path: Path) -> None:
     assert hearing.used["12"] > 10
 
 
-def test_an_answer_that_never_moves_is_reported(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 1.0)
-    hearing = ear(tone_model(tmp_path, sharpness=0.0), gate=GateConfig(voice=False))
+def test_an_answer_that_never_moves_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hearing = ear(tone_model(tmp_path, sharpness=0.0), constant_s=1.0, gate=GateConfig(voice=False))
     caplog.set_level(logging.ERROR, module.__name__)
     hear(hearing, STORY)
     assert "file is broken" in hearing.alarm
     assert len(caplog.records) == 1
 
 
-def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 1.0)
+def test_a_front_end_that_gives_one_value_is_reported(tmp_path: Path) -> None:
     manifest = (ZOO / "small-speech.toml").read_text().replace("mean = -9.0", "mean = 1e6")
     (tmp_path / "wrong.toml").write_text(manifest)
     (tmp_path / "small-speech.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
-    hearing = ear(tmp_path / "wrong.toml", gate=GateConfig(voice=False))
+    hearing = ear(tmp_path / "wrong.toml", constant_s=1.0, gate=GateConfig(voice=False))
     for chunk in chunks(quiet(4.0, 500.0), 240, rate_hz=8000):
         hearing.process(chunk)
     assert "[audio]" in hearing.alarm
 
 
-def test_a_wake_word_that_is_constant_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wake_word_that_is_constant_is_reported() -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 0.5)
     config = StreamConfig("mic:default", "wakeword/alexa", gate=GateConfig(voice=False))
     # This backend computes nothing: the score is 0 whatever comes in, as that of a broken model may be.
     null = NullBackend()
     hearing = AudioPerception(
-        "kitchen", config, open_model("wakeword/alexa"), lambda model, _, more: null.open(model, more)
+        "kitchen", config, open_model("wakeword/alexa"), lambda model, _, more: null.open(model, more), 0.5
     )
     for chunk in chunks(read_whole(ZOO / "spoken.flac", RATE)[: 4 * RATE]):
         hearing.process(chunk)
@@ -194,7 +190,6 @@ def test_a_wake_word_that_is_constant_is_reported(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("word", ["alexa", "hey_jarvis", "hey_mycroft", "okay_nabu"])
 def test_a_healthy_wake_word_that_is_not_said_is_not_reported(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("pymicro_wakeword", reason="the extra [wakeword] is not installed")
-    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 0.5)
     tested: list[bool] = []
 
     def move(*args: Any) -> bool:
@@ -203,7 +198,7 @@ def test_a_healthy_wake_word_that_is_not_said_is_not_reported(word: str, monkeyp
 
     monkeypatch.setattr(module, "answers_move", move)
     config = StreamConfig("mic:default", f"wakeword/{word}", gate=GateConfig(voice=False))
-    hearing = AudioPerception("kitchen", config, open_model(f"wakeword/{word}"))
+    hearing = AudioPerception("kitchen", config, open_model(f"wakeword/{word}"), constant_s=0.5)
     for chunk in chunks(np.concatenate((quiet(3.0, 300.0), read_whole(ZOO / "spoken.flac", RATE)))):
         hearing.process(chunk)
     assert hearing.alarm == ""
@@ -281,9 +276,8 @@ def test_what_was_heard_before_the_gate_closed_is_not_mixed_in(tmp_path: Path) -
     assert np.abs(newest - other).mean() < 2.0
 
 
-def test_a_muted_microphone_is_no_broken_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.compute.track.keywords._CONSTANT_S", 1.0)
-    hearing = ear(tone_model(tmp_path), gate=GateConfig(voice=False))
+def test_a_muted_microphone_is_no_broken_model(tmp_path: Path) -> None:
+    hearing = ear(tone_model(tmp_path), constant_s=1.0, gate=GateConfig(voice=False))
     hear(hearing, np.zeros(5 * 16_000, np.int16))
     assert hearing.alarm == ""
 

@@ -52,8 +52,10 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def housed(config: Config, file: OverridesFile, spool: Spool) -> tuple[ConfigManager, Runtime]:
-    control = ConfigManager(config, file)
+def housed(
+    config: Config, file: OverridesFile, spool: Spool, retry_s: float = 5.0
+) -> tuple[ConfigManager, Runtime]:
+    control = ConfigManager(config, file, retry_s)
     house = Runtime(control.config, spool)
     control.attach(house)
     house.prepare()
@@ -141,15 +143,10 @@ def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
 
 
 def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
-    config: Config,
-    tmp_path: Path,
-    spool: Spool,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    config: Config, tmp_path: Path, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_S", 0.0)
     file = OverridesFile(tmp_path / "disk")
-    control, _ = housed(on(config), file, spool)
+    control, _ = housed(on(config), file, spool, retry_s=0.0)
     for _ in range(2):
         assert "not on the disk yet" in control.set("front", "enabled", False)
         control.poll()
@@ -162,10 +159,9 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
 
 
 def test_nothing_is_written_to_a_state_folder_that_is_refused(
-    config: Config, file: OverridesFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
+    config: Config, file: OverridesFile, spool: Spool
 ) -> None:
-    monkeypatch.setattr(module, "_RETRY_S", 0.0)
-    control, _ = housed(on(config), file, spool)
+    control, _ = housed(on(config), file, spool, retry_s=0.0)
     control.folder_trouble = "belongs to the user nobody"
     assert "belongs to the user nobody" in control.set("front", "enabled", False)
     control.poll()

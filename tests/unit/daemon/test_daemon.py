@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from agent.config import StorageConfig
-from agent.daemon import daemon as module
 from agent.daemon.daemon import StateGuard
 from agent.storage.spool.history import History
 from agent.storage.spool.spool import Spool
@@ -33,7 +32,7 @@ class State:
         self.spool.put(TOPIC, b"new", OpenTrack("track", b"end"))
         self.spool.settle([1])
         assert self.spool.flush(20.0)
-        self.guard = StateGuard(self.folder, self.spool, self._write)
+        self.guard = StateGuard(self.folder, self.spool, self._write, retry_s=0.05)
 
     def _write(self) -> None:
         (self.path / "overrides.json").write_text("{}")
@@ -52,8 +51,7 @@ class State:
 
 
 @pytest.fixture
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[State]:
-    monkeypatch.setattr(module, "_RETRY_S", 0.05)
+def state(tmp_path: Path) -> Iterator[State]:
     made = State(tmp_path / "disk" / "state")
     yield made
     made.close()

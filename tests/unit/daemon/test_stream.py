@@ -32,7 +32,6 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.daemon import perception
-from agent.daemon import stream as supervised
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
 from agent.daemon.homeassistant import entity_source
@@ -55,11 +54,14 @@ from tests.support.tflite_builder import Op, T, crashing_model, write
 _WALK = "test:?size=64x48&fps=50"
 
 
-def stream(folder: Path, kept: Kept, source: str = _WALK, **fields: Any) -> Stream:
+def stream(
+    folder: Path, kept: Kept, source: str = _WALK, restart_s: tuple[float, float] = (0.3, 60.0), **fields: Any
+) -> Stream:
     fields = {"model": str(person_model(folder)), "track": TrackConfig(min_hits=2), **fields}
-    return Stream(
-        "front", StreamConfig(source=source, **fields), StreamServices(Topics("vedette", "porch"), kept, kept)
+    services = StreamServices(
+        Topics("vedette", "porch"), kept, kept, restart_first_s=restart_s[0], restart_last_s=restart_s[1]
     )
+    return Stream("front", StreamConfig(source=source, **fields), services)
 
 
 @contextmanager
@@ -75,7 +77,7 @@ def running(made: Stream) -> Iterator[Stream]:
 
 @pytest.fixture
 def breaks(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
-    """Errors that the next frames of any stream meet, one each; each stream starts again at once."""
+    """Errors that the next frames of any stream meet, one each."""
     errors: list[Exception] = []
     real = VideoPerception.process
 
@@ -85,7 +87,6 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
         return real(self, frame)
 
     monkeypatch.setattr(VideoPerception, "process", look)
-    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.3)
     return errors
 
 
@@ -454,25 +455,18 @@ def test_without_a_picture_there_is_no_snapshot_and_the_reason_is_told(tmp_path:
         listening.snapshot_now()
 
 
-def test_pauses_grow_and_a_stop_does_not_wait_for_them(
-    tmp_path: Path, breaks: list[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 60.0)
+def test_pauses_grow_and_a_stop_does_not_wait_for_them(tmp_path: Path, breaks: list[Exception]) -> None:
     breaks.append(BackendError("gone"))
-    with running(stream(tmp_path, Kept())) as made:
+    with running(stream(tmp_path, Kept(), restart_s=(60.0, 60.0))) as made:
         wait_for(lambda: made.state == "failed")
         began = time.monotonic()
     assert time.monotonic() - began < 0.5
 
 
-def test_after_a_long_run_the_pause_is_the_first_again(
-    tmp_path: Path, breaks: list[Exception], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(supervised, "_RESTART_FIRST_S", 0.01)
-    monkeypatch.setattr(supervised, "_RESTART_LAST_S", 0.02)
+def test_after_a_long_run_the_pause_is_the_first_again(tmp_path: Path, breaks: list[Exception]) -> None:
     breaks += [BackendError("gone")] * 4
     kept = Kept()
-    with running(stream(tmp_path, kept)) as made:
+    with running(stream(tmp_path, kept, restart_s=(0.01, 0.02))) as made:
         wait_for(lambda: not breaks and made.standing[0] == "running")
         wait_for(lambda: kept.kinds()[-1] == "new")
     assert kept.kinds().count("new") == kept.kinds().count("end")

@@ -6,7 +6,6 @@ import pytest
 
 from agent.comms.topics import Topics
 from agent.config import StreamConfig
-from agent.daemon import stream as module
 from agent.daemon.stream import HANGING_MAX, State, Stream, StreamServices
 from agent.errors import BackendError, ModelError
 from tests.support.house import Kept
@@ -16,9 +15,9 @@ from tests.support.publishing import wait_for
 class Run(Stream):
     """Ends as it is told to, attempt by attempt; after that it runs until it is stopped."""
 
-    def __init__(self, *ends: Exception | None, state: State = "starting") -> None:
+    def __init__(self, *ends: Exception | None, state: State = "starting", restart_first_s: float = 0.01) -> None:
         kept = Kept()
-        services = StreamServices(Topics("vedette", "porch"), kept, kept)
+        services = StreamServices(Topics("vedette", "porch"), kept, kept, restart_first_s=restart_first_s)
         super().__init__("front", StreamConfig("test:", "nanodet"), services)
         self.state = state
         self.ends, self.attempts, self.closed = list(ends), 0, 0
@@ -37,11 +36,6 @@ class Run(Stream):
 
     def _close(self) -> None:
         self.closed += 1
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_RESTART_FIRST_S", 0.01)
 
 
 def test_what_ends_by_itself_is_over() -> None:
@@ -68,11 +62,8 @@ def test_broken_input_stays_broken_with_its_reason() -> None:
     assert (run.state, run.detail, run.over, run.attempts) == ("failed", "no such model", True, 1)
 
 
-def test_one_that_is_to_be_tried_again_is_not_over_and_can_be_stopped_while_it_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "_RESTART_FIRST_S", 60.0)
-    run = Run(BackendError("gone"))
+def test_one_that_is_to_be_tried_again_is_not_over_and_can_be_stopped_while_it_waits() -> None:
+    run = Run(BackendError("gone"), restart_first_s=60.0)
     run.start()
     wait_for(lambda: run.closed == 1)
     assert (run.state, run.over) == ("failed", False)

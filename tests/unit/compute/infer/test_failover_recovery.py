@@ -7,7 +7,6 @@ from typing import cast
 
 import pytest
 
-from agent.compute.infer import failover as module
 from agent.compute.infer.failover import DeviceReopener
 from agent.compute.infer.worker.session import WorkerSession
 from agent.errors import BackendError
@@ -78,7 +77,7 @@ def test_nobody_waits_for_a_device_that_hangs() -> None:
     assert not recovery.is_ready
 
 
-def test_a_device_that_fails_soon_is_tried_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_fails_soon_is_tried_less_and_less_often() -> None:
     opens = Opens()
     recovery = DeviceReopener(opens, "model: gpu", 0.01)
     recovery.start(10.0)
@@ -88,18 +87,23 @@ def test_a_device_that_fails_soon_is_tried_less_and_less_often(monkeypatch: pyte
         pauses.append(recovery._pause_s)
         wait_for(lambda: recovery.is_ready)
     assert pauses == [0.01, 0.02, 0.04, 0.08, 0.16]
-    monkeypatch.setattr(module, "_STABLE_S", 0.0)
-    recovery.reopen(recovery.take_ready(), "it crashed after a long time")
-    assert recovery._pause_s == 0.01
-    wait_for(lambda: recovery.is_ready)
     recovery.close()
     assert all(device.closed == 1 for device in opens.given)
 
 
-def test_pauses_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LONGEST_PAUSE_S", 0.03)
+def test_a_device_that_fails_after_a_long_time_is_tried_soon() -> None:
+    recovery = DeviceReopener(Opens(), "model: gpu", 0.01, stable_s=0.0)
+    recovery.start(10.0)
+    for _ in range(3):
+        recovery.reopen(recovery.take_ready(), "it crashed after a long time")
+        assert recovery._pause_s == 0.01
+        wait_for(lambda: recovery.is_ready)
+    recovery.close()
+
+
+def test_pauses_have_an_end() -> None:
     opens = Opens(*[BackendError("gone")] * 6)
-    recovery = DeviceReopener(opens, "model: gpu", 0.01)
+    recovery = DeviceReopener(opens, "model: gpu", 0.01, longest_pause_s=0.03)
     recovery.start(10.0)
     wait_for(lambda: recovery.is_ready)
     assert recovery._pause_s == 0.03
