@@ -28,7 +28,7 @@ from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_fo
 
 log = logging.getLogger(__name__)
 _RETRY_MAX_S = 16.0
-"""Pause after the first failed attempt to restore the state folder, s. It doubles up to this factor."""
+"""Longest pause between two attempts to restore the state folder, s."""
 _POLL_S = 0.5
 """Time between two checks of the streams for a change that is worth a health message, s."""
 
