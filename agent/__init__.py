@@ -1,3 +1,3 @@
-"""Vedette: an edge runtime agent. Cameras through TFLite models to MQTT."""
+"""Vedette: an edge runtime agent. Cameras and microphones through TFLite models to MQTT."""
 
 __version__ = "0.1.0"

@@ -180,9 +180,29 @@ def test_every_kind_of_source_is_in_the_table() -> None:
     assert {code.partition(":")[0] for code in inline_code(FOLDER / "sources.md") if ":" in code} >= set(SCHEMES)
 
 
+def config_schema() -> dict[str, Any]:
+    tables: dict[str, Any] = json.loads(CliRunner().invoke(vedette, ["config", "schema"]).output)["$defs"]
+    return tables
+
+
+def named_keys() -> set[str]:
+    """Keys in `key`, `table.key`, `key = value` and `[table]` of the text, and those that TOML blocks set."""
+    code = (one.partition(" = ")[0].strip("[]") for path in PAGES for one in inline_code(path))
+    in_text = {part for one in code if re.fullmatch(r"[\w.]+", one) for part in one.split(".")}
+    toml = (block.text for block in BLOCKS if block.info == "toml")
+    return in_text | {key for text in toml for key in re.findall(r"^(\w+) = ", text, re.MULTILINE)}
+
+
+def test_every_key_of_the_configuration_is_on_a_page() -> None:
+    known = named_keys()
+    keys = {f"{table}.{key}" for table, one in config_schema().items() for key in one.get("properties", ())}
+    assert len(keys) > 80
+    assert {key for key in keys if key.rpartition(".")[2] not in known} == set()
+
+
 def test_every_table_of_the_configuration_is_explained() -> None:
     text = page("configuration")
-    schema = json.loads(CliRunner().invoke(vedette, ["config", "schema"]).output)["$defs"]
+    schema = config_schema()
     tables = set(schema["Config"]["properties"]) - {"streams"}
     assert {table for table in tables if f"`[{table}]`" not in text} == set()
     parts = {key for key in schema["StreamConfig"]["properties"] if f"`[streams.NAME.{key}]`" in text}
