@@ -145,6 +145,10 @@ class Variant(Struct, frozen=True, forbid_unknown_fields=True):
     complexity: Unit = 1.0
 
 
+ONLY_VARIANT = "full"
+"""Name of the variant of a model whose manifest lists none."""
+
+
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """A model's manifest.
 
@@ -172,7 +176,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     source: str = ""
     description: str = ""
     golden: GoldenManifest = GoldenManifest()
-    variants: tuple[Variant, ...] = (Variant(name="full"),)
+    variants: tuple[Variant, ...] = (Variant(name=ONLY_VARIANT),)
 
     def variant(self, name: str) -> Variant:
         """Return the variant of that name; the first for an empty name. Raises ModelError if there is none."""

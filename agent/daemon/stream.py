@@ -21,7 +21,7 @@ from agent.comms.messages import ModelId, StreamHealth
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.backends import NotYetError
-from agent.compute.manifest import Model
+from agent.compute.manifest import ONLY_VARIANT, Model
 from agent.config import StreamConfig
 from agent.config.source_uri import parse
 from agent.daemon import perception
@@ -479,7 +479,7 @@ class Stream:
 def _describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     manifest = opened.model.manifest
     variant = "auto" if manifest.exits(config.variant) else manifest.variant(config.variant).name
-    model = f"{manifest.name} {variant}" if len(manifest.variants) > 1 else manifest.name
+    model = manifest.name if variant == ONLY_VARIANT else f"{manifest.name} {variant}"
     source = f"{parse(config.source).masked} {detail}".rstrip()
     return f"{source}, {model} on {opened.session.backend}"
 

@@ -472,12 +472,22 @@ def test_after_a_long_run_the_pause_is_the_first_again(tmp_path: Path, breaks: l
     assert kept.kinds().count("new") == kept.kinds().count("end")
 
 
-def test_the_log_tells_what_runs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("keys", "model"),
+    [
+        ({}, "person"),
+        ({"model": "nanodet"}, "nanodet 416"),
+        ({"model": "nanodet", "variant": "256"}, "nanodet 256"),
+    ],
+)
+def test_the_log_tells_what_runs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any], model: str
+) -> None:
     def said() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "agent.daemon.stream"]
 
     caplog.set_level(logging.INFO)
-    with running(stream(tmp_path, Kept())):
+    with running(stream(tmp_path, Kept(), **keys)):
         wait_for(lambda: bool(said()))
     (line,) = said()
-    assert line == f"stream front: {_WALK} 64x48 at 50 fps, person on cpu"
+    assert line == f"stream front: {_WALK} 64x48 at 50 fps, {model} on cpu"
