@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from agent.health import LinkHealth, StreamHealth
 from agent.types import Clip, Detection, EventKind, Stored, Track
 
 _IDS = uuid.UUID("c25a3c42-59d4-4e0b-9a32-2a0f1d8a77e5")
@@ -98,55 +99,6 @@ class SpoolHealth(Struct, frozen=True):
     on: str
     dropped_by: dict[str, int] = {}
     first_seq: int = 0
-
-
-class StreamHealth(Struct, frozen=True):
-    """State of one stream.
-
-    Attributes:
-        state: starting | running | degraded (its device fails, and the CPU answers) | lost | ended | failed |
-            disabled.
-        detail: why, when it is not running.
-        fps: frames processed per second, over the last interval.
-        inferences_per_s: inferences per second, over the last interval.
-        infer_ms: mean of the last interval.
-        frames, dropped, reopened: since the start.
-        tracks: alive now.
-        model, backend, variant: in use.
-        set_by_command: settings that commands have changed from the configuration file.
-    """
-
-    state: str
-    detail: str = ""
-    fps: float = 0.0
-    inferences_per_s: float = 0.0
-    infer_ms: float = 0.0
-    frames: int = 0
-    dropped: int = 0
-    reopened: int = 0
-    tracks: int = 0
-    model: str = ""
-    backend: str = ""
-    variant: str = ""
-    set_by_command: tuple[str, ...] = ()
-
-
-class LinkHealth(Struct, frozen=True):
-    """The connection to the broker.
-
-    Attributes:
-        broker: `host:port` of the broker that delivered this message.
-        how: protocol, encryption and user.
-        fallback: True if that is not the first of the configuration.
-        connects: how often a broker has accepted a connection, since the start.
-        trouble: where and why the connection was lost last, such as another client with our id; empty: never.
-    """
-
-    broker: str
-    how: str
-    fallback: bool = False
-    connects: int = 0
-    trouble: str = ""
 
 
 class ClipsHealth(Struct, frozen=True):

@@ -15,7 +15,6 @@ from weakref import WeakSet
 from msgspec.structs import replace
 
 from agent.comms.commands import ZONE, shown
-from agent.comms.messages import StreamHealth
 from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
@@ -35,6 +34,7 @@ from agent.daemon.overrides import (
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
+from agent.health import StreamHealth
 
 log = logging.getLogger(__name__)
 _WRITES_PER_S, _WRITES = 0.2, 60

@@ -11,14 +11,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.proc import read_text
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
-from agent.comms.messages import LinkHealth, SpoolHealth, StreamHealth
+from agent.comms.messages import SpoolHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
@@ -27,12 +26,11 @@ from agent.daemon.runtime import Runtime
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.stream import Stream
 from agent.errors import StorageError, reason_of
+from agent.health import HEALTH_FILE, DaemonHealth, LinkHealth, StreamHealth, StreamReport
 from agent.storage.files import write_atomic
 from agent.storage.spool.spool import Spool
-from agent.storage.state_file import ShadowReport
 
 log = logging.getLogger(__name__)
-FILE = "health.json"
 EVERY_S = 2.0
 """Time between two writes of health.json while nothing changes, s."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -67,7 +65,7 @@ class HealthPublisher:
         self._unreadable: set[str] = set()
         self._published, self._published_at = "", 0.0
         self.changed = False
-        self.streams: dict[str, messages.StreamHealth] = {}
+        self.streams: dict[str, StreamHealth] = {}
 
     @property
     def has_temperature(self) -> bool:
@@ -140,52 +138,6 @@ def _clips(runtime: Runtime) -> messages.ClipsHealth | None:
     return messages.ClipsHealth(**asdict(runtime.recorder.stats))
 
 
-class StreamReport(StreamHealth, frozen=True):
-    """Health of a stream as last published, with its state as of now.
-
-    Attributes:
-        inferred: inferences since the stream was started.
-        infer_p95_ms: 95th percentile of the newest inference times, ms; None before the first one.
-        shadow: comparison with a new model that runs beside the stream's own; None: none does.
-    """
-
-    inferred: int = 0
-    infer_p95_ms: float | None = None
-    shadow: ShadowReport | None = None
-
-
-class DaemonHealth(Struct, frozen=True):
-    """`health.json`.
-
-    Attributes:
-        version: of Vedette.
-        pid: of the daemon.
-        boot_id: of the kernel; tells a file of another boot.
-        at_s: time of writing, s since the boot.
-        uptime_s: of the daemon, s.
-        ready: each stream has inferred, or cannot now: its source is lost or has ended, or it is switched off.
-        rss_mb: resident memory of the daemon, MB.
-        streams: by name.
-        link: connection to the broker; None: there is none now.
-        shadow: id of the update whose new models run beside those in use; empty: none do.
-        reloads: number of reloads since the start, refused ones included.
-        reload_refused: why the newest reload was refused; empty: it was not.
-    """
-
-    version: str
-    pid: int
-    boot_id: str
-    at_s: float
-    uptime_s: float
-    ready: bool
-    rss_mb: float
-    streams: dict[str, StreamReport]
-    link: LinkHealth | None = None
-    shadow: str = ""
-    reloads: int = 0
-    reload_refused: str = ""
-
-
 class HealthFile:
     """Writes health.json into the service's runtime directory; without one, nothing. For the daemon's thread."""
 
@@ -198,7 +150,7 @@ class HealthFile:
     ) -> None:
         """Prepare. The environment holds RUNTIME_DIRECTORY, set by systemd."""
         folder = environment.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-        self._path = Path(folder) / FILE if folder else None
+        self._path = Path(folder) / HEALTH_FILE if folder else None
         self._runtime, self._health, self._shadows = runtime, health, shadows
         self._began_s, self._written_s = time.monotonic(), -1e9
         self._failed = False

@@ -28,8 +28,9 @@ from agent.daemon.pipeline import LatencyWindow
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import VedetteError
+from agent.health import ShadowReport
 from agent.models.library import open_model
-from agent.storage.state_file import SHADOW_FILE, ShadowOrder, ShadowReport, read_shadow_order
+from agent.storage.state_file import SHADOW_FILE, ShadowOrder, read_shadow_order
 from agent.types import AudioChunk, Box, Detection, Frame
 
 if TYPE_CHECKING:

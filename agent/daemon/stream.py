@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent.backoff import Backoff
 from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
-from agent.comms.messages import ModelId, StreamHealth
+from agent.comms.messages import ModelId
 from agent.comms.reporter import EventSink, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.backends import NotYetError
@@ -28,6 +28,7 @@ from agent.daemon import perception
 from agent.daemon.perception import Perception, open_perception, prepare_perception
 from agent.daemon.pipeline import Pipeline, StreamMetrics
 from agent.errors import BackendError, CommandError, VedetteError
+from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
 

@@ -197,10 +197,6 @@ SHADOW_FILE = "vedette-update/shadow.json"
 _ORDER_LARGEST = 64 * 1024
 
 
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-"""Limited, since the daemon is not trusted: JSON encoders cannot write a larger integer."""
-
-
 class ShadowOrder(Struct, frozen=True):
     """Order to run new models beside those in use.
 
@@ -215,24 +211,6 @@ class ShadowOrder(Struct, frozen=True):
     models: str
     candidates: str
     every: Annotated[int, Meta(ge=1)] = 1
-
-
-class ShadowReport(Struct, frozen=True):
-    """Comparison of a stream's model with a new one that runs beside it; a part of `health.json`.
-
-    Attributes:
-        compared: inputs in which either model found something.
-        agreement: mean F1 of one model's detections against the other's, 0..1; None without a comparison.
-        infer_p95_ms: 95th percentile of the new model's latest inference times, ms; None: there were none.
-        present_p95_ms: that of the stream's own model on the same inputs, ms.
-        failed: why the new model stopped; empty: it runs.
-    """
-
-    compared: Count = 0
-    agreement: float | None = None
-    infer_p95_ms: float | None = None
-    present_p95_ms: float | None = None
-    failed: str = ""
 
 
 def write_shadow_order(path: Path, order: ShadowOrder) -> None:

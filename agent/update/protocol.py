@@ -1,6 +1,6 @@
-"""Structs that boards report: `journal.json`, `vedette update status --json`, and a part of `health.json`.
+"""Structs that boards report of updates: `journal.json` and `vedette update status --json`.
 
-The updater, the fleet and `vedette doctor` read these. Other versions may write other fields: unknown ones are
+The updater and the fleet read these. Other versions may write other fields: unknown ones are
 ignored, missing ones get their defaults.
 """
 
@@ -11,8 +11,6 @@ from datetime import datetime
 from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct
-
-from agent.storage.state_file import ShadowReport
 
 State = Literal[
     "received",
@@ -132,56 +130,3 @@ class UpdateStatus(Struct, frozen=True):
         if (one := self.at_hand) is not None:
             why = f": {one.reason}" if one.reason else ""
             yield f"{'last' if one.over else 'update':<9} {one.version or one.file} {one.state}{why}"
-
-
-class StreamVitals(Struct, frozen=True):
-    """Health of one stream.
-
-    Attributes:
-        state, detail: as in the health message.
-        inferred: inferences since the start.
-        infer_p95_ms: 95th percentile of the latest inference times, ms; None: there were none.
-        shadow: None: no new model runs beside the stream's own.
-    """
-
-    state: str = ""
-    detail: str = ""
-    inferred: Int = 0
-    infer_p95_ms: float | None = None
-    shadow: ShadowReport | None = None
-
-
-class LinkVitals(Struct, frozen=True):
-    """Connection to the broker, `host:port`."""
-
-    broker: str = ""
-
-
-class Vitals(Struct, frozen=True):
-    """Health of the daemon, `health.json`.
-
-    Attributes:
-        version: of Vedette.
-        pid: of the daemon.
-        boot_id: of the boot in which this was written.
-        at_s: time of writing, CLOCK_BOOTTIME, s.
-        ready: True after the daemon has told systemd so.
-        rss_mb: resident memory, MB.
-        streams: by name.
-        shadow: the update whose new models run beside those in use; empty: none.
-        reloads: times that the configuration was read again; -1: not reported.
-        reload_refused: why the last reload failed; empty: it did not.
-        link: None: not connected.
-    """
-
-    version: str = ""
-    pid: Int = 0
-    boot_id: str = ""
-    at_s: float = 0.0
-    ready: bool = False
-    rss_mb: float = 0.0
-    streams: dict[str, StreamVitals] = {}
-    shadow: str = ""
-    reloads: Int = -1
-    reload_refused: str = ""
-    link: LinkVitals | None = None

@@ -24,6 +24,7 @@ from agent.comms import messages
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import MqttConfig, StorageConfig
+from agent.health import StreamHealth
 from agent.storage.spool.spool import Spool
 from agent.types import Track
 
@@ -95,7 +96,7 @@ def discovery(topics: Topics) -> bytes:
 
 def health() -> bytes:
     """Of a device whose streams run."""
-    stream = messages.StreamHealth("running", "", 10.0, 8.0, 40.0, 1000, 0, 0, 1, "nanodet", "cpu", "416")
+    stream = StreamHealth("running", "", 10.0, 8.0, 40.0, 1000, 0, 0, 1, "nanodet", "cpu", "416")
     spool = messages.SpoolHealth(0, 0, 0, "memory")
     streams = dict.fromkeys(STREAMS, stream)
     return messages.encode(messages.HealthMessage("0.1.0", datetime.now(UTC), 60.0, streams, spool, 90.0, 55.0))

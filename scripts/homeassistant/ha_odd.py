@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
 from agent.comms.homeassistant.discovery import entities, message, topic
-from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, StreamHealth, encode
+from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode
 from agent.comms.topics import Topics
+from agent.health import StreamHealth
 from agent.types import Track
 
 _LABELS = (

@@ -57,7 +57,7 @@ WantedBy=multi-user.target
 
 
 class Health(msgspec.Struct, frozen=True):
-    """Fields of `agent.daemon.health.DaemonHealth`.
+    """Fields of `agent.health.DaemonHealth`.
 
     Attributes:
         version, ready, streams: see there.

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 import tomli_w
 
-from agent.daemon.health import DaemonHealth
+from agent.health import DaemonHealth
 from tests.support.house import person_model
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, wait_for

@@ -48,7 +48,7 @@ def write_command(venv: Path, selftest: str = "true", problem: str = "") -> None
 
 
 class PretendService:
-    """Starts what `current` leads to, and writes the vitals that it would have."""
+    """Starts what `current` leads to, and writes the health that it would have."""
 
     def __init__(self, where: Paths) -> None:
         self._where, self._slots = where, Slots(where.home)
@@ -92,7 +92,7 @@ class PretendService:
         return ""
 
     def state(self) -> ServiceState:
-        self.write_vitals()
+        self.write_health()
         if "+crash" in self.version:
             self.failures += 1
         return ServiceState("active", self.failures, "exit-code" if self.failures else "success")
@@ -107,14 +107,14 @@ class PretendService:
         running = self._slots.target("current")
         self.models = ModelSets(self._slots.path(running)).current if running else 0
 
-    def write_vitals(self) -> None:
+    def write_health(self) -> None:
         """Of the daemon as it is now; a version that hangs writes none."""
         path = self._where.health
         path.parent.mkdir(parents=True, exist_ok=True)
         if "+hang" in self.version or self.hidden:
             path.unlink(missing_ok=True)
             return
-        vitals: dict[str, Any] = {
+        health: dict[str, Any] = {
             "version": self.version,
             "pid": self.pid,
             "boot_id": boot_id(),
@@ -135,9 +135,9 @@ class PretendService:
         }
         order = read_shadow_order(self._where.shadow_order)
         if order is not None:
-            vitals["shadow"] = order.update
-            vitals["streams"]["front"]["shadow"] = self.shadow
-        path.write_text(json.dumps(vitals), encoding="utf-8")
+            health["shadow"] = order.update
+            health["streams"]["front"]["shadow"] = self.shadow
+        path.write_text(json.dumps(health), encoding="utf-8")
 
 
 class Board:
@@ -170,7 +170,7 @@ class Board:
         """A service that knows nothing of before."""
         self.service = PretendService(self.where)
         self.service.boot()
-        self.service.write_vitals()
+        self.service.write_health()
 
     def install(self, python: str, venv: Path, wheels: list[Path]) -> None:
         """Instead of Python: its files would be thousands."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from agent.daemon.health import DaemonHealth
+from agent.health import DaemonHealth
 from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.notified import Notified

@@ -22,8 +22,8 @@ from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
 from agent.config import Config, MqttConfig, StreamConfig
 from agent.config.source_uri import parse
 from agent.errors import BrokerError, ConfigError, SourceError
-from agent.update.install.service import read_vitals
-from agent.update.protocol import Vitals
+from agent.health import HEALTH_FILE, DaemonHealth
+from agent.update.install.service import read_health
 
 SECTION = "broker and network"
 TRY_S = 5.0
@@ -40,29 +40,29 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
 
     A running daemon is not disturbed: the client id differs, and a camera that the daemon has open is not tried.
     """
-    vitals, brokers = read_vitals(_health(root)), brokers_of(config.mqtt)
-    jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, one, vitals)) for one in brokers]
+    health, brokers = read_health(_health(root)), brokers_of(config.mqtt)
+    jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, one, health)) for one in brokers]
     if config.mqtt.commands is None and not commands_off(config.mqtt):
         jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
     for name, stream in config.streams.items():
-        jobs.append((f"stream {name}", partial(_check_source, name, stream, vitals)))
+        jobs.append((f"stream {name}", partial(_check_source, name, stream, health)))
     yield from _run_parallel(jobs)
     yield _check_commands(config)
 
 
 def _health(root: Path) -> Path:
     folder = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return (Path(folder) if folder else root / "run/vedette") / "health.json"
+    return (Path(folder) if folder else root / "run/vedette") / HEALTH_FILE
 
 
-def _check_broker(config: MqttConfig, vitals: Vitals | None) -> Iterator[Finding]:
+def _check_broker(config: MqttConfig, health: DaemonHealth | None) -> Iterator[Finding]:
     where, name = address(config), "broker"
     try:
         how = _try_broker(config)
     except ConfigError as error:
         yield Finding(SECTION, name, f"{where}: not tried: {error}", "warning", str(error))
     except BrokerError as error:
-        connected = vitals is not None and vitals.link is not None and vitals.link.broker == where
+        connected = health is not None and health.link is not None and health.link.broker == where
         more = "; the running daemon is connected: it may accept one client id only" if connected else ""
         value = f"{where}: {error}{more}"
         advice = f"check that the broker runs and accepts this device, or correct [mqtt]: {where}: {error}"
@@ -108,12 +108,12 @@ def _check_anonymous(config: MqttConfig) -> Iterator[Finding]:
     )
 
 
-def _check_source(name: str, stream: StreamConfig, vitals: Vitals | None) -> Iterator[Finding]:
+def _check_source(name: str, stream: StreamConfig, health: DaemonHealth | None) -> Iterator[Finding]:
     try:
         source = parse(stream.source)
         if not (stream.enabled and source.on_network):
             return
-        if vitals is not None and name in vitals.streams and vitals.streams[name].state in _FLOWING:
+        if health is not None and name in health.streams and health.streams[name].state in _FLOWING:
             yield Finding(SECTION, f"stream {name}", f"{source.masked}: in use by the running daemon; not tried")
             return
         why = objection(with_login(source, stream.capture).target, TRY_S)

@@ -12,8 +12,9 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError
+from agent.health import DaemonHealth
 from agent.text import plural
-from agent.update.protocol import UpdateStatus, Vitals
+from agent.update.protocol import UpdateStatus
 
 _UPDATE = re.compile(r'\s*\{\s*"update"\s*:\s*')
 _LONGEST = 200
@@ -30,7 +31,7 @@ class BoardState(Struct, frozen=True):
     """
 
     update: UpdateStatus
-    health: Vitals | None = None
+    health: DaemonHealth | None = None
     unclear: str = ""
 
     def describe(self) -> str:
@@ -69,12 +70,12 @@ def parse_state(text: str) -> BoardState | None:
         return BoardState(update, unclear="the daemon's health file is damaged")
 
 
-def _health(text: str) -> Vitals | None:
+def _health(text: str) -> DaemonHealth | None:
     answer = msgspec.json.decode(text, type=_Answer)
     if answer.health_base64 is None:
-        return msgspec.json.decode(answer.health, type=Vitals | None)
+        return msgspec.json.decode(answer.health, type=DaemonHealth | None)
     raw = base64.b64decode(answer.health_base64, validate=True)
-    return msgspec.json.decode(raw, type=Vitals) if raw else None
+    return msgspec.json.decode(raw, type=DaemonHealth) if raw else None
 
 
 COMMANDS = (

@@ -17,10 +17,10 @@ from typing import Literal
 
 from msgspec import Struct
 
-from agent.storage.state_file import ShadowReport
+from agent.health import DaemonHealth, ShadowReport
 from agent.update.bundle.archive import read_description
 from agent.update.bundle.description import HealthGate, ShadowGate
-from agent.update.protocol import Update, Vitals
+from agent.update.protocol import Update
 
 WELL = ("running", "degraded")
 """States of a stream that infers: when a device fails, the CPU takes over."""
@@ -39,11 +39,11 @@ class Baseline(Struct, frozen=True):
     known: bool = False
 
 
-def baseline(vitals: Vitals | None) -> Baseline:
-    """Return the baseline from the daemon's vitals; an unknown one while the daemon is still starting."""
-    if vitals is None or not vitals.ready:
+def baseline(health: DaemonHealth | None) -> Baseline:
+    """Return the baseline from the daemon's health; an unknown one while the daemon is still starting."""
+    if health is None or not health.ready:
         return Baseline()
-    well = {name: one.infer_p95_ms for name, one in vitals.streams.items() if one.state in WELL and one.inferred}
+    well = {name: one.infer_p95_ms for name, one in health.streams.items() if one.state in WELL and one.inferred}
     return Baseline(well, known=True)
 
 
@@ -59,20 +59,20 @@ class DaemonBefore(Struct, frozen=True):
     reloads: int = -1
 
     @classmethod
-    def from_vitals(cls, vitals: Vitals | None) -> DaemonBefore:
-        return cls() if vitals is None else cls(vitals.pid, vitals.reloads)
+    def from_health(cls, health: DaemonHealth | None) -> DaemonBefore:
+        return cls() if health is None else cls(health.pid, health.reloads)
 
 
 class Observation(Struct, frozen=True):
     """The service and the daemon at one moment.
 
     Attributes:
-        vitals: None: the daemon does not run, or does not report.
+        health: None: the daemon does not run, or does not report.
         failures: times that the service has ended by itself since the trial began.
         why: it ended last, such as `exit-code`.
     """
 
-    vitals: Vitals | None
+    health: DaemonHealth | None
     failures: int = 0
     why: str = ""
 
@@ -126,11 +126,11 @@ class HealthTrial:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
             return Verdict("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
-        if seen.vitals is not None and self._has_read(seen.vitals) and not self._has_reloaded:
-            if seen.vitals.reload_refused:
-                return Verdict("roll back", f"the daemon refuses to load them: {seen.vitals.reload_refused}")
+        if seen.health is not None and self._has_read(seen.health) and not self._has_reloaded:
+            if seen.health.reload_refused:
+                return Verdict("roll back", f"the daemon refuses to load them: {seen.health.reload_refused}")
             self._has_reloaded = True  # a later refusal is of another reload
-        lacks = next(self._lacks(seen.vitals), "")
+        lacks = next(self._lacks(seen.health), "")
         if lacks:
             self._well_since = None
             if now - self._began_s >= self._gate.within_s:
@@ -147,39 +147,39 @@ class HealthTrial:
             return Verdict("roll back", f"not healthy for {self._gate.steady_s:g} s without a break")
         return Verdict("wait", f"healthy; {left_s:.0f} s left of the trial")
 
-    def _has_read(self, vitals: Vitals) -> bool:
+    def _has_read(self, health: DaemonHealth) -> bool:
         """Return True if the daemon that was asked to reload has read its configuration again since."""
         asked = self._asked
-        return asked is not None and vitals.pid == asked.pid and vitals.reloads > asked.reloads
+        return asked is not None and health.pid == asked.pid and health.reloads > asked.reloads
 
-    def _lacks(self, vitals: Vitals | None) -> Iterator[str]:
+    def _lacks(self, health: DaemonHealth | None) -> Iterator[str]:
         """Yield the reasons why the daemon is not healthy."""
-        if vitals is None:
+        if health is None:
             yield "the daemon does not report its health"
             return
-        if self._version and vitals.version != self._version:
-            yield f"version {vitals.version} runs, not {self._version}"
-        if self._replaced and vitals.pid == self._replaced:
+        if self._version and health.version != self._version:
+            yield f"version {health.version} runs, not {self._version}"
+        if self._replaced and health.pid == self._replaced:
             yield "the previous daemon has not stopped yet"
         if (
             self._asked is not None
-            and vitals.pid == self._asked.pid
-            and 0 <= vitals.reloads <= self._asked.reloads
+            and health.pid == self._asked.pid
+            and 0 <= health.reloads <= self._asked.reloads
         ):
             yield "the daemon has not loaded the new models yet"
-        if not vitals.ready:
-            yield f"the daemon is not ready: {self._waits_for(vitals)}"
-        yield from self._unhealthy(vitals)
-        if vitals.rss_mb > self._gate.memory_mb:
-            yield f"the daemon takes {vitals.rss_mb:.0f} MB of memory, {self._gate.memory_mb:g} are allowed"
+        if not health.ready:
+            yield f"the daemon is not ready: {self._waits_for(health)}"
+        yield from self._unhealthy(health)
+        if health.rss_mb > self._gate.memory_mb:
+            yield f"the daemon takes {health.rss_mb:.0f} MB of memory, {self._gate.memory_mb:g} are allowed"
 
-    def _waits_for(self, vitals: Vitals) -> str:
-        idle = [name for name, one in vitals.streams.items() if not one.inferred and one.state not in _IDLE]
+    def _waits_for(self, health: DaemonHealth) -> str:
+        idle = [name for name, one in health.streams.items() if not one.inferred and one.state not in _IDLE]
         return f"stream {', '.join(idle)} has not inferred yet" if idle else "it is starting"
 
-    def _unhealthy(self, vitals: Vitals) -> Iterator[str]:
-        for name in self._before.streams if self._before.known else vitals.streams:
-            one = vitals.streams.get(name)
+    def _unhealthy(self, health: DaemonHealth) -> Iterator[str]:
+        for name in self._before.streams if self._before.known else health.streams:
+            one = health.streams.get(name)
             if one is None:
                 yield f"stream {name} is gone"
             elif one.state not in (*WELL, *_IDLE):
@@ -229,18 +229,18 @@ class ShadowTrial:
         if seen.failures:
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
             return Verdict("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
-        if seen.vitals is None or seen.vitals.shadow != self._update:
+        if seen.health is None or seen.health.shadow != self._update:
             return self._blind(now, "the daemon does not run the new models beside those in use")
         beside = {
-            name: one.shadow for name, one in seen.vitals.streams.items() if one.shadow and one.state in WELL
+            name: one.shadow for name, one in seen.health.streams.items() if one.shadow and one.state in WELL
         }
         if not beside:
-            return self._blind(now, self._unused(seen.vitals))
+            return self._blind(now, self._unused(seen.health))
         self._blind_since = None
         if refused := next((why for name, one in beside.items() for why in self._refusals(name, one)), ""):
             return Verdict("roll back", refused)
         left = [(name, one) for name, one in beside.items() if one.compared < self._gate.compared]
-        starting = self._starting(seen.vitals)
+        starting = self._starting(seen.health)
         if not left and not starting:
             self.agreement = {name: one.agreement or 0.0 for name, one in beside.items()}
             return Verdict("commit")
@@ -258,13 +258,13 @@ class ShadowTrial:
             return Verdict("roll back", f"undecided after {waited_s:.0f} s: {what}")
         return Verdict("wait", what)
 
-    def _starting(self, vitals: Vitals) -> list[str]:
+    def _starting(self, health: DaemonHealth) -> list[str]:
         """Return the streams that may still get a shadow."""
         states = ("starting", *WELL)
-        return [name for name, one in vitals.streams.items() if one.state in states and not one.inferred]
+        return [name for name, one in health.streams.items() if one.state in states and not one.inferred]
 
-    def _unused(self, vitals: Vitals) -> str:
-        if starting := self._starting(vitals):
+    def _unused(self, health: DaemonHealth) -> str:
+        if starting := self._starting(health):
             return f"stream {', '.join(starting)} has not inferred yet"
         return "no stream that infers uses one of the models that change"
 

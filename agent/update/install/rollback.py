@@ -14,7 +14,7 @@ from agent.text import local_time
 from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, baseline
 from agent.update.install.journal import Journal, now
 from agent.update.install.preflight import check_models
-from agent.update.install.service import Service, boot_id, read_vitals
+from agent.update.install.service import Service, boot_id, read_health
 from agent.update.install.slots import ModelSets, Paths, Slot, Slots, parse_slot, read_file
 from agent.update.install.switch import Deployment, ModelDeployment, VersionDeployment
 from agent.update.protocol import Update
@@ -84,8 +84,8 @@ class Rollback:
 
     def _to_models(self, running: Slot, before: int) -> Update:
         home = self._slots.path(running)
-        sets, vitals = ModelSets(home), read_vitals(self._where.health)
-        daemon = DaemonBefore.from_vitals(vitals)
+        sets, health = ModelSets(home), read_health(self._where.health)
+        daemon = DaemonBefore.from_health(health)
         if before:
             check_models(self._where, home, before)
         service = self._service.state()
@@ -98,7 +98,7 @@ class Rollback:
             before=running,
             from_version=str(sets.current),
             began_at=now(),
-            streams_before=baseline(vitals).streams,
+            streams_before=baseline(health).streams,
             failures_before=service.failures if service.runs else 0,  # a restarted service counts from 0
             models_before=sets.current,
             boot_id=boot_id(),
@@ -127,7 +127,7 @@ class Rollback:
             from_version=self._slots.version(running),
             began_at=now(),
             boot_id=boot_id(),
-            pid_before=DaemonBefore.from_vitals(read_vitals(self._where.health)).pid,
+            pid_before=DaemonBefore.from_health(read_health(self._where.health)).pid,
             back=True,
         )
         return self._begin(update, VersionDeployment(self._where, self._service))

@@ -12,8 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from agent.errors import NO_JSON, StorageError, UpdateError
+from agent.health import DaemonHealth
 from agent.storage.files import read_regular
-from agent.update.protocol import Vitals
 
 UNIT, FOLLOWER = "vedette.service", "vedette-update.service"
 _PATIENCE_S = 60.0
@@ -126,14 +126,14 @@ _STALE_S = 15.0
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
-def read_vitals(path: Path) -> Vitals | None:
+def read_health(path: Path) -> DaemonHealth | None:
     """Read health.json; return None if it cannot be read, is old, or is from an earlier boot."""
     try:
-        vitals = msgspec.json.decode(read_regular(path, _HEALTH_MAX), type=Vitals)
+        health = msgspec.json.decode(read_regular(path, _HEALTH_MAX), type=DaemonHealth)
     except (OSError, StorageError, *NO_JSON):
         return None
-    is_new = 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - vitals.at_s < _STALE_S
-    return vitals if is_new and vitals.boot_id == boot_id() else None
+    is_new = 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - health.at_s < _STALE_S
+    return health if is_new and health.boot_id == boot_id() else None
 
 
 def boot_id() -> str:

@@ -26,7 +26,7 @@ from agent.errors import StorageError, UpdateError
 from agent.storage.files import read_regular, remove, rename, take_copy, write_atomic, write_like
 from agent.update.bundle.description import HealthGate
 from agent.update.bundle.signing import signature_of
-from agent.update.install.service import Service, read_vitals
+from agent.update.install.service import Service, read_health
 from agent.update.install.slots import CONFIG, ModelSets, Paths, Slots, parse_slot, read_file
 from agent.update.protocol import Update
 
@@ -172,10 +172,10 @@ class VersionDeployment:
 
     def _runs_again(self, update: Update) -> bool:
         """Return True if the previous version certainly runs, so that a further attempt need not restart it."""
-        vitals, service = read_vitals(self._where.health), self._service.state()
+        health, service = read_health(self._where.health), self._service.state()
         old = self._slots.version(parse_slot(update.before))
         differ = old != self._slots.version(parse_slot(update.slot))
-        return differ and service.runs and vitals is not None and vitals.version == old
+        return differ and service.runs and health is not None and health.version == old
 
     def keep(self, update: Update) -> None:
         where, old = self._where, parse_slot(update.before)

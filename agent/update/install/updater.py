@@ -30,7 +30,7 @@ from agent.update.install.health_check import (
 )
 from agent.update.install.journal import BEFORE_SWITCH, Journal, Order, now
 from agent.update.install.preflight import rehearse, verify_bundle
-from agent.update.install.service import Service, boot_id, read_vitals
+from agent.update.install.service import Service, boot_id, read_health
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
 from agent.update.install.stage import delete_incoming, discard, stage
 from agent.update.install.switch import BOOTS, Deployment, ModelDeployment, VersionDeployment
@@ -206,7 +206,7 @@ class Updater:
         return self.journal.step(update, "shadow", failures_before=failures, **self._baseline())
 
     def _baseline(self) -> dict[str, object]:
-        before = baseline(read_vitals(self._where.health))
+        before = baseline(read_health(self._where.health))
         return {"streams_before": before.streams if before.known else None}
 
     def _compare(self, update: Update) -> Update:
@@ -251,7 +251,7 @@ class Updater:
     def _observe(self, failures_before: int) -> Observation:
         service = self._service.state()
         failures = max(0, service.failures - failures_before)
-        return Observation(read_vitals(self._where.health), failures, service.why)
+        return Observation(read_health(self._where.health), failures, service.why)
 
     def _switch(self, update: Update) -> Update:
         """Record the present state, and switch, unless an operator has ordered the end."""
@@ -260,7 +260,7 @@ class Updater:
         self._decided_by = "updater"
         before = {} if update.state == "shadow" else self._baseline()
         slot = Slots(self._where.home).path(parse_slot(update.slot))
-        daemon = DaemonBefore.from_vitals(read_vitals(self._where.health))
+        daemon = DaemonBefore.from_health(read_health(self._where.health))
         update = self.journal.step(
             update,
             "switching",

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from agent.comms import messages
 from agent.comms.messages import ClipMessage, clip_message
+from agent.health import StreamHealth
 from agent.types import Clip, ClipReason, Detection, Keypoint, Stored, Track
 
 unit = st.floats(0.0, 1.0)
@@ -71,7 +72,7 @@ detections = st.builds(
     text,
     text,
 )
-stream = st.builds(messages.StreamHealth, text, text, milliseconds)
+stream = st.builds(StreamHealth, text, text, milliseconds)
 health = st.builds(
     messages.HealthMessage,
     text,

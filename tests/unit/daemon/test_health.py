@@ -12,11 +12,12 @@ import pytest
 from agent import __version__
 from agent.config import Config, MqttConfig, StorageConfig, StreamConfig
 from agent.daemon.control import ConfigManager
-from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
+from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import ShadowManager
+from agent.health import DaemonHealth
 from agent.storage.spool.spool import Spool
 from tests.support.house import person_model
 from tests.support.publishing import wait_for

@@ -18,11 +18,12 @@ from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.worker.session import WorkerSession
 from agent.config import Config, DecodeConfig, GateConfig, MqttConfig, StorageConfig, StreamConfig
 from agent.daemon.control import ConfigManager
-from agent.daemon.health import DaemonHealth, HealthFile, HealthPublisher
+from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import Shadow, ShadowManager
+from agent.health import DaemonHealth
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import SHADOW_FILE, ShadowOrder, delete_shadow_order, write_shadow_order

@@ -14,10 +14,9 @@ import pytest
 from msgspec.structs import replace
 
 from agent.cli.checks import Finding, network
-from agent.comms.messages import LinkHealth
 from agent.config import CaptureConfig, Config, FallbackConfig, MqttConfig, StreamConfig
+from agent.health import DaemonHealth, LinkHealth, StreamReport
 from agent.update.install.service import boot_id
-from agent.update.protocol import StreamVitals, Vitals
 from tests.support.mosquitto import HOST, Mosquitto
 
 
@@ -60,8 +59,8 @@ def running(root: Path, **fields: object) -> None:
     """A daemon that keeps its file."""
     folder = root / "run/vedette"
     folder.mkdir(parents=True)
-    vitals = Vitals(pid=1, boot_id=boot_id(), at_s=time.clock_gettime(time.CLOCK_BOOTTIME))
-    (folder / "health.json").write_bytes(msgspec.json.encode(replace(vitals, **fields)))
+    health = DaemonHealth(pid=1, boot_id=boot_id(), at_s=time.clock_gettime(time.CLOCK_BOOTTIME))
+    (folder / "health.json").write_bytes(msgspec.json.encode(replace(health, **fields)))
 
 
 def test_a_broker_that_lets_us_in_and_nobody_else(broker: Mosquitto, tmp_path: Path) -> None:
@@ -168,7 +167,7 @@ def of_stream(stream: StreamConfig, root: Path) -> list[Finding]:
 
 
 def test_a_camera_that_the_daemon_has_is_left_alone(tmp_path: Path) -> None:
-    running(tmp_path, streams={"front": StreamVitals("running")})
+    running(tmp_path, streams={"front": StreamReport("running")})
     (told,) = of_stream(StreamConfig("rtsp://camera.invalid/", "nanodet"), tmp_path)
     assert told.state == "ok"
     assert told.value.startswith("rtsp://camera.invalid: ")

@@ -7,12 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from agent.health import DaemonHealth, StreamReport
 from agent.update.bundle.description import HealthGate
 from agent.update.install.health_check import Baseline, DaemonBefore, HealthTrial, Observation, Verdict, baseline
-from agent.update.protocol import StreamVitals, Vitals
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
-WELL = Vitals("2.0", 7, "", 0.0, True, 100.0, {"front": StreamVitals("running", "", 10, 20.0)})
+FRONT = StreamReport("running", inferred=10, infer_p95_ms=20.0)
+WELL = DaemonHealth("2.0", 7, "", 0.0, True, 100.0, {"front": FRONT})
 BEFORE = Baseline({"front": 20.0}, known=True)
 
 
@@ -20,7 +21,7 @@ def trial(before: Baseline = BEFORE, version: str = "2.0") -> HealthTrial:
     return HealthTrial(GATE, before, version, began_s=0.0)
 
 
-def with_stream(**changes: object) -> Vitals:
+def with_stream(**changes: object) -> DaemonHealth:
     return replace(WELL, streams={"front": replace(WELL.streams["front"], **changes)})
 
 
@@ -67,7 +68,7 @@ def test_a_version_that_ends_by_itself_is_rolled_back_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("vitals", "why"),
+    ("health", "why"),
     [
         (None, "does not report its health"),
         (replace(WELL, version="1.0"), "version 1.0 runs, not 2.0"),
@@ -82,30 +83,30 @@ def test_a_version_that_ends_by_itself_is_rolled_back_at_once() -> None:
     ],
 )
 def test_one_that_is_not_well_waits_and_is_rolled_back_when_its_time_is_over(
-    vitals: Vitals | None, why: str
+    health: DaemonHealth | None, why: str
 ) -> None:
     one = trial()
-    waits = one.evaluate(59.0, Observation(vitals))
+    waits = one.evaluate(59.0, Observation(health))
     assert waits.verdict == "wait"
     assert why in waits.reason
-    ends = one.evaluate(60.0, Observation(vitals))
+    ends = one.evaluate(60.0, Observation(health))
     assert ends.verdict == "roll back"
     assert ends.reason == f"not healthy within 60 s: {waits.reason}"
 
 
 @pytest.mark.parametrize(
-    "vitals",
+    "health",
     [
         with_stream(state="degraded"),
         with_stream(state="disabled"),
         with_stream(infer_p95_ms=None),
-        replace(WELL, streams={**WELL.streams, "attic": StreamVitals("lost", "no camera")}),
+        replace(WELL, streams={**WELL.streams, "attic": StreamReport("lost", "no camera")}),
     ],
 )
-def test_what_was_not_well_before_or_is_not_to_run_says_nothing_against_it(vitals: Vitals) -> None:
+def test_what_was_not_well_before_or_is_not_to_run_says_nothing_against_it(health: DaemonHealth) -> None:
     one = trial()
-    assert one.evaluate(0.0, Observation(vitals)).verdict == "wait"
-    assert one.evaluate(10.0, Observation(vitals)).verdict == "commit"
+    assert one.evaluate(0.0, Observation(health)).verdict == "wait"
+    assert one.evaluate(10.0, Observation(health)).verdict == "commit"
 
 
 def test_times_below_the_floor_are_not_looked_at() -> None:
@@ -115,7 +116,7 @@ def test_times_below_the_floor_are_not_looked_at() -> None:
 
 
 def test_without_a_daemon_before_every_stream_has_to_be_well() -> None:
-    two = replace(WELL, streams={**WELL.streams, "attic": StreamVitals("lost", "no camera")})
+    two = replace(WELL, streams={**WELL.streams, "attic": StreamReport("lost", "no camera")})
     assert baseline(None) == Baseline()
     assert "attic is lost" in trial(Baseline()).evaluate(0.0, Observation(two)).reason
     assert baseline(two).streams == {"front": 20.0}

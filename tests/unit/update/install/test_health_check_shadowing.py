@@ -7,15 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.storage.state_file import ShadowReport
+from agent.health import DaemonHealth, ShadowReport, StreamReport
 from agent.update.bundle.description import HealthGate, ShadowGate
 from agent.update.install.health_check import Observation, ShadowTrial, Verdict
-from agent.update.protocol import StreamVitals, Vitals
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
 HEALTH = HealthGate(p95_factor=1.5, p95_floor_ms=5.0)
 GOOD = ShadowReport(50, 0.95, 25.0, 20.0)
-STREAM = StreamVitals("running", "", 10, 20.0, GOOD)
+STREAM = StreamReport("running", inferred=10, infer_p95_ms=20.0, shadow=GOOD)
 
 
 def judge() -> ShadowTrial:
@@ -24,7 +23,7 @@ def judge() -> ShadowTrial:
 
 def seen(shadow: ShadowReport | None = GOOD, update: str = "12ab", **changes: object) -> Observation:
     front = replace(STREAM, **{"shadow": shadow, **changes})
-    return Observation(Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": front}, update))
+    return Observation(DaemonHealth("1.0", 7, "", 0.0, True, 100.0, {"front": front}, update))
 
 
 def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
@@ -92,14 +91,14 @@ def test_a_service_that_ends_by_itself_meanwhile_refuses_them() -> None:
 
 def test_every_stream_that_uses_one_has_to_hold() -> None:
     streams = {"front": STREAM, "attic": replace(STREAM, shadow=replace(GOOD, compared=10))}
-    vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, streams, "12ab")
-    assert judge().evaluate(1.0, Observation(vitals)).reason.startswith("stream attic: 20 % of 50")
+    health = DaemonHealth("1.0", 7, "", 0.0, True, 100.0, streams, "12ab")
+    assert judge().evaluate(1.0, Observation(health)).reason.startswith("stream attic: 20 % of 50")
 
 
 def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
     attic = replace(STREAM, state="starting", inferred=0, shadow=None)
-    vitals = Vitals("1.0", 7, "", 0.0, True, 100.0, {"front": STREAM, "attic": attic}, "12ab")
-    assert judge().evaluate(1.0, Observation(vitals)) == Verdict("wait", "stream attic has not inferred yet")
+    health = DaemonHealth("1.0", 7, "", 0.0, True, 100.0, {"front": STREAM, "attic": attic}, "12ab")
+    assert judge().evaluate(1.0, Observation(health)) == Verdict("wait", "stream attic has not inferred yet")
 
 
 @given(

@@ -353,7 +353,7 @@ def test_an_operator_may_stop_going_back(board: Board, monkeypatch: pytest.Monke
 
 
 def test_the_trial_is_compared_with_how_it_was_before_the_shadow(board: Board) -> None:
-    write = board.service.write_vitals
+    write = board.service.write_health
 
     def slowed() -> None:
         """Two models take the CPU from each other."""
@@ -362,7 +362,7 @@ def test_the_trial_is_compared_with_how_it_was_before_the_shadow(board: Board) -
             text = board.where.health.read_text().replace('"infer_p95_ms": 20.0', '"infer_p95_ms": 80.0')
             board.where.health.write_text(text)
 
-    board.service.write_vitals = slowed  # type: ignore[method-assign]  # for this one
+    board.service.write_health = slowed  # type: ignore[method-assign]  # for this one
     done = board.apply(board.models(shadow=SHADOW))
     assert (done.state, done.streams_before) == ("committed", {"front": 20.0})
 
@@ -575,7 +575,7 @@ def test_models_that_the_daemon_refuses_are_not_rolled_back_to(board: Board) -> 
 def test_while_the_daemon_starts_nothing_is_taken_for_how_it_was(board: Board) -> None:
     """Else a stream that had not begun would be none to ask for."""
     board.service.ready = False
-    board.service.write_vitals()
+    board.service.write_health()
     updater = board.updater()
     updater.receive(board.bundle("2.0+lost"))
     update = updater.resume()
