@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
+from agent.backoff import Backoff
 from agent.comms.commands import shown
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection
@@ -42,7 +43,7 @@ class RateLimiter:
     ) -> None:
         self._clock, self._per_s, self._burst = clock, per_s, float(burst)
         self._tokens, self._at = self._burst, clock()
-        self._pause_s, self._until = _SHUT_FIRST_S, 0.0
+        self._pauses, self._until = Backoff(_SHUT_FIRST_S, _SHUT_LAST_S, jitter=0.0), 0.0
         self.dropped = 0
 
     def allow(self) -> Verdict:
@@ -54,8 +55,7 @@ class RateLimiter:
         self.dropped += 1
         if self.dropped < SHUT_AFTER or self.is_shut:
             return "drop"
-        self._until = self._clock() + self._pause_s
-        self._pause_s = min(_SHUT_LAST_S, self._pause_s * 2)
+        self._until = self._clock() + self._pauses.next_s()
         return "shut"
 
     def _fill(self) -> None:
@@ -80,7 +80,7 @@ class RateLimiter:
             return 0
         dropped, self.dropped = self.dropped, 0
         if dropped < SHUT_AFTER:
-            self._pause_s = _SHUT_FIRST_S
+            self._pauses.reset()
         return dropped
 
 
