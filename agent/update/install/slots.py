@@ -21,7 +21,7 @@ from typing import Literal
 from msgspec import Struct
 
 from agent.errors import StorageError, reason_of
-from agent.storage.files import read_regular, sync_folder, write_atomic
+from agent.storage.files import read_regular, storage_errors, sync_folder, write_atomic
 from agent.storage.state_file import SHADOW_FILE
 
 ROOT_VARIABLE = "VEDETTE_ROOT"
@@ -157,6 +157,15 @@ def read_file(path: Path) -> bytes:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
+def _replace_link(link: Path, target: str) -> None:
+    """Make `link` lead to `target`. Atomic, also in a power cut; raise OSError if the disk refuses."""
+    new = link.with_name(f".{link.name}.new")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target)
+    new.replace(link)
+    sync_folder(link.parent)
+
+
 class Slots:
     """The slots of a board. Links change atomically; a slot that a link leads to is never touched.
 
@@ -236,16 +245,11 @@ class Slots:
 
     def point(self, link: Link, slot: Slot) -> None:
         """Point a link to a slot; raise StorageError if there is no such slot. Atomic, also in a power cut."""
-        path, new = self._home / link, self._home / f".{link}.new"
-        try:
+        path = self._home / link
+        with storage_errors(f"{path}: cannot be changed"):
             if not self.path(slot).is_dir():
                 raise StorageError(f"{self.path(slot)}: there is no such slot")
-            new.unlink(missing_ok=True)
-            new.symlink_to(f"slots/{slot}")
-            new.replace(path)
-            sync_folder(self._home)
-        except OSError as error:
-            raise StorageError(f"{path}: cannot be changed: {reason_of(error)}") from error
+            _replace_link(path, f"slots/{slot}")
 
 
 class ModelSets:
@@ -295,20 +299,16 @@ class ModelSets:
 
     def point(self, number: int) -> None:
         """Use a set; 0: none. Atomic, also in a power cut."""
-        link, new = self._slot / "models", self._slot / ".models.new"
-        try:
+        link, folder = self._slot / "models", self.path(number)
+        with storage_errors(f"{link}: cannot be changed"):
             if not number:
                 link.unlink(missing_ok=True)
-            else:
-                if not self.path(number).is_dir():
-                    raise StorageError(f"{self.path(number)}: there is no such set of models")
-                sync_folder(self.path(number))
-                new.unlink(missing_ok=True)
-                new.symlink_to(f"sets/{number}")
-                new.replace(link)
-            sync_folder(self._slot)
-        except OSError as error:
-            raise StorageError(f"{link}: cannot be changed: {reason_of(error)}") from error
+                sync_folder(self._slot)
+                return
+            if not folder.is_dir():
+                raise StorageError(f"{folder}: there is no such set of models")
+            sync_folder(folder)
+            _replace_link(link, f"sets/{number}")
 
     def delete_unused(self, before: int) -> None:
         """Delete all sets but the one in use and `before`, which it replaced. Ignore disk errors."""
