@@ -75,6 +75,16 @@ def file_name(text: str, longest: int) -> str:
     return re.sub(r"[^A-Za-z0-9_]+", "-", text)[:longest].strip("-")
 
 
+def has_variable(text: str, name: str) -> bool:
+    """Return True if `$NAME` or `${NAME}` occurs in the text."""
+    return f"${name}" in text or f"${{{name}}}" in text
+
+
+def replace_variable(text: str, name: str, value: str) -> str:
+    """Return the text with `$NAME` and `${NAME}` replaced; other variables stay."""
+    return text.replace(f"${{{name}}}", value).replace(f"${name}", value)
+
+
 def _escaped(char: str) -> str:
     if char in _NAMED:
         return _NAMED[char]

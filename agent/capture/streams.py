@@ -14,7 +14,10 @@ from agent.types import AudioChunk, ChannelOrder, Frame, Image
 
 
 class SourceStream(ABC, Generic[T]):
-    """What one source gives, for one consumer. `agent.capture.supervisor.SourceSupervisor` reopens the source."""
+    """Frames or audio chunks of one source, for one consumer.
+
+    `agent.capture.supervisor.SourceSupervisor` reopens the source.
+    """
 
     def __init__(
         self, stream: str, address: SourceUri, config: CaptureConfig, queue: HandoffQueue[T], on_change: OnChange

@@ -1,4 +1,4 @@
-"""Charts as PNG files, drawn by matplotlib (extra `[charts]`)."""
+"""Charts as PNG, SVG or PDF files, drawn by matplotlib (extra `[charts]`)."""
 
 from __future__ import annotations
 

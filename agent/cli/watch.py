@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -14,7 +13,7 @@ import click
 
 from agent.cli.options import broker_options, device_name, duration
 from agent.errors import NO_JSON
-from agent.text import plain
+from agent.text import file_name, plain
 
 if TYPE_CHECKING:
     from agent.comms.consumer.client import BrokerOptions
@@ -111,7 +110,6 @@ def _print_json(messages: Iterable[ReceivedMessage | None]) -> None:
 MAX_BYTES, MAX_PIXELS = 8_000_000, 50_000_000
 MAX_FILES = 1000
 """In one folder: a client can invent any number of stream names."""
-_UNSAFE = re.compile(r"[^A-Za-z0-9_-]")
 _MAX_NAME = 64
 
 
@@ -144,7 +142,7 @@ class SnapshotSaver:
         if reason := _refusal(message.payload):
             click.echo(f"{plain(f'{message.device}/{message.stream}')}: snapshot skipped: {reason}", err=True)
             return
-        name = file_name(message.device, message.stream)
+        name = snapshot_name(message.device, message.stream)
         if name not in self._files and len(self._files) >= MAX_FILES:
             return
         self._files.add(name)
@@ -166,14 +164,14 @@ def _refusal(data: bytes) -> str:
     return f"{width}x{height}, expected at most {MAX_PIXELS} pixels" if width * height > MAX_PIXELS else ""
 
 
-def file_name(device: str, stream: str) -> str:
+def snapshot_name(device: str, stream: str) -> str:
     """Return the file name of a stream, such as `porch.front.jpg`; unique for each pair of names."""
     return f"{_safe(device)}.{_safe(stream)}.jpg"
 
 
 def _safe(level: str) -> str:
     """Return a topic level as part of a file name; a hash is added where characters had to be replaced."""
-    changed = _UNSAFE.sub("_", level)[:_MAX_NAME]
+    changed = file_name(level, _MAX_NAME)
     if changed == level and level:
         return level
     return f"{changed}-{hashlib.sha256(level.encode(errors='surrogatepass')).hexdigest()[:8]}"

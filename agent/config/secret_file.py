@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from agent.errors import VedetteError, reason_of
+from agent.text import has_variable, replace_variable
 
 _VARIABLE = "CREDENTIALS_DIRECTORY"
 _OF_UNIT = "/run/credentials/vedette.service"
@@ -42,7 +43,7 @@ def expand(name: str, wrong: Wrong) -> Path:
 
 def wants_credentials(name: str) -> bool:
     """Return True if a path lies among the unit's credentials, which no other program may read."""
-    return f"${_VARIABLE}" in name or f"${{{_VARIABLE}}}" in name
+    return has_variable(name, _VARIABLE)
 
 
 def is_open_to_all(path: Path) -> bool:
@@ -104,4 +105,4 @@ def _with_folder(name: str, wrong: Wrong) -> str:
     if not folder:
         missing = KeyError(_VARIABLE)
         raise wrong(f"= {name}: ${_VARIABLE} is not set; systemd sets it with LoadCredential=") from missing
-    return name.replace(f"${{{_VARIABLE}}}", folder).replace(f"${_VARIABLE}", folder)
+    return replace_variable(name, _VARIABLE, folder)

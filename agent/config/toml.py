@@ -163,7 +163,7 @@ def to_toml(table: Mapping[str, Any], remarks: Mapping[Keys, str]) -> str:
     """
     import tomli_w  # slow import, and few commands write
 
-    text = tomli_w.dumps(_without_none(table))
+    text = tomli_w.dumps(without_none(table))
     where = dict(lines_of(text))
     lines = [_escaped(line) for line in text.split("\n")]
     for keys, remark in remarks.items():
@@ -183,14 +183,11 @@ def _escaped(line: str) -> str:
     )
 
 
-def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _inside(value) for key, value in table.items() if value is not None}
-
-
-def _inside(value: Any) -> Any:
-    if isinstance(value, dict):
-        return _without_none(value)
-    return [_inside(item) for item in value] if isinstance(value, list | tuple) else value
+def without_none(value: Any) -> Any:
+    """Return a value of built-in types without keys whose value is None, which TOML cannot hold."""
+    if isinstance(value, Mapping):
+        return {key: without_none(one) for key, one in value.items() if one is not None}
+    return [without_none(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def nearest(name: str, known: Iterator[str] | list[str]) -> str:

@@ -388,14 +388,6 @@ class ExitCalibrator:
             )
         yield from self.predict_samples(samples)
 
-    def predict_newest(self, samples: Samples) -> list[Array]:
-        """Run every variant on the newest window of samples, int16 [n] at the model's rate."""
-        self._frontend.reset()
-        self._rows.reset()
-        for _ in self._rows.feed(self._frontend(samples)):
-            pass
-        return self._exits.predict_all_exits(self._rows.fill)
-
     def predict_samples(self, samples: Samples) -> Iterator[tuple[bool, list[Array]]]:
         """Like `predict_windows`, for samples, int16 [n] at the model's rate."""
         hop_s, window = self._frontend.hop_s, self._rows.rows

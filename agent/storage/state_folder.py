@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.config import StorageConfig
 from agent.errors import InUseError, StorageError, reason_of
 from agent.storage.files import SAFE, STATE_MODE, check_kind, what_is
+from agent.text import has_variable, replace_variable
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
@@ -325,14 +326,14 @@ def _given() -> str:
 def _expanded(key: str, folder: str) -> Path:
     if "\0" in folder:
         raise StorageError(f"[storage] {key} = {folder!r}: holds a NUL character; use a path without it")
-    if f"${_VARIABLE}" in folder or f"${{{_VARIABLE}}}" in folder:
+    if has_variable(folder, _VARIABLE):
         given = _given()
         if not given:
             raise StorageError(
                 f"[storage] {key} = {folder!r}: ${_VARIABLE} is not set; "
                 "systemd sets it for a unit with StateDirectory="
             )
-        folder = folder.replace(f"${{{_VARIABLE}}}", given).replace(f"${_VARIABLE}", given)
+        folder = replace_variable(folder, _VARIABLE, given)
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:

@@ -14,12 +14,24 @@ import common
 import numpy as np
 
 from agent.optimise.calibrate import ExitCalibrator
-from agent.types import Samples
+from agent.types import Array, Samples
+
+
+class _NewestWindow(ExitCalibrator):
+    """A model that answers for the newest of its windows only, as a stream's does at one moment."""
+
+    def predict(self, samples: Samples) -> list[Array]:
+        """Run every variant on the newest window of samples, int16 [n] at the model's rate."""
+        self._frontend.reset()
+        self._rows.reset()
+        for _ in self._rows.feed(self._frontend(samples)):
+            pass
+        return self._exits.predict_all_exits(self._rows.fill)
 
 
 def main() -> None:
     args = arguments()
-    pupil = ExitCalibrator(args.model)
+    pupil = _NewestWindow(args.model)
     words = [*_digits.digits(args.data, learn=True), *_digits.digits(args.data, learn=False)]
     words = words[:: 3 if args.quick else 1]
     noise = _digits.noises(args.data)
@@ -28,7 +40,7 @@ def main() -> None:
         right = np.zeros(len(pupil.variants))
         for number, (label, sound) in enumerate(words):
             loud = _digits.mixed(centred(sound), noise[number % len(noise)], snr_db, number)
-            said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.predict_newest(loud)]
+            said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.predict(loud)]
             right += [one == label for one in said]
         for variant, count in zip(pupil.variants, right, strict=True):
             figures[f"{condition.replace(' ', '')}_exit{variant}"] = float(count / len(words))

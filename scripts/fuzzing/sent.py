@@ -8,7 +8,7 @@ from contextlib import suppress
 from agent.capture.source import jpeg_size
 from agent.cli.live import EventTable, FleetTable, Roster
 from agent.cli.output import format_event
-from agent.cli.watch import file_name, json_line
+from agent.cli.watch import json_line, snapshot_name
 from agent.comms.commands import check_answer_topic, id_of, request_command, set_command
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from agent.comms.messages import complete_spooled
@@ -42,7 +42,7 @@ def watched(data: bytes) -> None:
         f"vedette/{names[0]}/{names[1]}/{kind}", names[0], names[1], kind, payload, 0, False
     )
     json_line(message)
-    file_name(*names)
+    snapshot_name(*names)
     jpeg_size(payload)
     roster, table = Roster(), EventTable("all")
     for one in (message, ReceivedMessage("vedette/b/status", "b", "", "status", b"online", 0, False)):

@@ -13,6 +13,8 @@ import pytest
 from msgspec.structs import replace
 
 from agent.board.thermal import TemperatureMonitor
+from agent.comms.mqtt.paho_client import OnMessage
+from agent.comms.mqtt.publisher import Publisher
 from agent.compute.vision import VideoPerception
 from agent.config import (
     Config,
@@ -205,16 +207,22 @@ def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     listened: list[str] = []
-    start = Runtime.start
+    at_start: list[str] = []
+    listen, start = Publisher.listen, Runtime.start
+
+    def listening(publisher: Publisher, pattern: str, on_message: OnMessage, **options: bool) -> None:
+        listened.append(pattern)
+        listen(publisher, pattern, on_message, **options)
 
     def starting(house: Runtime) -> None:
-        listened.extend(house.mqtt.listened())
+        at_start.extend(listened)
         start(house)
 
+    monkeypatch.setattr(Publisher, "listen", listening)
     monkeypatch.setattr(Runtime, "start", starting)
     with inside(config):
         both_see(messages)
-    assert set(TOPICS.commands) <= set(listened)
+    assert set(TOPICS.commands) <= set(at_start)
 
 
 def test_clips_end_the_house_when_it_was_asked_to(

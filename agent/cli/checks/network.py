@@ -145,7 +145,10 @@ def _run_parallel(jobs: list[tuple[str, Job]]) -> Iterator[Finding]:
             advice = f"please report this internal error: {value}"
             found[number] = [Finding(SECTION, name, value, "warning", advice)]
 
-    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(len(jobs))]
+    threads = [
+        threading.Thread(target=run, args=(number,), name=f"doctor {name}", daemon=True)
+        for number, (name, _) in enumerate(jobs)
+    ]
     until = time.monotonic() + TRY_S + _PATIENCE_S
     for thread in threads:
         thread.start()

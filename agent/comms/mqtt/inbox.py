@@ -213,7 +213,7 @@ class _Question:
 
 
 class Inbox:
-    """Handlers by pattern, and questions. Any thread may call `listen`, `ignore`, `ask` and `patterns`."""
+    """Handlers by pattern, and questions. Any thread may call `listen`, `ignore` and `ask`."""
 
     def __init__(self, where: object) -> None:
         self._where = where
@@ -232,10 +232,6 @@ class Inbox:
         with self._lock:
             if self._handlers.pop(pattern, None) is not None:
                 self._removed.append(pattern)
-
-    def patterns(self) -> list[str]:
-        with self._lock:
-            return list(self._handlers)
 
     def ask(self, topic: str, answer: Answer) -> None:
         """Ask for the payload that is retained under a topic, on each connection until it is answered.

@@ -155,9 +155,6 @@ class Publisher:
         self._session.inbox.ignore(pattern)
         self._wake.set()
 
-    def listened(self) -> list[str]:
-        return self._session.inbox.patterns()
-
     def answer(self, topic: str, payload: bytes, correlation: bytes = b"") -> None:
         """Send the reply to a request, once at QoS 0; it is dropped when the connection is lost."""
         if self._session.link.connected:

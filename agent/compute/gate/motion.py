@@ -15,13 +15,11 @@ from typing import Literal
 import cv2
 import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from agent.compute.track.association import overlap
 from agent.config import GateConfig
 from agent.types import Box, Image
 
-Grey = NDArray[np.uint8]
 _WIDTH = 240
 """Greatest width of the small picture, px; it has at least half of that."""
 _TALL = 1000

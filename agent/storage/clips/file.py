@@ -12,7 +12,7 @@ import fcntl
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,7 +34,6 @@ _MAX_MS = 86400_000
 _MAX_SIDE = 65535
 """No JPEG is larger, px."""
 _DATE = 0x4461
-_EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
 
 
 class ClipHeader(Struct, frozen=True):
@@ -121,7 +120,7 @@ def _header(file: BinaryIO) -> ClipHeader:
         msgspec.json.decode(_tags(file, parts[mkv.TAGS])[TAG], type=ClipReason),
         width,
         height,
-        _EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),
+        mkv.EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),
         round(struct.unpack(">d", duration)[0] / 1e3, 3) if duration else None,
         parts[mkv.TAGS].end or 0,
     )

@@ -125,10 +125,9 @@ VIDEO, TRACK_ENTRY, WIDTH, HEIGHT = 0xE0, 0xAE, 0xB0, 0xBA
 
 BLOCK_HEAD = 4
 """Bytes before the picture in a block: track number, time in the cluster, flags."""
-LAST_MS = 32767
-"""Largest time of a picture within its cluster, ms: a signed 16-bit number."""
 _APP = "Vedette"
-_EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
+EPOCH = datetime(2001, 1, 1, tzinfo=UTC)
+"""Dates of the format count from here, in ns."""
 _BLOCK_FLAGS = 0x80
 """Every JPEG is a key frame."""
 
@@ -182,7 +181,7 @@ def head(
 
 
 def cluster(pictures: Sequence[EncodedFrame], first_ns: int) -> bytes:
-    """Encode pictures, at most `LAST_MS` after the first, as a cluster of a file that begins at `first_ns`."""
+    """Encode pictures as a cluster of a file that begins at `first_ns`. They span 32767 ms at most (16 bits)."""
     begin = milliseconds(pictures[0].captured_ns - first_ns)
     blocks = [uint(CLUSTER_TIME, begin)]
     for picture in pictures:
@@ -239,7 +238,7 @@ def _seek_length() -> int:
 
 
 def _info(began_at: datetime, totals: Totals | None) -> bytes:
-    since = round((began_at - _EPOCH).total_seconds() * 1e9)
+    since = round((began_at - EPOCH).total_seconds() * 1e9)
     duration = element(DURATION, struct.pack(">d", totals.duration_ms if totals else 0.0))
     return element(
         INFO,

@@ -14,6 +14,7 @@ from msgspec import Struct
 from agent.compute.manifest import Model
 from agent.config.load import load
 from agent.config.renames import migrations as migrations_of_keys
+from agent.config.toml import without_none
 from agent.errors import BundleError
 from agent.models.files import PREFIX, SUFFIX, golden_paths, load_file, manifest_path, read, read_text
 from agent.models.library import open_whole_model
@@ -60,19 +61,12 @@ def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:
     import tomli_w
 
     if name_or_path.startswith(PREFIX) or Path(name_or_path).suffix == SUFFIX:
-        data: dict[str, Any] = _without_none(msgspec.to_builtins(model.manifest))
+        data: dict[str, Any] = without_none(msgspec.to_builtins(model.manifest))
     else:
         data = tomllib.loads(read_text(manifest_path(name_or_path)))
     data["file"], data["sha256"] = f"{stem}.tflite", hashlib.sha256(model.content).hexdigest()
     data.setdefault("output", {})["labels"] = list(model.manifest.output.labels)
     return tomli_w.dumps(data).encode()
-
-
-def _without_none(value: Any) -> Any:
-    """Remove None, which TOML cannot hold."""
-    if isinstance(value, dict):
-        return {key: _without_none(one) for key, one in value.items() if one is not None}
-    return [_without_none(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 Tell = Callable[[str], None]

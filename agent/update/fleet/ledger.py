@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -224,8 +224,3 @@ def _entry(line: bytes) -> Sequence[Entry]:
         return (msgspec.json.decode(line, type=Entry),)
     except NO_JSON:
         return ()
-
-
-def now() -> datetime:
-    """Return the present time, UTC."""
-    return datetime.now(UTC)

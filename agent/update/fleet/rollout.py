@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from math import ceil
 from pathlib import Path
 
@@ -25,7 +26,6 @@ from agent.update.fleet.ledger import (
     Started,
     Stopped,
     how_many,
-    now,
     replay,
 )
 from agent.update.fleet.ssh import Transport, run_parallel
@@ -144,7 +144,7 @@ class Rollout:
             StorageError: a disk error.
         """
         progress, is_there = self._progress(boards)
-        self._ledger.add(Resumed(now()) if is_there else progress.begun)
+        self._ledger.add(Resumed(datetime.now(UTC)) if is_there else progress.begun)
         return progress
 
     def planned(self, boards: dict[str, FleetBoard]) -> list[Batch]:
@@ -161,7 +161,9 @@ class Rollout:
         policy = self._inventory.policy
         batches = plan(list(boards), policy.canary, policy.batches)
         wanted = self._wanted
-        begun = Begun(now(), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches))
+        begun = Begun(
+            datetime.now(UTC), wanted.sha256, wanted.path.name, wanted.version, wanted.counter, list(batches)
+        )
         return RolloutProgress(begun, {}), False
 
     def _check_same(self, found: RolloutProgress) -> None:
@@ -186,20 +188,20 @@ class Rollout:
             outcomes = await self._batch(batch, watch, show)
             share = self._inventory.policy.stop_share
             if reason := stop_reason(outcomes, share, canary=number == 0):
-                self._ledger.add(Stopped(now(), reason))
+                self._ledger.add(Stopped(datetime.now(UTC), reason))
                 break
         else:
-            self._ledger.add(Done(now()))
+            self._ledger.add(Done(datetime.now(UTC)))
         done = replay(self._ledger.read())
         assert done is not None
         return done
 
     async def _batch(self, batch: Batch, watch: Watch, show: Show) -> list[BoardOutcome]:
         async def update(name: str) -> BoardOutcome:
-            self._ledger.add(Started(now(), name))
+            self._ledger.add(Started(datetime.now(UTC), name))
             board = self._inventory.boards[name]
             outcome = await BoardUpdate(self._transport, board, self._wanted, watch, self._patience).run()
-            self._ledger.add(Ended(now(), outcome))
+            self._ledger.add(Ended(datetime.now(UTC), outcome))
             show(outcome)
             return outcome
 

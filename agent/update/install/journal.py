@@ -280,8 +280,3 @@ def follow(
         f"the update is {shown[0]} for an hour: see `systemctl status vedette-update.service`; "
         "`vedette update resume` continues it here"
     )
-
-
-def now() -> datetime:
-    """UTC."""
-    return datetime.now(UTC)

@@ -7,12 +7,13 @@ board returns to what ran before the rollback.
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from agent.errors import UpdateError, VedetteError
 from agent.storage.files import take_copy
 from agent.text import local_time
 from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, baseline
-from agent.update.install.journal import Journal, now
+from agent.update.install.journal import Journal
 from agent.update.install.preflight import check_models
 from agent.update.install.service import Service, boot_id, read_health
 from agent.update.install.slots import ModelSets, Paths, Slot, Slots, parse_slot, read_file
@@ -97,7 +98,7 @@ class Rollback:
             slot=running,
             before=running,
             from_version=str(sets.current),
-            began_at=now(),
+            began_at=datetime.now(UTC),
             streams_before=baseline(health).streams,
             failures_before=service.failures if service.runs else 0,  # a restarted service counts from 0
             models_before=sets.current,
@@ -125,7 +126,7 @@ class Rollback:
             slot=other,
             before=running,
             from_version=self._slots.version(running),
-            began_at=now(),
+            began_at=datetime.now(UTC),
             boot_id=boot_id(),
             pid_before=DaemonBefore.from_health(read_health(self._where.health)).pid,
             back=True,

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from agent.storage.files import delete_folder, make_folder, remove, rename, writ
 from agent.update.bundle.archive import check, read_description, unpack
 from agent.update.bundle.description import NAME, Description, Migration
 from agent.update.bundle.signing import signature_of
-from agent.update.install.journal import BEFORE_SWITCH, Journal, now
+from agent.update.install.journal import BEFORE_SWITCH, Journal
 from agent.update.install.preflight import find_python
 from agent.update.install.slots import CONFIG, UNPACKED, ModelSets, Paths, Slot, Slots, parse_slot, read_file
 from agent.update.protocol import State, Update
@@ -160,7 +161,7 @@ def adopt(where: Paths, slot: Slot, version: str, bundle: Path | None, source: s
     slots = Slots(where.home)
     _end_current(where)
     wanted = None if bundle is None else _adopt_files(where, bundle, slots.path(slot))
-    running, moment = slots.target("current"), now()
+    running, moment = slots.target("current"), datetime.now(UTC)
     update = Update(
         state="committed",
         version=wanted.version if wanted else version,

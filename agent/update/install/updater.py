@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -28,7 +29,7 @@ from agent.update.install.health_check import (
     baseline,
     trial_gate,
 )
-from agent.update.install.journal import BEFORE_SWITCH, Journal, Order, now
+from agent.update.install.journal import BEFORE_SWITCH, Journal, Order
 from agent.update.install.preflight import rehearse, verify_bundle
 from agent.update.install.service import Service, boot_id, read_health
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
@@ -107,7 +108,9 @@ class Updater:
         try:
             take_copy(signature_of(bundle), signature_of(self._where.incoming))
             take_copy(bundle, self._where.incoming)
-            return self.journal.begin(Update(state="received", file=str(bundle.absolute()), began_at=now()))
+            return self.journal.begin(
+                Update(state="received", file=str(bundle.absolute()), began_at=datetime.now(UTC))
+            )
         except VedetteError:
             with suppress(StorageError):
                 remove(*here)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.source import jpeg_size
-from agent.cli.watch import SnapshotSaver, file_name, watch
+from agent.cli.watch import SnapshotSaver, snapshot_name, watch
 from agent.comms.consumer.subscribe import ReceivedMessage
 from agent.errors import StorageError
 
@@ -43,14 +43,14 @@ def test_whatever_the_bytes_are_a_size_is_read_or_not(data: bytes) -> None:
 
 @given(st.text(), st.text(), st.text(), st.text())
 def test_names_of_files_are_safe_and_each_stream_has_its_own(a: str, b: str, c: str, d: str) -> None:
-    for name in (file_name(a, b), file_name(c, d)):
+    for name in (snapshot_name(a, b), snapshot_name(c, d)):
         assert re.fullmatch(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.jpg", name)
         assert len(name) < 200
-    assert (file_name(a, b) == file_name(c, d)) == ((a, b) == (c, d))
+    assert (snapshot_name(a, b) == snapshot_name(c, d)) == ((a, b) == (c, d))
 
 
 def test_names_that_are_as_they_should_be_stay() -> None:
-    assert file_name("porch", "front-door_2") == "porch.front-door_2.jpg"
+    assert snapshot_name("porch", "front-door_2") == "porch.front-door_2.jpg"
 
 
 def test_the_newest_of_each_stream_is_kept(tmp_path: Path) -> None:

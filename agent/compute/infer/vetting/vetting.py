@@ -107,17 +107,6 @@ class Vetting:
             raise ModelError(f"{model.path}: {reason}")
         return True
 
-    def vet_again(self, model: Model, options: SessionOptions) -> None:
-        """Vet a model as `check` does, even if its outcome is known, and cache nothing."""
-        from agent.compute.infer.vetting.process import outcome
-
-        try:
-            reason = outcome(model, options, self._limits, None).result()
-        finally:
-            KNOWN.pop(identity(model), None)
-        if reason:
-            raise ModelError(f"{model.path}: {reason}")
-
     def _known(self, model: Model) -> str | None:
         key = identity(model)
         found = KNOWN.get(key)

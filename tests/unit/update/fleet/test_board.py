@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import base64
+from datetime import UTC, datetime
 
 import msgspec
 import pytest
 
 from agent.update.fleet.board import parse_state
-from agent.update.install.journal import now
 from agent.update.protocol import Update, UpdateStatus
 
 
 def test_what_this_version_tells_is_understood() -> None:
-    at_hand = Update(state="trial", version="1.2", bundle="12ab", file="/x/bundle.vedette", began_at=now())
+    at_hand = Update(
+        state="trial", version="1.2", bundle="12ab", file="/x/bundle.vedette", began_at=datetime.now(UTC)
+    )
     standing = UpdateStatus("1.1", "a", "1.0", 4, at_hand, models=3, kind="models")
     told = msgspec.json.encode({"update": standing, "health": None})
     found = parse_state(told.decode())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from agent.errors import StorageError, UpdateError
-from agent.update.install.journal import Journal, now
+from agent.update.install.journal import Journal
 from agent.update.install.slots import Paths
 from agent.update.protocol import Update
 
@@ -20,7 +21,7 @@ def where(tmp_path: Path) -> Paths:
 
 
 def begun(journal: Journal) -> Update:
-    return journal.begin(Update(state="received", file="two.vedette", began_at=now()))
+    return journal.begin(Update(state="received", file="two.vedette", began_at=datetime.now(UTC)))
 
 
 def test_each_state_is_on_the_disk_with_the_time_that_was_spent_in_it(where: Paths) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from agent.errors import UpdateError
-from agent.update.install.journal import Journal, follow, now
+from agent.update.install.journal import Journal, follow
 from agent.update.install.slots import ROOT_VARIABLE, Paths, board_paths
 from agent.update.protocol import Update
 
@@ -22,7 +23,7 @@ def where(tmp_path: Path) -> Paths:
 
 def test_states_are_told_until_the_end(where: Paths) -> None:
     journal = Journal(where)
-    update = journal.begin(Update(state="received", began_at=now()))
+    update = journal.begin(Update(state="received", began_at=datetime.now(UTC)))
     said: list[str] = []
 
     def work() -> None:
@@ -39,14 +40,14 @@ def test_states_are_told_until_the_end(where: Paths) -> None:
 
 
 def test_one_that_does_not_move_is_given_up(where: Paths) -> None:
-    Journal(where).begin(Update(state="received", began_at=now()))
+    Journal(where).begin(Update(state="received", began_at=datetime.now(UTC)))
     with pytest.raises(UpdateError, match="received for an hour"):
         follow(where, lambda _: None, sleep=lambda _: None)
 
 
 def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: Paths) -> None:
     journal = Journal(where)
-    update = journal.note(journal.begin(Update(state="received", began_at=now())), state="shadow")
+    update = journal.note(journal.begin(Update(state="received", began_at=datetime.now(UTC))), state="shadow")
     looks = 3 * 3600
 
     def sleep(_: float) -> None:
@@ -59,7 +60,7 @@ def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: 
 
 
 def test_where_nobody_goes_on_with_it_that_is_said(where: Paths) -> None:
-    Journal(where).begin(Update(state="received", began_at=now()))
+    Journal(where).begin(Update(state="received", began_at=datetime.now(UTC)))
     looks = 0
 
     def idle() -> str:
