@@ -23,7 +23,7 @@ MODULES_MAX = 20
 """In one folder. A verb of the command line is a file of its own and is not counted."""
 
 BASE = {"agent.backoff", "agent.types", "agent.errors", "agent.health", "agent.text"}
-"""What everybody may know."""
+"""Modules that every package may import."""
 
 MAY_IMPORT = {
     "board": set(),
@@ -91,7 +91,7 @@ HEAVY = {
     "msgspec",
 }
 SOUND = "agent.cli.run, agent.daemon.daemon, agent.daemon.pipeline, agent.capture.streams, agent.compute.hearing"
-"""What runs on a board of microphones."""
+"""Modules that run on a board with microphones only."""
 
 
 def modules() -> list[Path]:
@@ -112,7 +112,7 @@ def within(name: str, packages: set[str]) -> bool:
 
 
 def ours(name: str) -> bool:
-    """Whether it is a module of ours, or of something in one: `agent.__version__` is neither."""
+    """Return True for a module of the agent, or a name in one: `agent.__version__` is neither."""
     return name.startswith("agent.") and not name.startswith("agent.__")
 
 

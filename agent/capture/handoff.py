@@ -75,7 +75,7 @@ class HandoffQueue(Generic[T]):
             self._items.clear()
 
     @property
-    def over(self) -> bool:
+    def drained(self) -> bool:
         """True if the queue was closed without an error and everything was taken."""
         with self._changed:
             return self._closed and not self._items and self._error is None
@@ -95,8 +95,8 @@ class AudioQueue(HandoffQueue[AudioChunk]):
     5 s. A lossless queue returns chunk by chunk, and makes the producer wait while it is full.
     """
 
-    def __init__(self, rate_hz: int, *, keeps_all: bool) -> None:
-        super().__init__(_CHUNKS if keeps_all else None)
+    def __init__(self, rate_hz: int, *, lossless: bool) -> None:
+        super().__init__(_CHUNKS if lossless else None)
         self._held_max, self._taken_max = round(_HELD_S * rate_hz), round(_TAKEN_S * rate_hz)
         self._held = self._end = 0
 
@@ -176,8 +176,8 @@ class LatestFrame(HandoffQueue[Frame]):
     A live queue holds the newest frame only; a lossless one makes the producer wait while it is full.
     """
 
-    def __init__(self, *, keeps_all: bool) -> None:
-        super().__init__(_FRAMES if keeps_all else None)
+    def __init__(self, *, lossless: bool) -> None:
+        super().__init__(_FRAMES if lossless else None)
         self._newest_ns = -1
 
     def put(self, frame: Frame) -> Frame | None:

@@ -11,7 +11,7 @@ from typing import cast
 
 import cv2
 
-from agent.capture.server_probe import objection, why_unreachable
+from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import LARGEST_PIXELS, Source, check_size, status
 from agent.config.source_uri import SourceOptions, SourceUri
 from agent.errors import SourceError
@@ -269,7 +269,7 @@ class NetworkStream(Capture):
 
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
-        why = objection(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
+        why = find_refusal(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
         return why or "the server stopped sending"
 
 

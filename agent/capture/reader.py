@@ -43,7 +43,7 @@ class SourceThread(ABC, Generic[S]):
         self._uri, self._woken = uri, woken
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
-        self.delivered, self.description, self.over, self.goes_on = 0, "", False, True
+        self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
         self.error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -104,7 +104,7 @@ class SourceThread(ABC, Generic[S]):
             self.error = error
         except Exception as error:  # map a library's error to SourceError
             self.error = SourceError(f"{mask(self._uri)}: {self._describe_error(error)}")
-        self._asked_ns, self.over = 0, True
+        self._asked_ns, self.finished = 0, True
         self._woken.set()
         # After the report: closing a camera that is gone takes as long as waiting for its frame.
         if source is not None:
@@ -207,7 +207,7 @@ class FrameReader(SourceThread[Source]):
         return wanted
 
 
-class Sound(NamedTuple):
+class AudioBlock(NamedTuple):
     """Audio at the wanted rate.
 
     Attributes:
@@ -223,7 +223,7 @@ class Sound(NamedTuple):
     read_ns: int
 
 
-OnAudio = Callable[["AudioReader", Sound], bool]
+OnAudio = Callable[["AudioReader", AudioBlock], bool]
 """Receives each piece of audio; returns False to stop."""
 
 
@@ -279,12 +279,12 @@ class AudioReader(SourceThread[SoundSource]):
         self._asked_ns = time.monotonic_ns()
         return wanted
 
-    def _live(self, block: Block) -> Sound:
+    def _live(self, block: Block) -> AudioBlock:
         age_s = max(0, time.monotonic_ns() - block.captured_ns) / 1e9
         at = datetime.now(UTC) - timedelta(seconds=age_s)
-        return Sound(block.samples, self._lost, block.captured_ns, at, block.read_ns)
+        return AudioBlock(block.samples, self._lost, block.captured_ns, at, block.read_ns)
 
-    def _replayed(self, block: Block, *, paced: bool) -> Sound:
+    def _replayed(self, block: Block, *, paced: bool) -> AudioBlock:
         """Stamp a replayed block with recorded time; with `pace=realtime`, wait until that time."""
         recorded_s = self._went / self._rate_hz
         captured_ns = self._began_ns + round(recorded_s * 1e9)
@@ -292,4 +292,4 @@ class AudioReader(SourceThread[SoundSource]):
             self._asked_ns = 0
             self._abandoned.wait(max(0.0, (captured_ns - time.monotonic_ns()) / 1e9))
         at = self._began_at + timedelta(seconds=recorded_s)
-        return Sound(block.samples, 0, captured_ns, at, time.monotonic_ns())
+        return AudioBlock(block.samples, 0, captured_ns, at, time.monotonic_ns())

@@ -70,13 +70,13 @@ def why_unreachable(uri: str, timeout_s: float) -> str:
         uri: rtsp, rtsps, http or https, with a host.
         timeout_s: limit for the whole, s; resolving the name may take longer.
     """
-    return objection(uri, timeout_s) or (
+    return find_refusal(uri, timeout_s) or (
         f"{_where(urlsplit(uri), uri)} answers, but with nothing to decode in time; check the path and the "
         "camera's codec"
     )
 
 
-def objection(uri: str, timeout_s: float) -> str:
+def find_refusal(uri: str, timeout_s: float) -> str:
     """Ask a server for a stream without opening it: DESCRIBE, or a GET whose body is read only in part.
 
     HTTP redirections are followed as FFmpeg follows them. Credentials go to another address only if the
@@ -148,7 +148,7 @@ def _hint(uri: str) -> str:
 
 
 def _explain_status(where: str, answer: _Answer, *, has_account: bool) -> str:
-    """Describe a status code in our words: the server's own may repeat the requested path."""
+    """Describe a status code without its text: the server's own may repeat the requested path."""
     code = answer.code
     if not code:
         return f"{where} answers, but not in this protocol; check scheme and port"

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import Any, Generic
 
 from agent.capture.handoff import AudioQueue, FrameBufferPool, HandoffQueue, LatestFrame, T
-from agent.capture.reader import AudioReader, FrameReader, Sound, SourceThread, Timestamps
+from agent.capture.reader import AudioBlock, AudioReader, FrameReader, SourceThread, Timestamps
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, parse_picture, parse_sound
@@ -47,7 +47,7 @@ class SourceStream(ABC, Generic[T]):
     @property
     def ended(self) -> bool:
         """True if a finite source is over and everything was taken."""
-        return self._queue.over
+        return self._queue.drained
 
     @property
     def lost(self) -> bool:
@@ -88,7 +88,7 @@ class FrameStream(SourceStream[Frame]):
         """
         address = parse_picture(uri)
         self._uri, self._pool = uri, FrameBufferPool()
-        self._frames = LatestFrame(keeps_all=address.lossless)
+        self._frames = LatestFrame(lossless=address.lossless)
         self._taken: set[int] = set()
         super().__init__(stream, address, config, self._frames, on_change)
 
@@ -152,7 +152,7 @@ class AudioStream(SourceStream[AudioChunk]):
         """
         address = parse_sound(uri)
         self._uri, self._rate_hz = uri, rate_hz
-        self._chunks = AudioQueue(rate_hz, keeps_all=address.lossless)
+        self._chunks = AudioQueue(rate_hz, lossless=address.lossless)
         self._end = self._end_ns = 0
         self._newest_reader: AudioReader | None = None
         super().__init__(stream, address, config, self._chunks, on_change)
@@ -162,7 +162,7 @@ class AudioStream(SourceStream[AudioChunk]):
         stall_s = self._config.stall_s
         return AudioReader(self._uri, self._rate_hz, self._deliver, woken, stall_s=stall_s, name=name)
 
-    def _deliver(self, reader: AudioReader, sound: Sound) -> bool:
+    def _deliver(self, reader: AudioReader, sound: AudioBlock) -> bool:
         """Hand audio on, from a reader's thread. Return False if this reader's audio is no longer wanted."""
         if reader is not self._supervisor.current:
             return False
@@ -177,7 +177,7 @@ class AudioStream(SourceStream[AudioChunk]):
         self._dropped += lost + self._chunks.put(AudioChunk(samples, self._rate_hz, self._stream, first, *stamps))
         return not self._supervisor.stopped
 
-    def _silence(self, sound: Sound) -> int:
+    def _silence(self, sound: AudioBlock) -> int:
         """Estimate by the clock how many samples an outage lost."""
         gone_s = (sound.captured_ns - self._end_ns) / 1e9
         return max(1, round(gone_s * self._rate_hz) - len(sound.samples))

@@ -228,7 +228,7 @@ class SourceSupervisor:
         """Wait until the opening is over, or abandon it if it hangs. Return why; empty at a clean end."""
         stall_s, seen, first = self._config.stall_s, 0, True
         while not self._stopped.is_set():
-            over, waiting_s = opening.over, opening.waiting_s()
+            over, waiting_s = opening.finished, opening.waiting_s()
             # One picture per opening does not end an outage.
             delivered = opening.delivered if opening.goes_on or not self.lost else 0
             if delivered > seen and waiting_s <= stall_s:

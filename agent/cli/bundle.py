@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from agent.update.bundle.build import BundleInspection, Plan
     from agent.update.bundle.description import HealthGate, Migration, ShadowGate, Target
 
+
 Gate = TypeVar("Gate", "HealthGate", "ShadowGate")
 
 _PATH = click.Path(path_type=Path)

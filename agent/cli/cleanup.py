@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.request import LeftBehind
 
+
 _HELP = """Delete what a device left at a broker under a former name.
 
 \b

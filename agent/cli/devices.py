@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def devices(as_json: bool) -> None:
     """List the cameras and microphones of this machine with the URI that a configuration needs."""
-    from agent.capture import devices as room
+    from agent.capture.devices import devices as find_devices
 
-    found = room.devices()
+    found = find_devices()
     if as_json:
         print_json(found, indent=2)
     else:

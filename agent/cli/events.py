@@ -20,7 +20,7 @@ from agent.errors import StorageError
 from agent.text import local_time, plain
 
 if TYPE_CHECKING:
-    from agent.storage.spool.history import History, Past
+    from agent.storage.spool.history import History, HistoryEntry
 
 
 _POLL_S, _MOST_FAILURES = 0.5, 10
@@ -76,7 +76,7 @@ def _query(choice: dict[str, Any]) -> HistoryQuery:
     return HistoryQuery(**{name: value for name, value in choice.items() if value is not None})
 
 
-def _items(messages: Iterable[Past], query: HistoryQuery) -> Iterator[HistoryRow]:
+def _items(messages: Iterable[HistoryEntry], query: HistoryQuery) -> Iterator[HistoryRow]:
     return (item for item in map(HistoryRow, messages) if item in query)
 
 
@@ -107,7 +107,7 @@ def tail(count: int, follow: bool, as_json: bool, path: Path | None, folder: Pat
             click.echo(item.json() if as_json else item.text())
 
 
-def _new(history: History, last: int) -> Iterator[Past]:
+def _new(history: History, last: int) -> Iterator[HistoryEntry]:
     """Yield messages above a number as they are queued, without end."""
     failed = 0
     while True:
@@ -184,7 +184,7 @@ class HistoryQuery:
 class HistoryRow:
     """A message of the event queue, to select and format."""
 
-    def __init__(self, past: Past) -> None:
+    def __init__(self, past: HistoryEntry) -> None:
         self.past = past
 
     @cached_property

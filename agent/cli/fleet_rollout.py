@@ -20,7 +20,7 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 from agent.update.bundle.signing import signature_of
 from agent.update.fleet.inventory import check_place, read_inventory
-from agent.update.fleet.ledger import Batch, BoardOutcome, Ledger, RolloutProgress, counted, how_many
+from agent.update.fleet.ledger import Batch, BoardOutcome, Ledger, RolloutProgress, count_by_kind, how_many
 from agent.update.fleet.report import check_free, render, size, verdict
 from agent.update.fleet.rollout import Rollout, read_wanted
 from agent.update.fleet.ssh import check_pinned
@@ -202,7 +202,9 @@ class RolloutTable:
         yield from (Text(plain(one.version)), f"{one.seconds:.0f} s", size(one.sent), Text(plain(one.reason)))
 
     def _summary(self) -> str:
-        counts = [f"{count} {kind.replace('_', ' ')}" for kind, count in counted(self._outcomes.values()).items()]
+        counts = [
+            f"{count} {kind.replace('_', ' ')}" for kind, count in count_by_kind(self._outcomes.values()).items()
+        ]
         return ", ".join([*counts, how_many(len(self._batches))])
 
 

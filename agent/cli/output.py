@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from agent.comms.messages import EventMessage
 
+
 EVENT_COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
 EVENT_RIGHT = ("score", "infer", "total")
 _WIDTHS = (TIME_WIDTH, 10, 19, 14, 5, 13, 10, 7, 7)

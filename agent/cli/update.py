@@ -188,7 +188,7 @@ def _send_order(where: Paths, order: Order, but: Collection[str] = ()) -> bool:
         at_hand = Journal(where).read()
     except UpdateError:  # the next operation sets the damaged journal aside
         return False
-    if at_hand is None or at_hand.over or at_hand.state in but:
+    if at_hand is None or at_hand.finished or at_hand.state in but:
         return False
     Journal(where).order(order)
     if Systemd.is_there() and Systemd().idle():  # its process has died

@@ -29,6 +29,7 @@ from agent.text import plain
 if TYPE_CHECKING:
     from agent.comms.mqtt.paho_client import IncomingMessage
 
+
 log = logging.getLogger(__name__)
 
 Verb = Literal["set", "snapshot", "record", "reload", "doctor", "status"]
@@ -95,7 +96,7 @@ _BODIES: Mapping[str, type[_Body]] = {
 }
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """Return a stranger's text for people and logs: in quotes, short, without control characters."""
     return repr(text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…")
 
@@ -105,9 +106,9 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
     try:
         text = payload.decode().strip()
     except UnicodeDecodeError:
-        raise CommandError(f"{shown(what)}: the payload is not UTF-8") from None
+        raise CommandError(f"{quoted(what)}: the payload is not UTF-8") from None
     if len(text) > _LONGEST:
-        raise CommandError(f"{shown(what)}: {len(text)} characters are no value")
+        raise CommandError(f"{quoted(what)}: {len(text)} characters are no value")
     if what == "snapshot":
         return Command("snapshot", stream)
     if what == "record":
@@ -119,7 +120,7 @@ def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
     """Return the command of a message on `cmd/<verb>`, and its `id`, or raise CommandError."""
     kind = _BODIES.get(verb)
     if kind is None:
-        raise CommandError(f"no command {shown(verb)}; there are: {', '.join(_BODIES)}")
+        raise CommandError(f"no command {quoted(verb)}; there are: {', '.join(_BODIES)}")
     body = _decoded(verb, payload, kind)
     return _command(verb, body), body.id
 
@@ -170,7 +171,7 @@ def _setting(stream: str, what: str, given: Given) -> Command:
         known = ", ".join(name if name != "zone" else "zone/NAME" for name in _READERS)
         near = difflib.get_close_matches(what, _NEAR, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
-        raise CommandError(f"{shown(what)} cannot be set; {meant}there are: {known}")
+        raise CommandError(f"{quoted(what)} cannot be set; {meant}there are: {known}")
     if given is None or given == DEFAULT:
         return Command("set", stream, what)
     return Command("set", stream, what, read(given, what))
@@ -182,26 +183,26 @@ def _switch(given: Given, what: str) -> bool:
         return given
     if isinstance(given, str) and given.lower() in words:
         return words[given.lower()]
-    raise CommandError(f"{shown(what)} is on or off, not {shown(str(given))}")
+    raise CommandError(f"{quoted(what)} is on or off, not {quoted(str(given))}")
 
 
 def _share(given: Given, what: str) -> float:
     number = _number(given)
     if number is None or not 0.0 <= number <= 1.0:
-        raise CommandError(f"{what} is a number from 0 to 1, not {shown(str(given))}")
+        raise CommandError(f"{what} is a number from 0 to 1, not {quoted(str(given))}")
     return number + 0.0  # of -0.0, too
 
 
 def _name(given: Given, what: str) -> str:
     if not isinstance(given, str) or not given:
-        raise CommandError(f"{what} is the name of one, or auto, not {shown(str(given))}")
+        raise CommandError(f"{what} is the name of one, or auto, not {quoted(str(given))}")
     return given
 
 
 def _seconds(given: Given) -> float:
     number = _number(given)
     if number is None or not 1.0 <= number <= LONGEST_RECORD_S:
-        raise CommandError(f"record takes 1 to {LONGEST_RECORD_S:.0f} seconds, not {shown(str(given))}")
+        raise CommandError(f"record takes 1 to {LONGEST_RECORD_S:.0f} seconds, not {quoted(str(given))}")
     return number
 
 
@@ -240,7 +241,7 @@ def check_answer_topic(topic: str, topics: Topics, verb: str) -> None:
         inside = topic.startswith((f"{topics.prefix}/", *_OTHERS)) or topic == topics.prefix
     if not topic or inside or len(topic) > 10 * _LONGEST or set(topic) & set("+#\0"):
         raise CommandError(
-            f"no answer is sent to {shown(topic)}; use one beneath {own}/, or outside of {topics.prefix}/"
+            f"no answer is sent to {quoted(topic)}; use one beneath {own}/, or outside of {topics.prefix}/"
         )
 
 
@@ -375,5 +376,5 @@ class Requests:
             log.warning(
                 "command refused: %s is retained by the broker, and would be executed at every start; "
                 "delete it: mosquitto_pub -r -n -t TOPIC",
-                shown(topic),
+                quoted(topic),
             )

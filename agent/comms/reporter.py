@@ -168,7 +168,7 @@ class Reporter:
         self._board.retain(topic, str(count).encode(), patient=self._config.events)
 
     @property
-    def counted(self) -> tuple[tuple[str, str], ...]:
+    def counted_labels(self) -> tuple[tuple[str, str], ...]:
         """Zones and labels that had a count above 0, in that order; an empty zone is the whole picture.
 
         For any thread.

@@ -227,7 +227,7 @@ class AudioPerception:
         ago_s = self._pauses.find((at_ns - self._event_ns) / 1e9, late_s)
         if ago_s is not None:
             self._event_ns = None
-            self._rows.forget(round(ago_s / self._frontend.hop_s))
+            self._rows.keep_newest(round(ago_s / self._frontend.hop_s))
             self._keywords.reset()
 
     def _report(self, answer: Prediction, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:

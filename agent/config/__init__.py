@@ -425,7 +425,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     clips: ClipsConfig | None = None
 
     @property
-    def named(self) -> tuple[tuple[str, str], ...]:
+    def labels_to_count(self) -> tuple[tuple[str, str], ...]:
         """Pairs of zone and label to count from the start; an empty zone is the whole picture."""
         asked = self.decode.labels
         return (

@@ -134,7 +134,7 @@ class StreamClips:
         give_back: Callable[[Frame], None],
         *,
         only_zones: bool = False,
-        keeps_all: bool = False,
+        lossless: bool = False,
     ) -> None:
         """Start the encoding thread.
 
@@ -144,13 +144,13 @@ class StreamClips:
             recorder: of the device.
             give_back: called from another thread with each frame that `add_frame` has taken.
             only_zones: see `ClipTrigger`.
-            keeps_all: True if the source waits, so that no frame needs to be dropped.
+            lossless: True if the source waits, so that no frame needs to be dropped.
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
         self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
-        self._ring = FrameRing(config.before_s, _RING_BYTES, patient=keeps_all)
+        self._ring = FrameRing(config.before_s, _RING_BYTES, patient=lossless)
         self._encoder = FrameEncoder(config.max_width, config.quality)
-        self._slot = LatestFrame(keeps_all=keeps_all)
+        self._slot = LatestFrame(lossless=lossless)
         self._lock = threading.Lock()
         self._job: ClipJob | None = None
         self._every_ns, self._due_ns = round(1e9 / config.fps), 0
@@ -234,14 +234,14 @@ class StreamClips:
     def _move_end(self) -> bool:
         """Move the end of a running recording. Return False if none runs any more."""
         job = self._job
-        if job is None or job.over:
+        if job is None or job.finished:
             return False
         job.tracks = self._trigger.tracks
         return job.move_end(self._trigger.until_ns)
 
     def _run(self) -> None:
         waiting = 0
-        while not self._slot.over:
+        while not self._slot.drained:
             frame = self._slot.take(_TAKE_S)
             if frame is None:
                 continue

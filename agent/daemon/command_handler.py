@@ -212,7 +212,7 @@ class CommandHandler:
         runtime = self._runtime
         streams = {}
         for name, stream in runtime.streams.items():
-            (state, detail), one = stream.standing, runtime.settings[name]
+            (state, detail), one = stream.status, runtime.settings[name]
             streams[name] = {
                 "state": state,
                 "detail": self._control.remark(name) or detail,

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from agent.comms.commands import ZONE, shown
+from agent.comms.commands import ZONE, quoted
 from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
@@ -167,12 +167,12 @@ class ConfigManager:
     def check_stream(self, stream: str) -> None:
         """Raise CommandError if there is no such stream, naming those that there are."""
         if stream not in self.config.streams:
-            raise CommandError(f"no stream {shown(stream)}; there are: {', '.join(self.config.streams)}")
+            raise CommandError(f"no stream {quoted(stream)}; there are: {', '.join(self.config.streams)}")
 
     def _check_setting(self, stream: str, what: str) -> None:
         if basis_of(self._from_file.streams[stream], what) is None:
             zones = ", ".join(zone.name for zone in self.config.streams[stream].zones)
-            name, known = shown(what.removeprefix(ZONE)), f"it has: {zones}" if zones else "it has none"
+            name, known = quoted(what.removeprefix(ZONE)), f"it has: {zones}" if zones else "it has none"
             raise CommandError(f"stream {stream} has no zone {name}; {known}")
 
     def _check_variant(self, stream: str, variant: str) -> None:
@@ -180,7 +180,7 @@ class ConfigManager:
         if variant not in settings.variants:
             model = self.config.streams[stream].model
             known = f"it has: {', '.join(settings.variants)}" if settings.variants else "it cannot be opened"
-            raise CommandError(f"model {model} has no variant {shown(variant)}; {known}")
+            raise CommandError(f"model {model} has no variant {quoted(variant)}; {known}")
 
     def _plan(self, stream: str, config: Config) -> ReloadPlan:
         try:

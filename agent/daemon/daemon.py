@@ -236,7 +236,7 @@ class Daemon:
 
     def _is_done(self) -> bool:
         """True if every stream has ended, and the daemon should end with them."""
-        over = all(stream.over for stream in self.runtime.streams.values())
+        over = all(stream.finished for stream in self.runtime.streams.values())
         states = {stream.state for stream in self.runtime.streams.values()}
         if self.runtime.disabled_by_operator:  # an operator may switch it on again
             return over and self._exit_when_done

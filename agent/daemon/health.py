@@ -79,7 +79,7 @@ class HealthPublisher:
             self._heat.poll(runtime.config.thermal.warn_c)
         link = runtime.mqtt.state
         now = [
-            *((name, s.standing[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),
+            *((name, s.status[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),
             (self._heat.hot, link.connects, runtime.recorder.stats.trouble),
             self._homeassistant.trouble,
             runtime.pending_restart,
@@ -195,7 +195,7 @@ class HealthFile:
         )
 
     def _stream(self, name: str, stream: Stream) -> StreamReport:
-        state, detail = stream.standing
+        state, detail = stream.status
         published = self._health.streams.get(name) or StreamHealth(state)
         detail = detail or (published.detail if published.state == state else "")
         now = replace(published, state=state, detail=detail)

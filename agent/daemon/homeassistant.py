@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from agent import __version__
 from agent.board.identity import read_board
 from agent.comms.homeassistant.announcer import Announcer
-from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource
+from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
 from agent.compute.manifest import Manifest
 from agent.config import HomeAssistantConfig, MqttConfig, StreamConfig
 from agent.daemon.runtime import Runtime
@@ -42,7 +42,9 @@ class HomeAssistant:
             has_temperature: True if the board has a temperature sensor.
         """
         runtime = self._runtime
-        device = Device(runtime.topics, self._board, __version__, has_temperature, self._entity_sources())
+        device = DeviceEntitySource(
+            runtime.topics, self._board, __version__, has_temperature, self._entity_sources()
+        )
         used = runtime.config.homeassistant, runtime.config.mqtt
         if self._announcer is None or used != self._announced_with:
             self._start_announcer(used, device)
@@ -54,11 +56,11 @@ class HomeAssistant:
         """Why Home Assistant does not find the device; empty: no reason is known."""
         return self._announcer.trouble if self._announcer else ""
 
-    def _start_announcer(self, used: tuple[HomeAssistantConfig, MqttConfig], device: Device) -> None:
+    def _start_announcer(self, used: tuple[HomeAssistantConfig, MqttConfig], device: DeviceEntitySource) -> None:
         """Replace the announcer: at the start, and after a reload with another broker or `[homeassistant]`."""
         before, old = self._announced_with, self._announcer
         if old is not None and before is not None:
-            old.leave()
+            old.unsubscribe()
             if before[0].prefix != used[0].prefix:
                 old.withdraw()
         self._announced_with, self._announcer = used, Announcer(self._runtime.mqtt, used[0], device)
@@ -76,7 +78,7 @@ class HomeAssistant:
         """Return a stream's entity source with what may change while the model stays the same."""
         runtime, known = self._runtime, self._sources[name][2]
         variants = runtime.settings[name].variants if name in runtime.settings else ()
-        counted = tuple(Label(*pair) for pair in stream.counted)
+        counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
         return replace(known, counted=counted, variants=variants, commands=runtime.commands)
 
 
@@ -85,7 +87,7 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
     publish = config.publish
     known = StreamEntitySource(
         name,
-        named=tuple(Label(*pair) for pair in config.named),
+        configured_labels=tuple(ZoneLabel(*pair) for pair in config.labels_to_count),
         zones=tuple(zone.name for zone in config.zones),
         counts=publish.counts,
         snapshot=publish.snapshot,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.vision import VideoPerception
 
+
 PREPARE_S = 3.0
 """Longest wait of the daemon's thread for the vetting of a model, s; most need less, also on small boards."""
 Perception = Union["VideoPerception", "AudioPerception"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agent.daemon.clips import StreamClips
     from agent.daemon.shadow import Shadow
 
+
 _TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 _WINDOW = 256

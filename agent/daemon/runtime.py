@@ -167,7 +167,7 @@ class Runtime:
             if refusal:
                 log.error(refusal)
                 refused.append(refusal)
-        if refused and all(stream.over for stream in self.streams.values()) and not self.disabled_by_operator:
+        if refused and all(stream.finished for stream in self.streams.values()) and not self.disabled_by_operator:
             raise StreamError("\n".join(refused))
 
     @property

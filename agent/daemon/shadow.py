@@ -20,7 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.infer.backends import resolve_backend
-from agent.compute.infer.session import BackendSpec, SwappableSession
+from agent.compute.infer.session import SwappableSession
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon.perception import Perception, open_perception
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import BackendSpec, Session, SessionOptions
     from agent.compute.vision import VideoPerception
+
 
 log = logging.getLogger(__name__)
 _PICTURES, _CHUNKS = 1, 1000

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from agent.daemon.shadow import Shadow
     from agent.storage.clips.recorder import Recorder
 
+
 log = logging.getLogger(__name__)
 HANGING_MAX = 2
 """Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
@@ -107,9 +108,9 @@ def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: Fra
     from agent.daemon.clips import StreamClips
 
     assert config.clips is not None
-    only_zones, keeps_all = config.publish.only_zones, parse(config.source).lossless
+    only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
     give_back = frames.give_back
-    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, keeps_all=keeps_all)
+    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, lossless=lossless)
 
 
 class Stream:
@@ -117,7 +118,7 @@ class Stream:
 
     Attributes:
         name: of the stream.
-        state: of the thread; while it runs, the source's state may be more exact, see `standing`.
+        state: of the thread; while it runs, the source's state may be more exact, see `status`.
         detail: the reason, in a line; empty: none.
         config: in use.
         model: that it runs; None before it was opened.
@@ -214,7 +215,7 @@ class Stream:
         """Publish the next picture as the snapshot. Raises CommandError if there will be none."""
         if self.model is not None and self.model.manifest.audio is not None:
             raise CommandError(f"stream {self.name} has sound only: it has no pictures")
-        pipeline, (state, detail) = self._pipeline, self.standing
+        pipeline, (state, detail) = self._pipeline, self.status
         if pipeline is None or state not in ("running", "degraded"):
             raise CommandError(f"stream {self.name} is {state}, so there is no picture{detail and f': {detail}'}")
         pipeline.request_snapshot()
@@ -227,7 +228,7 @@ class Stream:
         if self.config.clips is None:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
         if (clips := self._clips) is None:
-            raise CommandError(f"stream {self.name} is {self.standing[0]}, so there is nothing to record")
+            raise CommandError(f"stream {self.name} is {self.status[0]}, so there is nothing to record")
         return clips.record(seconds)
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
@@ -254,7 +255,7 @@ class Stream:
         return self._thread is None or not self._thread.is_alive()
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """True if the stream has ended, failed for good or is disabled."""
         return self.state in ("ended", "failed", "disabled") and not self._tries_again
 
@@ -285,7 +286,7 @@ class Stream:
         self._close()
 
     @property
-    def standing(self) -> tuple[State, str]:
+    def status(self) -> tuple[State, str]:
         """State now and its reason; while the stream runs, those of its source."""
         if self.state == "running" and (source := self._source) is not None:
             capture, opened = source.stats, self._perception
@@ -321,9 +322,9 @@ class Stream:
         return self._metrics.frames
 
     @property
-    def counted(self) -> tuple[tuple[str, str], ...]:
+    def counted_labels(self) -> tuple[tuple[str, str], ...]:
         """Zones and labels with a count, see `Reporter.counted`."""
-        return self._reporter.counted if self._reporter else ()
+        return self._reporter.counted_labels if self._reporter else ()
 
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
@@ -331,7 +332,7 @@ class Stream:
         capture = source.stats if source else self._captured
         opened, model = self._perception, self.model  # the stream's thread may close its own meanwhile
         backend, variant = opened.answered_by if opened else ("", "")
-        state, detail = self.standing
+        state, detail = self.status
         return StreamHealth(
             state=state,
             detail=detail,
@@ -446,7 +447,7 @@ class Stream:
         reporter = Reporter(shared.topics, self.name, self.config.publish, model, shared.events, shared.board)
         self._reporter = reporter
         if opened.manifest.has_tracks and not self._stop.is_set():
-            named = self.config.named
+            named = self.config.labels_to_count
             zones = {pair: 0 for pair in named if pair[0]}
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
         return reporter

@@ -97,7 +97,7 @@ Streams = Mapping[str, Stream]
 
 def awaited(streams: Streams) -> list[str]:
     """Return the names of streams whose first inference is still to come."""
-    return [n for n, one in streams.items() if not one.has_result and one.standing[0] not in _NOT_AWAITED]
+    return [n for n, one in streams.items() if not one.has_result and one.status[0] not in _NOT_AWAITED]
 
 
 def hanging(streams: Streams) -> list[str]:
@@ -107,8 +107,8 @@ def hanging(streams: Streams) -> list[str]:
 
 def status_text(streams: Streams, *, ready: bool = True, connected: bool = True, reasons: bool = True) -> str:
     """Describe the state of all streams in one line."""
-    standings = {name: one.standing for name, one in streams.items()}
-    wanted = {name: standing for name, standing in standings.items() if standing[0] != "disabled"}
+    states = {name: one.status for name, one in streams.items()}
+    wanted = {name: state for name, state in states.items() if state[0] != "disabled"}
     run = sum(state in ("running", "degraded") for state, _ in wanted.values())
     parts = [f"{run} of {plural(len(wanted), 'stream')} running"]
     if not ready:

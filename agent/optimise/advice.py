@@ -40,7 +40,7 @@ class OperatorContext(NamedTuple):
         return not self.kernel
 
     @property
-    def given(self) -> TensorInfo | None:
+    def input(self) -> TensorInfo | None:
         return self._input(0)
 
     @property
@@ -51,7 +51,7 @@ class OperatorContext(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        return self.given.dtype if self.given else ""
+        return self.input.dtype if self.input else ""
 
     @property
     def bits4(self) -> bool:
@@ -63,16 +63,16 @@ class OperatorContext(NamedTuple):
 
     @property
     def channels(self) -> int:
-        return self.given.shape[-1] if self.given and self.given.shape else 0
+        return self.input.shape[-1] if self.input and self.input.shape else 0
 
     @property
     def odd(self) -> bool:
         """True if the number of input or output channels leaves vectors partly empty."""
-        ends = [one.shape[-1] for one in (self.given, self.made) if one and one.shape]
+        ends = [one.shape[-1] for one in (self.input, self.output) if one and one.shape]
         return any(channels % _VECTOR for channels in ends)
 
     @property
-    def made(self) -> TensorInfo | None:
+    def output(self) -> TensorInfo | None:
         return (
             self.graph.tensors[self.operation.outputs[0]] if self.operation and self.operation.outputs else None
         )
@@ -80,7 +80,7 @@ class OperatorContext(NamedTuple):
     @property
     def open_shape(self) -> bool:
         """True if a dimension is known at run time only."""
-        return any(one.open or min(one.shape, default=0) < 0 for one in (self.given, self.made) if one)
+        return any(one.open or min(one.shape, default=0) < 0 for one in (self.input, self.output) if one)
 
     @property
     def at_an_end(self) -> bool:

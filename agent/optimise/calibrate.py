@@ -47,7 +47,7 @@ _WEIGHT = 0.25
 _LOWEST, _HIGHEST, _STEPS = 0.05, 20.0, 60
 
 
-class Answers(NamedTuple):
+class VariantPredictions(NamedTuple):
     """Predictions of every variant for every input.
 
     Attributes:
@@ -128,7 +128,7 @@ def calibrate(
 
 
 def search(
-    answers: Answers,
+    answers: VariantPredictions,
     costs: Sequence[float],
     loss: float,
     temperatures: tuple[float, ...],
@@ -176,7 +176,7 @@ def evaluate(
     return point(answers, costs, learned.chosen.thresholds)
 
 
-def point(answers: Answers, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
+def point(answers: VariantPredictions, costs: Sequence[float], thresholds: tuple[float, ...]) -> Point:
     """Evaluate thresholds; arguments as for `search`."""
     answered = _exit_of(answers, thresholds)
     used = np.bincount(answered, minlength=len(costs)) / len(answered)
@@ -192,7 +192,7 @@ def _loss(logits: Array, labels: Array, t: float) -> float:
 
 def _predictions(
     logits: Logits, labels: Array, temperatures: Sequence[float], known: Array, wanted: Sequence[int] | None
-) -> Answers:
+) -> VariantPredictions:
     scores = softmax(logits / np.asarray(temperatures, np.float32)[None, :, None])
     if wanted is not None and len(wanted) < scores.shape[2]:
         wanted, group = list(wanted), np.full(scores.shape[2], len(wanted))
@@ -201,10 +201,10 @@ def _predictions(
         scores, labels = np.concatenate((scores[..., wanted], rest), axis=2), group[labels]
     best = scores.argmax(axis=2)
     labels = np.where(known, labels, best[:, -1])
-    return Answers(scores.max(axis=2), best == labels[:, None], known)
+    return VariantPredictions(scores.max(axis=2), best == labels[:, None], known)
 
 
-def _curve(answers: Answers, costs: Sequence[float]) -> list[Point]:
+def _curve(answers: VariantPredictions, costs: Sequence[float]) -> list[Point]:
     dear = np.asarray(costs, float)
     found = list(dict.fromkeys(_thresholds(answers, dear, price) for price in _PRICES))
     # Prices find the corners of the curve's hull only; points between two corners are added.
@@ -214,7 +214,7 @@ def _curve(answers: Answers, costs: Sequence[float]) -> list[Point]:
     return sorted((point(answers, costs, thresholds) for thresholds in found), key=lambda one: -one.cost)
 
 
-def _thresholds(answers: Answers, costs: Array, price: float) -> tuple[float, ...]:
+def _thresholds(answers: VariantPredictions, costs: Array, price: float) -> tuple[float, ...]:
     """Return the best thresholds for one price: each variant's given those of the deeper ones."""
     confidence, wrong = answers.confidence, (1.0 - answers.right) * np.where(answers.known, 1.0, _WEIGHT)[:, None]
     whole = costs.sum()
@@ -242,14 +242,14 @@ def _between(falling: Array, cut: int) -> float:
     return float(min(1.0, (falling[cut - 1] + falling[cut]) / 2 + 1e-6))
 
 
-def _exit_of(answers: Answers, thresholds: Sequence[float]) -> Array:
+def _exit_of(answers: VariantPredictions, thresholds: Sequence[float]) -> Array:
     """Return the index of the variant at which each input ends."""
     stops = answers.confidence[:, :-1] >= np.asarray(thresholds)
     answered: Array = np.column_stack((stops, np.ones(len(stops), bool))).argmax(axis=1)
     return answered
 
 
-def _most_lost(answers: Answers, chosen: Point, parts: Array) -> float:
+def _most_lost(answers: VariantPredictions, chosen: Point, parts: Array) -> float:
     """Return the accuracy lost in the part of the inputs where the loss is greatest."""
     inputs = np.arange(len(parts))
     gained = answers.right[inputs, _exit_of(answers, chosen.thresholds)].astype(float) - answers.right[:, -1]

@@ -87,7 +87,7 @@ class Update(Struct, frozen=True, kw_only=True):
     agreement: dict[str, float] = {}
 
     @property
-    def over(self) -> bool:
+    def finished(self) -> bool:
         """True in a final state."""
         return self.state in FINAL
 
@@ -129,4 +129,4 @@ class UpdateStatus(Struct, frozen=True):
             yield f"update    unknown: {self.trouble}"
         if (one := self.at_hand) is not None:
             why = f": {one.reason}" if one.reason else ""
-            yield f"{'last' if one.over else 'update':<9} {one.version or one.file} {one.state}{why}"
+            yield f"{'last' if one.finished else 'update':<9} {one.version or one.file} {one.state}{why}"

@@ -44,7 +44,7 @@ def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def mirrored(picture: Picture) -> Picture:
-    """The same with left and right exchanged."""
+    """Return the picture with left and right exchanged."""
     boxes = picture.boxes.copy()
     boxes[:, 0] = 1 - boxes[:, 0]
     return Picture(np.ascontiguousarray(picture.image[:, ::-1]), picture.classes, boxes)

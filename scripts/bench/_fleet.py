@@ -95,7 +95,7 @@ def discovery(topics: Topics) -> bytes:
 
 
 def health() -> bytes:
-    """Of a device whose streams run."""
+    """Return the health message of a device whose streams run."""
     stream = StreamHealth("running", "", 10.0, 8.0, 40.0, 1000, 0, 0, 1, "nanodet", "cpu", "416")
     spool = messages.SpoolHealth(0, 0, 0, "memory")
     streams = dict.fromkeys(STREAMS, stream)

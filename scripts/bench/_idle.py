@@ -1,4 +1,4 @@
-"""What the daemon writes while nothing happens: a while of the real clock, and hours of one that runs ahead.
+"""Measure what the daemon writes while nothing happens: minutes of the real clock, and hours of a fast one.
 
 The real clock shows what is done all the time, and extrapolates it. What comes once an hour is met by the same
 daemon on the clock of libfaketime, 60 or 120 times as fast, in a state folder as a board has it after a week at a
@@ -35,7 +35,7 @@ EVERY_S, HOURS_KEPT = 150.0, 24
 """Between two events of the history; and hours of clips that come of age one after the other."""
 CLIP_BYTES = 100_000
 WRITTEN_S = 30.0
-"""What is dirty is written when it is as old: /proc/sys/vm/dirty_expire_centisecs."""
+"""Age at which the kernel writes dirty pages: /proc/sys/vm/dirty_expire_centisecs."""
 START_S = 10.0
 
 
@@ -84,11 +84,11 @@ def seed(folder: str) -> None:
     with closing(sqlite3.connect(Path(folder, "spool.db"))) as database:
         database.execute("UPDATE spool SET put_at = ? + seq * ?", (time.time() - AGE_S, EVERY_S))
         database.commit()
-    shelf = Path(folder, "clips", "still")
-    shelf.mkdir(parents=True)
+    folder_of_stream = Path(folder, "clips", "still")
+    folder_of_stream.mkdir(parents=True)
     for hour in range(HOURS_KEPT):
         made = datetime.now(UTC) - CLIPS_AGE + timedelta(hours=hour, minutes=30)
-        (shelf / f"{made:%Y-%m-%dT%H-%M-%SZ}-person-{hour}.mkv").write_bytes(os.urandom(CLIP_BYTES))
+        (folder_of_stream / f"{made:%Y-%m-%dT%H-%M-%SZ}-person-{hour}.mkv").write_bytes(os.urandom(CLIP_BYTES))
     print("{}")
 
 

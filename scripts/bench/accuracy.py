@@ -1,6 +1,6 @@
-"""What INT8 costs: average precision (COCO's, over IoU .50:.95) of each variant of NanoDet and the float model.
+"""Measure the cost of INT8: average precision (COCO's, IoU .50:.95) of each NanoDet variant and the float model.
 
-64 pictures of COCO go through the agent's own rooms: model file, input, inference, decoder. The float model is
+64 pictures of COCO go through the agent's own modules: model file, input, inference, decoder. The float model is
 made of the same graph by `scripts/build_models/nanodet --float` and kept in `build/models`; making it fetches
 280 MB the first time. So few pictures leave a noise of 0.01 to 0.02 in the ratio of two APs: without --quick the
 same pictures are measured mirrored too, as a second opinion beside the target.

@@ -44,7 +44,7 @@ LIMIT = 1.05
 _TURN_S, _PAUSE_S = 0.2, (0.01, 0.03)
 
 Costs = dict[By, dict[int, float]]
-"""What is compared → number of threads → ms."""
+"""Compared variant → number of threads → ms."""
 
 
 class Plan(NamedTuple):
@@ -86,7 +86,7 @@ class Subject:
         self.chosen[when].append({by: decide(tried, [], by).cpu.threads for by in BY})
 
     def costs(self) -> Costs:
-        """What an inference costs with each number of threads."""
+        """Return the time of an inference with each number of threads."""
         calm = self._calmer()
         return {
             by: {

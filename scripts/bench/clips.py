@@ -1,4 +1,4 @@
-"""What clips cost: CPU per frame and latency with them and without, memory, and what is written to the disk.
+"""Measure the cost of clips: CPU per frame and latency with and without, memory, and bytes written to the disk.
 
 The real stream runs NanoDet on the walkers at the pace of their camera, a crowd in which every moment is worth a
 clip: that is the worst case. With clips and without take turns of two seconds within one process, so that a slow
@@ -73,17 +73,17 @@ def in_turns(turns: str) -> None:
     took: dict[bool, list[float]] = {True: [], False: []}
     with tempfile.TemporaryDirectory() as folder:
         stream, sink, close = started("saved", Path(folder))
-        pipeline, filming = stream._pipeline, stream._clips
+        pipeline, clips = stream._pipeline, stream._clips
         for turn in range(int(turns)):
             on = turn % 2 == 0
-            pipeline._clips = filming if on else None  # type: ignore[union-attr]
+            pipeline._clips = clips if on else None  # type: ignore[union-attr]
             time.sleep(TURN_S / 4)  # what the turn before left to be written
             sink.totals.clear()
             cpu = time.process_time()
             time.sleep(TURN_S)
             spent[on].append((time.process_time() - cpu) / len(sink.totals) * 1e3)
             took[on] += sink.totals
-        pipeline._clips = filming  # type: ignore[union-attr]
+        pipeline._clips = clips  # type: ignore[union-attr]
         close()
         rate = bytes_per_s(Path(folder))
     figures = {"cpu_ms": statistics.median(spent[True]), "off_cpu_ms": statistics.median(spent[False])}
@@ -114,7 +114,7 @@ def resident(variant: str) -> None:
 
 
 def bytes_per_s(folder: Path) -> float:
-    """Of the clips in a folder, kB for each second with pictures: five of them."""
+    """Return the size of five clips in a folder, kB for each second with pictures."""
     from agent.storage.clips.file import header_of, playable_part
     from agent.storage.clips.retention import clips_in
 

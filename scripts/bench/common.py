@@ -1,4 +1,4 @@
-"""What the benches share: a real mosquitto, the parts of a house around one stream, and the closing line."""
+"""Shared parts of the benches: a real mosquitto, the services of one stream, and the closing line."""
 
 from __future__ import annotations
 

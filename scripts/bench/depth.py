@@ -30,7 +30,7 @@ _LATE_S = 0.6
 
 
 class Run(Struct):
-    """What one way of listening gave."""
+    """Results of one way of listening."""
 
     right: list[bool]
     used: dict[str, int]
@@ -137,7 +137,7 @@ def missed_repeats(runs: list[Run]) -> float:
 
 
 def cascade_ns(manifest: Manifest, rounds: int = 20_000) -> float:
-    """What the policy costs an inference that climbs to the top, ns."""
+    """Return the cost of the policy for an inference that climbs to the top, ns."""
     chain = manifest.chain(manifest.variants[0].name)
     cascade = ExitPolicy(chain, 10**9)
     began = time.perf_counter_ns()

@@ -32,7 +32,7 @@ DEADLINE_S = 0.25
 
 
 class Story(Struct):
-    """What happened."""
+    """Results of one run."""
 
     faults: int = 0
     inputs: int = 0

@@ -40,7 +40,7 @@ TIMES = 6.0
 _OPEN_FILES = 8192
 _PATIENCE_S = 60.0
 _QUEUE = 100_000
-"""Of mosquitto for each subscriber. Its own is 1000, and what is above is dropped without a word: with that, a
+"""Mosquitto's queue for each subscriber. The default is 1000, and the rest is dropped silently: with that, a
 storm of 500 devices leaves a subscriber in Python without some of what it has subscribed to at QoS 1."""
 
 
@@ -67,7 +67,7 @@ class Broker:
         self._process.wait()
 
     def cpu_s(self) -> float:
-        """Of this process of it, s."""
+        """Return the CPU time of this process, s."""
         times = self._measured.cpu_times()
         return float(times.user + times.system)
 

@@ -3,7 +3,7 @@
 The clip is made here: the walkers' own background (the median of their frames, without what the model takes for a
 person in it, since a gate rightly stays open while something is tracked) with a sensor's noise and slow drift of
 light, then the walkers with the same noise, as an MJPEG file, as cheap cameras send. It goes twice
-through the real corridor and the real model, with the gate and without, at the clip's own time and as fast as it
+through the real pipeline and the real model, with the gate and without, at the clip's own time and as fast as it
 can be read. An event is kept when the run with the gate has one of the same kind and label, at the same place
 and time.
 """
@@ -39,7 +39,7 @@ SAME_TIME, SAME_IOU = timedelta(seconds=0.5), 0.4
 
 
 class Run(Struct):
-    """What one way through the corridor gave.
+    """Results of one run of the pipeline.
 
     Attributes:
         events: `new` and `end`, in order.
@@ -143,7 +143,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run(clip: Path, model: str, *, gate: bool) -> Run:
-    """Take the clip through the corridor."""
+    """Run the pipeline on the clip."""
     publish = PublishConfig(snapshot=False)
     config = config_for(model, DecodeConfig(labels=(LABEL,)), gate=gate)
     vision, sink, source = VideoPerception("bench", config, open_model(model)), Sink(), Clip(clip)
@@ -170,7 +170,7 @@ def lost(wanted: list[EventMessage], found: list[EventMessage]) -> list[EventMes
 
 
 def is_same(one: EventMessage, other: EventMessage) -> bool:
-    """Of one kind and label, at one place; the time is that of the newest detection in it."""
+    """Return True if both have one kind and label, at one place and time, that of the newest detection."""
     if one.kind != other.kind or one.track.label != other.track.label:
         return False
     if one.track.box is None or other.track.box is None:

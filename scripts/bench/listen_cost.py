@@ -1,4 +1,4 @@
-"""What listening costs: the daemon's CPU share of one core with one microphone stream, in silence and in speech.
+"""Measure the cost of listening: the daemon's share of a core with one microphone, in silence and in speech.
 
 The microphone is real as far as the daemon can tell: a sound server's, into which the bench plays. Everything is
 counted: PortAudio, the server's library, capture, gate, front end, model, spool, MQTT. At first another program
@@ -31,7 +31,7 @@ from tests.support.soundserver import SoundServer
 RATE = 16_000
 SPOKEN = common.ROOT / "agent" / "models" / "zoo" / "spoken.flac"
 SLEEPER = "import time\nwhile True:\n    time.sleep(0.05)"
-"""What a wake-up costs at least: Python's, as often as one of the daemon's busier threads."""
+"""A program whose wake-ups cost the least that Python allows, as often as one of the daemon's busier threads."""
 
 
 def main() -> None:
@@ -112,7 +112,7 @@ def total(pid: int) -> tuple[float, int]:
 
 
 class Spent(NamedTuple):
-    """What a thread has spent since it began.
+    """CPU time and waits of a thread since it began.
 
     Attributes:
         name: as the system knows it.

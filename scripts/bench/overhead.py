@@ -1,16 +1,16 @@
-"""What the house costs: the whole pipeline against the bare interpreter loop, and against a naive script.
+"""Measure the cost of the agent: the whole pipeline against the bare interpreter loop and a naive script.
 
 Every variant reads the same clip as fast as it can, with one inference thread and one decoding thread, in a
 process of its own; the variants take turns, and the figures are medians over the rounds. OpenCV's own threads are
-at its default, as users leave them, except where the house sets them; `lean` is the bare loop with one of them.
+at its default, as users leave them, except where the agent sets them; `lean` is the bare loop with one of them.
 
     floor  read → invoke on a constant picture: what reading and inference alone cost
     bare   read → resize → invoke
-    lean   the same with one thread for OpenCV, as the house sets it, and the agent's own resizing, which
+    lean   the same with one thread for OpenCV, as the agent sets it, and the agent's own resizing, which
            averages where a picture shrinks to a third: the same work; what CPU is compared with
     linear the same with OpenCV's linear interpolation, which is cheaper there and skips pixels (see `shrink`)
-    threaded  lean with the reading in a thread of its own, as the house has it: faster, with colder caches
-    house  read → resize → invoke → decode → track → spool → publish to mosquitto, the default configuration
+    threaded  lean with the reading in a thread of its own, as the agent has it: faster, with colder caches
+    agent  read → resize → invoke → decode → track → spool → publish to mosquitto, the default configuration
     naive  what users write: copying preprocessing, set_tensor, NMS in Python, json.dumps, publish per frame
 """
 
@@ -69,7 +69,7 @@ def measure(label: str, model: str, port: int, frames: int, rounds: int, *, more
         rounds: of all variants.
         more: measure `linear` and `threaded`, too.
     """
-    variants = ["floor", "bare", "lean", *(["linear", "threaded"] if more else []), "house", "naive"]
+    variants = ["floor", "bare", "lean", *(["linear", "threaded"] if more else []), "agent", "naive"]
     results: list[dict[str, dict[str, float]]] = []
     for turn in range(rounds):
         results.append(
@@ -85,17 +85,17 @@ def measure(label: str, model: str, port: int, frames: int, rounds: int, *, more
         return statistics.median(figure(one) for one in cpu)
 
     figures = {
-        "fps_ratio": statistics.median(one["house"]["fps"] / one["bare"]["fps"] for one in results),
-        "cpu_ratio": middle(lambda cpu: cpu["house"] / cpu["bare"]),
-        "cpu_ratio_to_lean": middle(lambda cpu: cpu["house"] / cpu["lean"]),
-        "outside_ratio": middle(lambda cpu: (cpu["house"] - cpu["floor"]) / (cpu["naive"] - cpu["floor"])),
-        "house_outside_ms": middle(lambda cpu: cpu["house"] - cpu["floor"]),
+        "fps_ratio": statistics.median(one["agent"]["fps"] / one["bare"]["fps"] for one in results),
+        "cpu_ratio": middle(lambda cpu: cpu["agent"] / cpu["bare"]),
+        "cpu_ratio_to_lean": middle(lambda cpu: cpu["agent"] / cpu["lean"]),
+        "outside_ratio": middle(lambda cpu: (cpu["agent"] - cpu["floor"]) / (cpu["naive"] - cpu["floor"])),
+        "agent_outside_ms": middle(lambda cpu: cpu["agent"] - cpu["floor"]),
         "naive_outside_ms": middle(lambda cpu: cpu["naive"] - cpu["floor"]),
         "bare_cpu_ms": middle(lambda cpu: cpu["bare"]),
     }
     if more:
-        figures["cpu_ratio_to_linear"] = middle(lambda cpu: cpu["house"] / cpu["linear"])
-        figures["cpu_ratio_to_threaded"] = middle(lambda cpu: cpu["house"] / cpu["threaded"])
+        figures["cpu_ratio_to_linear"] = middle(lambda cpu: cpu["agent"] / cpu["linear"])
+        figures["cpu_ratio_to_threaded"] = middle(lambda cpu: cpu["agent"] / cpu["threaded"])
     return {f"{label}_{name}": figure for name, figure in figures.items()}
 
 
@@ -247,7 +247,7 @@ def loop(
     timed(int(frames), bytes_step if details["dtype"] == np.uint8 else float_step)
 
 
-def house(model: str, port: str, frames: str) -> None:
+def agent(model: str, port: str, frames: str) -> None:
     """The real stream: grabber, vision, reporter, spool and publisher, with the default configuration."""
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
@@ -290,7 +290,7 @@ def count(stream: Stream, wanted: int) -> None:
 
 
 def naive(model: str, port: str, frames: str) -> None:
-    """What users write."""
+    """Run a loop as users write it."""
     import _naive
 
     read, made = Reader(), interpreter(model)

@@ -1,4 +1,4 @@
-"""What MQTT 5 properties cost an event, on one connection to a real broker."""
+"""Measure the cost of MQTT 5 properties for an event, on one connection to a real broker."""
 
 from __future__ import annotations
 

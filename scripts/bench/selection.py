@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def cached_start(folder: Path) -> float:
-    """What opening by what was measured costs more than opening on the CPU, ms; the median of 20 times each.
+    """Return the extra time of opening by stored measurements over opening on the CPU, ms; the median of 20 each.
 
     All candidates of this machine are looked for, and their files are those that were measured.
     """

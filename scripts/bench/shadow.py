@@ -1,4 +1,4 @@
-"""What a stream pays while a new model runs beside its own: latency, frames and memory, with it and without.
+"""Measure the cost of a shadow model for its stream: latency, frames and memory, with it and without.
 
 One daemon on the clip at its own pace, NanoDet at 416 pixels; the shadow is the same network under another
 threshold, ordered and taken back as an update does it, in turns. A naive script, which has both models answer
@@ -23,7 +23,7 @@ import numpy as np
 from latency import percentile
 
 EVERY = (0, 5, 1)
-"""Of the pictures, so many-th is compared; 0: there is no shadow."""
+"""Every n-th picture is compared; 0: there is no shadow."""
 KINDS = ("total_p50_ratio", "total_p95_ratio", "frames_ratio", "added_mb")
 _OPENED_S = 20.0
 
@@ -149,7 +149,7 @@ def settle(health: Path, beside: bool) -> None:
 
 
 def resident_mb(pid: int) -> float:
-    """Of a process and its children: what is theirs, and their share of what they share."""
+    """Return the proportional memory (PSS) of a process and its children, MB."""
     family = [pid]
     for task in Path(f"/proc/{pid}/task").iterdir():
         family += [int(one) for one in (task / "children").read_text().split()]

@@ -97,7 +97,7 @@ def watch(server: SoundServer, port: int, seconds: float) -> dict[str, float]:
 
 
 def judged(health: list[HealthMessage], words: list[int]) -> dict[str, float]:
-    """What the messages tell."""
+    """Evaluate the messages."""
     ear, eye = health[-1].streams["ear"], health[-1].streams["bench"]
     steady = [message.rss_mb for message in health[len(health) // 10 :]]
     tenth = max(1, len(steady) // 10)

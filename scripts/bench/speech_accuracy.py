@@ -31,26 +31,28 @@ class _NewestWindow(ExitCalibrator):
 
 def main() -> None:
     args = arguments()
-    pupil = _NewestWindow(args.model)
+    calibrator = _NewestWindow(args.model)
     words = [*_digits.digits(args.data, learn=True), *_digits.digits(args.data, learn=False)]
     words = words[:: 3 if args.quick else 1]
     noise = _digits.noises(args.data)
     figures: dict[str, float] = {"recordings": float(len(words))}
     for condition, snr_db in _digits.CONDITIONS.items():
-        right = np.zeros(len(pupil.variants))
+        right = np.zeros(len(calibrator.variants))
         for number, (label, sound) in enumerate(words):
             loud = _digits.mixed(centred(sound), noise[number % len(noise)], snr_db, number)
-            said = [pupil.labels[int(np.argmax(scores))] for scores in pupil.predict(loud)]
+            said = [calibrator.labels[int(np.argmax(scores))] for scores in calibrator.predict(loud)]
             right += [one == label for one in said]
-        for variant, count in zip(pupil.variants, right, strict=True):
+        for variant, count in zip(calibrator.variants, right, strict=True):
             figures[f"{condition.replace(' ', '')}_exit{variant}"] = float(count / len(words))
         print(
             f"{condition:6}",
-            "  ".join(f"exit {r}: {c / len(words):6.1%}" for r, c in zip(pupil.variants, right, strict=True)),
+            "  ".join(
+                f"exit {r}: {c / len(words):6.1%}" for r, c in zip(calibrator.variants, right, strict=True)
+            ),
         )
-    deepest = figures[f"clean_exit{pupil.variants[-1]}"]
+    deepest = figures[f"clean_exit{calibrator.variants[-1]}"]
     common.conclude(
-        "speech_accuracy", figures, {f"clean_exit{pupil.variants[-1]}": ">= 0.982"}, meets=deepest >= 0.982
+        "speech_accuracy", figures, {f"clean_exit{calibrator.variants[-1]}": ">= 0.982"}, meets=deepest >= 0.982
     )
 
 

@@ -90,7 +90,6 @@ def script(count: int) -> Samples:
 
 
 def said_twice(number: int) -> bool:
-    """Whether this word of the script is said twice."""
     return number % _TWICE == _TWICE - 1
 
 

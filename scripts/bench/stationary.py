@@ -1,4 +1,4 @@
-"""What parked cars cost: inferences while nothing moves, messages an hour, and events against the gate off.
+"""Measure the cost of parked cars: inferences while nothing moves, messages an hour, and events lost by the gate.
 
 The scene has four vehicles, of which one arrives and leaves, and people who pass in front of them (see
 `_parking`). It goes through the real pipeline and the real model, with the gate and without, on the scene's own
@@ -46,7 +46,7 @@ HOUR_S = 3600.0
 
 
 class Run(Struct):
-    """What one way through the pipeline gave.
+    """Results of one run of the pipeline.
 
     Attributes:
         events: all, in order.

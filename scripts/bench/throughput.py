@@ -5,7 +5,7 @@ and the publisher are those of the daemon, in their default configuration, and a
 answers. The variants take turns, each in a process of its own, with payloads of one size and as many messages
 unacknowledged at most; the figures are medians over the rounds.
 
-    house          Reporter → spool (durability "event", with its history) → publisher → acknowledged
+    agent          Reporter → spool (durability "event", with its history) → publisher → acknowledged
     batch          the same with durability "batch"; shown, without a target
     paho           a bare loop that users write: publish at QoS 1, wait for a free place; nothing is kept on disk
     mosquitto_pub  `mosquitto_pub -l -q 1`, in C, from a file of lines: nothing is kept either
@@ -39,7 +39,7 @@ TARGET = 3000.0
 def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     rounds, count = (2, 12_000) if args.quick else (5, 40_000)
-    names = ("house", "batch", "paho", "mosquitto_pub")
+    names = ("agent", "batch", "paho", "mosquitto_pub")
     results: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder, common.mosquitto() as port:
         lines = Path(folder, "lines")
@@ -58,26 +58,26 @@ def conclude(results: dict[str, list[dict[str, float]]], size: int) -> None:
         print(f"{name:14} {rate:8.0f} events/s {cpu:6.1f} CPU µs/event")
     figures = {f"{name}_per_s": middle(row["rate"] for row in rows) for name, rows in results.items()}
     figures |= {
-        "house_least_per_s": min(row["rate"] for row in results["house"]),
-        "house_cpu_us": middle(row["cpu_us"] for row in results["house"]),
+        "agent_least_per_s": min(row["rate"] for row in results["agent"]),
+        "agent_cpu_us": middle(row["cpu_us"] for row in results["agent"]),
         "paho_cpu_us": middle(row["cpu_us"] for row in results["paho"]),
         "payload_bytes": size,
     }
     for other in ("paho", "mosquitto_pub"):
-        pairs = zip(results["house"], results[other], strict=True)
+        pairs = zip(results["agent"], results[other], strict=True)
         figures[f"ratio_to_{other}"] = middle(ours["rate"] / theirs["rate"] for ours, theirs in pairs)
-    common.conclude("throughput", figures, {"house_per_s": f">= {TARGET:.0f}"}, figures["house_per_s"] >= TARGET)
+    common.conclude("throughput", figures, {"agent_per_s": f">= {TARGET:.0f}"}, figures["agent_per_s"] >= TARGET)
 
 
 def measure(name: str, port: int, count: int, lines: Path) -> dict[str, float]:
     if name == "mosquitto_pub":
         return mosquitto_pub(port, count, lines)
-    function = "paho" if name == "paho" else "house"
-    return common.child(f"throughput:{function}", str(port), str(count), "event" if name == "house" else name)
+    function = "paho" if name == "paho" else "agent"
+    return common.child(f"throughput:{function}", str(port), str(count), "event" if name == "agent" else name)
 
 
 def payload() -> bytes:
-    """As the house sends it."""
+    """Return an event's payload as the agent sends it."""
     from agent.comms import messages
     from agent.types import Stored
 
@@ -116,7 +116,7 @@ def report(to: Reporter, number: int) -> None:
     to.events([Event(kind, track, reason)], at, stages, "cpu", "416")  # type: ignore[arg-type]
 
 
-def house(port: str, count: str, durability: str) -> None:
+def agent(port: str, count: str, durability: str) -> None:
     """A device without cameras, in this process."""
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
@@ -151,7 +151,7 @@ def wait_for(publisher: Publisher, acknowledged: int) -> None:
 
 
 def paho(port: str, count: str, _: str) -> None:
-    """What users write, with the network in a thread of paho's."""
+    """Publish as users do, with the network in a thread of paho's."""
     import paho.mqtt.client as mqtt
     from paho.mqtt.enums import CallbackAPIVersion
 

@@ -123,7 +123,7 @@ def package(model: str, stream: Samples) -> Result:
 
 
 def judged(result: Result, clips: list[Clip]) -> np.ndarray:
-    """Whether the word was heard in each recording."""
+    """Return for each recording whether the word was heard in it."""
     times = np.array(result.times)
     return np.array(
         [bool(((times >= c.first / RATE) & (times <= c.last / RATE + _AFTER_S)).any()) for c in clips]

@@ -107,7 +107,7 @@ def child(name: str, folder: Path, apart: int, alone: int) -> dict[str, float]:
 
 def variant(name: str, folder: str, apart: str, alone: str) -> None:
     """Measure one, in this process."""
-    put, close = naive(Path(folder)) if name == "naive" else house(Path(folder), *VARIANTS[name])
+    put, close = naive(Path(folder)) if name == "naive" else agent(Path(folder), *VARIANTS[name])
     figures: dict[str, float] = {}
     number = 0
 
@@ -133,7 +133,7 @@ def variant(name: str, folder: str, apart: str, alone: str) -> None:
     print(json.dumps(figures))
 
 
-def house(folder: Path, durability: str, history: int) -> tuple[Callable[[int], None], Callable[[], None]]:
+def agent(folder: Path, durability: str, history: int) -> tuple[Callable[[int], None], Callable[[], None]]:
     """The spool, its events acknowledged by whoever peeks at them."""
     from agent.config import StorageConfig
     from agent.storage.spool.spool import Spool

@@ -38,7 +38,7 @@ _LATE_S, _APART_S = 0.7, 1.6
 
 
 class Spoken(Struct):
-    """What is said in one piece of a stream: labels, and its first and last second."""
+    """Speech in one piece of a stream: labels, and its first and last second."""
 
     labels: list[str]
     first_s: float
@@ -179,7 +179,7 @@ def complete(model: str, made: Stream, rate_hz: int = _digits.RATE) -> float:
 
 
 def wake_word(data: Path, every: int) -> dict[str, float]:
-    """Of recordings of a wake word that are heard by themselves: how often each of two is told, and one twice."""
+    """Count for single recordings of a wake word how often each of two is reported, and one twice."""
     model, rate_hz = "wakeword/alexa", 16_000
     if model not in packaged():
         return {}

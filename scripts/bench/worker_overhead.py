@@ -66,7 +66,7 @@ def main() -> None:
 
 
 class Runner(Protocol):
-    """What all three can do."""
+    """Interface of the three runners."""
 
     def input(self, index: int) -> Array:
         """An input's own memory."""
@@ -121,7 +121,7 @@ class Bare:
 
 
 def serve(name: str, variant: str, asked: int, answers: int, memory: int) -> None:
-    """What the bare process does."""
+    """Serve inferences in the bare process."""
     session = open_session(open_model(name, variant), "cpu", SessionOptions(threads=1))
     arrays = mapped(memory, (*session.inputs, *session.outputs))
     inputs, outputs = arrays[: len(session.inputs)], arrays[len(session.inputs) :]

@@ -35,7 +35,7 @@ def _leaky(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 _EFFECTS: Mapping[str, Effect] = {"LEAKY_RELU": _leaky}
-"""What becomes of a tensor that one of these operations reads."""
+"""Effect of each operation on the tensor that it reads."""
 
 
 Samples = Sequence[NDArray[Any]]
@@ -79,7 +79,6 @@ def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _effects(network: Graph, leaders: Mapping[str, str]) -> dict[str, Effect]:
-    """What becomes of the tensors of each group."""
     effects: dict[str, Effect] = {}
     for layer in network.layers:
         if layer.op in _EFFECTS:

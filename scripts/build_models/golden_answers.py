@@ -1,4 +1,4 @@
-"""See `golden_answers`. Of each output values are kept that are evenly spaced, and those far from the middle."""
+"""Store golden answers: evenly spaced values of each output, and those far from the middle."""
 
 from __future__ import annotations
 

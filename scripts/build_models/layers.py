@@ -79,7 +79,7 @@ class Graph:
         return self.add("ADD", a, b, shape=self.shapes[a], name=name, relu=relu)
 
     def reshape(self, x: str, shape: Shape, name: str = "") -> str:
-        """The same values in another shape."""
+        """Add an operation that returns the same values in another shape."""
         return self.add("RESHAPE", x, shape=shape, name=name)
 
     def each(self, op: str, x: str, name: str = "") -> str:

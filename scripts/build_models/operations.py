@@ -1,4 +1,4 @@
-"""What the operations of a TFLite file are told besides their operands, and their versions."""
+"""Options and versions of the operations of a TFLite file."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -86,4 +86,4 @@ OPTIONS: Mapping[str, Callable[[Layer], Any]] = {
     "SLICE": lambda _: schema.SliceOptionsT(),
     "SOFTMAX": lambda _: _options(schema.SoftmaxOptionsT, beta=1.0),
 }
-"""What each operation is told besides its operands."""
+"""Options of each operation."""

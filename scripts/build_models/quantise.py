@@ -35,7 +35,7 @@ def from_range(low: float, high: float) -> Quantisation:
 PIXELS = Quantisation(np.array([1.0], np.float32), INT8_MIN)
 PROBABILITIES = Quantisation(np.array([1 / 256], np.float32), INT8_MIN)
 LOGITS = from_range(-6.3, 4.0)
-"""Of probabilities from 0.002, below which a score rounds to 0, to 0.98: pictures show too few sure scores."""
+"""Range of probabilities from 0.002, below which a score rounds to 0, to 0.98: pictures have few sure scores."""
 FIXED = {"image": PIXELS, "logits": LOGITS, "scores": PROBABILITIES, "distances": PROBABILITIES}
 """Tensors whose range is known beforehand."""
 

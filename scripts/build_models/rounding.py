@@ -66,7 +66,7 @@ def _moments(
 
 
 def _patches(layer: Layer, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What the kernel sees at evenly spread places: [places, height × width × channels of the kernel]."""
+    """Return the kernel's inputs at evenly spread places: [places, height × width × channels of the kernel]."""
     assert layer.convolution is not None
     size = layer.convolution.kernel.shape[:2]
     if layer.stride == (1, 1) and max(size) > 1:

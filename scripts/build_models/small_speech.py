@@ -71,7 +71,7 @@ def _make(arguments: argparse.Namespace, settings: Settings, corpus: Corpus) -> 
 
 
 def _tested(arguments: argparse.Namespace, dev: Corpus) -> Corpus:
-    """What the figures are from."""
+    """Return the corpus that is evaluated."""
     if arguments.test:
         return replace(dev, digits=[word for _, word in read_digits(arguments.test)])
     if arguments.all:
@@ -100,7 +100,7 @@ def _reports(model: Speech, content: bytes, dev: Corpus) -> dict[str, dict[str, 
 
 
 def _multiply_adds(model: Speech) -> dict[str, int]:
-    """Of each exit, from the features on."""
+    """Count the multiply-adds of each exit, from the features on."""
     stages = speech_graph.stages(speech_graph.speech(folded(model)))
     sums = np.cumsum([stage.multiply_adds() for stage in stages.values()])
     return {key: int(total) for key, total in zip(stages, sums, strict=True)}

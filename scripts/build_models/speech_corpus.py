@@ -22,7 +22,7 @@ _DEV_OF_TEN = 7
 _NOT_FREE = "2-96460-A.ogg"
 """The one clip of noise whose licence, Sampling Plus, is neither CC BY nor CC0."""
 _QUIET_DB = -32.0
-"""Of a word's beginning and end, what is this much below its loudest 20 ms is cut off."""
+"""The beginning and end of a word are cut off where they are this much below its loudest 20 ms."""
 
 Sound = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class Word:
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """What to learn from, or what to choose by."""
+    """Recordings for training, or for validation."""
 
     digits: list[Word]
     synthetic: list[Word]
@@ -47,7 +47,7 @@ class Corpus:
 
 
 def read_corpora(data: Path, cache: Path, everything: bool, without: str = "") -> tuple[Corpus, Corpus]:
-    """What to learn from and what to choose by: a tenth of the recordings, words and noises, or none of them.
+    """Return the corpora for training and validation. The latter has a tenth of everything, or nothing.
 
     Args:
         data: folder with `fsdd_train.npz`, `wakewords_dev.tar` and `esc10_dev.tar`.

@@ -15,7 +15,7 @@ from speech_graph import DEPTHS
 CONDITIONS: Mapping[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}
 """Signal to noise ratios of the digits."""
 _SECONDS = 300
-"""Of silence that is listened to."""
+"""Length of the silence in which false detections are counted, s."""
 
 Logits = dict[int, NDArray[np.float32]]
 """By depth of the exit: [n, 12]."""

@@ -18,9 +18,9 @@ OPTIONS = LogMelOptions(
     rate_hz=8000, window_ms=25.0, hop_ms=10.0, mels=MELS, low_hz=60.0, high_hz=3800.0, offset=1e-7
 )
 _MEAN, _STD = np.float32(-9.0), np.float32(4.0)
-"""The same as in the manifest."""
+"""Mean and deviation, as in the manifest."""
 SCALE = Quantisation(np.array([1 / 48], np.float32), -40)
-"""Of the normalised rows: from -1.83, which silence comes to, to 3.48, which is full scale."""
+"""Quantisation of the normalised rows: from -1.83, which is silence, to 3.48, which is full scale."""
 _UNKNOWN, _SILENT, _SYNTHETIC = 0.22, 0.16, 0.12
 """Examples of other words, of no word and of synthetic digits, for every recorded digit."""
 _MASKED_ROWS, _MASKED_MELS = 12, 6

@@ -27,9 +27,9 @@ HEAD, REACH = 32, 3
 
 
 STEM_CHANNELS, CHANNELS = 16, 56
-"""Of the first layer, and of the others."""
+"""Channels of the first layer, and of the others."""
 KERNEL = (5, 3)
-"""Of the depthwise convolutions. Longer in time, so that the early exits hear more than a fragment of a word."""
+"""Kernel of the depthwise convolutions: longer in time, so that early exits hear more than a part of a word."""
 HALVING = 2
 """The layer after the first that halves the time again: 98 rows become 49, then 25."""
 
@@ -69,7 +69,7 @@ def outputs(depth: int) -> list[str]:
 
 
 def aliases() -> dict[str, str]:
-    """What the signatures call these tensors."""
+    """Return the names of tensors in the signatures."""
     return {f"{name}{depth}": name for depth in DEPTHS for name in ("logits", "hidden")}
 
 

@@ -86,7 +86,7 @@ def _epochs(corpus: Corpus, settings: Settings, done: int) -> Iterator[tuple[int
 
 
 _learnt: list[Corpus] = []
-"""What the process that makes examples makes them from."""
+"""Corpora of the process that makes examples."""
 
 
 def _remember(corpus: Corpus) -> None:

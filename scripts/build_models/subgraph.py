@@ -170,4 +170,4 @@ _CONSTANTS: Mapping[str, Callable[[Subgraph, Layer], list[int]]] = {
     "RESIZE_BILINEAR": _size,
     "SLICE": _slice,
 }
-"""What each operation reads besides its inputs."""
+"""Further operands of each operation."""

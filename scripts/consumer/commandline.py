@@ -24,7 +24,7 @@ def _store(where: str) -> str:
 
 
 def _tls(parser: argparse.ArgumentParser, given: argparse.Namespace) -> ssl.SSLContext | None:
-    """What the connection is encrypted with; None: it is not."""
+    """Return the TLS context; None without encryption."""
     if given.key_file and not given.cert_file:
         parser.error("--key-file needs --cert-file")
     if not (given.tls or given.ca_file or given.cert_file):
@@ -47,7 +47,7 @@ def _tls(parser: argparse.ArgumentParser, given: argparse.Namespace) -> ssl.SSLC
 
 
 def options(purpose: str | None) -> argparse.Namespace:
-    """What the command line says; `tls` is made of it, and `password_file` is the password."""
+    """Parse the command line; `tls` becomes a context, and `password_file` the password."""
     parser = argparse.ArgumentParser(
         description=purpose, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -57,7 +57,7 @@ def options(purpose: str | None) -> argparse.Namespace:
     parser.add_argument("--password-file", type=_first_line, help="its first line")
     parser.add_argument("--tls", action="store_true", help="encrypt; implied by --ca-file and --cert-file")
     parser.add_argument("--ca-file", help="trust this CA (PEM)")
-    parser.add_argument("--cert-file", help="our client certificate (PEM)")
+    parser.add_argument("--cert-file", help="client certificate (PEM)")
     parser.add_argument("--key-file", help="its key (PEM)")
     parser.add_argument("--alpn", action="append", help="protocol offered in the TLS handshake: mqtt")
     parser.add_argument("--transport", choices=("tcp", "websockets"), default="tcp")

@@ -109,7 +109,7 @@ class Consumer:
         self._client.loop_start()
 
     def _batch(self, source: queue.SimpleQueue[paho.MQTTMessage]) -> list[paho.MQTTMessage]:
-        """What has come: at least one message, if one comes within a quarter of a second."""
+        """Return the messages that have come: at least one, if one comes within a quarter of a second."""
         batch: list[paho.MQTTMessage] = []
         try:
             batch.append(source.get(timeout=0.25))

@@ -10,7 +10,7 @@ from typing import Any
 from rows import EventRow, RejectedRow
 
 MOST_BYTES = 1_000_000
-"""Of a message that is kept; an event has about one thousand."""
+"""Largest message that is stored; an event has about one thousand bytes."""
 
 MOST_SEQ = 2**53
 """No device gets there in a million years; readers of JSON that count in floats are exact up to here."""

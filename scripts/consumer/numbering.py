@@ -1,4 +1,4 @@
-"""What the numbers of a device tell: which cannot be, and which have not come."""
+"""Check the sequence numbers of a device: impossible ones, and missing ones."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def walk(
 
 
 def parts(gap: Gap, runs: Sequence[int]) -> list[Gap]:
-    """What of a gap lies before the last run that began in it or right behind it, and what was lost."""
+    """Split a gap into the part before the last run that began in it or right behind it, and the lost part."""
     device, first, last, _ = gap
     begins = max([first, *(run for run in runs if run <= last + 1)])
     both = [Gap(device, first, begins - 1, True), Gap(device, begins, last)]

@@ -1,4 +1,4 @@
-"""What is kept: events, what was none, and gaps."""
+"""Rows that are stored: events, rejected messages, and gaps."""
 
 from __future__ import annotations
 

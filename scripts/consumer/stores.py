@@ -35,7 +35,7 @@ got a new card and its clock was wrong. `gaps`: what was lost; `jumps`: what was
 memory."""
 
 SQLITE, POSTGRES = "sqlite:", ("postgresql://", "postgres://")
-"""What a store is written with."""
+"""Prefixes of the URI of a store."""
 
 _EVENT = "INSERT INTO events VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING"
 _REJECTED = "INSERT INTO rejected VALUES (?, ?, ?, ?)"
@@ -75,7 +75,7 @@ class Unavailable(Exception):  # noqa: N818  # a state that passes, more than an
 
 
 class SqlStore:
-    """What the two have in common: a connection by Python's database API."""
+    """Common part of both stores: a connection by Python's database API."""
 
     def __init__(self, connection: Any, mark: str, errors: type[Exception]) -> None:
         """Make the tables.
@@ -89,8 +89,6 @@ class SqlStore:
         self._do(lambda cursor: [cursor.execute(line) for line in SCHEMA])
 
     def keep(self, events: Sequence[EventRow], rejected: Sequence[RejectedRow]) -> int:
-        """See `Store`."""
-
         def insert(cursor: Any) -> int:
             new = 0
             latest: dict[str, int] = {}
@@ -112,8 +110,6 @@ class SqlStore:
         return int(self._do(insert))
 
     def sift(self, events: Sequence[EventRow]) -> tuple[list[EventRow], list[RejectedRow]]:
-        """See `Store`."""
-
         def look(cursor: Any) -> dict[str, int]:
             newest: dict[str, int] = {}
             query = "SELECT max(seq) FROM events WHERE device = ?"
@@ -126,8 +122,6 @@ class SqlStore:
         return sifted(events, self._do(look))
 
     def find_gaps(self, device: str, before: float, now: float) -> list[Gap]:
-        """See `Store`."""
-
         def look(cursor: Any) -> list[Gap]:
             mark = self._mark_of(cursor, device)
             cursor.execute(self._sql(_ABOVE), (device,))
@@ -155,7 +149,6 @@ class SqlStore:
         return int(row[0] or 0)
 
     def close(self) -> None:
-        """See `Store`."""
         self._connection.close()
 
     def _sql(self, text: str) -> str:
@@ -226,7 +219,7 @@ def open_store(where: str) -> SqlStore:
 
 
 def check_store(where: str) -> str:
-    """The same, if it is `sqlite:FILE` or `postgresql://…`.
+    """Return the URI if it is `sqlite:FILE` or `postgresql://…`.
 
     Raises:
         ValueError: it is neither.

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from agent.update.fleet.inventory import read_inventory
-from agent.update.fleet.ledger import Ledger, RolloutProgress, counted, replay
+from agent.update.fleet.ledger import Ledger, RolloutProgress, count_by_kind, replay
 from agent.update.fleet.report import size, verdict
 from agent.update.fleet.ssh import Transport
 from tests.support.fleet import Fleet
@@ -166,7 +166,7 @@ class Proof:
         print("  " + done.stdout.strip().replace("\n", "\n  "), done.stderr.strip())
         progress = replay(Ledger(self._fleet.folder / f"{path.name}.ledger").read())
         assert progress is not None
-        print(f"  {verdict(progress)}: {counted(progress.outcomes.values())}")
+        print(f"  {verdict(progress)}: {count_by_kind(progress.outcomes.values())}")
         return progress
 
     def _versions(self) -> set[str]:

@@ -35,7 +35,7 @@ _RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
 
 
 RUN: Counter[str] = Counter()
-"""What came of the models that the reader accepts, in the runtime that is installed here."""
+"""Counts of outcomes of accepted models in the runtime that is installed here."""
 _NEIGHBOURS = 4
 _NUMBERS = (0, 1, 2, 5, 0x100, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _LIMITS = VettingLimits(within_s=15.0, cpu_s=3, memory=3 * 2**30)
@@ -197,9 +197,9 @@ def bundle_seeds() -> list[bytes]:
 
 
 def answer(data: bytes) -> None:
-    """What a worker process answers; tensors that are accepted can be mapped."""
+    """Decode an answer of a worker process; tensors that are accepted can be mapped."""
     said = protocol.decode_answer(data)
-    region = said.region if isinstance(said, protocol.Opened) else said
+    region = said.region if isinstance(said, protocol.ModelOpened) else said
     if isinstance(region, protocol.TensorRegion):
         memory = protocol.create_shared_memory()
         try:
@@ -213,7 +213,7 @@ def answer_seeds() -> list[bytes]:
     region = protocol.TensorRegion(specs[:1], specs[1:], 4096, protocol.region_bytes(specs))
     made = (
         region,
-        protocol.Opened("litert 2.3.0", 12, 3, region),
+        protocol.ModelOpened("litert 2.3.0", 12, 3, region),
         protocol.Usage(1.5, 40.0),
         TimingRun((1.5, 2.5), 4.0),
         protocol.Failed("no such operation", model=True),

@@ -29,7 +29,7 @@ _LEFT_S = 120.0
 
 
 class Told(NamedTuple):
-    """What came of one target.
+    """Results of one target.
 
     Attributes:
         name: of the target.
@@ -90,7 +90,7 @@ def fuzz(name: str, seconds: float, seed: int) -> Told:
 
 
 def judge(name: str, folder: Path, code: int) -> Told:
-    """What a process has left behind."""
+    """Evaluate the files that a process has left behind."""
     book: dict[str, Any] = {"executions": 0, "seconds": 0.0, "errors": {}}
     if (folder / "book.json").exists():
         book = json.loads((folder / "book.json").read_text(encoding="utf-8"))

@@ -33,7 +33,7 @@ _KINDS: tuple[Kind, ...] = ("events", "health", "status", "count", "snapshot", "
 
 
 def watched(data: bytes) -> None:
-    """What `watch` does with a message: the first byte says of which kind it is, two lines who sent it."""
+    """Handle a message as `watch` does: the first byte is its kind, two lines are its sender."""
     kind = _KINDS[data[0] % len(_KINDS)] if data else "status"
     device, _, rest = data[1:].partition(b"\n")
     stream, _, payload = rest.partition(b"\n")

@@ -1,4 +1,4 @@
-"""What a target is, and what all of them share."""
+"""Fuzzing targets: the type and its shared parts."""
 
 from __future__ import annotations
 

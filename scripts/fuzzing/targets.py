@@ -1,4 +1,4 @@
-"""What is fuzzed: parsers of what others wrote, with inputs that are right. A new parser is a new row here."""
+"""Table of fuzzed parsers of foreign data, with valid inputs. A new parser is a new row here."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ HANGS_S = 20
 
 
 class Book:
-    """What has happened, in files, because a process that is fuzzed may end at any moment."""
+    """Progress of a fuzzing process, in files because the process may end at any moment."""
 
     def __init__(self, folder: Path, counts: Mapping[str, int] | None = None) -> None:
         self._folder, self._began = folder, time.monotonic()

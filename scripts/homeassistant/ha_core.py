@@ -197,7 +197,7 @@ class HomeAssistant:
         }
 
     def discovered(self, identifier: str) -> list[dict[str, Any]]:
-        """What it holds of each discovered entity: `entity_id` and the `payload`, abbreviations resolved."""
+        """Return each discovered entity: `entity_id` and the `payload`, abbreviations resolved."""
         device = self.device(identifier)
         if device is None:
             return []

@@ -1,4 +1,4 @@
-"""What happens in the scene, one function for each day in the life of a device, and what must hold then."""
+"""Scenarios in the life of a device, one function each, with the checks that must hold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from tests.support.publishing import TOPICS
 
 _UNKNOWN = ("unknown", "unavailable")
 _ALWAYS = ("connection", "seen")
-"""Of use when the device is away."""
+"""Entities that have a state while the device is offline."""
 _NOTHING_TO_KNOW = ("update", "front.snapshot", "back_yard.snapshot")
-"""Of a button Home Assistant shows when it was pressed last. And no newer version is known until somebody tells
-the device of one: `unknown` is right."""
+"""Entities whose state `unknown` is right: a button never pressed, and an update before any is announced."""
 
 
 def it_is_found(scene: Scene) -> None:
@@ -71,7 +70,7 @@ def _of(scene: Scene, start: str, end: str) -> list[str]:
 
 
 def values_are_right(scene: Scene) -> None:
-    """What Home Assistant shows is what the device publishes."""
+    """Check that Home Assistant shows the values that the device publishes."""
 
     def picture_is_ours() -> bool:
         picture = scene.ha.bytes_of(f"/api/image_proxy/{scene.entity('front.picture')}")
@@ -98,7 +97,7 @@ def values_are_right(scene: Scene) -> None:
 
 
 def commands_are_carried_out(scene: Scene) -> None:
-    """What a person moves on the dashboard moves the device, which tells how it is now."""
+    """Check that controls on the dashboard change the device, which publishes its new state."""
     ha, switch = scene.ha, scene.entity("front.enabled")
     ha.call("switch", "turn_off", switch)
     scene.comes("switched off, the stream is disabled", lambda: scene.state("front.state") == "disabled")
@@ -169,7 +168,7 @@ def home_assistant_starts(scene: Scene) -> None:
 
 
 def a_stream_goes(scene: Scene) -> None:
-    """What a reload removes is removed."""
+    """Check that a stream that a reload removes is removed from Home Assistant."""
     streams = scene.vedette.config["streams"]
     gone = {name for name in scene.states() if name.startswith(("back_yard.", "front.zone.left."))}
     kept = set(scene.states()) - gone
@@ -190,7 +189,7 @@ def a_stream_goes(scene: Scene) -> None:
 
 
 def a_stranger_has_the_name(scene: Scene) -> None:
-    """What another program has announced under the device's name stays."""
+    """Check that the device leaves another program's discovery message under its name alone."""
     scene.vedette.end()
     theirs = {"dev": {"ids": ["theirs"], "name": "Theirs"}, "o": {"name": "other"}, "cmps": {}}
     scene.say(CONFIG_TOPIC, json.dumps(theirs).encode(), retain=True)
@@ -216,7 +215,7 @@ def it_is_switched_off(scene: Scene) -> None:
 
 
 def _is_there(scene: Scene) -> bool:
-    """Whether it is announced now, and Home Assistant knows it."""
+    """Return True if the device is announced now, and known to Home Assistant."""
     newest = scene.messages.of(CONFIG_TOPIC)[-1]
     return bool(newest) and scene.ha.device(DEVICE) is not None and _none_is_unavailable(scene)
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from ha_scene import Scene
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
+from agent.comms.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 from agent.comms.homeassistant.discovery import entities, message, topic
 from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode
 from agent.comms.topics import Topics
@@ -27,12 +27,12 @@ _LABELS = (
     'a"b',
     "a'b",
 )
-_PLACES = tuple(Label(zone, label) for zone in ("", "drive_way") for label in _LABELS)
+_PLACES = tuple(ZoneLabel(zone, label) for zone in ("", "drive_way") for label in _LABELS)
 _WHOLE = StreamEntitySource(
     "Front-Door", "things", _LABELS, _PLACES, zones=("drive_way",), variants=("auto", "416")
 )
 _TOPICS = Topics("vedette", "Odd_device-1")
-DEVICE = Device(
+DEVICE = DeviceEntitySource(
     _TOPICS,
     "Raspberry Pi 4 Model B Rev 1.4",
     "0.1.0",
@@ -61,7 +61,7 @@ def names_of_every_kind(scene: Scene) -> None:
     scene.proved("Home Assistant keeps every key", not dropped, dropped or "")
     for label in ("Smoke detector, smoke alarm", "犬"):
         scene.say(_TOPICS.count("yard", label), b"1", retain=True)
-        _becomes(scene, DEVICE.streams[2].occupancy_id(Label("", label)), "on")
+        _becomes(scene, DEVICE.streams[2].occupancy_id(ZoneLabel("", label)), "on")
     for name, wanted in (("temperature", "61.5"), ("hot", "on"), ("dropped", "3"), ("waiting", "7")):
         _becomes(scene, name, wanted)
 

@@ -24,7 +24,7 @@ CONFIG_TOPIC = f"homeassistant/device/{TOPICS.device}/config"
 _ZOO = ROOT / "agent" / "models" / "zoo"
 _KEYS = Path(__file__).with_name("ha_keys.py")
 _BEFORE_US = ("Skipping pip installation", "zlib_ng and isal are not available")
-"""What Home Assistant complains of with no device at all."""
+"""Warnings that Home Assistant logs without any device."""
 _OUTAGE = (
     "connection was lost",
     "Disconnected from MQTT",
@@ -33,7 +33,7 @@ _OUTAGE = (
     "failed to receive on socket",
     "client is not currently connected",
 )
-"""What it says when we have stopped its broker."""
+"""Warnings that Home Assistant logs when its broker was stopped."""
 
 
 def cameras_and_microphone() -> dict[str, Table]:
@@ -139,7 +139,7 @@ class Scene:
         self.broker.start()
 
     def complaints(self) -> list[str]:
-        """What Home Assistant complains of that is ours."""
+        """Return the warnings of Home Assistant that this device has caused."""
         known = (*_BEFORE_US, *(_OUTAGE if self._outage else ()))
         return [text for text in self.ha.complaints() if not any(words in text for words in known)]
 

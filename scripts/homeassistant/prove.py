@@ -1,4 +1,4 @@
-"""Whether a real Home Assistant shows and commands this device, in a table of what was proved."""
+"""Prove that a real Home Assistant shows and commands this device; print a table of the results."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def main(path: str, cases: int) -> None:
 
 
 def _of_variant(model: Model, variant: Variant, cases: int) -> Iterator[tuple[str, Array]]:
-    """What a variant answers, out of a file of its own: only of a file's first graph is known who runs it."""
+    """Yield a variant's answers, from a file of its own: delegation is known only for a file's first graph."""
     content = only_signature(model.content, variant.signature)
     alone = replace(model, content=content, manifest=replace(model.manifest, variants=(variant,)))
     session = CpuBackend().open(alone, SessionOptions(threads=1))
@@ -83,7 +83,7 @@ def _answered(session: CpuSession, case: list[Array]) -> Iterator[tuple[str, Arr
 
 
 def _of_operations(content: bytes, given: dict[str, Array]) -> Iterator[tuple[str, Array]]:
-    """Of each operation, with every tensor kept: XNNPACK then takes each of those that are its own by itself."""
+    """Yield each operation's answers, with every tensor kept: XNNPACK then runs each of its operations alone."""
     interpreter = load_runtime()[1].Interpreter(
         model_content=content, num_threads=1, experimental_preserve_all_tensors=True
     )

@@ -79,6 +79,6 @@ def to_blame(ours: Answers, theirs: Answers) -> list[tuple[str, Difference]]:
 
 
 def delegation(answers: Answers) -> list[tuple[str, int, int]]:
-    """Of each variant its place, its operations, and how many of them XNNPACK runs."""
+    """Return for each variant its place, its number of operations, and how many of them XNNPACK runs."""
     counted = [(name.removesuffix("/nodes"), array) for name, array in answers.items() if name.endswith("/nodes")]
     return [(place, int(nodes), int(taken)) for place, (nodes, taken) in counted]

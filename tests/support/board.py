@@ -52,7 +52,7 @@ class Board:
 
     @property
     def disk(self) -> Path:
-        """What the board has written; not for while it is up."""
+        """Folder of the board's disk; read it only while the board is down."""
         return self._folder / "disk"
 
     def become(self, other: Board) -> None:
@@ -115,11 +115,10 @@ class Board:
         return self.sh("systemctl", "show", "--value", f"--property={name}", unit)
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
         return self.sh("sh", "-c", 'test -e "$1" && echo yes || true', "sh", path) == "yes"
 
     def health(self) -> DaemonHealth | None:
-        """What the daemon tells programs on the board; None: nothing now."""
+        """Return the health file of the daemon; None if there is none now."""
         told = self.sh("cat", "/run/vedette/health.json", check=False)
         return msgspec.json.decode(told, type=DaemonHealth) if told else None
 
@@ -142,7 +141,7 @@ class Board:
         return found
 
     def journal(self, unit: str = "vedette.service") -> str:
-        """What a unit, and systemd of it, has said since the boot."""
+        """Return the log of a unit, and of systemd about it, since the boot."""
         return self.sh("journalctl", "--no-pager", "--output=cat", f"--unit={unit}")
 
     def __enter__(self) -> Self:

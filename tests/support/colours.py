@@ -27,7 +27,7 @@ score_threshold = {threshold}
 _HALF = 0.15
 """Half a side of every box, as a fraction of the picture."""
 EDGES = np.array([-_HALF, -_HALF, _HALF, _HALF], np.float32)
-"""Of the box in a black picture: top, left, bottom, right."""
+"""Edges of the box in a black picture: top, left, bottom, right."""
 
 
 def colour_model(folder: Path, *, threshold: float = 0.5, side: int = 2) -> Path:

@@ -47,7 +47,7 @@ def identity_model(folder: Path, steps: int = 600, size: int = 100_000) -> Path:
 
 
 def picture_model(folder: Path, steps: int = 1) -> Path:
-    """The same for pictures of 4×4, whose every value is the score of a label; gives its manifest's path."""
+    """Write a model for pictures of 4×4, whose every value is the score of a label; return its manifest."""
     ones, shape = np.ones(1, np.float32), np.array([1, 48], np.int32)
     tensors = [
         build.T("one", (1,), "float32", ones),

@@ -34,13 +34,13 @@ class Step(NamedTuple):
 
 
 SHORTEST_S = 0.1
-"""That a fault lasts."""
+"""Shortest duration of a fault, s."""
 PAUSE_S = 1.0
 """Between two faults of one kind at least, where there is room: what is broken is first to be whole."""
 
 
 def schedule(seed: int, seconds: float, kinds: Mapping[str, Kind]) -> list[Step]:
-    """What to do when, in order of time.
+    """Return the steps of a trial, in order of time.
 
     Each fault of a kind has a slot of equal length in which it begins and ends at random. Kinds know nothing of
     each other, so that all may be broken at once.

@@ -1,4 +1,4 @@
-"""What the bundled model sees on pictures that are kept, variant by variant.
+"""Results of the bundled model on stored pictures, variant by variant.
 
 Run as a program (scripts/build_models/golden) it writes `tests/golden` anew: pictures out of the bundled clip
 and what the model of today sees on them; and the golden picture of the model itself.
@@ -47,12 +47,12 @@ def picture(name: str) -> Image:
 
 
 def expected() -> Golden:
-    """What was seen when the pictures were last remade."""
+    """Return the stored results."""
     return msgspec.json.decode((GOLDEN / f"{MODEL}.json").read_bytes(), type=Golden)
 
 
 def seen(variant: str, image: Image) -> list[Detection]:
-    """What the model sees now."""
+    """Return the detections of the model."""
     config = StreamConfig(
         "test:", MODEL, gate=GateConfig(motion=False), decode=DecodeConfig(score_threshold=WEAKEST)
     )

@@ -152,7 +152,7 @@ def topic_of(packet: Packet) -> str:
 
 
 def receive_until(connection: socket.socket, what: bytes) -> bytes:
-    """What comes, up to and with `what`."""
+    """Receive up to and including `what`."""
     got = b""
     while what not in got:
         if not (more := connection.recv(4096)):

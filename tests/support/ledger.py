@@ -9,7 +9,7 @@ from agent.comms.messages import EventMessage
 
 
 class Verdict(NamedTuple):
-    """What was wrong, in numbers of events; all but the first two are 0 after a faultless delivery.
+    """Counts of faults in a delivery; all but the first two are 0 after a faultless one.
 
     Attributes:
         events: distinct ids.
@@ -31,7 +31,7 @@ class Verdict(NamedTuple):
 
     @property
     def is_faultless(self) -> bool:
-        """Whether every event came exactly once after dropping repeated ids, in order, and every track ended."""
+        """True if every event came exactly once after dropping repeated ids, in order, and every track ended."""
         return not any(self[2:])
 
 
@@ -80,7 +80,7 @@ class Ledger:
         return [seq for seq in range(1, max(self._numbers, default=0) + 1) if seq not in self._numbers]
 
     def verdict(self) -> Verdict:
-        """What there is to say now."""
+        """Return the counts so far."""
         twice = sum(count - 1 for count in self._numbers.values())
         return Verdict(
             len(self._ids),

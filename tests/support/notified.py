@@ -1,4 +1,4 @@
-"""What systemd would hear of a daemon: a real socket, as `NOTIFY_SOCKET` names it."""
+"""Receive the notifications of a daemon to systemd, on a real socket, as `NOTIFY_SOCKET` names it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Notified:
 
     @property
     def heard(self) -> list[tuple[float, str]]:
-        """The same, with when."""
+        """Return the messages with their times."""
         while True:
             try:
                 datagram = self._socket.recv(65536)

@@ -15,7 +15,7 @@ from tests.support.received import Messages
 
 
 class Operator:
-    """Of one device."""
+    """Operator of one device."""
 
     def __init__(self, broker: Mosquitto, topics: Topics = TOPICS, *, user: str = "") -> None:
         self.broker, self.topics = broker, topics
@@ -27,7 +27,7 @@ class Operator:
         self.messages.client.publish(self.topics.set(stream, what), str(value), qos=1)
 
     def states(self, stream: str, what: str) -> list[bytes]:
-        """What has been told of a setting so far."""
+        """Return the states of a setting so far."""
         return self.messages.of(self.topics.state(stream, what))
 
     def wait_state(self, stream: str, what: str, value: str) -> None:

@@ -39,7 +39,7 @@ esac
 
 
 def write_command(venv: Path, selftest: str = "true", problem: str = "") -> None:
-    """What a version runs as, in the place of Python and all that it installs."""
+    """Write a stand-in for the Python environment of a version."""
     problems = f'\\"$4:1: {problem}\\"' if problem else ""
     path = venv / "bin/vedette"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ class PretendService:
         self.models = ModelSets(self._slots.path(running)).current if running else 0
 
     def write_health(self) -> None:
-        """Of the daemon as it is now; a version that hangs writes none."""
+        """Write the health file of the daemon as it is now; a version that hangs writes none."""
         path = self._where.health
         path.parent.mkdir(parents=True, exist_ok=True)
         if "+hang" in self.version or self.hidden:
@@ -237,5 +237,5 @@ class Board:
         assert self.service.version == self.runs
 
     def states(self) -> Mapping[str, float]:
-        """Of the newest update, with what they took."""
+        """Return the states of the newest update with their durations, s."""
         return self.updater().journal.history()[-1].seconds

@@ -1,4 +1,4 @@
-"""What a subscriber of the real broker has received."""
+"""Messages that a subscriber of the real broker has received."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Received(NamedTuple):
 
 
 class Messages:
-    """What a subscriber has received so far, in order. Closed with its broker."""
+    """Messages of a subscriber so far, in order. Closed with its broker."""
 
     def __init__(self, client: paho.Client) -> None:
         self.client = client

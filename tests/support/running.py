@@ -55,7 +55,7 @@ class Vedette:
         self.file, self.state = folder / "vedette.toml", folder / "state"
         self.options: tuple[str, ...] = ()
         self.prefix: tuple[str, ...] = ()
-        """What the command begins with: another command that runs it somewhere else."""
+        """Prefix of the command: another command that runs it somewhere else."""
         self._stderr = folder / "stderr"
         self.config: Table = {
             "device": {"name": TOPICS.device},

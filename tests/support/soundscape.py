@@ -65,7 +65,7 @@ def waveform_model(folder: Path) -> Path:
 
 
 def logmel_model(folder: Path) -> Path:
-    """The same from log-mel rows, by the level in the bands around each tone."""
+    """Write a model on log-mel rows that scores the level in the bands around each tone."""
     hz = np.array([_centre(band) for band in range(_MELS)])
     fill = np.zeros((CLASSES, _ROWS, _MELS))
     for number, label in enumerate(labels()):

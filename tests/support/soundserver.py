@@ -65,7 +65,7 @@ class SoundServer:
             "PULSE_COOKIE": str(self.folder / "cookie"),
             "ALSA_CONFIG_PATH": str(self.folder / "asound.conf"),
         }
-        """What makes a process use this server."""
+        """Environment that makes a process use this server."""
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> Self:

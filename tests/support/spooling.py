@@ -28,12 +28,10 @@ def filled(
 
 
 def numbers(opened: Spool, after: int = 0, limit: int = 10_000) -> list[int]:
-    """Of what can be peeked."""
     return [row.seq for row in opened.peek(after, limit)]
 
 
 def bodies(opened: Spool) -> list[bytes]:
-    """Of what can be peeked."""
     return [row.body for row in opened.peek(0, 100)]
 
 
@@ -44,12 +42,12 @@ def reopened(opened: Spool, folder: Path, config: StorageConfig | None = None) -
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What was said of trouble."""
+    """Return the logged warnings and errors."""
     return [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def corruption() -> sqlite3.DatabaseError:
-    """What SQLite raises when a page is damaged."""
+    """Return the error that SQLite raises for a damaged page."""
     error = sqlite3.DatabaseError("database disk image is malformed")
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error

@@ -67,7 +67,7 @@ class SshBoards:
         )
 
     def vedette(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """The same, and wait for its end."""
+        """Run a command and wait for its end."""
         running = self.begin(*words)
         try:
             out, err = running.communicate(timeout=90)

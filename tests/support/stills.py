@@ -40,7 +40,7 @@ def pictures(times_s: Iterable[float]) -> list[EncodedFrame]:
 
 
 class Played(NamedTuple):
-    """What a player sees: numbers of the pictures, their times, the length that it was told, s."""
+    """Clip as a player decodes it: numbers of the pictures, their times, and the length in the header, s."""
 
     numbers: list[int]
     times_s: list[float]

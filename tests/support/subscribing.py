@@ -40,10 +40,9 @@ class Client:
 
 
 def subscriptions(client: Client) -> Subscriptions:
-    """Of that client."""
     return Subscriptions(cast("Any", client))
 
 
 def connection(client: Client) -> Connection:
-    """What an inbox uses of a connection."""
+    """Return a connection with the parts that an inbox uses."""
     return cast("Connection", SimpleNamespace(subscriptions=subscriptions(client)))

@@ -76,7 +76,7 @@ def _key_pair(name: str) -> tuple[bytes, bytes]:
 
 @functools.cache
 def model_files(name: str = MODEL) -> Mapping[str, bytes]:
-    """What a bundle has of a model, by path; the CPU is asked once in a process."""
+    """Return the files of a model in a bundle, by path; golden answers are computed once in a process."""
     return dict(gather(name))
 
 
@@ -124,7 +124,7 @@ def _hash(text: str) -> str:
 
 
 def full_files(version: str = "1.0", more: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
-    """What a full bundle has: a wheel, a model, a configuration, and more."""
+    """Return the files of a full bundle: a wheel, a model, a configuration, and more."""
     return {
         f"wheels/vedette-{version}-py3-none-any.whl": tiny_wheel(version=version),
         **model_files(),

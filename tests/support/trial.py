@@ -37,12 +37,12 @@ from tests.support.running import Table, Vedette, camera
 
 STREAMS = 8
 FPS, SEEN, UNSEEN = 32, 100, 12
-"""Of 112 pictures in 3.5 s, 100 give an event: 28 a second of each stream, 25 with the times that it is dead."""
+"""100 of 112 pictures in 3.5 s give an event: 28 a second for each stream, 25 with the times that it is dead."""
 _CATCH_UP_S = 60.0
 
 
 class Outcome(NamedTuple):
-    """What came of a trial.
+    """Results of a trial.
 
     Attributes:
         verdict: see there.

@@ -23,7 +23,7 @@ FAULTS: Mapping[str, tuple[str, str]] = {
     ),
     "hang": ("agent/cli/run.py", "import sys, time\ntime.sleep(3600 * ('run' in sys.argv))\n"),
 }
-"""What is put at the end of a file of its wheel."""
+"""Text appended to a file of the version's wheel."""
 
 
 def version(wheel: Path, number: str, fault: str = "") -> Path:

@@ -378,7 +378,7 @@ def begin_update(board: Board) -> None:
 
 
 def at_hand(board: Board) -> str:
-    """What there is of an update."""
+    """Return the files of an update in progress."""
     names = ("trial", "verdict", "deadman", "order", "journal.json", "incoming.vedette*")
     words = [word for name in names for word in ("-o", "-name", name)][1:]
     return board.sh("find", _UPDATES, *words)

@@ -93,7 +93,7 @@ def apply(board: Board, path: Path, *, check: bool = True) -> str:
 
 
 def newest(board: Board) -> dict[str, Any]:
-    """Of the history."""
+    """Return the newest entry of the history."""
     line = board.sh("vedette", "update", "history", "--json").splitlines()[-1]
     told: dict[str, Any] = msgspec.json.decode(line)
     return told

@@ -55,7 +55,7 @@ def test_a_whole_bundle_is_the_same_bytes_each_time_and_installs_without_network
 
     described = archive.read_description(first)
     archive.unpack(first, described, tmp_path / "slot")
-    wheels = [str(tmp_path / "slot" / wheel) for wheel in described.named("wheels", ".whl")]
+    wheels = [str(tmp_path / "slot" / wheel) for wheel in described.paths_in("wheels", ".whl")]
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
     pip = [str(tmp_path / "venv" / "bin" / "pip"), "install", "--quiet", "--no-index", "--no-cache-dir", *wheels]
     subprocess.run(pip, check=True)

@@ -45,7 +45,7 @@ def device(folder: Path, config: MqttConfig, synchronised: Synchronised) -> Iter
 
 
 def refused(folder: Path, broker: Mosquitto, **fields: Any) -> str:
-    """What is said of it; the event is kept."""
+    """Return the logged reason of a refused connection; the event stays in the spool."""
     with device(folder, broker.config(reconnect_max_s=0.2, **fields), lambda: True) as (spool, publisher):
         wait_for(lambda: publisher.state.detail != "connecting")
         time.sleep(0.6)
@@ -146,4 +146,4 @@ def test_a_client_certificate_of_a_stranger_is_told(tmp_path: Path) -> None:
             for key, end in (("cert_file", "pem"), ("key_file", "key"))
         }
         detail = refused(tmp_path, broker, **files)
-    assert "our client certificate" in detail
+    assert "the client certificate" in detail

@@ -34,7 +34,6 @@ STAYS = "test:?size=160x120&fps=20"
 
 @pytest.fixture
 def messages(broker: Mosquitto) -> Messages:
-    """What the broker was told."""
     return broker.subscribe("vedette/#")
 
 
@@ -51,7 +50,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def clips(messages: Messages, stream: str = "front") -> list[ClipMessage]:
-    """What was told of clips."""
+    """Return the clip messages of a stream."""
     return [msgspec.json.decode(body, type=ClipMessage) for body in messages.of(TOPICS.clips(stream))]
 
 

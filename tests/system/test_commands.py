@@ -88,7 +88,6 @@ def test_a_camera_that_was_switched_off_stays_off_over_a_kill_and_a_restart(
 def test_a_power_cut_between_the_file_and_the_switch_leaves_it_off(
     vedette: Vedette, operator: Operator, tmp_path: Path
 ) -> None:
-    """What lies in the state folder counts, whatever else was done."""
     alive(operator)
     vedette.end(signal.SIGKILL)
     kept = {"streams": {"front": {"enabled": {"value": False, "basis": [True]}}}}

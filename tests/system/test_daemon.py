@@ -31,7 +31,6 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def messages(broker: Mosquitto) -> Messages:
-    """What the broker was told."""
     return broker.subscribe("vedette/#")
 
 
@@ -475,7 +474,7 @@ def test_the_health_tells_which_broker_is_used_and_of_another_with_our_name(
         twin = paho.Client(CallbackAPIVersion.VERSION2, client_id(TOPICS), protocol=paho.MQTTv5)
         twin.connect(HOST, broker.port)
         twin.loop_start()
-        running.wait_said("another client connected with our client id")
+        running.wait_said("another client connected with the same client id")
         twin.disconnect()
         twin.loop_stop()
-        messages.wait(lambda m: (now := health(m)) and now.link and "our client id" in now.link.trouble)
+        messages.wait(lambda m: (now := health(m)) and now.link and "same client id" in now.link.trouble)

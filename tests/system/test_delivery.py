@@ -360,7 +360,7 @@ def test_two_devices_with_one_client_id_say_so_once(
     time.sleep(4.0)
     for twin in twins:
         twin.stop(1.0)
-    said = [line for line in warnings(caplog) if "another client connected with our client id" in line]
+    said = [line for line in warnings(caplog) if "another client connected with the same client id" in line]
     assert 1 <= len(said) <= 2, "once for each"
 
 

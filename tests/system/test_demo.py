@@ -34,7 +34,7 @@ def call(*args: str) -> Result:
 
 
 def begin(*args: str) -> None:
-    """The same, with what it prints left to `capsys`: errors come out as they are, and nothing before them."""
+    """Run the demo in this process: `capsys` gets the output, and errors are raised as they are."""
     demo.main(list(args), standalone_mode=False)
 
 

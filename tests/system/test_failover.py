@@ -31,7 +31,7 @@ def told(messages: Messages) -> list[StreamHealth]:
 
 
 def backends(messages: Messages) -> list[str]:
-    """Who answered each picture."""
+    """Return the backend of each detection message."""
     decode = msgspec.json.Decoder(DetectionsMessage).decode
     return [decode(body).backend for body in messages.of(TOPICS.detections("front"))]
 

@@ -78,7 +78,7 @@ def counters(fleet: Fleet) -> set[int]:
 
 
 def refused(done: subprocess.CompletedProcess[bytes]) -> str:
-    """What a board says to what it does not do."""
+    """Return the board's message to a refused command."""
     assert done.returncode == 126, (done.stdout, done.stderr)
     assert done.stdout == b""
     return done.stderr.decode()
@@ -293,7 +293,7 @@ def test_what_is_not_a_bundle_does_not_stay_there(fleet: Fleet, tmp_path: Path) 
 
 
 def test_health_that_is_junk_keeps_no_board_from_its_updates(fleet: Fleet) -> None:
-    """What the daemon tells lies in a folder of its own: it may put anything there."""
+    """The daemon owns the folder of its health file, and may put anything there."""
     board, file = fleet.boards["board1"], "/run/vedette/health.json"
     board.sh("systemctl", "stop", "vedette")
     for words in (

@@ -1,4 +1,4 @@
-"""What a device left at a real broker under a former name, or of streams that no longer exist, is deleted."""
+"""Retained messages of former device names and removed streams are deleted at a real broker."""
 
 from __future__ import annotations
 

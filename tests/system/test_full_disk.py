@@ -111,7 +111,7 @@ def put(spool: Spool, body: bytes, key: str, crash_end: bytes | None) -> int:
 
 
 def left(folder: Path) -> list[bytes]:
-    """What the next process says first."""
+    """Return the rows that the next process publishes."""
     spool = Spool(folder, StorageConfig())
     spool.flush(5.0)
     time.sleep(0.1)
@@ -248,7 +248,7 @@ def test_a_disk_that_is_full_at_the_start_is_used_when_it_is_not(
 
 
 def first_number(folder: Path) -> int:
-    """Of a start whose events are delivered from memory, and that stops."""
+    """Return the first number of a start whose events are delivered from memory, and that stops."""
     spool = Spool(folder, StorageConfig())
     spool.put(EVENTS, BODY)
     wait_for(lambda: spool.peek(0, 10))

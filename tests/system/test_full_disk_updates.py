@@ -151,8 +151,8 @@ def test_the_dead_man_ends_a_trial_on_a_full_disk(board: Board, monkeypatch: pyt
     fill(board)
     board.service.deadman()
     assert board.where.trial.exists(), "it has its time"
-    text = board.where.counted.read_text()
-    with board.where.counted.open("r+") as file:  # in its place, which takes no room
+    text = board.where.trial_usage.read_text()
+    with board.where.trial_usage.open("r+") as file:  # in its place, which takes no room
         file.write(text.replace("elapsed_s=0", "elapsed_s=9999"))
     board.service.deadman()
     assert not board.where.trial.exists()
@@ -179,7 +179,7 @@ def test_a_version_that_brings_the_board_down_on_a_full_disk_has_its_boots_count
         with boot.open("r+") as file:  # in its place, which takes no room
             file.write(f"{number}\n")
         board.service.deadman("settle")
-        assert f"boots={number}\n" in board.where.counted.read_text()
+        assert f"boots={number}\n" in board.where.trial_usage.read_text()
         assert board.where.reserve.stat().st_size > 128 * 1024, "which a rollback needs"
     fill(board)
     with boot.open("r+") as file:

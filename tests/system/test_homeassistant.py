@@ -132,7 +132,7 @@ def test_switched_off_while_the_broker_is_away_it_takes_everything_back_when_tha
 
 
 def retained(broker: Mosquitto, topic: str) -> list[bytes]:
-    """What lies there: it comes before the message that is sent after."""
+    """Return the retained messages of a topic: they come before a message that is sent after."""
     messages = broker.subscribe(topic)
     say(broker, topic, b"end")
     messages.wait(lambda m: b"end" in m.of(topic))

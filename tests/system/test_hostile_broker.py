@@ -63,7 +63,7 @@ def survived(
     timings: ConnectionTimings = IMPATIENT,
     **fields: Any,
 ) -> str:
-    """Whether the device has, and what it said of it."""
+    """Return what the device logged about the broker."""
     messages, served = broker.subscribe(EVENTS), [0, 0]
     honest = forwarder(broker.port)
 
@@ -109,7 +109,7 @@ def accepted(connection: socket.socket, connack: bytes = CONNACK_5) -> None:
 def test_it_accepts_and_never_answers(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert "no answer to our CONNECT" in survived(tmp_path, broker, until_left, caplog, times=2)
+    assert "no answer to CONNECT" in survived(tmp_path, broker, until_left, caplog, times=2)
 
 
 def test_it_accepts_and_never_shakes_hands_for_tls(
@@ -252,7 +252,7 @@ def test_it_floods_us_with_messages_that_nobody_asked_for(
         while True:
             connection.sendall(publish(topic, b"x" * 1000) * 20)
 
-    assert "it floods us with messages that nobody asked for" in survived(tmp_path, broker, flood, caplog)
+    assert "floods this device" in survived(tmp_path, broker, flood, caplog)
 
 
 def test_it_floods_us_with_retained_counts(

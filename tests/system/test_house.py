@@ -263,7 +263,7 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
     daemon = Daemon(replace(config, streams={"gone": replace(camera, source=f"file:{tmp_path}/gone.mp4")}))
 
     def publish() -> None:
-        if daemon.runtime.streams["gone"].over:
+        if daemon.runtime.streams["gone"].finished:
             daemon.request_stop()
 
     monkeypatch.setattr(daemon, "_report_health", publish)

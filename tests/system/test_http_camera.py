@@ -30,7 +30,7 @@ OTHERS = {
     "/rubbish": ("image/jpeg", b"\x01\x02\x03\x04\x05"),
     "/picture": ("image/jpeg", cv2.imencode(".jpg", np.full((48, 64, 3), 90, np.uint8))[1].tobytes()),
 }
-"""What is no stream: its type and its content."""
+"""Responses that are no stream: content type and body."""
 
 
 class Camera(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""What a device hears over a real broker, and what it is spared."""
+"""Subscriptions of a device at a real broker, and floods of messages."""
 
 from __future__ import annotations
 

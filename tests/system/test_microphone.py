@@ -41,7 +41,7 @@ def listening(uri: str, rate_hz: int = _RATE) -> Iterator[tuple[AudioStream, lis
 
 
 def hear(listener: AudioStream, seconds: float) -> list[AudioChunk]:
-    """What comes in so many seconds."""
+    """Return the audio of some seconds."""
     chunks, end = [], time.monotonic() + seconds
     while time.monotonic() < end:
         chunk = listener.take(0.5)
@@ -69,7 +69,7 @@ def likeness(heard: Array, played: Samples) -> float:
 
 
 def is_heard(server: SoundServer, listener: AudioStream, rate_hz: int = _RATE) -> None:
-    """What is played now is heard, without a gap."""
+    """Check that the listener receives what is played now, without a gap."""
     while listener.take(0) is not None:
         pass  # what nobody has taken yet, before a loss perhaps
     played = sweep(rate_hz=rate_hz)

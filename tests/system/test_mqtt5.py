@@ -1,4 +1,4 @@
-"""What MQTT 5 adds to a message, and the transports, at a real broker."""
+"""MQTT 5 properties and the transports at a real broker."""
 
 from __future__ import annotations
 

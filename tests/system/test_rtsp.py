@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture.server_probe import objection
+from agent.capture.server_probe import find_refusal
 from agent.capture.source import open_source, with_login
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
@@ -114,7 +114,7 @@ def test_the_password_of_a_camera_may_be_in_a_file(tmp_path: Path) -> None:
         source = open_source(server.uri, stall_s=5, login=login)
         assert source.read(None) is not None
         source.close()
-        assert objection(with_login(parse(server.uri), login).target, 2.0) == ""
+        assert find_refusal(with_login(parse(server.uri), login).target, 2.0) == ""
         file.write_text("wrong")
         with pytest.raises(SourceError, match="refuses the ones given") as caught:
             open_source(server.uri, stall_s=3, login=login)

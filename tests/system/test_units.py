@@ -16,7 +16,7 @@ _UNITS = sorted([*_FOLDER.glob("*.service"), *_FOLDER.glob("*.timer")])
 
 
 def say(program: str, *words: str) -> str:
-    """What a program of systemd says, on both streams; skips where it is not there."""
+    """Return the output of a program of systemd, both streams; skip where it is not installed."""
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed")
     done = subprocess.run([program, *words], capture_output=True, text=True, timeout=60, check=False)

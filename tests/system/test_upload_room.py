@@ -49,7 +49,7 @@ class SmallBoard:
             path.chmod(0o755)
 
     def send(self, content: bytes) -> tuple[SshFailure | None, int]:
-        """What the operator is told of it, and the bytes that were sent."""
+        """Upload a bundle; return the failure, if any, and the number of bytes sent."""
         files = [self._here / BUNDLE, self._here / f"{BUNDLE}.sig"]
         for file, data in zip(files, (content, b"signature"), strict=True):
             file.write_bytes(data)
@@ -61,13 +61,13 @@ class SmallBoard:
 
     @property
     def bundle(self) -> bytes:
-        """That lies there."""
+        """Return the content of the uploaded bundle."""
         path = self.folder / BUNDLE
         return path.read_bytes() if path.exists() else b""
 
     @property
     def known(self) -> str:
-        """What the board takes it for."""
+        """Return the digest that the board has recorded for the bundle."""
         return (self.folder / ".known").read_text(encoding="ascii").split()[1]
 
     @property

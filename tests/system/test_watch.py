@@ -215,7 +215,7 @@ def test_a_terminal_shows_a_live_table(tmp_path: Path, broker: Mosquitto) -> Non
 
 
 def in_terminal(broker: Mosquitto, *args: str, **environment: str) -> str:
-    """What the verb writes to a terminal that says of itself what is given."""
+    """Return the output of the verb on a terminal with this environment."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "agent", "watch", "-H", HOST, "-p", str(broker.port), "--for", "2s", *args]
     plain = {key: value for key, value in os.environ.items() if key not in ("TMUX", "KITTY_WINDOW_ID")}

@@ -1,4 +1,4 @@
-"""What feeds the parsers finds what it should, keeps it, and calls nothing else a finding."""
+"""The fuzzer finds and keeps seeded faults, and reports nothing else."""
 
 from __future__ import annotations
 

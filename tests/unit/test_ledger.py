@@ -1,4 +1,4 @@
-"""What a subscriber's ledger says of a delivery: each thing that may go wrong is seen, and nothing else is."""
+"""A subscriber's ledger detects each fault of a delivery, and nothing else."""
 
 from __future__ import annotations
 

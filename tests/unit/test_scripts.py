@@ -1,4 +1,4 @@
-"""What the scripts share, `scripts/lib.sh`, and what they say to words that they do not know."""
+"""Tests of `scripts/lib.sh`, and of the scripts' errors for unknown arguments."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_uv_is_found_in_a_lock_file_however_much_comes_after_it(tmp_path: Path) 
 
 
 def said(folder: Path, script: str, *words: str) -> tuple[int, str]:
-    """What a script says to wrong words, called by a relative path from a folder elsewhere."""
+    """Return status and output of a script with wrong arguments, called by a relative path from elsewhere."""
     path = os.path.relpath(ROOT / "scripts" / script, folder)
     done = subprocess.run([path, *words], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
     assert done.stdout == ""

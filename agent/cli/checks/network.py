@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from agent.board.proc import read_clock
-from agent.capture.server_probe import objection
+from agent.capture.server_probe import find_refusal
 from agent.capture.source import with_login
 from agent.cli.checks import Finding
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
@@ -116,7 +116,7 @@ def _check_source(name: str, stream: StreamConfig, health: DaemonHealth | None) 
         if health is not None and name in health.streams and health.streams[name].state in _FLOWING:
             yield Finding(SECTION, f"stream {name}", f"{source.masked}: in use by the running daemon; not tried")
             return
-        why = objection(with_login(source, stream.capture).target, TRY_S)
+        why = find_refusal(with_login(source, stream.capture).target, TRY_S)
     except SourceError as error:  # also reported by the configuration's section
         yield Finding(SECTION, f"stream {name}", f"not tried: {error}", "warning", str(error))
         return

@@ -147,7 +147,8 @@ class ConsumerClient:
         """Connect, and wait until the broker accepts the connection.
 
         Raises:
-            BrokerError: the broker cannot be reached; `RefusedError`, `UnansweredError`: it does not accept us.
+            BrokerError: the broker cannot be reached; `RefusedError`, `UnansweredError`: it does not accept this
+                client.
         """
         until = time.monotonic() + timeout_s
         self._connect(min(timeout_s, _CONNECT_S))
@@ -188,7 +189,7 @@ class ConsumerClient:
             raise UnansweredError(f"the broker at {where} {why}", silent=True) from None
         if isinstance(result, str):
             why = as_options(reasons.explain_hangup(result, tls=self._options.uses_tls))
-            raise UnansweredError(f"the broker at {where} does not let us in: {why}", silent=False)
+            raise UnansweredError(f"the broker at {where} refuses the connection: {why}", silent=False)
         if result:
             why = as_options(reasons.with_broker_text(reasons.in_words(result), self._broker_text))
             raise RefusedError(result, text=f"the broker at {where} refuses {self._options.user}: {why}")

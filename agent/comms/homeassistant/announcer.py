@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Callable
 
-from agent.comms.homeassistant.device import Device
+from agent.comms.homeassistant.device import DeviceEntitySource
 from agent.comms.homeassistant.discovery import Entities, RetainedEntities, entities, message, read, topic
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
@@ -41,7 +41,7 @@ class Announcer:
         self,
         publisher: Publisher,
         config: HomeAssistantConfig,
-        device: Device,
+        device: DeviceEntitySource,
         *,
         clock: Callable[[], float] = time.monotonic,
         jitter: Callable[[float, float], float] = random.uniform,
@@ -53,7 +53,7 @@ class Announcer:
         self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._starts: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._is_answered = self._is_ours = False
-        self._device: Device | None = None
+        self._device: DeviceEntitySource | None = None
         self._alive: dict[str, str] = {}
         self._gone: dict[str, str] = {}
         self._removed: set[str] = set()
@@ -61,7 +61,7 @@ class Announcer:
         self._left_out: set[str] = set()
         publisher.ask(self.topic, self._answers.put)
 
-    def update(self, device: Device) -> None:
+    def update(self, device: DeviceEntitySource) -> None:
         """Publish what is due. Call often: it is cheap when nothing is."""
         if not self._is_answered and not self._read_answer(device):
             return
@@ -74,7 +74,7 @@ class Announcer:
             self._announce(device)
             self._due = now + _PAUSE_S
 
-    def leave(self) -> None:
+    def unsubscribe(self) -> None:
         self._publisher.ignore(self._status)
 
     def withdraw(self) -> None:
@@ -89,7 +89,7 @@ class Announcer:
             self._is_answered = False
             self._publisher.ask(self.topic, self._answers.put)
 
-    def _read_answer(self, device: Device) -> bool:
+    def _read_answer(self, device: DeviceEntitySource) -> bool:
         if self._answers.empty():
             return False
         body = self._answers.get()
@@ -133,7 +133,7 @@ class Announcer:
                 self._publisher.repeat(self.topic)
                 self._due = now + _PAUSE_S
 
-    def _announce(self, device: Device) -> None:
+    def _announce(self, device: DeviceEntitySource) -> None:
         made = entities(device, self._alive, self._config.max_labels)
         components = made.components
         # What a stream finds is not known while its model cannot be opened: its entities are not removed.

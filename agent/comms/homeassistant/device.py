@@ -72,7 +72,7 @@ Kind = Literal["things", "verdicts", "sounds", "words"]
 """Kind of findings: things, each with a place; verdicts on the whole picture; sounds; words."""
 
 
-class Label(Struct, frozen=True):
+class ZoneLabel(Struct, frozen=True):
     """A label in a zone.
 
     Attributes:
@@ -106,8 +106,8 @@ class StreamEntitySource(Struct, frozen=True):
     name: str
     kind: Kind | None = None
     labels: tuple[str, ...] = ()
-    named: tuple[Label, ...] = ()
-    counted: tuple[Label, ...] = ()
+    configured_labels: tuple[ZoneLabel, ...] = ()
+    counted_labels: tuple[ZoneLabel, ...] = ()
     zones: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     counts: bool = True
@@ -119,22 +119,22 @@ class StreamEntitySource(Struct, frozen=True):
         """Return an id of this stream. Its parts have no dot, so that it is unique."""
         return ".".join((self.name, *parts))
 
-    def occupancy_id(self, one: Label) -> str:
+    def occupancy_id(self, one: ZoneLabel) -> str:
         return self.id(f"{one.place}occupancy", slug(one.label))
 
-    def count_id(self, one: Label) -> str:
+    def count_id(self, one: ZoneLabel) -> str:
         return self.id(f"{one.place}count", slug(one.label))
 
-    def select_labels(self, known: Container[str], max_labels: int) -> tuple[list[Label], list[str]]:
+    def select_labels(self, known: Container[str], max_labels: int) -> tuple[list[ZoneLabel], list[str]]:
         """Return the labels that become entities, and those that do not because there would be too many.
 
         Labels of `known` entities stay. Of labels that the configuration does not name, at most `max_labels` are
         selected.
         """
-        selected = dict.fromkeys(self.named)
+        selected = dict.fromkeys(self.configured_labels)
         labels: dict[str, None] = {}
         left: dict[str, None] = {}
-        for one in (*self._remembered(known), *self.counted):
+        for one in (*self._remembered(known), *self.counted_labels):
             if one in selected or one.label not in self.labels:
                 continue
             if one.label in labels or len(labels) < max_labels:
@@ -144,14 +144,14 @@ class StreamEntitySource(Struct, frozen=True):
                 left[one.label] = None
         return list(selected), list(left)
 
-    def _remembered(self, known: Container[str]) -> Iterator[Label]:
+    def _remembered(self, known: Container[str]) -> Iterator[ZoneLabel]:
         for label in self.labels:
             for zone in ("", *self.zones):
-                if self.occupancy_id(Label(zone, label)) in known:
-                    yield Label(zone, label)
+                if self.occupancy_id(ZoneLabel(zone, label)) in known:
+                    yield ZoneLabel(zone, label)
 
 
-class Device(Struct, frozen=True):
+class DeviceEntitySource(Struct, frozen=True):
     """A device, as far as its entities depend on it.
 
     Attributes:

@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource, display_name, distinct, node
+from agent.comms.homeassistant.device import (
+    DeviceEntitySource,
+    Kind,
+    StreamEntitySource,
+    ZoneLabel,
+    display_name,
+    distinct,
+    node,
+)
 from agent.comms.topics import Topics
 
 Component = dict[str, Any]
@@ -44,7 +52,7 @@ def _entity(platform: str, name: str, **more: Any) -> Component:
 
 
 def stream_entities(
-    topics: Topics, source: StreamEntitySource, labels: list[Label]
+    topics: Topics, source: StreamEntitySource, labels: list[ZoneLabel]
 ) -> Iterator[tuple[str, Component]]:
     """Yield the entities of one stream, by id, for the `labels` that become entities."""
     if source.counts and source.kind in _CLASSES:
@@ -60,7 +68,9 @@ def stream_entities(
     yield from _diagnostic_entities(topics, source)
 
 
-def _label_entities(topics: Topics, source: StreamEntitySource, one: Label) -> Iterator[tuple[str, Component]]:
+def _label_entities(
+    topics: Topics, source: StreamEntitySource, one: ZoneLabel
+) -> Iterator[tuple[str, Component]]:
     assert source.kind is not None
     stream, zone, label = source.name, one.zone, one.label
     topic = topics.zone_count(stream, zone, label) if zone else topics.count(stream, label)
@@ -138,7 +148,7 @@ def _diagnostic_entities(topics: Topics, source: StreamEntitySource) -> Iterator
     yield source.id("fps"), sensor("frames per second", "fps", **rate)
 
 
-def device_entities(device: Device) -> Iterator[tuple[str, Component]]:
+def device_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component]]:
     """Yield the device's own entities, by id."""
     diagnostic = {"entity_category": "diagnostic"}
     yield (
@@ -236,7 +246,7 @@ class Entities(Struct, frozen=True):
     left_out: dict[str, list[str]]
 
 
-def entities(device: Device, known: Container[str], max_labels: int) -> Entities:
+def entities(device: DeviceEntitySource, known: Container[str], max_labels: int) -> Entities:
     """Return every entity of a device. Those in `known` stay, see `StreamEntitySource.select_labels`."""
     components = dict(device_entities(device))
     left_out = {}
@@ -254,7 +264,7 @@ def topic(prefix: str, device: str) -> str:
     return f"{prefix}/device/{node(device)}/config"
 
 
-def message(device: Device, components: Mapping[str, Component], gone: Mapping[str, str]) -> bytes:
+def message(device: DeviceEntitySource, components: Mapping[str, Component], gone: Mapping[str, str]) -> bytes:
     """Return the discovery message of a device.
 
     `gone` has the platforms of entities to remove: a component with only its platform does that.
@@ -334,7 +344,7 @@ def entity_ids(body: bytes) -> tuple[str, ...]:
     return tuple(part.uniq_id for part in found.cmps.values() if part.uniq_id)
 
 
-def read(body: bytes, device: Device) -> RetainedEntities:
+def read(body: bytes, device: DeviceEntitySource) -> RetainedEntities:
     """Read a message that the broker retained; anyone may have written it."""
     if not body:
         return RetainedEntities()

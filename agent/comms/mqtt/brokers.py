@@ -148,7 +148,7 @@ class BrokerEndpoint:
     def describe(self, error: Exception) -> str:
         if not isinstance(error, RefusedError):
             return str(error)
-        user = f"user {self._config.username!r}" if self._config.username else "us (no user name is set)"
+        user = f"user {self._config.username!r}" if self._config.username else "this client (no user name is set)"
         return f"refuses {user}: {error}"
 
 

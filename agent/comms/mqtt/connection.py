@@ -184,7 +184,7 @@ class Connection:
     def _await_answer(self, left: Callable[[], float], deadline: float) -> None:
         while self._answer is None and not self.lost:
             if (timeout_s := min(left(), deadline - time.monotonic())) <= 0:
-                self.drop(reasons.explain_silence("no answer to our CONNECT", tls=uses_tls(self._config)))
+                self.drop(reasons.explain_silence("no answer to CONNECT", tls=uses_tls(self._config)))
                 raise UnansweredError(self.lost, silent=True)
             self.turn(timeout_s)
         self._client.on_log = None  # it costs time, and from now on other callbacks give the reasons
@@ -270,7 +270,7 @@ class Connection:
             client.loop_write()
         client.loop_misc()
         if self.subscriptions.is_flooded:
-            self.drop("it floods us with messages that nobody asked for")
+            self.drop("it floods this device with messages to no subscription")
 
     def _wait(self, sock: Any, timeout_s: float, *, to_write: bool) -> bool:
         """Wait for socket or wake. Return True if there is something to read, or the connection has ended."""
@@ -297,7 +297,7 @@ class Connection:
         self._client.disconnect()
         while not self.lost and (left := deadline - time.monotonic()) > 0:
             self.turn(left)
-        self.drop("we left")
+        self.drop("disconnected by this device")
 
     def drop(self, why: str) -> None:
         """Close the socket at once."""

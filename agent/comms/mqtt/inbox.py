@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from agent.backoff import Backoff
-from agent.comms.commands import shown
+from agent.comms.commands import quoted
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection
 from agent.comms.mqtt.outbox import RetainedTopics
@@ -28,7 +28,7 @@ SHUT_AFTER = 1000
 """Messages dropped in one flood before the subscription is ended: even dropping them costs time."""
 _SHUT_FIRST_S, _SHUT_LAST_S = 10.0, 600.0
 
-Verdict = Literal["take", "drop", "shut"]
+Admission = Literal["take", "drop", "shut"]
 
 
 class RateLimiter:
@@ -46,7 +46,7 @@ class RateLimiter:
         self._pauses, self._until = Backoff(_SHUT_FIRST_S, _SHUT_LAST_S, jitter=0.0), 0.0
         self.dropped = 0
 
-    def allow(self) -> Verdict:
+    def allow(self) -> Admission:
         """Decide on a message that arrives now; `shut`: drop it, and unsubscribe for `shut_s`."""
         self._fill()
         if self._tokens >= 1.0:
@@ -332,5 +332,5 @@ class StaleTopics:
                 "%.100r: %s, an earlier run left it at %s",
                 topic,
                 "set to 0" if correct else what,
-                shown(message.payload.decode(errors="replace")),
+                quoted(message.payload.decode(errors="replace")),
             )

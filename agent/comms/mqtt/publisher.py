@@ -96,7 +96,7 @@ class Publisher:
         longest_s = config.reconnect_max_s or RECONNECT_MAX_S
         self._backoff = Backoff(RECONNECT_FIRST_S, longest_s)
         self._session.events.retry_max_s = longest_s
-        self._session.link.leave("connecting")
+        self._session.link.close("connecting")
 
     def __str__(self) -> str:
         """The broker that is used or tried, for messages."""
@@ -269,7 +269,7 @@ class Publisher:
             return _Retry(at_once=True)
         self._session.transient.drop()
         if self._stop.is_asked:
-            link.leave("stopped")
+            link.close("stopped")
             return _Retry()
         link.lost(connection.lost, refused=bool(connection.lost_code))
         if connection.lost_code == reasons.TAKEN_OVER:

@@ -126,7 +126,7 @@ class LinkLog:
             log.info("broker %s: connected, %s", self._where, how)
         self._logged, self._is_taken_over = set(), False
 
-    def leave(self, detail: str) -> None:
+    def close(self, detail: str) -> None:
         """Record that this device has disconnected by itself, which is not an outage."""
         self.connected, self.detail = False, detail
         self._restart()

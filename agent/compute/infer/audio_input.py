@@ -129,7 +129,7 @@ class AudioInput:
         self._ring[:] = self._floor
         self._at = self._fresh = 0
 
-    def forget(self, keep: int) -> None:
+    def keep_newest(self, keep: int) -> None:
         """Replace every row but the newest `keep` by silence."""
         newest = self.newest.copy()
         newest[: max(0, self.rows - keep)] = self._floor

@@ -214,7 +214,7 @@ class ClipFile:
 
     def __init__(self, path: Path, occasion: ClipReason, first: EncodedFrame) -> None:
         """Create the file; its folder exists."""
-        self.path, self._occasion, self._first = path, occasion, first
+        self.path, self._first = path, first
         self._header = ClipHeader(occasion, first.width, first.height, first.captured_at, None, 0)
         self.part = part_of(path)
         # Unbuffered, so that a crash loses nothing that was written.

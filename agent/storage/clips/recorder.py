@@ -167,11 +167,11 @@ class ClipJob:
     """
 
     def __init__(self, path: Path, occasion: ClipReason, ring: FrameRing, from_ns: int, until_ns: int) -> None:
-        self.path, self.occasion, self.ring = path, occasion, ring
+        self.path, self.reason, self.ring = path, occasion, ring
         self.tracks: tuple[str, ...] = ()
         self.next_ns, self._until_ns = from_ns, until_ns
         self.file: ClipFile | None = None
-        self.over = self._ended = False
+        self.finished = self._ended = False
         self._lock = threading.Lock()
         self._lost_before = ring.lost
         self._wrote_s = self._synced_s = time.monotonic()
@@ -184,16 +184,16 @@ class ClipJob:
         """Move the clip's end to `until_ns`. Return False if it is already over."""
         with self._lock:
             self._until_ns = until_ns
-            return not self.over
+            return not self.finished
 
     def check_over(self) -> bool:
         """Return True if the clip is over: by its pictures, or by the clock when none come any more."""
         ring = self.ring
         with self._lock:
-            if not self.over:
+            if not self.finished:
                 late = ring.now_ns() > self._until_ns + _GRACE_NS or (ring.newest_ns < 0 and self._is_stale)
-                self.over = self._ended or ring.newest_ns > self._until_ns or late
-            return self.over
+                self.finished = self._ended or ring.newest_ns > self._until_ns or late
+            return self.finished
 
     @property
     def _is_stale(self) -> bool:
@@ -392,7 +392,7 @@ class Recorder:
             log.exception("clip %s: internal error (please report); it is dropped", job.path)
             self._drop(job, None)
         with self._lock:
-            if job.over and job in self._jobs:
+            if job.finished and job in self._jobs:
                 self._jobs.remove(job)
             self._hold(job.ring)
 
@@ -409,11 +409,11 @@ class Recorder:
             make_clips_folder(job.path.parent)
         self._store.make_room(size, sum(other.bytes for other in self._jobs))
         if job.file is None:
-            job.file = ClipFile(job.path, job.occasion, some[0])
+            job.file = ClipFile(job.path, job.reason, some[0])
         return not job.write(job.file, some) or len(some) < len(pictures)
 
     def _finish(self, job: ClipJob) -> None:
-        job.over = True
+        job.finished = True
         if job.file is None:
             log.warning("clip %s: no picture came in time, so it is not saved", job.path)
             self._failed += 1
@@ -442,7 +442,7 @@ class Recorder:
             log.exception("clip %s: cannot be published", clip.path)
 
     def _drop(self, job: ClipJob, error: Exception | None) -> None:
-        job.over = True
+        job.finished = True
         if job.file is not None:
             with suppress(OSError):
                 job.file.drop()

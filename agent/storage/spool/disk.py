@@ -25,7 +25,7 @@ from agent.errors import StorageError
 from agent.storage.files import CLOCK_SET, SAFE, STATE_MODE, check_kind, read_regular, sync_folder
 from agent.storage.spool.history import is_corrupt, recover_open_tracks, recover_rows
 from agent.storage.spool.pending import Commit, StoredOpenTrack
-from agent.storage.spool.table import Counted, SpoolTable
+from agent.storage.spool.table import SpoolTable, SpoolTotals
 from agent.text import plural
 from agent.types import Stored
 
@@ -223,7 +223,7 @@ class SpoolDisk:
         self._barred = False  # after `detach`: nothing is written, and no number is claimed
         self._refused = ""  # why `attach` failed the last time
         self._opened: tuple[tuple[Path, int, int], ...] = ()
-        self.counted = Counted()
+        self.totals = SpoolTotals()
         self._since, self._repaired_at, self._reopened = 0.0, float("-inf"), False
         self._table: SpoolTable | None = None
         self._swap = threading.Lock()
@@ -303,7 +303,7 @@ class SpoolDisk:
             self.handle_error(error)
             return False
         self._reopened = False
-        self.counted = table.counted
+        self.totals = table.totals
         self._record_success(commit)
         return True
 
@@ -312,7 +312,7 @@ class SpoolDisk:
         if saved:
             table.restore(saved)
         self._opened = tuple(_file_ids(self.path, self.path.with_name(f"{self.path.name}-wal")))
-        self.counted = table.counted
+        self.totals = table.totals
         self._reopened = True
         if self._inherited is None:  # the first that could be opened: all of these are of the previous process
             self._inherited, self.stale = table.open_tracks(), self._mark.stale
@@ -376,7 +376,7 @@ class SpoolDisk:
             try:
                 table.check_readable()
             except sqlite3.Error:
-                log.error("spool %s: %d events are lost with its disk: %s", self.path, table.counted.rows, error)
+                log.error("spool %s: %d events are lost with its disk: %s", self.path, table.totals.rows, error)
             else:
                 raise
 

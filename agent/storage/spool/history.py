@@ -30,7 +30,7 @@ SELECT seq, topic, body, put_at, first_seq, seq <= mark.acked OR settled FROM sp
 """
 
 
-class Past(Struct, frozen=True):
+class HistoryEntry(Struct, frozen=True):
     """A message of the spool.
 
     Attributes:
@@ -49,7 +49,7 @@ class History:
         """Name the database of a state folder; nothing is opened yet."""
         self._path = folder / "spool.db"
 
-    def after(self, seq: int) -> Iterator[Past]:
+    def after(self, seq: int) -> Iterator[HistoryEntry]:
         """Yield messages above a number, in order.
 
         Raises:
@@ -59,7 +59,7 @@ class History:
             yield from found
             seq = found[-1].stored.seq
 
-    def backwards(self) -> Iterator[Past]:
+    def backwards(self) -> Iterator[HistoryEntry]:
         """Yield all messages, the newest first.
 
         Raises:
@@ -70,7 +70,7 @@ class History:
             yield from found
             seq = found[-1].stored.seq
 
-    def _query(self, statement: str, seq: int) -> list[Past]:
+    def _query(self, statement: str, seq: int) -> list[HistoryEntry]:
         try:
             with closing(self._open()) as connection:
                 rows = connection.execute(statement, (seq,)).fetchall()
@@ -78,7 +78,7 @@ class History:
             raise StorageError(f"{self._path}: {_advice(error)}") from error
         except sqlite3.Error as error:
             raise StorageError(f"{self._path}: {_meaning(error)}") from error
-        return [Past(Stored(*row[:5]), bool(row[5])) for row in rows]
+        return [HistoryEntry(Stored(*row[:5]), bool(row[5])) for row in rows]
 
     def _open(self) -> sqlite3.Connection:
         with self._path.open("rb"):  # SQLite does not say why it cannot

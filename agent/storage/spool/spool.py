@@ -110,7 +110,7 @@ class Spool:
         # Times are s of the monotonic clock.
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
         self._expire_at = time.monotonic() + self._timings.expire_s
-        self._on_disk = disk.counted
+        self._on_disk = disk.totals
         self._logged_drops = self._dropped
         self._dropping: dict[Reason, tuple[int, float, float]] = {}
         self.crash_ends = 0
@@ -295,7 +295,7 @@ class Spool:
         elif self._disk.attach(self._pending.given):
             with self._lock:
                 self._retry_at = 0.0  # what has come meanwhile is written now
-                self._on_disk = self._disk.counted
+                self._on_disk = self._disk.totals
             self._call_on_stored()  # a reader may have found no rows meanwhile
 
     def _mark_stale(self) -> None:
@@ -331,13 +331,13 @@ class Spool:
             else:
                 self._retry_at = self._wrote_at + self._timings.retry_s
             self._pending.finish_commit(commit, done=done)
-            self._on_disk = self._disk.counted
+            self._on_disk = self._disk.totals
             self._done.notify_all()
 
     def _adopt_recovered(self) -> None:
         """Take back rows out of a corrupt file, and put the crash ends of the previous process."""
         with self._lock:
-            self._on_disk = self._disk.counted
+            self._on_disk = self._disk.totals
             rows, tracks = self._disk.take_recovered()
             self._pending.restore(rows)
             self.crash_ends += self._pending.adopt_crash_ends(tracks, stale=self._disk.stale)

@@ -222,7 +222,7 @@ _DROPPED = "dropped_"
 """Prefix of a reason in the name of its counter."""
 
 
-class Counted(NamedTuple):
+class SpoolTotals(NamedTuple):
     """Counts of rows that wait in a table, and of rows that were dropped, ever, by reason."""
 
     rows: int = 0
@@ -271,9 +271,9 @@ class SpoolTable:
         self.last_seq = max(counters.get("seq", 0), newest(self._writer)[0])
 
     @property
-    def counted(self) -> Counted:
+    def totals(self) -> SpoolTotals:
         """Waiting and dropped rows, as of the last commit."""
-        return Counted(self.counts.rows, self.counts.bytes, self.dropped)
+        return SpoolTotals(self.counts.rows, self.counts.bytes, self.dropped)
 
     def read(self, after: int, limit: int) -> list[Stored]:
         """Return the first waiting rows above a number, in order."""

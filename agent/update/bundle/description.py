@@ -133,14 +133,16 @@ class Description(Struct, frozen=True, forbid_unknown_fields=True):
     migrations: Annotated[list[Migration], Meta(max_length=256)] = []
     files: Annotated[dict[str, BundleFile], Meta(max_length=FILES_MAX)] = {}
 
-    def named(self, folder: str, ending: str) -> list[str]:
+    def paths_in(self, folder: str, ending: str) -> list[str]:
         """Return the sorted paths of the files in a folder, such as `models`, with this ending."""
         return sorted(path for path in self.files if path.startswith(f"{folder}/") and path.endswith(ending))
 
     @property
     def models(self) -> list[str]:
         """Names of the models: each has `models/NAME.tflite`, `models/NAME.toml` and `golden/NAME.npz`."""
-        return [path.removeprefix("models/").removesuffix(".tflite") for path in self.named("models", ".tflite")]
+        return [
+            path.removeprefix("models/").removesuffix(".tflite") for path in self.paths_in("models", ".tflite")
+        ]
 
 
 def parse(data: bytes) -> Description:
@@ -210,10 +212,10 @@ def _check_together(description: Description) -> None:
         raise BundleError(f"{NAME}: `files`: {total} bytes together, of at most {TOTAL_MAX}")
     if description.health.steady_s > description.health.within_s:
         raise BundleError(f"{NAME}: `health.within_s`: shorter than `health.steady_s`: no trial could succeed")
-    wheels = description.named("wheels", "")
+    wheels = description.paths_in("wheels", "")
     if description.kind == "full" and not (wheels and description.target):
         raise BundleError(f"{NAME}: `{'files' if description.target else 'target'}`: a full bundle needs it")
-    if description.kind == "models" and (wheels or description.named("config", "") or not description.models):
+    if description.kind == "models" and (wheels or description.paths_in("config", "") or not description.models):
         raise BundleError(
             f"{NAME}: `kind`: a bundle of models has models, and neither wheels nor a configuration"
         )
@@ -225,7 +227,7 @@ def _check_together(description: Description) -> None:
 
 def _check_models(description: Description) -> None:
     names = {
-        ending: {path.partition("/")[2].removesuffix(ending) for path in description.named(folder, ending)}
+        ending: {path.partition("/")[2].removesuffix(ending) for path in description.paths_in(folder, ending)}
         for folder, ending in (("models", ".tflite"), ("models", ".toml"), ("golden", ".npz"))
     }
     for name in sorted(set().union(*names.values())):

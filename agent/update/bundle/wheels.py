@@ -27,6 +27,7 @@ from agent.update.bundle.description import Target
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
+
 LOCK = "requirements.lock"
 _OWN = Path(__file__).parent.parent.parent.parent
 """The clone, or `site-packages` of an installed vedette."""
@@ -181,7 +182,8 @@ def fetch(wheel: Path, lock: Path, target: Target, extras: Iterable[str], folder
     while new := {name: more for name, more in wanted.items() if name not in done or not more <= done[name]}:
         pins = [locked.pin(name, target) for name in sorted(new) if name not in done]
         if pins:
-            tell(f"fetching for {about(target)}: {', '.join(f'{pin.name} {pin.version}' for pin in pins)}")
+            packages = ", ".join(f"{pin.name} {pin.version}" for pin in pins)
+            tell(f"fetching for {describe_target(target)}: {packages}")
             _download(pins, target, folder)
         for name, more in new.items():
             done[name] = done.get(name, frozenset()) | more
@@ -248,7 +250,7 @@ def _why(output: str, target: Target) -> str:
         return "no network, or the package index does not answer: `pip download six` has to work here"
     if missing := _NO_WHEEL.search(output):
         return (
-            f"{missing[1]}: there is no wheel for {about(target)}; use another --python or --glibc, or "
+            f"{missing[1]}: there is no wheel for {describe_target(target)}; use another --python or --glibc, or "
             "lock another version"
         )
     return ""
@@ -336,7 +338,7 @@ class Lock:
         for requirement, line in self._lines.get(name, []):
             if requirement.marker is None or requirement.marker.evaluate(environment):
                 return Pin(name, str(requirement.specifier).removeprefix("=="), line)
-        raise BundleError(f"{self._path}: {name} is not locked for {about(target)}: run scripts/lock")
+        raise BundleError(f"{self._path}: {name} is not locked for {describe_target(target)}: run scripts/lock")
 
 
 def needed(requirements: Iterable[str], extras: Iterable[str], target: Target) -> dict[str, frozenset[str]]:
@@ -363,7 +365,7 @@ def needed(requirements: Iterable[str], extras: Iterable[str], target: Target) -
     return found
 
 
-def about(target: Target) -> str:
+def describe_target(target: Target) -> str:
     """Describe a target."""
     return f"{target.arch}, Python {target.python}, glibc {target.glibc}"
 

@@ -114,7 +114,7 @@ class BoardUpdate:
         if self._has(found):
             return None
         before = found.at_hand
-        if before is not None and not before.over:
+        if before is not None and not before.finished:
             if not self._is_ours(before):
                 what = before.version or before.file
                 raise _GaveUpError("failed", f"another update is running there: {what} {before.state}")
@@ -127,7 +127,7 @@ class BoardUpdate:
     def _has(self, found: UpdateStatus) -> bool:
         """Compare counter, version and models: a rollback does not lower a board's counter."""
         wanted = self._wanted
-        over = found.at_hand is None or found.at_hand.over
+        over = found.at_hand is None or found.at_hand.finished
         if not over or found.counter != wanted.counter or found.kind not in ("", wanted.kind):
             return False
         version = wanted.kind == "models" or found.version == wanted.version  # models have their own version
@@ -177,7 +177,7 @@ class BoardUpdate:
                     raise
                 at_hand, away = None, error.reason
             if at_hand is not None and at_hand.began_at != before:
-                if at_hand.over:
+                if at_hand.finished:
                     return self._checked(at_hand)
                 self._tell(at_hand.state)
             if time.monotonic() > until:

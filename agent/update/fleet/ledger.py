@@ -57,7 +57,7 @@ class BoardOutcome(Struct, frozen=True, omit_defaults=True):
         return self.kind in GOOD
 
 
-def counted(outcomes: Iterable[BoardOutcome]) -> dict[Kind, int]:
+def count_by_kind(outcomes: Iterable[BoardOutcome]) -> dict[Kind, int]:
     """Count the outcomes by kind, without the kinds that do not occur."""
     kinds = [one.kind for one in outcomes]
     return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}

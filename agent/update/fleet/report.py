@@ -8,7 +8,7 @@ from pathlib import Path
 
 from agent.errors import FleetError, reason_of
 from agent.text import local_time
-from agent.update.fleet.ledger import BoardOutcome, RolloutProgress, counted
+from agent.update.fleet.ledger import BoardOutcome, RolloutProgress, count_by_kind
 
 _COLOURS = {
     "updated": "#1a7f37",
@@ -87,7 +87,7 @@ def _parts(progress: RolloutProgress, title: str) -> Iterator[str]:
 
 
 def _bar(progress: RolloutProgress) -> str:
-    kinds: dict[str, int] = dict(counted(progress.outcomes.values()).items())
+    kinds: dict[str, int] = dict(count_by_kind(progress.outcomes.values()).items())
     if waiting := sum(len(batch) for batch in progress.begun.batches) - len(progress.outcomes):
         kinds["waiting"] = waiting
     pieces = (f'<div style="flex:{count};background:{_COLOURS[kind]}"></div>' for kind, count in kinds.items())

@@ -39,7 +39,7 @@ _FATAL: tuple[tuple[str, str], ...] = (
     ),
     (
         r"Permission denied \(",
-        "it accepts none of our keys: add the public key to /etc/vedette/update_keys on the board",
+        "it accepts none of this machine's keys: add the public key to /etc/vedette/update_keys on the board",
     ),
     (r"bad permissions|UNPROTECTED PRIVATE KEY", "the private key may be read by others: chmod 600 it"),
 )

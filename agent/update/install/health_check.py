@@ -77,7 +77,7 @@ class Observation(Struct, frozen=True):
     why: str = ""
 
 
-class Verdict(Struct, frozen=True):
+class TrialDecision(Struct, frozen=True):
     """Result of one evaluation of a trial.
 
     Attributes:
@@ -120,32 +120,36 @@ class HealthTrial:
         self.ready_at: float | None = None
         """When the daemon was first healthy; None: not yet."""
 
-    def evaluate(self, now: float, seen: Observation) -> Verdict:
+    def evaluate(self, now: float, seen: Observation) -> TrialDecision:
         """Judge an observation."""
         if seen.failures:
             again = f", {seen.failures} times" if seen.failures > 1 else ""
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
-            return Verdict("roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`")
+            return TrialDecision(
+                "roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`"
+            )
         if seen.health is not None and self._has_read(seen.health) and not self._has_reloaded:
             if seen.health.reload_refused:
-                return Verdict("roll back", f"the daemon refuses to load them: {seen.health.reload_refused}")
+                return TrialDecision(
+                    "roll back", f"the daemon refuses to load them: {seen.health.reload_refused}"
+                )
             self._has_reloaded = True  # a later refusal is of another reload
         lacks = next(self._lacks(seen.health), "")
         if lacks:
             self._well_since = None
             if now - self._began_s >= self._gate.within_s:
-                return Verdict("roll back", f"not healthy within {self._gate.within_s:g} s: {lacks}")
-            return Verdict("wait", lacks)
+                return TrialDecision("roll back", f"not healthy within {self._gate.within_s:g} s: {lacks}")
+            return TrialDecision("wait", lacks)
         if self.ready_at is None:
             self.ready_at = now
         if self._well_since is None:
             self._well_since = now
         left_s = self._gate.steady_s - (now - self._well_since)
         if left_s <= 0:
-            return Verdict("commit")
+            return TrialDecision("commit")
         if now - self._began_s >= self._gate.within_s + self._gate.steady_s:
-            return Verdict("roll back", f"not healthy for {self._gate.steady_s:g} s without a break")
-        return Verdict("wait", f"healthy; {left_s:.0f} s left of the trial")
+            return TrialDecision("roll back", f"not healthy for {self._gate.steady_s:g} s without a break")
+        return TrialDecision("wait", f"healthy; {left_s:.0f} s left of the trial")
 
     def _has_read(self, health: DaemonHealth) -> bool:
         """Return True if the daemon that was asked to reload has read its configuration again since."""
@@ -224,11 +228,11 @@ class ShadowTrial:
         self.agreement: dict[str, float] = {}
         """Agreement of each stream that was compared often enough; filled when the verdict is `commit`."""
 
-    def evaluate(self, now: float, seen: Observation) -> Verdict:
+    def evaluate(self, now: float, seen: Observation) -> TrialDecision:
         """Judge an observation."""
         if seen.failures:
             why = f": {seen.why}" if seen.why not in ("", "success") else ""
-            return Verdict("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
+            return TrialDecision("roll back", f"the service ended by itself{why}; see `journalctl -u vedette`")
         if seen.health is None or seen.health.shadow != self._update:
             return self._blind(now, "the daemon does not run the new models beside those in use")
         beside = {
@@ -238,25 +242,25 @@ class ShadowTrial:
             return self._blind(now, self._unused(seen.health))
         self._blind_since = None
         if refused := next((why for name, one in beside.items() for why in self._refusals(name, one)), ""):
-            return Verdict("roll back", refused)
+            return TrialDecision("roll back", refused)
         left = [(name, one) for name, one in beside.items() if one.compared < self._gate.compared]
         starting = self._starting(seen.health)
         if not left and not starting:
             self.agreement = {name: one.agreement or 0.0 for name, one in beside.items()}
-            return Verdict("commit")
+            return TrialDecision("commit")
         what = self._progress(*left[0]) if left else f"stream {', '.join(starting)} has not inferred yet"
         return self._wait(now - self._began_s, self._gate.within_s, what)
 
-    def _blind(self, now: float, what: str) -> Verdict:
+    def _blind(self, now: float, what: str) -> TrialDecision:
         """Return the verdict while nothing is compared, which may be for a moment only."""
         if self._blind_since is None:
             self._blind_since = now
         return self._wait(now - self._blind_since, _BLIND_S, what)
 
-    def _wait(self, waited_s: float, within_s: float, what: str) -> Verdict:
+    def _wait(self, waited_s: float, within_s: float, what: str) -> TrialDecision:
         if waited_s >= within_s:
-            return Verdict("roll back", f"undecided after {waited_s:.0f} s: {what}")
-        return Verdict("wait", what)
+            return TrialDecision("roll back", f"undecided after {waited_s:.0f} s: {what}")
+        return TrialDecision("wait", what)
 
     def _starting(self, health: DaemonHealth) -> list[str]:
         """Return the streams that may still get a shadow."""

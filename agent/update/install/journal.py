@@ -99,11 +99,11 @@ class Journal:
     def check_free(self) -> None:
         """Raise UpdateError if another update is not over."""
         last = self.read()
-        if (last is None or last.over) and self._trial.exists():
+        if (last is None or last.finished) and self._trial.exists():
             raise UpdateError(
                 "a version is on trial without an updater: the rollback watchdog ends that within minutes"
             )
-        if last is not None and not last.over:
+        if last is not None and not last.finished:
             raise UpdateError(
                 f"an update to {last.version or last.file} is not over ({last.state}): see `vedette update "
                 "status`; `vedette update resume` continues it"
@@ -122,7 +122,7 @@ class Journal:
         changes |= {"seconds": {**update.seconds, update.state: spent}}
         changes |= {"ended_at": datetime.now(UTC) if state in FINAL else None}
         update = _bounded(msgspec.structs.replace(update, state=state, **changes))
-        if update.over:  # first: `history` drops a duplicate, but a missing one would be lost
+        if update.finished:  # first: `history` drops a duplicate, but a missing one would be lost
             self.add(update)
         return self._write(update)
 
@@ -133,7 +133,7 @@ class Journal:
         add_line(self._history, msgspec.json.encode(update))
         keep_newest(self._history, _HISTORY_MAX)
 
-    def note(self, update: Update, **changes: object) -> Update:
+    def update_fields(self, update: Update, **changes: object) -> Update:
         """Write changed fields, in the same state."""
         return self._write(_bounded(msgspec.structs.replace(update, **changes)))
 
@@ -265,7 +265,7 @@ def follow(
         if (update.state, update.reason) != shown:
             shown, waited_s = (update.state, update.reason), 0.0
             tell(f"{update.state}{': ' if update.reason else ''}{update.reason}")
-        if update.over:
+        if update.finished:
             return update
         if not (why := idle()):
             idle_since = clock()

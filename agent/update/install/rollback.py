@@ -33,7 +33,7 @@ def already_rolled_back(journal: Journal) -> str:
         newest = journal.read()
     except UpdateError:  # the next operation sets the damaged journal aside
         return ""
-    if newest is not None and not newest.over:
+    if newest is not None and not newest.finished:
         return f"already rolling back to {newest.version}: see `vedette update status`" if newest.back else ""
     for update in reversed(journal.history()):
         if update.state == "committed":

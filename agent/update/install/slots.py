@@ -93,7 +93,7 @@ class Paths(Struct, frozen=True):
         return self.state / "verdict"
 
     @property
-    def counted(self) -> Path:
+    def trial_usage(self) -> Path:
         """Seconds and boots of the current trial; only the rollback watchdog writes it."""
         return self.state / "deadman"
 

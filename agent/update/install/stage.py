@@ -60,7 +60,7 @@ def stage_version(where: Paths, wanted: Description, slot: Slot) -> None:
     home = slots.empty(slot)
     _unpack(where.incoming, wanted, home)
     assert wanted.target is not None  # every full bundle has one
-    wheels = [home / UNPACKED / path for path in wanted.named("wheels", ".whl")]
+    wheels = [home / UNPACKED / path for path in wanted.paths_in("wheels", ".whl")]
     install(find_python(wanted.target.python), home / "venv", wheels)
     _place_files(where, wanted, home)
     slots.make_ready(slot, wanted.version)
@@ -121,14 +121,14 @@ def _place_files(where: Paths, wanted: Description, home: Path) -> None:
 def _add_models(wanted: Description, home: Path) -> None:
     sets = ModelSets(home)
     sets.create(wanted.counter)
-    for path in (*wanted.named("models", ""), *wanted.named("golden", "")):
+    for path in (*wanted.paths_in("models", ""), *wanted.paths_in("golden", "")):
         sets.add(home / UNPACKED / path, wanted.counter)
 
 
 def _place_config(where: Paths, wanted: Description, home: Path) -> None:
     """Store the bundle's configurations as examples, and the board's own one migrated to the new version."""
     make_folder(home / "config")
-    for path in wanted.named("config", ""):
+    for path in wanted.paths_in("config", ""):
         example = home / "config" / f"{Path(path).name}.example"
         (home / UNPACKED / path).chmod(0o600)  # it may hold passwords of cameras
         rename(home / UNPACKED / path, example)
@@ -196,12 +196,17 @@ def _end_current(where: Paths) -> None:
     """End an update of a former installation, and forget the slots' configurations: both get the board's own."""
     journal = Journal(where)
     remove(
-        where.trial, where.verdict, where.counted, where.kept_config, where.config_of("a"), where.config_of("b")
+        where.trial,
+        where.verdict,
+        where.trial_usage,
+        where.kept_config,
+        where.config_of("a"),
+        where.config_of("b"),
     )
     journal.delete_order()
     journal.mend()
     update = journal.read()
-    if update is None or update.over:
+    if update is None or update.finished:
         return
     state: State = "refused" if update.state in BEFORE_SWITCH else "rolled_back"
     journal.step(update, state, reason="Vedette was installed anew", by="operator")

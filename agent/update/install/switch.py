@@ -93,7 +93,7 @@ class VersionDeployment:
             take_copy(where.config, where.kept_config, like_source=True)
         else:
             remove(where.kept_config)
-        remove(where.verdict, where.counted)
+        remove(where.verdict, where.trial_usage)
         write_atomic(where.reserve, os.urandom(_RESERVE), 0o600)
         self._write_trial("switching", update, gate)
         if config is not None:

@@ -25,7 +25,7 @@ from agent.update.install.health_check import (
     HealthTrial,
     Observation,
     ShadowTrial,
-    Verdict,
+    TrialDecision,
     baseline,
     trial_gate,
 )
@@ -44,9 +44,9 @@ _STARTS = 5
 _ROLLING_BACK = "rolling back: "
 """Prefix of the reason on disk while a rollback is not finished."""
 _POLL_S = 1.0
-_ORDERS: dict[Order, Verdict] = {
-    "confirm": Verdict("commit", "an operator has confirmed it"),
-    "rollback": Verdict("roll back", "an operator has asked for it"),
+_ORDERS: dict[Order, TrialDecision] = {
+    "confirm": TrialDecision("commit", "an operator has confirmed it"),
+    "rollback": TrialDecision("roll back", "an operator has asked for it"),
 }
 
 
@@ -125,13 +125,13 @@ class Updater:
         if self.journal.mend():
             self._tell("the journal is damaged and was set aside; the rollback watchdog ends a trial")
         update = self.journal.read()
-        if update is None or update.over:
+        if update is None or update.finished:
             if update is not None and update.state == "rolled_back" and not self._where.trial.exists():
                 remove(self._where.verdict)  # a power cut after the history was written
             return None
         if update.state in BEFORE_SWITCH:
             update = self._restart(update)
-        while not update.over:
+        while not update.finished:
             update = self._refused_by_operator(update) or self._step(update)
         return update
 
@@ -143,11 +143,11 @@ class Updater:
         if update.starts >= _STARTS:
             return self._refuse(update, f"it was begun {update.starts} times, and was interrupted each time")
         try:
-            return self.journal.note(update, state="received", starts=update.starts + 1)
+            return self.journal.update_fields(update, state="received", starts=update.starts + 1)
         except StorageError as error:  # else it would begin for ever, uncounted
             return self._refuse(update, str(error))
 
-    def _read_order(self) -> Verdict | None:
+    def _read_order(self) -> TrialDecision | None:
         """Return the verdict of an operator, if any; call `_end_order` after it is carried out."""
         order = self.journal.read_order()
         if order is None:
@@ -179,7 +179,7 @@ class Updater:
                 log.exception("internal error (please report)")
                 reason = f"internal error (please report): {type(error).__name__}: {error}"
             update = self.journal.read() or update  # the step may have failed after its state was written
-            if update.over:
+            if update.finished:
                 return update
             if update.state in BEFORE_SWITCH:
                 return self._refuse(update, reason)
@@ -237,8 +237,8 @@ class Updater:
         update: Update,
         trial: HealthTrial | ShadowTrial,
         failures_before: int,
-        decided: Callable[[], Verdict | None],
-    ) -> Verdict:
+        decided: Callable[[], TrialDecision | None],
+    ) -> TrialDecision:
         """Observe the service every second until a trial, or else an operator or the watchdog, has decided."""
         shown = ""
         while True:
@@ -248,7 +248,7 @@ class Updater:
             if (new := outcome.reason.partition(";")[0]) != shown:  # not for each second that passes
                 shown = new
                 self._tell(outcome.reason)
-                self.journal.note(update, reason=outcome.reason)
+                self.journal.update_fields(update, reason=outcome.reason)
             self._sleep(_POLL_S)
 
     def _observe(self, failures_before: int) -> Observation:
@@ -316,7 +316,7 @@ class Updater:
         """Count this boot against a model trial. For versions the rollback watchdog does that."""
         if update.kind != "models" or update.boot_id == boot_id():
             return update
-        return self.journal.note(update, starts=update.starts + 1, boot_id=boot_id())
+        return self.journal.update_fields(update, starts=update.starts + 1, boot_id=boot_id())
 
     def _trial(self, update: Update) -> HealthTrial:
         gate, before = trial_gate(update, self._where.incoming)
@@ -331,10 +331,10 @@ class Updater:
         replaced = update.pid_before if is_replaced else 0
         return HealthTrial(gate, before, version, self._clock(), asked=asked, replaced=replaced)
 
-    def _decision(self, update: Update, deployment: Deployment) -> Verdict | None:
+    def _decision(self, update: Update, deployment: Deployment) -> TrialDecision | None:
         """Return the decision of the rollback watchdog or of an operator, if any."""
         if deployment.state(update) != "on trial":
-            return Verdict("roll back", "it was rolled back outside of the updater")
+            return TrialDecision("roll back", "it was rolled back outside of the updater")
         return self._read_order()
 
     def _refuse(self, update: Update, reason: str) -> Update:
@@ -373,7 +373,9 @@ class Updater:
                 if (
                     deployment.state(update) == "on trial"
                 ):  # else the watchdog has rolled back, and knows the reason
-                    update = self.journal.note(update, reason=f"{_ROLLING_BACK}{reason}", by=self._decided_by)
+                    update = self.journal.update_fields(
+                        update, reason=f"{_ROLLING_BACK}{reason}", by=self._decided_by
+                    )
         verdict = deployment.undo(update)
         by = update.by if begun else self._decided_by
         if verdict is not None and not begun:

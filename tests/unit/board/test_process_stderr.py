@@ -1,4 +1,4 @@
-"""What Vedette says while file descriptor 2 is redirected, in a process that begins as `vedette` does."""
+"""Log output while file descriptor 2 is redirected, in a process that begins as `vedette` does."""
 
 from __future__ import annotations
 

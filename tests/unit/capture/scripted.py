@@ -14,7 +14,7 @@ from agent.types import Image
 
 
 class Script:
-    """What every scripted source does now.
+    """Behaviour of every scripted source.
 
     Attributes:
         mood: `give` a picture every 5 ms; `refuse` to open; `break` when read; `hang` until released;
@@ -32,7 +32,7 @@ script = Script()
 
 
 class Scripted(Source):
-    """See `Script`."""
+    """Source that behaves as its `Script` says."""
 
     order = "bgr"
     live, pace_s, period_s, description = True, 0.0, 0.0, "16x16"

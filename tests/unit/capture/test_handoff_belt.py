@@ -23,7 +23,7 @@ def chunk(first: int, count: int) -> AudioChunk:
 
 
 def test_what_has_come_is_taken_at_once() -> None:
-    belt = AudioQueue(_RATE, keeps_all=False)
+    belt = AudioQueue(_RATE, lossless=False)
     for first in (0, 30, 60):
         assert belt.put(chunk(first, 30)) == 0
     taken = belt.take(0)
@@ -34,14 +34,14 @@ def test_what_has_come_is_taken_at_once() -> None:
 
 
 def test_a_chunk_ends_at_a_gap() -> None:
-    belt = AudioQueue(_RATE, keeps_all=False)
+    belt = AudioQueue(_RATE, lossless=False)
     belt.put(chunk(0, 30))
     belt.put(chunk(50, 30))
     assert [(c.first, c.end) for c in (belt.take(0), belt.take(0)) if c] == [(0, 30), (50, 80)]
 
 
 def test_a_chunk_has_a_bound() -> None:
-    belt = AudioQueue(_RATE, keeps_all=False)
+    belt = AudioQueue(_RATE, lossless=False)
     for number in range(30):
         belt.put(chunk(100 * number, 100))
     taken = belt.take(0)
@@ -50,14 +50,14 @@ def test_a_chunk_has_a_bound() -> None:
 
 
 def test_sound_from_the_past_is_not_taken() -> None:
-    belt = AudioQueue(_RATE, keeps_all=False)
+    belt = AudioQueue(_RATE, lossless=False)
     belt.put(chunk(50, 30))
     assert belt.put(chunk(40, 30)) == 30
 
 
 @given(st.lists(st.one_of(st.none(), st.tuples(st.integers(0, 3), st.integers(1, 2500))), max_size=40))
 def test_every_sample_is_taken_or_counted_as_dropped(steps: list[tuple[int, int] | None]) -> None:
-    belt, end, put, dropped = AudioQueue(_RATE, keeps_all=False), 0, 0, 0
+    belt, end, put, dropped = AudioQueue(_RATE, lossless=False), 0, 0, 0
     taken: list[AudioChunk] = []
     for step in [*steps, *[None] * 41]:
         if step is None:
@@ -75,7 +75,7 @@ def test_every_sample_is_taken_or_counted_as_dropped(steps: list[tuple[int, int]
 
 
 def test_of_too_much_the_oldest_is_dropped() -> None:
-    belt = AudioQueue(_RATE, keeps_all=False)
+    belt = AudioQueue(_RATE, lossless=False)
     assert sum(belt.put(chunk(100 * number, 100)) for number in range(60)) == 1000
     taken = belt.take(0)
     assert taken is not None
@@ -83,7 +83,7 @@ def test_of_too_much_the_oldest_is_dropped() -> None:
 
 
 def test_a_belt_that_keeps_all_makes_the_giver_wait() -> None:
-    belt, got = AudioQueue(_RATE, keeps_all=True), []
+    belt, got = AudioQueue(_RATE, lossless=True), []
     giver = threading.Thread(target=lambda: [belt.put(chunk(100 * number, 100)) for number in range(50)])
     giver.start()
     time.sleep(0.05)
@@ -97,7 +97,7 @@ def test_a_belt_that_keeps_all_makes_the_giver_wait() -> None:
 
 
 def test_closing_wakes_a_giver_that_waits() -> None:
-    belt = AudioQueue(_RATE, keeps_all=True)
+    belt = AudioQueue(_RATE, lossless=True)
     giver = threading.Thread(target=lambda: [belt.put(chunk(10 * number, 10)) for number in range(20)])
     giver.start()
     belt.close(SourceError("broke"))

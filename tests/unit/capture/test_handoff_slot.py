@@ -21,7 +21,7 @@ def frame(captured_ns: int) -> Frame:
 
 
 def test_a_live_slot_hands_on_the_newest_only() -> None:
-    slot = LatestFrame(keeps_all=False)
+    slot = LatestFrame(lossless=False)
     first, second = frame(1), frame(2)
     assert slot.put(first) is None
     assert slot.put(second) is first
@@ -30,7 +30,7 @@ def test_a_live_slot_hands_on_the_newest_only() -> None:
 
 
 def test_a_frame_from_the_past_comes_back_to_its_giver() -> None:
-    slot = LatestFrame(keeps_all=False)
+    slot = LatestFrame(lossless=False)
     slot.put(frame(5))
     past = frame(4)
     assert slot.put(past) is past
@@ -41,7 +41,7 @@ def test_a_frame_from_the_past_comes_back_to_its_giver() -> None:
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 50)), max_size=60))
 def test_no_older_frame_follows_a_newer_one_and_counts_add_up(steps: list[int | None]) -> None:
-    slot, put, back, taken = LatestFrame(keeps_all=False), 0, 0, []
+    slot, put, back, taken = LatestFrame(lossless=False), 0, 0, []
     for step in steps:
         if step is None:
             got = slot.take(0)
@@ -56,7 +56,7 @@ def test_no_older_frame_follows_a_newer_one_and_counts_add_up(steps: list[int | 
 
 
 def test_a_slot_that_keeps_all_makes_the_giver_wait() -> None:
-    slot, got = LatestFrame(keeps_all=True), []
+    slot, got = LatestFrame(lossless=True), []
     giver = threading.Thread(target=lambda: [slot.put(frame(number)) for number in range(50)])
     giver.start()
     time.sleep(0.05)
@@ -70,7 +70,7 @@ def test_a_slot_that_keeps_all_makes_the_giver_wait() -> None:
 
 
 def test_closing_wakes_a_giver_that_waits() -> None:
-    slot, back = LatestFrame(keeps_all=True), []
+    slot, back = LatestFrame(lossless=True), []
     last = frame(4)
     for number in range(4):
         slot.put(frame(number))
@@ -82,7 +82,7 @@ def test_closing_wakes_a_giver_that_waits() -> None:
 
 
 def test_closing_wakes_a_taker_that_waits() -> None:
-    slot = LatestFrame(keeps_all=False)
+    slot = LatestFrame(lossless=False)
     threading.Timer(0.05, slot.close).start()
     began = time.monotonic()
     assert slot.take(5) is None
@@ -90,23 +90,23 @@ def test_closing_wakes_a_taker_that_waits() -> None:
 
 
 def test_an_error_comes_after_the_last_frame() -> None:
-    slot = LatestFrame(keeps_all=True)
+    slot = LatestFrame(lossless=True)
     slot.put(frame(1))
     slot.close(SourceError("broke"))
     assert slot.take(0) is not None
     for _ in range(2):
         with pytest.raises(SourceError, match="broke"):
             slot.take(0)
-    assert not slot.over
+    assert not slot.drained
 
 
 def test_a_slot_is_over_when_the_last_frame_was_taken() -> None:
-    slot = LatestFrame(keeps_all=False)
+    slot = LatestFrame(lossless=False)
     slot.put(frame(1))
     slot.close()
-    assert not slot.over
+    assert not slot.drained
     slot.take(0)
-    assert slot.over
+    assert slot.drained
 
 
 def test_a_pool_gives_memory_again_and_does_not_grow() -> None:

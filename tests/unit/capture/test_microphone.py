@@ -32,7 +32,7 @@ _QUICK = CaptureConfig(stall_s=0.5, reopen_max_s=0.05)
 
 @pytest.fixture
 def sound(monkeypatch: pytest.MonkeyPatch) -> FakeSound:
-    """What every microphone is opened through."""
+    """Replace PortAudio by a fake."""
     fake, shared = FakeSound(), portaudio.PortAudio()
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     monkeypatch.setattr(microphones, "PORTAUDIO", shared)

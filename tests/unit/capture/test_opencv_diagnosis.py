@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from agent.capture.server_probe import objection, why_unreachable
+from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import open_source
 from agent.errors import SourceError
 
@@ -152,9 +152,9 @@ def test_an_account_is_tried_by_digest(scheme: str, method: str, qop: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
         at = f"127.0.0.1:{listener.getsockname()[1]}/live?x=1"
-        assert objection(f"{scheme}://ann:s%2Fe%40c@{at}", 2.0) == ""
-        assert objection(f"{scheme}://ann:wrong@{at}", 2.0).endswith("and refuses the ones given")
-        assert "set capture.username" in objection(f"{scheme}://{at}", 2.0)
+        assert find_refusal(f"{scheme}://ann:s%2Fe%40c@{at}", 2.0) == ""
+        assert find_refusal(f"{scheme}://ann:wrong@{at}", 2.0).endswith("and refuses the ones given")
+        assert "set capture.username" in find_refusal(f"{scheme}://{at}", 2.0)
 
 
 def test_a_server_that_drips_is_left_in_time() -> None:
@@ -201,7 +201,7 @@ def said(kind: str, body: bytes, *fields: str) -> bytes:
     ],
 )
 def test_what_a_server_of_http_sends_is_looked_at(serve: Serve, answer: bytes, wants: str) -> None:
-    why = objection(f"http://127.0.0.1:{serve(answer)}/", 2.0)
+    why = find_refusal(f"http://127.0.0.1:{serve(answer)}/", 2.0)
     assert wants in why
     assert bool(why) == bool(wants)
 
@@ -214,7 +214,7 @@ def test_a_redirection_is_followed_to_its_end(serve: Serve) -> None:
     gone = serve(b"HTTP/1.0 404 No\r\n\r\n")
 
     def why(to: str) -> str:
-        return objection(f"http://127.0.0.1:{serve(moved(to))}/", 2.0)
+        return find_refusal(f"http://127.0.0.1:{serve(moved(to))}/", 2.0)
 
     assert why(f"http://127.0.0.1:{good}/video") == ""
     assert why(f"http://127.0.0.1:{gone}/video") == f"127.0.0.1:{gone} answers 404: it has no such path"
@@ -228,7 +228,7 @@ def test_a_redirection_is_followed_to_its_end(serve: Serve) -> None:
 
 def test_a_content_length_of_thousands_of_digits_is_not_believed(serve: Serve) -> None:
     head = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: " + b"9" * 6000 + b"\r\n\r\n<html>"
-    why = objection(f"http://127.0.0.1:{serve(head)}/", 2.0)
+    why = find_refusal(f"http://127.0.0.1:{serve(head)}/", 2.0)
     assert "gives a page or text, not a stream" in why
 
 
@@ -259,7 +259,7 @@ def test_a_redirection_takes_the_account_to_no_other_host() -> None:
         for listener, name, moved in ((camera, "camera", far), (other, "other", "")):
             threading.Thread(target=serve, args=(listener, name, moved), daemon=True).start()
         at = f"http://ann:secret@127.0.0.1:{camera.getsockname()[1]}"
-        assert objection(f"{at}/near", 2.0) == ""
+        assert find_refusal(f"{at}/near", 2.0) == ""
         assert "Authorization: Basic" in heard["camera"]
-        assert "wants a user name and a password; set" in objection(f"{at}/far", 2.0)
+        assert "wants a user name and a password; set" in find_refusal(f"{at}/far", 2.0)
         assert "Authorization" not in heard["other"]

@@ -6,7 +6,7 @@ from agent.capture.portaudio import SampleRateEstimator
 
 
 def told(meter: SampleRateEstimator, rate_hz: float, every_s: float = 0.06, seconds: float = 20.0) -> list[int]:
-    """What the meter says of a device that delivers so many samples per second, in bursts."""
+    """Return the estimates for a device that delivers so many samples per second, in bursts."""
     answers = [
         meter.add(round(rate_hz * every_s), 100 + number * every_s) for number in range(round(seconds / every_s))
     ]

@@ -22,7 +22,7 @@ _QUICK = CaptureConfig(stall_s=0.2, reopen_max_s=0.05)
 
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[scripted.Script]:
-    """What `_LIVE` does."""
+    """Behaviour of the source `_LIVE`."""
     monkeypatch.setitem(SCHEMES, "v4l2", Scheme("tests.unit.capture.scripted:open_scripted", "", live=True))
     monkeypatch.setattr(scripted, "script", scripted.Script())
     yield scripted.script

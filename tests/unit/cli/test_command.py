@@ -1,4 +1,4 @@
-"""What `tell` makes of its words and of an answer. It meets devices in `tests/system/test_tell.py`."""
+"""Arguments and answers of `vedette command`. `tests/system/test_command.py` has it with real devices."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def problems(file: Path, text: str) -> list[str]:
-    """What a check of this text says, one problem a line; it must have failed."""
+    """Return the problems that the check of a text prints, one a line; it must have failed."""
     file.write_text(text)
     result = call("check", str(file))
     assert result.exit_code == 1

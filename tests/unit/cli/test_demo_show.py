@@ -1,4 +1,4 @@
-"""What messages tell people to install is there."""
+"""Packages that messages name for installation exist."""
 
 from __future__ import annotations
 

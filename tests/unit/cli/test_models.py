@@ -173,7 +173,7 @@ def test_a_broken_file_in_the_list_exits_with_1(birds: Path, tmp_path: Path) -> 
 
 
 def written(name_or_path: str, folder: Path, *more: str) -> tuple[Manifest, Manifest]:
-    """What is known of a model, and what is read from the manifest that is written beside a copy of it."""
+    """Return a model's manifest, and the one read from the manifest that is written beside a copy of it."""
     before = look_up(name_or_path)
     target = folder / f"{Path(name_or_path).stem}.toml"
     for path in (model_path(name_or_path), *golden_paths(name_or_path, before.manifest)):

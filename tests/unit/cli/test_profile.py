@@ -22,7 +22,7 @@ litert = pytest.mark.skipif(load_runtime()[0] != "litert", reason="tflite-runtim
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = Path("/usr/bin/python{}.{}".format(*sys.version_info[:2]))
-"""That every user may run; that of the environment may lie in root's home."""
+"""An interpreter that every user may run; that of the environment may lie in root's home."""
 
 
 def call(*args: object) -> Result:

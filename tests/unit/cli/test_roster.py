@@ -1,4 +1,4 @@
-"""What `watch` makes of a fleet: a row for each device, those in trouble first, and nothing without a bound."""
+"""Rows of `watch` for a fleet: one for each device, those in trouble first, within bounds."""
 
 from __future__ import annotations
 

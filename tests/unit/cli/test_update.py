@@ -109,7 +109,7 @@ def test_what_was_received_is_gone_on_with(board: Board) -> None:
 def test_orders_to_a_trial_are_left_for_whoever_follows_it(board: Board) -> None:
     assert "nothing is on trial" in failed("confirm")
     updater = board.updater()
-    updater.journal.note(updater.receive(board.bundle()), state="trial")
+    updater.journal.update_fields(updater.receive(board.bundle()), state="trial")
     assert "rollback requested" in run("rollback")
     assert (board.where.state / "order").read_text(encoding="utf-8") == "rollback"
 
@@ -130,7 +130,7 @@ def test_after_a_rollback_a_newer_update_can_still_be_ended(board: Board) -> Non
     run("apply", quick(board))
     run("rollback", "--once")
     updater = board.updater()
-    updater.journal.note(updater.receive(board.bundle("4.0", 4)), state="trial")
+    updater.journal.update_fields(updater.receive(board.bundle("4.0", 4)), state="trial")
     assert "rollback requested" in run("rollback", "--once")
     assert (board.where.state / "order").exists()
 
@@ -166,7 +166,7 @@ def test_who_is_going_back_is_not_told_to_end_that(board: Board) -> None:
     journal = board.updater().journal
     newest = journal.read()
     assert newest is not None
-    journal.note(newest, state="trial", back=True, version="1.0")
+    journal.update_fields(newest, state="trial", back=True, version="1.0")
     assert "already rolling back to 1.0" in run("rollback", "--once")
     assert not (board.where.state / "order").exists()
 

@@ -1,4 +1,4 @@
-"""What `watch` makes of a message. The verb itself meets a broker in `tests/system/test_watch.py`."""
+"""Lines of `watch` for messages. `tests/system/test_watch.py` has the verb with a broker."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from agent.comms.commands import (
     Requests,
     Value,
     check_answer_topic,
+    quoted,
     request_command,
     set_command,
-    shown,
 )
 from agent.comms.mqtt.inbox import LARGEST
 from agent.comms.mqtt.paho_client import IncomingMessage
@@ -73,7 +73,7 @@ def test_whatever_is_requested_is_a_command_or_a_refusal(verb: str, payload: byt
 
 
 def sound(command: Command) -> None:
-    """Of the right type and within bounds, whatever was sent."""
+    """Check that a command's values have the right type and are within bounds."""
     if command.verb == "record":
         assert 1.0 <= command.seconds <= 600.0
     if command.verb == "set" and command.value is not None:
@@ -272,8 +272,8 @@ def test_a_topic_tells_whom_it_commands(topic: str, addressed: Addressed | None)
 
 @given(st.text())
 def test_a_strangers_text_is_shown_short_and_harmless(text: str) -> None:
-    assert shown(text).isprintable()
-    assert len(shown(text)) < 500
+    assert quoted(text).isprintable()
+    assert len(quoted(text)) < 500
 
 
 ENABLED = TOPICS.set("front", "enabled")

@@ -1,4 +1,4 @@
-"""What is published can be read back, and fits the schema that is made from the same structs."""
+"""Published messages can be read back, and fit the schema that is made from the same structs."""
 
 from __future__ import annotations
 

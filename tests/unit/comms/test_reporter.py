@@ -50,7 +50,7 @@ def test_counted_is_what_was_there_once() -> None:
     speaking = reporter(Kept(), PublishConfig())
     speaking.counts({"cat": 0, "dog": 1}, {("yard", "dog"): 1, ("road", "dog"): 0})
     speaking.counts({"cat": 0, "dog": 0}, {})
-    assert speaking.counted == (("", "dog"), ("yard", "dog"))
+    assert speaking.counted_labels == (("", "dog"), ("yard", "dog"))
 
 
 def test_without_zones_everything_is_told() -> None:

@@ -1,4 +1,4 @@
-"""What waits for a restart, and what does not."""
+"""Settings that take effect after a restart, and those that do not need one."""
 
 from __future__ import annotations
 

@@ -266,14 +266,14 @@ tables = st.recursive(
 
 
 def leaves(table: Any, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
-    """What stands in a table, by path; an empty table is something, too."""
+    """Return the leaves of a table by path; an empty table is a leaf."""
     if not isinstance(table, dict) or not table:
         return {at: table}
     return {keys: value for key, inner in table.items() for keys, value in leaves(inner, (*at, key)).items()}
 
 
 def is_met(at: tuple[str, ...], above: dict[tuple[str, ...], Any]) -> bool:
-    """Whether something above stands at this path, on the way to it, or beyond it. Empty tables bar no way."""
+    """Return True if `above` has a value at this path, on the way to it, or beyond it, but for empty tables."""
     return any(
         all(a == b for a, b in zip(at, over, strict=False)) and (value != {} or len(over) >= len(at))
         for over, value in above.items()

@@ -1,4 +1,4 @@
-"""What runs a model is measured once, kept, and taken up while a stream runs: with a real delegate."""
+"""The backend of a model is measured once, stored, and applied while a stream runs: with a real delegate."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ class Camera:
         self.taken: list[int] = []
         self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append, turn_s=0.02)
         fields = {"before_s": 1.0, "after_s": 1.0, "max_s": 10.0, "fps": 10.0, **config}
-        self.filming = StreamClips("front", ClipsConfig(**fields), self.recorder, self._back, keeps_all=True)
+        self.filming = StreamClips("front", ClipsConfig(**fields), self.recorder, self._back, lossless=True)
 
     def _back(self, frame: Frame) -> None:
         self.given_back.append(frame.seq)

@@ -86,8 +86,8 @@ def test_only_what_is_different_is_swapped(
     assert house.config is new
     assert list(house.streams) == ["front", "side"]
     assert house.streams["front"] is front
-    assert not front.over
-    assert back.over
+    assert not front.finished
+    assert back.finished
     assert house.mqtt.retained()[house.topics.count("back", "person")] == b""
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
 
@@ -103,7 +103,7 @@ def test_another_way_to_choose_the_size_is_another_stream(house: Runtime, tmp_pa
     auto = replace(house.config, streams={"front": replace(sizes, variant="auto")})
     with pytest.raises(VedetteError, match=rf"^stream front: {sizes.model}: model sizes: variant = 'auto' picks"):
         ReloadPlan(house, auto)
-    assert not front.over
+    assert not front.finished
 
 
 def test_what_is_refused_leaves_the_house_as_it_was(house: Runtime, camera: StreamConfig) -> None:
@@ -113,7 +113,7 @@ def test_what_is_refused_leaves_the_house_as_it_was(house: Runtime, camera: Stre
         ReloadPlan(house, replace(config, streams={"front": wrong, "side": wrong}))
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream front", "stream side"]
     assert (house.streams, house.config) == (before, config)
-    assert not any(stream.over for stream in before.values())
+    assert not any(stream.finished for stream in before.values())
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
@@ -166,7 +166,7 @@ def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
         ReloadPlan(house, house.config, only="front").apply()
         time.sleep(0.2)
     assert inferences.hanging == before + 1
-    assert house.streams["front"].standing == (
+    assert house.streams["front"].status == (
         "starting",
         "waiting for 2 earlier inferences of this stream to end",
     )
@@ -192,7 +192,7 @@ def test_a_device_whose_inference_hangs_is_not_opened_twice(
     wait_for(lambda: old.frames == 10)
     ReloadPlan(house, house.config, only="device").apply()
     new = house.streams["device"]
-    assert new.standing[1] == "waiting for 1 earlier inference of this stream to end"
+    assert new.status[1] == "waiting for 1 earlier inference of this stream to end"
     assert len(device_processes()) == 1
     wait_for(lambda: new.frames > 2)
     assert len(device_processes()) == 1
@@ -218,7 +218,7 @@ def test_an_edited_manifest_swaps_the_streams_of_that_model(
     with caplog.at_level(logging.INFO, "agent.daemon.control"):
         ReloadPlan(house, house.config).apply()
         ReloadPlan(house, house.config).apply()
-    assert all(stream.over and house.streams[name] is not stream for name, stream in before.items())
+    assert all(stream.finished and house.streams[name] is not stream for name, stream in before.items())
     changed = "the model's file or manifest"
     assert caplog.messages == [
         f"reloaded: stream front: {changed}; stream back: {changed}",
@@ -253,7 +253,7 @@ def test_an_edited_manifest_that_cannot_be_used_is_refused_by_its_name(
     with pytest.raises(VedetteError, match=rf"^stream front: {camera.model}:.*\nstream back: {camera.model}:"):
         ReloadPlan(house, house.config)
     assert house.streams == before
-    assert not any(stream.over for stream in before.values())
+    assert not any(stream.finished for stream in before.values())
 
 
 def test_a_stream_that_failed_is_tried_again_and_may_fail_again(

@@ -55,7 +55,7 @@ def report(folder: Path) -> DaemonHealth:
 def test_each_stream_is_told_with_what_it_has_inferred(
     house: Runtime, bulletin: HealthPublisher, tmp_path: Path
 ) -> None:
-    wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].standing[0] == "lost")
+    wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].status[0] == "lost")
     local = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
     local.write_if_due(ready=False, is_due=False)
     bulletin.publish()

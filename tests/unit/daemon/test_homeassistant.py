@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import Kind, Label
+from agent.comms.homeassistant.device import Kind, ZoneLabel
 from agent.comms.homeassistant.discovery import STATES
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.homeassistant import entity_source
@@ -34,7 +34,7 @@ def test_a_bundled_model_tells_what_may_come(model: str, kind: Kind, some: set[s
     assert made.kind == kind
     assert some <= set(made.labels)
     assert not others & set(made.labels)
-    assert made.named == ()
+    assert made.configured_labels == ()
 
 
 def test_labels_and_zones_that_the_configuration_names_are_there_from_the_start() -> None:
@@ -43,12 +43,12 @@ def test_labels_and_zones_that_the_configuration_names_are_there_from_the_start(
     made = entity_source("front", config)
     assert made.labels == ("person", "car")
     places = [("", "person"), ("", "car"), ("all", "person"), ("all", "car"), ("cars", "car")]
-    assert made.named == tuple(Label(*place) for place in places)
+    assert made.configured_labels == tuple(ZoneLabel(*place) for place in places)
 
 
 def test_a_zone_that_names_labels_names_them_for_itself_only() -> None:
     made = entity_source("front", StreamConfig("test:", "nanodet", zones=(replace(ALL, labels=("car",)),)))
-    assert made.named == (Label("all", "car"),)
+    assert made.configured_labels == (ZoneLabel("all", "car"),)
 
 
 @pytest.mark.parametrize(

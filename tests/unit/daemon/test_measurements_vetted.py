@@ -1,4 +1,4 @@
-"""What became of models lies in the state folder: good ones are opened at once, bad ones refused at once."""
+"""Results of vetting are stored in the state folder: good models open and bad ones are refused at once."""
 
 from __future__ import annotations
 

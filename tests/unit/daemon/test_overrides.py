@@ -1,4 +1,4 @@
-"""What operators have set against the file, and for how long it counts."""
+"""Operators' overrides of the file, and when they lapse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be set of a stream, and how it is set."""
+"""Settings of a stream that operators can override."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ def test_a_model_beside_another_is_compared_on_the_same_pictures(
     assert (found.agreement, found.failed) == (agreement, "")
     assert found.infer_p95_ms is not None
     assert found.present_p95_ms is not None
-    assert board.front.standing[0] == "running"
+    assert board.front.status[0] == "running"
 
 
 def test_it_is_told_to_programs_on_the_board(board: Board, tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_one_that_crashes_takes_nothing_along(board: Board, tmp_path: Path, work
     assert found is not None
     assert "killed by SIGKILL" in found.failed
     wait_for(lambda: board.front.inferred > before + 5)
-    assert board.front.standing[0] == "running"
+    assert board.front.status[0] == "running"
 
 
 @pytest.mark.parametrize("broken", ["model", "decoder"])

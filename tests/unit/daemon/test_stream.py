@@ -93,8 +93,8 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> list[Exception]:
 def test_a_clip_runs_to_its_end(tmp_path: Path) -> None:
     kept = Kept()
     with running(stream(tmp_path, kept, f"{_WALK}&frames=20&pace=fast")) as made:
-        wait_for(lambda: made.over)
-    assert (made.standing, made.frames, made.has_result) == (("ended", ""), 20, True)
+        wait_for(lambda: made.finished)
+    assert (made.status, made.frames, made.has_result) == (("ended", ""), 20, True)
     assert kept.kinds() == ["new", "end"]
     assert kept.retained["vedette/porch/front/count/person"] == b"0"
 
@@ -111,7 +111,7 @@ def without_collector() -> Iterator[None]:
 
 
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
-    """What takes megabytes of a stream that runs."""
+    """Return the large objects of a stream that runs."""
     assert made._perception is not None
     assert made._clips is not None
     session = made._perception.session
@@ -210,7 +210,7 @@ def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
     monkeypatch.setattr(perception, "PREPARE_S", 0.0)
     made = stream(tmp_path, Kept(), model=str(person_model(tmp_path, score=0.91)))
     made.prepare()
-    assert made.standing[0] == "starting"
+    assert made.status[0] == "starting"
     made.start()
     wait_for(lambda: made.has_result, 10.0)
     made.ask_to_stop()
@@ -226,7 +226,7 @@ def test_one_that_crashes_the_runtime_then_fails_for_good(
     (tmp_path / "bad.toml").write_text('name = "bad"\n[output]\ndecoder = "classify"\n')
     made = stream(tmp_path, Kept(), model=str(tmp_path / "bad.toml"))
     with running(made):
-        wait_for(lambda: made.over, 10.0)
+        wait_for(lambda: made.finished, 10.0)
         assert made.state == "failed"
         assert "(SIGSEGV)" in made.detail
 
@@ -242,7 +242,7 @@ def test_a_model_that_takes_long_to_open_holds_nobody_but_its_own_stream(
     made = stream(tmp_path, Kept(), model=str(path))
     began = time.monotonic()
     made.prepare()
-    assert (made.standing[0], made.model) == ("starting", None)
+    assert (made.status[0], made.model) == ("starting", None)
     assert settings_of(made.config).variants == ()
     assert entity_source("front", made.config).labels == ()
     assert keys_of(ModelError("something else"), "front", made.config) == ()
@@ -259,7 +259,7 @@ def test_a_model_whose_shapes_only_the_runtime_tells_is_opened_by_the_streams_th
     path.write_bytes(classifier("int8", shape=(), described=True) + b"another")
     made = stream(tmp_path, Kept(), model=str(path))
     made.prepare()
-    assert (made.standing[0], made.model) == ("starting", None)
+    assert (made.status[0], made.model) == ("starting", None)
     made.start()
     wait_for(lambda: made.has_result, 10.0)
     assert settings_of(made.config).variants == ("full",)
@@ -317,8 +317,8 @@ def test_health_before_the_first_frame_is_all_zero(tmp_path: Path) -> None:
 def test_a_disabled_stream_is_over_and_opens_no_model(tmp_path: Path) -> None:
     made = stream(tmp_path, Kept(), enabled=False, model="nobody has it")
     with running(made):
-        assert made.over
-        assert made.standing == ("disabled", "")
+        assert made.finished
+        assert made.status == ("disabled", "")
 
 
 @pytest.mark.parametrize(
@@ -335,7 +335,7 @@ def test_what_cannot_work_fails_before_it_starts(
     with pytest.raises(kind, match=why):
         made.prepare()
     made.start()
-    assert made.over
+    assert made.finished
     assert made.state == "failed"
     assert why in made.detail
     assert made.join(0)
@@ -343,7 +343,7 @@ def test_what_cannot_work_fails_before_it_starts(
 
 def test_a_clip_that_is_not_there_fails_for_good(tmp_path: Path) -> None:
     with running(stream(tmp_path, Kept(), f"file:{tmp_path}/gone.mp4")) as made:
-        wait_for(lambda: made.over)
+        wait_for(lambda: made.finished)
         assert made.state == "failed"
         assert "gone.mp4" in made.detail
         assert made.health().detail == made.detail
@@ -352,9 +352,9 @@ def test_a_clip_that_is_not_there_fails_for_good(tmp_path: Path) -> None:
 def test_a_camera_that_is_not_there_is_lost_and_waited_for(tmp_path: Path) -> None:
     capture = CaptureConfig(stall_s=1.0, reopen_max_s=0.2)
     with running(stream(tmp_path, Kept(), f"http://127.0.0.1:{free_port()}/", capture=capture)) as made:
-        wait_for(lambda: made.standing[0] == "lost")
-        assert "nothing listens" in made.standing[1]
-        assert not made.over
+        wait_for(lambda: made.status[0] == "lost")
+        assert "nothing listens" in made.status[1]
+        assert not made.finished
 
 
 @pytest.mark.parametrize("error", [BackendError("the delegate is gone"), RuntimeError("a defect")])
@@ -364,19 +364,19 @@ def test_what_may_pass_starts_the_stream_again(tmp_path: Path, breaks: list[Exce
         wait_for(lambda: kept.kinds() == ["new"])
         breaks.append(error)
         wait_for(lambda: made.state == "failed")
-        assert not made.over, "it tries again"
+        assert not made.finished, "it tries again"
         assert str(error) in made.detail
         assert made.health().tracks == 0
         wait_for(lambda: kept.kinds() == ["new", "end", "new"])
         assert kept.events()[1].reason == "failure"
-        assert made.standing[0] == "running"
+        assert made.status[0] == "running"
         assert made.health().infer_ms >= 0
 
 
 def test_what_will_not_pass_does_not(tmp_path: Path, breaks: list[Exception]) -> None:
     breaks.append(ModelError("broken for good"))
     with running(stream(tmp_path, Kept())) as made:
-        wait_for(lambda: made.over)
+        wait_for(lambda: made.finished)
         assert (made.state, made.detail) == ("failed", "broken for good")
 
 
@@ -467,7 +467,7 @@ def test_after_a_long_run_the_pause_is_the_first_again(tmp_path: Path, breaks: l
     breaks += [BackendError("gone")] * 4
     kept = Kept()
     with running(stream(tmp_path, kept, restart_s=(0.01, 0.02))) as made:
-        wait_for(lambda: not breaks and made.standing[0] == "running")
+        wait_for(lambda: not breaks and made.status[0] == "running")
         wait_for(lambda: kept.kinds()[-1] == "new")
     assert kept.kinds().count("new") == kept.kinds().count("end")
 

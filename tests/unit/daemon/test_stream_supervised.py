@@ -1,4 +1,4 @@
-"""What runs under supervision: ends, breaks and is started again, or stays broken."""
+"""Supervision of a stream: it ends, fails and is restarted, or stays failed."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def test_what_ends_by_itself_is_over() -> None:
     run = Run(None)
     run.start()
     assert run.join(2.0)
-    assert (run.state, run.over, run.attempts, run.closed) == ("ended", True, 1, 1)
+    assert (run.state, run.finished, run.attempts, run.closed) == ("ended", True, 1, 1)
 
 
 def test_what_breaks_by_a_defect_or_its_device_is_started_again_and_closed_each_time() -> None:
     run = Run(BackendError("gone"), RuntimeError("a defect"))
     run.start()
     wait_for(lambda: run.state == "running")
-    assert (run.attempts, run.closed, run.over) == (3, 2, False)
+    assert (run.attempts, run.closed, run.finished) == (3, 2, False)
     run.ask_to_stop()
     assert run.join(2.0)
     assert run.closed == 3
@@ -59,14 +59,14 @@ def test_broken_input_stays_broken_with_its_reason() -> None:
     run = Run(ModelError("no such model"))
     run.start()
     assert run.join(2.0)
-    assert (run.state, run.detail, run.over, run.attempts) == ("failed", "no such model", True, 1)
+    assert (run.state, run.detail, run.finished, run.attempts) == ("failed", "no such model", True, 1)
 
 
 def test_one_that_is_to_be_tried_again_is_not_over_and_can_be_stopped_while_it_waits() -> None:
     run = Run(BackendError("gone"), restart_first_s=60.0)
     run.start()
     wait_for(lambda: run.closed == 1)
-    assert (run.state, run.over) == ("failed", False)
+    assert (run.state, run.finished) == ("failed", False)
     run.ask_to_stop()
     assert run.join(2.0)
 
@@ -75,7 +75,7 @@ def test_one_that_is_to_be_tried_again_is_not_over_and_can_be_stopped_while_it_w
 def test_what_is_off_or_refused_does_not_start(state: State) -> None:
     run = Run(state=state)
     run.start()
-    assert (run.join(0.0), run.attempts, run.over) == (True, 0, True)
+    assert (run.join(0.0), run.attempts, run.finished) == (True, 0, True)
 
 
 def test_what_was_prepared_and_never_begun_is_closed() -> None:

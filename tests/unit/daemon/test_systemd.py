@@ -1,4 +1,4 @@
-"""What systemd is told, by how the streams are."""
+"""Notifications to systemd for each state of the streams."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Given(Struct):
     stalled_s: float = 0.0
 
     @property
-    def standing(self) -> tuple[State, str]:
+    def status(self) -> tuple[State, str]:
         return self.state, self.detail
 
 
@@ -159,7 +159,7 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
         stream.start()
     try:
         wait_for(lambda: service.hanging(streams) == ["front"])
-        wait_for(lambda: streams["away"].standing[0] == "lost")
+        wait_for(lambda: streams["away"].status[0] == "lost")
         go_on.set()
         wait_for(lambda: service.hanging(streams) == [] and streams["front"].inferred > 3)
         p95_ms = streams["front"].infer_p95_ms

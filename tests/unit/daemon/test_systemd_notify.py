@@ -1,4 +1,4 @@
-"""What is sent, and where to."""
+"""Messages to systemd and their address."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ COLOURED = "[output]\nscore_threshold = 0.5\n"
 
 
 def found(path: Path, *pictures: np.ndarray) -> list[list[Detection]]:
-    """What a model sees on pictures."""
+    """Return the detections of a model on pictures."""
     model = open_model(str(path))
     session = open_session(model, "cpu", SessionOptions())
     size = Detector(session, model, "full", DecodeConfig())

@@ -1,4 +1,4 @@
-"""What the bundled model sees on pictures that are kept. Other kernels round otherwise: a little is allowed."""
+"""Detections of the bundled model on stored pictures. Other kernels round otherwise: a little is allowed."""
 
 from __future__ import annotations
 

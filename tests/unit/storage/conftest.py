@@ -1,4 +1,4 @@
-"""What tests of the spool share."""
+"""Shared parts of the tests of the spool."""
 
 from __future__ import annotations
 

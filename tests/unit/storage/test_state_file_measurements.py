@@ -52,7 +52,7 @@ def test_a_file_that_has_grown_is_not_read(tmp_path: Path) -> None:
 
 
 def in_the_way(state: Path, make: Callable[[Path], object]) -> Path:
-    """What an attacker, or a bad card, has put in place of the verdict's file."""
+    """Put something else in place of the result's file, as an attacker or a bad card would."""
     path = MeasurementFiles(state).path("nanodet", KEY)
     path.parent.mkdir(exist_ok=True)
     make(path)

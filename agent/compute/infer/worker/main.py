@@ -132,7 +132,7 @@ class _Server:
         options = SessionOptions(request.variant, request.threads or request.plan.threads)
         self._manifest, self._path = model.manifest, request.path
         self._session, runtime, nodes, delegated = open_model(model, request.plan, options)
-        return protocol.Opened(runtime, nodes, delegated, self._select(request.variant))
+        return protocol.ModelOpened(runtime, nodes, delegated, self._select(request.variant))
 
     def _handle(self, request: protocol.Request) -> protocol.Answer:
         if isinstance(request, protocol.SelectVariant):

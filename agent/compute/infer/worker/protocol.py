@@ -52,7 +52,7 @@ RUN = b""
 
 
 class OpenModel(Struct, frozen=True, tag=True):
-    """The first message, followed by the model's bytes; answered by `Opened`.
+    """The first message, followed by the model's bytes; answered by `ModelOpened`.
 
     Attributes:
         plan: the backend.
@@ -104,7 +104,7 @@ class TensorRegion(Struct, frozen=True, tag=True):
     size: int
 
 
-class Opened(Struct, frozen=True, tag=True):
+class ModelOpened(Struct, frozen=True, tag=True):
     """The model is open.
 
     Attributes:
@@ -135,7 +135,7 @@ class Failed(Struct, frozen=True, tag=True):
 
 
 Request = OpenModel | SelectVariant | GetUsage | TimeModel
-Answer = Opened | TensorRegion | Usage | TimingRun | Failed
+Answer = ModelOpened | TensorRegion | Usage | TimingRun | Failed
 encode = msgspec.json.Encoder().encode
 requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
 answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
@@ -228,7 +228,7 @@ def decode_answer(message: bytes) -> Answer:
         answer = answers.decode(message)
     except NO_JSON as error:
         raise InvalidMessageError(str(error)[:LONGEST_TEXT]) from error
-    if isinstance(answer, Opened):
+    if isinstance(answer, ModelOpened):
         _check(answer.region)
     elif isinstance(answer, TensorRegion):
         _check(answer)

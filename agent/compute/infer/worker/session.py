@@ -27,7 +27,7 @@ PATIENCE_S = 120.0
 DEADLINE_S = 2.0
 _OPENING = "opening the model"
 
-_AnswerT = TypeVar("_AnswerT", protocol.Opened, protocol.TensorRegion, protocol.Usage, TimingRun)
+_AnswerT = TypeVar("_AnswerT", protocol.ModelOpened, protocol.TensorRegion, protocol.Usage, TimingRun)
 
 
 class WorkerSession:
@@ -78,7 +78,7 @@ class WorkerSession:
         try:
             path, as_root = plain(model.path), _needs_root(model, plan)
             request = protocol.OpenModel(plan, variant, options.threads, model.manifest, path, as_root)
-            self.opened = self._request(request, protocol.Opened, patience_s, model.content)
+            self.opened = self._request(request, protocol.ModelOpened, patience_s, model.content)
             self._map(variant, self.opened.region)
         except BaseException:
             self.close()

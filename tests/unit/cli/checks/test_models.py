@@ -1,4 +1,4 @@
-"""What runs the models best, and why nothing else does."""
+"""Checks of the models: the chosen backend, and the reasons against others."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_a_broker_that_keeps_silent_is_left_in_time(tmp_path: Path) -> None:
         assert time.monotonic() - began < 3.0
     assert one.state == "problem"
     assert one.value.endswith(
-        "no answer to our CONNECT; check that it is an MQTT broker; if it speaks TLS there, set [mqtt] tls"
+        "no answer to CONNECT; check that it is an MQTT broker; if it speaks TLS there, set [mqtt] tls"
     )
     assert one.advice.endswith("set [mqtt] tls")
 

@@ -13,15 +13,15 @@ import pytest
 from msgspec.structs import replace
 
 from agent.comms.homeassistant.announcer import Announcer
-from agent.comms.homeassistant.device import Device, Label, StreamEntitySource
+from agent.comms.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
 from agent.config import HomeAssistantConfig
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
-FRONT = StreamEntitySource("front", "things", ("person", "car"), (Label("", "person"),))
-DEVICE = Device(Topics("vedette", "porch"), "", "0.1.0", False, (FRONT, replace(FRONT, name="back")))
+FRONT = StreamEntitySource("front", "things", ("person", "car"), (ZoneLabel("", "person"),))
+DEVICE = DeviceEntitySource(Topics("vedette", "porch"), "", "0.1.0", False, (FRONT, replace(FRONT, name="back")))
 
 
 class World:
@@ -63,7 +63,9 @@ class World:
     def birth(self, payload: bytes = b"online", *, retained: bool = False) -> None:
         self.handlers[STATUS](IncomingMessage(STATUS, payload, retained))
 
-    def announcer(self, config: HomeAssistantConfig | None = None, device: Device = DEVICE) -> Announcer:
+    def announcer(
+        self, config: HomeAssistantConfig | None = None, device: DeviceEntitySource = DEVICE
+    ) -> Announcer:
         made = Announcer(
             self.publisher,
             config or HomeAssistantConfig(),
@@ -74,7 +76,9 @@ class World:
         self.answer()
         return made
 
-    def live(self, announcer: Announcer, device: Device = DEVICE, seconds: float = 60.0) -> list[dict[str, Any]]:
+    def live(
+        self, announcer: Announcer, device: DeviceEntitySource = DEVICE, seconds: float = 60.0
+    ) -> list[dict[str, Any]]:
         """Let time pass; gives the components of what was sent."""
         before = len(self.sent)
         for _ in range(int(seconds * 2)):
@@ -172,19 +176,25 @@ def test_two_messages_are_never_close_together(world: World) -> None:
     times = []
     for number in range(40):
         before = len(world.sent)
-        seen = tuple(Label("", label) for label in ("person", "car")[: number % 3])
-        world.live(announcer, replace(DEVICE, streams=(replace(FRONT, named=(), counted=seen),)), seconds=0.5)
+        seen = tuple(ZoneLabel("", label) for label in ("person", "car")[: number % 3])
+        world.live(
+            announcer,
+            replace(DEVICE, streams=(replace(FRONT, configured_labels=(), counted_labels=seen),)),
+            seconds=0.5,
+        )
         times += [world.now] * (len(world.sent) - before)
     assert len(times) >= 3
     assert min(later - earlier for earlier, later in itertools.pairwise(times)) >= 5
 
 
 def test_a_label_that_is_seen_is_added_and_stays_over_a_restart(world: World) -> None:
-    open_ended = replace(DEVICE, streams=(replace(FRONT, named=()),))
+    open_ended = replace(DEVICE, streams=(replace(FRONT, configured_labels=()),))
     announcer = world.announcer(device=open_ended)
     (parts,) = world.live(announcer, open_ended)
     assert "front.occupancy.car" not in parts
-    seen = replace(DEVICE, streams=(replace(FRONT, named=(), counted=(Label("", "car"),)),))
+    seen = replace(
+        DEVICE, streams=(replace(FRONT, configured_labels=(), counted_labels=(ZoneLabel("", "car"),)),)
+    )
     (parts,) = world.live(announcer, seen)
     assert "front.occupancy.car" in parts
     (parts,) = world.live(world.announcer(device=open_ended), open_ended)
@@ -253,8 +263,8 @@ def test_switched_off_it_touches_nothing_else(
 
 def test_labels_beyond_the_bound_are_told_once(world: World, caplog: pytest.LogCaptureFixture) -> None:
     config = HomeAssistantConfig(max_labels=1)
-    seen = (Label("", "person"), Label("", "car"))
-    many = replace(DEVICE, streams=(replace(FRONT, named=(), counted=seen),))
+    seen = (ZoneLabel("", "person"), ZoneLabel("", "car"))
+    many = replace(DEVICE, streams=(replace(FRONT, configured_labels=(), counted_labels=seen),))
     announcer = world.announcer(config, many)
     (parts,) = world.live(announcer, many)
     assert "front.occupancy.car" not in parts

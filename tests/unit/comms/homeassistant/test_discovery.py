@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.comms.homeassistant.device import Device, Kind, Label, StreamEntitySource
+from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
 from agent.comms.homeassistant.discovery import _NEEDS, ORIGIN, entities, message, read, topic
 from agent.comms.topics import Topics
 
@@ -21,17 +21,19 @@ FRONT = StreamEntitySource(
     "front",
     "things",
     ("person", "car", "traffic light"),
-    named=(Label("", "person"), Label("drive", "person")),
+    configured_labels=(ZoneLabel("", "person"), ZoneLabel("drive", "person")),
     zones=("drive",),
     variants=("auto", "416", "256"),
 )
 
 
-def device(*streams: StreamEntitySource, topics: Topics = TOPICS, has_temperature: bool = True) -> Device:
-    return Device(topics, "Raspberry Pi 4 Model B", "0.1.0", has_temperature, streams)
+def device(
+    *streams: StreamEntitySource, topics: Topics = TOPICS, has_temperature: bool = True
+) -> DeviceEntitySource:
+    return DeviceEntitySource(topics, "Raspberry Pi 4 Model B", "0.1.0", has_temperature, streams)
 
 
-def told(made: Device, known: tuple[str, ...] = (), most: int = 16) -> dict[str, dict[str, Any]]:
+def told(made: DeviceEntitySource, known: tuple[str, ...] = (), most: int = 16) -> dict[str, dict[str, Any]]:
     return entities(made, known, most).components
 
 
@@ -145,9 +147,9 @@ def test_a_silent_stream_of_words_has_no_event() -> None:
 
 
 def test_a_label_that_nobody_named_becomes_an_entity_when_it_was_seen_and_stays() -> None:
-    free = replace(FRONT, named=())
+    free = replace(FRONT, configured_labels=())
     assert "front.occupancy.car" not in of_front(free)
-    seen = replace(free, counted=(Label("", "car"), Label("drive", "car")))
+    seen = replace(free, counted_labels=(ZoneLabel("", "car"), ZoneLabel("drive", "car")))
     assert {"front.occupancy.car", "front.zone.drive.count.car"} <= of_front(seen)
     known = tuple(of_front(seen))
     assert of_front(free, known) == of_front(seen), "and after a restart"
@@ -158,15 +160,15 @@ def test_a_label_that_nobody_named_becomes_an_entity_when_it_was_seen_and_stays(
 
 def test_there_are_no_more_than_so_many_labels_that_nobody_named() -> None:
     labels = tuple(f"thing{number}" for number in range(80))
-    seen = tuple(Label(zone, label) for label in labels for zone in ("", "drive"))
-    many = replace(FRONT, labels=("person", *labels), counted=seen)
+    seen = tuple(ZoneLabel(zone, label) for label in labels for zone in ("", "drive"))
+    many = replace(FRONT, labels=("person", *labels), counted_labels=seen)
     made = entities(device(many), (), 3)
     assert sum("occupancy.thing" in name for name in made.components) == 3 * 2
     assert "front.occupancy.person" in made.components, "the configuration names it"
     assert made.left_out == {"front": list(labels[3:])}
 
 
-def _body(made: Device, gone: dict[str, str] | None = None) -> dict[str, Any]:
+def _body(made: DeviceEntitySource, gone: dict[str, str] | None = None) -> dict[str, Any]:
     return dict(json.loads(message(made, told(made), gone or {})))
 
 
@@ -257,7 +259,7 @@ _text = st.one_of(
 def _subjects(draw: st.DrawFn) -> StreamEntitySource:
     labels = tuple(draw(st.lists(_text, unique=True, max_size=5)))
     zones = tuple(draw(st.lists(_name, unique=True, max_size=3)))
-    pairs = [Label(zone, label) for zone in ("", *zones) for label in labels]
+    pairs = [ZoneLabel(zone, label) for zone in ("", *zones) for label in labels]
     some = st.lists(st.sampled_from(pairs), unique=True) if pairs else st.just([])
     kind = draw(st.one_of(st.none(), st.sampled_from(get_args(Kind))))
     variants = tuple(draw(st.lists(_name, unique=True, max_size=3)))
@@ -288,7 +290,7 @@ def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
 
 
 def _expected(subject: StreamEntitySource) -> int:
-    pairs = len({*subject.named, *subject.counted})
+    pairs = len({*subject.configured_labels, *subject.counted_labels})
     things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts")
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
     heard = subject.kind == "words" and bool(subject.labels)

@@ -1,4 +1,4 @@
-"""What is listened to, with a client whose broker the test is."""
+"""Subscriptions of the inbox; the test plays the broker."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_an_outage_is_said_once_at_each_end(
         "broker host:1883: the connection broke; events wait in the spool, trying again",
         "broker host:1883: back after 50.0 s, MQTT 5",
     ]
-    line.leave("stopped")
+    line.close("stopped")
     assert (line.connected, line.detail) == (False, "stopped")
 
 
@@ -109,7 +109,7 @@ def test_a_connection_taken_over_is_said_once(line: LinkLog, caplog: pytest.LogC
         line.accepted("MQTT 5")
         line.acknowledged()
         line.lost(reasons.in_words(reasons.TAKEN_OVER), refused=True)
-    assert len([text for text in said(caplog) if "another client connected with our client id" in text]) == 1
+    assert len([text for text in said(caplog) if "another client connected with the same client id" in text]) == 1
     assert len(said(caplog)) == 2
 
 

@@ -1,4 +1,4 @@
-"""What was heard before the gate opened."""
+"""Audio from before the gate opened."""
 
 from __future__ import annotations
 

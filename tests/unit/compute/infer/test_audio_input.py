@@ -60,7 +60,7 @@ def test_each_inference_sees_the_newest_rows_however_they_come(sizes: list[int],
 def test_rows_that_are_forgotten_are_silence(keep: int, left: list[int]) -> None:
     made, tensor = row_input(rows=4, every_s=0.01, dtype="float32"), np.empty((1, 4, 3), np.float32)
     list(made.feed(numbered(-1, 6)))
-    made.forget(keep)
+    made.keep_newest(keep)
     made.fill(tensor)
     assert tensor[0, :, 0].tolist() == left
     list(made.feed(numbered(5, 1)))

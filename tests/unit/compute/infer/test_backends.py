@@ -1,4 +1,4 @@
-"""The same for every backend and for both runtimes: whatever runtime is installed runs these."""
+"""Tests of every backend, with the runtime that is installed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from tests.support.publishing import wait_for
 
 
 class Device:
-    """What `DeviceReopener` knows of one."""
+    """Device with the methods that `DeviceReopener` uses."""
 
     def __init__(self) -> None:
         self.closed = 0

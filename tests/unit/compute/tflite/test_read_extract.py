@@ -20,7 +20,7 @@ NANODET, RUNGS = open_whole_model("nanodet").content, open_whole_model("nanodet"
 
 
 def answers(content: bytes, signature: str) -> dict[str, Array]:
-    """What a signature says to a picture of noise."""
+    """Return the outputs of a signature for a picture of noise."""
     manifest = Manifest("m", OutputManifest("classify"), variants=(Variant("only", signature),))
     session = open_session(
         Model(content, hashlib.sha256(content).hexdigest(), manifest, "m.tflite"), "cpu", SessionOptions()

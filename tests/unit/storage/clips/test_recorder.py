@@ -99,12 +99,12 @@ def test_a_camera_that_goes_away_does_not_keep_its_clip_open(made: Made) -> None
     made.film(0, 1)
     recording = made.begin(0, 0.6)
     assert made.clip().frames == 2
-    assert recording.over
+    assert recording.finished
 
 
 def test_a_clip_without_a_single_picture_is_none(made: Made, caplog: pytest.LogCaptureFixture) -> None:
     recording = made.begin(0, 0.01)
-    wait_for(lambda: recording.over)
+    wait_for(lambda: recording.finished)
     wait_for(lambda: said(caplog, logging.WARNING))
     assert "no picture came in time" in said(caplog, logging.WARNING)[0]
     assert (made.clips, list((made.folder).rglob("*.mkv*"))) == ([], [])
@@ -133,7 +133,7 @@ def test_a_picture_of_another_size_ends_the_clip_before_it(made: Made) -> None:
     made.footage.add(picture(4, 2 * SECOND, 128, 96))
     recording = made.begin(0, 100)
     assert made.clip().frames == 4
-    assert recording.over
+    assert recording.finished
 
 
 def large(number: int, at_ns: int) -> EncodedFrame:
@@ -257,7 +257,7 @@ def test_a_disk_that_refuses_costs_the_clip_and_is_said_once(
     for start in (0, 10, 20):
         made.film(start, start + 4)
         recording = made.begin(start / 2, start / 2 + 1)
-        wait_for(lambda recording=recording: recording.over)
+        wait_for(lambda recording=recording: recording.finished)
     wait_for(lambda: not list(made.folder.rglob(".*.part")))
     full[0] = False
     made.film(30, 34)
@@ -278,7 +278,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_breaks(
     made = Made(tmp_path / "clips")
     made.film(0, 3)
     recording = made.begin(0, 1)
-    wait_for(lambda: recording.over and said(caplog, logging.ERROR))
+    wait_for(lambda: recording.finished and said(caplog, logging.ERROR))
     made.recorder.close(5.0)
     assert len(said(caplog, logging.ERROR)) == 1
     stats = made.recorder.stats

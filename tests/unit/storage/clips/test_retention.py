@@ -1,4 +1,4 @@
-"""What clips are called, and which of them go."""
+"""Names of clips, and retention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a clip can be saved somewhere."""
+"""Checks of the folder for clips."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What has been acknowledged is kept and told, within its bounds, beside whoever writes."""
+"""Acknowledged messages are kept and read, within bounds, beside a writer."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent.parent.parent.parent
 
 
 def told(folder: Path) -> dict[int, bool]:
-    """Whether each number is acknowledged."""
+    """Return for each number whether it is acknowledged."""
     return {past.stored.seq: past.acknowledged for past in History(folder).after(0)}
 
 

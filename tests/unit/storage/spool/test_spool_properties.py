@@ -47,7 +47,7 @@ class SpoolMachine(RuleBasedStateMachine):
         self.gone: dict[int, bytes] = {}
         self.seen: dict[int, bytes] = {}
         self.dropped = self.puts = 0
-        self.keeps_all = history == ALL
+        self.lossless = history == ALL
         self.last: int | None = 0 if durability == "event" else None
 
     @rule(bodies=st.lists(st.binary(max_size=9000), max_size=12))
@@ -82,7 +82,7 @@ class SpoolMachine(RuleBasedStateMachine):
         """As a reload does."""
         config = structs.replace(self.config, durability=durability, history_max_bytes=history)
         self.spool.configure(config)
-        self.keeps_all &= history == ALL
+        self.lossless &= history == ALL
         wait_for(lambda: self.spool._pending._config is config)
         self.config = config
         self.put([b""])
@@ -116,7 +116,7 @@ class SpoolMachine(RuleBasedStateMachine):
 
     @rule()
     def power_cut(self) -> None:
-        """What was safe is there; what was settled but not yet noted may come again, and nothing else."""
+        """Cut the power: synced rows survive, and only settled rows that were not yet recorded may come again."""
         copy = Path(tempfile.mkdtemp())
         safe = self.stop_the_clock(copy)
         self.spool.close()
@@ -157,19 +157,19 @@ class SpoolMachine(RuleBasedStateMachine):
     def tell_the_history(self) -> None:
         assert self.spool.flush(20.0)
         self.spool.settle([])
-        if not self.spool._disk.counted.rows:
+        if not self.spool._disk.totals.rows:
             return
         found = {past.stored.seq: past for past in History(self.folder).after(0)}
         noted = {seq for seq, past in found.items() if past.acknowledged}
         assert self.rows.keys() <= found.keys() - noted
         assert {seq: found[seq].stored.body for seq in noted}.items() <= self.done.items()
         assert sum(size(found[seq].stored) for seq in noted) <= self.config.history_max_bytes
-        if self.keeps_all:
+        if self.lossless:
             assert self.done.keys() <= found.keys() | self.rows.keys()
 
     @invariant()
     def agrees(self) -> None:
-        """What is seen is what waits, from its beginning: nothing overtakes what is not safe yet."""
+        """Check that the visible rows are the first waiting ones: none overtakes a row that is not synced yet."""
         rows = self.spool.peek(0, 10_000)
         assert [(row.seq, row.body) for row in rows] == [
             (seq, self.rows[seq][0]) for seq in sorted(self.rows)[: len(rows)]

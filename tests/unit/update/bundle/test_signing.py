@@ -36,7 +36,7 @@ class Board:
         self.revoked.write_text("".join(f"{key.public}\n" for key in keys), encoding="ascii")
 
     def signed(self, key: Key) -> str:
-        """Who is found to have signed it."""
+        """Sign the bundle; return the signer that the check finds."""
         sign(self.bundle, key.path)
         return verify(self.bundle, *self.trusted).principal
 

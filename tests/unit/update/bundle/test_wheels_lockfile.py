@@ -1,4 +1,4 @@
-"""What a board needs of the lock file is decided for the board, not for the machine where this runs."""
+"""Requirements of the lock file are selected for the board, not for the machine where the tests run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What boards answer, of this version and of others."""
+"""Answers of boards, of this version and of others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_what_this_version_tells_is_understood() -> None:
     assert (found.update.version, found.update.counter) == ("1.1", 4)
     assert (found.update.models, found.update.kind) == (3, "models")
     assert found.update.at_hand is not None
-    assert (found.update.at_hand.state, found.update.at_hand.over) == ("trial", False)
+    assert (found.update.at_hand.state, found.update.at_hand.finished) == ("trial", False)
     assert found.describe() == "daemon does not run"
 
 

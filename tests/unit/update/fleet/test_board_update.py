@@ -42,7 +42,7 @@ class Answering(Transport):
 
 
 def go(told: dict[str, Any], kind: str) -> tuple[BoardOutcome, bool]:
-    """What becomes of version 1.1 with counter 8, and whether it was sent."""
+    """Update a board to version 1.1 with counter 8; return the outcome, and True if the bundle was sent."""
     transport = Answering({"version": "1.1", "slot": "a", "counter": 8, **told})
     wanted = BundleInfo(Path("x.vedette"), "12ab", 100, "8" if kind == "models" else "1.1", 8, kind)
     errand = BoardUpdate(

@@ -1,4 +1,4 @@
-"""Whether a rollout goes on: unreachable is not failed, and a canary has to show that it is well."""
+"""Policy of a rollout: an unreachable board has not failed, and a canary has to prove its health."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.update.fleet.ledger import BAD, GOOD, KINDS, BoardOutcome, Kind, counted
+from agent.update.fleet.ledger import BAD, GOOD, KINDS, BoardOutcome, Kind, count_by_kind
 from agent.update.fleet.rollout import stop_reason
 
 OUTCOMES = some.lists(some.sampled_from(KINDS), max_size=30).map(
@@ -69,7 +69,7 @@ def test_canaries_pass_only_if_every_one_has_it(outcomes: list[BoardOutcome]) ->
 
 @given(OUTCOMES)
 def test_every_outcome_is_counted_once(outcomes: list[BoardOutcome]) -> None:
-    assert sum(counted(outcomes).values()) == len(outcomes)
+    assert sum(count_by_kind(outcomes).values()) == len(outcomes)
 
 
 def test_every_kind_is_good_or_bad_or_away() -> None:

@@ -1,4 +1,4 @@
-"""What ssh and rsync say, sorted into what may be over in a moment and what is not."""
+"""Errors of ssh and rsync, sorted into transient and permanent ones."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Host key verification failed.
             255,
             "WARNING: UNPROTECTED PRIVATE KEY FILE!\nPermission denied (publickey)",
             "failed",
-            "none of our keys",
+            "accepts none of",
         ),
         (11, "rsync: write failed: No space left on device (28)", "failed", "its disk is full"),
         (12, "rsync: No space left on device (28)\nvedette-ssh: no room: 3 MB", "failed", "no room: 3 MB"),

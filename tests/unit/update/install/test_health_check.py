@@ -9,7 +9,14 @@ from msgspec.structs import replace
 
 from agent.health import DaemonHealth, StreamReport
 from agent.update.bundle.description import HealthGate
-from agent.update.install.health_check import Baseline, DaemonBefore, HealthTrial, Observation, Verdict, baseline
+from agent.update.install.health_check import (
+    Baseline,
+    DaemonBefore,
+    HealthTrial,
+    Observation,
+    TrialDecision,
+    baseline,
+)
 
 GATE = HealthGate(steady_s=10, within_s=60, p95_factor=1.5, p95_floor_ms=5.0, memory_mb=200)
 FRONT = StreamReport("running", inferred=10, infer_p95_ms=20.0)
@@ -29,7 +36,7 @@ def test_a_version_that_is_well_for_long_enough_stays() -> None:
     one = trial()
     assert one.evaluate(3.0, Observation(WELL)).verdict == "wait"
     assert one.evaluate(12.9, Observation(WELL)).verdict == "wait"
-    assert one.evaluate(13.0, Observation(WELL)) == Verdict("commit")
+    assert one.evaluate(13.0, Observation(WELL)) == TrialDecision("commit")
     assert one.ready_at == 3.0
 
 
@@ -38,7 +45,7 @@ def test_the_daemon_of_before_is_none_of_the_same_version() -> None:
     one = HealthTrial(GATE, BEFORE, "2.0", 0.0, replaced=7)
     for now in (0.0, 10.0, 20.0):
         outcome = one.evaluate(now, Observation(WELL))
-        assert outcome == Verdict("wait", "the previous daemon has not stopped yet")
+        assert outcome == TrialDecision("wait", "the previous daemon has not stopped yet")
     assert one.evaluate(21.0, Observation(replace(WELL, pid=8))).verdict == "wait"
     assert one.ready_at == 21.0
     assert one.evaluate(31.0, Observation(replace(WELL, pid=8))).verdict == "commit"
@@ -140,7 +147,7 @@ def test_what_the_daemon_refuses_after_it_has_taken_the_models_up_is_somebody_el
 
 
 def test_one_that_is_well_now_and_then_comes_to_an_end() -> None:
-    one, outcome, now = trial(), Verdict("wait"), 0.0
+    one, outcome, now = trial(), TrialDecision("wait"), 0.0
     while outcome.verdict == "wait":
         outcome = one.evaluate(now, Observation(WELL if int(now) % 8 else None))
         now += 1.0

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from agent.health import DaemonHealth, ShadowReport, StreamReport
 from agent.update.bundle.description import HealthGate, ShadowGate
-from agent.update.install.health_check import Observation, ShadowTrial, Verdict
+from agent.update.install.health_check import Observation, ShadowTrial, TrialDecision
 
 GATE = ShadowGate(agreement=0.9, compared=50, within_s=600)
 HEALTH = HealthGate(p95_factor=1.5, p95_floor_ms=5.0)
@@ -28,7 +28,7 @@ def seen(shadow: ShadowReport | None = GOOD, update: str = "12ab", **changes: ob
 
 def test_models_that_agree_often_enough_and_in_time_may_go_on() -> None:
     one = judge()
-    assert one.evaluate(1.0, seen()) == Verdict("commit")
+    assert one.evaluate(1.0, seen()) == TrialDecision("commit")
     assert one.agreement == {"front": 0.95}
 
 
@@ -57,8 +57,8 @@ def test_a_little_time_is_not_looked_at() -> None:
 def test_too_few_answers_are_waited_for_until_the_time_is_over() -> None:
     one, few = judge(), seen(replace(GOOD, compared=26, agreement=0.1))
     waits = one.evaluate(599.0, few)
-    assert waits == Verdict("wait", "stream front: 50 % of 50 answers with a result")
-    assert one.evaluate(600.0, few) == Verdict("roll back", f"undecided after 600 s: {waits.reason}")
+    assert waits == TrialDecision("wait", "stream front: 50 % of 50 answers with a result")
+    assert one.evaluate(600.0, few) == TrialDecision("roll back", f"undecided after 600 s: {waits.reason}")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,9 @@ def test_every_stream_that_uses_one_has_to_hold() -> None:
 def test_a_stream_that_has_not_inferred_yet_is_waited_for() -> None:
     attic = replace(STREAM, state="starting", inferred=0, shadow=None)
     health = DaemonHealth("1.0", 7, "", 0.0, True, 100.0, {"front": STREAM, "attic": attic}, "12ab")
-    assert judge().evaluate(1.0, Observation(health)) == Verdict("wait", "stream attic has not inferred yet")
+    assert judge().evaluate(1.0, Observation(health)) == TrialDecision(
+        "wait", "stream attic has not inferred yet"
+    )
 
 
 @given(

@@ -54,7 +54,7 @@ def test_a_second_update_waits_for_the_end_of_the_first(where: Paths) -> None:
 def test_only_what_was_committed_counts(where: Paths) -> None:
     journal = Journal(where)
     for counter, ends in ((3, "committed"), (9, "rolled_back"), (2, "committed")):
-        update = journal.note(begun(journal), state="trial", counter=counter)
+        update = journal.update_fields(begun(journal), state="trial", counter=counter)
         journal.step(update, ends)  # type: ignore[arg-type]  # of the states, two that end
     assert journal.committed_counter() == 3
 
@@ -82,7 +82,7 @@ def test_an_end_that_is_told_twice_is_there_once(where: Paths) -> None:
 
 def test_a_flood_of_refusals_washes_no_counter_away(where: Paths) -> None:
     journal = Journal(where)
-    journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
+    journal.step(journal.update_fields(begun(journal), state="trial", counter=7), "committed")
     line = (
         where.history.read_bytes().replace(b'"committed"', b'"refused"').replace(b'"counter":7', b'"counter":9')
     )
@@ -100,14 +100,14 @@ def test_a_flood_of_refusals_washes_no_counter_away(where: Paths) -> None:
 @pytest.mark.parametrize("content", [b"", b"many", b"9" * 40])
 def test_a_counter_that_cannot_be_read_is_that_of_the_history(where: Paths, content: bytes) -> None:
     journal = Journal(where)
-    journal.step(journal.note(begun(journal), state="trial", counter=7), "committed")
+    journal.step(journal.update_fields(begun(journal), state="trial", counter=7), "committed")
     where.counter.write_bytes(content)
     assert journal.committed_counter() == 7
 
 
 def test_a_reason_of_any_length_leaves_a_journal_that_can_be_read(where: Paths) -> None:
     journal = Journal(where)
-    update = journal.note(begun(journal), reason="x" * 3_000_000)
+    update = journal.update_fields(begun(journal), reason="x" * 3_000_000)
     done = journal.step(update, "refused", reason="y" * 3_000_000)
     assert len(done.reason) < 1100
     assert journal.read() == done

@@ -47,7 +47,9 @@ def test_one_that_does_not_move_is_given_up(where: Paths) -> None:
 
 def test_models_that_wait_for_something_before_a_camera_are_not_given_up(where: Paths) -> None:
     journal = Journal(where)
-    update = journal.note(journal.begin(Update(state="received", began_at=datetime.now(UTC))), state="shadow")
+    update = journal.update_fields(
+        journal.begin(Update(state="received", began_at=datetime.now(UTC))), state="shadow"
+    )
     looks = 3 * 3600
 
     def sleep(_: float) -> None:

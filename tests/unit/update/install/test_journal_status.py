@@ -1,4 +1,4 @@
-"""What a board tells of its versions, on a board in a folder."""
+"""Status of the versions, on a board in a folder."""
 
 from __future__ import annotations
 

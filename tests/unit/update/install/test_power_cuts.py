@@ -50,7 +50,7 @@ def cut_before(change: int, work: Callable[[], object]) -> bool:
 
 
 class Cutting:
-    """The same board, as often as it is wanted, with an update that has come so far."""
+    """Copies of one board with an update in a given state."""
 
     def __init__(self, board: Board) -> None:
         self.board = board
@@ -132,7 +132,7 @@ def going_on(cutting: Cutting, board: Board, step: int = 1) -> Iterator[None]:
 def from_switch(board: Board) -> None:
     updater = board.updater()
     update = updater.journal.read()
-    while update is not None and not update.over:
+    while update is not None and not update.finished:
         update = updater._step(update)
 
 

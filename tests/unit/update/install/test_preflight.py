@@ -1,4 +1,4 @@
-"""Whether a board can take a bundle at all."""
+"""Preflight checks of a bundle on a board."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What scripts/install has put into a slot becomes what updates know."""
+"""The updater adopts a slot that scripts/install has filled."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_an_update_that_was_at_hand_is_closed_and_nothing_of_it_is_left(
     board: Board, state: State, closed: State
 ) -> None:
     journal = board.updater().journal
-    journal.note(board.updater().receive(board.bundle(counter=9)), state=state, version="9.0", counter=9)
+    journal.update_fields(board.updater().receive(board.bundle(counter=9)), state=state, version="9.0", counter=9)
     (board.where.state / "kept").mkdir()
-    left = [board.where.trial, board.where.verdict, board.where.counted, board.where.state / "order"]
+    left = [board.where.trial, board.where.verdict, board.where.trial_usage, board.where.state / "order"]
     left += [board.where.state / "kept" / name for name in ("vedette.toml", "a.toml", "b.toml")]
     for path in left:
         path.write_text("state=trial\n", encoding="utf-8")

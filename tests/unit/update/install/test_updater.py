@@ -262,7 +262,7 @@ def test_the_dead_man_brings_back_what_ran_when_nobody_follows_a_return(board: B
     trial = board.where.trial
     trial.write_text(re.sub("allowed_s=.*", "allowed_s=0", trial.read_text()))
     board.service.deadman()  # which counts from now on
-    board.where.counted.write_text(re.sub("elapsed_s=.*", "elapsed_s=9", board.where.counted.read_text()))
+    board.where.trial_usage.write_text(re.sub("elapsed_s=.*", "elapsed_s=9", board.where.trial_usage.read_text()))
     board.service.deadman()
     assert board.runs == "2.0"
     board.service.boot()
@@ -529,7 +529,7 @@ def test_the_dead_man_ends_a_trial_that_nobody_follows(board: Board, monkeypatch
     trial = board.where.trial
     assert "\nallowed_s=155\n" in trial.read_text()
     trial.write_text(trial.read_text().replace("allowed_s=155", "allowed_s=0"))
-    count = board.where.counted
+    count = board.where.trial_usage
     assert board.where.kept_config.stat().st_mode & 0o777 == 0o640
     board.service.deadman()
     assert board.runs == "2.0", "no time has passed"

@@ -1,4 +1,4 @@
-"""What root asks for is done by somebody else: in programs of one thread, which these tests start."""
+"""Vetting as root runs as another user, in single-threaded programs that these tests start."""
 
 from __future__ import annotations
 
