@@ -342,7 +342,6 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
         counts: number of live tracks per label, retained.
         snapshot: JPEG of the best frame of the newest event, retained.
         snapshot_every_s: least time between two snapshots, s.
-        snapshot_quality: JPEG quality.
     """
 
     events: bool = True
@@ -351,7 +350,6 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
     counts: bool = True
     snapshot: bool = True
     snapshot_every_s: Seconds = 5.0
-    snapshot_quality: Annotated[int, Meta(ge=1, le=100)] = 80
 
 
 class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):

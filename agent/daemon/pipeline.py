@@ -228,6 +228,8 @@ class Pipeline(ABC, Generic[T]):
                 self._clips.add_events(events)
 
 
+_SNAPSHOT_QUALITY = 80
+"""Quality of the JPEG, 1..100."""
 _BETTER = 1.1
 """A frame replaces an earlier one of the same track if its quality is so many times higher."""
 _CUT = 0.5
@@ -330,7 +332,7 @@ class SnapshotStage:
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         picture = annotate(frame.image, found, order=frame.order, in_place=in_place)
-        self._reporter.snapshot(jpeg(picture, self._config.snapshot_quality, frame.order))
+        self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
 
 
 class VideoPipeline(Pipeline[Frame]):
