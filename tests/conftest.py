@@ -13,15 +13,17 @@ settings.register_profile("all", deadline=None, max_examples=200)
 settings.load_profile("default")
 
 _HERE = Path(__file__).parent
-_COMPAT = (
+COMPAT = (
     "unit/board/test_process",
     "unit/capture/test_handoff",
     "unit/capture/test_supervisor",
     "unit/cli/test_main",
     "unit/cli/test_run",
     "unit/comms/mqtt/test_connection",
-    "unit/comms/mqtt/test_flows",
-    "unit/comms/mqtt/test_tls",
+    "unit/comms/mqtt/test_endpoint",
+    "unit/comms/mqtt/test_paho_client",
+    "unit/comms/mqtt/test_reasons",
+    "unit/comms/mqtt/test_session",
     "unit/comms/test_messages",
     "unit/compute/infer/test_backends",
     "unit/compute/infer/vetting",
@@ -56,7 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(_HERE).as_posix().startswith(_COMPAT):
+        if item.path.relative_to(_HERE).as_posix().startswith(COMPAT):
             item.add_marker(pytest.mark.compat)
     # xdist gives each worker a run of neighbours at first: let each run have system tests, which mostly wait.
     workers = getattr(config, "workerinput", {}).get("workercount", 1)
