@@ -82,16 +82,7 @@ def bench(
     from agent.daemon.measurements import spare_memory_mb
     from agent.models.library import golden, open_model_without_root
 
-    if picture is not None:
-        from agent.cli.chart import check as check_chart
-
-        check_chart(picture)
-    if loadgen:
-        from agent.optimise.loadgen import check
-
-        check(loadgen_logs)
-    elif loadgen_logs is not None:
-        raise click.UsageError("--loadgen-logs needs --loadgen")
+    _check_outputs(picture, loadgen=loadgen, logs=loadgen_logs)
     opened = open_model_without_root(model, variant)
     found, inputs = _candidates(backends), golden(opened)
     verdict = choose(
@@ -120,6 +111,20 @@ def bench(
         _print_json(verdict, tested)
     else:
         _print(verdict, asked=bool(backends), tested=tested)
+
+
+def _check_outputs(picture: Path | None, *, loadgen: bool, logs: Path | None) -> None:
+    """Refuse what cannot be written, or lacks its extra, before anything is measured."""
+    if picture is not None:
+        from agent.cli.chart import check as check_chart
+
+        check_chart(picture)
+    if loadgen:
+        from agent.optimise.loadgen import check
+
+        check(logs)
+    elif logs is not None:
+        raise click.UsageError("--loadgen-logs needs --loadgen")
 
 
 def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:

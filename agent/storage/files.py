@@ -135,6 +135,19 @@ def write_atomic(
         raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
+def _create(path: Path, mode: int, folder: int | None, like: os.stat_result | None) -> BinaryIO:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode, dir_fd=folder)
+    file = os.fdopen(descriptor, "wb")
+    try:
+        if like is not None:
+            os.fchown(descriptor, like.st_uid, like.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
 @contextmanager
 def open_replacement(
     path: Path,
@@ -165,15 +178,11 @@ def open_replacement(
         if temporary:
             with suppress(FileNotFoundError):
                 os.unlink(new, dir_fd=folder)
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | SAFE, mode, dir_fd=folder)
-        with os.fdopen(descriptor, "wb") as file:
-            if like is not None:
-                os.fchown(descriptor, like.st_uid, like.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+        with _create(new, mode, folder, like) as file:
             yield file
             file.flush()
             if durable:
-                os.fsync(descriptor)
+                os.fsync(file.fileno())
         os.replace(new, target, src_dir_fd=folder, dst_dir_fd=folder)
     except BaseException:
         with suppress(OSError):

@@ -80,43 +80,58 @@ def examine(
         root: root of the file system.
         progress: called with the section that is next.
     """
-    tried: list[models.Tried] = []
-    config = _config(path)
-
-    def chosen() -> Iterable[Finding]:
-        try:
-            state = folder_of(_storage(config), root)
-        except StorageError as error:
-            return [Finding(models.SECTION, "state folder", str(error), "warning", str(error))]
-        return models.findings(config, state, fresh=fresh, progress=progress)
-
-    def tested() -> Iterable[Finding]:
-        tried.extend(models.run_all())
-        return models.selftest_findings(tried, root)
-
-    def configured() -> Iterable[Finding]:
-        sound = tried and not any(one.error for one in tried)
-        return findings(path, asked, root) if sound or not is_seen(path) else unchecked(path)
-
-    sections: dict[str, Callable[[], Iterable[Finding]]] = {
-        board.SECTION: lambda: board.findings(root),
-        board.RUNTIME_SECTION: board.runtime_findings,
-        models.SELFTEST_SECTION: tested,
-        board.HARDWARE_SECTION: lambda: board.hardware_findings(root),
-        models.SECTION: chosen,
-        board.DEVICES_SECTION: lambda: board.devices_findings(root),
-        board.HEAT_SECTION: lambda: board.heat_findings(root),
-        storage.SECTION: lambda: storage.findings(_storage(config), root, clips=_has_clips(config)),
-        SECTION: configured,
-        # Last: while one of its threads hangs, later sections could not give up root's rights.
-        network.SECTION: lambda: network.findings(config, root) if config is not None else (),
-    }
+    sections = _Sections(path, root, asked=asked, fresh=fresh, progress=progress)
     found: list[Finding] = []
-    for name, check_section in sections.items():
+    for name, check_section in sections.in_order().items():
         progress(name)
         found += guarded(name, check_section)
     healthy = all(one.state != "problem" for one in found)
     return Report(__version__, datetime.now(UTC), healthy, found)
+
+
+class _Sections:
+    """The sections of one report. What the self-test finds decides how the configuration is checked."""
+
+    def __init__(
+        self, path: Path, root: Path, *, asked: bool, fresh: bool, progress: Callable[[str], None]
+    ) -> None:
+        self._path, self._root, self._asked, self._fresh = path, root, asked, fresh
+        self._progress = progress
+        self._config = _config(path)
+        self._tried: list[models.Tried] = []
+
+    def in_order(self) -> dict[str, Callable[[], Iterable[Finding]]]:
+        config, root = self._config, self._root
+        return {
+            board.SECTION: lambda: board.findings(root),
+            board.RUNTIME_SECTION: board.runtime_findings,
+            models.SELFTEST_SECTION: self._run_selftest,
+            board.HARDWARE_SECTION: lambda: board.hardware_findings(root),
+            models.SECTION: self._check_backends,
+            board.DEVICES_SECTION: lambda: board.devices_findings(root),
+            board.HEAT_SECTION: lambda: board.heat_findings(root),
+            storage.SECTION: lambda: storage.findings(_storage(config), root, clips=_has_clips(config)),
+            SECTION: self._check_configuration,
+            # Last: while one of its threads hangs, later sections could not give up root's rights.
+            network.SECTION: lambda: network.findings(config, root) if config is not None else (),
+        }
+
+    def _run_selftest(self) -> Iterable[Finding]:
+        self._tried.extend(models.run_all())
+        return models.selftest_findings(self._tried, self._root)
+
+    def _check_backends(self) -> Iterable[Finding]:
+        try:
+            state = folder_of(_storage(self._config), self._root)
+        except StorageError as error:
+            return [Finding(models.SECTION, "state folder", str(error), "warning", str(error))]
+        return models.findings(self._config, state, fresh=self._fresh, progress=self._progress)
+
+    def _check_configuration(self) -> Iterable[Finding]:
+        sound = self._tried and not any(one.error for one in self._tried)
+        if sound or not is_seen(self._path):
+            return findings(self._path, self._asked, self._root)
+        return unchecked(self._path)
 
 
 def guarded(section: str, check_section: Callable[[], Iterable[Finding]]) -> list[Finding]:

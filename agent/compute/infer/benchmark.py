@@ -236,15 +236,8 @@ def survey(
         ModelError, BackendError: not even the CPU runs the model.
     """
     reference = _reference(model, inputs)
-    candidates = [
-        Candidate(BackendSpec(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)
-    ]
     at_once = max(1, int(min(spare_mb / reference.rss_mb, threads_max)))
-    measured: list[Measurement] = []
-    for first in range(0, threads_max, at_once):
-        measured += benchmark(
-            model, candidates[first : first + at_once], reference, judge=_best_threads, progress=progress
-        )
+    measured = _survey_cpu(model, reference, threads_max, at_once, progress)
     if all(one.refused for one in measured):
         raise BackendError(measured[0].refused)
     reference = replace(reference, p50_ms=next(one.p50_ms for one in measured if not one.refused))
@@ -262,6 +255,20 @@ def survey(
             (result,) = benchmark(model, [candidate], reference, patience_s=patience_s, progress=progress)
         measured.append(replace(result, software=slow))
     return tuple(measured)
+
+
+def _survey_cpu(
+    model: Model, reference: Reference, threads_max: int, at_once: int, progress: Progress
+) -> list[Measurement]:
+    """Measure the CPU with 1 thread to `threads_max`; so many candidates `at_once` take turns."""
+    candidates = [
+        Candidate(BackendSpec(threads=threads), "CPU (XNNPACK)") for threads in range(1, threads_max + 1)
+    ]
+    measured: list[Measurement] = []
+    for first in range(0, threads_max, at_once):
+        group = candidates[first : first + at_once]
+        measured += benchmark(model, group, reference, judge=_best_threads, progress=progress)
+    return measured
 
 
 def _is_gpu(found: DelegateProbe) -> bool:

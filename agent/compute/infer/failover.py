@@ -190,20 +190,25 @@ class FailoverSession:
         self._check_s = check_s
         self._cpu = (vetting or VETTING).open(model, options)
         self._first_variant = self._cpu.variant
-        chain = ModelChain(self._cpu, model.manifest)
-        self._chain_specs = chain.inputs, chain.outputs
-        self._golden = inputs(chain.inputs)[:_GOLDEN]
-        self._tolerance = tolerance(model.manifest, chain.outputs)
-        began = time.monotonic()
-        self._reference = chain.run_cases(self._golden)
-        slowest_s = time.monotonic() - began
-        self._deadline_s = deadline_s or max(DEADLINE_S, _HANGS * slowest_s / max(1, len(self._golden)))
-        self._cpu.select(self._first_variant)
+        mean_s = self._compute_reference(inputs)
+        self._deadline_s = deadline_s or max(DEADLINE_S, _HANGS * mean_s)
         self._device: WorkerSession | None = None
         self._checked = time.monotonic()
         self._reopener = DeviceReopener(self._open_device, f"{model.path}: {plan.backend}", retry_s)
         self._reopener.start(wait_s)
         self._switch_back()
+
+    def _compute_reference(self, inputs: Inputs) -> float:
+        """Compute the CPU's answers, which the device must repeat; return the mean time of one, s."""
+        chain = ModelChain(self._cpu, self._model.manifest)
+        self._chain_specs = chain.inputs, chain.outputs
+        self._golden = inputs(chain.inputs)[:_GOLDEN]
+        self._tolerance = tolerance(self._model.manifest, chain.outputs)
+        began = time.monotonic()
+        self._reference = chain.run_cases(self._golden)
+        took_s = time.monotonic() - began
+        self._cpu.select(self._first_variant)
+        return took_s / max(1, len(self._golden))
 
     @property
     def backend(self) -> str:

@@ -236,6 +236,8 @@ _IDLE_S = 20.0
 _UNCHANGED_S = 3600.0
 """Longest time in one state, except for `shadow`, which waits for something to appear before the camera."""
 
+_RESUME = "see `systemctl status vedette-update.service`; `vedette update resume` continues it here"
+
 
 def follow(
     where: Paths,
@@ -270,13 +272,7 @@ def follow(
         if not (why := idle()):
             idle_since = clock()
         elif clock() - idle_since > _IDLE_S:
-            raise UpdateError(
-                f"no process continues the update, which is {update.state}: {why}: see `systemctl status "
-                "vedette-update.service`; `vedette update resume` continues it here"
-            )
+            raise UpdateError(f"no process continues the update, which is {update.state}: {why}: {_RESUME}")
         sleep(_POLL_S)
         waited_s += 0.0 if update.state == "shadow" else _POLL_S
-    raise UpdateError(
-        f"the update is {shown[0]} for an hour: see `systemctl status vedette-update.service`; "
-        "`vedette update resume` continues it here"
-    )
+    raise UpdateError(f"the update is {shown[0]} for an hour: {_RESUME}")

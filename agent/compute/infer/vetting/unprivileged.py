@@ -83,6 +83,16 @@ def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, mode
         return work()
     _import_all()
     sys.stdout.flush()
+    written, status = _fork(work, within_s, _LARGEST + model_bytes)
+    if status == _NO_PROGRAM:
+        _warn_as_root()
+        return work()
+    result: T = _decode(written, status, kind)
+    return result
+
+
+def _fork(work: Callable[[], T], within_s: float, largest: int) -> tuple[bytes, int]:
+    """Do some work in a fork. Return what it has written and its exit status."""
     outcome, writer = os.pipe()
     pid = os.fork()
     if not pid:
@@ -90,18 +100,14 @@ def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, mode
         _run_in_fork(work, writer)
     os.close(writer)
     try:
-        written = _read(outcome, within_s, _LARGEST + model_bytes)
+        written = _read(outcome, within_s, largest)
     except BaseException:  # such as Ctrl-C, which the fork does not get
         _kill(pid)
         raise
     finally:
         os.close(outcome)
         status = _wait_exit(pid)
-    if status == _NO_PROGRAM:
-        _warn_as_root()
-        return work()
-    result: T = _decode(written, status, kind)
-    return result
+    return written, status
 
 
 def _warn_as_root() -> None:

@@ -64,17 +64,7 @@ class WorkerSession:
         self._path = model.path
         self._regions: dict[str, _Mapped] = {}
         variant = self._remote_variant = options.variant or model.manifest.variants[0].name
-        try:
-            self._tensors = protocol.create_shared_memory()
-            try:
-                self._process = ChildProcess("agent.compute.infer.worker.main", [self._tensors])
-            except OSError:
-                os.close(self._tensors)
-                raise
-        except OSError as error:
-            raise BackendError(
-                f"{model.path}: cannot start a process for {plan.backend}: {reason_of(error)}"
-            ) from error
+        self._start_process()
         try:
             path, as_root = plain(model.path), _needs_root(model, plan)
             request = protocol.OpenModel(plan, variant, options.threads, model.manifest, path, as_root)
@@ -83,6 +73,18 @@ class WorkerSession:
         except BaseException:
             self.close()
             raise
+
+    def _start_process(self) -> None:
+        try:
+            self._tensors = protocol.create_shared_memory()
+            try:
+                self._process = ChildProcess("agent.compute.infer.worker.main", [self._tensors])
+            except OSError:
+                os.close(self._tensors)
+                raise
+        except OSError as error:
+            what = f"{self._path}: cannot start a process for {self.backend}"
+            raise BackendError(f"{what}: {reason_of(error)}") from error
 
     def select(self, variant: str) -> None:
         if variant not in self._regions:
