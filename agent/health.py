@@ -87,7 +87,7 @@ class LinkHealth(Struct, frozen=True):
         how: protocol, encryption and user.
         fallback: True if that is not the first of the configuration.
         connects: how often a broker has accepted a connection, since the start.
-        trouble: where and why the connection was lost last, such as another client with our id; empty: never.
+        trouble: where and why the connection was lost last, such as a second client with this id; empty: never.
     """
 
     broker: str

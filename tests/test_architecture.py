@@ -1,4 +1,4 @@
-"""The house rules, read off the imports: a wrong arrow fails the build."""
+"""Rules on imports: a forbidden import fails the build."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ MAY_IMPORT = {
         "agent.config",
     },
 }
-"""Room → what it may import besides itself and `BASE`. The command line may import all."""
+"""Package → what it may import besides itself and `BASE`. The command line may import all."""
 
 PARTS = ("capture", "compute", "storage", "comms")
 """The four that must never know of each other."""
@@ -117,21 +117,21 @@ def ours(name: str) -> bool:
     return name.startswith("agent.") and not name.startswith("agent.__")
 
 
-def rooms() -> list[tuple[str, Path]]:
-    return [(room, path) for room in MAY_IMPORT for path in sorted((AGENT / room).rglob("*.py"))]
+def packages() -> list[tuple[str, Path]]:
+    return [(package, path) for package in MAY_IMPORT for path in sorted((AGENT / package).rglob("*.py"))]
 
 
-def test_the_rooms_are_there() -> None:
-    assert {room for room, _ in rooms()} == set(MAY_IMPORT)
+def test_the_packages_exist() -> None:
+    assert {package for package, _ in packages()} == set(MAY_IMPORT)
     top = {path.name for path in AGENT.iterdir() if (path / "__init__.py").exists()}
-    assert top == {room for room in MAY_IMPORT if "/" not in room} | {"cli"}
+    assert top == {package for package in MAY_IMPORT if "/" not in package} | {"cli"}
 
 
-@pytest.mark.parametrize(("room", "path"), rooms(), ids=lambda value: str(getattr(value, "name", value)))
-def test_a_room_imports_only_what_it_may(room: str, path: Path) -> None:
-    may = MAY_IMPORT[room] | BASE | {f"agent.{room.replace('/', '.')}"}
+@pytest.mark.parametrize(("package", "path"), packages(), ids=lambda value: str(getattr(value, "name", value)))
+def test_a_package_imports_only_what_it_may(package: str, path: Path) -> None:
+    may = MAY_IMPORT[package] | BASE | {f"agent.{package.replace('/', '.')}"}
     wrong = [name for name in imports(path) if ours(name) and not within(name, may)]
-    assert wrong == [], f"{path.relative_to(ROOT)} reaches into another room"
+    assert wrong == [], f"{path.relative_to(ROOT)} imports from another package"
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -139,7 +139,7 @@ def test_capture_compute_storage_and_comms_know_nothing_of_each_other(part: str)
     others = {f"agent.{other}" for other in PARTS if other != part}
     for path in (AGENT / part).rglob("*.py"):
         wrong = [name for name in imports(path) if within(name, others)]
-        assert wrong == [], f"{path.relative_to(ROOT)} reaches into another room"
+        assert wrong == [], f"{path.relative_to(ROOT)} imports from another package"
 
 
 def test_there_is_no_circle_between_packages() -> None:
@@ -155,10 +155,10 @@ def test_there_is_no_circle_between_packages() -> None:
         done += free
 
 
-@pytest.mark.parametrize(("room", "path"), rooms(), ids=lambda value: str(getattr(value, "name", value)))
-def test_a_room_keeps_to_its_trade(room: str, path: Path) -> None:
-    wrong = [name for name in imports(path) if within(name, FORBIDDEN.get(room, set()))]
-    assert wrong == [], f"{path.relative_to(ROOT)} does another room's work"
+@pytest.mark.parametrize(("package", "path"), packages(), ids=lambda value: str(getattr(value, "name", value)))
+def test_a_package_imports_no_library_of_another(package: str, path: Path) -> None:
+    wrong = [name for name in imports(path) if within(name, FORBIDDEN.get(package, set()))]
+    assert wrong == [], f"{path.relative_to(ROOT)} imports a library of another package"
 
 
 WRITERS = {

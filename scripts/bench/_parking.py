@@ -127,7 +127,7 @@ class Parking:
                 shift = _shift(part, into_s, is_there=is_there)
                 if shift is not None:
                     self._comes.paint(scene, shift, free)
-                yield Shot(_filmed(scene, at_s + into_s, next(noise)), at_s + into_s, number, into_s)
+                yield Shot(_frame(scene, at_s + into_s, next(noise)), at_s + into_s, number, into_s)
             at_s += part.seconds
             is_there = (is_there or part.arrives) and not part.leaves
 
@@ -139,7 +139,7 @@ class Parking:
         return frame, np.asarray(1 - somebody, np.uint8)
 
 
-def _filmed(scene: Image, at_s: float, noise: np.ndarray) -> Image:
+def _frame(scene: Image, at_s: float, noise: np.ndarray) -> Image:
     """A picture as a cheap camera sends it."""
     light = 1.0 + 0.1 * np.sin(2 * np.pi * at_s / _LIGHT_S)
     noisy = np.clip(scene * np.float32(light) + noise, 0, 255).astype(np.uint8)

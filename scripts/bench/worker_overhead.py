@@ -87,7 +87,7 @@ class Bare:
     def __init__(self, name: str, variant: str, like: Session) -> None:
         specs = (*like.inputs, *like.outputs)
         self._memory = os.memfd_create("tensors")
-        os.ftruncate(self._memory, sum(_room(spec) for spec in specs))
+        os.ftruncate(self._memory, sum(_size_of(spec) for spec in specs))
         arrays = mapped(self._memory, specs)
         self._inputs, self._outputs = arrays[: len(like.inputs)], arrays[len(like.inputs) :]
         ours, its, answers, to_us = (*os.pipe(), *os.pipe())
@@ -141,11 +141,11 @@ def mapped(memory: int, specs: Sequence[TensorSpec]) -> list[Array]:
     for spec in specs:
         count = int(np.prod(spec.shape))
         arrays.append(np.frombuffer(whole, spec.dtype, count, at).reshape(spec.shape))
-        at += _room(spec)
+        at += _size_of(spec)
     return arrays
 
 
-def _room(spec: TensorSpec) -> int:
+def _size_of(spec: TensorSpec) -> int:
     size = int(np.prod(spec.shape)) * np.dtype(spec.dtype).itemsize
     return -(-size // 64) * 64
 

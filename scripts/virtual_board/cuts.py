@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from itertools import zip_longest
 
 from emulated import Emulated
-from film import STATES, Shot
 from goods import ONLY_B, A, B
 from hearing import Account, Hearing
 from machine import BoardError, sh, wait_for
@@ -16,6 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from results import Row
 from settling import CAMERA, health, is_well
+from snapshots import STATES, Shot
 
 GROUP = "cuts"
 SHARES = (
@@ -77,19 +77,19 @@ class Witness(Struct, frozen=True):
     keeper: str
 
 
-def plan(film: Sequence[Shot], count: int) -> list[Cut]:
+def plan(taken: Sequence[Shot], count: int) -> list[Cut]:
     """Spread cuts over the states, and within each over its length; the states take turns.
 
     Those whose update is followed to its end, which takes minutes, come last.
 
     Args:
-        film: see there.
+        taken: snapshots of a successful update.
         count: of all cuts.
     """
     each: dict[str, list[Cut]] = {}
     for (state, low, high, _), part in zip(SHARES, _parts(count), strict=True):
         cuts = each.setdefault(state, [])
-        shots = [shot for shot in film if shot.state == state]
+        shots = [shot for shot in taken if shot.state == state]
         cuts += _within(shots, low, high, part, len(cuts))
     turns = [cut for turn in zip_longest(*each.values()) for cut in turn if cut is not None]
     return sorted(turns, key=lambda cut: cut.follow)
@@ -120,7 +120,7 @@ def _within(shots: list[Shot], low: float, high: float, count: int, before: int)
 
 
 class Cutter:
-    """Cuts the power of one board, from the snapshots of its film."""
+    """Cuts the power of one board, from its snapshots."""
 
     def __init__(self, board: Emulated, hearing: Hearing) -> None:
         self._board, self._hearing = board, hearing

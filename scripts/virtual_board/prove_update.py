@@ -16,7 +16,6 @@ import report
 from contained import Contained
 from cuts import ALL, Cutter, plan
 from emulated import Emulated
-from film import Camera, Shot, load, store
 from goods import A, B, Goods, Target
 from hearing import Hearing
 from machine import ROOT, Board, BoardError, sh, wait_for
@@ -25,6 +24,7 @@ from refusals import Refusals
 from results import Results, Row
 from scenes import Scene, scenes
 from settling import DEVICE, deliver, is_well, settle
+from snapshots import Camera, Shot, load, store
 
 from agent.cli.bundle import read_health
 from tests.support.mosquitto import Mosquitto, free_port
@@ -120,11 +120,11 @@ def emulated(args: argparse.Namespace) -> Results:
         # The board's snapshots know the port.
         with Mosquitto(HOME / "broker", port=int(port.read_text())) as broker:
             hearing = Hearing(broker, DEVICE)
-            film = _film(proof, board, broker.port, hearing)
+            shots = _snapshots(proof, board, broker.port, hearing)
             if args.only != "refusals":
-                _cuts(proof, board, hearing, film)
+                _cuts(proof, board, hearing, shots)
             if args.only != "cuts" and proof.scenes_left:
-                board.start(film[0].name)
+                board.start(shots[0].name)
                 board.go_on()
                 board.wait_ssh()
                 wait_for("version A is well", lambda: is_well(board, A), 400)
@@ -135,14 +135,14 @@ def emulated(args: argparse.Namespace) -> Results:
     return proof.results
 
 
-def _film(proof: Proof, board: Emulated, port: int, hearing: Hearing) -> list[Shot]:
-    """Load the film, or make it."""
-    path = HOME / f"{proof.name}.film"
-    film = load(path, proof.stamp)
+def _snapshots(proof: Proof, board: Emulated, port: int, hearing: Hearing) -> list[Shot]:
+    """Load the snapshots, or take them."""
+    path = HOME / f"{proof.name}.snapshots"
+    shots = load(path, proof.stamp)
     if board.pid:
         board.cut()
-    if film and {shot.name for shot in film} <= set(board.snapshots()):
-        return film
+    if shots and {shot.name for shot in shots} <= set(board.snapshots()):
+        return shots
     _tell("booting the board, and installing version A on it …")
     path.unlink(missing_ok=True)
     board.fresh()
@@ -152,13 +152,13 @@ def _film(proof: Proof, board: Emulated, port: int, hearing: Hearing) -> list[Sh
     place = deliver(board, proof.b)
     wait_for("version A is well", lambda: is_well(board, A), 400)
     sh(board, "sync")
-    _tell("filming an update that nothing goes wrong with …")
-    film = Camera(board, hearing).shoot(place)
+    _tell("taking snapshots of an update without faults …")
+    shots = Camera(board, hearing).shoot(place)
     board.cut()
-    store(path, proof.stamp, film)
-    for shot in film:
+    store(path, proof.stamp, shots)
+    for shot in shots:
         _tell(f"{shot.name}: at {shot.at_s:.1f} s, for {shot.length_s:.1f} s; event {shot.known}")
-    return film
+    return shots
 
 
 def _installed(board: Board, took: float) -> Row:
@@ -173,11 +173,11 @@ def _installed(board: Board, took: float) -> Row:
     )
 
 
-def _cuts(proof: Proof, board: Emulated, hearing: Hearing, film: list[Shot]) -> None:
+def _cuts(proof: Proof, board: Emulated, hearing: Hearing, shots: list[Shot]) -> None:
     cutter = Cutter(board, hearing)
     if not proof.results.of("disk"):
-        proof.keep(cutter.prove_disk(film[0]))
-    for number, cut in enumerate(plan(film, proof.args.cuts)):
+        proof.keep(cutter.prove_disk(shots[0]))
+    for number, cut in enumerate(plan(shots, proof.args.cuts)):
         if cut.name in proof.results:
             continue
         _tell(f"{cut.name}, {cut.delay_s:.2f} s after {cut.shot.name}{', twice' if cut.second_s else ''} …")

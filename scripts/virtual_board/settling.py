@@ -45,7 +45,7 @@ cd /var/lib/vedette-update
 """
 _SPEAKER = """
 [Unit]
-Description=Somebody speaks in the room, again and again
+Description=Somebody speaks, again and again
 After=sound.target
 [Service]
 ExecStart=/bin/sh -c 'while aplay -q /etc/vedette/speech.wav; do :; done'

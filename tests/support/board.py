@@ -21,7 +21,7 @@ import pytest
 import tomli_w
 
 from agent.health import DaemonHealth
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.running import ROOT, camera

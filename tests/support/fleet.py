@@ -22,7 +22,7 @@ import pytest
 
 from agent.__main__ import main
 from tests.support.board import CLONE, Board
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.link import Link, LinkMissing
 from tests.support.running import ROOT, camera
 from tests.support.tiny_bundles import Key, make_key

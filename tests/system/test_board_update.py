@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from tests.support.board import CLONE, Board, watch_somebody
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages

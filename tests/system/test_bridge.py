@@ -12,8 +12,8 @@ from typing import NamedTuple
 import pytest
 
 from agent.storage.spool.spool import Spool
+from tests.support.doubles import person_model
 from tests.support.forwarder import Forwarder
-from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, in_order
 from tests.support.received import Messages

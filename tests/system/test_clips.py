@@ -17,13 +17,13 @@ import pytest
 
 from agent.comms.messages import ClipMessage, ClipsHealth
 from agent.types import Array
-from tests.support.house import person_model
+from tests.support.clip_pictures import frames_of, play
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import ROOT, Vedette, camera, events, health, hear, kinds, stopped
-from tests.support.stills import frames_of, play
 from tests.system.test_full_disk import fill
 
 WALKERS = ROOT / "agent" / "models" / "zoo" / "walkers.mp4"

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from agent.cli.command import command
 from agent.cli.demo_show import EmbeddedBroker
 from agent.errors import BrokerError
+from tests.support.doubles import person_model
 from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
-from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.daemon.overrides import UNKNOWN_STATE
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for

@@ -14,7 +14,7 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from agent.comms.mqtt.endpoint import client_id
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
@@ -173,22 +173,22 @@ def test_a_reload_of_a_broken_file_changes_nothing_and_names_the_line(
 
 
 @pytest.mark.parametrize(
-    ("room", "key", "value", "why"),
+    ("table", "key", "value", "why"),
     [
         ("mqtt", "password_file", "/nothing/here", r"password_file is set but username is not"),
         ("mqtt", "key_file", "/nothing/here", r"key_file is set but cert_file is not"),
     ],
 )
 def test_a_reload_that_cannot_be_done_is_refused_as_a_whole(
-    vedette: Vedette, messages: Messages, room: str, key: str, value: str, why: str
+    vedette: Vedette, messages: Messages, table: str, key: str, value: str, why: str
 ) -> None:
     both_see(messages)
-    vedette.config[room][key] = value
+    vedette.config[table][key] = value
     del vedette.config["streams"]["back"]
     vedette.reload()
     said = vedette.wait_said("reload refused")
     assert why in said
-    assert f"keeping the old configuration: {line_of(vedette, f'{key} = ')}: [{room}] " in said
+    assert f"keeping the old configuration: {line_of(vedette, f'{key} = ')}: [{table}] " in said
     assert "end" not in kinds(messages, "back")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from agent.comms.messages import HealthMessage
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.received import Messages

@@ -23,7 +23,7 @@ from agent.cli.demo_show import choose_streams
 from agent.daemon.daemon import Daemon
 from agent.errors import BrokerError, ModelError, SourceError, VedetteError
 from agent.models import files
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.running import ROOT
 
 pytest.importorskip("amqtt", reason="the extra [demo] is not installed")

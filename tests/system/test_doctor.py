@@ -8,7 +8,7 @@ import pytest
 
 from agent.cli.checks import network
 from agent.config.load import load
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.rtsp import RtspServer

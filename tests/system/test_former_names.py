@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette as program
 from agent.comms.topics import Topics
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages

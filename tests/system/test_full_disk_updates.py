@@ -12,7 +12,7 @@ import pytest
 from agent.errors import VedetteError
 from tests.support.pretend_board import CONFIG, Board
 from tests.support.tiny_bundles import needs_ssh_keygen
-from tests.unit.update.install.test_power_cuts import (
+from tests.unit.update.install.test_updater_power_cuts import (
     MIGRATIONS,
     Cutting,
     check_end,

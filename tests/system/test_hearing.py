@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 
 from agent.comms.messages import DetectionsMessage
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages

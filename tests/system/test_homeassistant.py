@@ -10,7 +10,7 @@ from typing import Any
 import paho.mqtt.publish as publish
 import pytest
 
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages

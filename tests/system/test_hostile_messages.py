@@ -11,7 +11,7 @@ import pytest
 
 from agent.comms.mqtt.inbox import BURST, SHUT_AFTER
 from agent.comms.topics import Topics
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, wait_for

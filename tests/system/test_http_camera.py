@@ -19,7 +19,7 @@ from agent.capture.streams import FrameStream
 from agent.cli.checks import network
 from agent.config import CaptureConfig, Config, MqttConfig, StreamConfig
 from agent.errors import SourceError
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT, Vedette, health, states

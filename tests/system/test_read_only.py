@@ -13,7 +13,7 @@ from agent.cli.checks.storage import check_folder
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.state_folder import lock_folder, state_folder
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.running import Vedette, camera, events, health, hear, states

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import pytest
 import soundfile
 
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import wait_for
 from tests.support.running import ROOT, Vedette, camera, hear

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from agent.health import DaemonHealth
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.notified import Notified
 from tests.support.publishing import wait_for

@@ -22,8 +22,8 @@ from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.subscribe import Subscriber
 from agent.errors import BrokerError
 from tests.support.certificates import make_certificates
+from tests.support.doubles import person_model
 from tests.support.hostile import CONNACK_3, packets, peer, read_packet, until_left
-from tests.support.house import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, device, event
 from tests.support.running import ROOT, Vedette, camera, kinds, states

@@ -11,14 +11,14 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "scripts" / "virtual_board"))
 
 from cuts import ALL, SHARES, plan
-from film import STATES, Shot
+from snapshots import STATES, Shot
 
-FILM = [Shot(f"{state}-{number}", state, 30.0 * number, 30.0, 0) for state in STATES for number in range(2)]
+SHOTS = [Shot(f"{state}-{number}", state, 30.0 * number, 30.0, 0) for state in STATES for number in range(2)]
 
 
 @pytest.mark.parametrize("count", [*range(60), 100, 439])
 def test_there_are_exactly_as_many_as_asked_for(count: int) -> None:
-    cuts = plan(FILM, count)
+    cuts = plan(SHOTS, count)
     assert len({cut.name for cut in cuts}) == len(cuts) == count
     states = Counter(cut.state for cut in cuts)
     if count >= len(SHARES):
@@ -29,7 +29,7 @@ def test_there_are_exactly_as_many_as_asked_for(count: int) -> None:
 
 
 def test_those_of_the_whole_plan_stay_where_they_were() -> None:
-    cuts = plan(FILM, ALL)
+    cuts = plan(SHOTS, ALL)
     assert Counter(cut.state for cut in cuts) == {
         "received": 4,
         "verified": 8,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent.capture import devices as room
+from agent.capture import devices as capture_devices
 from agent.capture import devices as v4l2
 from agent.capture import portaudio
 from agent.capture.source import check_uri
@@ -63,14 +63,14 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
 def sound(monkeypatch: pytest.MonkeyPatch) -> FakeSound:
     fake = FakeSound()
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
-    monkeypatch.setattr(room, "PORTAUDIO", portaudio.PortAudio())
+    monkeypatch.setattr(capture_devices, "PORTAUDIO", portaudio.PortAudio())
     return fake
 
 
-def found(folder: Path, *names: str) -> room.Devices:
+def found(folder: Path, *names: str) -> capture_devices.Devices:
     for name in names:
         (folder / name).touch()
-    return room.devices(folder)
+    return capture_devices.devices(folder)
 
 
 def test_cameras_are_listed_and_their_other_nodes_left_out(
@@ -104,7 +104,7 @@ def test_a_camera_that_this_user_may_not_open_is_said(
     def denied(path: Path) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(room, "query", denied)
+    monkeypatch.setattr(capture_devices, "query", denied)
     devices = found(tmp_path, "video0", "video1")
     assert devices.cameras == []
     assert f"{tmp_path}/video0, {tmp_path}/video1: this user may not open it: sudo usermod -aG video" in str(
@@ -165,7 +165,7 @@ def test_without_portaudio_cameras_are_listed_all_the_same(
     def missing(name: str) -> None:
         raise OSError("PortAudio library not found")
 
-    monkeypatch.setattr(room, "PORTAUDIO", portaudio.PortAudio())
+    monkeypatch.setattr(capture_devices, "PORTAUDIO", portaudio.PortAudio())
     monkeypatch.setattr("importlib.import_module", missing)
     kernel.nodes = {"video0": ("uvcvideo", "C270", _CAPTURE)}
     devices = found(tmp_path, "video0")

@@ -10,7 +10,7 @@ from agent.cli.main import vedette
 from agent.errors import ConfigError
 from agent.storage.clips.file import ClipFile
 from agent.types import ClipReason
-from tests.support.stills import pictures
+from tests.support.clip_pictures import pictures
 
 
 def call(*args: str) -> Result:

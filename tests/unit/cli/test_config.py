@@ -210,7 +210,7 @@ def test_sound_has_no_clips(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_model_of_another_kind_than_its_manifest_says(file: Path, tmp_path: Path) -> None:
-    from tests.support.house import person_model
+    from tests.support.doubles import person_model
 
     manifest = person_model(tmp_path)
     manifest.write_text(manifest.read_text().replace("ssd", "yolo"))
@@ -322,10 +322,10 @@ def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
         assert call("check", str(file)).exit_code == 0
 
 
-def test_the_schema_knows_every_room() -> None:
+def test_the_schema_has_every_table() -> None:
     schema = json.loads(call("schema").stdout)
-    rooms = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal", "homeassistant"}
-    assert set(schema["$defs"]["Config"]["properties"]) == rooms
+    tables = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal", "homeassistant"}
+    assert set(schema["$defs"]["Config"]["properties"]) == tables
 
 
 @pytest.mark.parametrize("value", ["inf", "1e300", "nan", "-1.0"])

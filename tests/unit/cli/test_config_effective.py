@@ -4,7 +4,7 @@ from pathlib import Path
 
 from agent.cli.config import resolved_config
 from agent.config import Config, DecodeConfig, StreamConfig, TrackConfig
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.sound import tone_model
 
 ORIGIN = "from the model's manifest"

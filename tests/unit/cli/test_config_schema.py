@@ -42,14 +42,14 @@ def test_the_manifest_schema_has_the_options_of_every_decoder_and_front_end() ->
         assert rule["then"]["properties"]["options"]["$ref"].removeprefix("#/$defs/") in tables
 
 
-class _Room(Struct):
-    """A room.
+class _Box(Struct):
+    """A box.
 
     With two paragraphs.
 
     Attributes:
         wide, high: its size, m: without
-            the walls.
+            the lid.
         name: of it.
     """
 
@@ -58,8 +58,8 @@ class _Room(Struct):
     name: str
 
 
-class _Cellar(_Room):
-    """A room below.
+class _Tank(_Box):
+    """A box with water.
 
     Attributes:
         damp: share of water.
@@ -69,12 +69,12 @@ class _Cellar(_Room):
 
 
 def test_entries_may_be_shared_and_go_on_in_the_next_line() -> None:
-    size = "its size, m: without the walls."
-    assert described(_Room) == (
-        "A room. With two paragraphs.",
+    size = "its size, m: without the lid."
+    assert described(_Box) == (
+        "A box. With two paragraphs.",
         {"wide": size, "high": size, "name": "of it."},
     )
 
 
 def test_inherited_keys_are_described() -> None:
-    assert set(described(_Cellar)[1]) == {"wide", "high", "name", "damp"}
+    assert set(described(_Tank)[1]) == {"wide", "high", "name", "damp"}

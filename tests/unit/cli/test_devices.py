@@ -5,13 +5,13 @@ import json
 import pytest
 from click.testing import CliRunner, Result
 
-from agent.capture import devices as room
+from agent.capture import devices as capture_devices
 from agent.capture.devices import CaptureDevice, Devices
 from agent.cli.main import vedette
 
 
 def call(monkeypatch: pytest.MonkeyPatch, found: Devices, *args: str) -> Result:
-    monkeypatch.setattr(room, "devices", lambda: found)
+    monkeypatch.setattr(capture_devices, "devices", lambda: found)
     return CliRunner().invoke(vedette, ["devices", *args], catch_exceptions=False)
 
 

@@ -19,7 +19,7 @@ from agent.errors import ModelError
 from agent.models.files import golden_paths, model_path
 from agent.models.library import look_up, open_model
 from agent.text import plain
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.picture_models import classifier, detector
 from tests.support.tflite_builder import (
     Op,

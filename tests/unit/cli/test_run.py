@@ -64,7 +64,7 @@ def test_signals_become_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("_signals")
-def test_a_reload_asked_for_while_the_rooms_are_imported_is_made_then(
+def test_a_reload_asked_for_while_modules_are_imported_is_made_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon_module, "Daemon", Told)

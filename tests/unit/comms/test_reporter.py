@@ -9,7 +9,7 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamResult, Track
-from tests.support.house import Kept
+from tests.support.doubles import Kept
 
 NOW = datetime.now(UTC)
 

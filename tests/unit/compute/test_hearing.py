@@ -19,7 +19,7 @@ from agent.errors import ConfigError, ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.types import Samples
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.sound import RATE, cascade_model, chunks, quiet, tone_model, word
 
 pytestmark = pytest.mark.numerics

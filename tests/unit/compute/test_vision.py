@@ -13,7 +13,7 @@ from agent.config import GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.types import Detection, Frame, Keypoint
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
 from tests.support.sound import cascade_model
 

@@ -172,5 +172,5 @@ def test_where_falls_back_to_the_table_above() -> None:
     assert file.where("health") == "v.toml"
 
 
-def test_the_schema_knows_every_room() -> None:
+def test_the_schema_has_every_table() -> None:
     assert "StreamConfig" in msgspec.json.schema(Config)["$defs"]

@@ -19,11 +19,11 @@ from agent.daemon.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Event, Frame
-from tests.support.house import FrameList, Kept
+from tests.support.clip_pictures import SECOND, frames_of, image, play
+from tests.support.doubles import FrameList, Kept
 from tests.support.publishing import wait_for
-from tests.support.stills import SECOND, frames_of, image, play
 from tests.unit.daemon.test_clips_trigger import event
-from tests.unit.daemon.test_pipeline import house
+from tests.unit.daemon.test_pipeline import make_pipeline
 
 
 class Camera:
@@ -35,17 +35,19 @@ class Camera:
         self.taken: list[int] = []
         self.recorder = Recorder(folder, StorageConfig(clips_keep_free_bytes=0), self.clips.append, turn_s=0.02)
         fields = {"before_s": 1.0, "after_s": 1.0, "max_s": 10.0, "fps": 10.0, **config}
-        self.filming = StreamClips("front", ClipsConfig(**fields), self.recorder, self._back, lossless=True)
+        self.clips_of_stream = StreamClips(
+            "front", ClipsConfig(**fields), self.recorder, self._back, lossless=True
+        )
 
     def _back(self, frame: Frame) -> None:
         self.given_back.append(frame.seq)
 
-    def film(self, first: int, last: int, *events: Event) -> None:
+    def add_frames(self, first: int, last: int, *events: Event) -> None:
         """Frames by number; the events are in the first."""
         for number in range(first, last + 1):
             at_ns = number * SECOND // 30
             frame = Frame(image(number), "front", number, at_ns, datetime.now(UTC))
-            if self.filming.add_frame(frame, events if number == first else ()):
+            if self.clips_of_stream.add_frame(frame, events if number == first else ()):
                 self.taken.append(number)
 
     def clip(self, number: int = 0) -> Clip:
@@ -57,14 +59,14 @@ class Camera:
 def camera(tmp_path: Path) -> Iterator[Camera]:
     made = Camera(tmp_path)
     yield made
-    made.filming.close()
+    made.clips_of_stream.close()
     made.recorder.close(5.0)
 
 
 def test_an_event_makes_a_clip_of_the_time_around_it(camera: Camera) -> None:
-    camera.film(0, 59)
-    camera.film(60, 89, event("new"))
-    camera.film(90, 150, event("end"))
+    camera.add_frames(0, 59)
+    camera.add_frames(60, 89, event("new"))
+    camera.add_frames(90, 150, event("end"))
     clip = camera.clip()
     assert (clip.occasion.label, clip.tracks) == ("person", ("1",))
     played = play(Path(clip.path))
@@ -73,17 +75,17 @@ def test_an_event_makes_a_clip_of_the_time_around_it(camera: Camera) -> None:
 
 
 def test_the_picture_of_the_event_is_in_it_whatever_the_rate(camera: Camera) -> None:
-    camera.film(0, 31)
-    camera.film(32, 33, event("new"))
-    camera.film(34, 80, event("end"))
+    camera.add_frames(0, 31)
+    camera.add_frames(32, 33, event("new"))
+    camera.add_frames(34, 80, event("end"))
     assert 32 in play(Path(camera.clip().path)).numbers
 
 
 @pytest.mark.parametrize("fps", [1.0, 4.0, 7.0, 29.0, 30.0, 60.0])
 def test_no_more_is_encoded_than_the_rate_asks_for(tmp_path: Path, fps: float) -> None:
     camera = Camera(tmp_path, fps=fps)
-    camera.film(0, 299)
-    camera.filming.close()
+    camera.add_frames(0, 299)
+    camera.clips_of_stream.close()
     assert len(camera.taken) == pytest.approx(10 * min(fps, 30.0), abs=1)
 
 
@@ -92,17 +94,17 @@ def test_a_camera_of_just_that_rate_loses_no_picture_to_its_jitter(tmp_path: Pat
     camera, chance = Camera(tmp_path, fps=5.0), random.Random(1)
     for number in range(100):
         at_ns = number * 200_000_000 + chance.randint(-jitter_ms, jitter_ms) * 1_000_000 + SECOND
-        camera.filming.add_frame(Frame(image(number), "front", number, at_ns, datetime.now(UTC)), ())
-    camera.filming.close()
+        camera.clips_of_stream.add_frame(Frame(image(number), "front", number, at_ns, datetime.now(UTC)), ())
+    camera.clips_of_stream.close()
     assert len(camera.given_back) >= 98
 
 
 def test_every_frame_that_is_taken_is_given_back_once(camera: Camera) -> None:
-    camera.film(0, 100)
-    camera.filming.close()
+    camera.add_frames(0, 100)
+    camera.clips_of_stream.close()
     assert sorted(camera.given_back) == camera.taken
     assert 30 <= len(camera.taken) <= 40
-    camera.film(101, 200)
+    camera.add_frames(101, 200)
     assert max(camera.taken) <= 100, "closed, it takes none"
 
 
@@ -116,28 +118,28 @@ def test_a_live_camera_does_not_wait_for_the_encoder(tmp_path: Path, monkeypatch
     monkeypatch.setattr(FrameEncoder, "encode", slowly)
     back: list[Frame] = []
     recorder = Recorder(tmp_path, StorageConfig(), lambda _: None)
-    filming = StreamClips("front", ClipsConfig(fps=30.0), recorder, back.append)
+    recording = StreamClips("front", ClipsConfig(fps=30.0), recorder, back.append)
     frames = [Frame(image(n), "front", n, n * SECOND // 10, datetime.now(UTC)) for n in range(30)]
-    assert all(filming.add_frame(frame, ()) for frame in frames)
+    assert all(recording.add_frame(frame, ()) for frame in frames)
     wait_for(lambda: len(back) >= 28)
     goes_on.set()
-    filming.close()
+    recording.close()
     assert {frame.seq for frame in back} == set(range(30))
 
 
 def test_an_end_that_comes_without_a_frame_ends_the_clip(camera: Camera) -> None:
-    camera.film(0, 29)
-    camera.film(30, 40, event("new"))
-    camera.filming.add_events([event("end")])
+    camera.add_frames(0, 29)
+    camera.add_frames(30, 40, event("new"))
+    camera.clips_of_stream.add_events([event("end")])
     assert play(Path(camera.clip().path)).numbers[-1] == 39
 
 
 def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) -> None:
-    camera.film(0, 59)
-    path = Path(camera.filming.record(1.0))
+    camera.add_frames(0, 59)
+    path = Path(camera.clips_of_stream.record(1.0))
     assert path.name.endswith(".mkv")
     assert "-asked-" in path.name
-    camera.film(60, 120)
+    camera.add_frames(60, 120)
     assert camera.clip().path == str(path)
     assert (camera.clip().occasion.reason, camera.clip().tracks) == ("asked", ())
     numbers = play(path).numbers
@@ -146,26 +148,26 @@ def test_recording_when_asked_takes_what_is_kept_and_what_comes(camera: Camera) 
 
 
 def test_recording_when_asked_while_a_clip_is_made_is_that_clip(camera: Camera) -> None:
-    camera.film(0, 29, event("new"))
-    first = camera.filming.record(2.0)
-    assert camera.filming.record(3.0) == first
-    camera.film(30, 30, event("end"))
-    camera.film(31, 150)
+    camera.add_frames(0, 29, event("new"))
+    first = camera.clips_of_stream.record(2.0)
+    assert camera.clips_of_stream.record(3.0) == first
+    camera.add_frames(30, 30, event("end"))
+    camera.add_frames(31, 150)
     assert camera.clip().path == first
     assert "person" in first
     assert camera.clip().frames > 35
-    camera.film(400, 400)
-    assert camera.filming.record(1.0) != first
+    camera.add_frames(400, 400)
+    assert camera.clips_of_stream.record(1.0) != first
 
 
 def test_a_length_that_cannot_be_is_refused(camera: Camera) -> None:
     with pytest.raises(CommandError, match="at most"):
-        camera.filming.record(11.0)
+        camera.clips_of_stream.record(11.0)
 
 
 def test_closing_saves_what_there_is(camera: Camera) -> None:
-    camera.film(0, 59, event("new"))
-    camera.filming.close()
+    camera.add_frames(0, 59, event("new"))
+    camera.clips_of_stream.close()
     assert camera.clip().frames == 20
 
 
@@ -176,21 +178,21 @@ def test_a_picture_that_cannot_be_encoded_is_said_once_and_given_back(
         raise BackendError("no encoder") if frame.seq < 30 else ZeroDivisionError
 
     monkeypatch.setattr(FrameEncoder, "encode", refuse)
-    camera.film(0, 60)
-    camera.filming.close()
+    camera.add_frames(0, 60)
+    camera.clips_of_stream.close()
     assert sorted(camera.given_back) == camera.taken
     assert [r.getMessage() for r in caplog.records] == ["stream front: clips: no encoder"]
 
 
 def test_what_is_drawn_into_the_snapshot_is_not_in_the_clip(camera: Camera, tmp_path: Path) -> None:
-    vision, reporter = house(tmp_path, Kept())
+    vision, reporter = make_pipeline(tmp_path, Kept())
     grey = [
         Frame(np.full((48, 64, 3), 128, np.uint8), "front", n, n * SECOND // 10, datetime.now(UTC))
         for n in range(20)
     ]
     publish = PublishConfig(snapshot_every_s=0.01)
-    VideoPipeline(FrameList(grey), vision, reporter, publish, camera.filming).run(threading.Event())
-    camera.filming.close()
+    VideoPipeline(FrameList(grey), vision, reporter, publish, camera.clips_of_stream).run(threading.Event())
+    camera.clips_of_stream.close()
     shown = frames_of(Path(camera.clip().path))
     assert len(shown) == 20
     assert all(abs(picture.astype(int) - 128).max() <= 3 for picture in shown)

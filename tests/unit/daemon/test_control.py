@@ -1,4 +1,4 @@
-"""Changes by operators: prepared, kept on the disk, done. `tests/system/test_commands.py` meets them alive."""
+"""Changes by operators: checked, stored and applied. `tests/system/test_commands.py` has them with a daemon."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.storage.spool.spool import Spool
+from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
-from tests.support.house import person_model
 from tests.support.picture_models import classifier
 from tests.support.publishing import wait_for
 from tests.support.running import WALK
@@ -52,35 +52,35 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
     made.close()
 
 
-def housed(
+def prepared(
     config: Config, file: OverridesFile, spool: Spool, retry_s: float = 5.0
 ) -> tuple[ConfigManager, Runtime]:
     control = ConfigManager(config, file, retry_s)
-    house = Runtime(control.config, spool)
-    control.attach(house)
-    house.prepare()
-    return control, house
+    runtime = Runtime(control.config, spool)
+    control.attach(runtime)
+    runtime.prepare()
+    return control, runtime
 
 
 def test_a_change_is_on_the_disk_before_it_is_carried_out(
     config: Config, file: OverridesFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    control, house = housed(config, file, spool)
+    control, runtime = prepared(config, file, spool)
     states: list[str] = []
     write = OverridesFile.write
 
     def noting(self: OverridesFile, overrides: Overrides) -> None:
-        states.append(house.streams["front"].state)
+        states.append(runtime.streams["front"].state)
         write(self, overrides)
 
     monkeypatch.setattr(OverridesFile, "write", noting)
     try:
         assert control.set("front", "enabled", True) == ""
         assert states == ["disabled"]
-        wait_for(lambda: house.streams["front"].has_result)
+        wait_for(lambda: runtime.streams["front"].has_result)
         assert ConfigManager(config, file).config.streams["front"].enabled
     finally:
-        stop_streams(house.streams.values())
+        stop_streams(runtime.streams.values())
 
 
 def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_inference_takes(
@@ -96,30 +96,30 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
         clips=ClipsConfig(before_s=0.5, after_s=0.5),
     )
     storage = StorageConfig(clips_folder=str(tmp_path / "clips"))
-    control, house = housed(Config({"front": front}, storage=storage, mqtt=MqttConfig(port=1)), file, spool)
-    monkeypatch.setattr(house.mqtt, "send", lambda topic, payload: published.append(topic))
-    house.recorder.start()
-    old = house.streams["front"]
+    control, runtime = prepared(Config({"front": front}, storage=storage, mqtt=MqttConfig(port=1)), file, spool)
+    monkeypatch.setattr(runtime.mqtt, "send", lambda topic, payload: published.append(topic))
+    runtime.recorder.start()
+    old = runtime.streams["front"]
     old.start()
     wait_for(lambda: old.frames > 5)
     inferences.hang()
     old.snapshot_now()
     assert control.set("front", "enabled", False) == ""
     spool.flush(5.0)
-    retained, events = house.mqtt.retained(), spool.peek(0, 1000)
-    assert retained[house.topics.snapshot("front")] == b""
-    assert retained[house.topics.count("front", "person")] == b"0"
+    retained, events = runtime.mqtt.retained(), spool.peek(0, 1000)
+    assert retained[runtime.topics.snapshot("front")] == b""
+    assert retained[runtime.topics.count("front", "person")] == b"0"
     assert (
         b'"kind":"end","reason":"shutdown"' in [row for row in events if row.topic.endswith("/events")][-1].body
     )
     published.clear()
     inferences.answer()
     assert old.join(5.0)
-    assert house.mqtt.retained() == retained
+    assert runtime.mqtt.retained() == retained
     assert published == []
-    house.recorder.close(2.0)
+    runtime.recorder.close(2.0)
     assert spool.peek(events[-1].seq, 1000) == []
-    assert house.recorder.stats.saved == 1
+    assert runtime.recorder.stats.saved == 1
 
 
 def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
@@ -132,13 +132,13 @@ def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(
     def full(self: OverridesFile, overrides: Overrides) -> None:
         raise StorageError("overrides.json: cannot be written: No space left on device")
 
-    control, house = housed(config, file, spool)
+    control, runtime = prepared(config, file, spool)
     monkeypatch.setattr(OverridesFile, "write", full)
     warning = control.set("front", "threshold", 0.7)
     assert warning.startswith("done, but settings made by commands are not on the disk yet")
     assert "overrides.json: cannot be written" in warning
-    assert house.settings["front"].threshold == 0.7
-    assert house.streams["front"].config.decode.score_threshold == 0.7
+    assert runtime.settings["front"].threshold == 0.7
+    assert runtime.streams["front"].config.decode.score_threshold == 0.7
     assert "settings made by commands are not on the disk yet" in caplog.text
 
 
@@ -146,7 +146,7 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
     config: Config, tmp_path: Path, spool: Spool, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = OverridesFile(tmp_path / "disk")
-    control, _ = housed(on(config), file, spool, retry_s=0.0)
+    control, _ = prepared(on(config), file, spool, retry_s=0.0)
     for _ in range(2):
         assert "not on the disk yet" in control.set("front", "enabled", False)
         control.poll()
@@ -161,7 +161,7 @@ def test_what_the_disk_refused_is_written_as_soon_as_it_can_be(
 def test_nothing_is_written_to_a_state_folder_that_is_refused(
     config: Config, file: OverridesFile, spool: Spool
 ) -> None:
-    control, _ = housed(on(config), file, spool, retry_s=0.0)
+    control, _ = prepared(on(config), file, spool, retry_s=0.0)
     control.folder_trouble = "belongs to the user nobody"
     assert "belongs to the user nobody" in control.set("front", "enabled", False)
     control.poll()
@@ -174,17 +174,17 @@ def test_a_change_that_cannot_be_carried_out_is_not_kept(
     file: OverridesFile, spool: Spool, config: Config
 ) -> None:
     broken = replace(config.streams["front"], model="nobody")
-    control, house = housed(replace(config, streams={**config.streams, "front": broken}), file, spool)
+    control, runtime = prepared(replace(config, streams={**config.streams, "front": broken}), file, spool)
     with pytest.raises(CommandError, match="no bundled model is called"):
         control.set("front", "enabled", True)
     assert file.read() == Overrides()
-    assert house.settings["front"].enabled is False
+    assert runtime.settings["front"].enabled is False
 
 
 def test_no_more_is_written_than_a_card_stands(
     config: Config, file: OverridesFile, spool: Spool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    control, house = housed(config, file, spool)
+    control, runtime = prepared(config, file, spool)
     writes: list[Overrides] = []
     monkeypatch.setattr(OverridesFile, "write", lambda self, overrides: writes.append(overrides))
     refused: list[str] = []
@@ -196,7 +196,7 @@ def test_no_more_is_written_than_a_card_stands(
     assert len(writes) in (module._WRITES, module._WRITES + 1)
     assert len(writes) + len(refused) == 3 * module._WRITES
     assert set(refused) == {"too many changes in a short time; try again in a few seconds"}
-    assert control.set("front", "threshold", house.settings["front"].threshold) == "", "that changes nothing"
+    assert control.set("front", "threshold", runtime.settings["front"].threshold) == "", "that changes nothing"
 
 
 def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_running(
@@ -205,7 +205,7 @@ def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_run
     caplog.set_level("INFO")
     model = sizes_model(tmp_path, {"64": [(0.9, LEFT)], "32": [(0.9, LEFT)]})
     config = Config({"front": StreamConfig("test:", str(model), enabled=False)})
-    control, _ = housed(config, file, spool)
+    control, _ = prepared(config, file, spool)
     control.set("front", "variant", "32")
     assert ConfigManager(config, file).config.streams["front"].variant == "32"
     sizes_model(tmp_path, {"64": [(0.9, LEFT)], "48": [(0.9, LEFT)]})
@@ -217,7 +217,7 @@ def test_a_variant_that_is_gone_from_its_model_does_not_keep_the_stream_from_run
 def test_a_reload_that_is_refused_leaves_every_override(
     config: Config, file: OverridesFile, spool: Spool
 ) -> None:
-    control, house = housed(config, file, spool)
+    control, runtime = prepared(config, file, spool)
     control.set("front", "threshold", 0.7)
     kept = file.path.read_bytes()
     changed = replace(
@@ -226,7 +226,7 @@ def test_a_reload_that_is_refused_leaves_every_override(
     with pytest.raises(VedetteError):
         control.reload(replace(config, streams={"front": changed}))
     assert file.path.read_bytes() == kept
-    assert house.config.streams["front"].decode.score_threshold == 0.7
+    assert runtime.config.streams["front"].decode.score_threshold == 0.7
     assert control.overridden("front") == ("threshold",)
 
 
@@ -237,13 +237,13 @@ def test_only_an_operators_off_keeps_the_daemon_waiting(
         config,
         streams={"front": replace(config.streams["front"], enabled=True), **{"back": config.streams["back"]}},
     )
-    control, house = housed(on, file, spool)
-    assert house.disabled_by_operator == frozenset()
+    control, runtime = prepared(on, file, spool)
+    assert runtime.disabled_by_operator == frozenset()
     control.set("front", "enabled", False)
-    assert house.disabled_by_operator == {"front"}
+    assert runtime.disabled_by_operator == {"front"}
     control.set("front", "enabled", None)
-    assert house.disabled_by_operator == frozenset()
-    stop_streams(house.streams.values())
+    assert runtime.disabled_by_operator == frozenset()
+    stop_streams(runtime.streams.values())
 
 
 def damage(file: OverridesFile) -> Path:
@@ -309,14 +309,14 @@ def test_what_is_unknown_is_kept_off_and_no_operator_has_set_it(
     config: Config, file: OverridesFile, spool: Spool
 ) -> None:
     damage(file)
-    control, house = housed(on(config), file, spool)
-    assert house.disabled_by_operator == {"front", "back"}
+    control, runtime = prepared(on(config), file, spool)
+    assert runtime.disabled_by_operator == {"front", "back"}
     assert control.overridden("front") == ()
-    assert control.with_settings("front", house.streams["front"].health()).detail == UNKNOWN_STATE
+    assert control.with_settings("front", runtime.streams["front"].health()).detail == UNKNOWN_STATE
     assert control.set("front", "enabled", False) == ""
     assert (control.overridden("front"), control.remark("front")) == (("enabled",), "")
     assert ConfigManager(on(config), file).remark("back") == UNKNOWN_STATE
-    stop_streams(house.streams.values())
+    stop_streams(runtime.streams.values())
 
 
 def test_variants_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
@@ -326,13 +326,13 @@ def test_variants_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
     path = tmp_path / "open.tflite"
     path.write_bytes(classifier("int8", shape=()) + b"late")
     front = replace(config.streams["front"], enabled=True, model=str(path))
-    control, house = housed(replace(config, streams={"front": front}), file, spool)
+    control, runtime = prepared(replace(config, streams={"front": front}), file, spool)
     try:
         control.poll()
-        assert house.settings["front"].variants == ()
-        house.streams["front"].start()
-        wait_for(lambda: house.streams["front"].has_result, 10.0)
+        assert runtime.settings["front"].variants == ()
+        runtime.streams["front"].start()
+        wait_for(lambda: runtime.streams["front"].has_result, 10.0)
         control.poll()
-        assert list(house.settings["front"].variants) == ["full"]
+        assert list(runtime.settings["front"].variants) == ["full"]
     finally:
-        stop_streams(house.streams.values())
+        stop_streams(runtime.streams.values())

@@ -30,8 +30,8 @@ from agent.daemon.stream import Stream
 from agent.errors import ConfigError, VedetteError
 from agent.storage.spool.spool import Spool
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model
+from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
-from tests.support.house import person_model
 from tests.support.publishing import wait_for
 from tests.support.running import WALK
 from tests.support.sizes import sizes_model
@@ -63,115 +63,115 @@ def camera(tmp_path: Path) -> StreamConfig:
 
 
 @pytest.fixture
-def house(tmp_path: Path, camera: StreamConfig) -> Iterator[Runtime]:
+def runtime(tmp_path: Path, camera: StreamConfig) -> Iterator[Runtime]:
     """Prepared, with two streams that run and a broker that is never asked."""
     spool = Spool(tmp_path, StorageConfig())
-    house = Runtime(replace(OLD, streams={"front": camera, "back": camera}), spool)
-    house.prepare()
-    for stream in house.streams.values():
+    runtime = Runtime(replace(OLD, streams={"front": camera, "back": camera}), spool)
+    runtime.prepare()
+    for stream in runtime.streams.values():
         stream.start()
-    yield house
-    stop_streams(house.streams.values())
+    yield runtime
+    stop_streams(runtime.streams.values())
     spool.close()
 
 
 def test_only_what_is_different_is_swapped(
-    house: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    front, back = house.streams.values()
-    house.mqtt.retain(house.topics.count("back", "person"), b"1")
-    new = replace(house.config, streams={"front": camera, "side": camera})
+    front, back = runtime.streams.values()
+    runtime.mqtt.retain(runtime.topics.count("back", "person"), b"1")
+    new = replace(runtime.config, streams={"front": camera, "side": camera})
     with caplog.at_level(logging.INFO, "agent.daemon.control"):
-        ReloadPlan(house, new).apply()
-    assert house.config is new
-    assert list(house.streams) == ["front", "side"]
-    assert house.streams["front"] is front
+        ReloadPlan(runtime, new).apply()
+    assert runtime.config is new
+    assert list(runtime.streams) == ["front", "side"]
+    assert runtime.streams["front"] is front
     assert not front.finished
     assert back.finished
-    assert house.mqtt.retained()[house.topics.count("back", "person")] == b""
+    assert runtime.mqtt.retained()[runtime.topics.count("back", "person")] == b""
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
 
 
-def test_another_way_to_choose_the_size_is_another_stream(house: Runtime, tmp_path: Path) -> None:
+def test_another_way_to_choose_the_size_is_another_stream(runtime: Runtime, tmp_path: Path) -> None:
     sizes = StreamConfig(WALK, str(sizes_model(tmp_path, {"32": [], "16": []})))
     for variant, names in (("", ["32"]), ("16", ["16"]), ("32", ["32"])):
-        ReloadPlan(house, replace(house.config, streams={"front": replace(sizes, variant=variant)})).apply()
-        front = all_see(house)["front"]
+        ReloadPlan(runtime, replace(runtime.config, streams={"front": replace(sizes, variant=variant)})).apply()
+        front = all_see(runtime)["front"]
         assert front.model is not None
         assert [one.name for one in front.model.manifest.variants] == names
         assert front.health().variant in names
-    auto = replace(house.config, streams={"front": replace(sizes, variant="auto")})
+    auto = replace(runtime.config, streams={"front": replace(sizes, variant="auto")})
     with pytest.raises(VedetteError, match=rf"^stream front: {sizes.model}: model sizes: variant = 'auto' picks"):
-        ReloadPlan(house, auto)
+        ReloadPlan(runtime, auto)
     assert not front.finished
 
 
-def test_what_is_refused_leaves_the_house_as_it_was(house: Runtime, camera: StreamConfig) -> None:
-    before, config = dict(house.streams), house.config
+def test_what_is_refused_leaves_the_runtime_as_it_was(runtime: Runtime, camera: StreamConfig) -> None:
+    before, config = dict(runtime.streams), runtime.config
     wrong = replace(camera, model="nobody")
     with pytest.raises(VedetteError) as caught:
-        ReloadPlan(house, replace(config, streams={"front": wrong, "side": wrong}))
+        ReloadPlan(runtime, replace(config, streams={"front": wrong, "side": wrong}))
     assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == ["stream front", "stream side"]
-    assert (house.streams, house.config) == (before, config)
+    assert (runtime.streams, runtime.config) == (before, config)
     assert not any(stream.finished for stream in before.values())
 
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 @pytest.mark.parametrize("why", ["a model that is not there", "a broker that cannot be used"])
 def test_what_was_prepared_for_a_reload_that_is_refused_is_closed(
-    house: Runtime, camera: StreamConfig, tmp_path: Path, why: str
+    runtime: Runtime, camera: StreamConfig, tmp_path: Path, why: str
 ) -> None:
     (tmp_path / "device").mkdir()
     device = f"external:{compiled(tmp_path / 'device')},cpu"
     there = replace(camera, model=str(picture_model(tmp_path / "device")), backend=device)
-    streams = {**house.config.streams, "device": there}
+    streams = {**runtime.config.streams, "device": there}
     if "model" in why:
-        new = replace(house.config, streams={**streams, "broken": replace(camera, model="nobody")})
+        new = replace(runtime.config, streams={**streams, "broken": replace(camera, model="nobody")})
     else:
-        new = replace(house.config, streams=streams, mqtt=MqttConfig(ca_file="/no/such/file"))
-    all_see(house)
+        new = replace(runtime.config, streams=streams, mqtt=MqttConfig(ca_file="/no/such/file"))
+    all_see(runtime)
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         with pytest.raises(VedetteError):
-            ReloadPlan(house, new)
+            ReloadPlan(runtime, new)
         wait_for(lambda: psutil.Process().children() == [])
     wait_for(lambda: len(list(Path("/proc/self/fd").iterdir())) <= before)
 
 
 def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_when_it_answers(
-    house: Runtime, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inferences, front = Inferences(monkeypatch), all_see(house)["front"]
+    inferences, front = Inferences(monkeypatch), all_see(runtime)["front"]
     assert front._perception is not None
     session = weakref.ref(front._perception.session)
     (reads,) = [thread for thread in threading.enumerate() if thread.name == "read-front"]
     inferences.hang(2)
-    ReloadPlan(house, house.config, only="front").apply()
+    ReloadPlan(runtime, runtime.config, only="front").apply()
     reads.join(1.0)
     assert not reads.is_alive()
     wait_for(lambda: inferences.hanging == 3)
     inferences.answer()
     assert front.join(5.0)
-    wait_for(lambda: house.streams["front"].frames > 2)
+    wait_for(lambda: runtime.streams["front"].frames > 2)
     gc.collect()
     assert session() is None
 
 
 def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
-    house: Runtime, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inferences, before = Inferences(monkeypatch), len(all_see(house))
+    inferences, before = Inferences(monkeypatch), len(all_see(runtime))
     inferences.hang(before)
     for _ in range(4):
-        ReloadPlan(house, house.config, only="front").apply()
+        ReloadPlan(runtime, runtime.config, only="front").apply()
         time.sleep(0.2)
     assert inferences.hanging == before + 1
-    assert house.streams["front"].status == (
+    assert runtime.streams["front"].status == (
         "starting",
         "waiting for 2 earlier inferences of this stream to end",
     )
     inferences.answer()
-    wait_for(lambda: house.streams["front"].has_result)
+    wait_for(lambda: runtime.streams["front"].has_result)
 
 
 def device_processes() -> list[psutil.Process]:
@@ -181,17 +181,17 @@ def device_processes() -> list[psutil.Process]:
 
 @pytest.mark.skipif(COMPILER is None, reason=NO_COMPILER)
 def test_a_device_whose_inference_hangs_is_not_opened_twice(
-    house: Runtime, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(WorkerSession.__init__.__kwdefaults__ or {}, "deadline_s", 1.5)
     (tmp_path / "device").mkdir()
     device = f"external:{compiled(tmp_path / 'device')}?mode=hang&after=10"
     there = replace(camera, model=str(picture_model(tmp_path / "device")), backend=device)
-    ReloadPlan(house, replace(house.config, streams={"device": there})).apply()
-    old = house.streams["device"]
+    ReloadPlan(runtime, replace(runtime.config, streams={"device": there})).apply()
+    old = runtime.streams["device"]
     wait_for(lambda: old.frames == 10)
-    ReloadPlan(house, house.config, only="device").apply()
-    new = house.streams["device"]
+    ReloadPlan(runtime, runtime.config, only="device").apply()
+    new = runtime.streams["device"]
     assert new.status[1] == "waiting for 1 earlier inference of this stream to end"
     assert len(device_processes()) == 1
     wait_for(lambda: new.frames > 2)
@@ -199,10 +199,10 @@ def test_a_device_whose_inference_hangs_is_not_opened_twice(
     assert old.join(0.0)
 
 
-def all_see(house: Runtime) -> dict[str, Stream]:
+def all_see(runtime: Runtime) -> dict[str, Stream]:
     """The streams, when each has looked at a picture."""
-    wait_for(lambda: all(stream.has_result for stream in house.streams.values()))
-    return dict(house.streams)
+    wait_for(lambda: all(stream.has_result for stream in runtime.streams.values()))
+    return dict(runtime.streams)
 
 
 def edit(manifest: str, old: str, new: str) -> None:
@@ -211,14 +211,14 @@ def edit(manifest: str, old: str, new: str) -> None:
 
 
 def test_an_edited_manifest_swaps_the_streams_of_that_model(
-    house: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, camera: StreamConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = all_see(house)
+    before = all_see(runtime)
     edit(camera.model, "score_threshold = 0.4", "score_threshold = 0.5")
     with caplog.at_level(logging.INFO, "agent.daemon.control"):
-        ReloadPlan(house, house.config).apply()
-        ReloadPlan(house, house.config).apply()
-    assert all(stream.finished and house.streams[name] is not stream for name, stream in before.items())
+        ReloadPlan(runtime, runtime.config).apply()
+        ReloadPlan(runtime, runtime.config).apply()
+    assert all(stream.finished and runtime.streams[name] is not stream for name, stream in before.items())
     changed = "the model's file or manifest"
     assert caplog.messages == [
         f"reloaded: stream front: {changed}; stream back: {changed}",
@@ -227,17 +227,17 @@ def test_an_edited_manifest_swaps_the_streams_of_that_model(
 
 
 def test_a_model_file_that_was_replaced_swaps_only_its_streams(
-    house: Runtime, camera: StreamConfig, tmp_path: Path
+    runtime: Runtime, camera: StreamConfig, tmp_path: Path
 ) -> None:
     (tmp_path / "other").mkdir()
     other = replace(camera, model=str(person_model(tmp_path / "other")))
-    all_see(house)
-    ReloadPlan(house, replace(house.config, streams={"front": camera, "back": other})).apply()
-    front, back = all_see(house).values()
+    all_see(runtime)
+    ReloadPlan(runtime, replace(runtime.config, streams={"front": camera, "back": other})).apply()
+    front, back = all_see(runtime).values()
     person_model(tmp_path / "other", score=0.7)
-    ReloadPlan(house, house.config).apply()
-    assert house.streams["front"] is front
-    assert house.streams["back"] is not back
+    ReloadPlan(runtime, runtime.config).apply()
+    assert runtime.streams["front"] is front
+    assert runtime.streams["back"] is not back
 
 
 @pytest.mark.parametrize(
@@ -246,55 +246,57 @@ def test_a_model_file_that_was_replaced_swaps_only_its_streams(
     ids=["unreadable", "misfit", "no TOML"],
 )
 def test_an_edited_manifest_that_cannot_be_used_is_refused_by_its_name(
-    house: Runtime, camera: StreamConfig, old: str, new: str
+    runtime: Runtime, camera: StreamConfig, old: str, new: str
 ) -> None:
-    before = dict(house.streams)
+    before = dict(runtime.streams)
     edit(camera.model, old, new)
     with pytest.raises(VedetteError, match=rf"^stream front: {camera.model}:.*\nstream back: {camera.model}:"):
-        ReloadPlan(house, house.config)
-    assert house.streams == before
+        ReloadPlan(runtime, runtime.config)
+    assert runtime.streams == before
     assert not any(stream.finished for stream in before.values())
 
 
 def test_a_stream_that_failed_is_tried_again_and_may_fail_again(
-    house: Runtime, camera: StreamConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, camera: StreamConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     late = replace(camera, model=str(tmp_path / "late.toml"))
-    house.config = replace(house.config, streams={**house.config.streams, "late": late})
-    house.streams["late"], error = house.make_stream("late", late)
+    runtime.config = replace(runtime.config, streams={**runtime.config.streams, "late": late})
+    runtime.streams["late"], error = runtime.make_stream("late", late)
     assert error is not None
     with caplog.at_level(logging.INFO, "agent.daemon.control"):
-        ReloadPlan(house, house.config).apply()
-    assert house.streams["late"].state == "failed"
+        ReloadPlan(runtime, runtime.config).apply()
+    assert runtime.streams["late"].state == "failed"
     assert [message.partition(": ")[0] for message in caplog.messages] == ["stream late", "reloaded"]
     assert caplog.messages[-1] == "reloaded: nothing has changed; stream late is tried again"
 
 
-def test_a_configuration_without_streams_is_refused(house: Runtime) -> None:
+def test_a_configuration_without_streams_is_refused(runtime: Runtime) -> None:
     with pytest.raises(ConfigError, match="there is nothing to run"):
-        ReloadPlan(house, replace(house.config, streams={}))
+        ReloadPlan(runtime, replace(runtime.config, streams={}))
 
 
-def test_candidates_that_are_none_are_refused(house: Runtime) -> None:
-    other = replace(house.config, selection=SelectionConfig(candidates=("gpv",)))
+def test_candidates_that_are_none_are_refused(runtime: Runtime) -> None:
+    other = replace(runtime.config, selection=SelectionConfig(candidates=("gpv",)))
     with pytest.raises(ConfigError, match="no backend 'gpv'"):
-        ReloadPlan(house, other)
+        ReloadPlan(runtime, other)
 
 
 def test_new_bounds_of_the_spool_and_of_clips_are_taken_up_and_what_waits_is_said(
-    house: Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(10):
-        house.spool.put("t", bytes(20_000))
-    wait_for(lambda: house.spool.stats().waiting >= 10)
+        runtime.spool.put("t", bytes(20_000))
+    wait_for(lambda: runtime.spool.stats().waiting >= 10)
     small = StorageConfig(spool_max_bytes=65536)
     with caplog.at_level(logging.INFO, "agent.daemon.control"):
-        ReloadPlan(house, replace(house.config, storage=small), waiting=(("device", "name"),)).apply()
-        wait_for(lambda: house.spool.stats().bytes <= 65536)
-        ReloadPlan(house, house.config, waiting=(("storage", "state_dir"), ("storage", "clips_folder"))).apply()
-        waited = house.pending_restart
-        ReloadPlan(house, house.config).apply()
-    assert [len(waited), len(house.pending_restart)] == [2, 0]
+        ReloadPlan(runtime, replace(runtime.config, storage=small), waiting=(("device", "name"),)).apply()
+        wait_for(lambda: runtime.spool.stats().bytes <= 65536)
+        ReloadPlan(
+            runtime, runtime.config, waiting=(("storage", "state_dir"), ("storage", "clips_folder"))
+        ).apply()
+        waited = runtime.pending_restart
+        ReloadPlan(runtime, runtime.config).apply()
+    assert [len(waited), len(runtime.pending_restart)] == [2, 0]
     told = [record for record in caplog.records if record.name == "agent.daemon.control"]
     assert [record.getMessage() for record in told] == [
         "reloaded: [storage] spool_max_bytes; [device] name waits for a restart",

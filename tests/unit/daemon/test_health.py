@@ -19,12 +19,12 @@ from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.shadow import ShadowManager
 from agent.health import DaemonHealth
 from agent.storage.spool.spool import Spool
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.publishing import wait_for
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[Runtime]:
+def runtime(tmp_path: Path) -> Iterator[Runtime]:
     model = str(person_model(tmp_path))
     streams = {
         "front": StreamConfig("test:?size=64x48&fps=50", model),
@@ -42,10 +42,10 @@ def house(tmp_path: Path) -> Iterator[Runtime]:
 
 
 @pytest.fixture
-def bulletin(house: Runtime, tmp_path: Path) -> HealthPublisher:
-    control = ConfigManager(house.config, OverridesFile(tmp_path))
-    control.attach(house)
-    return HealthPublisher(house, control, HomeAssistant(house))
+def publisher(runtime: Runtime, tmp_path: Path) -> HealthPublisher:
+    control = ConfigManager(runtime.config, OverridesFile(tmp_path))
+    control.attach(runtime)
+    return HealthPublisher(runtime, control, HomeAssistant(runtime))
 
 
 def report(folder: Path) -> DaemonHealth:
@@ -53,12 +53,14 @@ def report(folder: Path) -> DaemonHealth:
 
 
 def test_each_stream_is_told_with_what_it_has_inferred(
-    house: Runtime, bulletin: HealthPublisher, tmp_path: Path
+    runtime: Runtime, publisher: HealthPublisher, tmp_path: Path
 ) -> None:
-    wait_for(lambda: house.streams["front"].inferred >= 3 and house.streams["away"].status[0] == "lost")
-    local = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"})
+    wait_for(lambda: runtime.streams["front"].inferred >= 3 and runtime.streams["away"].status[0] == "lost")
+    local = HealthFile(
+        runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"}
+    )
     local.write_if_due(ready=False, is_due=False)
-    bulletin.publish()
+    publisher.publish()
     local.write_if_due(ready=True, is_due=True)
     told = report(tmp_path)
     assert (told.version, told.pid, told.ready, told.link) == (__version__, os.getpid(), True, None)
@@ -76,11 +78,11 @@ def test_each_stream_is_told_with_what_it_has_inferred(
 
 
 def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_time(
-    house: Runtime, bulletin: HealthPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runtime: Runtime, publisher: HealthPublisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [100.0]
     monkeypatch.setattr("agent.daemon.health.time.monotonic", lambda: now_s[0])
-    local = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
+    local = HealthFile(runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": str(tmp_path)})
     written = []
     for later_s, is_due in ((0.0, False), (0.5, False), (0.5, True), (1.9, False), (0.2, False)):
         now_s[0] += later_s
@@ -91,10 +93,12 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
 
 
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
-    house: Runtime, bulletin: HealthPublisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    runtime: Runtime, publisher: HealthPublisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    HealthFile(house, bulletin, ShadowManager(house, {}), {}).write_if_due(ready=True, is_due=True)
-    gone = HealthFile(house, bulletin, ShadowManager(house, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")})
+    HealthFile(runtime, publisher, ShadowManager(runtime, {}), {}).write_if_due(ready=True, is_due=True)
+    gone = HealthFile(
+        runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": str(tmp_path / "gone")}
+    )
     for _ in range(3):
         gone.write_if_due(ready=True, is_due=True)
     assert (

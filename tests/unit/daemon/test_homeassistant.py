@@ -13,7 +13,7 @@ from agent.comms.homeassistant.discovery import STATES
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.homeassistant import entity_source
 from agent.daemon.stream import State
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 
 ALL = ZoneConfig("all", ((0, 0), (1, 0), (1, 1)))
 

@@ -16,13 +16,13 @@ from agent.daemon.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
 from agent.types import StreamResult
-from tests.support.house import FrameList, Kept, frames, person_model
+from tests.support.doubles import FrameList, Kept, frames, person_model
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
 
 
-def house(
+def make_pipeline(
     folder: Path, kept: Kept, publish: PublishConfig | None = None, **config: Any
 ) -> tuple[VideoPerception, Reporter]:
     fields = {"gate": GateConfig(motion=False), "track": TrackConfig(min_hits=2), **config}
@@ -35,7 +35,7 @@ def house(
 def run(
     folder: Path, kept: Kept, source: FrameList, publish: PublishConfig | None = None, **config: Any
 ) -> VideoPipeline:
-    vision, reporter = house(folder, kept, publish, **config)
+    vision, reporter = make_pipeline(folder, kept, publish, **config)
     pipeline = VideoPipeline(source, vision, reporter, publish or PublishConfig())
     pipeline.run(threading.Event())
     return pipeline
@@ -103,7 +103,7 @@ def test_detections_are_sent_for_every_inference(tmp_path: Path) -> None:
 def test_a_stall_ends_tracks_at_once(tmp_path: Path) -> None:
     kept, source = Kept(), FrameList(frames(3))
     source.lost = True
-    vision, reporter = house(tmp_path, kept)
+    vision, reporter = make_pipeline(tmp_path, kept)
     pipeline = VideoPipeline(source, vision, reporter, PublishConfig())
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
@@ -114,7 +114,7 @@ def test_a_stall_ends_tracks_at_once(tmp_path: Path) -> None:
 
 def test_a_stop_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
-    vision, reporter = house(tmp_path, kept)
+    vision, reporter = make_pipeline(tmp_path, kept)
     stop = threading.Event()
     source = FrameList(frames(50))
     monkeypatch.setattr(source, "give_back", lambda frame: stop.set() if frame.seq == 3 else None)
@@ -125,7 +125,7 @@ def test_a_stop_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_failing_inference_still_ends_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Kept()
-    vision, reporter = house(tmp_path, kept)
+    vision, reporter = make_pipeline(tmp_path, kept)
     calls = iter(range(100))
     real = vision.session.invoke
 
@@ -184,7 +184,7 @@ def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
     from agent.types import StageTimes
 
     kept = Kept()
-    _, reporter = house(tmp_path, kept)
+    _, reporter = make_pipeline(tmp_path, kept)
     frame = frames(1)[0]
     reporter.report(frame.seq, frame.captured_at, StreamResult([], None, StageTimes()), "cpu", "full")
     assert kept.puts == []

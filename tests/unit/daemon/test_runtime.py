@@ -1,4 +1,4 @@
-"""The house before anything runs in it. `tests/system/test_house.py` meets it alive."""
+"""The runtime before its streams start. `tests/system/test_runtime.py` has it with a broker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from agent.config.load import Rereadable
 from agent.daemon.runtime import Runtime, device_name
 from agent.errors import ConfigError, StreamError
 from agent.storage.spool.spool import Spool
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 
 GONE = StreamConfig("test:", "nobody")
 
@@ -28,9 +28,9 @@ def spool(tmp_path: Path) -> Iterator[Spool]:
 def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
     spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    house = Runtime(Config({"front": StreamConfig("test:", str(person_model(tmp_path))), "gone": GONE}), spool)
-    house.prepare()
-    assert {name: stream.state for name, stream in house.streams.items()} == {
+    runtime = Runtime(Config({"front": StreamConfig("test:", str(person_model(tmp_path))), "gone": GONE}), spool)
+    runtime.prepare()
+    assert {name: stream.state for name, stream in runtime.streams.items()} == {
         "front": "starting",
         "gone": "failed",
     }
@@ -39,10 +39,10 @@ def test_a_stream_that_is_refused_is_kept_as_failed_beside_the_others(
 
 def test_of_two_streams_on_one_camera_the_second_is_refused(spool: Spool, tmp_path: Path) -> None:
     camera = StreamConfig("v4l2:/dev/null", str(person_model(tmp_path)))
-    house = Runtime(Config({"a": camera, "b": replace(camera, source="v4l2:/dev/../dev/null?fps=5")}), spool)
-    house.prepare()
-    assert {name: stream.state for name, stream in house.streams.items()} == {"a": "starting", "b": "failed"}
-    assert "is the camera of stream a, too" in house.streams["b"].detail
+    runtime = Runtime(Config({"a": camera, "b": replace(camera, source="v4l2:/dev/../dev/null?fps=5")}), spool)
+    runtime.prepare()
+    assert {name: stream.state for name, stream in runtime.streams.items()} == {"a": "starting", "b": "failed"}
+    assert "is the camera of stream a, too" in runtime.streams["b"].detail
 
 
 @pytest.mark.parametrize("hidden", [["/sys/x"], []])
@@ -93,7 +93,7 @@ def test_why_a_stream_is_refused_is_told_at_its_line(
     assert str(caught.value).startswith(f"{file}:{line}: stream front: {why.replace('MODEL', model)}")
 
 
-def test_an_empty_house_is_refused(spool: Spool) -> None:
+def test_a_runtime_without_streams_is_refused(spool: Spool) -> None:
     with pytest.raises(ConfigError, match="there is nothing to run"):
         Runtime(Config(), spool).prepare()
 

@@ -27,7 +27,7 @@ from agent.health import DaemonHealth
 from agent.models.library import open_model
 from agent.storage.spool.spool import Spool
 from agent.storage.state_file import SHADOW_FILE, ShadowOrder, delete_shadow_order, write_shadow_order
-from tests.support.house import person_model
+from tests.support.doubles import person_model
 from tests.support.publishing import wait_for
 from tests.support.sound import chunks, quiet, tone_model, word
 
@@ -36,7 +36,7 @@ ELSEWHERE = (0.6, 0.1, 0.9, 0.3)
 
 
 class Board:
-    """A house with one camera, in which orders may be left."""
+    """Runtime with one camera and a folder for shadow orders."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.order = folder, folder / "run" / SHADOW_FILE

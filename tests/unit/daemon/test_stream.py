@@ -1,4 +1,4 @@
-"""A stream alone: real rooms, a constant model, and sinks that keep."""
+"""A single stream: real modules, a constant model, and sinks that record."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ from agent.errors import BackendError, CommandError, ModelError, SourceError
 from agent.models import library
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Frame, StreamResult
-from tests.support.house import Kept, person_model
+from tests.support.clip_pictures import frames_of
+from tests.support.doubles import Kept, person_model
 from tests.support.mosquitto import free_port
 from tests.support.picture_models import classifier
 from tests.support.publishing import wait_for
 from tests.support.sizes import LEFT, RIGHT, sizes_model
 from tests.support.sound import tone_model
-from tests.support.stills import frames_of
 from tests.support.tflite_builder import Op, T, crashing_model, write
 
 _WALK = "test:?size=64x48&fps=50"
@@ -132,7 +132,7 @@ def alive(parts: dict[str, weakref.ref[Any]]) -> list[str]:
 
 
 def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, weakref.ref[Any]]:
-    """Have a stream see and film something, and stop; what was large in it, of which the model only is left."""
+    """Run a stream that records a clip, and stop it. Return its large objects; only the model is still alive."""
     with running(made):
         wait_for(lambda: "new" in kept.kinds() and made._clips is not None)
         made.record(1.0)
@@ -151,9 +151,9 @@ def test_a_stream_that_has_stopped_frees_what_is_large_at_once(tmp_path: Path) -
     config = StreamConfig(
         source=_WALK, model=str(person_model(tmp_path)), track=TrackConfig(min_hits=2), clips=ClipsConfig()
     )
-    desk = StreamServices(Topics("vedette", "porch"), kept, kept, chooser.open, recorder)
+    services = StreamServices(Topics("vedette", "porch"), kept, kept, chooser.open, recorder)
     with without_collector():
-        parts = run_and_record(Stream("front", config, desk), kept, saved)
+        parts = run_and_record(Stream("front", config, services), kept, saved)
         wait_for(lambda: not alive(parts))
     chooser.close()
     recorder.close(5.0)

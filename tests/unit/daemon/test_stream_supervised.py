@@ -8,7 +8,7 @@ from agent.comms.topics import Topics
 from agent.config import StreamConfig
 from agent.daemon.stream import HANGING_MAX, State, Stream, StreamServices
 from agent.errors import BackendError, ModelError
-from tests.support.house import Kept
+from tests.support.doubles import Kept
 from tests.support.publishing import wait_for
 
 

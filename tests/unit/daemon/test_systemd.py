@@ -18,7 +18,7 @@ from agent.daemon import systemd as service
 from agent.daemon.stream import State, Stream, StreamServices
 from agent.daemon.systemd import Notifier, SystemdStatus, awaited, status_text
 from agent.types import Frame, StreamResult
-from tests.support.house import Kept, person_model
+from tests.support.doubles import Kept, person_model
 from tests.support.notified import Notified
 from tests.support.publishing import wait_for
 
@@ -151,9 +151,11 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
 
     monkeypatch.setattr(VideoPerception, "process", look)
     model, kept = str(person_model(tmp_path)), Kept()
-    desk = StreamServices(Topics("vedette", "porch"), kept, kept)
+    services = StreamServices(Topics("vedette", "porch"), kept, kept)
     sources = {"front": "test:?size=64x48&fps=50", "away": "v4l2:/dev/video99"}
-    streams = {name: Stream(name, StreamConfig(source=uri, model=model), desk) for name, uri in sources.items()}
+    streams = {
+        name: Stream(name, StreamConfig(source=uri, model=model), services) for name, uri in sources.items()
+    }
     for stream in streams.values():
         stream.prepare()
         stream.start()

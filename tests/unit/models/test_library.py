@@ -21,7 +21,7 @@ from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.types import WHOLE, Detection, Frame
-from tests.support.house import Kept, person_model
+from tests.support.doubles import Kept, person_model
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
 from tests.support.sizes import sizes_model
 from tests.support.tflite_builder import constant_model, crashing_model

@@ -61,11 +61,11 @@ def flow(outgoing: Kept) -> EventSender:
     return EventSender(outgoing, "host:1883", 0.2)
 
 
-def send(events: EventSender, line: Line, room: int) -> None:
-    events.send(wire(line), room)
+def send(events: EventSender, line: Line, free: int) -> None:
+    events.send(wire(line), free)
 
 
-def test_events_are_sent_in_order_within_the_room_and_settled_together() -> None:
+def test_events_are_sent_in_order_within_the_limit_and_settled_together() -> None:
     outgoing, line = kept(10), Line()
     events = flow(outgoing)
     send(events, line, 4)

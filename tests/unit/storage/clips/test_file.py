@@ -17,8 +17,8 @@ from agent.errors import StorageError
 from agent.storage.clips import file as clipfile
 from agent.storage.clips.file import ClipFile, read_header, repair, settle
 from agent.types import ClipReason
+from tests.support.clip_pictures import BEGAN, SECOND, picture, pictures, play
 from tests.support.examples import examples
-from tests.support.stills import BEGAN, SECOND, picture, pictures, play
 
 PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
 TIMES = [number / 2 for number in range(20)]

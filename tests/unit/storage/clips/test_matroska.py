@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from agent.storage.clips.file import ClipFile, read_header
 from agent.storage.clips.matroska import Totals, head
 from agent.types import Clip, ClipReason
-from tests.support.stills import BEGAN, number_of, pictures, play
+from tests.support.clip_pictures import BEGAN, number_of, pictures, play
 
 PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
 

@@ -23,8 +23,8 @@ from agent.storage.clips.file import ClipFile, part_of
 from agent.storage.clips.recorder import ClipJob, ClipStats, FrameRing, Recorder
 from agent.storage.clips.retention import clips_in
 from agent.types import Clip, ClipReason, EncodedFrame
+from tests.support.clip_pictures import SECOND, picture, pictures, play
 from tests.support.publishing import wait_for
-from tests.support.stills import SECOND, picture, pictures, play
 
 PERSON = ClipReason("front", "appeared", "front-1a-1", "person")
 NOW = datetime.now(UTC)
@@ -40,7 +40,7 @@ class Made:
         self.recorder = Recorder(folder, storage, self.clips.append, turn_s=0.02)
         self.footage = FrameRing(2.0, 1 << 20)
 
-    def film(self, first: int, last: int) -> None:
+    def add_frames(self, first: int, last: int) -> None:
         """Two pictures a second, by number."""
         for number in range(first, last + 1):
             self.footage.add(picture(number, number * SECOND // 2))
@@ -66,10 +66,10 @@ def said(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
 
 
 def test_a_clip_has_what_was_before_and_what_came_after(made: Made) -> None:
-    made.film(0, 9)
+    made.add_frames(0, 9)
     recording = made.begin(2.5, 7.0)
     recording.tracks = ("front-1a-1", "front-1a-2")
-    made.film(10, 16)
+    made.add_frames(10, 16)
     clip = made.clip()
     assert clip.path == str(recording.path)
     assert play(recording.path).numbers == list(range(5, 15))
@@ -79,7 +79,7 @@ def test_a_clip_has_what_was_before_and_what_came_after(made: Made) -> None:
 
 
 def test_a_picture_is_encoded_once_and_lies_in_the_file_as_it_was(made: Made) -> None:
-    made.film(0, 3)
+    made.add_frames(0, 3)
     recording = made.begin(0, 1)
     made.clip()
     content = recording.path.read_bytes()
@@ -87,16 +87,16 @@ def test_a_picture_is_encoded_once_and_lies_in_the_file_as_it_was(made: Made) ->
 
 
 def test_an_end_that_moves_makes_it_longer(made: Made) -> None:
-    made.film(0, 1)
+    made.add_frames(0, 1)
     recording = made.begin(0, 1)
     assert recording.move_end(3 * SECOND)
-    made.film(2, 7)
+    made.add_frames(2, 7)
     assert made.clip().frames == 7
     assert not recording.move_end(5 * SECOND), "too late"
 
 
 def test_a_camera_that_goes_away_does_not_keep_its_clip_open(made: Made) -> None:
-    made.film(0, 1)
+    made.add_frames(0, 1)
     recording = made.begin(0, 0.6)
     assert made.clip().frames == 2
     assert recording.finished
@@ -111,17 +111,17 @@ def test_a_clip_without_a_single_picture_is_none(made: Made, caplog: pytest.LogC
 
 
 def test_two_clips_of_one_camera_may_overlap(made: Made) -> None:
-    made.film(0, 3)
+    made.add_frames(0, 3)
     made.begin(0, 3)
     made.begin(1, 5, ClipReason("front", "appeared", "front-1a-2", "cat"))
-    made.film(4, 12)
+    made.add_frames(4, 12)
     made.clip(1)
     found = {clip.occasion.label: play(Path(clip.path)).numbers for clip in made.clips}
     assert found == {"person": list(range(7)), "cat": list(range(2, 11))}
 
 
 def test_the_end_of_the_recorder_ends_every_clip_as_it_is(made: Made) -> None:
-    made.film(0, 3)
+    made.add_frames(0, 3)
     recording = made.begin(0, 100)
     made.recorder.close(5.0)
     assert play(recording.path).numbers == [0, 1, 2, 3]
@@ -129,7 +129,7 @@ def test_the_end_of_the_recorder_ends_every_clip_as_it_is(made: Made) -> None:
 
 
 def test_a_picture_of_another_size_ends_the_clip_before_it(made: Made) -> None:
-    made.film(0, 3)
+    made.add_frames(0, 3)
     made.footage.add(picture(4, 2 * SECOND, 128, 96))
     recording = made.begin(0, 100)
     assert made.clip().frames == 4
@@ -161,7 +161,7 @@ def test_clips_that_were_there_make_room(tmp_path: Path) -> None:
     old = tmp_path / "back" / "2026-01-01T00-00-00Z-person-back-1-1.mkv"
     old.write_bytes(bytes(1 << 20))
     made = Made(tmp_path, clips_max_bytes=1 << 20, clips_max_age_s=1e8)
-    made.film(0, 3)
+    made.add_frames(0, 3)
     recording = made.begin(0, 1)
     made.clip()
     assert [entry.path for entry in clips_in(tmp_path)] == [recording.path]
@@ -255,12 +255,12 @@ def test_a_disk_that_refuses_costs_the_clip_and_is_said_once(
 
     monkeypatch.setattr(ClipFile, "append", append)
     for start in (0, 10, 20):
-        made.film(start, start + 4)
+        made.add_frames(start, start + 4)
         recording = made.begin(start / 2, start / 2 + 1)
         wait_for(lambda recording=recording: recording.finished)
     wait_for(lambda: not list(made.folder.rglob(".*.part")))
     full[0] = False
-    made.film(30, 34)
+    made.add_frames(30, 34)
     made.begin(15, 16)
     assert made.clip().frames == 3
     (line,) = said(caplog, logging.ERROR)
@@ -276,7 +276,7 @@ def test_a_folder_that_cannot_be_made_is_said_and_nothing_else_breaks(
 ) -> None:
     (tmp_path / "clips").write_text("a file")
     made = Made(tmp_path / "clips")
-    made.film(0, 3)
+    made.add_frames(0, 3)
     recording = made.begin(0, 1)
     wait_for(lambda: recording.finished and said(caplog, logging.ERROR))
     made.recorder.close(5.0)
@@ -299,7 +299,7 @@ def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
     (tmp_path / "front").mkdir()
     (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mkv").write_bytes(b"")
     made = Made(tmp_path, clips_max_age_s=86400.0)
-    made.film(0, 3)
+    made.add_frames(0, 3)
     made.begin(0, 1)
     size = made.clip().bytes
     made.recorder.close(5.0)
@@ -317,9 +317,9 @@ def test_pictures_that_a_slow_disk_missed_are_said(
 
     monkeypatch.setattr(ClipFile, "append", slowly)
     made.footage = FrameRing(2.0, 5 * len(picture(0, 0).jpeg))
-    made.film(0, 3)
+    made.add_frames(0, 3)
     made.begin(0, 10)
-    made.film(4, 21)
+    made.add_frames(4, 21)
     clip = made.clip()
     assert clip.frames < 21
     assert "missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
@@ -334,7 +334,7 @@ def test_a_clip_that_a_crash_kept_from_being_told_of_is_told_of_at_the_next_star
         asked.append(clip)
         raise SystemExit  # as if the process were killed here
 
-    made.film(0, 3)
+    made.add_frames(0, 3)
     made.recorder = Recorder(made.folder, StorageConfig(clips_keep_free_bytes=0), die)
     path = made.begin(0, 1).path
     wait_for(lambda: asked)
@@ -352,7 +352,7 @@ def test_a_clip_that_a_crash_kept_from_being_told_of_is_told_of_at_the_next_star
 
 
 def test_clips_are_made_again_after_their_folder_was_deleted(made: Made) -> None:
-    made.film(0, 9)
+    made.add_frames(0, 9)
     made.begin(2.5, 4.0)
     made.clip()
     shutil.rmtree(made.folder)

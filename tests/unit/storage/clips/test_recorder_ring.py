@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from agent.storage.clips.recorder import FrameRing
 from agent.types import EncodedFrame
+from tests.support.clip_pictures import BEGAN, SECOND
 from tests.support.publishing import wait_for
-from tests.support.stills import BEGAN, SECOND
 
 
 def picture(at_s: float, size: int = 10) -> EncodedFrame:

@@ -36,7 +36,7 @@ def left(folder: Path) -> list[str]:
     return sorted(entry.path.name for entry in clips_in(folder))
 
 
-def shelf(folder: Path, **config: float) -> ClipStore:
+def clip_store(folder: Path, **config: float) -> ClipStore:
     made = ClipStore(folder, StorageConfig(**{"clips_keep_free_bytes": 0, **config}))  # type: ignore[arg-type]
     made.scan()
     return made
@@ -109,7 +109,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_oldest_go_for_room(tmp_path: Path, case: Case) -> None:
     names = {days: put(tmp_path, days, size) for days, size in case.clips}
-    made = shelf(tmp_path, clips_max_bytes=case.max_bytes)
+    made = clip_store(tmp_path, clips_max_bytes=case.max_bytes)
     made.make_room(case.more)
     assert left(tmp_path) == sorted(names[days] for days in case.left)
     assert made.bytes == sum(size for days, size in case.clips if days in case.left)
@@ -118,7 +118,7 @@ def test_the_oldest_go_for_room(tmp_path: Path, case: Case) -> None:
 def test_the_oldest_of_all_streams_go_first(tmp_path: Path) -> None:
     put(tmp_path, 3, MB, "back")
     kept = [put(tmp_path, 2, MB, "front"), put(tmp_path, 1, MB, "back")]
-    shelf(tmp_path, clips_max_bytes=2 * MB).make_room(0)
+    clip_store(tmp_path, clips_max_bytes=2 * MB).make_room(0)
     assert left(tmp_path) == sorted(kept)
 
 
@@ -144,7 +144,7 @@ def test_clips_may_have_a_tenth_of_the_disk_and_a_gigabyte_at_most(
 def test_what_can_never_fit_is_said(tmp_path: Path) -> None:
     put(tmp_path, 1)
     with pytest.raises(StorageError, match="larger than clips_max_bytes, 1048576"):
-        shelf(tmp_path, clips_max_bytes=MB).make_room(2 * MB)
+        clip_store(tmp_path, clips_max_bytes=MB).make_room(2 * MB)
     assert left(tmp_path) == []
 
 
@@ -156,10 +156,10 @@ def test_clips_leave_room_on_the_disk_to_others(tmp_path: Path, monkeypatch: pyt
         return usage._replace(free=50 * MB - sum(entry.bytes for entry in clips_in(folder)))
 
     monkeypatch.setattr(shutil, "disk_usage", free)
-    shelf(tmp_path, clips_keep_free_bytes=48 * MB).make_room(MB // 2)
+    clip_store(tmp_path, clips_keep_free_bytes=48 * MB).make_room(MB // 2)
     assert left(tmp_path) == sorted(names[2:])
     with pytest.raises(StorageError, match=r"52 MB are free on the disk, and clips leave 94 MB .* make room"):
-        shelf(tmp_path, clips_keep_free_bytes=90 * MB).make_room(MB)
+        clip_store(tmp_path, clips_keep_free_bytes=90 * MB).make_room(MB)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_clips_leave_room_on_the_disk_to_others(tmp_path: Path, monkeypatch: pyt
 )
 def test_what_is_too_old_goes(tmp_path: Path, days_old: float, goes: bool) -> None:
     put(tmp_path, days_old)
-    assert shelf(tmp_path, clips_max_age_s=7 * 86400.0).expire(NOW) == goes
+    assert clip_store(tmp_path, clips_max_age_s=7 * 86400.0).expire(NOW) == goes
     assert len(left(tmp_path)) == (not goes)
 
 
@@ -187,7 +187,7 @@ def test_only_clips_are_deleted(tmp_path: Path) -> None:
     outside = tmp_path.parent / f"{tmp_path.name}-outside.mkv"
     outside.write_bytes(b"")
     (tmp_path / "front" / "2020-01-01T00-00-00Z-link.mkv").symlink_to(outside)
-    made = shelf(tmp_path, clips_max_age_s=1.0, clips_max_bytes=MB)
+    made = clip_store(tmp_path, clips_max_age_s=1.0, clips_max_bytes=MB)
     made.expire(NOW)
     made.make_room(0)
     assert left(tmp_path) == []
@@ -198,7 +198,7 @@ def test_only_clips_are_deleted(tmp_path: Path) -> None:
 def test_one_that_is_gone_already_is_no_error(tmp_path: Path) -> None:
     name = put(tmp_path, 3, MB)
     kept = put(tmp_path, 1, MB)
-    made = shelf(tmp_path, clips_max_bytes=MB)
+    made = clip_store(tmp_path, clips_max_bytes=MB)
     (tmp_path / "front" / name).unlink()
     made.make_room(0)
     assert left(tmp_path) == [kept]

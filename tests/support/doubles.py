@@ -1,4 +1,4 @@
-"""Small stand-ins around real rooms: a model that always sees one person, a list of frames, sinks that keep."""
+"""Doubles around real modules: a model that always sees one person, a list of frames, and sinks that record."""
 
 from __future__ import annotations
 

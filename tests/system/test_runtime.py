@@ -1,4 +1,4 @@
-"""The house inside this process, with a real broker: what `test_daemon` sees from outside, seen from inside."""
+"""The daemon inside this process, with a real broker; `test_daemon` runs it as a command."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from agent.daemon.daemon import Daemon
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.types import Frame, StreamResult
+from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
-from tests.support.house import person_model
 from tests.support.mosquitto import Mosquitto
 from tests.support.operator import Operator
 from tests.support.publishing import TOPICS, events_of, wait_for
@@ -122,7 +122,7 @@ def both_see(messages: Messages) -> None:
     messages.wait(lambda m: "update" in kinds(m, "front") & kinds(m, "back"))
 
 
-def test_a_day_in_the_house(config: Config, messages: Messages, camera: StreamConfig) -> None:
+def test_a_day_of_a_daemon(config: Config, messages: Messages, camera: StreamConfig) -> None:
     with inside(config) as running:
         both_see(messages)
         changed = replace(camera, track=TrackConfig(min_hits=2, update_every_s=0.1, stationary_after_s=0.0))
@@ -214,9 +214,9 @@ def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
         listened.append(pattern)
         listen(publisher, pattern, on_message, **options)
 
-    def starting(house: Runtime) -> None:
+    def starting(runtime: Runtime) -> None:
         at_start.extend(listened)
-        start(house)
+        start(runtime)
 
     monkeypatch.setattr(Publisher, "listen", listening)
     monkeypatch.setattr(Runtime, "start", starting)
@@ -225,7 +225,7 @@ def test_commands_are_listened_to_before_anybody_can_hear_that_it_is_online(
     assert set(TOPICS.commands) <= set(at_start)
 
 
-def test_clips_end_the_house_when_it_was_asked_to(
+def test_clips_end_the_daemon_when_it_was_asked_to(
     config: Config, messages: Messages, camera: StreamConfig
 ) -> None:
     clip = replace(camera, source=_CLIP)
@@ -271,7 +271,7 @@ def test_a_failure_is_told_although_a_stop_comes_with_it(
         daemon.run()
 
 
-def test_a_stream_that_tries_again_keeps_the_house_open(
+def test_a_stream_that_tries_again_keeps_the_daemon_running(
     config: Config, messages: Messages, camera: StreamConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     errors, real = [BackendError("the delegate is gone")], VideoPerception.process
@@ -308,12 +308,12 @@ def test_a_loss_is_in_the_health_at_once(config: Config, messages: Messages, cam
         messages.wait(lambda m: states(m) == {"front": "running", "gone": "lost"}, 5.0)
 
 
-def test_an_empty_house_does_not_open(config: Config) -> None:
+def test_a_daemon_without_streams_does_not_start(config: Config) -> None:
     with pytest.raises(ConfigError, match="nothing to run"):
         Daemon(replace(config, streams={})).run()
 
 
-def test_a_house_is_for_one(config: Config, messages: Messages) -> None:
+def test_a_state_folder_is_for_one_daemon(config: Config, messages: Messages) -> None:
     with inside(config):
         both_see(messages)
         with pytest.raises(StorageError, match="in use by another vedette"):

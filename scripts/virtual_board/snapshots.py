@@ -1,4 +1,4 @@
-"""The film of a successful update: snapshots of the board at the beginning of each state.
+"""Snapshots of the board at the beginning of each state of a successful update.
 
 A program on the board writes each state that reaches the disk to the serial line. The board is paused then and a
 snapshot is taken, so that a power cut needs only the time from the snapshot to the cut.
@@ -58,32 +58,32 @@ class Shot(Struct, frozen=True):
     known: int
 
 
-class _Film(Struct, frozen=True):
+class _Snapshots(Struct, frozen=True):
     stamp: str
     shots: list[Shot]
 
 
 def load(path: Path, stamp: str) -> list[Shot]:
-    """Load the film of the same update; return [] if there is none."""
+    """Load the snapshots of the same update; return [] if there is none."""
     if not path.exists():
         return []
-    film = msgspec.json.decode(path.read_bytes(), type=_Film)
-    return film.shots if film.stamp == stamp else []
+    stored = msgspec.json.decode(path.read_bytes(), type=_Snapshots)
+    return stored.shots if stored.stamp == stamp else []
 
 
 def store(path: Path, stamp: str, shots: list[Shot]) -> None:
-    """Store a film.
+    """Store a stored.
 
     Args:
         path: of the file.
         stamp: identifies the update.
-        shots: of the film.
+        shots: of the stored.
     """
-    path.write_bytes(msgspec.json.encode(_Film(stamp, shots)))
+    path.write_bytes(msgspec.json.encode(_Snapshots(stamp, shots)))
 
 
 class Camera:
-    """Makes the film. Another state, such as `rolled_back`, ends it with an error."""
+    """Makes the stored. Another state, such as `rolled_back`, ends it with an error."""
 
     def __init__(self, board: Emulated, hearing: Hearing) -> None:
         self._board, self._hearing = board, hearing
@@ -91,7 +91,7 @@ class Camera:
         self._since, self._known, self._read = 0.0, 0, 0
 
     def shoot(self, bundle: str) -> list[Shot]:
-        """Apply a bundle that is on the board, and return the film.
+        """Apply a bundle that is on the board, and return the stored.
 
         Raises:
             BoardError: the update is not committed.
@@ -105,13 +105,13 @@ class Camera:
         while self._state != STATES[-1]:
             for state in self._marks():
                 if state not in STATES:
-                    raise BoardError(f"the filmed update is {state}: see vedette update history")
+                    raise BoardError(f"the update is {state}: see vedette update history")
                 if state != self._state:
                     self._keep(state)
             if time.monotonic() - self._since > _EVERY_S:
                 self._keep(self._state)
             if time.monotonic() - began > _LONGEST_S:
-                raise BoardError(f"the filmed update is {self._state} for {_LONGEST_S:.0f} s")
+                raise BoardError(f"the update is {self._state} for {_LONGEST_S:.0f} s")
             time.sleep(0.005)
         return self._shots
 
