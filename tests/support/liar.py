@@ -28,7 +28,7 @@ def spec(shape, dtype="float32", zero_point=0):
 
 def opened(inputs=spec([1, 4]), offset=0, size=4096):
     region = '{{"inputs":[%s],"outputs":[],"offset":%d,"size":%d}}' % (inputs, offset, size)
-    return ('{{"type":"Opened","runtime":"r","nodes":1,"delegated":1,"region":%s}}' % region).encode()
+    return ('{{"type":"ModelOpened","runtime":"r","nodes":1,"delegated":1,"region":%s}}' % region).encode()
 
 
 get(), get()
