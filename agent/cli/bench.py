@@ -19,6 +19,7 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from agent.compute.infer.benchmark import Progress
     from agent.compute.infer.choice import Measurement, Selection
@@ -103,14 +104,18 @@ def bench(
         )
     _progress("")
     if picture is not None:
-        from agent.cli.chart import draw_latencies
-
         title = f"{opened.manifest.name}{f', variant {variant}' if variant else ''}"
-        draw_latencies(verdict, _refused(verdict, asked=bool(backends)), title, picture)
+        _draw(verdict, title, picture, asked=bool(backends))
     if as_json:
         _print_json(verdict, tested)
     else:
         _print(verdict, asked=bool(backends), tested=tested)
+
+
+def _draw(verdict: Selection, title: str, picture: Path, *, asked: bool) -> None:
+    from agent.cli.chart import draw_latencies
+
+    draw_latencies(verdict, _refused(verdict, asked=asked), title, picture)
 
 
 def _check_outputs(picture: Path | None, *, loadgen: bool, logs: Path | None) -> None:
@@ -150,7 +155,7 @@ def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None
     print_json(result)
 
 
-def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
+def _table(verdict: Selection) -> Table:
     figures = ("threads", "p50 ms", "p95 ms", "per s", "CPU ms", "1st run ms", "load s", "MB", "deviation")
     table = open_table("", "backend", *figures, right=figures)
     timed = [one for one in verdict.measured if one.p50_ms]
@@ -169,8 +174,12 @@ def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | No
             f"{one.rss_mb:.0f}",
             "" if one.error is None else f"{one.error:.2%}",
         )
+    return table
+
+
+def _print(verdict: Selection, *, asked: bool, tested: list[ScenarioResult] | None) -> None:
     out = console(100, markup=False)
-    out.print(table)
+    out.print(_table(verdict))
     for one in verdict.measured:
         if one.software:
             out.print(f"{plain(one.name)}: no GPU: the Vulkan driver {plain(one.software)} computes on the CPU")

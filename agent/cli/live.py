@@ -71,15 +71,18 @@ class EventTable:
         if several:
             self._fleet.height = console.height // 2 - 1
             yield self._fleet
+        room = (console.height - self._fleet.height - 1 if several else console.height) - _AROUND
+        yield self._table(list(self._events)[-max(1, room) :], options.max_width, several=several)
+        yield self._footer(options.max_width)
+
+    def _table(self, events: list[EventMessage], width: int, *, several: bool) -> Table:
         table = Table(
             title=self._title,
             title_justify="left",
             box=box.SIMPLE_HEAD,
             show_edge=False,
-            padding=(0, 1 if options.max_width >= _WIDE else 0, 0, 0),
+            padding=(0, 1 if width >= _WIDE else 0, 0, 0),
         )
-        room = (console.height - self._fleet.height - 1 if several else console.height) - _AROUND
-        events = list(self._events)[-max(1, room) :]
         # Without zones the column is left out.
         shown = [name for name in EVENT_COLUMNS if name != "zones" or any(event.track.zones for event in events)]
         for name in shown:
@@ -91,13 +94,12 @@ class EventTable:
             )
         for event in events:
             row = format_event(event)
-            if options.max_width < _DATED:
+            if width < _DATED:
                 row["time"] = row["time"][len("2026-11-27 ") : -len("+01:00")]
             if several:
                 row["stream"] = f"{plain(event.device)}/{row['stream']}"
             table.add_row(*(_text(event, name, row[name]) for name in shown))
-        yield table
-        yield self._footer(options.max_width)
+        return table
 
     def _footer(self, width: int) -> Text:
         lines, items = [Text()], list(self._items())

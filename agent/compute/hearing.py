@@ -18,7 +18,7 @@ from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, V
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, SessionOptions
-from agent.compute.manifest import Model
+from agent.compute.manifest import AudioManifest, Model
 from agent.compute.track.keywords import CONSTANT_S, KeywordSpotter, StuckOutputDetector, answers_move
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
@@ -31,6 +31,16 @@ _SILENCE_S = 0.5
 """Silence added to the end of a recording, s."""
 _STATE_S = 2.0
 """Audio replayed into a stateful model when the gate opens, s: longer than a wake word's receptive field."""
+
+
+def _audio_of(stream: str, config: StreamConfig, model: Model) -> AudioManifest:
+    """Return what a model expects to hear; refuse a model or a stream that is for pictures."""
+    audio = model.manifest.audio
+    if audio is None:
+        raise ModelError(f"{model.path}: takes pictures: its manifest has no [audio]")
+    if config.zones or config.gate.crop:
+        raise ConfigError(f"stream {stream}: zones and gate.crop are for pictures, and its model takes sound")
+    return audio
 
 
 class AudioPerception:
@@ -56,11 +66,7 @@ class AudioPerception:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
             ConfigError: a label cannot be used, or a setting is for pictures only.
         """
-        audio = model.manifest.audio
-        if audio is None:
-            raise ModelError(f"{model.path}: takes pictures: its manifest has no [audio]")
-        if config.zones or config.gate.crop:
-            raise ConfigError(f"stream {stream}: zones and gate.crop are for pictures, and its model takes sound")
+        audio = _audio_of(stream, config, model)
         self.model, self.rate_hz, self._stream = model, audio.rate_hz, stream
         self.session = opener(model, config.backend, SessionOptions(threads=config.threads))
         self._exits = EarlyExitModel(self.session, model.manifest, config)

@@ -62,14 +62,7 @@ class Scenario(Struct, frozen=True):
 
 def _read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
     """Read the result of a scenario from LoadGen's log."""
-    try:
-        lines = (folder / DETAIL).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
-    entries = (json.loads(line.removeprefix(_LINE)) for line in lines if line.startswith(_LINE))
-    values = {entry["key"]: entry["value"] for entry in entries}
-    if "result_validity" not in values:
-        raise VedetteError(f"{folder}: LoadGen has written no result there: is the disk full?")
+    values = _log_values(folder)
     offline = scenario == "Offline"
     why = [values.get("result_invalid_reason", "")]
     why += [] if values["early_stopping_met"] else [values["early_stopping_result"]]
@@ -88,6 +81,18 @@ def _read_log(folder: Path, scenario: str, required_s: float) -> Scenario:
         p99,
         required_s,
     )
+
+
+def _log_values(folder: Path) -> dict[str, Any]:
+    try:
+        lines = (folder / DETAIL).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    entries = (json.loads(line.removeprefix(_LINE)) for line in lines if line.startswith(_LINE))
+    values = {entry["key"]: entry["value"] for entry in entries}
+    if "result_validity" not in values:
+        raise VedetteError(f"{folder}: LoadGen has written no result there: is the disk full?")
+    return values
 
 
 _PACKAGE = "mlcommons-loadgen"

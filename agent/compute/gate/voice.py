@@ -176,18 +176,33 @@ class VoiceGate:
         now = self._bands @ power
         self._power = now if self._power is None else self._power + _SMOOTH * (now - self._power)
         bands: Array = np.maximum(10.0 * np.log10(self._power + 1e-12), _QUIETEST_DB)
+        above_db = self._follow_floor(bands)
+        heard = above_db >= self._needed_db
+        flux = 0.0 if self._before is None else float(np.add.reduce(np.abs(bands - self._before))) / _BANDS
+        self._before = bands
+        self._count_blocks(heard)
+        complexity = self._last.complexity
+        if self._complexity is not None and heard:
+            complexity = self._complexity.update(samples, above_db, flux, power)
+        elif self._complexity is not None and not self._open_blocks:
+            self._complexity.pause()
+        self._last = VoiceDecision(self._open_blocks > 0, False, heard, complexity)
+
+    def _follow_floor(self, bands: Array) -> float:
+        """Move the floor towards the bands; return how far the bands are above it, dB."""
         if self._floor is None:
             # It may be noise or a word.
             self._floor, self._open_blocks = bands, max(self._hold, self._unknown)
         floor = self._floor
         above = bands - floor
         # The loudest half: speech never fills all bands, and a hum fills one.
-        above_db = sum(sorted(above.tolist())[_BANDS // 2 :]) / (_BANDS - _BANDS // 2)
-        heard = above_db >= self._needed_db
+        above_db: float = sum(sorted(above.tolist())[_BANDS // 2 :]) / (_BANDS - _BANDS // 2)
         step = _FOLLOW * above
-        self._floor = floor + (np.minimum(step, self._rise_db) if heard else step)
-        flux = 0.0 if self._before is None else float(np.add.reduce(np.abs(bands - self._before))) / _BANDS
-        self._before = bands
+        self._floor = floor + (np.minimum(step, self._rise_db) if above_db >= self._needed_db else step)
+        return above_db
+
+    def _count_blocks(self, heard: bool) -> None:
+        """Count the blocks for which the gate stays open, and those for which it was closed."""
         self._closed_blocks = 0 if self._open_blocks else self._closed_blocks + 1
         if heard:
             self._open_blocks = self._hold
@@ -195,12 +210,6 @@ class VoiceGate:
             self._open_blocks, self._closed_blocks = 1, 0
         else:
             self._open_blocks = max(0, self._open_blocks - 1)
-        complexity = self._last.complexity
-        if self._complexity is not None and heard:
-            complexity = self._complexity.update(samples, above_db, flux, power)
-        elif self._complexity is not None and not self._open_blocks:
-            self._complexity.pause()
-        self._last = VoiceDecision(self._open_blocks > 0, False, heard, complexity)
 
 
 def _band_matrix(size: int, rate_hz: int, high_hz: float) -> Array:

@@ -330,9 +330,7 @@ def _probe(row: DelegateSpec, root: Path, libraries: Libraries) -> DelegateProbe
 
     if row.devices and not any(_exists(pattern, root) for pattern in row.devices):
         return missing(f"no device ({', '.join('/' + pattern for pattern in row.devices)})")
-    helper = ""
-    for name in row.needs:
-        helper = helper or libraries.path(name)
+    helper = next((path for path in map(libraries.path, row.needs) if path), "")
     if row.needs and not helper:
         return missing(f"no {' or '.join(row.needs)}")
     if helper and (why := load_problem(Path(helper))):
