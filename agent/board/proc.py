@@ -24,6 +24,11 @@ def read_text(path: Path) -> str:
         return ""
 
 
+def boot_id() -> str:
+    """Return the boot ID of the running kernel; empty if it cannot be read."""
+    return read_text(Path("/proc/sys/kernel/random/boot_id"))
+
+
 def _can_be_read(path: Path) -> bool:
     """Return True if a file can be read to its end; an empty file counts."""
     try:

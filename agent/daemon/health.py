@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from agent import __version__
-from agent.board.proc import read_text
+from agent.board.proc import boot_id
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
 from agent.comms.messages import SpoolHealth
@@ -33,7 +33,6 @@ from agent.storage.spool.spool import Spool
 log = logging.getLogger(__name__)
 EVERY_S = 2.0
 """Time between two writes of health.json while nothing changes, s."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def spool_health(spool: Spool) -> SpoolHealth:
@@ -182,7 +181,7 @@ class HealthFile:
         return DaemonHealth(
             version=__version__,
             pid=os.getpid(),
-            boot_id=read_text(_BOOT_ID),
+            boot_id=boot_id(),
             at_s=round(time.clock_gettime(time.CLOCK_BOOTTIME), 3),
             uptime_s=round(time.monotonic() - self._began_s, 3),
             ready=ready,

@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
+from agent.board.proc import boot_id
 from agent.storage.state_file import read_shadow_order
 from agent.update.bundle.description import HealthGate
 from agent.update.install.rollback import Rollback
-from agent.update.install.service import ServiceState, boot_id
+from agent.update.install.service import ServiceState
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
 from agent.update.install.updater import Updater
 from agent.update.protocol import Update

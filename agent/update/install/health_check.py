@@ -89,6 +89,14 @@ class TrialDecision(Struct, frozen=True):
     reason: str = ""
 
 
+def _describe_failures(seen: Observation) -> str:
+    if not seen.failures:
+        return ""
+    again = f", {seen.failures} times" if seen.failures > 1 else ""
+    why = f": {seen.why}" if seen.why not in ("", "success") else ""
+    return f"the service ended by itself{again}{why}; see `journalctl -u vedette`"
+
+
 class HealthTrial:
     """Judges the trial of a version, or of models. Times are of a monotonic clock, s."""
 
@@ -122,18 +130,8 @@ class HealthTrial:
 
     def evaluate(self, now: float, seen: Observation) -> TrialDecision:
         """Judge an observation."""
-        if seen.failures:
-            again = f", {seen.failures} times" if seen.failures > 1 else ""
-            why = f": {seen.why}" if seen.why not in ("", "success") else ""
-            return TrialDecision(
-                "roll back", f"the service ended by itself{again}{why}; see `journalctl -u vedette`"
-            )
-        if seen.health is not None and self._has_read(seen.health) and not self._has_reloaded:
-            if seen.health.reload_refused:
-                return TrialDecision(
-                    "roll back", f"the daemon refuses to load them: {seen.health.reload_refused}"
-                )
-            self._has_reloaded = True  # a later refusal is of another reload
+        if fault := _describe_failures(seen) or self._describe_refusal(seen.health):
+            return TrialDecision("roll back", fault)
         lacks = next(self._lacks(seen.health), "")
         if lacks:
             self._well_since = None
@@ -150,6 +148,15 @@ class HealthTrial:
         if now - self._began_s >= self._gate.within_s + self._gate.steady_s:
             return TrialDecision("roll back", f"not healthy for {self._gate.steady_s:g} s without a break")
         return TrialDecision("wait", f"healthy; {left_s:.0f} s left of the trial")
+
+    def _describe_refusal(self, health: DaemonHealth | None) -> str:
+        """Return why the daemon refused the new models; empty: they are loaded, or not read yet."""
+        if health is None or self._has_reloaded or not self._has_read(health):
+            return ""
+        if health.reload_refused:
+            return f"the daemon refuses to load them: {health.reload_refused}"
+        self._has_reloaded = True  # a later refusal is of another reload
+        return ""
 
     def _has_read(self, health: DaemonHealth) -> bool:
         """Return True if the daemon that was asked to reload has read its configuration again since."""

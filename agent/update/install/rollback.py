@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 
+from agent.board.proc import boot_id
 from agent.errors import UpdateError, VedetteError
 from agent.storage.files import take_copy
 from agent.text import local_time
 from agent.update.install.health_check import ROLLBACK_GATE, DaemonBefore, baseline
 from agent.update.install.journal import Journal
 from agent.update.install.preflight import check_models
-from agent.update.install.service import Service, boot_id, read_health
+from agent.update.install.service import Service, read_health
 from agent.update.install.slots import ModelSets, Paths, Slot, Slots, parse_slot, read_file
 from agent.update.install.switch import Deployment, ModelDeployment, VersionDeployment
 from agent.update.protocol import Update

@@ -11,6 +11,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from agent.board.proc import boot_id
 from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.health import DaemonHealth
 from agent.storage.files import read_regular
@@ -123,7 +124,6 @@ _HEALTH_MAX = 256 * 1024
 """Limit of health.json, bytes, as in `vedette-ssh`: the daemon, which writes it, is not trusted."""
 _STALE_S = 15.0
 """Age at which the daemon counts as stuck or gone, s: it writes the file every two seconds."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def read_health(path: Path) -> DaemonHealth | None:
@@ -134,11 +134,3 @@ def read_health(path: Path) -> DaemonHealth | None:
         return None
     is_new = 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - health.at_s < _STALE_S
     return health if is_new and health.boot_id == boot_id() else None
-
-
-def boot_id() -> str:
-    """Return the boot ID of the running kernel; empty if it cannot be read."""
-    try:
-        return _BOOT_ID.read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

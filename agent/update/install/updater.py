@@ -15,6 +15,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from agent.board.proc import boot_id
 from agent.errors import StorageError, UpdateError, VedetteError
 from agent.storage.files import make_folder, remove, take_copy
 from agent.storage.state_file import ShadowOrder, delete_shadow_order, write_shadow_order
@@ -31,7 +32,7 @@ from agent.update.install.health_check import (
 )
 from agent.update.install.journal import BEFORE_SWITCH, Journal, Order
 from agent.update.install.preflight import rehearse, verify_bundle
-from agent.update.install.service import Service, boot_id, read_health
+from agent.update.install.service import Service, read_health
 from agent.update.install.slots import ModelSets, Paths, Slots, parse_slot
 from agent.update.install.stage import delete_incoming, discard, stage
 from agent.update.install.switch import BOOTS, Deployment, ModelDeployment, VersionDeployment
@@ -370,12 +371,9 @@ class Updater:
         else:
             self._tell(f"{_ROLLING_BACK}{reason}")
             with suppress(VedetteError):
-                if (
-                    deployment.state(update) == "on trial"
-                ):  # else the watchdog has rolled back, and knows the reason
-                    update = self.journal.update_fields(
-                        update, reason=f"{_ROLLING_BACK}{reason}", by=self._decided_by
-                    )
+                if deployment.state(update) == "on trial":  # else the watchdog has rolled back, and knows why
+                    why = f"{_ROLLING_BACK}{reason}"
+                    update = self.journal.update_fields(update, reason=why, by=self._decided_by)
         verdict = deployment.undo(update)
         by = update.by if begun else self._decided_by
         if verdict is not None and not begun:

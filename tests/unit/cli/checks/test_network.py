@@ -13,10 +13,10 @@ import msgspec
 import pytest
 from msgspec.structs import replace
 
+from agent.board.proc import boot_id
 from agent.cli.checks import Finding, network
 from agent.config import CaptureConfig, Config, FallbackConfig, MqttConfig, StreamConfig
 from agent.health import DaemonHealth, LinkHealth, StreamReport
-from agent.update.install.service import boot_id
 from tests.support.mosquitto import HOST, Mosquitto
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from agent.board.proc import boot_id
 from agent.health import StreamReport
-from agent.update.install.service import boot_id, read_health
+from agent.update.install.service import read_health
 
 
 def told(**changes: object) -> dict[str, object]:
