@@ -164,7 +164,7 @@ def inspection(file: str) -> ModelInspection:
         modelfile.metadata,
         known.manifest if known else None,
         {".".join(keys): source for keys, source in known.completed.sources.items()} if known else {},
-        known.completed.doubts if known else (),
+        (*known.completed.doubts, *known.old_keys()) if known else (),
         stated is None,
         crash,
         problem,

@@ -48,6 +48,11 @@ class ConfigFile(Struct, frozen=True):
             return self.profile.where(*keys)
         return self.file.where(*keys)
 
+    @property
+    def files(self) -> tuple[TomlFile, ...]:
+        """The file, and its profile's."""
+        return (self.file, self.profile.file) if self.profile else (self.file,)
+
     def describe_board(self) -> str:
         """Describe the board and its profile in a line."""
         facts = (self.board.model or self.board.arch, self.board.cpu) if self.board else ()
@@ -56,8 +61,8 @@ class ConfigFile(Struct, frozen=True):
     def remarks(self) -> dict[Keys, str]:
         """Describe by key which profile was chosen, and what it set."""
         if self.profile is None:
-            left_to_us = self.config.device.profile == AUTO
-            return {("device", "profile"): "no profile fits this board"} if left_to_us else {}
+            is_automatic = self.config.device.profile == AUTO
+            return {("device", "profile"): "no profile fits this board"} if is_automatic else {}
         origin = f"from the board's profile {self.profile.name}"
         return {("device", "profile"): str(self.profile), **dict.fromkeys(self.inherited, origin)}
 
@@ -75,14 +80,9 @@ class Rereadable:
     def read(self) -> Config:
         """Read the file, and warn of keys of earlier versions."""
         self._newest = load(self._path, accept_old_keys=True)
-        if old := self._newest.file.old_keys:
-            log.warning(
-                "%s: keys of an earlier version are read under their new names: %s; rename them by "
-                "`vedette config migrate %s`",
-                self._path,
-                ", ".join(old),
-                self._path,
-            )
+        for file in self._newest.files:
+            if file.old_keys:
+                log.warning("%s", file.describe_old_keys())
         return self._newest.config
 
     def where(self, *keys: str | int) -> str:

@@ -37,6 +37,7 @@ REMOVED: Mapping[str, str] = {
 
 NARROWED: Mapping[str, tuple[object, ...]] = {"storage.durability": ("memory", dict)}
 """Values of earlier versions, or their types, by key. Such a key is dropped, for its default."""
+_NARROWED_HINT = {"storage.durability": "`event`, the default, is used; the other value is `batch`"}
 
 _CONFIG = ("storage.", "streams.", "mqtt.", "device.", "health.", "selection.", "thermal.", "homeassistant.")
 
@@ -46,25 +47,38 @@ class OldKey(Struct, frozen=True):
 
     Attributes:
         keys: its path in the file.
-        name: what it is called now; empty: it was removed.
+        name: what it is called now; empty: it was removed, or its value was.
         hint: what to know or do instead of a key that was removed.
+        change: what happened to it.
     """
 
     keys: _Keys
     name: str
     hint: str = ""
+    change: Literal["renamed", "removed", "narrowed", "doubled"] = "renamed"
 
     @property
     def new_keys(self) -> _Keys:
         return (*self.keys[:-1], self.name)
 
     def problem(self) -> str:
-        if not self.name:
-            return f"`{_dotted(self.keys)}` was removed: {self.hint}"
-        return (
-            f"`{_dotted(self.keys)}` is called `{self.name}` now: rename it, or all such keys by "
-            "`vedette config migrate FILE`"
-        )
+        """Describe it to who is to change the file."""
+        key = f"`{_dotted(self.keys)}`"
+        if self.change == "removed":
+            return f"{key} was removed: {self.hint}; delete it"
+        if self.change == "doubled":
+            return f"{key} is called {self.hint} now, which is set, too: delete {key}"
+        return f"{key} is called `{self.name}` now: rename it, or all such keys by `vedette config migrate FILE`"
+
+    def reading(self, line: int) -> str:
+        """Describe how it is read, where it is accepted."""
+        key = f"`{_dotted(self.keys)}` (line {line})"
+        return {
+            "renamed": f"{key} is read as `{self.name}`",
+            "removed": f"{key} was removed: {self.hint}",
+            "narrowed": f"{key} has a value of an earlier version: {self.hint}",
+            "doubled": f"{key} is called {self.hint} now, which is set, too, and counts",
+        }[self.change]
 
     def __str__(self) -> str:
         return f"{_dotted(self.keys)} → {self.name or 'removed'}"
@@ -77,7 +91,7 @@ def old_key(keys: _Keys) -> OldKey | None:
             return OldKey(keys, name)
     for pattern, hint in REMOVED.items():
         if _matches(pattern, keys):
-            return OldKey(keys, "", hint)
+            return OldKey(keys, "", hint, "removed")
     return None
 
 
@@ -91,7 +105,7 @@ def replace_old_keys(
 ) -> list[OldKey]:
     """Rename old keys of a file and drop those that were removed.
 
-    A key whose new name is set as well stays, and is reported as unknown.
+    If a key is set under its new name as well, that one counts.
 
     Args:
         data: tables of the file; changed in place.
@@ -130,10 +144,16 @@ def _find(data: dict[str, Any], pattern: str) -> Iterator[OldKey]:
     for keys, table in tables:
         if isinstance(table, dict) and last in table:
             old_values = NARROWED.get(pattern, ())
-            dropped = table[last] in old_values or type(table[last]) in old_values
-            old = OldKey((*keys, last), "") if dropped else old_key((*keys, last))
-            if old is not None and old.name not in table:
-                yield old
+            old = old_key((*keys, last))
+            if table[last] in old_values or type(table[last]) in old_values:
+                yield OldKey((*keys, last), "", _NARROWED_HINT[pattern], "narrowed")
+            elif old is not None:
+                yield doubled(old) if old.name in table else old
+
+
+def doubled(old: OldKey) -> OldKey:
+    """Return a renamed key whose new name is set as well."""
+    return OldKey(old.keys, "", f"`{old.name}`", "doubled")
 
 
 def _table(data: dict[str, Any], keys: _Keys) -> dict[str, Any]:
@@ -191,9 +211,17 @@ def _renamed(line: str, old: str, new: str) -> str:
 
 def _means(text: str, wanted: dict[str, Any]) -> bool:
     try:
-        return tomllib.loads(text) == wanted
+        return bool(_without_empty(tomllib.loads(text)) == _without_empty(wanted))
     except tomllib.TOMLDecodeError:
         return False
+
+
+def _without_empty(value: Any) -> Any:
+    """Return a value without empty tables: the header of one may have been deleted with its last key."""
+    if not isinstance(value, dict):
+        return value
+    found = {key: _without_empty(one) for key, one in value.items()}
+    return {key: one for key, one in found.items() if one != {}}
 
 
 def migrations() -> Iterator[tuple[Literal["rename", "remove"], str, str]]:

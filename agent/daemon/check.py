@@ -77,11 +77,7 @@ def warnings(path: Path) -> list[str]:
     except ConfigError:
         return []
     found = [*unwise(file.config.mqtt), *_not_checked(file)]
-    found += [
-        f"{path}: {old}: its value is one of an earlier version, so the default is used; "
-        f"`vedette config migrate {path}` deletes it"
-        for old in file.file.old_keys
-    ]
+    found += [read.describe_old_keys() for read in file.files if read.old_keys]
     found += [
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
         "works only where a sound server shares it"

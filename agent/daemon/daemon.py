@@ -245,6 +245,7 @@ class Daemon:
     def _raise_failure(self) -> None:
         for stream in self.runtime.streams.values():
             if stream.state == "failed":
+                log.error("every stream has ended, and %s has failed: the daemon exits", stream.name)
                 raise StreamError(f"every stream has ended; {stream.name}: {stream.detail}")
 
     def _report_to_board(self, is_due: bool) -> None:

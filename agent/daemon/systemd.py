@@ -88,6 +88,7 @@ HANGS_S = 150.0
 minutes to open a model (`agent.compute.infer.worker.session.PATIENCE_S`)."""
 _FEEDS = 4
 """Notifications per watchdog period."""
+_RUNNING = ("running", "degraded")
 _NOT_AWAITED = ("lost", "ended", "failed", "disabled")
 """States in which a stream is not awaited. A camera may stay away for days; waiting for it would let systemd's
 start timeout end the other streams."""
@@ -100,6 +101,14 @@ def awaited(streams: Streams) -> list[str]:
     return [n for n, one in streams.items() if not one.has_result and one.status[0] not in _NOT_AWAITED]
 
 
+def _disabled(streams: Streams) -> list[str]:
+    return [name for name, one in streams.items() if one.status[0] == "disabled"]
+
+
+def _runs_any(streams: Streams) -> bool:
+    return any(one.status[0] in _RUNNING for one in streams.values())
+
+
 def hanging(streams: Streams) -> list[str]:
     """Return the names of streams whose thread is stuck."""
     return [name for name, one in streams.items() if one.stalled_s > HANGS_S]
@@ -109,7 +118,7 @@ def status_text(streams: Streams, *, ready: bool = True, connected: bool = True,
     """Describe the state of all streams in one line."""
     states = {name: one.status for name, one in streams.items()}
     wanted = {name: state for name, state in states.items() if state[0] != "disabled"}
-    run = sum(state in ("running", "degraded") for state, _ in wanted.values())
+    run = sum(state in _RUNNING for state, _ in wanted.values())
     parts = [f"{run} of {plural(len(wanted), 'stream')} running"]
     if not ready:
         parts = [f"starting: waiting for the first inference of {', '.join(awaited(streams)) or 'any'}"]
@@ -134,7 +143,10 @@ class SystemdStatus:
         if not self.ready and not awaited(streams):
             self.ready = True
             self._notifier.ready()
-            log.info("ready: %s", status_text(streams, reasons=False))  # the log has said them
+            # The log has given the reasons.
+            text, off = status_text(streams, reasons=False), _disabled(streams)
+            word = "ready" if _runs_any(streams) else "no stream is running"
+            log.info("%s: %s", word, "; ".join([text, f"{', '.join(off)} disabled"] if off else [text]))
         self._feed(hanging(streams))
         status = status_text(streams, ready=self.ready, connected=connected)
         if status != self._status:
@@ -153,6 +165,7 @@ class SystemdStatus:
 
     def stopping(self) -> None:
         """Tell systemd that the daemon is stopping."""
+        log.info("stopping")
         self._notifier.stopping()
         self._notifier.status("stopping")
 

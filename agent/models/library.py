@@ -77,7 +77,11 @@ class Known(Struct, frozen=True):
         """List what was found or guessed, in one line, every doubt, and old keys of the manifest."""
         if self.stated is None:
             return _remarks({}, self.completed)
-        return [*_remarks(self.stated.data, self.completed), *_old_keys(self.stated)]
+        return [*_remarks(self.stated.data, self.completed), *self.old_keys()]
+
+    def old_keys(self) -> list[str]:
+        """Describe how keys of earlier versions in the manifest were read."""
+        return _old_keys(self.stated) if self.stated else []
 
 
 def log_guesses(stream: str, name_or_path: str) -> None:
@@ -94,8 +98,7 @@ def log_guesses(stream: str, name_or_path: str) -> None:
 def _old_keys(stated: TomlFile) -> list[str]:
     if not stated.old_keys:
         return []
-    changed, rewrite = ", ".join(stated.old_keys), f"`vedette config migrate {stated.path}`"
-    return [f"{stated.path}: keys of an earlier version: {changed}; rename them by {rewrite}"]
+    return [stated.describe_old_keys()]
 
 
 def _remarks(keys: dict[str, Any], completed: Completed) -> list[str]:

@@ -54,7 +54,7 @@ def test_retained_commands_are_refused_at_every_start_and_done_at_none(
         vedette.start()
         operator.messages.wait(lambda m: m.of(TOPICS.status)[-2:] == [b"stopped", b"online"])
         at_work(operator)
-        said = vedette.said("is retained by the broker, and commands never are")
+        said = vedette.said("is retained by the broker, and would be executed at every start")
         assert len(said) == 8, "four at each start"
         assert all(line.isprintable() for line in vedette.said())
 

@@ -87,11 +87,32 @@ def test_a_daemon_runs_on_old_keys_and_warns_once_of_all(file: Path, caplog: pyt
     assert reader.where("streams", "front", "variant") == f"{file}:7"
 
 
-def test_a_key_that_is_set_under_both_names_is_refused_by_a_daemon_too(tmp_path: Path) -> None:
+def test_of_a_key_that_is_set_under_both_names_the_new_one_counts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = '[storage]\nfolder = "/a"\nstate_dir = "/b"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
     path = tmp_path / "v.toml"
-    path.write_text('[storage]\nfolder = "/a"\nstate_dir = "/b"\n')
-    with pytest.raises(ConfigError, match="state_dir"):
-        Rereadable(path).read()
+    path.write_text(text)
+    with pytest.raises(
+        ConfigError, match=r"v.toml:2: .*`state_dir` now, which is set, too: delete `storage.folder`"
+    ):
+        load(path)
+    assert Rereadable(path).read().storage.state_dir == "/b"
+    assert "`storage.folder` (line 2) is called `state_dir` now, which is set, too, and counts" in caplog.text
+    assert rewritten(text) == text.replace('folder = "/a"\n', "", 1)
+
+
+def test_a_table_that_is_empty_without_an_old_value_may_go() -> None:
+    assert rewritten('[storage.durability]\nupdates = "batch"\n[health]\n') == "[health]\n"
+
+
+def test_old_keys_of_a_profile_are_read_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    profile, path = tmp_path / "own.toml", tmp_path / "v.toml"
+    profile.write_text('[board]\ntitle = "mine"\n[stream.ladder]\nbudget_ms = 20.0\n')
+    path.write_text(f'[device]\nprofile = "{profile}"\n[streams.front]\nsource = "test:"\nmodel = "nanodet"\n')
+    assert Rereadable(path).read().streams["front"].cascade.budget_ms == 20.0
+    assert f"{profile}: keys of an earlier version: `stream.ladder`" in caplog.text
+    assert load(path).config.streams["front"].cascade.budget_ms == 20.0
 
 
 def test_a_file_is_rewritten_with_its_comments_and_order() -> None:
@@ -120,7 +141,7 @@ def test_a_manifest_of_an_earlier_version_is_read_and_rewritten() -> None:
     text = '[[rungs]]\nname = "a"\n\n[[rungs]]  # small\nname = "b"\n'
     manifest = read_manifest(text, "m.toml")
     assert [one["name"] for one in manifest.data["variants"]] == ["a", "b"]
-    assert manifest.old_keys == ("rungs → variants (line 1)",)
+    assert manifest.old_keys == ("`rungs` (line 1) is read as `variants`",)
     assert manifest.where("variants", 1, "name") == "m.toml:5"
     assert rewritten(text) == text.replace("rungs", "variants")
 
