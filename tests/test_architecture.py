@@ -170,7 +170,7 @@ WRITERS = {
     "compute/infer/vetting/unprivileged.py": "a pipe to the parent, and /dev/null",
     "compute/infer/worker/main.py": "a setting of the process in /proc",
 }
-"""What these modules open for writing: no files."""
+"""Modules that open something for writing that is not a file."""
 
 
 def writes(path: Path) -> Iterator[int]:

@@ -65,10 +65,10 @@ def roll_out(
         _warn_of_damage(progress)
         return _WELL
     with progress.owned():
-        standing = rollout.begin(boards)
+        state = rollout.begin(boards)
         _warn_of_damage(progress)
-        standing = _run(rollout, standing, bundle.name, ledger, err=as_json)
-    return _end(standing, ledger, report, as_json=as_json)
+        state = _run(rollout, state, bundle.name, ledger, err=as_json)
+    return _end(state, ledger, report, as_json=as_json)
 
 
 def _warn_of_damage(ledger: Ledger) -> None:
@@ -78,21 +78,21 @@ def _warn_of_damage(ledger: Ledger) -> None:
         click.echo(f"{name}: {ledger.left_out} {lines} damaged or incomplete, and ignored", err=True)
 
 
-def _run(rollout: Rollout, standing: RolloutProgress, title: str, ledger: Path, *, err: bool) -> RolloutProgress:
+def _run(rollout: Rollout, state: RolloutProgress, title: str, ledger: Path, *, err: bool) -> RolloutProgress:
     try:
-        return _show(rollout, standing, title, err=err)
+        return _show(rollout, state, title, err=err)
     except KeyboardInterrupt:
         click.echo(_INTERRUPTED.format(ledger=click.format_filename(ledger)), err=True)
         raise
 
 
-def _show(rollout: Rollout, standing: RolloutProgress, title: str, *, err: bool) -> RolloutProgress:
+def _show(rollout: Rollout, state: RolloutProgress, title: str, *, err: bool) -> RolloutProgress:
     if err or not is_terminal():
         lines = RolloutLines(err)
-        return asyncio.run(rollout.run(standing, lines.watch, lines.show))
-    table = RolloutTable(title, standing.begun.batches, standing.outcomes)
+        return asyncio.run(rollout.run(state, lines.watch, lines.show))
+    table = RolloutTable(title, state.begun.batches, state.outcomes)
     with Live(table, refresh_per_second=4):
-        return asyncio.run(rollout.run(standing, table.watch, table.show))
+        return asyncio.run(rollout.run(state, table.watch, table.show))
 
 
 def _print_plan(batches: Sequence[Batch], *, as_json: bool) -> None:
@@ -103,34 +103,32 @@ def _print_plan(batches: Sequence[Batch], *, as_json: bool) -> None:
         click.echo(f"{'canary' if number == 0 else f'batch {number}':<9} {', '.join(batch)}")
 
 
-def _end(standing: RolloutProgress, ledger: Path, report: Path, *, as_json: bool) -> int:
+def _end(state: RolloutProgress, ledger: Path, report: Path, *, as_json: bool) -> int:
     """Print the result even if the HTML report cannot be written."""
-    trouble, code = "", _code(standing)
+    trouble, code = "", _code(state)
     try:
-        write_atomic(report, render(standing).encode())
+        write_atomic(report, render(state).encode())
     except StorageError as error:
         trouble, code = f"; there is no report: {error}", _FAILED
-    _print_end(standing, as_json=as_json)
+    _print_end(state, as_json=as_json)
     places = f"ledger {ledger}{trouble}" if trouble else f"ledger {ledger}, report {report}"
     click.echo(click.format_filename(places), err=as_json or bool(trouble))
-    if not standing.complete:
+    if not state.complete:
         click.echo("run the same command again to continue", err=as_json)
     return code
 
 
-def _print_end(standing: RolloutProgress, *, as_json: bool) -> None:
+def _print_end(state: RolloutProgress, *, as_json: bool) -> None:
     if as_json:
-        for outcome in standing.outcomes.values():
+        for outcome in state.outcomes.values():
             print_json(outcome)
-    click.echo(verdict(standing), err=as_json)
+    click.echo(verdict(state), err=as_json)
 
 
-def _code(standing: RolloutProgress) -> int:
-    if standing.complete:
+def _code(state: RolloutProgress) -> int:
+    if state.complete:
         return _WELL
-    bad = standing.reason or any(
-        one.kind != "unreachable" for one in standing.outcomes.values() if not one.is_good
-    )
+    bad = state.reason or any(one.kind != "unreachable" for one in state.outcomes.values() if not one.is_good)
     return _FAILED if bad else _UNREACHABLE
 
 

@@ -1,6 +1,6 @@
 """Spoken digits that training never saw, other words and noise, as recordings or as one stream.
 
-Of the Free Spoken Digit Dataset's training half every recording whose number ends in 7 was kept out of training
+Every recording of the Free Spoken Digit Dataset's training half whose number ends in 7 was kept out of training
 (see `scripts/build_models/small_speech`); of these, the numbers below 30 are for learning thresholds, the others
 for trying them. Run as a program (`_digits.py DATA FOLDER`) it writes the first as a folder for `vedette models
 calibrate`, each word clean and at 10 and 0 dB.

@@ -1,6 +1,6 @@
 """Some devices of a fleet in one process: Vedette's own publishers and spools (in memory), without cameras.
 
-What is simulated is what happens before the spool: events are made at random moments, and the payloads of
+Everything before the spool is simulated: events are made at random moments, and the payloads of
 discovery and health are of the size that a device with three cameras and some zones has.
 """
 

@@ -44,12 +44,12 @@ def make_clip(walkers: Path, target: Path, model: str, walk_s: int) -> int:
 
 def deserted(background: Image, model: str) -> Image:
     """The background without what the model takes for a person, even faintly."""
-    eye = VideoPerception(
+    perception = VideoPerception(
         "bench", config_for(model, DecodeConfig(labels=(LABEL,), score_threshold=0.15)), open_model(model)
     )
     picture = background.copy()
     for number in range(10):
-        found = eye.process(Frame(picture, "bench", number, number, BEGAN)).detections
+        found = perception.process(Frame(picture, "bench", number, number, BEGAN)).detections
         if not found:
             break
         height, width = picture.shape[:2]
@@ -57,7 +57,7 @@ def deserted(background: Image, model: str) -> Image:
         for x0, y0, x1, y1 in (detection.box for detection in found if detection.box):
             mask[int(y0 * height) : int(y1 * height) + 4, int(x0 * width) : int(x1 * width) + 4] = 255
         picture = np.asarray(cv2.inpaint(picture, mask, 5, cv2.INPAINT_TELEA), np.uint8)
-    eye.close()
+    perception.close()
     return picture
 
 

@@ -124,7 +124,7 @@ def daemon(
         f'[storage]\nstate_dir = "{folder / "state"}"',
     ]
     blocks.append("[health]\nevery_s = 0.5")
-    # What a board does once, some time after the first start of a model, is no part of what is measured here.
+    # The choice of a backend, once on a board after a model's first start, is not measured here.
     blocks.append("[selection]\nafter_s = 100000")
     for number in range(streams):
         name = f"bench{number or ''}"

@@ -1,9 +1,10 @@
 """Depth by difficulty: the cascade against always the deepest exit, on the same streams of words.
 
-Held-out digits of six speakers, with pauses, clean and in noise at 10 and 0 dB, go through the whole ear with the
-default configuration; in noise three times, with other noise. A word is right when it is the first that is told
-while it is said or just after; whatever else is told is told wrongly. A word is doubled when it is told more than
-once. A repeat is a word that follows the same word after 0.9 s; it is missed when it is not told.
+Held-out digits of six speakers, with pauses, clean and in noise at 10 and 0 dB, go through the audio pipeline
+with the default configuration; in noise three times, with other noise. A word is right when it is the first
+that is told while it is said or just after; whatever else is told is told wrongly. A word is doubled when it is
+told more than once. A repeat is a word that follows the same word after 0.9 s; it is missed when it is not
+told.
 
 Each inference's multiply-adds are those of the exits that ran. The cascade's own cost is what asking it costs.
 """

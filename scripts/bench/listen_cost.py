@@ -3,7 +3,7 @@
 The microphone is real as far as the daemon can tell: a sound server's, into which the bench plays. Everything is
 counted: PortAudio, the server's library, capture, gate, front end, model, spool, MQTT. At first another program
 hears the microphone, too, and asks for its sound every 20 ms, so that the server sends everybody 50 pieces a
-second; then the daemon is alone with it. A thread that a library began bears the name of one of ours.
+second; then the daemon is alone with it. A thread that a library began has the name of a thread of the agent.
 
 In silence nearly all of it is the price of being woken, which differs between machines. Hence the targets: how
 often the daemon is woken when it is alone with the microphone, and what a wake-up costs it against one of a

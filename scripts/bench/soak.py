@@ -98,17 +98,17 @@ def watch(server: SoundServer, port: int, seconds: float) -> dict[str, float]:
 
 def judged(health: list[HealthMessage], words: list[int]) -> dict[str, float]:
     """Evaluate the messages."""
-    ear, eye = health[-1].streams["ear"], health[-1].streams["bench"]
+    audio, video = health[-1].streams["ear"], health[-1].streams["bench"]
     steady = [message.rss_mb for message in health[len(health) // 10 :]]
     tenth = max(1, len(steady) // 10)
     return {
         "minutes": health[-1].uptime_s / 60.0,
-        "samples_lost": float(ear.dropped),
-        "microphone_reopened": float(ear.reopened),
+        "samples_lost": float(audio.dropped),
+        "microphone_reopened": float(audio.reopened),
         "words_per_round_least": float(min(words)),
         "words_per_round_most": float(max(words)),
         "camera_fps": float(np.median([message.streams["bench"].fps for message in health])),
-        "frames_dropped_share": eye.dropped / max(1, eye.frames + eye.dropped),
+        "frames_dropped_share": video.dropped / max(1, video.frames + video.dropped),
         "growth_mb": float(np.median(steady[-tenth:]) - np.median(steady[:tenth])),
         "rss_mb": steady[-1],
     }

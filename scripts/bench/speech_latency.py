@@ -109,21 +109,21 @@ def play(server: SoundServer, port: int, sound: Samples) -> tuple[list[Word], li
 
     thread = threading.Thread(target=listen)
     thread.start()
-    ear = AudioStream("bench", "mic:default", CaptureConfig(), RATE, on_change=lambda *_: None)
-    ear.start()
+    microphone = AudioStream("bench", "mic:default", CaptureConfig(), RATE, on_change=lambda *_: None)
+    microphone.start()
     time.sleep(2.0)
     server.play(sound, RATE)
     loud: list[tuple[float, bool]] = []
     until = time.monotonic() + len(sound) / RATE + 3.0
     while time.monotonic() < until:
-        if (chunk := ear.take(0.5)) is not None:
+        if (chunk := microphone.take(0.5)) is not None:
             step = RATE // 100
             for at in range(0, len(chunk.samples) - step + 1, step):
                 end_s = chunk.captured_ns / 1e9 - (len(chunk.samples) - at - step) / RATE
                 peak = int(np.abs(chunk.samples[at : at + step].astype(np.int32)).max())
                 loud.append((end_s, peak >= _LOUD))
     over.set()
-    ear.stop()
+    microphone.stop()
     thread.join()
     subscriber.stop()
     return ends(loud), arrivals

@@ -6,8 +6,8 @@ time; then the scene goes on, still, until an hour is full, with the gate. An ev
 kept when the run with it has one of the same kind, at the same place and time. A vehicle's label may differ: the
 model calls one thing a car, a truck and a bus.
 
-What flickers around the threshold while nothing moves is no event of the scene. Inferences are counted without
-the last part of the hour, which has fewer frames in a quick run.
+Detections that flicker around the threshold while nothing moves are not events of the scene. Inferences are
+counted without the last part of the hour, which has fewer frames in a quick run.
 """
 
 from __future__ import annotations

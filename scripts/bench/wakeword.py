@@ -1,8 +1,8 @@
-"""Wake words: ours against the package `pymicro-wakeword`, on the same sound with the same models.
+"""Compare wake words with the package `pymicro-wakeword`, on the same sound with the same models.
 
-Each recording stands between stretches of quiet, and everything is one stream. The package decides every 30 ms;
-it has heard a word in a recording when it has said so in it or within a second after it. We are asked the same of
-our `heard` events, with the default configuration: gate on, each word told once.
+The recordings are separated by stretches of quiet, in one stream. A word counts as detected in a recording if the
+package, which decides every 30 ms, reports it in the recording or within a second after it. The same holds for
+the agent's `keyword` events, with the default configuration: gate on, one event for each word.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def main() -> None:
     print(f"{len(clips)} recordings, {seconds:.0f} s of sound")
     figures = {"recordings": float(len(clips)), "sound_s": seconds}
     decisions = agreed = 0
-    cpu = {"ours": 0.0, "package": 0.0}
+    cpu = {"agent": 0.0, "package": 0.0}
     for model, word in MODELS.items():
-        results = {"ours": ours(model, stream), "package": package(model, stream)}
+        results = {"agent": agent(model, stream), "package": package(model, stream)}
         verdicts = {name: judged(result, clips) for name, result in results.items()}
-        agreed += int((verdicts["ours"] == verdicts["package"]).sum())
+        agreed += int((verdicts["agent"] == verdicts["package"]).sum())
         decisions += len(clips)
         said = np.array([clip.said == word for clip in clips])
         for name, verdict in verdicts.items():
@@ -71,7 +71,7 @@ def main() -> None:
     figures["agreement"] = agreed / decisions
     for name, spent in cpu.items():
         figures[f"{name}_cpu_ms_per_s"] = spent / len(MODELS) / seconds * 1e3
-    figures["cpu_ratio"] = cpu["ours"] / cpu["package"]
+    figures["cpu_ratio"] = cpu["agent"] / cpu["package"]
     targets = {"agreement": ">= 0.99", "cpu_ratio": "<= 1.2"}
     meets = figures["agreement"] >= 0.99 and figures["cpu_ratio"] <= 1.2
     common.conclude("wakeword", figures, targets, meets)
@@ -100,7 +100,7 @@ def scene(data: Path, *, quick: bool) -> tuple[Samples, list[Clip]]:
     return np.concatenate((*parts, _sound.quiet(2.0, RATE))), clips
 
 
-def ours(model: str, stream: Samples) -> Result:
+def agent(model: str, stream: Samples) -> Result:
     hearing = AudioPerception(
         "bench", StreamConfig(source="mic:default", model=model, threads=1), open_model(model)
     )

@@ -6,7 +6,7 @@ place, run, read the outputs.
 Waking another process, and moving tensors to another core's caches, costs what the machine asks for it. So
 there is a
 third that pays for this and nothing else: the same session in a process that reads a byte, copies the tensors,
-    runs and writes a byte (`bare`). The target is what our protocol, deadlines and checks add to that.
+    runs and writes a byte (`bare`). The target is what the worker's protocol, deadlines and checks add to that.
 """
 
 from __future__ import annotations

@@ -68,9 +68,9 @@ class Consumer:
 
     def _connected(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         if reason.is_failure:
-            log.error("the broker refuses us: %s", reason)
+            log.error("the broker refuses the connection: %s", reason)
             return
-        log.info("connected; the broker %s our session", "has kept" if flags.session_present else "begins")
+        log.info("connected; the broker %s the session", "has kept" if flags.session_present else "begins")
         share = f"$share/{self._options.share}/" if self._options.share else ""
         kinds = ["events", "clips", *(["detections"] if self._options.detections else [])]
         client.subscribe([(f"{share}{self._options.prefix}/+/+/{kind}", 1) for kind in kinds])

@@ -188,7 +188,7 @@ class HomeAssistant:
         return None
 
     def entities(self, identifier: str) -> dict[str, str]:
-        """Entity by our id, for one device."""
+        """Return the entities of one device by their unique id."""
         prefix = f"{identifier}/"
         return {
             one["unique_id"].removeprefix(prefix): one["entity_id"]

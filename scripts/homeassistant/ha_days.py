@@ -76,7 +76,7 @@ def values_are_right(scene: Scene) -> None:
         picture = scene.ha.bytes_of(f"/api/image_proxy/{scene.entity('front.picture')}")
         return picture.startswith(b"\xff\xd8") and picture in scene.messages.of(TOPICS.snapshot("front"))
 
-    scene.comes("the picture is a snapshot of ours", picture_is_ours)
+    scene.comes("the picture is a snapshot of this device", picture_is_ours)
     scene.comes("a word is an event", lambda: scene.state("kitchen.keyword") not in _UNKNOWN)
     heard = scene.ha.states()[scene.entity("kitchen.keyword")]["attributes"]
     known = heard["event_type"] in heard["event_types"] and 0 < heard["score"] <= 1

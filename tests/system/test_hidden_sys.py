@@ -16,7 +16,7 @@ from tests.support.running import ROOT
 
 HIDDEN = {
     "/sys/devices/system/cpu/possible": ["-rm", "mount -t tmpfs none /sys"],
-    # What ProcSubset=pid does.
+    # As ProcSubset=pid does.
     "/proc/cpuinfo": ["-rmpf", "mount -t proc -o subset=pid proc /proc"],
 }
 HIDES = ("InaccessiblePaths", "TemporaryFileSystem", "RootDirectory", "RootImage", "ProcSubset")
