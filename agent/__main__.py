@@ -10,10 +10,10 @@ import sys
 import threading
 from contextlib import suppress
 
-from agent.board.process import block_until_ready, separate_stderr
-from agent.errors import StreamError, VedetteError, reason_of
-from agent.text import plain
+# What else is needed is imported in `main`, where Ctrl-C is handled.
 
+_INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
 _NOT_FLUSHED = 120
 """Python's exit code if output could not be written."""
 
@@ -30,7 +30,18 @@ def program() -> None:
 
 
 def main() -> None:
-    """Run the command line. A `VedetteError` is printed, and the exit code is 1."""
+    """Run the command line. A `VedetteError` is printed, and sets the exit code; after Ctrl-C it is 130."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # while modules are imported
+        sys.exit(_INTERRUPTED)
+
+
+def _run() -> None:
+    from agent.board.process import block_until_ready, separate_stderr
+    from agent.errors import StreamError, VedetteError, reason_of
+    from agent.text import plain
+
     _open_missing()
     separate_stderr()
     if sys.argv[1:2] == ["run"]:
@@ -43,7 +54,7 @@ def main() -> None:
     except StreamError:
         sys.exit(1)
     except VedetteError as error:
-        _fail(str(error))
+        _fail(str(error), error.exit_code)
     except OSError as error:
         if error.errno == errno.EPIPE:  # nobody reads errors
             sys.exit(1)
@@ -96,10 +107,10 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _fail(text: str) -> None:
+def _fail(text: str, code: int = 1) -> None:
     with suppress(BrokenPipeError):
         print(f"vedette: {text}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

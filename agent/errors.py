@@ -36,10 +36,12 @@ RecursionError is for brackets nested too deeply."""
 
 
 class VedetteError(Exception):
-    """Base class: the command line prints the text and exits with 1.
+    """Base class: the command line prints the text and exits with `exit_code`.
 
     The text is made printable, and user names and passwords in addresses are masked. Line breaks stay.
     """
+
+    exit_code = 1
 
     def __init__(self, message: str = "") -> None:
         super().__init__(without_logins(plain(message, keep="\n")))

@@ -217,6 +217,7 @@ def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Ta
     """
     import msgspec
 
+    from agent.config.toml import plain_fault
     from agent.update.bundle.description import GLIBC, PYTHON, Target
 
     _check_boards(boards)
@@ -227,7 +228,7 @@ def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Ta
     try:
         return msgspec.convert({"arch": arch, "python": python, "glibc": glibc, "boards": list(boards)}, Target)
     except msgspec.ValidationError as error:
-        raise BundleError(f"--arch {arch}, --board {' '.join(boards)}: {error}") from error
+        raise BundleError(f"--arch {arch}, --board {' '.join(boards)}: {plain_fault(str(error))}") from error
 
 
 def check_name(name: str) -> str:
@@ -253,14 +254,14 @@ def read_migrations(path: Path) -> list[Migration]:
     """
     import msgspec
 
-    from agent.config.toml import read_toml
+    from agent.config.toml import plain_fault, read_toml
     from agent.update.bundle.description import Migration
 
     kind = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
     try:
         found: Any = msgspec.convert(read_toml(path, "the migrations").data, kind)
     except msgspec.ValidationError as error:
-        raise BundleError(f"{path}: {error}") from error
+        raise BundleError(f"{path}: {plain_fault(str(error))}") from error
     return list(found.migrations)
 
 

@@ -18,8 +18,16 @@ if TYPE_CHECKING:
 
 
 _VERBS = ("status", "reload", "doctor")
+_VALUES = {
+    "enabled": "on, off or default",
+    "zone": "on, off or default",
+    "threshold": "a number from 0 to 1, or default",
+    "variant": "the name of a variant, auto or default",
+    "record": "a time, such as 20s",
+}
+"""What follows a word, for the message that it is missing."""
 _PATIENCE_S, _DOCTOR_S = 10.0, 310.0
-_REFUSED, _NO_ANSWER = 1, 3
+_REFUSED = 1
 
 
 _HELP = """Command a device, and print its answer.
@@ -61,16 +69,12 @@ def command(
     words: tuple[str, ...],
 ) -> None:
     """Run `vedette command`; `_HELP` is its help text."""
-    from agent.comms.consumer.request import NoAnswerError, send_command
+    from agent.comms.consumer.request import send_command
     from agent.comms.topics import Topics
 
     verb, body = _request(words)
     patience_s = timeout_s or (_DOCTOR_S if verb == "doctor" else _PATIENCE_S)
-    try:
-        answer = send_command(access, Topics(prefix, device), verb, body, patience_s)
-    except NoAnswerError as error:
-        click.echo(f"vedette: {plain(str(error))}", err=True)
-        ctx.exit(_NO_ANSWER)
+    answer = send_command(access, Topics(prefix, device), verb, body, patience_s)
     _print(verb, answer, as_json=as_json)
     ctx.exit(0 if answer.ok else _REFUSED)
 
@@ -78,16 +82,20 @@ def command(
 def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     if len(words) == 1 and words[0] in _VERBS:
         return words[0], {}
-    stream, *rest = words
-    if rest == ["snapshot"]:
+    stream, what, value = (*words, "", "")[:3]
+    if what == "snapshot":
+        if len(words) > 2:
+            raise click.UsageError("snapshot takes no value")
         return "snapshot", {"stream": stream}
-    if len(rest) == 2 and rest[0] == "record":
-        return "record", {"stream": stream, "seconds": duration(rest[1])}
-    if len(rest) == 2:
-        return "set", {"stream": stream, "what": rest[0], "value": rest[1]}
-    raise click.UsageError(
-        f"{' '.join(words)!r} is no command: expected {', '.join(_VERBS)}, or STREAM WHAT VALUE"
-    )
+    if len(words) == 2 and (needed := _VALUES.get(what.partition("/")[0])):
+        raise click.UsageError(f"{what} needs {needed}")
+    if len(words) != 3:
+        raise click.UsageError(
+            f"{' '.join(words)!r} is no command: expected {', '.join(_VERBS)}, or STREAM WHAT VALUE"
+        )
+    if what == "record":
+        return "record", {"stream": stream, "seconds": duration(value)}
+    return "set", {"stream": stream, "what": what, "value": value}
 
 
 def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:

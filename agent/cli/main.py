@@ -6,13 +6,14 @@ import importlib
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import click
 from click.shell_completion import get_completion_class
 
 from agent import __version__
+from agent.errors import VedetteError
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -44,14 +45,29 @@ _RENAMED = {"tell": "command"}
 
 
 @contextmanager
-def _exit_when_pipe_closes() -> Iterator[None]:
-    """Exit with 0 and no message when the reader of a pipe is gone, as after `| head`."""
+def _exit_quietly() -> Iterator[None]:
+    """Exit without a message: with 0 when the reader of a pipe is gone, as after `| head`; with 130 on Ctrl-C."""
     try:
         yield
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(_INTERRUPTED) from None
     except BrokenPipeError:
         # Flushing the buffered rest at exit would raise again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(0) from None
+
+
+@contextmanager
+def _errors_as_json() -> Iterator[None]:
+    """Print an error as JSON to stdout, too; the message on stderr and the exit code stay."""
+    try:
+        yield
+    except (VedetteError, click.ClickException) as error:
+        from agent.cli.output import print_json
+
+        text = error.format_message() if isinstance(error, click.ClickException) else str(error)
+        print_json({"error": text})
+        raise
 
 
 class _Verbs(click.Group):
@@ -72,15 +88,12 @@ class _Verbs(click.Group):
         return command
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
-        with _exit_when_pipe_closes():  # --help and --version print here
+        with _exit_quietly():  # --help and --version print here
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
-        try:
-            with _exit_when_pipe_closes():
-                return super().invoke(ctx)
-        except KeyboardInterrupt:
-            ctx.exit(_INTERRUPTED)
+        with _exit_quietly(), _errors_as_json() if "--json" in ctx.args else nullcontext():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

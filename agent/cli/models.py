@@ -12,7 +12,7 @@ import click
 
 from agent.cli.options import picture_option
 from agent.cli.output import console, open_table, print_json
-from agent.errors import ModelError
+from agent.errors import ModelError, VedetteError
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     from agent.models.files import preloaded
 
     with preloaded([file]):
-        found = _exit_on_faults(lambda: without_root(lambda: inspection(file), ModelInspection))
+        found = _all_faults(lambda: without_root(lambda: inspection(file), ModelInspection))
     if write or path:
         _write_manifest(file, path, force)
     if as_json:
@@ -95,16 +95,12 @@ def schema() -> None:
     print_json(manifest_schema(), indent=2)
 
 
-def _exit_on_faults(inspect_: Callable[[], ModelInspection]) -> ModelInspection:
-    """Print several faults of a model as one line each and exit with 1."""
+def _all_faults(inspect_: Callable[[], ModelInspection]) -> ModelInspection:
+    """Raise an error of several faults with one line for each."""
     try:
         return inspect_()
     except ModelError as error:
-        if len(error.faults) == 1:
-            raise
-        for fault in error.faults:
-            click.echo(f"vedette: {plain(fault)}", err=True)
-        sys.exit(1)
+        raise VedetteError("\n".join(error.faults)) from error
 
 
 def _write_manifest(file: str, path: str, force: bool) -> None:

@@ -23,6 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.comms.topics import Addressed, Topics
+from agent.config.toml import plain_fault
 from agent.errors import CommandError
 from agent.text import plain
 
@@ -150,7 +151,7 @@ def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
 def _describe(error: Exception) -> str:
     if not isinstance(error, msgspec.MsgspecError):
         return "the payload is not UTF-8"
-    return plain(str(error)[:_LONGEST])  # it quotes a stranger's keys
+    return plain(plain_fault(str(error))[:_LONGEST])  # it quotes a stranger's keys
 
 
 def _command(verb: str, body: Any) -> Command:
@@ -168,6 +169,8 @@ def _setting(stream: str, what: str, given: Given) -> Command:
     if read is None:
         if what == "rung":
             raise CommandError("'rung' is called 'variant' now: set that")
+        if what in _ACTIONS:
+            raise CommandError(f"{what} is not a setting but a command of its own: cmd/{what}")
         known = ", ".join(name if name != "zone" else "zone/NAME" for name in _READERS)
         near = difflib.get_close_matches(what, _NEAR, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
@@ -228,7 +231,9 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "variant": _name,
     "zone": _switch,
 }
-_NEAR = (*(name for name in _READERS if name != "zone"), "snapshot", "record")
+_ACTIONS = ("snapshot", "record")
+"""Commands of a stream that set nothing."""
+_NEAR = (*(name for name in _READERS if name != "zone"), *_ACTIONS)
 """Words that are suggested for a misspelt one."""
 
 

@@ -32,6 +32,26 @@ _LONGEST = 80
 """Most characters of a wrong value that a message quotes."""
 _BOUND = re.compile(r"[<>]|of length")
 """Occurs in msgspec's message about a value out of bounds."""
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "date": "a date",
+    "time": "a time",
+    "datetime": "a date with time",
+    "null": "nothing",
+}
+"""Words for the types in msgspec's messages."""
+_UNITS = {"str": "character", "array": "value", "object": "key"}
+_LIMITS = {">=": "at least ", "<=": "at most ", ">": "more than ", "<": "less than ", None: ""}
+_EXPECTED = re.compile(
+    r"Expected `(?P<types>[a-z |]+)`(?: (?P<length>of length )?(?P<sign>[<>]=?)? ?(?P<bound>-?[\d.e+-]+))?"
+    r"(?:, got `?(?P<found>\w+)`?)?"
+)
+_FIELD = re.compile(r"Object (?P<what>missing required|contains unknown) field `(?P<name>.*)`", re.DOTALL)
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?(?P<path>\$[^`]*)`)?$", re.DOTALL)
 
 
@@ -312,7 +332,36 @@ def _in_words(what: str, data: Any, kind: Any, steps: Sequence[str]) -> str:
                 if meta.extra:
                     return f"{meta.extra['use']}{_shown(data)}"
     found = _shown(data) if _BOUND.search(what) else ""
-    return f"{what[:1].lower()}{what[1:]}{found}"
+    return f"{plain_fault(what.partition(', got ')[0] if found else what)}{found}"
+
+
+def plain_fault(what: str) -> str:
+    """Return msgspec's message about a wrong value without the names of Python's types.
+
+    For example, ``Expected `int`, got `str` `` becomes `expected a whole number; found text`.
+    """
+    if field := _FIELD.match(what):
+        kind = "missing" if field["what"].startswith("missing") else "unknown"
+        return f"{kind} key `{field['name']}`{what[field.end() :]}"
+    if not (found := _EXPECTED.match(what)):
+        return what if what[1:2].isupper() else f"{what[:1].lower()}{what[1:]}"
+    types = [one for one in found["types"].split(" | ") if one != "null"]
+    expected = " or ".join(_TYPES.get(one, one) for one in types) + _limit(found, types[0])
+    given = found["found"] and f"; found {_TYPES.get(found['found'], found['found'])}"
+    return f"expected {expected}{given or ''}{what[found.end() :]}"
+
+
+def _limit(found: re.Match[str], kind: str) -> str:
+    """Return the bound of an expected value or length in words; empty: it has none."""
+    sign, bound = found["sign"], found["bound"]
+    if bound is None:
+        return ""
+    unit = ""
+    if found["length"]:
+        if (sign, bound) == (">=", "1"):
+            return " that is not empty"
+        unit = f" {_UNITS.get(kind, 'value')}{'s' * (bound != '1')}"
+    return f" of {_LIMITS[sign]}{bound.removesuffix('.0')}{unit}"
 
 
 def _shown(data: Any) -> str:

@@ -27,6 +27,9 @@ _STATE_FILES = ("lock", "spool.*", "overrides.*", "verdicts/*.json")
 _TEMPORARIES = (".overrides.*.tmp",)
 """Temporary files of `write_atomic`."""
 _KERNELS = ("/proc", "/sys")
+_DANGLING = "a link that leads nowhere"
+_MOVABLE = ("a file", _DANGLING)
+"""What a user may move out of the way of a folder; a device stays where it is."""
 _VARIABLE = "STATE_DIRECTORY"
 _HOME = "~/.local/state/vedette"
 _SERVICE = Path("var/lib/vedette")
@@ -193,6 +196,7 @@ def state_folder(config: StorageConfig) -> Path:
     """
     folder = state_path(config)
     try:
+        _check_place(folder, _nearest(folder))
         folder.mkdir(mode=0o750, parents=True, exist_ok=True)
         _refuse_root(folder)
         with tempfile.TemporaryFile(dir=folder):
@@ -237,11 +241,9 @@ def check_state_folder(folder: Path, user: int | None = None, *, key: str = "sta
     Raises:
         StorageError: it cannot be used; the cause is a PermissionError where a right is missing.
     """
-    nearest = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    nearest = _nearest(folder)
     try:
         _check_place(folder, nearest)
-        if not nearest.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if os.statvfs(nearest).f_flag & os.ST_RDONLY:
             if nearest == folder:
                 return  # the daemon runs from memory then
@@ -252,17 +254,24 @@ def check_state_folder(folder: Path, user: int | None = None, *, key: str = "sta
         raise _unusable(folder, error, key) from error
 
 
+def _nearest(folder: Path) -> Path:
+    """Return what exists of a path: the folder, or the nearest one above it."""
+    return next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+
+
 def _check_place(folder: Path, nearest: Path) -> None:
     """Check that a user could create a folder.
 
     Raises:
-        OSError: one of its names is too long, or it is in /proc or /sys.
+        OSError: it is in /proc or /sys, something else is in its place, or one of its names is too long.
     """
+    if any(Path(os.path.realpath(nearest)).is_relative_to(place) for place in _KERNELS):
+        raise OSError(errno.EINVAL, "no files can be kept in /proc and /sys")
+    if not nearest.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
     longest = os.pathconf(nearest, "PC_NAME_MAX")
     if any(len(os.fsencode(part)) > longest for part in folder.relative_to(nearest).parts):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    if any(nearest.resolve().is_relative_to(place) for place in _KERNELS):
-        raise OSError(errno.EINVAL, "No files can be kept in /proc and /sys")
 
 
 def _may_write(folder: Path, user: int | None) -> bool:
@@ -287,8 +296,9 @@ def _advice(folder: Path, error: OSError, key: str = "state_dir") -> str:
         there = (path for path in (folder, *folder.parents) if os.path.lexists(path) and not path.is_dir())
         found = next(there, folder)
         what = "it" if found == folder else str(found)
-        kind = what_is(found) or "a link that leads nowhere"
-        return f"{what} is {kind}; move that away, or set [storage] {key} to another place"
+        kind = what_is(found) or _DANGLING
+        do = "move that away, or " if kind in _MOVABLE else ""
+        return f"{what} is {kind}; {do}set [storage] {key} to another place"
     if isinstance(error, PermissionError):
         return f"{reason_of(error)}; give the user that runs vedette write access, or set [storage] {key}"
     return f"{reason_of(error)}; set [storage] {key} to another place"

@@ -37,6 +37,8 @@ _DEVICES_SHOWN = 8
 class NoAnswerError(BrokerError):
     """The device has not answered; the message says what may be wrong."""
 
+    exit_code = 3
+
 
 class CommandReply(Struct, frozen=True):
     """Describe a device's answer to a command.

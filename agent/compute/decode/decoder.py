@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from agent.compute.manifest import Manifest, OutputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
+from agent.config.toml import plain_fault
 from agent.errors import ModelError
 from agent.types import Array, Detection
 
@@ -99,7 +100,9 @@ class DecoderContext(Struct, frozen=True):
             return msgspec.convert(self.output.options, kind)
         except msgspec.ValidationError as error:
             known = ", ".join(kind.__struct_fields__)
-            raise ModelError(f"decoder {self.output.decoder!r}: options: {error}; known: {known}") from None
+            raise ModelError(
+                f"decoder {self.output.decoder!r}: options: {plain_fault(str(error))}; known: {known}"
+            ) from None
 
     def picture(self) -> tuple[int, int]:
         """Return height and width of the input picture. Raises ShapeMismatchError if the first input is none."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from agent.compute.manifest import AudioManifest
 from agent.compute.tflite.model import TensorSpec
+from agent.config.toml import plain_fault
 from agent.errors import ModelError
 from agent.types import Array, Samples
 
@@ -84,7 +85,9 @@ def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
         return msgspec.convert(given, kind)
     except msgspec.ValidationError as error:
         listed = ", ".join(known) or "none"
-        raise ModelError(f"front end {audio.frontend!r}: options: {error}; known: {listed}") from None
+        raise ModelError(
+            f"front end {audio.frontend!r}: options: {plain_fault(str(error))}; known: {listed}"
+        ) from None
 
 
 class AudioInput:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from agent.config.toml import plain_fault
 from agent.errors import BundleError, reason_of
 
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
@@ -266,4 +267,4 @@ def _converted(value: Any, kind: type[Any], at: str = "") -> Any:
         found = _AT.match(str(error))
         what, path = (found["what"], found["path"] or "") if found else (str(error), "")
         key = ".".join(part for part in (at, path) if part)
-        raise BundleError(f"{NAME}: {f'`{key}`: ' if key else ''}{what[:1].lower()}{what[1:]}") from error
+        raise BundleError(f"{NAME}: {f'`{key}`: ' if key else ''}{plain_fault(what)}") from error

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from agent.config.toml import nearest
+from agent.config.toml import nearest, plain_fault
 from agent.errors import FleetError, reason_of
 
 USER = "vedette-update"
@@ -111,7 +111,7 @@ def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
         found = _KEY.search(str(error))
         key = found[1] if found else ""
         if key not in _WANTED:
-            raise FleetError(f"{where} {error}") from error
+            raise FleetError(f"{where} {plain_fault(str(error))}") from error
         raise FleetError(f"{where} {key}: expected {_WANTED[key]}, found {_shown(table[key])}") from error
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from agent.__main__ import main
 from agent.cli import command as module
 from agent.cli.command import command
 from agent.comms.commands import request_command
@@ -15,6 +18,7 @@ from agent.comms.consumer import request
 from agent.comms.consumer.client import BrokerOptions
 from agent.comms.consumer.request import CommandReply, NoAnswerError
 from agent.comms.topics import Topics
+from agent.errors import BrokerError
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,20 @@ def test_other_words_are_wrong_usage(words: str) -> None:
         module._request(tuple(words.split()))
 
 
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ("front record", "a time, such as 20s"),
+        ("front enabled", "on, off"),
+        ("front zone/drive", "on, off"),
+        ("front snapshot 5", "snapshot takes no value"),
+    ],
+)
+def test_a_missing_value_is_named_and_one_too_many_too(words: str, why: str) -> None:
+    with pytest.raises(click.UsageError, match=why):
+        module._request(tuple(words.split()))
+
+
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Answers that are given in turn: an `CommandReply`, or an error."""
@@ -67,21 +85,32 @@ def call(*words: str) -> Result:
     return CliRunner().invoke(command, ["porch", *words], catch_exceptions=False)
 
 
-def test_done_refused_and_unanswered_have_each_their_exit_code(asked: list[Any]) -> None:
+def test_done_and_refused_have_each_their_exit_code(asked: list[Any]) -> None:
     asked += [
         CommandReply(True, "", {}),
         CommandReply(True, "", {"topic": "vedette/porch/front/snapshot"}),
         CommandReply(False, "no stream \x1b[2J", {}),
-        NoAnswerError("porch is offline"),
     ]
-    done = [call("front", "enabled", "off"), call("front", "snapshot"), call("x", "variant", "1"), call("status")]
-    assert [one.exit_code for one in done] == [0, 0, 1, 3]
+    done = [call("front", "enabled", "off"), call("front", "snapshot"), call("x", "variant", "1")]
+    assert [one.exit_code for one in done] == [0, 0, 1]
     assert [one.output for one in done] == [
         "done\n",
         "done: vedette/porch/front/snapshot\n",
         "refused: no stream \\x1b[2J\n",
-        "vedette: porch is offline\n",
     ]
+
+
+def test_an_error_is_printed_as_json_too(
+    asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, code in ((NoAnswerError("porch is offline"), 3), (BrokerError("no broker"), 1)):
+        asked.append(error)
+        monkeypatch.setattr(sys, "argv", ["vedette", "command", "porch", "status", "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        assert (ended.value.code, json.loads(shown.out)) == (code, {"error": str(error)})
+        assert shown.err == f"vedette: {error}\n"
 
 
 def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:

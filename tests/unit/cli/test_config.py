@@ -352,7 +352,7 @@ def test_files_that_are_not_there_are_told_before_the_daemon_meets_them(file: Pa
         (3, 'ca_file = "nul\\u0000"', "embedded null"),
         (3, 'cert_file = "FILE"', "cert_file = FILE: not usable as PEM"),
         (4, 'ca_file = "/etc"\nkey_file = "FILE"', "key_file is set but cert_file is not"),
-        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected `str` of length >= 1; found ''"),
+        (4, 'tls = true\nhost = ""', "`mqtt.host`: expected text that is not empty; found ''"),
         (
             3,
             'host = "mqtt://localhost:1883"',
@@ -655,8 +655,9 @@ def test_a_name_that_is_too_long_is_one_line(file: Path, scheme: str) -> None:
     ("folder", "why"),
     [
         ("a\\u0000b", "holds a NUL character; use a path without it"),
-        ("/proc/x", "No files can be kept in /proc and /sys"),
-        ("/sys/kernel", "No files can be kept in /proc and /sys"),
+        ("/proc/x", "no files can be kept in /proc and /sys; set [storage]"),
+        ("/sys/kernel", "no files can be kept in /proc and /sys; set [storage]"),
+        ("/dev/null", "it is a device; set [storage]"),
         ("/tmp/none/" + "x" * 300, "File name too long"),
     ],
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,56 @@ def test_an_error_is_one_line_and_exit_code_1(
     out, err = capsys.readouterr()
     assert out == ""
     assert err == f"vedette: {tmp_path}/gone.toml: cannot read the configuration: No such file or directory\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("models inspect bad.tflite", 1),
+        ("bench gone.tflite", 1),
+        ("config show bad.toml", 1),
+        ("cleanup --former-name porch --port 1", 1),
+        ("cleanup", 2),
+    ],
+)
+def test_a_failure_prints_json_where_json_was_asked_for(line: str, code: int, tmp_path: Path) -> None:
+    (tmp_path / "bad.tflite").write_bytes(b"no model")
+    (tmp_path / "bad.toml").write_text("[mqqt]\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", *line.split(), "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+    )
+    assert done.returncode == code
+    (key,) = json.loads(done.stdout)
+    assert key == "error"
+    assert json.loads(done.stdout)["error"].splitlines()[0] in done.stderr.decode()
+
+
+@pytest.mark.parametrize("module", ["agent.text", "agent.cli.main", "click", "agent.cli.models", "msgspec"])
+def test_an_interruption_while_a_module_is_imported_has_no_traceback(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT, module], cwd=ROOT, capture_output=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
+
+
+INTERRUPTED_IMPORT = """
+import sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == module:
+            raise KeyboardInterrupt
+
+module = sys.argv[1]
+sys.argv = ["vedette", "models", "list"]
+sys.meta_path.insert(0, Finder())
+from agent.__main__ import program
+program()
+"""
 
 
 def test_success_is_exit_code_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

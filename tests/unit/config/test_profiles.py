@@ -198,10 +198,10 @@ def test_a_profile_that_is_no_text_is_a_wrong_value(file: Path, root: Path, devi
             ":4: unknown key `stream.capture.maxfps`; did you",
         ),
         ("[board]\ntitle = 'x'\n[stream]\nmodel = 'x'\n", ":4: unknown key `stream.model`; known: capture, "),
-        ("[board]\ntitle = 'x'\n[thermal]\nwarn_c = 'hot'\n", ":4: `thermal.warn_c`: expected `float`"),
+        ("[board]\ntitle = 'x'\n[thermal]\nwarn_c = 'hot'\n", ":4: `thermal.warn_c`: expected a number"),
         ("[board]\ntitle = 'x'\n[mqtt]\nhost = 'x'\n", ":3: unknown key `mqtt`"),
-        ("[board]\ncompatible = []\n", ":1: `board`: object missing required field `title`"),
-        ("[thermal]\nwarn_c = 3\n", ": `board`: object missing required field `title`"),
+        ("[board]\ncompatible = []\n", ":1: `board`: missing key `title`"),
+        ("[thermal]\nwarn_c = 3\n", ": `board`: missing key `title`"),
         ("[board\n", ":1: not TOML"),
     ],
 )

@@ -129,6 +129,22 @@ def test_a_state_folder_that_cannot_be_one_is_named_with_advice(tmp_path: Path, 
         state_folder(StorageConfig(state_dir=str(tmp_path / folder)))
 
 
+@pytest.mark.parametrize(
+    "name", ["/proc/x", "/proc/version", "/sys/x", "/dev/null", "/dev/null/x", "file", "link"]
+)
+def test_the_check_and_the_daemon_say_the_same_of_a_folder_that_cannot_be_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    folder = tmp_path / name
+    with pytest.raises(StorageError) as checked:
+        check_state_folder(folder)
+    with pytest.raises(StorageError) as used:
+        state_folder(StorageConfig(state_dir=str(folder)))
+    assert str(checked.value) == str(used.value)
+    assert "write access" not in str(used.value)
+    assert ("move that away" in str(used.value)) == (name in ("file", "link"))
+
+
 def test_a_state_folder_that_is_not_ours_wants_write_access(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

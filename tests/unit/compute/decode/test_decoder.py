@@ -105,7 +105,7 @@ def test_a_picture_is_needed() -> None:
 
 def test_options_and_labels_are_checked() -> None:
     image, outputs = FITS["nanodet"]
-    with pytest.raises(ModelError, match=r"options: Object contains unknown field `stride`; known: .*strides"):
+    with pytest.raises(ModelError, match=r"options: unknown key `stride`; known: .*strides"):
         decoder("nanodet", image, outputs, stride=8)
     with pytest.raises(ModelError, match="model m: no label 'persn'; did you mean 'person'"):
         decoder("ssd", *FITS["ssd"], ("person", "car"), config=DecodeConfig(labels=("persn",)))
