@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.compute.manifest import Manifest, Model
+from agent.compute.tflite.expand import expand_int4, expandable
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.config import DecodeConfig, StreamConfig
@@ -64,6 +65,7 @@ class ModelInspection(Struct, frozen=True):
         operations: count by name, over all graphs.
         quantisation: kind of quantisation, in words.
         weights: bytes of constants by dtype.
+        expanded: number of INT4 weights that run as INT8 on the installed runtime.
         signatures: name → inputs and outputs; the name is empty for a file without signatures.
         metadata: names of the metadata buffers.
         manifest: completed manifest; None: keys are missing.
@@ -81,6 +83,7 @@ class ModelInspection(Struct, frozen=True):
     operations: dict[str, int]
     quantisation: str
     weights: dict[str, int]
+    expanded: int
     signatures: dict[str, tuple[list[str], list[str]]]
     metadata: tuple[str, ...]
     manifest: Manifest | None
@@ -100,6 +103,8 @@ class ModelInspection(Struct, frozen=True):
         """Return the lines of a table, without `refusals`, `crash` and `decoding_error`."""
         lines = {"size": f"{self.size} bytes", "description": self.description, "quantisation": self.quantisation}
         lines["weights"] = ", ".join(f"{dtype} {size} bytes" for dtype, size in self.weights.items())
+        if self.expanded:
+            lines["weights"] += f"; {self.expanded} of the INT4 weights run as INT8, at the same scales"
         lines["operations"] = ", ".join(f"{count} {name}" for name, count in self.operations.items())
         for name, (inputs, outputs) in self.signatures.items():
             lines[f"signature {name}" if name else "tensors"] = f"{', '.join(inputs)}\n→ {', '.join(outputs)}"
@@ -129,7 +134,7 @@ def listed(name: str) -> Listed:
         len(manifest.output.labels),
         tuple(variant.name for variant in manifest.variants),
         _input(inputs, manifest),
-        len(known.content),
+        known.size,
         manifest.licence,
     )
 
@@ -151,7 +156,10 @@ def inspection(file: str) -> ModelInspection:
     content, stated = load_file(file)
     with prefixed_errors(file):
         modelfile = read_modelfile(content)
-    refused = {runtime: incompatibilities(modelfile, runtime) for runtime in _RUNTIMES}
+        refused = {
+            runtime: incompatibilities(read_modelfile(expand_int4(content, runtime)), runtime)
+            for runtime in _RUNTIMES
+        }
     known, crash, problem, tensors = _open_or_explain(file, refused)
     return ModelInspection(
         plain(file),
@@ -160,6 +168,7 @@ def inspection(file: str) -> ModelInspection:
         _histogram(modelfile),
         _quantisation(modelfile),
         modelfile.weights,
+        sum(expandable(modelfile, installed_runtime()).values()),
         _signatures(modelfile, tensors),
         modelfile.metadata,
         known.manifest if known else None,

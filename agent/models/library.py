@@ -29,6 +29,7 @@ from agent.compute.infer.audio_input import options_kind as frontend_options_kin
 from agent.compute.infer.backends import Ends, ends_of
 from agent.compute.infer.choice import Inputs, golden_inputs
 from agent.compute.manifest import AudioManifest, Manifest, Model, Variant
+from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, only_signature, read_modelfile
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
@@ -58,14 +59,16 @@ class Known(Struct, frozen=True):
     """A model file with its manifest.
 
     Attributes:
-        content: of the `.tflite` file.
-        sha256: hex digest of the content.
+        content: what the runtime gets: the `.tflite` file, with slow INT4 weights as INT8.
+        sha256: hex digest of the file.
+        size: of the file, bytes.
         stated: the manifest as written; None: there is none.
         completed: see `agent.compute.decode.defaults.Completed`.
     """
 
     content: bytes
     sha256: str
+    size: int
     stated: TomlFile | None
     completed: Completed
 
@@ -170,11 +173,13 @@ def look_up(
         wait_s: see `open_model`.
         vetting: see `open_model`.
     """
-    content, stated = load_file(name_or_path)
+    file, stated = load_file(name_or_path)
+    with prefixed_errors(name_or_path):
+        content = expand_int4(file, installed_runtime())
     if stated is not None:
         _check_signatures(stated, content)
         _of_old_keys[name_or_path] = _old_keys(stated)
-    sha256, keys = hashlib.sha256(content).hexdigest(), ({} if stated is None else stated.data)
+    sha256, keys = hashlib.sha256(file).hexdigest(), ({} if stated is None else stated.data)
     if "sha256" in keys and says_all(keys) and not thorough:
         completed = Completed(msgspec.convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
     else:
@@ -188,7 +193,7 @@ def look_up(
         completed = before[2]
     if stated is not None:
         _check_options(stated, completed.manifest.output.decoder)
-    return Known(content, sha256, stated, completed)
+    return Known(content, sha256, len(file), stated, completed)
 
 
 @contextmanager

@@ -47,9 +47,32 @@ CODES = {
     "WHILE": 119,
     "BATCH_MATMUL": 126,
 }
-OPTIONS = {"FULLY_CONNECTED": 8, "SOFTMAX": 9, "CONCATENATION": 10, "ADD": 11, "RESHAPE": 17, "MUL": 21}
+OPTIONS = {
+    "CONV_2D": 1,
+    "DEPTHWISE_CONV_2D": 2,
+    "FULLY_CONNECTED": 8,
+    "SOFTMAX": 9,
+    "CONCATENATION": 10,
+    "ADD": 11,
+    "RESHAPE": 17,
+    "MUL": 21,
+}
 """The member of the `BuiltinOptions` union that a kernel insists on; its table may be empty."""
+
+
+def _strides(builder: flatbuffers.Builder) -> None:
+    builder.PrependInt32Slot(1, 1, 0)
+    builder.PrependInt32Slot(2, 1, 0)
+
+
+def _strides_and_multiplier(builder: flatbuffers.Builder) -> None:
+    _strides(builder)
+    builder.PrependInt32Slot(3, 1, 0)
+
+
 _SETTINGS: dict[str, Callable[[flatbuffers.Builder], None]] = {
+    "CONV_2D": _strides,
+    "DEPTHWISE_CONV_2D": _strides_and_multiplier,
     "SOFTMAX": lambda builder: builder.PrependFloat32Slot(0, 1.0, 0.0),  # beta
     "CONCATENATION": lambda builder: builder.PrependInt32Slot(0, 1, 0),  # axis
 }

@@ -1,0 +1,128 @@
+"""INT4 weights run as INT8: on each runtime the answers are those of the same weights stored as INT8."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from agent.compute.infer.litert import load_runtime
+from agent.compute.tflite.expand import expand_int4, expandable, unpack_int4
+from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
+from agent.errors import ModelError
+from tests.support.tflite_builder import Op, T, add_model, write
+
+pytestmark = pytest.mark.numerics
+RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
+SHAPES = {"CONV_2D": (6, 3, 3, 4), "DEPTHWISE_CONV_2D": (1, 3, 3, 4), "FULLY_CONNECTED": (6, 36)}
+VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
+
+
+def packed(values: NDArray[np.int8]) -> bytes:
+    """Store INT4 values, the first of two in the low half of a byte."""
+    flat = np.append(values.reshape(-1), np.zeros(values.size % 2, np.int8))
+    return ((flat[0::2] & 15) | ((flat[1::2] & 15) << 4)).astype(np.uint8).tobytes()
+
+
+def model(operation: str, values: NDArray[np.int8], scales: NDArray[np.float32], dtype: str) -> bytes:
+    """One operation with INT8 activations; its weights are stored as `dtype`."""
+    shape = SHAPES[operation]
+    channels = shape[-1] if operation == "DEPTHWISE_CONV_2D" else shape[0]
+    is_matrix = operation == "FULLY_CONNECTED"
+    data = packed(values) if dtype == "int4" else values
+    dimension = 3 if operation == "DEPTHWISE_CONV_2D" else 0
+    tensors = [
+        T("x", (1, 36) if is_matrix else (1, 5, 5, 4), "int8", scale=(0.05,), zero_point=(3,)),
+        T("w", shape, dtype, data, tuple(scales), (0,) * channels, dimension),
+        T("b", (channels,), "int32", np.arange(channels, dtype=np.int32), tuple(scales * 0.05), (0,) * channels),
+        T("y", (1, channels) if is_matrix else (1, 5, 5, channels), "int8", scale=(0.5,)),
+    ]
+    return write(tensors, [Op(operation, (0, 1, 2), (3,), VERSIONS[operation])], (0,), (3,))
+
+
+def answer(content: bytes, x: NDArray[np.int8]) -> NDArray[np.int8]:
+    _, module = load_runtime()
+    interpreter: Any = module.Interpreter(model_content=content, num_threads=1)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]["index"], x)
+    interpreter.invoke()
+    found: NDArray[np.int8] = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
+    return found
+
+
+@given(values=st.lists(st.integers(-8, 7), max_size=33))
+def test_packed_values_come_back(values: list[int]) -> None:
+    stored = np.array(values, np.int8)
+    assert unpack_int4(packed(stored), stored.size).tolist() == values
+
+
+@pytest.mark.parametrize("operation", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_answers_are_those_of_int8_weights(operation: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.integers(-8, 8, SHAPES[operation], dtype=np.int8)
+    scales = random.uniform(0.01, 0.3, 6).astype(np.float32)[: 4 if operation.startswith("DEPTH") else 6]
+    low, full = (model(operation, values, scales, dtype) for dtype in ("int4", "int8"))
+    x = random.integers(-128, 128, (1, 36) if operation == "FULLY_CONNECTED" else (1, 5, 5, 4), dtype=np.int8)
+    expanded = expand_int4(low, "tflite-runtime")
+    assert not read_modelfile(expanded).int4
+    assert np.array_equal(answer(expanded, x), answer(full, x))
+    if load_runtime()[0] == "litert":
+        assert np.abs(answer(expanded, x).astype(int) - answer(low, x)).max() <= 1
+
+
+@pytest.mark.parametrize("operation", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
+def test_only_what_a_runtime_is_slow_at_is_expanded(operation: str) -> None:
+    values = np.zeros(SHAPES[operation], np.int8)
+    scales = np.ones(4 if operation.startswith("DEPTH") else 6, np.float32)
+    content = model(operation, values, scales, "int4")
+    for runtime in RUNTIMES:
+        stays = operation == "FULLY_CONNECTED" and runtime == "litert"
+        assert expandable(read_modelfile(content), runtime) == ({} if stays else {1: values.size})
+        expanded = expand_int4(content, runtime)
+        assert (expanded == content) is stays
+        assert incompatibilities(read_modelfile(expanded), runtime) == []
+
+
+def test_shared_weights_are_expanded_once() -> None:
+    values = np.arange(-8, 8, dtype=np.int8).reshape(1, 4, 4)
+    data = packed(values)
+    tensors = [T("x", (1, 4, 4), "int8", scale=(1.0,)), T("w", values.shape, "int4", data, (1.0,))]
+    tensors += [
+        T("again", values.shape, "int4", None, (1.0,), raw_buffer=1),
+        T("y", (1, 4, 4), "int8", scale=(1.0,)),
+    ]
+    content = write(tensors, [Op("ADD", (0, 1), (3,), 2), Op("ADD", (3, 2), (3,), 2)], (0,), (3,))
+    expanded = read_modelfile(expand_int4(content, "litert"))
+    assert [tensor.dtype for tensor in expanded.subgraphs[0].tensors] == ["int8"] * 4
+    assert [tensor.size for tensor in expanded.subgraphs[0].tensors] == [0, 16, 16, 0]
+
+
+def test_blockwise_weights_and_those_of_a_wrong_size_stay() -> None:
+    blocks = T("w", (2, 64), "int4", bytes(64), block=32)
+    short = T("w", (2, 64), "int4", bytes(10), (1.0,))
+    for weights in (blocks, short):
+        tensors = [T("x", (1, 64)), weights, T("y", (1, 2))]
+        content = write(tensors, [Op("CONV_2D", (0, 1, -1), (2,), 1)], (0,), (2,))
+        assert expand_int4(content, "litert") == content
+
+
+def test_files_without_int4_stay_and_damaged_ones_are_refused() -> None:
+    assert expand_int4(add_model(), "litert") == add_model()
+    with pytest.raises(ModelError):
+        expand_int4(add_model()[:40], "litert")
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_damaged_file_gives_an_error_or_a_file_that_can_be_read(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    damaged = bytearray(model("CONV_2D", np.zeros((6, 3, 3, 4), np.int8), np.ones(6, np.float32), "int4"))
+    for at in random.integers(8, len(damaged), 3):
+        damaged[at] = random.integers(256)
+    with suppress(ModelError):
+        read_modelfile(expand_int4(bytes(damaged), "litert"))
