@@ -1,8 +1,8 @@
 """Expands INT4 weights of a `.tflite` file to INT8 constants at the same scales.
 
-LiteRT has fast INT4 kernels for FULLY_CONNECTED alone. Other operations use reference kernels, 13 to 15 times slower
-for 3×3 convolutions, and tflite-runtime 2.14 computes wrong results from any INT4. So the file has half the size on
-disk and in an update, and INT8 runs.
+LiteRT has fast INT4 kernels for FULLY_CONNECTED alone. Other operations use reference kernels, several times
+slower, and tflite-runtime 2.14 computes wrong results from any INT4. So the file has half the size on disk and in
+an update, and INT8 runs.
 
 An INT4 tensor holds two values per byte, the first in the low half. Source: tensorflow/tensorflow,
 tensorflow/lite/kernels/internal/portable_tensor_utils.cc, `UnpackDenseInt4IntoInt8`.

@@ -20,6 +20,7 @@ from agent.models.files import golden_paths, model_path
 from agent.models.library import look_up, open_model
 from agent.text import plain
 from tests.support.doubles import person_model
+from tests.support.int4_models import int4_model
 from tests.support.picture_models import classifier, detector
 from tests.support.tflite_builder import (
     Op,
@@ -69,6 +70,16 @@ def test_inspecting_as_json(birds: Path) -> None:
     assert found["operations"] == {"RESHAPE": 2}
     assert found["manifest"]["name"] == "birds"
     assert found["guessed"] is False
+    assert found["refusals"] == {"litert": [], "tflite-runtime": []}
+
+
+def test_int4_weights_that_run_as_int8_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "small.tflite"
+    weights = np.random.default_rng(0).integers(-8, 8, (6, 3, 3, 4), dtype=np.int8)
+    path.write_bytes(int4_model("CONV_2D", weights, np.ones(6, np.float32), "int4"))
+    found = json.loads(CliRunner().invoke(models, ["inspect", str(path), "--json"]).output)
+    assert found["expanded"] == weights.size
+    assert found["weights"]["int4"] == weights.size // 2
     assert found["refusals"] == {"litert": [], "tflite-runtime": []}
 
 

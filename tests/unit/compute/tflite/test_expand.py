@@ -15,34 +15,11 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.expand import expand_int4, expandable, unpack_int4
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError
+from tests.support.int4_models import SHAPES, int4_model, packed
 from tests.support.tflite_builder import Op, T, add_model, write
 
 pytestmark = pytest.mark.numerics
 RUNTIMES: tuple[Runtime, ...] = ("litert", "tflite-runtime")
-SHAPES = {"CONV_2D": (6, 3, 3, 4), "DEPTHWISE_CONV_2D": (1, 3, 3, 4), "FULLY_CONNECTED": (6, 36)}
-VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 4}
-
-
-def packed(values: NDArray[np.int8]) -> bytes:
-    """Store INT4 values, the first of two in the low half of a byte."""
-    flat = np.append(values.reshape(-1), np.zeros(values.size % 2, np.int8))
-    return ((flat[0::2] & 15) | ((flat[1::2] & 15) << 4)).astype(np.uint8).tobytes()
-
-
-def model(operation: str, values: NDArray[np.int8], scales: NDArray[np.float32], dtype: str) -> bytes:
-    """One operation with INT8 activations; its weights are stored as `dtype`."""
-    shape = SHAPES[operation]
-    channels = shape[-1] if operation == "DEPTHWISE_CONV_2D" else shape[0]
-    is_matrix = operation == "FULLY_CONNECTED"
-    data = packed(values) if dtype == "int4" else values
-    dimension = 3 if operation == "DEPTHWISE_CONV_2D" else 0
-    tensors = [
-        T("x", (1, 36) if is_matrix else (1, 5, 5, 4), "int8", scale=(0.05,), zero_point=(3,)),
-        T("w", shape, dtype, data, tuple(scales), (0,) * channels, dimension),
-        T("b", (channels,), "int32", np.arange(channels, dtype=np.int32), tuple(scales * 0.05), (0,) * channels),
-        T("y", (1, channels) if is_matrix else (1, 5, 5, channels), "int8", scale=(0.5,)),
-    ]
-    return write(tensors, [Op(operation, (0, 1, 2), (3,), VERSIONS[operation])], (0,), (3,))
 
 
 def answer(content: bytes, x: NDArray[np.int8]) -> NDArray[np.int8]:
@@ -67,7 +44,7 @@ def test_the_answers_are_those_of_int8_weights(operation: str, seed: int) -> Non
     random = np.random.default_rng(seed)
     values = random.integers(-8, 8, SHAPES[operation], dtype=np.int8)
     scales = random.uniform(0.01, 0.3, 6).astype(np.float32)[: 4 if operation.startswith("DEPTH") else 6]
-    low, full = (model(operation, values, scales, dtype) for dtype in ("int4", "int8"))
+    low, full = (int4_model(operation, values, scales, dtype) for dtype in ("int4", "int8"))
     x = random.integers(-128, 128, (1, 36) if operation == "FULLY_CONNECTED" else (1, 5, 5, 4), dtype=np.int8)
     expanded = expand_int4(low, "tflite-runtime")
     assert not read_modelfile(expanded).int4
@@ -80,7 +57,7 @@ def test_the_answers_are_those_of_int8_weights(operation: str, seed: int) -> Non
 def test_only_what_a_runtime_is_slow_at_is_expanded(operation: str) -> None:
     values = np.zeros(SHAPES[operation], np.int8)
     scales = np.ones(4 if operation.startswith("DEPTH") else 6, np.float32)
-    content = model(operation, values, scales, "int4")
+    content = int4_model(operation, values, scales, "int4")
     for runtime in RUNTIMES:
         stays = operation == "FULLY_CONNECTED" and runtime == "litert"
         assert expandable(read_modelfile(content), runtime) == ({} if stays else {1: values.size})
@@ -121,7 +98,7 @@ def test_files_without_int4_stay_and_damaged_ones_are_refused() -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_damaged_file_gives_an_error_or_a_file_that_can_be_read(seed: int) -> None:
     random = np.random.default_rng(seed)
-    damaged = bytearray(model("CONV_2D", np.zeros((6, 3, 3, 4), np.int8), np.ones(6, np.float32), "int4"))
+    damaged = bytearray(int4_model("CONV_2D", np.zeros((6, 3, 3, 4), np.int8), np.ones(6, np.float32), "int4"))
     for at in random.integers(8, len(damaged), 3):
         damaged[at] = random.integers(256)
     with suppress(ModelError):
