@@ -182,15 +182,15 @@ class TemperatureMonitor:
             return
         self._due_s = now_s + self._every_s
         self.celsius = self._read()
-        was, self.hot = self.hot, is_hot(self.hot, self.celsius, warn_c)
-        if self.hot and not was:
+        was_hot, self.hot = self.hot, is_hot(self.hot, self.celsius, warn_c)
+        if self.hot and not was_hot:
             self._began_s = now_s
             log.warning(
-                "the board is at %.1f °C (thermal.warn_c is %g): it may slow down; give it air, or less to do",
+                "the board is at %.1f °C (thermal.warn_c is %g): it may slow down; cool it, or reduce its load",
                 self.celsius,
                 warn_c,
             )
-        elif was and not self.hot:
+        elif was_hot and not self.hot:
             log.info("the board is at %.1f °C again, after %.0f s", self.celsius, now_s - self._began_s)
 
 

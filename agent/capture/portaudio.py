@@ -320,7 +320,10 @@ def choose(found: Sequence[Input], target: str, default: int, shown: str) -> Inp
         return chosen[0]
     if chosen:
         raise SourceError(f"{shown}: expected the name of one microphone; found {_listed(chosen)}")
-    raise SourceError(f"{shown}: expected a microphone {target}; found {_listed(found) or not_found()}")
+    if not found:
+        raise SourceError(f"{shown}: no microphone was found: {not_found()}")
+    wanted = "a default microphone" if name == "default" else f"a microphone {target}"
+    raise SourceError(f"{shown}: expected {wanted}; found {_listed(found)}")
 
 
 def find_format(library: Any, device: Input, address: SourceUri, wanted_hz: int) -> Format:
@@ -362,17 +365,17 @@ def explain(error: Exception) -> str:
     return reason
 
 
-NOT_PLUGGED = "none: is one plugged in, or should a sound server run?"
+NOT_PLUGGED = "plug one in, or start the sound server"
 """Message of `not_found` if nothing is broken."""
 
 
 def not_found() -> str:
-    """Explain why there is no microphone at all."""
+    """Explain why no microphone is found, or say what to do."""
     devices = sorted(Path("/dev/snd").glob("pcm*c"))
     if any(not os.access(device, os.R_OK | os.W_OK) for device in devices):
-        return "none that this user may open: add it to the group audio, and log in again"
+        return "this user may open none: add the user to the group audio, and log in again"
     if devices:
-        return "none that can be opened now: does another program use it (fuser -v /dev/snd/*)?"
+        return "none can be opened now: check whether another program uses it (fuser -v /dev/snd/*)"
     return NOT_PLUGGED
 
 

@@ -1,4 +1,7 @@
-"""Supervises a source: opens it, watches it, and reopens it after failures and stalls."""
+"""Supervises a source: opens it, watches it, and reopens it after failures and stalls.
+
+A source has stalled when it delivers nothing for `stall_s`; `SourceSupervisor` measures that here.
+"""
 
 from __future__ import annotations
 

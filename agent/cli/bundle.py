@@ -193,8 +193,9 @@ def _print_step(what: str) -> None:
 
 
 def _print(found: BundleInspection) -> None:
-    for name, value in found.summary().items():
-        click.echo(f"{name:<11} {plain(value)}")
+    if found.file is not None:  # else it cannot be read, and the error says why
+        for name, value in found.summary().items():
+            click.echo(f"{name:<11} {plain(value)}")
     if found.description is not None:
         for path, file in sorted(found.description.files.items()):
             click.echo(f"{file.size:>11} {file.sha256[:12]} {path}")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 _PATH = click.Path(path_type=Path)
 _UNREACHABLE, _FAILED = 3, 1
 _ROLLBACK_S = 1200.0
-"""A board tests the previous version (600 s), watches it (130 s), restarts the present one if that fails (60 s
-for each call of systemd), and answers then."""
+"""Timeout of a rollback, s. A board starts the previous version (600 s at most) and watches it (130 s); if it
+fails, the board restarts the present version (60 s for each call of systemd). Only then it answers."""
 
 
 def _common(command: Callable[..., Any]) -> Callable[..., Any]:

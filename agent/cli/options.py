@@ -60,7 +60,9 @@ def _ws_path(context: click.Context, option: click.Parameter, text: str) -> str:
 
 def topic(context: click.Context, option: click.Parameter, text: str) -> str:
     """Check that a topic is not empty and has no wildcards."""
-    if not text or set(text) & set("+#\0"):
+    if not text:
+        raise click.BadParameter("is empty")
+    if set(text) & set("+#\0"):
         raise click.BadParameter(f"expected a topic without + and #, found {text!r}")
     return text
 

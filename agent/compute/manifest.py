@@ -223,7 +223,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return f"this model has sizes only: name one of {names}"
 
     def chain(self, name: str) -> tuple[Variant, ...]:
-        """Return the variants that run for this one, in order: those that it continues, and itself.
+        """Return a variant and all that have to run before it, in the order in which they run.
 
         Raises:
             ModelError: there is no such variant, or the chain is a circle.

@@ -97,8 +97,9 @@ class Rereadable:
 def load(path: Path, root: Path = Path("/"), *, accept_old_keys: bool = False) -> ConfigFile:
     """Read and validate a file, over the profile that it wants or that fits the board with this root folder.
 
-    With `accept_old_keys`, keys of earlier versions are read under their new names instead of refused. Values of
-    earlier versions always give way to the default: a bundle's migrations cannot tell them from others.
+    With `accept_old_keys`, keys of earlier versions are read under their new names instead of refused. A value
+    that only earlier versions allowed is always replaced by the default: a bundle's migrations rename keys, but
+    cannot change single values.
 
     Raises:
         ConfigError: it cannot be read, is not TOML, has an unknown key or a wrong value, or its profile does.

@@ -198,7 +198,7 @@ def _leaves(table: Table, at: Keys = ()) -> Iterator[Keys]:
 
 
 def _has(data: Any, keys: Keys) -> bool:
-    """Return True if a table has a value at this path, or in place of a table on the way to it."""
+    """Return True if the key at this path is set, or if a table above it is set to another value."""
     for key in keys:
         if not isinstance(data, dict):
             return True

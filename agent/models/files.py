@@ -90,6 +90,8 @@ ZOO = Path(__file__).parent / "zoo"
 _MODEL, _MANIFEST = ".tflite", ".toml"
 _LARGEST = 2 * 1024**3
 """Largest model, bytes: offsets inside a flatbuffer have 31 bits."""
+_LIKE = 0.6
+"""Least likeness of a name that is suggested, 0..1."""
 _MEMORY = Path("/proc/meminfo")
 _LARGEST_TEXT = 1024**2
 """Largest manifest or list of labels, bytes; ImageNet's 21,000 names take 500 kB."""
@@ -221,7 +223,7 @@ def _resolve(name_or_path: str) -> Path:
         return path
     names = bundled()
     if name_or_path not in names:
-        near = difflib.get_close_matches(name_or_path, names, 1, 0.5)
+        near = difflib.get_close_matches(name_or_path, names, 1, _LIKE)
         raise ModelError(
             f"no bundled model is called {name_or_path!r}"
             + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'};")
@@ -343,5 +345,5 @@ def _free_bytes() -> int:
 def _nearest(path: Path) -> str:
     if path.parent == ZOO:
         return ""
-    near = difflib.get_close_matches(path.stem, bundled(), 1, 0.5)
+    near = difflib.get_close_matches(path.stem, bundled(), 1, _LIKE)
     return f"; there is a bundled model {near[0]!r} (without a suffix)" if near else ""

@@ -20,7 +20,7 @@ from agent.text import has_variable, replace_variable
 
 log = logging.getLogger(__name__)
 DISK_ERRORS = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO)
-"""The disk is full, failing, or read-only, as an SD card becomes when it dies: not the user's mistake."""
+"""Errors of a full, failing or read-only disk, as a dying SD card becomes: the daemon then runs from memory."""
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _LOCK = "lock"
 _STATE_FILES = ("lock", "spool.*", "overrides.*", "verdicts/*.json")

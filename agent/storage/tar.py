@@ -186,7 +186,7 @@ def _member(block: bytes, at: int) -> Member:
         same = False
     if not same:
         kind = _KINDS.get(block[_KIND], "a damaged header, or one that another program wrote")
-        raise BundleError(f"at byte {at}: {kind}: only plain files may be in it")
+        raise BundleError(f"at byte {at}: expected a plain file; found {kind}")
     _check_name(info.name, at)
     return Member(info.name, info.size, at + BLOCK)
 
@@ -194,7 +194,7 @@ def _member(block: bytes, at: int) -> Member:
 def _check_name(name: str, at: int) -> None:
     parts = name.split("/")
     if not name.isprintable() or "\\" in name or any(part in ("", ".", "..") for part in parts):
-        raise BundleError(f"at byte {at}: {name[:200]!r}: a name that could lead elsewhere")
+        raise BundleError(f"at byte {at}: expected a path within the archive; found {name[:200]!r}")
 
 
 class ExpectedMember(Struct, frozen=True):

@@ -154,7 +154,7 @@ class Announcer:
     def _log_announced(self, count: int) -> None:
         removed, self._removed = len(self._gone.keys() - self._removed), set(self._gone)
         also = f", {removed} removed" if removed else ""
-        log.info("%s: %s for Home Assistant%s", self.topic, plural(count, "entity", "entities"), also)
+        log.info("%s: announced %s to Home Assistant%s", self.topic, plural(count, "entity", "entities"), also)
 
     def _log_left_out(self, made: Entities) -> None:
         for stream, labels in made.left_out.items():

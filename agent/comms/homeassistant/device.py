@@ -1,4 +1,7 @@
-"""Describes a device and its streams to Home Assistant, with names and ids of their entities."""
+"""Home Assistant's device: its topic, its name, and the parts of which ids and names are made.
+
+The entities and their names are in `agent.comms.homeassistant.discovery`.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Each connection has a paho client of its own and a clean session. So paho sends nothing again by itself: the
 queues send again what has not been acknowledged. The broker keeps no commands for a device that is away, and
-there is no setting for that: a command would be carried out days later, or after newer ones.
+there is no setting for that: a command would be carried out days later, or after newer ones. The pauses before
+the next connection are in `agent.comms.mqtt.publisher`.
 """
 
 from __future__ import annotations

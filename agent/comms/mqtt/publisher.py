@@ -1,7 +1,7 @@
-"""Keeps a connection to the broker for as long as the daemon lives, in a thread of its own.
+"""Publishes to a broker from a thread of its own, and connects again after each outage.
 
-Events come from the spool and are settled when the broker has acknowledged them; retained topics are kept in
-memory; samples are sent or dropped. Nothing here writes to a disk, and nothing here blocks its callers.
+Events come from the spool and are settled when the broker has acknowledged them. Retained topics are kept in
+memory. Samples are dropped if they cannot be sent now. No method but `stop` waits for the network or a disk.
 """
 
 from __future__ import annotations
@@ -32,18 +32,19 @@ from agent.errors import BrokerError, ConfigError
 log = logging.getLogger(__name__)
 
 _CLOCK_JUMP_S = 2.0
-"""Change of the clock by which it was set rather than slewed."""
+"""A larger change of the clock, s, means that it was set."""
 _TAKEN_OVER_PAUSES = 3
-"""Pauses that are skipped after another client took the connection over: it suffers from each attempt."""
+"""Steps by which the pause is longer after another client with the same id took the connection over: each attempt
+disconnects that client."""
 
 
 class _Retry(Struct, frozen=True):
     """When to connect again.
 
     Attributes:
-        at_once: without a pause.
-        is_away: the broker cannot be reached; one that refuses or ends the connection is left alone for longer.
-        by_clock: only the clock stands in the way.
+        at_once: connect without a pause.
+        is_away: the broker cannot be reached. Pauses are longer for one that refuses or ends the connection.
+        by_clock: certificates are not valid at the time that the clock shows: retry when the clock is set.
     """
 
     at_once: bool = False

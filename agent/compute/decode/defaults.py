@@ -331,13 +331,10 @@ def _add_input(keys: _Keys, spec: TensorSpec) -> None:
     try:
         guess = guess_input(decoder, spec)
     except ModelError:
-        if (
-            "output",
-            "decoder",
-        ) in keys.sources:  # guessed: the manifest does not say how to use the model
+        if ("output", "decoder") in keys.sources:  # guessed: the manifest does not say how to use the model
             raise
         return
-    source = "guessed: pixels as they are, which is what its integers are for"
+    source = "guessed: pixels unchanged, as an integer input expects"
     if spec.dtype.startswith("float"):
         source = f"usual for {decoder}"
     keys.put(("input", "mean"), guess.mean, source)

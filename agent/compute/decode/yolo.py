@@ -97,8 +97,10 @@ def _layout(context: DecoderContext, options: YoloOptions, shape: tuple[int, int
     labels = len(context.labels())
     for rows, columns in (shape, shape[::-1]):
         first = _first_class(rows, columns, cells, labels, options)
-        final = columns == 6 and rows < cells and first is None
-        if final if options.end_to_end is None else options.end_to_end and columns == 6:
+        is_end_to_end = columns == 6 and rows < cells and first is None
+        if options.end_to_end is not None:
+            is_end_to_end = options.end_to_end and columns == 6
+        if is_end_to_end:
             return Layout(rows != shape[0], rows, labels, 5, True)
         if first is not None and columns > first:
             return Layout((rows, columns) != shape, rows, columns - first, first, False)

@@ -269,13 +269,13 @@ class MotionGate:
         keep: Sequence[Box] = (),
         resting: Sequence[Box] = (),
     ) -> GateDecision:
-        """Decide on one picture.
+        """Decide whether to infer on one picture, and on which part of it.
 
         Args:
-            image: H×W×3 uint8, any size; a new size is learned anew.
+            image: H×W×3 uint8, any size; a picture of another size replaces the background.
             now_ns: capture time, ns of a monotonic clock.
-            watching: a track needs each picture: do not close.
-            check: a stationary track needs an inference: open for this picture.
+            watching: infer on every picture, because a moving track needs it.
+            check: infer on this picture, because a stationary track has to be confirmed.
             keep: boxes that a crop must hold besides moving regions.
             resting: boxes that a crop must hold only if something moves in them.
         """

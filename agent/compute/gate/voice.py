@@ -133,7 +133,14 @@ class VoiceGate:
     def __init__(
         self, config: GateConfig, rate_hz: int, high_hz: float = VOICE_HZ, *, judges: bool = True
     ) -> None:
-        """Start without a noise floor. Frequencies above `high_hz` do not open it; `judges` adds complexity."""
+        """Begin with an unknown noise level.
+
+        Args:
+            config: `[streams.NAME.gate]`.
+            rate_hz: of the samples.
+            high_hz: highest frequency that can open the gate.
+            judges: also estimate the complexity of the sound, which costs CPU time.
+        """
         self._config = config
         self._size = round(_BLOCK_S * rate_hz)
         self._window = np.hanning(self._size).astype(np.float32) / 32768.0

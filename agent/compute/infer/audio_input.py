@@ -133,7 +133,7 @@ class AudioInput:
         self._at = self._fresh = 0
 
     def keep_newest(self, keep: int) -> None:
-        """Replace every row but the newest `keep` by silence."""
+        """Replace all rows by silence, except the newest `keep`."""
         newest = self.newest.copy()
         newest[: max(0, self.rows - keep)] = self._floor
         self._ring[: self.rows] = self._ring[self.rows :] = newest

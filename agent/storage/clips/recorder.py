@@ -456,4 +456,4 @@ class Recorder:
         """Record why clips cannot be saved, and log it once."""
         if not self._trouble:
             self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
-            log.error("clips cannot be saved, and are dropped until they can: %s", why)
+            log.error("clips cannot be saved and are dropped: %s", why)

@@ -53,10 +53,10 @@ def _number_from_clock() -> int:
 class Watermark:
     """High-water mark: the highest number that may have been given out, in a small file beside the database.
 
-    While the database is sound, it knows the next number, and there are no gaps. When it is corrupt or gone, or
-    when numbers were given out while it could not be written, the next number is one above this mark: a gap,
-    which subscribers read as a possible loss, and never a number twice. Such a run moves the mark first. Where it
-    cannot, its numbers come from the clock, as in a folder without a mark.
+    A sound database knows the next number, and no gap arises. If the database is corrupt or gone, or if numbers
+    were given out while it could not be written, the next number is one above this mark. So no number is used
+    twice; the gap that may arise is a possible loss to subscribers. The mark is raised before such numbers are
+    given out. If it cannot be written, the numbers come from the clock, as in a folder without a mark.
 
     The file has a fixed length and is overwritten in place, which works on a full disk. Methods that write raise
     an OSError if the disk refuses.
@@ -253,7 +253,11 @@ class SpoolDisk:
             seq = max(known + 1, self._mark.after())
             if not self._is_claimed(seq):  # the next run would begin with it, too
                 seq = max(seq, _number_from_clock())
-            log.info("spool %s: not every number of the last run is known: going on with %d", self.path, seq)
+            log.info(
+                "spool %s: the numbers of this run begin at %d, above all that may have been used before",
+                self.path,
+                seq,
+            )
             return seq
         return _number_from_clock()  # a new card may be in the place of one that has counted up to anything
 

@@ -1,4 +1,7 @@
-"""State not yet on the spool's disk: new rows, acknowledged numbers, open tracks. Assigns the numbers."""
+"""State not yet on the spool's disk: new rows, acknowledged numbers, open tracks. Assigns the numbers.
+
+`MemoryRows` bounds the rows in memory to `spool_max_bytes`. `agent.storage.spool.table` bounds those on the disk.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,7 @@ class OpenTracks:
 
 
 class Commit(NamedTuple):
-    """Changes of one commit.
+    """The changes that one transaction writes.
 
     Attributes:
         insert: new rows, in order.
@@ -334,5 +337,5 @@ class PendingRows:
 
     @property
     def row_delta(self) -> int:
-        """How many more rows wait than the disk knows of; negative where more were settled than added."""
+        """Change of the number of undelivered rows by the next commit; negative: more were settled than added."""
         return len(self.rows) - len(self.settled) - len(self.deleted)

@@ -1,9 +1,9 @@
-"""The spool: events lie on the disk until the broker has them. Puts cost microseconds.
+"""The spool: keeps events on the disk until the broker has acknowledged them. A put takes microseconds.
 
-A put hands its event to the thread `spool-writer`, which commits what has come together in one transaction.
-With durability `event`, an event is synced before it may be sent; with `batch`, it may be sent at once and is
-committed some seconds later, without a sync. Events are sent in the order of their numbers. While the disk
-cannot be written they are kept in memory, under the same numbers, and are written when it is back.
+The thread `spool-writer` commits all waiting events in one transaction. With durability `event`, an event is
+synced before it may be sent; with `batch`, it may be sent at once and is committed some seconds later, without a
+sync. Events are sent in the order of their numbers. While the disk cannot be written, events stay in memory under
+their numbers; they are written when the disk works again.
 
 A put may carry a crash end: the `end` event of its track, which the next process publishes if this one dies while
 the track is open.
@@ -306,7 +306,7 @@ class Spool:
             self._disk.mark_stale()
 
     def _apply(self, config: StorageConfig) -> None:
-        # The disk first: numbers that only memory knows are reserved there before they are given out.
+        # Configure the disk first: with durability `batch` it reserves numbers before events get them.
         self._disk.configure(config, self._pending.given)
         with self._lock:
             self._pending.configure(config)

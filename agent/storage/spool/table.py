@@ -1,7 +1,7 @@
 """The spool's rows on disk: one SQLite file in WAL mode, written so that an SD card wears little.
 
-A commit appends the pages that it changes to a journal, which is folded into the file when it is full. So pages
-are small, as most commits change a few hundred bytes. Free space in the file is used again and never given back.
+A commit appends the pages that it changes to a journal, which is copied into the file when it is full. Pages are
+small, because most commits change a few hundred bytes. Free space in the file is used again and never given back.
 Deleted rows are overwritten only where their page is written anyway.
 
 Acknowledged rows stay as the history, for `vedette events`. They are deleted in pieces: to delete the oldest with
@@ -32,7 +32,7 @@ SIZE = "length(body) + length(CAST(topic AS BLOB))"
 _PAGE, _FRAME = 512, 24
 """Bytes of a page in a new file, and of its header in the journal."""
 _JOURNAL, _LEAST = 1 << 20, 1 << 16
-"""Bounds of the journal's size, bytes: it must not fill a small partition."""
+"""Largest and smallest size at which the journal is copied into the file, bytes. A small partition gets less."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS spool (
     seq INTEGER PRIMARY KEY, topic TEXT NOT NULL, body BLOB NOT NULL, put_at REAL NOT NULL,

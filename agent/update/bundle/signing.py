@@ -42,7 +42,7 @@ def fault(signers: Path, output: str) -> str:
     lines = content.split(b"\n")
     used = [line for line in lines if line.strip() and not line.strip().startswith(b"#")]
     if not used:
-        return f"{signers} has only comments: nobody may sign yet; add a line `{LINE}`"
+        return f"{signers} has only comments, so no signature is accepted; add a line `{LINE}`"
     wrong = {int(found["line"]): found["why"] for found in _WRONG.finditer(output)}
     if not wrong:
         return ""
@@ -146,7 +146,7 @@ def _check_files(bundle: Path, signature: Path, signers: Path) -> None:
     if signature.stat().st_size > _LARGEST:
         raise TrustError(f"{signature}: {signature.stat().st_size} bytes: too large for a signature")
     if not signers.exists() or not signers.stat().st_size:
-        raise TrustError(f"{signers}: missing or empty: nobody may sign yet; add a line `{LINE}`")
+        raise TrustError(f"{signers}: missing or empty, so no signature is accepted; add a line `{LINE}`")
 
 
 def _principals(bundle: Path, signature: Path, signers: Path) -> list[str]:

@@ -28,11 +28,11 @@ _IDLE = ("disabled", "ended")
 
 
 class Baseline(Struct, frozen=True):
-    """Health before the switch.
+    """Health of the daemon before an update switches, with which the trial is compared.
 
     Attributes:
-        streams: healthy ones, with the 95th percentile of their inference times, ms; None: unknown.
-        known: a daemon reported; if none did, every stream has to be healthy.
+        streams: the healthy streams, with the 95th percentile of their inference times, ms; None: unknown.
+        known: True if a daemon reported its health; else the trial needs every stream to be healthy.
     """
 
     streams: dict[str, float | None] = {}
@@ -69,7 +69,7 @@ class Observation(Struct, frozen=True):
     Attributes:
         health: None: the daemon does not run, or does not report.
         failures: times that the service has ended by itself since the trial began.
-        why: it ended last, such as `exit-code`.
+        why: reason of its last end, such as `exit-code`.
     """
 
     health: DaemonHealth | None

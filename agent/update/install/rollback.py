@@ -115,8 +115,8 @@ class Rollback:
         version = self._slots.proved_version(other)
         if not version:
             tried = self._slots.version(other)
-            what = f"version {tried}, which was never committed, and " if tried else ""
-            raise UpdateError(f"{self._slots.path(other)}: holds {what}no version to roll back to")
+            what = f"holds version {tried}, which was never committed" if tried else "holds no version"
+            raise UpdateError(f"{self._slots.path(other)}: {what}: no version to roll back to")
         home = self._slots.path(other)
         check_models(self._where, home, ModelSets(home).current)
         self._keep_config(other, version)

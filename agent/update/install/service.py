@@ -27,8 +27,8 @@ class ServiceState(Struct, frozen=True):
     Attributes:
         active: `active`, `activating`, `deactivating`, `failed`, `inactive` …
         restarts: automatic restarts by systemd since the last manual start.
-        why: it ended last, such as `exit-code`, `signal`, `watchdog`; `success`: it did not fail, or runs again.
-        waits: it ended by itself, and waits for its automatic restart.
+        why: reason of its last end, such as `exit-code`, `signal`, `watchdog`; `success`: no failure, or it runs.
+        waits: True if it has failed and systemd will restart it after a pause.
     """
 
     active: str = "inactive"
@@ -38,7 +38,7 @@ class ServiceState(Struct, frozen=True):
 
     @property
     def failures(self) -> int:
-        """Number of times that it ended by itself."""
+        """Failures since the last manual start: the restarts, and one that no restart has followed yet."""
         return self.restarts + (self.active == "failed" or self.waits)
 
     @property

@@ -54,7 +54,7 @@ def test_heat_is_logged_once_when_it_begins_and_once_when_it_is_over(caplog: pyt
     assert [(record.levelname, record.message) for record in caplog.records] == [
         (
             "WARNING",
-            "the board is at 75.5 °C (thermal.warn_c is 75): it may slow down; give it air, or less to do",
+            "the board is at 75.5 °C (thermal.warn_c is 75): it may slow down; cool it, or reduce its load",
         ),
         ("INFO", "the board is at 69.5 °C again, after 40 s"),
     ]

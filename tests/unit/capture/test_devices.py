@@ -156,7 +156,7 @@ def test_microphones_are_listed_with_rates_and_a_uri_to_paste(sound: FakeSound, 
 def test_without_microphones_it_is_said_what_may_be_wrong(sound: FakeSound, tmp_path: Path) -> None:
     sound.plugged = []
     sound.initialise()
-    assert found(tmp_path).missing == ["microphones: none: is one plugged in, or should a sound server run?"]
+    assert found(tmp_path).missing == [f"microphones: {portaudio.NOT_PLUGGED}"]
 
 
 def test_without_portaudio_cameras_are_listed_all_the_same(

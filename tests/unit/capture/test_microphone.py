@@ -183,7 +183,7 @@ def test_names_numbers_and_parts_of_names(sound: FakeSound) -> None:
 def test_without_any_microphone_it_is_said_what_may_be_wrong(sound: FakeSound) -> None:
     sound.plugged = []
     sound.initialise()
-    assert "expected a microphone default; found none" in refusal("mic:default")
+    assert "no microphone was found" in refusal("mic:default")
 
 
 def test_a_busy_microphone_is_named_with_what_to_look_at(sound: FakeSound) -> None:

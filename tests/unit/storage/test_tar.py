@@ -72,22 +72,22 @@ def test_what_was_written_is_unpacked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../three", "a/../../three", "a/..", "..", "a/./b", "./three", "a//b"])
 def test_path_traversal(tmp_path: Path, name: str) -> None:
-    refused(tmp_path, raw(name) + END, "a name that could lead elsewhere", {name: b"x"})
+    refused(tmp_path, raw(name) + END, "expected a path within the archive", {name: b"x"})
 
 
 @pytest.mark.parametrize("name", ["/etc/cron.d/evil", "//etc/x", "/"])
 def test_absolute_path(tmp_path: Path, name: str) -> None:
-    refused(tmp_path, raw(name) + END, "a name that could lead elsewhere|a damaged header", {name: b"x"})
+    refused(tmp_path, raw(name) + END, "expected a path within the archive|a damaged header", {name: b"x"})
 
 
 @pytest.mark.parametrize("name", ["a\\..\\three", "thr\x1b[2Jee", "three\n", ""])
 def test_a_name_that_is_no_name(tmp_path: Path, name: str) -> None:
-    refused(tmp_path, raw(name) + END, "a name that could lead elsewhere", {name: b"x"})
+    refused(tmp_path, raw(name) + END, "expected a path within the archive", {name: b"x"})
 
 
 @pytest.mark.parametrize("target", ["/etc/shadow", "../..", "a"])
 def test_symlink(tmp_path: Path, target: str) -> None:
-    refused(tmp_path, special(tarfile.SYMTYPE, target) + END, "a symbolic link: only plain files")
+    refused(tmp_path, special(tarfile.SYMTYPE, target) + END, "expected a plain file; found a symbolic link")
 
 
 def test_a_file_through_a_symlink_that_came_before_it(tmp_path: Path) -> None:

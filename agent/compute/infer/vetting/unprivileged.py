@@ -7,6 +7,7 @@ work, such as parsing a model's file; files that only root may read are read bef
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import os
@@ -76,16 +77,20 @@ def without_root(work: Callable[[], T], kind: Any, within_s: float = 300.0, mode
         VedetteError: as the work raises, of the same type.
         ModelError: the fork ended early or took too long, or its result is too large.
     """
+    global _no_python_for_others
     if not is_root() or _no_python_for_others:
         return work()
     if len(sys._current_frames()) > 1:  # a fork would inherit their locks and wait for ever
-        log.warning("model files are parsed as root: other threads run in this process")
+        _warn_as_root("other threads run in this process")
         return work()
     _import_all()
     sys.stdout.flush()
     written, status = _fork(work, within_s, _LARGEST + model_bytes)
     if status == _NO_PROGRAM:
-        _warn_as_root()
+        _no_python_for_others = True
+        _warn_as_root(
+            f"user {other_user()} may not run {sys.executable}; install Python where that user may read it"
+        )
         return work()
     result: T = _decode(written, status, kind)
     return result
@@ -110,15 +115,9 @@ def _fork(work: Callable[[], T], within_s: float, largest: int) -> tuple[bytes, 
     return written, status
 
 
-def _warn_as_root() -> None:
-    global _no_python_for_others
-    _no_python_for_others = True
-    log.warning(
-        "model files are parsed as root: user %s may not run %s; install Python and the environment where that "
-        "user may read them, such as /opt, or run this command as the user of the daemon",
-        other_user(),
-        sys.executable,
-    )
+@functools.cache  # once in a process
+def _warn_as_root(why: str) -> None:
+    log.warning("model files are parsed as root: %s", why)
 
 
 def other_user() -> str:

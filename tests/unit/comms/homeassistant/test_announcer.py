@@ -153,11 +153,11 @@ def test_a_removed_entity_is_logged_by_the_run_that_removes_it(
     left = replace(DEVICE, streams=(FRONT,))
     world.live(world.announcer(), left)
     (removed_by,) = [line for line in caplog.messages if "removed" in line]
-    assert re.fullmatch(r".*: \d+ entities for Home Assistant, \d+ removed", removed_by)
+    assert re.fullmatch(r".*: announced \d+ entities to Home Assistant, \d+ removed", removed_by)
     caplog.clear()
     (parts,) = world.live(world.announcer(), left)
     assert removed(parts), "Home Assistant may have been away: the message still removes them"
-    assert [line.endswith(" entities for Home Assistant") for line in caplog.messages] == [True]
+    assert [line.endswith(" entities to Home Assistant") for line in caplog.messages] == [True]
 
 
 def test_after_a_start_of_home_assistant_what_was_removed_is_left_out(world: World) -> None:

@@ -152,7 +152,7 @@ def test_a_board_that_trusts_nobody_says_how_to_begin(board: Board, content: str
     board.trusted[0].unlink()
     if content is not None:
         board.trusted[0].write_text(content)
-    board.refused(board.alice, "nobody may sign yet")
+    board.refused(board.alice, "no signature is accepted")
 
 
 def test_a_principal_that_looks_like_an_option_is_a_name(board: Board) -> None:
@@ -172,7 +172,10 @@ ANY_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI"
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        ("# ours\n\n  # theirs\n", "has only comments: nobody may sign yet; add a line `NAME ssh-ed25519"),
+        (
+            "# ours\n\n  # theirs\n",
+            "has only comments, so no signature is accepted; add a line `NAME ssh-ed25519",
+        ),
         (f"# ours\n{ANY_KEY}\n", r"allowed_signers:2: the NAME in front is missing: a line is `NAME ssh-ed25519"),
         (f"release {ANY_KEY}\n", r"allowed_signers:1: invalid key: a line is `NAME ssh-ed25519"),
         ("release\n", r"allowed_signers:1: (?:missing|invalid) key: a line is `NAME ssh-ed25519"),

@@ -227,8 +227,8 @@ def test_a_version_that_did_not_stay_is_none_to_go_back_to(board: Board, version
     assert board.apply(board.bundle(version, counter=3)).state in ("refused", "rolled_back")
     assert status(board.where).previous == ""
     tried = version != "2.0+golden"  # what was refused before its switch is not even kept
-    what = "which was never committed, and no" if tried else "slots/a: holds no"
-    with pytest.raises(UpdateError, match=f"{what} version to roll back to"):
+    what = "which was never committed" if tried else "slots/a: holds no version"
+    with pytest.raises(UpdateError, match=f"{what}: no version to roll back to"):
         board.go_back()
     assert board.runs == "1.5"
     board.check_sound()
