@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.command import command
 from agent.cli.demo_show import EmbeddedBroker
+from agent.comms.consumer.request import NoAnswerError
 from agent.errors import BrokerError
 from tests.support.doubles import person_model
 from tests.support.hostile import CONNACK_5, peer, read_packet, until_left
@@ -25,7 +26,14 @@ ACL = example_acl()
 
 
 def call(port: int, *words: str) -> Result:
-    return CliRunner().invoke(command, ["-H", HOST, "-p", str(port), *words], catch_exceptions=False)
+    """Run the verb; that the device does not answer becomes a line and an exit code, as in the program."""
+    done = CliRunner().invoke(command, ["-H", HOST, "-p", str(port), *words])
+    if isinstance(done.exception, NoAnswerError):
+        done.exit_code = done.exception.exit_code
+        done.output_bytes = f"vedette: {done.exception}\n".encode()
+    elif done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
 
 
 def assert_names(output: str, *facts: str) -> None:
