@@ -276,3 +276,26 @@ def test_a_program_that_ends_while_a_thread_is_in_native_code_is_not_aborted(
     )
     assert (done.returncode, done.stdout) == (code, "printed and flushed")
     assert done.stderr == told or (told is None and done.stderr.endswith("division or modulo by zero\n"))
+
+
+@pytest.mark.parametrize(
+    ("line", "fact", "other"),
+    [
+        ("bundle inspect nope", "nope", "signed"),
+        ("models inspect nope", "'nope'", "did you mean"),
+        ("cleanup --former-name", "is empty", "+ and #"),
+    ],
+)
+def test_an_error_says_only_what_concerns_it(tmp_path: Path, line: str, fact: str, other: str) -> None:
+    words = [*line.split(), *([""] if line.endswith("name") else [])]
+    done = subprocess.run(
+        [sys.executable, "-m", "agent", *words],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=60,
+    )
+    shown = (done.stdout + done.stderr).decode()
+    assert done.returncode
+    assert fact in shown
+    assert other not in shown
