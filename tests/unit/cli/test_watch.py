@@ -73,7 +73,7 @@ def test_a_message_is_one_line_of_json(kind: Kind, payload: bytes, body: object)
     ("option", "value", "why"),
     [
         ("--prefix", "#", "expected a topic"),
-        ("--prefix", "", "expected a topic"),
+        ("--prefix", "", "is empty"),
         ("--device", "a/b", "name of a device"),
         ("--device", "#", "expected a topic"),
     ],
