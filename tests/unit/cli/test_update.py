@@ -172,7 +172,7 @@ def test_who_is_going_back_is_not_told_to_end_that(board: Board) -> None:
 
 
 def test_nothing_to_go_back_to_is_told(board: Board) -> None:
-    assert "holds no version to roll back to" in failed("rollback")
+    assert "no version to roll back to" in failed("rollback")
 
 
 def test_two_at_once_are_refused(board: Board) -> None:
