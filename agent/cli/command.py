@@ -25,7 +25,7 @@ _VALUES = {
     "variant": "the name of a variant, auto or default",
     "record": "a time, such as 20s",
 }
-"""What follows a word, for the message that it is missing."""
+"""Value that a word needs, for the message that it is missing."""
 _PATIENCE_S, _DOCTOR_S = 10.0, 310.0
 _REFUSED = 1
 

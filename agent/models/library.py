@@ -51,6 +51,8 @@ _open: WeakValueDictionary[tuple[str, str, str], Model] = WeakValueDictionary()
 _completions: dict[str, tuple[str, dict[str, Any], Completed]] = {}
 """Cache by name or path, since reading takes long: sha256 of the file, its manifest, and the completed
 manifest."""
+_without_int4: set[str] = set()
+"""sha256 of files that have no weights to expand."""
 _of_old_keys: dict[str, list[str]] = {}
 """Remarks by name or path, for `log_guesses`."""
 
@@ -174,12 +176,13 @@ def look_up(
         vetting: see `open_model`.
     """
     file, stated = load_file(name_or_path)
+    sha256 = hashlib.sha256(file).hexdigest()
     with prefixed_errors(name_or_path):
-        content = expand_int4(file, installed_runtime())
+        content = _expand(file, sha256)
     if stated is not None:
         _check_signatures(stated, content)
         _of_old_keys[name_or_path] = _old_keys(stated)
-    sha256, keys = hashlib.sha256(file).hexdigest(), ({} if stated is None else stated.data)
+    keys = {} if stated is None else stated.data
     if "sha256" in keys and says_all(keys) and not thorough:
         completed = Completed(msgspec.convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
     else:
@@ -194,6 +197,16 @@ def look_up(
     if stated is not None:
         _check_options(stated, completed.manifest.output.decoder)
     return Known(content, sha256, len(file), stated, completed)
+
+
+def _expand(file: bytes, sha256: str) -> bytes:
+    """Expand INT4 weights, see `expand_int4`. A file without any is parsed for that only once."""
+    if sha256 in _without_int4:
+        return file
+    content = expand_int4(file, installed_runtime())
+    if content is file:
+        _without_int4.add(sha256)
+    return content
 
 
 @contextmanager

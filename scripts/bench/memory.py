@@ -54,9 +54,10 @@ def main() -> None:
         figures["bare_mb"] = bare_mb
         figures["beyond_bare_mb"] = figures["one_stream_mb"] - bare_mb
         figures["switched_off_beyond_bare_mb"] = figures["switched_off_mb"] - bare_mb
-        figures["four_streams_mb"] = steady(Path(folder), port, streams=4, seconds=seconds)
+        figures["four_streams_mb"] = steady(Path(folder), port, seconds, streams=4)
         figures["further_stream_mb"] = (figures["four_streams_mb"] - figures["one_stream_mb"]) / 3
         figures["hearing_mb"] = hearing(Path(folder), port, seconds)
+        print(f"4 streams: {figures['four_streams_mb']:.1f} MB; one of sound: {figures['hearing_mb']:.1f} MB")
         small = str(common.face_model(Path(folder)))
         figures["growth_mb"] = grown(Path(folder), port, small, frames)
     meets = all(figures[name] <= limit for name, (limit, _) in TARGETS.items())
@@ -93,32 +94,22 @@ def median_mb(process: psutil.Process, seconds: float) -> float:
     return statistics.median(samples)
 
 
-def steady(folder: Path, port: int, streams: int, seconds: float) -> float:
-    """Median resident set once the streams run, MB."""
-    daemon = common.daemon(folder, port, streams=streams)
+def steady(folder: Path, port: int, seconds: float, streams: int = 1, extra: str = "") -> float:
+    """Return the median resident set once the streams run, MB. `extra` is more of the configuration."""
+    daemon = common.daemon(folder, port, streams=streams, extra=extra)
     try:
         time.sleep(SETTLE_S)
-        median = median_mb(psutil.Process(daemon.pid), seconds)
+        return median_mb(psutil.Process(daemon.pid), seconds)
     finally:
         daemon.terminate()
         daemon.wait()
-    print(f"{streams} streams: {median:.1f} MB")
-    return median
 
 
 def hearing(folder: Path, port: int, seconds: float) -> float:
-    """Median resident set of a daemon that only hears: the packaged recording in a loop, small-speech, MB."""
+    """Return that of a daemon that only hears: the packaged recording in a loop, small-speech, MB."""
     source = f"wav:{common.CLIP.with_name('spoken.flac')}?pace=realtime&loop=1"
     stream = f'[streams.bench]\nsource = "{source}"\nmodel = "small-speech"'
-    daemon = common.daemon(folder, port, streams=0, extra=stream)
-    try:
-        time.sleep(SETTLE_S)
-        median = median_mb(psutil.Process(daemon.pid), seconds)
-    finally:
-        daemon.terminate()
-        daemon.wait()
-    print(f"1 stream of sound: {median:.1f} MB")
-    return median
+    return steady(folder, port, seconds, streams=0, extra=stream)
 
 
 def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, float]:

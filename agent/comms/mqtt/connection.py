@@ -112,7 +112,7 @@ class ConnectionTimings(Struct, frozen=True):
 
 
 TIMINGS = ConnectionTimings()
-"""What a device uses; tests use shorter ones."""
+"""Defaults, as devices use them."""
 
 _WINDOW = 20
 """Maximum number of messages that wait for their acknowledgement."""

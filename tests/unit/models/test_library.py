@@ -19,9 +19,10 @@ from agent.config import DecodeConfig, StreamConfig
 from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError
 from agent.models.files import ZOO
-from agent.models.library import open_model
+from agent.models.library import look_up, open_model
 from agent.types import WHOLE, Detection, Frame
 from tests.support.doubles import Kept, person_model
+from tests.support.int4_models import int4_model
 from tests.support.picture_models import COLOURS, Ending, Numbers, classifier, detector, picture
 from tests.support.sizes import sizes_model
 from tests.support.tflite_builder import constant_model, crashing_model
@@ -265,3 +266,14 @@ def test_an_error_in_a_manifest_names_file_line_and_key(tmp_path: Path, text: st
         open_model(str(path))
     assert str(caught.value).startswith(f"{path}:{line}: ")
     assert words in str(caught.value)
+
+
+def test_int4_weights_are_expanded_each_time_a_model_is_looked_up(tmp_path: Path) -> None:
+    path = tmp_path / "small.tflite"
+    path.write_bytes(int4_model("CONV_2D", np.ones((6, 3, 3, 4), np.int8), np.ones(6, np.float32), "int4"))
+    pixels, output = "mean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]", 'decoder = "segment"'
+    path.with_suffix(".toml").write_text(f"[input]\n{pixels}\n[output]\n{output}\n")
+    for _ in range(2):
+        known = look_up(str(path))
+        assert not read_modelfile(known.content).int4
+        assert known.size == path.stat().st_size < len(known.content)
