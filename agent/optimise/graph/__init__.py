@@ -1,0 +1,1 @@
+"""`.tflite` graphs in object form: read, written, rewritten, compared and built."""
