@@ -11,17 +11,18 @@ from __future__ import annotations
 import statistics
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import common
 import cv2
 import numpy as np
-from _coco import ARCHIVE, Picture, read
-from accuracy import ground_truth, int8_model, measure
+from accuracy import ARCHIVE, int8_model, measure
 from numpy.typing import NDArray
 
 from agent.compute.infer import image_input
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.data.layouts import FoundData, ObjectBoxes
 from agent.types import Array, Image
 
 Floats = NDArray[np.float64]
@@ -50,8 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     cv2.setNumThreads(1)
     figures = times(30 if args.quick else 200)
-    pictures = list(read(common.needed(args.data / ARCHIVE)))
-    figures |= detection(list(mosaics(pictures, 1 if args.quick else 6)))
+    pictures = read_examples(common.needed(args.data / ARCHIVE), int8_model())
+    figures |= detection(mosaics(pictures, 1 if args.quick else 6))
     figures |= classification(args.data)
     gains = {
         "castings_50_gain": figures["castings_50_ours"] - figures["castings_50_linear"],
@@ -80,42 +81,45 @@ def times(rounds: int) -> dict[str, float]:
     return figures
 
 
-def mosaics(pictures: list[Picture], rounds: int) -> Iterator[Picture]:
+def mosaics(pictures: Examples, rounds: int) -> FoundData:
     """Four pictures beside each other, each cut to 640×480 or less, in several orders."""
     random = np.random.default_rng(1)
+    found = []
     for _ in range(rounds):
         order = random.permutation(len(pictures)).tolist()
-        for first in range(0, len(order) - 3, 4):
-            yield mosaic([pictures[number] for number in order[first : first + 4]])
+        found += [mosaic(pictures, order[first : first + 4]) for first in range(0, len(order) - 3, 4)]
+    frames, objects = zip(*found, strict=True)
+    return FoundData(np.array(frames), "mosaics", objects=objects)
 
 
-def mosaic(four: list[Picture]) -> Picture:
-    """One frame of 1280×960 with their things."""
+def mosaic(pictures: Examples, four: list[int]) -> tuple[Image, ObjectBoxes]:
+    """One frame of 1280×960 in RGB with the objects of four pictures."""
     frame, classes, boxes = np.full((960, 1280, 3), 114, np.uint8), list[int](), []
-    for place, picture in enumerate(four):
-        height, width = picture.image.shape[:2]
+    for place, number in enumerate(four):
+        image, objects = pictures.picture(number), pictures.truth(number)
+        height, width = image.shape[:2]
         rows, columns = min(height, 480), min(width, 640)
         top, left = (height - rows) // 2, (width - columns) // 2
         y, x = place // 2 * 480, place % 2 * 640
-        frame[y : y + rows, x : x + columns] = picture.image[top : top + rows, left : left + columns]
-        for kind, (cx, cy, w, h) in zip(picture.classes, picture.boxes.tolist(), strict=True):
-            x0, x1 = np.clip([(cx - w / 2) * width - left, (cx + w / 2) * width - left], 0, columns)
-            y0, y1 = np.clip([(cy - h / 2) * height - top, (cy + h / 2) * height - top], 0, rows)
+        frame[y : y + rows, x : x + columns] = image[top : top + rows, left : left + columns, ::-1]
+        for kind, box in zip(objects.classes.tolist(), objects.boxes, strict=True):
+            x0, x1 = np.clip(box[[0, 2]] * width - left, 0, columns)
+            y0, y1 = np.clip(box[[1, 3]] * height - top, 0, rows)
             if min(x1 - x0, y1 - y0) >= 2:
                 classes.append(kind)
-                boxes.append(
-                    [(x + (x0 + x1) / 2) / 1280, (y + (y0 + y1) / 2) / 960, (x1 - x0) / 1280, (y1 - y0) / 960]
-                )
-    return Picture(frame, classes, np.array(boxes, np.float64).reshape(-1, 4))
+                boxes.append([(x + x0) / 1280, (y + y0) / 960, (x + x1) / 1280, (y + y1) / 960])
+    return frame, ObjectBoxes(np.array(classes, np.int64), np.array(boxes, np.float64).reshape(-1, 4))
 
 
-def detection(frames: list[Picture]) -> dict[str, float]:
+def detection(frames: FoundData) -> dict[str, float]:
     """AP of every variant of NanoDet by each way."""
-    truth, model, figures = ground_truth(frames), int8_model(), dict[str, float]()
+    model, figures = int8_model(), dict[str, float]()
     for name, way in WAYS.items():
         image_input.ImageInput._resize = by(way)  # type: ignore[assignment,method-assign]
         for variant in model.manifest.variants:
-            figures |= measure(f"{name}_{variant.name}", model, variant.name, frames, truth)
+            side = int(variant.name)
+            examples = Examples(frames, (side, side, 3), model.manifest.input, ARCHIVE)
+            figures |= measure(f"{name}_{variant.name}", model, variant.name, examples)
     return figures
 
 

@@ -1,0 +1,336 @@
+"""Examples from `--data`: pictures with classes or boxes, pictures alone, or arrays, as a model takes them.
+
+What lies at the path decides:
+
+- a folder with a sub-folder of pictures for each class;
+- a folder with `images/`, and `labels/` as YOLO writes them: for each picture a `.txt` of the same name with
+  lines `class x y width height`, where x and y are the centre, all as fractions; `classes.txt` may name the
+  classes, a line each. Without `labels/` the pictures have no labels;
+- a folder of pictures: no labels, for calibration and to compare two models;
+- a `.tar`, also compressed, of one of these: nothing is unpacked to disk;
+- a `.npz` with `x`, and with `y`, int [n], if there are classes, which `names` may name. `x` is uint8
+  [n, height, width, 3 or 1], pictures in RGB, or float32 [n, *shape], real values as the model's input takes
+  them.
+
+Pictures are decoded when they are asked for, and prepared by the same code as in the daemon.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.capture.source import check_size, header_size
+from agent.compute.infer.image_input import ImageInput, Placement
+from agent.compute.manifest import InputManifest, Model
+from agent.compute.tflite.model import TensorSpec
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ModelError, SourceError
+from agent.optimise.data.layouts import FoundData, ObjectBoxes, read_data
+from agent.text import plural
+from agent.types import Array, ChannelOrder, Image
+
+Kind = Literal["classes", "boxes", "none"]
+
+_FEWEST = 8
+_SHOWN = 5
+_PREVIEW = cv2.IMREAD_REDUCED_COLOR_8
+_BEYOND, _NARROW = 0.25, 0.05
+"""How far real values may lie outside the range that pixels have, and how little of it they may span, as shares
+of it."""
+
+
+class Examples:
+    """Inputs of a model, with their labels if they have any. Can be pickled. For one thread.
+
+    `read_examples` makes them.
+
+    Attributes:
+        kind: `classes`: one label each; `boxes`: objects in pictures; `none`: no labels.
+        shape: of one input without the batch, such as (height, width, channels).
+        labels: int64 [n] for `classes`, else None.
+        names: of the classes; empty: not known.
+        description: what was read from where, in a line.
+        remarks: doubts.
+    """
+
+    def __init__(
+        self,
+        content: FoundData,
+        shape: tuple[int, ...],
+        preparation: InputManifest,
+        path: str,
+        rows: NDArray[np.intp] | None = None,
+        *,
+        mirrored: bool = False,
+        remarks: tuple[str, ...] = (),
+    ) -> None:
+        self._content, self._preparation, self._path = content, preparation, path
+        self._rows = np.arange(len(content.pictures)) if rows is None else rows
+        self._mirrored = mirrored
+        self._inputs: dict[TensorSpec, ImageInput] = {}
+        self.shape, self.names, self.remarks = shape, content.names, remarks
+        self.kind: Kind = "classes" if content.classes is not None else "boxes" if content.objects else "none"
+        self.labels = None if content.classes is None else content.classes[self._rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_inputs": {}}
+
+    @property
+    def description(self) -> str:
+        return f"{self._path}: {plural(len(self), 'example')}, {self._content.words}"
+
+    def batch(self, indices: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
+        """Return real values as the model's float input takes them, float32 [b, *shape].
+
+        Raises:
+            ModelError: a picture cannot be read any more.
+        """
+        spec = TensorSpec("input", (1, *self.shape), "float32")
+        found = np.empty((len(indices), *self.shape), np.float32)
+        for row, index in zip(found, indices, strict=True):
+            self.fill(int(index), spec, row[None])
+        return found
+
+    def fill(self, index: int, spec: TensorSpec, tensor: Array) -> Placement:
+        """Write an example into a view of an input tensor, [1, *shape], as the daemon does.
+
+        Returns:
+            The place of the model's picture in the example's.
+
+        Raises:
+            ModelError: the picture cannot be read, or the tensor takes none.
+        """
+        pictures, row = self._content.pictures, self._rows[index]
+        if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
+            values = pictures[row]
+            _store(values[:, ::-1] if self._mirrored and values.ndim == 3 else values, spec, tensor)
+            return Placement()
+        order: ChannelOrder = "bgr" if isinstance(pictures, tuple) else "rgb"
+        if spec not in self._inputs:
+            self._inputs[spec] = ImageInput(spec, self._preparation)
+        return self._inputs[spec].fill(tensor, self.picture(index), order)
+
+    def picture(self, index: int) -> Image:
+        """Return a picture as it was found, H×W×3 uint8: BGR from a file, RGB from an array.
+
+        Raises:
+            ModelError: it cannot be read, or the example is no picture.
+        """
+        pictures, row = self._content.pictures, self._rows[index]
+        if not isinstance(pictures, np.ndarray):
+            name, file = pictures[row]
+            found = _decode(file.read(), f"{self._path}: {name}")
+        elif pictures.dtype != np.uint8:
+            raise ModelError(f"{self._path}: `x` holds real values, where pictures are needed: uint8")
+        else:
+            found = pictures[row] if pictures.shape[-1] == 3 else np.repeat(pictures[row], 3, axis=-1)
+        return np.ascontiguousarray(found[:, ::-1]) if self._mirrored else found
+
+    def truth(self, index: int) -> ObjectBoxes:
+        """Return the objects in a picture. Raises ModelError if the examples have no boxes."""
+        if self._content.objects is None:
+            raise ModelError(f"{self._path}: has no boxes: they are read from `labels/*.txt` beside `images/`")
+        found: ObjectBoxes = self._content.objects[self._rows[index]]
+        if not self._mirrored:
+            return found
+        boxes = found.boxes.copy()
+        boxes[:, [0, 2]] = 1.0 - found.boxes[:, [2, 0]]
+        return ObjectBoxes(found.classes, boxes)
+
+    def take(self, indices: Sequence[int] | NDArray[Any]) -> Examples:
+        """Return some of the examples, in this order. They share what is in memory."""
+        return self._changed(self._rows[np.asarray(indices, np.intp)], mirrored=self._mirrored)
+
+    def mirrored(self) -> Examples:
+        """Return the examples with left and right exchanged."""
+        return self._changed(self._rows, mirrored=not self._mirrored)
+
+    def _changed(self, rows: NDArray[np.intp], *, mirrored: bool) -> Examples:
+        return Examples(
+            self._content,
+            self.shape,
+            self._preparation,
+            self._path,
+            rows,
+            mirrored=mirrored,
+            remarks=self.remarks,
+        )
+
+    def check(self, spec: TensorSpec) -> None:
+        """Check that each example fits an input tensor and can be read.
+
+        Raises:
+            ModelError: names the first that cannot be used.
+        """
+        pictures = self._content.pictures
+        if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
+            self._check_values(pictures, spec)
+            return
+        ImageInput(spec, self._preparation)
+        if not isinstance(pictures, np.ndarray):
+            for row in self._rows:
+                name, file = pictures[row]
+                _decode(file.read(), f"{self._path}: {name}", _PREVIEW)
+
+    def _check_values(self, values: Array, spec: TensorSpec) -> None:
+        """Check the shape of real values, and their range against that which the manifest makes of pixels."""
+        if values.shape[1:] != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise ModelError(f"{self._path}: `x` is {list(values.shape)}; input {spec} needs [n, {expected}]")
+        least, most = float(values.min()), float(values.max())
+        if not np.isfinite(least + most):
+            raise ModelError(f"{self._path}: `x` has values that are not finite")
+        if len(self.shape) != 3 or self.shape[2] not in (1, 3):
+            return
+        low, high = _pixel_range(self._preparation)
+        span = high - low
+        if least < low - _BEYOND * span or most > high + _BEYOND * span or most - least < _NARROW * span:
+            raise ModelError(
+                f"{self._path}: `x` has values from {least:.4g} to {most:.4g}; with the manifest's [input] mean "
+                f"and std, pixels lie within {low:.4g} to {high:.4g}: correct the manifest, or the values"
+            )
+
+
+def _pixel_range(preparation: InputManifest) -> tuple[float, float]:
+    mean, std = np.array(preparation.mean), np.array(preparation.std)
+    return float((-mean / std).min()), float(((255 - mean) / std).max())
+
+
+def _store(values: Array, spec: TensorSpec, tensor: Array) -> None:
+    """Write real values into a tensor of any numbers."""
+    if not spec.quantised:
+        np.copyto(tensor[0], values, casting="same_kind")
+        return
+    limits = np.iinfo(spec.dtype)
+    stored = np.rint(values.astype(np.float64) / spec.scale) + spec.zero_point
+    np.copyto(tensor[0], np.clip(stored, limits.min, limits.max), casting="unsafe")
+
+
+def _decode(content: bytes, shown: str, how: int = cv2.IMREAD_COLOR) -> Image:
+    try:
+        check_size(shown, *(header_size(content) or (0, 0)))
+        found = cv2.imdecode(np.frombuffer(content, np.uint8), how) if content else None
+    except SourceError as error:
+        raise ModelError(str(error)) from None
+    except cv2.error:
+        found = None
+    if found is None:
+        raise ModelError(f"{shown}: cannot be decoded as a picture: remove it, or save it again")
+    return np.asarray(found, np.uint8)
+
+
+def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | None = None) -> Examples:
+    """Read the examples for a model.
+
+    All that can be wrong is checked now, each picture too, so that no later step stops at it.
+
+    Args:
+        path: see the module.
+        model: what takes them; its manifest prepares pictures and names the classes.
+        variant: of the model; empty: its first.
+        limit: use so many, chosen by a fixed rule; None: all.
+
+    Raises:
+        ModelError: there are too few, they do not fit the model, a label or a picture cannot be used, or a class
+            has no example. The message names the first file.
+    """
+    inputs, outputs = read_modelfile(model.content).ends(model.manifest.chain(variant)[0].signature)
+    if len(inputs) != 1 or min(inputs[0].shape, default=0) < 1:
+        found = ", ".join(map(str, inputs)) or "none"
+        raise ModelError(f"{model.path}: examples need a model with one input of fixed shape; found {found}")
+    content = read_data(path)
+    if model.manifest.audio is not None and content.has_pictures:
+        raise ModelError(
+            f"{path}: holds pictures, and {model.path} takes sound: give real values, a .npz with `x`"
+        )
+    if len(content.pictures) < _FEWEST:
+        found = plural(len(content.pictures), "example")
+        raise ModelError(f"{path}: {found}; expected at least {_FEWEST}")
+    content, remarks = _matched(content, path, model, outputs)
+    examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), remarks=remarks)
+    if limit is not None and limit < len(examples):
+        chosen = np.random.default_rng(0).permutation(len(examples))[: max(limit, _FEWEST)]
+        examples = examples.take(np.sort(chosen))
+    examples.check(inputs[0])
+    return examples
+
+
+def _matched(
+    content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]
+) -> tuple[FoundData, tuple[str, ...]]:
+    """Give classes the numbers that the model has for them; return doubts, too."""
+    labels, names = model.manifest.output.labels, content.names
+    numbered = bool(names) and all(name.isdecimal() for name in names)
+    numbers = _numbers(names, labels, path) if names and (labels or numbered) else None
+    count = len(labels) or (0 if content.objects else _classes_of(outputs))
+    convert = _converter(numbers, count, len(names))
+    names = labels or (names if numbers is None else ())
+    if content.classes is not None:
+        classes = convert(content.classes, str(path))
+        return replace(content, classes=classes, names=names), tuple(_unseen(classes, count, path))
+    objects = tuple(
+        ObjectBoxes(convert(one.classes, place), one.boxes)
+        for one, place in zip(content.objects or (), content.places, strict=True)
+    )
+    return replace(content, objects=objects or None, names=names), ()
+
+
+def _classes_of(outputs: Sequence[TensorSpec]) -> int:
+    """Return the number of scores of a classifier; 0: not known."""
+    return outputs[0].shape[-1] if len(outputs) == 1 and len(outputs[0].shape) in (2, 4) else 0
+
+
+def _unseen(classes: NDArray[np.int64], count: int, path: Path) -> Iterator[str]:
+    if (unseen := count - len(np.unique(classes))) > 0:
+        yield f"{path}: {unseen} of the model's {count} classes have no example"
+
+
+def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:
+    """Return the model's number of each class by its name, or by the name as a number.
+
+    Raises:
+        ModelError: the model knows no such class.
+    """
+    known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
+    unknown = [name for name in names if _folded(name) not in known]
+    if not unknown:
+        return np.array([known[_folded(name)] for name in names], np.int64)
+    if all(name.isdecimal() for name in names):
+        return np.array([int(name) for name in names], np.int64)
+    others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+    near = difflib.get_close_matches(unknown[0], labels, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(map(repr, labels[:_SHOWN]))} …"
+    raise ModelError(f"{path}: the model has no class {unknown[0]!r}{others}; {hint}")
+
+
+def _folded(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ").strip()
+
+
+def _converter(
+    numbers: NDArray[np.int64] | None, count: int, named: int
+) -> Callable[[NDArray[np.int64], str], NDArray[np.int64]]:
+    """Return a function that converts the data's class numbers to the model's, and checks them."""
+
+    def convert(classes: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+        known = named or count
+        if len(classes) and known and not 0 <= classes.min() <= classes.max() < known:
+            wrong = classes[(classes < 0) | (classes >= known)][0]
+            raise ModelError(f"{where}: class {wrong} is out of range: expected 0 to {known - 1}")
+        found = classes if numbers is None else numbers[classes]
+        if len(found) and count and found.max() >= count:
+            raise ModelError(f"{where}: class {found.max()} is out of range: the model has {count} classes")
+        return found
+
+    return convert

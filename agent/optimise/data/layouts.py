@@ -1,0 +1,288 @@
+"""What lies at a path of examples: pictures in folders or archives with their labels, and arrays.
+
+Content is untrusted: no name in an archive is used as a path, and nothing is unpacked to disk.
+"""
+
+from __future__ import annotations
+
+import lzma
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from agent.capture.images import SUFFIXES
+from agent.errors import ModelError, reason_of
+from agent.text import plural
+from agent.types import Array
+
+_IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
+_IN_MEMORY = 2 * 1024**3
+"""Most bytes of a compressed archive's files, which are kept in memory."""
+_ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
+_DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
+"""Errors that a damaged archive raises."""
+
+
+class ObjectBoxes(NamedTuple):
+    """Objects in one picture.
+
+    Attributes:
+        classes: numbers, int64 [m].
+        boxes: (x0, y0, x1, y1) as fractions of the picture, float64 [m, 4].
+    """
+
+    classes: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+
+
+class DataFile(Struct, frozen=True):
+    """A file in a folder or in an archive.
+
+    Attributes:
+        path: of the file or of the archive.
+        offset: where it begins in the archive, bytes.
+        size: bytes; -1: to the end.
+        content: of a file in a compressed archive.
+    """
+
+    path: Path
+    offset: int = 0
+    size: int = -1
+    content: bytes | None = None
+
+    def read(self) -> bytes:
+        """Return the content. Raises ModelError if it cannot be read."""
+        if self.content is not None:
+            return self.content
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                return file.read(self.size)
+        except OSError as error:
+            raise ModelError(f"{self.path}: cannot be read: {reason_of(error)}") from None
+
+
+_Files = dict[str, DataFile]
+"""By name relative to the top, with forward slashes, sorted."""
+
+
+class FoundData(Struct, frozen=True):
+    """What was found, before it is matched with a model.
+
+    Attributes:
+        pictures: files by name, or an array: see the module.
+        words: what it is, for messages.
+        classes: number of each example among `names`; None: there are no classes.
+        objects: of each example, numbers among `names`; None: there are no boxes.
+        names: of the classes; empty: not known.
+        places: where each class number of `objects` was found.
+    """
+
+    pictures: tuple[tuple[str, DataFile], ...] | Array
+    words: str
+    classes: NDArray[np.int64] | None = None
+    objects: tuple[ObjectBoxes, ...] | None = None
+    names: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
+
+    @property
+    def has_pictures(self) -> bool:
+        """True for pictures, False for real values."""
+        return isinstance(self.pictures, tuple) or self.pictures.dtype == np.uint8
+
+
+def read_data(path: Path) -> FoundData:
+    """Read what lies at a path, see `agent.optimise.data`.
+
+    Raises:
+        ModelError: there is no such path, nothing that can be used in it, or a label is wrong.
+    """
+    if path.suffix == ".npz":
+        return _read_arrays(path)
+    files = _without_top(dict(sorted(_list(path))))
+    pictures = {name: file for name, file in files.items() if _is_picture(name)}
+    if not pictures:
+        kinds = ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+        raise ModelError(f"{path}: no pictures ({kinds}) in it")
+    tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
+    if _IMAGES in tops:
+        return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
+    if tops == {""}:
+        return FoundData(tuple(pictures.items()), "pictures without labels")
+    if "" in tops:
+        loose = next(name for name in pictures if "/" not in name)
+        raise ModelError(f"{path}: {loose} lies beside sub-folders of pictures: move it into that of its class")
+    return _read_folders(path, files, pictures)
+
+
+def _top(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def _is_picture(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _list(path: Path) -> Iterator[tuple[str, DataFile]]:
+    """Yield files and, with a slash at the end, folders. Hidden ones do not count."""
+    if path.is_dir():
+        for found in path.rglob("*"):
+            name = found.relative_to(path).as_posix()
+            if not _is_hidden(name):
+                yield f"{name}/" if found.is_dir() else name, DataFile(found)
+    elif path.name.endswith(_ARCHIVES):
+        yield from _list_archive(path)
+    else:
+        what = "is of no known kind" if path.exists() else "there is no such file or folder"
+        raise ModelError(f"{path}: {what}; expected a folder, a .tar or a .npz of examples")
+
+
+def _list_archive(path: Path) -> Iterator[tuple[str, DataFile]]:
+    """Yield the members of an archive. Links and devices are left out."""
+    try:
+        compressed, kept = _is_compressed(path), 0
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = member.name.removeprefix("./").strip("/")
+                if member.isdir() and not _is_hidden(name):
+                    yield f"{name}/", DataFile(path)
+                elif member.isfile() and not _is_hidden(name):
+                    kept += member.size if compressed else 0
+                    if kept > _IN_MEMORY:
+                        raise ModelError(f"{path}: more than 2 GB of content: unpack it, and give the folder")
+                    yield name, _member(path, archive, member, compressed=compressed)
+    except _DAMAGED as error:
+        raise ModelError(f"{path}: cannot be read as an archive: {error}") from None
+
+
+def _is_compressed(path: Path) -> bool:
+    """Return True for an archive whose members have no place in the file."""
+    try:
+        with tarfile.open(path, "r:"):
+            return False
+    except tarfile.ReadError:
+        return True
+
+
+def _member(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo, *, compressed: bool) -> DataFile:
+    if not compressed:
+        return DataFile(path, member.offset_data, member.size)
+    stream = archive.extractfile(member)
+    return DataFile(path, content=stream.read() if stream else b"")
+
+
+def _is_hidden(name: str) -> bool:
+    return not name or any(part.startswith(".") for part in name.split("/"))
+
+
+def _without_top(files: _Files) -> _Files:
+    """Leave out a folder that everything is in, if sub-folders are in it, too."""
+    tops = {_top(name) for name in files}
+    if len(tops) != 1 or tops == {_IMAGES}:
+        return files
+    inner = {name.partition("/")[2]: file for name, file in files.items() if name.partition("/")[2]}
+    return _without_top(inner) if any("/" in name for name in inner) else files
+
+
+def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
+    names = tuple(sorted({_top(name) for name in files if "/" in name}))
+    classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
+    counts = np.bincount(classes, minlength=len(names))
+    if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
+        raise ModelError(f"{path}: no picture in {', '.join(empty)}: each sub-folder is a class")
+    words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
+    return FoundData(tuple(pictures.items()), words, classes, names=names)
+
+
+def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
+    texts = {name: file for name, file in files.items() if _top(name) == _LABELS and name.endswith(".txt")}
+    texts.pop(f"{_LABELS}/{_CLASSES}", None)
+    if not texts:
+        return FoundData(tuple(pictures.items()), "pictures without labels")
+    stems = {_label_name(name) for name in pictures}
+    if lost := [name for name in texts if name not in stems]:
+        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
+        raise ModelError(f"{path}: {lost[0]} has no picture in {_IMAGES}/{more}")
+    shown = [f"{path}: {_label_name(name)}" for name in pictures]
+    objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]
+    if not any(len(one.classes) for one in objects):
+        raise ModelError(f"{path}: not one box in {plural(len(texts), 'file')} of {_LABELS}/")
+    names = _class_names(path, files)
+    words = f"with {sum(len(one.classes) for one in objects)} boxes from {_LABELS}/*.txt"
+    return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=tuple(shown))
+
+
+def _label_name(picture: str) -> str:
+    return f"{_LABELS}{PurePosixPath(picture).with_suffix('.txt').as_posix().removeprefix(_IMAGES)}"
+
+
+def _class_names(path: Path, files: _Files) -> tuple[str, ...]:
+    found = files.get(_CLASSES) or files.get(f"{_LABELS}/{_CLASSES}")
+    try:
+        lines = found.read().decode("utf-8-sig").rstrip().splitlines() if found else []
+    except UnicodeDecodeError:
+        raise ModelError(f"{path}: {_CLASSES} is not UTF-8") from None
+    return tuple(line.strip() for line in lines)
+
+
+def _objects(file: DataFile | None, shown: str) -> ObjectBoxes:
+    rows = []
+    for number, line in enumerate(file.read().decode(errors="replace").splitlines() if file else (), 1):
+        if words := line.split():
+            rows.append(_object(words, f"{shown}:{number}"))
+    values = np.array(rows, np.float64).reshape(-1, 5)
+    centres, halves = values[:, 1:3], values[:, 3:5] / 2
+    boxes = np.concatenate((centres - halves, centres + halves), axis=1)
+    return ObjectBoxes(values[:, 0].astype(np.int64), boxes)
+
+
+def _object(words: list[str], where: str) -> list[float]:
+    try:
+        values = [float(word) for word in words]
+    except ValueError:
+        values = []
+    if len(values) != 5 or not all(0 <= value <= 1.001 for value in values[1:]) or values[0] != int(values[0]):
+        found = " ".join(words)[:60]
+        raise ModelError(f"{where}: expected `class x y width height`, the last four as fractions; found {found}")
+    return values
+
+
+def _read_arrays(path: Path) -> FoundData:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in ("x", "y", "names") if name in arrays.files}
+            others = ", ".join(arrays.files)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
+        raise ModelError(f"{path}: cannot be read as a .npz of numbers: {error}") from None
+    if "x" not in found:
+        raise ModelError(f"{path}: no array `x` in it; it has: {others or 'nothing'}")
+    values = _checked_values(path, found["x"])
+    names = tuple(map(str, found["names"].ravel())) if "names" in found else ()
+    words = "pictures" if values.dtype == np.uint8 else "real values"
+    if "y" not in found:
+        return FoundData(values, f"{words} without labels", names=names)
+    labels = found["y"]
+    if labels.dtype.kind not in "iu" or labels.shape != (len(values),):
+        shape = list(labels.shape)
+        raise ModelError(f"{path}: `y` is {labels.dtype} {shape}; expected whole numbers, [{len(values)}]")
+    classes = labels.astype(np.int64)
+    words += f" of {plural(len(np.unique(classes)), 'class', 'classes')}"
+    return FoundData(values, words, classes, names=names)
+
+
+def _checked_values(path: Path, values: Array) -> Array:
+    if values.dtype == np.uint8 and values.ndim == 3:
+        values = values[..., None]
+    if values.dtype == np.uint8 and (values.ndim != 4 or values.shape[3] not in (1, 3)):
+        shape = list(values.shape)
+        raise ModelError(f"{path}: `x` is uint8 {shape}; expected pictures, [n, height, width, 3 or 1]")
+    if values.dtype != np.uint8 and values.dtype.kind != "f":
+        raise ModelError(f"{path}: `x` is {values.dtype}; expected uint8, pictures, or float32, real values")
+    return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)

@@ -1,0 +1,358 @@
+"""Score a `.tflite` on examples, through the runtime, the input and the decoders of the daemon.
+
+- Examples with classes: share of inputs whose largest score is that of the right class, with Wilson's interval
+  (Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927).
+- Examples with boxes: COCO's average precision, IoU .50:.95, by `pycocotools`, of the extra `[optimise]`.
+- Examples without labels: agreement with a reference file, or for models that are no classifiers its error.
+
+Slow INT4 weights are expanded as the daemon expands them. A file runs in another process before it runs in this
+one, which it could crash.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.compute.decode.decoder import Labels, assign_scores, build_decoder
+from agent.compute.infer.backends import open_for_command
+from agent.compute.infer.choice import golden_inputs
+from agent.compute.infer.image_input import Placement
+from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions
+from agent.compute.manifest import Manifest, Model
+from agent.compute.tflite.expand import expand_int4
+from agent.config import DecodeConfig
+from agent.errors import ModelError
+from agent.models.library import installed_runtime
+from agent.optimise.data import Examples
+from agent.types import Array, Detection
+
+Progress = Callable[[int], None]
+"""Called with the number of examples that are done."""
+Metric = Literal["top-1", "AP", "agreement", "fidelity"]
+
+_EVERY = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
+"""What COCO's measure needs: weak detections, too."""
+_HINTS = ("score", "prob", "class", "softmax", "logit")
+_Z = 1.959964
+"""Standard deviations of a normal distribution that hold 95 % of it."""
+_UNITS = 1000.0
+"""Width and height of every picture for COCO, whose boxes are in pixels, but whose IoU does not depend on it."""
+_TURN_S = 0.02
+"""Time for a model in each round, s."""
+
+
+class Score(Struct, frozen=True):
+    """How good a model is on examples.
+
+    Attributes:
+        metric: `top-1`: share of right classes; `AP`: COCO's average precision; `agreement`: share of inputs that
+            a classifier gives the same class as the reference does; `fidelity`: 1 - `error`, of other models.
+        value: 0..1.
+        count: number of examples.
+        interval: in which the value lies with 95 % probability; None: not known.
+        details: other figures by name: `AP50`; or `error`: root mean square of the difference from the reference
+            as a share of its outputs' standard deviation, of the worst output.
+        right: for each example, if the metric is a share of them.
+    """
+
+    metric: Metric
+    value: float
+    count: int
+    interval: tuple[float, float] | None = None
+    details: dict[str, float] = {}
+    right: tuple[bool, ...] = ()
+
+    def __str__(self) -> str:
+        span = f" ({self.interval[0]:.2%} to {self.interval[1]:.2%})" if self.interval else ""
+        return f"{self.metric} {self.value:.2%}{span} on {self.count} examples"
+
+
+class ScoreChange(Struct, frozen=True):
+    """Change from one model's score to another's on the same examples, and its interval of 95 %, if known."""
+
+    value: float
+    interval: tuple[float, float] | None
+
+
+def score(
+    content: bytes,
+    examples: Examples,
+    manifest: Manifest,
+    *,
+    reference: bytes = b"",
+    variant: str = "",
+    threads: int = 1,
+    progress: Progress = lambda _: None,
+) -> Score:
+    """Score a model file.
+
+    Args:
+        content: a `.tflite` file in float32, INT8 or INT4, with float or integer input.
+        examples: what it is scored on.
+        manifest: of the model.
+        reference: another file, needed for examples without labels.
+        variant: of the model; empty: the manifest's first.
+        threads: of the CPU.
+        progress: see `Progress`.
+
+    Raises:
+        ModelError: a file cannot be run, or does not fit the examples or the manifest; there is no reference;
+            or `pycocotools` is missing.
+    """
+    if not len(examples):
+        raise ModelError("there are no examples to score a model on")
+    if examples.kind == "none":
+        if not reference:
+            raise ModelError("examples without labels need a reference model, whose outputs are compared")
+        return _agreement(content, reference, examples, manifest, variant, threads, progress)
+    with open_content(content, manifest, variant, threads) as session:
+        if examples.kind == "boxes":
+            return _average_precision(session, examples, manifest, progress)
+        return _top_1(session, examples, progress)
+
+
+def change(before: Score, after: Score) -> ScoreChange:
+    """Compare two scores on the same examples.
+
+    The interval is that of paired shares (McNemar, Psychometrika 1947): only examples on which the two differ
+    count, so that it is far narrower than those of the two scores.
+    """
+    value = after.value - before.value
+    if not before.right or len(before.right) != len(after.right):
+        return ScoreChange(value, None)
+    one, other = np.array(before.right), np.array(after.right)
+    gained, lost = float((other & ~one).sum()), float((one & ~other).sum())
+    # With no difference at all, one example might still have differed.
+    spread = math.sqrt(max(gained + lost - (gained - lost) ** 2 / len(one), 1.0)) / len(one)
+    return ScoreChange(value, (value - _Z * spread, value + _Z * spread))
+
+
+@contextmanager
+def open_content(content: bytes, manifest: Manifest, variant: str = "", threads: int = 1) -> Iterator[Session]:
+    """Open a model file on the CPU, as the daemon does.
+
+    Raises:
+        ModelError: it is damaged, crashes the runtime, or cannot run.
+    """
+    name = manifest.name or "model"
+    sha256 = hashlib.sha256(content).hexdigest()
+    model = Model(expand_int4(content, installed_runtime()), sha256, replace(manifest, sha256=sha256), name)
+    session = open_for_command(model, CPU, SessionOptions(variant=variant, threads=threads))
+    with closing(session):
+        if len(session.inputs) != 1:
+            raise ModelError(f"{name}: has {len(session.inputs)} inputs; a model with one can be scored")
+        yield session
+
+
+def outputs_of(session: Session, examples: Examples) -> Iterator[list[Array]]:
+    """Yield the outputs for each example, dequantised copies in the order of `session.outputs`."""
+    for _ in _run(session, examples):
+        yield [np.array(spec.real(session.output(at))) for at, spec in enumerate(session.outputs)]
+
+
+def _run(session: Session, examples: Examples) -> Iterator[Placement]:
+    """Run each example; yield the place of the model's picture in it while the outputs are there."""
+    spec = session.inputs[0]
+    if spec.shape[1:] != examples.shape:
+        found, expected = list(spec.shape), list(examples.shape)
+        raise ModelError(f"the model's input is {found}, and the examples were read for [1, *{expected}]")
+    for index in range(len(examples)):
+        placement = examples.fill(index, spec, session.input(0))
+        session.invoke()
+        yield placement
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Return the interval of 95 % of a share, 0..1."""
+    share, square = right / count, _Z * _Z
+    centre = (share + square / (2 * count)) / (1 + square / count)
+    half = _Z * math.sqrt(share * (1 - share) / count + square / (4 * count * count)) / (1 + square / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _share(metric: Metric, right: NDArray[np.bool_], **details: float) -> Score:
+    hits = int(right.sum())
+    interval = wilson(hits, len(right))
+    return Score(metric, hits / len(right), len(right), interval, details, tuple(map(bool, right)))
+
+
+def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
+    place = assign_scores(0, session.outputs, {}, _HINTS)
+    classes = session.outputs[place].shape[-1]
+    assert examples.labels is not None
+    if examples.labels.max() >= classes:
+        raise ModelError(f"the examples have class {examples.labels.max()}, and the model {classes} classes")
+    found = np.empty(len(examples), np.int64)
+    for number, _ in enumerate(_run(session, examples)):
+        found[number] = session.output(place).argmax()
+        progress(number + 1)
+    return _share("top-1", found == examples.labels)
+
+
+def _agreement(
+    content: bytes,
+    reference: bytes,
+    examples: Examples,
+    manifest: Manifest,
+    variant: str,
+    threads: int,
+    progress: Progress,
+) -> Score:
+    right = np.empty(len(examples), bool)
+    with (
+        open_content(content, manifest, variant, threads) as session,
+        open_content(reference, manifest, variant, threads) as other,
+    ):
+        sums = np.zeros((len(other.outputs), 4))
+        classifies = len(other.outputs) == 1 and len(other.outputs[0].shape) in (2, 4)
+        pairs = zip(outputs_of(session, examples), outputs_of(other, examples), strict=True)
+        for number, (given, wanted) in enumerate(pairs):
+            _check_alike(given, wanted)
+            right[number] = given[0].argmax() == wanted[0].argmax()
+            sums += [_sums(one, two) for one, two in zip(given, wanted, strict=True)]
+            progress(number + 1)
+    count, total, squares, differences = sums.T
+    variances = np.maximum(squares / count - np.square(total / count), 1e-12)
+    error = float(np.sqrt(differences / count / variances).max())
+    if classifies:
+        return _share("agreement", right, error=error)
+    return Score("fidelity", max(0.0, 1.0 - error), len(examples), details={"error": error})
+
+
+def _sums(given: Array, wanted: Array) -> tuple[float, float, float, float]:
+    """Return number, sum and sum of squares of an output, and the sum of squares of the differences from it."""
+    one, two = given.astype(np.float64), wanted.astype(np.float64)
+    return float(two.size), float(two.sum()), float(np.square(two).sum()), float(np.square(one - two).sum())
+
+
+def _check_alike(given: Sequence[Array], wanted: Sequence[Array]) -> None:
+    shapes = [[list(one.shape) for one in side] for side in (given, wanted)]
+    if shapes[0] != shapes[1]:
+        raise ModelError(f"the outputs are {shapes[0]}, and those of the reference {shapes[1]}")
+
+
+def _average_precision(session: Session, examples: Examples, manifest: Manifest, progress: Progress) -> Score:
+    coco, evaluation = _coco()
+    decode = build_decoder(manifest, session.inputs, session.outputs, _EVERY)
+    names = Labels(manifest.output.labels)
+    most = max(int(examples.truth(index).classes.max(initial=0)) for index in range(len(examples)))
+    count = len(manifest.output.labels) or most + 1
+    numbers = {names[number]: number for number in reversed(range(count))}
+    found: list[dict[str, Any]] = []
+    for picture, placement in enumerate(_run(session, examples)):
+        detections = decode([session.output(at) for at in range(len(session.outputs))])
+        found += [_in_coco(picture, numbers, one, placement) for one in detections if one.label in numbers]
+        progress(picture + 1)
+    average, at_half = _evaluate(coco, evaluation, _ground_truth(examples, count), found)
+    return Score("AP", average, len(examples), details={"AP50": at_half})
+
+
+def _coco() -> tuple[Any, Any]:
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError:
+        raise ModelError("examples with boxes need pycocotools: pip install 'vedette[optimise]'") from None
+    return COCO, COCOeval
+
+
+def _ground_truth(examples: Examples, count: int) -> dict[str, Any]:
+    """Return the boxes in COCO's form; numbers of pictures and classes are indices."""
+    annotations: list[dict[str, Any]] = []
+    for picture in range(len(examples)):
+        truth = examples.truth(picture)
+        for kind, (x0, y0, x1, y1) in zip(truth.classes, truth.boxes * _UNITS, strict=True):
+            box = [x0, y0, x1 - x0, y1 - y0]
+            annotation = {"image_id": picture, "category_id": int(kind), "bbox": box, "area": box[2] * box[3]}
+            annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **annotation})
+    images = [{"id": number, "width": _UNITS, "height": _UNITS} for number in range(len(examples))]
+    return {"images": images, "annotations": annotations, "categories": [{"id": kind} for kind in range(count)]}
+
+
+def _in_coco(picture: int, numbers: dict[str, int], one: Detection, placement: Placement) -> dict[str, Any]:
+    if one.box is None:
+        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
+    x0, y0, x1, y1 = (side * _UNITS for side in placement.to_frame(one.box))
+    box = [x0, y0, x1 - x0, y1 - y0]
+    return {"image_id": picture, "category_id": numbers[one.label], "bbox": box, "score": one.score}
+
+
+def _evaluate(
+    coco: Any, evaluation: Any, truth: dict[str, Any], found: list[dict[str, Any]]
+) -> tuple[float, float]:
+    """Return AP and AP50."""
+    if not found:
+        return 0.0, 0.0
+    with contextlib.redirect_stdout(io.StringIO()):
+        known = coco()
+        known.dataset = truth
+        known.createIndex()
+        scoring = evaluation(known, known.loadRes(found), "bbox")
+        scoring.evaluate()
+        scoring.accumulate()
+        scoring.summarize()
+    return float(scoring.stats[0]), float(scoring.stats[1])
+
+
+def time_ms(contents: Sequence[bytes], rounds: int = 30, *, threads: int = 1) -> list[float]:
+    """Time model files against each other: they take turns, so that what slows the machine slows all of them.
+
+    Args:
+        contents: `.tflite` files; the first graph of each runs on noise.
+        rounds: each runs some 20 ms in each of them.
+        threads: of the CPU.
+
+    Returns:
+        Median time of an inference of each, ms.
+
+    Raises:
+        ModelError: a file cannot be run.
+    """
+    times: list[list[float]] = [[] for _ in contents]
+    with ExitStack() as opened:
+        sessions = [opened.enter_context(open_content(content, Manifest(), "", threads)) for content in contents]
+        for session in sessions:
+            for index, noise in enumerate(golden_inputs(session.inputs, 1)[0]):
+                np.copyto(session.input(index), noise)
+            session.invoke()
+        for number in range(rounds):
+            order = range(len(sessions)) if number % 2 == 0 else reversed(range(len(sessions)))
+            for at in order:
+                times[at].append(_turn(sessions[at]))
+    return [float(np.median(one)) for one in times]
+
+
+def _turn(session: Session) -> float:
+    """Return the mean time of an inference in one turn, ms."""
+    count, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < _TURN_S or not count:
+        session.invoke()
+        count += 1
+    return passed / count * 1e3
+
+
+def memory_mb(content: bytes, manifest: Manifest = Manifest()) -> float:  # noqa: B008 - it is frozen
+    """Return the resident memory of a process that runs a model file on one thread, MB, with its runtime.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
+    from agent.compute.infer.worker.session import WorkerSession
+
+    sha256 = hashlib.sha256(content).hexdigest()
+    model = Model(expand_int4(content, installed_runtime()), sha256, manifest, manifest.name or "model")
+    with closing(WorkerSession(model, BackendSpec(threads=1), SessionOptions(threads=1))) as session:
+        session.invoke()
+        return session.usage().rss_mb
