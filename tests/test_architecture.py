@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "storage": {"agent.config"},
     "comms": {"agent.config"},
     "models": {"agent.capture", "agent.compute", "agent.storage", "agent.config"},
-    "optimise": {"agent.models", "agent.capture", "agent.compute", "agent.config"},
+    "optimise": {"agent.models", "agent.capture", "agent.compute", "agent.storage", "agent.config"},
     "update": {"agent.models", "agent.compute", "agent.storage", "agent.board", "agent.config"},
     "update/fleet": {"agent.update", "agent.storage", "agent.config.toml"},
     "daemon": {

@@ -1,0 +1,145 @@
+"""Random changes of training pictures: shifts, flips and covered squares, by one gather a batch.
+
+Pictures stay uint8 until they are normalised, with one mean and one standard deviation for all channels, so that
+the normalisation becomes the quantisation of a model's input and costs nothing on a board.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from agent.errors import ModelError
+
+
+class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
+    """`(pixel - mean) / std`, the same for every channel.
+
+    Attributes:
+        mean: a pixel value; an integer, so that it is the zero point of the quantised input.
+        std: pixel values.
+    """
+
+    mean: int = 128
+    std: float = 64.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mean <= 255:
+            raise ValueError(f"mean: expected a pixel value, 0 to 255, got {self.mean}")
+        if not self.std > 0:
+            raise ValueError(f"std: expected more than 0, got {self.std}")
+
+    def apply(self, pictures: Any, dtype: Any = torch.float32) -> Any:
+        """Normalise pictures.
+
+        Args:
+            pictures: a uint8 tensor [pictures, height, width, channels].
+            dtype: of the result.
+
+        Returns:
+            A tensor [pictures, channels, height, width], channels last in memory.
+        """
+        return ((pictures.float() - self.mean) / self.std).to(dtype).permute(0, 3, 1, 2)
+
+
+class Augmentation(Struct, frozen=True, forbid_unknown_fields=True):
+    """Changes of each picture.
+
+    Attributes:
+        shift: largest shift in each direction, pixels; what comes in is the picture's own edge, mirrored.
+        flip: mirror every other epoch, half of the pictures in even ones and the others in odd ones.
+        cover: side of a square that is covered with the mean, pixels; 0: none.
+    """
+
+    shift: int = 2
+    flip: bool = True
+    cover: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("shift", "cover"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: expected 0 or more pixels, got {getattr(self, name)}")
+
+    def check(self, height: int, width: int) -> None:
+        """Check that pictures of this size can be changed so.
+
+        Raises:
+            ModelError: they are too small.
+        """
+        if self.shift >= min(height, width) or self.cover > min(height, width):
+            changes = f"shifts of {self.shift} and covered squares of {self.cover} pixels"
+            raise ModelError(f"training pictures of {height}×{width} are too small for {changes}")
+
+
+class Augmenter:
+    """Training pictures, from which changed batches are drawn.
+
+    Args:
+        pictures: uint8 [pictures, height, width, channels].
+        augmentation: changes of each picture.
+        normalisation: of each batch.
+        seed: of all that is random.
+        device: a torch device, on which the pictures are kept.
+    """
+
+    def __init__(
+        self,
+        pictures: NDArray[Any],
+        augmentation: Augmentation,
+        normalisation: Normalisation,
+        seed: int,
+        device: Any,
+    ) -> None:
+        self._augmentation, self._normalisation, self._seed, self._device = (
+            augmentation,
+            normalisation,
+            seed,
+            device,
+        )
+        count, self._height, self._width, channels = pictures.shape
+        mean = torch.full((1, channels), normalisation.mean, dtype=torch.uint8)
+        self._pixels = torch.cat((torch.from_numpy(pictures).reshape(-1, channels), mean)).to(device)
+        self._flipped = torch.rand(count, generator=self._draw(0)) < 0.5
+
+    def batch(self, indices: Any, epoch: int, step: int) -> Any:
+        """Return changed and normalised pictures, bf16 [indices, channels, height, width], channels last.
+
+        Args:
+            indices: of the pictures, an int64 tensor.
+            epoch: number of the epoch, which decides the flips.
+            step: number of the step, which with the seed decides all else.
+        """
+        draw = self._draw(step + 1)
+        rows = _shifted(len(indices), self._height, self._augmentation.shift, draw)
+        columns = _shifted(len(indices), self._width, self._augmentation.shift, draw)
+        if self._augmentation.flip:
+            flip = self._flipped[indices] ^ bool(epoch % 2)
+            columns = torch.where(flip[:, None], columns.flip(1), columns)
+        first = indices[:, None, None] * (self._height * self._width)
+        places = first + rows[:, :, None] * self._width + columns[:, None, :]
+        if self._augmentation.cover:
+            places.masked_fill_(self._covered(len(indices), draw), len(self._pixels) - 1)
+        chosen = self._pixels[places.to(self._device).view(-1)].view(*places.shape, -1)
+        return self._normalisation.apply(chosen, torch.bfloat16)
+
+    def _draw(self, number: int) -> Any:
+        return torch.Generator().manual_seed(self._seed * 1_000_003 + number)
+
+    def _covered(self, count: int, draw: Any) -> Any:
+        side = self._augmentation.cover
+        inside = []
+        for size in (self._height, self._width):
+            first = torch.randint(0, size, (count, 1), generator=draw) - side // 2
+            place = torch.arange(size)
+            inside.append((place >= first) & (place < first + side))
+        return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def _shifted(count: int, size: int, shift: int, draw: Any) -> Any:
+    """Return the source of each row after a random shift, int64 [count, size]; beyond the edge it is mirrored."""
+    offsets = torch.randint(-shift, shift + 1, (count, 1), generator=draw)
+    places = (torch.arange(size) + offsets).abs()
+    return torch.where(places >= size, 2 * (size - 1) - places, places)

@@ -1,0 +1,87 @@
+"""CIFAR-10 (as JPEG) and Fashion-MNIST as arrays, decoded once into build/."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent.parent.parent
+BUILD = ROOT / "build" / "optimise"
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+class Dataset(NamedTuple):
+    """Pictures uint8 [n, h, w, 3] and labels int64 [n], for training and for testing."""
+
+    pictures: NDArray[Any]
+    labels: NDArray[Any]
+    test_pictures: NDArray[Any]
+    test_labels: NDArray[Any]
+
+    @property
+    def test(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return self.test_pictures, self.test_labels
+
+
+def cifar(data: Path) -> Dataset:
+    """50,000 training and 5,000 test pictures of 32×32, from `cifar10_dev.npz` in the data folder."""
+    return _cached(BUILD / "cifar.npz", lambda: _decode(data / "cifar10_dev.npz"))
+
+
+def _decode(path: Path) -> Dataset:
+    if not path.is_file():
+        raise SystemExit(f"{path}: no such file; give its folder by --data or $VEDETTE_DATA")
+    with np.load(path) as archive:
+        halves = [(archive[f"{half}_jpeg"], archive[f"{half}_offsets"]) for half in ("train", "test")]
+        labels = [archive[f"{half}_labels"].astype(np.int64) for half in ("train", "test")]
+    pictures = [
+        np.stack([_picture(content[start:end]) for start, end in pairwise(ends)]) for content, ends in halves
+    ]
+    return Dataset(pictures[0], labels[0], pictures[1], labels[1])
+
+
+def _picture(content: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(Image.open(io.BytesIO(content.tobytes())).convert("RGB"))
+
+
+def fashion(folder: Path = FASHION) -> Dataset:
+    """60,000 training and 10,000 test pictures of 28×28, grey as three channels, from Debian's package."""
+    return _cached(BUILD / "fashion.npz", lambda: _read_fashion(folder))
+
+
+def _read_fashion(folder: Path) -> Dataset:
+    if not folder.is_dir():
+        raise SystemExit(f"{folder}: no such folder: sudo apt-get install dataset-fashion-mnist")
+    arrays: list[NDArray[Any]] = []
+    for half in ("train", "t10k"):
+        grey = _bytes(folder / f"{half}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)
+        arrays += [
+            np.repeat(grey, 3, axis=3),
+            _bytes(folder / f"{half}-labels-idx1-ubyte.gz", 8).astype(np.int64),
+        ]
+    return Dataset(*arrays)
+
+
+def _bytes(path: Path, header: int) -> NDArray[Any]:
+    with gzip.open(path) as file:
+        return np.frombuffer(file.read(), np.uint8, offset=header)
+
+
+def _cached(path: Path, make: Any) -> Dataset:
+    if path.is_file():
+        with np.load(path) as archive:
+            return Dataset(*(archive[name] for name in Dataset._fields))
+    made: Dataset = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{os.getpid()}.npz")
+    np.savez(partial, **made._asdict())
+    partial.replace(path)
+    return made
