@@ -23,6 +23,8 @@ from agent.models.files import beside, load_file, manifest_path, model_path, rea
 from agent.models.library import complete_manifest, look_up
 from agent.storage.files import write_atomic
 
+_REPORT = ".report.json"
+
 
 class Draft(Struct, frozen=True):
     """Content for a new manifest of a model.
@@ -171,6 +173,73 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     for file in missing:
         write_atomic(path.parent / file.name, read(file))
     write_atomic(path, tomli_w.dumps(data).encode())
+
+
+def check_version(name_or_path: str, out: Path, *, force: bool = False) -> None:
+    """Check that a new version of a model may be written, before the work that makes it.
+
+    Args:
+        name_or_path: the model.
+        out: the `.tflite` file to write, as in `write_version`.
+        force: files may be replaced.
+
+    Raises:
+        ModelError: there is no such model or folder, or a file is there already.
+    """
+    stated = load_file(name_or_path)[1]
+    if not out.parent.is_dir():
+        raise ModelError(f"{out}: there is no folder {out.parent}: make it first")
+    manifest = out.with_suffix(".toml")
+    for file in (out, manifest, out.with_suffix(_REPORT)):
+        if file.exists() and not force:
+            raise ModelError(f"{file}: exists; --force replaces it")
+    if stated is None and manifest.exists():
+        raise ModelError(
+            f"{manifest}: would be the manifest of {out.name}; {name_or_path} has none: move it away"
+        )
+    if stated is not None:
+        list(_companions(name_or_path, stated, out.parent))
+
+
+def write_version(name_or_path: str, out: Path, content: bytes, report: Mapping[str, Any]) -> None:
+    """Write a new version of a model, its manifest if it has one, and a report, `OUT.report.json`.
+
+    The labels and golden files that the manifest names are copied beside it. The model is written last.
+
+    Args:
+        name_or_path: the model.
+        out: the new `.tflite` file; the manifest lies beside it with the suffix `.toml`.
+        content: of the new file.
+        report: what was done, as JSON.
+
+    Raises:
+        ModelError: the files that the manifest names cannot be read, or different ones are there.
+        StorageError: a file cannot be written.
+    """
+    import tomli_w
+
+    stated = load_file(name_or_path)[1]
+    if stated is not None:
+        for file in list(_companions(name_or_path, stated, out.parent)):
+            write_atomic(out.parent / file.name, read(file))
+        data = _document(name_or_path, stated)
+        data |= {"file": out.name, "sha256": hashlib.sha256(content).hexdigest()}
+        write_atomic(out.with_suffix(".toml"), tomli_w.dumps(data).encode())
+    write_atomic(out.with_suffix(_REPORT), msgspec.json.format(msgspec.json.encode(report)))
+    write_atomic(out, content)
+
+
+def _document(name_or_path: str, stated: TomlFile) -> dict[str, Any]:
+    """Return a manifest as its file has it; one that is not TOML, as it was understood."""
+    path = Path(stated.path)
+    return tomllib.loads(read_text(path)) if path.suffix == ".toml" else copy.deepcopy(stated.data)
+
+
+def _companions(name_or_path: str, stated: TomlFile, folder: Path) -> Iterator[Path]:
+    """Yield the labels and golden files of a model that are not in the folder yet. Raises as `_missing`."""
+    path, data = Path(stated.path), _document(name_or_path, stated)
+    golden = [beside(path, name, "golden.files") for name in data.get("golden", {}).get("files", ())]
+    yield from _missing([*_files_of(path, data)[1:], *golden], folder)
 
 
 def check_place(name_or_path: str, path: Path) -> None:

@@ -1,0 +1,147 @@
+"""`vedette optimise`: turn a model into one that runs faster on a board, on a workstation."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from click.shell_completion import CompletionItem
+
+from agent.cli.output import console, open_table, print_json
+from agent.errors import ModelError
+from agent.text import plain
+
+if TYPE_CHECKING:
+    from agent.optimise.graph.verified import RewrittenModel
+
+_WIDTH = 80
+_LONGEST_S = 3600.0
+"""For the work on a model that root has done by another user, s."""
+
+
+@click.group()
+def optimise() -> None:
+    """Turn a model into one that runs faster on a board."""
+
+
+def show_progress(what: str) -> None:
+    """Show on one terminal line what is being done; an empty text clears it."""
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{f'{plain(what)} …' if what else ''}", err=True, nl=False)
+
+
+def complete_model(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the names of bundled models, and let the shell complete files."""
+    from agent.models.files import bundled
+
+    names = [CompletionItem(name) for name in bundled() if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+def tflite_path(_context: click.Context, option: click.Parameter, path: Path) -> Path:
+    """Check that a file to write is called `.tflite`."""
+    if path.suffix != ".tflite":
+        raise click.BadParameter(f"{path}: expected the name of a .tflite file", param=option)
+    return path
+
+
+def _complete_rewrite(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    try:
+        from agent.optimise.graph.rewrite import REWRITES
+    except ImportError:
+        return []
+    return [name for name in REWRITES if name.startswith(incomplete)]
+
+
+@optimise.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option(
+    "--skip",
+    multiple=True,
+    metavar="REWRITE",
+    shell_complete=_complete_rewrite,
+    help="Leave a rewrite out; repeatable.",
+)
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: bool) -> None:
+    """Rewrite the graph of MODEL without changing its answers, and write OUT with its manifest and a report.
+
+    \b
+    identities    operations that change nothing are removed
+    transposes    pairs of transpositions are removed, also around other operations
+    batch-norm    factors and offsets per channel become part of the weights
+    activations   a ReLU becomes part of the operation before it
+    padding       a padding becomes part of the convolution or pooling after it
+    pool-first    an activation before a max-pool moves behind it
+    integer-ends  float inputs and outputs that are (de)quantised become integers
+    points        INT4 1x1 convolutions become FULLY_CONNECTED, which has fast kernels
+
+    Both models then answer random inputs; OUT is written only if the answers are equal: within one last bit of
+    quantised outputs, and within 1e-4 of the largest value of float ones.
+    """  # noqa: D301
+    from agent.models.files import load_file
+    from agent.models.manifest_writer import check_version, write_version
+
+    names = _names_without(skip)
+    check_version(model, out, force=force)
+    content, _ = load_file(model)
+    found = _rewritten(model, content, names)
+    if found.comparison is None:
+        print_json({"rewrites": found.counts}) if as_json else click.echo(f"{plain(model)}: nothing to rewrite")
+        return
+    report = {
+        "step": "rewrite",
+        "model": model,
+        "rewrites": found.counts,
+        "bytes": {"before": len(content), "after": len(found.content)},
+        "comparison": found.comparison,
+    }
+    write_version(model, out, found.content, report)
+    if as_json:
+        print_json(report)
+    else:
+        _print_rewritten(out, found, len(content))
+
+
+def _names_without(skip: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+        from agent.optimise.graph.rewrite import REWRITES
+    except ImportError as error:
+        raise ModelError(f"rewriting a model needs ai-edge-litert, which is not installed: {error}") from error
+    if unknown := sorted(set(skip) - set(REWRITES)):
+        known = f"{', '.join(unknown)}: expected one of {', '.join(REWRITES)}"
+        raise click.BadParameter(known, param_hint="--skip")
+    return tuple(name for name in REWRITES if name not in skip)
+
+
+def _rewritten(model: str, content: bytes, names: tuple[str, ...]) -> RewrittenModel:
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.optimise.graph.verified import RewrittenModel, rewrite_verified
+
+    try:
+        return without_root(
+            lambda: rewrite_verified(content, model, names, show_progress),
+            RewrittenModel,
+            _LONGEST_S,
+            2 * len(content),
+        )
+    finally:
+        show_progress("")
+
+
+def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
+    assert found.comparison is not None
+    table = open_table("rewrite", "times", right=("times",))
+    for name, count in found.counts.items():
+        table.add_row(name, str(count))
+    console(_WIDTH).print(table)
+    compared = found.comparison
+    click.echo(
+        f"{plain(str(out))}: {size} -> {len(found.content)} bytes, {compared.before_ms:.2f} -> "
+        f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
+        f"of quantised outputs, and {compared.relative:.1g} of float ones"
+    )

@@ -1,0 +1,230 @@
+"""`vedette optimise rewrite`: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.compute.infer.litert import load_runtime
+from agent.compute.tflite.read import read_modelfile
+from agent.models.library import look_up
+from tests.support.tflite_builder import Op, T, custom_model, write
+
+if load_runtime()[0] != "litert":
+    pytest.skip("rewrites need LiteRT's schema", allow_module_level=True)
+
+from agent.optimise.graph import verified
+from agent.optimise.graph.objects import Graph
+from agent.optimise.graph.rewrite import REWRITES
+from tests.support.graph_sketch import TYPES, Sketch
+
+MANIFEST = """
+file = "model.tflite"
+[input]
+mean = [0.0, 0.0, 0.0]
+std = [1.0, 1.0, 1.0]
+[output]
+decoder = "classify"
+labels = "labels.txt"
+"""
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["optimise", "rewrite", *map(str, args)])
+
+
+def said(done: Result) -> str:
+    """Return what was printed, and the error whose text the program prints."""
+    return f"{done.output}{done.exception or ''}"
+
+
+def unfused() -> bytes:
+    """`classify` of two classes: a mean of the picture's channels, with a factor behind the weights."""
+    made = Sketch()
+    image = made.tensor((1, 4, 4, 3))
+    flat = made.apply(
+        "RESHAPE", (image, made.constant([1, 48], np.int32)), made.tensor((1, 48)), "ReshapeOptions"
+    )
+    weights = made.constant(np.random.default_rng(1).normal(size=(2, 48)))
+    bias = made.constant([0.5, -0.5])
+    found = made.apply("FULLY_CONNECTED", (flat, weights, bias), made.tensor((1, 2)), "FullyConnectedOptions")
+    return made.file((image,), (made.same("MUL", (found, made.constant([2, 3])), "MulOptions"),))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "model.tflite").write_bytes(unfused())
+    (tmp_path / "model.toml").write_text(MANIFEST)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    return tmp_path / "model.tflite"
+
+
+def kinds(path: Path) -> list[str]:
+    return [operation.name for _, operation in read_modelfile(path.read_bytes()).steps()]
+
+
+def test_model_manifest_and_report_are_written(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    out = tmp_path / "new" / "fast.tflite"
+    done = call(model, out)
+    assert done.exit_code == 0, done.output
+    assert kinds(out) == ["RESHAPE", "FULLY_CONNECTED"]
+    manifest = tomllib.loads(out.with_suffix(".toml").read_text())
+    assert manifest["file"] == "fast.tflite"
+    assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert look_up(str(out)).manifest.output.labels == ("cat", "dog")
+    report: dict[str, Any] = json.loads(out.with_suffix(".report.json").read_text())
+    assert report["rewrites"] == {**dict.fromkeys(REWRITES, 0), "batch-norm": 1}
+    assert report["bytes"] == {"before": model.stat().st_size, "after": out.stat().st_size}
+    assert report["comparison"]["relative"] < 1e-5
+
+
+def test_json_is_the_report(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fast.tflite"
+    done = call(model, out, "--json")
+    assert json.loads(done.stdout) == json.loads(out.with_suffix(".report.json").read_text())
+
+
+def test_a_model_without_a_manifest_needs_none(model: Path, tmp_path: Path) -> None:
+    model.with_suffix(".toml").unlink()
+    out = tmp_path / "fast.tflite"
+    assert call(model, out).exit_code == 0
+    assert not out.with_suffix(".toml").exists()
+    out.with_suffix(".toml").write_text("")
+    assert call(model, out, "--force").exit_code == 1
+
+
+def test_a_rewrite_that_is_left_out_is_not_done(model: Path, tmp_path: Path) -> None:
+    done = call(model, tmp_path / "fast.tflite", "--skip", "batch-norm")
+    assert (done.exit_code, "nothing to rewrite" in done.output) == (0, True)
+    assert not (tmp_path / "fast.tflite").exists()
+
+
+def test_files_are_replaced_by_force_only(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fast.tflite"
+    assert call(model, out).exit_code == 0
+    again = call(model, out)
+    assert (again.exit_code, "--force" in said(again)) == (1, True)
+    assert call(model, out, "--force").exit_code == 0
+    out.unlink()
+    assert call(model, out).exit_code == 1  # its manifest is there
+
+
+def test_rewrites_that_apply_to_a_quantised_model_are_done(tmp_path: Path) -> None:
+    stored = {"kind": TYPES.INT8, "scale": 0.05}
+    made = Sketch()
+    image = made.tensor((1, 4))
+    one = made.tensor((4,), TYPES.INT8, np.array([1, 2, 3, 4], np.int8), 0.05)
+    found = made.apply("QUANTIZE", (image,), made.tensor((1, 4), **stored))
+    found = made.apply("ADD", (found, one), made.tensor((1, 4), **stored), "AddOptions", version=2)
+    content = made.file((image,), (made.apply("DEQUANTIZE", (found,), made.tensor((1, 4)), version=2),))
+    (tmp_path / "model.tflite").write_bytes(content)
+    out = tmp_path / "out.tflite"
+    assert call(tmp_path / "model.tflite", out).exit_code == 0
+    assert kinds(out) == ["ADD"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("missing", "no such file"),
+        ("custom", "Mine"),
+        ("open", "shape"),
+        ("cut", "damaged"),
+        ("text", "identifier"),
+    ],
+)
+def test_a_model_that_cannot_be_rewritten_is_refused(name: str, reason: str, model: Path, tmp_path: Path) -> None:
+    made = Sketch()
+    image = made.tensor((1, 4))
+    made.graph.tensors[image].shapeSignature = np.array([-1, 4], np.int32)
+    contents = {
+        "custom": custom_model("Mine"),
+        "open": made.file((image,), (made.same("RELU", (image,)),)),
+        "cut": unfused()[:-200],
+        "text": b"plain text, not a model",
+    }
+    path = tmp_path / f"{name}.tflite"
+    if name in contents:
+        path.write_bytes(contents[name])
+    done = call(path, tmp_path / "out.tflite")
+    assert done.exit_code == 1
+    assert f"{name}.tflite" in said(done)
+    assert reason in said(done)
+    assert not (tmp_path / "out.tflite").exists()
+
+
+@pytest.mark.parametrize("wrong", [["out.tfl"], ["out.tflite", "--skip", "fusion"]])
+def test_wrong_usage_names_what_was_expected(wrong: list[str], model: Path) -> None:
+    done = call(model, *wrong)
+    assert done.exit_code == 2
+    assert ("batch-norm" if "--skip" in wrong else ".tflite") in done.output
+
+
+def test_a_folder_that_does_not_exist_is_told_before_the_work(model: Path, tmp_path: Path) -> None:
+    done = call(model, tmp_path / "nowhere" / "out.tflite")
+    assert (done.exit_code, "nowhere" in said(done)) == (1, True)
+
+
+def test_a_full_disk_leaves_no_model(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    done = call(model, tmp_path / "out.tflite")
+    assert done.exit_code == 1
+    assert "No space left" in said(done)
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_a_rewrite_with_other_answers_is_named_and_nothing_is_written(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(graph: Graph) -> int:
+        (product,) = [one for one in graph.operators if graph.kind(one) == 18] or [None]
+        if product is not None:
+            graph.remove(product, product.inputs[0])
+            graph.replace_end(product.outputs[0], product.inputs[0])
+        return int(product is not None)
+
+    monkeypatch.setitem(REWRITES, "padding", wrong)
+    done = call(model, tmp_path / "out.tflite", "--skip", "batch-norm")
+    assert done.exit_code == 1
+    assert "--skip padding" in said(done)
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_progress_names_what_is_done(model: Path) -> None:
+    told: list[str] = []
+    found = verified.rewrite_verified(model.read_bytes(), str(model), progress=told.append)
+    assert found.counts["batch-norm"] == 1
+    assert told[0] == "rewriting"
+    assert len(told) == 3
+
+
+def test_bundled_models_and_rewrites_are_completed() -> None:
+    shell = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE")
+    names = [item.value for item in shell.get_completions(["optimise", "rewrite"], "nano")]
+    assert "nanodet" in names
+    found = shell.get_completions(["optimise", "rewrite", "m.tflite", "o.tflite", "--skip"], "p")
+    assert [item.value for item in found] == ["padding", "pool-first", "points"]
+
+
+def test_a_tensor_without_a_signature_is_compared_by_its_own_name(tmp_path: Path) -> None:
+    factor = np.array([1, 1, 1, 1], np.float32)
+    tensors = [T("x", (1, 4)), T("a", (4,), data=factor), T("b", (1, 4)), T("y", (1, 4))]
+    content = write(tensors, [Op("MUL", (0, 1), (2,)), Op("LOGISTIC", (2,), (3,))], (0,), (3,))
+    (tmp_path / "model.tflite").write_bytes(content)
+    assert call(tmp_path / "model.tflite", tmp_path / "out.tflite").exit_code == 0
+    assert kinds(tmp_path / "out.tflite") == ["LOGISTIC"]
