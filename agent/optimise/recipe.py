@@ -1,0 +1,335 @@
+"""Recipes: TOML files that say what the steps of `vedette optimise` do, and budgets that a result must meet.
+
+`vedette optimise recipe STEP` prints the keys of a step with their defaults, which a recipe without that section
+has, too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent.config.toml import Problem, TomlFile, parse_toml, read_toml
+from agent.errors import ConfigError
+
+Method = Literal["int8", "dynamic", "int4", "mixed"]
+Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
+Count = Annotated[int, Meta(ge=1)]
+Positive = Annotated[float, Meta(gt=0.0)]
+Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
+
+_NEAR, _NEAREST = 0.3, 3
+
+
+class LayerRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """Bits of the weights of some layers.
+
+    Attributes:
+        match: pattern of layers' names, with `*`, `?` and `[…]`.
+        bits: 4, 8, or 32 for float.
+    """
+
+    match: Annotated[str, Meta(min_length=1)]
+    bits: Literal[4, 8, 32]
+
+
+class QuantiseRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[quantise]`: weights and activations as integers.
+
+    Attributes:
+        method: `int8`: all of it; `dynamic`: INT8 weights, float activations; `int4`: INT4 weights wherever a
+            layer has none in `layers`; `mixed`: INT4 or INT8 by each layer's sensitivity.
+        budget: what `mixed` must meet, see `parse_budget`; empty: no loss beyond that of INT8 that can be told.
+        examples: number of inputs for calibration.
+        layers: fixed bits; the last rule that matches counts.
+    """
+
+    method: Method = "mixed"
+    budget: str = ""
+    examples: Count = 256
+    layers: tuple[LayerRule, ...] = ()
+
+
+class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[prune]`: connections or channels are removed in rounds.
+
+    Attributes:
+        target: share that is removed in the end.
+        importance: what is removed last. `gradient*weight`: accumulated over the steps of a round.
+        structured: remove whole channels, which is faster everywhere; else single connections.
+        rounds: in each of which the same number is removed.
+        round_steps: training steps after each round.
+        anneal_epochs: passes over the data at the end, with a falling learning rate.
+    """
+
+    target: Share = 0.8
+    importance: Importance = "gradient*weight"
+    structured: bool = False
+    rounds: Count = 16
+    round_steps: Annotated[int, Meta(ge=0)] = 6
+    anneal_epochs: Annotated[float, Meta(ge=0.0)] = 2.0
+
+
+class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[qat]`: quantisation-aware training, from the weights that `quantise` has found.
+
+    Attributes:
+        steps: training steps.
+        bits: of the weights.
+        batch: examples a step.
+        learning_rate: of the weights, in units of their quantisation step.
+        teacher: weight of the float model's answers in the loss; the labels have the rest.
+    """
+
+    steps: Count = 200
+    bits: Literal[4, 8] = 8
+    batch: Count = 256
+    learning_rate: Positive = 0.02
+    teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.75
+
+
+class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[train]`: training, and the anneal of `prune`.
+
+    Attributes:
+        epochs: passes over the data; may be a fraction.
+        batch: examples a step.
+        learning_rate: at the peak.
+        decay: share of a weight that one step at the peak takes away.
+        momentum: Nesterov's.
+        label_smoothing: share of the target that is spread over all classes.
+        seed: of order and augmentation.
+    """
+
+    epochs: Positive = 12.0
+    batch: Count = 1024
+    learning_rate: Positive = 1.0
+    decay: Share = 0.0005
+    momentum: Share = 0.9
+    label_smoothing: Share = 0.1
+    seed: int = 0
+
+
+class DataRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[data]`: examples, unless `--data` names them.
+
+    Attributes:
+        path: relative to the recipe; see `agent.optimise.data`.
+        limit: use so many; 0: all.
+        held_out: share on which results are measured, and nothing is tuned.
+    """
+
+    path: str = ""
+    limit: Annotated[int, Meta(ge=0)] = 0
+    held_out: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
+
+
+class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole recipe."""
+
+    quantise: QuantiseRecipe = QuantiseRecipe()
+    prune: PruneRecipe = PruneRecipe()
+    qat: QatRecipe = QatRecipe()
+    train: TrainRecipe = TrainRecipe()
+    data: DataRecipe = DataRecipe()
+
+
+class RecipeFile(Struct, frozen=True):
+    """A recipe, and the lines of its keys."""
+
+    recipe: Recipe
+    file: TomlFile
+
+    def layer_bits(self, layers: Sequence[str]) -> dict[str, int]:
+        """Return the bits of each layer that a rule of `[quantise] layers` matches.
+
+        Raises:
+            ConfigError: a rule matches no layer. Near names are listed.
+        """
+        found: dict[str, int] = {}
+        faults = []
+        for number, rule in enumerate(self.recipe.quantise.layers):
+            matched = [name for name in layers if fnmatch.fnmatchcase(name, rule.match)]
+            found |= dict.fromkeys(matched, rule.bits)
+            if not matched:
+                where = self.file.where("quantise", "layers", number)
+                faults.append(f"{where}: [quantise] layers: {_matches_nothing(rule.match, layers)}")
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return found
+
+
+def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
+    near = difflib.get_close_matches(pattern.strip("*"), layers, _NEAREST, _NEAR) or list(layers[:_NEAREST])
+    names = ", ".join(map(repr, near)) if near else "it has none with weights"
+    return f"match = {pattern!r} matches no layer of the model; near: {names}"
+
+
+def read_recipe(path: Path) -> RecipeFile:
+    """Read a recipe.
+
+    Raises:
+        ConfigError: the file cannot be read, or has unknown keys or wrong values; one line for each.
+    """
+    return _checked(read_toml(path, "the recipe"))
+
+
+def parse_recipe(text: str, path: str) -> RecipeFile:
+    """Parse the text of a recipe; see `read_recipe`."""
+    return _checked(parse_toml(text, path))
+
+
+def _checked(file: TomlFile) -> RecipeFile:
+    file.check(Recipe, _budget_faults(file))
+    return RecipeFile(msgspec.convert(file.data, Recipe), file)
+
+
+def _budget_faults(file: TomlFile) -> Iterator[Problem]:
+    section = file.data.get("quantise")
+    text = section.get("budget") if isinstance(section, dict) else None
+    if isinstance(text, str) and text:
+        try:
+            parse_budget(text)
+        except ConfigError as error:
+            yield ("quantise", "budget"), f"[quantise] budget: {error}"
+
+
+class Budget(Struct, frozen=True):
+    """Limits of a model; None: there is no such limit.
+
+    Attributes:
+        size: of the file, bytes.
+        loss: of the score, 0..1: 0.5 pp is 0.005.
+        latency_ms: median of an inference on one thread of the machine that measures, ms.
+    """
+
+    size: float | None = None
+    loss: float | None = None
+    latency_ms: float | None = None
+
+    def __str__(self) -> str:
+        """Return a text that `parse_budget` reads."""
+        parts = [] if self.size is None else [f"size<{self.size / 1e6!r}MB"]
+        parts += [] if self.loss is None else [f"loss<{self.loss * 100!r}pp"]
+        return ", ".join(parts + ([] if self.latency_ms is None else [f"latency<{self.latency_ms!r}ms"]))
+
+    def missed(
+        self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
+    ) -> list[str]:
+        """Say which limits these figures miss, and by how much. A figure that is None is not compared."""
+        found = []
+        for name, value, limit, scale, unit in (
+            ("size", size, self.size, 1e-6, "MB"),
+            ("loss", loss, self.loss, 100.0, "pp"),
+            ("latency", latency_ms, self.latency_ms, 1.0, "ms"),
+        ):
+            if value is not None and limit is not None and value >= limit:
+                over = (value - limit) * scale
+                found.append(
+                    f"{name} {value * scale:.4g} {unit}, {over:.3g} {unit} over {limit * scale:.4g} {unit}"
+                )
+        return found
+
+
+_UNITS = {
+    "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
+    "loss": {"pp": 0.01},
+    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
+}
+"""Factor to a `Budget`'s unit by limit and unit."""
+_FIELDS = {"latency": "latency_ms"}
+_LIMIT = re.compile(
+    r"(?P<name>[a-z]+)\s*<=?\s*(?P<value>\d{1,15}(?:\.\d{0,20})?(?:e[+-]?\d{1,2})?)\s*(?P<unit>[A-Za-z%]*)"
+)
+_FORM = "expected limits such as size<2.8MB, loss<0.5pp, latency<20ms"
+
+
+def parse_budget(text: str) -> Budget:
+    """Parse limits that are separated by commas: `size<2.8MB, loss<0.5pp, latency<20ms`.
+
+    Raises:
+        ConfigError: there is no limit, one is unknown, not positive or there twice, or a unit is missing.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        match = _LIMIT.fullmatch(part.strip())
+        if match is None:
+            raise ConfigError(f"{part.strip()!r} is no limit: {_FORM}")
+        name, units = match["name"], _UNITS.get(match["name"])
+        if units is None:
+            raise ConfigError(f"there is no limit {name!r}: {_FORM}")
+        if match["unit"] not in units:
+            raise ConfigError(f"{part.strip()!r}: expected one of the units {', '.join(units)} after the number")
+        field = _FIELDS.get(name, name)
+        if field in found:
+            raise ConfigError(f"{name!r} is there twice")
+        found[field] = float(match["value"]) * units[match["unit"]]
+        if not found[field] > 0:
+            raise ConfigError(f"{part.strip()!r}: expected more than 0")
+    return Budget(**found)
+
+
+EXAMPLES = {
+    "data": """\
+[data]
+path = ""       # a folder, .tar or .npz of examples, relative to this file; `--data` goes before it
+limit = 0       # use so many examples; 0: all
+held_out = 0.5  # share on which results are measured, and nothing is tuned
+""",
+    "quantise": """\
+[quantise]
+method = "mixed"  # or "int8", "dynamic" (float activations), "int4"
+budget = ""       # for "mixed", such as "size<2.8MB, loss<0.5pp, latency<20ms"
+examples = 256    # inputs for calibration
+layers = []       # fixed bits, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last counts
+""",
+    "prune": """\
+[prune]
+target = 0.8                    # share that is removed in the end
+importance = "gradient*weight"  # or "weight", "gradient/weight", "random"
+structured = false              # true: whole channels, which is faster everywhere
+rounds = 16                     # the same number is removed in each
+round_steps = 6                 # training steps after each
+anneal_epochs = 2.0             # at the end, with a falling learning rate
+""",
+    "qat": """\
+[qat]
+steps = 200           # of training
+bits = 8              # of the weights, or 4
+batch = 256           # examples a step
+learning_rate = 0.02  # of the weights, in units of their quantisation step
+teacher = 0.75        # weight of the float model's answers in the loss; the labels have the rest
+""",
+    "train": """\
+[train]
+epochs = 12.0          # passes over the data
+batch = 1024           # examples a step
+learning_rate = 1.0    # at the peak
+decay = 0.0005         # share of a weight that one step at the peak takes away
+momentum = 0.9         # Nesterov's
+label_smoothing = 0.1  # share of the target that is spread over all classes
+seed = 0               # of order and augmentation
+""",
+}
+"""Section of each step with its defaults."""
+
+
+def example(steps: Sequence[str] = ()) -> str:
+    """Return a recipe of some steps, or of all, with their defaults and a comment on each key.
+
+    Raises:
+        ConfigError: there is no such step.
+    """
+    for step in steps:
+        if step not in EXAMPLES:
+            near = difflib.get_close_matches(step, EXAMPLES, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(EXAMPLES)}"
+            raise ConfigError(f"no step {step!r}; {hint}")
+    return "\n".join(EXAMPLES[step] for step in dict.fromkeys(steps or EXAMPLES))
