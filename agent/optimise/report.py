@@ -1,0 +1,388 @@
+"""Reports of the steps of `vedette optimise`: JSON beside the model, Markdown, and one HTML file with its charts.
+
+A report may come from a stranger, and so may the names in it: they are escaped wherever they are written. The
+HTML loads nothing and runs nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import importlib
+import io
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import msgspec
+from msgspec import Meta, Struct
+
+from agent import __version__
+from agent.compute.infer.litert import load_runtime, runtime_version
+from agent.errors import NO_JSON, ModelError
+from agent.models.files import read_text
+from agent.text import plain, plural
+
+_NONE = "–"
+_LONGEST, _BARS = 60, 30
+"""Characters of a name in a chart, and bars in one."""
+_CPUINFO = Path("/proc/cpuinfo")
+_CPU = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&:@])")
+
+
+_Amount = Annotated[float, Meta(ge=0.0, le=1e12)]
+_Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+_Whole = Annotated[int, Meta(ge=0, le=10**12)]
+
+
+class StepResult(Struct, frozen=True):
+    """A model after a step.
+
+    Attributes:
+        name: of the step, such as `quantise`.
+        metric: what `score` is, such as `top-1`; empty: there is no score.
+        score: 0..1.
+        interval: in which the score lies with 95 % probability; None: not known.
+        size: of the file, bytes.
+        latency_ms: median of an inference on one thread; None: not measured.
+        per_s: inferences a second when many wait; None: not measured.
+        memory_mb: resident memory of a process that runs it, MB; None: not measured.
+        energy_mj: estimate for one inference on a board, mJ; None: no estimate.
+        kept: False: it did not help, and the next step began with the model before it.
+        notes: what was done, or why it was not kept.
+    """
+
+    name: str
+    metric: str = ""
+    score: _Share | None = None
+    interval: tuple[_Share, _Share] | None = None
+    size: _Whole = 0
+    latency_ms: _Amount | None = None
+    per_s: _Amount | None = None
+    memory_mb: _Amount | None = None
+    energy_mj: _Amount | None = None
+    kept: bool = True
+    notes: tuple[str, ...] = ()
+
+
+class LayerResult(Struct, frozen=True):
+    """A layer with weights.
+
+    Attributes:
+        name: of its output tensor.
+        operation: as in the schema.
+        bits: of its weights.
+        values: number of its weights.
+        loss: score that its bits cost, or another measure of its sensitivity; None: not measured.
+    """
+
+    name: str
+    operation: str = ""
+    bits: Annotated[int, Meta(ge=1, le=64)] = 32
+    values: _Whole = 0
+    loss: Annotated[float, Meta(ge=-1e12, le=1e12)] | None = None
+
+
+class OperationTime(Struct, frozen=True):
+    """Time of all operations of one kind in an inference, before and after, ms."""
+
+    name: str
+    before_ms: _Amount = 0.0
+    after_ms: _Amount = 0.0
+
+
+class OptimiseReport(Struct, frozen=True):
+    """What was done to a model.
+
+    Attributes:
+        step: verb of `vedette optimise`.
+        model: name or path.
+        sha256_before, sha256_after: of the files; empty: there is none.
+        machine: processor, cores and runtime that the figures are from.
+        command: that repeats it.
+        examples: on which the scores are.
+        budget: see `agent.optimise.recipe.parse_budget`; empty: none.
+        missed: limits that the result does not meet, with by how much.
+        steps: the first is the model as it was.
+        layers: of the result.
+        operations: kinds of operations, slowest first.
+        remarks: anything else.
+        version: of Vedette.
+    """
+
+    step: str
+    model: str
+    sha256_before: str = ""
+    sha256_after: str = ""
+    machine: str = ""
+    command: str = ""
+    examples: str = ""
+    budget: str = ""
+    missed: tuple[str, ...] = ()
+    steps: tuple[StepResult, ...] = ()
+    layers: tuple[LayerResult, ...] = ()
+    operations: tuple[OperationTime, ...] = ()
+    remarks: tuple[str, ...] = ()
+    version: str = __version__
+
+
+def describe_machine() -> str:
+    """Return processor, cores that this process may use, system, Python and runtime in a line."""
+    try:
+        found = _CPU.search(_CPUINFO.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        found = None
+    processor = found[1].strip() if found else platform.machine()
+    cores = plural(len(os.sched_getaffinity(0)), "core")
+    runtime = runtime_version(load_runtime()[0])
+    return f"{processor}, {cores}, {platform.system()} {platform.machine()}, {runtime}"
+
+
+def read_report(path: Path) -> OptimiseReport:
+    """Read a report, also that of a step with keys of its own, which become notes.
+
+    Raises:
+        ModelError: the file cannot be read, or is no report.
+    """
+    text = read_text(path)
+    try:
+        data = msgspec.json.decode(text)
+        if isinstance(data, dict) and "steps" not in data:
+            return _of_other_keys(data)
+        return msgspec.convert(data, OptimiseReport)
+    except NO_JSON as error:
+        raise ModelError(f"{path}: not a report of `vedette optimise`: {error}") from None
+
+
+def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
+    """Convert a report whose keys are a step's own. Raises a ValueError if it names no step and model."""
+    own = {"step", "model", "bytes"}
+    sizes = msgspec.convert(data.get("bytes", {}), dict[str, int])
+    notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
+    before = StepResult("before", size=sizes.get("before", 0))
+    after = StepResult(str(data.get("step", "")), size=sizes.get("after", 0), notes=notes)
+    known = {"step": data.get("step"), "model": data.get("model"), "steps": (before, after)}
+    return msgspec.convert(msgspec.to_builtins(known), OptimiseReport)
+
+
+def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(f"{name}.{key}", inner)
+    elif isinstance(value, float):
+        yield name, f"{value:.5g}"
+    else:
+        yield name, value
+
+
+class _Table(NamedTuple):
+    title: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def _facts(report: OptimiseReport) -> _Table:
+    facts = {
+        "model": report.model,
+        "examples": report.examples,
+        "budget": report.budget,
+        "missed": "; ".join(report.missed),
+        "machine": report.machine,
+        "command": report.command,
+        "sha256 before": report.sha256_before,
+        "sha256 after": report.sha256_after,
+        "Vedette": report.version,
+    }
+    return _Table("", ("", ""), [(name, value) for name, value in facts.items() if value])
+
+
+_Figure = tuple[str, Callable[[StepResult], str]]
+_FIGURES: tuple[_Figure, ...] = (
+    ("score, %", lambda one: _number(one.score, 100.0)),
+    ("95 %", lambda one: f"{one.interval[0]:.2%} to {one.interval[1]:.2%}" if one.interval else ""),
+    ("size, kB", lambda one: _number(one.size or None, 1e-3)),
+    ("latency, ms", lambda one: _number(one.latency_ms)),
+    ("per s", lambda one: _number(one.per_s)),
+    ("memory, MB", lambda one: _number(one.memory_mb)),
+    ("energy, mJ (estimate)", lambda one: _number(one.energy_mj)),
+)
+
+
+def _steps(report: OptimiseReport) -> _Table:
+    """Return the steps, without columns that are empty for all of them."""
+    figures = [(title, [text(one) for one in report.steps]) for title, text in _FIGURES]
+    shown = [(title, texts) for title, texts in figures if any(texts)]
+    metric = next((one.metric for one in report.steps if one.metric), "")
+    titles = tuple(title.replace("score", metric or "score") for title, _ in shown)
+    rows = [
+        (
+            step.name,
+            *(texts[at] or _NONE for _, texts in shown),
+            "yes" if step.kept else "no",
+            "; ".join(step.notes),
+        )
+        for at, step in enumerate(report.steps)
+    ]
+    return _Table("Steps", ("step", *titles, "kept", "notes"), rows)
+
+
+def _layers(report: OptimiseReport) -> _Table:
+    rows = [
+        (one.name, one.operation, str(one.bits), str(one.values), _number(one.loss) or _NONE)
+        for one in report.layers
+    ]
+    return _Table("Layers", ("layer", "operation", "bits", "weights", "loss"), rows)
+
+
+def _operations(report: OptimiseReport) -> _Table:
+    rows = [(one.name, f"{one.before_ms:.3f}", f"{one.after_ms:.3f}") for one in report.operations]
+    return _Table("Time by operation", ("operation", "before, ms", "after, ms"), rows)
+
+
+def _number(value: float | None, factor: float = 1.0) -> str:
+    if value is None:
+        return ""
+    scaled = value * factor
+    return f"{scaled:.0f}" if abs(scaled) >= 1000 else f"{scaled:.4g}"
+
+
+def _tables(report: OptimiseReport) -> list[_Table]:
+    return [table for table in (_steps(report), _layers(report), _operations(report)) if table.rows]
+
+
+def _title(report: OptimiseReport) -> str:
+    return f"{report.step or 'optimise'}: {report.model}"
+
+
+def markdown(report: OptimiseReport) -> str:
+    """Return the report as Markdown, with every special character of its texts escaped."""
+    parts = [f"# {_escaped(_title(report))}", _markdown_table(_facts(report))]
+    for table in _tables(report):
+        parts += [f"## {table.title}", _markdown_table(table)]
+    if report.remarks:
+        parts += ["## Remarks", "\n".join(f"- {_escaped(one)}" for one in report.remarks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown_table(table: _Table) -> str:
+    lines = [[_escaped(column) for column in table.columns], ["---"] * len(table.columns)]
+    lines += [[_escaped(cell) for cell in row] for row in table.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", plain(text))
+
+
+_STYLE = """
+body { font-family: sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
+table { border-collapse: collapse; margin: 1em 0; }
+th, td { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; overflow-wrap: anywhere; }
+tr.dropped td { color: #888; }
+img { max-width: 100%; }
+"""
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def to_html(report: OptimiseReport) -> str:
+    """Return the report as one HTML file. Charts are left out if matplotlib is missing."""
+    title = html.escape(plain(_title(report)))
+    parts = [f"<h1>{title}</h1>", _html_table(_facts(report), set())]
+    dropped = {number for number, step in enumerate(report.steps) if not step.kept}
+    for table in _tables(report):
+        parts += [f"<h2>{table.title}</h2>", _html_table(table, dropped if table.title == "Steps" else set())]
+    for name, chart in _charts(report):
+        source = base64.b64encode(chart).decode()
+        parts.append(f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{source}"></p>')
+    if report.remarks:
+        parts.append(f"<ul>{''.join(f'<li>{html.escape(plain(one))}</li>' for one in report.remarks)}</ul>")
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    body = "\n".join(parts)
+    head += f"<title>{title}</title><style>{_STYLE}</style>"
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _html_table(table: _Table, dropped: set[int]) -> str:
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) if any(table.columns) else ""
+    rows = [f"<tr>{head}</tr>"] if head else []
+    for number, row in enumerate(table.rows):
+        cells = "".join(f"<td>{html.escape(plain(cell))}</td>" for cell in row)
+        rows.append(f'<tr class="dropped">{cells}</tr>' if number in dropped else f"<tr>{cells}</tr>")
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _charts(report: OptimiseReport) -> Iterator[tuple[str, bytes]]:
+    """Yield title and PNG of each chart."""
+    try:
+        figure = importlib.import_module("matplotlib.figure").Figure
+    except ImportError:
+        return
+    if len(report.steps) > 1:
+        yield "score, size and latency of each step", _draw_steps(figure, report.steps[:_BARS])
+    if report.operations:
+        yield "time by operation", _draw_operations(figure, report.operations[:_BARS])
+    if len({one.bits for one in report.layers}) > 1:
+        yield "bits of each layer", _draw_layers(figure, report.layers)
+
+
+def _draw_steps(new: Any, steps: Sequence[StepResult]) -> bytes:
+    figure = new(figsize=(9.0, 1.2 + 0.35 * len(steps)), layout="constrained")
+    panels = (
+        (
+            f"{next((one.metric for one in steps if one.metric), 'score')}, %",
+            [(one.score or 0) * 100 for one in steps],
+        ),
+        ("size, kB", [one.size / 1e3 for one in steps]),
+        ("latency, ms", [one.latency_ms or 0 for one in steps]),
+    )
+    shown = [(title, values) for title, values in panels if any(values)]
+    axes = figure.subplots(1, max(1, len(shown)), sharey=True, squeeze=False)[0]
+    for axis, (title, values) in zip(axes, shown, strict=False):
+        axis.barh(range(len(steps)), values, color=["tab:blue" if one.kept else "lightgrey" for one in steps])
+        axis.set(title=_label(title))
+        axis.grid(alpha=0.3, axis="x")
+    axes[0].set_yticks(range(len(steps)), [_label(one.name) for one in steps])
+    axes[0].invert_yaxis()
+    return _png(figure)
+
+
+def _draw_operations(new: Any, operations: Sequence[OperationTime]) -> bytes:
+    figure = new(figsize=(9.0, 1.2 + 0.4 * len(operations)), layout="constrained")
+    axis = figure.add_subplot()
+    for shift, name in ((-0.2, "before"), (0.2, "after")):
+        places = [number + shift for number in range(len(operations))]
+        axis.barh(places, [getattr(one, f"{name}_ms") for one in operations], 0.4, label=name)
+    axis.set_yticks(range(len(operations)), [_label(one.name) for one in operations])
+    axis.set(xlabel="ms per inference")
+    axis.invert_yaxis()
+    axis.grid(alpha=0.3, axis="x")
+    axis.legend()
+    return _png(figure)
+
+
+def _draw_layers(new: Any, layers: Sequence[LayerResult]) -> bytes:
+    figure = new(figsize=(9.0, 3.5), layout="constrained")
+    axis = figure.add_subplot()
+    for bits in sorted({one.bits for one in layers}):
+        bars = [(number, one.values) for number, one in enumerate(layers) if one.bits == bits]
+        axis.bar(*zip(*bars, strict=True), label=f"{bits} bits")
+    axis.set(xlabel="layer, in the order of the graph", ylabel="weights")
+    axis.grid(alpha=0.3, axis="y")
+    axis.legend()
+    return _png(figure)
+
+
+def _label(name: str) -> str:
+    """Return a short name in which matplotlib reads no formula."""
+    name = plain(name)
+    return (name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…").replace("$", r"\$")
+
+
+def _png(figure: Any) -> bytes:
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return drawn.getvalue()
