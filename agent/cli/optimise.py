@@ -145,3 +145,46 @@ def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
         f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
         f"of quantised outputs, and {compared.relative:.1g} of float ones"
     )
+
+
+def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from agent.optimise.recipe import EXAMPLES
+
+    return [step for step in EXAMPLES if step.startswith(incomplete)]
+
+
+@optimise.command()
+@click.argument("steps", nargs=-1, shell_complete=_complete_step)
+def recipe(steps: tuple[str, ...]) -> None:
+    """Print a recipe with a comment on each key: of STEPS, or of all.
+
+    A recipe is a TOML file that says what the steps do. What is printed are the defaults.
+    """
+    from agent.optimise.recipe import example
+
+    click.echo(example(steps), nl=False)
+
+
+@optimise.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.option("--force", is_flag=True, help="Replace OUT.")
+def report(file: Path, out: Path | None, force: bool) -> None:
+    """Show the report in FILE, which a step has written beside its model as .report.json.
+
+    Without OUT, Markdown is printed. OUT is written as Markdown if it ends in .md, and as a single HTML file with
+    charts if it ends in .html.
+    """
+    from agent.optimise.report import markdown, read_report, to_html
+    from agent.storage.files import write_atomic
+
+    if out is not None and out.suffix not in (".md", ".html"):
+        raise click.BadParameter(f"{out}: expected a name that ends in .md or .html", param_hint="OUT")
+    if out is not None and out.exists() and not force:
+        raise ModelError(f"{out}: exists; --force replaces it")
+    found = read_report(file)
+    if out is None:
+        click.echo(markdown(found), nl=False)
+        return
+    write_atomic(out, (to_html(found) if out.suffix == ".html" else markdown(found)).encode())
+    click.echo(f"{plain(str(out))}: written")

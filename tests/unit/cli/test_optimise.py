@@ -228,3 +228,32 @@ def test_a_tensor_without_a_signature_is_compared_by_its_own_name(tmp_path: Path
     (tmp_path / "model.tflite").write_bytes(content)
     assert call(tmp_path / "model.tflite", tmp_path / "out.tflite").exit_code == 0
     assert kinds(tmp_path / "out.tflite") == ["LOGISTIC"]
+
+
+def test_a_recipe_is_printed_that_can_be_read() -> None:
+    from agent.optimise.recipe import Recipe, parse_recipe
+
+    printed = CliRunner().invoke(vedette, ["optimise", "recipe", "quantise", "qat"])
+    assert printed.exit_code == 0
+    assert parse_recipe(printed.output, "printed").recipe == Recipe()
+    assert "[prune]" not in printed.output
+    wrong = CliRunner().invoke(vedette, ["optimise", "recipe", "quantize"])
+    assert wrong.exit_code == 1
+    assert "'quantise'" in said(wrong)
+
+
+def test_a_report_is_printed_or_written(tmp_path: Path) -> None:
+    file = tmp_path / "m.report.json"
+    file.write_text('{"step": "rewrite", "model": "<b>", "bytes": {"before": 2000, "after": 1000}}')
+    printed = CliRunner().invoke(vedette, ["optimise", "report", str(file)])
+    assert printed.exit_code == 0
+    assert r"\<b\>" in printed.output
+    for name in ("r.html", "r.md"):
+        out = tmp_path / name
+        command = ["optimise", "report", str(file), str(out)]
+        assert CliRunner().invoke(vedette, command).exit_code == 0
+        assert "rewrite" in out.read_text()
+        assert CliRunner().invoke(vedette, command).exit_code == 1
+        assert CliRunner().invoke(vedette, [*command, "--force"]).exit_code == 0
+    assert CliRunner().invoke(vedette, ["optimise", "report", str(file), str(tmp_path / "r.txt")]).exit_code == 2
+    assert CliRunner().invoke(vedette, ["optimise", "report", str(tmp_path / "no.json")]).exit_code == 1
