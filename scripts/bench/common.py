@@ -141,12 +141,13 @@ def child(code: str, *args: str) -> dict[str, float]:
     """Run a function of a bench in a process of its own; its last line is JSON.
 
     Args:
-        code: `module:function`, the module in this folder.
+        code: `module:function`, the module in this folder, or in one of $PYTHONPATH.
         args: strings for the function.
     """
     module, function = code.split(":")
     program = f"import sys, {module} as m; m.{function}(*sys.argv[1:])"
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    folders = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
     done = subprocess.run(
         [sys.executable, "-c", program, *args], capture_output=True, text=True, env=env, check=False
     )
