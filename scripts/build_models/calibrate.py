@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import quantise
-from layers import LEAK, Graph
 from numpy.typing import NDArray
 from tflite import File, Runner
+
+from agent.optimise.graph.layers import Layer, Network
 
 _SOURCES = frozenset({"ADD", "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "MEAN", "MUL"})
 """Operations whose output needs a range of its own."""
@@ -30,11 +31,11 @@ def _nothing(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return x
 
 
-def _leaky(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.where(x < 0, LEAK * x, x)
+def _leaky(layer: Layer) -> Effect:
+    return lambda x: np.where(x < 0, layer.alpha * x, x)
 
 
-_EFFECTS: Mapping[str, Effect] = {"LEAKY_RELU": _leaky}
+_EFFECTS: Mapping[str, Callable[[Layer], Effect]] = {"LEAKY_RELU": _leaky}
 """Effect of each operation on the tensor that it reads."""
 
 
@@ -43,7 +44,7 @@ Samples = Sequence[NDArray[Any]]
 
 
 def ranges(
-    sets: Sequence[tuple[Graph, Samples]], progress: Callable[[str], None]
+    sets: Sequence[tuple[Network, Samples]], progress: Callable[[str], None]
 ) -> dict[str, tuple[float, float]]:
     """The range (low, high) of each group of tensors, by its leader; the networks differ in size only."""
     first = sets[0][0]
@@ -59,7 +60,7 @@ def ranges(
     return {leader: found.best_range(leader, effects.get(leader, _nothing)) for leader in found.extremes}
 
 
-def _run(network: Graph, samples: Samples) -> Iterable[dict[str, NDArray[np.float32]]]:
+def _run(network: Network, samples: Samples) -> Iterable[dict[str, NDArray[np.float32]]]:
     """The values of all source tensors, sample by sample; before a max-pool, only those that survive it."""
     producer = {layer.output: layer for layer in network.layers}
     names = {layer.output for layer in network.layers if layer.op in _SOURCES}
@@ -78,11 +79,11 @@ def _thinned(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values[:: (values.size // _MOST_VALUES) | 1]
 
 
-def _effects(network: Graph, leaders: Mapping[str, str]) -> dict[str, Effect]:
+def _effects(network: Network, leaders: Mapping[str, str]) -> dict[str, Effect]:
     effects: dict[str, Effect] = {}
     for layer in network.layers:
         if layer.op in _EFFECTS:
-            effects[leaders[layer.inputs[0]]] = _EFFECTS[layer.op]
+            effects[leaders[layer.inputs[0]]] = _EFFECTS[layer.op](layer)
     return effects
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import quantise
 from calibrate import ranges
-from network import Network, nanodet
+from network import NanoDet, nanodet
 from pictures import Picture, Resized, read_pictures
 from rounding import round_kernels
 from tfjs import read_convolutions
@@ -46,7 +46,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _float(networks: Sequence[Network]) -> bytes:
+def _float(networks: Sequence[NanoDet]) -> bytes:
     """The float file."""
     file = File("NanoDet-g")
     for network in networks:
@@ -54,14 +54,14 @@ def _float(networks: Sequence[Network]) -> bytes:
     return file.pack()
 
 
-def _int8(networks: Sequence[Network], pictures: Sequence[Picture]) -> bytes:
+def _int8(networks: Sequence[NanoDet], pictures: Sequence[Picture]) -> bytes:
     """The INT8 file. All sizes have the same scales, and so the same weights and biases, stored once."""
     sets = [(network, Resized(pictures, network.size)) for network in networks]
     scales = quantise.scales(networks[0], ranges(sets, _progress), quantise.FIXED)
     kernels = round_kernels(networks[0], scales, sets[0][1], _progress)
     file = File("NanoDet-g, INT8")
     for network in networks:
-        file.add(f"s{network.size}", network, _OUTPUTS, scales, kernels)
+        file.add_int8(f"s{network.size}", network, _OUTPUTS, scales, kernels)
     return file.pack()
 
 

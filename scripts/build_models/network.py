@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from layers import Convolution, Graph
+
+from agent.optimise.graph.layers import Convolution, Network
 
 CLASSES = 80
 SIDES = 4
@@ -18,33 +19,32 @@ LOUDEST = (18, 26)
 """Channels of the first convolution whose values reach much further than all others'. They leave it halved and
 the next convolution doubles them: the same in float, and in INT8 the other channels get finer steps."""
 
+_BORDER = ((0, 0), (1, 1), (1, 1), (0, 0))
+"""One pixel on each side."""
+_LEAK = 0.1
+"""Slope of every LEAKY_RELU below zero."""
 
-class Network(Graph):
+
+class NanoDet(Network):
     """NanoDet for one input size: `image`, `size` × `size` pixels."""
 
     def __init__(self, size: int) -> None:
         super().__init__("image", shapes={"image": (1, size, size, 3)}, pixels=True)
         self.size = size
 
-    def pad(self, x: str) -> str:
-        """One pixel of zeros on each side."""
-        batch, height, width, channels = self.shapes[x]
-        return self.add("PAD", x, shape=(batch, height + 2, width + 2, channels))
-
     def conv(self, x: str, convolution: Convolution, stride: int = 1) -> str:
         """Convolution that keeps the size, or halves it (padded by one on every side, as PyTorch pads)."""
         if stride == 1:
-            shape = (*self.shapes[x][:3], len(convolution.bias))
-            return self.add("CONV_2D", x, shape=shape, convolution=convolution)
-        batch, height, width, _ = self.shapes[x]
-        shape = (batch, height // stride, width // stride, len(convolution.bias))
-        return self.add("CONV_2D", self.pad(x), shape=shape, stride=(stride, stride), convolution=convolution)
+            return self.convolve(x, convolution)
+        return self.convolve(self.pad(x, _BORDER), convolution, stride=(stride, stride), padding="VALID")
 
     def half_max(self, x: str) -> str:
         """3×3 max-pool with stride 2."""
-        batch, height, width, channels = self.shapes[x]
-        shape = (batch, height // 2, width // 2, channels)
-        return self.add("MAX_POOL_2D", self.pad(x), shape=shape, stride=(2, 2))
+        return self.pool("MAX_POOL_2D", self.pad(x, _BORDER), (3, 3), stride=(2, 2))
+
+    def leaky(self, x: str) -> str:
+        """LeakyReLU."""
+        return self.each("LEAKY_RELU", x, alpha=_LEAK)
 
     def resize_like(self, x: str, other: str) -> str:
         """Bilinear resize to the height and width of `other`."""
@@ -52,7 +52,7 @@ class Network(Graph):
         return self.add("RESIZE_BILINEAR", x, shape=shape)
 
 
-def nanodet(convolutions: Sequence[Convolution], size: int) -> Network:
+def nanodet(convolutions: Sequence[Convolution], size: int) -> NanoDet:
     """NanoDet-g for `size` × `size` BGR pixels 0..255.
 
     Outputs, over the N cells of strides 8, 16 and 32: `scores` [1, N, 80], probabilities of the classes; `reg`
@@ -65,10 +65,10 @@ def nanodet(convolutions: Sequence[Convolution], size: int) -> Network:
     scores and distances have scales of their own.
     """
     stem, entry, *others = convolutions
-    net, (stem, entry) = Network(size), _evened(_normalised(stem), entry)
+    net, (stem, entry) = NanoDet(size), _evened(_normalised(stem), entry)
     rest = iter((entry, *others))
     x = net.conv("image", stem, STEM_STRIDE)
-    x = net.each("LEAKY_RELU", net.half_max(x))
+    x = net.leaky(net.half_max(x))
     levels = [
         x := _stage(net, x, [next(rest) for _ in range(2 * blocks + 2)], stride) for blocks, stride in STAGES
     ]
@@ -92,30 +92,30 @@ def _evened(first: Convolution, second: Convolution) -> tuple[Convolution, Convo
     )
 
 
-def _stage(net: Network, x: str, convolutions: Sequence[Convolution], stride: int) -> str:
+def _stage(net: NanoDet, x: str, convolutions: Sequence[Convolution], stride: int) -> str:
     """A cross-stage-partial stage: blocks of two convolutions, whose input joins their output at the end."""
     first, *blocks, last = convolutions
-    entry = x = net.each("LEAKY_RELU", net.conv(x, first, stride))
+    entry = x = net.leaky(net.conv(x, first, stride))
     for narrow, deep in zip(blocks[::2], blocks[1::2], strict=True):
-        x = net.each("LEAKY_RELU", net.conv(x, narrow))
-        x = net.join(net.each("LEAKY_RELU", net.conv(x, deep)), x)
-    return net.join(net.each("LEAKY_RELU", net.conv(x, last)), entry)
+        x = net.leaky(net.conv(x, narrow))
+        x = net.join(net.leaky(net.conv(x, deep)), x)
+    return net.join(net.leaky(net.conv(x, last)), entry)
 
 
-def _pyramid(net: Network, levels: Sequence[str]) -> list[str]:
+def _pyramid(net: NanoDet, levels: Sequence[str]) -> list[str]:
     """Path aggregation over strides 8, 16 and 32: sums from coarse to fine, then from fine to coarse."""
     fine, middle, coarse = levels
-    middle = net.sum(middle, net.resize_like(coarse, middle))
-    fine = net.sum(fine, net.resize_like(middle, fine))
-    middle = net.sum(middle, net.resize_like(fine, middle))
-    return [fine, middle, net.sum(coarse, net.resize_like(middle, coarse))]
+    middle = net.combine("ADD", middle, net.resize_like(coarse, middle))
+    fine = net.combine("ADD", fine, net.resize_like(middle, fine))
+    middle = net.combine("ADD", middle, net.resize_like(fine, middle))
+    return [fine, middle, net.combine("ADD", coarse, net.resize_like(middle, coarse))]
 
 
-def _heads(net: Network, levels: Sequence[str], convolutions: Sequence[Convolution]) -> None:
+def _heads(net: NanoDet, levels: Sequence[str], convolutions: Sequence[Convolution]) -> None:
     """One head per level; their outputs joined over the levels."""
     scores, reg = [], []
     for level, shared, both in zip(levels, convolutions[::2], convolutions[1::2], strict=True):
-        x = net.each("LEAKY_RELU", net.conv(level, shared))
+        x = net.leaky(net.conv(level, shared))
         cells = net.shapes[x][1] * net.shapes[x][2]
         scores.append(net.reshape(net.conv(x, both.outputs(0, CLASSES)), (1, cells, CLASSES)))
         sides = net.conv(x, both.outputs(CLASSES, CLASSES + SIDES * BINS))

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from layers import Graph, Layer
 from numpy.typing import NDArray
+
+from agent.optimise.graph.layers import Layer, Network
 
 SAME_SCALE = frozenset(
     {"CONCATENATION", "LEAKY_RELU", "MAX_POOL_2D", "PAD", "RESHAPE", "RESIZE_BILINEAR", "SLICE"}
@@ -40,7 +41,7 @@ FIXED = {"image": PIXELS, "logits": LOGITS, "scores": PROBABILITIES, "distances"
 """Tensors whose range is known beforehand."""
 
 
-def groups(network: Graph) -> dict[str, str]:
+def groups(network: Network) -> dict[str, str]:
     """Map each tensor to the one that stands for all tensors that must share its scale."""
     leader = {name: name for name in network.shapes}
 
@@ -57,7 +58,7 @@ def groups(network: Graph) -> dict[str, str]:
 
 
 def scales(
-    network: Graph, ranges: Mapping[str, tuple[float, float]], fixed: Mapping[str, Quantisation]
+    network: Network, ranges: Mapping[str, tuple[float, float]], fixed: Mapping[str, Quantisation]
 ) -> dict[str, Quantisation]:
     """The scale of every tensor: the fixed one of its group, or else that of the range of the group's leader."""
     leaders = groups(network)

@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import quantise
 from calibrate import Samples
-from layers import Graph, Layer
 from numpy.typing import NDArray
 from quantise import Quantisation
 from tflite import File, Runner
+
+from agent.optimise.graph.layers import Layer, Network
 
 _PLACES = 200
 """Places of each sample at which a convolution's input is looked at."""
@@ -26,7 +27,7 @@ Kernels = dict[str, tuple[NDArray[np.int8], Quantisation]]
 
 
 def round_kernels(
-    network: Graph,
+    network: Network,
     scales: Mapping[str, Quantisation],
     samples: Samples,
     progress: Callable[[str], None],
@@ -43,7 +44,7 @@ def round_kernels(
 
 
 def _moments(
-    network: Graph,
+    network: Network,
     scales: Mapping[str, Quantisation],
     samples: Samples,
     progress: Callable[[str], None],
@@ -52,7 +53,7 @@ def _moments(
     layers = [layer for layer in network.layers if layer.op == "CONV_2D"]
     names = sorted({layer.inputs[0] for layer in layers})
     file = File()
-    file.add("inputs", network, names, scales)
+    file.add_int8("inputs", network, names, scales)
     run, sums = Runner(file.pack(), "inputs"), dict[str, Moments]()
     for number, sample in enumerate(samples, 1):
         values = run(sample)

@@ -26,7 +26,7 @@ def int8_file(weights: Weights, examples: Examples) -> bytes:
     kernels = round_kernels(net, scales, stored, _progress)
     file = File(DESCRIPTION)
     for depth, (key, stage) in zip(DEPTHS, speech_graph.stages(net).items(), strict=True):
-        file.add(key, stage, speech_graph.outputs(depth), scales, kernels, speech_graph.aliases())
+        file.add_int8(key, stage, speech_graph.outputs(depth), scales, kernels, speech_graph.aliases())
     return file.pack()
 
 

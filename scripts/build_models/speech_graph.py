@@ -13,7 +13,7 @@ that one would break the graph in two; and with sigmoids a step may also attend 
 
 from collections.abc import Mapping
 
-from layers import Convolution, Graph
+from agent.optimise.graph.layers import NONE, RELU, Convolution, Network
 
 FRAMES, MELS = 98, 40
 CLASSES = 12
@@ -38,14 +38,14 @@ Weights = Mapping[str, Convolution]
 """Convolutions by the name of the tensor that they write."""
 
 
-def speech(weights: Weights) -> Graph:
+def speech(weights: Weights) -> Network:
     """The network with all exits: `features` [1, 98, 40, 1] to `logits3`, …4, …6 and `logits12` [1, 12].
 
     `hidden3`, `hidden4` and `hidden6` are what goes on to the next exit.
     """
-    net = Graph("features", shapes={"features": (1, FRAMES, MELS, 1)})
+    net = Network("features", shapes={"features": (1, FRAMES, MELS, 1)})
     folded = net.reshape("features", (1, FRAMES, MELS // FOLD, FOLD))
-    x = _conv(net, weights, folded, "stem", STEM_STRIDE, relu=True)
+    x = _conv(net, weights, folded, "stem", STEM_STRIDE, activation=RELU)
     for depth in range(2, DEPTHS[-1] + 1):
         x = _block(net, weights, x, depth)
         if depth == DEPTHS[-1]:
@@ -55,7 +55,7 @@ def speech(weights: Weights) -> Graph:
     return net
 
 
-def stages(net: Graph) -> dict[str, Graph]:
+def stages(net: Network) -> dict[str, Network]:
     """The network cut into one graph per exit, by the exit's signature: each goes on where the last one ended."""
     entries = ["features", *(f"hidden{depth}" for depth in DEPTHS[:-1])]
     return {
@@ -73,70 +73,66 @@ def aliases() -> dict[str, str]:
     return {f"{name}{depth}": name for depth in DEPTHS for name in ("logits", "hidden")}
 
 
-def _conv(net: Graph, weights: Weights, x: str, name: str, stride: Stride = (1, 1), relu: bool = False) -> str:
+def _conv(
+    net: Network, weights: Weights, x: str, name: str, stride: Stride = (1, 1), activation: str = NONE
+) -> str:
     """A convolution that keeps the size or divides it, rounding up."""
-    batch, height, width, _ = net.shapes[x]
-    shape = (batch, -(-height // stride[0]), -(-width // stride[1]), len(weights[name].bias))
-    needs = {"convolution": weights[name], "stride": stride, "padding": "SAME", "relu": relu}
-    return net.add("CONV_2D", x, shape=shape, name=name, **needs)
+    return net.convolve(x, weights[name], name=name, stride=stride, activation=activation)
 
 
-def _depthwise(net: Graph, weights: Weights, x: str, name: str, stride: Stride) -> str:
-    batch, height, width, channels = net.shapes[x]
-    shape = (batch, -(-height // stride[0]), -(-width // stride[1]), channels)
-    needs = {"convolution": weights[name], "stride": stride, "padding": "SAME", "relu": True}
-    return net.add("DEPTHWISE_CONV_2D", x, shape=shape, name=name, **needs)
+def _depthwise(net: Network, weights: Weights, x: str, name: str, stride: Stride) -> str:
+    return net.convolve(x, weights[name], depthwise=True, name=name, stride=stride, activation=RELU)
 
 
-def _block(net: Graph, weights: Weights, x: str, depth: int) -> str:
+def _block(net: Network, weights: Weights, x: str, depth: int) -> str:
     """Depthwise, then pointwise convolution; their result is added to what came in, if it has the same shape."""
     name = f"hidden{depth}"
     narrow = _depthwise(net, weights, x, f"block{depth}/depthwise", STEM_STRIDE if depth == HALVING else (1, 1))
     if depth == HALVING:
-        return _conv(net, weights, narrow, f"block{depth}/pointwise", relu=True)
-    return net.sum(x, _conv(net, weights, narrow, f"block{depth}/pointwise"), name, relu=True)
+        return _conv(net, weights, narrow, f"block{depth}/pointwise", activation=RELU)
+    return net.combine(
+        "ADD", x, _conv(net, weights, narrow, f"block{depth}/pointwise"), name=name, activation=RELU
+    )
 
 
-def _across(net: Graph, weights: Weights, x: str, name: str) -> str:
+def _across(net: Network, weights: Weights, x: str, name: str) -> str:
     """A weighted sum over the third axis, channel by channel: it becomes 1 wide."""
-    batch, height, _, channels = net.shapes[x]
-    needs = {"convolution": weights[name], "padding": "VALID"}
-    return net.add("DEPTHWISE_CONV_2D", x, shape=(batch, height, 1, channels), name=name, **needs)
+    return net.convolve(x, weights[name], depthwise=True, name=name, padding="VALID")
 
 
-def _attention(net: Graph, weights: Weights, x: str) -> str:
+def _attention(net: Network, weights: Weights, x: str) -> str:
     """Banded attention over time, added to `x`."""
     step = _across(net, weights, x, "attention/step")
     projected = _conv(net, weights, step, "attention/projection")
     query = _channels(net, projected, 0, HEAD)
     band = _band(net, _channels(net, projected, HEAD, 3 * HEAD))
     key, value = _channels(net, band, 0, HEAD), _channels(net, band, HEAD, 2 * HEAD)
-    match = net.add("MUL", key, query, shape=net.shapes[key], name="attention/match")
+    match = net.combine("MUL", key, query, name="attention/match")
     gate = net.each("LOGISTIC", _conv(net, weights, match, "attention/score"), "attention/gate")
-    seen = net.add("MUL", value, gate, shape=net.shapes[value], name="attention/seen")
+    seen = net.combine("MUL", value, gate, name="attention/seen")
     gathered = _across(net, weights, seen, "attention/gathered")
-    return net.sum(x, _conv(net, weights, gathered, "attention/output"), "attended", relu=True)
+    return net.combine(
+        "ADD", x, _conv(net, weights, gathered, "attention/output"), name="attended", activation=RELU
+    )
 
 
-def _channels(net: Graph, x: str, start: int, stop: int) -> str:
-    return net.add("SLICE", x, shape=(*net.shapes[x][:3], stop - start), begin=(0, 0, 0, start))
+def _channels(net: Network, x: str, start: int, stop: int) -> str:
+    return net.cut(x, 3, start, stop)
 
 
-def _band(net: Graph, x: str) -> str:
+def _band(net: Network, x: str) -> str:
     """Beside each step [1, steps, 1, C], those around it: [1, steps, 2 × REACH + 1, C]. Zeros at both ends."""
-    batch, steps, _, channels = net.shapes[x]
-    pads = ((0, 0), (REACH, REACH), (0, 0), (0, 0))
-    padded = net.add("PAD", x, shape=(batch, steps + 2 * REACH, 1, channels), pads=pads)
-    shape = (batch, steps, 1, channels)
-    shifted = [net.add("SLICE", padded, shape=shape, begin=(0, at, 0, 0)) for at in range(2 * REACH + 1)]
+    steps = net.shapes[x][1]
+    padded = net.pad(x, ((0, 0), (REACH, REACH), (0, 0), (0, 0)))
+    shifted = [net.cut(padded, 1, at, at + steps) for at in range(2 * REACH + 1)]
     halves = [net.join(*half, axis=2) for half in (shifted[:REACH], shifted[REACH:])]
     return net.join(*halves, axis=2)
 
 
-def _exit(net: Graph, weights: Weights, x: str, depth: int) -> None:
+def _exit(net: Network, weights: Weights, x: str, depth: int) -> None:
     """Mean over time, and a fully connected layer."""
     batch, _, width, channels = net.shapes[x]
-    mean = net.add("MEAN", x, shape=(batch, width, channels), axes=(1,), name=f"mean{depth}")
+    mean = net.reduce("MEAN", x, (1,), name=f"mean{depth}")
     pooled = net.reshape(mean, (batch, width * channels), f"pooled{depth}")
     name = f"logits{depth}"
-    net.add("FULLY_CONNECTED", pooled, shape=(batch, CLASSES), name=name, convolution=weights[name])
+    net.connect(pooled, weights[name], name=name)

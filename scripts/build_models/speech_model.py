@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from layers import Convolution
 from numpy.typing import NDArray
 from speech_graph import (
     CHANNELS,
@@ -22,6 +21,8 @@ from speech_graph import (
 )
 from torch import Tensor, nn
 from torch.nn import functional
+
+from agent.optimise.graph.layers import Convolution
 
 _BANDS = MELS // FOLD
 _DROPOUT = 0.1

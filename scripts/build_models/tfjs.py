@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from layers import Convolution
 from numpy.typing import NDArray
+
+from agent.optimise.graph.layers import Convolution
 
 _CONVOLUTION = re.compile(r"(?:.*/)?convolution(?:_(\d+))?")
 

@@ -1,95 +1,87 @@
-"""Writes networks as one `.tflite` file: a signature per network, float or INT8, equal weights stored once."""
+"""Writes networks as INT8 `.tflite` files, and runs them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flatbuffers
+import numpy as np
+import quantise
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
-from layers import Graph
 from numpy.typing import NDArray
-from operations import VERSIONS
 from quantise import Quantisation
-from subgraph import Kernels, Subgraph
 
-_ALIGNMENT = 16
+from agent.optimise.graph.layers import Layer, Network
+from agent.optimise.graph.writer import KERNELS, ModelWriter, SubgraphWriter
 
+_UINT8_PIXELS = Quantisation(quantise.PIXELS.scale, 0)
+_INT8, _UINT8 = np.dtype(np.int8), np.dtype(np.uint8)
 
-class _Buffer(schema.BufferT):
-    """A buffer whose bytes are aligned as the schema asks, which its own packer forgets."""
-
-    def Pack(self, builder: flatbuffers.Builder) -> int:  # noqa: N802 - the packer calls it by this name
-        data = None
-        if self.data is not None:
-            builder.StartVector(1, len(self.data), _ALIGNMENT)
-            builder.head -= len(self.data)
-            builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
-            data = builder.EndVector()
-        schema.BufferStart(builder)
-        if data is not None:
-            schema.BufferAddData(builder, data)
-        return int(schema.BufferEnd(builder))
+Scales = Mapping[str, Quantisation]
+"""Of every activation, by its name."""
+Kernels = Mapping[str, tuple[NDArray[np.int8], Quantisation]]
+"""Integer kernels [height, width, in, out] and their scales, by the name of the layer's output."""
 
 
-class File:
-    """A `.tflite` file in the making."""
+class File(ModelWriter):
+    """A `.tflite` file in the making, whose networks are float or INT8."""
 
-    def __init__(self, description: str = "") -> None:
-        self._model = schema.ModelT()
-        self._model.version = 3
-        self._model.description = description
-        self._model.buffers = [_Buffer()]
-        self._model.operatorCodes, self._model.subgraphs, self._model.signatureDefs = [], [], []
-        self._buffers: dict[bytes, int] = {}
-        self._codes: dict[str, int] = {}
-
-    def add(
+    def add_int8(
         self,
         key: str,
-        network: Graph,
+        network: Network,
         outputs: Sequence[str],
-        scales: Mapping[str, Quantisation] | None = None,
+        scales: Scales,
         kernels: Kernels | None = None,
         aliases: Mapping[str, str] | None = None,
     ) -> None:
-        """Add `network` as signature `key`: INT8 where `scales` are given, else float.
+        """Add an INT8 network as signature `key`, see `add`.
 
-        `kernels` are integer kernels by layer; a layer without gets its weights rounded to the nearest. `aliases`
-        are what the signature calls tensors, where that is not their own name.
+        `kernels` are integer kernels by layer; a layer without gets its weights rounded to the nearest.
         """
-        graph = Subgraph(self, network, scales, kernels or {}).write(key, outputs)
-        signature = schema.SignatureDefT()
-        signature.signatureKey, signature.subgraphIndex = key, len(self._model.subgraphs)
-        named = [(network.entry, graph.inputs[0]), *zip(outputs, graph.outputs, strict=True)]
-        maps = [_tensor_map((aliases or {}).get(name, name), index) for name, index in named]
-        signature.inputs, signature.outputs = maps[:1], maps[1:]
-        self._model.subgraphs.append(graph)
-        self._model.signatureDefs.append(signature)
+        self.add_subgraph(key, _Int8Writer(self, network, scales, kernels or {}), outputs, aliases or {})
 
-    def pack(self) -> bytes:
-        """The file's bytes."""
-        builder = flatbuffers.Builder(1 << 20)
-        builder.Finish(self._model.Pack(builder), b"TFL3")
-        return bytes(builder.Output())
 
-    def buffer(self, data: bytes) -> int:
-        """The index of the buffer that holds `data`; equal data is stored once."""
-        if data not in self._buffers:
-            stored = _Buffer()
-            stored.data = data
-            self._buffers[data] = len(self._model.buffers)
-            self._model.buffers.append(stored)
-        return self._buffers[data]
+class _Int8Writer(SubgraphWriter):
+    """Writes a network with integer weights and activations."""
 
-    def code(self, op: str) -> int:
-        """The index of the operator code of `op`."""
-        if op not in self._codes:
-            code = schema.OperatorCodeT()
-            code.builtinCode = getattr(schema.BuiltinOperator, op)
-            code.deprecatedBuiltinCode, code.version = min(code.builtinCode, 127), VERSIONS[op]
-            self._codes[op] = len(self._model.operatorCodes)
-            self._model.operatorCodes.append(code)
-        return self._codes[op]
+    def __init__(self, model: ModelWriter, network: Network, scales: Scales, kernels: Kernels) -> None:
+        super().__init__(model, network)
+        self._scales, self._kernels = scales, kernels
+
+    def write_input(self) -> int:
+        """The input; the layers read pixels through a QUANTIZE that shifts uint8 to int8."""
+        if not self.network.pixels:
+            return super().write_input()
+        name = self.network.entry
+        shape = self.network.shapes[name]
+        pixels = self.tensor(name, shape, _UINT8, _parameters(_UINT8_PIXELS))
+        self.index[name] = self.tensor(f"{name}_int8", shape, _INT8, _parameters(self._scales[name]))
+        self.operator("QUANTIZE", [pixels], self.index[name], schema.QuantizeOptionsT())
+        return pixels
+
+    def activation(self, name: str) -> int:
+        return self.tensor(name, self.network.shapes[name], _INT8, _parameters(self._scales[name]))
+
+    def weights(self, layer: Layer) -> list[int]:
+        assert layer.convolution is not None
+        place, axis = KERNELS[layer.op]
+        incoming = self._scales[layer.inputs[0]]
+        integers, scale = self._kernels.get(layer.output) or quantise.nearest(layer)
+        integers = np.ascontiguousarray(place(integers))
+        product = Quantisation(incoming.scale * scale.scale, 0)
+        bias = quantise.bias(layer.convolution.bias, product.scale)
+        return [
+            self.constant(f"{layer.output}/kernel", integers, _parameters(scale, axis)),
+            self.constant(f"{layer.output}/bias", bias, _parameters(product)),
+        ]
+
+
+def _parameters(scale: Quantisation, axis: int = 0) -> schema.QuantizationParametersT:
+    parameters = schema.QuantizationParametersT()
+    parameters.scale = scale.scale
+    parameters.zeroPoint = np.full(scale.scale.shape, scale.zero_point, np.int64)
+    parameters.quantizedDimension = axis
+    return parameters
 
 
 class Runner:
@@ -104,9 +96,3 @@ class Runner:
         """The outputs by name, for an input such as BGR pixels 0..255, without the batch axis."""
         outputs: dict[str, NDArray[Any]] = self._run(**{self._entry: values.astype(self._dtype)[None]})
         return outputs
-
-
-def _tensor_map(name: str, index: int) -> schema.TensorMapT:
-    entry = schema.TensorMapT()
-    entry.name, entry.tensorIndex = name, index
-    return entry
