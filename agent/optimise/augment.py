@@ -1,7 +1,7 @@
 """Random changes of training pictures: shifts, flips and covered squares, by one gather a batch.
 
-Pictures stay uint8 until they are normalised, with one mean and one standard deviation for all channels, so that
-the normalisation becomes the quantisation of a model's input and costs nothing on a board.
+Pictures stay uint8 until they are normalised. With one integer mean and one standard deviation for all channels,
+the normalisation becomes the quantisation of a model's input, and costs nothing on a board.
 """
 
 from __future__ import annotations
@@ -16,21 +16,31 @@ from agent.errors import ModelError
 
 
 class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
-    """`(pixel - mean) / std`, the same for every channel.
+    """`(pixel - mean) / std`.
 
     Attributes:
-        mean: a pixel value; an integer, so that it is the zero point of the quantised input.
-        std: pixel values.
+        mean: pixel value, one for all channels or one for each.
+        std: the same, in pixel values.
     """
 
-    mean: int = 128
-    std: float = 64.0
+    mean: float | tuple[float, ...] = 128.0
+    std: float | tuple[float, ...] = 64.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.mean <= 255:
-            raise ValueError(f"mean: expected a pixel value, 0 to 255, got {self.mean}")
-        if not self.std > 0:
+        if not all(0 <= one <= 255 for one in _each(self.mean)):
+            raise ValueError(f"mean: expected pixel values, 0 to 255, got {self.mean}")
+        if not all(0 < one < float("inf") for one in _each(self.std)):
             raise ValueError(f"std: expected more than 0, got {self.std}")
+
+    def check(self, channels: int) -> None:
+        """Check that it fits pictures of so many channels.
+
+        Raises:
+            ModelError: it does not.
+        """
+        for name, values in (("mean", _each(self.mean)), ("std", _each(self.std))):
+            if len(values) not in (1, channels):
+                raise ModelError(f"normalisation: {len(values)} values of {name} for {channels} channels")
 
     def apply(self, pictures: Any, dtype: Any = torch.float32) -> Any:
         """Normalise pictures.
@@ -42,7 +52,12 @@ class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
         Returns:
             A tensor [pictures, channels, height, width], channels last in memory.
         """
-        return ((pictures.float() - self.mean) / self.std).to(dtype).permute(0, 3, 1, 2)
+        mean, std = (torch.tensor(_each(one), device=pictures.device) for one in (self.mean, self.std))
+        return ((pictures.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)
+
+
+def _each(values: float | tuple[float, ...]) -> tuple[float, ...]:
+    return values if isinstance(values, tuple) else (float(values),)
 
 
 class Augmentation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +115,7 @@ class Augmenter:
             device,
         )
         count, self._height, self._width, channels = pictures.shape
-        mean = torch.full((1, channels), normalisation.mean, dtype=torch.uint8)
+        mean = torch.tensor(_each(normalisation.mean)).round().to(torch.uint8).expand(1, channels)
         self._pixels = torch.cat((torch.from_numpy(pictures).reshape(-1, channels), mean)).to(device)
         self._flipped = torch.rand(count, generator=self._draw(0)) < 0.5
 

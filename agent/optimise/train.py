@@ -256,6 +256,7 @@ def _check_data(pictures: Pictures, labels: Labels, settings: TrainingSettings) 
     if labels.min() < 0:
         raise ModelError(f"training labels: {labels.min()} is no class: they count from 0")
     settings.augmentation.check(pictures.shape[1], pictures.shape[2])
+    settings.normalisation.check(pictures.shape[3])
 
 
 def _check_module(

@@ -80,6 +80,17 @@ def test_normalisation_is_the_quantisation_of_the_input() -> None:
     assert torch.equal(torch.round(normalised * 64 + 121).to(torch.uint8).view(-1), pixels.view(-1))
 
 
+def test_each_channel_may_have_a_mean_of_its_own() -> None:
+    pixels = torch.tensor([[[[10, 20, 30]]]], dtype=torch.uint8)
+    assert Normalisation(mean=(10.0, 0.0, 20.0), std=(1.0, 2.0, 5.0)).apply(pixels).flatten().tolist() == [
+        0,
+        10,
+        2,
+    ]
+    with pytest.raises(ModelError, match="2 values of mean for 3 channels"):
+        Normalisation(mean=(1.0, 2.0)).check(3)
+
+
 def test_pictures_too_small_for_the_changes_are_refused() -> None:
     with pytest.raises(ModelError, match="4×8"):
         Augmentation(shift=4).check(4, 8)
@@ -88,8 +99,11 @@ def test_pictures_too_small_for_the_changes_are_refused() -> None:
 
 
 def test_impossible_values_are_refused() -> None:
-    for wrong in ({"mean": 256}, {"mean": -1}, {"std": 0.0}, {"std": float("nan")}):
-        with pytest.raises(ValueError, match="expected"):
-            Normalisation(**wrong)
+    for wrong in (256.0, -1.0, float("nan"), (0.0, 300.0, 0.0)):
+        with pytest.raises(ValueError, match="mean: expected"):
+            Normalisation(mean=wrong)
+    for wrong in (0.0, -1.0, float("nan"), (1.0, 0.0, 1.0)):
+        with pytest.raises(ValueError, match="std: expected"):
+            Normalisation(std=wrong)
     with pytest.raises(ValueError, match="shift"):
         Augmentation(shift=-1)
