@@ -11,10 +11,8 @@ as one that was not, on the same machine.
 
 from __future__ import annotations
 
-import io
 import math
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,14 +25,14 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from agent.errors import ModelError, StorageError, reason_of
+from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
-from agent.storage.files import refuse_special, write_atomic
+from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _LOOK_AHEAD_STEPS = 5
 _SAVE_EVERY_S = 60.0
-_FORMAT = 1
+_ROUNDING = 1e-6
 
 Pictures = NDArray[Any]
 """uint8 [pictures, height, width, channels]."""
@@ -316,12 +314,12 @@ class _Run:
     ):
         self.module, self.settings, self.objective = module, settings, objective
         self.device = device_of(module)
-        self.key = _key(module, pictures, labels, settings)
+        self.key = run_key(module, pictures, labels, settings)
         self.data = Augmenter(pictures, settings.augmentation, settings.normalisation, settings.seed, self.device)
         self.labels = torch.from_numpy(labels).to(self.device)
         self.batch = min(settings.batch, len(pictures))
         self.steps_per_epoch = len(pictures) // self.batch
-        self.total = math.ceil(self.steps_per_epoch * settings.epochs)
+        self.total = math.ceil(self.steps_per_epoch * settings.epochs - _ROUNDING)
         self.optimiser = _optimiser(module, settings)
         self.average = {name: one.clone() for name, one in self._averaged()}
         self.done, self.losses, self.cpu_s = 0, 0.0, 0.0
@@ -395,8 +393,6 @@ class _Run:
 
     def save(self, path: Path) -> None:
         state = {
-            "format": _FORMAT,
-            "key": self.key,
             "module": self.module.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average,
@@ -407,16 +403,13 @@ class _Run:
             "cpu_s": self.cpu_s,
             "epochs": msgspec.json.encode(self.epochs).decode(),
         }
-        content = io.BytesIO()
-        torch.save(state, content)
-        write_atomic(path, content.getvalue())
+        write_checkpoint(path, self.key, state)
 
     def restore(self, path: Path) -> bool:
         """Go on from a checkpoint; return False if there is none."""
-        state = _load(path, self.device)
+        state = read_checkpoint(path, self.key, self.device)
         if state is None:
             return False
-        _check_key(path, self.key, state["key"])
         self.module.load_state_dict(state["module"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.average = state["average"]
@@ -425,43 +418,3 @@ class _Run:
         self.done, self.losses, self.cpu_s = state["done"], state["losses"], state["cpu_s"]
         self.epochs = msgspec.json.decode(state["epochs"], type=list[TrainingEpoch])
         return True
-
-
-def _load(path: Path, device: Any) -> Any:
-    refuse_special(path, StorageError)
-    try:
-        state = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
-    except Exception as error:  # what torch raises for a file of another kind has many classes
-        raise ModelError(
-            f"{path}: is no checkpoint of a training run: remove it or choose another file"
-        ) from error
-    if not isinstance(state, dict) or state.get("format") != _FORMAT:
-        raise ModelError(f"{path}: is no checkpoint of this version: remove it or choose another file")
-    return state
-
-
-def _key(module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings) -> dict[str, str]:
-    """Return what a checkpoint must agree in: names of things and their values as text."""
-    key = {f"setting {name}": repr(value) for name, value in msgspec.to_builtins(settings).items()}
-    key["pictures"] = f"{list(pictures.shape)}, CRC {zlib.crc32(pictures.tobytes()):08x}"
-    key["labels"] = f"{len(labels)}, CRC {zlib.crc32(labels.tobytes()):08x}"
-    key["module"] = type(module).__name__
-    crc = 0
-    for name, one in module.state_dict().items():
-        key[f"shape of {name}"] = str(list(one.shape))
-        crc = zlib.crc32(one.detach().cpu().contiguous().numpy().tobytes(), crc)
-    key["weights at the start"] = f"CRC {crc:08x}"
-    return key
-
-
-def _check_key(path: Path, now: dict[str, str], then: dict[str, str]) -> None:
-    for name in (*now, *then):
-        if now.get(name) != then.get(name):
-            difference = f"{name} was {then.get(name, 'not there')}, is now {now.get(name, 'not there')}"
-            raise ModelError(
-                f"{path}: belongs to another training run ({difference}): remove it or choose another file"
-            )

@@ -1,0 +1,108 @@
+"""Checkpoints of runs that can be interrupted: written as a whole, and refused by a run that is another one.
+
+A run has a key: what must be the same for the result to be the same, as texts by name. An error says which name
+differs.
+"""
+
+from __future__ import annotations
+
+import io
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from agent.errors import ModelError, StorageError, reason_of
+from agent.storage.files import refuse_special, write_atomic
+
+_FORMAT = 1
+
+Key = Mapping[str, str]
+"""Values of all that a run depends on, as text by name."""
+
+
+def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings: Struct) -> dict[str, str]:
+    """Return the key of a run that begins with this module.
+
+    Args:
+        module: a torch module as it is before the run.
+        pictures: training pictures.
+        labels: their classes.
+        settings: of the run.
+    """
+    key = {
+        f"{type(one).__name__} {name}": repr(value)
+        for one in settings
+        for name, value in msgspec.to_builtins(one).items()
+    }
+    key["pictures"] = f"{list(pictures.shape)}, CRC {_crc(pictures):08x}"
+    key["labels"] = f"{len(labels)}, CRC {_crc(labels):08x}"
+    key["module"] = type(module).__name__
+    crc = 0
+    for name, one in module.state_dict().items():
+        key[f"shape of {name}"] = str(list(one.shape))
+        crc = zlib.crc32(one.detach().cpu().contiguous().numpy().tobytes(), crc)
+    key["weights at the start"] = f"CRC {crc:08x}"
+    return key
+
+
+def _crc(values: NDArray[Any]) -> int:
+    return zlib.crc32(memoryview(np.ascontiguousarray(values)).cast("B"))
+
+
+def write_checkpoint(path: Path, key: Key, state: Mapping[str, Any]) -> None:
+    """Replace a checkpoint.
+
+    Args:
+        path: its folder exists.
+        key: of the run.
+        state: what torch can load without running code: tensors, numbers, texts, and containers of these.
+
+    Raises:
+        StorageError: it cannot be written; the one before it is still there.
+    """
+    content = io.BytesIO()
+    torch.save({"format": _FORMAT, "key": dict(key), "state": dict(state)}, content)
+    write_atomic(path, content.getvalue())
+
+
+def read_checkpoint(path: Path, key: Key, device: Any = "cpu") -> dict[str, Any] | None:
+    """Return the state of a checkpoint; None: there is no such file.
+
+    Args:
+        path: of the file.
+        key: of this run.
+        device: to which tensors are loaded.
+
+    Raises:
+        StorageError: it cannot be read.
+        ModelError: it is no checkpoint, or belongs to another run.
+    """
+    refuse_special(path, StorageError)
+    try:
+        found = torch.load(io.BytesIO(path.read_bytes()), map_location=device, weights_only=True)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
+    except Exception as error:  # what torch raises for a file of another kind has many classes
+        raise ModelError(f"{path}: is no checkpoint of a run: remove it or choose another file") from error
+    if not isinstance(found, dict) or found.get("format") != _FORMAT:
+        raise ModelError(f"{path}: is no checkpoint of this version: remove it or choose another file")
+    _check_key(path, key, found["key"])
+    state: dict[str, Any] = found["state"]
+    return state
+
+
+def _check_key(path: Path, now: Key, then: Key) -> None:
+    for name in (*now, *then):
+        if now.get(name) != then.get(name):
+            was, is_ = then.get(name, "not there"), now.get(name, "not there")
+            told = f"belongs to another run ({name} was {was}, is now {is_})"
+            raise ModelError(f"{path}: {told}: remove it or choose another file")

@@ -1,0 +1,413 @@
+"""Prune connections of a torch module in rounds, with training between and after.
+
+Each round sets the least important weights of all layers together to zero, where they stay, and
+trains for some steps. In the end the learning rate falls to zero over some epochs, the anneal. The importance of
+a weight is |gradient · weight|, summed over the steps of a round, the first-order estimate of what the loss gains
+when the weight goes (Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from torch import nn
+
+from agent.errors import ModelError
+from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.train import (
+    Labels,
+    Objective,
+    Pictures,
+    Progress,
+    Test,
+    TrainingSettings,
+    evaluate,
+    fastest_device,
+    fit,
+)
+
+Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
+NEED_GRADIENTS = ("gradient*weight", "gradient/weight")
+_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+_KEPT = 0.02
+"""Share of the weights of each layer that stay in any case: a layer without any would end the signal."""
+_TINY = 1e-8
+
+
+class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """How a module is pruned.
+
+    Attributes:
+        target: share of the weights of the chosen layers that is zero in the end; of channels: that is gone.
+        importance: what is removed last. `gradient*weight` and `gradient/weight` are summed over the steps since
+            the round before.
+        rounds: in each of which the same number is removed.
+        round_steps: training steps after each round, and before the first where the importance needs gradients.
+        anneal_epochs: passes over the data at the end.
+        round_factor: learning rate of the rounds, relative to that of the training settings.
+        anneal_factor: learning rate at the beginning of the anneal, relative to the same.
+        layers: patterns of layers' names with `*`, `?` and `[…]`; frozen layers are never chosen.
+        multiple: the number of channels that stay is a multiple of this, for the kernels of boards.
+    """
+
+    target: float = 0.8
+    importance: Importance = "gradient*weight"
+    rounds: int = 16
+    round_steps: int = 6
+    anneal_epochs: float = 2.0
+    round_factor: float = 0.25
+    anneal_factor: float = 0.4
+    layers: tuple[str, ...] = ("*",)
+    multiple: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target < 1:
+            raise ValueError(f"target: expected more than 0 and less than 1, got {self.target}")
+        for name, least in (("rounds", 1), ("round_steps", 0), ("anneal_epochs", 0), ("multiple", 1)):
+            if not getattr(self, name) >= least:
+                raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        for name in ("round_factor", "anneal_factor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
+        if self.importance in NEED_GRADIENTS and not self.round_steps:
+            raise ValueError(f"round_steps: expected 1 or more, since {self.importance} needs gradients, got 0")
+
+
+class PrunePoint(Struct, frozen=True):
+    """A module on the way.
+
+    Attributes:
+        stage: `dense`, `round` or `anneal`.
+        number: of the round, or of the epoch of the anneal.
+        sparsity: share of the weights of the chosen layers that is zero or gone.
+        accuracy: on the test pictures; None: not measured.
+    """
+
+    stage: str
+    number: int
+    sparsity: float
+    accuracy: float | None
+
+
+class PruneHistory(Struct, frozen=True):
+    """What pruning did.
+
+    Attributes:
+        points: in order.
+        layers: share of the weights of each chosen layer that is zero.
+    """
+
+    points: tuple[PrunePoint, ...]
+    layers: dict[str, float]
+
+
+def prunable(module: Any, patterns: Sequence[str] = ("*",)) -> dict[str, Any]:
+    """Return the layers of a module whose weights are trained and whose names match, by name.
+
+    Args:
+        module: a torch module.
+        patterns: with `*`, `?` and `[…]`.
+
+    Raises:
+        ModelError: a pattern matches no such layer.
+    """
+    layers = {
+        name: layer
+        for name, layer in module.named_modules()
+        if isinstance(layer, _LAYERS) and layer.weight.requires_grad
+    }
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            names = ", ".join(layers) or "none"
+            raise ModelError(f"layers = {pattern!r} matches no layer that can be pruned; there are: {names}")
+    return {name: layers[name] for name in layers if any(fnmatch.fnmatch(name, one) for one in patterns)}
+
+
+def prune(
+    module: Any,
+    pictures: Pictures,
+    labels: Labels,
+    settings: PruneSettings,
+    training: TrainingSettings,
+    *,
+    folder: Path | None = None,
+    test: Test | None = None,
+    objective: Objective | None = None,
+    progress: Progress | None = None,
+) -> PruneHistory:
+    """Set connections of a trained module to zero, in place.
+
+    Args:
+        module: see `agent.optimise.train.fit`.
+        pictures: see there.
+        labels: see there.
+        settings: see `PruneSettings`.
+        training: settings of all steps; its schedule and number of epochs are not used.
+        folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes; None:
+            it cannot go on.
+        test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
+        objective: see `fit`.
+        progress: called after each training step of a round, then of the anneal.
+
+    Raises:
+        ModelError: a pattern matches no layer, or see `fit`.
+        StorageError: a checkpoint cannot be read or written.
+    """
+    run = _Pruning(module, pictures, labels, settings, training, objective, progress)
+    if folder is not None:
+        run.restore(folder / "rounds.checkpoint")
+    run.warm_up(test)
+    while run.round < settings.rounds:
+        run.next_round(test)
+        if folder is not None:
+            run.save(folder / "rounds.checkpoint")
+    run.anneal(folder and folder / "anneal.checkpoint", test)
+    module.eval()
+    return PruneHistory(points=tuple(run.points), layers={name: _zeros(one) for name, one in run.masks.items()})
+
+
+class _Pruning:
+    """State of a run between two rounds."""
+
+    def __init__(
+        self,
+        module: Any,
+        pictures: Pictures,
+        labels: Labels,
+        settings: PruneSettings,
+        training: TrainingSettings,
+        objective: Objective | None,
+        progress: Progress | None,
+    ) -> None:
+        self.module = module.to(fastest_device())
+        self.data, self.settings, self.training = (pictures, labels), settings, training
+        self.options: dict[str, Any] = {"objective": objective, "progress": progress}
+        self.layers = prunable(module, settings.layers)
+        self.key = run_key(module, pictures, labels, settings, training)
+        self.masks = {name: torch.ones_like(one.weight, dtype=torch.bool) for name, one in self.layers.items()}
+        self.sums = {name: torch.zeros_like(one.weight) for name, one in self.layers.items()}
+        self.round = 0
+        self.points: list[PrunePoint] = []
+
+    def warm_up(self, test: Test | None) -> None:
+        """Sum up gradients before the first round, and score the module as it came."""
+        if self.points:
+            return
+        self._score("dense", 0, test)
+        if self.settings.importance in NEED_GRADIENTS:
+            self._train_round()
+
+    def next_round(self, test: Test | None) -> None:
+        self.round += 1
+        target = self.settings.target * self.round / self.settings.rounds
+        cut(self.masks, self._scores(), target)
+        self._apply_masks(self.module)
+        for one in self.sums.values():
+            one.zero_()
+        if self.settings.round_steps:
+            self._train_round()
+        self._score("round", self.round, test)
+
+    def _train_round(self) -> None:
+        pictures, labels = self.data
+        rate = self.training.learning_rate * self.settings.round_factor
+        settings = round_settings(self.training, self.settings.round_steps, len(labels), rate, self.round)
+        torch.manual_seed(settings.seed)
+        fit(self.module, pictures, labels, settings, **self._hooks(), **self.options)
+
+    def anneal(self, checkpoint: Path | None, test: Test | None) -> None:
+        if not self.settings.anneal_epochs:
+            return
+        settings = anneal_settings(self.training, self.settings)
+        torch.manual_seed(settings.seed)
+        more = {**self._hooks(), **self.options, "checkpoint": checkpoint, "test": test}
+        history = fit(self.module, *self.data, settings, **more)
+        sparsity = sparsity_of(self.masks)
+        self.points += [PrunePoint("anneal", one.number, sparsity, one.accuracy) for one in history.epochs]
+
+    def _hooks(self) -> dict[str, Any]:
+        return {"after_backward": self._after_backward, "after_step": self._apply_masks}
+
+    def _after_backward(self, module: Any) -> None:
+        """Sum up importance, and stop the gradients of weights that are gone."""
+        importance = self.settings.importance
+        for name, layer in self.layers.items():
+            gradient, weight = layer.weight.grad, layer.weight.detach()
+            if importance in NEED_GRADIENTS:
+                self.sums[name] += weight_importance(gradient, weight, importance)
+            gradient.mul_(self.masks[name])
+
+    def _apply_masks(self, _module: Any) -> None:
+        with torch.no_grad():
+            for name, layer in self.layers.items():
+                layer.weight.mul_(self.masks[name])
+
+    def _scores(self) -> dict[str, Any]:
+        if self.settings.importance in NEED_GRADIENTS:
+            return self.sums
+        if self.settings.importance == "weight":
+            return {name: layer.weight.detach().abs() for name, layer in self.layers.items()}
+        draw = torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
+        return {name: torch.rand(mask.shape, generator=draw).to(mask.device) for name, mask in self.masks.items()}
+
+    def _score(self, stage: str, number: int, test: Test | None) -> None:
+        normalisation = self.training.normalisation
+        accuracy = None if test is None else evaluate(self.module, *test, normalisation=normalisation)
+        self.points.append(PrunePoint(stage, number, sparsity_of(self.masks), accuracy))
+
+    def save(self, path: Path) -> None:
+        state = {
+            "module": self.module.state_dict(),
+            "masks": self.masks,
+            "sums": self.sums,
+            "round": self.round,
+            "points": msgspec.json.encode(self.points).decode(),
+        }
+        write_checkpoint(path, self.key, state)
+
+    def restore(self, path: Path) -> None:
+        device = next(self.module.parameters()).device
+        state = read_checkpoint(path, self.key, device)
+        if state is None:
+            self.save(path)  # a disk that refuses it is found now
+            return
+        self.module.load_state_dict(state["module"])
+        self.masks, self.sums, self.round = state["masks"], state["sums"], state["round"]
+        self.points = msgspec.json.decode(state["points"], type=list[PrunePoint])
+
+
+def weight_importance(gradient: Any, weight: Any, importance: Importance) -> Any:
+    """Return the importance of each weight in one step, a tensor of the weights' shape.
+
+    Args:
+        gradient: of the loss.
+        weight: of the same shape.
+        importance: one of `NEED_GRADIENTS`.
+    """
+    if importance == "gradient*weight":
+        return (gradient * weight).abs()
+    return gradient.abs() / (weight.abs() + _TINY)
+
+
+def round_settings(
+    training: TrainingSettings, steps: int, pictures: int, rate: float, number: int
+) -> TrainingSettings:
+    """Return settings of a few steps at a constant learning rate, which are others in each round."""
+    per_epoch = pictures // min(training.batch, pictures)
+    return replace(
+        training,
+        epochs=steps / per_epoch,
+        learning_rate=rate,
+        start_factor=1.0,
+        end_factor=1.0,
+        peak_at=0.0,
+        look_ahead=0.0,
+        seed=training.seed * 1009 + number + 1,
+    )
+
+
+def anneal_settings(training: TrainingSettings, settings: PruneSettings) -> TrainingSettings:
+    """Return settings of the anneal: a learning rate that falls to zero."""
+    return replace(
+        training,
+        epochs=settings.anneal_epochs,
+        learning_rate=training.learning_rate * settings.anneal_factor,
+        peak_at=0.0,
+        end_factor=0.0,
+    )
+
+
+def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> None:
+    """Clear the mask of the weights of least importance, in place.
+
+    Of each layer a small share stays in any case.
+
+    Args:
+        masks: True for weights that are still there, by layer.
+        scores: importance of each weight, of the same shapes.
+        target: share of all weights whose mask is to be cleared, 0..1; those that are clear already count.
+    """
+    floors = {name: _floor(masks[name], scores[name]) for name in masks}
+    alive = torch.cat([_removable(masks[name], scores[name], floors[name]).cpu() for name in masks])
+    total = sum(mask.numel() for mask in masks.values())
+    count = min(round(target * total) - sum(int((~mask).sum()) for mask in masks.values()), len(alive))
+    if count <= 0:
+        return
+    threshold = float(alive.kthvalue(count)[0])
+    surplus = int((alive <= threshold).sum()) - count
+    for name, mask in masks.items():
+        gone = mask & (scores[name] <= threshold) & (scores[name] < floors[name])
+        surplus = _spare(gone, scores[name] == threshold, surplus)
+        mask &= ~gone
+
+
+def _floor(mask: Any, scores: Any) -> float:
+    """Return the least score of the weights of a layer that stay in any case."""
+    kept = max(1, math.ceil(_KEPT * mask.numel()))
+    alive = scores[mask]
+    return float(alive.topk(min(kept, len(alive)))[0][-1]) if len(alive) else math.inf
+
+
+def _removable(mask: Any, scores: Any, floor: float) -> Any:
+    return scores[mask & (scores < floor)]
+
+
+def _spare(gone: Any, equal: Any, surplus: int) -> int:
+    """Keep weights that score as the threshold, so that no more go than should; return what is left to keep."""
+    places = (gone & equal).nonzero()[:surplus]
+    gone[tuple(places.T)] = False
+    return surplus - len(places)
+
+
+def sparsity_of(masks: Mapping[str, Any]) -> float:
+    """Return the share of all weights that are masked, 0..1."""
+    return sum(int((~one).sum()) for one in masks.values()) / sum(int(one.numel()) for one in masks.values())
+
+
+def _zeros(mask: Any) -> float:
+    return float((~mask).float().mean())
+
+
+def draw_curves(histories: Mapping[str, PruneHistory]) -> bytes:
+    """Return a PNG of accuracy over the rounds and the epochs of the anneal, a line for each history.
+
+    Raises:
+        ModelError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError("charts need matplotlib: pip install 'vedette[charts]'") from error
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    rounds, anneal = figure.subplots(1, 2, sharey=True)
+    for name, history in histories.items():
+        label = name.replace("$", r"\$")
+        rounds.plot(*_line(history, ("dense", "round"), "sparsity"), marker=".", label=label)
+        anneal.plot(*_line(history, ("anneal",), "number"), marker=".", label=label)
+    rounds.set(xlabel="weights that are zero, %", ylabel="accuracy, %", title="rounds")
+    anneal.set(xlabel="epoch", title="anneal")
+    for axis in (rounds, anneal):
+        axis.grid(alpha=0.3)
+    rounds.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return drawn.getvalue()
+
+
+def _line(history: PruneHistory, stages: Sequence[str], x: str) -> tuple[list[float], list[float]]:
+    def points() -> Iterator[tuple[float, float]]:
+        for one in history.points:
+            if one.stage in stages and one.accuracy is not None:
+                yield (one.sparsity * 100 if x == "sparsity" else float(one.number)), one.accuracy * 100
+
+    found = list(points())
+    return [one[0] for one in found], [one[1] for one in found]

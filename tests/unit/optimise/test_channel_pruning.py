@@ -1,0 +1,99 @@
+"""Pruning whole channels of a tiny network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
+from torch import nn
+
+from agent.errors import ModelError
+from agent.optimise.channels import channels_after, prune_channels
+from agent.optimise.prune import PruneSettings
+from agent.optimise.train import TrainingStep, evaluate, fit
+from tests.unit.optimise.test_prune import TRAINING, StopError, examples, weights
+
+SETTINGS = PruneSettings(target=0.5, rounds=2, round_steps=2, anneal_epochs=2.0, multiple=2)
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    first = [nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(12, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(8 * 4, 3))
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    module = network()
+    fit(module, *examples(), TRAINING)
+    return dict(module.state_dict())
+
+
+def dense(trained: dict[str, Any]) -> Any:
+    module = network()
+    module.load_state_dict(trained)
+    return module
+
+
+@pytest.mark.parametrize("importance", ["gradient*weight", "weight", "gradient/weight", "random"])
+def test_half_of_the_channels_are_gone_and_the_rest_is_trained(trained: Any, importance: Any) -> None:
+    module = dense(trained)
+    before = weights(module)
+    settings = replace(SETTINGS, importance=importance)
+    smaller, history = prune_channels(module, *examples(), settings, TRAINING, test=examples(seed=1))
+    assert weights(module) == before
+    assert [smaller[0].out_channels, smaller[4].in_channels, smaller[4].out_channels] == [6, 6, 4]
+    assert smaller[9].in_features == 16
+    assert history.layers == {"0": 0.5, "4": 0.5}
+    assert [point.sparsity for point in history.points][-1] == 0.5
+    assert history.points[-1].accuracy == evaluate(smaller, *examples(seed=1))
+    assert history.points[-1].accuracy > 0.85
+
+
+def test_only_the_named_channels_go(trained: Any) -> None:
+    settings = replace(SETTINGS, layers=("4",), anneal_epochs=0.0)
+    smaller, _ = prune_channels(dense(trained), *examples(), settings, TRAINING)
+    assert [smaller[0].out_channels, smaller[4].out_channels] == [12, 4]
+
+
+def test_a_pattern_that_matches_no_channels_is_an_error(trained: Any) -> None:
+    settings = replace(SETTINGS, layers=("8",))
+    with pytest.raises(ModelError, match=r"'8' matches no channels that can be removed; there are: 0, 4"):
+        prune_channels(dense(trained), *examples(), settings, TRAINING)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 5, 6, 8, 11])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
+    steps = []
+
+    def progress(step: TrainingStep) -> None:
+        steps.append(step)
+        if len(steps) == stopped_at:
+            raise StopError
+
+    whole, told = prune_channels(dense(trained), *examples(), SETTINGS, TRAINING)
+    with pytest.raises(StopError):
+        prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path, progress=progress)
+    resumed, again = prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
+    assert weights(resumed) == weights(whole)
+    assert again == told
+
+
+@given(st.integers(1, 300), st.floats(0.01, 0.99), st.integers(1, 32))
+def test_the_channels_that_stay_are_a_multiple_where_there_are_enough(
+    channels: int, share: float, multiple: int
+) -> None:
+    stay = channels_after(channels, share, multiple)
+    assert 1 <= stay <= channels
+    assert stay % multiple == 0 or stay == channels
+    assert abs(stay - channels * (1 - share)) <= multiple

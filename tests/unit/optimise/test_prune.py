@@ -1,0 +1,176 @@
+"""Pruning connections of a tiny network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as example_settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
+from torch import nn
+
+from agent.errors import ModelError
+from agent.optimise.augment import Augmentation
+from agent.optimise.prune import PruneHistory, PruneSettings, cut, draw_curves, prunable, prune, sparsity_of
+from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit
+
+torch.set_num_threads(1)
+
+TRAINING = TrainingSettings(epochs=4, batch=32, learning_rate=0.2, augmentation=Augmentation(shift=1))
+SETTINGS = PruneSettings(target=0.8, rounds=4, round_steps=2, anneal_epochs=1.0)
+
+
+def network() -> Any:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(4)]
+    return nn.Sequential(*layers, nn.Dropout(0.1), nn.Flatten(), nn.Linear(16 * 4, 3))
+
+
+def examples(count: int = 96, seed: int = 0) -> tuple[Any, Any]:
+    """Pictures 8×8 of noise in which one of three channels is brighter, and its number."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 3, count)
+    pictures = random.integers(60, 160, (count, 8, 8, 3))
+    pictures[np.arange(count), :, :, labels] += 40
+    return pictures.astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    module = network()
+    fit(module, *examples(), TRAINING)
+    return dict(module.state_dict())
+
+
+def dense(trained: dict[str, Any]) -> Any:
+    module = network()
+    module.load_state_dict(trained)
+    return module
+
+
+def weights(module: Any) -> dict[str, bytes]:
+    return {name: one.contiguous().numpy().tobytes() for name, one in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("importance", ["gradient*weight", "weight", "gradient/weight", "random"])
+def test_the_target_is_met_exactly_and_what_is_gone_stays_gone(trained: Any, importance: Any) -> None:
+    module = dense(trained)
+    settings = replace(SETTINGS, importance=importance)
+    history = prune(module, *examples(), settings, TRAINING, test=examples(seed=1))
+    total = 16 * 27 + 64 * 3
+    zeros = int((module[0].weight == 0).sum() + (module[6].weight == 0).sum())
+    assert zeros == round(0.8 * total)
+    rounds = [point.sparsity for point in history.points if point.stage == "round"]
+    assert rounds == pytest.approx([0.2, 0.4, 0.6, 0.8], abs=1 / total)
+    assert set(history.layers) == {"0", "6"}
+    assert history.layers["0"] == pytest.approx(float((module[0].weight == 0).float().mean()))
+
+
+def test_the_accuracy_of_each_point_is_measured(trained: Any) -> None:
+    module = dense(trained)
+    before = evaluate(module, *examples(seed=1))
+    history = prune(module, *examples(), SETTINGS, TRAINING, test=examples(seed=1))
+    stages = [(point.stage, point.number) for point in history.points]
+    assert stages == [("dense", 0), *(("round", number) for number in (1, 2, 3, 4)), ("anneal", 1)]
+    assert history.points[0].accuracy == before
+    assert history.points[-1].accuracy == evaluate(module, *examples(seed=1))
+    assert history.points[-1].accuracy > 0.9
+
+
+def test_frozen_layers_and_those_that_no_pattern_names_stay(trained: Any) -> None:
+    module = dense(trained)
+    prune(module, *examples(), replace(SETTINGS, layers=("6",)), TRAINING)
+    assert not (module[0].weight == 0).any()
+    module[0].weight.requires_grad = False
+    assert list(prunable(module)) == ["6"]
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error(trained: Any) -> None:
+    with pytest.raises(ModelError, match=r"'conv\*' matches no layer that can be pruned; there are: 0, 6"):
+        prune(dense(trained), *examples(), replace(SETTINGS, layers=("0", "conv*")), TRAINING)
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 6, 9, 10, 11])
+@pytest.mark.parametrize("importance", ["gradient*weight", "random"])
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int, importance: Any
+) -> None:
+    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
+    settings = replace(SETTINGS, importance=importance)
+    steps = []
+
+    def progress(_step: TrainingStep) -> None:
+        steps.append(_step)
+        if len(steps) == stopped_at:
+            raise StopError
+
+    whole, resumed = dense(trained), dense(trained)
+    told = prune(whole, *examples(), settings, TRAINING)
+    with pytest.raises(StopError):
+        prune(dense(trained), *examples(), settings, TRAINING, folder=tmp_path, progress=progress)
+    torch.manual_seed(99)
+    again = prune(resumed, *examples(), settings, TRAINING, folder=tmp_path)
+    assert weights(resumed) == weights(whole)
+    assert again == told
+
+
+def test_the_checkpoint_of_another_run_is_refused(trained: Any, tmp_path: Path) -> None:
+    prune(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
+    with pytest.raises(ModelError, match=r"target was 0\.8, is now 0\.7"):
+        prune(dense(trained), *examples(), replace(SETTINGS, target=0.7), TRAINING, folder=tmp_path)
+    with pytest.raises(ModelError, match="weights at the start"):
+        prune(network(), *examples(), SETTINGS, TRAINING, folder=tmp_path)
+
+
+@example_settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.floats(0, 0.95), st.integers(0, 3), st.data())
+def test_a_cut_takes_the_least_and_never_all_of_a_layer(
+    sizes: list[int], target: float, levels: int, data: Any
+) -> None:
+    seed = data.draw(st.integers(0, 1000))
+    draw = torch.Generator().manual_seed(seed)
+    scores = {str(number): torch.rand(size, generator=draw) for number, size in enumerate(sizes)}
+    if levels:
+        scores = {name: (one * levels).round() for name, one in scores.items()}
+    masks = {name: torch.ones_like(one, dtype=torch.bool) for name, one in scores.items()}
+    cut(masks, scores, target)
+    assert all(mask.any() for mask in masks.values())
+    wanted = round(target * sum(sizes))
+    gone = sum(int((~mask).sum()) for mask in masks.values())
+    assert gone <= wanted
+    if not levels and gone < wanted:
+        assert all(int(mask.sum()) == max(1, -(-len(mask) // 50)) for mask in masks.values())
+    least_kept = min(float(scores[name][mask].min()) for name, mask in masks.items())
+    protected = {name: float(one.max()) for name, one in scores.items()}
+    for name, mask in masks.items():
+        lost = scores[name][~mask]
+        assert not len(lost) or float(lost.max()) <= max(least_kept, protected[name])
+    again = {name: mask.clone() for name, mask in masks.items()}
+    cut(again, scores, target)
+    assert sparsity_of(again) == sparsity_of(masks) or levels
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"target": 0.0}, {"target": 1.0}, {"rounds": 0}, {"round_steps": 0}, {"anneal_epochs": -1.0}],
+)
+def test_impossible_settings_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        replace(SETTINGS, **wrong)
+
+
+def test_the_curves_are_a_png(trained: Any) -> None:
+    pytest.importorskip("matplotlib", reason="the extra [charts] is not installed")
+    history = prune(dense(trained), *examples(), SETTINGS, TRAINING, test=examples(seed=1))
+    content = draw_curves({"$gradient*weight": history, "none": PruneHistory(points=(), layers={})})
+    assert content.startswith(b"\x89PNG")
