@@ -53,7 +53,7 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
 
 
 def _crc(values: NDArray[Any]) -> int:
-    return zlib.crc32(memoryview(np.ascontiguousarray(values)).cast("B"))
+    return zlib.crc32(np.ascontiguousarray(values).data)
 
 
 def write_checkpoint(path: Path, key: Key, state: Mapping[str, Any]) -> None:

@@ -59,7 +59,7 @@ _JOIN = {operator.add, operator.iadd, operator.sub, operator.mul, operator.imul,
 """Operations of two inputs, whose channels then belong together."""
 
 
-class Member(Struct, frozen=True):
+class GroupMember(Struct, frozen=True):
     """A layer that has the channels of a group.
 
     Attributes:
@@ -82,7 +82,7 @@ class ChannelGroup(Struct, frozen=True):
     """
 
     channels: int
-    members: tuple[Member, ...]
+    members: tuple[GroupMember, ...]
 
     @property
     def name(self) -> str:
@@ -95,7 +95,7 @@ class _Space:
 
     def __init__(self, channels: int, *, fixed: bool = False) -> None:
         self.channels, self.fixed = channels, fixed
-        self.members: list[Member] = []
+        self.members: list[GroupMember] = []
         self.parent: _Space | None = None
 
     def root(self) -> _Space:
@@ -219,23 +219,23 @@ class _Search:
             return self._per_channel(node)
         if layer.groups != 1:
             return None
-        value.space.root().members.append(Member(node.target, "in"))
+        value.space.root().members.append(GroupMember(node.target, "in"))
         space = self._space(layer.out_channels)
-        space.members.append(Member(node.target, "out"))
+        space.members.append(GroupMember(node.target, "out"))
         return _Value(space)
 
     def _per_channel(self, node: Any) -> _Value:
         value = self.values[node.args[0]]
-        value.space.root().members.append(Member(node.target, "both"))
+        value.space.root().members.append(GroupMember(node.target, "both"))
         return value
 
     def _linear(self, node: Any) -> _Value | None:
         layer, value = self.modules[node.target], self.values[node.args[0]]
         if len(_shape(node.args[0])) != 2:
             return None
-        value.space.root().members.append(Member(node.target, "in", value.repeat))
+        value.space.root().members.append(GroupMember(node.target, "in", value.repeat))
         space = self._space(layer.out_features)
-        space.members.append(Member(node.target, "out"))
+        space.members.append(GroupMember(node.target, "out"))
         return _Value(space)
 
     def _same(self, node: Any) -> _Value:
@@ -289,7 +289,7 @@ def without_channels(module: Any, kept: Mapping[ChannelGroup, Any]) -> Any:
     return smaller
 
 
-def _shrink(layer: Any, member: Member, kept: Any) -> None:
+def _shrink(layer: Any, member: GroupMember, kept: Any) -> None:
     if member.side == "in":
         repeats = torch.arange(member.repeat, device=kept.device)
         places = (kept[:, None] * member.repeat + repeats).flatten()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gzip
-import io
 import os
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent.parent.parent
 BUILD = ROOT / "build" / "optimise"
@@ -49,7 +48,9 @@ def _decode(path: Path) -> Dataset:
 
 
 def _picture(content: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(Image.open(io.BytesIO(content.tobytes())).convert("RGB"))
+    picture = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    assert picture is not None
+    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 
 def fashion(folder: Path = FASHION) -> Dataset:

@@ -6,11 +6,7 @@ small part of the pictures shows that training works, and the recorded figures a
 
 from __future__ import annotations
 
-import sys
 import time
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import _nets
 import _recorded
