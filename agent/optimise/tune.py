@@ -1,0 +1,362 @@
+"""Make a model smaller and faster in steps, and keep of them what helps.
+
+Every step is measured on this machine, in turns with the model before it, and on examples that no step has seen.
+A step is kept if the model loses no more than is allowed, and gets smaller or faster by more than noise.
+
+The energy is an estimate: CPU time on this machine times the power that a busy core of the target takes beyond an
+idle board. On another machine than the target it compares steps with each other, and says nothing of the target.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.infer.session import BackendSpec
+from agent.compute.manifest import Manifest, Model
+from agent.compute.tflite.expand import expand_int4
+from agent.compute.tflite.model import TensorSpec
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ModelError, VedetteError
+from agent.models.library import installed_runtime
+from agent.optimise.data import Examples
+from agent.optimise.evaluate import Score, change, memory_mb, score, time_ms
+from agent.optimise.loadgen import run_scenarios
+from agent.optimise.profile import ModelProfile, profile
+from agent.optimise.recipe import Budget
+from agent.optimise.report import LayerResult, OperationTime, OptimiseReport, StepResult, describe_machine
+from agent.types import Array
+
+Progress = Callable[[str], None]
+
+
+class Meters(NamedTuple):
+    """What measures models.
+
+    Attributes:
+        times: returns the time of an inference of each file, ms.
+        memory: returns the memory of a process that runs a file, MB.
+        profiler: returns the time by operation; raises a ModelError if it cannot.
+        loadgen_s: duration of each of LoadGen's scenarios, s, where it is installed; 0: it does not run.
+    """
+
+    times: Callable[[Sequence[bytes]], list[float]] = time_ms
+    memory: Callable[[bytes, Manifest], float] = memory_mb
+    profiler: Callable[[Model], ModelProfile] = partial(profile, threads=1)
+    loadgen_s: float = 2.0
+
+
+ALLOWED_LOSS = 0.01
+"""Score that may be lost if the budget does not say."""
+_NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
+"""Shares of time and of size by which a step has to help."""
+_CASES = 16
+"""Inputs for LoadGen."""
+_WORST = 3
+
+
+class Target(Struct, frozen=True):
+    """A board that a model is made for.
+
+    Attributes:
+        name: for people.
+        core_w: power of one busy core beyond that of the idle board, W.
+        source: of `core_w`.
+    """
+
+    name: str
+    core_w: float
+    source: str
+
+
+TARGETS: Mapping[str, Target] = {
+    "pi4b": Target(
+        "Raspberry Pi 4B",
+        (5.0 - 1.6) / 4,
+        "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores",
+    )
+}
+
+
+class ModelState(NamedTuple):
+    """A model on its way.
+
+    Attributes:
+        content: what would be written now.
+        source: the float model that it was made of; the same bytes while it is float itself.
+        layers: of `content`, if a step knows them.
+        notes: what the last step did.
+    """
+
+    content: bytes
+    source: bytes
+    layers: tuple[LayerResult, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class TuningStep(NamedTuple):
+    """A step that may help.
+
+    Attributes:
+        name: in the report.
+        apply: returns the next state; the same content: there is nothing to do. Raises a ModelError if the step
+            cannot be applied to the model. Its second argument is called with what is being done.
+        always: False: it is left out if the budget is met before it.
+    """
+
+    name: str
+    apply: Callable[[ModelState, Progress], ModelState]
+    always: bool = True
+
+
+class TunedModel(Struct, frozen=True):
+    """Result of `tune`.
+
+    Attributes:
+        content: of the best file.
+        report: with `missed` if the budget is not met.
+    """
+
+    content: bytes
+    report: OptimiseReport
+
+
+def split(examples: Examples, held_out: float) -> tuple[Examples, Examples]:
+    """Return examples for the steps, and others to measure on, by a fixed rule."""
+    order = np.random.default_rng(1).permutation(len(examples))
+    count = min(len(examples) - 1, max(1, round(held_out * len(examples))))
+    return examples.take(np.sort(order[count:])), examples.take(np.sort(order[:count]))
+
+
+def tune(
+    model: Model,
+    examples: Examples,
+    steps: Sequence[TuningStep],
+    budget: Budget,
+    *,
+    target: Target = TARGETS["pi4b"],
+    command: str = "",
+    meters: Meters = Meters(),  # noqa: B008 - it is frozen
+    progress: Progress = lambda _: None,
+) -> TunedModel:
+    """Apply steps one after the other, and keep what helps.
+
+    Args:
+        model: to begin with; its first variant counts.
+        examples: to measure on; the steps must not have seen them.
+        steps: in their order.
+        budget: what the result must meet; without a limit for the loss it is `ALLOWED_LOSS`.
+        target: for the estimate of energy.
+        command: for the report.
+        meters: measure models.
+        progress: called with what is being done.
+
+    Raises:
+        ModelError: the model cannot be measured on these examples.
+    """
+    run = _Run(model, examples, budget, target, meters, progress)
+    for step in steps:
+        run.try_step(step)
+    return TunedModel(run.state.content, run.report(command))
+
+
+class _Run:
+    """The model on its way, and the steps so far."""
+
+    def __init__(
+        self,
+        model: Model,
+        examples: Examples,
+        budget: Budget,
+        target: Target,
+        meters: Meters,
+        progress: Progress,
+    ) -> None:
+        self._model, self._examples, self._budget = model, examples, budget
+        self._target, self._meters, self._progress = target, meters, progress
+        self._allowed = ALLOWED_LOSS if budget.loss is None else budget.loss
+        self.state = ModelState(model.content, model.content)
+        progress("measuring the model as it is")
+        self._first_score = self._score(model.content)
+        (latency,) = meters.times([model.content])
+        self._best = self._result("before", model.content, self._first_score, latency)
+        self._steps = [self._best]
+
+    def try_step(self, step: TuningStep) -> None:
+        """Apply a step to the best model so far, and keep its result if it helps."""
+        if not step.always and not self._missed(self._best):
+            self._leave_out(step.name, "the budget is met without it")
+            return
+        try:
+            found = step.apply(self.state, self._progress)
+        except ModelError as error:
+            self._leave_out(step.name, str(error))
+            return
+        if found.content == self.state.content:
+            self._leave_out(step.name, "nothing to do")
+            return
+        self._judge(step.name, found)
+
+    def _leave_out(self, name: str, reason: str) -> None:
+        self._steps.append(StepResult(name, size=self._best.size, kept=False, notes=(reason,)))
+
+    def _judge(self, name: str, found: ModelState) -> None:
+        self._progress(f"measuring the model after {name}")
+        scored = self._score(found.content)
+        before_ms, after_ms = self._meters.times([self.state.content, found.content])
+        # Both were slowed down alike: only their ratio is carried over.
+        assert self._best.latency_ms is not None
+        result = self._result(name, found.content, scored, self._best.latency_ms * after_ms / before_ms)
+        reasons = self._against(result)
+        notes = (*found.notes, *self._told(scored), *reasons)
+        result = replace(result, kept=not reasons, notes=notes)
+        self._steps.append(result)
+        if not reasons:
+            self._best, self.state = result, found
+
+    def _against(self, result: StepResult) -> list[str]:
+        """Return the reasons not to keep a result; empty: it helps."""
+        loss = self._loss(result)
+        if loss > self._allowed:
+            return [f"loses {loss * 100:.2f} pp, and {self._allowed * 100:.2f} pp are allowed"]
+        best = self._best
+        assert best.latency_ms is not None
+        assert result.latency_ms is not None
+        time, size = result.latency_ms / best.latency_ms - 1, result.size / best.size - 1
+        helps = time < -_NOISE_TIME or size < -_NOISE_SIZE
+        harms = time > _NOISE_TIME or size > _NOISE_SIZE
+        if helps and (not harms or len(self._missed(result)) < len(self._missed(best))):
+            return []
+        return [f"does not help: time {time:+.1%}, size {size:+.1%}"]
+
+    def _loss(self, result: StepResult) -> float:
+        assert result.score is not None
+        return self._first_score.value - result.score
+
+    def _told(self, scored: Score) -> Iterator[str]:
+        found = change(self._first_score, scored)
+        if found.interval is not None:
+            low, high = (value * 100 for value in found.interval)
+            yield f"score {found.value * 100:+.2f} pp (95 %: {low:+.2f} to {high:+.2f})"
+
+    def _missed(self, result: StepResult) -> list[str]:
+        return self._budget.missed(size=float(result.size), loss=self._loss(result), latency_ms=result.latency_ms)
+
+    def _score(self, content: bytes) -> Score:
+        model = self._model
+        if content == model.content and self._examples.kind == "none":
+            return Score("agreement", 1.0, len(self._examples))
+        return score(content, self._examples, model.manifest, reference=model.content)
+
+    def _result(self, name: str, content: bytes, scored: Score, latency_ms: float) -> StepResult:
+        memory = self._meters.memory(content, self._model.manifest)
+        energy = latency_ms * self._target.core_w
+        return StepResult(
+            name, scored.metric, scored.value, scored.interval, len(content), latency_ms, None, memory, energy
+        )
+
+    def report(self, command: str) -> OptimiseReport:
+        """Return the report; LoadGen and the profiler run for the first and the last model only."""
+        ends = list(dict.fromkeys((self._model.content, self.state.content)))
+        profiles = [self._profile(content) for content in ends]
+        rates, remark = self._rates(ends) if self._meters.loadgen_s else ([None], [])
+        steps = [replace(self._steps[0], per_s=rates[0]), *self._steps[1:]]
+        if len(ends) > 1:
+            steps.append(replace(self._best, name="after", per_s=rates[-1], notes=()))
+        watts = f"{self._target.core_w:.2f} W"
+        energy = f"energy: CPU time here x {watts} of a core of {self._target.name}; {self._target.source}"
+        return OptimiseReport(
+            "tune",
+            self._model.path,
+            hashlib.sha256(self._model.content).hexdigest(),
+            hashlib.sha256(self.state.content).hexdigest(),
+            describe_machine(),
+            command,
+            self._examples.description,
+            str(self._budget),
+            tuple(self._missed(self._best)),
+            tuple(steps),
+            self.state.layers,
+            tuple(_times(profiles)),
+            (*_bottlenecks(profiles), *remark, energy),
+        )
+
+    def _profile(self, content: bytes) -> ModelProfile | str:
+        self._progress("profiling")
+        try:
+            return self._meters.profiler(_model(content, self._model))
+        except ModelError as error:
+            return str(error)
+
+    def _rates(self, contents: Sequence[bytes]) -> tuple[list[float | None], list[str]]:
+        """Return LoadGen's inferences a second in its Offline scenario, and what it says of SingleStream."""
+        rates: list[float | None] = []
+        remarks = []
+        for content, name in zip(contents, ("before", "after"), strict=False):
+            self._progress(f"LoadGen, {name}")
+            try:
+                with tempfile.TemporaryDirectory(prefix="vedette-tune-") as folder:
+                    model, plan = _model(content, self._model), BackendSpec(threads=1)
+                    done = run_scenarios(model, plan, self._cases, self._meters.loadgen_s, Path(folder))
+            except VedetteError as error:
+                return [None] * len(contents), [f"LoadGen: {error}"]
+            found = {one.name: one for one in done.scenarios}
+            rates.append(found["Offline"].per_s if "Offline" in found else None)
+            if single := found.get("SingleStream"):
+                p50, p90 = single.p50_ms, single.p90_ms
+                remarks.append(f"LoadGen {done.version}, SingleStream {name}: p50 {p50:.2f} ms, p90 {p90:.2f} ms")
+            if done.refused:
+                remarks.append(f"LoadGen, {name}: {done.refused}")
+        return rates, remarks
+
+    def _cases(self, specs: Sequence[TensorSpec]) -> list[list[Array]]:
+        found = []
+        for index in range(min(_CASES, len(self._examples))):
+            tensor = np.empty(specs[0].shape, specs[0].dtype)
+            self._examples.fill(index, specs[0], tensor)
+            found.append([tensor])
+        return found
+
+
+def _model(content: bytes, of: Model) -> Model:
+    sha256 = hashlib.sha256(content).hexdigest()
+    runs = expand_int4(content, installed_runtime())
+    return Model(runs, sha256, replace(of.manifest, sha256=sha256), of.path)
+
+
+def _times(profiles: Sequence[ModelProfile | str]) -> Iterator[OperationTime]:
+    """Yield the time of each kind of operation, slowest first."""
+    sums: list[dict[str, float]] = []
+    for one in profiles:
+        sums.append({})
+        for row in () if isinstance(one, str) else one.rows:
+            sums[-1][row.name or row.kernel] = sums[-1].get(row.name or row.kernel, 0.0) + row.ms
+    for name in sorted(set().union(*sums), key=lambda name: -max(one.get(name, 0.0) for one in sums)):
+        yield OperationTime(name, sums[0].get(name, 0.0), sums[-1].get(name, 0.0))
+
+
+def _bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
+    """Yield where the time goes, before and after."""
+    for name, found in zip(("before", "after"), profiles, strict=False):
+        if isinstance(found, str):
+            yield f"no profile: {found}"
+            continue
+        for row in found.worst[:_WORST]:
+            what = f"{row.name or row.kernel} {row.tensor}".strip()
+            yield f"{name}: {what} takes {row.share:.0%} of the time{f': {row.advice}' if row.advice else ''}"
+
+
+def is_float(content: bytes) -> bool:
+    """Return True for a model without quantised weights."""
+    graphs = read_modelfile(content).subgraphs
+    return all(
+        not tensor.size or tensor.quantisation.kind == "none" for graph in graphs for tensor in graph.tensors
+    )

@@ -1,0 +1,152 @@
+"""Tuning with steps that help, do harm, fail, and do nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import pytest
+
+from agent.compute.infer.litert import load_runtime
+from agent.compute.manifest import Model
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ModelError
+from agent.optimise.data import Examples
+from agent.optimise.profile import ModelProfile
+from agent.optimise.recipe import Budget, parse_budget
+from agent.optimise.report import LayerResult, StepResult
+from agent.optimise.tune import Meters, ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
+from tests.support.picture_models import classifier
+from tests.unit.optimise.test_evaluate import MANIFEST, examples
+
+FLOAT, INT8, UINT8 = (classifier(numbers) for numbers in ("float32", "int8", "uint8"))
+MODEL = Model(FLOAT, hashlib.sha256(FLOAT).hexdigest(), MANIFEST, "colours.tflite")
+TIMES = {FLOAT: 10.0, INT8: 4.0, UINT8: 4.05}
+
+
+def times(contents: Sequence[bytes]) -> list[float]:
+    return [TIMES.get(content, 4.0) for content in contents]
+
+
+def no_profile(model: Model) -> ModelProfile:
+    raise ModelError("there is no profiler")
+
+
+METERS = Meters(times, lambda content, manifest: 20.0, no_profile, 0.0)
+"""In place of processes, which take long to start."""
+
+
+def gives(content: bytes) -> TuningStep:
+    def apply(state: ModelState, progress: Progress) -> ModelState:
+        progress("converting")
+        return ModelState(content, state.source, (LayerResult("logits", "FULLY_CONNECTED", 8, 576),), ("noted",))
+
+    return TuningStep("convert", apply)
+
+
+def failing(state: ModelState, progress: Progress) -> ModelState:
+    raise ModelError("the model has custom operations")
+
+
+def tuned(*steps: TuningStep, budget: Budget = Budget(), labels: Sequence[int] = (0, 1, 2) * 4) -> TunedModel:  # noqa: B008
+    measured = examples(list(labels)) if labels else examples()
+    return tune(MODEL, measured, steps, budget, meters=METERS)
+
+
+def step_of(found: TunedModel, name: str) -> StepResult:
+    return next(step for step in found.report.steps if step.name == name)
+
+
+def test_a_step_that_helps_is_kept_and_reported() -> None:
+    found = tuned(gives(INT8), budget=parse_budget("size<3MB, loss<0.5pp"))
+    assert found.content == INT8
+    report = found.report
+    assert [step.name for step in report.steps] == ["before", "convert", "after"]
+    before, convert, after = report.steps
+    assert (before.score, convert.score, after.score) == (1.0, 1.0, 1.0)
+    assert (before.size, after.size) == (len(FLOAT), len(INT8))
+    assert (before.latency_ms, after.latency_ms) == (10.0, 4.0)
+    assert before.memory_mb == 20.0
+    assert before.energy_mj == pytest.approx(8.5)
+    assert "noted" in convert.notes
+    assert report.missed == ()
+    assert report.layers[0].bits == 8
+    assert (report.sha256_before, report.sha256_after) == (
+        MODEL.sha256,
+        hashlib.sha256(INT8).hexdigest(),
+    )
+    assert "energy" in report.remarks[-1]
+
+
+def test_a_step_that_does_not_help_is_not_kept() -> None:
+    found = tuned(gives(INT8), gives(UINT8))
+    assert found.content == INT8
+    assert [step.kept for step in found.report.steps] == [True, True, False, True]
+
+
+def test_a_step_that_loses_too_much_is_not_kept() -> None:
+    weights = next(tensor for tensor in read_modelfile(INT8).subgraphs[0].tensors if tensor.name == "weights")
+    begin = INT8.index(weights.size.to_bytes(4, "little")) + 4  # behind the length of its buffer
+    found = tuned(gives(INT8[:begin] + bytes(weights.size) + INT8[begin + weights.size :]))
+    assert found.content == FLOAT
+    assert [step.kept for step in found.report.steps] == [True, False]
+    assert "pp" in step_of(found, "convert").notes[-1]
+
+
+def test_what_cannot_be_applied_is_reported_and_the_next_step_goes_on() -> None:
+    found = tuned(TuningStep("fail", failing), gives(FLOAT), gives(INT8))
+    assert found.content == INT8
+    assert step_of(found, "fail").notes == ("the model has custom operations",)
+    assert found.report.steps[2].notes == ("nothing to do",)
+
+
+def test_a_step_for_the_budget_is_left_out_when_it_is_met() -> None:
+    spare = TuningStep("shrink", failing, always=False)
+    assert "met" in step_of(tuned(gives(INT8), spare), "shrink").notes[0]
+    tight = Budget(size=10.0)
+    assert "custom" in step_of(tuned(gives(INT8), spare, budget=tight), "shrink").notes[0]
+
+
+def test_a_budget_that_cannot_be_met_says_how_near_it_came() -> None:
+    found = tuned(gives(INT8), budget=parse_budget("size<1kB, latency<1ms"))
+    assert len(found.report.missed) == 2
+    assert found.content == INT8
+
+
+def test_without_labels_the_first_model_is_the_reference() -> None:
+    found = tuned(gives(INT8), labels=())
+    assert found.content == INT8
+    assert found.report.steps[0].metric == "agreement"
+
+
+def test_examples_are_split_without_overlap() -> None:
+    everything = examples([0, 1, 2] * 4)
+    one, other = split(everything, 0.5)
+    assert (len(one), len(other)) == (6, 6)
+    assert not set(one._rows) & set(other._rows)
+    assert [len(part) for part in split(everything, 0.01)] == [11, 1]
+    assert isinstance(one, Examples)
+
+
+def test_models_are_measured_for_real() -> None:
+    found = tune(MODEL, examples([0, 1, 2] * 4), [gives(INT8)], Budget(), meters=Meters(loadgen_s=0.0))
+    for step in found.report.steps:
+        assert step.latency_ms is not None
+        assert step.memory_mb is not None
+        assert step.memory_mb > 5.0
+    if load_runtime()[0] == "litert":
+        assert {one.name for one in found.report.operations} >= {"FULLY_CONNECTED"}
+        assert any("of the time" in remark for remark in found.report.remarks)
+
+
+def test_loadgen_measures_the_first_and_the_last_model_where_it_is_installed() -> None:
+    pytest.importorskip("mlperf_loadgen", reason="LoadGen is of the extra [loadgen]")
+    meters = METERS._replace(loadgen_s=0.1)
+    report = tune(MODEL, examples([0, 1, 2] * 4), [], Budget(), meters=meters).report
+    assert report.steps[0].per_s is not None
+    assert any("SingleStream" in remark for remark in report.remarks)
+
+
+def test_quantised_weights_are_told_from_float_ones() -> None:
+    assert is_float(FLOAT)
+    assert not is_float(INT8)
