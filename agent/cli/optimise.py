@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -188,3 +189,40 @@ def report(file: Path, out: Path | None, force: bool) -> None:
         return
     write_atomic(out, (to_html(found) if out.suffix == ".html" else markdown(found)).encode())
     click.echo(f"{plain(str(out))}: written")
+
+
+@optimise.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples.")
+@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="See `vedette optimise recipe`.")
+@click.option("--budget", default="", help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms".')
+@click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use so many examples.")
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def tune(
+    model: str,
+    out: Path,
+    data: Path | None,
+    recipe_file: Path | None,
+    budget: str,
+    target: str,
+    limit: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Measure MODEL, try to quantise, prune and fuse it, keep what helps, and write OUT with reports.
+
+    One part of the examples is for the steps, on the other everything is measured. The time is that of one thread
+    of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json, .report.md and
+    .report.html.
+
+    If the budget cannot be met, nothing is written, and the exit code is 1.
+    """
+    from agent.cli.optimise_tune import tune_and_write
+    from agent.optimise.tune_steps import TuneRequest
+
+    command = shlex.join(["vedette", *sys.argv[1:]])
+    request = TuneRequest(model, data, recipe_file, budget, target, limit or 0, command)
+    tune_and_write(request, out, force=force, as_json=as_json)

@@ -202,13 +202,13 @@ def _facts(report: OptimiseReport) -> _Table:
 
 _Figure = tuple[str, Callable[[StepResult], str]]
 _FIGURES: tuple[_Figure, ...] = (
-    ("score, %", lambda one: _number(one.score, 100.0)),
+    ("score, %", lambda one: short_number(one.score, 100.0)),
     ("95 %", lambda one: f"{one.interval[0]:.2%} to {one.interval[1]:.2%}" if one.interval else ""),
-    ("size, kB", lambda one: _number(one.size or None, 1e-3)),
-    ("latency, ms", lambda one: _number(one.latency_ms)),
-    ("per s", lambda one: _number(one.per_s)),
-    ("memory, MB", lambda one: _number(one.memory_mb)),
-    ("energy, mJ (estimate)", lambda one: _number(one.energy_mj)),
+    ("size, kB", lambda one: short_number(one.size or None, 1e-3)),
+    ("latency, ms", lambda one: short_number(one.latency_ms)),
+    ("per s", lambda one: short_number(one.per_s)),
+    ("memory, MB", lambda one: short_number(one.memory_mb)),
+    ("energy, mJ (estimate)", lambda one: short_number(one.energy_mj)),
 )
 
 
@@ -232,7 +232,7 @@ def _steps(report: OptimiseReport) -> _Table:
 
 def _layers(report: OptimiseReport) -> _Table:
     rows = [
-        (one.name, one.operation, str(one.bits), str(one.values), _number(one.loss) or _NONE)
+        (one.name, one.operation, str(one.bits), str(one.values), short_number(one.loss) or _NONE)
         for one in report.layers
     ]
     return _Table("Layers", ("layer", "operation", "bits", "weights", "loss"), rows)
@@ -243,7 +243,8 @@ def _operations(report: OptimiseReport) -> _Table:
     return _Table("Time by operation", ("operation", "before, ms", "after, ms"), rows)
 
 
-def _number(value: float | None, factor: float = 1.0) -> str:
+def short_number(value: float | None, factor: float = 1.0) -> str:
+    """Return a number times a factor with four digits that count; empty for None."""
     if value is None:
         return ""
     scaled = value * factor

@@ -1,0 +1,67 @@
+"""`vedette optimise tune`: progress, the table of steps, and the files that are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import msgspec
+
+from agent.cli.optimise import show_progress
+from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.errors import ModelError
+from agent.models.manifest_writer import check_version, write_version
+from agent.optimise.report import OptimiseReport, markdown, short_number, to_html
+from agent.optimise.tune_steps import TuneRequest, tune_file
+from agent.storage.files import write_atomic
+from agent.text import plain
+
+_WIDTH = 110
+_RENDERED: dict[str, Callable[[OptimiseReport], str]] = {".report.md": markdown, ".report.html": to_html}
+
+
+def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: bool) -> None:
+    """Tune a model, print what each step did, and write the result with its reports.
+
+    Raises:
+        ModelError: the model cannot be tuned, or the budget is not met; or a file is there already.
+    """
+    check_version(request.model, out, force=force)
+    for suffix in _RENDERED:
+        if (there := out.with_suffix(suffix)).exists() and not force:
+            raise ModelError(f"{there}: exists; --force replaces it")
+    try:
+        found = tune_file(request, show_progress, _tell)
+    finally:
+        show_progress("")
+    report = found.report
+    print_json(report) if as_json else _print(report)
+    if report.missed:
+        raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
+    if report.sha256_before == report.sha256_after:
+        _tell(f"{request.model}: no step helps, and nothing is written")
+        return
+    write_version(request.model, out, found.content, msgspec.to_builtins(report))
+    for suffix, render in _RENDERED.items():
+        write_atomic(out.with_suffix(suffix), render(report).encode())
+    _tell(f"{out}: written, with .report.json, .report.md and .report.html beside it")
+
+
+def _tell(line: str) -> None:
+    show_progress("")
+    click.echo(plain(line), err=True)
+
+
+def _print(report: OptimiseReport) -> None:
+    metric = next((step.metric for step in report.steps if step.metric), "score")
+    figures = (f"{metric} %", "kB", "ms", "MB", "mJ")
+    table = open_table("step", *figures, "kept", "notes", right=figures)
+    for step in report.steps:
+        score, size = short_number(step.score, 100.0), short_number(step.size, 1e-3)
+        others = map(short_number, (step.latency_ms, step.memory_mb, step.energy_mj))
+        texts = (text or NO_VALUE for text in (score, size, *others))
+        table.add_row(step.name, *texts, "yes" if step.kept else "no", plain("; ".join(step.notes)))
+    console(_WIDTH, markup=False).print(table)
+    for remark in report.remarks:
+        click.echo(plain(remark))

@@ -1,0 +1,110 @@
+"""`vedette optimise tune`: what it writes, and when it writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.compute.infer.litert import load_runtime
+from agent.compute.manifest import Model
+from agent.errors import ModelError
+from agent.models.library import look_up
+
+if load_runtime()[0] != "litert":
+    pytest.skip("rewrites need LiteRT's schema", allow_module_level=True)
+
+from agent.optimise import tune_steps
+from agent.optimise.profile import ModelProfile
+from agent.optimise.tune import Meters, tune
+from tests.unit.cli.test_optimise import MANIFEST, said, unfused
+
+
+def times(contents: Sequence[bytes]) -> list[float]:
+    """Say that the second file is faster: a model as small as this one is too quick to be timed."""
+    return [10.0, 8.0][: len(contents)]
+
+
+def no_profile(model: Model) -> ModelProfile:
+    raise ModelError("there is no profiler")
+
+
+METERS = Meters(times, lambda content, manifest: 20.0, no_profile, 0.0)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "model.tflite").write_bytes(unfused())
+    (tmp_path / "model.toml").write_text(MANIFEST)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    pictures = np.random.default_rng(1).integers(0, 255, (20, 4, 4, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x=pictures, y=np.arange(20) % 2)
+    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
+    return tmp_path
+
+
+def call(folder: Path, *args: str) -> Result:
+    model, out = folder / "model.tflite", folder / "out.tflite"
+    return CliRunner().invoke(vedette, ["optimise", "tune", str(model), str(out), *args])
+
+
+def written(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("out.*"))
+
+
+def test_the_model_and_all_reports_are_written(folder: Path) -> None:
+    done = call(folder, "--data", str(folder / "x.npz"))
+    assert done.exit_code == 0, said(done)
+    kinds = ["out.report.html", "out.report.json", "out.report.md", "out.tflite", "out.toml"]
+    assert written(folder) == kinds
+    report = json.loads((folder / "out.report.json").read_text())
+    assert [step["name"] for step in report["steps"]][0::2] == ["before", "after"]
+    assert look_up(str(folder / "out.tflite")).manifest.output.labels == ("cat", "dog")
+    assert "fuse" in (folder / "out.report.html").read_text()
+    assert call(folder, "--data", str(folder / "x.npz")).exit_code == 1
+    assert call(folder, "--data", str(folder / "x.npz"), "--force").exit_code == 0
+
+
+def test_a_budget_that_is_not_met_writes_nothing(folder: Path) -> None:
+    (folder / "out.tflite").write_bytes(b"before")
+    done = call(folder, "--data", str(folder / "x.npz"), "--budget", "size<100B", "--force")
+    assert done.exit_code == 1
+    assert "over 0.0001 MB" in said(done)
+    assert written(folder) == ["out.tflite"]
+    assert (folder / "out.tflite").read_bytes() == b"before"
+
+
+def test_the_recipe_names_the_examples_and_the_budget(folder: Path) -> None:
+    recipe = folder / "r.toml"
+    recipe.write_text('[data]\npath = "x.npz"\n[quantise]\nbudget = "size<100B"\n')
+    done = call(folder, "--recipe", str(recipe))
+    assert done.exit_code == 1
+    assert "budget" in said(done)
+    assert "20 examples" in said(done)
+
+
+@pytest.mark.parametrize(
+    ("args", "fact"),
+    [
+        ((), "--data"),
+        (("--data", "missing"), "missing"),
+        (("--data", "x.npz", "--budget", "size<1"), "MB"),
+        (("--data", "x.npz", "--recipe", "missing.toml"), "missing.toml"),
+    ],
+)
+def test_what_is_missing_or_wrong_is_told(folder: Path, args: Sequence[str], fact: str) -> None:
+    done = call(folder, *(str(folder / arg) if arg == "x.npz" else arg for arg in args))
+    assert done.exit_code == 1
+    assert fact in said(done)
+    assert written(folder) == []
+
+
+def test_json_is_the_report(folder: Path) -> None:
+    done = call(folder, "--data", str(folder / "x.npz"), "--json")
+    assert json.loads(done.stdout)["step"] == "tune"
