@@ -212,7 +212,7 @@ def tune(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Measure MODEL, try to quantise, prune and fuse it, keep what helps, and write OUT with reports.
+    """Measure MODEL, try what makes it smaller and faster, keep what helps, and write OUT with reports.
 
     One part of the examples is for the steps, on the other everything is measured. The time is that of one thread
     of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json, .report.md and

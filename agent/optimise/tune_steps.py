@@ -1,4 +1,4 @@
-"""The steps that `vedette optimise tune` tries: quantise, prune, fuse."""
+"""The steps that `vedette optimise tune` tries, and the tuning of a model file."""
 
 from __future__ import annotations
 
