@@ -63,7 +63,7 @@ _CASES = 16
 _WORST = 3
 
 
-class Target(Struct, frozen=True):
+class TargetBoard(Struct, frozen=True):
     """A board that a model is made for.
 
     Attributes:
@@ -77,8 +77,8 @@ class Target(Struct, frozen=True):
     source: str
 
 
-TARGETS: Mapping[str, Target] = {
-    "pi4b": Target(
+TARGETS: Mapping[str, TargetBoard] = {
+    "pi4b": TargetBoard(
         "Raspberry Pi 4B",
         (5.0 - 1.6) / 4,
         "https://github.com/geerlingguy/sbc-reviews/issues/4: 1.6 W idle, 5.0 W with stress-ng on 4 cores",
@@ -142,7 +142,7 @@ def tune(
     steps: Sequence[TuningStep],
     budget: Budget,
     *,
-    target: Target = TARGETS["pi4b"],
+    target: TargetBoard = TARGETS["pi4b"],
     command: str = "",
     meters: Meters = Meters(),  # noqa: B008 - it is frozen
     progress: Progress = lambda _: None,
@@ -176,7 +176,7 @@ class _Run:
         model: Model,
         examples: Examples,
         budget: Budget,
-        target: Target,
+        target: TargetBoard,
         meters: Meters,
         progress: Progress,
     ) -> None:
