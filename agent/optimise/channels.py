@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import torch
+from msgspec.structs import replace
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
@@ -41,7 +42,7 @@ from agent.optimise.train import (
 
 
 def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) -> list[ChannelGroup]:
-    """Return the groups of channels whose names match.
+    """Return the groups of channels whose layers are all trained and whose names match.
 
     Args:
         module: a torch module.
@@ -51,11 +52,16 @@ def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) 
     Raises:
         ModelError: a pattern matches no group.
     """
-    groups = channel_groups(module, shape)
+    layers = dict(module.named_modules())
+    groups = [
+        group
+        for group in channel_groups(module, shape)
+        if all(layers[one.layer].weight.requires_grad for one in group.members if one.side == "out")
+    ]
     names = [group.name for group in groups]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
-            there = ", ".join(names)
+            there = ", ".join(names) or "none"
             raise ModelError(f"layers = {pattern!r} matches no channels that can be removed; there are: {there}")
     return [group for group in groups if any(fnmatch.fnmatch(group.name, one) for one in patterns)]
 
@@ -140,7 +146,8 @@ class _ChannelPruning:
         groups = chosen_groups(module, self.shape, settings.layers)
         self.channels = {group.name: group.channels for group in groups}
         self.kept = {name: torch.arange(count) for name, count in self.channels.items()}
-        self.key = run_key(module, pictures, labels, settings, training)
+        rounds = replace(settings, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
+        self.key = run_key(module, pictures, labels, rounds, training)
         self.groups: dict[str, ChannelGroup] = {}
         self.sums: dict[str, Any] = {}
         self._find_groups()

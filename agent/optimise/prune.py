@@ -153,7 +153,7 @@ def prune(
         settings: see `PruneSettings`.
         training: settings of all steps; its schedule and number of epochs are not used.
         folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes; None:
-            it cannot go on.
+            it cannot go on. That of the rounds also serves a run with another anneal.
         test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
         objective: see `fit`.
         progress: called after each training step of a round, then of the anneal.
@@ -192,7 +192,8 @@ class _Pruning:
         self.data, self.settings, self.training = (pictures, labels), settings, training
         self.options: dict[str, Any] = {"objective": objective, "progress": progress}
         self.layers = prunable(module, settings.layers)
-        self.key = run_key(module, pictures, labels, settings, training)
+        rounds = replace(settings, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
+        self.key = run_key(module, pictures, labels, rounds, training)
         self.masks = {name: torch.ones_like(one.weight, dtype=torch.bool) for name, one in self.layers.items()}
         self.sums = {name: torch.zeros_like(one.weight) for name, one in self.layers.items()}
         self.round = 0

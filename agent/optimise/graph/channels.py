@@ -127,12 +127,13 @@ def channel_groups(module: Any, shape: tuple[int, ...]) -> tuple[ChannelGroup, .
         ModelError: it cannot be traced, or has no such group.
     """
     search = _Search(_traced(module, shape))
-    spaces = {id(space.root()): space.root() for space in search.spaces}
+    order = {name: number for number, name in enumerate(search.seen)}
     groups = [
-        ChannelGroup(space.channels, tuple(space.members))
-        for space in spaces.values()
+        ChannelGroup(space.channels, tuple(sorted(space.members, key=lambda one: order[one.layer])))
+        for space in {id(space.root()): space.root() for space in search.spaces}.values()
         if not space.fixed and any(one.side == "out" for one in space.members)
     ]
+    groups.sort(key=lambda group: order[group.name])
     if not groups:
         raise ModelError(f"{type(module).__name__}: has no channels that can be removed")
     return tuple(groups)
@@ -156,7 +157,7 @@ class _Search:
         self.modules = dict(traced.named_modules())
         self.values: dict[Any, _Value] = {}
         self.spaces: list[_Space] = []
-        self.seen: set[str] = set()
+        self.seen: dict[str, None] = {}
         for node in traced.graph.nodes:
             self._visit(node)
 
@@ -177,7 +178,7 @@ class _Search:
         if node.target in self.seen and not isinstance(module, _SAME):
             self._fix_layer(node.target)  # used twice: both uses would have to agree
             return None
-        self.seen.add(node.target)
+        self.seen[node.target] = None
         if isinstance(module, nn.Conv2d):
             return self._convolution
         if isinstance(module, nn.BatchNorm2d):

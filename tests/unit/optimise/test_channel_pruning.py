@@ -97,3 +97,11 @@ def test_the_channels_that_stay_are_a_multiple_where_there_are_enough(
     assert 1 <= stay <= channels
     assert stay % multiple == 0 or stay == channels
     assert abs(stay - channels * (1 - share)) <= multiple
+
+
+def test_a_frozen_layer_keeps_its_channels(trained: Any) -> None:
+    module = dense(trained)
+    module[0].weight.requires_grad = False
+    smaller, history = prune_channels(module, *examples(), SETTINGS, TRAINING)
+    assert list(history.layers) == ["4"]
+    assert smaller[0].out_channels == 12

@@ -132,6 +132,16 @@ def test_the_checkpoint_of_another_run_is_refused(trained: Any, tmp_path: Path) 
         prune(network(), *examples(), SETTINGS, TRAINING, folder=tmp_path)
 
 
+def test_the_rounds_of_one_run_serve_another_anneal(trained: Any, tmp_path: Path) -> None:
+    short = replace(SETTINGS, anneal_epochs=0.0)
+    prune(dense(trained), *examples(), short, TRAINING, folder=tmp_path)
+    resumed, whole, steps = dense(trained), dense(trained), []
+    prune(resumed, *examples(), SETTINGS, TRAINING, folder=tmp_path, progress=steps.append)
+    prune(whole, *examples(), SETTINGS, TRAINING)
+    assert weights(resumed) == weights(whole)
+    assert len(steps) == 3
+
+
 @example_settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=4), st.floats(0, 0.95), st.integers(0, 3), st.data())
 def test_a_cut_takes_the_least_and_never_all_of_a_layer(
