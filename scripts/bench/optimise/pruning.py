@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from pathlib import Path
 from typing import Any
 
 import _nets
@@ -38,7 +37,7 @@ FOLDER = BUILD / "pruning"
 KINDS = ("gradient*weight", "weight", "random", "gradient/weight")
 ANNEALS = (0.0, 1.0, 2.0, 8.0)
 LOSS, GAP = 0.003, 0.114
-"""Most that pruning may lose against the dense net after the longest anneal, and the least gap to random without."""
+"""Most that may be lost against the dense net after the longest anneal; least gap to random without one."""
 
 
 def training(seed: int) -> TrainingSettings:
