@@ -119,7 +119,7 @@ def quick(pictures: Dataset) -> None:
     figures = {"tiny, dense": evaluate(net, *pictures.test, normalisation=hot.normalisation)}
     for kind in ("gradient*weight", "random"):
         net.load_state_dict(state)
-        settings = PruneSettings(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)  # type: ignore[arg-type]
+        settings = PruneSettings(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)
         prune(net, *few, settings, hot)
         figures[f"tiny, {kind}"] = evaluate(net, *pictures.test, normalisation=hot.normalisation)
     meets = figures["tiny, gradient*weight"] > figures["tiny, random"]

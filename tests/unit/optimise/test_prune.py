@@ -135,7 +135,8 @@ def test_the_checkpoint_of_another_run_is_refused(trained: Any, tmp_path: Path) 
 def test_the_rounds_of_one_run_serve_another_anneal(trained: Any, tmp_path: Path) -> None:
     short = replace(SETTINGS, anneal_epochs=0.0)
     prune(dense(trained), *examples(), short, TRAINING, folder=tmp_path)
-    resumed, whole, steps = dense(trained), dense(trained), []
+    resumed, whole = dense(trained), dense(trained)
+    steps: list[TrainingStep] = []
     prune(resumed, *examples(), SETTINGS, TRAINING, folder=tmp_path, progress=steps.append)
     prune(whole, *examples(), SETTINGS, TRAINING)
     assert weights(resumed) == weights(whole)
