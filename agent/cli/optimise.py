@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -152,6 +152,35 @@ def _complete_step(_context: click.Context, _option: click.Parameter, incomplete
     from agent.optimise.recipe import EXAMPLES
 
     return [step for step in EXAMPLES if step.startswith(incomplete)]
+
+
+@optimise.command("import")
+@click.argument("factory", metavar="PATH.py:FACTORY")
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--shape", required=True, metavar="HxWxC", help="Of one input: height, width, channels.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path, dir_okay=False), help="State dict that torch.save has written."
+)
+@click.option("--mean", metavar="N[,N,N]", help="Of the pixels 0..255 that the module takes.")
+@click.option("--std", metavar="N[,N,N]", help="The module takes (pixel - mean) / std.")
+@click.option("--order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Of channels.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path, dir_okay=False), help="File with one class in each line."
+)
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def import_module(factory: str, out: Path, shape: str, mean: str, std: str, **options: Any) -> None:
+    """Import a PyTorch module as the float model OUT, with its manifest and a report.
+
+    PATH.py:FACTORY is a function without arguments that returns a torch.nn.Module, which takes float32
+    [batch, channels, height, width]. It runs with your rights. Batch norms and activations become part of the
+    operations before them. OUT is written only if it gives the module's results, within 1e-4 of the largest one.
+    An operation that cannot be imported is named with its place; where litert-torch is installed, it imports the
+    module instead.
+    """
+    from agent.cli.optimise_import import ImportOptions, write_imported
+
+    write_imported(factory, out, ImportOptions(shape, mean, std, **options))
 
 
 @optimise.command()

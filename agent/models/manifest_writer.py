@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from agent.compute.decode.defaults import lacks_labels
 from agent.compute.infer.backends import ends_of
-from agent.compute.manifest import Manifest
+from agent.compute.manifest import Manifest, check_manifest, read_manifest
 from agent.config.toml import Keys, TomlFile, to_toml
 from agent.errors import ModelError, NormalisationError
 from agent.models.files import beside, load_file, manifest_path, model_path, read, read_text
@@ -175,6 +175,47 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     write_atomic(path, tomli_w.dumps(data).encode())
 
 
+def check_first(out: Path, *, force: bool = False) -> None:
+    """Check that a new model, its manifest and a report may be written, before the work that makes it.
+
+    Args:
+        out: the `.tflite` file to write.
+        force: files may be replaced.
+
+    Raises:
+        ModelError: there is no such folder, or a file is there already.
+    """
+    if not out.parent.is_dir():
+        raise ModelError(f"{out}: there is no folder {out.parent}: make it first")
+    for file in (out, out.with_suffix(".toml"), out.with_suffix(_REPORT)):
+        if file.exists() and not force:
+            raise ModelError(f"{file}: exists; --force replaces it")
+
+
+def write_first(out: Path, content: bytes, keys: Mapping[str, Any], report: Mapping[str, Any]) -> None:
+    """Write a new model, its manifest, and a report, `OUT.report.json`. The model is written last.
+
+    Args:
+        out: the `.tflite` file; the manifest lies beside it with the suffix `.toml`.
+        content: of the file.
+        keys: of the manifest, but for `file` and `sha256`.
+        report: what was done, as JSON.
+
+    Raises:
+        ModelError: the manifest would not be valid.
+        StorageError: a file cannot be written.
+    """
+    import tomli_w
+
+    own = out.with_suffix(".toml")
+    data = {"file": out.name, "sha256": hashlib.sha256(content).hexdigest(), **keys}
+    text = tomli_w.dumps(data)
+    check_manifest(read_manifest(text, str(own)))
+    write_atomic(own, text.encode())
+    write_atomic(out.with_suffix(_REPORT), msgspec.json.format(msgspec.json.encode(report)))
+    write_atomic(out, content)
+
+
 def check_version(name_or_path: str, out: Path, *, force: bool = False) -> None:
     """Check that a new version of a model may be written, before the work that makes it.
 
@@ -187,12 +228,8 @@ def check_version(name_or_path: str, out: Path, *, force: bool = False) -> None:
         ModelError: there is no such model or folder, or a file is there already.
     """
     stated = load_file(name_or_path)[1]
-    if not out.parent.is_dir():
-        raise ModelError(f"{out}: there is no folder {out.parent}: make it first")
+    check_first(out, force=force)
     manifest = out.with_suffix(".toml")
-    for file in (out, manifest, out.with_suffix(_REPORT)):
-        if file.exists() and not force:
-            raise ModelError(f"{file}: exists; --force replaces it")
     if stated is None and manifest.exists():
         raise ModelError(
             f"{manifest}: would be the manifest of {out.name}; {name_or_path} has none: move it away"

@@ -275,7 +275,7 @@ def test_an_unknown_operation_is_named_with_its_place() -> None:
     module.add_module("stem", nn.Conv2d(3, 8, 1))
     module.add_module("up", Seq(nn.ConvTranspose2d(8, 8, 2)))
     with pytest.raises(ModelError, match=r"up\.0.*conv_transpose2d.*litert-torch"):
-        export(module, (16, 16, 3))
+        float_tflite(module, (16, 16, 3))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_an_unknown_operation_is_named_with_its_place() -> None:
 )
 def test_what_cannot_be_traced_or_ignores_its_input_is_refused(module: Any) -> None:
     with pytest.raises(ModelError):
-        export(module, (16, 16, 3))
+        float_tflite(module, (16, 16, 3))
 
 
 def test_wrong_results_are_refused() -> None:
@@ -304,3 +304,11 @@ def test_the_module_is_not_changed() -> None:
     assert float_tflite(module, (16, 16, 3))
     assert module.training
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+def test_litert_torch_imports_what_has_no_emission() -> None:
+    pytest.importorskip("litert_torch", reason="the converter is optional")
+    module = Seq(nn.Conv2d(3, 8, 3, 2), nn.ConvTranspose2d(8, 4, 2))
+    found = export(module, (12, 16, 3), mean=MEANS, std=STDS)
+    assert "conv_transpose2d" in found.refusal
+    assert found.outputs == {"logits": (1, 6, 8, 4)}

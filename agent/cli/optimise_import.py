@@ -1,0 +1,146 @@
+"""`vedette optimise import`: read its options, import a module, and write the files."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.output import print_json
+from agent.errors import ModelError
+from agent.text import plain
+
+if TYPE_CHECKING:
+    from agent.optimise.graph.from_torch import ImportedModule
+
+_SHAPE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})x([1-9]\d{0,3})")
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """Options of the verb, as they were given."""
+
+    shape: str
+    mean: str | None
+    std: str | None
+    weights: Path | None = None
+    order: str = "rgb"
+    labels: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+
+def write_imported(source: str, out: Path, options: ImportOptions) -> None:
+    """Import a module and write `out`, its manifest and a report.
+
+    Raises:
+        ModelError: the module cannot be imported, or a file cannot be read or is there already.
+    """
+    from agent.models.manifest_writer import check_first, write_first
+
+    shape = _shape(options.shape)
+    mean, std = _normalisation(options.mean, options.std, shape[2])
+    check_first(out, force=options.force)
+    labels = _labels(options.labels)
+    imported = _imported(source, options.weights, shape, mean, std)
+    _check_labels(options.labels, labels, imported)
+    keys: dict[str, Any] = {"input": {"order": options.order}}
+    if options.mean is not None:
+        keys["input"] |= {"mean": [imported.mean] * 3, "std": [imported.std] * 3}
+    if labels:
+        keys["output"] = {"labels": labels}
+    report = _report(source, imported)
+    write_first(out, imported.content, keys, report)
+    print_json(report) if options.as_json else _print(out, imported, options)
+
+
+def _shape(text: str) -> tuple[int, int, int]:
+    found = _SHAPE.fullmatch(text)
+    if found is None:
+        raise click.BadParameter(
+            f"{text!r}: expected HEIGHTxWIDTHxCHANNELS, such as 32x32x3", param_hint="--shape"
+        )
+    return int(found[1]), int(found[2]), int(found[3])
+
+
+def _normalisation(mean: str | None, std: str | None, channels: int) -> tuple[list[float], list[float]]:
+    if (mean is None) != (std is None):
+        raise click.UsageError("--mean and --std: give both, or none")
+    means, stds = _numbers(mean or "0", "--mean", channels), _numbers(std or "1", "--std", channels)
+    if max(stds) < 1 or (max(stds) == 1 and 0 < max(means) <= 1):
+        pixels = (
+            ",".join(f"{255 * number:g}" for number in means),
+            ",".join(f"{255 * number:g}" for number in stds),
+        )
+        raise click.BadParameter(
+            f"these are for pixels 0..1, and pixels here are 0..255: --mean {pixels[0]} --std {pixels[1]}",
+            param_hint="--std",
+        )
+    return means, stds
+
+
+def _numbers(text: str, option: str, channels: int) -> list[float]:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, channels):
+        told = f"{text!r}: expected one number, or {channels} with commas between them"
+        raise click.BadParameter(told, param_hint=option)
+    return numbers
+
+
+def _labels(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    from agent.models.files import read_text
+
+    return [line.strip() for line in read_text(path).rstrip().splitlines()]
+
+
+def _imported(
+    source: str, weights: Path | None, shape: tuple[int, int, int], mean: list[float], std: list[float]
+) -> ImportedModule:
+    try:
+        from agent.optimise.factory import load_factory
+        from agent.optimise.graph.from_torch import export
+    except ImportError as error:
+        raise ModelError(f"importing a module needs pip install '.[optimise]' in the clone: {error}") from error
+    return export(load_factory(source, weights), shape, mean=mean, std=std)
+
+
+def _check_labels(path: Path | None, labels: list[str], imported: ImportedModule) -> None:
+    shapes = list(imported.outputs.values())
+    if labels and len(shapes) == 1 and len(shapes[0]) == 2 and shapes[0][1] != len(labels):
+        raise ModelError(f"{path}: {len(labels)} labels, and the module returns {shapes[0][1]} scores")
+
+
+def _report(source: str, imported: ImportedModule) -> dict[str, Any]:
+    return {
+        "step": "import",
+        "module": source,
+        "bytes": len(imported.content),
+        "parameters": imported.parameters,
+        "multiply_adds": imported.multiply_adds,
+        "mean": imported.mean,
+        "std": imported.std,
+        "outputs": imported.outputs,
+        "difference": imported.difference,
+        "converter": "litert-torch" if imported.refusal else "vedette",
+        "refusal": imported.refusal,
+    }
+
+
+def _print(out: Path, imported: ImportedModule, options: ImportOptions) -> None:
+    counted = f", {imported.multiply_adds / 1e6:.1f} million multiply-adds" if imported.multiply_adds else ""
+    click.echo(
+        f"{plain(str(out))}: {len(imported.content)} bytes, {imported.parameters} parameters{counted}\n"
+        f"results differ from the module's by at most {imported.difference:.1g} of the largest"
+    )
+    if imported.refusal:
+        click.echo(f"imported by litert-torch, since {plain(imported.refusal)}")
+    if options.mean is None:
+        click.echo(f"{plain(out.with_suffix('.toml').name)}: set [input] mean and std before a stream uses it")

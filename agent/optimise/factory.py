@@ -1,0 +1,136 @@
+"""Load a network from a user's Python file: `path.py:factory`, a function that returns a `torch.nn.Module`."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from agent.errors import ModelError, reason_of
+from agent.optimise.graph.from_torch import import_torch
+
+_NESTED = ("state_dict", "model")
+"""Keys under which checkpoints keep the weights."""
+_PREFIXES = ("module.", "_orig_mod.")
+"""Of names in weights that were saved from a module in a wrapper: of several devices, or compiled."""
+
+
+def load_factory(source: str, weights: Path | None = None) -> Any:
+    """Import a file, call a function in it, and return the `torch.nn.Module` that it gives.
+
+    The file's folder can be imported from while it is imported. It runs with the user's rights.
+
+    Args:
+        source: `path.py:factory`; the function takes no arguments. A subclass of `Module` is such a function.
+        weights: a file of `torch.save` with the module's state dict, alone or under `state_dict` or `model`.
+
+    Raises:
+        ModelError: there is no such file or function, it fails or returns something else, or the weights do not
+            fit.
+    """
+    torch = import_torch()
+    path, name = _split(source)
+    factory = _find(_import(path), path, name)
+    try:
+        module = factory()
+    except Exception as error:  # the user's own code, which may raise anything
+        raise ModelError(f"{source}: {_told(error, path)}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise ModelError(f"{source}: returned {type(module).__name__}: expected a torch.nn.Module")
+    if weights is not None:
+        _load_weights(module, weights)
+    return module
+
+
+def _split(source: str) -> tuple[Path, str]:
+    file, _, name = source.rpartition(":")
+    if not file.endswith(".py") or not name.isidentifier():
+        raise ModelError(f"{source}: expected path.py:factory, a function that returns a torch.nn.Module")
+    path = Path(file)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file")
+    return path, name
+
+
+def _import(path: Path) -> ModuleType:
+    """Import a file under its own name, so that classes in it can be pickled."""
+    folder = str(path.resolve().parent)
+    if path.stem in sys.modules and getattr(sys.modules[path.stem], "__file__", None) != str(path.resolve()):
+        raise ModelError(f"{path}: a module called {path.stem} is loaded already: give the file another name")
+    spec = importlib.util.spec_from_file_location(path.stem, path.resolve())
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        del sys.modules[path.stem]
+        raise ModelError(f"{path}: cannot be imported: {_told(error, path)}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _find(module: ModuleType, path: Path, name: str) -> Any:
+    found = getattr(module, name, None)
+    if callable(found):
+        return found
+    names = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
+    near = difflib.get_close_matches(name, names, 1)
+    told = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(sorted(names)) or 'none'}"
+    raise ModelError(f"{path}: has no function {name!r}; {told}")
+
+
+def _told(error: BaseException, path: Path) -> str:
+    """Return an error of the user's code with the line of their file."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).name == path.name
+    ]
+    text = (str(error).strip().splitlines() or [""])[0]
+    at = f"line {lines[-1]}: " if lines else ""
+    return f"{at}{type(error).__name__}: {text}"
+
+
+def _load_weights(module: Any, path: Path) -> None:
+    try:
+        stored = import_torch().load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ModelError(f"{path}: no such file") from error
+    except Exception as error:  # torch raises what its readers raise
+        told = str(error).strip().splitlines() or [reason_of(error)]
+        raise ModelError(f"{path}: no weights that torch.save has written: {told[0]}") from error
+    for key in _NESTED:
+        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
+            stored = stored[key]
+    if not isinstance(stored, dict):
+        raise ModelError(f"{path}: holds {type(stored).__name__}: expected a state dict")
+    _fill(module, path, {_bare(str(name)): value for name, value in stored.items()})
+
+
+def _bare(name: str) -> str:
+    for prefix in _PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _fill(module: Any, path: Path, stored: dict[str, Any]) -> None:
+    own = module.state_dict()
+    faults = [f"{name} is missing" for name in own if name not in stored]
+    faults += [f"{name} is not of this module" for name in stored if name not in own]
+    for name, value in own.items():
+        shape = getattr(stored.get(name, value), "shape", None)
+        if shape != value.shape:
+            wanted = list(value.shape)
+            faults.append(f"{name} is {list(shape) if shape is not None else 'no tensor'}, not {wanted}")
+    if faults:
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+        raise ModelError(f"{path}: the weights do not fit {type(module).__name__}: {faults[0]}{more}")
+    module.load_state_dict(stored)

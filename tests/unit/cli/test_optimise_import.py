@@ -1,0 +1,114 @@
+"""`vedette optimise import`: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("torch", reason="importing modules needs the extra [optimise]")
+
+from agent.cli.main import vedette
+from agent.compute.tflite.read import read_modelfile
+from agent.models.library import look_up
+
+NET = """
+from torch import nn
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+
+def foreign():
+    return nn.Sequential(nn.ConvTranspose2d(3, 3, 2))
+"""
+NORMALISED = ("--shape", "16x16x3", "--mean", "121", "--std", "64")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "cli_net.py").write_text(NET)
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    yield tmp_path
+    sys.modules.pop("cli_net", None)
+
+
+def call(folder: Path, *args: object, factory: str = "small") -> Result:
+    source, out = f"{folder / 'cli_net.py'}:{factory}", folder / "net.tflite"
+    return CliRunner().invoke(vedette, ["optimise", "import", source, str(out), *map(str, args)])
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def test_a_module_becomes_a_model_that_a_stream_can_use(folder: Path) -> None:
+    done = call(folder, *NORMALISED, "--labels", folder / "labels.txt", "--json")
+    assert done.exit_code == 0, said(done)
+    report = json.loads(done.stdout)
+    assert report["difference"] < 1e-5
+    assert report == json.loads((folder / "net.report.json").read_text())
+    known = look_up(str(folder / "net.tflite"))
+    assert known.manifest.output.decoder == "classify"
+    assert known.manifest.output.labels == ("cat", "dog")
+    assert known.manifest.input.mean == (121.0, 121.0, 121.0)
+    assert known.manifest.input.std == (64.0, 64.0, 64.0)
+    file = read_modelfile((folder / "net.tflite").read_bytes())
+    assert [signature.name for signature in file.signatures] == ["serving_default"]
+
+
+def test_a_mean_per_channel_becomes_one_for_all(folder: Path) -> None:
+    done = call(folder, "--shape", "16x16x3", "--mean", "123.7,116.3,103.5", "--std", "58.4,57.1,57.4")
+    assert done.exit_code == 0, said(done)
+    manifest = tomllib.loads((folder / "net.toml").read_text())
+    assert manifest["input"]["mean"] == [114.0] * 3
+    assert manifest["input"]["std"] == pytest.approx([57.6333] * 3, abs=1e-3)
+
+
+def test_without_a_normalisation_the_manifest_has_none(folder: Path) -> None:
+    done = call(folder, "--shape", "16x16x3", "--order", "bgr")
+    assert "set [input] mean and std" in done.output
+    assert tomllib.loads((folder / "net.toml").read_text())["input"] == {"order": "bgr"}
+
+
+def test_files_are_replaced_only_when_asked(folder: Path) -> None:
+    assert call(folder, *NORMALISED).exit_code == 0
+    assert "--force" in said(call(folder, *NORMALISED))
+    assert call(folder, *NORMALISED, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--shape", "16x16"), "HEIGHTxWIDTHxCHANNELS"),
+        (("--shape", "0x16x3"), "HEIGHTxWIDTHxCHANNELS"),
+        (("--shape", "16x16x3", "--mean", "1"), "give both"),
+        (("--shape", "16x16x3", "--mean", "a", "--std", "2"), "expected one number, or 3"),
+        (("--shape", "16x16x3", "--mean", "1,2", "--std", "2"), "expected one number, or 3"),
+        (("--shape", "16x16x3", "--mean", "0.5", "--std", "0.25"), "--mean 127.5 --std 63.75"),
+        (("--shape", "16x16x3", "--mean", "0", "--std", "-3"), "std"),
+        (("--shape", "16x16x4", "--mean", "0", "--std", "2"), r"[1, 4, 16, 16]"),
+        ((*NORMALISED, "--weights", "none.pt"), "no such file"),
+        ((*NORMALISED, "--labels", "none.txt"), "no such file"),
+    ],
+)
+def test_wrong_options_are_told_and_write_nothing(folder: Path, args: tuple[str, ...], told: str) -> None:
+    done = call(folder, *args)
+    assert done.exit_code != 0
+    assert told in said(done)
+    assert not (folder / "net.tflite").exists()
+
+
+def test_labels_are_counted(folder: Path) -> None:
+    (folder / "labels.txt").write_text("cat\n")
+    assert "1 labels" in said(call(folder, *NORMALISED, "--labels", folder / "labels.txt"))
+
+
+def test_an_operation_that_cannot_be_imported_is_named(folder: Path) -> None:
+    pytest.importorskip("torch")
+    told = said(call(folder, *NORMALISED, factory="foreign"))
+    assert "conv_transpose2d" in told

@@ -1,0 +1,130 @@
+"""Networks out of a user's file."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="loading modules needs the extra [optimise]")
+
+from agent.errors import ModelError
+from agent.optimise.factory import load_factory
+
+NET = """
+from torch import nn
+from own_widths import WIDTH
+
+def small():
+    return nn.Sequential(nn.Conv2d(3, WIDTH, 1), nn.ReLU())
+
+def fails():
+    raise ValueError("no such width\\nsecond line")
+
+def wrong():
+    return 7
+
+VALUE = 3
+"""
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "own_net.py"
+    path.write_text(NET)
+    (tmp_path / "own_widths.py").write_text("WIDTH = 4\n")
+    yield path
+    for name in ("own_net", "own_widths"):
+        sys.modules.pop(name, None)
+
+
+def test_a_function_of_a_file_and_of_its_neighbours_gives_a_module(net: Path) -> None:
+    before = list(sys.path)
+    module = load_factory(f"{net}:small")
+    assert module[0].weight.shape == (4, 3, 1, 1)
+    assert sys.path == before
+    assert load_factory(f"{net}:small") is not module
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("fails", "line 9: ValueError: no such width"),
+        ("wrong", "returned int"),
+        ("smal", "did you mean 'small'"),
+        ("VALUE", "there are"),
+    ],
+)
+def test_what_is_wrong_with_a_factory_is_told(net: Path, name: str, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        load_factory(f"{net}:{name}")
+
+
+@pytest.mark.parametrize("source", ["net.py", "net:small", "net.py:", "net.py:a b", ""])
+def test_a_source_names_a_file_and_a_function(source: str) -> None:
+    with pytest.raises(ModelError, match=r"path\.py:factory"):
+        load_factory(source)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no such file"):
+        load_factory(f"{tmp_path / 'none.py'}:small")
+
+
+@pytest.mark.parametrize("content", ["1 +", "import nothing_like_this", "raise SystemExit(3)", "x = 1 / 0"])
+def test_a_file_that_fails_is_told_and_not_kept(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "own_broken.py"
+    path.write_text(content)
+    with pytest.raises(ModelError, match=r"own_broken\.py: cannot be imported"):
+        load_factory(f"{path}:small")
+    assert "own_broken" not in sys.modules
+
+
+def test_a_file_called_like_a_module_in_use_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "json.py"
+    path.write_text("def small(): pass")
+    import json
+
+    with pytest.raises(ModelError, match="another name"):
+        load_factory(f"{path}:small")
+    assert sys.modules["json"] is json
+
+
+def renamed(state: dict[str, Any]) -> dict[str, Any]:
+    return {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 3}
+
+
+@pytest.mark.parametrize("change", [dict, renamed, lambda state: {"model": state}])
+def test_weights_are_loaded(net: Path, tmp_path: Path, change: Any) -> None:
+    module, file = load_factory(f"{net}:small"), tmp_path / "weights.pt"
+    torch.save(change(module.state_dict()), file)
+    loaded = load_factory(f"{net}:small", file)
+    assert all(torch.equal(one, loaded.state_dict()[name]) for name, one in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("stored", "told"),
+    [
+        ({"0.weight": torch.zeros(4, 3, 1, 1)}, "0.bias is missing"),
+        ({"0.weight": torch.zeros(5, 3, 1, 1), "0.bias": torch.zeros(4)}, r"\[5, 3, 1, 1\], not \[4, 3, 1, 1\]"),
+        ({"0.weight": torch.zeros(4, 3, 1, 1), "0.bias": 3}, "no tensor"),
+        ([1, 2], "expected a state dict"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(net: Path, tmp_path: Path, stored: Any, told: str) -> None:
+    file = tmp_path / "weights.pt"
+    torch.save(stored, file)
+    with pytest.raises(ModelError, match=told):
+        load_factory(f"{net}:small", file)
+
+
+def test_files_that_are_no_weights_are_refused(net: Path, tmp_path: Path) -> None:
+    file = tmp_path / "weights.pt"
+    with pytest.raises(ModelError, match="no such file"):
+        load_factory(f"{net}:small", file)
+    file.write_bytes(b"nothing of torch")
+    with pytest.raises(ModelError, match="no weights"):
+        load_factory(f"{net}:small", file)
