@@ -67,14 +67,16 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         rounds: in each of which the same number is removed.
         round_steps: training steps after each round.
         anneal_epochs: passes over the data at the end, with a falling learning rate.
+        layers: patterns of the names of layers that may be pruned, with `*`, `?` and `[…]`.
     """
 
-    target: Share = 0.8
+    target: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.8
     importance: Importance = "gradient*weight"
     structured: bool = False
     rounds: Count = 16
     round_steps: Annotated[int, Meta(ge=0)] = 6
     anneal_epochs: Annotated[float, Meta(ge=0.0)] = 2.0
+    layers: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ("*",)
 
 
 class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -298,6 +300,7 @@ structured = false              # true: whole channels, which is faster everywhe
 rounds = 16                     # the same number is removed in each
 round_steps = 6                 # training steps after each
 anneal_epochs = 2.0             # at the end, with a falling learning rate
+layers = ["*"]                  # patterns of layers that may be pruned
 """,
     "qat": """\
 [qat]

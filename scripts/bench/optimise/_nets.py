@@ -150,9 +150,9 @@ def build(name: str, pictures: NDArray[Any], seed: int = 0) -> Any:
 
 
 def save(net: Any, name: str, path: Path) -> None:
-    """Write `{"factory": …, "state": …}`."""
+    """Write `{"factory": …, "state_dict": …}`, which `vedette optimise import --weights` takes, too."""
     partial = path.with_name(f".{path.name}")
-    torch.save({"factory": f"scripts/bench/optimise/_nets.py:{name}", "state": net.state_dict()}, partial)
+    torch.save({"factory": f"scripts/bench/optimise/_nets.py:{name}", "state_dict": net.state_dict()}, partial)
     partial.replace(path)
 
 
@@ -162,7 +162,7 @@ def load(path: Path) -> Any:
         raise SystemExit(f"{path}: no such file; scripts/bench/run optimise/baseline makes it")
     saved = torch.load(path, weights_only=True)
     net = FACTORIES[saved["factory"].rpartition(":")[2]]()
-    net.load_state_dict(saved["state"])
+    net.load_state_dict(saved["state_dict"])
     return net.eval()
 
 

@@ -23,7 +23,7 @@ from baseline import show
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
 
-from agent.optimise.prune import (
+from agent.optimise.pruning.connections import (
     PruneHistory,
     PruneSettings,
     anneal_settings,

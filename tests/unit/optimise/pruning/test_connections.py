@@ -17,7 +17,15 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation
-from agent.optimise.prune import PruneHistory, PruneSettings, cut, draw_curves, prunable, prune, sparsity_of
+from agent.optimise.pruning.connections import (
+    PruneHistory,
+    PruneSettings,
+    cut,
+    draw_curves,
+    prunable,
+    prune,
+    sparsity_of,
+)
 from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit
 
 torch.set_num_threads(1)

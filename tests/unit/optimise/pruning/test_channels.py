@@ -14,10 +14,10 @@ torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]"
 from torch import nn
 
 from agent.errors import ModelError
-from agent.optimise.channels import channels_after, prune_channels
-from agent.optimise.prune import PruneSettings
+from agent.optimise.pruning.channels import channels_after, prune_channels
+from agent.optimise.pruning.connections import PruneSettings
 from agent.optimise.train import TrainingStep, evaluate, fit
-from tests.unit.optimise.test_prune import TRAINING, StopError, examples, weights
+from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, examples, weights
 
 SETTINGS = PruneSettings(target=0.5, rounds=2, round_steps=2, anneal_epochs=2.0, multiple=2)
 
@@ -65,7 +65,7 @@ def test_only_the_named_channels_go(trained: Any) -> None:
 
 def test_a_pattern_that_matches_no_channels_is_an_error(trained: Any) -> None:
     settings = replace(SETTINGS, layers=("8",))
-    with pytest.raises(ModelError, match=r"'8' matches no channels that can be removed; there are: 0, 4"):
+    with pytest.raises(ModelError, match=r"'8' matches no group of channels that can be pruned; there are: 0, 4"):
         prune_channels(dense(trained), *examples(), settings, TRAINING)
 
 

@@ -7,7 +7,6 @@ weights and the steps of a round.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,15 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
-from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.graph.channels import ChannelGroup, channel_groups, without_channels
-from agent.optimise.prune import (
+from agent.optimise.pruning.connections import (
     NEED_GRADIENTS,
     PruneHistory,
     PrunePoint,
     PruneSettings,
     anneal_settings,
+    matching,
     round_settings,
     weight_importance,
 )
@@ -58,12 +57,8 @@ def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) 
         for group in channel_groups(module, shape)
         if all(layers[one.layer].weight.requires_grad for one in group.members if one.side == "out")
     ]
-    names = [group.name for group in groups]
-    for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
-            there = ", ".join(names) or "none"
-            raise ModelError(f"layers = {pattern!r} matches no channels that can be removed; there are: {there}")
-    return [group for group in groups if any(fnmatch.fnmatch(group.name, one) for one in patterns)]
+    chosen = matching((group.name for group in groups), patterns, "group of channels")
+    return [group for group in groups if group.name in chosen]
 
 
 def prune_channels(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import fnmatch
 import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -110,26 +110,32 @@ class PruneHistory(Struct, frozen=True):
     layers: dict[str, float]
 
 
-def prunable(module: Any, patterns: Sequence[str] = ("*",)) -> dict[str, Any]:
-    """Return the layers of a module whose weights are trained and whose names match, by name.
-
-    Args:
-        module: a torch module.
-        patterns: with `*`, `?` and `[…]`.
-
-    Raises:
-        ModelError: a pattern matches no such layer.
-    """
-    layers = {
-        name: layer
+def prunable(module: Any) -> dict[str, Any]:
+    """Return the weights of a module's convolutions and linear layers that are trained, by the layer's name."""
+    return {
+        name: layer.weight
         for name, layer in module.named_modules()
         if isinstance(layer, _LAYERS) and layer.weight.requires_grad
     }
+
+
+def matching(names: Iterable[str], patterns: Sequence[str], what: str) -> list[str]:
+    """Return the names that a pattern matches.
+
+    Args:
+        names: of layers.
+        patterns: with `*`, `?` and `[…]`.
+        what: the names are of, for the error, such as `layer`.
+
+    Raises:
+        ModelError: a pattern matches none.
+    """
+    names = list(names)
     for pattern in patterns:
-        if not fnmatch.filter(layers, pattern):
-            names = ", ".join(layers) or "none"
-            raise ModelError(f"layers = {pattern!r} matches no layer that can be pruned; there are: {names}")
-    return {name: layers[name] for name in layers if any(fnmatch.fnmatch(name, one) for one in patterns)}
+        if not fnmatch.filter(names, pattern):
+            there = ", ".join(names) or "none"
+            raise ModelError(f"layers = {pattern!r} matches no {what} that can be pruned; there are: {there}")
+    return [name for name in names if any(fnmatch.fnmatch(name, one) for one in patterns)]
 
 
 def prune(
@@ -140,6 +146,7 @@ def prune(
     training: TrainingSettings,
     *,
     folder: Path | None = None,
+    weights: Mapping[str, Any] | None = None,
     test: Test | None = None,
     objective: Objective | None = None,
     progress: Progress | None = None,
@@ -154,6 +161,7 @@ def prune(
         training: settings of all steps; its schedule and number of epochs are not used.
         folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes; None:
             it cannot go on. That of the rounds also serves a run with another anneal.
+        weights: parameters that may be pruned, by the layer's name; None: see `prunable`.
         test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
         objective: see `fit`.
         progress: called after each training step of a round, then of the anneal.
@@ -162,7 +170,7 @@ def prune(
         ModelError: a pattern matches no layer, or see `fit`.
         StorageError: a checkpoint cannot be read or written.
     """
-    run = _Pruning(module, pictures, labels, settings, training, objective, progress)
+    run = _Pruning(module, pictures, labels, settings, training, weights, objective, progress)
     if folder is not None:
         run.restore(folder / "rounds.checkpoint")
     run.warm_up(test)
@@ -185,17 +193,19 @@ class _Pruning:
         labels: Labels,
         settings: PruneSettings,
         training: TrainingSettings,
+        weights: Mapping[str, Any] | None,
         objective: Objective | None,
         progress: Progress | None,
     ) -> None:
         self.module = module.to(fastest_device())
         self.data, self.settings, self.training = (pictures, labels), settings, training
         self.options: dict[str, Any] = {"objective": objective, "progress": progress}
-        self.layers = prunable(module, settings.layers)
+        weights = prunable(module) if weights is None else weights
+        self.weights = {name: weights[name] for name in matching(weights, settings.layers, "layer")}
         rounds = replace(settings, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
         self.key = run_key(module, pictures, labels, rounds, training)
-        self.masks = {name: torch.ones_like(one.weight, dtype=torch.bool) for name, one in self.layers.items()}
-        self.sums = {name: torch.zeros_like(one.weight) for name, one in self.layers.items()}
+        self.masks = {name: torch.ones_like(one, dtype=torch.bool) for name, one in self.weights.items()}
+        self.sums = {name: torch.zeros_like(one) for name, one in self.weights.items()}
         self.round = 0
         self.points: list[PrunePoint] = []
 
@@ -241,22 +251,22 @@ class _Pruning:
     def _after_backward(self, module: Any) -> None:
         """Sum up importance, and stop the gradients of weights that are gone."""
         importance = self.settings.importance
-        for name, layer in self.layers.items():
-            gradient, weight = layer.weight.grad, layer.weight.detach()
+        for name, weight in self.weights.items():
+            gradient = weight.grad
             if importance in NEED_GRADIENTS:
-                self.sums[name] += weight_importance(gradient, weight, importance)
+                self.sums[name] += weight_importance(gradient, weight.detach(), importance)
             gradient.mul_(self.masks[name])
 
     def _apply_masks(self, _module: Any) -> None:
         with torch.no_grad():
-            for name, layer in self.layers.items():
-                layer.weight.mul_(self.masks[name])
+            for name, weight in self.weights.items():
+                weight.mul_(self.masks[name])
 
     def _scores(self) -> dict[str, Any]:
         if self.settings.importance in NEED_GRADIENTS:
             return self.sums
         if self.settings.importance == "weight":
-            return {name: layer.weight.detach().abs() for name, layer in self.layers.items()}
+            return {name: weight.detach().abs() for name, weight in self.weights.items()}
         draw = torch.Generator().manual_seed(self.training.seed * 1_000_003 + self.round)
         return {name: torch.rand(mask.shape, generator=draw).to(mask.device) for name, mask in self.masks.items()}
 

@@ -1,0 +1,252 @@
+"""Prune the network of a model file, and emit it as a new one with a report.
+
+The network is a torch module with its batch norms, so that it can be trained: what the file was imported from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.compute.infer.session import Session
+from agent.compute.manifest import InputManifest, Model
+from agent.errors import ConfigError, ModelError
+from agent.optimise.augment import Augmentation, Normalisation
+from agent.optimise.data import Examples
+from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
+from agent.optimise.graph.from_torch import float_tflite
+from agent.optimise.pruning.channels import prune_channels
+from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
+from agent.optimise.recipe import Recipe
+from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.train import TrainingSettings, TrainingStep, predict
+from agent.optimise.tune import split
+
+_COMPARED = 64
+_AGREE = 0.9
+"""Share of the examples that module and file must give the same class; the module computes in bf16."""
+
+
+class PrunedModel(Struct, frozen=True):
+    """Result of `prune_model`.
+
+    Attributes:
+        content: the new file, float.
+        report: with the scores before and after, on examples that pruning has not seen.
+        chart: PNG of the accuracy on the way.
+    """
+
+    content: bytes
+    report: OptimiseReport
+    chart: bytes
+
+
+class PruningState(Struct, frozen=True):
+    """Position in a run, for those who show its progress.
+
+    Attributes:
+        share: of the training steps that is done, 0..1.
+        loss: of the last step.
+    """
+
+    share: float
+    loss: float
+
+
+def prune_model(
+    model: Model,
+    module: Any,
+    examples: Examples,
+    recipe: Recipe,
+    *,
+    folder: Path | None = None,
+    command: str = "",
+    progress: Callable[[PruningState], None] = lambda _: None,
+) -> PrunedModel:
+    """Prune a classifier of pictures.
+
+    Args:
+        model: float, with its manifest; of one input [1, height, width, channels].
+        module: the torch module that it was imported from, trained.
+        examples: with classes; a part is held out to measure on.
+        recipe: its sections `[prune]`, `[train]` and `[data]` count.
+        folder: see `agent.optimise.pruning.connections.prune`.
+        command: for the report.
+        progress: called after each training step.
+
+    Raises:
+        ModelError: the examples have no classes, module and model differ, or no layer matches.
+        StorageError: a checkpoint cannot be read or written.
+    """
+    if examples.kind != "classes" or examples.labels is None:
+        raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
+    seen, measured = split(examples, recipe.data.held_out)
+    preparation = model.manifest.input
+    _check_same(module, model, measured, preparation)
+    settings, training = settings_of(recipe, preparation, examples.shape)
+    data = pixels(seen, preparation), _labels(seen)
+    test = pixels(measured, preparation), _labels(measured)
+    count = _Counter(settings, training, len(seen), progress)
+    options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
+    if recipe.prune.structured:
+        module, history = prune_channels(module, *data, settings, training, **options)
+    else:
+        history = prune(module, *data, settings, training, **options)
+    content = emit(module.cpu(), examples.shape, preparation)
+    report = _report(model, content, measured, history, recipe, command)
+    return PrunedModel(content, report, draw_curves({recipe.prune.importance: history}))
+
+
+def settings_of(
+    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...]
+) -> tuple[PruneSettings, TrainingSettings]:
+    """Return the settings that a recipe states, for pictures that are prepared so.
+
+    Args:
+        recipe: see `prune_model`.
+        preparation: of pictures.
+        shape: of one input: height, width, channels.
+
+    Raises:
+        ConfigError: the values do not go together.
+    """
+    train = recipe.train
+    given = msgspec.to_builtins(recipe.prune)
+    del given["structured"]
+    try:
+        settings = msgspec.convert(given, PruneSettings)
+    except ValueError as error:
+        raise ConfigError(f"[prune] {error}") from None
+    training = TrainingSettings(
+        epochs=train.epochs,
+        batch=train.batch,
+        learning_rate=train.learning_rate,
+        decay=train.decay,
+        momentum=train.momentum,
+        label_smoothing=train.label_smoothing,
+        augmentation=Augmentation(shift=min(shape[:2]) // 16),
+        normalisation=normalisation_of(preparation, shape[2]),
+        seed=train.seed,
+    )
+    return settings, training
+
+
+def normalisation_of(preparation: InputManifest, channels: int) -> Normalisation:
+    """Return the normalisation that a manifest states."""
+    mean, std = preparation.mean[:channels], preparation.std[:channels]
+    if len({*mean}) == len({*std}) == 1:
+        return Normalisation(mean[0], std[0])
+    return Normalisation(mean, std)
+
+
+def pixels(examples: Examples, preparation: InputManifest) -> NDArray[np.uint8]:
+    """Return the pictures as the model takes them, before normalisation, uint8 [n, height, width, channels]."""
+    channels = examples.shape[2]
+    mean, std = (np.array(one[:channels], np.float32) for one in (preparation.mean, preparation.std))
+    found = np.empty((len(examples), *examples.shape), np.uint8)
+    for start in range(0, len(examples), 256):
+        places = range(start, min(start + 256, len(examples)))
+        values = examples.batch(places) * std + mean
+        found[start : start + 256] = np.clip(np.rint(values), 0, 255)
+    return found
+
+
+def emit(module: Any, shape: tuple[int, ...], preparation: InputManifest) -> bytes:
+    """Return the float `.tflite` of a module whose pictures are prepared so."""
+    channels = shape[2]
+    mean, std = preparation.mean[:channels], preparation.std[:channels]
+    return float_tflite(module, (shape[0], shape[1], channels), mean=mean, std=std)
+
+
+def _labels(examples: Examples) -> NDArray[np.int64]:
+    assert examples.labels is not None
+    return examples.labels
+
+
+def _check_same(module: Any, model: Model, examples: Examples, preparation: InputManifest) -> None:
+    """Check that a module gives the classes that the file gives."""
+    few = examples.take(range(min(_COMPARED, len(examples))))
+    normalisation = normalisation_of(preparation, few.shape[2])
+    try:
+        own = predict(module, pixels(few, preparation), normalisation)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(f"{model.path}: its pictures do not fit the module: {reason}") from error
+    with open_content(model.content, model.manifest) as session:
+        if session.inputs[0].quantised:
+            raise ModelError(f"{model.path}: is quantised already: give the float model that it was made from")
+        found = list(_classes(session, few))
+    same = float(np.mean(own.flatten(1).argmax(1).numpy() == np.array(found)))
+    if same < _AGREE:
+        raise ModelError(
+            f"{model.path}: gives another class than the module for {1 - same:.0%} of {len(few)} examples: is it "
+            "made from this module and these weights, and are [input] mean, std and order right?"
+        )
+
+
+def _classes(session: Session, examples: Examples) -> Iterator[int]:
+    for outputs in outputs_of(session, examples):
+        if len(outputs) != 1:
+            raise ModelError(f"the model has {len(outputs)} outputs, and pruning trains on one with classes")
+        yield int(outputs[0].argmax())
+
+
+class _Counter:
+    """Turns training steps into the progress of the whole run."""
+
+    def __init__(
+        self,
+        settings: PruneSettings,
+        training: TrainingSettings,
+        count: int,
+        progress: Callable[[PruningState], None],
+    ) -> None:
+        per_epoch = count // min(training.batch, count)
+        self._total = (settings.rounds + 1) * settings.round_steps + per_epoch * settings.anneal_epochs
+        self._progress, self._done = progress, 0
+
+    def __call__(self, step: TrainingStep) -> None:
+        self._done += 1
+        self._progress(PruningState(min(1.0, self._done / self._total), step.loss))
+
+
+def _report(
+    model: Model, content: bytes, examples: Examples, history: PruneHistory, recipe: Recipe, command: str
+) -> OptimiseReport:
+    scores = [score(one, examples, model.manifest) for one in (model.content, content)]
+    times = time_ms([model.content, content])
+    gone = history.points[-1].sparsity
+    unit = "channels" if recipe.prune.structured else "connections"
+    notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.importance}"]
+    notes += [f"{name}: {share:.1%}" for name, share in history.layers.items()]
+    before = _step("before", model.content, scores[0], times[0])
+    after = replace(_step("prune", content, scores[1], times[1]), notes=tuple(notes))
+    return OptimiseReport(
+        step="prune",
+        model=model.path,
+        sha256_before=model.sha256,
+        sha256_after=hashlib.sha256(content).hexdigest(),
+        machine=describe_machine(),
+        command=command,
+        examples=examples.description,
+        steps=(before, after),
+    )
+
+
+def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepResult:
+    return StepResult(
+        name,
+        metric=found.metric,
+        score=found.value,
+        interval=found.interval,
+        size=len(content),
+        latency_ms=latency_ms,
+    )

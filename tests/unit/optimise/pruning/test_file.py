@@ -1,0 +1,132 @@
+"""Pruning a model file through the module that it was imported from."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
+
+from agent.compute.infer.litert import load_runtime
+from agent.compute.manifest import InputManifest, Model
+from agent.errors import ConfigError, ModelError
+from agent.models.library import open_manifest
+from agent.optimise.data import read_examples
+from agent.optimise.evaluate import score, time_ms
+from agent.optimise.pruning.file import PruningState, emit, pixels, prune_model
+from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
+from agent.optimise.train import fit
+from tests.unit.optimise.pruning.test_channels import network
+from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+
+if load_runtime()[0] != "litert":
+    pytest.skip("pruned models are run by LiteRT", allow_module_level=True)
+
+PREPARATION = InputManifest(mean=(128.0, 128.0, 128.0), std=(64.0, 64.0, 64.0))
+MANIFEST = """
+file = "model.tflite"
+[input]
+mean = [128.0, 128.0, 128.0]
+std = [64.0, 64.0, 64.0]
+[output]
+decoder = "classify"
+labels = ["red", "green", "blue"]
+"""
+RECIPE = Recipe(
+    prune=PruneRecipe(target=0.5, rounds=2, round_steps=2, anneal_epochs=1.0),
+    train=TrainRecipe(batch=32, learning_rate=0.2),
+    data=DataRecipe(held_out=0.3),
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.pruning.file.time_ms", partial(time_ms, rounds=2))
+
+
+@pytest.fixture(scope="module")
+def trained() -> dict[str, Any]:
+    module = network()
+    fit(module, *examples(), TRAINING)
+    return dict(module.state_dict())
+
+
+def module_of(trained: dict[str, Any]) -> Any:
+    module = network()
+    module.load_state_dict(trained)
+    return module.eval()
+
+
+@pytest.fixture
+def model(trained: dict[str, Any], tmp_path: Path) -> Model:
+    content = emit(module_of(trained), (8, 8, 3), PREPARATION)
+    (tmp_path / "model.tflite").write_bytes(content)
+    (tmp_path / "model.toml").write_text(MANIFEST)
+    path = str(tmp_path / "model.tflite")
+    return Model(content, hashlib.sha256(content).hexdigest(), open_manifest(path), path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    pictures, labels = examples(120, seed=3)
+    np.savez(tmp_path / "data.npz", x=pictures, y=labels)
+    return tmp_path / "data.npz"
+
+
+def test_connections_are_zero_in_the_file_and_the_report_says_so(model: Model, trained: Any, data: Path) -> None:
+    shown: list[PruningState] = []
+    found = read_examples(data, model)
+    result = prune_model(model, module_of(trained), found, RECIPE, command="it", progress=shown.append)
+    assert score(result.content, found, model.manifest).value > 0.85
+    assert [step.name for step in result.report.steps] == ["before", "prune"]
+    assert result.report.steps[1].notes[0] == "50.0% of the connections are gone, by gradient*weight"
+    assert result.report.sha256_after == hashlib.sha256(result.content).hexdigest()
+    assert result.chart.startswith(b"\x89PNG")
+    assert [state.share for state in shown] == sorted(state.share for state in shown)
+    assert shown[-1].share == 1.0
+
+
+def test_a_file_without_half_of_its_channels_is_smaller(model: Model, trained: Any, data: Path) -> None:
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, structured=True))
+    result = prune_model(model, module_of(trained), read_examples(data, model), recipe)
+    assert len(result.content) < len(model.content)
+    assert result.report.steps[1].size == len(result.content)
+
+
+def test_the_pictures_are_those_that_the_model_takes(model: Model, data: Path) -> None:
+    found = read_examples(data, model)
+    assert np.array_equal(pixels(found, PREPARATION), np.load(data)["x"])
+    bgr = replace(model, manifest=replace(model.manifest, input=replace(PREPARATION, order="bgr")))
+    assert np.array_equal(pixels(read_examples(data, bgr), PREPARATION), np.load(data)["x"][..., ::-1])
+
+
+def test_another_module_is_refused_before_training(model: Model, trained: Any, data: Path) -> None:
+    other = module_of(trained)
+    with torch.no_grad():
+        other[-1].weight.neg_()
+    with pytest.raises(ModelError, match="another class than the module"):
+        prune_model(model, other, read_examples(data, model), RECIPE)
+
+
+def test_examples_without_classes_are_refused(model: Model, trained: Any, tmp_path: Path) -> None:
+    np.savez(tmp_path / "plain.npz", x=examples()[0])
+    with pytest.raises(ModelError, match="needs examples with classes"):
+        prune_model(model, module_of(trained), read_examples(tmp_path / "plain.npz", model), RECIPE)
+
+
+def test_a_recipe_that_matches_no_layer_is_an_error(model: Model, trained: Any, data: Path) -> None:
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, layers=("stem*",)))
+    with pytest.raises(ModelError, match=r"'stem\*' matches no layer"):
+        prune_model(model, module_of(trained), read_examples(data, model), recipe)
+
+
+def test_a_recipe_whose_values_do_not_go_together_is_an_error(model: Model, trained: Any, data: Path) -> None:
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, round_steps=0))
+    with pytest.raises(ConfigError, match=r"\[prune\].*round_steps"):
+        prune_model(model, module_of(trained), read_examples(data, model), recipe)
