@@ -172,22 +172,27 @@ def _quantisation(tensor: Any) -> tuple[tuple[float, ...], tuple[int, ...]]:
 def pool_first(graph: Graph) -> int:
     """Move an activation behind the max-pool that reads it, where it has fewer values to compute.
 
-    The answers stay, since the activation never turns a larger value into a smaller one.
+    The answers stay, since the activation never turns a larger value into a smaller one; nor does a padding of
+    the border or of zeros between them matter, since the activation keeps 0.
     """
     count = 0
     for operator in list(graph.operators):
         if graph.kind(operator) != _OPERATORS.MAX_POOL_2D or activation(operator) != _ACTIVATIONS.NONE:
             continue
-        active, pooled = operator.inputs[0], operator.outputs[0]
-        before = graph.producer(active)
-        if before is None or not _may_follow(graph, before) or not graph.is_inner(active):
+        between = graph.producer(operator.inputs[0])
+        is_padded = between is not None and graph.kind(between) in _ZERO_OR_BORDER
+        steps = [between, operator] if is_padded else [operator]
+        before = graph.producer(steps[0].inputs[0])
+        if before is None or not _may_follow(graph, before):
             continue
-        first = graph.add_tensor(before.inputs[0], **_like(graph, pooled))
-        operator.inputs, operator.outputs = [before.inputs[0]], [first]
-        before.inputs, before.outputs = [first, *before.inputs[1:]], [pooled]
-        graph.move_behind(before, operator)
-        count += 1
+        if all(graph.is_inner(one.inputs[0]) for one in steps):
+            for one in steps:
+                _swap(graph, before, one)
+            count += 1
     return count
+
+
+_ZERO_OR_BORDER = {_OPERATORS.PAD, _OPERATORS.MIRROR_PAD}
 
 
 def _may_follow(graph: Graph, operator: Any) -> bool:
@@ -195,11 +200,15 @@ def _may_follow(graph: Graph, operator: Any) -> bool:
     return graph.kind(operator) in _INCREASING and not is_falling
 
 
-def _like(graph: Graph, index: int) -> dict[str, Any]:
-    """Return the name and sizes for a tensor that has those of another one."""
-    tensor = graph.tensor(index)
-    name = f"{graph.name(index)}/before"
-    return {"name": name, "shape": tensor.shape, "shapeSignature": tensor.shapeSignature, "buffer": 0}
+def _swap(graph: Graph, first: Any, second: Any) -> None:
+    """Swap an operation and the one that reads it."""
+    source, result = first.inputs[0], second.outputs[0]
+    tensor, name = graph.tensor(result), f"{graph.name(result)}/before"
+    sizes = {"shape": tensor.shape, "shapeSignature": tensor.shapeSignature}
+    inner = graph.add_tensor(source, name=name, buffer=0, **sizes)
+    second.inputs, second.outputs = [source, *second.inputs[1:]], [inner]
+    first.inputs, first.outputs = [inner, *first.inputs[1:]], [result]
+    graph.move_behind(first, second)
 
 
 def fuse_padding(graph: Graph) -> int:

@@ -11,8 +11,9 @@ from ai_edge_litert import schema_py_generated as schema
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.graph.fusion import fuse_activations, fuse_batch_norm, fuse_padding, pool_first
-from agent.optimise.graph.identities import cancel_transposes, remove_identities
+from agent.optimise.graph.identities import remove_identities
 from agent.optimise.graph.objects import Graph, compact, dump, graphs, load
+from agent.optimise.graph.transposes import cancel_transposes
 
 _OPERATORS = schema.BuiltinOperator
 _INTEGERS = (schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT16)

@@ -158,6 +158,39 @@ def points(channels: int = 8) -> bytes:
     return made.file((image,), (output,))
 
 
+def swapped_halves(made: Sketch, source: int) -> int:
+    """The two halves of the channels of a tensor [batch, channels, height, width] in the other order."""
+    batch, channels, *sizes = made.shape(source)
+    halves = [made.tensor((batch, channels // 2, *sizes)) for _ in range(2)]
+    made.apply("SPLIT", (made.constant(1, np.int32), source), halves[0], "SplitOptions", numSplits=2)
+    made.graph.operators[-1].outputs = halves
+    output = made.tensor(made.shape(source))
+    return made.apply("CONCATENATION", halves[::-1], output, "ConcatenationOptions", axis=-3)
+
+
+def flattened(made: Sketch, source: int) -> int:
+    """The cells of a picture in one row, as heads of channels-first detectors join them."""
+    batch, height, width, channels = made.shape(source)
+    inner = made.transpose(source, TO_NCHW)
+    shape = made.constant([batch, channels, height * width], np.int32)
+    rows = made.apply("RESHAPE", (inner, shape), made.tensor((batch, channels, height * width)), "ReshapeOptions")
+    return made.transpose(rows, (0, 2, 1))
+
+
+def mean_without_dimensions() -> bytes:
+    made = Sketch()
+    image = made.tensor((1, 6, 4, 2))
+    inner = made.transpose(made.convolve(image, WEIGHTS), TO_NCHW)
+    axes = made.constant([2, 3], np.int32)
+    return made.file((image,), (made.apply("MEAN", (inner, axes), made.tensor((1, 4)), "ReducerOptions"),))
+
+
+def flattened_head() -> bytes:
+    made = Sketch()
+    image = made.tensor((1, 6, 4, 2))
+    return made.file((image,), (flattened(made, made.convolve(image, WEIGHTS)),))
+
+
 def kinds(content: bytes) -> list[str]:
     return [operation.name for _, operation in read_modelfile(content).steps()]
 
@@ -194,11 +227,13 @@ def assert_equal_answers(before: bytes, after: bytes, seeds: int = 5) -> None:
         (constant_first, "batch-norm", ["CONV_2D"]),
         (transposed_twice, "identities", ["CONV_2D"]),
         (channels_first, "transposes", ["CONV_2D", "LEAKY_RELU", "ADD", "PAD", "CONCATENATION", "CONV_2D"]),
+        (mean_without_dimensions, "transposes", ["CONV_2D", "MEAN"]),
+        (flattened_head, "transposes", ["CONV_2D", "RESHAPE"]),
         (same_shape, "identities", ["CONV_2D"]),
         (requantised, "identities", ["ADD"]),
         (padded_pooling, "padding", ["MAX_POOL_2D"]),
         (pooled_from_one, "padding", ["MIRROR_PAD", "MAX_POOL_2D"]),
-        (pooled_from_one_after_relu, "padding", ["RELU", "PAD", "MAX_POOL_2D"]),
+        (pooled_from_one_after_relu, "padding", ["PAD", "MAX_POOL_2D"]),
         (padded_convolution, "padding", ["CONV_2D"]),
         (pooled_last, "pool-first", ["CONV_2D", "MAX_POOL_2D", "LEAKY_RELU"]),
         (float_ends, "integer-ends", ["ADD"]),
@@ -299,12 +334,32 @@ def step(made: Sketch, found: int, kind: str, random: np.random.Generator) -> in
             inner = made.transpose(found, TO_NCHW)
             scaled = made.same("MUL", (inner, made.constant(values[:, None, None])), "MulOptions")
             return made.transpose(made.same("ADD", (scaled, inner), "AddOptions"), TO_NHWC)
+        case "SPLIT":
+            return made.transpose(swapped_halves(made, made.transpose(found, TO_NCHW)), TO_NHWC)
+        case "MEAN":
+            inner = made.transpose(found, TO_NCHW)
+            output = made.tensor((1, made.shape(found)[3], 1, 1))
+            axes = made.constant([2, -1], np.int32)
+            made.apply(kind, (inner, axes), output, "ReducerOptions", keepDims=True)
+            return made.same("ADD", (found, made.transpose(output, TO_NHWC)), "AddOptions")
         case "RELU" | "RELU6":
             return made.same(kind, (found,))
     return made.same(kind, (found, made.constant(values)), f"{kind.title()}Options")
 
 
-STEPS = ["CONV_2D", "MUL", "ADD", "SUB", "RELU", "RELU6", "LEAKY_RELU", "MAX_POOL_2D", "TRANSPOSE"]
+STEPS = [
+    "CONV_2D",
+    "MUL",
+    "ADD",
+    "SUB",
+    "RELU",
+    "RELU6",
+    "LEAKY_RELU",
+    "MAX_POOL_2D",
+    "TRANSPOSE",
+    "SPLIT",
+    "MEAN",
+]
 
 
 @settings(max_examples=60, deadline=None)
@@ -318,7 +373,9 @@ def test_any_graph_answers_as_before(steps: list[str], seed: int, fork: int) -> 
         after.append(found)
     if 0 <= fork < len(after) and made.shape(after[fork]) == made.shape(found) and after[fork] != found:
         found = made.same("ADD", (found, after[fork]), "AddOptions")
+    found = flattened(made, found) if seed % 2 else found
     content = made.file((image,), (found,))
     rewritten, _ = rewrite(content)
     assert_equal_answers(content, rewritten, seeds=2)
+    assert "TRANSPOSE" not in kinds(rewritten)
     assert rewrite(rewritten)[0] == rewritten
