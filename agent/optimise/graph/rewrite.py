@@ -10,9 +10,10 @@ from ai_edge_litert import schema_py_generated as schema
 
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
-from agent.optimise.graph.fusion import fuse_activations, fuse_batch_norm, fuse_padding, pool_first
+from agent.optimise.graph.fusion import fuse_activations, fuse_batch_norm
 from agent.optimise.graph.identities import remove_identities
 from agent.optimise.graph.objects import Graph, compact, dump, graphs, load
+from agent.optimise.graph.padding import fuse_padding, pool_first
 from agent.optimise.graph.transposes import cancel_transposes
 
 _OPERATORS = schema.BuiltinOperator
@@ -83,8 +84,8 @@ REWRITES: Mapping[str, Callable[[Graph], int]] = {
     "transposes": cancel_transposes,
     "batch-norm": fuse_batch_norm,
     "activations": fuse_activations,
-    "padding": fuse_padding,
     "pool-first": pool_first,
+    "padding": fuse_padding,
     "integer-ends": use_integer_ends,
     "points": connect_points,
 }
