@@ -20,6 +20,7 @@ TOPICS = (
     "configuration",
     "sources",
     "models",
+    "optimise",
     "messages",
     "home-assistant",
     "hardware",
