@@ -255,3 +255,31 @@ def tune(
     command = shlex.join(["vedette", *sys.argv[1:]])
     request = TuneRequest(model, data, recipe_file, budget, target, limit or 0, command)
     tune_and_write(request, out, force=force, as_json=as_json)
+
+
+@optimise.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--module", required=True, metavar="PATH.py:FACTORY", help="What MODEL was imported from.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path, dir_okay=False), help="State dict that torch.save has written."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe prune train data`.")
+@click.option("--limit", type=click.IntRange(min=1), help="Use so many examples.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its chart.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def prune(model: str, out: Path, **options: Any) -> None:
+    """Prune the classifier MODEL in rounds, with training between and after, and write OUT with reports.
+
+    Connections become zero, which speeds up float 1x1 convolutions on ARM only; with `structured = true` in the
+    recipe, whole channels go, and the model becomes smaller and faster everywhere.
+
+    One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
+    its checkpoints, which lie in OUT's name with .work unless --work names a folder, and ends with the same bytes.
+    """
+    from agent.cli.optimise_prune import PruneOptions, prune_and_write
+
+    command = shlex.join(["vedette", *sys.argv[1:]])
+    prune_and_write(model, out, PruneOptions(**options, command=command))

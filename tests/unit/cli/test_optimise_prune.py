@@ -1,0 +1,141 @@
+"""`vedette optimise prune`: what it writes, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]")
+
+from agent.cli.main import vedette
+from agent.compute.infer.litert import load_runtime
+from agent.models.library import look_up
+from agent.optimise.evaluate import time_ms
+from agent.optimise.pruning.connections import prunable
+from agent.optimise.train import fit
+from tests.unit.optimise.pruning.test_channels import network
+from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+
+if load_runtime()[0] != "litert":
+    pytest.skip("pruned models are run by LiteRT", allow_module_level=True)
+
+NET = "from tests.unit.optimise.pruning.test_channels import network\n"
+RECIPE = """
+[prune]
+target = 0.5
+rounds = 2
+round_steps = 2
+anneal_epochs = 1.0
+[train]
+batch = 32
+learning_rate = 0.2
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.pruning.file.time_ms", partial(time_ms, rounds=2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    module = network()
+    fit(module, *examples(), TRAINING)
+    torch.save(module.state_dict(), tmp_path / "net.pt")
+    (tmp_path / "prune_net.py").write_text(NET)
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    pictures, labels = examples(100, seed=3)
+    np.savez(tmp_path / "data.npz", x=pictures, y=labels)
+    normalised = ["--shape", "8x8x3", "--mean", "128", "--std", "64", "--labels", str(tmp_path / "labels.txt")]
+    weights = ["--weights", str(tmp_path / "net.pt")]
+    done = run("import", f"{tmp_path / 'prune_net.py'}:network", tmp_path / "net.tflite", *weights, *normalised)
+    assert done.exit_code == 0, said(done)
+    yield tmp_path
+    sys.modules.pop("prune_net", None)
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["optimise", *map(str, args)])
+
+
+def call(folder: Path, *args: object) -> Result:
+    options = {"--module": f"{folder / 'prune_net.py'}:network", "--weights": folder / "net.pt"}
+    options |= {"--data": folder / "data.npz", "--recipe": folder / "recipe.toml"}
+    given = [part for pair in options.items() for part in pair]
+    return run("prune", folder / "net.tflite", folder / "new.tflite", *given, *args)
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def test_model_manifest_report_and_chart_are_written(folder: Path) -> None:
+    done = call(folder, "--json")
+    assert done.exit_code == 0, said(done)
+    report = json.loads(done.stdout)
+    assert report == json.loads((folder / "new.report.json").read_text())
+    assert report["steps"][1]["notes"][0].startswith("50.0% of the connections")
+    assert (folder / "new.png").read_bytes().startswith(b"\x89PNG")
+    assert look_up(str(folder / "new.tflite")).manifest.output.labels == ("red", "green", "blue")
+    assert not (folder / "new.work").exists()
+
+
+def test_channels_go_where_the_recipe_says_so(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(RECIPE.replace("[prune]", "[prune]\nstructured = true"))
+    done = call(folder)
+    assert done.exit_code == 0, said(done)
+    assert (folder / "new.tflite").stat().st_size < (folder / "net.tflite").stat().st_size
+
+
+def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(folder).exit_code == 0
+    whole = (folder / "new.tflite").read_bytes()
+
+    def interrupt(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.optimise.pruning.connections._Pruning.anneal", interrupt)
+        assert call(folder, "--force").exit_code == 130
+    assert (folder / "new.work" / "rounds.checkpoint").is_file()
+    assert call(folder, "--force").exit_code == 0
+    assert (folder / "new.tflite").read_bytes() == whole
+
+
+def test_other_files_in_the_folder_of_checkpoints_stay(folder: Path) -> None:
+    (folder / "work").mkdir()
+    (folder / "work" / "notes.txt").write_text("mine")
+    assert call(folder, "--work", folder / "work").exit_code == 0
+    assert [path.name for path in (folder / "work").iterdir()] == ["notes.txt"]
+
+
+def test_a_recipe_that_matches_no_layer_is_an_error(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(RECIPE.replace("[train]", 'layers = ["stem*"]\n[train]'))
+    done = call(folder)
+    assert done.exit_code == 1
+    assert "'stem*' matches no layer" in said(done)
+    assert ", ".join(prunable(network())) in said(done)
+    assert not (folder / "new.tflite").exists()
+
+
+def test_results_that_are_there_are_replaced_by_force_only(folder: Path) -> None:
+    (folder / "new.png").write_bytes(b"mine")
+    done = call(folder)
+    assert done.exit_code == 1
+    assert "new.png: exists" in said(done)
+    assert call(folder, "--force").exit_code == 0
+
+
+def test_without_examples_there_is_no_pruning(folder: Path) -> None:
+    source = f"{folder / 'prune_net.py'}:network"
+    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--module", source)
+    assert done.exit_code == 1
+    assert "--data" in said(done)
