@@ -277,7 +277,7 @@ def prune(model: str, out: Path, **options: Any) -> None:
     recipe, whole channels go, and the model becomes smaller and faster everywhere.
 
     One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
-    its checkpoints, which lie in OUT's name with .work unless --work names a folder, and ends with the same bytes.
+    its checkpoints, in the folder OUT.work unless --work names another, and ends with the same bytes.
     """
     from agent.cli.optimise_prune import PruneOptions, prune_and_write
 

@@ -62,7 +62,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     """Prune a model, and write the result with its report and a chart.
 
     Raises:
-        ModelError: the model cannot be pruned, or a file is there already. ConfigError: the recipe cannot be used.
+        ModelError: the model cannot be pruned, or a file is there already. ConfigError: the recipe is wrong.
         StorageError: a file or a checkpoint cannot be written.
     """
     check_version(name, out, force=options.force)
