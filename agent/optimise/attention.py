@@ -1,0 +1,179 @@
+"""Light attention over the steps of a sequence, of operations that XNNPACK runs in INT8.
+
+Dense attention multiplies two matrices of activations and takes a softmax over the scores; XNNPACK has neither
+for INT8, so that the graph falls into several delegates. Here a query meets few keys, `seen` of them,
+elementwise: a product with each key, and a convolution of one pixel that sums it up to a score. The weights of
+the values are no softmax but one of
+
+- `sigmoid` of each score (https://arxiv.org/abs/2409.04431), so that a step may also attend to nothing;
+- `top`: what a score lacks to the best one of those that are seen; from 6 on, the weight is 0. An exact choice of
+  the k best has no operation there.
+
+What is seen: the steps around one (`BandedAttention`), or a few learned summaries of the whole sequence
+(`LowRankAttention`, as https://arxiv.org/abs/2006.04768, but with one stretch of the sequence for each summary).
+`DenseAttention` is what both are compared with.
+
+All take and return [batch, channels, steps, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log
+from typing import Any, Literal
+
+import torch
+from msgspec import Struct
+from torch import Tensor, nn
+from torch.nn import functional
+
+from agent.optimise.graph.from_torch import export
+
+Gate = Literal["sigmoid", "top"]
+_WIDTH = 6.0
+"""Score below the best one from which a weight is 0: where ReLU6 ends."""
+
+
+class _LightAttention(nn.Module):
+    """Attention to `seen` keys and values, whichever they are.
+
+    Args:
+        channels: of the sequence.
+        head: channels of queries, keys and values.
+        seen: number of keys that a query meets.
+        gate: see the docstring of the module.
+    """
+
+    def __init__(self, channels: int, head: int, seen: int, gate: Gate) -> None:
+        super().__init__()
+        self.head, self.seen, self.gate = head, seen, gate
+        self.projection = nn.Conv2d(channels, 3 * head, 1)
+        self.score = nn.Conv2d(head, 1, 1)
+        self.gathered = nn.Conv2d(head, head, (1, seen), groups=head)
+        self.output = nn.Conv2d(head, channels, 1)
+        nn.init.constant_(self.score.weight, head**-0.5)
+        nn.init.constant_(self.score.bias, -log(seen))
+        nn.init.constant_(self.gathered.weight, 1.0 if gate == "sigmoid" else 1 / (_WIDTH * seen))
+        nn.init.zeros_(self.gathered.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, rest = self.projection(x).split((self.head, 2 * self.head), dim=1)
+        key, value = self._met(rest).split((self.head, self.head), dim=1)
+        weights = self._weights(self.score(key * query))
+        return x + self.output(self.gathered(value * weights))
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        if self.gate == "sigmoid":
+            return torch.sigmoid(scores)
+        best = functional.max_pool2d(scores, (1, self.seen))
+        return functional.relu6(scores - best + _WIDTH)
+
+    def _met(self, rest: Tensor) -> Tensor:
+        """Return keys and values [batch, 2 × head, steps or 1, seen] for those of each step."""
+        raise NotImplementedError
+
+
+class BandedAttention(_LightAttention):
+    """Attention of each step to itself and to those within `reach` of it; zeros beyond both ends.
+
+    Args:
+        channels: of the sequence.
+        head: channels of queries, keys and values.
+        reach: steps before and behind.
+        gate: see the docstring of the module.
+    """
+
+    def __init__(self, channels: int, head: int, reach: int, gate: Gate = "sigmoid") -> None:
+        super().__init__(channels, head, 2 * reach + 1, gate)
+        self.reach = reach
+
+    def _met(self, rest: Tensor) -> Tensor:
+        steps = rest.shape[2]
+        padded = functional.pad(rest, (0, 0, self.reach, self.reach))
+        return torch.cat([padded[:, :, at : at + steps] for at in range(self.seen)], dim=3)
+
+
+class LowRankAttention(_LightAttention):
+    """Attention of each step to `rank` summaries, each a learned mean of a stretch of the sequence.
+
+    Args:
+        channels: of the sequence.
+        head: channels of queries, keys and values.
+        steps: of the sequence.
+        rank: number of summaries.
+        gate: see the docstring of the module.
+    """
+
+    def __init__(self, channels: int, head: int, steps: int, rank: int, gate: Gate = "sigmoid") -> None:
+        super().__init__(channels, head, rank, gate)
+        self.stretch = -(-steps // rank)
+        self.summary = nn.Conv2d(2 * head, 2 * head, (self.stretch, 1), (self.stretch, 1), groups=2 * head)
+        nn.init.constant_(self.summary.weight, 1 / self.stretch)
+        nn.init.zeros_(self.summary.bias)
+
+    def _met(self, rest: Tensor) -> Tensor:
+        missing = self.stretch * self.seen - rest.shape[2]
+        return self.summary(functional.pad(rest, (0, 0, 0, missing))).transpose(2, 3)
+
+
+class DenseAttention(nn.Module):
+    """Attention of each step to all steps, with a softmax or with sigmoids; for comparisons.
+
+    Args:
+        channels: of the sequence, and of queries, keys and values.
+        softmax: the weights are a softmax over the scores, else sigmoids of them.
+    """
+
+    def __init__(self, channels: int, *, softmax: bool = True) -> None:
+        super().__init__()
+        self.softmax = softmax
+        self.projection, self.output = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, steps, _ = x.shape
+        query, key, value = self.projection(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        scores = query @ key.transpose(1, 2) * channels**-0.5
+        weights = torch.softmax(scores, dim=-1) if self.softmax else torch.sigmoid(scores - log(steps))
+        return x + self.output(weights @ value).transpose(1, 2).reshape(batch, channels, steps, 1)
+
+
+class AttentionCost(Struct, frozen=True):
+    """What a block costs.
+
+    Attributes:
+        parameters: of the block.
+        multiply_adds: of one inference.
+        parameters_share, multiply_adds_share: of those of the dense block.
+    """
+
+    parameters: int
+    multiply_adds: int
+    parameters_share: float
+    multiply_adds_share: float
+
+
+def costs(blocks: Mapping[str, Any], channels: int, steps: int) -> dict[str, AttentionCost]:
+    """Return what blocks cost beside dense attention of the same width (`dense`) and beside none (`none`).
+
+    Args:
+        blocks: modules for [batch, channels, steps, 1], by name.
+        channels: of the sequence.
+        steps: of the sequence.
+
+    Raises:
+        ModelError: a block cannot be imported as a `.tflite`.
+    """
+    every = {"none": nn.Identity(), "dense": DenseAttention(channels), **blocks}
+    found = {name: _cost(block, channels, steps) for name, block in every.items()}
+    parameters, products = found["dense"]
+    return {
+        name: AttentionCost(own, multiplied, own / parameters, multiplied / products)
+        for name, (own, multiplied) in found.items()
+    }
+
+
+def _cost(block: Any, channels: int, steps: int) -> tuple[int, int]:
+    if isinstance(block, nn.Identity):
+        return 0, 0
+    imported = export(block, (steps, 1, channels))
+    return imported.parameters, imported.multiply_adds

@@ -1,0 +1,101 @@
+"""Light attention: what a step sees, what it costs, and that XNNPACK runs all of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="attention blocks need the extra [optimise]")
+from ai_edge_litert.interpreter import Interpreter
+
+from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, costs
+from agent.optimise.graph.from_torch import export
+
+torch.set_num_threads(1)
+CHANNELS, STEPS = 56, 25
+BLOCKS: dict[str, Any] = {
+    "banded": lambda gate: BandedAttention(CHANNELS, 20, 3, gate),
+    "low-rank": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 5, gate),
+    "uneven": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 4, gate),
+}
+HAVE_INT8 = {
+    *("ADD", "CONCATENATION", "CONV_2D", "DEPTHWISE_CONV_2D", "LOGISTIC", "MAX_POOL_2D", "MUL", "PAD", "RESHAPE"),
+    *("SLICE", "SUB"),
+}
+"""Operations that XNNPACK has for INT8."""
+
+
+def sequence(seed: int = 0) -> Any:
+    return torch.randn(1, CHANNELS, STEPS, 1, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("gate", ["sigmoid", "top"])
+def test_light_blocks_are_one_delegate_of_operations_with_int8_kernels(name: str, gate: str) -> None:
+    torch.manual_seed(1)
+    found = export(BLOCKS[name](gate), (STEPS, 1, CHANNELS))
+    interpreter = Interpreter(model_content=found.content)
+    interpreter.allocate_tensors()
+    operations = [str(one["op_name"]) for one in interpreter._get_ops_details()]
+    assert operations.count("DELEGATE") == 1
+    assert set(operations) - {"DELEGATE"} <= HAVE_INT8
+    assert found.outputs["logits"] == (1, STEPS, 1, CHANNELS)
+
+
+def changed(block: Any, step: int) -> list[int]:
+    """Return the steps whose result depends on this one."""
+    x = sequence()
+    other = x.clone()
+    other[:, :, step] += 1
+    with torch.no_grad():
+        moved = (block(x) - block(other)).abs().amax((0, 1, 3))
+    return [at for at, value in enumerate(moved.tolist()) if value > 1e-7]
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "top"])
+def test_a_step_sees_its_band(gate: str) -> None:
+    torch.manual_seed(1)
+    block = BLOCKS["banded"](gate)
+    assert changed(block, 10) == list(range(7, 14))
+    assert changed(block, 0) == list(range(4))
+
+
+@pytest.mark.parametrize("name", ["low-rank", "uneven"])
+def test_summaries_reach_the_whole_sequence(name: str) -> None:
+    torch.manual_seed(1)
+    block = BLOCKS[name]("sigmoid")
+    assert changed(block, 0) == changed(block, STEPS - 1) == list(range(STEPS))
+
+
+def test_a_score_far_below_the_best_has_no_weight() -> None:
+    block = BandedAttention(4, 4, 1, "top")
+    scores = torch.tensor([[[[5.0, 2.0, -1.5]]]])
+    assert block._weights(scores).tolist() == [[[[6.0, 3.0, 0.0]]]]
+
+
+def test_light_attention_costs_little_beside_dense_attention() -> None:
+    blocks = {"banded": BLOCKS["banded"]("sigmoid"), "low-rank": BLOCKS["low-rank"]("sigmoid")}
+    found = costs(blocks, CHANNELS, STEPS)
+    assert found["dense"].parameters == 12768
+    assert found["banded"].parameters == 4777
+    assert found["banded"].parameters_share <= 0.38
+    assert found["low-rank"].parameters_share <= 0.38
+    assert found["banded"].multiply_adds_share < 0.35
+    assert (found["none"].parameters, found["none"].multiply_adds) == (0, 0)
+
+
+@pytest.mark.parametrize("softmax", [True, False])
+def test_the_dense_block_can_be_imported_for_comparison(softmax: bool) -> None:
+    torch.manual_seed(1)
+    found = export(DenseAttention(CHANNELS, softmax=softmax), (STEPS, 1, CHANNELS))
+    products = STEPS * 4 * CHANNELS**2 + 2 * STEPS**2 * CHANNELS
+    assert products <= found.multiply_adds < 1.01 * products
+
+
+@pytest.mark.parametrize(
+    "block", [BLOCKS["banded"]("top"), BLOCKS["low-rank"]("sigmoid"), DenseAttention(CHANNELS)]
+)
+def test_every_parameter_learns(block: Any) -> None:
+    block(sequence()).square().sum().backward()
+    assert [name for name, one in block.named_parameters() if one.grad is None] == []
