@@ -106,7 +106,7 @@ def test_every_page_is_a_topic_and_begins_with_a_summary() -> None:
 
 
 def test_every_block_says_what_it_is() -> None:
-    assert {block.info.split()[0] if block.info else "" for block in BLOCKS} == {"sh", "toml", "json"}
+    assert {block.info.split()[0] if block.info else "" for block in BLOCKS} == {"sh", "toml", "json", "python"}
 
 
 @pytest.mark.parametrize("block", of("toml"), ids=where)
@@ -142,6 +142,17 @@ def test_every_decoder_and_every_front_end_has_an_example() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", page("models").partition("## Sound")[2], re.MULTILINE)) >= set(
         audio_input.FRONTENDS
     )
+
+
+@pytest.mark.parametrize("block", of("python"), ids=where)
+def test_a_python_block_is_a_network_that_can_be_imported(block: Block, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="importing modules needs the extra [optimise]")
+    from agent.optimise.factory import load_factory
+    from agent.optimise.graph.from_torch import export
+
+    file = tmp_path / "guide_net.py"
+    file.write_text(block.text)
+    assert export(load_factory(f"{file}:build"), (96, 96, 3), mean=128, std=64).outputs == {"logits": (1, 10)}
 
 
 @pytest.mark.parametrize("block", of("json"), ids=where)
