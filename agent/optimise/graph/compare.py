@@ -7,7 +7,6 @@ floats: values are compared as real numbers.
 from __future__ import annotations
 
 import hashlib
-import statistics
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -18,14 +17,18 @@ from msgspec import Struct
 from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import ONLY_VARIANT, Manifest, Model, Variant
+from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
+from agent.models.library import installed_runtime
 from agent.types import Array
 
 _SEED = 1
 _REACHES = (1.0, 0.1, 10.0, 127.0)
 """Standard deviations of random floats, in turns: a model may take values of -1..1 as well as of 0..255."""
+_PATIENCE_S = 10.0
+"""After which no more inferences are begun, to compare or to time them, s; but at least one for each reach."""
 _LARGEST_INDEX = 2
 """Largest random value of a wide integer, which may be an index into something short."""
 
@@ -36,7 +39,8 @@ class Comparison(Struct, frozen=True):
     Attributes:
         last_bits: largest difference of a quantised output, in steps of its scale.
         relative: largest difference of a float output, as a share of the largest value of that output.
-        before_ms, after_ms: median time of an inference, all signatures together.
+        before_ms, after_ms: least time of an inference, all signatures together. The workers may share cores with
+            other programs to different degrees, so that medians would compare those.
     """
 
     last_bits: float
@@ -59,8 +63,8 @@ def compare(
         before: a `.tflite` file.
         after: one with inputs and outputs of the same names and shapes.
         path: of the model, for messages.
-        inputs: number of random inputs of each signature.
-        rounds: number of measured inferences of each signature and version.
+        inputs: number of random inputs of each signature; fewer if they take long.
+        rounds: number of measured inferences of each signature and version; fewer if they take long.
         progress: is told what is done next.
 
     Raises:
@@ -74,15 +78,25 @@ def compare(
             second.select(variant.name)
             _check_ends(first, second, path)
             progress(f"signature {variant.signature or variant.name}: answers")
-            for turn in range(inputs):
-                _write_inputs(first, second, random, _REACHES[turn % len(_REACHES)])
-                first.invoke()
-                second.invoke()
-                differences += _differences(first, second)
+            differences += _compare_answers(first, second, random, inputs)
             progress(f"signature {variant.signature or variant.name}: times")
             times += _times_ms((first, second), rounds)
     bits, shares = (max(values) for values in zip(*differences, strict=True))
     return Comparison(bits, shares, float(times[0]), float(times[1]))
+
+
+def _compare_answers(
+    first: Session, second: Session, random: np.random.Generator, inputs: int
+) -> list[tuple[float, float]]:
+    found, until = [], time.perf_counter() + _PATIENCE_S
+    for turn in range(inputs):
+        if turn >= len(_REACHES) and time.perf_counter() > until:
+            break
+        _write_inputs(first, second, random, _REACHES[turn % len(_REACHES)])
+        first.invoke()
+        second.invoke()
+        found += _differences(first, second)
+    return found
 
 
 def _manifest(content: bytes) -> Manifest:
@@ -93,6 +107,8 @@ def _manifest(content: bytes) -> Manifest:
 
 
 def _open(content: bytes, path: str) -> Session:
+    """Open a model as a stream would, its INT4 weights expanded where they have no fast kernel."""
+    content = expand_int4(content, installed_runtime())
     model = Model(content, hashlib.sha256(content).hexdigest(), _manifest(content), path)
     return open_for_command(model, CPU, SessionOptions(threads=1))
 
@@ -139,10 +155,13 @@ def _differences(first: Session, second: Session) -> list[tuple[float, float]]:
 
 
 def _times_ms(runs: tuple[Session, Session], rounds: int) -> list[float]:
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for run, taken in zip(runs, times, strict=True):
+    """Return the least time of each, of `rounds` inferences, or of those that `_PATIENCE_S` allows."""
+    least, until = [float("inf")] * len(runs), time.perf_counter() + _PATIENCE_S
+    for number in range(rounds):
+        if number >= len(_REACHES) and time.perf_counter() > until:
+            break
+        for index, run in enumerate(runs):
             began = time.perf_counter()
             run.invoke()
-            taken.append((time.perf_counter() - began) * 1e3)
-    return [statistics.median(taken) for taken in times]
+            least[index] = min(least[index], (time.perf_counter() - began) * 1e3)
+    return least

@@ -35,6 +35,8 @@ DTYPES = {
     _TYPES.BOOL: "?",
 }
 """numpy's name by `TensorType`. INT4, two values in a byte, is read as int8."""
+_METADATA = -1
+"""In place of a `TensorType`."""
 _DAMAGE = (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError)
 _CALLING = {"IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "STABLEHLO_REDUCE"}
 _CALLS = {getattr(schema.BuiltinOperator, name) for name in _CALLING if hasattr(schema.BuiltinOperator, name)}
@@ -132,20 +134,24 @@ def _drop_tensors(model: Any, number: int, graph: Any) -> None:
 
 
 def _merge_buffers(model: Any) -> None:
-    kept, numbers = [schema.BufferT()], {b"": 0}
+    """Keep one buffer for all tensors of one type with equal bytes, since weights of one type may be expanded."""
+    kept: list[Any] = [schema.BufferT()]
+    numbers: dict[tuple[int, bytes], int] = {}
 
-    def number(old: int) -> int:
+    def number(old: int, kind: int) -> int:
         data = model.buffers[old].data
-        key = b"" if data is None else np.asarray(_as_array(data), np.uint8).tobytes()
-        if key not in numbers:
+        key = (kind, b"" if data is None else np.asarray(_as_array(data), np.uint8).tobytes())
+        if key[1] and key not in numbers:
             numbers[key] = len(kept)
             kept.append(model.buffers[old])
-        return numbers[key]
+        return numbers.get(key, 0)
 
-    for table in (*(one for graph in model.subgraphs for one in graph.tensors), *(model.metadata or ())):
-        table.buffer = number(table.buffer)
+    for tensor in (one for graph in model.subgraphs for one in graph.tensors):
+        tensor.buffer = number(tensor.buffer, tensor.type)
+    for one in model.metadata or ():
+        one.buffer = number(one.buffer, _METADATA)
     if model.metadataBuffer is not None:
-        model.metadataBuffer = [number(int(index)) for index in model.metadataBuffer]
+        model.metadataBuffer = [number(int(index), _METADATA) for index in model.metadataBuffer]
     model.buffers = kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.support.tflite_builder import custom_model
 if load_runtime()[0] != "litert":
     pytest.skip("rewrites need LiteRT's schema", allow_module_level=True)
 
+from agent.optimise.graph.objects import dump
 from agent.optimise.graph.rewrite import rewrite
 from tests.support.graph_sketch import TO_NCHW, TO_NHWC, TYPES, VALID, Sketch
 
@@ -257,6 +259,30 @@ def test_a_relu_is_fused_into_the_folded_convolution() -> None:
 def test_a_rewrite_that_is_left_out_changes_nothing() -> None:
     content = batch_norm()
     assert rewrite(content, ["padding", "points"]) == (content, {"padding": 0, "points": 0})
+
+
+def test_weights_that_signatures_share_stay_shared_when_they_are_folded() -> None:
+    made = Sketch()
+    weights = made.constant(RANDOM.normal(size=(16, 3, 3, 2)))
+    first, graphs = made.graph, []
+    for size in (6, 9):
+        made.graph = copy.deepcopy(first)
+        image = made.tensor((1, size, size, 2))
+        bias = made.constant(np.linspace(-1, 1, 16))
+        strides = {"strideW": 1, "strideH": 1, "dilationWFactor": 1, "dilationHFactor": 1}
+        output = made.tensor((1, size, size, 16))
+        found = made.apply("CONV_2D", (image, weights, bias), output, "Conv2DOptions", **strides)
+        made.graph.inputs, made.graph.outputs = (
+            [image],
+            [made.same("MUL", (found, made.constant(2)), "MulOptions")],
+        )
+        graphs.append(made.graph)
+    made.model.subgraphs = graphs
+    content = dump(made.model)
+    rewritten, counts = rewrite(content)
+    assert counts["batch-norm"] == 2
+    assert len(rewritten) < len(content)
+    assert_equal_answers(content, rewritten)
 
 
 def test_points_with_an_odd_number_of_channels_stay() -> None:
