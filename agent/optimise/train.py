@@ -157,8 +157,8 @@ def fit(
     """Train a module in place.
 
     Args:
-        module: takes float [batch, channels, height, width], normalised; gives float [batch, classes]. It is
-            moved to the GPU where there is one, and left in evaluation mode.
+        module: takes float [batch, channels, height, width], normalised; gives float [batch, classes], or with an
+            `objective` what that takes. It is moved to the GPU where there is one, and left in evaluation mode.
         pictures: see `Pictures`.
         labels: see `Labels`.
         settings: see `TrainingSettings`.
@@ -214,6 +214,8 @@ def evaluate(
 def predict(module: Any, pictures: Pictures, normalisation: Normalisation | None = None, batch: int = 500) -> Any:
     """Return the outputs for all pictures, a float32 tensor [pictures, classes] on the processor.
 
+    Of a module that gives several tensors, the last one counts.
+
     Args:
         module: see `fit`; it is left in evaluation mode.
         pictures: see `Pictures`.
@@ -227,7 +229,8 @@ def predict(module: Any, pictures: Pictures, normalisation: Normalisation | None
     with torch.no_grad(), _mixed(device):
         for start in range(0, len(pictures), batch):
             raw = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).to(device)
-            outputs.append(module(normalisation.apply(raw, torch.bfloat16)).float().cpu())
+            found = module(normalisation.apply(raw, torch.bfloat16))
+            outputs.append((found[-1] if isinstance(found, tuple | list) else found).float().cpu())
     return torch.cat(outputs)
 
 

@@ -195,6 +195,25 @@ def test_an_objective_replaces_the_loss() -> None:
     assert float((predict(module, examples()[0]) - target).abs().mean()) < 0.3
 
 
+class TwoExits(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.early, self.late = network()[:5], nn.Linear(32, 3), nn.Linear(32, 3)
+
+    def forward(self, inputs: Any) -> Any:
+        features = self.body(inputs).flatten(1)
+        return self.early(features), self.late(features)
+
+
+def test_a_module_with_several_outputs_is_trained_by_its_own_objective() -> None:
+    def loss(outputs: Any, inputs: Any, labels: Any) -> Any:
+        return sum(nn.functional.cross_entropy(one.float(), labels) for one in outputs)
+
+    history = fit(module := TwoExits(), *examples(), FEW, objective=loss, test=examples(seed=1))
+    assert history.epochs[-1].accuracy == evaluate(module, *examples(seed=1))
+    assert history.epochs[-1].accuracy > 0.8
+
+
 @pytest.mark.parametrize(
     ("pictures", "labels", "told"),
     [
