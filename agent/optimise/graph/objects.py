@@ -37,7 +37,8 @@ DTYPES = {
 """numpy's name by `TensorType`. INT4, two values in a byte, is read as int8."""
 _METADATA = -1
 """In place of a `TensorType`."""
-_DAMAGE = (struct.error, ValueError, TypeError, IndexError, AttributeError, OverflowError, MemoryError)
+DAMAGE = (struct.error, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, MemoryError)
+"""Errors of code that meets numbers which cannot be right, such as a shape of more values than there are."""
 _CALLING = {"IF", "WHILE", "CALL", "CALL_ONCE", "STABLEHLO_COMPOSITE", "STABLEHLO_WHILE", "STABLEHLO_REDUCE"}
 _CALLS = {getattr(schema.BuiltinOperator, name) for name in _CALLING if hasattr(schema.BuiltinOperator, name)}
 
@@ -62,7 +63,7 @@ def load(content: bytes) -> Any:
             graph.tensors, graph.operators = graph.tensors or [], graph.operators or []
             for table in (graph, *graph.operators):
                 table.inputs, table.outputs = _numbers(table.inputs), _numbers(table.outputs)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ModelError(f"the model file is damaged: {error}") from error
     return model
 

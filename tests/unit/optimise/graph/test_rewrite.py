@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -124,6 +125,21 @@ def pooled_from_one_after_relu() -> bytes:
     return made.file((image,), (made.pool(made.pad(made.same("RELU", (image,)), SPATIAL, -np.inf)),))
 
 
+def pooled_from_one_in_int8() -> bytes:
+    made = Sketch()
+    stored = {"kind": TYPES.INT8, "scale": 0.05, "zero_point": 3}
+    image, lowest = (
+        made.tensor((1, 8, 6, 2), **stored),
+        made.tensor((1,), data=np.array([-128], np.int8), **stored),
+    )
+    inputs = (image, made.constant(SPATIAL, np.int32), lowest)
+    padded = made.apply("PADV2", inputs, made.tensor((1, 10, 8, 2), **stored), "PadV2Options", version=2)
+    pooled = made.pool(padded)
+    made.graph.tensors[pooled].type = TYPES.INT8
+    made.graph.tensors[pooled].quantization = made.graph.tensors[padded].quantization
+    return made.file((image,), (pooled,))
+
+
 def padded_convolution() -> bytes:
     made = Sketch()
     image = made.tensor((1, 6, 7, 2))
@@ -235,6 +251,7 @@ def assert_equal_answers(before: bytes, after: bytes, seeds: int = 5) -> None:
         (requantised, "identities", ["ADD"]),
         (padded_pooling, "padding", ["MAX_POOL_2D"]),
         (pooled_from_one, "padding", [*["SLICE", "CONCATENATION"] * 2, "MAX_POOL_2D"]),
+        (pooled_from_one_in_int8, "padding", [*["SLICE", "CONCATENATION"] * 2, "MAX_POOL_2D"]),
         (pooled_from_one_after_relu, "padding", ["PAD", "MAX_POOL_2D"]),
         (padded_convolution, "padding", ["CONV_2D"]),
         (pooled_last, "pool-first", ["CONV_2D", "MAX_POOL_2D", "LEAKY_RELU"]),
@@ -342,6 +359,16 @@ def test_a_model_with_open_shapes_is_refused() -> None:
     made.graph.tensors[image].shapeSignature = np.array([-1, 6, 6, 2], np.int32)
     with pytest.raises(ModelError, match="shape"):
         rewrite(made.file((image,), (made.convolve(image, WEIGHTS),)))
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_a_damaged_model_is_an_error_of_the_model(data: st.DataObject) -> None:
+    content = bytearray(data.draw(st.sampled_from([batch_norm, channels_first, pooled_from_one, float_ends]))())
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(8, len(content) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(ModelError):
+        rewrite(bytes(content))
 
 
 def step(made: Sketch, found: int, kind: str, random: np.random.Generator) -> int:
