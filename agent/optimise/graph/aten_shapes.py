@@ -54,16 +54,30 @@ def _slice(build: Emission, call: Call) -> Value:
     axis = _axis(call["dim"], len(call.shape))
     size = build.shape(x)[axis]
     start, stop, _ = slice(call["start"], call["end"]).indices(size)
-    if step != 1:
-        raise call.refusal(f"it takes every {step}th position")
-    return build.cut(x, axis, start, stop)
+    if step == 1:
+        return build.cut(x, axis, start, stop)
+    if size % step or start >= step or stop <= size - step + start:
+        raise call.refusal(f"it takes some of every {step} positions, which do not divide {size}, or not all")
+    shape = build.shape(x)
+    grouped = build.reshaped(x, (*shape[:axis], size // step, step, *shape[axis + 1 :]))
+    return build.reshaped(build.cut(grouped, axis + 1, start, start + 1), call.shape)
 
 
 def _select(build: Emission, call: Call) -> Value:
     x = call["input"]
     axis = _axis(call["dim"], len(build.shape(x)))
-    index = call["index"] % build.shape(x)[axis]
-    return build.reshaped(build.cut(x, axis, index, index + 1), call.shape)
+    return _selected(build, x, axis, call["index"] % build.shape(x)[axis])
+
+
+def _selected(build: Emission, x: Value, axis: int, index: int) -> Value:
+    shape = build.shape(x)
+    return build.reshaped(build.cut(x, axis, index, index + 1), (*shape[:axis], *shape[axis + 1 :]))
+
+
+def _unbind(build: Emission, call: Call) -> list[Value]:
+    x = call["input"]
+    axis = _axis(call["dim"], len(build.shape(x)))
+    return [_selected(build, x, axis, index) for index in range(build.shape(x)[axis])]
 
 
 def _split(build: Emission, call: Call) -> list[Value]:
@@ -80,10 +94,26 @@ def _split(build: Emission, call: Call) -> list[Value]:
 
 
 def _join(build: Emission, call: Call) -> Value:
-    parts = call["tensors"]
-    if not all(isinstance(part, Value) for part in parts):
-        raise call.refusal("a part is constant")
-    return build.joined(list(parts), _axis(call["dim"], len(call.shape)))
+    like = next(part for part in call["tensors"] if isinstance(part, Value))
+    like = build.plain(like) if like.flattened else like
+    parts = [
+        part if isinstance(part, Value) else Value(build.constant(f"{call.name}/part", part, like), like.order)
+        for part in call["tensors"]
+    ]
+    return build.joined(parts, _axis(call["dim"], len(call.shape)))
+
+
+def _roll(build: Emission, call: Call) -> Value:
+    """Move positions along axes; those that leave at one end come in at the other."""
+    x: Value = call["input"]
+    if not call["dims"]:
+        raise call.refusal("it has no axes")
+    for shift, dim in zip(call["shifts"], call["dims"], strict=True):
+        axis = _axis(dim, len(call.shape))
+        size = call.shape[axis]
+        if at := -shift % size:
+            x = build.joined([build.cut(x, axis, at, size), build.cut(x, axis, 0, at)], axis)
+    return x
 
 
 def _pad(build: Emission, call: Call) -> Value:
@@ -217,6 +247,7 @@ HANDLERS: Mapping[str, Handler] = {
     "layer_norm": _layer_norm,
     "mean": _reduce("MEAN"),
     "permute": _permute,
+    "roll": _roll,
     "scaled_dot_product_attention": _attention,
     "select": _select,
     "slice": _slice,
@@ -224,5 +255,6 @@ HANDLERS: Mapping[str, Handler] = {
     "sum": _reduce("SUM"),
     "t": _swap,
     "transpose": _transpose,
+    "unbind": _unbind,
 }
 """By the operation's name in `torch.ops.aten`."""

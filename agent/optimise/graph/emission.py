@@ -98,7 +98,9 @@ class Emission:
             name = self.network.reshape(value.name, shape)
             return Value(name, (0, 1), flattened=stored[1:], positive=value.positive)
         if order is None:
-            value, order = self.plain(value), tuple(range(len(shape)))
+            value = self.ordered(value, gathered_order(self.shape(value), value.order, shape))
+            order = reshaped_order(self.shape(value), value.order, shape)
+            assert order is not None
         stored = tuple(shape[axis] for axis in order)
         return Value(self._reshape(value.name, stored), order, positive=value.positive)
 
@@ -242,6 +244,21 @@ def reshaped_order(shape: Shape, order: Shape, target: Shape) -> Shape | None:
     wishes = [NHWC] * (len(target) == 4) + [tuple(range(len(target)))]
     fitting = (wish for wish in wishes if [axis for axis in wish if axis not in ones] == found)
     return next(fitting, (*ones, *found))
+
+
+def gathered_order(shape: Shape, order: Shape, target: Shape) -> Shape:
+    """Return the order nearest to `order` from which a reshape can leave all elements where they are stored.
+
+    Args:
+        shape: of the module's tensor.
+        order: of its axes, see `Value`.
+        target: shape of the module's tensor afterwards.
+    """
+    groups = [old for old, _ in _groups(shape, target)]
+    places = {axis: number for number, group in enumerate(groups) for axis in group}
+    stored = dict.fromkeys(places[axis] for axis in order if axis in places)
+    ones = [axis for axis, size in enumerate(shape) if size == 1]
+    return (*ones, *(axis for number in stored for axis in groups[number]))
 
 
 def _groups(shape: Shape, target: Shape) -> Iterator[tuple[list[int], list[int]]]:

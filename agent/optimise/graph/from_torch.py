@@ -39,6 +39,8 @@ TOLERANCE = 1e-4
 """Largest difference from the module, as a share of the largest result."""
 _RUNS = 4
 _SEED = 7
+_SHAPED = frozenset({"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"})
+"""Operations that read the shape of a tensor only."""
 _HANDLERS = {**aten.HANDLERS, **aten_shapes.HANDLERS}
 
 
@@ -313,9 +315,10 @@ def _result(build: Emission, node: Any, values: Mapping[str, Any], names: set[st
     if node.target is operator.getitem:
         return values[node.args[0].name][node.args[1]]
     arguments = _arguments(node, values)
-    if not any(isinstance(value, Value) for argument in arguments.values() for value in _each(argument)):
-        fill = _filler(values)
-        return node.target(*fill(node.args), **fill(node.kwargs))
+    if _op(node) in _SHAPED or not any(
+        isinstance(value, Value) for argument in arguments.values() for value in _each(argument)
+    ):
+        return _constant(build, node, values)
     call = Call(
         _op(node),
         _path(node),
@@ -327,6 +330,18 @@ def _result(build: Emission, node: Any, values: Mapping[str, Any], names: set[st
     if call.op not in _HANDLERS:
         raise call.refusal()
     return _HANDLERS[call.op](build, call)
+
+
+def _constant(build: Emission, node: Any, values: Mapping[str, Any]) -> Any:
+    """Return the result of an operation that does not depend on the input's elements."""
+    torch = import_torch()
+    known = {
+        name: torch.zeros(build.shape(value)) if isinstance(value, Value) else value
+        for name, value in values.items()
+        if name in {one.name for one in node.all_input_nodes}
+    }
+    fill = _filler(known)
+    return node.target(*fill(node.args), **fill(node.kwargs))
 
 
 def _arguments(node: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,6 +377,8 @@ def _each(argument: Any) -> Sequence[Any]:
 
 
 def _as_array(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_array(one) for one in value]
     return value.double().numpy() if hasattr(value, "double") else value
 
 

@@ -220,6 +220,11 @@ FUNCTIONS: dict[str, Any] = {
     "sum": lambda own, x: x.sum(1, keepdim=True),
     "rows": lambda own, x: own.linear(x.permute(0, 2, 3, 1)),
     "flat": lambda own, x: x.flatten(1),
+    "a constant part": lambda own, x: torch.cat([own.factor.expand(1, 8, 1, 14), x], 2),
+    "a tensor like another": lambda own, x: x + torch.ones_like(x) * x.new_full((1, 8, 1, 1), 2),
+    "every second pixel": lambda own, x: torch.cat([x[:, :, ::2, 1::2], x[..., 1::2, ::2]], 1),
+    "single channels": lambda own, x: x.unbind(1)[2] + x.flatten(2).unbind(-1)[3][:, :1],
+    "rolled": lambda own, x: x.roll((3, -1), (2, 3)),
     "pictures and rows": lambda own, x: x.flatten(2) + own.factor[0, :, :, 0],
 }
 
@@ -228,6 +233,11 @@ FUNCTIONS: dict[str, Any] = {
 def test_functions_give_the_same_results_in_one_delegate(name: str) -> None:
     found = imported(Function(FUNCTIONS[name]))
     assert operations(found.content).count("DELEGATE") == 1
+
+
+def test_a_channel_shuffle_is_one_transpose() -> None:
+    found = operations(imported(Function(shuffled)).content)
+    assert found == ["CONV_2D", "RESHAPE", "TRANSPOSE", "RESHAPE", "DELEGATE"]
 
 
 def test_a_norm_with_a_negative_factor_stays_behind_the_pool() -> None:
@@ -304,6 +314,16 @@ def test_the_module_is_not_changed() -> None:
     assert float_tflite(module, (16, 16, 3))
     assert module.training
     assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mnasnet0_5", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1"],
+)
+def test_published_networks_are_one_delegate(name: str) -> None:
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    found = imported(getattr(models, name)(weights=None), (64, 64, 3), mean=MEANS, std=STDS)
+    assert operations(found.content).count("DELEGATE") == 1
 
 
 def test_litert_torch_imports_what_has_no_emission() -> None:
