@@ -10,7 +10,7 @@ from agent.errors import ModelError
 from agent.optimise.graph.compare import Comparison, compare
 from agent.optimise.graph.rewrite import REWRITES, rewrite
 
-LAST_BITS, RELATIVE = 1.0, 1e-4
+LAST_BITS, RELATIVE = 1.0, 5e-4
 """Largest differences of answers before and after a rewrite: of quantised outputs in last bits, of float ones as
 a share of the largest value. A product that is folded is rounded elsewhere."""
 _SLACK = 1.01

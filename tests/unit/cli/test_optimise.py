@@ -37,6 +37,8 @@ std = [1.0, 1.0, 1.0]
 [output]
 decoder = "classify"
 labels = "labels.txt"
+[golden]
+files = ["golden.png"]
 """
 
 
@@ -67,6 +69,7 @@ def model(tmp_path: Path) -> Path:
     (tmp_path / "model.tflite").write_bytes(unfused())
     (tmp_path / "model.toml").write_text(MANIFEST)
     (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    (tmp_path / "golden.png").write_bytes(b"a picture")
     return tmp_path / "model.tflite"
 
 
@@ -84,6 +87,7 @@ def test_model_manifest_and_report_are_written(model: Path, tmp_path: Path) -> N
     assert manifest["file"] == "fast.tflite"
     assert manifest["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
     assert look_up(str(out)).manifest.output.labels == ("cat", "dog")
+    assert (out.parent / "golden.png").read_bytes() == b"a picture"
     report: dict[str, Any] = json.loads(out.with_suffix(".report.json").read_text())
     assert report["rewrites"] == {**dict.fromkeys(REWRITES, 0), "batch-norm": 1}
     assert report["bytes"] == {"before": model.stat().st_size, "after": out.stat().st_size}
