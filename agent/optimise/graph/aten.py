@@ -261,8 +261,16 @@ def _reciprocal(build: Emission, call: Call) -> Value:
 def _power(build: Emission, call: Call) -> Value:
     if call["exponent"] != 2:
         raise call.refusal("only squares can be")
-    x = call["input"]
-    return replace(build.made(build.network.each("SQUARE", x.name, call.name), x), positive=True)
+    return _square(build, call)
+
+
+def _square(build: Emission, call: Call) -> Value:
+    """Multiply by itself: XNNPACK has no SQUARE for INT8."""
+    return replace(_combine(build, call, "MUL", call["input"], call["input"]), positive=True)
+
+
+def _negative(build: Emission, call: Call) -> Value:
+    return _affine(build, call, call["input"], np.full((), -1.0), np.zeros(()))
 
 
 def _each(op: str, *, positive: bool = False) -> Handler:
@@ -323,6 +331,12 @@ def _hard_sigmoid(build: Emission, call: Call) -> Value:
     moved = _combine(build, call, "ADD", call["input"], np.full((), 3.0), f"{call.name}/offset")
     limited = build.activated(moved, RELU6)
     return _combine(build, call, "MUL", limited, np.full((), 1 / 6), f"{call.name}/factor")
+
+
+def _hard_swish(build: Emission, call: Call) -> Value:
+    """Emit three operations: XNNPACK has no HARD_SWISH for INT8, and the graph would end at each."""
+    gate = _hard_sigmoid(build, call)
+    return _combine(build, call, "MUL", call["input"], gate)
 
 
 def _max_pool(build: Emission, call: Call) -> Value:
@@ -454,13 +468,13 @@ HANDLERS: Mapping[str, Handler] = {
     "exp": _each("EXP", positive=True),
     "gelu": _gelu,
     "hardsigmoid": _hard_sigmoid,
-    "hardswish": _each("HARD_SWISH"),
+    "hardswish": _hard_swish,
     "hardtanh": _clamp,
     "leaky_relu": _leaky_relu,
     "linear": _linear,
     "max_pool2d": _max_pool,
     "mul": _multiply,
-    "neg": _each("NEG"),
+    "neg": _negative,
     "pow": _power,
     "reciprocal": _reciprocal,
     "relu": _relu,
@@ -470,7 +484,7 @@ HANDLERS: Mapping[str, Handler] = {
     "sigmoid": _each("LOGISTIC", positive=True),
     "silu": _silu,
     "sqrt": _each("SQRT", positive=True),
-    "square": _each("SQUARE", positive=True),
+    "square": _square,
     "sub": _subtract,
     "tanh": _each("TANH"),
     "upsample_bilinear2d": _bilinear,

@@ -216,7 +216,7 @@ def _layer_norm(build: Emission, call: Call) -> Value:
         raise call.refusal("only that over the last axis can be")
     last = (len(x.order) - 1,)
     centred = net.combine("SUB", x.name, net.reduce("MEAN", x.name, last, keep=True))
-    variance = net.reduce("MEAN", net.each("SQUARE", centred), last, keep=True)
+    variance = net.reduce("MEAN", net.combine("MUL", centred, centred), last, keep=True)
     eps = build.constant(f"{call.name}/eps", np.full((), call["eps"]), x)
     name = net.combine("MUL", centred, net.each("RSQRT", net.combine("ADD", variance, eps)))
     for op, argument in (("MUL", "weight"), ("ADD", "bias")):

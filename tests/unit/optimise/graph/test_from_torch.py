@@ -210,6 +210,7 @@ FUNCTIONS: dict[str, Any] = {
     "attention": softly,
     "constants": lambda own, x: (3 - x) * own.factor / 7 + 2 * x - own.factor,
     "a quotient": lambda own, x: 1 / (x.square() + 1),
+    "negative": lambda own, x: functional.relu(-x) - x.abs() - x.exp().sqrt(),
     "limits": lambda own, x: x.clamp(-0.3, 0.5) + x.clamp(min=0) * x**2,
     "many parts": lambda own, x: torch.cat([x] * 7, 1),
     "split": lambda own, x: torch.cat(x.split((2, 6), 1)[::-1], 1)[:, 1:, 2:-1],
@@ -233,6 +234,10 @@ FUNCTIONS: dict[str, Any] = {
 def test_functions_give_the_same_results_in_one_delegate(name: str) -> None:
     found = imported(Function(FUNCTIONS[name]))
     assert operations(found.content).count("DELEGATE") == 1
+
+
+def test_a_hard_swish_has_operations_that_xnnpack_has_for_int8() -> None:
+    assert operations(imported(nn.Hardswish()).content) == ["ADD", "MUL", "MUL", "DELEGATE"]
 
 
 def test_a_channel_shuffle_is_one_transpose() -> None:
