@@ -31,7 +31,7 @@ _LONGEST, _BARS = 60, 30
 """Characters of a name in a chart, and bars in one."""
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU = re.compile(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", re.MULTILINE)
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+\-.!|~&:@])")
+_MARKDOWN = re.compile(r"([\\`*_\[\]<>#|~&$])")
 
 
 _Amount = Annotated[float, Meta(ge=0.0, le=1e12)]

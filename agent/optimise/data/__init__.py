@@ -6,7 +6,7 @@ What lies at the path decides:
 - a folder with `images/`, and `labels/` as YOLO writes them: for each picture a `.txt` of the same name with
   lines `class x y width height`, where x and y are the centre, all as fractions; `classes.txt` may name the
   classes, a line each. Without `labels/` the pictures have no labels;
-- a folder of pictures: no labels, for calibration and to compare two models;
+- a folder of pictures, or with one sub-folder of them: no labels, for calibration and to compare two models;
 - a `.tar`, also compressed, of one of these: nothing is unpacked to disk;
 - a `.npz` with `x`, and with `y`, int [n], if there are classes, which `names` may name. `x` is uint8
   [n, height, width, 3 or 1], pictures in RGB, or float32 [n, *shape], real values as the model's input takes

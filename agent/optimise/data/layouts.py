@@ -114,7 +114,7 @@ def read_data(path: Path) -> FoundData:
     tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
-    if tops == {""}:
+    if len(tops) == 1:  # a single folder is no choice between classes
         return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
         loose = next(name for name in pictures if "/" not in name)

@@ -121,7 +121,7 @@ def test_the_html_is_complete_and_loads_nothing() -> None:
 
 def test_the_markdown_has_a_row_for_each_step_and_layer() -> None:
     text = markdown(REPORT)
-    assert all(word in text for word in ("| quantise |", "| prune |", "| stem |", "top\\-1"))
+    assert all(word in text for word in ("| quantise |", "| prune |", "| stem |", "top-1"))
     for table in text.split("\n\n"):
         if table.startswith("|"):
             columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +124,16 @@ def same(one: Examples, other: Examples) -> bool:
         for index in range(len(one)):
             np.testing.assert_array_equal(one.truth(index).boxes, other.truth(index).boxes)
     return True
+
+
+def test_pictures_of_one_folder_have_no_labels(tmp_path: Path) -> None:
+    by_class(tmp_path / "one", 8)
+    for colour in COLOURS[1:]:
+        shutil.rmtree(tmp_path / "one" / colour)
+    (tmp_path / "one" / "annotations").mkdir()
+    (tmp_path / "one" / "annotations" / "0.xml").write_text("<annotation/>")
+    for path in (tmp_path / "one", tmp_path / "one" / "red"):
+        assert (read_examples(path, MODEL).kind, len(read_examples(path, MODEL))) == ("none", 8)
 
 
 def test_an_archive_may_not_name_files_outside(tmp_path: Path) -> None:
