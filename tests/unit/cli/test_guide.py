@@ -28,6 +28,7 @@ from agent.compute.manifest import AudioManifest, check_manifest, read_manifest
 from agent.config.load import parse
 from agent.config.source_uri import SCHEMES
 from agent.config.source_uri import parse as parse_uri
+from agent.optimise.recipe import parse_recipe
 from agent.update.fleet.inventory import parse as parse_inventory
 from tests.support.documents import Block, blocks, check_command_line, inline_code, links, vedette_lines
 
@@ -116,6 +117,8 @@ def test_a_toml_block_is_read_by_its_loader(block: Block, tmp_path: Path) -> Non
         parse(block.text, block.where)
     elif kind == "manifest":
         check_example_manifest(block)
+    elif kind == "recipe":
+        parse_recipe(block.text, block.where)
     elif kind == "migrations":
         (tmp_path / "m.toml").write_text(block.text)
         assert read_migrations(tmp_path / "m.toml")
