@@ -37,7 +37,7 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
     factory = _find(_import(path), path, name)
     try:
         module = factory()
-    except Exception as error:  # the user's own code, which may raise anything
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         raise ModelError(f"{source}: {_told(error, path)}") from error
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{source}: returned {type(module).__name__}: expected a torch.nn.Module")

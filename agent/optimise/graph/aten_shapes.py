@@ -210,19 +210,59 @@ def _attention(build: Emission, call: Call) -> Value:
 
 
 def _layer_norm(build: Emission, call: Call) -> Value:
-    """Normalise over the last axis, in nine operations."""
-    x, net = build.plain(call["input"]), build.network
+    x = build.plain(call["input"])
     if len(call["normalized_shape"]) != 1:
         raise call.refusal("only that over the last axis can be")
-    last = (len(x.order) - 1,)
-    centred = net.combine("SUB", x.name, net.reduce("MEAN", x.name, last, keep=True))
-    variance = net.reduce("MEAN", net.combine("MUL", centred, centred), last, keep=True)
+    return _scaled(build, call, _standardised(build, call, x, {len(x.order) - 1}), {})
+
+
+def _group_norm(build: Emission, call: Call) -> Value:
+    x, groups = call["input"], call["num_groups"]
+    batch, channels, *sizes = build.shape(x)
+    grouped = build.reshaped(x, (batch, groups, channels // groups, *sizes))
+    normal = _standardised(build, call, grouped, set(range(2, len(grouped.order))))
+    return _scaled(build, call, build.reshaped(normal, call.shape), {1: channels})
+
+
+def _standardised(build: Emission, call: Call, x: Value, axes: set[int]) -> Value:
+    """Return `x` less its mean over axes, divided by its standard deviation there."""
+    net, stored = build.network, tuple(at for at, axis in enumerate(x.order) if axis in axes)
+    centred = net.combine("SUB", x.name, net.reduce("MEAN", x.name, stored, keep=True))
+    variance = net.reduce("MEAN", net.combine("MUL", centred, centred), stored, keep=True)
     eps = build.constant(f"{call.name}/eps", np.full((), call["eps"]), x)
-    name = net.combine("MUL", centred, net.each("RSQRT", net.combine("ADD", variance, eps)))
+    return Value(net.combine("MUL", centred, net.each("RSQRT", net.combine("ADD", variance, eps))), x.order)
+
+
+def _scaled(build: Emission, call: Call, x: Value, lengths: Mapping[int, int]) -> Value:
+    """Return `weight × x + bias`, each of the lengths of these axes, or as it is."""
+    shape = tuple(lengths.get(axis, 1) for axis in range(len(x.order)))
     for op, argument in (("MUL", "weight"), ("ADD", "bias")):
         if call[argument] is not None:
-            name = net.combine(op, name, build.constant(f"{call.name}/{argument}", call[argument], x))
-    return Value(name, x.order)
+            values = call[argument].reshape(shape) if lengths else call[argument]
+            name = build.constant(f"{call.name}/{argument}", values, x)
+            x = Value(build.network.combine(op, x.name, name), x.order)
+    return x
+
+
+def _pixel_shuffle(build: Emission, call: Call) -> Value:
+    x, factor = call["input"], call["upscale_factor"]
+    batch, channels, height, width = build.shape(x)
+    parts = (batch, channels // factor**2, factor, factor, height, width)
+    return build.reshaped(_permuted(build, build.reshaped(x, parts), (0, 1, 4, 2, 5, 3)), call.shape)
+
+
+def _pixel_unshuffle(build: Emission, call: Call) -> Value:
+    x, factor = call["input"], call["downscale_factor"]
+    batch, channels, height, width = build.shape(x)
+    parts = (batch, channels, height // factor, factor, width // factor, factor)
+    return build.reshaped(_permuted(build, build.reshaped(x, parts), (0, 1, 3, 5, 2, 4)), call.shape)
+
+
+def _channel_shuffle(build: Emission, call: Call) -> Value:
+    x, groups = call["input"], call["groups"]
+    batch, channels, *sizes = build.shape(x)
+    parts = build.reshaped(x, (batch, groups, channels // groups, *sizes))
+    return build.reshaped(_permuted(build, parts, (0, 2, 1, *range(3, len(parts.order)))), call.shape)
 
 
 def _expand(build: Emission, call: Call) -> Value:
@@ -243,10 +283,14 @@ HANDLERS: Mapping[str, Handler] = {
     **dict.fromkeys(("constant_pad_nd", "pad"), _pad),
     "amax": _reduce("REDUCE_MAX"),
     "cat": _join,
+    "channel_shuffle": _channel_shuffle,
     "expand": _expand,
+    "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "mean": _reduce("MEAN"),
     "permute": _permute,
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
     "roll": _roll,
     "scaled_dot_product_attention": _attention,
     "select": _select,

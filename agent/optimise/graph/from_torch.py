@@ -431,7 +431,14 @@ def _difference(file: _File, module: Any, shape: Shape, pixels: _Pixels) -> floa
         with torch.no_grad():
             results = _pytree.tree_flatten(fixed(torch.from_numpy(own)))[0]
         for (name, order), result in zip(file.orders.items(), results, strict=True):
-            expected = result.numpy().transpose(order)
-            peak = max(float(np.abs(expected).max()), 1e-12)
-            worst = max(worst, float(np.abs(found[name] - expected).max()) / peak)
+            worst = max(worst, _share(found[name], result.numpy().transpose(order)))
     return worst
+
+
+def _share(found: Any, expected: Any) -> float:
+    """Return the largest difference as a share of the largest value; infinite if others are finite."""
+    finite = np.isfinite(expected)
+    if not np.array_equal(finite, np.isfinite(found)):
+        return np.inf
+    peak = float(np.max(np.abs(expected[finite]), initial=1e-12))
+    return float(np.max(np.abs(found[finite] - expected[finite]), initial=0.0)) / peak

@@ -24,6 +24,9 @@ def small():
 def fails():
     raise ValueError("no such width\\nsecond line")
 
+def leaves():
+    raise SystemExit(3)
+
 def wrong():
     return 7
 
@@ -53,6 +56,7 @@ def test_a_function_of_a_file_and_of_its_neighbours_gives_a_module(net: Path) ->
     ("name", "told"),
     [
         ("fails", "line 9: ValueError: no such width"),
+        ("leaves", "SystemExit: 3"),
         ("wrong", "returned int"),
         ("smal", "did you mean 'small'"),
         ("VALUE", "there are"),

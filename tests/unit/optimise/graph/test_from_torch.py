@@ -13,7 +13,14 @@ from torch import nn
 from torch.nn import functional
 
 from agent.errors import ModelError
-from agent.optimise.graph.from_torch import TOLERANCE, ImportedModule, common_normalisation, export, float_tflite
+from agent.optimise.graph.from_torch import (
+    TOLERANCE,
+    ImportedModule,
+    _share,
+    common_normalisation,
+    export,
+    float_tflite,
+)
 
 torch.set_num_threads(1)
 MEANS, STDS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -210,7 +217,10 @@ FUNCTIONS: dict[str, Any] = {
     "attention": softly,
     "constants": lambda own, x: (3 - x) * own.factor / 7 + 2 * x - own.factor,
     "a quotient": lambda own, x: 1 / (x.square() + 1),
-    "negative": lambda own, x: functional.relu(-x) - x.abs() - x.exp().sqrt(),
+    "negative": lambda own, x: functional.relu(-x) - x.abs() - (x / 99).exp().sqrt(),
+    "group norm": lambda own, x: functional.group_norm(x, 2, own.linear.bias, own.linear.weight[0]),
+    "pixel shuffle": lambda own, x: functional.pixel_unshuffle(functional.pixel_shuffle(x, 2) + 1, 4),
+    "groups in turns": lambda own, x: functional.channel_shuffle(x, 4),
     "limits": lambda own, x: x.clamp(-0.3, 0.5) + x.clamp(min=0) * x**2,
     "many parts": lambda own, x: torch.cat([x] * 7, 1),
     "split": lambda own, x: torch.cat(x.split((2, 6), 1)[::-1], 1)[:, 1:, 2:-1],
@@ -305,6 +315,13 @@ def test_what_cannot_be_traced_or_ignores_its_input_is_refused(module: Any) -> N
 def test_wrong_results_are_refused() -> None:
     with pytest.raises(ModelError, match="differs"):
         export(Function(lambda own, x: x + np.random.default_rng().normal()), (16, 16, 3))
+
+
+def test_results_that_are_no_numbers_differ_from_numbers() -> None:
+    numbers, others = np.array([1.0, 4.0]), np.array([1.0, np.nan])
+    assert _share(numbers, others) == _share(others, numbers) == np.inf
+    assert _share(others, others) == 0.0
+    assert _share(np.array([1.0, 2.0]), numbers) == 0.5
 
 
 @pytest.mark.parametrize("numbers", [{"mean": (1, 2)}, {"std": 0.0}, {"std": (1, 1, -1)}, {"mean": float("nan")}])
