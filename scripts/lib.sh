@@ -5,6 +5,8 @@ UPDATES=/var/lib/vedette-update
 # Extras of the environment for development. LoadGen has no wheels for ARM, where its tests are skipped.
 DEV_EXTRAS=dev,demo,wakeword,charts,bundle,fleet
 [ "$(uname -m)" != x86_64 ] || DEV_EXTRAS=$DEV_EXTRAS,loadgen
+# Extras of the environment of `vedette optimise`, with PyTorch.
+OPTIMISE_EXTRAS=dev,optimise
 
 die() {
   echo "$*" >&2
@@ -72,6 +74,16 @@ apt_install() {
 # locked_uv FILE: prints the lines of a lock file about uv.
 locked_uv() { awk '!/^ / {ours = /^uv==/} ours' "$1"; }
 
+# install_torch FOLDER: installs PyTorch for the CPU (0.7 GB) from its own index. Where that does not answer, pip chooses:
+# on x86-64 that may be the build for CUDA (6 GB).
+install_torch() {
+  local index=https://download.pytorch.org/whl/cpu from=()
+  "$1/bin/python" -c 'import sys, urllib.request as r; r.urlopen(sys.argv[1], timeout=5)' "$index/" 2>/dev/null &&
+    from=(--index-url "$index")
+  "$1/bin/pip" install --quiet --disable-pip-version-check ${from[@]+"${from[@]}"} \
+    "$(grep -o 'torch>=[^"]*' pyproject.toml)"
+}
+
 # make_env FOLDER [EXTRA,...]: creates an environment with Vedette, editable, and these extras, unless it is up to date.
 make_env() {
   local folder=$1 extras=${2:-} stamp
@@ -83,6 +95,7 @@ make_env() {
   if [ -f requirements.lock ]; then
     locked_uv requirements.lock >"$folder/uv.lock"
     "$folder/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$folder/uv.lock"
+    [[ ,$extras, != *,optimise,* ]] || install_torch "$folder"
     "$folder/bin/uv" pip install --quiet --python "$folder/bin/python" --constraints requirements.lock \
       --build-constraints requirements.lock --editable ".${extras:+[$extras]}"
   else

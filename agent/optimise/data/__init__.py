@@ -167,6 +167,13 @@ class Examples:
             remarks=self.remarks,
         )
 
+    def value_range(self) -> tuple[float, float]:
+        """Return least and greatest real value: of pixels, or of the arrays that were found."""
+        pictures = self._content.pictures
+        if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
+            return float(pictures.min()), float(pictures.max())
+        return _pixel_range(self._preparation)
+
     def check(self, spec: TensorSpec) -> None:
         """Check that each example fits an input tensor and can be read.
 

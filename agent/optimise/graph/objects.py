@@ -95,13 +95,43 @@ def _as_array(data: Any) -> Any:
     return np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray | memoryview) else data
 
 
+class _SharedTable:
+    """Packs a table once for all tables that point to it."""
+
+    def __init__(self, table: Any) -> None:
+        self._table, self._offset = table, 0
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - the generated packer calls it by this name
+        self._offset = self._offset or int(self._table.Pack(builder))
+        return self._offset
+
+
 def dump(model: Any) -> bytes:
-    """Return the file of a model in object form, its constants aligned to 16 bytes. The model is not changed."""
-    packed = copy.copy(model)
+    """Return the file of a model in object form. The model is not changed.
+
+    Constants are aligned to 16 bytes. Quantisations that are equal are stored once: graphs of several input sizes
+    have the same scales, which else take a tenth of the file.
+    """
+    packed, shared = copy.copy(model), dict[tuple[Any, ...], _SharedTable]()
     packed.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]
+    packed.subgraphs = [copy.copy(graph) for graph in model.subgraphs]
+    for graph in packed.subgraphs:
+        graph.tensors = [copy.copy(tensor) for tensor in graph.tensors]
+        for tensor in graph.tensors:
+            if tensor.quantization is not None:
+                key = _content(tensor.quantization)
+                tensor.quantization = shared.setdefault(key, _SharedTable(tensor.quantization))
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(packed.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def _content(table: Any) -> tuple[Any, ...]:
+    """Return what tells a quantisation from others."""
+    if table.details is not None:
+        return (id(table),)
+    vectors = (table.min, table.max, table.scale, table.zeroPoint)
+    return (*(None if one is None else np.asarray(one).tobytes() for one in vectors), table.quantizedDimension)
 
 
 def compact(model: Any) -> None:

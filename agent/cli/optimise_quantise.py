@@ -1,0 +1,62 @@
+"""`vedette optimise quantise`: progress, the table of figures and layers, and the files that are written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+
+from agent.cli.optimise import show_progress
+from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.errors import ModelError
+from agent.models.manifest_writer import check_version, write_version
+from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
+from agent.optimise.report import OptimiseReport, short_number
+from agent.text import plain
+
+_WIDTH = 100
+
+
+def quantise_and_write(request: QuantiseRequest, out: Path, *, force: bool, as_json: bool) -> None:
+    """Quantise a model, print the figures, and write the result with manifest and report.
+
+    Raises:
+        ModelError: the model cannot be quantised, the budget is not met, or a file is there already.
+    """
+    check_version(request.model, out, force=force)
+    try:
+        found = quantise_file(request, show_progress, _tell)
+    except ModelError as error:
+        raise ModelError(f"{request.model}: {error}") from error
+    finally:
+        show_progress("")
+    report = found.report
+    print_json(report) if as_json else _print(report)
+    if report.missed:
+        raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
+    write_version(request.model, out, found.content, msgspec.to_builtins(report))
+    _tell(f"{out}: written, with .report.json beside it")
+
+
+def _tell(line: str) -> None:
+    show_progress("")
+    click.echo(plain(line), err=True)
+
+
+def _print(report: OptimiseReport) -> None:
+    layers = open_table(
+        "layer", "operation", "bits", "weights", "sensitivity", right=("bits", "weights", "sensitivity")
+    )
+    for layer in report.layers:
+        sensitivity = NO_VALUE if layer.loss is None else f"{layer.loss:.5f}"
+        layers.add_row(plain(layer.name), layer.operation, str(layer.bits), str(layer.values), sensitivity)
+    console(_WIDTH, markup=False).print(layers)
+    metric = next((step.metric for step in report.steps if step.metric), "score")
+    figures = (f"{metric} %", "kB", "ms")
+    table = open_table("step", *figures, "kept", "notes", right=figures)
+    for step in report.steps:
+        texts = short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms)
+        kept = "yes" if step.kept else "no"
+        table.add_row(step.name, *(text or NO_VALUE for text in texts), kept, plain("; ".join(step.notes)))
+    console(_WIDTH, markup=False).print(table)

@@ -1,0 +1,295 @@
+"""Turns a float `.tflite` model into one with INT8 activations and INT8 or INT4 weights.
+
+`real = scale * (integer - zero_point)`; weights are symmetric, with one scale per output channel. Operations
+without an INT8 kernel stay float, between a DEQUANTIZE and a QUANTIZE.
+Source: https://ai.google.dev/edge/litert/models/quantization_spec
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from numpy.typing import NDArray
+
+from agent.errors import ModelError
+from agent.optimise.graph.objects import Graph, compact, pack_int4
+
+INT8_MIN, INT8_MAX = -128, 127
+Ends = Literal["uint8", "int8", "float32"]
+_KINDS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+_TYPES = schema.TensorType
+_CHANNEL_AXIS = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 0}
+VERSIONS: Mapping[str, int] = {
+    "ADD": 2,
+    "AVERAGE_POOL_2D": 2,
+    "BATCH_MATMUL": 2,
+    "CONCATENATION": 2,
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "EXPAND_DIMS": 1,
+    "FULLY_CONNECTED": 4,
+    "HARD_SWISH": 1,
+    "LEAKY_RELU": 2,
+    "LOGISTIC": 2,
+    "MAXIMUM": 2,
+    "MAX_POOL_2D": 2,
+    "MEAN": 2,
+    "MINIMUM": 2,
+    "MUL": 2,
+    "PAD": 2,
+    "PADV2": 2,
+    "REDUCE_MAX": 2,
+    "RELU": 2,
+    "RELU6": 2,
+    "RESHAPE": 1,
+    "RESIZE_BILINEAR": 2,
+    "RESIZE_NEAREST_NEIGHBOR": 2,
+    "SLICE": 2,
+    "SOFTMAX": 2,
+    "SPLIT": 2,
+    "SQUEEZE": 1,
+    "STRIDED_SLICE": 2,
+    "SUB": 2,
+    "TANH": 2,
+    "TRANSPOSE": 2,
+}
+"""Operations with INT8 kernels, and the first version of each that has one. All others stay float."""
+_INT4_VERSIONS = {"CONV_2D": 7, "DEPTHWISE_CONV_2D": 7, "FULLY_CONNECTED": 12}
+_DYNAMIC_VERSIONS = {"CONV_2D": 5, "DEPTHWISE_CONV_2D": 6, "FULLY_CONNECTED": 9}
+
+
+class Scale(NamedTuple):
+    """Quantisation of a tensor of activations."""
+
+    scale: float
+    zero_point: int
+
+
+class IntegerWeights(NamedTuple):
+    """Weights of one layer as integers.
+
+    Attributes:
+        integers: int8 of the file's shape; -8..7 where `bits` is 4.
+        scales: float32 [out].
+        bits: 4 or 8.
+        bias: real values, float64 [out]; None: the layer has none.
+    """
+
+    integers: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    bits: int
+    bias: NDArray[np.float64] | None
+
+
+class IntegerPlan(NamedTuple):
+    """What `write` needs to know.
+
+    Attributes:
+        activations: by name of the tensor; none: weights alone become integers.
+        weights: by buffers of weights and bias, 0 for no bias.
+    """
+
+    activations: Mapping[str, Scale]
+    weights: Mapping[tuple[int, int], IntegerWeights]
+
+
+def from_range(low: float, high: float) -> Scale:
+    """Return the asymmetric INT8 scale of the real range low..high, which is widened to hold 0."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = float(np.float32(max(high - low, 1e-12) / (INT8_MAX - INT8_MIN)))
+    return Scale(scale, min(max(round(INT8_MIN - low / scale), INT8_MIN), INT8_MAX))
+
+
+def write(model: Any, plan: IntegerPlan, ends: Ends = "uint8") -> None:
+    """Turn all subgraphs of a float model in object form into integers.
+
+    Args:
+        model: `ModelT`; it is changed.
+        plan: scales and weights.
+        ends: dtype of pictures at the input: `uint8` and `float32` are converted by a QUANTIZE, with the scale of
+            the input. Outputs are int8, or float32 if `ends` is.
+
+    Raises:
+        ModelError: a tensor or layer without scale.
+    """
+    writer = _Writer(model, plan)
+    for graph in model.subgraphs:
+        writer.write(graph, ends)
+    compact(model)
+
+
+class _Writer:
+    """Converts subgraphs; layers that share weights and scales share the new constants."""
+
+    def __init__(self, model: Any, plan: IntegerPlan) -> None:
+        self._model, self._plan = model, plan
+        self._constants: dict[tuple[Any, ...], int] = {}
+
+    def write(self, subgraph: Any, ends: Ends) -> None:
+        graph = Graph(self._model, subgraph)
+        self._floats: dict[int, int] = {}
+        operators = list(graph.operators)
+        inputs, outputs = list(graph.inputs), list(graph.outputs)
+        weighted = {
+            index for one in operators if self._kind(graph, one) in _CHANNEL_AXIS for index in one.inputs[1:3]
+        }
+        if self._plan.activations:
+            for index in range(len(subgraph.tensors)):
+                if index not in weighted:
+                    self._quantise(graph, index)
+        converted: list[Any] = []
+        for operator in operators:
+            self._convert(graph, operator, converted)
+        subgraph.operators = converted
+        if self._plan.activations:
+            self._write_ends(graph, inputs, outputs, ends)
+
+    def _kind(self, graph: Graph, operator: Any) -> str:
+        return str(_KINDS.get(graph.kind(operator), "?"))
+
+    def _quantise(self, graph: Graph, index: int) -> None:
+        """Make a float tensor of activations INT8, or a float constant that they are computed with."""
+        tensor = graph.tensor(index)
+        if tensor.type != _TYPES.FLOAT32:
+            return
+        constant = graph.constant(index)
+        scale = self._plan.activations.get(graph.name(index))
+        if constant is not None:
+            scale = scale or from_range(float(constant.min(initial=0.0)), float(constant.max(initial=0.0)))
+            values = np.clip(np.round(constant / scale.scale) + scale.zero_point, INT8_MIN, INT8_MAX).astype(
+                np.int8
+            )
+            tensor.buffer = self._buffer(("constant", tensor.buffer, scale), values)
+        elif scale is None:
+            return
+        tensor.type = _TYPES.INT8
+        tensor.quantization = _quantisation([scale.scale], [scale.zero_point])
+
+    def _convert(self, graph: Graph, operator: Any, converted: list[Any]) -> None:
+        kind = self._kind(graph, operator)
+        if kind in _CHANNEL_AXIS and not self._stays_float(graph, operator):
+            self._convert_layer(graph, operator, kind)
+        elif self._plan.activations and kind in VERSIONS and kind not in _CHANNEL_AXIS:
+            operator.opcodeIndex = graph.code(graph.kind(operator), VERSIONS[kind])
+        elif self._plan.activations:
+            self._keep_float(graph, operator, converted)
+            return
+        converted.append(operator)
+
+    def _keep_float(self, graph: Graph, operator: Any, converted: list[Any]) -> None:
+        """Put an operation without an INT8 kernel between conversions."""
+        for position, index in enumerate(operator.inputs):
+            if index >= 0 and graph.tensor(index).type == _TYPES.INT8:
+                if index not in self._floats:
+                    self._floats[index] = self._float_copy(graph, index)
+                    converted.append(_conversion(graph, "DEQUANTIZE", index, self._floats[index]))
+                operator.inputs[position] = self._floats[index]
+        converted.append(operator)
+        for position, index in enumerate(list(operator.outputs)):
+            if graph.tensor(index).type == _TYPES.INT8:
+                operator.outputs[position] = self._float_copy(graph, index)
+                converted.append(_conversion(graph, "QUANTIZE", operator.outputs[position], index))
+
+    def _float_copy(self, graph: Graph, index: int) -> int:
+        name = f"{graph.name(index)}_float"
+        return graph.add_tensor(index, name=name, type=_TYPES.FLOAT32, quantization=None, buffer=0)
+
+    def _stays_float(self, graph: Graph, operator: Any) -> bool:
+        """Return True for a layer that has no integers, between INT8 activations."""
+        return bool(self._plan.activations) and self._key(graph, operator) not in self._plan.weights
+
+    def _key(self, graph: Graph, operator: Any) -> tuple[int, int]:
+        weights, *rest = map(int, operator.inputs[1:3])
+        bias = int(graph.tensor(rest[0]).buffer) if rest and rest[0] >= 0 else 0
+        return int(graph.tensor(weights).buffer), bias
+
+    def _convert_layer(self, graph: Graph, operator: Any, kind: str) -> None:
+        key = self._key(graph, operator)
+        if key not in self._plan.weights:
+            raise ModelError(f"layer {graph.name(operator.outputs[0])!r} has no quantised weights")
+        found = self._plan.weights[key]
+        tensor = graph.tensor(operator.inputs[1])
+        data = pack_int4(found.integers) if found.bits == 4 else found.integers
+        tensor.buffer = self._buffer(("weights", *key), data)
+        tensor.type = _TYPES.INT4 if found.bits == 4 else _TYPES.INT8
+        zero_points = np.zeros(len(found.scales), np.int64)
+        tensor.quantization = _quantisation(found.scales, zero_points, _CHANNEL_AXIS[kind])
+        operator.opcodeIndex = graph.code(graph.kind(operator), self._version(kind, found.bits))
+        if kind == "FULLY_CONNECTED" and not self._plan.activations:
+            operator.builtinOptions.asymmetricQuantizeInputs = True
+        if found.bias is not None:
+            self._write_bias(graph, operator, int(operator.inputs[2]), found, key)
+
+    def _version(self, kind: str, bits: int) -> int:
+        if bits == 4:
+            return _INT4_VERSIONS[kind]
+        return VERSIONS[kind] if self._plan.activations else _DYNAMIC_VERSIONS[kind]
+
+    def _write_bias(
+        self, graph: Graph, operator: Any, index: int, found: IntegerWeights, key: tuple[int, int]
+    ) -> None:
+        """Round a bias to the scale of the products that it is added to; float activations keep it."""
+        assert found.bias is not None
+        tensor = graph.tensor(index)
+        if not self._plan.activations:
+            tensor.buffer = self._buffer(("bias", *key), found.bias.astype(np.float32))
+            return
+        incoming = np.float32(graph.tensor(operator.inputs[0]).quantization.scale[0])
+        scales = incoming * found.scales
+        limits = np.iinfo(np.int32)
+        integers = np.clip(np.round(found.bias / scales.astype(np.float64)), limits.min, limits.max).astype(
+            np.int32
+        )
+        tensor.buffer = self._buffer(("bias", *key, float(incoming)), integers)
+        tensor.type = _TYPES.INT32
+        tensor.quantization = _quantisation(scales, np.zeros(len(scales), np.int64))
+
+    def _buffer(self, key: tuple[Any, ...], values: NDArray[Any]) -> int:
+        if key not in self._constants:
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(values.tobytes(), np.uint8)
+            self._model.buffers.append(buffer)
+            self._constants[key] = len(self._model.buffers) - 1
+        return self._constants[key]
+
+    def _write_ends(self, graph: Graph, inputs: list[int], outputs: list[int], ends: Ends) -> None:
+        for index in inputs:
+            if ends != "int8" and graph.tensor(index).type == _TYPES.INT8:
+                graph.operators.insert(0, self._convert_input(graph, index, ends))
+        if ends == "float32":
+            for index in outputs:
+                if graph.tensor(index).type == _TYPES.INT8:
+                    real = self._float_copy(graph, index)
+                    graph.replace_end(index, real)
+                    graph.operators.append(_conversion(graph, "DEQUANTIZE", index, real))
+
+    def _convert_input(self, graph: Graph, index: int, ends: Ends) -> Any:
+        inner, name = graph.tensor(index), graph.name(index)
+        scale, zero_point = float(inner.quantization.scale[0]), int(inner.quantization.zeroPoint[0])
+        is_integer = ends == "uint8"
+        quantisation = _quantisation([scale], [zero_point - INT8_MIN]) if is_integer else None
+        kind = _TYPES.UINT8 if is_integer else _TYPES.FLOAT32
+        outer = graph.add_tensor(index, type=kind, quantization=quantisation)
+        graph.replace_end(index, outer)
+        graph.tensor(outer).name, inner.name = name, f"{name}_int8"
+        return _conversion(graph, "QUANTIZE", outer, index)
+
+
+def _quantisation(scales: Any, zero_points: Any, axis: int = 0) -> Any:
+    found = schema.QuantizationParametersT()
+    found.scale, found.zeroPoint = np.asarray(scales, np.float32), np.asarray(zero_points, np.int64)
+    found.quantizedDimension = axis
+    return found
+
+
+def _conversion(graph: Graph, kind: str, source: int, result: int) -> Any:
+    operator = schema.OperatorT()
+    operator.opcodeIndex = graph.code(getattr(schema.BuiltinOperator, kind), 2)
+    operator.inputs, operator.outputs = [source], [result]
+    options = "QuantizeOptions" if kind == "QUANTIZE" else "DequantizeOptions"
+    operator.builtinOptions = getattr(schema, f"{options}T")()
+    operator.builtinOptionsType = getattr(schema.BuiltinOptions, options)
+    return operator

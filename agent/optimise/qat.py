@@ -1,0 +1,277 @@
+"""Quantisation-aware training: weights, steps and ranges are learnt with the rounding in place (LSQ).
+
+Training starts from what `quantise` has found. Weights are kept in units of their step; rounding passes gradients
+unchanged. Batch norms are folded already, so that what is trained is what is written.
+Source: Esser et al., Learned Step Size Quantization, https://arxiv.org/abs/1902.08153.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import Struct
+from torch import nn
+from torch.nn import functional
+
+from agent.errors import ModelError
+from agent.optimise.data import Examples
+from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
+from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
+from agent.optimise.quantisation import gptq
+from agent.optimise.quantisation.ranges import FIXED, ActivationScales
+from agent.optimise.quantisation.sequential import RoundedLayer
+from agent.optimise.recipe import QatRecipe
+
+Tensor = Any
+_STEP_RATE = 1e-3
+"""Learning rate of logarithms of steps, and of biases relative to the output's step."""
+_WARM_UP = 10
+_SHIFT = 2
+"""Pixels by which pictures are moved at most."""
+_SMOOTHING = 0.1
+
+
+class TrainedModel(Struct, frozen=True):
+    """Result of `train`.
+
+    Attributes:
+        scales: of activations.
+        layers: with trained weights.
+        losses: of every step.
+    """
+
+    scales: ActivationScales
+    layers: dict[Key, RoundedLayer]
+    losses: tuple[float, ...]
+
+
+class _Round(torch.autograd.Function):
+    """Rounding whose gradient is 1."""
+
+    @staticmethod
+    def forward(_: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+class FakeQuantised(nn.Module):
+    """A graph that computes as its quantised file will, with everything that is written as a parameter."""
+
+    def __init__(self, graph: TorchGraph, scales: ActivationScales, layers: Mapping[Key, RoundedLayer]) -> None:
+        """Start from quantised weights.
+
+        Args:
+            graph: float.
+            scales: of activations.
+            layers: rounded weights; float layers stay as they are.
+        """
+        super().__init__()
+        self.graph, self._scales = graph, scales
+        self._rounded = {key: one for key, one in layers.items() if one.weights}
+        self.latents, self.log_steps, self.biases = (nn.ParameterDict() for _ in range(3))
+        for key, one in self._rounded.items():
+            self._add_layer(key, one)
+        fixed = {scales.leaders[graph.name(index)] for index in graph.inputs if scales.leaders}
+        fixed |= {
+            scales.leaders[graph.name(one.outputs[0])]
+            for one in graph.operations
+            if one.kind in FIXED and scales.leaders
+        }
+        names = [leader for leader in scales.by_leader if leader not in fixed]
+        self._places = {name: place for place, name in enumerate(names)}
+        steps = [math.log(scales.by_leader[name].scale) for name in names]
+        self.log_scales = nn.Parameter(torch.tensor(steps))
+
+    def _add_layer(self, key: Key, one: RoundedLayer) -> None:
+        assert one.weights is not None
+        name = _named(key)
+        self.latents[name] = nn.Parameter(torch.from_numpy(one.weights.integers.astype(np.float32)))
+        self.log_steps[name] = nn.Parameter(torch.from_numpy(np.log(one.weights.scales)))
+        if one.weights.bias is not None:
+            self.biases[name] = nn.Parameter(torch.from_numpy(one.weights.bias.astype(np.float32)))
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        """Compute the outputs with all roundings."""
+        weights = {key: self._weights(key, one.layer) for key, one in self._rounded.items()}
+        biases = {key: self.biases[_named(key)] for key in self._rounded if _named(key) in self.biases}
+        steps = self.log_scales.exp()
+
+        def activation(index: int, value: Tensor) -> Tensor:
+            leader = self._scales.leaders.get(self.graph.name(index))
+            return value if leader is None else self._fake(value, leader, steps)
+
+        overrides = GraphOverrides(weights, biases, activation)
+        return self.graph(*inputs, overrides=overrides)  # type: ignore[no-any-return]
+
+    def _weights(self, key: Key, layer: WeightedLayer) -> Tensor:
+        found = self._rounded[key].weights
+        assert found is not None
+        integers = _Round.apply(self.latents[_named(key)].clamp(*gptq.limits(found.bits)))
+        sizes = [1] * len(layer.shape)
+        sizes[layer.channel_axis] = -1
+        return integers * self.log_steps[_named(key)].exp().reshape(sizes)
+
+    def _fake(self, value: Tensor, leader: str, steps: Tensor) -> Tensor:
+        known = self._scales.by_leader[leader]
+        place = self._places.get(leader)
+        step = known.scale if place is None else steps[place]
+        low, high = INT8_MIN - known.zero_point, INT8_MAX - known.zero_point
+        return _Round.apply((value.float() / step).clamp(low, high)) * step
+
+    def result(self) -> tuple[ActivationScales, dict[Key, RoundedLayer]]:
+        """Return what the trained graph is written from."""
+        with torch.no_grad():
+            steps = self.log_scales.exp().numpy()
+            by_leader = {
+                name: Scale(float(steps[self._places[name]]), known.zero_point) if name in self._places else known
+                for name, known in self._scales.by_leader.items()
+            }
+            layers = {key: self._written(key, one) for key, one in self._rounded.items()}
+        return ActivationScales(dict(self._scales.leaders), by_leader), layers
+
+    def _written(self, key: Key, one: RoundedLayer) -> RoundedLayer:
+        assert one.weights is not None
+        name = _named(key)
+        integers = self.latents[name].clamp(*gptq.limits(one.weights.bits)).round().numpy().astype(np.int8)
+        bias = self.biases[name].numpy().astype(np.float64) if name in self.biases else None
+        scales = self.log_steps[name].exp().numpy().astype(np.float32)
+        return one._replace(weights=IntegerWeights(integers, scales, one.weights.bits, bias))
+
+
+def _named(key: Key) -> str:
+    return f"{key[0]}_{key[1]}"
+
+
+def train(
+    graph: TorchGraph,
+    scales: ActivationScales,
+    layers: Mapping[Key, RoundedLayer],
+    examples: Examples,
+    recipe: QatRecipe,
+    *,
+    seed: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> TrainedModel:
+    """Train a quantised graph, with the float graph as teacher.
+
+    Args:
+        graph: float.
+        scales: of the activations of the quantised model to start from.
+        layers: its weights.
+        examples: with classes, or without labels: the teacher's answers alone then count.
+        recipe: steps, batch, learning rate, weight of the teacher.
+        seed: of order and augmentation.
+        progress: told each tenth step.
+
+    Raises:
+        ModelError: the loss is not a number.
+    """
+    torch.manual_seed(seed)
+    student = FakeQuantised(graph, scales, layers)
+    for parameter in graph.parameters():
+        parameter.requires_grad_(False)
+    optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _factor(step, recipe.steps))
+    batches = _Batches(examples, recipe.batch, seed)
+    losses = []
+    for step in range(recipe.steps):
+        inputs, labels = batches.draw()
+        with torch.no_grad(), _bf16():
+            wanted = [one.float() for one in graph(inputs)]
+        with _bf16():
+            found = student(inputs)
+        loss = objective(graph, found, wanted, labels, recipe.teacher)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise ModelError(
+                f"training diverged at step {step}: give a lower [qat] learning_rate than {recipe.learning_rate}"
+            )
+        if step % 10 == 0 or step == recipe.steps - 1:
+            progress(f"training with quantisation: step {step + 1} of {recipe.steps}, loss {losses[-1]:.4f}")
+    found_scales, found_layers = student.result()
+    return TrainedModel(found_scales, found_layers, tuple(losses))
+
+
+def _bf16() -> Any:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def _groups(student: FakeQuantised, recipe: QatRecipe) -> list[dict[str, Any]]:
+    steps = [*student.log_steps.values(), student.log_scales]
+    return [
+        {"params": list(student.latents.values()), "lr": recipe.learning_rate},
+        {"params": steps, "lr": _STEP_RATE},
+        {"params": list(student.biases.values()), "lr": _STEP_RATE},
+    ]
+
+
+def _factor(step: int, steps: int) -> float:
+    """Return the factor of the learning rates: a short rise, then half a cosine."""
+    return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def objective(
+    graph: TorchGraph, found: Sequence[Tensor], wanted: Sequence[Tensor], labels: Tensor | None, teacher: float
+) -> Tensor:
+    """Return the loss of a batch.
+
+    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels. For other
+    models: mean square of the difference of each output as a share of its variance.
+    """
+    if not is_classifier(graph) or len(found) != 1:
+        parts = [
+            (one.float() - other).square().mean() / other.var() for one, other in zip(found, wanted, strict=True)
+        ]
+        return torch.stack(parts).sum()
+    logs, targets = (_log_probabilities(graph, one[0].float()) for one in (found, wanted))
+    loss = functional.kl_div(logs, targets, reduction="batchmean", log_target=True)
+    if labels is None:
+        return loss
+    smooth = (1 - _SMOOTHING) * functional.nll_loss(logs, labels) - _SMOOTHING * logs.mean()
+    return teacher * loss + (1 - teacher) * smooth
+
+
+def is_classifier(graph: TorchGraph) -> bool:
+    """Return True if a graph has one output of one score per class."""
+    return len(graph.outputs) == 1 and len(graph.shape(graph.outputs[0])) == 2
+
+
+def _log_probabilities(graph: TorchGraph, outputs: Tensor) -> Tensor:
+    flat = outputs.reshape(len(outputs), -1)
+    if graph.operations[-1].kind == "SOFTMAX":
+        return (flat.clamp_min(1e-6) / flat.clamp_min(1e-6).sum(1, keepdim=True)).log()
+    return functional.log_softmax(flat, 1)
+
+
+class _Batches:
+    """Random batches of examples; pictures are moved by up to `_SHIFT` pixels."""
+
+    def __init__(self, examples: Examples, batch: int, seed: int) -> None:
+        self._examples, self._batch = examples, min(batch, len(examples))
+        self._random = np.random.default_rng(seed)
+
+    def draw(self) -> tuple[Tensor, Tensor | None]:
+        """Return inputs [batch, …] and labels."""
+        chosen = self._random.choice(len(self._examples), self._batch, replace=False)
+        inputs = torch.from_numpy(self._examples.batch(chosen))
+        if inputs.ndim == 4:
+            inputs = self._moved(inputs)
+        labels = self._examples.labels
+        return inputs, None if labels is None else torch.from_numpy(labels[chosen])
+
+    def _moved(self, inputs: Tensor) -> Tensor:
+        height, width = inputs.shape[1:3]
+        down, right = (int(shift) for shift in self._random.integers(0, 2 * _SHIFT + 1, 2))
+        padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
+        return padded[:, :, down : down + height, right : right + width].permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,244 @@
+"""Ranges of activations: the INT8 scale of every tensor, found on examples.
+
+Two passes: the first finds the extremes of each tensor, the second counts its values in a histogram. The range is
+the one whose rounding does the least squared damage behind the operations that read the tensor: what a LeakyReLU
+shrinks to a tenth needs no fine steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from agent.errors import ModelError
+from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, Scale, from_range
+from agent.optimise.graph.torch_graph import GraphOverrides, TorchGraph, TorchOperation
+
+_SAME = """
+AVERAGE_POOL_2D CONCATENATION EXPAND_DIMS LEAKY_RELU MAXIMUM MAX_POOL_2D MINIMUM PAD PADV2 REDUCE_MAX RESHAPE
+RESIZE_BILINEAR RESIZE_NEAREST_NEIGHBOR SLICE SPLIT SQUEEZE STRIDED_SLICE TRANSPOSE
+"""
+SAME_SCALE = frozenset(_SAME.split())
+"""Operations whose output has the scale of their inputs: those that only move values, and LeakyReLU, so that the
+positive values pass it unrounded."""
+FIXED = {
+    "LOGISTIC": Scale(1 / 256, INT8_MIN),
+    "SOFTMAX": Scale(1 / 256, INT8_MIN),
+    "TANH": Scale(1 / 128, 0),
+}
+"""Scale of the output of operations whose kernels know no other."""
+_BINS = 2048
+_MOST_VALUES = 100_000
+"""Values counted of one tensor and batch, evenly spread over it."""
+_CLIPS = np.linspace(0.1, 1.0, 46)
+_LOGITS, _LEAST_HIGH = (-6.3, 6.3), 4.0
+"""Range of the inputs of a sigmoid: probabilities from 0.002, below which a score rounds to 0, to at least 0.98,
+which few examples may reach."""
+_DIGITS = 3
+"""Significant digits of a range: few enough that another processor's arithmetic finds the same."""
+
+Effect = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+Batches = Callable[[int], Iterable[Sequence[Any]]]
+"""Yields the inputs of one graph, by its number: for each batch one tensor per input."""
+
+
+class ActivationScales(NamedTuple):
+    """INT8 scales of all tensors of activations.
+
+    Attributes:
+        leaders: by name of a tensor, the one that stands for all that must share its scale.
+        by_leader: their scales.
+    """
+
+    leaders: dict[str, str]
+    by_leader: dict[str, Scale]
+
+    def by_name(self) -> dict[str, Scale]:
+        """Return the scale of every tensor by name."""
+        return {name: self.by_leader[leader] for name, leader in self.leaders.items()}
+
+
+def find_scales(
+    graphs: Sequence[TorchGraph],
+    batches: Batches,
+    inputs: Mapping[str, Scale],
+    progress: Callable[[str], None],
+) -> ActivationScales:
+    """Find the INT8 scale of every tensor of activations.
+
+    Args:
+        graphs: of one file. Tensors of one name have one scale in all of them.
+        batches: examples.
+        inputs: scales that are known beforehand, by name of the tensor.
+        progress: called with a line of text now and then.
+
+    Raises:
+        ModelError: an activation is not a number.
+    """
+    groups, histograms = _Groups(graphs), _Histograms()
+    for measure in (histograms.widen, histograms.count):
+        for number, graph in enumerate(graphs):
+            sources = _sources(graph)
+            for done, values in enumerate(batches(number), 1):
+                _measure(graph, values, sources, groups, measure)
+                progress(f"{measure.__name__} ranges of graph {number + 1} of {len(graphs)}: batch {done}")
+    known = groups.fixed(graphs) | {groups.leader(name): scale for name, scale in inputs.items()}
+    readers, leaders = groups.readers(graphs), dict(groups.items())
+    by_leader = {
+        leader: known.get(leader) or _scale(histograms, leader, readers.get(leader, {}))
+        for leader in dict.fromkeys(leaders.values())
+    }
+    return ActivationScales(leaders, by_leader)
+
+
+def _measure(
+    graph: TorchGraph,
+    values: Sequence[Any],
+    sources: frozenset[int],
+    groups: _Groups,
+    measure: Callable[[str, Any], None],
+) -> None:
+    def observe(index: int, value: Any) -> Any:
+        if index in sources:
+            measure(groups.leader(graph.name(index)), _thinned(value))
+        return value
+
+    with torch.inference_mode():
+        graph(*values, overrides=GraphOverrides(activation=observe))
+
+
+def _thinned(value: Any) -> Any:
+    """Return every n-th value; n is odd, so that all channels come in turn."""
+    flat = value.reshape(-1)
+    return flat[:: (flat.numel() // _MOST_VALUES) | 1].float()
+
+
+def _scale(histograms: _Histograms, leader: str, readers: Mapping[str, TorchOperation]) -> Scale:
+    """Return the scale of a group that these operations read, by kind."""
+    if set(readers) == {"LOGISTIC"}:
+        low, high = histograms.extremes[leader]
+        return from_range(max(low, _LOGITS[0]), min(max(high, _LEAST_HIGH), _LOGITS[1]))
+    if "LEAKY_RELU" in readers:
+        alpha = float(readers["LEAKY_RELU"].options.alpha)
+        return histograms.best(leader, lambda values: np.where(values < 0, alpha * values, values))
+    return histograms.best(leader, lambda values: values)
+
+
+def _sources(graph: TorchGraph) -> frozenset[int]:
+    """Return the tensors whose values count: before a max-pool, only those that survive it."""
+    readers: dict[int, list[TorchOperation]] = {}
+    for operation in graph.operations:
+        for index in operation.inputs:
+            readers.setdefault(index, []).append(operation)
+    counted = set(graph.inputs)
+    for operation in graph.operations:
+        if operation.kind not in SAME_SCALE:
+            counted.update(operation.outputs)
+    for index in list(counted):
+        pools = readers.get(index, [])
+        if pools and all(one.kind == "MAX_POOL_2D" for one in pools) and index not in graph.outputs:
+            counted.remove(index)
+            counted.update(one.outputs[0] for one in pools)
+    return frozenset(counted)
+
+
+class _Groups:
+    """Tensors that must share a scale, by name."""
+
+    def __init__(self, graphs: Sequence[TorchGraph]) -> None:
+        self._leaders: dict[str, str] = {}
+        for graph in graphs:
+            for index in graph.inputs:
+                self._add(graph, index)
+            for operation in graph.operations:
+                for index in operation.outputs:
+                    self._add(graph, index)
+                if operation.kind in SAME_SCALE:
+                    self._join(graph, operation)
+
+    def leader(self, name: str) -> str:
+        """Return the tensor that stands for all of a group."""
+        while self._leaders[name] != name:
+            name = self._leaders[name]
+        return name
+
+    def items(self) -> Iterable[tuple[str, str]]:
+        """Return every tensor with its leader."""
+        return [(name, self.leader(name)) for name in self._leaders]
+
+    def fixed(self, graphs: Sequence[TorchGraph]) -> dict[str, Scale]:
+        """Return the scale of groups with an operation that knows one only, by leader."""
+        return {
+            self.leader(graph.name(operation.outputs[0])): FIXED[operation.kind]
+            for graph in graphs
+            for operation in graph.operations
+            if operation.kind in FIXED
+        }
+
+    def readers(self, graphs: Sequence[TorchGraph]) -> dict[str, dict[str, TorchOperation]]:
+        """Return by leader and kind the operations that read a group, but for those that only move values."""
+        found: dict[str, dict[str, TorchOperation]] = {}
+        for graph in graphs:
+            for operation in graph.operations:
+                names = [graph.name(index) for index in operation.inputs if index >= 0]
+                if operation.kind not in SAME_SCALE - {"LEAKY_RELU"}:
+                    for leader in {self.leader(name) for name in names if name in self._leaders}:
+                        found.setdefault(leader, {})[operation.kind] = operation
+        return found
+
+    def _add(self, graph: TorchGraph, index: int) -> None:
+        self._leaders.setdefault(graph.name(index), graph.name(index))
+
+    def _join(self, graph: TorchGraph, operation: TorchOperation) -> None:
+        ends = [*operation.inputs, *operation.outputs]
+        names = [graph.name(index) for index in ends if index >= 0 and graph.name(index) in self._leaders]
+        for name in names[1:]:
+            self._leaders[self.leader(name)] = self.leader(names[0])
+
+
+class _Histograms:
+    """Extremes and counts of the values of groups."""
+
+    def __init__(self) -> None:
+        self.extremes: dict[str, tuple[float, float]] = {}
+        self._counts: dict[str, NDArray[np.float64]] = {}
+
+    def widen(self, group: str, values: Any) -> None:
+        """Let the extremes hold `values`."""
+        low, high = self.extremes.get(group, (0.0, 0.0))
+        least, most = (float(end) for end in torch.aminmax(values))
+        if not np.isfinite([least, most]).all():
+            raise ModelError(f"tensor {group!r} holds values that are no numbers: check weights and examples")
+        self.extremes[group] = min(low, least), max(high, most)
+
+    def count(self, group: str, values: Any) -> None:
+        """Count `values`."""
+        low, high = (_rounded(end) for end in self.extremes[group])
+        counts = torch.histc(values, _BINS, low, max(high, low + 1e-9)).double().numpy()
+        self._counts[group] = self._counts.get(group, 0.0) + counts
+
+    def best(self, group: str, effect: Effect) -> Scale:
+        """Return the scale, of a range no wider than the extremes, that does the least damage behind `effect`."""
+        low, high = (_rounded(end) for end in self.extremes[group])
+        if high - low < 1e-9:
+            return from_range(0.0, 1.0)
+        used = self._counts[group] > 0
+        counts = self._counts[group][used]
+        centres = (low + (np.arange(_BINS) + 0.5) * (high - low) / _BINS)[used]
+        wanted = effect(centres)
+
+        def damage(scale: Scale) -> float:
+            integers = np.clip(np.round(centres / scale.scale) + scale.zero_point, INT8_MIN, INT8_MAX)
+            return float(counts @ np.square(effect((integers - scale.zero_point) * scale.scale) - wanted))
+
+        lows = [0.0] if low == 0.0 else [_rounded(low * clip) for clip in _CLIPS]
+        highs = [0.0] if high == 0.0 else [_rounded(high * clip) for clip in _CLIPS]
+        return min((from_range(a, b) for a in lows for b in highs), key=damage)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,200 @@
+"""Quantises a model file with a recipe, trains it if its budget is missed, and reports the figures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.manifest import Model
+from agent.errors import ConfigError
+from agent.models.files import load_file
+from agent.models.library import open_manifest
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.qat import train
+from agent.optimise.quantise import QuantisedModel, quantise
+from agent.optimise.recipe import Budget, Method, QatRecipe, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
+from agent.optimise.tune import split
+
+Progress = Callable[[str], None]
+
+
+class QuantiseRequest(Struct, frozen=True):
+    """What `vedette optimise quantise` is asked to do.
+
+    Attributes:
+        model: name or path of a float model.
+        data: path of the examples; None: the recipe names it.
+        recipe: path; None: defaults.
+        method: empty: the recipe's.
+        budget: see `parse_budget`; empty: the recipe's.
+        qat: train: True: always, False: never, None: if the budget is missed without.
+        limit: number of examples; None: the recipe's.
+        command: for the report.
+    """
+
+    model: str
+    data: Path | None = None
+    recipe: Path | None = None
+    method: Method | None = None
+    budget: str = ""
+    qat: bool | None = None
+    limit: int | None = None
+    command: str = ""
+
+
+class QuantisedFile(NamedTuple):
+    """A quantised file and the report on it."""
+
+    content: bytes
+    report: OptimiseReport
+
+
+def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) -> QuantisedFile:
+    """Quantise a model file.
+
+    One part of the examples is for calibration and the choice of bits; the report's figures are of the other.
+
+    Args:
+        request: see `QuantiseRequest`.
+        progress: called with what is being done.
+        tell: called with lines about the examples.
+
+    Raises:
+        ModelError: the model or the examples cannot be used. ConfigError: the recipe or the budget cannot.
+    """
+    job = _Job(request, progress, tell)
+    found = job.quantised()
+    steps = [job.measured("float", job.content), job.measured("quantise", found.content)]
+    if request.qat or (request.qat is None and job.missed(found)):
+        trained = job.trained(found)
+        steps.append(job.measured("qat", trained.content))
+        if request.qat or job.loss(trained.content) < job.loss(found.content):
+            found = trained
+        else:
+            steps[-1] = replace(steps[-1], kept=False, notes=("it loses no less",))
+    return QuantisedFile(found.content, job.report(found, steps))
+
+
+class _Job:
+    """Everything that one request needs."""
+
+    def __init__(self, request: QuantiseRequest, progress: Progress, tell: Progress) -> None:
+        self._request, self._progress = request, progress
+        self._file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
+        recipe = self._file.recipe.quantise
+        self._recipe = replace(recipe, method=request.method or recipe.method)
+        text = request.budget or recipe.budget
+        self._budget = parse_budget(text) if text else Budget()
+        self.content, self._manifest = load_file(request.model)[0], open_manifest(request.model)
+        digest = hashlib.sha256(self.content).hexdigest()
+        model = Model(self.content, digest, self._manifest, request.model)
+        self._seen, self._held = [], []
+        for variant in [one.name for one in self._manifest.variants] or [""]:
+            seen, held = self._read(model, variant, tell)
+            self._seen.append(seen)
+            self._held.append(held)
+        self._losses: dict[bytes, float] = {}
+        self._reference: Score | None = None
+
+    def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
+        limit = self._request.limit or self._file.recipe.data.limit or None
+        examples = read_examples(_path(self._request, self._file), model, variant, limit=limit)
+        if not self._seen:
+            for line in (examples.description, *examples.remarks):
+                tell(line)
+        return split(examples, self._file.recipe.data.held_out)
+
+    @property
+    def variant(self) -> str:
+        """Return the variant on which figures are measured: the first."""
+        return next((one.name for one in self._manifest.variants), "")
+
+    def quantised(self) -> QuantisedModel:
+        """Quantise as the recipe says."""
+        return quantise(
+            self.content,
+            self._seen,
+            self._recipe,
+            budget=self._budget if self._budget != Budget() else None,
+            layer_bits=self._file.layer_bits if self._recipe.layers else None,
+            loss=self.loss,
+            progress=self._progress,
+        )
+
+    def loss(self, content: bytes) -> float:
+        """Return the loss of a file on the examples of the calibration."""
+        if content not in self._losses:
+            self._progress("measuring the loss")
+            if self._reference is None:
+                self._reference = self._score(self.content, self._seen[0])
+            self._losses[content] = self._reference.value - self._score(content, self._seen[0]).value
+        return self._losses[content]
+
+    def _score(self, content: bytes, examples: Examples) -> Score:
+        return score(content, examples, self._manifest, reference=self.content, variant=self.variant)
+
+    def missed(self, found: QuantisedModel) -> bool:
+        """Return True if training may help to meet the budget."""
+        limit = self._budget.loss
+        return limit is not None and self.loss(found.content) >= limit
+
+    def trained(self, found: QuantisedModel) -> QuantisedModel:
+        """Train the quantised model further."""
+        quantiser = found.quantiser
+        examples = self._seen[quantiser.main] if len(self._seen) > 1 else self._seen[0]
+        recipe = self._file.recipe.qat
+        result = train(
+            quantiser.graphs[quantiser.main],
+            quantiser.scales,
+            found.rounded,
+            examples,
+            recipe if recipe != QatRecipe() else replace(recipe, batch=min(recipe.batch, len(examples))),
+            progress=self._progress,
+        )
+        return found.trained(result.scales, result.layers)
+
+    def measured(self, name: str, content: bytes) -> StepResult:
+        """Score a file on the held-out examples, and time it against the float file."""
+        self._progress(f"measuring {name}")
+        found = self._score(content, self._held[0])
+        latency = time_ms([self.content, content])[1]
+        return StepResult(name, found.metric, found.value, found.interval, len(content), latency)
+
+    def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
+        """Return the report on a result."""
+        first, last = steps[0], [step for step in steps if step.kept][-1]
+        loss = (first.score or 0.0) - (last.score or 0.0)
+        missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
+        return OptimiseReport(
+            "quantise",
+            self._request.model,
+            hashlib.sha256(self.content).hexdigest(),
+            hashlib.sha256(found.content).hexdigest(),
+            describe_machine(),
+            self._request.command,
+            self._held[0].description,
+            str(self._budget) if self._budget != Budget() else "",
+            tuple(missed),
+            tuple(steps),
+            tuple(_layers(found)),
+        )
+
+
+def _path(request: QuantiseRequest, file: RecipeFile) -> Path:
+    if request.data is not None:
+        return request.data
+    if not file.recipe.data.path or request.recipe is None:
+        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
+    return request.recipe.parent / file.recipe.data.path
+
+
+def _layers(found: QuantisedModel) -> Iterator[LayerResult]:
+    for layer in found.layers:
+        yield LayerResult(layer.name, layer.operation, layer.bits, layer.values, layer.sensitivity)

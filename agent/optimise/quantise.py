@@ -1,0 +1,354 @@
+"""Quantise a float model: INT8, INT4, or a mixture whose bit widths are found on examples.
+
+Activations get the range that does the least damage, weights are rounded layer by layer so that errors cancel out
+(see `agent.optimise.quantisation`). In a mixture, the layers that take 4 bits are chosen by a knapsack over their
+measured sensitivity; a limit of loss is met by bisection over the bytes that are saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from ai_edge_litert import schema_py_generated as schema
+from msgspec import Struct
+
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ModelError
+from agent.optimise.data import Examples
+from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
+from agent.optimise.graph.objects import dump, graphs, load
+from agent.optimise.graph.rewrite import rewrite
+from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
+from agent.optimise.quantisation.allocation import choose, fits_int4, sensitivities
+from agent.optimise.quantisation.ranges import ActivationScales, find_scales
+from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
+from agent.optimise.recipe import Budget, QuantiseRecipe
+
+Progress = Callable[[str], None]
+Evaluate = Callable[[bytes], float]
+"""Returns the loss of a quantised file against the float model, 0..1: 0.005 is half a percentage point."""
+_BATCH = 16
+_SENSITIVE = 32
+"""Examples on which the sensitivity of layers is measured."""
+_LEVELS = 16
+"""Steps of the share of bytes that a limit of loss is met in."""
+_FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding", "pool-first")
+DEFAULT_LOSS = 0.005
+
+
+class QuantisedLayer(Struct, frozen=True):
+    """One layer of a quantised model.
+
+    Attributes:
+        name: of its output tensor.
+        operation: such as `CONV_2D`.
+        bits: of its weights; 32: it stays float.
+        values: number of weights.
+        sensitivity: damage to the outputs by 4 bits in this layer alone, see `allocation`; None: not measured.
+        error: mean square of the change of its output, as a share of the output's variance.
+    """
+
+    name: str
+    operation: str
+    bits: int
+    values: int
+    sensitivity: float | None
+    error: float
+
+
+class Quantiser:
+    """A float model with its examples, from which quantised files are made.
+
+    Attributes:
+        graphs: in PyTorch, one for each subgraph.
+        scales: of activations; empty for float activations.
+        layers: all, by their key.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        examples: Sequence[Examples],
+        *,
+        float_activations: bool = False,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        """Read a model and find the ranges of its activations.
+
+        Args:
+            content: a float `.tflite` file.
+            examples: of each subgraph; one alone serves all of its shape.
+            float_activations: find no ranges.
+            progress: told what is done.
+
+        Raises:
+            ModelError: the model is quantised already, has an operation that cannot be computed here, or several
+                inputs; or the examples do not fit it.
+        """
+        self._content, self._progress = float_file(content), progress
+        self._model = load(self._content)
+        self.graphs = list(graphs_of(self._model))
+        self._examples = _per_graph(self.graphs, examples)
+        self.layers = {layer.key: layer for graph in self.graphs for layer in graph.layers}
+        if not self.layers:
+            raise ModelError(
+                "the model has no convolution and no fully connected layer: there is nothing to quantise"
+            )
+        inputs = {self.graphs[0].name(self.graphs[0].inputs[0]): self._input_scale()}
+        self.scales = (
+            ActivationScales({}, {})
+            if float_activations
+            else find_scales(self.graphs, self._batches, inputs, progress)
+        )
+
+    @property
+    def main(self) -> int:
+        """Number of the subgraph on which weights are quantised: of several sizes, the middle one."""
+        order = sorted(range(len(self.graphs)), key=lambda n: int(np.prod(self._examples[n].shape)))
+        return order[len(order) // 2]
+
+    def _input_scale(self) -> Scale:
+        """Return the scale of the range that pixels have, so that uint8 pixels are taken as they are."""
+        low, high = self._examples[0].value_range()
+        return from_range(low, high)
+
+    def _batches(self, number: int) -> Iterator[Sequence[Any]]:
+        examples = self._examples[number]
+        for start in range(0, len(examples), _BATCH):
+            yield (torch.from_numpy(examples.batch(range(start, min(start + _BATCH, len(examples))))),)
+
+    def inputs(self, limit: int) -> list[Any]:
+        """Return examples of the main subgraph as one tensor."""
+        examples, graph = self._examples[self.main], self.graphs[self.main]
+        count = min(len(examples), limit, most_examples(graph))
+        chosen = np.linspace(0, len(examples) - 1, count).astype(int)
+        return [torch.from_numpy(examples.batch(chosen))]
+
+    def sensitivities(self, layers: Sequence[WeightedLayer]) -> dict[Key, float]:
+        """Measure what 4 bits in each layer alone do to the outputs."""
+        return sensitivities(self.graphs[self.main], self.inputs(_SENSITIVE), layers, self._progress)
+
+    def rounded(self, bits: Mapping[Key, int], limit: int) -> dict[Key, RoundedLayer]:
+        """Quantise the weights of all layers; 32 bits leave a layer float."""
+        options = RoundingOptions(bits=dict(bits))
+        graph = self.graphs[self.main]
+        return quantise_layers(graph, self.inputs(limit), self.scales.by_name(), options, self._progress)
+
+    def file(self, layers: Mapping[Key, RoundedLayer], ends: Ends = "uint8") -> bytes:
+        """Return the file with these weights.
+
+        Raises:
+            ModelError: the file is not what was asked for.
+        """
+        model = load(self._content)
+        weights = {key: one.weights for key, one in layers.items() if one.weights}
+        plan = IntegerPlan(self.scales.by_name(), weights)
+        write(model, plan, ends if len(self._examples[0].shape) == 3 else "int8")
+        content, _ = rewrite(dump(model), ("points",))
+        verify(content, layers.values())
+        return content
+
+
+def float_file(content: bytes) -> bytes:
+    """Return a float model whose batch norms and activations are fused, and whose float16 constants are float32.
+
+    Raises:
+        ModelError: the model is quantised already.
+    """
+    model = load(content)
+    for graph in graphs(model):
+        for index, tensor in enumerate(graph.table.tensors):
+            if tensor.type in (schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT4):
+                raise ModelError(f"tensor {graph.name(index)!r} is quantised already: give the float model")
+        for operator in list(graph.operators):
+            half = graph.constant(operator.inputs[0]) if len(operator.inputs) == 1 else None
+            if half is not None and half.dtype == np.float16 and not graph.is_end(operator.outputs[0]):
+                tensor = graph.tensor(operator.outputs[0])
+                buffer = schema.BufferT()
+                buffer.data = np.frombuffer(half.astype(np.float32).tobytes(), np.uint8)
+                model.buffers.append(buffer)
+                tensor.buffer = len(model.buffers) - 1
+                graph.table.operators = [one for one in graph.operators if one is not operator]
+    return rewrite(dump(model), _FUSIONS)[0]
+
+
+def _per_graph(found: Sequence[TorchGraph], examples: Sequence[Examples]) -> list[Examples]:
+    """Return the examples of each graph."""
+    chosen = []
+    for graph in found:
+        if len(graph.inputs) != 1:
+            names = ", ".join(graph.name(index) for index in graph.inputs)
+            raise ModelError(f"the model has {len(graph.inputs)} inputs ({names}): one can be quantised")
+        shape = graph.shape(graph.inputs[0])[1:]
+        fitting = [one for one in examples if one.shape == shape]
+        if not fitting:
+            raise ModelError(f"no examples for input {graph.name(graph.inputs[0])!r} of shape {list(shape)}")
+        chosen.append(fitting[0])
+    return chosen
+
+
+def verify(content: bytes, layers: Iterable[RoundedLayer]) -> None:
+    """Check that every layer has the bits that it was given.
+
+    Raises:
+        ModelError: names the layers that have not.
+    """
+    wanted = {one.layer.name: f"int{one.weights.bits}" for one in layers if one.weights}
+    wrong = []
+    for graph in read_modelfile(content).subgraphs:
+        for operation in graph.operations:
+            name = graph.tensors[operation.outputs[0]].name
+            if name in wanted and (found := graph.tensors[operation.inputs[1]].dtype) != wanted[name]:
+                wrong.append(f"{name} is {found}, not {wanted[name]}")
+    if wrong:
+        raise ModelError(f"the quantised file is not what was asked for: {'; '.join(wrong)}")
+
+
+class QuantisedModel(NamedTuple):
+    """Result of `quantise`.
+
+    Attributes:
+        content: of the new file.
+        layers: in the order of execution.
+        quantiser: that it was made with.
+        rounded: its weights.
+    """
+
+    content: bytes
+    layers: tuple[QuantisedLayer, ...]
+    quantiser: Quantiser
+    rounded: dict[Key, RoundedLayer]
+
+    def trained(self, scales: ActivationScales, rounded: dict[Key, RoundedLayer]) -> QuantisedModel:
+        """Return the model with the weights and scales that training has found."""
+        self.quantiser.scales = scales
+        return self._replace(content=self.quantiser.file(rounded), rounded=rounded)
+
+
+def quantise(
+    content: bytes,
+    examples: Sequence[Examples],
+    recipe: QuantiseRecipe,
+    *,
+    budget: Budget | None = None,
+    layer_bits: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
+    loss: Evaluate | None = None,
+    progress: Progress = lambda _: None,
+) -> QuantisedModel:
+    """Quantise a float model.
+
+    Args:
+        content: a float `.tflite` file.
+        examples: calibration inputs for each subgraph.
+        recipe: method and number of examples.
+        budget: limit of size or loss that `mixed` is to meet; the caller checks both.
+        layer_bits: returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`.
+        loss: measures the loss of a file; needed for `mixed` with a limit of loss, and without any limit.
+        progress: told what is done.
+
+    Raises:
+        ModelError: the model or the examples cannot be used, or 4 bits everywhere are larger than the budget; the
+            message says how near it came.
+        ConfigError: a fixed bit width matches no layer.
+    """
+    quantiser = Quantiser(content, examples, float_activations=recipe.method == "dynamic", progress=progress)
+    fixed = _fixed(quantiser, layer_bits)
+    run = _Search(quantiser, recipe.examples, fixed, loss, progress)
+    if recipe.method in ("int8", "dynamic"):
+        return run.model(fixed)
+    candidates = [layer for layer in quantiser.layers.values() if fits_int4(layer) and layer.key not in fixed]
+    if recipe.method == "int4":
+        ends = _ends_of(quantiser)
+        return run.model({layer.key: 4 for layer in candidates if layer.key not in ends} | fixed)
+    if not candidates:
+        raise ModelError("no layer takes 4 bits: depthwise layers, grouped ones and tiny ones keep 8")
+    return run.mixed(candidates, budget or Budget(loss=DEFAULT_LOSS))
+
+
+def _fixed(
+    quantiser: Quantiser, layer_bits: Callable[[Sequence[str]], Mapping[str, int]] | None
+) -> dict[Key, int]:
+    if layer_bits is None:
+        return {}
+    keys = {layer.name: layer.key for layer in quantiser.layers.values()}
+    found = {keys[name]: bits for name, bits in layer_bits(list(keys)).items()}
+    for key, bits in found.items():
+        if bits == 4 and not fits_int4(quantiser.layers[key]):
+            raise ModelError(f"layer {quantiser.layers[key].name!r} has no INT4 kernel: give it 8 bits")
+    return found
+
+
+def _ends_of(quantiser: Quantiser) -> set[Key]:
+    """Return first and last layer, which keep 8 bits: they cost little, and lose most."""
+    layers = quantiser.graphs[quantiser.main].layers
+    return {layers[0].key, layers[-1].key}
+
+
+class _Search:
+    """Tries choices of bits."""
+
+    def __init__(
+        self,
+        quantiser: Quantiser,
+        examples: int,
+        fixed: Mapping[Key, int],
+        loss: Evaluate | None,
+        progress: Progress,
+    ) -> None:
+        self._quantiser, self._examples, self._fixed = quantiser, examples, fixed
+        self._loss, self._progress = loss, progress
+        self._costs: dict[Key, float] = {}
+
+    def model(self, bits: Mapping[Key, int]) -> QuantisedModel:
+        """Return the model with these bits; a layer that is not named has 8."""
+        rounded = self._quantiser.rounded(bits, self._examples)
+        content = self._quantiser.file(rounded)
+        layers = tuple(self._described(key, one, bits) for key, one in rounded.items())
+        return QuantisedModel(content, layers, self._quantiser, rounded)
+
+    def _described(self, key: Key, one: RoundedLayer, bits: Mapping[Key, int]) -> QuantisedLayer:
+        layer = one.layer
+        kind = layer.operation.kind
+        return QuantisedLayer(layer.name, kind, bits.get(key, 8), layer.size, self._costs.get(key), one.error)
+
+    def mixed(self, candidates: Sequence[WeightedLayer], budget: Budget) -> QuantisedModel:
+        """Return the model with 4 bits in as many layers as the budget needs, or permits."""
+        self._costs = self._quantiser.sensitivities(candidates)
+        savings = {layer.key: layer.size // 2 for layer in candidates}
+        whole = self.model(self._fixed)
+        if budget.size is not None:
+            return self._within_size(whole, savings, budget.size)
+        return self._within_loss(whole, savings, DEFAULT_LOSS if budget.loss is None else budget.loss)
+
+    def _bits(self, savings: Mapping[Key, int], needed: float) -> dict[Key, int]:
+        return dict.fromkeys(choose(self._costs, savings, needed), 4) | dict(self._fixed)
+
+    def _within_size(self, whole: QuantisedModel, savings: Mapping[Key, int], size: float) -> QuantisedModel:
+        excess = len(whole.content) - size
+        if excess <= 0:
+            return whole
+        if excess > sum(savings.values()):
+            least = (len(whole.content) - sum(savings.values())) / 1e6
+            raise ModelError(
+                f"the budget size < {size / 1e6:.3g} MB cannot be met: 4 bits in all layers that take them give "
+                f"{least:.3g} MB"
+            )
+        return self.model(self._bits(savings, excess + 1))
+
+    def _within_loss(self, whole: QuantisedModel, savings: Mapping[Key, int], limit: float) -> QuantisedModel:
+        """Bisect over the bytes that are saved; INT8 if even that loses more than the limit."""
+        if self._loss is None:
+            raise ModelError("a limit of loss needs examples to measure it on")
+        if self._loss(whole.content) >= limit:
+            return whole
+        low, high, best = 0, _LEVELS + 1, whole
+        while high - low > 1:
+            middle = (low + high) // 2
+            self._progress(f"trying 4 bits for {middle / _LEVELS:.0%} of what they can save")
+            tried = self.model(self._bits(savings, sum(savings.values()) * middle / _LEVELS))
+            loss = self._loss(tried.content)
+            low, high, best = (middle, high, tried) if loss < limit else (low, middle, best)
+        return best

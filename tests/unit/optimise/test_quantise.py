@@ -1,0 +1,220 @@
+"""A float model is quantised on examples; the file computes what was found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
+pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
+
+from agent.compute.tflite.expand import expand_int4
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ConfigError, ModelError
+from agent.models.library import open_whole_model
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluate import open_content, outputs_of
+from agent.optimise.graph.objects import load
+from agent.optimise.graph.torch_graph import TorchGraph
+from agent.optimise.qat import FakeQuantised, train
+from agent.optimise.quantise import QuantisedModel, quantise
+from agent.optimise.recipe import Budget, LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
+from tests.support.float_models import classifier, float_file, write_examples, write_model
+
+torch.set_num_threads(1)
+FEW = QuantiseRecipe(examples=32)
+
+
+@pytest.fixture(scope="module")
+def content() -> bytes:
+    return float_file(classifier())
+
+
+@pytest.fixture(scope="module")
+def examples(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    folder = tmp_path_factory.mktemp("examples")
+    model = open_whole_model(str(write_model(folder, content)))
+    return read_examples(write_examples(folder / "examples.npz"), model)
+
+
+def quantised(content: bytes, examples: Examples, method: Any, **options: Any) -> QuantisedModel:
+    return quantise(content, [examples], QuantiseRecipe(method=method, examples=32), **options)
+
+
+def stored(content: bytes) -> dict[str, str]:
+    """dtype of the weights by layer."""
+    (graph,) = read_modelfile(content).subgraphs
+    kinds = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+    return {
+        graph.tensors[one.outputs[0]].name: str(graph.tensors[one.inputs[1]].dtype)
+        for one in graph.operations
+        if one.name in kinds
+    }
+
+
+def differences(content: bytes, model: QuantisedModel, examples: Examples) -> np.ndarray:
+    """Differences of the file from the graph that was quantised, in last bits of the output."""
+    quantiser = model.quantiser
+    fake = FakeQuantised(quantiser.graphs[0], quantiser.scales, model.rounded)
+    with torch.inference_mode():
+        (wanted,) = fake(torch.from_numpy(examples.batch(range(len(examples)))))
+    with open_content(expand_int4(content, "litert"), open_manifest_of(examples)) as session:
+        found = np.concatenate([one for (one,) in outputs_of(session, examples)])
+        scale = session.outputs[0].scale
+    bits: np.ndarray = np.abs(found - wanted.numpy()) / scale
+    return bits
+
+
+def open_manifest_of(examples: Examples) -> Any:
+    from agent.compute.manifest import Manifest
+
+    return Manifest(input=examples._preparation)
+
+
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_a_file_computes_within_a_bit_of_what_was_quantised(
+    content: bytes, examples: Examples, method: str
+) -> None:
+    found = quantised(content, examples, method)
+    bits = differences(found.content, found, examples)
+    assert bits.max() <= 1.01
+    assert (bits > 0.5).mean() < 0.4
+
+
+def test_int8_answers_as_the_float_model(content: bytes, examples: Examples) -> None:
+    found = quantised(content, examples, "int8")
+    with torch.inference_mode():
+        (wanted,) = TorchGraph(load(content))(torch.from_numpy(examples.batch(range(len(examples)))))
+    with open_content(found.content, open_manifest_of(examples)) as session:
+        outputs = np.concatenate([one for (one,) in outputs_of(session, examples)])
+    error = np.square(outputs - wanted.numpy()).mean() / wanted.numpy().var()
+    assert error < 0.01
+
+
+def test_pixels_are_taken_as_they_are(content: bytes, examples: Examples) -> None:
+    (source,), _ = read_modelfile(quantised(content, examples, "int8").content).ends("serving_default")
+    assert (source.dtype, source.zero_point) == ("uint8", 128)
+    assert source.scale == pytest.approx(1 / 64, rel=1e-3)
+
+
+def test_int4_leaves_out_the_ends_and_depthwise_layers(content: bytes, examples: Examples) -> None:
+    dtypes = list(stored(quantised(content, examples, "int4").content).values())
+    assert dtypes[0] == dtypes[-1] == "int8"
+    assert dtypes.count("int4") == 2
+
+
+def test_dynamic_keeps_activations_float(content: bytes, examples: Examples) -> None:
+    found = quantised(content, examples, "dynamic")
+    (source,), (result,) = read_modelfile(found.content).ends("serving_default")
+    assert (source.dtype, result.dtype) == ("float32", "float32")
+    assert set(stored(found.content).values()) == {"int8"}
+
+
+def test_a_size_is_met_with_the_least_sensitive_layers(content: bytes, examples: Examples) -> None:
+    whole = len(quantised(content, examples, "int8").content)
+    found = quantised(content, examples, "mixed", budget=Budget(size=whole - 2000))
+    assert len(found.content) < whole - 2000
+    low = [layer for layer in found.layers if layer.bits == 4]
+    assert low
+    assert all(layer.sensitivity is not None for layer in low)
+
+
+def test_a_size_that_cannot_be_met_says_how_near_it_came(content: bytes, examples: Examples) -> None:
+    with pytest.raises(ModelError, match=r"size < 0.001 MB cannot be met: 4 bits .* give 0\.0"):
+        quantised(content, examples, "mixed", budget=Budget(size=1000))
+
+
+def test_a_loss_is_met_by_giving_4_bits_to_fewer_layers(content: bytes, examples: Examples) -> None:
+    tried: list[float] = []
+
+    def loss(found: bytes) -> float:
+        tried.append(sum(dtype == "int4" for dtype in stored(found).values()) * 0.002)
+        return tried[-1]
+
+    found = quantised(content, examples, "mixed", budget=Budget(loss=0.005), loss=loss)
+    assert sum(dtype == "int4" for dtype in stored(found.content).values()) * 0.002 < 0.005
+    assert max(tried) > 0
+
+
+def test_fixed_bits_are_kept(content: bytes, examples: Examples) -> None:
+    names = list(stored(quantised(content, examples, "int8").content))
+    recipe = parse_recipe(f'[quantise]\nlayers = [{{match = "{names[0]}", bits = 32}}]\n', "r.toml")
+    found = quantise(content, [examples], FEW, layer_bits=recipe.layer_bits, budget=Budget(size=1e9))
+    assert next(iter(stored(found.content).values())) == "float32"
+    assert LayerRule(names[0], 32) in recipe.recipe.quantise.layers
+
+
+def test_a_pattern_that_matches_no_layer_is_an_error(content: bytes, examples: Examples) -> None:
+    recipe = parse_recipe('[quantise]\nlayers = [{match = "nothing*", bits = 4}]\n', "r.toml")
+    with pytest.raises(ConfigError, match=r"r.toml:2: .*nothing\*"):
+        quantise(content, [examples], FEW, layer_bits=recipe.layer_bits)
+
+
+def test_a_depthwise_layer_cannot_have_4_bits(content: bytes, examples: Examples) -> None:
+    with pytest.raises(ModelError, match="no INT4 kernel"):
+        quantise(content, [examples], FEW, layer_bits=lambda names: dict.fromkeys(names, 4))
+
+
+def test_a_quantised_model_is_refused(content: bytes, examples: Examples) -> None:
+    with pytest.raises(ModelError, match="quantised already"):
+        quantised(quantised(content, examples, "int8").content, examples, "int8")
+
+
+def test_examples_of_another_shape_are_refused(content: bytes, examples: Examples) -> None:
+    from agent.optimise.graph.from_torch import float_tflite
+
+    other = float_tflite(classifier(), (16, 16, 3))
+    with pytest.raises(ModelError, match="no examples for input 'image'"):
+        quantised(other, examples, "int8")
+
+
+def test_training_undoes_damage(examples: Examples) -> None:
+    found = quantised(float_file(classifier(sharpness=30.0)), examples, "int8")
+    graph, scales = found.quantiser.graphs[0], found.quantiser.scales
+    damaged = dict(found.rounded)
+    key = graph.layers[3].key
+    weights = damaged[key].weights
+    assert weights is not None
+    damaged[key] = damaged[key]._replace(weights=weights._replace(integers=weights.integers // 16 * 16))
+    recipe = QatRecipe(steps=40, batch=32, teacher=1.0, learning_rate=0.5)
+    trained = train(graph, scales, damaged, examples, recipe)
+    assert np.mean(trained.losses[-5:]) < trained.losses[0] / 2
+
+
+def test_a_trained_file_computes_within_a_bit_of_the_training_graph(content: bytes, examples: Examples) -> None:
+    found = quantised(content, examples, "int4")
+    quantiser = found.quantiser
+    recipe = QatRecipe(steps=5, batch=16)
+    result = train(quantiser.graphs[0], quantiser.scales, found.rounded, examples, recipe)
+    trained = found.trained(result.scales, result.layers)
+    bits = differences(trained.content, trained, examples)
+    assert bits.max() <= 1.01
+
+
+def test_training_is_the_same_again(content: bytes, examples: Examples) -> None:
+    found = quantised(content, examples, "int8")
+    recipe = QatRecipe(steps=3, batch=16)
+    first, second = (
+        train(found.quantiser.graphs[0], found.quantiser.scales, found.rounded, examples, recipe).losses
+        for _ in range(2)
+    )
+    assert first == second
+
+
+def test_pictures_come_from_a_folder_beside(tmp_path: Path) -> None:
+    """The command's way: model, examples and recipe from files."""
+    from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
+
+    model = write_model(tmp_path, float_file(classifier()))
+    write_examples(tmp_path / "examples.npz")
+    (tmp_path / "recipe.toml").write_text('[data]\npath = "examples.npz"\n[quantise]\nmethod = "int8"\n')
+    lines: list[str] = []
+    request = QuantiseRequest(str(model), recipe=tmp_path / "recipe.toml")
+    found = quantise_file(request, lambda _: None, lines.append)
+    assert "64 examples" in lines[0]
+    assert [step.name for step in found.report.steps] == ["float", "quantise"]
+    assert found.report.steps[1].size == len(found.content)
+    assert len(found.report.layers) == 5
