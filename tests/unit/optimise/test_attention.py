@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="attention blocks need the extra [optimise]")
-from ai_edge_litert.interpreter import Interpreter
+pytest.importorskip("highspy", reason="quantising needs the extra [optimise]")
 
+from agent.compute.manifest import Manifest, Model
 from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, costs
+from agent.optimise.data import read_examples
 from agent.optimise.graph.from_torch import export
+from agent.optimise.quantise import quantise
+from agent.optimise.recipe import QuantiseRecipe
+from tests.support.delegated import is_one_delegate, operations
 
 torch.set_num_threads(1)
 CHANNELS, STEPS = 56, 25
@@ -35,12 +43,23 @@ def sequence(seed: int = 0) -> Any:
 def test_light_blocks_are_one_delegate_of_operations_with_int8_kernels(name: str, gate: str) -> None:
     torch.manual_seed(1)
     found = export(BLOCKS[name](gate), (STEPS, 1, CHANNELS))
-    interpreter = Interpreter(model_content=found.content)
-    interpreter.allocate_tensors()
-    operations = [str(one["op_name"]) for one in interpreter._get_ops_details()]
-    assert operations.count("DELEGATE") == 1
-    assert set(operations) - {"DELEGATE"} <= HAVE_INT8
+    assert is_one_delegate(found.content)
+    assert set(operations(found.content)) - {"DELEGATE"} <= HAVE_INT8
     assert found.outputs["logits"] == (1, STEPS, 1, CHANNELS)
+
+
+@pytest.mark.parametrize("name", ["banded", "low-rank"])
+@pytest.mark.parametrize("gate", ["sigmoid", "top"])
+def test_a_light_block_stays_one_delegate_when_it_is_quantised(name: str, gate: str, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    block = BLOCKS[name](gate)
+    content = export(block, (STEPS, 1, CHANNELS)).content
+    values = np.random.default_rng(2).normal(size=(16, STEPS, 1, CHANNELS)).astype(np.float32)
+    np.savez(tmp_path / "steps.npz", x=values)
+    model = Model(content, hashlib.sha256(content).hexdigest(), Manifest(), "block.tflite")
+    examples = read_examples(tmp_path / "steps.npz", model)
+    found = quantise(content, [examples], QuantiseRecipe(method="int8", examples=16))
+    assert is_one_delegate(found.content)
 
 
 def changed(block: Any, step: int) -> list[int]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="importing modules needs the extra [optimise]")
-from ai_edge_litert.interpreter import Interpreter
 from torch import nn
 from torch.nn import functional
 
@@ -21,6 +20,7 @@ from agent.optimise.graph.from_torch import (
     export,
     float_tflite,
 )
+from tests.support.delegated import is_one_delegate, operations
 
 torch.set_num_threads(1)
 MEANS, STDS = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -37,13 +37,6 @@ def randomised(module: Any) -> Any:
             one.weight.data.uniform_(0.5, 2)
             one.bias.data.normal_(0, 0.3)
     return module
-
-
-def operations(content: bytes) -> list[str]:
-    """Return the operations; those that replace delegated ones are called DELEGATE."""
-    interpreter = Interpreter(model_content=content)
-    interpreter.allocate_tensors()
-    return [str(one["op_name"]) for one in interpreter._get_ops_details()]
 
 
 def imported(module: Any, shape: tuple[int, int, int] = (16, 16, 3), **normalisation: Any) -> ImportedModule:
@@ -134,7 +127,7 @@ def attentive() -> Any:
 @pytest.mark.parametrize("normalisation", [{"mean": 121, "std": 64.0}, {"mean": MEANS, "std": STDS}])
 def test_networks_give_the_same_results_in_one_delegate(build: Any, normalisation: dict[str, Any]) -> None:
     found = imported(build(), **normalisation)
-    assert operations(found.content).count("DELEGATE") == 1
+    assert is_one_delegate(found.content)
 
 
 def test_norms_activations_and_factors_become_part_of_the_weights() -> None:
@@ -172,7 +165,7 @@ MODULES: dict[str, Any] = {
 @pytest.mark.parametrize("name", MODULES)
 def test_layers_give_the_same_results_in_one_delegate(name: str) -> None:
     found = imported(MODULES[name](), mean=128.0, std=64.0)
-    assert operations(found.content).count("DELEGATE") == 1
+    assert is_one_delegate(found.content)
 
 
 class Function(nn.Module):
@@ -243,7 +236,7 @@ FUNCTIONS: dict[str, Any] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions_give_the_same_results_in_one_delegate(name: str) -> None:
     found = imported(Function(FUNCTIONS[name]))
-    assert operations(found.content).count("DELEGATE") == 1
+    assert is_one_delegate(found.content)
 
 
 def test_a_hard_swish_has_operations_that_xnnpack_has_for_int8() -> None:
@@ -345,7 +338,7 @@ def test_the_module_is_not_changed() -> None:
 def test_published_networks_are_one_delegate(name: str) -> None:
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     found = imported(getattr(models, name)(weights=None), (64, 64, 3), mean=MEANS, std=STDS)
-    assert operations(found.content).count("DELEGATE") == 1
+    assert is_one_delegate(found.content)
 
 
 def test_litert_torch_imports_what_has_no_emission() -> None:
