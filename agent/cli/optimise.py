@@ -224,23 +224,17 @@ def report(file: Path, out: Path | None, force: bool) -> None:
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples.")
-@click.option("--recipe", "recipe_file", type=click.Path(path_type=Path), help="See `vedette optimise recipe`.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe`.")
 @click.option("--budget", default="", help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms".')
+@click.option(
+    "--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from; for pruning."
+)
+@click.option("--weights", type=click.Path(path_type=Path), help="Of the module, as torch saves them.")
 @click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
 @click.option("--limit", type=click.IntRange(min=1), help="Use so many examples.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def tune(
-    model: str,
-    out: Path,
-    data: Path | None,
-    recipe_file: Path | None,
-    budget: str,
-    target: str,
-    limit: int | None,
-    force: bool,
-    as_json: bool,
-) -> None:
+def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, **options: Any) -> None:
     """Measure MODEL, try what makes it smaller and faster, keep what helps, and write OUT with reports.
 
     One part of the examples is for the steps, on the other everything is measured. The time is that of one thread
@@ -253,7 +247,7 @@ def tune(
     from agent.optimise.tune_steps import TuneRequest
 
     command = shlex.join(["vedette", *sys.argv[1:]])
-    request = TuneRequest(model, data, recipe_file, budget, target, limit or 0, command)
+    request = TuneRequest(model, limit=limit or 0, command=command, **options)
     tune_and_write(request, out, force=force, as_json=as_json)
 
 

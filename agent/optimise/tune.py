@@ -94,12 +94,14 @@ class ModelState(NamedTuple):
         source: the float model that it was made of; the same bytes while it is float itself.
         layers: of `content`, if a step knows them.
         notes: what the last step did.
+        derive: makes the same of another float model as was made of `source`; None: nothing was.
     """
 
     content: bytes
     source: bytes
     layers: tuple[LayerResult, ...] = ()
     notes: tuple[str, ...] = ()
+    derive: Callable[[bytes, Progress], ModelState] | None = None
 
 
 class TuningStep(NamedTuple):

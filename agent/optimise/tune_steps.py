@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.compute.manifest import Model
-from agent.errors import ConfigError
+from agent.errors import ConfigError, ModelError
 from agent.models.files import load_file
 from agent.models.library import open_manifest
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluate import score
+from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.graph.verified import rewrite_verified
-from agent.optimise.recipe import Budget, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.report import LayerResult
 from agent.optimise.tune import TARGETS, ModelState, Progress, TunedModel, TuningStep, split, tune
+
+_METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
+"""Methods that are tried one after the other."""
 
 
 class TuneRequest(Struct, frozen=True):
@@ -29,6 +38,8 @@ class TuneRequest(Struct, frozen=True):
         target: name in `TARGETS`.
         limit: number of examples; 0: the recipe's.
         command: for the report.
+        module: `path.py:factory` that the model was imported from, for pruning; empty: it is not pruned.
+        weights: of the module; None: the factory loads them.
     """
 
     model: str
@@ -38,6 +49,8 @@ class TuneRequest(Struct, frozen=True):
     target: str = "pi4b"
     limit: int = 0
     command: str = ""
+    module: str = ""
+    weights: Path | None = None
 
 
 def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], None]) -> TunedModel:
@@ -56,12 +69,14 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     content, manifest = load_file(request.model)[0], open_manifest(request.model)
     model = Model(content, hashlib.sha256(content).hexdigest(), manifest, request.model)
     limit = request.limit or file.recipe.data.limit or None
-    examples = read_examples(_path_of(request, file.recipe), model, limit=limit)
+    path, parts = _path_of(request, file.recipe), []
+    for variant in manifest.variants:  # of the same examples, in the sizes of all variants
+        examples = read_examples(path, model, variant.name, limit=limit)
+        parts.append(split(examples, file.recipe.data.held_out))
     for line in (examples.description, *examples.remarks):
         tell(line)
-    seen, measured = split(examples, file.recipe.data.held_out)
-    steps = steps_of(model, seen, file)
-    target = TARGETS[request.target]
+    steps = steps_of(model, [seen for seen, _ in parts], file, budget, request)
+    target, measured = TARGETS[request.target], parts[0][1]
     return tune(model, measured, steps, budget, target=target, command=request.command, progress=progress)
 
 
@@ -73,15 +88,90 @@ def _path_of(request: TuneRequest, recipe: Recipe) -> Path:
     return request.recipe.parent / recipe.data.path
 
 
-def steps_of(model: Model, seen: Examples, recipe: RecipeFile) -> list[TuningStep]:
+def steps_of(
+    model: Model, seen: Sequence[Examples], recipe: RecipeFile, budget: Budget, request: TuneRequest
+) -> list[TuningStep]:
     """Return the steps for a model in their order.
 
     Args:
         model: to be tuned.
-        seen: examples that steps may use.
+        seen: examples that steps may use, of each variant.
         recipe: what the steps do.
+        budget: that the result must meet.
+        request: names the module for pruning.
     """
-    return [fuse(model.path)]
+    method = recipe.recipe.quantise.method
+    steps = [quantise_step(model, seen, recipe, budget, one) for one in _METHODS.get(method, (method,))]
+    return [*steps, prune_step(model, seen[0], recipe.recipe, request), fuse(model.path)]
+
+
+def quantise_step(
+    model: Model, seen: Sequence[Examples], recipe: RecipeFile, budget: Budget, method: Method
+) -> TuningStep:
+    """Return the step that quantises the float model by a method.
+
+    INT4 is left out if INT8 meets the budget. Args as for `steps_of`.
+    """
+    calibration = [_spread(one, recipe.recipe.quantise.examples) for one in seen]
+
+    @cache
+    def value(content: bytes) -> float:
+        return score(content, seen[0], model.manifest, reference=model.content).value
+
+    def derive(source: bytes, progress: Progress) -> ModelState:
+        import_torch()
+        from agent.optimise.quantise import quantise
+
+        found = quantise(
+            source,
+            calibration,
+            replace(recipe.recipe.quantise, method=method),
+            budget=budget if budget != Budget() else None,
+            layer_bits=recipe.layer_bits,
+            loss=lambda content: value(model.content) - value(content),
+            progress=progress,
+        )
+        layers = [
+            LayerResult(one.name, one.operation, one.bits, one.values, one.sensitivity) for one in found.layers
+        ]
+        return ModelState(found.content, source, tuple(layers), (), derive)
+
+    always = method != "mixed" or budget == Budget()
+    return TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)
+
+
+def _spread(examples: Examples, count: int) -> Examples:
+    """Return at most so many examples, evenly spread: neighbours may be of one class."""
+    count = min(count, len(examples))
+    return examples.take(np.linspace(0, len(examples) - 1, count).astype(np.intp))
+
+
+def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneRequest) -> TuningStep:
+    """Return the step that removes channels of the float model, and quantises it again if it was.
+
+    Single connections would save nothing in an INT8 file. Args as for `steps_of`.
+    """
+
+    def apply(state: ModelState, progress: Progress) -> ModelState:
+        if not request.module:
+            raise ModelError("pruning trains: give --module PATH.py:FACTORY, which the model was imported from")
+        import_torch()
+        from agent.optimise.factory import load_factory
+        from agent.optimise.pruning.file import prune_model
+
+        module = load_factory(request.module, request.weights)
+        source = replace(model, content=state.source, sha256=hashlib.sha256(state.source).hexdigest())
+        channels = replace(recipe, prune=replace(recipe.prune, structured=True))
+        pruned = prune_model(
+            source, module, seen, channels, progress=lambda at: progress(f"pruning: {at.share:.0%}")
+        )
+        notes = pruned.report.steps[-1].notes[:1]
+        if state.derive is None:
+            return ModelState(pruned.content, pruned.content, (), notes)
+        found = state.derive(pruned.content, progress)
+        return found._replace(notes=(*notes, *found.notes))
+
+    return TuningStep("prune", apply)
 
 
 def fuse(path: str) -> TuningStep:
@@ -95,6 +185,6 @@ def fuse(path: str) -> TuningStep:
         found = rewrite_verified(state.content, path, progress=progress)
         notes = tuple(f"{name} {count}" for name, count in found.counts.items() if count)
         source = found.content if state.source == state.content else state.source
-        return ModelState(found.content, source, state.layers, notes)
+        return ModelState(found.content, source, state.layers, notes, state.derive)
 
     return TuningStep("fuse", apply)

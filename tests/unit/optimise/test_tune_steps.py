@@ -1,0 +1,157 @@
+"""The steps of tuning on a tiny network that was trained."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="steps need the extra [optimise]")
+
+from agent.compute.infer.litert import load_runtime
+from agent.compute.manifest import InputManifest, Model
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ConfigError, ModelError
+from agent.models.library import open_manifest
+from agent.optimise import tune_steps
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluate import score, time_ms
+from agent.optimise.pruning.file import emit
+from agent.optimise.recipe import Budget, PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
+from agent.optimise.train import fit
+from agent.optimise.tune import ModelState, Progress, is_float, tune
+from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_step, steps_of, tune_file
+from tests.unit.optimise.pruning.test_channels import network
+from tests.unit.optimise.pruning.test_connections import TRAINING, examples
+from tests.unit.optimise.test_tune import METERS
+
+if load_runtime()[0] != "litert":
+    pytest.skip("steps need LiteRT", allow_module_level=True)
+
+MANIFEST = """
+file = "model.tflite"
+[input]
+mean = [128.0, 128.0, 128.0]
+std = [64.0, 64.0, 64.0]
+[output]
+decoder = "classify"
+labels = ["red", "green", "blue"]
+"""
+FACTORY = """
+from torch import nn
+
+def make():
+    first = [nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(12, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(8 * 4, 3))
+"""
+RECIPE = Recipe(
+    prune=PruneRecipe(target=0.5, rounds=2, round_steps=2, anneal_epochs=1.0),
+    train=TrainRecipe(batch=32, learning_rate=0.2),
+    quantise=QuantiseRecipe(examples=32),
+)
+
+
+def quiet(_: str) -> None:
+    pass
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.pruning.file.time_ms", partial(time_ms, rounds=2))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with its manifest, its module with weights, and examples."""
+    module, found = network(), tmp_path_factory.mktemp("tune")
+    fit(module, *examples(), TRAINING)
+    preparation = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
+    (found / "model.tflite").write_bytes(emit(module.eval(), (8, 8, 3), preparation))
+    (found / "model.toml").write_text(MANIFEST)
+    (found / "net.py").write_text(FACTORY)
+    torch.save(module.state_dict(), found / "net.pt")
+    pictures, labels = examples(160, seed=3)
+    np.savez(found / "x.npz", x=pictures, y=labels)
+    return found
+
+
+@pytest.fixture
+def model(folder: Path) -> Model:
+    path = folder / "model.tflite"
+    content = path.read_bytes()
+    return Model(content, hashlib.sha256(content).hexdigest(), open_manifest(str(path)), str(path))
+
+
+@pytest.fixture
+def seen(folder: Path, model: Model) -> Examples:
+    return read_examples(folder / "x.npz", model)
+
+
+def request(folder: Path, **options: Any) -> TuneRequest:
+    return TuneRequest(str(folder / "model.tflite"), folder / "x.npz", **options)
+
+
+def test_channels_are_removed_and_what_was_quantised_is_quantised_again(
+    folder: Path, model: Model, seen: Examples
+) -> None:
+    asked = request(folder, module=f"{folder / 'net.py'}:make", weights=folder / "net.pt")
+    step = prune_step(model, seen, RECIPE, asked)
+
+    def derive(source: bytes, progress: Progress) -> ModelState:
+        return ModelState(b"quantised", source, (), ("again",), derive)
+
+    found = step.apply(ModelState(b"before", model.content, derive=derive), quiet)
+    assert (found.content, found.notes[-1]) == (b"quantised", "again")
+    assert len(found.source) < len(model.content)
+    assert "channels" in found.notes[0]
+    assert score(found.source, seen, model.manifest).value > 0.8
+
+
+def test_pruning_needs_the_module(folder: Path, model: Model, seen: Examples) -> None:
+    with pytest.raises(ModelError, match="--module"):
+        prune_step(model, seen, RECIPE, request(folder)).apply(ModelState(model.content, model.content), quiet)
+
+
+def test_a_model_that_is_fused_already_stays_as_it_is(model: Model) -> None:
+    state = ModelState(model.content, model.content)
+    assert fuse("m").apply(state, quiet).content == model.content
+
+
+def test_int8_weights_are_made_of_the_float_model(model: Model, seen: Examples) -> None:
+    file = parse_recipe("[quantise]\nexamples = 32", "r")
+    step = quantise_step(model, [seen], file, Budget(), "int8")
+    found = step.apply(ModelState(model.content, model.content), quiet)
+    assert not is_float(found.content)
+    assert found.source == model.content
+    assert {one.bits for one in found.layers} == {8}
+    assert read_modelfile(found.content).ends()[0][0].dtype == "uint8"
+    assert score(found.content, seen, model.manifest).value > 0.8
+    with pytest.raises(ModelError, match="quantised already"):
+        step.apply(ModelState(found.content, found.content), quiet)
+
+
+def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) -> None:
+    names = [step.name for step in steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder))]
+    assert names == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
+    fixed = parse_recipe('[quantise]\nmethod = "dynamic"', "r")
+    assert steps_of(model, [seen], fixed, Budget(), request(folder))[0].name == "quantise, dynamic"
+
+
+def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
+    recipe = folder / "r.toml"
+    recipe.write_text('[quantise]\nmethod = "int8"\nexamples = 32\nlayers = [{match = "*", bits = 8}]\n')
+    told: list[str] = []
+    found = tune_file(request(folder, recipe=recipe), quiet, told.append)
+    assert "160 examples" in told[0]
+    assert [step.name for step in found.report.steps] == ["before", "quantise, int8", "prune", "fuse", "after"]
+    assert not is_float(found.content)
+    assert {one.bits for one in found.report.layers} == {8}
+    recipe.write_text('[quantise]\nlayers = [{match = "stem", bits = 8}]\n')
+    with pytest.raises(ConfigError, match="matches no layer"):
+        tune_file(request(folder, recipe=recipe), quiet, told.append)
