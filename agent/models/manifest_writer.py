@@ -225,7 +225,8 @@ def check_version(name_or_path: str, out: Path, *, force: bool = False) -> None:
         force: files may be replaced.
 
     Raises:
-        ModelError: there is no such model or folder, or a file is there already.
+        ModelError: there is no such model or folder, a file that its manifest names is missing, or a file is
+            there already.
     """
     stated = load_file(name_or_path)[1]
     check_first(out, force=force)
@@ -235,7 +236,9 @@ def check_version(name_or_path: str, out: Path, *, force: bool = False) -> None:
             f"{manifest}: would be the manifest of {out.name}; {name_or_path} has none: move it away"
         )
     if stated is not None:
-        list(_companions(name_or_path, stated, out.parent))
+        for file in _companions(name_or_path, stated, out.parent):
+            if not file.is_file():
+                raise ModelError(f"{file}: no such file, and the manifest of {name_or_path} names it")
 
 
 def write_version(name_or_path: str, out: Path, content: bytes, report: Mapping[str, Any]) -> None:

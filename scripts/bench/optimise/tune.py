@@ -183,7 +183,9 @@ def main() -> None:
     if not model.is_file():
         write(stranger(pictures), SIDE, model, tuple(map(str, range(10))))
     write_examples(pictures, TESTED, examples)
-    report = tuned(model, examples, '[quantise]\nmethod = "mixed"\nexamples = 32\nbudget = "size<3MB, loss<1pp"\n')
+    report = tuned(
+        model, examples, '[quantise]\nmethod = "mixed"\nexamples = 32\nbudget = "size<3MB, loss<1pp"\n'
+    )
     (folder / "report.html").write_text(to_html(report), encoding="utf-8")
     figures = figures_of(report)
     if given.record:

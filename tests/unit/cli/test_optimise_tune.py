@@ -23,7 +23,17 @@ if load_runtime()[0] != "litert":
 from agent.optimise import tune_steps
 from agent.optimise.profile import ModelProfile
 from agent.optimise.tune import Meters, tune
-from tests.unit.cli.test_optimise import MANIFEST, said, unfused
+from tests.unit.cli.test_optimise import said, unfused
+
+MANIFEST = """
+file = "model.tflite"
+[input]
+mean = [0.0, 0.0, 0.0]
+std = [1.0, 1.0, 1.0]
+[output]
+decoder = "classify"
+labels = "labels.txt"
+"""
 
 
 def times(contents: Sequence[bytes]) -> list[float]:
@@ -64,7 +74,7 @@ def test_the_model_and_all_reports_are_written(folder: Path) -> None:
     kinds = ["out.report.html", "out.report.json", "out.report.md", "out.tflite", "out.toml"]
     assert written(folder) == kinds
     report = json.loads((folder / "out.report.json").read_text())
-    assert [step["name"] for step in report["steps"]][0::2] == ["before", "after"]
+    assert [report["steps"][place]["name"] for place in (0, -2, -1)] == ["before", "fuse", "after"]
     assert look_up(str(folder / "out.tflite")).manifest.output.labels == ("cat", "dog")
     assert "fuse" in (folder / "out.report.html").read_text()
     assert call(folder, "--data", str(folder / "x.npz")).exit_code == 1
@@ -103,6 +113,14 @@ def test_what_is_missing_or_wrong_is_told(folder: Path, args: Sequence[str], fac
     assert done.exit_code == 1
     assert fact in said(done)
     assert written(folder) == []
+
+
+def test_a_file_that_the_manifest_names_is_missed_before_the_work(folder: Path) -> None:
+    (folder / "model.toml").write_text(f'{MANIFEST}[golden]\nfiles = ["golden.png"]\n')
+    done = call(folder, "--data", str(folder / "x.npz"))
+    assert done.exit_code == 1
+    assert "golden.png" in said(done)
+    assert "examples" not in said(done)
 
 
 def test_json_is_the_report(folder: Path) -> None:
