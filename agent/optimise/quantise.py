@@ -106,9 +106,8 @@ class Quantiser:
 
     @property
     def main(self) -> int:
-        """Number of the subgraph on which weights are quantised: of several sizes, the middle one."""
-        order = sorted(range(len(self.graphs)), key=lambda n: int(np.prod(self._examples[n].shape)))
-        return order[len(order) // 2]
+        """Number of the subgraph on which weights are quantised: the first, which is the default variant."""
+        return 0
 
     def _input_scale(self) -> Scale:
         """Return the scale of the range that pixels have, so that uint8 pixels are taken as they are."""

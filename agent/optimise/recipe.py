@@ -84,14 +84,12 @@ class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         steps: training steps.
-        bits: of the weights.
         batch: examples a step.
         learning_rate: of the weights, in units of their quantisation step.
         teacher: weight of the float model's answers in the loss; the labels have the rest.
     """
 
     steps: Count = 200
-    bits: Literal[4, 8] = 8
     batch: Count = 256
     learning_rate: Positive = 0.02
     teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.75
@@ -305,7 +303,6 @@ layers = ["*"]                  # patterns of layers that may be pruned
     "qat": """\
 [qat]
 steps = 200           # of training
-bits = 8              # of the weights, or 4
 batch = 256           # examples a step
 learning_rate = 0.02  # of the weights, in units of their quantisation step
 teacher = 0.75        # weight of the float model's answers in the loss; the labels have the rest

@@ -83,6 +83,8 @@ def find_scales(
     for measure in (histograms.widen, histograms.count):
         for number, graph in enumerate(graphs):
             sources = _sources(graph)
+            for name, value in groups.constants(graph):
+                measure(groups.leader(name), value.reshape(-1).float())
             for done, values in enumerate(batches(number), 1):
                 _measure(graph, values, sources, groups, measure)
                 progress(f"{measure.__name__} ranges of graph {number + 1} of {len(graphs)}: batch {done}")
@@ -158,6 +160,8 @@ class _Groups:
                 for index in operation.outputs:
                     self._add(graph, index)
                 if operation.kind in SAME_SCALE:
+                    for index in self._float_constants(graph, operation):
+                        self._add(graph, index)
                     self._join(graph, operation)
 
     def leader(self, name: str) -> str:
@@ -189,6 +193,18 @@ class _Groups:
                     for leader in {self.leader(name) for name in names if name in self._leaders}:
                         found.setdefault(leader, {})[operation.kind] = operation
         return found
+
+    def constants(self, graph: TorchGraph) -> Iterable[tuple[str, Any]]:
+        """Yield name and value of the constants that share a scale with what is computed."""
+        for operation in graph.operations:
+            if operation.kind in SAME_SCALE:
+                for index in self._float_constants(graph, operation):
+                    yield graph.name(index), graph.constant(index)
+
+    @staticmethod
+    def _float_constants(graph: TorchGraph, operation: TorchOperation) -> list[int]:
+        constants = ((index, graph.constant(index)) for index in operation.inputs)
+        return [index for index, value in constants if value is not None and value.is_floating_point()]
 
     def _add(self, graph: TorchGraph, index: int) -> None:
         self._leaders.setdefault(graph.name(index), graph.name(index))

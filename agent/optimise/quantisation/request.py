@@ -18,7 +18,7 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.qat import train
 from agent.optimise.quantise import QuantisedModel, quantise
-from agent.optimise.recipe import Budget, Method, QatRecipe, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.recipe import Budget, Method, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.tune import split
 
@@ -149,13 +149,12 @@ class _Job:
         """Train the quantised model further."""
         quantiser = found.quantiser
         examples = self._seen[quantiser.main] if len(self._seen) > 1 else self._seen[0]
-        recipe = self._file.recipe.qat
         result = train(
             quantiser.graphs[quantiser.main],
             quantiser.scales,
             found.rounded,
             examples,
-            recipe if recipe != QatRecipe() else replace(recipe, batch=min(recipe.batch, len(examples))),
+            self._file.recipe.qat,
             progress=self._progress,
         )
         return found.trained(result.scales, result.layers)

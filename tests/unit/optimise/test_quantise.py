@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
 pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
+from torch import nn
+
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
@@ -22,7 +24,7 @@ from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.qat import FakeQuantised, train
 from agent.optimise.quantise import QuantisedModel, quantise
 from agent.optimise.recipe import Budget, LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
-from tests.support.float_models import classifier, float_file, write_examples, write_model
+from tests.support.float_models import SIDE, classifier, float_file, write_examples, write_model
 
 torch.set_num_threads(1)
 FEW = QuantiseRecipe(examples=32)
@@ -156,6 +158,23 @@ def test_a_pattern_that_matches_no_layer_is_an_error(content: bytes, examples: E
 def test_a_depthwise_layer_cannot_have_4_bits(content: bytes, examples: Examples) -> None:
     with pytest.raises(ModelError, match="no INT4 kernel"):
         quantise(content, [examples], FEW, layer_bits=lambda names: dict.fromkeys(names, 4))
+
+
+def test_a_constant_that_is_joined_to_activations_has_their_scale(tmp_path: Path) -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(5, 4, 3)
+            self.register_buffer("plane", torch.full((1, 1, SIDE, SIDE), 7.0))
+
+        def forward(self, x: Any) -> Any:
+            return self.head(torch.cat([self.body(x), self.plane.expand(len(x), -1, -1, -1)], 1)).mean((2, 3))
+
+    content = float_file(Joined().eval())
+    model = open_whole_model(str(write_model(tmp_path, content)))
+    found = quantised(content, read_examples(write_examples(tmp_path / "x.npz"), model), "int8")
+    with open_content(found.content, model.manifest) as session:
+        session.invoke()
 
 
 def test_a_quantised_model_is_refused(content: bytes, examples: Examples) -> None:

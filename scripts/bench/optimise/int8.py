@@ -1,0 +1,56 @@
+"""Static INT8: the accuracy that it costs, and the time that it saves, on nets of several sizes.
+
+Accuracy: the baseline net on 5,000 test pictures of CIFAR-10, in the runtime. Time: against the float file, one
+thread, in turns, medians; nets with random weights have the times of trained ones. With --quick, a net that is
+trained for seconds takes the baseline's place.
+"""
+
+from __future__ import annotations
+
+import _nets
+import _recorded
+import torch
+from _cifar import cifar
+from _quantised import FloatNet, brief_net, open_net, packed
+from common import arguments, conclude, data_argument
+
+from agent.optimise.evaluate import time_ms
+
+LOSS, FASTER = 0.003, 2.3
+NETS = {"wide": 118, "small": 55, "mobilenet": 51, "resnet20": 41}
+"""Multiply-adds, millions."""
+
+
+def speed(net: FloatNet, rounds: int) -> float:
+    """Time of the float file as a multiple of that of the INT8 file."""
+    before, after = time_ms([net.content, net.quantised(method="int8").content], rounds)
+    return before / after
+
+
+def main() -> None:
+    parser = arguments(__doc__ or "")
+    data_argument(parser)
+    parser.add_argument("--net", default="wide", choices=["wide", "small"])
+    parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    pictures = cifar(given.data)
+    net = brief_net(pictures) if given.quick else open_net(given.net, pictures)
+    found = net.quantised(method="int8")
+    figures = {"float": net.accuracy(net.content), "int8": net.accuracy(found.content)}
+    figures["loss"] = figures["float"] - figures["int8"]
+    for name in ["wide"] if given.quick else NETS:
+        plain = packed(_nets.build(name, pictures.pictures).eval(), pictures)
+        figures[f"faster_{name}"] = speed(plain, 10 if given.quick else 40)
+        print(
+            f"{name}, {NETS[name]} million multiply-adds: {figures[f'faster_{name}']:.2f} times as fast",
+            flush=True,
+        )
+    if given.record:
+        _recorded.record(f"int8/{given.net}", figures)
+    meets = figures["loss"] <= LOSS and figures["faster_wide"] >= FASTER
+    conclude("optimise/int8", figures, {"loss": f"<= {LOSS}", "faster_wide": f">= {FASTER}"}, meets)
+
+
+if __name__ == "__main__":
+    main()
