@@ -92,6 +92,7 @@ def prune_model(
     preparation = model.manifest.input
     _check_same(module, model, measured, preparation)
     settings, training = settings_of(recipe, preparation, examples.shape)
+    draw_curves({})  # that matplotlib is missing is told now and not in an hour
     data = pixels(seen, preparation), _labels(seen)
     test = pixels(measured, preparation), _labels(measured)
     count = _Counter(settings, training, len(seen), progress)
