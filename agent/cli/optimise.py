@@ -254,7 +254,7 @@ def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, *
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--module", required=True, metavar="PATH.py:FACTORY", help="What MODEL was imported from.")
+@click.option("--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from.")
 @click.option(
     "--weights", type=click.Path(path_type=Path, dir_okay=False), help="State dict that torch.save has written."
 )
@@ -269,6 +269,9 @@ def prune(model: str, out: Path, **options: Any) -> None:
 
     Connections become zero, which speeds up float 1x1 convolutions on ARM only; with `structured = true` in the
     recipe, whole channels go, and the model becomes smaller and faster everywhere.
+
+    With --module, the network is trained with its batch norms. Without, the graph of MODEL itself is, in small
+    steps, and only connections can go.
 
     One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
     its checkpoints, in the folder OUT.work unless --work names another, and ends with the same bytes.

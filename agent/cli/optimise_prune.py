@@ -36,7 +36,7 @@ class PruneOptions(Struct, frozen=True):
     """What `vedette optimise prune` is asked to do.
 
     Attributes:
-        module: `path.py:factory`.
+        module: `path.py:factory`; empty: the graph of the model is pruned.
         weights: state dict of the module; None: the factory loads it.
         data: path of the examples; None: the recipe names it.
         recipe: path; None: defaults.
@@ -47,7 +47,7 @@ class PruneOptions(Struct, frozen=True):
         as_json: print the report as JSON.
     """
 
-    module: str
+    module: str = ""
     weights: Path | None = None
     data: Path | None = None
     recipe: Path | None = None
@@ -103,7 +103,7 @@ def _pruned(model: Model, examples: Examples, recipe: Recipe, folder: Path, opti
         from agent.optimise.pruning.file import prune_model
     except ImportError as error:
         raise ModelError(f"pruning needs pip install '.[optimise]' in the clone: {error}") from error
-    module = load_factory(options.module, options.weights)
+    module = load_factory(options.module, options.weights) if options.module else None
     try:
         return prune_model(
             model, module, examples, recipe, folder=folder, command=options.command, progress=_bar()

@@ -1,6 +1,7 @@
 """Prune the network of a model file, and emit it as a new one with a report.
 
-The network is a torch module with its batch norms, so that it can be trained: what the file was imported from.
+The network is the torch module that the file was imported from, whose batch norms can still be trained, or the
+graph of the file itself.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ from agent.errors import ConfigError, ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
-from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.pruning.channels import prune_channels
 from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
+from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.train import TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
 
 _COMPARED = 64
+_FOLDED = 0.02
+"""Learning rate of a network whose batch norms are part of its weights, relative to the recipe's."""
 _AGREE = 0.9
 """Share of the examples that module and file must give the same class; the module computes in bf16."""
 
@@ -63,7 +66,7 @@ class PruningState(Struct, frozen=True):
 
 def prune_model(
     model: Model,
-    module: Any,
+    module: Any | None,
     examples: Examples,
     recipe: Recipe,
     *,
@@ -75,7 +78,8 @@ def prune_model(
 
     Args:
         model: float, with its manifest; of one input [1, height, width, channels].
-        module: the torch module that it was imported from, trained.
+        module: the torch module that it was imported from, trained; None: the graph of the file is pruned, of
+            which only connections can go.
         examples: with classes; a part is held out to measure on.
         recipe: its sections `[prune]`, `[train]` and `[data]` count.
         folder: see `agent.optimise.pruning.connections.prune`.
@@ -88,22 +92,34 @@ def prune_model(
     """
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    seen, measured = split(examples, recipe.data.held_out)
     preparation = model.manifest.input
-    _check_same(module, model, measured, preparation)
+    network = _network(model, module, examples, recipe)
+    seen, measured = split(examples, recipe.data.held_out)
+    _check_same(network.module, model, measured, preparation)
     settings, training = settings_of(recipe, preparation, examples.shape)
     draw_curves({})  # that matplotlib is missing is told now and not in an hour
+    if not network.normalised:
+        training = replace(training, learning_rate=training.learning_rate * _FOLDED)
     data = pixels(seen, preparation), _labels(seen)
     test = pixels(measured, preparation), _labels(measured)
     count = _Counter(settings, training, len(seen), progress)
     options: dict[str, Any] = {"folder": folder, "test": test, "progress": count}
     if recipe.prune.structured:
-        module, history = prune_channels(module, *data, settings, training, **options)
+        module, history = prune_channels(network.module, *data, settings, training, **options)
     else:
-        history = prune(module, *data, settings, training, **options)
-    content = emit(module.cpu(), examples.shape, preparation)
+        module = network.module
+        history = prune(module, *data, settings, training, weights=network.weights, **options)
+    content = network.emit(module)
     report = _report(model, content, measured, history, recipe, command)
     return PrunedModel(content, report, draw_curves({recipe.prune.importance: history}))
+
+
+def _network(model: Model, module: Any | None, examples: Examples, recipe: Recipe) -> PrunableNetwork:
+    if module is not None:
+        return of_module(module, examples.shape, model.manifest.input)
+    if recipe.prune.structured:
+        raise ModelError(f"{model.path}: channels are removed from the module that it was imported from: name it")
+    return of_file(model.content, model.path)
 
 
 def settings_of(
@@ -158,13 +174,6 @@ def pixels(examples: Examples, preparation: InputManifest) -> NDArray[np.uint8]:
         values = examples.batch(places) * std + mean
         found[start : start + 256] = np.clip(np.rint(values), 0, 255)
     return found
-
-
-def emit(module: Any, shape: tuple[int, ...], preparation: InputManifest) -> bytes:
-    """Return the float `.tflite` of a module whose pictures are prepared so."""
-    channels = shape[2]
-    mean, std = preparation.mean[:channels], preparation.std[:channels]
-    return float_tflite(module, (shape[0], shape[1], channels), mean=mean, std=std)
 
 
 def _labels(examples: Examples) -> NDArray[np.int64]:

@@ -19,7 +19,8 @@ from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
-from agent.optimise.pruning.file import PruningState, emit, pixels, prune_model
+from agent.optimise.pruning.file import PruningState, pixels, prune_model
+from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.train import fit
 from tests.unit.optimise.pruning.test_channels import network
@@ -65,7 +66,8 @@ def module_of(trained: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def model(trained: dict[str, Any], tmp_path: Path) -> Model:
-    content = emit(module_of(trained), (8, 8, 3), PREPARATION)
+    module = module_of(trained)
+    content = of_module(module, (8, 8, 3), PREPARATION).emit(module)
     (tmp_path / "model.tflite").write_bytes(content)
     (tmp_path / "model.toml").write_text(MANIFEST)
     path = str(tmp_path / "model.tflite")
@@ -97,6 +99,21 @@ def test_a_file_without_half_of_its_channels_is_smaller(model: Model, trained: A
     result = prune_model(model, module_of(trained), read_examples(data, model), recipe)
     assert len(result.content) < len(model.content)
     assert result.report.steps[1].size == len(result.content)
+
+
+def test_the_graph_of_a_file_is_pruned_without_a_module(model: Model, data: Path) -> None:
+    found = read_examples(data, model)
+    result = prune_model(model, None, found, RECIPE)
+    assert score(result.content, found, model.manifest).value > 0.85
+    weights = of_file(result.content, "pruned").weights
+    zeros = sum(int((one == 0).sum()) for one in weights.values())
+    assert zeros == round(0.5 * sum(one.numel() for one in weights.values()))
+
+
+def test_channels_need_the_module(model: Model, data: Path) -> None:
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, structured=True))
+    with pytest.raises(ModelError, match="name it"):
+        prune_model(model, None, read_examples(data, model), recipe)
 
 
 def test_the_pictures_are_those_that_the_model_takes(model: Model, data: Path) -> None:
