@@ -24,8 +24,7 @@ from common import arguments, conclude, data_argument
 from msgspec.structs import replace
 from torch.nn import functional
 
-from agent.compute.manifest import Model
-from agent.models.library import open_manifest
+from agent.compute.manifest import InputManifest, Manifest, Model
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import time_ms
 from agent.optimise.graph.channels import without_channels
@@ -41,12 +40,7 @@ HALF = PruneSettings(target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0)
 LOSS, FASTER = 0.005, 1.6
 _SHARPER = 3.0
 """Factor of the teacher's outputs."""
-MANIFEST = """
-file = "net.tflite"
-[input]
-mean = [121.0, 121.0, 121.0]
-std = [64.0, 64.0, 64.0]
-"""
+PREPARATION = InputManifest(mean=(121.0, 121.0, 121.0), std=(64.0, 64.0, 64.0))
 
 
 def training(seed: int) -> TrainingSettings:
@@ -76,12 +70,9 @@ def tflite(net: Any) -> bytes:
 def int8(content: bytes, pictures: Dataset) -> bytes:
     """The INT8 file, calibrated on 256 training pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        file, data = Path(folder, "net.tflite"), Path(folder, "data.npz")
-        file.write_bytes(content)
-        file.with_suffix(".toml").write_text(MANIFEST, encoding="utf-8")
+        data = Path(folder, "data.npz")
         np.savez(data, x=pictures.pictures[::195], y=pictures.labels[::195])
-        model = Model(content, "", open_manifest(str(file)), str(file))
-        examples = read_examples(data, model)
+        examples = read_examples(data, Model(content, "", Manifest(input=PREPARATION), "net"))
     return quantise(content, [examples], QuantiseRecipe(method="int8")).content
 
 
