@@ -51,7 +51,7 @@ def of_module(module: Any, shape: tuple[int, ...], preparation: InputManifest) -
     return PrunableNetwork(module, prunable(module), emit)
 
 
-class _Graph(nn.Module):  # type: ignore[misc]
+class _Graph(nn.Module):
     """A graph of one input and one output that takes pictures as modules do."""
 
     def __init__(self, graph: TorchGraph) -> None:
