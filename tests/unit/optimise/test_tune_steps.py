@@ -20,7 +20,7 @@ from agent.models.library import open_manifest
 from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score, time_ms
-from agent.optimise.pruning.file import emit
+from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import Budget, PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, is_float, tune
@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     module, found = network(), tmp_path_factory.mktemp("tune")
     fit(module, *examples(), TRAINING)
     preparation = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
-    (found / "model.tflite").write_bytes(emit(module.eval(), (8, 8, 3), preparation))
+    (found / "model.tflite").write_bytes(of_module(module.eval(), (8, 8, 3), preparation).emit(module))
     (found / "model.toml").write_text(MANIFEST)
     (found / "net.py").write_text(FACTORY)
     torch.save(module.state_dict(), found / "net.pt")
