@@ -223,12 +223,17 @@ def _agreement(
             right[number] = given[0].argmax() == wanted[0].argmax()
             sums += [_sums(one, two) for one, two in zip(given, wanted, strict=True)]
             progress(number + 1)
-    count, total, squares, differences = sums.T
-    variances = np.maximum(squares / count - np.square(total / count), 1e-12)
-    error = float(np.sqrt(differences / count / variances).max())
+    error = _relative_error(sums)
     if classifies:
         return _share("agreement", right, error=error)
     return Score("fidelity", max(0.0, 1.0 - error), len(examples), details={"error": error})
+
+
+def _relative_error(sums: NDArray[np.float64]) -> float:
+    """Return the root mean square of the difference as a share of the deviation, of the worst output."""
+    count, total, squares, differences = sums.T
+    variances = np.maximum(squares / count - np.square(total / count), 1e-12)
+    return float(np.sqrt(differences / count / variances).max())
 
 
 def _sums(given: Array, wanted: Array) -> tuple[float, float, float, float]:
@@ -264,7 +269,7 @@ def _coco() -> tuple[Any, Any]:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError:
-        raise ModelError("examples with boxes need pycocotools: pip install 'vedette[optimise]'") from None
+        raise ModelError("examples with boxes need pycocotools: pip install '.[optimise]' in the clone") from None
     return COCO, COCOeval
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
@@ -22,6 +23,9 @@ from agent.optimise.graph.verified import rewrite_verified
 from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult
 from agent.optimise.tune import TARGETS, ModelState, Progress, TunedModel, TuningStep, split, tune
+
+if TYPE_CHECKING:
+    from agent.optimise.quantise import QuantisedLayer
 
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
@@ -131,13 +135,14 @@ def quantise_step(
             loss=lambda content: value(model.content) - value(content),
             progress=progress,
         )
-        layers = [
-            LayerResult(one.name, one.operation, one.bits, one.values, one.sensitivity) for one in found.layers
-        ]
-        return ModelState(found.content, source, tuple(layers), (), derive)
+        return ModelState(found.content, source, tuple(map(_reported, found.layers)), (), derive)
 
     always = method != "mixed" or budget == Budget()
     return TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)
+
+
+def _reported(layer: QuantisedLayer) -> LayerResult:
+    return LayerResult(layer.name, layer.operation, layer.bits, layer.values, layer.sensitivity)
 
 
 def _spread(examples: Examples, count: int) -> Examples:
