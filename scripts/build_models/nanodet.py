@@ -7,18 +7,25 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import quantise
-from calibrate import ranges
+import cv2
+import torch
 from network import NanoDet, nanodet
-from pictures import Picture, Resized, read_pictures
-from rounding import round_kernels
+from pictures import read_pictures
 from tfjs import read_convolutions
 from tflite import File
+
+from agent.compute.manifest import Model
+from agent.models.library import open_manifest
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.quantise import quantise
+from agent.optimise.recipe import QuantiseRecipe, parse_budget
 
 _HERE = Path(__file__).resolve().parent
 _MODEL = _HERE.parents[1] / "agent" / "models" / "zoo" / "nanodet.tflite"
 _SIZES = (416, 320, 256)
 _OUTPUTS = ("scores", "reg")
+_RECIPE = QuantiseRecipe(method="mixed", examples=64)
+_BUDGET = parse_budget("size<2.79MB")
 
 
 def main() -> int:
@@ -29,7 +36,7 @@ def main() -> int:
     if arguments.float:
         _write(arguments.float, _float(networks))
         return 0
-    content = _int8(networks, read_pictures(_HERE / "nanodet.sha256", arguments.inputs))
+    content = _mixed(_float(networks), arguments.inputs)
     if arguments.check:
         return _compare(arguments.output, content)
     _write(arguments.output, content)
@@ -40,7 +47,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/build_models/nanodet", description=__doc__)
     parser.add_argument("--inputs", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=_MODEL, help="where to write the INT8 model")
+    parser.add_argument("--output", type=Path, default=_MODEL, help="where to write the quantised model")
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --output differs")
     parser.add_argument("--float", type=Path, metavar="FILE", help="write only the float model, there")
     return parser.parse_args()
@@ -54,15 +61,21 @@ def _float(networks: Sequence[NanoDet]) -> bytes:
     return file.pack()
 
 
-def _int8(networks: Sequence[NanoDet], pictures: Sequence[Picture]) -> bytes:
-    """The INT8 file. All sizes have the same scales, and so the same weights and biases, stored once."""
-    sets = [(network, Resized(pictures, network.size)) for network in networks]
-    scales = quantise.scales(networks[0], ranges(sets, _progress), quantise.FIXED)
-    kernels = round_kernels(networks[0], scales, sets[0][1], _progress)
-    file = File("NanoDet-g, INT8")
-    for network in networks:
-        file.add_int8(f"s{network.size}", network, _OUTPUTS, scales, kernels)
-    return file.pack()
+def _mixed(content: bytes, inputs: Path) -> bytes:
+    """The file with INT4 and INT8 weights. One thread: sums are then added up in one order."""
+    torch.set_num_threads(1)
+    examples = _examples(content, inputs)
+    return quantise(content, examples, _RECIPE, budget=_BUDGET, progress=_progress).content
+
+
+def _examples(content: bytes, inputs: Path) -> list[Examples]:
+    """The calibration pictures for each size, read as `vedette optimise quantise --data` reads them."""
+    folder = inputs.parent / "pictures"
+    folder.mkdir(exist_ok=True)
+    for number, picture in enumerate(read_pictures(_HERE / "nanodet.sha256", inputs)):
+        cv2.imwrite(str(folder / f"{number:03}.png"), picture)
+    model = Model(content, hashlib.sha256(content).hexdigest(), open_manifest("nanodet"), "NanoDet")
+    return [read_examples(folder, model, str(size)) for size in _SIZES]
 
 
 def _progress(message: str) -> None:

@@ -1,8 +1,7 @@
 """The calibration pictures: every picture that the list of checksums names, and every 40th frame of its clip."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import overload
 
 import cv2
 import numpy as np
@@ -35,26 +34,3 @@ def _frames(path: Path) -> Iterator[Picture]:
         if number % _FRAME_STEP == 0:
             yield clip.retrieve()[1].astype(np.uint8)
         number += 1
-
-
-class Resized(Sequence[Picture]):
-    """Pictures, each resized when it is asked for."""
-
-    def __init__(self, pictures: Sequence[Picture], size: int) -> None:
-        self._pictures = pictures
-        self._size = (size, size)
-
-    def __len__(self) -> int:
-        return len(self._pictures)
-
-    @overload
-    def __getitem__(self, index: int) -> Picture: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Picture]: ...
-
-    def __getitem__(self, index: int | slice) -> Picture | Sequence[Picture]:
-        """One picture of the given size [size, size, 3], or several."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return cv2.resize(self._pictures[index], self._size).astype(np.uint8, copy=False)
