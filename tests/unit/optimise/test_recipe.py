@@ -43,7 +43,7 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
         ('[quantise]\n\nmethod = "int5"', 3, ("quantise.method", "int4")),
         ("[prune]\ntargets = 0.5", 2, ("prune.targets", "'target'")),
         ("[prune]\ntarget = 1.0", 2, ("prune.target", "less than 1")),
-        ("[qat]\nbits = 5", 2, ("qat.bits", "4, 8")),
+        ("[qat]\nsteps = 0", 2, ("qat.steps", "1")),
         ('[quantise]\nbudget = "size<2.8"', 2, ("[quantise] budget", "MB")),
         ('[train]\nepochs = "many"', 2, ("train.epochs", "a number")),
         ("[quantize]", 1, ("quantize", "'quantise'")),
