@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from agent.cli.options import duration
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError
 from agent.text import plain
@@ -46,6 +47,10 @@ def tflite_path(_context: click.Context, option: click.Parameter, path: Path) ->
     if path.suffix != ".tflite":
         raise click.BadParameter(f"{path}: expected the name of a .tflite file", param=option)
     return path
+
+
+def _seconds(_context: click.Context, _option: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else duration(text)
 
 
 def _complete_rewrite(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
@@ -315,3 +320,49 @@ def quantise(model: str, out: Path, force: bool, as_json: bool, **options: Any) 
     command = shlex.join(["vedette", *sys.argv[1:]])
     request = QuantiseRequest(model, command=command, **options)
     quantise_and_write(request, out, force=force, as_json=as_json)
+
+
+@optimise.command()
+@click.argument("recipe", type=click.Path(path_type=Path))
+@click.option("--study", required=True, metavar="FOLDER|URL", help="Where the trials are kept.")
+@click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
+@click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
+@click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
+@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
+@click.option(
+    "--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints and files."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def search(**options: Any) -> None:
+    """Search a space of networks for those that no other beats in accuracy, latency and size.
+
+    RECIPE has a section [search], see `vedette optimise recipe search train data`. Its function runs with your
+    rights. The latency is that of one thread of this machine, or what `vedette bench` finds on the board.
+
+    The study is a folder, or the URL of a database that SQLAlchemy opens. The same command on another machine, or
+    in another terminal, joins the search; given again, it goes on with one that was interrupted. Checkpoints, the
+    networks of all trials and front.png lie in the folder of the study, or in RECIPE.work for a URL.
+
+    Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
+    """
+    from agent.cli.optimise_search import search_and_print
+
+    search_and_print(**options)
+
+
+@optimise.command("search-export")
+@click.argument("study", metavar="FOLDER|URL")
+@click.argument("trial", type=click.IntRange(min=0))
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files.")
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
+def search_export(study: str, trial: int, out: Path, work: Path | None, force: bool) -> None:
+    """Write the INT8 file of TRIAL of a search as OUT, with its manifest and a report.
+
+    The report has the accuracy on examples that have decided nothing in the search.
+    """
+    from agent.cli.optimise_search import export_and_print
+
+    command = shlex.join(["vedette", *sys.argv[1:]])
+    export_and_print(study, trial, out, work=work, command=command, force=force)

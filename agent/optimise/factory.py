@@ -32,17 +32,44 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
         ModelError: there is no such file or function, it fails or returns something else, or the weights do not
             fit.
     """
-    torch = import_torch()
+    module = call_factory(find_factory(source), source)
+    if weights is not None:
+        _load_weights(module, weights)
+    return module
+
+
+def find_factory(source: str) -> Any:
+    """Import a file and return a function in it.
+
+    Args:
+        source: see `load_factory`; the function may take arguments.
+
+    Raises:
+        ModelError: there is no such file or function.
+    """
+    import_torch()
     path, name = _split(source)
-    factory = _find(_import(path), path, name)
+    return _find(_import(path), path, name)
+
+
+def call_factory(factory: Any, source: str, **parameters: Any) -> Any:
+    """Return the `torch.nn.Module` that a function gives.
+
+    Args:
+        factory: from `find_factory`.
+        source: where it is from.
+        parameters: keyword arguments.
+
+    Raises:
+        ModelError: it fails or returns something else.
+    """
+    torch, path = import_torch(), _split(source)[0]
     try:
-        module = factory()
+        module = factory(**parameters)
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         raise ModelError(f"{source}: {_told(error, path)}") from error
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{source}: returned {type(module).__name__}: expected a torch.nn.Module")
-    if weights is not None:
-        _load_weights(module, weights)
     return module
 
 

@@ -21,6 +21,7 @@ from agent.errors import ConfigError
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
+Objective = Literal["accuracy", "latency", "size"]
 Count = Annotated[int, Meta(ge=1)]
 Positive = Annotated[float, Meta(gt=0.0)]
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
@@ -131,6 +132,71 @@ class DataRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     held_out: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
 
 
+class SearchParameter(Struct, frozen=True, forbid_unknown_fields=True):
+    """A parameter of a space of networks: one of `choices`, or a number from `low` to `high`.
+
+    Attributes:
+        choices: values.
+        low, high: both whole numbers: so is the value.
+        step: between two values; None: 1 for whole numbers, else none.
+        log: draw evenly on a logarithmic scale; has no step.
+    """
+
+    choices: tuple[bool | int | float | str, ...] = ()
+    low: int | float | None = None
+    high: int | float | None = None
+    step: Annotated[int, Meta(gt=0)] | Positive | None = None
+    log: bool = False
+
+    def fault(self) -> str:
+        """Say what does not go together; empty: all does."""
+        if self.choices:
+            others = [name for name in ("low", "high", "step") if getattr(self, name) is not None]
+            return f"has choices, and {others[0]} as well" if others else ""
+        if self.low is None or self.high is None:
+            return "expected choices, or low and high"
+        if self.low > self.high:
+            return f"low = {self.low} is more than high = {self.high}"
+        if self.log and (self.low <= 0 or self.step is not None):
+            return "log needs low above 0, and takes no step"
+        return "low and high are whole numbers, and step is none" if self.whole and self._broken_step else ""
+
+    @property
+    def whole(self) -> bool:
+        """True if the values are whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def _broken_step(self) -> bool:
+        return self.step is not None and not isinstance(self.step, int)
+
+
+class SearchRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[search]`: networks of a space are trained and compared.
+
+    Attributes:
+        space: `net.py:build`, a function that takes the parameters by their names and returns a torch module; the
+            path is relative to the recipe.
+        shape: of one input: height, width, channels.
+        mean, std: the module takes `(pixel - mean) / std`.
+        objectives: what is compared.
+        budget: limits of size and latency that are checked before a network is trained; empty: none.
+        rungs: epochs of training, each time from the start; only the better half goes to the next.
+        seed: of the choice of networks, and of their weights.
+        parameters: of the space.
+    """
+
+    space: str = ""
+    shape: tuple[Count, Count, Annotated[int, Meta(ge=1, le=3)]] = (32, 32, 3)
+    mean: float = 128.0
+    std: Positive = 64.0
+    objectives: Annotated[tuple[Objective, ...], Meta(min_length=1)] = ("accuracy", "latency", "size")
+    budget: str = ""
+    rungs: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (1.0, 3.0, 9.0)
+    seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    parameters: dict[Annotated[str, Meta(min_length=1)], SearchParameter] = {}
+
+
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """A whole recipe."""
 
@@ -139,6 +205,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     qat: QatRecipe = QatRecipe()
     train: TrainRecipe = TrainRecipe()
     data: DataRecipe = DataRecipe()
+    search: SearchRecipe = SearchRecipe()
 
 
 class RecipeFile(Struct, frozen=True):
@@ -188,17 +255,34 @@ def parse_recipe(text: str, path: str) -> RecipeFile:
 
 def _checked(file: TomlFile) -> RecipeFile:
     file.check(Recipe, _budget_faults(file))
-    return RecipeFile(msgspec.convert(file.data, Recipe), file)
+    found = RecipeFile(msgspec.convert(file.data, Recipe), file)
+    if faults := [f"{file.where(*keys)}: {what}" for keys, what in _search_faults(found.recipe.search)]:
+        raise ConfigError("\n".join(faults))
+    return found
 
 
 def _budget_faults(file: TomlFile) -> Iterator[Problem]:
-    section = file.data.get("quantise")
-    text = section.get("budget") if isinstance(section, dict) else None
-    if isinstance(text, str) and text:
-        try:
-            parse_budget(text)
-        except ConfigError as error:
-            yield ("quantise", "budget"), f"[quantise] budget: {error}"
+    for name in ("quantise", "search"):
+        section = file.data.get(name)
+        text = section.get("budget") if isinstance(section, dict) else None
+        if isinstance(text, str) and text:
+            try:
+                parse_budget(text)
+            except ConfigError as error:
+                yield (name, "budget"), f"[{name}] budget: {error}"
+
+
+def _search_faults(search: SearchRecipe) -> Iterator[Problem]:
+    """Yield what does not go together."""
+    for name, parameter in search.parameters.items():
+        if fault := parameter.fault():
+            yield ("search", "parameters", name), f"[search.parameters] {name}: {fault}"
+    if len(set(search.objectives)) != len(search.objectives) or "accuracy" not in search.objectives:
+        yield ("search", "objectives"), "[search] objectives: expected accuracy, and each only once"
+    if list(search.rungs) != sorted(set(search.rungs)):
+        yield ("search", "rungs"), "[search] rungs: expected numbers of epochs, each more than the one before"
+    if search.budget and parse_budget(search.budget).loss is not None:
+        yield ("search", "budget"), "[search] budget: expected limits of size and latency only"
 
 
 class Budget(Struct, frozen=True):
@@ -316,6 +400,18 @@ decay = 0.0005         # share of a weight that one step at the peak takes away
 momentum = 0.9         # Nesterov's
 label_smoothing = 0.1  # share of the target that is spread over all classes
 seed = 0               # of order and augmentation
+""",
+    "search": """\
+[search]
+space = ""              # such as "net.py:build": a function that takes the parameters and returns a torch module
+shape = [32, 32, 3]     # of one input: height, width, channels
+mean = 128.0            # the module takes (pixel - mean) / std
+std = 64.0              # in pixel values, too
+objectives = ["accuracy", "latency", "size"]  # what is compared
+budget = ""             # such as "latency<2ms, size<300kB": checked before a network is trained
+rungs = [1.0, 3.0, 9.0] # epochs, each time from the start; only the better half goes to the next
+seed = 0                # of the choice of networks, and of their weights
+parameters = {}         # such as {width = {low = 8, high = 64, step = 8}, block = {choices = ["a", "b"]}}
 """,
 }
 """Section of each step with its defaults."""

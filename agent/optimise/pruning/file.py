@@ -135,14 +135,19 @@ def settings_of(
     Raises:
         ConfigError: the values do not go together.
     """
-    train = recipe.train
     given = msgspec.to_builtins(recipe.prune)
     del given["structured"]
     try:
         settings = msgspec.convert(given, PruneSettings)
     except ValueError as error:
         raise ConfigError(f"[prune] {error}") from None
-    training = TrainingSettings(
+    return settings, training_settings(recipe, preparation, shape)
+
+
+def training_settings(recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...]) -> TrainingSettings:
+    """Return the settings of training alone; args as `settings_of`."""
+    train = recipe.train
+    return TrainingSettings(
         epochs=train.epochs,
         batch=train.batch,
         learning_rate=train.learning_rate,
@@ -153,7 +158,6 @@ def settings_of(
         normalisation=normalisation_of(preparation, shape[2]),
         seed=train.seed,
     )
-    return settings, training
 
 
 def normalisation_of(preparation: InputManifest, channels: int) -> Normalisation:

@@ -153,7 +153,7 @@ def test_a_python_block_is_a_network_that_can_be_imported(block: Block, tmp_path
     from agent.optimise.factory import load_factory
     from agent.optimise.graph.from_torch import export
 
-    file = tmp_path / "guide_net.py"
+    file = tmp_path / f"guide_net_{block.where.rpartition(':')[2]}.py"
     file.write_text(block.text)
     assert export(load_factory(f"{file}:build"), (96, 96, 3), mean=128, std=64).outputs == {"logits": (1, 10)}
 

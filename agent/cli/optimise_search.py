@@ -1,0 +1,107 @@
+"""`vedette optimise search` and `search-export`: progress, the table of the front, and the files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from agent.cli.optimise import show_progress
+from agent.cli.output import console, open_table, print_json
+from agent.errors import ModelError
+from agent.models.manifest_writer import check_first, write_first
+from agent.optimise.report import short_number
+from agent.storage.files import write_atomic
+from agent.text import plain, plural
+
+if TYPE_CHECKING:
+    from agent.optimise.search.results import SearchResult, State
+
+_WIDTH = 110
+CHART = "front.png"
+_WORDS: dict[State, str] = {
+    "complete": "trained to the end",
+    "stopped": "stopped early",
+    "failed": "failed",
+    "running": "running",
+    "waiting": "waiting",
+}
+
+
+def search_and_print(*, as_json: bool, **options: Any) -> None:
+    """Search, print the front, and draw it into the folder of the search.
+
+    Args:
+        as_json: print JSON.
+        options: see `agent.optimise.search.run.SearchRequest`.
+
+    Raises:
+        VedetteError: see `agent.optimise.search.run.search`.
+    """
+    _check_extra()
+    from agent.optimise.search.results import draw_front
+    from agent.optimise.search.run import SearchRequest, search
+
+    request = SearchRequest(**options)
+    try:
+        found = search(request, show_progress, _tell)
+    finally:
+        show_progress("")
+    chart = request.folder / CHART
+    write_atomic(chart, draw_front(found))
+    _print_json(found) if as_json else _print(found)
+    _tell(f"{chart}: written")
+
+
+def export_and_print(study: str, number: int, out: Path, *, work: Path | None, command: str, force: bool) -> None:
+    """Write the INT8 file of a trial with manifest and report.
+
+    Raises:
+        ModelError: there is no such trial, it was not trained to the end, or a file is there already.
+        StorageError: the study cannot be read, or a file not be written.
+    """
+    _check_extra()
+    from agent.optimise.search.results import read_candidate
+
+    check_first(out, force=force)
+    found = read_candidate(study, number, work, command)
+    write_first(out, found.content, found.keys, msgspec.to_builtins(found.report))
+    score = found.report.steps[0].score or 0.0
+    click.echo(
+        f"{plain(str(out))}: {len(found.content)} bytes, {score:.2%} on examples that decided nothing; "
+        "manifest and report beside it"
+    )
+
+
+def _check_extra() -> None:
+    try:
+        import optuna
+        import torch
+    except ImportError as error:
+        raise ModelError(f"a search needs pip install '.[optimise]' in the clone: {error}") from error
+    del optuna, torch
+
+
+def _tell(line: str) -> None:
+    show_progress("")
+    click.echo(plain(line), err=True)
+
+
+def _print_json(found: SearchResult) -> None:
+    print_json({**msgspec.to_builtins(found), "front": [one.number for one in found.front]})
+
+
+def _print(found: SearchResult) -> None:
+    figures = ("accuracy %", "ms", "kB")
+    table = open_table("trial", "parameters", *figures, right=("trial", *figures))
+    for one in found.front:
+        parameters = ", ".join(f"{name} = {value}" for name, value in one.parameters.items())
+        values = short_number(one.accuracy, 100.0), short_number(one.latency_ms), short_number(one.size, 1e-3)
+        table.add_row(str(one.number), plain(parameters), *values)
+    console(_WIDTH, markup=False).print(table)
+    states = Counter(one.state for one in found.trials)
+    counted = ", ".join(f"{states[state]} {words}" for state, words in _WORDS.items() if states[state])
+    click.echo(f"{plural(len(found.trials), 'trial')}: {counted}; no other beats {len(found.front)} of them")

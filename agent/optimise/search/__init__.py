@@ -1,0 +1,1 @@
+"""Search for networks: trials of a space of networks, shared by processes and machines."""

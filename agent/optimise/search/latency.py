@@ -1,0 +1,132 @@
+"""Latency of candidates: on this machine, or on a board over SSH."""
+
+from __future__ import annotations
+
+import io
+import re
+import shlex
+import subprocess
+import tarfile
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from agent.compute.infer.choice import Selection
+from agent.config.toml import to_toml
+from agent.errors import NO_JSON, FleetError, ModelError
+from agent.optimise.evaluate import time_ms
+from agent.optimise.report import describe_machine
+from agent.text import plain
+
+_ROUNDS = 30
+_SSH = ("ssh", "-T", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "ServerAliveInterval=10")
+_SSH_FAILED = 255
+_PATIENCE_S = 600.0
+_LONGEST = 300
+_REMOTE = (
+    'd=$(mktemp -d) && trap \'rm -rf "$d"\' EXIT && tar -x -C "$d" -f - '
+    '&& vedette bench "$d/net.toml" --backend cpu --json'
+)
+"""What the board runs; an archive with the model comes on stdin."""
+_CORES = re.compile(r", \d+ cores?\b")
+
+
+class LatencyMeter(Protocol):
+    """Measures latency.
+
+    Attributes:
+        place: where; two places that differ give times that cannot be compared.
+    """
+
+    @property
+    def place(self) -> str: ...
+
+    def measure(self, content: bytes) -> float:
+        """Return the median time of an inference of a `.tflite` file, ms.
+
+        Raises:
+            ModelError: the file cannot be run. FleetError: the board cannot be asked.
+        """
+
+
+class LocalMeter:
+    """Measures on one thread of this machine."""
+
+    def __init__(self, rounds: int = _ROUNDS) -> None:
+        """Create a meter; `rounds`: see `time_ms`."""
+        self._rounds = rounds
+
+    @property
+    def place(self) -> str:
+        return _CORES.sub("", describe_machine())
+
+    def measure(self, content: bytes) -> float:
+        return time_ms([content], self._rounds)[0]
+
+
+class BoardMeter:
+    """Measures by `vedette bench` on a board, which chooses the number of threads."""
+
+    def __init__(self, board: str, manifest: Mapping[str, Any]) -> None:
+        """Create a meter; nothing is connected yet.
+
+        Args:
+            board: for ssh: `user@host`, `ssh://user@host:port`, or a name of its configuration.
+            manifest: keys of the candidates' manifest, but for `file`.
+
+        Raises:
+            FleetError: ssh would read the name as an option.
+        """
+        if not board or board.startswith("-"):
+            raise FleetError(f"{board!r}: expected a board, such as user@host")
+        self._board, self._manifest = board, manifest
+
+    @property
+    def place(self) -> str:
+        return f"board {self._board}"
+
+    def measure(self, content: bytes) -> float:
+        done = self._run(_archive(content, self._manifest))
+        if done.returncode == _SSH_FAILED:
+            raise FleetError(f"{self._board}: cannot be reached: {_first_line(done.stderr)}")
+        if done.returncode:
+            raise ModelError(f"{self._board}: vedette bench failed: {_first_line(done.stderr)}")
+        return self._median(done.stdout)
+
+    def _run(self, given: bytes) -> subprocess.CompletedProcess[bytes]:
+        words = [*_SSH, "--", self._board, f"sh -c {shlex.quote(_REMOTE)}"]
+        try:
+            return subprocess.run(words, input=given, capture_output=True, timeout=_PATIENCE_S, check=False)
+        except FileNotFoundError as error:
+            raise FleetError("there is no ssh here: install openssh-client") from error
+        except subprocess.TimeoutExpired as error:
+            raise FleetError(f"{self._board}: did not answer within {_PATIENCE_S:.0f} s") from error
+
+    def _median(self, out: bytes) -> float:
+        try:
+            found = msgspec.json.decode(out, type=Selection)
+        except NO_JSON as error:
+            raise FleetError(f"{self._board}: this is no answer of `vedette bench --json`: {error}") from error
+        timed = [one for one in found.measured if one.name == found.cpu.backend and one.p50_ms > 0]
+        chosen = [one for one in timed if one.threads == found.cpu.threads] or timed
+        if not chosen:
+            refused = next((one.refused for one in found.measured if one.refused), "it was not measured")
+            raise ModelError(f"{self._board}: {plain(refused)}")
+        return chosen[0].p50_ms
+
+
+def _archive(content: bytes, manifest: Mapping[str, Any]) -> bytes:
+    written = io.BytesIO()
+    files = {"net.toml": to_toml({"file": "net.tflite", **manifest}, {}).encode(), "net.tflite": content}
+    with tarfile.TarFile(fileobj=written, mode="w") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return written.getvalue()
+
+
+def _first_line(output: bytes) -> str:
+    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
+    return plain(lines[0])[:_LONGEST] if lines else "no reason given"

@@ -1,0 +1,248 @@
+"""Results of a study: its trials, the Pareto front, and a chart of it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from optuna.trial import TrialState
+
+from agent.errors import ModelError
+from agent.models.files import read
+from agent.optimise.recipe import Objective
+from agent.optimise.report import OptimiseReport, StepResult
+from agent.optimise.search.candidate import INT8, trial_folder
+from agent.optimise.search.comparison import Figures, pareto_front
+from agent.optimise.search.study import counts, is_url, open_study, study_errors, worker_of
+
+State = Literal["complete", "stopped", "failed", "running", "waiting"]
+_STATES: dict[Any, State] = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "stopped",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+class TrialResult(Struct, frozen=True):
+    """A trial of a study.
+
+    Attributes:
+        number: of the trial.
+        state: `stopped`: not trained to the end, since others are better or it is over the budget.
+        parameters: of the candidate.
+        accuracy: of the INT8 file on the examples of the comparison, 0..1; None: not trained to the end.
+        latency_ms: median of an inference of the INT8 file, ms.
+        size: of the INT8 file, bytes.
+        rungs: accuracy after each rung, by its epochs.
+        reason: why it was stopped or has failed.
+        worker: host and process.
+        front: True: no other trial beats it.
+        origin: number of the trial that it continues; its own if it continues none.
+    """
+
+    number: int
+    state: State
+    parameters: dict[str, Any]
+    accuracy: float | None = None
+    latency_ms: float | None = None
+    size: int | None = None
+    rungs: dict[str, float] = {}
+    reason: str = ""
+    worker: str = ""
+    front: bool = False
+    origin: int = -1
+
+
+class SearchResult(Struct, frozen=True):
+    """A study.
+
+    Attributes:
+        study: where it is.
+        objectives: what is compared.
+        measured_on: where the latency is from.
+        examples: where they are from.
+        trials: all, in order.
+    """
+
+    study: str
+    objectives: tuple[Objective, ...]
+    measured_on: str
+    examples: str
+    trials: tuple[TrialResult, ...]
+
+    @property
+    def front(self) -> tuple[TrialResult, ...]:
+        """Trials that no other beats, fastest first."""
+        return tuple(sorted((one for one in self.trials if one.front), key=lambda one: one.latency_ms or 0.0))
+
+
+def read_result(location: str) -> SearchResult:
+    """Read a study. Raises as `open_study`."""
+    study = open_study(location)
+    with study_errors(location):
+        return result_of(location, study)
+
+
+def result_of(location: str, study: Any) -> SearchResult:
+    """Return the result of one of Optuna's studies."""
+    facts = study.user_attrs
+    trials = [_trial(one) for one in study.get_trials(deepcopy=False) if counts(one)]
+    objectives = tuple(facts.get("objectives", ("accuracy",)))
+    done = [one for one in trials if one.state == "complete"]
+    chosen = pareto_front([figures_of(one).values(objectives) for one in done])
+    front = {done[at].number for at in chosen}
+    return SearchResult(
+        location,
+        objectives,
+        facts.get("measured_on", ""),
+        facts.get("examples", ""),
+        tuple(replace(one, front=one.number in front) for one in trials),
+    )
+
+
+def figures_of(trial: TrialResult) -> Figures:
+    """Return what a trial that is complete is compared by."""
+    return Figures(trial.accuracy or 0.0, trial.latency_ms or math.inf, trial.size or 0)
+
+
+def _trial(one: Any) -> TrialResult:
+    facts = one.user_attrs
+    return TrialResult(
+        number=one.number,
+        state=_STATES[one.state],
+        parameters=dict(one.params),
+        accuracy=facts.get("accuracy") if one.state == TrialState.COMPLETE else None,
+        latency_ms=facts.get("latency_ms"),
+        size=facts.get("size"),
+        rungs=facts.get("rungs", {}),
+        reason=facts.get("reason", ""),
+        worker=str(worker_of(one) or ""),
+        origin=facts.get("origin", one.number),
+    )
+
+
+class ChosenCandidate(Struct, frozen=True):
+    """A candidate to be written as a model.
+
+    Attributes:
+        content: of the INT8 file.
+        keys: of the manifest.
+        report: with the score on examples that have decided nothing.
+    """
+
+    content: bytes
+    keys: dict[str, Any]
+    report: OptimiseReport
+
+
+def read_candidate(location: str, number: int, folder: Path | None, command: str = "") -> ChosenCandidate:
+    """Read the INT8 file of a trial.
+
+    Args:
+        location: of the study.
+        number: of the trial.
+        folder: of the files; None: that of the study.
+        command: for the report.
+
+    Raises:
+        ModelError: there is no such trial, it was not trained to the end, or its file is not here.
+    """
+    found = read_result(location)
+    trial = next((one for one in found.trials if one.number == number), None)
+    if trial is None or trial.state != "complete":
+        known = ", ".join(str(one.number) for one in found.front) or "none yet"
+        told = f"is {trial.state}{f': {trial.reason}' if trial.reason else ''}" if trial else "is not there"
+        raise ModelError(f"{location}: trial {number} {told}; those on the front are: {known}")
+    if folder is None and is_url(location):
+        raise ModelError(
+            f"{location}: give --work, the folder in which the worker {trial.worker} keeps its files"
+        )
+    file = trial_folder(folder or Path(location), trial.origin) / INT8
+    if not file.is_file():
+        raise ModelError(f"{file}: is not here: the trial was trained by {trial.worker}, which keeps its files")
+    content = read(file)
+    facts = open_study(location).user_attrs
+    return ChosenCandidate(content, facts["manifest"], _report(location, trial, content, facts, command))
+
+
+def _report(
+    location: str, trial: TrialResult, content: bytes, facts: Mapping[str, Any], command: str
+) -> OptimiseReport:
+    attributes = next(one for one in open_study(location).get_trials() if one.number == trial.number).user_attrs
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != attributes["sha256"]:
+        raise ModelError(f"{location}: the INT8 file of trial {trial.number} is not the one that was scored")
+    unseen = attributes["unseen"]
+    step = StepResult(
+        "search",
+        metric="top-1",
+        score=unseen["value"],
+        interval=msgspec.convert(unseen["interval"], tuple[float, float] | None),
+        size=len(content),
+        latency_ms=trial.latency_ms,
+        notes=tuple(f"{name} = {value}" for name, value in trial.parameters.items()),
+    )
+    compared = f"the candidates were compared on others, where this one has {trial.accuracy or 0.0:.2%}"
+    return OptimiseReport(
+        step="search",
+        model=f"{facts['space']}, trial {trial.number}",
+        sha256_after=digest,
+        machine=facts["measured_on"],
+        command=command,
+        examples=f"{facts['examples']}; {unseen['count']} of them for this score",
+        budget=facts.get("budget", ""),
+        steps=(step,),
+        remarks=(compared,),
+    )
+
+
+def draw_front(found: SearchResult) -> bytes:
+    """Return a PNG: accuracy over latency, or over size, with the front.
+
+    Raises:
+        ModelError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError(f"a chart needs matplotlib: pip install '.[optimise]' in the clone: {error}") from error
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    axis = figure.add_subplot()
+    by_size = "latency" not in found.objectives and "size" in found.objectives
+    place = _kilobytes if by_size else _latency
+    front = sorted(found.front, key=place)
+    others = [one for one in found.trials if one.state == "complete" and not one.front]
+    for trials, colour, label in ((others, "lightgrey", "others"), (front, "tab:blue", "no other is better")):
+        if trials:
+            axis.scatter([*map(place, trials)], [*map(_percent, trials)], color=colour, label=label)
+    for one in front:
+        at = place(one), _percent(one)
+        axis.annotate(str(one.number), at, textcoords="offset points", xytext=(4, 4))
+    axis.set(xlabel="size, kB" if by_size else "latency, ms", ylabel="accuracy of the INT8 file, %")
+    axis.grid(alpha=0.3)
+    if front:
+        axis.legend()
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return drawn.getvalue()
+
+
+def _latency(one: TrialResult) -> float:
+    return one.latency_ms or 0.0
+
+
+def _kilobytes(one: TrialResult) -> float:
+    return (one.size or 0) / 1e3
+
+
+def _percent(one: TrialResult) -> float:
+    return (one.accuracy or 0.0) * 100

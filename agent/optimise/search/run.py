@@ -1,0 +1,275 @@
+"""Runs a search: one worker, or several in processes of their own, on one study."""
+
+from __future__ import annotations
+
+import inspect
+import multiprocessing
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from optuna.exceptions import UpdateFinishedTrialError
+
+from agent.errors import ConfigError, ModelError, VedetteError
+from agent.optimise.factory import find_factory
+from agent.optimise.recipe import Recipe, read_recipe
+from agent.optimise.search.candidate import SearchCandidate, Progress, SearchInterruptedError, SearchSpace, rung_name
+from agent.optimise.search.comparison import Figures
+from agent.optimise.search.data import read_search_data
+from agent.optimise.search.latency import BoardMeter, LatencyMeter, LocalMeter
+from agent.optimise.search.results import SearchResult, read_result
+from agent.optimise.search.study import SearchStudy, SearchTimings, SearchTrial, is_url, study_errors
+from agent.storage.files import make_folder
+
+_ALL_FAIL = 5
+"""A search ends if so many candidates have failed, and no other has not."""
+_GRACE_S = 10.0
+_QUIET: Progress = lambda _: None  # noqa: E731
+
+
+class SearchRequest(Struct, frozen=True):
+    """What `vedette optimise search` is asked to do.
+
+    Attributes:
+        recipe: path.
+        study: a folder, or the URL of a database.
+        trials: number of trials of the study; None: no limit.
+        seconds: after which the search ends; None: no limit.
+        workers: processes on this machine.
+        board: see `BoardMeter`; empty: this machine.
+        data: path of the examples; None: the recipe names it.
+        work: folder for checkpoints and files; None: that of the study, or beside the recipe.
+        rounds: see `time_ms`.
+        timings: see `SearchTimings`.
+    """
+
+    recipe: Path
+    study: str
+    trials: int | None = None
+    seconds: float | None = None
+    workers: int = 1
+    board: str = ""
+    data: Path | None = None
+    work: Path | None = None
+    rounds: int = 30
+    timings: SearchTimings = SearchTimings()
+
+    @property
+    def folder(self) -> Path:
+        """Folder for checkpoints and files."""
+        if self.work is not None:
+            return self.work
+        return self.recipe.with_suffix(".work") if is_url(self.study) else Path(self.study)
+
+
+def search(request: SearchRequest, progress: Progress = _QUIET, tell: Progress = _QUIET) -> SearchResult:
+    """Work on a study until it has its number of trials, or the time is over.
+
+    Args:
+        request: see `SearchRequest`.
+        progress: called with what is being done.
+        tell: called with a line for each trial that has ended.
+
+    Raises:
+        ConfigError: the recipe cannot be used, or is not that of the study.
+        ModelError: the space or the examples cannot be used, or all candidates fail.
+        StorageError: the study or a checkpoint cannot be written. FleetError: the board cannot be asked.
+    """
+    worker = _Worker(request, progress, tell)  # a mistake is found before others are started
+    others = [_start(request) for _ in range(request.workers - 1)]
+    try:
+        with study_errors(request.study):
+            worker.run()
+        for other in others:
+            other.join()
+    finally:
+        for other in others:  # after Ctrl-C they put their trials back
+            other.join(_GRACE_S)
+            other.terminate()
+    return read_result(request.study)
+
+
+def _start(request: SearchRequest) -> Any:
+    """Start another worker. It computes on its share of the cores."""
+    process = multiprocessing.get_context("spawn").Process(target=_work, args=(request,), daemon=True)
+    process.start()
+    return process
+
+
+def _work(request: SearchRequest) -> None:
+    with suppress(KeyboardInterrupt, VedetteError), study_errors(request.study):  # the first one meets it, too
+        _Worker(request, _QUIET, _QUIET).run()
+
+
+class _Worker:
+    """One process of a search."""
+
+    def __init__(self, request: SearchRequest, progress: Progress, tell: Progress) -> None:
+        self._request, self._progress, self._tell = request, progress, tell
+        self._end = None if request.seconds is None else time.monotonic() + request.seconds
+        if request.workers > 1:
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // request.workers))
+        recipe = read_recipe(request.recipe).recipe
+        self._space = open_space(request, recipe)
+        self._identity = dict(_identity(self._space))
+        make_folder(request.folder)
+        search = recipe.search
+        self._study = SearchStudy(
+            request.study, search.objectives, search.parameters, search.seed, request.timings
+        )
+        with study_errors(request.study):
+            self._study.join(self._identity, _facts(self._space))
+        for line in (self._space.data.description, *self._space.data.seen.remarks):
+            tell(line)
+
+    def run(self) -> None:
+        """Work until there is nothing to do."""
+        while self._time_is_left():
+            self._study.check(self._identity)
+            self._check_failures()
+            trial = self._study.claim(self._request.trials)
+            if trial is not None:
+                self._evaluate(trial)
+            elif self._study.others_run():
+                self._progress("waiting for the trials of other workers")
+                time.sleep(self._request.timings.poll_s)
+            else:
+                return
+
+    def _time_is_left(self) -> bool:
+        return self._end is None or time.monotonic() < self._end
+
+    def _evaluate(self, trial: SearchTrial) -> None:
+        run = SearchCandidate(
+            self._space, trial, lambda rung: self._others(trial, rung), self._progress, self._time_is_left
+        )
+        try:
+            with trial.signs_of_life(self._request.timings.beat_s):
+                run.run()
+        except UpdateFinishedTrialError:
+            self._tell(f"trial {trial.number}: another worker has taken it over")
+        except SearchInterruptedError:
+            self._study.repeat(trial)
+        except BaseException:
+            with suppress(Exception):  # the error that is on its way counts
+                self._study.repeat(trial)
+            raise
+        else:
+            self._tell(f"trial {trial.number}: {self._end_of(trial)}")
+
+    def _end_of(self, trial: SearchTrial) -> str:
+        if reason := trial.noted("reason"):
+            return str(reason)
+        size, latency = trial.noted("size") / 1e3, trial.noted("latency_ms")
+        return f"{trial.noted('accuracy'):.2%}, {latency:.3g} ms, {size:.4g} kB"
+
+    def _others(self, trial: SearchTrial, rung: str) -> list[Figures]:
+        """Return the figures of all other trials that have finished a rung."""
+        found = []
+        for one in self._study.trials():
+            facts = one.user_attrs
+            if one.number != trial.number and rung in facts.get("rungs", {}):
+                found.append(Figures(facts["rungs"][rung], facts["latency_ms"], facts["size"]))
+        return found
+
+    def _check_failures(self) -> None:
+        ended = [one for one in self._study.trials() if one.state.is_finished()]
+        failed = [one for one in ended if one.state.name == "FAIL"]
+        if len(failed) >= _ALL_FAIL and len(failed) == len(ended):
+            reason = failed[-1].user_attrs["reason"]
+            raise ModelError(f"{self._space.source}: all of the first {len(failed)} candidates fail: {reason}")
+
+
+def open_space(request: SearchRequest, recipe: Recipe) -> SearchSpace:
+    """Read all that candidates are made of.
+
+    Raises:
+        ConfigError: the recipe lacks something. ModelError: the function or the examples cannot be used.
+    """
+    search = recipe.search
+    if not search.space or not search.parameters:
+        raise ConfigError(f"{request.recipe}: [search] needs space and parameters")
+    file, _, name = search.space.rpartition(":")
+    source = f"{request.recipe.parent / file}:{name}"
+    build = find_factory(source)
+    _check_parameters(build, source, list(search.parameters))
+    data = read_search_data(_data_path(request, recipe), recipe)
+    meter: LatencyMeter = LocalMeter(request.rounds)
+    if request.board:
+        meter = BoardMeter(request.board, _manifest_keys(data.manifest))
+    return SearchSpace(build, source, recipe, data, meter, request.folder)
+
+
+def _data_path(request: SearchRequest, recipe: Recipe) -> Path:
+    if request.data is not None:
+        return request.data
+    if not recipe.data.path:
+        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
+    return request.recipe.parent / recipe.data.path
+
+
+def _check_parameters(build: Callable[..., Any], source: str, names: Sequence[str]) -> None:
+    """Check that a function can be called with these keyword arguments."""
+    try:
+        signature = inspect.signature(build)
+    except (ValueError, TypeError):
+        return
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise ModelError(f"{source}: does not fit [search.parameters] of the recipe: {error}") from error
+
+
+def _manifest_keys(manifest: Any) -> dict[str, Any]:
+    keys = msgspec.to_builtins(manifest)
+    output = {"decoder": "classify"} | ({"labels": keys["output"]["labels"]} if keys["output"]["labels"] else {})
+    return {"input": {name: keys["input"][name] for name in ("order", "mean", "std")}, "output": output}
+
+
+def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
+    """Yield all that must be the same for each worker of a study."""
+    recipe, search = space.recipe, space.recipe.search
+    file, _, name = space.source.rpartition(":")
+    content = Path(file).read_bytes()
+    yield "[search] space", f"{Path(file).name}:{name}, CRC {zlib.crc32(content):08x}"
+    for key, value in msgspec.to_builtins(replace(search, parameters={}, space="")).items():
+        if key not in ("parameters", "space"):
+            yield f"[search] {key}", str(value)
+    for key, parameter in search.parameters.items():
+        yield f"[search.parameters] {key}", _short(parameter)
+    for key, value in msgspec.to_builtins(recipe.train).items():
+        if key != "epochs":
+            yield f"[train] {key}", str(value)
+    yield "[quantise] examples", str(recipe.quantise.examples)
+    yield "[data] held_out", str(recipe.data.held_out)
+    yield "the set of examples", space.data.fingerprint
+    yield "the latency's place", space.meter.place
+
+
+def _short(parameter: Struct) -> str:
+    stated = {
+        name: value for name, value in msgspec.to_builtins(parameter).items() if value not in (None, [], False)
+    }
+    return str(stated)
+
+
+def _facts(space: SearchSpace) -> dict[str, Any]:
+    """Return what those who read the study need."""
+    search = space.recipe.search
+    return {
+        "space": search.space,
+        "objectives": list(search.objectives),
+        "budget": search.budget,
+        "measured_on": space.meter.place,
+        "examples": space.data.description,
+        "manifest": _manifest_keys(space.data.manifest),
+        "rungs": [rung_name(epochs) for epochs in search.rungs],
+    }

@@ -1,0 +1,392 @@
+"""A study that processes and machines share: trials are claimed, reported, and taken over from dead workers.
+
+The study is Optuna's: a journal in a folder, which may be a shared one, or a database. A trial that is running
+has a number that its worker counts up. If the number stays the same for `SearchTimings.stale_s`, by the clock of
+the worker that watches, or if its process on this machine is gone, the trial fails, and one with the same
+parameters waits for the next worker. What its training has reached goes along.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import optuna
+from msgspec import Struct
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from agent.errors import ConfigError, ModelError, StorageError, reason_of
+from agent.optimise.recipe import Objective, SearchParameter
+from agent.optimise.search.worker_identity import WorkerIdentity, own_identity
+from agent.storage.files import storage_errors
+
+JOURNAL = "study.journal"
+_NAME = "vedette"
+_DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
+    "accuracy": "maximize",
+    "latency": "minimize",
+    "size": "minimize",
+}
+_DRAWS = 1000
+_ATTEMPTS = 3
+"""Workers that may die on a trial before it fails."""
+_STARTUP = 10
+"""Trials that are drawn at random before the sampler learns from them."""
+_INHERITED = ("origin", "latency_ms", "size", "rungs")
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+class SearchTimings(Struct, frozen=True):
+    """Times of a search, s.
+
+    Attributes:
+        beat_s: between two signs of life of a worker.
+        stale_s: after which a worker without signs of life counts as dead.
+        poll_s: between two looks at the trials of others.
+    """
+
+    beat_s: float = 30.0
+    stale_s: float = 180.0
+    poll_s: float = 2.0
+
+
+@contextmanager
+def study_errors(location: str) -> Iterator[None]:
+    """Raise StorageError for what goes wrong with the storage of a study."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"{location}: the study cannot be read or written: {reason_of(error)}") from error
+    except (OptunaError, SQLAlchemyError, ImportError) as error:
+        told = str(error.__cause__ or error).strip().splitlines() or [""]
+        raise StorageError(f"{location}: the study cannot be used: {told[0]}") from error
+
+
+def open_study(location: str, objectives: Sequence[Objective] = ()) -> Any:
+    """Open a study; with objectives, make it if there is none.
+
+    Args:
+        location: a folder, or the URL of a database.
+        objectives: of the study.
+
+    Raises:
+        StorageError: it cannot be read or written. ModelError: there is none.
+    """
+    with study_errors(location):
+        try:
+            storage = _storage(location, make=bool(objectives))
+            if not objectives:
+                return optuna.load_study(study_name=_NAME, storage=storage)
+            directions = [_DIRECTIONS[one] for one in objectives]
+            return optuna.create_study(
+                study_name=_NAME, storage=storage, directions=directions, load_if_exists=True
+            )
+        except KeyError as error:
+            raise ModelError(f"{location}: there is no study") from error
+        except (ValueError, TypeError, AssertionError) as error:
+            raise StorageError(f"{location}: holds no study that can be read: {error}") from error
+
+
+def is_url(location: str) -> bool:
+    """Return True for a database, False for a folder."""
+    return "://" in location
+
+
+def _storage(location: str, *, make: bool) -> Any:
+    if is_url(location):
+        return location
+    path = Path(location, JOURNAL)
+    if make:
+        with storage_errors(f"{location}: the folder of the study cannot be made"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    elif not path.is_file():
+        raise ModelError(f"{location}: there is no study: {JOURNAL} is missing")
+    backend = JournalFileBackend(str(path))
+    _mend(path)
+    return optuna.storages.JournalStorage(backend)
+
+
+def _mend(path: Path) -> None:
+    """Cut off a line that a full disk or a power cut has left unfinished.
+
+    Raises:
+        ValueError: it is no journal.
+    """
+    lock = JournalFileSymlinkLock(str(path))
+    lock.acquire()
+    try:
+        content = path.read_bytes()
+        if (whole := content.rfind(b"\n") + 1) < len(content):
+            os.truncate(path, whole)
+        for line in content[:whole].splitlines()[-1:]:
+            msgspec.json.decode(line)
+    finally:
+        lock.release()
+
+
+class SearchTrial:
+    """A trial that this process works on.
+
+    Attributes:
+        number: of the trial.
+        origin: number of the trial that it continues; its own if it continues none.
+        parameters: of the candidate, by name.
+    """
+
+    def __init__(self, study: Any, trial: Any, parameters: Mapping[str, Any]) -> None:
+        self._study, self._trial = study, trial
+        self.number, self.parameters = int(trial.number), dict(parameters)
+        self.origin = int(trial.user_attrs.get("origin", trial.number))
+
+    @property
+    def fresh(self) -> bool:
+        """True if it continues no other."""
+        return "origin" not in self._trial.user_attrs
+
+    def note(self, **facts: Any) -> None:
+        """Store facts: numbers, texts, lists and tables of these."""
+        for name, value in facts.items():
+            self._trial.set_user_attr(name, value)
+
+    def noted(self, name: str, default: Any = None) -> Any:
+        """Return a fact that was stored, also by a worker that this one takes over from."""
+        return self._trial.user_attrs.get(name, default)
+
+    def complete(self, values: Sequence[float]) -> None:
+        """Report the values of the objectives."""
+        self._study.tell(self._trial, list(values))
+
+    def stop(self, reason: str) -> None:
+        """Report that the candidate is not trained further."""
+        self.note(reason=reason)
+        self._study.tell(self._trial, state=TrialState.PRUNED)
+
+    def fail(self, reason: str) -> None:
+        """Report that the candidate cannot be used."""
+        self.note(reason=reason)
+        self._study.tell(self._trial, state=TrialState.FAIL)
+
+    def drop(self) -> None:
+        """Leave the trial out of the study."""
+        self._study.tell(self._trial, state=TrialState.FAIL)
+
+    @contextmanager
+    def signs_of_life(self, every_s: float) -> Iterator[None]:
+        """Show others that this worker lives."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._beat, args=(ended, every_s), name="search-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _beat(self, ended: threading.Event, every_s: float) -> None:
+        count = 0
+        while not ended.wait(every_s):
+            count += 1
+            try:
+                self.note(beat=count)
+            except (OSError, OptunaError):
+                return  # the worker meets it, too
+
+
+class SearchStudy:
+    """A study as one worker sees it."""
+
+    def __init__(
+        self,
+        location: str,
+        objectives: Sequence[Objective],
+        parameters: Mapping[str, SearchParameter],
+        seed: int,
+        timings: SearchTimings = SearchTimings(),  # noqa: B008 - it is frozen
+    ) -> None:
+        """Open or make a study. Raises as `open_study`."""
+        self.location, self._parameters, self._timings = location, parameters, timings
+        self._study = open_study(location, objectives)
+        self._me = own_identity()
+        self._seen: dict[int, tuple[Any, float]] = {}
+        self._exhausted = False
+        number = sum(name.startswith("worker ") for name in self._study.user_attrs)
+        self._study.set_user_attr(f"worker {self._me}", number)
+        self._random = np.random.default_rng((seed, number))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # in Optuna 4 it is experimental
+            drawn = int(self._random.integers(2**31))
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=drawn, n_startup_trials=_STARTUP, constant_liar=True
+            )
+
+    def join(self, identity: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+        """State what this worker searches, or check that it is what the others search.
+
+        Args:
+            identity: all that must be the same for every worker, as texts by name.
+            facts: for those who read the study.
+
+        Raises:
+            ConfigError: another worker searches something else; the message names the difference.
+        """
+        if "identity" not in self._study.user_attrs:
+            for name, value in facts.items():
+                self._study.set_user_attr(name, value)
+            self._study.set_user_attr("identity", dict(identity))
+        self.check(identity)
+
+    def check(self, identity: Mapping[str, str]) -> None:
+        """Check that the study still is what this worker searches; raises as `join`."""
+        then: dict[str, str] = self._study.user_attrs.get("identity", {})
+        for name in (*identity, *then):
+            if identity.get(name) != then.get(name):
+                was, now = (str(one.get(name, "not there")) for one in (then, identity))
+                raise ConfigError(
+                    f"{self.location}: this study was begun with another recipe: {name} was {was}, and is {now} "
+                    "here: use the same recipe, or another --study"
+                )
+
+    def trials(self) -> list[Any]:
+        """Return all trials that count, as Optuna has them: not those that are continued by others."""
+        return [one for one in self._study.get_trials(deepcopy=False) if counts(one)]
+
+    def claim(self, limit: int | None) -> SearchTrial | None:
+        """Return a trial to work on; None: there is none now, or for ever if no other worker has one.
+
+        Args:
+            limit: number of trials of the study; None: no limit.
+        """
+        self._take_over()
+        trials = self.trials()
+        waits = any(one.state == TrialState.WAITING for one in trials)
+        if not waits and (self._exhausted or (limit is not None and len(trials) >= limit)):
+            return None
+        claimed = self._ask()
+        if not claimed.fresh:
+            return claimed
+        before = [one for one in self.trials() if one.number < claimed.number]
+        if limit is not None and len(before) >= limit:
+            claimed.drop()
+            return None
+        if all(one.params != claimed.parameters for one in before):
+            return claimed
+        claimed.drop()
+        return self._untried(limit)
+
+    def others_run(self) -> bool:
+        """Return True if a trial runs or waits."""
+        return any(not one.state.is_finished() for one in self.trials())
+
+    def repeat(self, trial: SearchTrial) -> None:
+        """Put a trial back whose work was interrupted."""
+        self._continue(self._frozen(trial.number), attempt=trial.noted("attempt", 1))
+
+    def _ask(self) -> SearchTrial:
+        trial = self._study.ask()
+        trial.set_user_attr("worker", msgspec.to_builtins(self._me))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about ranges that are no multiple of their step
+            found = {name: suggest(trial, name, one) for name, one in self._parameters.items()}
+        return SearchTrial(self._study, trial, found)
+
+    def _untried(self, limit: int | None) -> SearchTrial | None:
+        """Claim a random candidate that none has tried; None: all have been."""
+        tried = [one.params for one in self.trials()]
+        for _ in range(_DRAWS):
+            drawn = {name: draw(one, self._random) for name, one in self._parameters.items()}
+            if drawn not in tried:
+                self._study.enqueue_trial(drawn)
+                return self.claim(limit)
+        self._exhausted = True
+        return None
+
+    def _frozen(self, number: int) -> Any:
+        return next(one for one in self._study.get_trials(deepcopy=False) if one.number == number)
+
+    def _take_over(self) -> None:
+        """Put back the trials of workers that have died."""
+        running = [one for one in self._study.get_trials(deepcopy=False) if one.state == TrialState.RUNNING]
+        for trial in running:
+            if self._is_dead(trial):
+                self._continue(trial, attempt=trial.user_attrs.get("attempt", 1) + 1)
+
+    def _is_dead(self, trial: Any) -> bool:
+        worker = worker_of(trial)
+        if worker is not None and worker.ended:
+            return True
+        now, sign = time.monotonic(), (worker, trial.user_attrs.get("beat"))
+        if trial.number not in self._seen or self._seen[trial.number][0] != sign:
+            self._seen[trial.number] = sign, now
+        return now - self._seen[trial.number][1] > self._timings.stale_s
+
+    def _continue(self, trial: Any, attempt: int) -> None:
+        """Let a trial fail, and let one with its parameters wait. If two workers do it, one of them succeeds."""
+        try:
+            self._study.tell(trial.number, state=TrialState.FAIL)
+        except (UpdateFinishedTrialError, ValueError):
+            return
+        if set(trial.params) != set(self._parameters):
+            return
+        kept = {name: trial.user_attrs[name] for name in _INHERITED if name in trial.user_attrs}
+        kept = {"origin": trial.number, **kept, "attempt": attempt}
+        if attempt <= _ATTEMPTS:
+            self._study.enqueue_trial(dict(trial.params), kept)
+            return
+        told = {"worker": trial.user_attrs.get("worker"), "reason": f"its worker has ended {_ATTEMPTS} times"}
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=TrialState.FAIL,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=kept | told,
+            )
+        )
+
+
+def counts(trial: Any) -> bool:
+    """Return True if a trial counts: False for one that another continues."""
+    return trial.state != TrialState.FAIL or "reason" in trial.user_attrs
+
+
+def worker_of(trial: Any) -> WorkerIdentity | None:
+    """Return the worker of one of Optuna's trials; None: it has none yet."""
+    found = trial.user_attrs.get("worker")
+    return msgspec.convert(found, WorkerIdentity) if found else None
+
+
+def suggest(trial: Any, name: str, parameter: SearchParameter) -> Any:
+    """Return a value that Optuna proposes."""
+    if parameter.choices:
+        return trial.suggest_categorical(name, list(parameter.choices))
+    if parameter.whole:
+        return trial.suggest_int(name, parameter.low, parameter.high, step=parameter.step or 1, log=parameter.log)
+    return trial.suggest_float(
+        name, float(parameter.low or 0), float(parameter.high or 0), step=parameter.step, log=parameter.log
+    )
+
+
+def draw(parameter: SearchParameter, random: np.random.Generator) -> Any:
+    """Return a random value, which Optuna could propose, too."""
+    if parameter.choices:
+        return parameter.choices[random.integers(len(parameter.choices))]
+    assert parameter.low is not None
+    assert parameter.high is not None
+    if parameter.step or (parameter.whole and not parameter.log):
+        step = parameter.step or 1
+        count = int((parameter.high - parameter.low) / step + 1e-9)
+        return parameter.low + step * int(random.integers(count + 1))
+    ends = np.array([parameter.low, parameter.high], float)
+    value = np.exp(random.uniform(*np.log(ends))) if parameter.log else random.uniform(*ends)
+    return int(np.clip(round(value), *ends)) if parameter.whole else float(np.clip(value, *ends))

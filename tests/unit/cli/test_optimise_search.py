@@ -1,0 +1,287 @@
+"""`vedette optimise search`: what it writes, what it refuses, and workers that share a study or are killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("torch", reason="a search needs the extra [optimise]")
+pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
+
+from agent.cli.main import vedette
+from agent.compute.infer.litert import load_runtime
+from agent.models.library import look_up
+from tests.support.float_models import write_examples
+
+if load_runtime()[0] != "litert":
+    pytest.skip("candidates are run by LiteRT", allow_module_level=True)
+
+SPACE = """
+from torch import nn
+
+
+def build(width, deep=False):
+    if width == 6:
+        raise ValueError("six is no width")
+    layers = [nn.Conv2d(3, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)]
+    if deep:
+        layers += [nn.Conv2d(width, width, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * width, 4))
+"""
+TOGETHER = """
+
+alone = build
+
+
+def build(**parameters):
+    import os, pathlib, time
+
+    folder = pathlib.Path(__file__).parent
+    (folder / f"{os.getpid()}.here").touch()
+    while len(list(folder.glob("*.here"))) < int(os.environ.get("WORKERS", "1")):
+        time.sleep(0.01)
+    return alone(**parameters)
+"""
+"""Makes each worker wait in its first candidate until all are there."""
+RECIPE = """
+[search]
+space = "search_net.py:build"
+shape = [12, 12, 3]
+rungs = [1, 2]
+[search.parameters]
+width = {choices = [4, 8]}
+deep = {choices = [true, false]}
+[train]
+batch = 16
+learning_rate = 0.1
+[data]
+path = "data.npz"
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    (tmp_path / "search_net.py").write_text(SPACE)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    write_examples(tmp_path / "data.npz", 64)
+    yield tmp_path
+    sys.modules.pop("search_net", None)
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "agent.optimise.search.latency.LocalMeter.measure", lambda _self, content: len(content) / 1e3
+    )
+
+
+def run(*args: object) -> Result:
+    sys.modules.pop("search_net", None)
+    return CliRunner().invoke(vedette, ["optimise", *map(str, args)])
+
+
+def search(folder: Path, *args: object) -> Result:
+    return run("search", folder / "recipe.toml", "--study", folder / "study", *args)
+
+
+def begin(folder: Path, *args: object) -> subprocess.Popen[str]:
+    words = ["search", str(folder / "recipe.toml"), "--study", str(folder / "study"), *map(str, args)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "agent", "optimise", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def change(folder: Path, before: str, after: str) -> None:
+    text = (folder / "recipe.toml").read_text()
+    assert before in text
+    (folder / "recipe.toml").write_text(text.replace(before, after))
+
+
+def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder: Path) -> None:
+    done = search(folder, "--trials", 3, "--json")
+    assert done.exit_code == 0, said(done)
+    found = json.loads(done.stdout)
+    assert len(found["trials"]) == 3
+    assert found["front"]
+    assert (folder / "study" / "front.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(folder.glob("study/trials/*/*.checkpoint"))
+
+    best = next(one for one in found["trials"] if one["number"] == found["front"][0])
+    done = run("search-export", folder / "study", best["number"], folder / "out.tflite")
+    assert done.exit_code == 0, said(done)
+    assert (folder / "out.tflite").stat().st_size == best["size"]
+    manifest = look_up(str(folder / "out.tflite")).manifest
+    assert manifest.input.mean == (128.0, 128.0, 128.0)
+    report = json.loads((folder / "out.report.json").read_text())
+    assert report["steps"][0]["score"] <= 1.0
+    assert f"width = {best['parameters']['width']}" in report["steps"][0]["notes"]
+    assert "exists" in said(run("search-export", folder / "study", best["number"], folder / "out.tflite"))
+    assert "trial 77 is not there" in said(run("search-export", folder / "study", 77, folder / "other.tflite"))
+
+    again = search(folder, "--trials", 3)
+    assert again.exit_code == 0
+    assert "3 trials: " in again.stdout, "nothing is left to do"
+
+
+def test_all_of_a_small_space_is_tried_and_a_network_that_fails_is_left_out(folder: Path) -> None:
+    change(folder, "choices = [4, 8]", "choices = [4, 6]")
+    done = search(folder, "--json")
+    assert done.exit_code == 0, said(done)
+    trials = json.loads(done.stdout)["trials"]
+    assert len(trials) == 4
+    failed = [one for one in trials if one["parameters"]["width"] == 6]
+    assert {one["state"] for one in failed} == {"failed"}
+    assert failed[0]["reason"].endswith("search_net.py:build: line 7: ValueError: six is no width")
+
+
+def test_a_network_over_the_budget_is_not_trained(folder: Path) -> None:
+    change(folder, "rungs = [1, 2]", 'rungs = [1, 2]\nbudget = "size<1kB"')
+    done = search(folder, "--trials", 2, "--json")
+    assert done.exit_code == 0, said(done)
+    trials = json.loads(done.stdout)["trials"]
+    assert [one["state"] for one in trials] == ["stopped", "stopped"]
+    assert "over the budget: size" in trials[0]["reason"]
+    assert trials[0]["rungs"] == {}
+
+
+def test_a_search_in_which_all_fail_ends_with_the_reason(folder: Path) -> None:
+    change(folder, "choices = [4, 8]", "low = 100, high = 200")
+    change(folder, "shape = [12, 12, 3]", "shape = [2, 2, 3]")
+    (folder / "search_net.py").write_text(SPACE.replace("MaxPool2d(2)", "MaxPool2d(4)"))
+    done = search(folder)
+    assert done.exit_code == 1
+    assert "all of the first 5 candidates fail" in said(done)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ("width =", "breadth =", "does not fit [search.parameters]"),
+        ("deep = {choices = [true, false]}", "deeper = {choices = [1]}", "'deeper'"),
+        ("search_net.py:build", "search_net.py:built", "did you mean 'build'?"),
+        ('path = "data.npz"', 'path = "none.npz"', "none.npz"),
+        ('path = "data.npz"', "", "--data"),
+        ("choices = [4, 8]", "low = 4", "recipe.toml:7: [search.parameters] width: expected choices, or low and"),
+        ("rungs = [1, 2]", "rungs = [2, 1]", "recipe.toml:5: [search] rungs"),
+        ("rungs = [1, 2]", 'budget = "loss<1pp"', "recipe.toml:5: [search] budget"),
+        ("rungs = [1, 2]", 'objectives = ["latency"]', "recipe.toml:5: [search] objectives"),
+        ('space = "search_net.py:build"', "", "needs space and parameters"),
+    ],
+)
+def test_a_mistake_in_the_recipe_is_told(folder: Path, before: str, after: str, told: str) -> None:
+    change(folder, before, after)
+    done = search(folder, "--trials", 1)
+    assert done.exit_code == 1
+    assert told in said(done)
+    assert "Traceback" not in said(done)
+
+
+def test_examples_without_classes_are_refused(folder: Path) -> None:
+    np.savez(folder / "data.npz", x=np.zeros((20, 12, 12, 3), np.uint8))
+    assert "needs examples with classes" in said(search(folder))
+
+
+def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:
+    assert search(folder, "--trials", 1).exit_code == 0
+    change(folder, "learning_rate = 0.1", "learning_rate = 0.2")
+    done = search(folder, "--trials", 2)
+    assert done.exit_code == 1
+    assert "[train] learning_rate was 0.1, and is 0.2 here" in said(done)
+
+
+def test_a_study_that_cannot_be_written_is_told(folder: Path) -> None:
+    (folder / "study").write_text("a file")
+    done = search(folder)
+    assert done.exit_code == 1
+    assert "study" in said(done)
+    assert "Traceback" not in said(done)
+
+
+def test_a_full_disk_ends_the_search_and_the_trial_waits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.storage.files._create", full)
+        done = search(folder, "--trials", 1)
+    assert done.exit_code == 1
+    assert "No space left on device" in said(done)
+    found = json.loads(search(folder, "--trials", 1, "--json").stdout)
+    assert [one["state"] for one in found["trials"]] == ["complete"]
+
+
+def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.optimise.search.candidate.SearchCandidate._finish", interrupt)
+        assert search(folder, "--trials", 1).exit_code == 130
+    (trial,) = json.loads(search(folder, "--trials", 1, "--json").stdout)["trials"]
+    assert trial["state"] == "complete"
+    assert trial["origin"] < trial["number"]
+
+
+def test_a_search_ends_after_its_time(folder: Path) -> None:
+    change(folder, "rungs = [1, 2]", "rungs = [100000]")
+    begun = time.monotonic()
+    done = search(folder, "--for", "1s", "--json")
+    assert done.exit_code == 0, said(done)
+    assert time.monotonic() - begun < 15
+    assert [one["state"] for one in json.loads(done.stdout)["trials"]] == ["waiting"]
+
+
+@pytest.mark.system
+def test_two_processes_share_a_study_and_what_a_killed_one_had_begun_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(folder, "rungs = [1, 2]", "rungs = [1, 60]")
+    (folder / "search_net.py").write_text(SPACE + TOGETHER)
+    killed = begin(folder, "--trials", 2)
+    journal = folder / "study" / "study.journal"
+    try:
+        _wait_for(lambda: journal.is_file() and '"rungs":{"1"' in journal.read_text())
+        killed.send_signal(signal.SIGKILL)
+    finally:
+        killed.kill()
+        killed.communicate()
+    monkeypatch.setenv("WORKERS", "3")
+    workers = [begin(folder, "--trials", 3, "--json") for _ in range(2)]
+    try:
+        answers = [json.loads(worker.communicate(timeout=100)[0]) for worker in workers]
+    finally:
+        for worker in workers:
+            worker.kill()
+    assert answers[0]["front"] == answers[1]["front"], "both have waited for each other"
+    trials = answers[0]["trials"]
+    assert len(trials) == 3
+    assert {one["worker"].rpartition(":")[2] for one in trials} == {str(worker.pid) for worker in workers}
+    taken_over = [one for one in trials if one["origin"] != one["number"]]
+    assert [one["origin"] for one in taken_over] == [0]
+    assert len({json.dumps(one["parameters"]) for one in trials}) == 3
+
+
+def _wait_for(condition: object) -> None:
+    end = time.monotonic() + 60
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end
+        time.sleep(0.02)

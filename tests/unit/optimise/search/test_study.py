@@ -1,0 +1,182 @@
+"""Studies that several workers share: claims, takeovers, and what is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
+
+from agent.errors import ConfigError, ModelError, StorageError
+from agent.optimise.recipe import SearchParameter
+from agent.optimise.search.study import JOURNAL, SearchStudy, SearchTimings, draw, open_study
+from agent.optimise.search.worker_identity import WorkerIdentity, own_identity
+
+WIDTH = {"width": SearchParameter(low=1, high=4)}
+HASTY = SearchTimings(beat_s=0.05, stale_s=0.3, poll_s=0.01)
+
+
+def shared(place: Any, timings: SearchTimings = HASTY, parameters: Any = WIDTH) -> SearchStudy:
+    return SearchStudy(str(place), ("accuracy", "latency"), parameters, 0, timings)
+
+
+def test_each_candidate_is_claimed_once_until_all_are_tried(tmp_path: Path) -> None:
+    first, second = shared(tmp_path), shared(tmp_path)
+    claimed = []
+    for study in (first, second, first, second):
+        trial = study.claim(None)
+        assert trial is not None
+        claimed.append(trial.parameters["width"])
+    assert sorted(claimed) == [1, 2, 3, 4]
+    assert first.claim(None) is None
+    assert first.others_run()
+
+
+def test_no_more_trials_than_asked_for_are_begun(tmp_path: Path) -> None:
+    first, second = shared(tmp_path), shared(tmp_path)
+    begun = [study.claim(3) for study in (first, second, first, second)]
+    assert [one is None for one in begun] == [False, False, False, True]
+    for trial in begun[:3]:
+        assert trial is not None
+        trial.fail("broken")
+    assert second.claim(3) is None, "candidates that failed count"
+    assert not second.others_run()
+
+
+def test_the_trial_of_a_worker_without_signs_of_life_is_taken_over(tmp_path: Path) -> None:
+    dead, alive = shared(tmp_path), shared(tmp_path)
+    lost = dead.claim(1)
+    assert lost is not None
+    lost.note(latency_ms=2.0, rungs={"1": 0.5})
+    with lost.signs_of_life(HASTY.beat_s):
+        for _ in range(10):
+            assert alive.claim(1) is None
+            _sleep(0.05)
+    _sleep(HASTY.stale_s)
+    assert alive.claim(1) is None, "the last sign is new to this worker"
+    _sleep(HASTY.stale_s * 1.2)
+    found = alive.claim(1)
+    assert found is not None
+    assert (found.parameters, found.origin, found.noted("rungs")) == (lost.parameters, lost.number, {"1": 0.5})
+    assert found.noted("attempt") == 2
+    assert len(alive.trials()) == 1, "the first attempt does not count"
+
+
+def test_the_trial_of_a_process_that_is_gone_is_taken_over_at_once_and_fails_after_three(tmp_path: Path) -> None:
+    study = shared(tmp_path, SearchTimings())
+    gone = msgspec.structs.replace(own_identity(), pid=_ended_process(), started="1")
+    for attempt in (1, 2, 3):
+        trial = study.claim(1)
+        assert trial is not None
+        assert trial.noted("attempt", 1) == attempt
+        trial.note(worker=msgspec.to_builtins(gone))
+    assert study.claim(1) is None
+    (failed,) = study.trials()
+    assert "3 times" in failed.user_attrs["reason"]
+
+
+def test_interrupted_work_is_put_back_for_anyone(tmp_path: Path) -> None:
+    first, second = shared(tmp_path), shared(tmp_path)
+    trial = first.claim(2)
+    assert trial is not None
+    first.repeat(trial)
+    again = second.claim(2)
+    assert again is not None
+    assert (again.parameters, again.noted("attempt")) == (trial.parameters, 1)
+
+
+def test_another_recipe_is_refused_by_the_name_of_what_differs(tmp_path: Path) -> None:
+    shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {"objectives": ["accuracy"]})
+    shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {})
+    with pytest.raises(ConfigError, match=r"\[search\] rungs was \[1, 3\], and is \[1, 9\] here"):
+        shared(tmp_path).join({"[search] rungs": "[1, 9]"}, {})
+
+
+def test_a_line_that_a_full_disk_left_unfinished_is_cut_off(tmp_path: Path) -> None:
+    assert shared(tmp_path).claim(None) is not None
+    with (tmp_path / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code": 4, "wor')
+    study = shared(tmp_path)
+    assert len(study.trials()) == 1
+    assert study.claim(None) is not None
+
+
+def test_a_place_that_cannot_hold_a_study_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        shared(tmp_path / "file" / "study")
+    with pytest.raises(ModelError, match="no study"):
+        open_study(str(tmp_path))
+    (tmp_path / JOURNAL).write_text("that is no journal\n")
+    with pytest.raises(StorageError, match="no study that can be read"):
+        open_study(str(tmp_path))
+    with pytest.raises(StorageError, match="cannot be used"):
+        shared("nonsense://host/name")
+    with pytest.raises(StorageError, match="cannot be used"):
+        shared(f"sqlite:///{tmp_path}/missing/study.db")
+
+
+def test_a_database_can_be_shared_as_well(tmp_path: Path) -> None:
+    place = f"sqlite:///{tmp_path}/study.db"
+    first, second = shared(place), shared(place)
+    one, other = first.claim(2), second.claim(2)
+    assert one is not None
+    assert other is not None
+    assert one.parameters != other.parameters
+    one.complete([0.5, 1.0])
+    other.stop("slow")
+    assert first.claim(2) is None
+    assert {trial.state.name for trial in open_study(place).trials} >= {"COMPLETE", "PRUNED"}
+
+
+def test_a_process_is_known_to_have_ended() -> None:
+    me = own_identity()
+    assert not me.ended
+    assert str(me) == f"{me.host}:{me.pid}"
+    assert msgspec.structs.replace(me, pid=_ended_process()).ended
+    assert not WorkerIdentity("elsewhere", 1, "1", "another boot").ended
+
+
+numbers = st.integers(1, 50)
+ranges = st.one_of(
+    st.builds(SearchParameter, choices=st.sampled_from([(1, 2), ("a", "b", "c"), (True, False)])),
+    st.builds(lambda a, b, step: SearchParameter(low=a, high=a + b, step=step), numbers, numbers, numbers),
+    st.builds(lambda a, b: SearchParameter(low=a, high=a + b, log=True), numbers, numbers),
+    st.builds(lambda a, b: SearchParameter(low=a / 7, high=(a + b) / 7), numbers, numbers),
+    st.builds(lambda a, b: SearchParameter(low=a / 7, high=(a + b) / 7, log=True), numbers, numbers),
+)
+
+
+@settings(max_examples=40)
+@given(ranges, st.integers(0, 99))
+def test_drawn_values_are_within_what_the_recipe_says(parameter: SearchParameter, seed: int) -> None:
+    value = draw(parameter, np.random.default_rng(seed))
+    if parameter.choices:
+        assert value in parameter.choices
+        return
+    assert parameter.low is not None
+    assert parameter.high is not None
+    assert parameter.low <= value <= parameter.high
+    assert isinstance(value, int) == parameter.whole
+    if parameter.step:
+        assert (value - parameter.low) % parameter.step == 0
+
+
+def _sleep(seconds: float) -> None:
+    import time
+
+    time.sleep(seconds)
+
+
+def _ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
