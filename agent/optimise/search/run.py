@@ -21,7 +21,13 @@ from optuna.exceptions import UpdateFinishedTrialError
 from agent.errors import ConfigError, ModelError, VedetteError
 from agent.optimise.factory import find_factory
 from agent.optimise.recipe import Recipe, read_recipe
-from agent.optimise.search.candidate import SearchCandidate, Progress, SearchInterruptedError, SearchSpace, rung_name
+from agent.optimise.search.candidate import (
+    Progress,
+    SearchCandidate,
+    SearchInterruptedError,
+    SearchSpace,
+    rung_name,
+)
 from agent.optimise.search.comparison import Figures
 from agent.optimise.search.data import read_search_data
 from agent.optimise.search.latency import BoardMeter, LatencyMeter, LocalMeter
