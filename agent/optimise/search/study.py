@@ -12,7 +12,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -214,8 +214,10 @@ class SearchStudy:
         parameters: Mapping[str, SearchParameter],
         seed: int,
         timings: SearchTimings = SearchTimings(),  # noqa: B008 - it is frozen
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Open or make a study. Raises as `open_study`."""
+        self._clock = clock
         self.location, self._parameters, self._timings = location, parameters, timings
         self._study = open_study(location, objectives)
         self._me = own_identity()
@@ -326,7 +328,7 @@ class SearchStudy:
         worker = worker_of(trial)
         if worker is not None and worker.ended:
             return True
-        now, sign = time.monotonic(), (worker, trial.user_attrs.get("beat"))
+        now, sign = self._clock(), (worker, trial.user_attrs.get("beat"))
         if trial.number not in self._seen or self._seen[trial.number][0] != sign:
             self._seen[trial.number] = sign, now
         return now - self._seen[trial.number][1] > self._timings.stale_s

@@ -21,6 +21,7 @@ from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
 from tests.support.float_models import write_examples
+from tests.support.publishing import wait_for
 
 if load_runtime()[0] != "litert":
     pytest.skip("candidates are run by LiteRT", allow_module_level=True)
@@ -259,7 +260,7 @@ def test_two_processes_share_a_study_and_what_a_killed_one_had_begun_is_finished
     killed = begin(folder, "--trials", 2)
     journal = folder / "study" / "study.journal"
     try:
-        _wait_for(lambda: journal.is_file() and '"rungs":{"1"' in journal.read_text())
+        wait_for(lambda: journal.is_file() and '"rungs":{"1"' in journal.read_text(), 60.0)
         killed.send_signal(signal.SIGKILL)
     finally:
         killed.kill()
@@ -278,10 +279,3 @@ def test_two_processes_share_a_study_and_what_a_killed_one_had_begun_is_finished
     taken_over = [one for one in trials if one["origin"] != one["number"]]
     assert [one["origin"] for one in taken_over] == [0]
     assert len({json.dumps(one["parameters"]) for one in trials}) == 3
-
-
-def _wait_for(condition: object) -> None:
-    end = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < end
-        time.sleep(0.02)

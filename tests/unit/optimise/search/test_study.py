@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +17,20 @@ from hypothesis import strategies as st
 
 pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
 
+from optuna.exceptions import UpdateFinishedTrialError
+
 from agent.errors import ConfigError, ModelError, StorageError
 from agent.optimise.recipe import SearchParameter
 from agent.optimise.search.study import JOURNAL, SearchStudy, SearchTimings, draw, open_study
 from agent.optimise.search.worker_identity import WorkerIdentity, own_identity
+from tests.support.publishing import wait_for
 
 WIDTH = {"width": SearchParameter(low=1, high=4)}
-HASTY = SearchTimings(beat_s=0.05, stale_s=0.3, poll_s=0.01)
+TIMINGS = SearchTimings()
 
 
-def shared(place: Any, timings: SearchTimings = HASTY, parameters: Any = WIDTH) -> SearchStudy:
-    return SearchStudy(str(place), ("accuracy", "latency"), parameters, 0, timings)
+def shared(place: Any, clock: Callable[[], float] = time.monotonic) -> SearchStudy:
+    return SearchStudy(str(place), ("accuracy", "latency"), WIDTH, 0, TIMINGS, clock)
 
 
 def test_each_candidate_is_claimed_once_until_all_are_tried(tmp_path: Path) -> None:
@@ -52,26 +57,36 @@ def test_no_more_trials_than_asked_for_are_begun(tmp_path: Path) -> None:
 
 
 def test_the_trial_of_a_worker_without_signs_of_life_is_taken_over(tmp_path: Path) -> None:
-    dead, alive = shared(tmp_path), shared(tmp_path)
+    now = [0.0]
+    dead, alive = shared(tmp_path), shared(tmp_path, clock=lambda: now[0])
     lost = dead.claim(1)
     assert lost is not None
     lost.note(latency_ms=2.0, rungs={"1": 0.5})
-    with lost.signs_of_life(HASTY.beat_s):
-        for _ in range(10):
-            assert alive.claim(1) is None
-            _sleep(0.05)
-    _sleep(HASTY.stale_s)
-    assert alive.claim(1) is None, "the last sign is new to this worker"
-    _sleep(HASTY.stale_s * 1.2)
+    for beat in range(5):
+        lost.note(beat=beat)
+        assert alive.claim(1) is None
+        now[0] += 0.9 * TIMINGS.stale_s
+    assert alive.claim(1) is None, "it has not been silent for so long"
+    now[0] += 0.2 * TIMINGS.stale_s
     found = alive.claim(1)
     assert found is not None
     assert (found.parameters, found.origin, found.noted("rungs")) == (lost.parameters, lost.number, {"1": 0.5})
     assert found.noted("attempt") == 2
     assert len(alive.trials()) == 1, "the first attempt does not count"
+    with pytest.raises(UpdateFinishedTrialError):
+        lost.note(latency_ms=3.0)
+
+
+def test_a_worker_that_lives_says_so(tmp_path: Path) -> None:
+    study = shared(tmp_path)
+    trial = study.claim(1)
+    assert trial is not None
+    with trial.signs_of_life(0.01):
+        wait_for(lambda: study.trials()[0].user_attrs.get("beat", 0) > 1)
 
 
 def test_the_trial_of_a_process_that_is_gone_is_taken_over_at_once_and_fails_after_three(tmp_path: Path) -> None:
-    study = shared(tmp_path, SearchTimings())
+    study = shared(tmp_path)
     gone = msgspec.structs.replace(own_identity(), pid=_ended_process(), started="1")
     for attempt in (1, 2, 3):
         trial = study.claim(1)
@@ -168,12 +183,6 @@ def test_drawn_values_are_within_what_the_recipe_says(parameter: SearchParameter
     assert isinstance(value, int) == parameter.whole
     if parameter.step:
         assert (value - parameter.low) % parameter.step == 0
-
-
-def _sleep(seconds: float) -> None:
-    import time
-
-    time.sleep(seconds)
 
 
 def _ended_process() -> int:
