@@ -92,7 +92,7 @@ def pruned(given: Any, pictures: Dataset) -> dict[str, float]:
         print(f"{point.stage} {point.number}: {point.sparsity:.2f} gone, {point.accuracy:.4f}", flush=True)
     for one in (teacher, smaller):
         _nets.cool(one)
-    torch.save(smaller, folder / "smaller.pt")
+    (folder / "smaller.tflite").write_bytes(tflite(smaller))
     half = evaluate(smaller, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
     return {"dense": dense, "half": half, "loss": dense - half, **speed(teacher, smaller, pictures)}
 
