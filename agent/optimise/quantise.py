@@ -241,7 +241,7 @@ def quantise(
 
     Args:
         content: a float `.tflite` file.
-        examples: calibration inputs for each subgraph.
+        examples: inputs for each subgraph; `recipe.examples` of them are used for calibration.
         recipe: method and number of examples.
         budget: limit of size or loss that `mixed` is to meet; the caller checks both.
         layer_bits: returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`.
@@ -253,7 +253,8 @@ def quantise(
             message says how near it came.
         ConfigError: a fixed bit width matches no layer.
     """
-    quantiser = Quantiser(content, examples, float_activations=recipe.method == "dynamic", progress=progress)
+    few = [spread(one, recipe.examples) for one in examples]
+    quantiser = Quantiser(content, few, float_activations=recipe.method == "dynamic", progress=progress)
     fixed = _fixed(quantiser, layer_bits)
     run = _Search(quantiser, recipe.examples, fixed, loss, progress)
     if recipe.method in ("int8", "dynamic"):
@@ -265,6 +266,12 @@ def quantise(
     if not candidates:
         raise ModelError("no layer takes 4 bits: depthwise layers, grouped ones and tiny ones keep 8")
     return run.mixed(candidates, budget or Budget(loss=DEFAULT_LOSS))
+
+
+def spread(examples: Examples, count: int) -> Examples:
+    """Return at most so many examples, evenly spread: neighbours may be of one class."""
+    count = min(count, len(examples))
+    return examples.take(np.linspace(0, len(examples) - 1, count).astype(np.intp))
 
 
 def _fixed(

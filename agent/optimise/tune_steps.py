@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -116,7 +115,6 @@ def quantise_step(
 
     INT4 is left out if INT8 meets the budget. Args as for `steps_of`.
     """
-    calibration = [_spread(one, recipe.recipe.quantise.examples) for one in seen]
 
     @cache
     def value(content: bytes) -> float:
@@ -128,7 +126,7 @@ def quantise_step(
 
         found = quantise(
             source,
-            calibration,
+            seen,
             replace(recipe.recipe.quantise, method=method),
             budget=budget if budget != Budget() else None,
             layer_bits=recipe.layer_bits,
@@ -143,12 +141,6 @@ def quantise_step(
 
 def _reported(layer: QuantisedLayer) -> LayerResult:
     return LayerResult(layer.name, layer.operation, layer.bits, layer.values, layer.sensitivity)
-
-
-def _spread(examples: Examples, count: int) -> Examples:
-    """Return at most so many examples, evenly spread: neighbours may be of one class."""
-    count = min(count, len(examples))
-    return examples.take(np.linspace(0, len(examples) - 1, count).astype(np.intp))
 
 
 def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneRequest) -> TuningStep:
