@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ _GRAPHS, _BUFFERS, _TENSORS = 2, 4, 0
 _TYPE, _BUFFER, _DATA = 1, 2, 0
 _INT8 = TYPES.index("int8")
 _KEPT = "FULLY_CONNECTED"
+_LENGTH, _ALIGNMENT = 4, 16
+"""Bytes of the number of values before a vector, and of what its values are aligned to."""
 
 
 def expandable(file: ModelFile, runtime: Runtime | None) -> dict[int, int]:
@@ -67,7 +70,8 @@ def _is_int4(tensor: TensorInfo) -> bool:
 def expand_int4(content: bytes, runtime: Runtime | None) -> bytes:
     """Return a model file whose slow INT4 weights are INT8; the same bytes if it has none.
 
-    The new constants are appended. Nothing else moves, so that all other offsets stay valid.
+    The new constants are appended. Nothing else moves, so that all other offsets stay valid. INT4 weights at the end
+    of the file, where `vedette optimise` writes them, are left out: the memory is then that of INT8.
 
     Raises:
         ModelError: the file is damaged.
@@ -81,17 +85,26 @@ def expand_int4(content: bytes, runtime: Runtime | None) -> bytes:
     source = ByteSource(content, "the model file")
     root = source.root()
     buffers = root.tables(_BUFFERS)
-    expanded, done = bytearray(content), set[int]()
+    packed = {index: buffers[index].data(_DATA) for index in wanted}
+    # In a file beyond 2 GB they lie elsewhere.
+    wanted = {index: count for index, count in wanted.items() if len(packed[index]) == (count + 1) // 2}
+    expanded = bytearray(content[: _end_of_rest(len(content), [buffers[index] for index in wanted])])
     for index, count in wanted.items():
-        packed = buffers[index].data(_DATA)
-        if len(packed) == (count + 1) // 2:  # in a file beyond 2 GB they lie elsewhere
-            _append(expanded, buffers[index], unpack_int4(packed, count))
-            done.add(index)
+        _append(expanded, buffers[index], unpack_int4(packed[index], count))
     for graph in root.tables(_GRAPHS):
         for tensor in graph.tables(_TENSORS):
-            if tensor.u32(_BUFFER) in done:
+            if tensor.u32(_BUFFER) in wanted:
                 struct.pack_into("<b", expanded, tensor.position(_TYPE), _INT8)
     return bytes(expanded)
+
+
+def _end_of_rest(size: int, buffers: Sequence[FlatTable]) -> int:
+    """Return where the data of these buffers begins if nothing else lies behind; else the size of the file."""
+    spans = sorted(buffer.vector(_DATA) for buffer in buffers)
+    starts = [at - _LENGTH for at, _ in spans]
+    ends = [*starts[1:], size]
+    gaps = (end - at - length for (at, length), end in zip(spans, ends, strict=True))
+    return starts[0] if starts and all(0 <= gap < _ALIGNMENT for gap in gaps) else size
 
 
 def unpack_int4(packed: memoryview | bytes, count: int) -> NDArray[np.int8]:

@@ -77,17 +77,21 @@ class _AlignedBuffer:
 
     def __init__(self, buffer: Any) -> None:
         self._data = None if buffer.data is None else np.asarray(_as_array(buffer.data), np.uint8).tobytes()
+        self._offset = 0
 
-    def Pack(self, builder: Any) -> int:  # noqa: N802 - the generated packer calls it by this name
-        data = None
-        if self._data is not None:
+    def write_data(self, builder: Any) -> None:
+        """Write the bytes now; what is written first lies at the end of the file."""
+        if self._data is not None and not self._offset:
             builder.StartVector(1, len(self._data), _ALIGNMENT)
             builder.head -= len(self._data)
             builder.Bytes[builder.head : builder.head + len(self._data)] = self._data
-            data = builder.EndVector()
+            self._offset = int(builder.EndVector())
+
+    def Pack(self, builder: Any) -> int:  # noqa: N802 - the generated packer calls it by this name
+        self.write_data(builder)
         schema.BufferStart(builder)
-        if data is not None:
-            schema.BufferAddData(builder, data)
+        if self._offset:
+            schema.BufferAddData(builder, self._offset)
         return int(schema.BufferEnd(builder))
 
 
@@ -109,8 +113,9 @@ class _SharedTable:
 def dump(model: Any) -> bytes:
     """Return the file of a model in object form. The model is not changed.
 
-    Constants are aligned to 16 bytes. Quantisations that are equal are stored once: graphs of several input sizes
-    have the same scales, which else take a tenth of the file.
+    Constants are aligned to 16 bytes. INT4 ones lie at the end, where `expand_int4` can leave them out.
+    Quantisations that are equal are stored once: graphs of several input sizes have the same scales, which else take
+    a tenth of the file.
     """
     packed, shared = copy.copy(model), dict[tuple[Any, ...], _SharedTable]()
     packed.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]
@@ -122,6 +127,9 @@ def dump(model: Any) -> bytes:
                 key = _content(tensor.quantization)
                 tensor.quantization = shared.setdefault(key, _SharedTable(tensor.quantization))
     builder = flatbuffers.Builder(1 << 20)
+    tensors = (tensor for graph in model.subgraphs for tensor in graph.tensors)
+    for index in sorted({tensor.buffer for tensor in tensors if tensor.type == _TYPES.INT4}):
+        packed.buffers[index].write_data(builder)
     builder.Finish(packed.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 

@@ -15,6 +15,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.expand import expand_int4, expandable, unpack_int4
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError
+from agent.models.files import load_file
 from tests.support.int4_models import SHAPES, int4_model, packed
 from tests.support.tflite_builder import Op, T, add_model, write
 
@@ -103,3 +104,11 @@ def test_a_damaged_file_gives_an_error_or_a_file_that_can_be_read(seed: int) -> 
         damaged[at] = random.integers(256)
     with suppress(ModelError):
         read_modelfile(expand_int4(bytes(damaged), "litert"))
+
+
+def test_weights_at_the_end_of_a_file_are_left_out() -> None:
+    content, _ = load_file("nanodet")
+    expanded = expand_int4(content, "litert")
+    int4 = sum(expandable(read_modelfile(content), "litert").values()) / 2
+    assert int4 > 1e6
+    assert len(expanded) == pytest.approx(len(content) + int4, rel=0.001)
