@@ -70,8 +70,8 @@ def _is_int4(tensor: TensorInfo) -> bool:
 def expand_int4(content: bytes, runtime: Runtime | None) -> bytes:
     """Return a model file whose slow INT4 weights are INT8; the same bytes if it has none.
 
-    The new constants are appended. Nothing else moves, so that all other offsets stay valid. INT4 weights at the end
-    of the file, where `vedette optimise` writes them, are left out: the memory is then that of INT8.
+    The new constants are appended. Nothing else moves, so that all other offsets stay valid. INT4 weights at the
+    end of the file, where `vedette optimise` writes them, are left out: the memory is then that of INT8.
 
     Raises:
         ModelError: the file is damaged.

@@ -114,8 +114,8 @@ def dump(model: Any) -> bytes:
     """Return the file of a model in object form. The model is not changed.
 
     Constants are aligned to 16 bytes. INT4 ones lie at the end, where `expand_int4` can leave them out.
-    Quantisations that are equal are stored once: graphs of several input sizes have the same scales, which else take
-    a tenth of the file.
+    Quantisations that are equal are stored once: graphs of several input sizes have the same scales, which else
+    take a tenth of the file.
     """
     packed, shared = copy.copy(model), dict[tuple[Any, ...], _SharedTable]()
     packed.buffers = [_AlignedBuffer(buffer) for buffer in model.buffers]

@@ -6,7 +6,10 @@ all choices that save enough. HiGHS solves it as an integer program.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import os
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -104,10 +107,7 @@ def choose(costs: Mapping[Key, float], savings: Mapping[Key, int], needed: float
         raise ModelError(f"4 bits in all {len(savings)} layers that take them save {most} of {needed:.0f} bytes")
     if needed <= 0:
         return set()
-    import highspy
-
-    solver = highspy.Highs()
-    solver.silent()
+    solver = _solver()
     keys = list(costs)
     chosen = [solver.addBinary(obj=max(costs[key], 1e-9)) for key in keys]
     weights = [float(savings[key]) for key in keys]
@@ -115,3 +115,25 @@ def choose(costs: Mapping[Key, float], savings: Mapping[Key, int], needed: float
     solver.run()
     values = np.asarray(solver.getSolution().col_value)
     return {key for key, value in zip(keys, values, strict=True) if value > 0.5}
+
+
+def _solver() -> Any:
+    """Return a silent solver. It prints its name when it is made, from C, where a command may print JSON."""
+    import highspy
+
+    with _stdout_to_stderr():
+        solver = highspy.Highs()
+    solver.silent()
+    return solver
+
+
+@contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import _nets
@@ -47,7 +48,7 @@ def training(seed: int) -> TrainingSettings:
 
 def open_net(name: str) -> Any:
     """The trained net as it was in training."""
-    net = _nets.load(NETS / f"{name}.pt")
+    net = _nets.load(NETS / f"{'baseline' if name == 'wide' else name}.pt")
     _nets.heat(net)
     return net.to(memory_format=torch.channels_last)
 
@@ -86,7 +87,7 @@ def measure(given: Any, pictures: Dataset) -> dict[str, float]:
     file = FOLDER / f"{given.net}-{given.seed}.json"
     figures: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     histories = {}
-    for anneal in ANNEALS:
+    for anneal in given.anneals:
         for kind in ("dense", *given.kinds):
             label = f"{kind}, anneal {anneal:g}"
             if kind == "dense" and label not in figures:
@@ -101,9 +102,9 @@ def measure(given: Any, pictures: Dataset) -> dict[str, float]:
     return figures
 
 
-def verdict(figures: dict[str, float]) -> tuple[dict[str, float], bool]:
+def verdict(figures: dict[str, float], anneals: Sequence[float]) -> tuple[dict[str, float], bool]:
     """The two figures that have a target, and if both are met."""
-    best, long, short = KINDS[0], f"anneal {ANNEALS[-1]:g}", f"anneal {ANNEALS[0]:g}"
+    best, long, short = KINDS[0], f"anneal {anneals[-1]:g}", f"anneal {anneals[0]:g}"
     loss = figures[f"dense, {long}"] - figures[f"{best}, {long}"]
     gap = figures[f"{best}, {short}"] - figures[f"random, {short}"]
     return {"loss_after_long_anneal": loss, "gap_to_random_without": gap}, loss <= LOSS and gap >= GAP
@@ -123,9 +124,9 @@ def quick(pictures: Dataset) -> None:
         prune(net, *few, settings, hot)
         figures[f"tiny, {kind}"] = evaluate(net, *pictures.test, normalisation=hot.normalisation)
     meets = figures["tiny, gradient*weight"] > figures["tiny, random"]
-    kept = _recorded.show("pruning").get("pruning/small", {})
+    kept: dict[str, float] = next(iter(_recorded.show("pruning").values()), {})
     if kept:
-        recorded, good = verdict(kept)
+        recorded, good = verdict(kept, sorted({float(name.split()[-1]) for name in kept}))
         figures |= {f"recorded_{name}": value for name, value in recorded.items()}
         meets = meets and good
     targets = {"tiny, gradient*weight": "> random", **_targets("recorded_")}
@@ -139,7 +140,8 @@ def _targets(prefix: str = "") -> dict[str, str]:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    parser.add_argument("--net", default="small", choices=["small", "tiny"])
+    parser.add_argument("--net", default="small", choices=["wide", "small", "tiny"])
+    parser.add_argument("--anneals", nargs="+", type=float, default=ANNEALS, help="epochs, shortest first")
     parser.add_argument("--kinds", nargs="+", default=KINDS[:3], choices=KINDS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
@@ -152,7 +154,7 @@ def main() -> None:
     figures = measure(given, pictures)
     if given.record:
         _recorded.record(f"pruning/{given.net}", figures)
-    found, meets = verdict(figures)
+    found, meets = verdict(figures, given.anneals)
     conclude("optimise/pruning", {**figures, **found}, _targets(), meets)
 
 
