@@ -13,7 +13,7 @@ from click.shell_completion import CompletionItem
 from agent.cli.options import duration
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError
-from agent.text import plain
+from agent.text import plain, without_logins
 
 if TYPE_CHECKING:
     from agent.optimise.graph.verified import RewrittenModel
@@ -364,5 +364,5 @@ def search_export(study: str, trial: int, out: Path, work: Path | None, force: b
     """
     from agent.cli.optimise_search import export_and_print
 
-    command = shlex.join(["vedette", *sys.argv[1:]])
+    command = without_logins(shlex.join(["vedette", *sys.argv[1:]]))
     export_and_print(study, trial, out, work=work, command=command, force=force)

@@ -123,7 +123,7 @@ class SearchCandidate:
             if last or rung_name(epochs) not in self._trial.noted("rungs", {}):
                 module = self._train(epochs)
             if not last and (reason := self._reason_to_stop(rung_name(epochs))):
-                self._trial.stop(f"after {epochs:g} epochs: {reason}")
+                self._trial.stop(f"after {epochs:g} epoch{'s' * (epochs != 1)}: {reason}")
                 return
         self._finish(module)
 

@@ -32,7 +32,6 @@ class SearchData(Struct, frozen=True):
         unseen: which decide nothing.
         pictures: of `seen`, uint8 [n, height, width, channels].
         compared_pictures: of `compared`.
-        classes: number of them.
         manifest: of every candidate.
         fingerprint: of all examples.
         description: of where they are from.
@@ -43,7 +42,6 @@ class SearchData(Struct, frozen=True):
     unseen: Examples
     pictures: NDArray[np.uint8]
     compared_pictures: NDArray[np.uint8]
-    classes: int
     manifest: Manifest
     fingerprint: str
     description: str
@@ -71,32 +69,34 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
     Raises:
         ModelError: they cannot be read, have no classes, or do not fit the shape.
     """
+    preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
+    examples, classes = _examples(path, recipe, preparation)
+    seen, held = split(examples, recipe.data.held_out)
+    compared, unseen = split(held, 0.5)
+    names = tuple(examples.names) or tuple(map(str, range(classes)))
+    pictures, labels = pixels(seen, preparation), np.ascontiguousarray(examples.labels)
+    return SearchData(
+        seen=seen,
+        compared=compared,
+        unseen=unseen,
+        pictures=pictures,
+        compared_pictures=pixels(compared, preparation),
+        manifest=Manifest("candidate", OutputManifest("classify", names), preparation),
+        fingerprint=f"{len(examples)}, CRC {zlib.crc32(pictures.data, zlib.crc32(labels.data)):08x}",
+        description=examples.description,
+    )
+
+
+def _examples(path: Path, recipe: Recipe, preparation: InputManifest) -> tuple[Examples, int]:
+    """Return all examples, and the number of classes."""
     content = read_data(path)
     if content.classes is None:
         raise ModelError(f"{path}: a search trains, and needs examples with classes")
     classes = _count(content.names, content.classes)
-    preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
-    manifest = Manifest(name="candidate", input=preparation)
     probe = _probe(recipe, classes)
+    manifest = Manifest(name="candidate", input=preparation)
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, recipe.search.space)
-    examples = read_examples(path, model, limit=recipe.data.limit or None)
-    seen, held = split(examples, recipe.data.held_out)
-    compared, unseen = split(held, 0.5)
-    labels = tuple(examples.names)
-    named = Manifest(name="candidate", input=preparation, output=OutputManifest("classify", labels))
-    pictures, compared_pictures = (pixels(part, preparation) for part in (seen, compared))
-    crc = zlib.crc32(pictures.data, zlib.crc32(np.ascontiguousarray(examples.labels).data))
-    return SearchData(
-        seen,
-        compared,
-        unseen,
-        pictures,
-        compared_pictures,
-        classes,
-        named,
-        f"{len(examples)}, CRC {crc:08x}",
-        examples.description,
-    )
+    return read_examples(path, model, limit=recipe.data.limit or None), classes
 
 
 def _count(names: Sequence[str], classes: NDArray[np.int64]) -> int:

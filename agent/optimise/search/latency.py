@@ -29,6 +29,7 @@ _REMOTE = (
     '&& vedette bench "$d/net.toml" --backend cpu --json'
 )
 """What the board runs; an archive with the model comes on stdin."""
+_OWN = re.compile(r"^vedette: (.+)$", re.MULTILINE)
 _CORES = re.compile(r", \d+ cores?\b")
 
 
@@ -89,9 +90,9 @@ class BoardMeter:
     def measure(self, content: bytes) -> float:
         done = self._run(_archive(content, self._manifest))
         if done.returncode == _SSH_FAILED:
-            raise FleetError(f"{self._board}: cannot be reached: {_first_line(done.stderr)}")
+            raise FleetError(f"{self._board}: cannot be reached: {_reason(done.stderr)}")
         if done.returncode:
-            raise ModelError(f"{self._board}: vedette bench failed: {_first_line(done.stderr)}")
+            raise ModelError(f"{self._board}: vedette bench failed: {_reason(done.stderr)}")
         return self._median(done.stdout)
 
     def _run(self, given: bytes) -> subprocess.CompletedProcess[bytes]:
@@ -127,6 +128,9 @@ def _archive(content: bytes, manifest: Mapping[str, Any]) -> bytes:
     return written.getvalue()
 
 
-def _first_line(output: bytes) -> str:
-    lines = [line.strip() for line in output.decode("utf-8", "replace").splitlines() if line.strip()]
-    return plain(lines[0])[:_LONGEST] if lines else "no reason given"
+def _reason(output: bytes) -> str:
+    """Return what Vedette has written to stderr, else the last line of it."""
+    text = output.decode("utf-8", "replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    own = _OWN.findall(text) or lines
+    return plain(own[-1])[:_LONGEST] if own else "no reason given"

@@ -21,6 +21,7 @@ from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.search.candidate import INT8, trial_folder
 from agent.optimise.search.comparison import Figures, pareto_front
 from agent.optimise.search.study import counts, is_url, open_study, study_errors, worker_of
+from agent.text import without_logins
 
 State = Literal["complete", "stopped", "failed", "running", "waiting"]
 _STATES: dict[Any, State] = {
@@ -101,7 +102,7 @@ def result_of(location: str, study: Any) -> SearchResult:
     chosen = pareto_front([figures_of(one).values(objectives) for one in done])
     front = {done[at].number for at in chosen}
     return SearchResult(
-        location,
+        without_logins(location),
         objectives,
         facts.get("measured_on", ""),
         facts.get("examples", ""),
@@ -156,12 +157,12 @@ def read_candidate(location: str, number: int, folder: Path | None, command: str
     Raises:
         ModelError: there is no such trial, it was not trained to the end, or its file is not here.
     """
-    found = read_result(location)
-    trial = next((one for one in found.trials if one.number == number), None)
-    if trial is None or trial.state != "complete":
-        known = ", ".join(str(one.number) for one in found.front) or "none yet"
-        told = f"is {trial.state}{f': {trial.reason}' if trial.reason else ''}" if trial else "is not there"
-        raise ModelError(f"{location}: trial {number} {told}; those on the front are: {known}")
+    study = open_study(location)
+    with study_errors(location):
+        found = result_of(location, study)
+        facts = dict(study.user_attrs)
+        own = {one.number: one.user_attrs for one in study.get_trials(deepcopy=False)}.get(number, {})
+    trial = _complete(found, number)
     if folder is None and is_url(location):
         raise ModelError(
             f"{location}: give --work, the folder in which the worker {trial.worker} keeps its files"
@@ -170,24 +171,29 @@ def read_candidate(location: str, number: int, folder: Path | None, command: str
     if not file.is_file():
         raise ModelError(f"{file}: is not here: the trial was trained by {trial.worker}, which keeps its files")
     content = read(file)
-    facts = open_study(location).user_attrs
-    return ChosenCandidate(content, facts["manifest"], _report(location, trial, content, facts, command))
+    if hashlib.sha256(content).hexdigest() != own["sha256"]:
+        raise ModelError(f"{file}: is not the file that was scored")
+    return ChosenCandidate(content, facts["manifest"], _report(trial, own, facts, command))
 
 
-def _report(
-    location: str, trial: TrialResult, content: bytes, facts: Mapping[str, Any], command: str
-) -> OptimiseReport:
-    attributes = next(one for one in open_study(location).get_trials() if one.number == trial.number).user_attrs
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != attributes["sha256"]:
-        raise ModelError(f"{location}: the INT8 file of trial {trial.number} is not the one that was scored")
-    unseen = attributes["unseen"]
+def _complete(found: SearchResult, number: int) -> TrialResult:
+    """Return a trial that was trained to the end."""
+    trial = next((one for one in found.trials if one.number == number), None)
+    if trial is not None and trial.state == "complete":
+        return trial
+    known = ", ".join(str(one.number) for one in found.front) or "none yet"
+    told = f"is {trial.state}{f': {trial.reason}' if trial.reason else ''}" if trial else "is not there"
+    raise ModelError(f"{found.study}: trial {number} {told}; those on the front are: {known}")
+
+
+def _report(trial: TrialResult, own: Mapping[str, Any], facts: Mapping[str, Any], command: str) -> OptimiseReport:
+    unseen = own["unseen"]
     step = StepResult(
         "search",
         metric="top-1",
         score=unseen["value"],
         interval=msgspec.convert(unseen["interval"], tuple[float, float] | None),
-        size=len(content),
+        size=trial.size or 0,
         latency_ms=trial.latency_ms,
         notes=tuple(f"{name} = {value}" for name, value in trial.parameters.items()),
     )
@@ -195,11 +201,11 @@ def _report(
     return OptimiseReport(
         step="search",
         model=f"{facts['space']}, trial {trial.number}",
-        sha256_after=digest,
+        sha256_after=own["sha256"],
         machine=facts["measured_on"],
         command=command,
         examples=f"{facts['examples']}; {unseen['count']} of them for this score",
-        budget=facts.get("budget", ""),
+        budget=facts["budget"],
         steps=(step,),
         remarks=(compared,),
     )

@@ -236,8 +236,8 @@ def _check_parameters(build: Callable[..., Any], source: str, names: Sequence[st
 
 def _manifest_keys(manifest: Any) -> dict[str, Any]:
     keys = msgspec.to_builtins(manifest)
-    output = {"decoder": "classify"} | ({"labels": keys["output"]["labels"]} if keys["output"]["labels"] else {})
-    return {"input": {name: keys["input"][name] for name in ("order", "mean", "std")}, "output": output}
+    chosen = {"input": ("order", "mean", "std"), "output": ("decoder", "labels")}
+    return {table: {name: keys[table][name] for name in names} for table, names in chosen.items()}
 
 
 def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,10 @@ from agent.optimise.search.latency import BoardMeter, LocalMeter
 from tests.support.float_models import classifier, float_file
 from tests.support.sshboards import SshBoards
 
-MANIFEST = {"input": {"mean": [128.0] * 3, "std": [64.0] * 3}}
+MANIFEST = {
+    "input": {"mean": [128.0] * 3, "std": [64.0] * 3},
+    "output": {"decoder": "classify", "labels": ["a", "b", "c", "d"]},
+}
 VERDICT = Selection(
     BackendSpec(),
     BackendSpec(threads=2),
@@ -85,6 +89,11 @@ def test_a_board_gets_the_model_and_its_bench_is_read(board: Board) -> None:
     ("answer", "error", "told"),
     [
         ("echo 'no such operation' >&2; exit 1", ModelError, "porch: vedette bench failed: no such operation"),
+        (
+            "echo 'vedette: it crashes' >&2; echo later >&2; exit 1",
+            ModelError,
+            "porch: vedette bench failed: it crashes",
+        ),
         ("echo '{}'", FleetError, "no answer of `vedette bench --json`"),
         ("exit 255", FleetError, "porch: cannot be reached"),
     ],
@@ -105,8 +114,8 @@ def test_a_model_that_the_board_refuses_is_told(board: Board) -> None:
 def test_a_real_bench_answers_over_ssh(board: Board) -> None:
     board.answers("")
     program = board.folder / "vedette"
-    here = Path(__file__).parents[4]
-    program.write_text(f'#!/bin/sh\nPYTHONPATH="{here}" exec "{sys.executable}" -m agent "$@"\n')
+    places = os.pathsep.join([str(Path(__file__).parents[4]), *filter(None, sys.path)])
+    program.write_text(f'#!/bin/sh\nPYTHONPATH="{places}" exec "{sys.executable}" -m agent "$@"\n')
     try:
         found = BoardMeter(board.name, MANIFEST).measure(float_file(classifier(8)))
     except ModelError as error:
