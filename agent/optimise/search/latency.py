@@ -25,10 +25,11 @@ _SSH_FAILED = 255
 _PATIENCE_S = 600.0
 _LONGEST = 300
 _REMOTE = (
-    'd=$(mktemp -d) && trap \'rm -rf "$d"\' EXIT && tar -x -C "$d" -f - '
+    'exec 9<. ; flock 9 2>/dev/null ; d=$(mktemp -d) && trap \'rm -rf "$d"\' EXIT && tar -x -C "$d" -f - '
     '&& vedette bench "$d/net.toml" --backend cpu --json'
 )
-"""What the board runs; an archive with the model comes on stdin."""
+"""What the board runs; an archive with the model comes on stdin. One worker at a time measures, by a lock on the
+home folder, so that they do not slow each other."""
 _OWN = re.compile(r"^vedette: (.+)$", re.MULTILINE)
 _CORES = re.compile(r", \d+ cores?\b")
 
