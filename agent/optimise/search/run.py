@@ -128,10 +128,10 @@ class _Worker:
         self._identity = dict(_identity(self._space))
         make_folder(request.folder)
         search = recipe.search
-        self._study = SearchStudy(
-            request.study, search.objectives, search.parameters, search.seed, request.timings
-        )
         with study_errors(request.study):
+            self._study = SearchStudy(
+                request.study, search.objectives, search.parameters, search.seed, request.timings
+            )
             self._study.join(self._identity, _facts(self._space))
         for line in (self._space.data.description, *self._space.data.seen.remarks):
             tell(line)

@@ -13,7 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,6 +139,8 @@ def _mend(path: Path) -> None:
 class SearchTrial:
     """A trial that this process works on.
 
+    Its methods raise Optuna's UpdateFinishedTrialError if another worker has taken it over and ended it.
+
     Attributes:
         number: of the trial.
         origin: number of the trial that it continues; its own if it continues none.
@@ -166,21 +168,28 @@ class SearchTrial:
 
     def complete(self, values: Sequence[float]) -> None:
         """Report the values of the objectives."""
-        self._study.tell(self._trial, list(values))
+        self._end(TrialState.COMPLETE, list(values))
 
     def stop(self, reason: str) -> None:
         """Report that the candidate is not trained further."""
         self.note(reason=reason)
-        self._study.tell(self._trial, state=TrialState.PRUNED)
+        self._end(TrialState.PRUNED)
 
     def fail(self, reason: str) -> None:
         """Report that the candidate cannot be used."""
         self.note(reason=reason)
-        self._study.tell(self._trial, state=TrialState.FAIL)
+        self._end(TrialState.FAIL)
 
     def drop(self) -> None:
         """Leave the trial out of the study."""
-        self._study.tell(self._trial, state=TrialState.FAIL)
+        with suppress(UpdateFinishedTrialError):
+            self._end(TrialState.FAIL)
+
+    def _end(self, state: Any, values: Sequence[float] | None = None) -> None:
+        try:
+            self._study.tell(self._trial, values, state=state)
+        except ValueError as error:
+            raise UpdateFinishedTrialError(str(error)) from error
 
     @contextmanager
     def signs_of_life(self, every_s: float) -> Iterator[None]:

@@ -228,6 +228,16 @@ def test_a_full_disk_ends_the_search_and_the_trial_waits(folder: Path, monkeypat
     assert [one["state"] for one in found["trials"]] == ["complete"]
 
 
+def test_a_disk_that_is_too_full_for_the_study_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("optuna.storages.journal.JournalFileBackend.append_logs", full)
+    done = search(folder, "--trials", 1)
+    assert done.exit_code == 1
+    assert "study cannot be read or written: No space left on device" in said(done)
+
+
 def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

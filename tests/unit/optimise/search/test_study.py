@@ -108,6 +108,17 @@ def test_interrupted_work_is_put_back_for_anyone(tmp_path: Path) -> None:
     assert (again.parameters, again.noted("attempt")) == (trial.parameters, 1)
 
 
+def test_a_trial_that_another_worker_has_ended_cannot_be_ended_again(tmp_path: Path) -> None:
+    study = shared(tmp_path)
+    trial = study.claim(1)
+    assert trial is not None
+    trial.complete([0.5, 1.0])
+    with pytest.raises(UpdateFinishedTrialError):
+        trial.complete([0.5, 1.0])
+    trial.drop()
+    assert [one.state.name for one in study.trials()] == ["COMPLETE"]
+
+
 def test_another_recipe_is_refused_by_the_name_of_what_differs(tmp_path: Path) -> None:
     shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {"objectives": ["accuracy"]})
     shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {})
