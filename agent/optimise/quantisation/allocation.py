@@ -121,19 +121,20 @@ def _solver() -> Any:
     """Return a silent solver. It prints its name when it is made, from C, where a command may print JSON."""
     import highspy
 
-    with _stdout_to_stderr():
+    with _silenced_stdout():
         solver = highspy.Highs()
     solver.silent()
     return solver
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _silenced_stdout() -> Iterator[None]:
     sys.stdout.flush()
-    kept = os.dup(1)
+    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(2, 1)
+        os.dup2(nothing, 1)
         yield
     finally:
         os.dup2(kept, 1)
         os.close(kept)
+        os.close(nothing)
