@@ -130,11 +130,11 @@ def _solver() -> Any:
 @contextmanager
 def _silenced_stdout() -> Iterator[None]:
     sys.stdout.flush()
-    kept, nothing = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    kept, (end, start) = os.dup(1), os.pipe()
     try:
-        os.dup2(nothing, 1)
+        os.dup2(start, 1)
         yield
     finally:
         os.dup2(kept, 1)
-        os.close(kept)
-        os.close(nothing)
+        for one in (kept, start, end):
+            os.close(one)

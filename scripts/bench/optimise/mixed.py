@@ -43,7 +43,7 @@ def main() -> None:
     figures |= {"float": exact, "ptq": rounded, "ptq_of_float": rounded / exact, "time_of_int8": after / before}
     trained = net.trained(found, QatRecipe(steps=20 if given.quick else given.steps))
     figures |= {"qat": net.accuracy(trained.content)}
-    figures["loss_with_qat"] = exact - figures["qat"]
+    figures["loss_with_qat"] = round(exact - figures["qat"], 6)  # whole pictures
     if given.record:
         _recorded.record(f"mixed/{given.net}", figures)
     targets = {

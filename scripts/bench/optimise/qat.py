@@ -42,7 +42,7 @@ def main() -> None:
             print(f"{method}, seed {seed}: {reached[-1]:.4f}", flush=True)
         figures[f"{method}_qat"], figures[f"{method}_spread"] = float(np.mean(reached)), float(np.ptp(reached))
     figures["int4_gain"] = figures["int4_qat"] - figures["int4_ptq"]
-    figures["int8_loss"] = figures["float"] - figures["int8_qat"]
+    figures["int8_loss"] = round(figures["float"] - figures["int8_qat"], 6)
     if given.record:
         _recorded.record(f"qat/{given.net}", figures)
     meets = figures["int4_gain"] >= GAIN and figures["int8_loss"] <= LOSS
