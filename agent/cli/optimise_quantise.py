@@ -60,3 +60,7 @@ def _print(report: OptimiseReport) -> None:
         kept = "yes" if step.kept else "no"
         table.add_row(step.name, *(text or NO_VALUE for text in texts), kept, plain("; ".join(step.notes)))
     console(_WIDTH, markup=False).print(table)
+    for remark in report.remarks:
+        click.echo(plain(remark))
+    for remark in report.remarks:
+        click.echo(plain(remark))

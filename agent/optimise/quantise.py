@@ -37,6 +37,7 @@ _LEVELS = 16
 """Steps of the share of bytes that a limit of loss is met in."""
 _FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding", "pool-first")
 DEFAULT_LOSS = 0.005
+"""What `mixed` may lose beyond INT8 where there is no budget."""
 
 
 class QuantisedLayer(Struct, frozen=True):
@@ -155,13 +156,15 @@ def float_file(content: bytes) -> bytes:
     """Return a float model whose batch norms and activations are fused, and whose float16 constants are float32.
 
     Raises:
-        ModelError: the model is quantised already.
+        ModelError: the model is quantised already, or has sparse weights.
     """
     model = load(content)
     for graph in graphs(model):
         for index, tensor in enumerate(graph.table.tensors):
             if tensor.type in (schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT4):
                 raise ModelError(f"tensor {graph.name(index)!r} is quantised already: give the float model")
+            if tensor.sparsity is not None:
+                raise ModelError(f"tensor {graph.name(index)!r} is stored sparsely: give the dense model")
         for operator in list(graph.operators):
             half = graph.constant(operator.inputs[0]) if len(operator.inputs) == 1 else None
             if half is not None and half.dtype == np.float16 and not graph.is_end(operator.outputs[0]):
@@ -264,8 +267,11 @@ def quantise(
         ends = _ends_of(quantiser)
         return run.model({layer.key: 4 for layer in candidates if layer.key not in ends} | fixed)
     if not candidates:
-        raise ModelError("no layer takes 4 bits: depthwise layers, grouped ones and tiny ones keep 8")
-    return run.mixed(candidates, budget or Budget(loss=DEFAULT_LOSS))
+        because = (
+            "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
+        )
+        raise ModelError(f"no layer is left that takes 4 bits: {because}")
+    return run.mixed(candidates, budget or Budget())
 
 
 def spread(examples: Examples, count: int) -> Examples:
@@ -327,7 +333,7 @@ class _Search:
         whole = self.model(self._fixed)
         if budget.size is not None:
             return self._within_size(whole, savings, budget.size)
-        return self._within_loss(whole, savings, DEFAULT_LOSS if budget.loss is None else budget.loss)
+        return self._within_loss(whole, savings, budget.loss)
 
     def _bits(self, savings: Mapping[Key, int], needed: float) -> dict[Key, int]:
         return dict.fromkeys(choose(self._costs, savings, needed), 4) | dict(self._fixed)
@@ -344,11 +350,15 @@ class _Search:
             )
         return self.model(self._bits(savings, excess + 1))
 
-    def _within_loss(self, whole: QuantisedModel, savings: Mapping[Key, int], limit: float) -> QuantisedModel:
+    def _within_loss(
+        self, whole: QuantisedModel, savings: Mapping[Key, int], limit: float | None
+    ) -> QuantisedModel:
         """Bisect over the bytes that are saved; INT8 if even that loses more than the limit."""
         if self._loss is None:
             raise ModelError("a limit of loss needs examples to measure it on")
-        if self._loss(whole.content) >= limit:
+        least = self._loss(whole.content)
+        limit = max(least, 0.0) + DEFAULT_LOSS if limit is None else limit
+        if least >= limit:
             return whole
         low, high, best = 0, _LEVELS + 1, whole
         while high - low > 1:

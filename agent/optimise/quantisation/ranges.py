@@ -94,6 +94,8 @@ def find_scales(
         leader: known.get(leader) or _scale(histograms, leader, readers.get(leader, {}))
         for leader in dict.fromkeys(leaders.values())
     }
+    for leader in {groups.leader(graph.name(index)) for graph in graphs for index in graph.outputs} - set(known):
+        by_leader[leader] = histograms.opened(leader, by_leader[leader])
     return ActivationScales(leaders, by_leader)
 
 
@@ -236,6 +238,14 @@ class _Histograms:
         low, high = (_rounded(end) for end in self.extremes[group])
         counts = torch.histc(values, _BINS, low, max(high, low + 1e-9)).double().numpy()
         self._counts[group] = self._counts.get(group, 0.0) + counts
+
+    def opened(self, group: str, scale: Scale) -> Scale:
+        """Return the scale of an output: one that only negative logits were seen of holds positive ones, too.
+
+        A detector gives none where the examples show nothing that it knows.
+        """
+        low, high = self.extremes[group]
+        return from_range(low, min(-low, _LEAST_HIGH)) if low < high <= 0.0 else scale
 
     def best(self, group: str, effect: Effect) -> Scale:
         """Return the scale, of a range no wider than the extremes, that does the least damage behind `effect`."""

@@ -23,6 +23,8 @@ from agent.optimise.report import LayerResult, OptimiseReport, StepResult, descr
 from agent.optimise.tune import split
 
 Progress = Callable[[str], None]
+_DOUBTFUL = 0.02
+_DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
 
 
 class QuantiseRequest(Struct, frozen=True):
@@ -170,6 +172,9 @@ class _Job:
         """Return the report on a result."""
         first, last = steps[0], [step for step in steps if step.kept][-1]
         loss = (first.score or 0.0) - (last.score or 0.0)
+        remarks = (
+            [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
+        )
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         return OptimiseReport(
             "quantise",
@@ -183,6 +188,7 @@ class _Job:
             tuple(missed),
             tuple(steps),
             tuple(_layers(found)),
+            remarks=tuple(remarks),
         )
 
 

@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
 pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
+from ai_edge_litert import schema_py_generated as schema
 from torch import nn
 
 from agent.compute.tflite.expand import expand_int4
@@ -19,7 +20,7 @@ from agent.errors import ConfigError, ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import open_content, outputs_of
-from agent.optimise.graph.objects import load
+from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.qat import FakeQuantised, train
 from agent.optimise.quantise import QuantisedModel, quantise
@@ -175,6 +176,32 @@ def test_a_constant_that_is_joined_to_activations_has_their_scale(tmp_path: Path
     found = quantised(content, read_examples(write_examples(tmp_path / "x.npz"), model), "int8")
     with open_content(found.content, model.manifest) as session:
         session.invoke()
+
+
+def test_an_output_that_was_never_positive_can_become_so(tmp_path: Path) -> None:
+    module = classifier()
+    module.head.bias.data.sub_(50.0)
+    content = float_file(module)
+    model = open_whole_model(str(write_model(tmp_path, content)))
+    found = quantised(content, read_examples(write_examples(tmp_path / "x.npz"), model), "int8")
+    _, (logits,) = read_modelfile(found.content).ends("serving_default")
+    assert logits.scale * (127 - logits.zero_point) == pytest.approx(4.0, abs=0.3)
+
+
+def test_sparse_weights_are_refused(content: bytes, examples: Examples) -> None:
+    model = load(content)
+    tensor = next(one for one in model.subgraphs[0].tensors if one.buffer and len(one.shape) == 4)
+    tensor.sparsity = schema.SparsityParametersT()
+    with pytest.raises(ModelError, match="stored sparsely"):
+        quantised(dump(model), examples, "int8")
+
+
+def test_without_a_budget_mixed_loses_little_more_than_int8(content: bytes, examples: Examples) -> None:
+    def loss(found: bytes) -> float:
+        return 0.1 + sum(dtype == "int4" for dtype in stored(found).values()) * 0.004
+
+    found = quantised(content, examples, "mixed", loss=loss)
+    assert sum(dtype == "int4" for dtype in stored(found.content).values()) == 1
 
 
 def test_a_quantised_model_is_refused(content: bytes, examples: Examples) -> None:
