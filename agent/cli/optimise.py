@@ -90,7 +90,7 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
     quantised outputs, and within 5e-4 of the largest value of float ones.
     """  # noqa: D301
     from agent.models.files import load_file
-    from agent.models.manifest_writer import check_version, write_version
+    from agent.models.version_writer import check_version, write_version
 
     names = _names_without(skip)
     check_version(model, out, force=force)
@@ -106,7 +106,7 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
         "bytes": {"before": len(content), "after": len(found.content)},
         "comparison": found.comparison,
     }
-    write_version(model, out, found.content, report)
+    write_version(model, out, found.content, report, force=force)
     if as_json:
         print_json(report)
     else:
@@ -210,6 +210,7 @@ def report(file: Path, out: Path | None, force: bool) -> None:
     Without OUT, Markdown is printed. OUT is written as Markdown if it ends in .md, and as a single HTML file with
     charts if it ends in .html.
     """
+    from agent.models.version_writer import refuse_inputs
     from agent.optimise.report import markdown, read_report, to_html
     from agent.storage.files import write_atomic
 
@@ -217,6 +218,7 @@ def report(file: Path, out: Path | None, force: bool) -> None:
         raise click.BadParameter(f"{out}: expected a name that ends in .md or .html", param_hint="OUT")
     if out is not None and out.exists() and not force:
         raise ModelError(f"{out}: exists; --force replaces it")
+    refuse_inputs([out] if out else [], [file])
     found = read_report(file)
     if out is None:
         click.echo(markdown(found), nl=False)

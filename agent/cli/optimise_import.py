@@ -39,11 +39,13 @@ def write_imported(source: str, out: Path, options: ImportOptions) -> None:
     Raises:
         ModelError: the module cannot be imported, or a file cannot be read or is there already.
     """
-    from agent.models.manifest_writer import check_first, write_first
+    from agent.models.version_writer import check_first, write_first
+    from agent.optimise.inputs import inputs_of
 
     shape = _shape(options.shape)
     mean, std = _normalisation(options.mean, options.std, shape[2])
-    check_first(out, force=options.force)
+    inputs = inputs_of(module=source, weights=options.weights)
+    check_first(out, force=options.force, inputs=[*inputs, options.labels])
     labels = _labels(options.labels)
     imported = _imported(source, options.weights, shape, mean, std)
     _check_labels(options.labels, labels, imported)
@@ -53,7 +55,7 @@ def write_imported(source: str, out: Path, options: ImportOptions) -> None:
     if labels:
         keys["output"] = {"labels": labels}
     report = _report(source, imported)
-    write_first(out, imported.content, keys, report)
+    write_first(out, imported.content, keys, report, force=options.force)
     print_json(report) if options.as_json else _print(out, imported, options)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,12 @@ from agent.compute.manifest import Model
 from agent.errors import ConfigError, ModelError
 from agent.models.files import load_file
 from agent.models.library import open_manifest
-from agent.models.manifest_writer import check_version, write_version
+from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.inputs import inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, short_number
-from agent.storage.files import storage_errors, write_atomic
+from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _WIDTH, _BAR = 110, 30
 _CHECKPOINTS = ("rounds.checkpoint", "anneal.checkpoint")
+_LOCK = "run.lock"
+_CHART = ".png"
 
 
 class PruneOptions(Struct, frozen=True):
@@ -65,23 +69,47 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
         ModelError: the model cannot be pruned, or a file is there already. ConfigError: the recipe is wrong.
         StorageError: a file or a checkpoint cannot be written.
     """
-    check_version(name, out, force=options.force)
-    chart = out.with_suffix(".png")
-    if chart.exists() and not options.force:
-        raise ModelError(f"{chart}: exists; --force replaces it")
+    folder = options.work or out.with_suffix(".work")
+    _check(name, out, folder, options)
     recipe = read_recipe(options.recipe).recipe if options.recipe else parse_recipe("", "").recipe
     content, manifest = load_file(name)[0], open_manifest(name)
     model = Model(content, hashlib.sha256(content).hexdigest(), manifest, name)
     examples = _examples(model, recipe, options)
-    folder = options.work or out.with_suffix(".work")
-    with storage_errors(f"{folder}: cannot be made"):
-        folder.mkdir(exist_ok=True)
-    found = _pruned(model, examples, recipe, folder, options)
-    write_version(name, out, found.content, msgspec.to_builtins(found.report))
-    write_atomic(chart, found.chart)
-    _remove_checkpoints(folder)
+    with _work_folder(folder):
+        found = _pruned(model, examples, recipe, folder, options)
+        report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}
+        write_version(name, out, found.content, report, force=options.force, others=others)
+        remove(*(folder / one for one in _CHECKPOINTS))
     print_json(found.report) if options.as_json else _print(found.report)
-    _tell(f"{out}: written, with .report.json and .png beside it")
+    _tell(f"{out}: written, with .report.json and {_CHART} beside it")
+
+
+def _check(name: str, out: Path, folder: Path, options: PruneOptions) -> None:
+    """Check before the work that files can be written, and that none of them is read."""
+    inputs = inputs_of(data=options.data, recipe=options.recipe, module=options.module, weights=options.weights)
+    check_version(name, out, force=options.force, inputs=inputs, others=[_CHART])
+    kept = [folder / one for one in (*_CHECKPOINTS, _LOCK)]
+    refuse_inputs([folder, *kept], [Path(name), *inputs])
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[None]:
+    """Keep a folder for checkpoints to this run. It is removed unless something lies in it."""
+    make_folder(folder)
+    lock = folder / _LOCK
+    try:
+        with owned_file(lock):
+            try:
+                yield
+            except KeyboardInterrupt:
+                if any((folder / one).exists() for one in _CHECKPOINTS):
+                    _tell(f"interrupted: the same command goes on from {folder}")
+                raise
+            finally:
+                remove(lock)
+    finally:
+        with suppress(OSError):  # something else lies in it
+            folder.rmdir()
 
 
 def _examples(model: Model, recipe: Recipe, options: PruneOptions) -> Examples:
@@ -125,14 +153,6 @@ def _bar() -> Callable[[PruningState], None]:
     return show
 
 
-def _remove_checkpoints(folder: Path) -> None:
-    """Remove what is no longer needed; a folder in which something else lies stays."""
-    for name in _CHECKPOINTS:
-        (folder / name).unlink(missing_ok=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _tell(line: str) -> None:
     show_progress("")
     click.echo(plain(line), err=True)
@@ -145,3 +165,5 @@ def _print(report: OptimiseReport) -> None:
         values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))
         table.add_row(step.name, *(text or NO_VALUE for text in values), plain("; ".join(step.notes[:1])))
     console(_WIDTH, markup=False).print(table)
+    for remark in report.remarks:
+        click.echo(plain(remark))

@@ -10,7 +10,8 @@ import msgspec
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
-from agent.models.manifest_writer import check_version, write_version
+from agent.models.version_writer import check_version, write_version
+from agent.optimise.inputs import inputs_of
 from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
 from agent.optimise.report import OptimiseReport, short_number
 from agent.text import plain
@@ -24,7 +25,8 @@ def quantise_and_write(request: QuantiseRequest, out: Path, *, force: bool, as_j
     Raises:
         ModelError: the model cannot be quantised, the budget is not met, or a file is there already.
     """
-    check_version(request.model, out, force=force)
+    inputs = inputs_of(data=request.data, recipe=request.recipe)
+    check_version(request.model, out, force=force, inputs=inputs)
     try:
         found = quantise_file(request, show_progress, _tell)
     except ModelError as error:
@@ -35,7 +37,7 @@ def quantise_and_write(request: QuantiseRequest, out: Path, *, force: bool, as_j
     print_json(report) if as_json else _print(report)
     if report.missed:
         raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
-    write_version(request.model, out, found.content, msgspec.to_builtins(report))
+    write_version(request.model, out, found.content, msgspec.to_builtins(report), force=force)
     _tell(f"{out}: written, with .report.json beside it")
 
 

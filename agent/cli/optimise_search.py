@@ -12,7 +12,7 @@ import msgspec
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError
-from agent.models.manifest_writer import check_first, write_first
+from agent.models.version_writer import check_first, write_first
 from agent.optimise.report import short_number
 from agent.storage.files import write_atomic
 from agent.text import plain, plural
@@ -66,14 +66,22 @@ def export_and_print(study: str, number: int, out: Path, *, work: Path | None, c
     _check_extra()
     from agent.optimise.search.results import read_candidate
 
-    check_first(out, force=force)
+    check_first(out, force=force, inputs=_kept_files(study, work))
     found = read_candidate(study, number, work, command)
-    write_first(out, found.content, found.keys, msgspec.to_builtins(found.report))
+    write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
     score = found.report.steps[0].score or 0.0
     click.echo(
         f"{plain(str(out))}: {len(found.content)} bytes, {score:.2%} on examples that decided nothing; "
         "manifest and report beside it"
     )
+
+
+def _kept_files(study: str, work: Path | None) -> list[Path]:
+    """Return the files of a study and of its trials."""
+    from agent.optimise.search.study import is_url
+
+    folders = [folder for folder in (None if is_url(study) else Path(study), work) if folder is not None]
+    return [path for folder in folders for pattern in ("*", "trials/*/*") for path in folder.glob(pattern)]
 
 
 def _check_extra() -> None:

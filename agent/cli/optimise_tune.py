@@ -11,10 +11,10 @@ import msgspec
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
-from agent.models.manifest_writer import check_version, write_version
+from agent.models.version_writer import check_version, write_version
+from agent.optimise.inputs import inputs_of
 from agent.optimise.report import OptimiseReport, markdown, short_number, to_html
 from agent.optimise.tune_steps import TuneRequest, tune_file
-from agent.storage.files import write_atomic
 from agent.text import plain
 
 _WIDTH = 110
@@ -27,10 +27,9 @@ def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: boo
     Raises:
         ModelError: the model cannot be tuned, or the budget is not met; or a file is there already.
     """
-    check_version(request.model, out, force=force)
-    for suffix in _RENDERED:
-        if (there := out.with_suffix(suffix)).exists() and not force:
-            raise ModelError(f"{there}: exists; --force replaces it")
+    module, weights = request.module, request.weights
+    inputs = inputs_of(data=request.data, recipe=request.recipe, module=module, weights=weights)
+    check_version(request.model, out, force=force, inputs=inputs, others=_RENDERED)
     try:
         found = tune_file(request, show_progress, _tell)
     finally:
@@ -42,9 +41,8 @@ def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: boo
     if report.sha256_before == report.sha256_after:
         _tell(f"{request.model}: no step helps, and nothing is written")
         return
-    write_version(request.model, out, found.content, msgspec.to_builtins(report))
-    for suffix, render in _RENDERED.items():
-        write_atomic(out.with_suffix(suffix), render(report).encode())
+    others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
+    write_version(request.model, out, found.content, msgspec.to_builtins(report), force=force, others=others)
     _tell(f"{out}: written, with .report.json, .report.md and .report.html beside it")
 
 

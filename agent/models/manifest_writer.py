@@ -16,14 +16,12 @@ from msgspec.structs import replace
 
 from agent.compute.decode.defaults import lacks_labels
 from agent.compute.infer.backends import ends_of
-from agent.compute.manifest import Manifest, check_manifest, read_manifest
+from agent.compute.manifest import Manifest
 from agent.config.toml import Keys, TomlFile, to_toml
 from agent.errors import ModelError, NormalisationError
 from agent.models.files import beside, load_file, manifest_path, model_path, read, read_text
 from agent.models.library import complete_manifest, look_up
 from agent.storage.files import write_atomic
-
-_REPORT = ".report.json"
 
 
 class Draft(Struct, frozen=True):
@@ -87,7 +85,7 @@ def write_new(name_or_path: str, path: str, content: Draft, *, force: bool = Fal
     if own.exists() and not force:
         raise ModelError(f"{own}: is there already; --force replaces it")
     golden = (model.parent / name for name in content.manifest.golden.files)
-    if files := list(_missing([model, *golden], own.parent)):
+    if files := list(missing_files([model, *golden], own.parent)):
         raise ModelError(
             f"{own}: a manifest lies beside its model, and {files[0].name} is not in that folder: copy "
             f"{files[0]} there first, or leave --manifest out"
@@ -166,8 +164,8 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
 
     manifest = manifest_path(name_or_path)
     data = tomllib.loads(read_text(manifest))
-    model, *others = _files_of(manifest, data)
-    missing = list(_missing([model, *others], path.parent))
+    model, *others = files_of(manifest, data)
+    missing = list(missing_files([model, *others], path.parent))
     data["file"] = model.name
     change(data)
     for file in missing:
@@ -175,117 +173,10 @@ def rewrite(name_or_path: str, path: Path, change: Callable[[dict[str, Any]], No
     write_atomic(path, tomli_w.dumps(data).encode())
 
 
-def check_first(out: Path, *, force: bool = False) -> None:
-    """Check that a new model, its manifest and a report may be written, before the work that makes it.
-
-    Args:
-        out: the `.tflite` file to write.
-        force: files may be replaced.
-
-    Raises:
-        ModelError: there is no such folder, or a file is there already.
-    """
-    if not out.parent.is_dir():
-        raise ModelError(f"{out}: there is no folder {out.parent}: make it first")
-    for file in (out, out.with_suffix(".toml"), out.with_suffix(_REPORT)):
-        if file.exists() and not force:
-            raise ModelError(f"{file}: exists; --force replaces it")
-
-
-def write_first(out: Path, content: bytes, keys: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """Write a new model, its manifest, and a report, `OUT.report.json`. The model is written last.
-
-    Args:
-        out: the `.tflite` file; the manifest lies beside it with the suffix `.toml`.
-        content: of the file.
-        keys: of the manifest, but for `file` and `sha256`.
-        report: what was done, as JSON.
-
-    Raises:
-        ModelError: the manifest would not be valid.
-        StorageError: a file cannot be written.
-    """
-    import tomli_w
-
-    own = out.with_suffix(".toml")
-    data = {"file": out.name, "sha256": hashlib.sha256(content).hexdigest(), **keys}
-    text = tomli_w.dumps(data)
-    check_manifest(read_manifest(text, str(own)))
-    write_atomic(own, text.encode())
-    write_atomic(out.with_suffix(_REPORT), msgspec.json.format(msgspec.json.encode(report)))
-    write_atomic(out, content)
-
-
-def check_version(name_or_path: str, out: Path, *, force: bool = False) -> None:
-    """Check that a new version of a model may be written, before the work that makes it.
-
-    Args:
-        name_or_path: the model.
-        out: the `.tflite` file to write, as in `write_version`.
-        force: files may be replaced.
-
-    Raises:
-        ModelError: there is no such model or folder, a file that its manifest names is missing, or a file is
-            there already.
-    """
-    stated = load_file(name_or_path)[1]
-    check_first(out, force=force)
-    manifest = out.with_suffix(".toml")
-    if stated is None and manifest.exists():
-        raise ModelError(
-            f"{manifest}: would be the manifest of {out.name}; {name_or_path} has none: move it away"
-        )
-    if stated is not None:
-        for file in _companions(name_or_path, stated, out.parent):
-            if not file.is_file():
-                raise ModelError(f"{file}: no such file, and the manifest of {name_or_path} names it")
-
-
-def write_version(name_or_path: str, out: Path, content: bytes, report: Mapping[str, Any]) -> None:
-    """Write a new version of a model, its manifest if it has one, and a report, `OUT.report.json`.
-
-    The labels and golden files that the manifest names are copied beside it. The model is written last.
-
-    Args:
-        name_or_path: the model.
-        out: the new `.tflite` file; the manifest lies beside it with the suffix `.toml`.
-        content: of the new file.
-        report: what was done, as JSON.
-
-    Raises:
-        ModelError: the files that the manifest names cannot be read, or different ones are there.
-        StorageError: a file cannot be written.
-    """
-    import tomli_w
-
-    stated = load_file(name_or_path)[1]
-    if stated is not None:
-        for file in list(_companions(name_or_path, stated, out.parent)):
-            write_atomic(out.parent / file.name, read(file))
-        data = _document(name_or_path, stated)
-        data |= {"file": out.name, "sha256": hashlib.sha256(content).hexdigest()}
-        write_atomic(out.with_suffix(".toml"), tomli_w.dumps(data).encode())
-    write_atomic(out.with_suffix(_REPORT), msgspec.json.format(msgspec.json.encode(report)))
-    write_atomic(out, content)
-
-
-def _document(name_or_path: str, stated: TomlFile) -> dict[str, Any]:
-    """Return a manifest as its file has it; one that is not TOML, as it was understood."""
-    path = Path(stated.path)
-    return tomllib.loads(read_text(path)) if path.suffix == ".toml" else copy.deepcopy(stated.data)
-
-
-def _companions(name_or_path: str, stated: TomlFile, folder: Path) -> Iterator[Path]:
-    """Yield the labels and golden files of a model that are not in the folder yet. Raises as `_missing`."""
-    path, data = Path(stated.path), _document(name_or_path, stated)
-    golden = [beside(path, name, "golden.files") for name in data.get("golden", {}).get("files", ())]
-    yield from _missing([*_files_of(path, data)[1:], *golden], folder)
-
-
 def check_place(name_or_path: str, path: Path) -> None:
     """Raise the ModelError that `rewrite` would raise for this path."""
     manifest = manifest_path(name_or_path)
-    for _ in _missing(_files_of(manifest, tomllib.loads(read_text(manifest))), path.parent):
+    for _ in missing_files(files_of(manifest, tomllib.loads(read_text(manifest))), path.parent):
         pass
 
 
@@ -302,15 +193,27 @@ def set_variants(keys: Mapping[str, Mapping[str, float | None]]) -> Callable[[di
     return change
 
 
-def _files_of(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
-    """Return the files that a manifest names: its model, and its labels if they are a file."""
+def files_of(manifest: Path, data: Mapping[str, Any]) -> list[Path]:
+    """Return the files that a manifest names: its model, and its labels if they are a file.
+
+    Args:
+        manifest: its path.
+        data: the parsed document.
+
+    Raises:
+        ModelError: a file would lie in another folder.
+    """
     files = [beside(manifest, data.get("file") or manifest.with_suffix(".tflite").name, "file")]
     labels = data.get("output", {}).get("labels")
     return [*files, beside(manifest, labels, "labels")] if isinstance(labels, str) else files
 
 
-def _missing(files: list[Path], folder: Path) -> Iterator[Path]:
-    """Yield the files that are not in the folder yet."""
+def missing_files(files: list[Path], folder: Path) -> Iterator[Path]:
+    """Yield the files that are not in the folder yet.
+
+    Raises:
+        ModelError: a different file of that name is there.
+    """
     for file in files:
         there = folder / file.name
         if not there.exists():

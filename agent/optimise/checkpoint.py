@@ -22,6 +22,7 @@ from agent.errors import ModelError, StorageError, reason_of
 from agent.storage.files import refuse_special, write_atomic
 
 _FORMAT = 1
+_OTHER = "remove it, or name another folder with --work"
 
 Key = Mapping[str, str]
 """Values of all that a run depends on, as text by name."""
@@ -37,7 +38,7 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
         settings: of the run.
     """
     key = {
-        f"{type(one).__name__} {name}": repr(value)
+        f"{type(one).__name__.removesuffix('Settings').lower()} {name}": repr(value)
         for one in settings
         for name, value in msgspec.to_builtins(one).items()
     }
@@ -92,9 +93,9 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu") -> dict[str, Any]
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except Exception as error:  # what torch raises for a file of another kind has many classes
-        raise ModelError(f"{path}: is no checkpoint of a run: remove it or choose another file") from error
+        raise ModelError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise ModelError(f"{path}: is no checkpoint of this version: remove it or choose another file")
+        raise ModelError(f"{path}: is no checkpoint of this version: {_OTHER}")
     _check_key(path, key, found["key"])
     state: dict[str, Any] = found["state"]
     return state
@@ -105,4 +106,4 @@ def _check_key(path: Path, now: Key, then: Key) -> None:
         if now.get(name) != then.get(name):
             was, is_ = then.get(name, "not there"), now.get(name, "not there")
             told = f"belongs to another run ({name} was {was}, is now {is_})"
-            raise ModelError(f"{path}: {told}: remove it or choose another file")
+            raise ModelError(f"{path}: {told}: {_OTHER}")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,14 @@ def evaluate(
     return float((outputs.argmax(1) == torch.from_numpy(np.ascontiguousarray(labels))).float().mean())
 
 
-def predict(module: Any, pictures: Pictures, normalisation: Normalisation | None = None, batch: int = 500) -> Any:
+def predict(
+    module: Any,
+    pictures: Pictures,
+    normalisation: Normalisation | None = None,
+    batch: int = 500,
+    *,
+    exact: bool = False,
+) -> Any:
     """Return the outputs for all pictures, a float32 tensor [pictures, classes] on the processor.
 
     Of a module that gives several tensors, the last one counts.
@@ -221,15 +229,16 @@ def predict(module: Any, pictures: Pictures, normalisation: Normalisation | None
         pictures: see `Pictures`.
         normalisation: as in training; None: the default.
         batch: pictures at once.
+        exact: compute in float32, not in bfloat16.
     """
     normalisation = normalisation or Normalisation()
     device = device_of(module)
     module.eval()
     outputs = []
-    with torch.no_grad(), _mixed(device):
+    with torch.no_grad(), nullcontext() if exact else _mixed(device):
         for start in range(0, len(pictures), batch):
             raw = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).to(device)
-            found = module(normalisation.apply(raw, torch.bfloat16))
+            found = module(normalisation.apply(raw, torch.float32 if exact else torch.bfloat16))
             outputs.append((found[-1] if isinstance(found, tuple | list) else found).float().cpu())
     return torch.cat(outputs)
 

@@ -408,7 +408,8 @@ def draw_curves(histories: Mapping[str, PruneHistory]) -> bytes:
     anneal.set(xlabel="epoch", title="anneal")
     for axis in (rounds, anneal):
         axis.grid(alpha=0.3)
-    rounds.legend()
+    if histories:
+        rounds.legend()
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     return drawn.getvalue()

@@ -192,6 +192,49 @@ def test_a_full_disk_leaves_no_model(model: Path, tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "out.tflite").exists()
 
 
+def test_a_disk_that_fills_up_leaves_the_version_before(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.tflite"
+    assert call(model, out).exit_code == 0
+    files = [out.with_suffix(suffix) for suffix in (".tflite", ".toml", ".report.json")]
+    out.with_suffix(".report.json").write_bytes(b"before")
+    before = [path.read_bytes() for path in files]
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert call(model, out, "--force", "--skip", "points").exit_code == 1
+    assert [path.read_bytes() for path in files] == before
+    assert list(tmp_path.glob(".*.tmp")) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["model.tflite", "./model.tflite", "link.tflite", "hard.tflite", "golden.tflite"]
+)
+def test_the_model_and_its_files_are_not_replaced_even_by_force(name: str, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.tflite").symlink_to("model.tflite")
+    (tmp_path / "hard.tflite").hardlink_to(model)
+    (tmp_path / "golden.toml").symlink_to("labels.txt")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = call(model, f"{tmp_path}/{name}", "--force")
+    assert (done.exit_code, "which is read" in said(done)) == (1, True), said(done)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_work(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verified, "rewrite_verified", lambda *_args: pytest.fail("the work began"))
+    done = call(model, "/proc/out.tflite")
+    assert (done.exit_code, "/proc: cannot be used as a folder" in said(done)) == (1, True)
+
+
 def test_a_rewrite_with_other_answers_is_named_and_nothing_is_written(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,3 +112,11 @@ def test_an_operation_that_cannot_be_imported_is_named(folder: Path) -> None:
     pytest.importorskip("torch")
     told = said(call(folder, *NORMALISED, factory="foreign"))
     assert "conv_transpose2d" in told
+
+
+def test_labels_and_weights_are_not_replaced_even_by_force(folder: Path) -> None:
+    for name, option in (("net.toml", "--labels"), ("net.tflite", "--weights")):
+        (folder / name).write_text("mine")
+        done = call(folder, *NORMALISED, option, folder / name, "--force")
+        assert (done.exit_code, "which is read" in said(done)) == (1, True)
+        assert (folder / name).read_text() == "mine"

@@ -19,7 +19,9 @@ from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
 from agent.optimise.evaluate import time_ms
 from agent.optimise.pruning.connections import prunable
+from agent.optimise.pruning.file import prune_model
 from agent.optimise.train import fit
+from agent.storage.files import owned_file
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 
@@ -139,3 +141,68 @@ def test_without_examples_there_is_no_pruning(folder: Path) -> None:
     done = run("prune", folder / "net.tflite", folder / "new.tflite", "--module", source)
     assert done.exit_code == 1
     assert "--data" in said(done)
+
+
+@pytest.mark.parametrize("name", ["net.pt", "recipe.toml", "data.npz", "prune_net.py"])
+def test_what_is_read_is_not_replaced_even_by_force(folder: Path, name: str) -> None:
+    for suffix in (".tflite", ".toml", ".report.json", ".png"):
+        out = folder / f"new{suffix}"
+        out.symlink_to(folder / name)
+        before = (folder / name).read_bytes()
+        done = call(folder, "--force")
+        assert (done.exit_code, "which is read" in said(done)) == (1, True), said(done)
+        assert (folder / name).read_bytes() == before
+        out.unlink()
+
+
+def test_a_chart_replaces_no_picture_of_the_examples(folder: Path) -> None:
+    (folder / "new.png").write_bytes(b"a picture of the examples")
+    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--data", folder, "--force")
+    assert (done.exit_code, "is a picture of" in said(done)) == (1, True)
+
+
+def test_the_work_folder_is_no_input(folder: Path) -> None:
+    (folder / "pictures").mkdir()
+    place = folder / "pictures"
+    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--data", place, "--work", place)
+    assert (done.exit_code, "which is read" in said(done)) == (1, True)
+
+
+def test_two_runs_do_not_share_a_work_folder(folder: Path) -> None:
+    (folder / "new.work").mkdir()
+    with owned_file(folder / "new.work" / "run.lock"):
+        done = call(folder)
+    assert (done.exit_code, "in use by another" in said(done)) == (1, True)
+    assert not isinstance(done.exception, OSError)
+    assert call(folder).exit_code == 0
+
+
+def test_a_run_that_fails_leaves_no_empty_work_folder(folder: Path) -> None:
+    (folder / "recipe.toml").write_text(RECIPE.replace("[train]", 'layers = ["stem*"]\n[train]'))
+    assert call(folder).exit_code == 1
+    assert not (folder / "new.work").exists()
+
+
+def test_another_target_is_told_without_names_of_classes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_args: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.optimise.pruning.connections._Pruning.anneal", interrupt)
+        assert "the same command goes on from" in call(folder).stderr
+    (folder / "recipe.toml").write_text(RECIPE.replace("0.5", "0.6"))
+    done = call(folder)
+    assert "(prune target was 0.5, is now 0.6)" in said(done)
+    assert "--work" in said(done)
+
+
+def test_a_result_that_appears_during_the_run_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*args: object, **options: object) -> object:
+        (folder / "new.report.json").write_bytes(b"of another run")
+        return prune_model(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("agent.optimise.pruning.file.prune_model", slow)
+    done = call(folder)
+    assert (done.exit_code, "new.report.json: exists" in said(done)) == (1, True)
+    assert (folder / "new.report.json").read_bytes() == b"of another run"
+    assert not (folder / "new.tflite").exists()

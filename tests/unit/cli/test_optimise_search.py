@@ -135,6 +135,9 @@ def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder:
     assert f"width = {best['parameters']['width']}" in report["steps"][0]["notes"]
     assert "exists" in said(run("search-export", folder / "study", best["number"], folder / "out.tflite"))
     assert "trial 77 is not there" in said(run("search-export", folder / "study", 77, folder / "other.tflite"))
+    for own in (folder / "study" / "trials").glob("*/*.tflite"):
+        done = run("search-export", folder / "study", best["number"], own, "--force")
+        assert "which is read" in said(done)
 
     again = search(folder, "--trials", 3)
     assert again.exit_code == 0

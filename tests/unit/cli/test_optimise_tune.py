@@ -126,3 +126,12 @@ def test_a_file_that_the_manifest_names_is_missed_before_the_work(folder: Path) 
 def test_json_is_the_report(folder: Path) -> None:
     done = call(folder, "--data", str(folder / "x.npz"), "--json")
     assert json.loads(done.stdout)["step"] == "tune"
+
+
+@pytest.mark.parametrize("suffix", [".toml", ".report.json", ".report.md", ".report.html"])
+def test_a_recipe_is_not_replaced_even_by_force(folder: Path, suffix: str) -> None:
+    recipe = folder / f"out{suffix}"
+    recipe.write_text('[data]\npath = "x.npz"\n')
+    done = call(folder, "--recipe", str(recipe), "--force")
+    assert (done.exit_code, "which is read" in said(done)) == (1, True)
+    assert recipe.read_text() == '[data]\npath = "x.npz"\n'

@@ -19,9 +19,11 @@ from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
-from agent.optimise.pruning.file import PruningState, pixels, prune_model
+from agent.optimise.pruning.connections import draw_curves
+from agent.optimise.pruning.file import PruningState, _check_same, _remarks, pixels, prune_model
 from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
+from agent.optimise.report import StepResult
 from agent.optimise.train import fit
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
@@ -129,6 +131,45 @@ def test_another_module_is_refused_before_training(model: Model, trained: Any, d
         other[-1].weight.neg_()
     with pytest.raises(ModelError, match="another class than the module"):
         prune_model(model, other, read_examples(data, model), RECIPE)
+
+
+def test_a_module_that_prefers_the_class_of_the_first_examples_is_refused(
+    model: Model, trained: Any, tmp_path: Path
+) -> None:
+    pictures, labels = examples(240, seed=3)
+    order = np.argsort(labels, kind="stable")
+    np.savez(tmp_path / "sorted.npz", x=pictures[order], y=labels[order])
+    found = read_examples(tmp_path / "sorted.npz", model)
+    other = module_of(trained)
+    with torch.no_grad():
+        other[-1].bias[0] += 1000
+    with pytest.raises(ModelError, match="another class than the module"):
+        _check_same(other, model, found, PREPARATION)
+
+
+def test_a_module_with_other_outputs_is_refused(model: Model, trained: Any, data: Path) -> None:
+    found, other = read_examples(data, model), module_of(trained)
+    _check_same(other, model, found, PREPARATION)
+    _check_same(torch.nn.Sequential(other, torch.nn.Softmax(1)), model, found, PREPARATION)
+    with torch.no_grad():
+        other[-1].weight *= 2
+        other[-1].bias *= 2
+    with pytest.raises(ModelError, match="differs from the module"):
+        _check_same(other, model, found, PREPARATION)
+
+
+def test_a_loss_and_a_file_that_is_no_better_are_remarked() -> None:
+    before = StepResult("before", "top-1", 0.9, size=1000, latency_ms=2.0)
+    worse = replace(before, score=0.8)
+    told = list(_remarks(before, worse))
+    assert told[0] == "top-1 fell by 10.0 percentage points: 90.0% before, 80.0% after"
+    assert "neither smaller nor faster" in told[1]
+    assert list(_remarks(before, replace(before, size=500))) == []
+
+
+def test_drawing_no_curve_warns_of_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    draw_curves({})
+    assert [str(one.message) for one in recwarn] == []
 
 
 def test_examples_without_classes_are_refused(model: Model, trained: Any, tmp_path: Path) -> None:
