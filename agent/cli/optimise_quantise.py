@@ -64,5 +64,3 @@ def _print(report: OptimiseReport) -> None:
     console(_WIDTH, markup=False).print(table)
     for remark in report.remarks:
         click.echo(plain(remark))
-    for remark in report.remarks:
-        click.echo(plain(remark))
