@@ -397,7 +397,7 @@ def draw_curves(histories: Mapping[str, PruneHistory]) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ModelError("charts need matplotlib: pip install 'vedette[charts]'") from error
+        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
     figure = Figure(figsize=(9.0, 4.0), layout="constrained")
     rounds, anneal = figure.subplots(1, 2, sharey=True)
     for name, history in histories.items():

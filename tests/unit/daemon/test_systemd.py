@@ -146,7 +146,7 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
 
     def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if frame.seq == 3:
-            go_on.wait(20.0)
+            go_on.wait(60.0)
         return real(self, frame)
 
     monkeypatch.setattr(VideoPerception, "process", look)
@@ -160,7 +160,7 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
         stream.prepare()
         stream.start()
     try:
-        wait_for(lambda: service.hanging(streams) == ["front"])
+        wait_for(lambda: service.hanging(streams) == ["front"], 60.0)
         wait_for(lambda: streams["away"].status[0] == "lost")
         go_on.set()
         wait_for(lambda: service.hanging(streams) == [] and streams["front"].inferred > 3)
