@@ -37,7 +37,7 @@ _FOLDED = 0.02
 """Learning rate of a network whose batch norms are part of its weights, relative to the recipe's."""
 _AGREE = 0.9
 """Share of the examples that module and file must give the same class."""
-_APART = 0.1
+_APART = 0.3
 """Largest difference of their outputs, relative to the largest one: pixels are rounded, and a manifest may have
 one mean for all channels where the module was trained with three."""
 _NOISE = 0.02

@@ -158,6 +158,16 @@ def test_a_module_with_other_outputs_is_refused(model: Model, trained: Any, data
         _check_same(other, model, found, PREPARATION)
 
 
+def test_a_mean_for_each_channel_that_the_manifest_has_as_one_is_the_same(
+    model: Model, trained: Any, data: Path
+) -> None:
+    found, module = read_examples(data, model), module_of(trained)
+    stated = replace(PREPARATION, mean=(124.0, 130.0, 130.0), std=(65.0, 64.0, 63.0))
+    content = of_module(module, (8, 8, 3), stated).emit(module)
+    assert content != model.content
+    _check_same(module, replace(model, content=content), found, PREPARATION)
+
+
 def test_a_loss_and_a_file_that_is_no_better_are_remarked() -> None:
     before = StepResult("before", "top-1", 0.9, size=1000, latency_ms=2.0)
     worse = replace(before, score=0.8)
