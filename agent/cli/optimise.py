@@ -238,7 +238,7 @@ def report(file: Path, out: Path | None, force: bool) -> None:
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the module, as torch saves them.")
 @click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
-@click.option("--limit", type=click.IntRange(min=1), help="Use so many examples.")
+@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, **options: Any) -> None:
@@ -267,7 +267,7 @@ def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, *
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe prune train data`.")
-@click.option("--limit", type=click.IntRange(min=1), help="Use so many examples.")
+@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its chart.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -299,7 +299,7 @@ def prune(model: str, out: Path, **options: Any) -> None:
 )
 @click.option("--budget", default="", help='For mixed: "size<2.8MB" or "loss<0.5pp".')
 @click.option("--qat/--no-qat", default=None, help="Train afterwards; by default if the loss misses the budget.")
-@click.option("--limit", type=click.IntRange(min=1), help="Use so many examples.")
+@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def quantise(model: str, out: Path, force: bool, as_json: bool, **options: Any) -> None:

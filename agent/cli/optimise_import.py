@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +75,8 @@ def _normalisation(mean: str | None, std: str | None, channels: int) -> tuple[li
     if (mean is None) != (std is None):
         raise click.UsageError("--mean and --std: give both, or none")
     means, stds = _numbers(mean or "0", "--mean", channels), _numbers(std or "1", "--std", channels)
+    if min(stds) <= 0:
+        raise click.BadParameter(f"{std!r}: expected numbers greater than 0", param_hint="--std")
     if max(stds) < 1 or (max(stds) == 1 and 0 < max(means) <= 1):
         pixels = (
             ",".join(f"{255 * number:g}" for number in means),
@@ -92,6 +97,8 @@ def _numbers(text: str, option: str, channels: int) -> list[float]:
     if len(numbers) not in (1, channels):
         told = f"{text!r}: expected one number, or {channels} with commas between them"
         raise click.BadParameter(told, param_hint=option)
+    if not all(map(math.isfinite, numbers)):
+        raise click.BadParameter(f"{text!r}: expected finite numbers", param_hint=option)
     return numbers
 
 
@@ -100,7 +107,12 @@ def _labels(path: Path | None) -> list[str]:
         return []
     from agent.models.files import read_text
 
-    return [line.strip() for line in read_text(path).rstrip().splitlines()]
+    labels = [line.strip() for line in read_text(path).rstrip().splitlines()]
+    lines: dict[str, int] = {}
+    for number, label in enumerate(labels, 1):
+        if (first := lines.setdefault(label, number)) != number:
+            raise ModelError(f"{path}:{number}: {label!r} is the class of line {first} already")
+    return labels
 
 
 def _imported(
@@ -111,7 +123,8 @@ def _imported(
         from agent.optimise.graph.from_torch import export
     except ImportError as error:
         raise ModelError(f"importing a module needs pip install '.[optimise]' in the clone: {error}") from error
-    return export(load_factory(source, weights), shape, mean=mean, std=std)
+    with contextlib.redirect_stdout(sys.stderr):  # the module's own code may print
+        return export(load_factory(source, weights), shape, mean=mean, std=std)
 
 
 def _check_labels(path: Path | None, labels: list[str], imported: ImportedModule) -> None:

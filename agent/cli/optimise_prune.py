@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +16,12 @@ from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.manifest import Model
 from agent.errors import ConfigError, ModelError
-from agent.models.files import load_file
-from agent.models.library import open_manifest
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, short_number
+from agent.optimise.source import open_source
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
@@ -72,11 +70,11 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     folder = options.work or out.with_suffix(".work")
     _check(name, out, folder, options)
     recipe = read_recipe(options.recipe).recipe if options.recipe else parse_recipe("", "").recipe
-    content, manifest = load_file(name)[0], open_manifest(name)
-    model = Model(content, hashlib.sha256(content).hexdigest(), manifest, name)
+    model = open_source(name, _tell)
     examples = _examples(model, recipe, options)
     with _work_folder(folder):
-        found = _pruned(model, examples, recipe, folder, options)
+        with redirect_stdout(sys.stderr):  # the module's own code may print
+            found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}
         write_version(name, out, found.content, report, force=options.force, others=others)
         remove(*(folder / one for one in _CHECKPOINTS))

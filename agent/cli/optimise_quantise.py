@@ -10,10 +10,11 @@ import msgspec
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
+from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
 from agent.optimise.inputs import inputs_of
 from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
-from agent.optimise.report import OptimiseReport, short_number
+from agent.optimise.report import METRICS, OptimiseReport, short_number
 from agent.text import plain
 
 _WIDTH = 100
@@ -28,9 +29,8 @@ def quantise_and_write(request: QuantiseRequest, out: Path, *, force: bool, as_j
     inputs = inputs_of(data=request.data, recipe=request.recipe)
     check_version(request.model, out, force=force, inputs=inputs)
     try:
-        found = quantise_file(request, show_progress, _tell)
-    except ModelError as error:
-        raise ModelError(f"{request.model}: {error}") from error
+        with prefixed_errors(request.model):
+            found = quantise_file(request, show_progress, _tell)
     finally:
         show_progress("")
     report = found.report
@@ -62,5 +62,7 @@ def _print(report: OptimiseReport) -> None:
         kept = "yes" if step.kept else "no"
         table.add_row(step.name, *(text or NO_VALUE for text in texts), kept, plain("; ".join(step.notes)))
     console(_WIDTH, markup=False).print(table)
+    if metric in METRICS:
+        click.echo(f"{metric}: {METRICS[metric]}")
     for remark in report.remarks:
         click.echo(plain(remark))

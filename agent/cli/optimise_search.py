@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,8 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
 
     request = SearchRequest(**options)
     try:
-        found = search(request, show_progress, _tell)
+        with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
+            found = search(request, show_progress, _tell)
     finally:
         show_progress("")
     chart = request.folder / CHART

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +15,7 @@ from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.version_writer import check_version, write_version
 from agent.optimise.inputs import inputs_of
-from agent.optimise.report import OptimiseReport, markdown, short_number, to_html
+from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
 from agent.optimise.tune_steps import TuneRequest, tune_file
 from agent.text import plain
 
@@ -25,13 +27,15 @@ def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: boo
     """Tune a model, print what each step did, and write the result with its reports.
 
     Raises:
-        ModelError: the model cannot be tuned, or the budget is not met; or a file is there already.
+        ModelError: the model cannot be tuned, the budget is not met, or no step helps and one has failed; or a
+            file is there already.
     """
     module, weights = request.module, request.weights
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=module, weights=weights)
     check_version(request.model, out, force=force, inputs=inputs, others=_RENDERED)
     try:
-        found = tune_file(request, show_progress, _tell)
+        with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
+            found = tune_file(request, show_progress, _tell)
     finally:
         show_progress("")
     report = found.report
@@ -39,6 +43,10 @@ def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: boo
     if report.missed:
         raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
     if report.sha256_before == report.sha256_after:
+        if found.failures:
+            raise ModelError(
+                f"{request.model}: nothing is written, since steps failed: {'; '.join(found.failures)}"
+            )
         _tell(f"{request.model}: no step helps, and nothing is written")
         return
     others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
@@ -61,5 +69,7 @@ def _print(report: OptimiseReport) -> None:
         texts = (text or NO_VALUE for text in (score, size, *others))
         table.add_row(step.name, *texts, "yes" if step.kept else "no", plain("; ".join(step.notes)))
     console(_WIDTH, markup=False).print(table)
+    if metric in METRICS:
+        click.echo(f"{metric}: {METRICS[metric]}")
     for remark in report.remarks:
         click.echo(plain(remark))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import hashlib
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from agent.compute.manifest import check_manifest, read_manifest
+from agent.compute.tflite.read import read_modelfile
 from agent.config.toml import TomlFile
 from agent.errors import ModelError
 from agent.models.files import beside, load_file, model_path, read, read_text
@@ -20,6 +21,7 @@ from agent.storage.file_set import write_together
 from agent.storage.files import make_folder, refuse_special
 
 _MANIFEST, _REPORT = ".toml", ".report.json"
+_FLOAT, _BITS = ", float", {"int8": 8, "int4": 4}
 
 
 def check_first(
@@ -168,7 +170,8 @@ def write_version(
 ) -> None:
     """Write a new version of a model, its manifest if it has one, and a report, `OUT.report.json`: all, or none.
 
-    The labels and golden files that the manifest names are copied beside it.
+    The labels and golden files that the manifest names are copied beside it. A description that ends in `, float`
+    names the numbers of a quantised file instead.
 
     Args:
         name_or_path: the model.
@@ -190,8 +193,27 @@ def write_version(
     if stated is not None:
         copies = list(missing_files(list(_files(stated)), out.parent))
         data = _document(stated) | {"file": out.name, "sha256": hashlib.sha256(content).hexdigest()}
+        if isinstance(described := data.get("description"), str):
+            data["description"] = describe_numbers(described, _weight_bits(content))
         files = {_MANIFEST: tomli_w.dumps(data).encode(), **files}
     _write_set(out, files, content, copies, force=force)
+
+
+def describe_numbers(description: str, bits: Collection[int]) -> str:
+    """Return a description that ends in `, float` with the numbers of a quantised file instead.
+
+    Args:
+        description: of the float file.
+        bits: widths of the new file's weights; without 4 and 8 it is float.
+    """
+    found = " and ".join(f"INT{width}" for width in (4, 8) if width in bits)
+    is_old = bool(found) and description.endswith(_FLOAT)
+    return f"{description.removesuffix(_FLOAT)}, {found}" if is_old else description
+
+
+def _weight_bits(content: bytes) -> set[int]:
+    tensors = (tensor for graph in read_modelfile(content).subgraphs for tensor in graph.tensors)
+    return {_BITS[str(tensor.dtype)] for tensor in tensors if tensor.size and str(tensor.dtype) in _BITS}
 
 
 def _document(stated: TomlFile) -> dict[str, Any]:

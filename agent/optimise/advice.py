@@ -6,6 +6,7 @@ google-ai-edge/LiteRT, `tflite/delegates/xnnpack/README.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -139,6 +140,16 @@ def _requantised_end(case: OperatorContext) -> bool:
     return case.name == "QUANTIZE" and case.dtype in _INTEGERS and case.at_an_end
 
 
+def _pixels(case: OperatorContext) -> bool:
+    """Return True for what `vedette optimise quantise` writes: uint8 pixels become INT8 of the same scale."""
+    given, made = case.input, case.output
+    if case.name != "QUANTIZE" or not case.at_an_end or given is None or made is None:
+        return False
+    scales = given.quantisation, made.quantisation
+    kinds = (given.dtype, made.dtype) == ("uint8", "int8") and scales[0].kind == scales[1].kind == "tensor"
+    return kinds and math.isclose(scales[0].scale, scales[1].scale, rel_tol=1e-5)
+
+
 def _slow(*names: str) -> Callable[[OperatorContext], bool]:
     return lambda case: case.name in names and 0.0 < case.pace < _SLOW
 
@@ -175,6 +186,10 @@ _RULES: tuple[tuple[Callable[[OperatorContext], bool], str], ...] = (
     (
         _float_island,
         "changes between integers and floats inside the model: quantise the operations on its other side as well",
+    ),
+    (
+        _pixels,
+        "takes pixels as they are, so that nothing has to convert them before: a smaller input is what helps",
     ),
     (
         _requantised_end,

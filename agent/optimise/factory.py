@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib.util
+import pickle
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from agent.errors import ModelError, reason_of
-from agent.optimise.graph.from_torch import import_torch
+from agent.errors import ModelError
+from agent.optimise.graph.from_torch import first_line, import_torch
 
 _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
@@ -22,7 +25,8 @@ _PREFIXES = ("module.", "_orig_mod.")
 def load_factory(source: str, weights: Path | None = None) -> Any:
     """Import a file, call a function in it, and return the `torch.nn.Module` that it gives.
 
-    The file's folder can be imported from while it is imported. It runs with the user's rights.
+    The file's folder can be imported from while it is imported. It runs with the user's rights. What it prints
+    goes to stderr.
 
     Args:
         source: `path.py:factory`; the function takes no arguments. A subclass of `Module` is such a function.
@@ -65,7 +69,8 @@ def call_factory(factory: Any, source: str, **parameters: Any) -> Any:
     """
     torch, path = import_torch(), _split(source)[0]
     try:
-        module = factory(**parameters)
+        with contextlib.redirect_stdout(sys.stderr):
+            module = factory(**parameters)
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         raise ModelError(f"{source}: {_told(error, path)}") from error
     if not isinstance(module, torch.nn.Module):
@@ -95,7 +100,8 @@ def _import(path: Path) -> ModuleType:
     sys.modules[path.stem] = module
     sys.path.insert(0, folder)
     try:
-        spec.loader.exec_module(module)
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
         del sys.modules[path.stem]
         raise ModelError(f"{path}: cannot be imported: {_told(error, path)}") from error
@@ -121,19 +127,22 @@ def _told(error: BaseException, path: Path) -> str:
         for frame in traceback.extract_tb(error.__traceback__)
         if Path(frame.filename).name == path.name
     ]
-    text = (str(error).strip().splitlines() or [""])[0]
     at = f"line {lines[-1]}: " if lines else ""
-    return f"{at}{type(error).__name__}: {text}"
+    return f"{at}{type(error).__name__}: {first_line(error)}"
 
 
 def _load_weights(module: Any, path: Path) -> None:
     try:
-        stored = import_torch().load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = import_torch().load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise ModelError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:  # torch's text tells how to run code that is in the file
+        told = "expected tensors only, as torch.save(module.state_dict(), PATH) writes them"
+        raise ModelError(f"{path}: no weights that torch.save has written: {told}") from error
     except Exception as error:  # torch raises what its readers raise
-        told = str(error).strip().splitlines() or [reason_of(error)]
-        raise ModelError(f"{path}: no weights that torch.save has written: {told[0]}") from error
+        raise ModelError(f"{path}: no weights that torch.save has written: {first_line(error)}") from error
     for key in _NESTED:
         if isinstance(stored, dict) and isinstance(stored.get(key), dict):
             stored = stored[key]

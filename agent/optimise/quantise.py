@@ -17,10 +17,11 @@ from msgspec import Struct
 
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
+from agent.models.version_writer import describe_numbers
 from agent.optimise.data import Examples
 from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
 from agent.optimise.graph.objects import dump, graphs, load
-from agent.optimise.graph.rewrite import rewrite
+from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
 from agent.optimise.quantisation.allocation import choose, fits_int4, sensitivities
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
@@ -147,6 +148,7 @@ class Quantiser:
         weights = {key: one.weights for key, one in layers.items() if one.weights}
         plan = IntegerPlan(self.scales.by_name(), weights)
         write(model, plan, ends if len(self._examples[0].shape) == 3 else "int8")
+        model.description = describe_numbers(_text(model.description), _bits(layers.values()))
         content, _ = rewrite(dump(model), ("points",))
         verify(content, layers.values())
         return content
@@ -156,8 +158,10 @@ def float_file(content: bytes) -> bytes:
     """Return a float model whose batch norms and activations are fused, and whose float16 constants are float32.
 
     Raises:
-        ModelError: the model is quantised already, or has sparse weights.
+        ModelError: the model is quantised already, has sparse weights, custom operations, or shapes that may
+            change.
     """
+    check(content, "quantised")
     model = load(content)
     for graph in graphs(model):
         for index, tensor in enumerate(graph.table.tensors):
@@ -190,6 +194,14 @@ def _per_graph(found: Sequence[TorchGraph], examples: Sequence[Examples]) -> lis
             raise ModelError(f"no examples for input {graph.name(graph.inputs[0])!r} of shape {list(shape)}")
         chosen.append(fitting[0])
     return chosen
+
+
+def _text(name: bytes | str | None) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else name or ""
+
+
+def _bits(layers: Iterable[RoundedLayer]) -> set[int]:
+    return {one.weights.bits for one in layers if one.weights}
 
 
 def verify(content: bytes, layers: Iterable[RoundedLayer]) -> None:
@@ -332,21 +344,23 @@ class _Search:
         savings = {layer.key: layer.size // 2 for layer in candidates}
         whole = self.model(self._fixed)
         if budget.size is not None:
-            return self._within_size(whole, savings, budget.size)
+            return self._within_size(whole, savings, budget.size, budget)
         return self._within_loss(whole, savings, budget.loss)
 
     def _bits(self, savings: Mapping[Key, int], needed: float) -> dict[Key, int]:
         return dict.fromkeys(choose(self._costs, savings, needed), 4) | dict(self._fixed)
 
-    def _within_size(self, whole: QuantisedModel, savings: Mapping[Key, int], size: float) -> QuantisedModel:
+    def _within_size(
+        self, whole: QuantisedModel, savings: Mapping[Key, int], size: float, budget: Budget
+    ) -> QuantisedModel:
         excess = len(whole.content) - size
         if excess <= 0:
             return whole
         if excess > sum(savings.values()):
-            least = (len(whole.content) - sum(savings.values())) / 1e6
+            least = len(whole.content) - sum(savings.values())
             raise ModelError(
-                f"the budget size < {size / 1e6:.3g} MB cannot be met: 4 bits in all layers that take them give "
-                f"{least:.3g} MB"
+                f"the budget size < {budget.size_text(size)} cannot be met: 4 bits in all layers that take them "
+                f"give {budget.size_text(least)}"
             )
         return self.model(self._bits(savings, excess + 1))
 

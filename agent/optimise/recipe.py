@@ -11,7 +11,7 @@ import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -291,35 +291,53 @@ class Budget(Struct, frozen=True):
     Attributes:
         size: of the file, bytes.
         loss: of the score, 0..1: 0.5 pp is 0.005.
-        latency_ms: median of an inference on one thread of the machine that measures, ms.
+        latency_ms: of an inference on one thread of the machine that measures, ms.
+        size_unit, latency_unit: in which limits are told.
     """
 
     size: float | None = None
     loss: float | None = None
     latency_ms: float | None = None
+    size_unit: str = "MB"
+    latency_unit: str = "ms"
 
     def __str__(self) -> str:
         """Return a text that `parse_budget` reads."""
-        parts = [] if self.size is None else [f"size<{self.size / 1e6!r}MB"]
-        parts += [] if self.loss is None else [f"loss<{self.loss * 100!r}pp"]
-        return ", ".join(parts + ([] if self.latency_ms is None else [f"latency<{self.latency_ms!r}ms"]))
+        return ", ".join(
+            f"{name}<{limit / factor:.15g}{unit}"
+            for name, limit, factor, unit in self._limits()
+            if limit is not None
+        )
+
+    def _limits(self) -> Iterator[tuple[str, float | None, float, str]]:
+        """Yield name, limit, and the unit in which it is told with its factor."""
+        for name, limit, unit in (
+            ("size", self.size, self.size_unit),
+            ("loss", self.loss, "pp"),
+            ("latency", self.latency_ms, self.latency_unit),
+        ):
+            yield name, limit, _UNITS[name][unit], unit
+
+    def size_text(self, size: float) -> str:
+        """Return a size in the unit of the limit."""
+        return f"{short_amount(size / _UNITS['size'][self.size_unit])} {self.size_unit}"
 
     def missed(
         self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
     ) -> list[str]:
         """Say which limits these figures miss, and by how much. A figure that is None is not compared."""
-        found = []
-        for name, value, limit, scale, unit in (
-            ("size", size, self.size, 1e-6, "MB"),
-            ("loss", loss, self.loss, 100.0, "pp"),
-            ("latency", latency_ms, self.latency_ms, 1.0, "ms"),
-        ):
+        found, values = [], {"size": size, "loss": loss, "latency": latency_ms}
+        for name, limit, factor, unit in self._limits():
+            value = values[name]
             if value is not None and limit is not None and value >= limit:
-                over = (value - limit) * scale
-                found.append(
-                    f"{name} {value * scale:.4g} {unit}, {over:.3g} {unit} over {limit * scale:.4g} {unit}"
-                )
+                told = (f"{short_amount(one / factor)} {unit}" for one in (value, value - limit, limit))
+                found.append("{} {}, {} over {}".format(name, *told))
         return found
+
+
+def short_amount(value: float) -> str:
+    """Return an amount with four figures, or as a whole number."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 _UNITS = {
@@ -341,7 +359,7 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ConfigError: there is no limit, one is unknown, not positive or there twice, or a unit is missing.
     """
-    found: dict[str, float] = {}
+    found: dict[str, Any] = {}
     for part in text.split(","):
         match = _LIMIT.fullmatch(part.strip())
         if match is None:
@@ -357,6 +375,8 @@ def parse_budget(text: str) -> Budget:
         found[field] = float(match["value"]) * units[match["unit"]]
         if not found[field] > 0:
             raise ConfigError(f"{part.strip()!r}: expected more than 0")
+        if name != "loss":
+            found[f"{name}_unit"] = match["unit"]
     return Budget(**found)
 
 

@@ -39,6 +39,13 @@ _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Whole = Annotated[int, Meta(ge=0, le=10**12)]
 
 
+METRICS = {
+    "agreement": "share of inputs to which the model gives the same class as the one before the first step",
+    "fidelity": "100 % less the error of the raw outputs, as a share of their deviation before the first step",
+}
+"""What scores of examples without labels are."""
+
+
 class StepResult(Struct, frozen=True):
     """A model after a step.
 

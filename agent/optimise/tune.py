@@ -57,7 +57,10 @@ class Meters(NamedTuple):
 ALLOWED_LOSS = 0.01
 """Score that may be lost if the budget does not say."""
 _NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
-"""Shares of time and of size by which a step has to help."""
+"""Shares of time and of size by which a step has to help. If the model, timed against itself, differs by more, it
+is that share of time."""
+_COPIES = 3
+"""Of the first model, which are timed against each other."""
 _CASES = 16
 """Inputs for LoadGen."""
 _WORST = 3
@@ -112,11 +115,13 @@ class TuningStep(NamedTuple):
         apply: returns the next state; the same content: there is nothing to do. Raises a ModelError if the step
             cannot be applied to the model. Its second argument is called with what is being done.
         always: False: it is left out if the budget is met before it.
+        left_out: why it is left out; empty: it is tried.
     """
 
     name: str
     apply: Callable[[ModelState, Progress], ModelState]
     always: bool = True
+    left_out: str = ""
 
 
 class TunedModel(Struct, frozen=True):
@@ -125,10 +130,12 @@ class TunedModel(Struct, frozen=True):
     Attributes:
         content: of the best file.
         report: with `missed` if the budget is not met.
+        failures: reasons of the steps that could not be applied.
     """
 
     content: bytes
     report: OptimiseReport
+    failures: tuple[str, ...] = ()
 
 
 def split(examples: Examples, held_out: float) -> tuple[Examples, Examples]:
@@ -167,7 +174,7 @@ def tune(
     run = _Run(model, examples, budget, target, meters, progress)
     for step in steps:
         run.try_step(step)
-    return TunedModel(run.state.content, run.report(command))
+    return TunedModel(run.state.content, run.report(command), tuple(run.failures))
 
 
 class _Run:
@@ -186,20 +193,27 @@ class _Run:
         self._target, self._meters, self._progress = target, meters, progress
         self._allowed = ALLOWED_LOSS if budget.loss is None else budget.loss
         self.state = ModelState(model.content, model.content)
+        self.failures: list[str] = []
         progress("measuring the model as it is")
         self._first_score = self._score(model.content)
-        (latency,) = meters.times([model.content])
+        same = meters.times([model.content] * _COPIES)
+        latency = min(same)
+        self._noise = max(_NOISE_TIME, max(same) / latency - 1)
         self._best = self._result("before", model.content, self._first_score, latency)
         self._steps = [self._best]
 
     def try_step(self, step: TuningStep) -> None:
         """Apply a step to the best model so far, and keep its result if it helps."""
+        if step.left_out:
+            self._leave_out(step.name, step.left_out)
+            return
         if not step.always and not self._missed(self._best):
             self._leave_out(step.name, "the budget is met without it")
             return
         try:
             found = step.apply(self.state, self._progress)
         except ModelError as error:
+            self.failures.append(f"{step.name}: {error}")
             self._leave_out(step.name, str(error))
             return
         if found.content == self.state.content:
@@ -233,8 +247,8 @@ class _Run:
         assert best.latency_ms is not None
         assert result.latency_ms is not None
         time, size = result.latency_ms / best.latency_ms - 1, result.size / best.size - 1
-        helps = time < -_NOISE_TIME or size < -_NOISE_SIZE
-        harms = time > _NOISE_TIME or size > _NOISE_SIZE
+        helps = time < -self._noise or size < -_NOISE_SIZE
+        harms = time > self._noise or size > _NOISE_SIZE
         if helps and (not harms or len(self._missed(result)) < len(self._missed(best))):
             return []
         return [f"does not help: time {time:+.1%}, size {size:+.1%}"]

@@ -13,14 +13,13 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Model
 from agent.errors import ConfigError, ModelError
-from agent.models.files import load_file
-from agent.models.library import open_manifest
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.graph.verified import rewrite_verified
 from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult
+from agent.optimise.source import open_source
 from agent.optimise.tune import TARGETS, ModelState, Progress, TunedModel, TuningStep, split, tune
 
 if TYPE_CHECKING:
@@ -69,11 +68,10 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     """
     file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()
-    content, manifest = load_file(request.model)[0], open_manifest(request.model)
-    model = Model(content, hashlib.sha256(content).hexdigest(), manifest, request.model)
+    model = open_source(request.model, tell)
     limit = request.limit or file.recipe.data.limit or None
     path, parts = _path_of(request, file.recipe), []
-    for variant in manifest.variants:  # of the same examples, in the sizes of all variants
+    for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants
         examples = read_examples(path, model, variant.name, limit=limit)
         parts.append(split(examples, file.recipe.data.held_out))
     for line in (examples.description, *examples.remarks):
@@ -148,10 +146,12 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
 
     Single connections would save nothing in an INT8 file. Args as for `steps_of`.
     """
+    needed = "pruning trains: give --module PATH.py:FACTORY, which the model was imported from"
+    reason = "" if request.module else needed
 
     def apply(state: ModelState, progress: Progress) -> ModelState:
-        if not request.module:
-            raise ModelError("pruning trains: give --module PATH.py:FACTORY, which the model was imported from")
+        if reason:
+            raise ModelError(reason)
         import_torch()
         from agent.optimise.factory import load_factory
         from agent.optimise.pruning.file import prune_model
@@ -168,7 +168,7 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
         found = state.derive(pruned.content, progress)
         return found._replace(notes=(*notes, *found.notes))
 
-    return TuningStep("prune", apply)
+    return TuningStep("prune", apply, left_out=reason)
 
 
 def fuse(path: str) -> TuningStep:

@@ -34,7 +34,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
 from agent.optimise.data.layouts import FoundData, ObjectBoxes, read_data
-from agent.text import plural
+from agent.text import plain, plural
 from agent.types import Array, ChannelOrder, Image
 
 Kind = Literal["classes", "boxes", "none"]
@@ -130,7 +130,7 @@ class Examples:
         pictures, row = self._content.pictures, self._rows[index]
         if not isinstance(pictures, np.ndarray):
             name, file = pictures[row]
-            found = _decode(file.read(), f"{self._path}: {name}")
+            found = _decode(file.read(), f"{self._path}: {plain(name)}")
         elif pictures.dtype != np.uint8:
             raise ModelError(f"{self._path}: `x` holds real values, where pictures are needed: uint8")
         else:
@@ -188,7 +188,7 @@ class Examples:
         if not isinstance(pictures, np.ndarray):
             for row in self._rows:
                 name, file = pictures[row]
-                _decode(file.read(), f"{self._path}: {name}", _PREVIEW)
+                _decode(file.read(), f"{self._path}: {plain(name)}", _PREVIEW)
 
     def _check_values(self, values: Array, spec: TensorSpec) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""
@@ -246,7 +246,7 @@ def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | N
         path: see the module.
         model: what takes them; its manifest prepares pictures and names the classes.
         variant: of the model; empty: its first.
-        limit: use so many, chosen by a fixed rule; None: all.
+        limit: use so many, chosen by a fixed rule, at least 8; None: all.
 
     Raises:
         ModelError: there are too few, they do not fit the model, a label or a picture cannot be used, or a class
@@ -256,7 +256,14 @@ def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | N
     if len(inputs) != 1 or min(inputs[0].shape, default=0) < 1:
         found = ", ".join(map(str, inputs)) or "none"
         raise ModelError(f"{model.path}: examples need a model with one input of fixed shape; found {found}")
+    if limit is not None and limit < _FEWEST:
+        raise ModelError(f"a limit of {plural(limit, 'example')}: expected at least {_FEWEST}")
     content = read_data(path)
+    if content.objects is not None and not model.manifest.output.decoder:
+        raise ModelError(
+            f"{path}: has boxes, and how to decode the outputs of {model.path} is not known: write a manifest "
+            "beside it with [output] decoder, or give pictures without labels"
+        )
     if model.manifest.audio is not None and content.has_pictures:
         raise ModelError(
             f"{path}: holds pictures, and {model.path} takes sound: give real values, a .npz with `x`"
@@ -267,7 +274,7 @@ def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | N
     content, remarks = _matched(content, path, model, outputs)
     examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), remarks=remarks)
     if limit is not None and limit < len(examples):
-        chosen = np.random.default_rng(0).permutation(len(examples))[: max(limit, _FEWEST)]
+        chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
     examples.check(inputs[0])
     return examples

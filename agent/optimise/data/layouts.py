@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from agent.capture.images import SUFFIXES
 from agent.errors import ModelError, reason_of
-from agent.text import plural
+from agent.text import plain, plural
 from agent.types import Array
 
 _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
@@ -118,7 +118,9 @@ def read_data(path: Path) -> FoundData:
         return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
         loose = next(name for name in pictures if "/" not in name)
-        raise ModelError(f"{path}: {loose} lies beside sub-folders of pictures: move it into that of its class")
+        raise ModelError(
+            f"{path}: {plain(loose)} lies beside sub-folders of pictures: move it into that of its class"
+        )
     return _read_folders(path, files, pictures)
 
 
@@ -196,7 +198,7 @@ def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
     classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-        raise ModelError(f"{path}: no picture in {', '.join(empty)}: each sub-folder is a class")
+        raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: each sub-folder is a class")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
     return FoundData(tuple(pictures.items()), words, classes, names=names)
 
@@ -209,8 +211,8 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     stems = {_label_name(name) for name in pictures}
     if lost := [name for name in texts if name not in stems]:
         more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise ModelError(f"{path}: {lost[0]} has no picture in {_IMAGES}/{more}")
-    shown = [f"{path}: {_label_name(name)}" for name in pictures]
+        raise ModelError(f"{path}: {plain(lost[0])} has no picture in {_IMAGES}/{more}")
+    shown = [f"{path}: {plain(_label_name(name))}" for name in pictures]
     objects = [_objects(texts.get(_label_name(name)), place) for name, place in zip(pictures, shown, strict=True)]
     if not any(len(one.classes) for one in objects):
         raise ModelError(f"{path}: not one box in {plural(len(texts), 'file')} of {_LABELS}/")

@@ -14,8 +14,12 @@ else, a depthwise convolution of one pixel normalises the channels, with 3 multi
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
+import io
+import itertools
+import logging
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +28,13 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
-from agent.errors import ModelError
+from agent.errors import ModelError, reason_of
 from agent.optimise.graph import aten, aten_shapes
 from agent.optimise.graph.aten import Call, normalise, takes_up
 from agent.optimise.graph.emission import NHWC, Emission, Value
 from agent.optimise.graph.layers import Network, Shape
 from agent.optimise.graph.writer import ModelWriter
+from agent.text import plain
 
 INPUT, SIGNATURE, OUTPUT = "image", "serving_default", "logits"
 """Names of the input, of the signature, and of the output of a module that returns one tensor."""
@@ -37,6 +42,8 @@ PerChannel = float | Sequence[float]
 """For all channels, or for each."""
 TOLERANCE = 1e-4
 """Largest difference from the module, as a share of the largest result."""
+_LONGEST = 200
+"""Characters of a library's message that are shown."""
 _RUNS = 4
 _SEED = 7
 _SHAPED = frozenset({"full_like", "new_full", "new_ones", "new_zeros", "ones_like", "zeros_like"})
@@ -103,7 +110,8 @@ def export(
     A module that cannot be emitted is imported by litert-torch, where that is installed.
 
     Raises:
-        ModelError: see `float_tflite`; or the file's results differ by more than `TOLERANCE`.
+        ModelError: see `float_tflite`; the module's results are not finite, or the file's differ by more than
+            `TOLERANCE`.
     """
     pixels = _Pixels(shape, mean, std)
     file = _converted(module, shape, pixels, output_names)
@@ -235,13 +243,35 @@ def _traced(module: Any, shape: Shape) -> tuple[Any, Any]:
         example = torch.zeros(1, channels, height, width)
         with torch.no_grad():
             results = fixed(example)
-            return torch.export.export(fixed, (example,), strict=False), results
+            with _silenced():
+                return torch.export.export(fixed, (example,), strict=False), results
     except Exception as error:  # the module's own code runs, which may raise anything
-        told = str(error).strip().splitlines() or [""]
+        told = f"{type(error).__name__}: {first_line(error)}"
+        if "data-dependent" in str(error):
+            told = "a branch or a shape in it depends on the values of its input"
         raise ModelError(
             f"{type(module).__name__}: it cannot be run on [1, {channels}, {height}, {width}], or not be traced: "
-            f"{type(error).__name__}: {told[0]}"
+            f"{told}"
         ) from error
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Drop what torch prints and logs: whole graphs, where a module cannot be traced."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a library's message, printable and at most `_LONGEST` characters long."""
+    text = str(error).strip() or (reason_of(error) if isinstance(error, Exception) else "")
+    line = plain((text.splitlines() or [""])[0])
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST - 1]}…"
 
 
 def import_torch() -> Any:
@@ -430,9 +460,20 @@ def _difference(file: _File, module: Any, shape: Shape, pixels: _Pixels) -> floa
         own = np.ascontiguousarray((taken * pixels.factor + pixels.offset).transpose(0, 3, 1, 2), np.float32)
         with torch.no_grad():
             results = _pytree.tree_flatten(fixed(torch.from_numpy(own)))[0]
+        _check_finite(module, results)
         for (name, order), result in zip(file.orders.items(), results, strict=True):
             worst = max(worst, _share(found[name], result.numpy().transpose(order)))
     return worst
+
+
+def _check_finite(module: Any, results: Sequence[Any]) -> None:
+    """Refuse a module whose results are not finite, and name the first of its weights that is not."""
+    if all(result.isfinite().all() for result in results):
+        return
+    weights = itertools.chain(module.named_parameters(), module.named_buffers())
+    names = [name for name, value in weights if not value.isfinite().all()]
+    told = f"{names[0]} has values that are not finite" if names else "all of its weights are finite"
+    raise ModelError(f"{type(module).__name__}: its results on random pictures are not finite: {told}")
 
 
 def _share(found: Any, expected: Any) -> float:

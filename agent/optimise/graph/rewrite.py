@@ -125,8 +125,12 @@ def _rewrite(content: bytes, names: Iterable[str]) -> tuple[bytes, dict[str, int
     return dump(model), counts
 
 
-def check(content: bytes) -> None:
+def check(content: bytes, done: str = "rewritten") -> None:
     """Check that a model can be rewritten.
+
+    Args:
+        content: of a `.tflite` file.
+        done: what is to be done with it, for messages.
 
     Raises:
         ModelError: the file is damaged, or has custom operations or shapes that may change at run time.
@@ -134,7 +138,7 @@ def check(content: bytes) -> None:
     file = read_modelfile(content)
     if custom := sorted({operation.custom for _, operation in file.steps() if operation.custom}):
         raise ModelError(
-            f"has custom operations ({', '.join(custom)}), whose meaning is not known: nothing can be rewritten"
+            f"has custom operations ({', '.join(custom)}), whose meaning is not known: nothing can be {done}"
         )
     for graph in file.subgraphs:
         for index in (*graph.inputs, *graph.outputs):

@@ -12,14 +12,13 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Model
 from agent.errors import ConfigError
-from agent.models.files import load_file
-from agent.models.library import open_manifest
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.qat import train
-from agent.optimise.quantise import QuantisedModel, quantise
+from agent.optimise.quantise import QuantisedModel, float_file, quantise
 from agent.optimise.recipe import Budget, Method, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import open_source
 from agent.optimise.tune import split
 
 Progress = Callable[[str], None]
@@ -94,9 +93,9 @@ class _Job:
         self._recipe = replace(recipe, method=request.method or recipe.method)
         text = request.budget or recipe.budget
         self._budget = parse_budget(text) if text else Budget()
-        self.content, self._manifest = load_file(request.model)[0], open_manifest(request.model)
-        digest = hashlib.sha256(self.content).hexdigest()
-        model = Model(self.content, digest, self._manifest, request.model)
+        model = open_source(request.model, tell)
+        self.content, self._manifest = model.content, model.manifest
+        float_file(model.content)  # that it cannot be quantised is told before the examples are read
         self._seen, self._held = [], []
         for variant in [one.name for one in self._manifest.variants] or [""]:
             seen, held = self._read(model, variant, tell)

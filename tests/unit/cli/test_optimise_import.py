@@ -23,6 +23,15 @@ from torch import nn
 def small():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 
+def broken():
+    module = small()
+    module[4].bias.data[1] = float("inf")
+    return module
+
+def talkative():
+    print("building")
+    return small()
+
 def foreign():
     return nn.Sequential(nn.ConvTranspose2d(3, 3, 2))
 """
@@ -90,7 +99,10 @@ def test_files_are_replaced_only_when_asked(folder: Path) -> None:
         (("--shape", "16x16x3", "--mean", "a", "--std", "2"), "expected one number, or 3"),
         (("--shape", "16x16x3", "--mean", "1,2", "--std", "2"), "expected one number, or 3"),
         (("--shape", "16x16x3", "--mean", "0.5", "--std", "0.25"), "--mean 127.5 --std 63.75"),
-        (("--shape", "16x16x3", "--mean", "0", "--std", "-3"), "std"),
+        (("--shape", "16x16x3", "--mean", "0", "--std", "-3"), "greater than 0"),
+        (("--shape", "16x16x3", "--mean", "128", "--std", "0"), "greater than 0"),
+        (("--shape", "16x16x3", "--mean", "128", "--std", "nan"), "finite"),
+        (("--shape", "16x16x3", "--mean", "inf", "--std", "2"), "finite"),
         (("--shape", "16x16x4", "--mean", "0", "--std", "2"), r"[1, 4, 16, 16]"),
         ((*NORMALISED, "--weights", "none.pt"), "no such file"),
         ((*NORMALISED, "--labels", "none.txt"), "no such file"),
@@ -120,3 +132,20 @@ def test_labels_and_weights_are_not_replaced_even_by_force(folder: Path) -> None
         done = call(folder, *NORMALISED, option, folder / name, "--force")
         assert (done.exit_code, "which is read" in said(done)) == (1, True)
         assert (folder / name).read_text() == "mine"
+
+
+def test_a_class_that_is_there_twice_is_named(folder: Path) -> None:
+    (folder / "labels.txt").write_text("cat\ndog\ncat\n")
+    assert "labels.txt:3: 'cat'" in said(call(folder, *NORMALISED, "--labels", folder / "labels.txt"))
+
+
+def test_weights_that_are_not_finite_are_named(folder: Path) -> None:
+    done = call(folder, *NORMALISED, factory="broken")
+    assert "4.bias" in said(done)
+    assert not (folder / "net.tflite").exists()
+
+
+def test_json_is_all_of_stdout(folder: Path) -> None:
+    done = call(folder, *NORMALISED, "--json", factory="talkative")
+    assert json.loads(done.stdout)["step"] == "import"
+    assert "building" in done.stderr

@@ -22,7 +22,7 @@ if load_runtime()[0] != "litert":
 
 from agent.optimise import tune_steps
 from agent.optimise.profile import ModelProfile
-from agent.optimise.tune import Meters, tune
+from agent.optimise.tune import Meters, ModelState, Progress, TuningStep, tune
 from tests.unit.cli.test_optimise import said, unfused
 
 MANIFEST = """
@@ -38,7 +38,7 @@ labels = "labels.txt"
 
 def times(contents: Sequence[bytes]) -> list[float]:
     """Say that the second file is faster: a model as small as this one is too quick to be timed."""
-    return [10.0, 8.0][: len(contents)]
+    return [10.0 if content == contents[0] else 8.0 for content in contents]
 
 
 def no_profile(model: Model) -> ModelProfile:
@@ -85,7 +85,7 @@ def test_a_budget_that_is_not_met_writes_nothing(folder: Path) -> None:
     (folder / "out.tflite").write_bytes(b"before")
     done = call(folder, "--data", str(folder / "x.npz"), "--budget", "size<100B", "--force")
     assert done.exit_code == 1
-    assert "over 0.0001 MB" in said(done)
+    assert "over 100 B" in said(done)
     assert written(folder) == ["out.tflite"]
     assert (folder / "out.tflite").read_bytes() == b"before"
 
@@ -135,3 +135,20 @@ def test_a_recipe_is_not_replaced_even_by_force(folder: Path, suffix: str) -> No
     done = call(folder, "--recipe", str(recipe), "--force")
     assert (done.exit_code, "which is read" in said(done)) == (1, True)
     assert recipe.read_text() == '[data]\npath = "x.npz"\n'
+
+
+def test_a_step_that_failed_is_told_when_nothing_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(state: ModelState, progress: Progress) -> ModelState:
+        raise ModelError("the model is quantised already")
+
+    monkeypatch.setattr(tune_steps, "steps_of", lambda *_: [TuningStep("quantise, int8", broken)])
+    done = call(folder, "--data", str(folder / "x.npz"))
+    assert done.exit_code == 1
+    assert "quantise, int8: the model is quantised already" in said(done)
+    assert written(folder) == []
+
+
+def test_few_examples_are_refused(folder: Path) -> None:
+    assert "8" in said(call(folder, "--data", str(folder / "x.npz"), "--limit", "7"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 
 from agent.compute.tflite.model import Operation, Quantisation, Subgraph, TensorInfo
 from agent.optimise.advice import OperatorContext, advice
@@ -83,3 +84,17 @@ def test_an_operation_without_inputs_or_outputs_breaks_no_rule() -> None:
     operation = Operation("CALL_ONCE", "", 1, (), ())
     for kernel in ("", KERNEL):
         assert advice(OperatorContext(Subgraph("", (), (), (), (operation,)), operation, kernel))
+
+
+@pytest.mark.parametrize(
+    ("scale", "wanted"), [(1 / 64, "pixels as they are"), (1 / 32, "at an end of the model")]
+)
+def test_pixels_that_become_int8_of_the_same_scale_are_no_fault(scale: float, wanted: str) -> None:
+    known = case("QUANTIZE", "uint8", made="int8", end=True)
+    given, weights, made = known.graph.tensors
+    tensors = (
+        replace(given, quantisation=Quantisation("tensor", 1, 1, 1 / 64, 128)),
+        weights,
+        replace(made, quantisation=Quantisation("tensor", 1, 1, scale, 0)),
+    )
+    assert wanted in advice(known._replace(graph=replace(known.graph, tensors=tensors)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,10 @@ from own_widths import WIDTH
 
 def small():
     return nn.Sequential(nn.Conv2d(3, WIDTH, 1), nn.ReLU())
+
+def prints():
+    print("from the factory")
+    return small()
 
 def fails():
     raise ValueError("no such width\\nsecond line")
@@ -55,7 +60,7 @@ def test_a_function_of_a_file_and_of_its_neighbours_gives_a_module(net: Path) ->
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("fails", "line 9: ValueError: no such width"),
+        ("fails", "line 13: ValueError: no such width"),
         ("leaves", "SystemExit: 3"),
         ("wrong", "returned int"),
         ("smal", "did you mean 'small'"),
@@ -132,3 +137,24 @@ def test_files_that_are_no_weights_are_refused(net: Path, tmp_path: Path) -> Non
     file.write_bytes(b"nothing of torch")
     with pytest.raises(ModelError, match="no weights"):
         load_factory(f"{net}:small", file)
+
+
+def test_what_a_file_prints_goes_to_stderr(tmp_path: Path, net: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    net.write_text(f"print('from the file')\n{NET}")
+    load_factory(f"{net}:prints")
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.splitlines() == ["from the file", "from the factory"]
+
+
+@pytest.mark.parametrize("content", [b"cat\ndog\n", pickle.dumps(sys.exit), b"PK\x03\x04" + b"\n\x1b[1m" * 500])
+def test_the_text_of_torch_is_not_passed_on(net: Path, tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "weights.pt"
+    file.write_bytes(content)
+    with pytest.raises(ModelError) as caught:
+        load_factory(f"{net}:small", file)
+    told = str(caught.value).removeprefix(f"{file}: ")
+    assert "no weights" in told
+    assert "weights_only" not in told
+    assert told.isprintable()
+    assert len(told) < 280

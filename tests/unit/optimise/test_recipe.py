@@ -74,7 +74,7 @@ def test_a_rule_that_matches_nothing_is_an_error_with_near_names() -> None:
 
 
 def limits(budget: Budget) -> dict[str, float]:
-    return {name: limit for name, limit in msgspec.structs.asdict(budget).items() if limit is not None}
+    return {name: limit for name, limit in msgspec.structs.asdict(budget).items() if isinstance(limit, float)}
 
 
 amounts = st.none() | st.floats(1e-6, 1e12, allow_nan=False)
@@ -136,4 +136,8 @@ def test_a_missed_budget_says_by_how_much() -> None:
     assert budget.missed(size=2.7e6, loss=0.004, latency_ms=19.0) == []
     assert budget.missed(size=3e6, loss=None) == ["size 3 MB, 0.2 MB over 2.8 MB"]
     assert len(budget.missed(size=3e6, loss=0.005, latency_ms=30.0)) == 3
+    kilobytes = parse_budget("size<20kB, latency<500us")
+    assert str(kilobytes) == "size<20kB, latency<500us"
+    missed = ["size 2800 kB, 2780 kB over 20 kB", "latency 600 us, 100 us over 500 us"]
+    assert kilobytes.missed(size=2.8e6, latency_ms=0.6) == missed
     assert Budget().missed(size=1e9, loss=1.0, latency_ms=1e9) == []

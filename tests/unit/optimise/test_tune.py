@@ -150,3 +150,22 @@ def test_loadgen_measures_the_first_and_the_last_model_where_it_is_installed() -
 def test_quantised_weights_are_told_from_float_ones() -> None:
     assert is_float(FLOAT)
     assert not is_float(INT8)
+
+
+def test_reasons_of_steps_that_failed_are_kept_and_those_left_out_are_no_failures() -> None:
+    found = tuned(TuningStep("fail", failing), TuningStep("prune", failing, left_out="give --module"))
+    assert found.failures == ("fail: the model has custom operations",)
+    assert step_of(found, "prune").notes == ("give --module",)
+
+
+@pytest.mark.parametrize(("again", "kept"), [(10.0, True), (14.0, False)])
+def test_a_gain_within_what_the_model_differs_from_itself_does_not_count(again: float, kept: bool) -> None:
+    def unsteady(contents: Sequence[bytes]) -> list[float]:
+        same = contents[0] == contents[1]
+        return [10.0, again] if same else [10.0, 8.0]
+
+    padded = FLOAT + bytes(1)
+    found = tune(
+        MODEL, examples([0, 1, 2] * 4), [gives(padded)], Budget(), meters=METERS._replace(times=unsteady)
+    )
+    assert step_of(found, "convert").kept is kept

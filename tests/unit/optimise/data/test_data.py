@@ -328,3 +328,21 @@ def test_examples_without_boxes_say_so(tmp_path: Path) -> None:
     examples = read_examples(by_class(tmp_path), MODEL)
     with pytest.raises(ModelError, match="no boxes"):
         examples.truth(0)
+
+
+def test_a_limit_below_the_fewest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="at least 8"):
+        read_examples(by_class(tmp_path), MODEL, limit=7)
+
+
+def test_a_line_break_in_a_name_is_shown_as_an_escape(tmp_path: Path) -> None:
+    folder = by_class(tmp_path / "pictures")
+    (folder / "red" / "a\nb.png").write_bytes(b"no picture")
+    with pytest.raises(ModelError, match=r"red/a\\nb\.png"):
+        read_examples(folder, MODEL)
+
+
+def test_boxes_need_a_decoder(tmp_path: Path) -> None:
+    undecoded = replace(MODEL, manifest=replace(MANIFEST, output=OutputManifest()))
+    with pytest.raises(ModelError, match="decoder"):
+        read_examples(yolo(tmp_path), undecoded)

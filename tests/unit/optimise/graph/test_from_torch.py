@@ -347,3 +347,18 @@ def test_litert_torch_imports_what_has_no_emission() -> None:
     found = export(module, (12, 16, 3), mean=MEANS, std=STDS)
     assert "conv_transpose2d" in found.refusal
     assert found.outputs == {"logits": (1, 6, 8, 4)}
+
+
+def test_a_branch_on_values_is_told_without_the_graph(capfd: pytest.CaptureFixture[str]) -> None:
+    branch = Function(lambda own, x: x * 2 if x.sum() > 0 else -x)
+    with pytest.raises(ModelError, match="depends on the values of its input") as caught:
+        float_tflite(branch, (16, 16, 3))
+    assert "def forward" not in f"{caught.value}{''.join(capfd.readouterr())}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_module_whose_results_are_not_finite_is_refused(value: float) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1))
+    module[1].weight.data[0, 0, 0, 0] = value
+    with pytest.raises(ModelError, match=r"1\.weight has values that are not finite"):
+        export(module, (16, 16, 3))

@@ -1,0 +1,92 @@
+"""`vedette optimise quantise`: models without a decoder, and what it refuses."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+torch = pytest.importorskip("torch", reason="quantising needs the extra [optimise]")
+pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
+
+from torch import nn
+
+from agent.cli.main import vedette
+from agent.compute.tflite.read import read_modelfile
+from agent.optimise.evaluate import time_ms
+from agent.optimise.graph.objects import load
+from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
+from tests.support.tflite_builder import custom_model
+
+torch.set_num_threads(1)
+
+
+class Landmarks(nn.Module):
+    """Points and a presence, as landmark models have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.points, self.presence = nn.Conv2d(3, 8, 3, 2), nn.Linear(8, 63), nn.Linear(8, 1)
+
+    def forward(self, x: Any) -> Any:
+        found = self.body(x).relu().mean((2, 3))
+        return self.points(found), self.presence(found).sigmoid()
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", partial(time_ms, rounds=1))
+
+
+def call(model: Path, out: Path, data: Path) -> Result:
+    args = ["optimise", "quantise", str(model), str(out), "--data", str(data), "--method", "int8"]
+    return CliRunner().invoke(vedette, args)
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def test_landmarks_are_quantised_on_pictures_without_labels(tmp_path: Path) -> None:
+    model, out = tmp_path / "points.tflite", tmp_path / "out.tflite"
+    model.write_bytes(float_file(Landmarks().eval()))
+    model.with_suffix(".toml").write_text("[input]\nmean = [128.0, 128.0, 128.0]\nstd = [64.0, 64.0, 64.0]\n")
+    np.savez(tmp_path / "x.npz", x=pictures(16))
+    done = call(model, out, tmp_path / "x.npz")
+    assert done.exit_code == 0, said(done)
+    assert "cannot be decoded" in done.stderr
+    assert "fidelity: " in done.stdout
+    assert read_modelfile(out.read_bytes()).ends("serving_default")[0][0].dtype == "uint8"
+
+
+def test_descriptions_name_the_new_numbers(tmp_path: Path) -> None:
+    manifest, out = write_model(tmp_path, float_file(classifier())), tmp_path / "out.tflite"
+    manifest.write_text(f'description = "Blobs, float"\n{manifest.read_text()}')
+    done = call(tmp_path / "net.tflite", out, write_examples(tmp_path / "x.npz", 16))
+    assert done.exit_code == 0, said(done)
+    assert tomllib.loads(out.with_suffix(".toml").read_text())["description"] == "Blobs, INT8"
+    described = load(out.read_bytes()).description
+    assert described in (b"Net, INT8", "Net, INT8")
+
+
+def test_a_model_that_cannot_be_quantised_is_told_before_the_examples(tmp_path: Path) -> None:
+    model = tmp_path / "custom.tflite"
+    model.write_bytes(custom_model("Mine"))
+    model.with_suffix(".toml").write_text(
+        '[input]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n[output]\ndecoder = "classify"\n'
+    )
+    told = said(call(model, tmp_path / "out.tflite", tmp_path / "missing"))
+    assert "Mine" in told
+    assert "can be quantised" in told
+    assert "missing" not in told
+
+
+def test_the_model_is_named_once(tmp_path: Path) -> None:
+    model = tmp_path / "txt.tflite"
+    model.write_text("no model")
+    assert said(call(model, tmp_path / "out.tflite", tmp_path)).count(f"{model}:") == 1
