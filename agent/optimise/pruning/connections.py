@@ -347,8 +347,8 @@ def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> N
         scores: importance of each weight, of the same shapes.
         target: share of all weights whose mask is to be cleared, 0..1; those that are clear already count.
     """
-    floors = {name: _floor(masks[name], scores[name]) for name in masks}
-    alive = torch.cat([_removable(masks[name], scores[name], floors[name]).cpu() for name in masks])
+    removable = {name: mask & ~_kept(mask, scores[name]) for name, mask in masks.items()}
+    alive = torch.cat([scores[name][mask].cpu() for name, mask in removable.items()])
     total = sum(mask.numel() for mask in masks.values())
     count = min(round(target * total) - sum(int((~mask).sum()) for mask in masks.values()), len(alive))
     if count <= 0:
@@ -356,20 +356,17 @@ def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> N
     threshold = float(alive.kthvalue(count)[0])
     surplus = int((alive <= threshold).sum()) - count
     for name, mask in masks.items():
-        gone = mask & (scores[name] <= threshold) & (scores[name] < floors[name])
+        gone = removable[name] & (scores[name] <= threshold)
         surplus = _spare(gone, scores[name] == threshold, surplus)
         mask &= ~gone
 
 
-def _floor(mask: Any, scores: Any) -> float:
-    """Return the least score of the weights of a layer that stay in any case."""
-    kept = max(1, math.ceil(_KEPT * mask.numel()))
-    alive = scores[mask]
-    return float(alive.topk(min(kept, len(alive)))[0][-1]) if len(alive) else math.inf
-
-
-def _removable(mask: Any, scores: Any, floor: float) -> Any:
-    return scores[mask & (scores < floor)]
+def _kept(mask: Any, scores: Any) -> Any:
+    """Return a mask of the weights of a layer that stay in any case: by number, since scores may be equal."""
+    count = min(max(1, math.ceil(_KEPT * mask.numel())), int(mask.sum()))
+    kept = torch.zeros_like(mask).flatten()
+    kept[torch.where(mask, scores, -math.inf).flatten().topk(count).indices] = True
+    return kept.reshape(mask.shape)
 
 
 def _spare(gone: Any, equal: Any, surplus: int) -> int:
