@@ -16,7 +16,7 @@ from agent.optimise.profile import ModelProfile
 from agent.optimise.recipe import Budget, parse_budget
 from agent.optimise.report import LayerResult, StepResult
 from agent.optimise.tune import Meters, ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
-from tests.support.picture_models import classifier
+from tests.support.picture_models import classifier, detector
 from tests.unit.optimise.test_evaluate import MANIFEST, examples
 
 FLOAT, INT8, UINT8 = (classifier(numbers) for numbers in ("float32", "int8", "uint8"))
@@ -116,7 +116,15 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_came() -> None:
 def test_without_labels_the_first_model_is_the_reference() -> None:
     found = tuned(gives(INT8), labels=())
     assert found.content == INT8
-    assert found.report.steps[0].metric == "agreement"
+    assert {step.metric for step in found.report.steps} == {"agreement"}
+    assert "95 %" in "".join(step_of(found, "convert").notes)
+
+
+def test_models_that_classify_nothing_have_one_metric_in_all_steps() -> None:
+    content = detector()
+    boxes = Model(content, hashlib.sha256(content).hexdigest(), MANIFEST, "boxes.tflite")
+    report = tune(boxes, examples(), [gives(content + bytes(1))], Budget(), meters=METERS).report
+    assert {step.metric for step in report.steps} == {"fidelity"}
 
 
 def test_examples_are_split_without_overlap() -> None:
