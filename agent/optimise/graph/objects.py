@@ -7,7 +7,9 @@ tensorflow/tensorflow, tensorflow/compiler/mlir/lite/schema/schema.fbs.
 from __future__ import annotations
 
 import copy
+import io
 import struct
+import zipfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,7 +48,8 @@ _CALLS = {getattr(schema.BuiltinOperator, name) for name in _CALLING if hasattr(
 def load(content: bytes) -> Any:
     """Return the object form (`ModelT`) of a file. Constants behind the flatbuffer are read in.
 
-    Inputs and outputs of operators and graphs are lists, and constants uint8 arrays.
+    Inputs and outputs of operators and graphs are lists, and constants uint8 arrays. Files that TFLite Metadata
+    has attached are kept as `attached`.
 
     Raises:
         ModelError: the file is damaged, or no `.tflite` file.
@@ -63,9 +66,19 @@ def load(content: bytes) -> Any:
             graph.tensors, graph.operators = graph.tensors or [], graph.operators or []
             for table in (graph, *graph.operators):
                 table.inputs, table.outputs = _numbers(table.inputs), _numbers(table.outputs)
+        model.attached = _attached(content)
     except DAMAGE as error:
         raise ModelError(f"the model file is damaged: {error}") from error
     return model
+
+
+def _attached(content: bytes) -> bytes:
+    """Return the files of TFLite Metadata, such as labels: a zip archive behind the model; empty: no files."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return content[min((one.header_offset for one in archive.infolist()), default=len(content)) :]
+    except zipfile.BadZipFile:
+        return b""
 
 
 def _numbers(values: Sequence[int] | None) -> list[int]:
@@ -131,7 +144,7 @@ def dump(model: Any) -> bytes:
     for index in sorted({tensor.buffer for tensor in tensors if tensor.type == _TYPES.INT4}):
         packed.buffers[index].write_data(builder)
     builder.Finish(packed.Pack(builder), b"TFL3")
-    return bytes(builder.Output())
+    return bytes(builder.Output()) + getattr(model, "attached", b"")
 
 
 def _content(table: Any) -> tuple[Any, ...]:

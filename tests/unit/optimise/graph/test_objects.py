@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.files import load_file
+from tests.support.picture_models import COLOURS, classifier
 from tests.support.tflite_builder import Op, T, write
 
 if load_runtime()[0] != "litert":
@@ -119,3 +122,11 @@ def test_a_damaged_file_is_an_error_of_the_model(cut: int) -> None:
 @given(arrays(np.int8, st.integers(0, 9), elements=st.integers(-8, 7)))
 def test_int4_values_are_packed_as_they_are_unpacked(values: np.ndarray) -> None:
     assert np.array_equal(unpack_int4(pack_int4(values).tobytes(), values.size), values)
+
+
+def test_attached_files_stay_with_the_model() -> None:
+    content = classifier("float32", "SOFTMAX")
+    written = dump(load(content))
+    with zipfile.ZipFile(io.BytesIO(written)) as archive:
+        assert archive.read("labels.txt").decode().split() == list(COLOURS)
+    assert dump(load(written)) == written
