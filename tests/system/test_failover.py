@@ -76,7 +76,7 @@ def test_auto_goes_over_to_a_device_in_mid_stream(tmp_path: Path, broker: Mosqui
     vedette = Vedette(tmp_path, broker, front=front)
     vedette.config["selection"] = {"candidates": [device], "threads_max": 1, "after_s": 0.5}
     with vedette:
-        messages.wait(lambda m: device in backends(m), timeout_s=30.0)
+        messages.wait(lambda m: device in backends(m), timeout_s=90.0)
         vedette.end()
     assert stopped(messages)
     seen = backends(messages)
