@@ -25,6 +25,11 @@ _GRAPHS, _BUFFERS, _TENSORS = 2, 4, 0
 _TYPE, _BUFFER, _DATA = 1, 2, 0
 _INT8 = TYPES.index("int8")
 _KEPT = "FULLY_CONNECTED"
+_CODES, _VERSION, _BUILTIN = 1, 2, 3
+_CONVOLUTIONS = (3, 4)
+"""CONV_2D and DEPTHWISE_CONV_2D."""
+_WITHOUT_INT4 = 6
+"""Last version of both before INT4: GPU backends refuse later ones, whatever the weights are."""
 _LENGTH, _ALIGNMENT = 4, 16
 """Bytes of the number of values before a vector, and of what its values are aligned to."""
 
@@ -95,6 +100,9 @@ def expand_int4(content: bytes, runtime: Runtime | None) -> bytes:
         for tensor in graph.tables(_TENSORS):
             if tensor.u32(_BUFFER) in wanted:
                 struct.pack_into("<b", expanded, tensor.position(_TYPE), _INT8)
+    for code in root.tables(_CODES):
+        if code.i32(_BUILTIN, 0) in _CONVOLUTIONS and code.i32(_VERSION, 1) > _WITHOUT_INT4:
+            struct.pack_into("<i", expanded, code.position(_VERSION), _WITHOUT_INT4)
     return bytes(expanded)
 
 

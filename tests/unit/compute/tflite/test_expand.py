@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.expand import expand_int4, expandable, unpack_int4
+from agent.compute.tflite.flatbuffer import ByteSource
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
 from agent.errors import ModelError
 from agent.models.files import load_file
@@ -112,3 +113,11 @@ def test_weights_at_the_end_of_a_file_are_left_out() -> None:
     int4 = sum(expandable(read_modelfile(content), "litert").values()) / 2
     assert int4 > 1e6
     assert len(expanded) == pytest.approx(len(content) + int4, rel=0.001)
+
+
+def test_convolutions_have_a_version_that_gpu_backends_take() -> None:
+    expanded = expand_int4(load_file("nanodet")[0], "litert")
+    codes = ByteSource(expanded, "the file").root().tables(1)
+    versions = [code.i32(2, 1) for code in codes if code.i32(3, 0) in (3, 4)]
+    assert versions
+    assert max(versions) <= 6
