@@ -35,7 +35,7 @@ _CHART = ".png"
 
 
 class PruneOptions(Struct, frozen=True):
-    """What `vedette optimise prune` is asked to do.
+    """Options of `vedette optimise prune`.
 
     Attributes:
         module: `path.py:factory`; empty: the graph of the model is pruned.

@@ -138,7 +138,7 @@ class DenseAttention(nn.Module):
 
 
 class AttentionCost(Struct, frozen=True):
-    """What a block costs.
+    """Cost of a block.
 
     Attributes:
         parameters: of the block.

@@ -43,7 +43,7 @@ Progress = Callable[[int], None]
 Metric = Literal["top-1", "AP", "agreement", "fidelity"]
 
 _EVERY = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
-"""What COCO's measure needs: weak detections, too."""
+"""Thresholds for COCO's measure, which needs weak detections, too."""
 _HINTS = ("score", "prob", "class", "softmax", "logit")
 _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""

@@ -19,7 +19,7 @@ from agent.optimise.graph.from_torch import first_line, import_torch
 _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
 _PREFIXES = ("module.", "_orig_mod.")
-"""Of names in weights that were saved from a module in a wrapper: of several devices, or compiled."""
+"""Prefixes of names in weights that were saved from a wrapped module: of several devices, or compiled."""
 
 
 def load_factory(source: str, weights: Path | None = None) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.optimise.recipe import read_recipe
+from agent.errors import ConfigError
+from agent.optimise.recipe import Recipe, read_recipe
 
 
 def inputs_of(
@@ -25,3 +26,16 @@ def inputs_of(
         data = recipe.parent / named
     source = Path(module.rpartition(":")[0]) if module else None
     return [path for path in (data, recipe, source, weights) if path is not None]
+
+
+def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -> Path:
+    """Return where the examples of a step are: at `data`, or where the recipe names them, beside itself.
+
+    Raises:
+        ConfigError: neither names any.
+    """
+    if data is not None:
+        return data
+    if not recipe.data.path or recipe_file is None:
+        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
+    return recipe_file.parent / recipe.data.path

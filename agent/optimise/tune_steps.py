@@ -12,11 +12,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.manifest import Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.graph.verified import rewrite_verified
+from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult
 from agent.optimise.source import open_source
@@ -70,7 +71,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()
     model = open_source(request.model, tell)
     limit = request.limit or file.recipe.data.limit or None
-    path, parts = _path_of(request, file.recipe), []
+    path, parts = examples_path(request.data, request.recipe, file.recipe), []
     for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants
         examples = read_examples(path, model, variant.name, limit=limit)
         parts.append(split(examples, file.recipe.data.held_out))
@@ -79,14 +80,6 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     steps = steps_of(model, [seen for seen, _ in parts], file, budget, request)
     target, measured = TARGETS[request.target], parts[0][1]
     return tune(model, measured, steps, budget, target=target, command=request.command, progress=progress)
-
-
-def _path_of(request: TuneRequest, recipe: Recipe) -> Path:
-    if request.data is not None:
-        return request.data
-    if not recipe.data.path or request.recipe is None:
-        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
-    return request.recipe.parent / recipe.data.path
 
 
 def steps_of(

@@ -1,4 +1,4 @@
-"""What lies at a path of examples: pictures in folders or archives with their labels, and arrays.
+"""Read the layouts of examples: pictures in folders or archives with their labels, and arrays.
 
 Content is untrusted: no name in an archive is used as a path, and nothing is unpacked to disk.
 """
@@ -74,7 +74,7 @@ _Files = dict[str, DataFile]
 
 
 class FoundData(Struct, frozen=True):
-    """What was found, before it is matched with a model.
+    """Examples as they were found, before they are matched with a model.
 
     Attributes:
         pictures: files by name, or an array: see the module.

@@ -99,7 +99,7 @@ def _quantisation(graph: Graph, operator: Any) -> int | None:
 
 
 def _same_shape_and_type(graph: Graph, operator: Any) -> int | None:
-    """Of CAST, PAD, PADV2, MIRROR_PAD and CONCATENATION of one tensor: unchanged is what keeps shape and type."""
+    """Judge CAST, PAD, PADV2, MIRROR_PAD and CONCATENATION of one tensor: same shape and type, same values."""
     source, result = operator.inputs[0], operator.outputs[0]
     is_one = graph.kind(operator) != _OPERATORS.CONCATENATION or len(operator.inputs) == 1
     is_kept = is_one and is_fixed(graph, source, result) and activation(operator) == 0
@@ -107,7 +107,7 @@ def _same_shape_and_type(graph: Graph, operator: Any) -> int | None:
 
 
 def _neutral(graph: Graph, operator: Any) -> int | None:
-    """Of ADD, SUB, MUL and DIV of floats."""
+    """Judge ADD, SUB, MUL and DIV of floats."""
     number = float(graph.kind(operator) in (_OPERATORS.MUL, _OPERATORS.DIV))
     value, source = graph.constant(operator.inputs[1]), operator.inputs[0]
     if value is None or value.dtype != np.float32 or not np.all(value == number) or activation(operator):

@@ -11,12 +11,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.compute.manifest import Model
-from agent.errors import ConfigError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.inputs import examples_path
 from agent.optimise.qat import train
 from agent.optimise.quantise import QuantisedModel, float_file, quantise
-from agent.optimise.recipe import Budget, Method, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import open_source
 from agent.optimise.tune import split
@@ -106,7 +106,12 @@ class _Job:
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
         limit = self._request.limit or self._file.recipe.data.limit or None
-        examples = read_examples(_path(self._request, self._file), model, variant, limit=limit)
+        examples = read_examples(
+            examples_path(self._request.data, self._request.recipe, self._file.recipe),
+            model,
+            variant,
+            limit=limit,
+        )
         if not self._seen:
             for line in (examples.description, *examples.remarks):
                 tell(line)
@@ -189,14 +194,6 @@ class _Job:
             tuple(_layers(found)),
             remarks=tuple(remarks),
         )
-
-
-def _path(request: QuantiseRequest, file: RecipeFile) -> Path:
-    if request.data is not None:
-        return request.data
-    if not file.recipe.data.path or request.recipe is None:
-        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
-    return request.recipe.parent / file.recipe.data.path
 
 
 def _layers(found: QuantisedModel) -> Iterator[LayerResult]:

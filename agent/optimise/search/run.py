@@ -20,6 +20,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from agent.errors import ConfigError, ModelError, VedetteError
 from agent.optimise.factory import find_factory
+from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Recipe, read_recipe
 from agent.optimise.search.candidate import (
     Progress,
@@ -207,19 +208,11 @@ def open_space(request: SearchRequest, recipe: Recipe) -> SearchSpace:
     source = f"{request.recipe.parent / file}:{name}"
     build = find_factory(source)
     _check_parameters(build, source, list(search.parameters))
-    data = read_search_data(_data_path(request, recipe), recipe)
+    data = read_search_data(examples_path(request.data, request.recipe, recipe), recipe)
     meter: LatencyMeter = LocalMeter(request.rounds)
     if request.board:
         meter = BoardMeter(request.board, _manifest_keys(data.manifest))
     return SearchSpace(build, source, recipe, data, meter, request.folder)
-
-
-def _data_path(request: SearchRequest, recipe: Recipe) -> Path:
-    if request.data is not None:
-        return request.data
-    if not recipe.data.path:
-        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
-    return request.recipe.parent / recipe.data.path
 
 
 def _check_parameters(build: Callable[..., Any], source: str, names: Sequence[str]) -> None:
