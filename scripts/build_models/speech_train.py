@@ -1,7 +1,4 @@
-"""Trains all exits of the small speech model together; the early ones also learn from the last one's answers.
-
-Source of the self-distillation: https://arxiv.org/abs/1905.08094.
-"""
+"""Trains all exits of the small speech model together; the early ones also learn from the last one's answers."""
 
 from __future__ import annotations
 
@@ -17,12 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from speech_corpus import Corpus
 from speech_features import Examples, epoch, real
 from speech_model import Speech
-from torch import Tensor
-from torch.nn import functional
 
-_TEMPERATURE = 2.0
-_TAUGHT = 0.5
-"""Weight of the last exit's answers against the labels, in the loss of the others."""
+from agent.optimise.depth.distil import exit_loss
+
 _WARM_UP = 0.05
 _THREADS = 2
 """Fixed, since sums come out in another order with another number."""
@@ -110,7 +104,7 @@ def _epoch(
             group["lr"] = settings.rate * _schedule((number + step / steps) / settings.epochs)
         labels = torch.from_numpy(examples.labels[part])
         logits = model(torch.from_numpy(real(examples.features[part])))
-        loss = _loss(logits, labels)
+        loss = exit_loss(logits, labels)
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
@@ -123,16 +117,6 @@ def _epoch(
 def _schedule(done: float) -> float:
     """Share of the learning rate: up to all of it, then down along a cosine."""
     return min(done / _WARM_UP, 1.0) * (1 + float(np.cos(np.pi * done))) / 2
-
-
-def _loss(logits: list[Tensor], labels: Tensor) -> Tensor:
-    teacher = functional.softmax(logits[-1].detach() / _TEMPERATURE, dim=1)
-    loss = functional.cross_entropy(logits[-1], labels)
-    for early in logits[:-1]:
-        own = functional.log_softmax(early / _TEMPERATURE, dim=1)
-        taught = functional.kl_div(own, teacher, reduction="batchmean") * _TEMPERATURE**2
-        loss = loss + (1 - _TAUGHT) * functional.cross_entropy(early, labels) + _TAUGHT * taught
-    return loss
 
 
 def _resume(checkpoint: Path, settings: Settings, model: Speech, optimiser: torch.optim.Optimizer | None) -> int:

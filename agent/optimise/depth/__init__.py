@@ -1,0 +1,1 @@
+"""Depth: turns a backbone into a cascade of exits, trains and calibrates them."""

@@ -1,0 +1,250 @@
+"""Cuts a graph with several exits into chained signatures, of which each continues where the last one ended.
+
+An exit is a tensor of scores. A cut is a tensor from which everything behind it is computed. `split` and `join`
+move operations only: no number changes, and weights stay stored once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from ai_edge_litert import schema_py_generated as schema
+
+from agent.compute.manifest import HIDDEN, Variant
+from agent.errors import ModelError
+from agent.optimise.depth.cuts import multiply_adds, operations_before
+from agent.optimise.graph.objects import Graph, compact, dump, load, text
+
+SCORES = "logits"
+"""Name of the scores in the signatures of all exits."""
+WHOLE = "serving_default"
+"""Signature of a graph that is not cut."""
+_SHOWN = 8
+
+
+class Stage(NamedTuple):
+    """One exit of a graph.
+
+    Attributes:
+        signature: its name in the cut file.
+        scores: output of the whole graph with its scores, by the name in the signature or that of the tensor.
+        hidden: output of the whole graph from which the next exit continues; empty: it is the last one.
+    """
+
+    signature: str
+    scores: str
+    hidden: str = ""
+
+
+def split(content: bytes, stages: Sequence[Stage]) -> bytes:
+    """Cut a graph into one signature per exit.
+
+    Each signature gives `logits` and, but for the last, `hidden`; all but the first take `hidden` as their input.
+
+    Args:
+        content: a `.tflite` file of one graph with one input, float or quantised.
+        stages: exits, shallow first.
+
+    Raises:
+        ModelError: there is no such output, or a tensor is no cut: the message names what else would be needed.
+    """
+    model = load(content)
+    if len(model.subgraphs) != 1 or len(model.subgraphs[0].inputs) != 1:
+        found = f"{len(model.subgraphs)} graphs, and {len(model.subgraphs[0].inputs)} inputs in the first"
+        raise ModelError(f"the model has {found}: only one graph with one input can be cut into exits")
+    if not stages or any(not one.hidden for one in stages[:-1]) or stages[-1].hidden:
+        raise ModelError("every exit but the last needs the name of the tensor from which the next one continues")
+    whole, names = Graph(model, model.subgraphs[0]), _outputs(model)
+    entry, made, signatures = whole.inputs[0], [], []
+    for number, stage in enumerate(stages):
+        ends = {SCORES: _find(whole, names, stage.scores)}
+        if stage.hidden:
+            ends[HIDDEN] = _find(whole, names, stage.hidden)
+        made.append(_part(whole, entry, list(ends.values()), stage.signature))
+        own = _input_name(model, whole) if number == 0 else HIDDEN
+        signatures.append(_signature(stage.signature, number, {own: entry}, ends))
+        entry = ends.get(HIDDEN, entry)
+    model.subgraphs, model.signatureDefs = made, signatures
+    compact(model)
+    return dump(model)
+
+
+def join(content: bytes, signatures: Sequence[str]) -> tuple[bytes, tuple[Stage, ...]]:
+    """Make one graph of chained signatures: the reverse of `split`.
+
+    Args:
+        content: a `.tflite` file.
+        signatures: of its exits, shallow first.
+
+    Returns:
+        A file of one signature with the outputs of all exits, and the stages that cut it again.
+
+    Raises:
+        ModelError: there is no such signature, or it does not continue the one before it.
+    """
+    model = load(content)
+    known = {text(one.signatureKey): one for one in model.signatureDefs or ()}
+    joined, hidden, stages, outputs = _Joined(), -1, [], dict[str, int]()
+    for number, name in enumerate(signatures):
+        if name not in known:
+            raise ModelError(f"the model has no signature {name!r}; it has: {', '.join(known) or 'none'}")
+        part = model.subgraphs[known[name].subgraphIndex]
+        if (number and hidden < 0) or len(part.inputs) != 1:
+            raise ModelError(
+                f"signature {name!r} does not continue an output called {HIDDEN!r} of the one before it"
+            )
+        places = joined.add(part, hidden if number else None)
+        ends = {text(one.name): places[int(one.tensorIndex)] for one in known[name].outputs}
+        hidden = ends.pop(HIDDEN, -1)
+        if len(ends) != 1:
+            raise ModelError(f"signature {name!r} has {len(ends)} outputs besides {HIDDEN!r}: one can be an exit")
+        last = number + 1 == len(signatures)
+        stages.append(Stage(name, f"{SCORES}{number + 1}", "" if last else f"{HIDDEN}{number + 1}"))
+        outputs[stages[-1].scores] = next(iter(ends.values()))
+        if not last:
+            outputs[stages[-1].hidden] = hidden
+    first = known[signatures[0]]
+    model.subgraphs = [joined.graph(list(outputs.values()))]
+    entry = {text(first.inputs[0].name): int(joined.inputs[0])}
+    model.signatureDefs = [_signature(WHOLE, 0, entry, outputs)]
+    compact(model)
+    return dump(model), tuple(stages)
+
+
+def deepest(content: bytes) -> bytes:
+    """Return a file of one graph with several exits that gives the scores of the last one only."""
+    model = load(content)
+    graph = Graph(model, model.subgraphs[0])
+    last, name = graph.outputs[-1], _input_name(model, graph)
+    model.subgraphs = [_part(graph, graph.inputs[0], [last], WHOLE)]
+    model.signatureDefs = [_signature(WHOLE, 0, {name: graph.inputs[0]}, {SCORES: last})]
+    compact(model)
+    return dump(model)
+
+
+def chain_of(variants: Sequence[Variant]) -> tuple[str, ...]:
+    """Return the signatures of a cascade, shallow first; empty: the variants are no cascade."""
+    ordered = list(reversed(variants))
+    chained = all(one.after == before.name for before, one in pairwise(ordered))
+    return tuple(one.signature for one in ordered) if chained and len(ordered) > 1 else ()
+
+
+def _outputs(model: Any) -> dict[str, int]:
+    """Return the outputs of the first graph by their names in its signature."""
+    found = (one for one in model.signatureDefs or () if one.subgraphIndex == 0)
+    return {text(end.name): int(end.tensorIndex) for one in found for end in one.outputs or ()}
+
+
+def _input_name(model: Any, graph: Graph) -> str:
+    for one in model.signatureDefs or ():
+        if one.subgraphIndex == 0 and one.inputs:
+            return text(one.inputs[0].name)
+    return graph.name(graph.inputs[0])
+
+
+def _find(graph: Graph, outputs: Mapping[str, int], name: str) -> int:
+    tensors = {graph.name(index): index for index in graph.outputs}
+    found = outputs.get(name, tensors.get(name))
+    if found is None:
+        known = ", ".join([*outputs] or [*tensors])
+        raise ModelError(f"the model has no output {name!r}; it has: {known}")
+    return found
+
+
+def _part(whole: Graph, entry: int, ends: Sequence[int], name: str) -> Any:
+    """Return the graph that computes some tensors from one."""
+    operators = operations_before(whole, ends, entry)
+    _check_cut(whole, entry, operators, name)
+    part = copy.copy(whole.table)
+    part.name, part.tensors = name, [copy.deepcopy(tensor) for tensor in whole.table.tensors]
+    part.operators = [copy.deepcopy(operator) for operator in operators]
+    part.inputs, part.outputs = [entry], list(ends)
+    return part
+
+
+def _check_cut(whole: Graph, entry: int, operators: Sequence[Any], name: str) -> None:
+    """Check that operations read nothing that was computed before the tensor from which they begin."""
+    before = [] if entry in whole.inputs else operations_before(whole, [entry])
+    earlier = {*whole.inputs, *(index for one in before for index in one.outputs)} - {entry}
+    own = [one for one in operators if not any(one is other for other in before)]
+    needed = dict.fromkeys(index for one in own for index in one.inputs if index in earlier)
+    if len(own) < len(operators) or (needed and before):
+        names = ", ".join(repr(whole.name(index)) for index in list(needed)[:_SHOWN])
+        raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs {names}, too")
+
+
+def _signature(name: str, number: int, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = name, number
+    made.inputs, made.outputs = ([_end(*one) for one in ends.items()] for ends in (inputs, outputs))
+    return made
+
+
+def _end(name: str, index: int) -> Any:
+    made = schema.TensorMapT()
+    made.name, made.tensorIndex = name, index
+    return made
+
+
+class _Joined:
+    """A graph that is put together from parts."""
+
+    def __init__(self) -> None:
+        self.inputs: list[int] = []
+        self._table: Any = None
+        self._tensors: list[Any] = []
+        self._operators: list[Any] = []
+        self._names: set[str] = set()
+
+    def add(self, part: Any, entry: int | None) -> dict[int, int]:
+        """Add a part that continues tensor `entry`; None: it is the first. Return the places of its tensors."""
+        places = {-1: -1}
+        for index, tensor in enumerate(part.tensors):
+            if entry is not None and index == part.inputs[0]:
+                self._check(self._tensors[entry], tensor)
+                places[index] = entry
+                continue
+            places[index] = len(self._tensors)
+            self._tensors.append(self._named(tensor))
+        for operator in part.operators:
+            added = copy.copy(operator)
+            added.inputs = [places[index] for index in operator.inputs]
+            added.outputs = [places[index] for index in operator.outputs]
+            self._operators.append(added)
+        if entry is None:
+            self._table, self.inputs = copy.copy(part), [places[part.inputs[0]]]
+        return places
+
+    def graph(self, outputs: list[int]) -> Any:
+        """Return the whole graph."""
+        self._table.tensors, self._table.operators = self._tensors, self._operators
+        self._table.inputs, self._table.outputs = self.inputs, outputs
+        return self._table
+
+    def _named(self, tensor: Any) -> Any:
+        """Return a copy whose name no other tensor has, since ranges are found by name."""
+        added = copy.copy(tensor)
+        name = text(tensor.name)
+        while name in self._names:
+            name += "_"
+        self._names.add(name)
+        added.name = name
+        return added
+
+    def _check(self, given: Any, taken: Any) -> None:
+        (shape, kind), (wanted, other) = ((list(map(int, one.shape)), one.type) for one in (given, taken))
+        if (shape, kind) != (wanted, other):
+            raise ModelError(f"{text(taken.name)!r} is {wanted}, but what it continues is {shape}")
+
+
+def stage_multiply_adds(content: bytes) -> dict[str, int]:
+    """Return the multiply-adds of each signature of a file by itself."""
+    model = load(content)
+    return {
+        text(one.signatureKey): sum(multiply_adds(graph, operator) for operator in graph.operators)
+        for one in model.signatureDefs or ()
+        for graph in (Graph(model, model.subgraphs[one.subgraphIndex]),)
+    }
