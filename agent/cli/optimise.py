@@ -300,9 +300,10 @@ def prune(model: str, out: Path, **options: Any) -> None:
 @click.option("--budget", default="", help='For mixed: "size<2.8MB" or "loss<0.5pp".')
 @click.option("--qat/--no-qat", default=None, help="Train afterwards; by default if the loss misses the budget.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for a checkpoint.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def quantise(model: str, out: Path, force: bool, as_json: bool, **options: Any) -> None:
+def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Quantise the float MODEL, and write OUT with its manifest and a report.
 
     \b
@@ -314,14 +315,15 @@ def quantise(model: str, out: Path, force: bool, as_json: bool, **options: Any) 
     One part of the examples is for ranges, rounding and the choice of bits. The figures are of the other part.
     Without a budget, mixed takes 4 bits where they lose less than half a percentage point.
 
-    If the budget cannot be met, nothing is written, and the exit code is 1.
+    If the budget cannot be met, nothing is written, and the exit code is 1. An interrupted training goes on from
+    its checkpoint, in the folder OUT.work unless --work names another, and ends with the same bytes.
     """  # noqa: D301
     from agent.cli.optimise_quantise import quantise_and_write
     from agent.optimise.quantisation.request import QuantiseRequest
 
     command = shlex.join(["vedette", *sys.argv[1:]])
     request = QuantiseRequest(model, command=command, **options)
-    quantise_and_write(request, out, force=force, as_json=as_json)
+    quantise_and_write(request, out, work=work, force=force, as_json=as_json)
 
 
 @optimise.command()

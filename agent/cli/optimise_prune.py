@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.optimise import show_progress
+from agent.cli.optimise_work import files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.manifest import Model
 from agent.errors import ConfigError, ModelError
@@ -22,7 +23,7 @@ from agent.optimise.inputs import inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, short_number
 from agent.optimise.source import open_source
-from agent.storage.files import make_folder, owned_file, remove
+from agent.storage.files import remove
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _WIDTH, _BAR = 110, 30
 _CHECKPOINTS = ("rounds.checkpoint", "anneal.checkpoint")
-_LOCK = "run.lock"
 _CHART = ".png"
 
 
@@ -72,7 +72,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     recipe = read_recipe(options.recipe).recipe if options.recipe else parse_recipe("", "").recipe
     model = open_source(name, _tell)
     examples = _examples(model, recipe, options)
-    with _work_folder(folder):
+    with work_folder(folder, _CHECKPOINTS):
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}
@@ -86,28 +86,7 @@ def _check(name: str, out: Path, folder: Path, options: PruneOptions) -> None:
     """Check before the work that files can be written, and that none of them is read."""
     inputs = inputs_of(data=options.data, recipe=options.recipe, module=options.module, weights=options.weights)
     check_version(name, out, force=options.force, inputs=inputs, others=[_CHART])
-    kept = [folder / one for one in (*_CHECKPOINTS, _LOCK)]
-    refuse_inputs([folder, *kept], [Path(name), *inputs])
-
-
-@contextmanager
-def _work_folder(folder: Path) -> Iterator[None]:
-    """Keep a folder for checkpoints to this run. It is removed unless something lies in it."""
-    make_folder(folder)
-    lock = folder / _LOCK
-    try:
-        with owned_file(lock):
-            try:
-                yield
-            except KeyboardInterrupt:
-                if any((folder / one).exists() for one in _CHECKPOINTS):
-                    _tell(f"interrupted: the same command goes on from {folder}")
-                raise
-            finally:
-                remove(lock)
-    finally:
-        with suppress(OSError):  # something else lies in it
-            folder.rmdir()
+    refuse_inputs(files_of(folder, _CHECKPOINTS), [Path(name), *inputs])
 
 
 def _examples(model: Model, recipe: Recipe, options: PruneOptions) -> Examples:

@@ -6,39 +6,63 @@ from pathlib import Path
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
+from agent.cli.optimise_work import files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, write_version
+from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.inputs import inputs_of
 from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
 from agent.optimise.report import METRICS, OptimiseReport, short_number
+from agent.storage.files import remove
 from agent.text import plain
 
 _WIDTH = 100
+_CHECKPOINT = "qat.checkpoint"
 
 
-def quantise_and_write(request: QuantiseRequest, out: Path, *, force: bool, as_json: bool) -> None:
+def quantise_and_write(
+    request: QuantiseRequest, out: Path, *, work: Path | None, force: bool, as_json: bool
+) -> None:
     """Quantise a model, print the figures, and write the result with manifest and report.
+
+    Args:
+        request: see `QuantiseRequest`; the checkpoint of its training is put into `work`.
+        out: path of the new file.
+        work: folder for the checkpoint; None: beside the result.
+        force: replace files.
+        as_json: print the report as JSON.
 
     Raises:
         ModelError: the model cannot be quantised, the budget is not met, or a file is there already.
+        StorageError: a file or the checkpoint cannot be written.
     """
+    folder = work or out.with_suffix(".work")
     inputs = inputs_of(data=request.data, recipe=request.recipe)
     check_version(request.model, out, force=force, inputs=inputs)
+    refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
+    with work_folder(folder, [_CHECKPOINT]):
+        report = _write(replace(request, checkpoint=folder / _CHECKPOINT), out, force=force, as_json=as_json)
+        remove(folder / _CHECKPOINT)
+    if report.missed:
+        raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
+    _tell(f"{out}: written, with .report.json beside it")
+
+
+def _write(request: QuantiseRequest, out: Path, *, force: bool, as_json: bool) -> OptimiseReport:
+    """Quantise, print the figures, and write the files if the budget is met."""
     try:
         with prefixed_errors(request.model):
             found = quantise_file(request, show_progress, _tell)
     finally:
         show_progress("")
-    report = found.report
-    print_json(report) if as_json else _print(report)
-    if report.missed:
-        raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
-    write_version(request.model, out, found.content, msgspec.to_builtins(report), force=force)
-    _tell(f"{out}: written, with .report.json beside it")
+    print_json(found.report) if as_json else _print(found.report)
+    if not found.report.missed:
+        write_version(request.model, out, found.content, msgspec.to_builtins(found.report), force=force)
+    return found.report
 
 
 def _tell(line: str) -> None:

@@ -44,13 +44,16 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
     }
     key["pictures"] = f"{list(pictures.shape)}, CRC {_crc(pictures):08x}"
     key["labels"] = f"{len(labels)}, CRC {_crc(labels):08x}"
-    key["module"] = type(module).__name__
-    crc = 0
+    return key | module_key(module)
+
+
+def module_key(module: Any) -> dict[str, str]:
+    """Return the part of a run's key that tells with which module it begins."""
+    key, crc = {"module": type(module).__name__}, 0
     for name, one in module.state_dict().items():
         key[f"shape of {name}"] = str(list(one.shape))
         crc = zlib.crc32(one.detach().cpu().contiguous().numpy().tobytes(), crc)
-    key["weights at the start"] = f"CRC {crc:08x}"
-    return key
+    return key | {"weights at the start": f"CRC {crc:08x}"}
 
 
 def _crc(values: NDArray[Any]) -> int:

@@ -8,9 +8,12 @@ Source: Esser et al., Learned Step Size Quantization, https://arxiv.org/abs/1902
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from msgspec import Struct
@@ -18,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 
 from agent.errors import ModelError
+from agent.optimise.checkpoint import module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
@@ -33,6 +37,7 @@ _WARM_UP = 10
 _SHIFT = 2
 """Pixels by which pictures are moved at most."""
 _SMOOTHING = 0.1
+_SAVE_EVERY_S = 60.0
 
 
 class TrainedModel(Struct, frozen=True):
@@ -157,6 +162,7 @@ def train(
     recipe: QatRecipe,
     *,
     seed: int = 0,
+    checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> TrainedModel:
     """Train a quantised graph, with the float graph as teacher.
@@ -168,39 +174,82 @@ def train(
         examples: with classes, or without labels: the teacher's answers alone then count.
         recipe: steps, batch, learning rate, weight of the teacher.
         seed: of order and augmentation.
+        checkpoint: file that holds the state of the run, written about once a minute and at the end. If it
+            exists, the run goes on from it, to the same result; None: the run cannot be continued.
         progress: told each tenth step.
 
     Raises:
-        ModelError: the loss is not a number.
+        ModelError: the loss is not a number, or the checkpoint belongs to another run.
+        StorageError: the checkpoint cannot be read or written.
     """
     torch.manual_seed(seed)
     student = FakeQuantised(graph, scales, layers)
     for parameter in graph.parameters():
         parameter.requires_grad_(False)
-    optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _factor(step, recipe.steps))
-    batches = _Batches(examples, recipe.batch, seed)
-    losses = []
-    for step in range(recipe.steps):
-        inputs, labels = batches.draw()
-        with torch.no_grad(), _bf16():
-            wanted = [one.float() for one in graph(inputs)]
-        with _bf16():
-            found = student(inputs)
-        loss = objective(graph, found, wanted, labels, recipe.teacher)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
+    run = _Run(student, examples, recipe, seed)
+    if checkpoint is not None and not run.restore(checkpoint):
+        run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
+    saved = time.monotonic()
+    while (step := len(run.losses)) < recipe.steps:
+        run.step(step)
+        if not math.isfinite(run.losses[-1]):
             raise ModelError(
                 f"training diverged at step {step}: give a lower [qat] learning_rate than {recipe.learning_rate}"
             )
+        if checkpoint is not None and (step + 1 == recipe.steps or time.monotonic() - saved > _SAVE_EVERY_S):
+            run.save(checkpoint)
+            saved = time.monotonic()
         if step % 10 == 0 or step == recipe.steps - 1:
-            progress(f"training with quantisation: step {step + 1} of {recipe.steps}, loss {losses[-1]:.4f}")
+            progress(f"training with quantisation: step {step + 1} of {recipe.steps}, loss {run.losses[-1]:.4f}")
     found_scales, found_layers = student.result()
-    return TrainedModel(found_scales, found_layers, tuple(losses))
+    return TrainedModel(found_scales, found_layers, tuple(run.losses))
+
+
+class _Run:
+    """State of a training between two steps."""
+
+    def __init__(self, student: FakeQuantised, examples: Examples, recipe: QatRecipe, seed: int) -> None:
+        self._student, self._recipe = student, recipe
+        self._batches = _Batches(examples, recipe.batch, seed)
+        self._optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
+        self._peaks = [group["lr"] for group in self._optimiser.param_groups]
+        self.losses: list[float] = []
+        self._key = module_key(student) | {
+            **{f"qat {name}": repr(value) for name, value in msgspec.to_builtins(recipe).items()},
+            "seed": str(seed),
+            "examples": f"{len(examples)}: {examples.description}",
+        }
+
+    def step(self, number: int) -> None:
+        """Do a step; what is random in it depends on the seed and its number alone."""
+        for group, peak in zip(self._optimiser.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * _factor(number, self._recipe.steps)
+        inputs, labels = self._batches.draw(number)
+        graph = self._student.graph
+        with torch.no_grad(), _bf16():
+            wanted = [one.float() for one in graph(inputs)]
+        with _bf16():
+            found = self._student(inputs)
+        loss = objective(graph, found, wanted, labels, self._recipe.teacher)
+        self._optimiser.zero_grad()
+        loss.backward()
+        self._optimiser.step()
+        self.losses.append(float(loss.detach()))
+
+    def save(self, path: Path) -> None:
+        trained = {name: one.detach() for name, one in self._student.named_parameters() if one.requires_grad}
+        state = {"trained": trained, "optimiser": self._optimiser.state_dict(), "losses": self.losses}
+        write_checkpoint(path, self._key, state)
+
+    def restore(self, path: Path) -> bool:
+        """Go on from a checkpoint; return False if there is none."""
+        state = read_checkpoint(path, self._key)
+        if state is None:
+            return False
+        self._student.load_state_dict(state["trained"], strict=False)
+        self._optimiser.load_state_dict(state["optimiser"])
+        self.losses = list(state["losses"])
+        return True
 
 
 def _bf16() -> Any:
@@ -259,19 +308,22 @@ class _Batches:
 
     def __init__(self, examples: Examples, batch: int, seed: int) -> None:
         self._examples, self._batch = examples, min(batch, len(examples))
-        self._random = np.random.default_rng(seed)
+        self._seed = seed
 
-    def draw(self) -> tuple[Tensor, Tensor | None]:
-        """Return inputs [batch, …] and labels."""
-        chosen = self._random.choice(len(self._examples), self._batch, replace=False)
+    def draw(self, step: int) -> tuple[Tensor, Tensor | None]:
+        """Return inputs [batch, …] and labels of a step."""
+        random = np.random.default_rng([self._seed, step])
+        chosen = random.choice(len(self._examples), self._batch, replace=False)
         inputs = torch.from_numpy(self._examples.batch(chosen))
         if inputs.ndim == 4:
-            inputs = self._moved(inputs)
+            down, right = (int(shift) for shift in random.integers(0, 2 * _SHIFT + 1, 2))
+            inputs = _moved(inputs, down, right)
         labels = self._examples.labels
         return inputs, None if labels is None else torch.from_numpy(labels[chosen])
 
-    def _moved(self, inputs: Tensor) -> Tensor:
-        height, width = inputs.shape[1:3]
-        down, right = (int(shift) for shift in self._random.integers(0, 2 * _SHIFT + 1, 2))
-        padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
-        return padded[:, :, down : down + height, right : right + width].permute(0, 2, 3, 1).contiguous()
+
+def _moved(inputs: Tensor, down: int, right: int) -> Tensor:
+    """Return pictures that are moved by so many pixels less `_SHIFT`; what is missing is mirrored."""
+    height, width = inputs.shape[1:3]
+    padded = functional.pad(inputs.permute(0, 3, 1, 2), (_SHIFT,) * 4, mode="reflect")
+    return padded[:, :, down : down + height, right : right + width].permute(0, 2, 3, 1).contiguous()

@@ -138,15 +138,22 @@ class Quantiser:
         graph = self.graphs[self.main]
         return quantise_layers(graph, self.inputs(limit), self.scales.by_name(), options, self._progress)
 
-    def file(self, layers: Mapping[Key, RoundedLayer], ends: Ends = "uint8") -> bytes:
+    def file(
+        self, layers: Mapping[Key, RoundedLayer], ends: Ends = "uint8", scales: ActivationScales | None = None
+    ) -> bytes:
         """Return the file with these weights.
+
+        Args:
+            layers: quantised.
+            ends: type of inputs and outputs of pictures.
+            scales: of activations; None: those that were found.
 
         Raises:
             ModelError: the file is not what was asked for.
         """
         model = load(self._content)
         weights = {key: one.weights for key, one in layers.items() if one.weights}
-        plan = IntegerPlan(self.scales.by_name(), weights)
+        plan = IntegerPlan((scales or self.scales).by_name(), weights)
         write(model, plan, ends if len(self._examples[0].shape) == 3 else "int8")
         model.description = describe_numbers(_text(model.description), _bits(layers.values()))
         content, _ = rewrite(dump(model), ("points",))
@@ -229,17 +236,19 @@ class QuantisedModel(NamedTuple):
         layers: in the order of execution.
         quantiser: that it was made with.
         rounded: its weights.
+        scales: of its activations.
     """
 
     content: bytes
     layers: tuple[QuantisedLayer, ...]
     quantiser: Quantiser
     rounded: dict[Key, RoundedLayer]
+    scales: ActivationScales
 
     def trained(self, scales: ActivationScales, rounded: dict[Key, RoundedLayer]) -> QuantisedModel:
         """Return the model with the weights and scales that training has found."""
-        self.quantiser.scales = scales
-        return self._replace(content=self.quantiser.file(rounded), rounded=rounded)
+        content = self.quantiser.file(rounded, scales=scales)
+        return self._replace(content=content, rounded=rounded, scales=scales)
 
 
 def quantise(
@@ -331,7 +340,7 @@ class _Search:
         rounded = self._quantiser.rounded(bits, self._examples)
         content = self._quantiser.file(rounded)
         layers = tuple(self._described(key, one, bits) for key, one in rounded.items())
-        return QuantisedModel(content, layers, self._quantiser, rounded)
+        return QuantisedModel(content, layers, self._quantiser, rounded, self._quantiser.scales)
 
     def _described(self, key: Key, one: RoundedLayer, bits: Mapping[Key, int]) -> QuantisedLayer:
         layer = one.layer

@@ -50,9 +50,14 @@ def spoken_digits(data: Path, *, learn: bool) -> list[tuple[str, str, Samples]]:
     found = []
     for number, name in enumerate(map(str, stored["names"])):
         digit, speaker, take = name.split("_")
-        if int(take) % 10 == _HELD_OUT and (int(take) < _LEARNED_BELOW) is learn:
+        if is_held_out(name) and (int(take) < _LEARNED_BELOW) is learn:
             found.append((DIGITS[int(digit)], speaker, pcm[offsets[number] : offsets[number + 1]]))
     return found
+
+
+def is_held_out(name: str) -> bool:
+    """If a recording, such as 7_jackson_17, was kept out of training."""
+    return int(name.rsplit("_", 1)[1]) % 10 == _HELD_OUT
 
 
 def noises(data: Path) -> list[Samples]:

@@ -37,6 +37,7 @@ class QuantiseRequest(Struct, frozen=True):
         budget: see `parse_budget`; empty: the recipe's.
         qat: train: True: always, False: never, None: if the budget is missed without.
         limit: number of examples; None: the recipe's.
+        checkpoint: file from which an interrupted training goes on; None: it begins anew.
         command: for the report.
     """
 
@@ -47,6 +48,7 @@ class QuantiseRequest(Struct, frozen=True):
     budget: str = ""
     qat: bool | None = None
     limit: int | None = None
+    checkpoint: Path | None = None
     command: str = ""
 
 
@@ -69,6 +71,7 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
 
     Raises:
         ModelError: the model or the examples cannot be used. ConfigError: the recipe or the budget cannot.
+        StorageError: the checkpoint cannot be read or written.
     """
     job = _Job(request, progress, tell)
     found = job.quantised()
@@ -157,10 +160,11 @@ class _Job:
         examples = self._seen[quantiser.main] if len(self._seen) > 1 else self._seen[0]
         result = train(
             quantiser.graphs[quantiser.main],
-            quantiser.scales,
+            found.scales,
             found.rounded,
             examples,
             self._file.recipe.qat,
+            checkpoint=self._request.checkpoint,
             progress=self._progress,
         )
         return found.trained(result.scales, result.layers)

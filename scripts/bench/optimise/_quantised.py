@@ -58,7 +58,7 @@ class FloatNet(NamedTuple):
 
     def trained(self, found: QuantisedModel, recipe: QatRecipe, seed: int = 0) -> QuantisedModel:
         """Train a quantised net further."""
-        graph, scales = found.quantiser.graphs[0], found.quantiser.scales
+        graph, scales = found.quantiser.graphs[0], found.scales
         result = train(graph, scales, found.rounded, self.training, recipe, seed=seed, progress=show)
         return found.trained(result.scales, result.layers)
 

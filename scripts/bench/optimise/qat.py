@@ -37,8 +37,7 @@ def main() -> None:
         figures[f"{method}_ptq"] = net.accuracy(found.content)
         reached = []
         for seed in range(seeds):
-            start = found if seed == 0 else net.quantised(method=method)  # training changes the scales
-            reached.append(net.accuracy(net.trained(start, QatRecipe(steps=steps), seed).content))
+            reached.append(net.accuracy(net.trained(found, QatRecipe(steps=steps), seed).content))
             print(f"{method}, seed {seed}: {reached[-1]:.4f}", flush=True)
         figures[f"{method}_qat"], figures[f"{method}_spread"] = float(np.mean(reached)), float(np.ptp(reached))
     figures["int4_gain"] = figures["int4_qat"] - figures["int4_ptq"]

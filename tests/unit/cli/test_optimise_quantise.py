@@ -90,3 +90,29 @@ def test_the_model_is_named_once(tmp_path: Path) -> None:
     model = tmp_path / "txt.tflite"
     model.write_text("no model")
     assert said(call(model, tmp_path / "out.tflite", tmp_path)).count(f"{model}:") == 1
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is given again, and writes what it would have written."""
+    write_model(tmp_path, float_file(classifier()))
+    data, files = write_examples(tmp_path / "x.npz", 32), {}
+    (tmp_path / "recipe.toml").write_text("[qat]\nsteps = 12\nbatch = 8\n")
+    monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
+
+    def run(out: str, progress: str) -> Result:
+        def stop(line: str) -> None:
+            if progress and progress in line:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr("agent.cli.optimise_quantise.show_progress", stop)
+        words = ["--data", str(data), "--recipe", str(tmp_path / "recipe.toml"), "--method", "int8", "--qat"]
+        words = ["optimise", "quantise", str(tmp_path / "net.tflite"), str(tmp_path / out), *words]
+        return CliRunner().invoke(vedette, words)
+
+    for name, stops in (("whole.tflite", ("",)), ("resumed.tflite", ("step 11 of", ""))):
+        for stop in stops:
+            done = run(name, stop)
+            assert (tmp_path / name).with_suffix(".work").exists() == bool(stop), said(done)
+        assert done.exit_code == 0, said(done)
+        files[name] = (tmp_path / name).read_bytes()
+    assert files["whole.tflite"] == files["resumed.tflite"]

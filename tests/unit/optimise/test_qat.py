@@ -1,0 +1,99 @@
+"""Training with the rounding in place: it mends, its file computes the same, and an interrupted run goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
+pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
+
+from msgspec.structs import replace
+
+from agent.errors import ModelError, StorageError
+from agent.models.library import open_whole_model
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.qat import TrainedModel, train
+from agent.optimise.quantise import QuantisedModel, quantise
+from agent.optimise.recipe import QatRecipe, QuantiseRecipe
+from tests.support.float_models import classifier, float_file, write_examples, write_model
+
+torch.set_num_threads(1)
+BRIEF = QatRecipe(steps=14, batch=16)
+
+
+@pytest.fixture(scope="module")
+def examples(tmp_path_factory: pytest.TempPathFactory) -> Examples:
+    folder = tmp_path_factory.mktemp("examples")
+    model = open_whole_model(str(write_model(folder, float_file(classifier()))))
+    return read_examples(write_examples(folder / "examples.npz"), model)
+
+
+@pytest.fixture(scope="module")
+def found(examples: Examples) -> QuantisedModel:
+    return quantise(float_file(classifier()), [examples], QuantiseRecipe(method="int8", examples=32))
+
+
+def trained(
+    found: QuantisedModel,
+    examples: Examples,
+    recipe: QatRecipe = BRIEF,
+    checkpoint: Path | None = None,
+    stop_at: str = "never",
+) -> TrainedModel:
+    def progress(line: str) -> None:
+        if stop_at in line:
+            raise KeyboardInterrupt
+
+    graph = found.quantiser.graphs[0]
+    return train(graph, found.scales, found.rounded, examples, recipe, checkpoint=checkpoint, progress=progress)
+
+
+def test_training_undoes_damage(examples: Examples) -> None:
+    content = float_file(classifier(sharpness=30.0))
+    found = quantise(content, [examples], QuantiseRecipe(method="int8", examples=32))
+    damaged = dict(found.rounded)
+    key = found.quantiser.graphs[0].layers[3].key
+    weights = damaged[key].weights
+    assert weights is not None
+    damaged[key] = damaged[key]._replace(weights=weights._replace(integers=weights.integers // 16 * 16))
+    recipe = QatRecipe(steps=40, batch=32, teacher=1.0, learning_rate=0.5)
+    losses = trained(found._replace(rounded=damaged), examples, recipe).losses
+    assert np.mean(losses[-5:]) < losses[0] / 2
+
+
+def test_training_leaves_the_model_that_it_started_from(found: QuantisedModel, examples: Examples) -> None:
+    result = trained(found, examples)
+    other = found.trained(result.scales, result.layers)
+    assert other.content != found.content
+    assert found.quantiser.file(found.rounded) == found.content
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    found: QuantisedModel, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = trained(found, examples)
+    monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        trained(found, examples, checkpoint=tmp_path / "qat", stop_at="step 11")
+    resumed = trained(found, examples, checkpoint=tmp_path / "qat")
+    files = [found.trained(one.scales, one.layers).content for one in (whole, resumed)]
+    assert resumed.losses == whole.losses
+    assert files[0] == files[1]
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    found: QuantisedModel, examples: Examples, tmp_path: Path
+) -> None:
+    trained(found, examples, checkpoint=tmp_path / "qat")
+    with pytest.raises(ModelError, match=r"another run \(qat learning_rate was 0.02, is now 0.01\)"):
+        trained(found, examples, replace(BRIEF, learning_rate=0.01), checkpoint=tmp_path / "qat")
+
+
+def test_without_a_disk_for_the_checkpoint_no_step_is_done(
+    found: QuantisedModel, examples: Examples, tmp_path: Path
+) -> None:
+    with pytest.raises(StorageError, match="nowhere"):
+        trained(found, examples, checkpoint=tmp_path / "nowhere" / "qat", stop_at="step")
