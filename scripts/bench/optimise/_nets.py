@@ -181,3 +181,25 @@ def multiply_adds(net: Any, size: int = 32) -> int:
     for hook in hooks:
         hook.remove()
     return sum(counts)
+
+
+class OverTime(nn.Module):
+    """A block over time for [batch, channels, time, bands], in place of the attention of `small-speech`.
+
+    Args:
+        block: from [batch, channels, time, 1] to its sum with what it adds; `nn.Identity`: nothing is added.
+        channels: of the sequence.
+        bands: of frequency, which are merged before the block.
+    """
+
+    def __init__(self, block: Any, channels: int, bands: int) -> None:
+        super().__init__()
+        self.step = nn.Conv2d(channels, channels, (1, bands), groups=channels)
+        nn.init.constant_(self.step.weight, 1 / bands)
+        self.block = block
+
+    def forward(self, x: Any) -> Any:
+        if isinstance(self.block, nn.Identity):
+            return x
+        steps = self.step(x)
+        return (x + self.block(steps) - steps).relu()

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import _digits
+import _nets
 import _recorded
 import _sound
 import numpy as np
@@ -55,24 +56,6 @@ _RATE, _DECAY, _BATCH, _WARM_UP = 4e-3, 0.03, 128, 0.05
 
 Part = tuple[NDArray[np.int8], NDArray[np.int64]]
 """Features [n, 98, 40] and labels [n]."""
-
-
-class Attended(nn.Module):
-    """A block over time in place of the attention of `small-speech`: bands of frequency are merged before it."""
-
-    def __init__(self, block: Any) -> None:
-        super().__init__()
-        bands = speech_graph.MELS // speech_graph.FOLD
-        self.step = nn.Conv2d(CHANNELS, CHANNELS, (1, bands), groups=CHANNELS)
-        nn.init.constant_(self.step.weight, 1 / bands)
-        self.block = block
-
-    def forward(self, x: Any) -> Any:
-        """[batch, channels, time, bands] in and out."""
-        if isinstance(self.block, nn.Identity):
-            return x
-        steps = self.step(x)
-        return functional.relu(x + self.block(steps) - steps)
 
 
 def corpora(given: Namespace) -> tuple[Corpus, Corpus]:
@@ -116,7 +99,7 @@ def trained(block: str, examples: list[Part], seed: int) -> Any:
     """The net with a block, trained on all exits."""
     torch.manual_seed(seed)
     net = speech_model.Speech()
-    net.attention = Attended(BLOCKS[block]())
+    net.attention = _nets.OverTime(BLOCKS[block](), CHANNELS, speech_graph.MELS // speech_graph.FOLD)
     net.train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=_RATE, weight_decay=_DECAY)
     steps = [part for number, one in enumerate(examples) for part in batches(one, seed, number)]
