@@ -237,6 +237,7 @@ def report(file: Path, out: Path | None, force: bool) -> None:
     "--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from; for pruning."
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the module, as torch saves them.")
+@click.option("--qat/--no-qat", default=True, help="Train a quantised model that loses too much; by default.")
 @click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")

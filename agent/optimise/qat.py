@@ -28,6 +28,7 @@ from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, We
 from agent.optimise.quantisation import gptq
 from agent.optimise.quantisation.ranges import FIXED, ActivationScales
 from agent.optimise.quantisation.sequential import RoundedLayer
+from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
 
 Tensor = Any
@@ -203,6 +204,22 @@ def train(
             progress(f"training with quantisation: step {step + 1} of {recipe.steps}, loss {run.losses[-1]:.4f}")
     found_scales, found_layers = student.result()
     return TrainedModel(found_scales, found_layers, tuple(run.losses))
+
+
+def train_quantised(
+    found: QuantisedModel,
+    examples: Examples,
+    recipe: QatRecipe,
+    *,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> QuantisedModel:
+    """Train a quantised model further; args, and what is raised, as of `train`."""
+    graph = found.quantiser.graphs[found.quantiser.main]
+    options: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "progress": progress}
+    result = train(graph, found.scales, found.rounded, examples, recipe, **options)
+    return found.trained(result.scales, result.layers)
 
 
 class _Run:

@@ -21,10 +21,10 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult
 from agent.optimise.source import open_source
-from agent.optimise.tune import TARGETS, ModelState, Progress, TunedModel, TuningStep, split, tune
+from agent.optimise.tune import ALLOWED_LOSS, TARGETS, ModelState, Progress, TunedModel, TuningStep, split, tune
 
 if TYPE_CHECKING:
-    from agent.optimise.quantise import QuantisedLayer
+    from agent.optimise.quantise import QuantisedLayer, QuantisedModel
 
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
@@ -41,6 +41,7 @@ class TuneRequest(Struct, frozen=True):
         target: name in `TARGETS`.
         limit: number of examples; 0: the recipe's.
         command: for the report.
+        qat: train quantised models that lose too much.
         module: `path.py:factory` that the model was imported from, for pruning; empty: it is not pruned.
         weights: of the module; None: the factory loads them.
     """
@@ -52,6 +53,7 @@ class TuneRequest(Struct, frozen=True):
     target: str = "pi4b"
     limit: int = 0
     command: str = ""
+    qat: bool = True
     module: str = ""
     weights: Path | None = None
 
@@ -95,27 +97,47 @@ def steps_of(
         request: names the module for pruning.
     """
     method = recipe.recipe.quantise.method
-    steps = [quantise_step(model, seen, recipe, budget, one) for one in _METHODS.get(method, (method,))]
+    steps: list[TuningStep] = []
+    for one in _METHODS.get(method, (method,)):
+        steps += quantise_steps(model, seen, recipe, budget, one, request.qat)
     return [*steps, prune_step(model, seen[0], recipe.recipe, request), fuse(model.path)]
 
 
-def quantise_step(
-    model: Model, seen: Sequence[Examples], recipe: RecipeFile, budget: Budget, method: Method
-) -> TuningStep:
-    """Return the step that quantises the float model by a method.
+def quantise_steps(
+    model: Model,
+    seen: Sequence[Examples],
+    recipe: RecipeFile,
+    budget: Budget,
+    method: Method,
+    trains: bool = True,
+) -> list[TuningStep]:
+    """Return the step that quantises the float model by a method, and one that trains it afterwards.
 
-    INT4 is left out if INT8 meets the budget. Args as for `steps_of`.
+    The second has nothing to do if the model without it loses no more than is allowed. INT4 is left out if INT8
+    meets the budget.
+
+    Args:
+        model: to be tuned.
+        seen: examples that steps may use, of each variant.
+        recipe: what the steps do.
+        budget: that the result must meet.
+        method: one of those of a recipe.
+        trains: False: there is no step that trains.
     """
 
     @cache
     def value(content: bytes) -> float:
         return score(content, seen[0], model.manifest, reference=model.content).value
 
-    def derive(source: bytes, progress: Progress) -> ModelState:
+    made: dict[bytes, QuantisedModel] = {}
+
+    def quantised(source: bytes, progress: Progress) -> QuantisedModel:
         import_torch()
         from agent.optimise.quantise import quantise
 
-        found = quantise(
+        if source in made:
+            return made[source]
+        made[source] = quantise(
             source,
             seen,
             replace(recipe.recipe.quantise, method=method),
@@ -124,10 +146,31 @@ def quantise_step(
             loss=lambda content: value(model.content) - value(content),
             progress=progress,
         )
+        return made[source]
+
+    def derive(source: bytes, progress: Progress) -> ModelState:
+        found = quantised(source, progress)
         return ModelState(found.content, source, tuple(map(_reported, found.layers)), (), derive)
 
+    def derive_trained(source: bytes, progress: Progress) -> ModelState:
+        found = quantised(source, progress)
+        from agent.optimise.qat import train_quantised
+
+        found = train_quantised(found, seen[0], recipe.recipe.qat, progress=progress)
+        return ModelState(found.content, source, tuple(map(_reported, found.layers)), (), derive_trained)
+
+    def train(state: ModelState, progress: Progress) -> ModelState:
+        if state.derive is derive:
+            return state
+        lost = value(model.content) - value(quantised(state.source, progress).content)
+        return derive_trained(state.source, progress) if lost > allowed else state
+
+    allowed = ALLOWED_LOSS if budget.loss is None else budget.loss
     always = method != "mixed" or budget == Budget()
-    return TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)
+    steps = [TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)]
+    if trains and method != "dynamic":
+        steps.append(TuningStep(f"train, {method}", train, always))
+    return steps
 
 
 def _reported(layer: QuantisedLayer) -> LayerResult:

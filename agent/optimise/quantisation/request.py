@@ -14,7 +14,7 @@ from agent.compute.manifest import Model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
-from agent.optimise.qat import train
+from agent.optimise.qat import train_quantised
 from agent.optimise.quantise import QuantisedModel, float_file, quantise
 from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
@@ -156,18 +156,10 @@ class _Job:
 
     def trained(self, found: QuantisedModel) -> QuantisedModel:
         """Train the quantised model further."""
-        quantiser = found.quantiser
-        examples = self._seen[quantiser.main] if len(self._seen) > 1 else self._seen[0]
-        result = train(
-            quantiser.graphs[quantiser.main],
-            found.scales,
-            found.rounded,
-            examples,
-            self._file.recipe.qat,
-            checkpoint=self._request.checkpoint,
-            progress=self._progress,
-        )
-        return found.trained(result.scales, result.layers)
+        main = found.quantiser.main
+        examples = self._seen[main] if len(self._seen) > 1 else self._seen[0]
+        checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
+        return train_quantised(found, examples, recipe, checkpoint=checkpoint, progress=self._progress)
 
     def measured(self, name: str, content: bytes) -> StepResult:
         """Score a file on the held-out examples, and time it against the float file."""

@@ -15,7 +15,7 @@ from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifes
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import float_tflite
-from agent.optimise.qat import train
+from agent.optimise.qat import train_quantised
 from agent.optimise.quantise import QuantisedModel, quantise
 from agent.optimise.recipe import QatRecipe, QuantiseRecipe
 from agent.optimise.train import fit
@@ -58,9 +58,7 @@ class FloatNet(NamedTuple):
 
     def trained(self, found: QuantisedModel, recipe: QatRecipe, seed: int = 0) -> QuantisedModel:
         """Train a quantised net further."""
-        graph, scales = found.quantiser.graphs[0], found.scales
-        result = train(graph, scales, found.rounded, self.training, recipe, seed=seed, progress=show)
-        return found.trained(result.scales, result.layers)
+        return train_quantised(found, self.training, recipe, seed=seed, progress=show)
 
 
 def show(line: str) -> None:

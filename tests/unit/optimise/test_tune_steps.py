@@ -19,12 +19,12 @@ from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest
 from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluate import score, time_ms
+from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import Budget, PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, is_float, tune
-from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_step, steps_of, tune_file
+from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 from tests.unit.optimise.test_tune import METERS
@@ -124,7 +124,7 @@ def test_a_model_that_is_fused_already_stays_as_it_is(model: Model) -> None:
 
 def test_int8_weights_are_made_of_the_float_model(model: Model, seen: Examples) -> None:
     file = parse_recipe("[quantise]\nexamples = 32", "r")
-    step = quantise_step(model, [seen], file, Budget(), "int8")
+    step = quantise_steps(model, [seen], file, Budget(), "int8")[0]
     found = step.apply(ModelState(model.content, model.content), quiet)
     assert not is_float(found.content)
     assert found.source == model.content
@@ -137,9 +137,36 @@ def test_int8_weights_are_made_of_the_float_model(model: Model, seen: Examples) 
 
 def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) -> None:
     names = [step.name for step in steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder))]
-    assert names == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
+    assert names == ["quantise, int8", "train, int8", "quantise, mixed", "train, mixed", "prune", "fuse"]
+    untrained = steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder, qat=False))
+    assert [step.name for step in untrained] == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
     fixed = parse_recipe('[quantise]\nmethod = "dynamic"', "r")
     assert steps_of(model, [seen], fixed, Budget(), request(folder))[0].name == "quantise, dynamic"
+
+
+def test_what_loses_too_much_is_trained(model: Model, seen: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(content: bytes, *_: object, **__: object) -> Score:
+        return Score("top-1", 1.0 if content == model.content else 0.9, 160)
+
+    file = parse_recipe("[quantise]\nexamples = 32\n[qat]\nsteps = 5\nbatch = 32", "r")
+    steps = quantise_steps(model, [seen], file, Budget(loss=0.05), "int4")
+    begin = ModelState(model.content, model.content)
+    plain = steps[0].apply(begin, quiet)
+    monkeypatch.setattr(tune_steps, "score", told)
+    trained = steps[1].apply(begin, quiet)
+    assert trained.content not in (begin.content, plain.content)
+    assert score(trained.content, seen, model.manifest).value > 0.8
+    assert trained.derive is not None
+    assert trained.derive(model.content, quiet).content == trained.content
+
+
+def test_what_loses_little_is_not_trained(model: Model, seen: Examples) -> None:
+    file = parse_recipe("[quantise]\nexamples = 32", "r")
+    steps = quantise_steps(model, [seen], file, Budget(loss=0.5), "int8")
+    begin = ModelState(model.content, model.content)
+    assert steps[1].apply(begin, quiet) is begin
+    kept = steps[0].apply(begin, quiet)
+    assert steps[1].apply(kept, quiet) is kept
 
 
 def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +176,8 @@ def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.Monke
     told: list[str] = []
     found = tune_file(request(folder, recipe=recipe), quiet, told.append)
     assert "160 examples" in told[0]
-    assert [step.name for step in found.report.steps] == ["before", "quantise, int8", "prune", "fuse", "after"]
+    names = [step.name for step in found.report.steps]
+    assert names == ["before", "quantise, int8", "train, int8", "prune", "fuse", "after"]
     assert not is_float(found.content)
     assert {one.bits for one in found.report.layers} == {8}
     recipe.write_text('[quantise]\nlayers = [{match = "stem", bits = 8}]\n')
