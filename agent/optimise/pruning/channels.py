@@ -177,8 +177,7 @@ class _ChannelPruning:
         if not self.settings.round_steps:
             return
         pictures, labels = self.data
-        rate = self.training.learning_rate * self.settings.round_factor
-        settings = round_settings(self.training, self.settings.round_steps, len(labels), rate, self.round)
+        settings = round_settings(self.training, self.settings, len(labels), self.round)
         torch.manual_seed(settings.seed)
         fit(self.module, pictures, labels, settings, after_backward=self._sum_up, **self.options)
 

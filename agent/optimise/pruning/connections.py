@@ -1,9 +1,10 @@
 """Prune connections of a torch module in rounds, with training between and after.
 
-Each round sets the least important weights of all layers together to zero, where they stay, and
-trains for some steps. In the end the learning rate falls to zero over some epochs, the anneal. The importance of
-a weight is |gradient · weight|, summed over the steps of a round, the first-order estimate of what the loss gains
-when the weight goes (Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019).
+Each round sets the least important weights of all layers together to zero, where they stay, and trains for some
+steps, in which the learning rate falls to zero: at a constant one a trained module leaves its minimum, and loses
+more by that than by the cut. In the end come some epochs of the same kind, the anneal. The importance of a weight
+is |gradient · weight|, summed over the steps of a round, the first-order estimate of what the loss gains when the
+weight goes (Molchanov et al., Importance Estimation for Neural Network Pruning, CVPR 2019).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
         rounds: in each of which the same number is removed.
         round_steps: training steps after each round, and before the first where the importance needs gradients.
         anneal_epochs: passes over the data at the end.
-        round_factor: learning rate of the rounds, relative to that of the training settings.
+        round_factor: learning rate at the beginning of each round, relative to that of the training settings.
         anneal_factor: learning rate at the beginning of the anneal, relative to the same.
         layers: patterns of layers' names with `*`, `?` and `[…]`; frozen layers are never chosen.
         multiple: the number of channels that stay is a multiple of this, for the kernels of boards.
@@ -230,8 +231,7 @@ class _Pruning:
 
     def _train_round(self) -> None:
         pictures, labels = self.data
-        rate = self.training.learning_rate * self.settings.round_factor
-        settings = round_settings(self.training, self.settings.round_steps, len(labels), rate, self.round)
+        settings = round_settings(self.training, self.settings, len(labels), self.round)
         torch.manual_seed(settings.seed)
         fit(self.module, pictures, labels, settings, **self._hooks(), **self.options)
 
@@ -310,17 +310,20 @@ def weight_importance(gradient: Any, weight: Any, importance: Importance) -> Any
 
 
 def round_settings(
-    training: TrainingSettings, steps: int, pictures: int, rate: float, number: int
+    training: TrainingSettings, settings: PruneSettings, pictures: int, number: int
 ) -> TrainingSettings:
-    """Return settings of a few steps at a constant learning rate, which are others in each round."""
+    """Return settings of the steps after a round: a learning rate that falls to zero.
+
+    Args:
+        training: settings of all steps.
+        settings: of pruning.
+        pictures: number of training pictures.
+        number: of the round, for pictures and augmentations that are others in each.
+    """
     per_epoch = pictures // min(training.batch, pictures)
     return replace(
-        training,
-        epochs=steps / per_epoch,
-        learning_rate=rate,
-        start_factor=1.0,
-        end_factor=1.0,
-        peak_at=0.0,
+        _falling(training, settings.round_factor),
+        epochs=settings.round_steps / per_epoch,
         look_ahead=0.0,
         seed=training.seed * 1009 + number + 1,
     )
@@ -328,13 +331,11 @@ def round_settings(
 
 def anneal_settings(training: TrainingSettings, settings: PruneSettings) -> TrainingSettings:
     """Return settings of the anneal: a learning rate that falls to zero."""
-    return replace(
-        training,
-        epochs=settings.anneal_epochs,
-        learning_rate=training.learning_rate * settings.anneal_factor,
-        peak_at=0.0,
-        end_factor=0.0,
-    )
+    return replace(_falling(training, settings.anneal_factor), epochs=settings.anneal_epochs)
+
+
+def _falling(training: TrainingSettings, factor: float) -> TrainingSettings:
+    return replace(training, learning_rate=training.learning_rate * factor, peak_at=0.0, end_factor=0.0)
 
 
 def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> None:

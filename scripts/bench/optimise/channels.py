@@ -7,6 +7,7 @@ weights, and the recorded accuracy is checked.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import tempfile
 from pathlib import Path
@@ -16,12 +17,10 @@ import _nets
 import _recorded
 import numpy as np
 import torch
-from _cifar import BUILD, Dataset, cifar
-from baseline import FOLDER as NETS
-from baseline import settings as baseline_settings
+from _cifar import BUILD, Dataset
+from _pruning import Verdict, open_net, run, switches, training
 from baseline import show
-from common import arguments, conclude, data_argument
-from msgspec.structs import replace
+from common import conclude
 from torch.nn import functional
 
 from agent.compute.manifest import InputManifest, Manifest, Model
@@ -41,11 +40,6 @@ LOSS, FASTER = 0.005, 1.6
 _SHARPER = 3.0
 """Factor of the teacher's outputs."""
 PREPARATION = InputManifest(mean=(121.0, 121.0, 121.0), std=(64.0, 64.0, 64.0))
-
-
-def training(seed: int) -> TrainingSettings:
-    """Those of the baseline, less hot: the net is trained already."""
-    return replace(baseline_settings(1.0, seed), norm_factor=16.0, label_smoothing=0.1, look_ahead=0.0)
 
 
 def taught(teacher: Any, hot: TrainingSettings) -> Objective:
@@ -76,13 +70,12 @@ def int8(content: bytes, pictures: Dataset) -> bytes:
     return quantise(content, [examples], QuantiseRecipe(method="int8")).content
 
 
-def pruned(given: Any, pictures: Dataset) -> dict[str, float]:
+def pruned(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
     """Remove half of the channels of the baseline, and return accuracies and times."""
     folder = FOLDER / f"{given.net}-{given.seed}"
     folder.mkdir(parents=True, exist_ok=True)
-    net = _nets.load(NETS / f"{'baseline' if given.net == 'wide' else given.net}.pt")
+    net = open_net(given.net)
     dense = evaluate(net, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
-    _nets.heat(net)
     teacher, hot = copy.deepcopy(net).eval(), training(given.seed)
     data = (pictures.pictures, pictures.labels)
     loss = taught(teacher, hot)
@@ -125,25 +118,11 @@ def quick(pictures: Dataset) -> None:
     conclude("optimise/channels", figures, targets, meets)
 
 
-def main() -> None:
-    parser = arguments(__doc__ or "")
-    data_argument(parser)
-    parser.add_argument("--net", default="wide", choices=["wide", "small", "tiny"])
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    pictures = cifar(given.data)
-    if given.quick:
-        quick(pictures)
-    figures = pruned(given, pictures)
-    if given.record:
-        _recorded.record(f"channels/{given.net}", figures)
-    targets = {"faster_int8": f">= {FASTER}", "loss": f"<= {LOSS}"}
+def judge(figures: dict[str, float]) -> Verdict:
+    """Both targets."""
     meets = figures["faster_int8"] >= FASTER and figures["loss"] <= LOSS
-    conclude("optimise/channels", figures, targets, meets)
+    return Verdict({}, {"faster_int8": f">= {FASTER}", "loss": f"<= {LOSS}"}, meets)
 
 
 if __name__ == "__main__":
-    main()
+    run("channels", switches(__doc__, "wide").parse_args(), quick, pruned, judge)

@@ -1,27 +1,28 @@
 """Progressive pruning to 80 % of the connections: accuracy by kind of importance and length of the anneal.
 
-Starts from the nets of `optimise/baseline --net small --epochs 10`. `dense` is the same net trained by the same
-steps without pruning. All of it takes some 5,000 s of one core with `small`; it can be interrupted, and the same
-command goes on. With --quick, a tiny net is trained and pruned by two kinds of importance, and the recorded
-figures are checked.
+Starts from the net of `optimise/baseline --net small --epochs 10`. `dense` is the same net trained by the same
+steps without pruning. All of it takes some 5,000 s of one core with `small`. It can be interrupted, and the same
+command goes on; one with other --anneals or --kinds adds to what was measured. With --quick, a tiny net is
+trained and pruned by two kinds of importance, and the recorded figures are checked.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import _nets
 import _recorded
 import torch
-from _cifar import BUILD, Dataset, cifar
-from baseline import FOLDER as NETS
+from _cifar import BUILD, Dataset
+from _pruning import Verdict, open_net, run, switches, training
 from baseline import settings as baseline_settings
 from baseline import show
-from common import arguments, conclude, data_argument
+from common import conclude
 from msgspec.structs import replace
 
 from agent.optimise.pruning.connections import (
@@ -32,82 +33,99 @@ from agent.optimise.pruning.connections import (
     prune,
     round_settings,
 )
-from agent.optimise.train import TrainingSettings, evaluate, fit
+from agent.optimise.train import evaluate, fit
 
 FOLDER = BUILD / "pruning"
-KINDS = ("gradient*weight", "weight", "random", "gradient/weight")
+KINDS = ("gradient*weight", "random", "weight", "gradient/weight")
 ANNEALS = (0.0, 1.0, 2.0, 8.0)
 LOSS, GAP = 0.003, 0.114
-"""Most that may be lost against the dense net after the longest anneal; least gap to random without one."""
+"""Most that may be lost against the dense net after the longest anneal; least gap to random after the least."""
 
 
-def training(seed: int) -> TrainingSettings:
-    """Those of the baseline, less hot: the net is trained already."""
-    return replace(baseline_settings(1.0, seed), norm_factor=16.0, label_smoothing=0.1, look_ahead=0.0)
-
-
-def open_net(name: str) -> Any:
-    """The trained net as it was in training."""
-    net = _nets.load(NETS / f"{'baseline' if name == 'wide' else name}.pt")
-    _nets.heat(net)
-    return net.to(memory_format=torch.channels_last)
-
-
-def pruned(name: str, kind: str, anneal: float, seed: int, pictures: Dataset) -> PruneHistory:
-    """Prune a net; the rounds of a kind are done once for all anneals."""
-    folder = FOLDER / f"{name}-{seed}" / kind.replace("/", ":") / f"anneal-{anneal:g}"
+def pruned(given: argparse.Namespace, kind: str, anneal: float, pictures: Dataset) -> tuple[float, PruneHistory]:
+    """Prune a net, and return its accuracy and what happened; the rounds of a kind serve all anneals."""
+    kinds = FOLDER / f"{given.net}-{given.seed}" / kind.replace("/", ":")
+    folder = kinds / f"anneal-{anneal:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    rounds = folder.parent / "anneal-0" / "rounds.checkpoint"
-    if rounds.is_file() and anneal:
-        shutil.copy(rounds, folder)
-    settings = PruneSettings(importance=kind, anneal_epochs=anneal)  # type: ignore[arg-type]
-    data = (pictures.pictures, pictures.labels)
-    net = open_net(name)
-    return prune(net, *data, settings, training(seed), folder=folder, test=pictures.test, progress=show)
-
-
-def dense(name: str, anneal: float, seed: int, pictures: Dataset) -> float:
-    """Train a net by the steps of `pruned`, and return its accuracy."""
-    net, hot, settings = open_net(name), training(seed), PruneSettings(anneal_epochs=anneal)
-    rate = hot.learning_rate * settings.round_factor
-    for number in range(settings.rounds + 1):
-        few = round_settings(hot, settings.round_steps, len(pictures.labels), rate, number)
-        fit(net, pictures.pictures, pictures.labels, few)
     if anneal:
-        folder = FOLDER / f"{name}-{seed}" / "dense"
-        folder.mkdir(parents=True, exist_ok=True)
-        long = anneal_settings(hot, settings)
+        pruned(given, kind, 0.0, pictures)
+        shutil.copy(kinds / "anneal-0" / "rounds.checkpoint", folder)
+    net, settings = open_net(given.net), PruneSettings(importance=kind, anneal_epochs=anneal)  # type: ignore[arg-type]
+    data = (pictures.pictures, pictures.labels)
+    few = pictures.test_pictures[::5], pictures.test_labels[::5]
+    options: dict[str, Any] = {"folder": folder, "test": few, "progress": show}
+    history = prune(net, *data, settings, training(given.seed), **options)
+    return _accuracy(net, pictures), history
+
+
+def dense(given: argparse.Namespace, anneal: float, pictures: Dataset) -> float:
+    """Train a net by the steps of `pruned`, and return its accuracy."""
+    folder = FOLDER / f"{given.net}-{given.seed}" / "dense"
+    folder.mkdir(parents=True, exist_ok=True)
+    hot, settings = training(given.seed), PruneSettings(anneal_epochs=anneal)
+    net = open_net(given.net)
+    _rounds(net, settings, given.seed, pictures, folder / "rounds.pt")
+    if anneal:
         file = folder / f"anneal-{anneal:g}.checkpoint"
+        long = anneal_settings(hot, settings)
         fit(net, pictures.pictures, pictures.labels, long, checkpoint=file, progress=show)
-    return evaluate(net, pictures.test_pictures, pictures.test_labels, hot.normalisation)
+    return _accuracy(net, pictures)
 
 
-def measure(given: Any, pictures: Dataset) -> dict[str, float]:
-    """Accuracies by kind and anneal; what an earlier run has measured is read."""
+def _rounds(net: Any, settings: PruneSettings, seed: int, pictures: Dataset, file: Path) -> None:
+    """Train a net by the steps of the rounds, or read what an earlier run has trained."""
+    if file.is_file():
+        net.load_state_dict(torch.load(file, weights_only=True))
+        return
+    for number in range(settings.rounds + 1):
+        few = round_settings(training(seed), settings, len(pictures.labels), number)
+        fit(net, pictures.pictures, pictures.labels, few)
+    torch.save(net.state_dict(), file)
+
+
+def _accuracy(net: Any, pictures: Dataset) -> float:
+    return evaluate(net, *pictures.test, normalisation=_nets.NORMALISATION)
+
+
+def measure(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
+    """Accuracies by kind and anneal, with those of earlier runs."""
     file = FOLDER / f"{given.net}-{given.seed}.json"
-    figures: dict[str, float] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    file.parent.mkdir(parents=True, exist_ok=True)
     histories = {}
     for anneal in given.anneals:
-        for kind in ("dense", *given.kinds):
-            label = f"{kind}, anneal {anneal:g}"
-            if kind == "dense" and label not in figures:
-                figures[label] = dense(given.net, anneal, given.seed, pictures)
-            if kind != "dense":
-                histories[kind] = pruned(given.net, kind, anneal, given.seed, pictures)
-                figures[label] = histories[kind].points[-1].accuracy or 0.0
-            print(f"{time.strftime('%H:%M:%S')} {label}: {figures[label]:.4f}", flush=True)
-            file.parent.mkdir(parents=True, exist_ok=True)
+        for kind in given.kinds:
+            if kind == "dense":
+                found = dense(given, anneal, pictures)
+            else:
+                found, histories[kind] = pruned(given, kind, anneal, pictures)
+            figures = _kept(file) | {f"{kind}, anneal {anneal:g}": found}
+            print(f"{time.strftime('%H:%M:%S')} {kind}, anneal {anneal:g}: {found:.4f}", flush=True)
             file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     file.with_suffix(".png").write_bytes(draw_curves(histories))
-    return figures
+    return _kept(file)
 
 
-def verdict(figures: dict[str, float], anneals: Sequence[float]) -> tuple[dict[str, float], bool]:
-    """The two figures that have a target, and if both are met."""
-    best, long, short = KINDS[0], f"anneal {anneals[-1]:g}", f"anneal {anneals[0]:g}"
-    loss = figures[f"dense, {long}"] - figures[f"{best}, {long}"]
-    gap = figures[f"{best}, {short}"] - figures[f"random, {short}"]
-    return {"loss_after_long_anneal": loss, "gap_to_random_without": gap}, loss <= LOSS and gap >= GAP
+def _kept(file: Path) -> dict[str, float]:
+    return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+
+def judge(figures: dict[str, float]) -> Verdict:
+    """The gap to random after each anneal, and the loss after the longest; what was not measured is missed."""
+    anneals = sorted({float(name.split()[-1]) for name in figures})
+    gaps = {one: _difference(figures, KINDS[0], "random", one) for one in anneals}
+    found = {f"gap_to_random_{one:g}": gap for one, gap in gaps.items() if gap is not None}
+    loss = _difference(figures, "dense", KINDS[0], max(ANNEALS))
+    if loss is not None:
+        found["loss_after_long_anneal"] = loss
+    shortest = f"gap_to_random_{min(ANNEALS):g}"
+    meets = found.get("loss_after_long_anneal", 1.0) <= LOSS and found.get(shortest, 0.0) >= GAP
+    return Verdict(found, {"loss_after_long_anneal": f"<= {LOSS}", shortest: f">= {GAP}"}, meets)
+
+
+def _difference(figures: dict[str, float], more: str, less: str, anneal: float) -> float | None:
+    """The difference of two kinds after an anneal; None: one is not measured."""
+    names = [f"{kind}, anneal {anneal:g}" for kind in (more, less)]
+    return figures[names[0]] - figures[names[1]] if figures.keys() >= set(names) else None
 
 
 def quick(pictures: Dataset) -> None:
@@ -117,45 +135,24 @@ def quick(pictures: Dataset) -> None:
     net = _nets.build("tiny", pictures.pictures)
     fit(net, *few, replace(baseline_settings(1.0, 0), batch=256))
     state = {name: one.clone() for name, one in net.state_dict().items()}
-    figures = {"tiny, dense": evaluate(net, *pictures.test, normalisation=hot.normalisation)}
+    figures = {"tiny, dense": _accuracy(net, pictures)}
     for kind in ("gradient*weight", "random"):
         net.load_state_dict(state)
         settings = PruneSettings(importance=kind, rounds=4, round_steps=3, anneal_epochs=0.0)
         prune(net, *few, settings, hot)
-        figures[f"tiny, {kind}"] = evaluate(net, *pictures.test, normalisation=hot.normalisation)
-    meets = figures["tiny, gradient*weight"] > figures["tiny, random"]
-    kept: dict[str, float] = next(iter(_recorded.show("pruning").values()), {})
-    if kept:
-        recorded, good = verdict(kept, sorted({float(name.split()[-1]) for name in kept}))
-        figures |= {f"recorded_{name}": value for name, value in recorded.items()}
-        meets = meets and good
-    targets = {"tiny, gradient*weight": "> random", **_targets("recorded_")}
-    conclude("optimise/pruning", figures, targets, meets and bool(kept))
-
-
-def _targets(prefix: str = "") -> dict[str, str]:
-    return {f"{prefix}loss_after_long_anneal": f"<= {LOSS}", f"{prefix}gap_to_random_without": f">= {GAP}"}
+        figures[f"tiny, {kind}"] = _accuracy(net, pictures)
+    kept = judge(_recorded.show("pruning/").get("pruning/small", {}))
+    figures |= {f"recorded_{name}": value for name, value in kept.figures.items()}
+    targets = {f"recorded_{name}": target for name, target in kept.targets.items()}
+    better = figures["tiny, gradient*weight"] > figures["tiny, random"]
+    conclude("optimise/pruning", figures, {"tiny, gradient*weight": "> random", **targets}, better and kept.meets)
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "")
-    data_argument(parser)
-    parser.add_argument("--net", default="small", choices=["wide", "small", "tiny"])
-    parser.add_argument("--anneals", nargs="+", type=float, default=ANNEALS, help="epochs, shortest first")
-    parser.add_argument("--kinds", nargs="+", default=KINDS[:3], choices=KINDS)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    pictures = cifar(given.data)
-    if given.quick:
-        quick(pictures)
-    figures = measure(given, pictures)
-    if given.record:
-        _recorded.record(f"pruning/{given.net}", figures)
-    found, meets = verdict(figures, given.anneals)
-    conclude("optimise/pruning", {**figures, **found}, _targets(), meets)
+    parser = switches(__doc__, "small")
+    parser.add_argument("--anneals", nargs="+", type=float, default=ANNEALS, help="epochs")
+    parser.add_argument("--kinds", nargs="+", default=("dense", *KINDS[:3]), choices=("dense", *KINDS))
+    run("pruning", parser.parse_args(), quick, measure, judge)
 
 
 if __name__ == "__main__":

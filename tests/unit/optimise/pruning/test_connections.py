@@ -20,13 +20,15 @@ from agent.optimise.augment import Augmentation
 from agent.optimise.pruning.connections import (
     PruneHistory,
     PruneSettings,
+    anneal_settings,
     cut,
     draw_curves,
     prunable,
     prune,
+    round_settings,
     sparsity_of,
 )
-from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit, learning_rate_factor
 
 torch.set_num_threads(1)
 
@@ -102,6 +104,17 @@ def test_frozen_layers_and_those_that_no_pattern_names_stay(trained: Any) -> Non
 def test_a_pattern_that_matches_no_layer_is_an_error(trained: Any) -> None:
     with pytest.raises(ModelError, match=r"'conv\*' matches no layer that can be pruned; there are: 0, 6"):
         prune(dense(trained), *examples(), replace(SETTINGS, layers=("0", "conv*")), TRAINING)
+
+
+@pytest.mark.parametrize("stage", ["round", "anneal"])
+def test_the_learning_rate_falls_to_zero_in_each_round_and_in_the_anneal(stage: str) -> None:
+    settings = replace(SETTINGS, round_steps=6, round_factor=0.25, anneal_factor=0.5)
+    found = round_settings(TRAINING, settings, 96, 3) if stage == "round" else anneal_settings(TRAINING, settings)
+    total = round(found.epochs * 3)
+    rates = [found.learning_rate * learning_rate_factor(step, total, found) for step in range(total)]
+    first = TRAINING.learning_rate * (0.25 if stage == "round" else 0.5)
+    assert total == (6 if stage == "round" else 3)
+    assert rates == pytest.approx([first * (1 - step / total) for step in range(total)])
 
 
 class StopError(Exception):
