@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -48,10 +49,12 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
     from agent.optimise.search.run import SearchRequest, search
 
     request = SearchRequest(**options)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is put back, as by Ctrl-C
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
             found = search(request, show_progress, _tell)
     finally:
+        signal.signal(signal.SIGTERM, before)
         show_progress("")
     chart = request.folder / CHART
     write_atomic(chart, draw_front(found))

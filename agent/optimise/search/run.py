@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import multiprocessing
 import os
+import signal
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -112,8 +114,18 @@ def _start(request: SearchRequest) -> Any:
 
 
 def _work(request: SearchRequest) -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     with suppress(KeyboardInterrupt, VedetteError), study_errors(request.study):  # the first one meets it, too
         _Worker(request, _QUIET, _QUIET).run()
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that has started this one is gone; then put the trial back, as Ctrl-C does."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 class _Worker:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from click.testing import CliRunner, Result
 
@@ -262,6 +263,27 @@ def test_a_search_ends_after_its_time(folder: Path) -> None:
     assert done.exit_code == 0, said(done)
     assert time.monotonic() - begun < 15
     assert [one["state"] for one in json.loads(done.stdout)["trials"]] == ["waiting"]
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command_that_has_started_them(folder: Path, number: signal.Signals) -> None:
+    change(folder, "rungs = [1, 2]", "rungs = [1, 100000]")
+    command = begin(folder, "--workers", 2)
+    journal = folder / "study" / "study.journal"
+    try:
+        wait_for(lambda: journal.is_file() and journal.read_text().count('"rungs":{"1"') >= 2, 100.0)
+        workers = psutil.Process(command.pid).children(recursive=True)
+        command.send_signal(number)
+        command.wait(60.0)
+    finally:
+        command.kill()
+        command.communicate()
+    assert len(workers) >= 1
+    assert psutil.wait_procs(workers, timeout=60.0)[1] == []
+    states = [one["state"] for one in json.loads(search(folder, "--for", "0.001s", "--json").stdout)["trials"]]
+    assert "waiting" in states
+    assert number == signal.SIGKILL or "running" not in states
 
 
 @pytest.mark.system
