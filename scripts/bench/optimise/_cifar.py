@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+from argparse import ArgumentParser, Namespace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,16 @@ class Dataset(NamedTuple):
     @property
     def test(self) -> tuple[NDArray[Any], NDArray[Any]]:
         return self.test_pictures, self.test_labels
+
+
+def dataset_argument(parser: ArgumentParser) -> None:
+    """The switch of benches that have been run on both sets of pictures."""
+    parser.add_argument("--dataset", default="cifar", choices=["cifar", "fashion"])
+
+
+def dataset(given: Namespace) -> Dataset:
+    """The pictures that the arguments name."""
+    return fashion() if given.dataset == "fashion" else cifar(given.data)
 
 
 def cifar(data: Path) -> Dataset:

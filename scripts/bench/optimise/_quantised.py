@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from argparse import Namespace
 from typing import Any, NamedTuple
 
 import _nets
 import numpy as np
 from _cifar import BUILD, Dataset
-from baseline import FOLDER, settings
+from baseline import path_of, settings
 from msgspec.structs import replace
 
 from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifest
@@ -17,11 +18,10 @@ from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import float_tflite
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantise import QuantisedModel, quantise
-from agent.optimise.recipe import QatRecipe, QuantiseRecipe
+from agent.optimise.recipe import Method, QatRecipe, QuantiseRecipe, parse_recipe
 from agent.optimise.train import fit
 
 CALIBRATION = 512
-SHAPE = (32, 32, 3)
 
 
 class FloatNet(NamedTuple):
@@ -45,10 +45,13 @@ class FloatNet(NamedTuple):
         """Return the share of test pictures that a file gets right, in the runtime."""
         return score(content, self.test, self.model.manifest).value
 
-    def quantised(self, **recipe: Any) -> QuantisedModel:
-        """Quantise the file on the calibration pictures."""
-        whole = QuantiseRecipe(examples=CALIBRATION, **recipe)
-        return quantise(self.content, [self.calibration], whole, budget=None, loss=self.loss)
+    def quantised(self, method: Method, *, everywhere: bool = False) -> QuantisedModel:
+        """Quantise on the calibration pictures; INT4 spares the first and last layer unless `everywhere`."""
+        whole = QuantiseRecipe(examples=CALIBRATION, method=method)
+        fixed = parse_recipe('[quantise]\nlayers = [{match = "*", bits = 4}]', "").layer_bits
+        return quantise(
+            self.content, [self.calibration], whole, layer_bits=fixed if everywhere else None, loss=self.loss
+        )
 
     def loss(self, content: bytes) -> float:
         """Return the loss of a file on training pictures that no range was found on."""
@@ -67,9 +70,10 @@ def show(line: str) -> None:
         print(line, flush=True)
 
 
-def open_net(name: str, pictures: Dataset) -> FloatNet:
-    """Return the trained net of a name in `_nets`."""
-    return packed(_nets.load(FOLDER / f"{'baseline' if name == 'wide' else name}.pt"), pictures)
+def open_net(given: Namespace, pictures: Dataset, seed: int = 0) -> FloatNet:
+    """Return the trained net that the arguments name."""
+    net = _nets.load(path_of(given.net, given.dataset, seed))
+    return packed(net, pictures, dataset=given.dataset)
 
 
 def brief_net(pictures: Dataset) -> FloatNet:
@@ -80,10 +84,10 @@ def brief_net(pictures: Dataset) -> FloatNet:
     return packed(net.eval(), pictures, tests=1000)
 
 
-def packed(net: Any, pictures: Dataset, tests: int | None = None) -> FloatNet:
+def packed(net: Any, pictures: Dataset, tests: int | None = None, dataset: str = "cifar") -> FloatNet:
     """Return a net as a float file with its examples."""
     normalisation = _nets.NORMALISATION
-    content = float_tflite(net, SHAPE, mean=normalisation.mean, std=normalisation.std)
+    content = float_tflite(net, pictures.pictures.shape[1:], mean=normalisation.mean, std=normalisation.std)
     mean, std = ((float(np.mean(value)),) * 3 for value in (normalisation.mean, normalisation.std))
     labels = tuple(str(number) for number in range(_nets.CLASSES))
     manifest = Manifest(
@@ -92,14 +96,14 @@ def packed(net: Any, pictures: Dataset, tests: int | None = None) -> FloatNet:
         output=OutputManifest(decoder="classify", labels=labels),
     )
     model = Model(content, hashlib.sha256(content).hexdigest(), manifest, "cifar.tflite")
-    training = _examples("training", pictures.pictures, pictures.labels, model)
-    test = _examples("test", *pictures.test, model, tests)
+    training = _examples(f"{dataset}_training", pictures.pictures, pictures.labels, model)
+    test = _examples(f"{dataset}_test", *pictures.test, model, tests)
     chosen = np.random.default_rng(0).permutation(len(training))[:CALIBRATION]
     return FloatNet(content, model, training.take(chosen), training, test)
 
 
 def _examples(name: str, pictures: Any, labels: Any, model: Model, limit: int | None = None) -> Examples:
-    file = BUILD / f"cifar_{name}.npz"
+    file = BUILD / f"{name}.npz"
     if not file.is_file():
         partial = file.with_name(f".{name}.npz")
         np.savez(partial, x=pictures, y=labels)

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,11 @@ def record(name: str, figures: dict[str, Any]) -> None:
     entry = {"command": command, "date": time.strftime("%Y-%m-%d"), "on": processor(), "figures": figures}
     text = json.dumps(dict(sorted({**_all(), name: entry}.items())), indent=2)
     FILE.write_text(f"{text}\n", encoding="utf-8")
+
+
+def name_of(bench: str, given: Namespace) -> str:
+    """The name for figures of a net on a set of pictures; CIFAR-10 is not named."""
+    return f"{bench}/{given.net}" if given.dataset == "cifar" else f"{bench}/{given.dataset}/{given.net}"
 
 
 def show(prefix: str) -> dict[str, Any]:

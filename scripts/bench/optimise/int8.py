@@ -10,7 +10,7 @@ from __future__ import annotations
 import _nets
 import _recorded
 import torch
-from _cifar import cifar
+from _cifar import dataset, dataset_argument
 from _quantised import FloatNet, brief_net, open_net, packed
 from common import arguments, conclude, data_argument
 
@@ -30,12 +30,13 @@ def speed(net: FloatNet, rounds: int) -> float:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    parser.add_argument("--net", default="wide", choices=["wide", "small"])
+    dataset_argument(parser)
+    parser.add_argument("--net", default="wide", choices=["wide", "small", "tiny"])
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = cifar(given.data)
-    net = brief_net(pictures) if given.quick else open_net(given.net, pictures)
+    pictures = dataset(given)
+    net = brief_net(pictures) if given.quick else open_net(given, pictures)
     found = net.quantised(method="int8")
     figures = {"float": net.accuracy(net.content), "int8": net.accuracy(found.content)}
     figures["loss"] = figures["float"] - figures["int8"]
@@ -47,7 +48,7 @@ def main() -> None:
             flush=True,
         )
     if given.record:
-        _recorded.record(f"int8/{given.net}", figures)
+        _recorded.record(_recorded.name_of("int8", given), figures)
     meets = figures["loss"] <= LOSS and figures["faster_wide"] >= FASTER
     conclude("optimise/int8", figures, {"loss": f"<= {LOSS}", "faster_wide": f">= {FASTER}"}, meets)
 

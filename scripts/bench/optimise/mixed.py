@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import _recorded
 import torch
-from _cifar import cifar
+from _cifar import dataset, dataset_argument
 from _quantised import brief_net, open_net
 from common import arguments, conclude, data_argument
 
@@ -29,13 +29,14 @@ def weights(found: QuantisedModel) -> float:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
-    parser.add_argument("--net", default="wide", choices=["wide", "small"])
+    dataset_argument(parser)
+    parser.add_argument("--net", default="wide", choices=["wide", "small", "tiny"])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = cifar(given.data)
-    net = brief_net(pictures) if given.quick else open_net(given.net, pictures)
+    pictures = dataset(given)
+    net = brief_net(pictures) if given.quick else open_net(given, pictures)
     int8, found = net.quantised(method="int8"), net.quantised(method="int4")
     figures = {"weights": weights(found), "size_of_int8": len(found.content) / len(int8.content)}
     exact, rounded = net.accuracy(net.content), net.accuracy(found.content)
@@ -45,7 +46,7 @@ def main() -> None:
     figures |= {"qat": net.accuracy(trained.content)}
     figures["loss_with_qat"] = round(exact - figures["qat"], 6)  # whole pictures
     if given.record:
-        _recorded.record(f"mixed/{given.net}", figures)
+        _recorded.record(_recorded.name_of("mixed", given), figures)
     targets = {
         "weights": f"<= {WEIGHTS}",
         "ptq_of_float": f">= {KEPT}",
