@@ -47,6 +47,17 @@ def draw_calibration(result: CalibrationResult, path: Path) -> None:
     Raises:
         VedetteError: matplotlib is missing, or the picture cannot be written.
     """
+    _save(_calibration(result), path)
+
+
+def calibration_png(result: CalibrationResult) -> bytes:
+    """Return the picture of `draw_calibration` as a PNG. Raises VedetteError if matplotlib is missing."""
+    drawn = io.BytesIO()
+    _calibration(result).savefig(drawn, format="png", dpi=120)
+    return drawn.getvalue()
+
+
+def _calibration(result: CalibrationResult) -> Any:
     figure = _figure()
     axes = figure.add_subplot()
     learned = result.learned
@@ -69,7 +80,7 @@ def draw_calibration(result: CalibrationResult, path: Path) -> None:
     axes.set(xlabel="multiply-adds, % of the whole depth", ylabel="accuracy, %")
     axes.grid(alpha=0.3)
     axes.legend()
-    _save(figure, path)
+    return figure
 
 
 def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: str, path: Path) -> None:

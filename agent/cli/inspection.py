@@ -13,7 +13,7 @@ from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4, expandable
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
-from agent.config import DecodeConfig, StreamConfig
+from agent.config import StreamConfig
 from agent.errors import ModelError
 from agent.models.files import load_file
 from agent.models.library import Known, installed_runtime, look_up, prefixed_errors
@@ -223,10 +223,10 @@ def _open_variants(known: Known, file: str) -> dict[str, _Ends]:
 
 def _check_decoder(session: WorkerSession, model: Model) -> None:
     if model.manifest.audio is None:
-        from agent.compute.vision import Detector
+        from agent.compute.vision import build_detector
 
         for variant in model.manifest.variants:
-            Detector(session, model, variant.name, DecodeConfig())
+            build_detector(session, model, StreamConfig("test:", model.path, variant=variant.name))
         return
     from agent.compute.hearing import AudioPerception
 

@@ -185,8 +185,9 @@ def _size(size: int) -> str:
 def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Path | None, as_json: bool) -> None:
     """Learn from DATA when an exit of MODEL is confident enough, and write it to its manifest.
 
-    DATA is a folder with a folder of recordings for each label. A temperature for each exit calibrates its
-    confidence. The chosen thresholds are the cheapest whose accuracy is that of the deepest exit less --loss.
+    DATA is a folder with a folder of recordings for each label; for a model of pictures, examples with classes,
+    see `vedette guide optimise`. A temperature for each exit calibrates its confidence. The chosen thresholds are
+    the cheapest whose accuracy is that of the deepest exit less --loss.
     """
     from agent.models.manifest_writer import rewrite, set_variants
 
@@ -197,14 +198,15 @@ def calibrate(model: str, data: Path, loss: float, out: Path | None, picture: Pa
 
         check(picture)
     target = _target(model, out)
-    result = _calibrate(model, data, loss / 100.0)
+    pictures = _calibrate_pictures(model, data, loss / 100.0)
+    result, what = (pictures, "examples") if pictures else (_calibrate(model, data, loss / 100.0), "recordings")
     if picture is not None:
         from agent.cli.chart import draw_calibration
 
         draw_calibration(result, picture)
     rewrite(model, target, set_variants(result.keys))
-    _print_calibration(result, target, as_json=as_json)
-    _warn(result.lost * 100.0, loss)
+    _print_calibration(result, target, what, as_json=as_json)
+    _warn(result.lost * 100.0, loss, what)
 
 
 def _target(model: str, out: Path | None) -> Path:
@@ -223,14 +225,31 @@ def _target(model: str, out: Path | None) -> Path:
     return target
 
 
-def _warn(lost: float, loss: float) -> None:
-    """Warn if the loss on held-out recordings exceeds what was allowed; both in percentage points."""
+def _warn(lost: float, loss: float, what: str) -> None:
+    """Warn if the loss on held-out inputs exceeds what was allowed; both in percentage points."""
     if not lost <= loss + 1e-6:
         click.echo(
-            f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out recordings; --loss allows "
-            f"{loss:g}: use more recordings, or allow a larger --loss",
+            f"vedette: warning: {lost:.2f} points of accuracy are lost on held-out {what}; --loss allows "
+            f"{loss:g}: use more {what}, or allow a larger --loss",
             err=True,
         )
+
+
+def _calibrate_pictures(name: str, data: Path, loss: float) -> CalibrationResult | None:
+    """Return None for a model of sound."""
+    from agent.models.library import open_whole_model
+
+    model = open_whole_model(name)
+    if model.manifest.audio is not None:
+        return None
+    from agent.optimise.data import read_examples
+    from agent.optimise.depth.calibration import calibrate_examples, check_cascade
+
+    check_cascade(model)
+    examples = read_examples(data, model)
+    hidden = not sys.stderr.isatty()
+    with click.progressbar(length=len(examples), label="looking", file=sys.stderr, hidden=hidden) as bar:
+        return calibrate_examples(model, examples, loss, lambda _: bar.update(1))
 
 
 def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
@@ -243,13 +262,13 @@ def _calibrate(model: str, data: Path, loss: float) -> CalibrationResult:
             return calibrate_exits(calibrator, recordings, loss, lambda _: bar.update(1))
 
 
-def _print_calibration(result: CalibrationResult, target: Path, *, as_json: bool) -> None:
+def _print_calibration(result: CalibrationResult, target: Path, what: str, *, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
     out = console(100)
     out.print(_calibration_table(result))
-    for line in (*_calibration_summary(result), f"written to {plain(str(target))}"):
+    for line in (*_calibration_summary(result, what), f"written to {plain(str(target))}"):
         out.print(line)
 
 
@@ -272,11 +291,11 @@ def _calibration_table(result: CalibrationResult) -> Table:
     return table
 
 
-def _calibration_summary(result: CalibrationResult) -> tuple[str, str]:
+def _calibration_summary(result: CalibrationResult, what: str) -> tuple[str, str]:
     learned, checked = result.learned, result.checked
     return (
-        f"{result.recordings} recordings: accuracy {learned.chosen.accuracy:.2%} "
+        f"{result.recordings} {what}: accuracy {learned.chosen.accuracy:.2%} "
         f"(deepest alone {learned.full:.2%}) at {learned.chosen.cost:.0%} of its multiply-adds",
-        f"learned from every other recording and tested on the rest: {checked.accuracy:.2%} "
+        f"learned from one half and tested on the other: {checked.accuracy:.2%} "
         f"(deepest alone {result.checked_full:.2%}) at {checked.cost:.0%}",
     )

@@ -290,6 +290,50 @@ def prune(model: str, out: Path, **options: Any) -> None:
     prune_and_write(model, out, PruneOptions(**options, command=command))
 
 
+def _tensor_names(_context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",")) if text is not None else ()
+    if text is not None and not all(names):
+        raise click.BadParameter(f"{text!r}: expected names of tensors, separated by commas", param=option)
+    return names
+
+
+@optimise.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe depth train data`.")
+@click.option("--exits", type=click.IntRange(2, 16), help="Number of exits, with the last one.")
+@click.option(
+    "--at", callback=_tensor_names, metavar="TENSOR,…", help="Tensors behind which the early exits are."
+)
+@click.option("--epochs", type=click.FloatRange(min=0.0, min_open=True), help="Passes of the joint training.")
+@click.option("--freeze", is_flag=True, help="Train the heads alone: MODEL's own answers stay as they are.")
+@click.option(
+    "--loss",
+    type=click.FloatRange(0.0, 100.0, max_open=True),
+    help="Accuracy that may be lost, percentage points.",
+)
+@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest, its reports and its chart.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def depth(model: str, out: Path, **options: Any) -> None:
+    """Give the classifier MODEL early exits, train and calibrate them, and write OUT with reports.
+
+    Easy inputs are then answered by an early exit, and hard ones go on to a deeper one, which repeats nothing.
+    OUT is float, as MODEL has to be; `vedette optimise quantise` takes it, and `vedette models calibrate` learns
+    its thresholds again.
+
+    One part of the examples is for training. Of the rest, one half is for the thresholds, on the other the result
+    is measured. An interrupted run goes on from its checkpoints, in the folder OUT.work unless --work names
+    another.
+    """
+    from agent.cli.optimise_depth import DepthOptions, deepen_and_write
+
+    command = shlex.join(["vedette", *sys.argv[1:]])
+    deepen_and_write(model, out, DepthOptions(**options, command=command))
+
+
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)

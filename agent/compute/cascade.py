@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.decode.classify import Classify
 from agent.compute.decode.decoder import Decoder, Floats, build_decoder
 from agent.compute.decode.keyword import Keyword
 from agent.compute.infer.chain import warm_latency_ns
@@ -90,7 +91,8 @@ class Prediction(Struct, frozen=True):
 
     Attributes:
         detections: of the exit that answered; empty for keywords.
-        scores: probabilities, float32 [classes]; for other decoders the detections' scores.
+        scores: probabilities, float32 [classes], of keywords and of classes of which one is right; for other
+            decoders the detections' scores.
         variant: name of the exit.
     """
 
@@ -110,6 +112,7 @@ class EarlyExitModel:
 
     Attributes:
         keyword: decoder of the deepest exit, if it is a keyword model.
+        is_softmax: True for a classifier whose scores are logits of which one class is right.
         answered: exit that gave the newest answer.
     """
 
@@ -129,6 +132,7 @@ class EarlyExitModel:
         session.select(chain[0].name)
         last = self._exits[-1].decoder
         self.keyword = last if isinstance(last, Keyword) else None
+        self.is_softmax = isinstance(last, Classify) and last.is_softmax
         self.answered = deepest
 
     @property
@@ -175,7 +179,7 @@ class EarlyExitModel:
         scores = []
         for index, step in enumerate(self._exits):
             self._run(index, fill)
-            if not isinstance(step.decoder, Keyword):
+            if not isinstance(step.decoder, Keyword | Classify):
                 raise ModelError(f"variant {step.variant.name!r} gives no score for each label")
             outputs = [self._session.output(number) for number in range(len(self._session.outputs))]
             scores.append(step.decoder.raw(outputs))
@@ -210,6 +214,9 @@ class EarlyExitModel:
         if isinstance(step.decoder, Keyword):
             scores = step.decoder.probabilities(outputs, step.variant.temperature)
             return Prediction([], scores, step.variant.name)
+        if isinstance(step.decoder, Classify) and step.decoder.is_softmax:
+            scores = step.decoder.probabilities(outputs, step.variant.temperature)
+            return Prediction(step.decoder.above_threshold(scores), scores, step.variant.name)
         detections = step.decoder(outputs)
         scores = np.array([detection.score for detection in detections], np.float32)
         return Prediction(detections, scores, step.variant.name)

@@ -10,6 +10,7 @@ import cv2
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.compute.cascade import EarlyExitModel
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.gate.motion import MotionGate
 from agent.compute.infer.backends import open_session
@@ -20,7 +21,7 @@ from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.types import WHOLE, Box, Detection, Event, Frame, StageTimes, StreamResult
+from agent.types import WHOLE, Array, Box, Detection, Event, Frame, StageTimes, StreamResult
 
 
 class DetectorResult(Struct, frozen=True, gc=False):
@@ -46,23 +47,13 @@ class Detector:
         Raises:
             ModelError: there is no such variant, or it does not take one picture or fit its decoder.
         """
-        if model.manifest.variant(variant).after:
-            raise ModelError(
-                f"{model.path}: variant {variant!r} continues another one's hidden state; "
-                "only models of sound can"
-            )
         session.select(variant)
-        if len(session.inputs) != 1:
-            raise ModelError(
-                f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
-                f"{', '.join(map(str, session.inputs))}"
-            )
         self.variant = variant
         self._session = session
+        self._image = _image_input(session, model)
         self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
-        self._image = ImageInput(session.inputs[0], model.manifest.input)
 
-    def run(self, frame: Frame, crop: Box) -> DetectorResult:
+    def run(self, frame: Frame, crop: Box, complexity: float = 1.0) -> DetectorResult:
         """Infer a crop, in fractions of the frame. The session must have this variant selected."""
         session = self._session
         began = time.monotonic_ns()
@@ -74,6 +65,58 @@ class Detector:
         if not placement.whole:
             detections = _placed(detections, placement)
         return DetectorResult(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+
+
+class CascadeDetector:
+    """Runs as many exits of an image model as each picture needs. For one thread."""
+
+    def __init__(self, session: Session, model: Model, config: StreamConfig) -> None:
+        """Build the decoders of all exits that may run.
+
+        Raises:
+            ModelError: the exits do not fit together, take no picture, or do not fit their decoder.
+        """
+        self._exits = EarlyExitModel(session, model.manifest, config)
+        self._image = _image_input(session, model)
+
+    @property
+    def variant(self) -> str:
+        """Name of the exit that gave the newest answer."""
+        return self._exits.answered
+
+    def run(self, frame: Frame, crop: Box, complexity: float = 1.0) -> DetectorResult:
+        """Infer a crop, in fractions of the frame, whose complexity is 0..1. Decoding counts as inference."""
+        placement, prepared = Placement(), 0
+
+        def fill(tensor: Array) -> None:
+            nonlocal placement, prepared
+            placement = self._image.fill(tensor, frame.image, frame.order, crop)
+            prepared = time.monotonic_ns()
+
+        began = time.monotonic_ns()
+        detections = self._exits.predict(fill, complexity).detections
+        inferred = time.monotonic_ns()
+        if not placement.whole:
+            detections = _placed(detections, placement)
+        return DetectorResult(detections, prepared - began, inferred - prepared, time.monotonic_ns() - inferred)
+
+
+def build_detector(session: Session, model: Model, config: StreamConfig) -> Detector | CascadeDetector:
+    """Build what runs the variant, or the exits, that a stream asks for; see the classes for what they raise."""
+    variant = model.manifest.variant(_variant(model, config))
+    if variant.after or variant.temperature != 1.0:
+        return CascadeDetector(session, model, config)
+    return Detector(session, model, variant.name, config.decode)
+
+
+def _image_input(session: Session, model: Model) -> ImageInput:
+    """Return what writes pictures into the selected variant."""
+    if len(session.inputs) != 1:
+        raise ModelError(
+            f"{model.path}: expected one input, a picture; found {len(session.inputs)}: "
+            f"{', '.join(map(str, session.inputs))}"
+        )
+    return ImageInput(session.inputs[0], model.manifest.input)
 
 
 def _placed(detections: Sequence[Detection], placement: Placement) -> list[Detection]:
@@ -105,7 +148,8 @@ class VideoPerception:
         """Open the model and build the stages.
 
         Raises:
-            ModelError: the model is broken, cannot run here, does not fit its decoder, or `variant = "auto"`.
+            ModelError: the model is broken, cannot run here, does not fit its decoder, or has no exits for
+                `variant = "auto"`.
             ConfigError: a zone or a label cannot be used.
         """
         # Streams are what runs in parallel. OpenCV's own threads halve the time of a resize at best, wait for
@@ -116,14 +160,14 @@ class VideoPerception:
         zones = Zones(config.zones)
         variant = _variant(model, config)
         self.session = opener(model, config.backend, SessionOptions(variant=variant, threads=config.threads))
-        self._detector = Detector(self.session, model, variant, config.decode)
+        self._detector = build_detector(self.session, model, config)
         self._crops = config.gate.crop
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds, zones and another open variant; tracks continue."""
-        self._detector = Detector(self.session, self.model, _variant(self.model, config), config.decode)
+        self._detector = build_detector(self.session, self.model, config)
         self.tracker.set_zones(Zones(config.zones))
 
     def process(self, frame: Frame) -> StreamResult:
@@ -145,7 +189,7 @@ class VideoPerception:
             events = tracker.rest(frame.captured_ns, frame.captured_at)
             return StreamResult(events, None, StageTimes(queue, gated - began, track=time.monotonic_ns() - gated))
         self.last_crop = crop = gate.crop or WHOLE
-        result = self._detector.run(frame, crop)
+        result = self._detector.run(frame, crop, gate.complexity)
         decoded = time.monotonic_ns()
         events = tracker.update(result.detections, frame.captured_ns, frame.captured_at, crop)
         track = time.monotonic_ns() - decoded

@@ -167,6 +167,7 @@ def write_version(
     *,
     force: bool = False,
     others: Mapping[str, bytes] | None = None,
+    keys: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a new version of a model, its manifest if it has one, and a report, `OUT.report.json`: all, or none.
 
@@ -180,23 +181,34 @@ def write_version(
         report: what was done, as JSON.
         force: files may be replaced.
         others: contents of more files beside it, by suffix.
+        keys: of the manifest, which replace those of the model's; the new version then always has one.
 
     Raises:
-        ModelError: the files that the manifest names cannot be read, different ones are there, or a file is there
-            by now.
+        ModelError: the manifest would not be valid, the files that it names cannot be read, different ones are
+            there, or a file is there by now.
         StorageError: a file cannot be written.
     """
     import tomli_w
 
     stated = load_file(name_or_path)[1]
     files, copies = {_REPORT: _json(report), **(others or {})}, []
-    if stated is not None:
-        copies = list(missing_files(list(_files(stated)), out.parent))
-        data = _document(stated) | {"file": out.name, "sha256": hashlib.sha256(content).hexdigest()}
+    if stated is not None or keys:
+        copies = list(missing_files(list(_files(stated)), out.parent)) if stated else []
+        own = {"file": out.name, "sha256": hashlib.sha256(content).hexdigest()}
+        data = _merged(_document(stated) if stated else {}, {**(keys or {}), **own})
         if isinstance(described := data.get("description"), str):
             data["description"] = describe_numbers(described, _weight_bits(content))
         files = {_MANIFEST: tomli_w.dumps(data).encode(), **files}
     _write_set(out, files, content, copies, force=force)
+
+
+def _merged(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keys with changes; of tables, key by key."""
+    found = dict(data)
+    for key, value in changes.items():
+        before = found.get(key)
+        found[key] = _merged(before, value) if isinstance(before, dict) and isinstance(value, dict) else value
+    return found
 
 
 def describe_numbers(description: str, bits: Collection[int]) -> str:

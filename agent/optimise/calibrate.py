@@ -267,6 +267,7 @@ _SHORTEST_S = 0.1
 """Shortest recording of a word, s."""
 _ACCURACY_MIN = 0.5
 """Accuracy of the deepest variant on labelled inputs below which nothing is calibrated."""
+_HEARD = "check that each lies in the folder of its label, and that it can be heard"
 _SILENT = 0.1
 """Share of a recording, its quietest part, that counts as background."""
 
@@ -436,7 +437,7 @@ def calibrate_exits(
     numbers, labels, known = map(np.array, zip(*windows, strict=True))
     costs, wanted = calibrator.costs, calibrator.wanted
     learned = calibrate(scores, labels, costs, loss, known, wanted, numbers % _PARTS)
-    _check_accuracy(learned, recordings)
+    check_accuracy(learned, "recordings", recordings[0].path.parent.parent, _HEARD)
     one, other = numbers % 2 == 0, numbers % 2 == 1
     half = calibrate(scores[one], labels[one], costs, loss, known[one], wanted, numbers[one] // 2 % _PARTS)
     checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
@@ -445,12 +446,12 @@ def calibrate_exits(
     return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings))
 
 
-def _check_accuracy(learned: Calibration, recordings: list[LabelledClip]) -> None:
+def check_accuracy(learned: Calibration, what: str, where: object, hint: str) -> None:
+    """Raise ModelError, which ends with a hint, if the deepest exit is wrong about most inputs at a place."""
     if learned.full < _ACCURACY_MIN:
         raise ModelError(
-            f"the model is wrong about most recordings: {recordings[0].path.parent.parent}: its deepest variant "
-            f"alone is right for {learned.full:.1%} of them, expected at least {_ACCURACY_MIN:.0%}; check that "
-            "each lies in the folder of its label, and that it can be heard"
+            f"the model is wrong about most {what}: {where}: its deepest variant alone is right for "
+            f"{learned.full:.1%} of them, expected at least {_ACCURACY_MIN:.0%}; {hint}"
         )
 
 

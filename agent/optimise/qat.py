@@ -162,6 +162,7 @@ def train(
     examples: Examples,
     recipe: QatRecipe,
     *,
+    exits: Sequence[int] = (),
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -174,6 +175,7 @@ def train(
         layers: its weights.
         examples: with classes, or without labels: the teacher's answers alone then count.
         recipe: steps, batch, learning rate, weight of the teacher.
+        exits: places of the outputs that are scores of classes, of a graph with several exits.
         seed: of order and augmentation.
         checkpoint: file that holds the state of the run, written about once a minute and at the end. If it
             exists, the run goes on from it, to the same result; None: the run cannot be continued.
@@ -187,7 +189,7 @@ def train(
     student = FakeQuantised(graph, scales, layers)
     for parameter in graph.parameters():
         parameter.requires_grad_(False)
-    run = _Run(student, examples, recipe, seed)
+    run = _Run(student, examples, recipe, seed, exits)
     if checkpoint is not None and not run.restore(checkpoint):
         run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
     saved = time.monotonic()
@@ -211,13 +213,14 @@ def train_quantised(
     examples: Examples,
     recipe: QatRecipe,
     *,
+    exits: Sequence[int] = (),
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> QuantisedModel:
     """Train a quantised model further; args, and what is raised, as of `train`."""
     graph = found.quantiser.graphs[found.quantiser.main]
-    options: dict[str, Any] = {"seed": seed, "checkpoint": checkpoint, "progress": progress}
+    options: dict[str, Any] = {"exits": exits, "seed": seed, "checkpoint": checkpoint, "progress": progress}
     result = train(graph, found.scales, found.rounded, examples, recipe, **options)
     return found.trained(result.scales, result.layers)
 
@@ -225,8 +228,10 @@ def train_quantised(
 class _Run:
     """State of a training between two steps."""
 
-    def __init__(self, student: FakeQuantised, examples: Examples, recipe: QatRecipe, seed: int) -> None:
-        self._student, self._recipe = student, recipe
+    def __init__(
+        self, student: FakeQuantised, examples: Examples, recipe: QatRecipe, seed: int, exits: Sequence[int] = ()
+    ) -> None:
+        self._student, self._recipe, self._exits = student, recipe, tuple(exits)
         self._batches = _Batches(examples, recipe.batch, seed)
         self._optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
@@ -234,6 +239,7 @@ class _Run:
         self._key = module_key(student) | {
             **{f"qat {name}": repr(value) for name, value in msgspec.to_builtins(recipe).items()},
             "seed": str(seed),
+            "exits": str(self._exits),
             "examples": f"{len(examples)}: {examples.description}",
         }
 
@@ -247,7 +253,7 @@ class _Run:
             wanted = [one.float() for one in graph(inputs)]
         with _bf16():
             found = self._student(inputs)
-        loss = objective(graph, found, wanted, labels, self._recipe.teacher)
+        loss = objective(graph, found, wanted, labels, self._recipe.teacher, self._exits)
         self._optimiser.zero_grad()
         loss.backward()
         self._optimiser.step()
@@ -288,19 +294,32 @@ def _factor(step: int, steps: int) -> float:
 
 
 def objective(
-    graph: TorchGraph, found: Sequence[Tensor], wanted: Sequence[Tensor], labels: Tensor | None, teacher: float
+    graph: TorchGraph,
+    found: Sequence[Tensor],
+    wanted: Sequence[Tensor],
+    labels: Tensor | None,
+    teacher: float,
+    exits: Sequence[int] = (),
 ) -> Tensor:
     """Return the loss of a batch.
 
-    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels. For other
-    models: mean square of the difference of each output as a share of its variance.
+    For a classifier: divergence from the teacher's distribution, and cross entropy with the labels; with exits,
+    their mean. For other models: mean square of the difference of each output as a share of its variance.
     """
-    if not is_classifier(graph) or len(found) != 1:
+    places = exits or ((0,) if is_classifier(graph) and len(found) == 1 else ())
+    if not places:
         parts = [
             (one.float() - other).square().mean() / other.var() for one, other in zip(found, wanted, strict=True)
         ]
         return torch.stack(parts).sum()
-    logs, targets = (_log_probabilities(graph, one[0].float()) for one in (found, wanted))
+    losses = [_of_classes(graph, found[place], wanted[place], labels, teacher) for place in places]
+    return torch.stack(losses).mean()
+
+
+def _of_classes(
+    graph: TorchGraph, found: Tensor, wanted: Tensor, labels: Tensor | None, teacher: float
+) -> Tensor:
+    logs, targets = (_log_probabilities(graph, one.float()) for one in (found, wanted))
     loss = functional.kl_div(logs, targets, reduction="batchmean", log_target=True)
     if labels is None:
         return loss

@@ -118,6 +118,31 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
 
 
+class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[depth]`: early exits for a classifier.
+
+    Attributes:
+        exits: number of exits, with the last one, which is there already.
+        at: names of the tensors behind which the early exits are; empty: near 1/2, 1/4, 1/8 … of the
+            multiply-adds.
+        epochs: passes over the data in which all exits are trained together; 0: the heads alone.
+        taught: weight of the last exit's answers in the loss of the others; the labels have the rest.
+        flip: mirror half of the pictures in the joint training; not where left and right are different classes.
+        grid: cells along each side of a picture whose means a head sees.
+        bands: instead, a head keeps the axis before the channels apart, such as the frequency of sound.
+        loss: accuracy that the cascade may lose on the examples of the calibration, 0..1.
+    """
+
+    exits: Annotated[int, Meta(ge=2, le=16)] = 3
+    at: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
+    epochs: Annotated[float, Meta(ge=0.0)] = 2.0
+    taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+    flip: bool = True
+    grid: Annotated[int, Meta(ge=1, le=8)] = 2
+    bands: bool = False
+    loss: Share = 0.005
+
+
 class DataRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """`[data]`: examples, unless `--data` names them.
 
@@ -203,6 +228,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     quantise: QuantiseRecipe = QuantiseRecipe()
     prune: PruneRecipe = PruneRecipe()
     qat: QatRecipe = QatRecipe()
+    depth: DepthRecipe = DepthRecipe()
     train: TrainRecipe = TrainRecipe()
     data: DataRecipe = DataRecipe()
     search: SearchRecipe = SearchRecipe()
@@ -410,6 +436,17 @@ steps = 200           # of training
 batch = 256           # examples a step
 learning_rate = 0.02  # of the weights, in units of their quantisation step
 teacher = 0.75        # weight of the float model's answers in the loss; the labels have the rest
+""",
+    "depth": """\
+[depth]
+exits = 3       # number of exits, with the last one
+at = []         # tensors behind which the early exits are; []: near 1/2, 1/4, 1/8 … of the multiply-adds
+epochs = 2.0    # passes in which all exits are trained together; 0: the heads alone
+taught = 0.5    # weight of the last exit's answers in the loss of the others; the labels have the rest
+flip = true     # mirror half of the pictures; false where left and right are different classes
+grid = 2        # cells along each side of a picture whose means a head sees
+bands = false   # true: instead, a head keeps the axis before the channels apart, such as the frequency of sound
+loss = 0.005    # accuracy that the cascade may lose on the examples of the calibration
 """,
     "train": """\
 [train]

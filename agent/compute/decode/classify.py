@@ -12,12 +12,15 @@ from msgspec import Meta
 from agent.compute.decode.decoder import (
     DecoderContext,
     DecoderOptions,
+    Floats,
+    Indices,
     Logits,
     ScoreFilter,
     activation,
     assign_scores,
     softmax,
 )
+from agent.compute.manifest import HIDDEN
 from agent.types import Array, Detection
 
 log = logging.getLogger(__name__)
@@ -47,15 +50,24 @@ OPTIONS = ClassifyOptions
 
 
 def build(context: DecoderContext) -> Classify:
-    """Build a decoder for scores [1,classes] or [1,1,1,classes]."""
+    """Build a decoder for scores [1,classes] or [1,1,1,classes].
+
+    It ignores the output `hidden`, which the next exit continues.
+    """
     options = context.options(ClassifyOptions)
     hints = ("score", "prob", "class", "softmax")
-    place = assign_scores(len(context.labels()), context.outputs, options.tensors, hints)
-    return Classify(context, options, place)
+    seen = tuple(spec for spec in context.outputs if spec.name != HIDDEN)
+    place = assign_scores(len(context.labels()), seen, options.tensors, hints)
+    return Classify(context, options, context.outputs.index(seen[place]))
 
 
 class Classify:
-    """Decoder of a classifier. `scores_at` is the index of the output with the scores."""
+    """Decoder of a classifier.
+
+    Attributes:
+        scores_at: index of the output with the scores.
+        is_softmax: True if the output is logits of which one class is right, which a temperature can divide.
+    """
 
     def __init__(self, context: DecoderContext, options: ClassifyOptions, place: int) -> None:
         self._place = self.scores_at = place
@@ -64,19 +76,31 @@ class Classify:
         self._activation = activation(options.logits)
         self._labels = context.labels()
         self._wanted = self._labels.mask(self._spec.shape[-1])
+        self.is_softmax = self._activation == "softmax"
         sigmoids = self._activation == "sigmoid"
         self._filter = ScoreFilter(self._spec, self._spec.shape, context.score_threshold, logits=sigmoids)
         self._limit = min(options.top_k, context.config.max_detections)
         self._warned = False
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
-        stored = outputs[self._place]
-        if self._activation == "softmax":
-            probabilities = softmax(np.asarray(self._spec.real(stored), np.float32).reshape(-1))
-            classes = np.flatnonzero(probabilities >= self._threshold)
-            scores = probabilities[classes]
-        else:
-            classes, scores = self._filter(stored)
+        if self.is_softmax:
+            return self.above_threshold(self.probabilities(outputs))
+        return self._strongest(*self._filter(outputs[self._place]))
+
+    def raw(self, outputs: Sequence[Array]) -> Floats:
+        """Return a copy of the model's dequantised scores, float32 [classes]."""
+        return np.array(self._spec.real(outputs[self._place]), np.float32).reshape(-1)
+
+    def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
+        """Return the probability of each class, float32 [classes], from logits that need a softmax."""
+        return softmax(self.raw(outputs) / np.float32(temperature))
+
+    def above_threshold(self, probabilities: Floats) -> list[Detection]:
+        """Return the wanted classes whose probability reaches the threshold, strongest first."""
+        classes = np.flatnonzero(probabilities >= self._threshold)
+        return self._strongest(classes, probabilities[classes])
+
+    def _strongest(self, classes: Indices, scores: Floats) -> list[Detection]:
         if self._wanted is not None:
             wanted = self._wanted.take(classes)
             classes, scores = classes[wanted], scores[wanted]

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from agent.capture.source import check_size, header_size
 from agent.compute.infer.image_input import ImageInput, Placement
-from agent.compute.manifest import InputManifest, Model
+from agent.compute.manifest import HIDDEN, InputManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
@@ -301,7 +301,8 @@ def _matched(
 
 
 def _classes_of(outputs: Sequence[TensorSpec]) -> int:
-    """Return the number of scores of a classifier; 0: not known."""
+    """Return the number of scores of a classifier, which may have a state for the next exit; 0: not known."""
+    outputs = [one for one in outputs if one.name != HIDDEN]
     return outputs[0].shape[-1] if len(outputs) == 1 and len(outputs[0].shape) in (2, 4) else 0
 
 

@@ -7,14 +7,15 @@ behind it then needs nothing else that lies before it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from ai_edge_litert import schema_py_generated as schema
 
-from agent.optimise.graph.objects import Graph
+from agent.optimise.graph.objects import Graph, load
 
 _KINDS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+_WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV")
 
 
 class Cut(NamedTuple):
@@ -90,3 +91,14 @@ def multiply_adds(graph: Graph, operator: Any) -> int:
         left = graph.shape(operator.inputs[0])
         return size * left[-2 if operator.builtinOptions.adjX else -1]
     return size if kind == "MUL" else 0
+
+
+def weighted_layers(content: bytes, tensors: Sequence[str]) -> list[int]:
+    """Return the number of layers with weights up to each of some tensors, and of all."""
+    model = load(content)
+    graph = Graph(model, model.subgraphs[0])
+    known = {graph.name(index): index for one in graph.operators for index in one.outputs}
+    ends = [*(known[name] for name in tensors), graph.outputs[-1]]
+    return [
+        sum(_KINDS.get(graph.kind(one)) in _WEIGHTED for one in operations_before(graph, [end])) for end in ends
+    ]

@@ -89,11 +89,13 @@ class GraphOverrides(NamedTuple):
     Attributes:
         weights, biases: by `WeightedLayer.key`, in the file's shape.
         activation: called with the index of each computed tensor and its value; returns the value to go on with.
+        layer: called with each layer, its input and its output before the activation; returns what is activated.
     """
 
     weights: Mapping[Key, Tensor] = {}
     biases: Mapping[Key, Tensor] = {}
     activation: Callable[[int, Tensor], Tensor] | None = None
+    layer: Callable[[WeightedLayer, Tensor, Tensor], Tensor] | None = None
 
 
 NOTHING = GraphOverrides()
@@ -234,6 +236,8 @@ class TorchGraph(nn.Module):
         if bias is None:
             bias = self.bias(layer)
         result = linear(layer, values[operation.inputs[0]], weights, bias)
+        if overrides.layer:
+            result = overrides.layer(layer, values[operation.inputs[0]], result)
         return _activated(result, operation.options.fusedActivationFunction)
 
     def _by_operation(self, operation: TorchOperation) -> WeightedLayer:

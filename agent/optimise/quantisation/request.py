@@ -10,8 +10,9 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.manifest import Model
+from agent.compute.manifest import ONLY_VARIANT, Model, Variant
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
 from agent.optimise.qat import train_quantised
@@ -19,11 +20,15 @@ from agent.optimise.quantise import QuantisedModel, float_file, quantise
 from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import open_source
-from agent.optimise.tune import split
+from agent.optimise.tune import split as held_out
 
 Progress = Callable[[str], None]
 _DOUBTFUL = 0.02
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
+_RELEARN = (
+    "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
+    "`vedette models calibrate` learns them again"
+)
 
 
 class QuantiseRequest(Struct, frozen=True):
@@ -83,7 +88,7 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
             found = trained
         else:
             steps[-1] = replace(steps[-1], kept=False, notes=("it loses no less",))
-    return QuantisedFile(found.content, job.report(found, steps))
+    return QuantisedFile(job.file(found.content), job.report(found, steps))
 
 
 class _Job:
@@ -97,10 +102,15 @@ class _Job:
         text = request.budget or recipe.budget
         self._budget = parse_budget(text) if text else Budget()
         model = open_source(request.model, tell)
-        self.content, self._manifest = model.content, model.manifest
-        float_file(model.content)  # that it cannot be quantised is told before the examples are read
+        self.given, self._manifest = model.content, model.manifest
+        self._stages: tuple[Stage, ...] = ()
+        self.content = model.content
+        if chain := chain_of(self._manifest.variants):
+            self.content, self._stages = join(model.content, chain)
+        float_file(self.content)  # that it cannot be quantised is told before the examples are read
         self._seen, self._held = [], []
-        for variant in [one.name for one in self._manifest.variants] or [""]:
+        variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
+        for variant in [one.name for one in variants] or [""]:
             seen, held = self._read(model, variant, tell)
             self._seen.append(seen)
             self._held.append(held)
@@ -118,7 +128,7 @@ class _Job:
         if not self._seen:
             for line in (examples.description, *examples.remarks):
                 tell(line)
-        return split(examples, self._file.recipe.data.held_out)
+        return held_out(examples, self._file.recipe.data.held_out)
 
     @property
     def variant(self) -> str:
@@ -147,7 +157,14 @@ class _Job:
         return self._losses[content]
 
     def _score(self, content: bytes, examples: Examples) -> Score:
+        if self._stages:
+            alone = replace(self._manifest, variants=(Variant(ONLY_VARIANT),))
+            return score(deepest(content), examples, alone, reference=deepest(self.content))
         return score(content, examples, self._manifest, reference=self.content, variant=self.variant)
+
+    def file(self, content: bytes) -> bytes:
+        """Return the file that is written: of a cascade, all exits are quantised in one graph, and then cut."""
+        return split(content, self._stages) if self._stages else content
 
     def missed(self, found: QuantisedModel) -> bool:
         """Return True if training may help to meet the budget."""
@@ -159,14 +176,19 @@ class _Job:
         main = found.quantiser.main
         examples = self._seen[main] if len(self._seen) > 1 else self._seen[0]
         checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
-        return train_quantised(found, examples, recipe, checkpoint=checkpoint, progress=self._progress)
+        exits = range(0, 2 * len(self._stages), 2)
+        return train_quantised(
+            found, examples, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
+        )
 
     def measured(self, name: str, content: bytes) -> StepResult:
         """Score a file on the held-out examples, and time it against the float file."""
         self._progress(f"measuring {name}")
         found = self._score(content, self._held[0])
-        latency = time_ms([self.content, content])[1]
-        return StepResult(name, found.metric, found.value, found.interval, len(content), latency)
+        both = [self.content, content]
+        latency = time_ms([deepest(one) for one in both] if self._stages else both)[1]
+        size = len(self.file(content))
+        return StepResult(name, found.metric, found.value, found.interval, size, latency)
 
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
@@ -175,12 +197,14 @@ class _Job:
         remarks = (
             [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
         )
+        if self._stages:
+            remarks.append(_RELEARN)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         return OptimiseReport(
             "quantise",
             self._request.model,
-            hashlib.sha256(self.content).hexdigest(),
-            hashlib.sha256(found.content).hexdigest(),
+            hashlib.sha256(self.given).hexdigest(),
+            hashlib.sha256(self.file(found.content)).hexdigest(),
             describe_machine(),
             self._request.command,
             self._held[0].description,

@@ -9,11 +9,12 @@ import pytest
 
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
-from agent.config import GateConfig, StreamConfig
+from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
 from agent.types import Detection, Frame, Keypoint
 from tests.support.doubles import person_model
+from tests.support.picture_cascade import SURE, UNSURE, colour_cascade
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
 from tests.support.sound import cascade_model
 
@@ -22,7 +23,9 @@ BOTH: Things = [(0.95, LEFT), (0.9, RIGHT)]
 
 
 def perception(path: Path, variant: str) -> VideoPerception:
-    config = StreamConfig("test:", str(path), variant=variant, gate=GateConfig(motion=False), threads=1)
+    patient = CascadeConfig(budget_ms=1e5)  # a busy machine may take long for an exit
+    gate = GateConfig(motion=False)
+    config = StreamConfig("test:", str(path), variant=variant, gate=gate, threads=1, cascade=patient)
     return VideoPerception("front", config, open_model(config.model, config.variant))
 
 
@@ -50,11 +53,59 @@ def test_auto_is_refused_for_sizes_with_their_names(tmp_path: Path) -> None:
         perception(person_model(tmp_path), "auto")
 
 
-@pytest.mark.parametrize("variant", ["auto", "", "12"])
-def test_exits_are_refused_for_pictures(tmp_path: Path, variant: str) -> None:
-    model = open_model(str(cascade_model(tmp_path)), variant)
-    with pytest.raises(ModelError, match="variant '12' continues another one's hidden state"):
-        VideoPerception("front", StreamConfig("test:", "m", variant=variant), model)
+def classified(vision: VideoPerception, colour: tuple[int, int, int]) -> tuple[object, ...]:
+    """Label, score, and the exit that answered, for a picture of one colour."""
+    now = time.monotonic_ns()
+    picture = np.full((24, 24, 3), colour, np.uint8)
+    result = vision.process(Frame(picture, "front", 0, now, datetime.now(UTC), "rgb", now))
+    assert result.detections is not None
+    assert result.stages.infer > 0
+    assert result.stages.prepare > 0
+    return result.detections[0].label, result.detections[0].score, vision.answered_by[1]
+
+
+@pytest.mark.parametrize("variant", ["", "auto"])
+def test_of_a_cascade_the_first_exit_that_is_sure_answers(tmp_path: Path, variant: str) -> None:
+    vision = perception(colour_cascade(tmp_path), variant)
+    assert classified(vision, SURE) == ("red", pytest.approx(0.965, abs=0.01), "early")
+    assert classified(vision, UNSURE) == ("red", pytest.approx(0.92, abs=0.01), "deep")
+    assert classified(vision, SURE)[2] == "early"
+
+
+def test_a_named_exit_answers_every_picture(tmp_path: Path) -> None:
+    path = colour_cascade(tmp_path)
+    for name in ("early", "deep"):
+        vision = perception(path, name)
+        assert {classified(vision, colour)[2] for colour in (SURE, UNSURE)} == {name}
+
+
+def test_the_temperature_of_an_exit_divides_its_logits(tmp_path: Path) -> None:
+    vision = perception(colour_cascade(tmp_path, temperature=4.0), "")
+    assert classified(vision, SURE)[2] == "deep", "at this temperature the first exit is sure of nothing"
+    alone = perception(tmp_path / "colours.toml", "early")
+    assert classified(alone, SURE)[:2] == ("red", pytest.approx(0.576, abs=0.01))
+
+
+def test_an_exit_that_would_exceed_the_budget_does_not_run(tmp_path: Path) -> None:
+    model = open_model(str(colour_cascade(tmp_path)), "")
+    config = StreamConfig("test:", "m", gate=GateConfig(motion=False), cascade=CascadeConfig(budget_ms=1e-6))
+    assert classified(VideoPerception("front", config, model), UNSURE)[2] == "early"
+
+
+def test_labels_that_are_not_wanted_need_no_deeper_exit(tmp_path: Path) -> None:
+    model = open_model(str(colour_cascade(tmp_path)), "")
+    config = StreamConfig("test:", "m", gate=GateConfig(motion=False), decode=DecodeConfig(labels=("blue",)))
+    vision = VideoPerception("front", config, model)
+    now = time.monotonic_ns()
+    frame = Frame(np.full((24, 24, 3), SURE, np.uint8), "front", 0, now, datetime.now(UTC), "rgb", now)
+    assert vision.process(frame).detections == []
+    assert vision.answered_by[1] == "early"
+
+
+def test_exits_of_a_sound_model_are_refused_for_pictures(tmp_path: Path) -> None:
+    model = open_model(str(cascade_model(tmp_path)), "auto")
+    with pytest.raises(ModelError, match="does not take a picture"):
+        VideoPerception("front", StreamConfig("test:", "m", variant="auto"), model)
 
 
 def test_what_lies_in_the_models_picture_is_placed_in_the_frame() -> None:

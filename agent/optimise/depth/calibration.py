@@ -1,0 +1,200 @@
+"""Calibrates the exits of a classifier of pictures, or of arrays: their scores through the code of the daemon.
+
+Temperatures and thresholds are learned as those of sound models, see `agent.optimise.calibrate`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.cascade import EarlyExitModel
+from agent.compute.infer.session import Session
+from agent.compute.manifest import Manifest, Model
+from agent.config import CascadeConfig, StreamConfig
+from agent.errors import ModelError
+from agent.models.library import prefixed_errors
+from agent.optimise.calibrate import (
+    Calibration,
+    CalibrationResult,
+    Logits,
+    Point,
+    calibrate,
+    check_accuracy,
+    evaluate,
+)
+from agent.optimise.data import Examples
+from agent.optimise.evaluate import open_content
+from agent.types import Array
+
+FEWEST = 40
+"""Least number of labelled examples to learn thresholds from."""
+_PARTS = 4
+"""The thresholds must hold in each quarter of the examples."""
+_NEVER = 2.0
+"""Confidence above that of any answer."""
+_TIMED, _REPEATS = 100, 3
+_NO_LIMIT = CascadeConfig(budget_ms=1e6)
+
+
+class ExitScores(Struct, frozen=True):
+    """Scores of every exit on examples.
+
+    Attributes:
+        logits: see `Logits`.
+        labels: classes, int64 [examples].
+    """
+
+    logits: Logits
+    labels: Array
+
+
+@contextmanager
+def _open(content: bytes, manifest: Manifest, variant: str) -> Iterator[tuple[EarlyExitModel, Session]]:
+    config = StreamConfig(source="test:", model=manifest.name, variant=variant, cascade=_NO_LIMIT)
+    with open_content(content, manifest, manifest.variants[-1].name) as session:
+        exits = EarlyExitModel(session, manifest, config)
+        if not exits.is_softmax:
+            raise ModelError(
+                "thresholds are learned for logits of which one class is right: [output] decoder has to be "
+                '"classify", with options.logits = true'
+            )
+        yield exits, session
+
+
+def exit_scores(
+    content: bytes, manifest: Manifest, examples: Examples, progress: Callable[[int], None] = lambda _: None
+) -> ExitScores:
+    """Run every exit on all examples.
+
+    Args:
+        content: a `.tflite` file of chained signatures.
+        manifest: of the model; its thresholds do not count.
+        examples: with classes.
+        progress: called with the number of examples that are done.
+
+    Raises:
+        ModelError: the examples have no classes, or do not fit the model.
+    """
+    if examples.kind != "classes" or examples.labels is None:
+        raise ModelError(f"{examples.description}: thresholds are learned from examples with classes")
+    found = []
+    with _open(content, manifest, manifest.variants[0].name) as (exits, session):
+        session.select(manifest.variants[-1].name)
+        spec = session.inputs[0]
+        for index in range(len(examples)):
+            found.append(exits.predict_all_exits(partial(_fill, examples, index, spec)))
+            progress(index + 1)
+    logits = np.array(found, np.float32)
+    if examples.labels.max() >= logits.shape[2]:
+        raise ModelError(f"the examples have class {examples.labels.max()}, the model {logits.shape[2]} classes")
+    return ExitScores(logits, examples.labels)
+
+
+def _fill(examples: Examples, index: int, spec: Any, tensor: Array) -> None:
+    examples.fill(index, spec, tensor)
+
+
+def costs_of(manifest: Manifest) -> tuple[float, ...]:
+    """Return the multiply-adds of each exit by itself, shallow first."""
+    return tuple(float(one.multiply_adds or 1) for one in reversed(manifest.variants))
+
+
+def learn(scores: ExitScores, costs: tuple[float, ...], loss: float) -> Calibration:
+    """Learn temperatures and thresholds.
+
+    Args:
+        scores: on examples that nothing was trained on.
+        costs: of each exit by itself.
+        loss: accuracy that may be lost, 0..1.
+
+    Raises:
+        ModelError: there are too few examples.
+    """
+    if len(scores.labels) < FEWEST:
+        raise ModelError(
+            f"{len(scores.labels)} examples to learn thresholds from; expected at least {FEWEST}: give more "
+            "examples, or a larger `held_out` in [data] of the recipe"
+        )
+    return calibrate(scores.logits, scores.labels, costs, loss, parts=np.arange(len(scores.labels)) % _PARTS)
+
+
+def check(learned: Calibration, scores: ExitScores, costs: tuple[float, ...]) -> tuple[Point, float]:
+    """Return the effect of learned thresholds on other examples, and the accuracy of the deepest exit there."""
+    never = replace(learned, chosen=replace(learned.chosen, thresholds=(_NEVER,) * (len(costs) - 1)))
+    full = evaluate(scores.logits, scores.labels, costs, never).accuracy
+    return evaluate(scores.logits, scores.labels, costs, learned), full
+
+
+def on_others(learned: Calibration, scores: ExitScores, costs: tuple[float, ...]) -> Calibration:
+    """Return a calibration whose figures are those on other examples."""
+    curve = (replace(learned, chosen=one) for one in learned.curve)
+    points = tuple(evaluate(scores.logits, scores.labels, costs, one) for one in curve)
+    chosen, full = check(learned, scores, costs)
+    right = scores.logits.argmax(2) == scores.labels[:, None]
+    return replace(learned, chosen=chosen, curve=points, full=full, alone=tuple(map(float, right.mean(0))))
+
+
+def check_cascade(model: Model) -> None:
+    """Raise ModelError if a model has no exits."""
+    if not model.manifest.variants[0].after:
+        raise ModelError(f"{model.path}: thresholds can be learned for models with several depths only")
+
+
+def calibrate_examples(
+    model: Model, examples: Examples, loss: float, progress: Callable[[int], None] = lambda _: None
+) -> CalibrationResult:
+    """Find the thresholds of a model; what to expect of them is measured on every other example.
+
+    Raises:
+        ModelError: the model has no exits, or is wrong about most examples; the examples are too few.
+    """
+    check_cascade(model)
+    manifest = model.manifest
+    costs = costs_of(manifest)
+    with prefixed_errors(model.path):
+        scores = exit_scores(model.content, manifest, examples, progress)
+        learned = learn(scores, costs, loss)
+        check_accuracy(
+            learned, "examples", examples.description, "check their labels, and the manifest's [input]"
+        )
+        order = np.random.default_rng(2).permutation(len(examples))
+        one, other = (ExitScores(scores.logits[half], scores.labels[half]) for half in np.array_split(order, 2))
+        checked, full = check(learn(one, costs, loss), other, costs)
+    names = tuple(variant.name for variant in reversed(manifest.variants))
+    return CalibrationResult(names, costs, learned, checked, full, len(examples))
+
+
+def time_exits_ms(content: bytes, manifest: Manifest, examples: Examples) -> tuple[float, float]:
+    """Return the mean time of the cascade, and of always running the deepest exit, ms for an example.
+
+    Both run the same examples in turns, on one thread. Of repeated runs the shortest counts: whatever else the
+    machine does makes them longer.
+    """
+    chosen = np.linspace(0, len(examples) - 1, min(len(examples), _TIMED)).astype(int)
+    sums = np.zeros(2)
+    with ExitStack() as opened:
+        runs = [opened.enter_context(_open(content, manifest, name)) for name in ("", manifest.variants[0].name)]
+        specs = []
+        for _, session in runs:
+            session.select(manifest.variants[-1].name)
+            specs.append(session.inputs[0])
+        for index in chosen:
+            fills = [partial(_fill, examples, int(index), spec) for spec in specs]
+            for place, (exits, _) in enumerate(runs):
+                sums[place] += min(_timed_ms(exits, fills[place]) for _ in range(_REPEATS))
+    cascade, deepest = sums / len(chosen)
+    return float(cascade), float(deepest)
+
+
+def _timed_ms(exits: EarlyExitModel, fill: Callable[[Array], None]) -> float:
+    began = time.perf_counter()
+    exits.predict(fill, 1.0)
+    return (time.perf_counter() - began) * 1e3

@@ -1,0 +1,249 @@
+"""Gives a classifier early exits: chooses where its graph can be cut, and adds a head at each place.
+
+A head is a mean over each cell of a grid and a fully connected layer. For sound, whose third axis is frequency,
+the means of its bands may be kept apart instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from agent.compute.manifest import HIDDEN
+from agent.errors import ModelError
+from agent.optimise.depth.cuts import Cut, cuts
+from agent.optimise.depth.stages import SCORES, Stage
+from agent.optimise.graph.objects import Graph, dump, load, text
+from agent.optimise.quantise import float_file
+
+_SHOWN = 12
+_OPERATORS, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
+_OPTION_TABLES = {
+    "MEAN": "ReducerOptions",
+    "RESHAPE": "ReshapeOptions",
+    "FULLY_CONNECTED": "FullyConnectedOptions",
+}
+_LARGEST_HEAD = 0.5
+"""Multiply-adds of a head, as a share of those that an exit there can save."""
+
+
+def backbone(content: bytes) -> bytes:
+    """Return the float file of a classifier without the softmax at its end.
+
+    Raises:
+        ModelError: it is quantised, is no classifier of one graph, one input and one output, or scores each class
+            by itself.
+    """
+    model = load(float_file(content))
+    if len(model.subgraphs) != 1:
+        raise ModelError(
+            f"the model has {len(model.subgraphs)} graphs: give a model of one, which has no exits yet"
+        )
+    graph = Graph(model, model.subgraphs[0])
+    ends = [f"{len(one)} {name}{'s' * (len(one) != 1)}" for name, one in _ends(graph) if len(one) != 1]
+    if ends:
+        raise ModelError(f"the model has {' and '.join(ends)}: exits are added to a classifier of one each")
+    shape, last = graph.shape(graph.outputs[0]), graph.producer(graph.outputs[0])
+    if math.prod(shape[:-1]) != 1 or len(shape) < 2 or last is None:
+        raise ModelError(f"output {graph.name(graph.outputs[0])!r} is {list(shape)}: expected [1, classes]")
+    if graph.kind(last) == _OPERATORS.LOGISTIC:
+        raise ModelError("the model scores each class by itself (LOGISTIC): exits need one class for each input")
+    if graph.kind(last) == _OPERATORS.SOFTMAX:
+        graph.replace_end(last.outputs[0], last.inputs[0])
+        graph.remove(last, last.inputs[0])
+    return dump(model)
+
+
+def _ends(graph: Graph) -> tuple[tuple[str, list[int]], ...]:
+    return ("input", graph.inputs), ("output", graph.outputs)
+
+
+def choose_exits(content: bytes, exits: int, at: Sequence[str] = ()) -> list[Cut]:
+    """Return the places of the early exits, shallow first.
+
+    Args:
+        content: of `backbone`.
+        exits: number of exits with the last one, which is there already. The early ones lie near 1/2, 1/4, 1/8 …
+            of the multiply-adds.
+        at: names of the tensors instead.
+
+    Raises:
+        ModelError: there are fewer places, or a name is none of them; the message lists those that are.
+    """
+    model = load(content)
+    graph = Graph(model, model.subgraphs[0])
+    found = [one for one in cuts(graph) if _saves(graph, one)]
+    if not found:
+        raise ModelError("the graph cannot be cut: no tensor of a picture lies on all paths to the answer")
+    if at:
+        return _named(graph, found, at)
+    best = _smallest(found)
+    if exits - 1 > len(best):
+        raise ModelError(f"{exits} exits: the graph can be cut at {len(best)} places only: {_listed(best)}")
+    chosen: list[Cut] = []
+    for number in range(1, exits):
+        share = 0.5**number
+        free = [one for one in best if one not in chosen]
+        chosen.append(min(free, key=lambda one: abs(math.log(one.share / share))))
+    return sorted(chosen, key=lambda one: one.multiply_adds)
+
+
+def _saves(graph: Graph, cut: Cut) -> bool:
+    """Return True if an exit there saves more than its head costs."""
+    head = cut.shape[-1] * graph.shape(graph.outputs[-1])[-1]
+    return head < _LARGEST_HEAD * cut.multiply_adds * (1 / cut.share - 1)
+
+
+def _smallest(found: Sequence[Cut]) -> list[Cut]:
+    """Return of those with the same multiply-adds the smallest tensor: it is copied to the next exit."""
+    best: dict[int, Cut] = {}
+    for one in found:
+        known = best.get(one.multiply_adds)
+        if known is None or math.prod(one.shape) < math.prod(known.shape):
+            best[one.multiply_adds] = one
+    return list(best.values())
+
+
+def _named(graph: Graph, found: Sequence[Cut], names: Sequence[str]) -> list[Cut]:
+    known = {one.name: one for one in found}
+    tensors = [text(tensor.name) for tensor in graph.table.tensors]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, tensors, 1)
+            hint = f"; did you mean {near[0]!r}?" if near and name not in tensors else ""
+            told = "is no place for an exit" if name in tensors else "is no tensor of the graph"
+            raise ModelError(f"{name!r} {told}{hint}; it can be cut at: {_listed(found)}")
+    if len(set(names)) != len(names):
+        raise ModelError(f"exits at {', '.join(names)}: expected each name once")
+    return sorted((known[name] for name in names), key=lambda one: found.index(one))
+
+
+def _listed(found: Sequence[Cut]) -> str:
+    names = [f"{one.name} ({one.share:.0%})" for one in found]
+    more = f" … and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def add_exits(
+    content: bytes, places: Sequence[Cut], *, grid: int = 1, bands: bool = False
+) -> tuple[bytes, tuple[Stage, ...]]:
+    """Add heads to a graph, whose weights are zero until they are trained.
+
+    Args:
+        content: of `backbone`.
+        places: from `choose_exits`.
+        grid: cells along each side of the picture whose means a head sees; fewer where the picture is smaller.
+        bands: keep the axis before the channels, and average over the others.
+
+    Returns:
+        The file with the outputs of all exits, and the stages that cut it.
+    """
+    model = load(content)
+    graph = Graph(model, model.subgraphs[0])
+    classes, last = graph.shape(graph.outputs[0])[-1], graph.outputs[0]
+    stages, outputs = [], dict[str, int]()
+    for number, place in enumerate(places, 1):
+        stages.append(Stage(f"exit{number}", f"{SCORES}{number}", f"{HIDDEN}{number}"))
+        outputs[stages[-1].scores] = _Head(graph, place, number).connect(classes, grid, bands=bands)
+        outputs[stages[-1].hidden] = place.tensor
+    stages.append(Stage(f"exit{len(places) + 1}", f"{SCORES}{len(places) + 1}"))
+    outputs[stages[-1].scores] = last
+    graph.table.outputs = list(outputs.values())
+    name = _input_name(model, graph)
+    model.signatureDefs = [_signature(name, graph.inputs[0], outputs)]
+    return dump(model), tuple(stages)
+
+
+def _input_name(model: Any, graph: Graph) -> str:
+    found = [one for one in model.signatureDefs or () if one.subgraphIndex == 0 and one.inputs]
+    return text(found[0].inputs[0].name) if found else graph.name(graph.inputs[0])
+
+
+def _signature(entry: str, index: int, outputs: dict[str, int]) -> Any:
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = "serving_default", 0
+    made.inputs, made.outputs = [], []
+    for ends, names in ((made.inputs, {entry: index}), (made.outputs, outputs)):
+        for name, tensor in names.items():
+            end = schema.TensorMapT()
+            end.name, end.tensorIndex = name, tensor
+            ends.append(end)
+    return made
+
+
+class _Head:
+    """Adds the operations of one exit behind a tensor."""
+
+    def __init__(self, graph: Graph, place: Cut, number: int) -> None:
+        self._graph, self._place, self._name = graph, place, f"exit{number}"
+        self._behind = graph.producer(place.tensor)
+
+    def connect(self, classes: int, grid: int, *, bands: bool) -> int:
+        """Add all of them, and return the tensor of the scores."""
+        cells = min(grid, *self._place.shape[1:-1])
+        is_cut = cells > 1 and not bands and len(self._place.shape) == 4
+        means = self._cells(cells) if is_cut else self._means(bands=bands)
+        features = math.prod(self._graph.shape(means))
+        if len(self._graph.shape(means)) > 2:
+            target = self._constant("shape", (1, features))
+            means = self._add("RESHAPE", [means, target], [1, features], "pooled")
+        weights = self._constant("weights", np.zeros((classes, features), np.float32))
+        bias = self._constant("bias", np.zeros(classes, np.float32))
+        return self._add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")
+
+    def _means(self, *, bands: bool) -> int:
+        last = len(self._place.shape) - 1
+        axes = tuple(range(1, last - 1 if bands and last > 2 else last))
+        shape = [size for axis, size in enumerate(self._place.shape) if axis not in axes]
+        return self._add("MEAN", [self._place.tensor, self._constant("axes", axes)], shape, "mean")
+
+    def _cells(self, cells: int) -> int:
+        """Add the means of a grid, whose cells overlap where their number is no divisor of the side."""
+        _, height, width, channels = self._place.shape
+        strides = height // cells, width // cells
+        options = schema.Pool2DOptionsT()
+        options.padding = schema.Padding.VALID
+        options.strideH, options.strideW = strides
+        options.filterHeight, options.filterWidth = (
+            size - (cells - 1) * stride for size, stride in zip((height, width), strides, strict=True)
+        )
+        shape = [1, cells, cells, channels]
+        return self._add("AVERAGE_POOL_2D", [self._place.tensor], shape, "means", options)
+
+    def _constant(self, name: str, values: Any) -> int:
+        array = np.asarray(values, np.float32 if isinstance(values, np.ndarray) else np.int32)
+        stored = schema.BufferT()
+        stored.data = np.frombuffer(array.tobytes(), np.uint8)
+        self._graph.model.buffers.append(stored)
+        kind = schema.TensorType.FLOAT32 if array.dtype == np.float32 else schema.TensorType.INT32
+        return self._tensor(name, array.shape, kind, len(self._graph.model.buffers) - 1)
+
+    def _tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
+        made = schema.TensorT()
+        made.name, made.shape = self._unused(f"{self._name}/{name}"), np.array(shape, np.int32)
+        made.type, made.buffer, made.hasRank = kind, buffer, True
+        self._graph.table.tensors.append(made)
+        return len(self._graph.table.tensors) - 1
+
+    def _unused(self, name: str) -> str:
+        names = {text(tensor.name) for tensor in self._graph.table.tensors}
+        while name in names:
+            name += "_"
+        return name
+
+    def _add(self, kind: str, inputs: list[int], shape: Sequence[int], name: str, options: Any = None) -> int:
+        operator = schema.OperatorT()
+        operator.opcodeIndex = self._graph.code(getattr(_OPERATORS, kind), 1)
+        operator.inputs = inputs
+        operator.outputs = [self._tensor(name, shape, schema.TensorType.FLOAT32)]
+        options = options or getattr(schema, f"{_OPTION_TABLES[kind]}T")()
+        operator.builtinOptions = options
+        operator.builtinOptionsType = getattr(_OPTIONS, type(options).__name__.removesuffix("T"))
+        self._graph.insert(operator, self._behind)
+        self._behind = operator
+        return int(operator.outputs[0])

@@ -1,0 +1,262 @@
+"""Trains exits: first the heads alone, on features of the backbone as it is, then all together.
+
+Heads on fixed features are a convex problem, which L-BFGS solves from one pass over the pictures. Joint training
+goes on from there, with batch norms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.optimise.augment import Normalisation
+from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.depth.distil import TAUGHT, exit_loss
+from agent.optimise.depth.network import Dense, ExitNetwork
+from agent.optimise.train import TrainingSettings, TrainingStep, fit
+
+Tensor = Any
+HEADS, JOINT = "heads.checkpoint", "joint.checkpoint"
+"""Files in the folder of checkpoints."""
+_RATE = 0.1
+"""Learning rate relative to the recipe's, which is for a network that is trained from the start."""
+_STEEPEST, _SMALL = 0.1, 0.01
+"""Largest norm of a gradient, relative to that of the weights; and the least root mean square that these count
+with."""
+_MEASURED = 1024
+"""Pictures from which the statistics of batch norms are taken at the start."""
+_BATCH = 256
+_MOST = 50_000
+"""Pictures on which heads are fitted at most."""
+_ROUNDS = 100
+_RIDGE, _MOST_RIDGE = 100.0, 0.05
+"""Penalty of the squared weights of a head on features of deviation 1, divided by the number of pictures; and the
+largest."""
+
+
+class ExitSettings(Struct, frozen=True):
+    """How exits are trained.
+
+    Attributes:
+        epochs: passes in which all exits are trained together; 0: the heads alone.
+        taught: weight of the last exit's answers against the labels, in the loss of the others.
+    """
+
+    epochs: float = 2.0
+    taught: float = TAUGHT
+
+
+class ExitProgress(Struct, frozen=True):
+    """Position in a run.
+
+    Attributes:
+        what: is being done.
+        share: of it that is done, 0..1.
+        loss: of the last step of training; None: there is none yet.
+        accuracy: of every exit, on the pictures to measure on, shallow first; empty but at the end of an epoch.
+    """
+
+    what: str
+    share: float
+    loss: float | None = None
+    accuracy: tuple[float, ...] = ()
+
+
+Progress = Callable[[ExitProgress], None]
+Data = tuple[NDArray[np.uint8], NDArray[np.int64]]
+
+
+def train_exits(
+    network: ExitNetwork,
+    data: Data,
+    test: Data,
+    settings: ExitSettings,
+    training: TrainingSettings,
+    *,
+    folder: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Train a network in place.
+
+    Args:
+        network: its heads are fitted anew.
+        data: pictures uint8 [n, height, width, channels], and classes.
+        test: the same, to tell the accuracy of every exit after each epoch.
+        settings: of the exits.
+        training: of the joint training, with a part of its learning rate, see `_RATE`.
+        folder: for checkpoints, from which an interrupted run goes on; None: none are written.
+        progress: called after each step.
+
+    Raises:
+        ModelError: the data does not fit, the loss is not finite, or a checkpoint belongs to another run.
+        StorageError: a checkpoint cannot be read or written.
+    """
+    training = replace(
+        training, epochs=settings.epochs or 1.0, learning_rate=training.learning_rate * _RATE, temperature=1.0
+    )
+    fit_heads(network, data, settings, training, folder=folder, progress=progress)
+    told = _Told(network, test, training.normalisation, progress)
+    told.epoch("heads")
+    if not settings.epochs:
+        return
+
+    def objective(logits: Any, _inputs: Any, labels: Any) -> Any:
+        smoothing = training.label_smoothing
+        return exit_loss(logits, labels, taught=settings.taught, label_smoothing=smoothing)
+
+    first = _spread(len(data[1]), _MEASURED)
+    network.unfold(training.normalisation.apply(torch.from_numpy(data[0][first]), torch.float32))
+    checkpoint = folder / JOINT if folder else None
+    fit(
+        network,
+        *data,
+        training,
+        checkpoint=checkpoint,
+        objective=objective,
+        after_backward=_clip,
+        progress=told.step,
+    )
+    network.cpu()
+
+
+def _clip(network: ExitNetwork) -> None:
+    """Keep the gradient of each layer's weights small beside the weights.
+
+    Source: Brock et al., High-Performance Large-Scale Image Recognition Without Normalization,
+    https://arxiv.org/abs/2102.06171, section 4.
+    """
+    for one in network.parameters():
+        if one.grad is not None:
+            limit = _STEEPEST * one.detach().norm().clamp_min(_SMALL * one.numel() ** 0.5)
+            one.grad.mul_((limit / one.grad.norm().clamp_min(1e-12)).clamp_max(1.0))
+
+
+class _Told:
+    """Tells the accuracy of every exit at the end of each epoch."""
+
+    def __init__(
+        self, network: ExitNetwork, test: Data, normalisation: Normalisation, progress: Progress
+    ) -> None:
+        self._network, self._test, self._normalisation = network, test, normalisation
+        self._progress = progress
+
+    def step(self, step: TrainingStep) -> None:
+        if step.epoch is not None:
+            self.epoch(f"epoch {step.epoch.number}", step.loss)
+        else:
+            self._progress(ExitProgress("training all exits", step.done / step.total, step.loss))
+
+    def epoch(self, what: str, loss: float | None = None) -> None:
+        found = accuracies(self._network, *self._test, self._normalisation)
+        self._progress(ExitProgress(what, 1.0, loss, found))
+
+
+def accuracies(
+    network: ExitNetwork, pictures: NDArray[Any], labels: NDArray[Any], normalisation: Normalisation
+) -> tuple[float, ...]:
+    """Return the share of right answers of every exit, shallow first."""
+    right = np.zeros(len(network.heads) + 1)
+    network.eval()
+    with torch.no_grad():
+        for part, inputs in _batches(network, pictures, normalisation):
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                outputs = network(inputs)
+            wanted = torch.from_numpy(labels[part]).to(inputs.device)
+            right += [int((one.argmax(1) == wanted).sum()) for one in outputs]
+    return tuple(float(share) for share in right / len(labels))
+
+
+def _batches(
+    network: ExitNetwork, pictures: NDArray[Any], normalisation: Normalisation
+) -> Iterator[tuple[slice, Tensor]]:
+    device = next(network.parameters()).device
+    for start in range(0, len(pictures), _BATCH):
+        part = slice(start, start + _BATCH)
+        raw = torch.from_numpy(np.ascontiguousarray(pictures[part])).to(device)
+        yield part, normalisation.apply(raw, torch.bfloat16)
+
+
+def fit_heads(
+    network: ExitNetwork,
+    data: Data,
+    settings: ExitSettings,
+    training: TrainingSettings,
+    *,
+    folder: Path | None = None,
+    progress: Progress = lambda _: None,
+) -> None:
+    """Fit the heads to the backbone as it is; args as `train_exits`."""
+    pictures, labels = (one[_spread(len(data[1]), _MOST)] for one in data)
+    key = run_key(network, pictures, labels, replace(settings, epochs=0.0), training.normalisation)
+    path = folder / HEADS if folder else None
+    state = read_checkpoint(path, key) if path else None
+    if state is None:
+        if path:
+            write_checkpoint(path, key, {})  # a disk that refuses it is found now and not in a minute
+        state = {}
+    if "heads" not in state:
+        taken = _features(network, pictures, training.normalisation, progress)
+        for number, head in enumerate(network.heads):
+            progress(ExitProgress("fitting heads", number / len(network.heads)))
+            _fit(head, taken[number], taken[-1], torch.from_numpy(labels), settings, training)
+        state = {"heads": network.heads.state_dict()}
+        if path:
+            write_checkpoint(path, key, state)
+    network.heads.load_state_dict(state["heads"])
+
+
+def _spread(count: int, most: int) -> NDArray[np.intp]:
+    return np.linspace(0, count - 1, min(count, most)).astype(np.intp)
+
+
+def _features(
+    network: ExitNetwork, pictures: NDArray[Any], normalisation: Normalisation, progress: Progress
+) -> list[Tensor]:
+    """Return what each head takes, and the logits of the last exit, float32 [pictures, …]."""
+    found: list[list[Tensor]] = [[] for _ in range(len(network.heads) + 1)]
+    network.eval()
+    with torch.no_grad():
+        for part, inputs in _batches(network, pictures, normalisation):
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                taken, logits = network.features(inputs)
+            for place, value in zip(found, (*taken, logits), strict=True):
+                place.append(value.float().cpu())
+            progress(ExitProgress("computing features", min(1.0, part.stop / len(pictures))))
+    return [torch.cat(values) for values in found]
+
+
+def _fit(
+    head: Dense,
+    features: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    settings: ExitSettings,
+    training: TrainingSettings,
+) -> None:
+    """Find the weights of a head of least loss on all features at once."""
+    head.mean.copy_(features.mean(0))
+    head.deviation.copy_(features.std(0, unbiased=False).clamp_min(1e-6))
+    given = (features - head.mean) / head.deviation
+    weight, bias = (torch.zeros_like(one).requires_grad_() for one in (head.weight, head.bias))
+    ridge = min(_MOST_RIDGE, _RIDGE / len(given))
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=_ROUNDS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        own, smoothing = given @ weight.T + bias, training.label_smoothing
+        loss = exit_loss([own, teacher], labels, taught=settings.taught, label_smoothing=smoothing)
+        loss = loss + ridge * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    with torch.no_grad():
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
