@@ -28,6 +28,8 @@ _OPTION_TABLES = {
     "RESHAPE": "ReshapeOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
 }
+_APART = math.log(1.2)
+"""Least distance of two exits, unless there are not enough places: the logarithm of the ratio of their costs."""
 _LARGEST_HEAD = 0.5
 """Multiply-adds of a head, as a share of those that an exit there can save."""
 
@@ -89,8 +91,13 @@ def choose_exits(content: bytes, exits: int, at: Sequence[str] = ()) -> list[Cut
     for number in range(1, exits):
         share = 0.5**number
         free = [one for one in best if one not in chosen]
-        chosen.append(min(free, key=lambda one: abs(math.log(one.share / share))))
+        apart = [one for one in free if all(_distance(one.share, other.share) > _APART for other in chosen)]
+        chosen.append(min(apart or free, key=lambda one: _distance(one.share, share)))
     return sorted(chosen, key=lambda one: one.multiply_adds)
+
+
+def _distance(share: float, other: float) -> float:
+    return abs(math.log(share / other))
 
 
 def _saves(graph: Graph, cut: Cut) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 import _recorded
 import numpy as np
 import torch
-from _cifar import BUILD, cifar
+from _cifar import BUILD, dataset, dataset_argument
 from _quantised import FloatNet, brief_net, open_net
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
@@ -62,7 +62,8 @@ def figures_of(content: bytes, made: CascadeFile, parts: CascadeParts, loss: flo
     point, full = check(learned, measured, costs)
     names = tuple(one.name for one in reversed(made.manifest.variants))
     result = CalibrationResult(names, costs, learned, point, full, len(parts.thresholds))
-    cascade_ms, deepest_ms = time_exits_ms(content, with_thresholds(made.manifest, result), parts.measured)
+    known = with_thresholds(made.manifest, result)
+    cascade_ms, deepest_ms = time_exits_ms(content, known, parts.measured, inside=True)
     alone = on_others(learned, measured, costs).alone
     figures = dict(zip(names, alone, strict=True))
     figures |= {f"used_{name}": share for name, share in zip(names, point.used, strict=True)}
@@ -102,6 +103,7 @@ def quick(net: FloatNet) -> None:
 def main() -> None:
     parser = arguments(__doc__ or "")
     data_argument(parser)
+    dataset_argument(parser)
     parser.add_argument("--net", default="wide", choices=["wide", "small"])
     parser.add_argument("--epochs", type=float, default=0.0)
     parser.add_argument("--rate", type=float, default=1.0)
@@ -110,13 +112,13 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    pictures = cifar(given.data)
+    pictures = dataset(given)
     if given.quick:
         quick(brief_net(pictures))
     depth = DepthRecipe(epochs=given.epochs, at=tuple(given.at.split(",")), grid=given.grid, loss=LEAST)
     recipe = Recipe(depth=depth, train=replace(TrainRecipe(), learning_rate=given.rate))
-    name = f"{given.net}-{given.at}-{given.grid}-{given.epochs:g}-{given.rate:g}"
-    figures = deepened(open_net(given.net, pictures), recipe, LEAST, name)
+    name = f"{given.dataset}-{given.net}-{given.at}-{given.grid}-{given.epochs:g}-{given.rate:g}"
+    figures = deepened(open_net(given, pictures), recipe, LEAST, name)
     if given.record:
         _recorded.record(f"exits/{given.net}", figures)
     targets = {"lost": f"<= {LOST}", "share": f"<= {SHARE}"}
