@@ -72,6 +72,11 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()
     model = open_source(request.model, tell)
+    if model.manifest.variants[0].after:
+        raise ModelError(
+            f"{request.model}: has exits, which tune cannot measure: quantise takes it, or tune the model "
+            "first and give it exits then"
+        )
     limit = request.limit or file.recipe.data.limit or None
     path, parts = examples_path(request.data, request.recipe, file.recipe), []
     for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants

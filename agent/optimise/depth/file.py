@@ -34,8 +34,11 @@ from agent.optimise.evaluate import score, time_ms, wilson
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.train import TrainingSettings
 from agent.optimise.tune import split as held_out
 
+_LEAST_BATCH, _STEPS = 32, 16
+"""Least examples of a batch, and steps of an epoch that smaller batches are taken for."""
 _SAVES = 0.9
 """Share of the multiply-adds above which a cascade is told not to pay."""
 
@@ -98,13 +101,19 @@ def make_cascade(
     whole, stages = add_exits(base, places, grid=recipe.depth.grid, bands=recipe.depth.bands)
     network = ExitNetwork(whole, stages)
     settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught)
-    training = training_settings(recipe, model.manifest.input, parts.training.shape)
-    training = replace(training, augmentation=replace(training.augmentation, flip=recipe.depth.flip))
+    training = _training(model, parts.training, recipe)
     data, test = (_data(one, model) for one in parts[:2])
     train_exits(network, data, test, settings, training, folder=folder, progress=progress)
     content = split(network.emit(), stages)
     manifest = _manifest(model.manifest, content, stages, places, base)
     return _calibrated(model, content, manifest, parts, recipe, command, progress)
+
+
+def _training(model: Model, examples: Examples, recipe: Recipe) -> TrainingSettings:
+    """Return the recipe's settings, with smaller batches where an epoch would have few steps."""
+    training = training_settings(recipe, model.manifest.input, examples.shape)
+    batch = min(training.batch, max(_LEAST_BATCH, len(examples) // _STEPS))
+    return replace(training, batch=batch, augmentation=replace(training.augmentation, flip=recipe.depth.flip))
 
 
 def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:

@@ -249,6 +249,14 @@ def test_a_cascade_gets_no_second_one(folder: Path) -> None:
     assert "3 graphs: give a model of one, which has no exits yet" in said(done)
 
 
+def test_a_cascade_is_not_tuned(folder: Path) -> None:
+    assert call(folder, "--freeze").exit_code == 0
+    args = ["--data", folder / "data.npz"]
+    done = run("optimise", "tune", folder / "deep.tflite", folder / "tuned.tflite", *args)
+    assert done.exit_code == 1
+    assert "has exits, which tune cannot measure" in said(done)
+
+
 @pytest.mark.parametrize("name", ["net.tflite", "recipe.toml", "data.npz"])
 def test_what_is_read_is_not_replaced_even_by_force(folder: Path, name: str) -> None:
     before = (folder / name).read_bytes()
