@@ -39,6 +39,10 @@ from agent.optimise.tune import split as held_out
 
 _LEAST_BATCH, _STEPS = 32, 16
 """Least examples of a batch, and steps of an epoch that smaller batches are taken for."""
+_ALONE = (
+    "training all exits together did not help, and only the heads are trained: give it more `epochs`, a lower "
+    "[train] learning_rate, or more examples"
+)
 _SAVES = 0.9
 """Share of the multiply-adds above which a cascade is told not to pay."""
 
@@ -100,13 +104,15 @@ def make_cascade(
         tell(f"exit{number} behind {place.name!r}, {place.share:.0%} of the multiply-adds")
     whole, stages = add_exits(base, places, grid=recipe.depth.grid, bands=recipe.depth.bands)
     network = ExitNetwork(whole, stages)
-    settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught)
+    settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
     training = _training(model, parts.training, recipe)
     data, test = (_data(one, model) for one in parts[:2])
-    train_exits(network, data, test, settings, training, folder=folder, progress=progress)
-    content = split(network.emit(), stages)
+    found = train_exits(network, data, test, settings, training, folder=folder, progress=progress)
+    remarks = (_ALONE,) if settings.epochs and not found.is_joint else ()
+    content = split(found.content, stages)
     manifest = _manifest(model.manifest, content, stages, places, base)
-    return _calibrated(model, content, manifest, parts, recipe, command, progress)
+    made = _calibrated(model, content, manifest, parts, recipe, command, progress)
+    return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks)))
 
 
 def _training(model: Model, examples: Examples, recipe: Recipe) -> TrainingSettings:

@@ -47,10 +47,12 @@ class ExitSettings(Struct, frozen=True):
     Attributes:
         epochs: passes in which all exits are trained together; 0: the heads alone.
         taught: weight of the last exit's answers against the labels, in the loss of the others.
+        loss: accuracy that the last exit may lose by the joint training, 0..1.
     """
 
     epochs: float = 2.0
     taught: float = TAUGHT
+    loss: float = 0.005
 
 
 class ExitProgress(Struct, frozen=True):
@@ -69,6 +71,20 @@ class ExitProgress(Struct, frozen=True):
     accuracy: tuple[float, ...] = ()
 
 
+class TrainedExits(Struct, frozen=True):
+    """Result of `train_exits`.
+
+    Attributes:
+        content: float file of the network, with the outputs of all exits.
+        is_joint: False: the heads alone were trained, or training all exits together did not help.
+        accuracy: of every exit on the pictures to measure on, shallow first.
+    """
+
+    content: bytes
+    is_joint: bool
+    accuracy: tuple[float, ...]
+
+
 Progress = Callable[[ExitProgress], None]
 Data = tuple[NDArray[np.uint8], NDArray[np.int64]]
 
@@ -82,13 +98,15 @@ def train_exits(
     *,
     folder: Path | None = None,
     progress: Progress = lambda _: None,
-) -> None:
+) -> TrainedExits:
     """Train a network in place.
+
+    The joint training counts only if the exits get better in the mean, and the last one hardly worse.
 
     Args:
         network: its heads are fitted anew.
         data: pictures uint8 [n, height, width, channels], and classes.
-        test: the same, to tell the accuracy of every exit after each epoch.
+        test: the same, to tell the accuracy of every exit after each epoch, and to decide.
         settings: of the exits.
         training: of the joint training, with a part of its learning rate, see `_RATE`.
         folder: for checkpoints, from which an interrupted run goes on; None: none are written.
@@ -103,9 +121,9 @@ def train_exits(
     )
     fit_heads(network, data, settings, training, folder=folder, progress=progress)
     told = _Told(network, test, training.normalisation, progress)
-    told.epoch("heads")
+    alone = TrainedExits(network.emit(), False, told.epoch("heads"))
     if not settings.epochs:
-        return
+        return alone
 
     def objective(logits: Any, _inputs: Any, labels: Any) -> Any:
         smoothing = training.label_smoothing
@@ -124,6 +142,9 @@ def train_exits(
         progress=told.step,
     )
     network.cpu()
+    joint = TrainedExits(network.emit(), True, accuracies(network, *test, training.normalisation))
+    is_better = sum(joint.accuracy) > sum(alone.accuracy)
+    return joint if is_better and joint.accuracy[-1] >= alone.accuracy[-1] - settings.loss else alone
 
 
 def _clip(network: ExitNetwork) -> None:
@@ -153,9 +174,10 @@ class _Told:
         else:
             self._progress(ExitProgress("training all exits", step.done / step.total, step.loss))
 
-    def epoch(self, what: str, loss: float | None = None) -> None:
+    def epoch(self, what: str, loss: float | None = None) -> tuple[float, ...]:
         found = accuracies(self._network, *self._test, self._normalisation)
         self._progress(ExitProgress(what, 1.0, loss, found))
+        return found
 
 
 def accuracies(
@@ -194,7 +216,7 @@ def fit_heads(
 ) -> None:
     """Fit the heads to the backbone as it is; args as `train_exits`."""
     pictures, labels = (one[_spread(len(data[1]), _MOST)] for one in data)
-    key = run_key(network, pictures, labels, replace(settings, epochs=0.0), training.normalisation)
+    key = run_key(network, pictures, labels, replace(settings, epochs=0.0, loss=0.0), training.normalisation)
     path = folder / HEADS if folder else None
     state = read_checkpoint(path, key) if path else None
     if state is None:

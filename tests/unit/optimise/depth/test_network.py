@@ -9,6 +9,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="exits need the extra [optimise]")
 
+from msgspec.structs import replace
+
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import Dense, ExitNetwork
@@ -99,9 +101,21 @@ def test_joint_training_teaches_the_last_exit_too() -> None:
     network = ExitNetwork(*cascade())
     data, test = examples(512), examples(64, 1)
     before = accuracies(network, *test, NORMALISATION)[-1]
-    train_exits(network, data, test, ExitSettings(4.0), TRAINING)
+    trained = train_exits(network, data, test, ExitSettings(4.0), TRAINING)
     assert before < 0.5
-    assert min(accuracies(network, *test, NORMALISATION)) > 0.9
+    assert trained.is_joint
+    assert trained.accuracy == accuracies(network, *test, NORMALISATION)
+    assert min(trained.accuracy) > 0.9
+    assert trained.content == network.emit()
+
+
+def test_joint_training_that_does_not_help_is_not_kept() -> None:
+    network, test = ExitNetwork(*cascade()), examples(64, 1)
+    alone = train_exits(ExitNetwork(*cascade()), examples(), test, ExitSettings(0.0), TRAINING)
+    wild = replace(TRAINING, learning_rate=1e4)
+    trained = train_exits(network, examples(), test, ExitSettings(1.0), wild)
+    assert not trained.is_joint
+    assert (trained.content, trained.accuracy) == (alone.content, alone.accuracy)
 
 
 @pytest.mark.parametrize("epochs", [0.0, 1.0])
@@ -116,10 +130,9 @@ def test_an_interrupted_run_ends_with_the_same_bytes(tmp_path: Any, epochs: floa
 
         folder = tmp_path / str(stop >= 0)
         folder.mkdir(exist_ok=True)
-        train_exits(
+        return train_exits(
             network, examples(), examples(64, 1), ExitSettings(epochs), TRAINING, folder=folder, progress=progress
-        )
-        return network.emit()
+        ).content
 
     whole = trained(-1)
     for stop in (1, 2):
