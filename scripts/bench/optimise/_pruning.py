@@ -10,7 +10,7 @@ import _nets
 import _recorded
 import torch
 from _cifar import Dataset, cifar
-from baseline import FOLDER
+from baseline import path_of
 from baseline import settings as baseline_settings
 from common import arguments, conclude, data_argument
 from msgspec.structs import replace
@@ -33,7 +33,7 @@ def training(seed: int) -> TrainingSettings:
 
 def open_net(name: str) -> Any:
     """A net of `optimise/baseline` as it was in training."""
-    net = _nets.load(FOLDER / f"{'baseline' if name == 'wide' else name}.pt")
+    net = _nets.load(path_of(name))
     _nets.heat(net)
     return net.to(memory_format=torch.channels_last)
 
