@@ -174,15 +174,19 @@ class Examples:
             return float(pictures.min()), float(pictures.max())
         return _pixel_range(self._preparation)
 
-    def check(self, spec: TensorSpec) -> None:
+    def check(self, spec: TensorSpec, *, sound: bool = False) -> None:
         """Check that each example fits an input tensor and can be read.
+
+        Args:
+            spec: of the tensor.
+            sound: real values are no pixels, whatever their shape.
 
         Raises:
             ModelError: names the first that cannot be used.
         """
         pictures = self._content.pictures
         if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
-            self._check_values(pictures, spec)
+            self._check_values(pictures, spec, sound=sound)
             return
         ImageInput(spec, self._preparation)
         if not isinstance(pictures, np.ndarray):
@@ -190,7 +194,7 @@ class Examples:
                 name, file = pictures[row]
                 _decode(file.read(), f"{self._path}: {plain(name)}", _PREVIEW)
 
-    def _check_values(self, values: Array, spec: TensorSpec) -> None:
+    def _check_values(self, values: Array, spec: TensorSpec, *, sound: bool) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""
         if values.shape[1:] != self.shape:
             expected = ", ".join(map(str, self.shape))
@@ -198,7 +202,7 @@ class Examples:
         least, most = float(values.min()), float(values.max())
         if not np.isfinite(least + most):
             raise ModelError(f"{self._path}: `x` has values that are not finite")
-        if len(self.shape) != 3 or self.shape[2] not in (1, 3):
+        if sound or len(self.shape) != 3 or self.shape[2] not in (1, 3):
             return
         low, high = _pixel_range(self._preparation)
         span = high - low
@@ -276,7 +280,7 @@ def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | N
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
-    examples.check(inputs[0])
+    examples.check(inputs[0], sound=model.manifest.audio is not None)
     return examples
 
 

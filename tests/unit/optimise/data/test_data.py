@@ -324,6 +324,15 @@ def test_a_model_of_sound_takes_no_pictures(tmp_path: Path) -> None:
         read_examples(by_class(tmp_path), sound)
 
 
+def test_features_of_sound_are_no_pixels_even_in_the_shape_of_a_picture(tmp_path: Path) -> None:
+    shape = read_examples(by_class(tmp_path / "pictures"), MODEL).shape
+    np.savez(tmp_path / "x.npz", x=np.full((8, *shape), 40.0, np.float32))
+    sound = replace(MODEL, manifest=replace(MANIFEST, audio=AudioManifest(16_000, "raw")))
+    assert len(read_examples(tmp_path / "x.npz", sound)) == 8
+    with pytest.raises(ModelError, match="pixels lie within"):
+        read_examples(tmp_path / "x.npz", MODEL)
+
+
 def test_examples_without_boxes_say_so(tmp_path: Path) -> None:
     examples = read_examples(by_class(tmp_path), MODEL)
     with pytest.raises(ModelError, match="no boxes"):
