@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
-from agent.optimise.graph.layers import RELU, Convolution, Network
-from agent.optimise.graph.writer import ModelWriter
+from tests.support import tflite_builder as build
 
 COLOURS = ("red", "green", "blue")
 SIDE = 8
@@ -28,26 +26,36 @@ logits = true
 name = "deep"
 signature = "exit2"
 after = "early"
-multiply_adds = {deep}
+multiply_adds = 576
 [[variants]]
 name = "early"
 signature = "exit1"
-multiply_adds = {early}
+multiply_adds = 576
 temperature = {temperature}
 """
 
 
-def colour_network() -> Network:
-    """Two convolutions that repeat the picture, and behind each a head on the mean colour."""
-    net = Network("image", shapes={"image": (1, SIDE, SIDE, 3)})
-    same = np.eye(3, dtype=np.float32)
-    zero = np.zeros(3, np.float32)
-    x = "image"
-    for number, sharpness in ((1, 4.0), (2, 20.0)):
-        x = net.convolve(x, Convolution(same[None, None], zero), name=f"hidden{number}", activation=RELU)
-        mean = net.reduce("MEAN", x, (1, 2), name=f"mean{number}")
-        net.connect(mean, Convolution(sharpness * same[None, None], zero), name=f"logits{number}")
-    return net
+_EARLY, _DEEP = 4.0, 20.0
+"""Factor of the mean of each channel, of which the logits are."""
+
+
+def _exit(sharpness: float, *, hidden: bool) -> build.Graph:
+    values = 3 * SIDE * SIDE
+    weights = np.tile(np.eye(3, dtype=np.float32), SIDE * SIDE) * np.float32(sharpness / SIDE**2)
+    shape = np.array((1, values), np.int32)
+    tensors = [
+        build.T("image", (1, SIDE, SIDE, 3)),
+        build.T("shape", (2,), "int32", shape),
+        build.T("flat", (1, values)),
+        build.T("weights", (3, values), "float32", weights),
+        build.T("logits", (1, 3)),
+        build.T("zero", (3,), "float32", np.zeros(3, np.float32)),
+        build.T("hidden", (1, SIDE, SIDE, 3)),
+    ]
+    operations = [build.Op("RESHAPE", (0, 1), (2,)), build.Op("FULLY_CONNECTED", (2, 3, -1), (4,))]
+    if hidden:
+        operations.append(build.Op("ADD", (0, 5), (6,)))
+    return build.Graph(tensors if hidden else tensors[:5], operations, (0,), (4, 6) if hidden else (4,))
 
 
 def colour_cascade(folder: Path, confidence: float | None = 0.8, temperature: float = 1.0) -> Path:
@@ -58,12 +66,14 @@ def colour_cascade(folder: Path, confidence: float | None = 0.8, temperature: fl
         confidence: at which the first exit answers; None: it has not been learned.
         temperature: of the first exit.
     """
-    writer = ModelWriter()
-    writer.add("all", colour_network(), ["logits1", "hidden1", "logits2"])
-    content = split(writer.pack(), (Stage("exit1", "logits1", "hidden1"), Stage("exit2", "logits2")))
+    early, deep = _exit(_EARLY, hidden=True), _exit(_DEEP, hidden=False)
+    keys = [
+        build.Signature("exit1", {"image": 0}, {"logits": 4, "hidden": 6}, 0),
+        build.Signature("exit2", {"hidden": 0}, {"logits": 4}, 1),
+    ]
+    content = build.write(early.tensors, early.operations, early.inputs, early.outputs, keys, more=[deep])
     (folder / "colours.tflite").write_bytes(content)
-    costs = stage_multiply_adds(content)
-    text = _MANIFEST.format(early=costs["exit1"], deep=costs["exit2"], temperature=temperature)
+    text = _MANIFEST.format(temperature=temperature)
     path = folder / "colours.toml"
     path.write_text(text if confidence is None else f"{text}confidence = {confidence}\n")
     return path

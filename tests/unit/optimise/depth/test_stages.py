@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+pytest.importorskip("ai_edge_litert", reason="the schema comes with LiteRT")
 from ai_edge_litert.interpreter import Interpreter
 
 from agent.compute.manifest import Variant
