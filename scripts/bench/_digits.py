@@ -26,7 +26,7 @@ CONDITIONS: dict[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0
 _TURNS = 3
 """Noises that each word is heard in."""
 _HELD_OUT, _LEARNED_BELOW = 7, 30
-_UNKNOWN, _NOISES = slice(3, None, 10), slice(3, None, 6)
+UNKNOWN, NOISES = slice(3, None, 10), slice(3, None, 6)
 """As `scripts/build_models/speech_corpus.py` keeps them out of training."""
 
 
@@ -62,12 +62,12 @@ def is_held_out(name: str) -> bool:
 
 def noises(data: Path) -> list[Samples]:
     """Held-out noise."""
-    return [sound for _, sound in _sound.archived(common.needed(data / "esc10_dev.tar"), RATE)][_NOISES]
+    return [sound for _, sound in _sound.archived(common.needed(data / "esc10_dev.tar"), RATE)][NOISES]
 
 
 def unknown(data: Path) -> list[Samples]:
     """Held-out words that are no digits."""
-    return [sound for _, sound in _sound.archived(common.needed(data / "wakewords_dev.tar"), RATE)][_UNKNOWN]
+    return [sound for _, sound in _sound.archived(common.needed(data / "wakewords_dev.tar"), RATE)][UNKNOWN]
 
 
 def mixed(sound: Samples, noise: Samples, snr_db: float | None, seed: int) -> Samples:
