@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
 from agent.optimise.depth.cuts import Cut, cuts
-from agent.optimise.depth.stages import SCORES, Stage
+from agent.optimise.depth.stages import SCORES, WHOLE, Stage, input_name, make_signature
 from agent.optimise.graph.objects import Graph, dump, load, text
 from agent.optimise.quantise import float_file
 
@@ -161,26 +161,9 @@ def add_exits(
     stages.append(Stage(f"exit{len(places) + 1}", f"{SCORES}{len(places) + 1}"))
     outputs[stages[-1].scores] = last
     graph.table.outputs = list(outputs.values())
-    name = _input_name(model, graph)
-    model.signatureDefs = [_signature(name, graph.inputs[0], outputs)]
+    entry = {input_name(model, graph): graph.inputs[0]}
+    model.signatureDefs = [make_signature(WHOLE, 0, entry, outputs)]
     return dump(model), tuple(stages)
-
-
-def _input_name(model: Any, graph: Graph) -> str:
-    found = [one for one in model.signatureDefs or () if one.subgraphIndex == 0 and one.inputs]
-    return text(found[0].inputs[0].name) if found else graph.name(graph.inputs[0])
-
-
-def _signature(entry: str, index: int, outputs: dict[str, int]) -> Any:
-    made = schema.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = "serving_default", 0
-    made.inputs, made.outputs = [], []
-    for ends, names in ((made.inputs, {entry: index}), (made.outputs, outputs)):
-        for name, tensor in names.items():
-            end = schema.TensorMapT()
-            end.name, end.tensorIndex = name, tensor
-            ends.append(end)
-    return made
 
 
 class _Head:

@@ -64,8 +64,8 @@ def split(content: bytes, stages: Sequence[Stage]) -> bytes:
         if stage.hidden:
             ends[HIDDEN] = _find(whole, names, stage.hidden)
         made.append(_part(whole, entry, list(ends.values()), stage.signature))
-        own = _input_name(model, whole) if number == 0 else HIDDEN
-        signatures.append(_signature(stage.signature, number, {own: entry}, ends))
+        own = input_name(model, whole) if number == 0 else HIDDEN
+        signatures.append(make_signature(stage.signature, number, {own: entry}, ends))
         entry = ends.get(HIDDEN, entry)
     model.subgraphs, model.signatureDefs = made, signatures
     compact(model)
@@ -109,7 +109,7 @@ def join(content: bytes, signatures: Sequence[str]) -> tuple[bytes, tuple[Stage,
     first = known[signatures[0]]
     model.subgraphs = [joined.graph(list(outputs.values()))]
     entry = {text(first.inputs[0].name): int(joined.inputs[0])}
-    model.signatureDefs = [_signature(WHOLE, 0, entry, outputs)]
+    model.signatureDefs = [make_signature(WHOLE, 0, entry, outputs)]
     compact(model)
     return dump(model), tuple(stages)
 
@@ -118,9 +118,9 @@ def deepest(content: bytes) -> bytes:
     """Return a file of one graph with several exits that gives the scores of the last one only."""
     model = load(content)
     graph = Graph(model, model.subgraphs[0])
-    last, name = graph.outputs[-1], _input_name(model, graph)
+    last, name = graph.outputs[-1], input_name(model, graph)
     model.subgraphs = [_part(graph, graph.inputs[0], [last], WHOLE)]
-    model.signatureDefs = [_signature(WHOLE, 0, {name: graph.inputs[0]}, {SCORES: last})]
+    model.signatureDefs = [make_signature(WHOLE, 0, {name: graph.inputs[0]}, {SCORES: last})]
     compact(model)
     return dump(model)
 
@@ -138,7 +138,8 @@ def _outputs(model: Any) -> dict[str, int]:
     return {text(end.name): int(end.tensorIndex) for one in found for end in one.outputs or ()}
 
 
-def _input_name(model: Any, graph: Graph) -> str:
+def input_name(model: Any, graph: Graph) -> str:
+    """Return the name of the input of the first graph, in its signature if it has one."""
     for one in model.signatureDefs or ():
         if one.subgraphIndex == 0 and one.inputs:
             return text(one.inputs[0].name)
@@ -176,7 +177,8 @@ def _check_cut(whole: Graph, entry: int, operators: Sequence[Any], name: str) ->
         raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs {names}, too")
 
 
-def _signature(name: str, number: int, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+def make_signature(name: str, number: int, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+    """Return a signature (`SignatureDefT`) of subgraph `number`, from names to tensors."""
     made = schema.SignatureDefT()
     made.signatureKey, made.subgraphIndex = name, number
     made.inputs, made.outputs = ([_end(*one) for one in ends.items()] for ends in (inputs, outputs))
