@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from agent.optimise.graph.verified import RewrittenModel
 
 _WIDTH = 80
+_SILENT_S = 60.0
+"""Longest time without a line in a log."""
+_told_at = [time.monotonic()]
 _LONGEST_S = 3600.0
 """For the work on a model that root has done by another user, s."""
 
@@ -29,9 +33,19 @@ def optimise() -> None:
 
 
 def show_progress(what: str) -> None:
-    """Show on one terminal line what is being done; an empty text clears it."""
+    """Show on one terminal line what is being done; an empty text clears it.
+
+    In a log there is a line where nothing was told for a minute.
+    """
     if sys.stderr.isatty():
         click.echo(f"\r\x1b[K{f'{plain(what)} …' if what else ''}", err=True, nl=False)
+        return
+    now = time.monotonic()
+    is_due = bool(what) and now - _told_at[0] >= _SILENT_S
+    if is_due:
+        click.echo(f"{plain(what)} …", err=True)
+    if is_due or not what:
+        _told_at[0] = now
 
 
 def complete_model(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -90,6 +90,8 @@ def deepen_and_write(name: str, out: Path, options: DepthOptions) -> None:
 
 def _check(name: str, out: Path, folder: Path, options: DepthOptions) -> None:
     """Check before the work that files can be written, and that none of them is read."""
+    if options.at and options.exits is not None:
+        raise click.UsageError("--at names the places of the early exits, and --exits is their number: give one")
     if options.freeze and options.epochs is not None:
         raise click.UsageError("--freeze trains the heads alone, and --epochs is of the joint training: give one")
     inputs = inputs_of(data=options.data, recipe=options.recipe)

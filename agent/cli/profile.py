@@ -66,7 +66,10 @@ def profile(
         print_json(found)
     else:
         after = opened.manifest.variant(found.variant).after
+        before = [one.name for one in opened.manifest.chain(found.variant)[:-1]]
         _print(f"{model}, variant {found.variant}{f' after {after}' if after else ''}", found, each=each)
+        if before:
+            click.echo(f"without {', '.join(before)}, which run before it: --variant {before[0]} profiles that")
     if picture is not None:
         from agent.cli.chart import draw_profile
 

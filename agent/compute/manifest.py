@@ -178,13 +178,17 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     golden: GoldenManifest = GoldenManifest()
     variants: tuple[Variant, ...] = (Variant(name=ONLY_VARIANT),)
 
+    @property
+    def _called(self) -> str:
+        return f"model {self.name}" if self.name else "the model"
+
     def variant(self, name: str) -> Variant:
         """Return the variant of that name; the first for an empty name. Raises ModelError if there is none."""
         for variant in self.variants:
             if name in ("", variant.name):
                 return variant
         known = ", ".join(r.name for r in self.variants)
-        raise ModelError(f"model {self.name} has no variant {name!r}; it has: {known}")
+        raise ModelError(f"{self._called} has no variant {name!r}; it has: {known}")
 
     @property
     def min_hits(self) -> int:
@@ -211,7 +215,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         """
         if variant == AUTO and not self.cascade:
             hint = self._without_exits()
-            raise ModelError(f"model {self.name}: variant = {AUTO!r} picks among exits, and {hint}")
+            raise ModelError(f"{self._called}: variant = {AUTO!r} picks among exits, and {hint}")
         return self.cascade if variant in ("", AUTO) else ()
 
     def _without_exits(self) -> str:
@@ -232,7 +236,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         while chain[0].after:
             before = self.variant(chain[0].after)
             if before in chain:
-                raise ModelError(f"model {self.name}: variant {before.name!r} continues itself")
+                raise ModelError(f"{self._called}: variant {before.name!r} continues itself")
             chain.insert(0, before)
         return tuple(chain)
 

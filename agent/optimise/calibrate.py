@@ -265,8 +265,9 @@ _NEVER = 2.0
 """Confidence above that of any prediction."""
 _SHORTEST_S = 0.1
 """Shortest recording of a word, s."""
-_ACCURACY_MIN = 0.5
-"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated."""
+_ACCURACY_MIN, _OF_CHANCE = 0.5, 2.0
+"""Accuracy of the deepest variant on labelled inputs below which nothing is calibrated: the first, or the second
+times the share of the most frequent label, whichever is less."""
 _HEARD = "check that each lies in the folder of its label, and that it can be heard"
 _SILENT = 0.1
 """Share of a recording, its quietest part, that counts as background."""
@@ -437,7 +438,7 @@ def calibrate_exits(
     numbers, labels, known = map(np.array, zip(*windows, strict=True))
     costs, wanted = calibrator.costs, calibrator.wanted
     learned = calibrate(scores, labels, costs, loss, known, wanted, numbers % _PARTS)
-    check_accuracy(learned, "recordings", recordings[0].path.parent.parent, _HEARD)
+    check_accuracy(learned.full, labels, "recordings", recordings[0].path.parent.parent, _HEARD)
     one, other = numbers % 2 == 0, numbers % 2 == 1
     half = calibrate(scores[one], labels[one], costs, loss, known[one], wanted, numbers[one] // 2 % _PARTS)
     checked = evaluate(scores[other], labels[other], costs, half, known[other], wanted)
@@ -446,12 +447,24 @@ def calibrate_exits(
     return CalibrationResult(calibrator.variants, costs, learned, checked, full, len(recordings))
 
 
-def check_accuracy(learned: Calibration, what: str, where: object, hint: str) -> None:
-    """Raise ModelError, which ends with a hint, if the deepest exit is wrong about most inputs at a place."""
-    if learned.full < _ACCURACY_MIN:
+def check_accuracy(accuracy: float, labels: Array, what: str, where: object, hint: str) -> None:
+    """Check that a model is right more often than one that guesses.
+
+    Args:
+        accuracy: of its deepest exit, 0..1.
+        labels: of the inputs, indices.
+        what: the inputs are.
+        where: they are.
+        hint: what to do.
+
+    Raises:
+        ModelError: it is not.
+    """
+    least = min(_ACCURACY_MIN, _OF_CHANCE * float(np.unique(labels, return_counts=True)[1].max() / len(labels)))
+    if accuracy < least:
         raise ModelError(
-            f"the model is wrong about most {what}: {where}: its deepest variant alone is right for "
-            f"{learned.full:.1%} of them, expected at least {_ACCURACY_MIN:.0%}; {hint}"
+            f"the model is wrong about most {what}: {where}: without early exits it is right for {accuracy:.1%} "
+            f"of them, expected at least {least:.0%}; {hint}"
         )
 
 

@@ -38,7 +38,7 @@ _WARM_UP = 10
 _SHIFT = 2
 """Pixels by which pictures are moved at most."""
 _SMOOTHING = 0.1
-_SAVE_EVERY_S = 60.0
+_SAVE_EVERY_S = 10.0
 
 
 class TrainedModel(Struct, frozen=True):
@@ -177,7 +177,7 @@ def train(
         recipe: steps, batch, learning rate, weight of the teacher.
         exits: places of the outputs that are scores of classes, of a graph with several exits.
         seed: of order and augmentation.
-        checkpoint: file that holds the state of the run, written about once a minute and at the end. If it
+        checkpoint: file that holds the state of the run, written every few seconds and at the end. If it
             exists, the run goes on from it, to the same result; None: the run cannot be continued.
         progress: told each tenth step.
 

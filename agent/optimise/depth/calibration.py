@@ -36,6 +36,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import open_content
 from agent.types import Array
 
+LABELS = "check their labels and the range of their values, and the manifest's [input]"
 FEWEST = 40
 """Least number of labelled examples to learn thresholds from."""
 _PARTS = 4
@@ -134,8 +135,7 @@ def learn(scores: ExitScores, costs: tuple[float, ...], loss: float) -> Calibrat
     """
     if len(scores.labels) < FEWEST:
         raise ModelError(
-            f"{len(scores.labels)} examples to learn thresholds from; expected at least {FEWEST}: give more "
-            "examples, or a larger `held_out` in [data] of the recipe"
+            f"{len(scores.labels)} examples to learn thresholds from; expected at least {FEWEST}: give more"
         )
     return calibrate(scores.logits, scores.labels, costs, loss, parts=np.arange(len(scores.labels)) % _PARTS)
 
@@ -176,9 +176,7 @@ def calibrate_examples(
     with prefixed_errors(model.path):
         scores = exit_scores(model.content, manifest, examples, progress)
         learned = learn(scores, costs, loss)
-        check_accuracy(
-            learned, "examples", examples.description, "check their labels, and the manifest's [input]"
-        )
+        check_accuracy(learned.full, scores.labels, "examples", examples.description, LABELS)
         order = np.random.default_rng(2).permutation(len(examples))
         one, other = (ExitScores(scores.logits[half], scores.labels[half]) for half in np.array_split(order, 2))
         checked, full = check(learn(one, costs, loss), other, costs)

@@ -14,10 +14,11 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Manifest, Model, Variant
 from agent.errors import ModelError
-from agent.optimise.calibrate import CalibrationResult
+from agent.optimise.calibrate import CalibrationResult, check_accuracy
 from agent.optimise.data import Examples
 from agent.optimise.depth.calibration import (
     FEWEST,
+    LABELS,
     check,
     costs_of,
     exit_scores,
@@ -30,7 +31,7 @@ from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
 from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
 from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
-from agent.optimise.evaluate import score, time_ms, wilson
+from agent.optimise.evaluate import score, wilson
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -99,6 +100,9 @@ def make_cascade(
         StorageError: a checkpoint cannot be read or written.
     """
     base = backbone(model.content)
+    doubts = _doubts(model, parts.thresholds)
+    for line in doubts:
+        tell(line)
     places = choose_exits(base, recipe.depth.exits, recipe.depth.at)
     for number, place in enumerate(places, 1):
         tell(f"exit{number} behind {place.name!r}, {place.share:.0%} of the multiply-adds")
@@ -108,11 +112,22 @@ def make_cascade(
     training = _training(model, parts.training, recipe)
     data, test = (_data(one, model) for one in parts[:2])
     found = train_exits(network, data, test, settings, training, folder=folder, progress=progress)
-    remarks = (_ALONE,) if settings.epochs and not found.is_joint else ()
+    remarks = (*doubts, _ALONE) if settings.epochs and not found.is_joint else doubts
     content = split(found.content, stages)
     manifest = _manifest(model.manifest, content, stages, places, base)
     made = _calibrated(model, content, manifest, parts, recipe, command, progress)
     return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks)))
+
+
+def _doubts(model: Model, examples: Examples) -> tuple[str, ...]:
+    """Return what is odd about a model before it gets exits: wrong labels, wrong values, or no training."""
+    assert examples.labels is not None
+    try:
+        right = score(model.content, examples, model.manifest).value
+        check_accuracy(right, examples.labels, "examples", examples.description, LABELS)
+    except ModelError as error:
+        return (str(error),)
+    return ()
 
 
 def _training(model: Model, examples: Examples, recipe: Recipe) -> TrainingSettings:
@@ -237,7 +252,6 @@ def _report(
         score=before.value,
         interval=before.interval,
         size=len(model.content),
-        latency_ms=time_ms([model.content])[0],
     )
     steps = [first, *_alone(result, manifest, len(examples), deepest_ms)]
     chosen = result.learned.chosen
@@ -254,7 +268,7 @@ def _report(
         command=command,
         examples=examples.description,
         steps=tuple(steps),
-        remarks=tuple(_remarks(before.value, result)),
+        remarks=tuple(_remarks(before.value, result, cascade_ms / deepest_ms)),
     )
 
 
@@ -274,13 +288,27 @@ def _accuracy(share: float, count: int) -> dict[str, Any]:
     return {"metric": "top-1", "score": share, "interval": wilson(round(share * count), count)}
 
 
-def _remarks(before: float, result: CalibrationResult) -> Iterator[str]:
-    """Yield what somebody who reads only one line should know of the result."""
+def _remarks(before: float, result: CalibrationResult, time: float) -> Iterator[str]:
+    """Yield what somebody who reads only one line should know of the result.
+
+    Args:
+        before: accuracy of the model without early exits.
+        result: with figures on examples that decided nothing.
+        time: of an input, as a share of that of the deepest exit.
+    """
     lost, chosen = result.lost, result.learned.chosen
     yield (
-        f"the cascade loses {100 * lost:.2f} percentage points against its deepest exit, and saves "
-        f"{1 - chosen.cost:.0%} of the multiply-adds"
+        f"the cascade {'gains' if lost < 0 else 'loses'} {100 * abs(lost):.2f} percentage points against its "
+        f"deepest exit, and saves {1 - chosen.cost:.0%} of the multiply-adds"
     )
+    if time >= 1.0:
+        yield (
+            f"the cascade is not faster here: {time:.2f} of the time of its deepest exit alone; on a small model "
+            "starting each exit costs more than it saves"
+        )
+    for name, share in zip(result.variants, chosen.used, strict=True):
+        if not share:
+            yield f"{name} answered none of the examples"
     if (moved := before - result.learned.full) > 0:
         yield f"the deepest exit loses {100 * moved:.2f} percentage points against the model before"
     if chosen.cost > _SAVES:

@@ -96,6 +96,8 @@ def prune_model(
         ModelError: the examples have no classes, module and model differ, or no layer matches.
         StorageError: a checkpoint cannot be read or written.
     """
+    if model.manifest.variants[0].after:
+        raise ModelError(f"{model.path}: has exits: prune the model first, and give it exits then")
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
     preparation = model.manifest.input

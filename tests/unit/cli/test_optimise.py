@@ -16,6 +16,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
+from agent.cli.optimise import show_progress
 from agent.compute.infer.litert import load_runtime
 from agent.compute.tflite.read import read_modelfile
 from agent.models.library import look_up
@@ -304,3 +305,22 @@ def test_a_report_is_printed_or_written(tmp_path: Path) -> None:
         assert CliRunner().invoke(vedette, [*command, "--force"]).exit_code == 0
     assert CliRunner().invoke(vedette, ["optimise", "report", str(file), str(tmp_path / "r.txt")]).exit_code == 2
     assert CliRunner().invoke(vedette, ["optimise", "report", str(tmp_path / "no.json")]).exit_code == 1
+
+
+def test_a_log_gets_a_line_after_a_minute_of_silence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("agent.cli.optimise.time.monotonic", lambda: now[0])
+    for seconds, text in (
+        (0, ""),
+        (59, "early"),
+        (2, "training"),
+        (30, "soon after"),
+        (0, ""),
+        (50, "told"),
+        (11, "on"),
+    ):
+        now[0] += seconds
+        show_progress(text)
+    assert capsys.readouterr().err.splitlines() == ["training …", "on …"]

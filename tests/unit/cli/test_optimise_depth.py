@@ -34,8 +34,7 @@ RECIPE = "[depth]\nflip = false\nepochs = 3.0\n[train]\nbatch = 32\n"
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("depth.file", "quantisation.request"):
-        monkeypatch.setattr(f"agent.optimise.{place}.time_ms", partial(time_ms, rounds=1))
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", partial(time_ms, rounds=1))
     monkeypatch.setattr("agent.optimise.depth.calibration._TIMED", 4)
 
 
@@ -229,6 +228,7 @@ def no_examples(folder: Path) -> tuple[object, ...]:
         (lambda _: ("--at", ","), "expected names of tensors"),
         (lambda _: ("--exits", 9), "9 exits: the graph can be cut at"),
         (lambda _: ("--freeze", "--epochs", 1), "--freeze trains the heads alone"),
+        (lambda _: ("--at", "3", "--exits", 3), "--at names the places"),
         (lambda _: ("--loss", 100), "100"),
     ],
 )
@@ -289,3 +289,12 @@ def test_thresholds_of_a_model_without_exits_are_not_learned(folder: Path) -> No
     done = run("models", "calibrate", folder / "net.toml", folder / "data.npz")
     assert done.exit_code == 1
     assert "models with several depths only" in said(done)
+
+
+def test_a_model_that_guesses_is_told(folder: Path) -> None:
+    """As with labels in another order, or values of another range."""
+    done = call(folder, "--freeze", "--json")
+    assert done.exit_code == 0, said(done)
+    assert "the model is wrong about most examples" in done.stderr
+    doubt = next(line for line in json.loads(done.stdout)["remarks"] if "wrong about most" in line)
+    assert "check their labels and the range of their values" in doubt

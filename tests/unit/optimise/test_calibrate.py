@@ -122,7 +122,7 @@ def test_recordings_that_teach_nothing_are_refused(tmp_path: Path, data: Path) -
     for one, other in (("low", "away"), ("high", "low"), ("away", "high")):
         (data / one).rename(data / other)
     refused = str(call(model, data).exception)
-    assert f"the model is wrong about most recordings: {data}: its deepest variant alone is right" in refused
+    assert f"the model is wrong about most recordings: {data}: without early exits it is right" in refused
     assert model.read_text() == before
 
 
