@@ -103,7 +103,9 @@ def properties(found: dict[str, Any]) -> dict[str, float]:
         "on_the_front": len(front),
         "front_beaten": sum(beats(one.values(names), other) for one in done.values() for other in front),
         "workers": len({one["worker"] for one in found["trials"] if one["state"] in ("complete", "stopped")}),
-        "repeated": len(found["trials"]) - len({json.dumps(one["parameters"]) for one in found["trials"]}),
+        # A trial that goes on in another process has the origin of the one before.
+        "repeated": len({one["origin"] for one in found["trials"]})
+        - len({json.dumps(one["parameters"]) for one in found["trials"]}),
     }
 
 
