@@ -40,20 +40,34 @@ def damage(matrix: Any, rounded: Any, x: Any) -> float:
 
 
 @given(*sizes, st.integers(0, 1000), st.sampled_from([4, 8]))
-def test_rounding_on_inputs_does_no_more_damage_than_to_the_nearest(
+def test_rounded_weights_are_integers_of_so_many_bits(
     groups: int, outputs: int, count: int, seed: int, bits: int
 ) -> None:
     x = inputs(groups, count, seed)
     matrix = torch.randn((groups, outputs, count), generator=torch.Generator().manual_seed(seed + 1))
     products = moments(x, x).products
-    scales = gptq.best_scales(matrix, bits, products)
+    integers = gptq.round_weights(matrix, gptq.best_scales(matrix, bits, products), bits, products)
     low, high = gptq.limits(bits)
-    integers = gptq.round_weights(matrix, scales, bits, products)
     assert torch.equal(integers, integers.round())
     assert low <= float(integers.min())
     assert float(integers.max()) <= high
-    nearest = gptq.nearest(matrix, scales, low, high)
-    assert damage(matrix, integers * scales, x) <= damage(matrix, nearest * scales, x) * 1.25 + 1e-9
+
+
+@given(st.integers(2, 90), st.integers(0, 100_000), st.sampled_from([4, 8]))
+def test_rounding_on_inputs_does_no_more_damage_than_to_the_nearest(count: int, seed: int, bits: int) -> None:
+    """In a layer as a whole: it is greedy, so that a single output may lose."""
+    x = inputs(1, count, seed)
+    matrix = torch.randn((1, 64, count), generator=torch.Generator().manual_seed(seed + 1))
+    products = moments(x, x).products
+    scales = gptq.best_scales(matrix, bits, products)
+    found, nearest = (
+        damage(matrix, integers * scales, x)
+        for integers in (
+            gptq.round_weights(matrix, scales, bits, products),
+            gptq.nearest(matrix, scales, *gptq.limits(bits)),
+        )
+    )
+    assert found <= nearest * 1.01
 
 
 def test_rounding_on_inputs_that_go_together_halves_the_damage() -> None:
