@@ -316,6 +316,21 @@ def test_a_disk_that_becomes_read_only(small: Path, caplog: pytest.LogCaptureFix
     spool.close()
 
 
+def test_a_connection_that_was_opened_on_a_read_only_disk_is_opened_again(small: Path) -> None:
+    """It stays read-only when the disk takes writes again."""
+    spool = Spool(small, StorageConfig(), IMPATIENT)
+    spool.put(EVENTS, BODY)
+    assert spool.flush(5.0)
+    table = spool._disk._table
+    assert table is not None
+    table._writer.execute("PRAGMA query_only = ON")  # what such a connection says to a write
+    spool.put(EVENTS, BODY)
+    assert not spool.flush(5.0)
+    wait_for(lambda: spool.stats().on == "disk")
+    assert len(spool.peek(0, 10)) == 2
+    spool.close()
+
+
 def test_what_cannot_be_kept_is_said_at_the_end(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     spool = Spool(small, StorageConfig(), IMPATIENT)
     fill(small)

@@ -397,7 +397,7 @@ class SpoolDisk:
         if is_corrupt(error) and self._repair(error):
             return
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code not in _STILL_OPEN:
+        if code not in _STILL_OPEN or self._is_writable_again(error):
             self.close()
             with suppress(sqlite3.Error, OSError):  # rows on the disk should still be read, and go first
                 self._open()
@@ -409,6 +409,11 @@ class SpoolDisk:
         if not self.failing:
             self.failing, self._since = True, time.monotonic()
             self._log_failure(error)
+
+    def _is_writable_again(self, error: Exception) -> bool:
+        """Return True for a connection that was opened on a read-only disk, which takes writes by now."""
+        is_read_only = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY
+        return is_read_only and os.access(self.path, os.W_OK)
 
     def _repair(self, error: Exception) -> bool:
         """Set the file aside and start a new one; return False if that failed."""
