@@ -16,10 +16,10 @@ from agent.cli.optimise import show_progress
 from agent.cli.optimise_work import files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.manifest import Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.inputs import inputs_of
+from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, short_number
 from agent.optimise.source import open_source
@@ -90,12 +90,7 @@ def _check(name: str, out: Path, folder: Path, options: PruneOptions) -> None:
 
 
 def _examples(model: Model, recipe: Recipe, options: PruneOptions) -> Examples:
-    if options.data is not None:
-        path = options.data
-    elif recipe.data.path and options.recipe is not None:
-        path = options.recipe.parent / recipe.data.path
-    else:
-        raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
+    path = examples_path(options.data, options.recipe, recipe)
     examples = read_examples(path, model, limit=options.limit or recipe.data.limit or None)
     for line in (examples.description, *examples.remarks):
         _tell(line)

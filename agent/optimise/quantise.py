@@ -38,7 +38,7 @@ _LEVELS = 16
 """Steps of the share of bytes that a limit of loss is met in."""
 _FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding", "pool-first")
 DEFAULT_LOSS = 0.005
-"""What `mixed` may lose beyond INT8 where there is no budget."""
+"""Score that `mixed` may lose beyond INT8 where there is no budget, 0..1."""
 
 
 class QuantisedLayer(Struct, frozen=True):

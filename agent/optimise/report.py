@@ -43,7 +43,7 @@ METRICS = {
     "agreement": "share of inputs to which the model gives the same class as the one before the first step",
     "fidelity": "100 % less the error of the raw outputs, as a share of their deviation before the first step",
 }
-"""What scores of examples without labels are."""
+"""Meaning of the scores of examples without labels."""
 
 
 class StepResult(Struct, frozen=True):

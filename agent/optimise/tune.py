@@ -60,7 +60,7 @@ _NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
 """Shares of time and of size by which a step has to help. If the model, timed against itself, differs by more, it
 is that share of time."""
 _COPIES = 3
-"""Of the first model, which are timed against each other."""
+"""Number of copies of the first model that are timed against each other."""
 _CASES = 16
 """Inputs for LoadGen."""
 _WORST = 3
