@@ -65,7 +65,7 @@ class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
     rounds: int = 16
     round_steps: int = 6
     anneal_epochs: float = 2.0
-    round_factor: float = 0.25
+    round_factor: float = 0.1
     anneal_factor: float = 0.4
     layers: tuple[str, ...] = ("*",)
     multiple: int = 8
