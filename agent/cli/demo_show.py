@@ -39,6 +39,7 @@ from agent.config import (
 from agent.config.source_uri import mask, parse
 from agent.daemon.check import check_stream
 from agent.daemon.daemon import Daemon
+from agent.daemon.runtime import StopTimes
 from agent.errors import BrokerError, VedetteError, reason_of
 from agent.models.files import PREFIX, packaged
 from agent.storage.files import write_atomic
@@ -143,6 +144,8 @@ def _free_port() -> int:
 
 _OPEN_S, _OPEN_LIVE_S = 10.0, 5.0
 _RATE_HZ = 16_000
+_PATIENT = StopTimes(5.0, 5.0, 10.0, 10.0)
+"""The demo's state folder is deleted with it: what is not published then is lost, however slow the disk is."""
 
 
 class Summary(Struct):
@@ -227,7 +230,7 @@ class Show:
         with tempfile.TemporaryDirectory(prefix="vedette-demo-") as folder, EmbeddedBroker() as broker:
             subscriber = Subscriber(BrokerOptions("127.0.0.1", broker.port))
             subscriber.start()
-            daemon = Daemon(self._config(folder, broker.port), exit_when_done=True)
+            daemon = Daemon(self._config(folder, broker.port), exit_when_done=True, stop_times=_PATIENT)
             thread = threading.Thread(target=self._run, args=(daemon,), name="demo-daemon")
             thread.start()
             try:
@@ -261,10 +264,10 @@ class Show:
     def _until_stopped(
         self, subscriber: Subscriber, daemon: Daemon, thread: threading.Thread
     ) -> Iterator[ReceivedMessage | None]:
-        """Yield messages until the daemon publishes `stopped`."""
-        if self._seconds is not None:
-            self._until = min(self._until, time.monotonic() + self._seconds)
+        """Yield messages until the daemon publishes `stopped`. The time counts from `online`."""
         for message in subscriber.messages():
+            if self._seconds is not None and message is not None and message.payload == b"online":
+                self._until = min(self._until, time.monotonic() + self._seconds)
             if time.monotonic() >= self._until:
                 daemon.request_stop()
                 self._until = math.inf

@@ -19,7 +19,7 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
-from agent.daemon.runtime import Runtime, stop_streams
+from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
@@ -115,6 +115,7 @@ class Daemon:
         board: str = "",
         file: Path | None = None,
         exit_when_done: bool = False,
+        stop_times: StopTimes = STOP_TIMES,
     ) -> None:
         """Take a validated configuration.
 
@@ -125,7 +126,9 @@ class Daemon:
             board: describes the board, for the log; empty: it is not logged.
             file: of the configuration, for `doctor`; None: there is none.
             exit_when_done: return when the source of every stream has ended.
+            stop_times: how long a stop may take.
         """
+        self._stop_times = stop_times
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
@@ -193,9 +196,9 @@ class Daemon:
             self._systemd.stopping()
             self._commands.stop()
             self._shadows.close()
-            stop_streams(self.runtime.streams.values())
+            stop_streams(self.runtime.streams.values(), self._stop_times.streams)
             self._health.publish()
-            self.runtime.stop()
+            self.runtime.stop(self._stop_times)
 
     def _watch(self) -> None:
         while not self._stop_asked:

@@ -6,7 +6,7 @@ import logging
 import socket
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
@@ -36,8 +36,25 @@ log = logging.getLogger(__name__)
 
 CLIP_FLUSH_S = 5.0
 """Longest wait for a clip's message to reach the disk, s; after a crash before that, it is published again."""
-STREAMS_STOP_S, CLIPS_S, FLUSH_S, DRAIN_S = 0.8, 0.25, 0.25, 0.5
-"""Longest time of each step of a stop, s. Together below the two seconds that a stop may take."""
+
+
+class StopTimes(NamedTuple):
+    """Longest time of each step of a stop, s. The defaults are together below the two seconds that it may take.
+
+    Attributes:
+        streams: until a stream's thread ends.
+        clips: until the clips that are being recorded are closed.
+        flush: until the last events are on the disk.
+        drain: until the broker has acknowledged them.
+    """
+
+    streams: float = 0.8
+    clips: float = 0.25
+    flush: float = 0.25
+    drain: float = 0.5
+
+
+STOP_TIMES = StopTimes()
 
 
 def device_name(config: Config) -> str:
@@ -215,14 +232,14 @@ class Runtime:
         for stream in self.streams.values():
             stream.start()
 
-    def stop(self) -> None:
+    def stop(self, times: StopTimes = STOP_TIMES) -> None:
         """Publish what is left, and disconnect. The streams have stopped before."""
         if self.auto_backend is not None:
             self.auto_backend.close()
         if self._recorder is not None:
-            self._recorder.close(CLIPS_S)
-        self.spool.flush(FLUSH_S)
-        self.mqtt.stop(DRAIN_S)
+            self._recorder.close(times.clips)
+        self.spool.flush(times.flush)
+        self.mqtt.stop(times.drain)
 
     def stop_streams(self, names: Iterable[str]) -> None:
         """Stop streams that are replaced or removed, and remember those whose threads hang."""
@@ -253,8 +270,8 @@ def _warn_of_hidden_processors() -> None:
         log.warning("%s: cannot be read, so XNNPACK is off and models run many times slower; %s", paths, ADVICE)
 
 
-def stop_streams(streams: Iterable[Stream]) -> list[Stream]:
-    """Stop streams together, and wait for all of them no longer than `STREAMS_STOP_S`.
+def stop_streams(streams: Iterable[Stream], seconds: float = STOP_TIMES.streams) -> list[Stream]:
+    """Stop streams together, and wait for all of them no longer than this.
 
     Returns:
         those that did not stop in time and were abandoned. Nothing more of them is published.
@@ -262,10 +279,10 @@ def stop_streams(streams: Iterable[Stream]) -> list[Stream]:
     streams, abandoned = list(streams), []
     for stream in streams:
         stream.ask_to_stop()
-    deadline = time.monotonic() + STREAMS_STOP_S
+    deadline = time.monotonic() + seconds
     for stream in streams:
         if not stream.join(max(0.0, deadline - time.monotonic())):
-            log.warning("stream %s did not stop in %.1f s: abandoning its thread", stream.name, STREAMS_STOP_S)
+            log.warning("stream %s did not stop in %.1f s: abandoning its thread", stream.name, seconds)
             stream.abandon()
             abandoned.append(stream)
     return abandoned

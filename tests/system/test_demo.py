@@ -23,6 +23,8 @@ from agent.cli.demo_show import choose_streams
 from agent.daemon.daemon import Daemon
 from agent.errors import BrokerError, ModelError, SourceError, VedetteError
 from agent.models import files
+from agent.storage.spool.disk import SpoolDisk
+from agent.storage.spool.pending import Commit
 from tests.support.doubles import person_model
 from tests.support.running import ROOT
 
@@ -108,6 +110,19 @@ def test_the_time_is_kept(tmp_path: Path) -> None:
     summary = json.loads(call(*options).output.splitlines()[-1])["summary"]
     assert (summary["new"], summary["end"], summary["lost"]) == (1, 1, 0)
     assert 2.0 <= summary["seconds"] < 8.0
+
+
+def test_a_slow_disk_costs_time_and_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = SpoolDisk.write
+
+    def write_slowly(disk: SpoolDisk, commit: Commit) -> bool:
+        time.sleep(0.5)  # longer than a daemon that systemd stops would wait
+        return write(disk, commit)
+
+    monkeypatch.setattr(SpoolDisk, "write", write_slowly)
+    options = ("--source", "test:?size=160x120&fps=20", *person(tmp_path)[2:], "--for", "2s", "--json")
+    summary = json.loads(call(*options).output.splitlines()[-1])["summary"]
+    assert (summary["new"], summary["end"], summary["lost"]) == (1, 1, 0)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
