@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.source import check_login, check_opens, check_there, check_uri
@@ -18,8 +19,9 @@ from agent.comms.mqtt.endpoint import OPEN, check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
+from agent.compute.manifest import AUTO
 from agent.compute.track.zones import check_zones
-from agent.config import Config, SelectionConfig, StreamConfig
+from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig
 from agent.config.load import ConfigFile, load
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
@@ -60,14 +62,30 @@ def remarks(path: Path) -> list[str]:
     file = load(path)
     models = {stream.model for stream in file.config.streams.values()}
     with preloaded(models):
-        found = without_root(
-            lambda: {model: look_up(model, thorough=True).remarks() for model in models}, dict[str, list[str]]
-        )
-    return [
-        f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
-        for name, stream in file.config.streams.items()
-        for remark in found[stream.model]
-    ]
+        found = without_root(lambda: {model: _looked_up(model) for model in models}, dict[str, _LookedUp])
+    told = []
+    for name, stream in file.config.streams.items():
+        told += [
+            f"{file.where('streams', name, 'model')}: {stream.model}: {remark}"
+            for remark in found[stream.model].remarks
+        ]
+        runs_cascade = found[stream.model].has_exits and stream.variant in ("", AUTO)
+        keys = "streams", name, "cascade", "budget_ms"
+        if stream.cascade != CascadeConfig() and keys not in file.inherited and not runs_cascade:
+            told.append(f"{file.where(*keys)}: has no effect: {stream.model} answers from one exit only here")
+    return told
+
+
+class _LookedUp(Struct):
+    """What a model's file and manifest tell."""
+
+    remarks: list[str]
+    has_exits: bool
+
+
+def _looked_up(model: str) -> _LookedUp:
+    known = look_up(model, thorough=True)
+    return _LookedUp(known.remarks(), bool(known.manifest.cascade))
 
 
 def warnings(path: Path) -> list[str]:

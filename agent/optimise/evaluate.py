@@ -36,6 +36,7 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
+from agent.text import plural
 from agent.types import Array, Detection
 
 Progress = Callable[[int], None]
@@ -193,7 +194,8 @@ def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
     classes = session.outputs[place].shape[-1]
     assert examples.labels is not None
     if examples.labels.max() >= classes:
-        raise ModelError(f"the examples have class {examples.labels.max()}, and the model {classes} classes")
+        has = plural(classes, "class", "classes")
+        raise ModelError(f"the examples have class {examples.labels.max()}, and the model {has}")
     found = np.empty(len(examples), np.int64)
     for number, _ in enumerate(_run(session, examples)):
         found[number] = session.output(place).argmax()

@@ -349,7 +349,8 @@ def _converter(
             raise ModelError(f"{where}: class {wrong} is out of range: expected 0 to {known - 1}")
         found = classes if numbers is None else numbers[classes]
         if len(found) and count and found.max() >= count:
-            raise ModelError(f"{where}: class {found.max()} is out of range: the model has {count} classes")
+            has = plural(count, "class", "classes")
+            raise ModelError(f"{where}: class {found.max()} is out of range: the model has {has}")
         return found
 
     return convert

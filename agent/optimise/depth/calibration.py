@@ -34,6 +34,7 @@ from agent.optimise.calibrate import (
 )
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import open_content
+from agent.text import plural
 from agent.types import Array
 
 LABELS = "check their labels and the range of their values, and the manifest's [input]"
@@ -109,7 +110,8 @@ def exit_scores(
             progress(index + 1)
     logits = np.array(found, np.float32)
     if examples.labels.max() >= logits.shape[2]:
-        raise ModelError(f"the examples have class {examples.labels.max()}, the model {logits.shape[2]} classes")
+        has = plural(logits.shape[2], "class", "classes")
+        raise ModelError(f"the examples have class {examples.labels.max()}, the model {has}")
     return ExitScores(logits, examples.labels)
 
 

@@ -124,7 +124,7 @@ def _named(graph: Graph, found: Sequence[Cut], names: Sequence[str]) -> list[Cut
             near = difflib.get_close_matches(name, tensors, 1)
             hint = f"; did you mean {near[0]!r}?" if near and name not in tensors else ""
             told = "is no place for an exit" if name in tensors else "is no tensor of the graph"
-            raise ModelError(f"{name!r} {told}{hint}; it can be cut at: {_listed(found)}")
+            raise ModelError(f"{name!r} {told}{hint}; it can be cut at: {_listed(_smallest(found))}")
     if len(set(names)) != len(names):
         raise ModelError(f"exits at {', '.join(names)}: expected each name once")
     return sorted((known[name] for name in names), key=lambda one: found.index(one))

@@ -77,6 +77,27 @@ def test_what_was_guessed_of_a_model_and_is_doubtful_is_told(file: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("model", "key", "has_effect"),
+    [
+        ("nanodet", "", False),
+        ("small-speech", "", True),
+        ("small-speech", 'variant = "auto"\n', True),
+        ("small-speech", 'variant = "12"\n', False),
+    ],
+)
+def test_a_time_budget_for_exits_that_never_run_is_told(
+    file: Path, model: str, key: str, *, has_effect: bool
+) -> None:
+    source = "wav:/dev/null" if model == "small-speech" else "test:"
+    budget = "[streams.front.cascade]\nbudget_ms = 20\n"
+    file.write_text(f'[streams.front]\nsource = "{source}"\nmodel = "{model}"\n{key}{budget}')
+    told = json.loads(call("check", str(file), "--json").output)["remarks"]
+    line = file.read_text().splitlines().index("budget_ms = 20") + 1
+    expected = f"{file}:{line}: has no effect: {model} answers from one exit only here"
+    assert told == ([] if has_effect else [expected])
+
+
+@pytest.mark.parametrize(
     ("text", "loads"),
     [
         ('[streams.front]\nsource = "test:"\nmodel = "nanodet"\n', True),

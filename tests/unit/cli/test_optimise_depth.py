@@ -223,7 +223,7 @@ def no_examples(folder: Path) -> tuple[object, ...]:
         (few_examples, "25 of them are to learn thresholds from; expected at least 40"),
         (quantised, "is quantised already: give the float model"),
         (no_examples, "data.npz"),
-        (lambda _: ("--at", "head"), "'head' is no place for an exit; it can be cut at: stem"),
+        (lambda _: ("--at", "head"), "'head' is no place for an exit; it can be cut at: max_pool2d (53%), "),
         (lambda _: ("--at", "stemm"), "did you mean 'stem'?"),
         (lambda _: ("--at", ","), "expected names of tensors"),
         (lambda _: ("--exits", 9), "9 exits: the graph can be cut at"),
