@@ -3,7 +3,7 @@
 Every recording of the Free Spoken Digit Dataset's training half whose number ends in 7 was kept out of training
 (see `scripts/build_models/small_speech`); of these, the numbers below 30 are for learning thresholds, the others
 for trying them. Run as a program (`_digits.py DATA FOLDER`) it writes the first as a folder for `vedette models
-calibrate`, each word clean and at 10 and 0 dB.
+calibrate`, each word clean and at 10 and 0 dB, with seconds of synthetic speech and of noise.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import _sound
+import _speech
 import common
 import numpy as np
 import soundfile
@@ -110,8 +111,14 @@ def recordings(data: Path) -> Iterator[tuple[str, Samples]]:
     for number, sound in enumerate(unknown(data)):
         for snr_db in (None, 10.0):
             yield "unknown", mixed(sound, noise[number % len(noise)], snr_db, number)
+    for sentence in _speech.synthetic(RATE, 0, 2):
+        for at in range(0, len(sentence) - RATE, RATE):
+            yield "unknown", sentence[at : at + RATE]
     for number in range(20):
         yield "silence", _sound.quiet(1.0, RATE, 4.0 * (number + 1), number)
+    for number, (_, sound) in enumerate(_sound.archived(data / "esc10_dev.tar", RATE)):
+        if number % 6 != NOISES.start:
+            yield "silence", sound[: 2 * RATE]
 
 
 def main(data: str, folder: str) -> None:

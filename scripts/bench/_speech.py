@@ -55,11 +55,11 @@ def prompts(rate_hz: int, every: int) -> list[Samples]:
     return [sound for sound in sounds if len(sound) > rate_hz / 2]
 
 
-def synthetic(rate_hz: int, every: int) -> list[Samples]:
-    """Return every so manieth sentence by espeak-ng."""
+def synthetic(rate_hz: int, first: int, every: int) -> list[Samples]:
+    """Return every so manieth sentence by espeak-ng, from the `first` on."""
     if shutil.which("espeak-ng") is None:
         return []
-    sentences = list(guide_sentences())[::every]
+    sentences = list(guide_sentences())[first::every]
     return [_read(text, _VOICES[number % len(_VOICES)], rate_hz) for number, text in enumerate(sentences)]
 
 

@@ -205,7 +205,7 @@ def false_words(model: str, data: Path, every: int) -> dict[str, float]:
     sounds = {
         "acted_speech": _speech.acted(rate_hz, 0, 10 * every),
         "prompts": _speech.prompts(rate_hz, every),
-        "synthetic_speech": _speech.synthetic(rate_hz, every),
+        "synthetic_speech": _speech.synthetic(rate_hz, 1, 2 * every),
         "read_speech": _speech.read(rate_hz),
         "wake_words_new": spoken[_digits.UNKNOWN],
         "wake_words": spoken[::every],

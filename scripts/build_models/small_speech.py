@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import speech_graph
 import torch
-from speech_corpus import Corpus, read_corpora, read_digits
+from speech_corpus import Corpus, Word, read_corpora, read_digits, unheard_voices
 from speech_evaluate import Answer, Chain, Logits, report, table, times_us
 from speech_export import int8_file
-from speech_features import Examples, Features, epoch, real
+from speech_features import FINISH, Examples, Features, epoch, real
 from speech_model import Speech, folded
 from speech_train import Settings, load, train
 
@@ -41,7 +41,8 @@ def main() -> int:
     if arguments.check:
         return _compare(target, content)
     _write(target, content)
-    print("\n".join(table(_reports(model, content, _tested(arguments, corpora[1])))))
+    reports = _reports(model, content, _tested(arguments, corpora[1]), unheard_voices(arguments.work))
+    print("\n".join(table(reports)))
     print(json.dumps({"multiply_adds": _multiply_adds(model), "us": times_us(content)}))
     return 0
 
@@ -80,7 +81,7 @@ def _tested(arguments: argparse.Namespace, dev: Corpus) -> Corpus:
 
 
 def _calibration(corpus: Corpus, settings: Settings) -> Examples:
-    examples = epoch(corpus, settings.seed, _CALIBRATION)
+    examples = epoch(corpus, settings.seed, _CALIBRATION, FINISH)
     return Examples(examples.features[:_SAMPLES], examples.labels[:_SAMPLES])
 
 
@@ -95,8 +96,11 @@ def _float(model: Speech) -> Answer:
     return answer
 
 
-def _reports(model: Speech, content: bytes, dev: Corpus) -> dict[str, dict[str, dict[str, float]]]:
-    return {"float": report(_float(model), dev), "int8": report(Chain(content), dev)}
+def _reports(
+    model: Speech, content: bytes, dev: Corpus, unheard: list[Word]
+) -> dict[str, dict[str, dict[str, float]]]:
+    answers: dict[str, Answer] = {"float": _float(model), "int8": Chain(content)}
+    return {name: report(answer, dev, unheard) for name, answer in answers.items()}
 
 
 def _multiply_adds(model: Speech) -> dict[str, int]:
@@ -113,7 +117,7 @@ def _leave_out(arguments: argparse.Namespace) -> int:
         settings = Settings(epochs=arguments.epochs, corpus=f"without-{speaker}")
         corpora = read_corpora(arguments.data, arguments.work, everything=False, without=speaker)
         model, content = _make(arguments, settings, corpora[0])
-        found[speaker] = _reports(model, content, corpora[1])
+        found[speaker] = _reports(model, content, corpora[1], unheard_voices(arguments.work))
         print("\n".join([f"without {speaker}", *table(found[speaker])]), flush=True)
         (arguments.work / f"without-{speaker}.json").write_text(json.dumps(found[speaker], indent=1))
     return 0

@@ -1,30 +1,23 @@
-"""The recordings that the small speech model learns from, at 8 kHz in -1..1: digits, other words, and noise."""
+"""What the small speech model learns from, at 8 kHz in -1..1: digits, other words, speech, and noise."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import subprocess
-import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
-from numpy.typing import NDArray
-from speech_words import DIGITS, OTHERS, VOICES
+from speech_recordings import NOT_FREE, archived, prompted_digits, prompts
+from speech_sound import Sound, trimmed
+from speech_voices import Utterance, spoken
+from speech_words import DIGITS, held_out_digits, spoken_digits, spoken_others, spoken_sentences
 
-RATE_HZ = 8000
 LABELS = (*DIGITS, "unknown", "silence")
 UNKNOWN, SILENCE = 10, 11
 _DEV_OF_TEN = 7
 """Recordings whose number ends so are for choosing, not for learning: five of every speaker's 45 of a digit."""
-_NOT_FREE = "2-96460-A.ogg"
-"""The one clip of noise whose licence, Sampling Plus, is neither CC BY nor CC0."""
-_QUIET_DB = -32.0
-"""The beginning and end of a word are cut off where they are this much below its loudest 20 ms."""
-
-Sound = NDArray[np.float32]
+_DEV_SPEECH = slice(3, None, 12)
+"""Recordings of continuous speech that are for choosing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,56 +36,50 @@ class Corpus:
     digits: list[Word]
     synthetic: list[Word]
     unknown: list[Word]
+    speech: list[Sound]
     noises: list[Sound]
 
 
 def read_corpora(data: Path, cache: Path, everything: bool, without: str = "") -> tuple[Corpus, Corpus]:
-    """Return the corpora for training and validation. The latter has a tenth of everything, or nothing.
+    """Return the corpora for training and validation. The latter has a part of everything, or nothing.
 
     Args:
         data: folder with `fsdd_train.npz`, `wakewords_dev.tar` and `esc10_dev.tar`.
-        cache: folder for the synthetic words.
+        cache: folder of what the engines spoke, and of the voices of Kokoro.
         everything: learn from all; the second corpus then holds a part of what was learnt.
         without: a speaker who is left out of the first corpus and is all of the second one's digits.
     """
     digits = read_digits(data / "fsdd_train.npz")
-    wakewords, noises = _wakewords(data), _members(data / "esc10_dev.tar", ".ogg")
-    spoken = _spoken(cache)
-    synthetic = [word for word in spoken if word.label < UNKNOWN]
-    unknown = wakewords + [word for word in spoken if word.label == UNKNOWN]
+    recorded = archived(data / "wakewords_dev.tar", ".flac").values()
+    wakewords = [Word(trimmed(sound), UNKNOWN) for sound in recorded]
+    clips = [(i % 6 == 3, *clip) for i, clip in enumerate(archived(data / "esc10_dev.tar", ".ogg").items())]
+    synthetic = [*_spoken_words(cache), *(Word(trimmed(s), digit) for digit, s in enumerate(prompted_digits()))]
+    others, sentences = list(spoken_others()), list(spoken_sentences())
+    unknown = wakewords + [Word(trimmed(sound), UNKNOWN) for sound in _spoken(cache, others)]
+    speech = prompts() + _spoken(cache, sentences)
     held = [_is_dev(name) for name, _ in digits]
     if without:
         held = [word.speaker == without for _, word in digits]
-    dev = Corpus([w for (_, w), h in zip(digits, held, strict=True) if h], [], unknown[3::10], noises[3::6])
+    dev_digits = [word for (_, word), one in zip(digits, held, strict=True) if one]
+    dev = Corpus(dev_digits, [], unknown[3::10], speech[_DEV_SPEECH], [noise for one, _, noise in clips if one])
+    noises = [noise for one, name, noise in clips if (everything or not one) and not name.endswith(NOT_FREE)]
     if everything:
-        return Corpus([word for _, word in digits], synthetic, unknown, noises), dev
+        return Corpus([word for _, word in digits], synthetic, unknown, speech, noises), dev
     train = Corpus(
-        [w for (_, w), h in zip(digits, held, strict=True) if not h],
+        [word for (_, word), one in zip(digits, held, strict=True) if not one],
         synthetic,
         [word for i, word in enumerate(unknown) if i % 10 != 3],
-        [noise for i, noise in enumerate(noises) if i % 6 != 3],
+        [sound for i, sound in enumerate(speech) if i % 12 != 3],
+        noises,
     )
     return train, dev
 
 
-def trimmed(sound: Sound) -> Sound:
-    """The sound without its quiet beginning and end."""
-    step = RATE_HZ // 50
-    count = max(1, len(sound) // step)
-    loud = np.square(sound[: count * step]).reshape(count, -1).mean(axis=1)
-    above = np.flatnonzero(loud >= loud.max() * 10 ** (_QUIET_DB / 10))
-    return sound[max(0, above[0] - 1) * step : (above[-1] + 2) * step]
-
-
-def resampled(sound: NDArray[np.floating], rate_hz: int) -> Sound:
-    """The sound at 8 kHz: its spectrum cut off, or filled up with zeros."""
-    length = len(sound) * RATE_HZ // rate_hz
-    spectrum = np.fft.rfft(sound)[: length // 2 + 1]
-    return (np.fft.irfft(spectrum, length) * (length / len(sound))).astype(np.float32)
-
-
-def _is_dev(name: str) -> bool:
-    return int(name.rsplit("_", 1)[1]) % 10 == _DEV_OF_TEN
+def unheard_voices(cache: Path) -> list[Word]:
+    """Return digits in synthetic voices that no corpus for training has."""
+    plan = list(held_out_digits())
+    sounds = _spoken(cache, [utterance for _, utterance in plan])
+    return [Word(trimmed(sound), digit) for (digit, _), sound in zip(plan, sounds, strict=True)]
 
 
 def read_digits(path: Path) -> list[tuple[str, Word]]:
@@ -106,45 +93,15 @@ def read_digits(path: Path) -> list[tuple[str, Word]]:
         return [(str(name), Word(trimmed(pcm[a:b]), int(label), str(by))) for a, b, name, label, by in parts]
 
 
-def _members(path: Path, suffix: str) -> list[Sound]:
-    """The sound files of a tar file, in the order of their names."""
-    sounds = []
-    with tarfile.open(path) as tar:
-        free = (m for m in tar.getmembers() if m.isfile() and not m.name.endswith(_NOT_FREE))
-        for member in sorted(free, key=lambda m: m.name):
-            if member.name.endswith(suffix) and (content := tar.extractfile(member)):
-                sound, rate_hz = soundfile.read(io.BytesIO(content.read()), dtype="float32", always_2d=True)
-                sounds.append(resampled(sound.mean(axis=1), rate_hz))
-    return sounds
+def _is_dev(name: str) -> bool:
+    return int(name.rsplit("_", 1)[1]) % 10 == _DEV_OF_TEN
 
 
-def _wakewords(data: Path) -> list[Word]:
-    return [Word(trimmed(sound), UNKNOWN) for sound in _members(data / "wakewords_dev.tar", ".flac")]
+def _spoken_words(cache: Path) -> list[Word]:
+    plan = list(spoken_digits())
+    sounds = _spoken(cache, [utterance for _, utterance in plan])
+    return [Word(trimmed(sound), digit) for (digit, _), sound in zip(plan, sounds, strict=True)]
 
 
-def _spoken(cache: Path) -> list[Word]:
-    """Words as espeak-ng speaks them, made once and kept: every digit in every voice, other words in two."""
-    plan = [(label, word, voice) for voice in VOICES for label, word in enumerate(DIGITS)]
-    plan += [(UNKNOWN, word, VOICES[(3 * i + k) % len(VOICES)]) for i, word in enumerate(OTHERS) for k in (0, 1)]
-    path = cache / f"spoken_{hashlib.sha256(repr(plan).encode()).hexdigest()[:12]}.npz"
-    if not path.exists():
-        sounds = [_speak(word, *voice) for _, word, voice in plan]
-        offsets = np.cumsum([0, *map(len, sounds)])
-        cache.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".part").open("wb") as file:
-            np.savez(file, sound=np.concatenate(sounds), offsets=offsets)
-        path.with_suffix(".part").replace(path)
-    with np.load(path) as stored:
-        sound, offsets = stored["sound"], stored["offsets"]
-        return [
-            Word(sound[a:b], label) for (label, _, _), a, b in zip(plan, offsets[:-1], offsets[1:], strict=True)
-        ]
-
-
-def _speak(word: str, voice: str, speed: int, pitch: int) -> Sound:
-    command = ["espeak-ng", "--stdout", "-v", voice, "-s", str(speed), "-p", str(pitch), word]
-    spoken = subprocess.run(command, check=True, capture_output=True).stdout
-    # The length in the header of a WAV file on a pipe is made up.
-    rate_hz = int.from_bytes(spoken[24:28], "little")
-    samples = np.frombuffer(spoken[44 : len(spoken) // 2 * 2], "<i2").astype(np.float32) / 32768
-    return trimmed(resampled(samples, rate_hz))
+def _spoken(cache: Path, utterances: Sequence[Utterance]) -> list[Sound]:
+    return spoken(cache / "spoken", cache / "voices", utterances)

@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
-from speech_corpus import Corpus
+from speech_corpus import UNKNOWN, Corpus, Word
 from speech_features import Examples, Features, heard
 from speech_graph import DEPTHS
 
 CONDITIONS: Mapping[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}
 """Signal to noise ratios of the digits."""
-_SECONDS = 300
-"""Length of the silence in which false detections are counted, s."""
+_SECONDS = 400
+"""Windows of continuous speech, and of no speech, in which false detections are counted."""
 
 Logits = dict[int, NDArray[np.float32]]
 """By depth of the exit: [n, 12]."""
@@ -23,12 +23,27 @@ Answer = Callable[[Features], Logits]
 Report = dict[str, dict[str, float]]
 
 
-def report(answer: Answer, corpus: Corpus) -> Report:
-    """Per cent of right answers, by condition and exit. Unknown words and silence are in one condition each."""
+def report(answer: Answer, corpus: Corpus, unheard: list[Word]) -> Report:
+    """Per cent of right answers, by condition and exit. Unknown words and silence are in one condition each.
+
+    Args:
+        answer: gives the logits for features.
+        corpus: recordings that training has not heard.
+        unheard: digits in synthetic voices that training has not heard.
+    """
     sets = {name: heard(corpus, corpus.digits, snr_db) for name, snr_db in CONDITIONS.items()}
     sets["unknown"] = heard(corpus, corpus.unknown, 10.0)
-    sets["silence"] = heard(corpus, [None] * _SECONDS, None)
-    return {name: accuracies(answer, examples) for name, examples in sets.items()}
+    sets["new voices"] = heard(corpus, unheard, None)
+    found = {name: accuracies(answer, examples) for name, examples in sets.items()}
+    for kind in ("speech", "silence"):
+        found[kind] = no_digits(answer, heard(corpus, [kind] * _SECONDS, None))
+    return found
+
+
+def no_digits(answer: Answer, examples: Examples) -> dict[str, float]:
+    """Per cent of answers that are no digit, by exit."""
+    logits = answer(examples.features)
+    return {f"exit{d}": round(100 * float((logits[d].argmax(axis=1) >= UNKNOWN).mean()), 2) for d in DEPTHS}
 
 
 def accuracies(answer: Answer, examples: Examples) -> dict[str, float]:

@@ -22,7 +22,7 @@ DEPTHS = (3, 4, 6, 12)
 FOLD = 4
 """Neighbouring mels that the first layer reads as channels: for INT8 kernels one channel is as dear as four."""
 STEM_SIZE, STEM_STRIDE = (5, 3), (2, 1)
-HEAD, REACH = 32, 3
+HEAD, REACH = 20, 3
 """Width of the attention's head, and steps that it sees on either side."""
 
 

@@ -16,6 +16,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import _digits
@@ -37,7 +38,8 @@ sys.path.append(str(ROOT / "scripts" / "build_models"))
 import speech_features
 import speech_graph
 import speech_model
-from speech_corpus import UNKNOWN, Corpus, Word, read_digits, trimmed
+from speech_corpus import UNKNOWN, Corpus, Word, read_digits
+from speech_sound import trimmed
 
 FOLDER = BUILD / "attention"
 CHANNELS, STEPS = speech_graph.CHANNELS, 25
@@ -66,8 +68,9 @@ def corpora(given: Namespace) -> tuple[Corpus, Corpus]:
     recorded = _sound.archived(given.data / "wakewords_dev.tar", _digits.RATE)
     words = [Word(trimmed(_real(sound)), UNKNOWN) for _, sound in recorded]
     kept = [word for number, word in enumerate(words) if number % 10 != 3]
-    training = Corpus(learnt, learnt, kept, [noise for number, noise in enumerate(noises) if number % 6 != 3])
-    return training, Corpus(unseen, [], words[3::10], noises[3::6])
+    learnt_noises = [noise for number, noise in enumerate(noises) if number % 6 != 3]
+    training = Corpus(learnt, learnt, kept, [word.sound for word in kept], learnt_noises)
+    return training, Corpus(unseen, [], words[3::10], [], noises[3::6])
 
 
 def _real(sound: Samples) -> Any:
@@ -196,7 +199,7 @@ def main() -> None:
 def quick(given: Namespace, figures: dict[str, float], targets: dict[str, str]) -> None:
     """Train one net on few examples, and read the recorded figures."""
     training, unseen = corpora(given)
-    few = Corpus(training.digits[::4], training.digits[::4], training.unknown, training.noises)
+    few = replace(training, digits=training.digits[::4], synthetic=training.digits[::4])
     made = speech_features.epoch(few, 0, 0)
     examples = [(made.features, made.labels)] * 12
     figures["after_12_short_epochs"] = accuracies(trained(LIGHT, examples, 0), tests(unseen))["clean"]
