@@ -12,11 +12,11 @@ import torch
 from network import NanoDet, nanodet
 from pictures import read_pictures
 from tfjs import read_convolutions
-from tflite import File
 
 from agent.compute.manifest import Model
 from agent.models.library import open_manifest
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.graph.writer import ModelWriter
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, parse_budget
 
@@ -55,7 +55,7 @@ def _arguments() -> argparse.Namespace:
 
 def _float(networks: Sequence[NanoDet]) -> bytes:
     """The float file."""
-    file = File("NanoDet-g")
+    file = ModelWriter("NanoDet-g")
     for network in networks:
         file.add(f"s{network.size}", network, _OUTPUTS)
     return file.pack()

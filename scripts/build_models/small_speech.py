@@ -16,15 +16,15 @@ import torch
 from speech_corpus import Corpus, Word, read_corpora, read_digits, unheard_voices
 from speech_evaluate import Answer, Chain, Logits, report, table, times_us
 from speech_export import int8_file
-from speech_features import FINISH, Examples, Features, epoch, real
+from speech_features import FINISH, Features, epoch, real
 from speech_model import Speech, folded
 from speech_train import Settings, load, train
 
+from agent.optimise.depth.stages import stage_multiply_adds
+
 _MODEL = Path(__file__).resolve().parents[2] / "agent" / "models" / "zoo" / "small-speech.tflite"
-_SAMPLES = 384
-"""Examples that the INT8 file is calibrated on."""
 _CALIBRATION = 1_000_003
-"""Number of the epoch that they are from: one that is never trained on."""
+"""Number of the epoch for calibration and for training with the rounding in place: no other training sees it."""
 _SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 
 
@@ -43,7 +43,7 @@ def main() -> int:
     _write(target, content)
     reports = _reports(model, content, _tested(arguments, corpora[1]), unheard_voices(arguments.work))
     print("\n".join(table(reports)))
-    print(json.dumps({"multiply_adds": _multiply_adds(model), "us": times_us(content)}))
+    print(json.dumps({"multiply_adds": _multiply_adds(content), "us": times_us(content)}))
     return 0
 
 
@@ -68,7 +68,8 @@ def _make(arguments: argparse.Namespace, settings: Settings, corpus: Corpus) -> 
     """The trained model and its INT8 file. A training that was broken off goes on."""
     checkpoint = arguments.work / f"{settings.corpus}.pt"
     model = load(checkpoint, settings) or train(corpus, settings, checkpoint)
-    return model, int8_file(folded(model), _calibration(corpus, settings))
+    examples = epoch(corpus, settings.seed, _CALIBRATION, FINISH)
+    return model, int8_file(folded(model), examples, checkpoint.with_suffix(".qat.checkpoint"))
 
 
 def _tested(arguments: argparse.Namespace, dev: Corpus) -> Corpus:
@@ -78,11 +79,6 @@ def _tested(arguments: argparse.Namespace, dev: Corpus) -> Corpus:
     if arguments.all:
         print("on recordings that were learnt from, so that this is no measure of how good it is:")
     return dev
-
-
-def _calibration(corpus: Corpus, settings: Settings) -> Examples:
-    examples = epoch(corpus, settings.seed, _CALIBRATION, FINISH)
-    return Examples(examples.features[:_SAMPLES], examples.labels[:_SAMPLES])
 
 
 def _float(model: Speech) -> Answer:
@@ -103,11 +99,11 @@ def _reports(
     return {name: report(answer, dev, unheard) for name, answer in answers.items()}
 
 
-def _multiply_adds(model: Speech) -> dict[str, int]:
+def _multiply_adds(content: bytes) -> dict[str, int]:
     """Count the multiply-adds of each exit, from the features on."""
-    stages = speech_graph.stages(speech_graph.speech(folded(model)))
-    sums = np.cumsum([stage.multiply_adds() for stage in stages.values()])
-    return {key: int(total) for key, total in zip(stages, sums, strict=True)}
+    own = stage_multiply_adds(content)
+    names = [f"exit{depth}" for depth in speech_graph.DEPTHS]
+    return {name: int(total) for name, total in zip(names, np.cumsum([own[name] for name in names]), strict=True)}
 
 
 def _leave_out(arguments: argparse.Namespace) -> int:

@@ -1,33 +1,64 @@
-"""Writes the trained small speech model as one INT8 `.tflite` with a signature per exit."""
+"""Writes the trained small speech model as one INT8 `.tflite` with a signature per exit.
+
+The steps are those of `vedette optimise`: the whole graph is quantised, trained with the rounding in place on the
+scores of all exits, and cut into a chain.
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-import quantise
 import speech_graph
-from calibrate import ranges
-from rounding import round_kernels
-from speech_features import SCALE, Examples, real
+from speech_corpus import LABELS
+from speech_features import HIGHEST, LOWEST, Examples, real
 from speech_graph import DEPTHS, Weights
-from tflite import File
+
+from agent.compute.manifest import InputManifest
+from agent.optimise import data
+from agent.optimise.data.layouts import FoundData
+from agent.optimise.depth.stages import HIDDEN, SCORES, WHOLE, Stage, split
+from agent.optimise.graph.writer import ModelWriter
+from agent.optimise.qat import train_quantised
+from agent.optimise.quantise import quantise
+from agent.optimise.recipe import QatRecipe, QuantiseRecipe
 
 DESCRIPTION = "Small speech: zero to nine, unknown, silence; INT8, four exits"
-_FIXED = {"features": SCALE, "attention/gate": quantise.PROBABILITIES}
-"""Tensors whose range is known beforehand."""
+_RECIPE = QuantiseRecipe(method="int8", examples=384)
+_TRAINING = QatRecipe()
 
 
-def int8_file(weights: Weights, examples: Examples) -> bytes:
-    """The INT8 file, calibrated on these examples."""
+def int8_file(weights: Weights, examples: Examples, checkpoint: Path) -> bytes:
+    """The INT8 file.
+
+    Args:
+        weights: of the float model.
+        examples: for calibration and for training.
+        checkpoint: of the training with the rounding in place.
+    """
     net = speech_graph.speech(weights)
-    floats = [sample[:, :, None] for sample in real(examples.features)]
-    scales = quantise.scales(net, ranges([(net, floats)], _progress), _FIXED)
-    stored = [sample[:, :, None] for sample in examples.features]
-    kernels = round_kernels(net, scales, stored, _progress)
-    file = File(DESCRIPTION)
-    for depth, (key, stage) in zip(DEPTHS, speech_graph.stages(net).items(), strict=True):
-        file.add_int8(key, stage, speech_graph.outputs(depth), scales, kernels, speech_graph.aliases())
-    return file.pack()
+    outputs = [name for depth in DEPTHS for name in speech_graph.outputs(depth)]
+    writer = ModelWriter(DESCRIPTION)
+    writer.add(WHOLE, net, outputs)
+    given = _data(examples)
+    found = quantise(writer.pack(), [given], _RECIPE, progress=_progress)
+    scores = [place for place, name in enumerate(outputs) if name.startswith(SCORES)]
+    found = train_quantised(found, given, _TRAINING, exits=scores, checkpoint=checkpoint, progress=_progress)
+    content = found.quantiser.file(found.rounded, "int8", found.scales)
+    return split(content, [_stage(depth) for depth in DEPTHS])
+
+
+def _data(examples: Examples) -> data.Examples:
+    """The examples as `agent.optimise` takes them."""
+    values = real(examples.features)[..., None]
+    values[0, 0, 0], values[0, 0, 1] = LOWEST, HIGHEST  # the range of the input is that of these values
+    found = FoundData(values, "seconds of sound", classes=examples.labels, names=tuple(LABELS))
+    return data.Examples(found, values.shape[1:], InputManifest(), "examples")
+
+
+def _stage(depth: int) -> Stage:
+    hidden = "" if depth == DEPTHS[-1] else f"{HIDDEN}{depth}"
+    return Stage(f"exit{depth}", f"{SCORES}{depth}", hidden)
 
 
 def _progress(message: str) -> None:

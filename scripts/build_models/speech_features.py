@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from quantise import Quantisation, round_to_int8
 from speech_corpus import Corpus
 from speech_graph import FRAMES, MELS
 from speech_mix import Kind, Pcm, Strength, example, mixed, to_pcm
@@ -20,8 +19,10 @@ OPTIONS = LogMelOptions(
 )
 _MEAN, _STD = np.float32(-9.0), np.float32(4.0)
 """Mean and deviation, as in the manifest."""
-SCALE = Quantisation(np.array([1 / 48], np.float32), -40)
-"""Quantisation of the normalised rows: from -1.83, which is silence, to 3.48, which is full scale."""
+_SCALE, ZERO_POINT = np.float32(1 / 48), -40
+"""Quantisation of the normalised rows."""
+LOWEST, HIGHEST = (-128 - ZERO_POINT) / 48, (127 - ZERO_POINT) / 48
+"""Range of the normalised rows: -1.83 is silence, 3.48 is full scale."""
 _SYNTHETIC = 0.5
 """Examples of synthetic digits for every recorded digit."""
 _WARPED, _WARP = 0.5, 0.1
@@ -47,7 +48,7 @@ def features(logmel: LogMel, pcm: Pcm) -> Features:
 
 def real(stored: Features) -> NDArray[np.float32]:
     """The normalised rows that stored ones stand for."""
-    return ((stored.astype(np.float32) - SCALE.zero_point) * SCALE.scale).astype(np.float32)
+    return ((stored.astype(np.float32) - ZERO_POINT) * _SCALE).astype(np.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,9 @@ def _rows(logmel: LogMel, pcm: Pcm) -> NDArray[np.float32]:
 
 
 def _stored(rows: NDArray[np.float32]) -> Features:
-    return round_to_int8((rows - _MEAN) / _STD, SCALE)
+    integers = np.round((rows - _MEAN) / _STD / _SCALE) + ZERO_POINT
+    stored: Features = np.clip(integers, -128, 127).astype(np.int8)
+    return stored
 
 
 def _varied(random: Random, corpus: Corpus, kind: Kind, strength: Strength) -> tuple[Features, int]:
@@ -115,8 +118,8 @@ def _varied(random: Random, corpus: Corpus, kind: Kind, strength: Strength) -> t
     if random.random() < 0.33:
         times, mels = random.integers(_MASKED_ROWS + 1), random.integers(_MASKED_MELS + 1)
         row, mel = random.integers(FRAMES - times), random.integers(MELS - mels)
-        stored[row : row + times] = SCALE.zero_point
-        stored[:, mel : mel + mels] = SCALE.zero_point
+        stored[row : row + times] = ZERO_POINT
+        stored[:, mel : mel + mels] = ZERO_POINT
     return stored, label
 
 

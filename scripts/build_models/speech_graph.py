@@ -55,22 +55,9 @@ def speech(weights: Weights) -> Network:
     return net
 
 
-def stages(net: Network) -> dict[str, Network]:
-    """The network cut into one graph per exit, by the exit's signature: each goes on where the last one ended."""
-    entries = ["features", *(f"hidden{depth}" for depth in DEPTHS[:-1])]
-    return {
-        f"exit{depth}": net.between(entry, outputs(depth)) for depth, entry in zip(DEPTHS, entries, strict=True)
-    }
-
-
 def outputs(depth: int) -> list[str]:
     """The tensors that leave the graph of an exit."""
     return [f"logits{depth}"] + [f"hidden{depth}"] * (depth != DEPTHS[-1])
-
-
-def aliases() -> dict[str, str]:
-    """Return the names of tensors in the signatures."""
-    return {f"{name}{depth}": name for depth in DEPTHS for name in ("logits", "hidden")}
 
 
 def _conv(
