@@ -26,6 +26,8 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 CONDITIONS: dict[str, float | None] = {"clean": None, "10 dB": 10.0, "0 dB": 0.0}
 _TURNS = 3
 """Noises that each word is heard in."""
+_EVERY_S = 0.5
+"""Distance of the seconds of acted speech that thresholds are learned from."""
 _HELD_OUT, _LEARNED_BELOW = 7, 30
 UNKNOWN, NOISES = slice(3, None, 10), slice(3, None, 6)
 """As `scripts/build_models/speech_corpus.py` keeps them out of training."""
@@ -114,6 +116,9 @@ def recordings(data: Path) -> Iterator[tuple[str, Samples]]:
     for sentence in _speech.synthetic(RATE, 0, 2):
         for at in range(0, len(sentence) - RATE, RATE):
             yield "unknown", sentence[at : at + RATE]
+    for dialogue in _speech.acted(RATE, 3, 10):
+        for at in range(0, len(dialogue) - RATE, round(_EVERY_S * RATE)):
+            yield "unknown", dialogue[at : at + RATE]
     for number in range(20):
         yield "silence", _sound.quiet(1.0, RATE, 4.0 * (number + 1), number)
     for number, (_, sound) in enumerate(_sound.archived(data / "esc10_dev.tar", RATE)):

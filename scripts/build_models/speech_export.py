@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import speech_graph
+import torch
 from speech_corpus import LABELS
 from speech_features import HIGHEST, LOWEST, Examples, real
 from speech_graph import DEPTHS, Weights
@@ -25,17 +26,18 @@ from agent.optimise.recipe import QatRecipe, QuantiseRecipe
 
 DESCRIPTION = "Small speech: zero to nine, unknown, silence; INT8, four exits"
 _RECIPE = QuantiseRecipe(method="int8", examples=384)
-_TRAINING = QatRecipe()
+_TRAINING = QatRecipe(batch=128)
 
 
 def int8_file(weights: Weights, examples: Examples, checkpoint: Path) -> bytes:
-    """The INT8 file.
+    """The INT8 file. One thread: sums are then added up in one order.
 
     Args:
         weights: of the float model.
         examples: for calibration and for training.
         checkpoint: of the training with the rounding in place.
     """
+    torch.set_num_threads(1)
     net = speech_graph.speech(weights)
     outputs = [name for depth in DEPTHS for name in speech_graph.outputs(depth)]
     writer = ModelWriter(DESCRIPTION)
