@@ -31,7 +31,7 @@ _MAIN = 0.72
 class Settings:
     """How to train; one that differs starts anew."""
 
-    epochs: int = 50
+    epochs: int = 120
     batch: int = 128
     rate: float = 4e-3
     decay: float = 0.03

@@ -93,6 +93,7 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
 def properties(found: dict[str, Any]) -> dict[str, float]:
     """What must be so for each search, as numbers."""
     done = {one["number"]: _figures(one) for one in found["trials"] if one["state"] == "complete"}
+    begun = [one for one in found["trials"] if one["parameters"]]
     names = found["objectives"]
     front = [done[number].values(names) for number in found["front"]]
     return {
@@ -104,8 +105,7 @@ def properties(found: dict[str, Any]) -> dict[str, float]:
         "front_beaten": sum(beats(one.values(names), other) for one in done.values() for other in front),
         "workers": len({one["worker"] for one in found["trials"] if one["state"] in ("complete", "stopped")}),
         # A trial that goes on in another process has the origin of the one before.
-        "repeated": len({one["origin"] for one in found["trials"]})
-        - len({json.dumps(one["parameters"]) for one in found["trials"]}),
+        "repeated": len({one["origin"] for one in begun}) - len({json.dumps(one["parameters"]) for one in begun}),
     }
 
 
