@@ -15,10 +15,10 @@ from speech_corpus import LABELS
 from speech_features import HIGHEST, LOWEST, Examples, real
 from speech_graph import DEPTHS, Weights
 
-from agent.compute.manifest import InputManifest
+from agent.compute.manifest import HIDDEN, InputManifest
 from agent.optimise import data
 from agent.optimise.data.layouts import FoundData
-from agent.optimise.depth.stages import HIDDEN, SCORES, WHOLE, Stage, split
+from agent.optimise.depth.stages import SCORES, WHOLE, Stage, split
 from agent.optimise.graph.writer import ModelWriter
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantise import quantise

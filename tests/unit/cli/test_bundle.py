@@ -62,7 +62,10 @@ def test_a_bundle_is_signed_and_looked_into(tmp_path: Path, key: Key) -> None:
     assert told["error"] == ""
     assert told["signer"]["principal"] == "release"
     assert told["description"]["counter"] == 7
-    assert told["description"]["files"]["models/small-speech.tflite"]["size"] == (ZOO / "small-speech.tflite").stat().st_size
+    assert (
+        told["description"]["files"]["models/small-speech.tflite"]["size"]
+        == (ZOO / "small-speech.tflite").stat().st_size
+    )
     text = run("inspect", path, "--signers", signers).stdout
     assert "vedette 1.0, counter 7, full" in text
     assert f"release, {told['signer']['key']}" in text
