@@ -19,7 +19,7 @@ from agent.optimise.pruning.connections import PruneSettings
 from agent.optimise.train import TrainingStep, evaluate, fit
 from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, examples, weights
 
-SETTINGS = PruneSettings(target=0.5, rounds=2, round_steps=2, anneal_epochs=2.0, multiple=2)
+SETTINGS = PruneSettings(target=0.5, rounds=2, round_steps=2, anneal_epochs=2.0, multiple=2, round_factor=0.25)
 
 
 def network() -> Any:
