@@ -144,6 +144,8 @@ def _free_port() -> int:
 
 _OPEN_S, _OPEN_LIVE_S = 10.0, 5.0
 _RATE_HZ = 16_000
+_ONLINE_S = 60.0
+"""Longest wait for the daemon's connection, s, before the time to show counts anyway."""
 _PATIENT = StopTimes(5.0, 5.0, 10.0, 10.0)
 """The demo's state folder is deleted with it: what is not published then is lost, however slow the disk is."""
 
@@ -265,6 +267,8 @@ class Show:
         self, subscriber: Subscriber, daemon: Daemon, thread: threading.Thread
     ) -> Iterator[ReceivedMessage | None]:
         """Yield messages until the daemon publishes `stopped`. The time counts from `online`."""
+        if self._seconds is not None:
+            self._until = min(self._until, time.monotonic() + _ONLINE_S + self._seconds)
         for message in subscriber.messages():
             if self._seconds is not None and message is not None and message.payload == b"online":
                 self._until = min(self._until, time.monotonic() + self._seconds)

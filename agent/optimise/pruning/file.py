@@ -40,6 +40,8 @@ _AGREE = 0.9
 _APART = 0.3
 """Largest difference of their outputs, relative to the largest one: pixels are rounded, and a manifest may have
 one mean for all channels where the module was trained with three."""
+_CHANNELS_ROUND_FACTOR = 0.25
+"""`round_factor` where whole channels go: what is left of a smaller module has to be learned more anew."""
 _NOISE = 0.02
 """Share by which a time or a size must fall to be told as smaller."""
 
@@ -144,7 +146,8 @@ def settings_of(
         ConfigError: the values do not go together.
     """
     given = msgspec.to_builtins(recipe.prune)
-    del given["structured"]
+    if given.pop("structured"):
+        given["round_factor"] = _CHANNELS_ROUND_FACTOR
     try:
         settings = msgspec.convert(given, PruneSettings)
     except ValueError as error:

@@ -21,6 +21,7 @@ from _cifar import BUILD, Dataset
 from _pruning import Verdict, open_net, run, switches, training
 from baseline import show
 from common import conclude
+from msgspec.structs import replace
 from torch.nn import functional
 
 from agent.compute.manifest import InputManifest, Manifest, Model
@@ -35,7 +36,7 @@ from agent.optimise.recipe import QuantiseRecipe
 from agent.optimise.train import Objective, TrainingSettings, evaluate
 
 FOLDER = BUILD / "channels"
-HALF = PruneSettings(target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0)
+HALF = PruneSettings(target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0, round_factor=0.25)
 LOSS, FASTER = 0.005, 1.6
 _SHARPER = 3.0
 """Factor of the teacher's outputs."""
@@ -76,7 +77,7 @@ def pruned(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     net = open_net(given.net)
     dense = evaluate(net, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
-    teacher, hot = copy.deepcopy(net).eval(), training(given.seed)
+    teacher, hot = copy.deepcopy(net).eval(), replace(training(given.seed), label_smoothing=0.1)
     data = (pictures.pictures, pictures.labels)
     loss = taught(teacher, hot)
     options: dict[str, Any] = {"folder": folder, "test": pictures.test, "objective": loss, "progress": show}
