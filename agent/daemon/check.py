@@ -77,7 +77,7 @@ def remarks(path: Path) -> list[str]:
 
 
 class _LookedUp(Struct):
-    """What a model's file and manifest tell."""
+    """Remarks about a model, and if it has calibrated exits."""
 
     remarks: list[str]
     has_exits: bool

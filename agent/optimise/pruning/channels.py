@@ -39,6 +39,9 @@ from agent.optimise.train import (
     fit,
 )
 
+ROUND_FACTOR = 0.25
+"""`PruneSettings.round_factor` for channels: what is left of a smaller module has to be learned more anew."""
+
 
 def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) -> list[ChannelGroup]:
     """Return the groups of channels whose layers are all trained and whose names match.

@@ -23,7 +23,7 @@ from agent.errors import ConfigError, ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
-from agent.optimise.pruning.channels import prune_channels
+from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels
 from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
 from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
@@ -40,8 +40,6 @@ _AGREE = 0.9
 _APART = 0.3
 """Largest difference of their outputs, relative to the largest one: pixels are rounded, and a manifest may have
 one mean for all channels where the module was trained with three."""
-_CHANNELS_ROUND_FACTOR = 0.25
-"""`round_factor` where whole channels go: what is left of a smaller module has to be learned more anew."""
 _NOISE = 0.02
 """Share by which a time or a size must fall to be told as smaller."""
 
@@ -147,7 +145,7 @@ def settings_of(
     """
     given = msgspec.to_builtins(recipe.prune)
     if given.pop("structured"):
-        given["round_factor"] = _CHANNELS_ROUND_FACTOR
+        given["round_factor"] = ROUND_FACTOR
     try:
         settings = msgspec.convert(given, PruneSettings)
     except ValueError as error:

@@ -29,14 +29,14 @@ from agent.optimise.data import read_examples
 from agent.optimise.evaluate import time_ms
 from agent.optimise.graph.channels import without_channels
 from agent.optimise.graph.from_torch import float_tflite
-from agent.optimise.pruning.channels import chosen_groups, prune_channels
+from agent.optimise.pruning.channels import ROUND_FACTOR, chosen_groups, prune_channels
 from agent.optimise.pruning.connections import PruneSettings
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe
 from agent.optimise.train import Objective, TrainingSettings, evaluate
 
 FOLDER = BUILD / "channels"
-HALF = PruneSettings(target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0, round_factor=0.25)
+HALF = PruneSettings(target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0, round_factor=ROUND_FACTOR)
 LOSS, FASTER = 0.005, 1.6
 _SHARPER = 3.0
 """Factor of the teacher's outputs."""
