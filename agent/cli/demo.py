@@ -48,7 +48,7 @@ def demo(
     chosen = choose_streams(hear=hear, source=source, model=model, loop=seconds is not None)
     show = Show(chosen.streams, picture, seconds)
     show.check(source)
-    with _ended_by_signals(show.request_stop), closing(show.messages()) as messages:
+    with _ended_by_signals(show.request_stop, show.abandon), closing(show.messages()) as messages:
         if as_json:
             _print_json(messages, show)
         else:
@@ -58,13 +58,18 @@ def demo(
 
 
 @contextmanager
-def _ended_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """End early on SIGINT or SIGTERM; the second signal has its usual effect."""
+def _ended_by_signals(*steps: Callable[[], None]) -> Iterator[None]:
+    """On SIGINT or SIGTERM take the next of these steps; a signal after the last has its usual effect."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    left = iter(steps)
 
     def handle(number: int, frame: object) -> None:
+        step = next(left, None)
+        if step is not None:
+            step()
+            return
         signal.signal(number, before[signal.Signals(number)])
-        stop()
+        signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, handle)

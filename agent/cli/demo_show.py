@@ -64,6 +64,16 @@ def install_command(extra: str) -> str:
 _START_S = 10.0
 
 
+class _IteratedAsItWas(dict[Any, Any]):
+    """A dictionary that may change while it is iterated over: the loop sees what it held when the loop began."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(tuple(self.keys()))
+
+    def items(self) -> Any:
+        return tuple(super().items())
+
+
 class EmbeddedBroker:
     """MQTT broker that runs in a thread while the `with` block lasts, on the free port `port`."""
 
@@ -111,6 +121,8 @@ class EmbeddedBroker:
             "plugins": {"amqtt.plugins.authentication.AnonymousAuthPlugin": {"allow_anonymous": True}},
         }
         broker = self._kind(config)
+        # amqtt pauses in its loops over these; a client that subscribes then would end one that is connecting.
+        broker._subscriptions = _IteratedAsItWas()
         try:
             await broker.start()
         except Exception as error:  # reported by __enter__
@@ -146,6 +158,8 @@ _OPEN_S, _OPEN_LIVE_S = 10.0, 5.0
 _RATE_HZ = 16_000
 _ONLINE_S = 60.0
 """Longest wait for the daemon's connection, s, before the time to show counts anyway."""
+_LOOK_S = 0.1
+"""Time between two looks at whether a daemon is still waited for, s."""
 _PATIENT = StopTimes(5.0, 5.0, 10.0, 10.0)
 """The demo's state folder is deleted with it: what is not published then is lost, however slow the disk is."""
 
@@ -203,6 +217,7 @@ class Show:
         self._seqs: set[int] = set()
         self._error: VedetteError | None = None
         self._until = math.inf
+        self._is_abandoned = False
 
     def check(self, source: str | None = None) -> None:
         """Refuse sources and models that cannot be used, before the demo begins.
@@ -222,6 +237,10 @@ class Show:
         """End early, with every track ended. For a signal handler."""
         self._until = 0.0
 
+    def abandon(self) -> None:
+        """End at once, with what has arrived: the daemon is not waited for. For a signal handler."""
+        self._is_abandoned = True
+
     def messages(self) -> Generator[ReceivedMessage | None]:
         """Yield the messages that the subscriber receives, and None now and then while there are none.
 
@@ -229,17 +248,19 @@ class Show:
             VedetteError: a source or a model cannot be used.
         """
         began = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="vedette-demo-") as folder, EmbeddedBroker() as broker:
+        temporary = tempfile.TemporaryDirectory(prefix="vedette-demo-", ignore_cleanup_errors=True)
+        with temporary as folder, EmbeddedBroker() as broker:
             subscriber = Subscriber(BrokerOptions("127.0.0.1", broker.port))
             subscriber.start()
             daemon = Daemon(self._config(folder, broker.port), exit_when_done=True, stop_times=_PATIENT)
-            thread = threading.Thread(target=self._run, args=(daemon,), name="demo-daemon")
+            thread = threading.Thread(target=self._run, args=(daemon,), name="demo-daemon", daemon=True)
             thread.start()
             try:
                 yield from self._until_stopped(subscriber, daemon, thread)
             finally:
                 daemon.request_stop()
-                thread.join()
+                while thread.is_alive() and not self._is_abandoned:
+                    thread.join(_LOOK_S)
                 subscriber.stop()
         self._finish(time.monotonic() - began)
         if self._error is not None:
@@ -279,7 +300,7 @@ class Show:
                 self._add(message)
             yield message
             stopped = message is not None and message.kind == "status" and message.payload == b"stopped"
-            if stopped or (message is None and not thread.is_alive()):
+            if stopped or self._is_abandoned or (message is None and not thread.is_alive()):
                 return
 
     def _add(self, message: ReceivedMessage) -> None:

@@ -54,6 +54,7 @@ class Vedette:
         """
         self.file, self.state = folder / "vedette.toml", folder / "state"
         self.options: tuple[str, ...] = ()
+        self._is_online_first = False
         self.prefix: tuple[str, ...] = ()
         """Prefix of the command: another command that runs it somewhere else."""
         self._stderr = folder / "stderr"
@@ -112,8 +113,21 @@ class Vedette:
         wait_for(lambda: self.said(words))
         return self.said(words)[0]
 
+    def online_first(self) -> Self:
+        """Return itself: streams will begin when the broker is connected, so that nothing live is lost."""
+        self._is_online_first = True
+        return self
+
     def __enter__(self) -> Self:
-        return self.start()
+        if not self._is_online_first:
+            return self.start()
+        streams = self.config["streams"]
+        self.config["streams"] = {name: {**one, "enabled": False} for name, one in streams.items()}
+        self.start()
+        self.wait_said("connected")
+        self.config["streams"] = streams
+        self.reload()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -26,6 +28,7 @@ from agent.models import files
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import Commit
 from tests.support.doubles import person_model
+from tests.support.hostile import length_of, read_packet
 from tests.support.running import ROOT
 
 pytest.importorskip("amqtt", reason="the extra [demo] is not installed")
@@ -123,6 +126,35 @@ def test_a_slow_disk_costs_time_and_no_event(tmp_path: Path, monkeypatch: pytest
     options = ("--source", "test:?size=160x120&fps=20", *person(tmp_path)[2:], "--for", "2s", "--json")
     summary = json.loads(call(*options).output.splitlines()[-1])["summary"]
     assert (summary["new"], summary["end"], summary["lost"]) == (1, 1, 0)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_demo_however_long_the_disk_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: signal.Signals
+) -> None:
+    write, writing, free = SpoolDisk.write, threading.Event(), threading.Event()
+
+    def hang(disk: SpoolDisk, commit: Commit) -> bool:
+        writing.set()
+        return free.wait(60.0) and write(disk, commit)
+
+    def send() -> None:
+        writing.wait(30.0)
+        for _ in range(2):
+            signal.raise_signal(how)
+            time.sleep(1.0)
+
+    monkeypatch.setattr(SpoolDisk, "write", hang)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sender = threading.Thread(target=send)
+    sender.start()
+    options = ("--source", "test:?size=160x120&fps=20", *person(tmp_path)[2:], "--json")
+    summary = json.loads(call(*options).output.splitlines()[-1])["summary"]
+    assert not free.is_set()
+    assert (summary["new"], summary["lost"]) == (0, 0)
+    assert list(tmp_path.glob("vedette-demo-*")) == []
+    free.set()
+    sender.join()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
@@ -303,3 +335,42 @@ def test_a_broker_that_does_not_start_is_named(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(broker_module, "_free_port", lambda: running.port)
         with pytest.raises(BrokerError, match=f"did not start on 127.0.0.1:{running.port}: [^\\[]*$"):
             broker_module.EmbeddedBroker().__enter__()
+
+
+def text(words: bytes) -> bytes:
+    """A string of MQTT, with its length."""
+    return len(words).to_bytes(2, "big") + words
+
+
+def connect(port: int, name: bytes) -> socket.socket:
+    """A client of MQTT 3.1.1 that reads nothing by itself."""
+    client = socket.create_connection(("127.0.0.1", port), timeout=20.0)
+    body = text(b"MQTT") + b"\x04\x02" + (0).to_bytes(2, "big") + text(name)
+    client.sendall(b"\x10" + length_of(len(body)) + body)
+    assert read_packet(client) == (0x20, b"\0\0")
+    return client
+
+
+def subscribe(client: socket.socket, topic: bytes) -> None:
+    """Subscribe, and read on until the broker has answered."""
+    body = b"\0\x01" + text(topic) + b"\0"
+    client.sendall(b"\x82" + length_of(len(body)) + body)
+    while read_packet(client).kind != 0x90:
+        pass
+
+
+def test_a_client_may_subscribe_while_another_still_connects() -> None:
+    """A client that connects is sent what is retained, and the broker waits while it does not read."""
+    with broker_module.EmbeddedBroker() as running:
+        other = connect(running.port, b"other")
+        subscribe(other, b"retained/#")
+        subscribe(other, b"more")
+        body = text(b"retained/much") + bytes(8 << 20)
+        other.sendall(b"\x31" + length_of(len(body)) + body)
+        while read_packet(other).kind != 0x30:
+            pass
+        slow = connect(running.port, b"slow")
+        subscribe(other, b"new")
+        subscribe(slow, b"own")
+        for client in (other, slow):
+            client.close()

@@ -79,7 +79,7 @@ def test_a_subscriber_to_detections_follows_what_the_model_says_now(tmp_path: Pa
     source = f"wav:{tmp_path / 'words.flac'}?pace=realtime"
     ear = {"source": source, "model": str(tone_model(tmp_path)), "publish": {"detections": True}}
     ear |= {"gate": {"voice": False}, "decode": {"labels": ["low", "high", "silence"]}}
-    with Vedette(tmp_path, broker, kitchen=ear) as vedette:
+    with Vedette(tmp_path, broker, kitchen=ear).online_first() as vedette:
         messages.wait(lambda m: states(m).get("kitchen") == "ended")
         vedette.end()
     assert stopped(messages)

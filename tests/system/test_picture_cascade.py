@@ -42,7 +42,7 @@ def answers(messages: Messages) -> list[tuple[str, str]]:
 
 def test_each_picture_is_answered_by_the_first_exit_that_is_sure(tmp_path: Path, broker: Mosquitto) -> None:
     messages = broker.subscribe("vedette/#")
-    with Vedette(tmp_path, broker, front=stream(tmp_path, cascade={"budget_ms": 1e5})) as running:
+    with Vedette(tmp_path, broker, front=stream(tmp_path, cascade={"budget_ms": 1e5})).online_first() as running:
         messages.wait(lambda m: len(answers(m)) == len(COLOURS))
         running.end()
     exits = {SURE: "early", UNSURE: "deep"}
@@ -51,7 +51,7 @@ def test_each_picture_is_answered_by_the_first_exit_that_is_sure(tmp_path: Path,
 
 def test_the_budget_of_a_stream_bounds_all_exits_together(tmp_path: Path, broker: Mosquitto) -> None:
     messages = broker.subscribe("vedette/#")
-    with Vedette(tmp_path, broker, front=stream(tmp_path, cascade={"budget_ms": 1e-6})) as running:
+    with Vedette(tmp_path, broker, front=stream(tmp_path, cascade={"budget_ms": 1e-6})).online_first() as running:
         messages.wait(lambda m: len(answers(m)) == len(COLOURS))
         running.end()
     assert {variant for _, variant in answers(messages)} == {"early"}

@@ -28,7 +28,7 @@ def test_sounds_that_overlap_reach_a_subscriber_each_with_its_times(
     yard: Table = {"source": f"wav:{tmp_path / 'yard.wav'}?pace={pace}", "model": str(waveform_model(tmp_path))}
     track = {"lost_after_s": LOST_S, "update_every_s": 1.0, "stationary_after_s": 0.0}
     yard |= {"track": track, "publish": {"detections": True}}
-    with Vedette(tmp_path, broker, yard=yard) as vedette:
+    with Vedette(tmp_path, broker, yard=yard).online_first() as vedette:
         messages.wait(lambda m: states(m).get("yard") == "ended", 30.0)
         vedette.end()
     assert stopped(messages)
