@@ -196,9 +196,10 @@ class Daemon:
             self._systemd.stopping()
             self._commands.stop()
             self._shadows.close()
+            began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
             self._health.publish()
-            self.runtime.stop(self._stop_times)
+            self.runtime.stop(self._stop_times, began)
 
     def _watch(self) -> None:
         while not self._stop_asked:

@@ -39,7 +39,9 @@ CLIP_FLUSH_S = 5.0
 
 
 class StopTimes(NamedTuple):
-    """Longest time of each step of a stop, s. The defaults are together below the two seconds that it may take.
+    """Time of each step of a stop, s. The defaults are together below the two seconds that it may take.
+
+    What a step does not need is given to the next ones until the flush: on a slow disk that takes the longest.
 
     Attributes:
         streams: until a stream's thread ends.
@@ -232,13 +234,20 @@ class Runtime:
         for stream in self.streams.values():
             stream.start()
 
-    def stop(self, times: StopTimes = STOP_TIMES) -> None:
-        """Publish what is left, and disconnect. The streams have stopped before."""
+    def stop(self, times: StopTimes = STOP_TIMES, began: float | None = None) -> None:
+        """Publish what is left, and disconnect. The streams have stopped before.
+
+        Args:
+            times: of the steps.
+            began: when the stop began, a time of CLOCK_MONOTONIC, s; None: now, without the time of the streams.
+        """
+        until = time.monotonic() if began is None else began + times.streams
         if self.auto_backend is not None:
             self.auto_backend.close()
+        until += times.clips
         if self._recorder is not None:
-            self._recorder.close(times.clips)
-        self.spool.flush(times.flush)
+            self._recorder.close(_left(until))
+        self.spool.flush(_left(until + times.flush))
         self.mqtt.stop(times.drain)
 
     def stop_streams(self, names: Iterable[str]) -> None:
@@ -270,6 +279,10 @@ def _warn_of_hidden_processors() -> None:
         log.warning("%s: cannot be read, so XNNPACK is off and models run many times slower; %s", paths, ADVICE)
 
 
+def _left(until: float) -> float:
+    return max(0.0, until - time.monotonic())
+
+
 def stop_streams(streams: Iterable[Stream], seconds: float = STOP_TIMES.streams) -> list[Stream]:
     """Stop streams together, and wait for all of them no longer than this.
 
@@ -281,7 +294,7 @@ def stop_streams(streams: Iterable[Stream], seconds: float = STOP_TIMES.streams)
         stream.ask_to_stop()
     deadline = time.monotonic() + seconds
     for stream in streams:
-        if not stream.join(max(0.0, deadline - time.monotonic())):
+        if not stream.join(_left(deadline)):
             log.warning("stream %s did not stop in %.1f s: abandoning its thread", stream.name, seconds)
             stream.abandon()
             abandoned.append(stream)

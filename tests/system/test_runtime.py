@@ -30,6 +30,8 @@ from agent.config import (
 from agent.daemon.daemon import Daemon
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
+from agent.storage.spool.disk import SpoolDisk
+from agent.storage.spool.pending import Commit
 from agent.types import Frame, StreamResult
 from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
@@ -189,6 +191,27 @@ def test_a_file_with_several_errors_is_refused_in_one_line(
         running.reload(ConfigError("f:1: this\nf:2: that"))
         wait_for(lambda: refusals(caplog))
         assert refusals(caplog) == ["reload refused, keeping the old configuration: f:1: this; f:2: that"]
+
+
+def test_a_slow_disk_is_given_what_the_rest_of_a_stop_does_not_need(
+    config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, is_slow = SpoolDisk.write, threading.Event()
+
+    def write_slowly(disk: SpoolDisk, commit: Commit) -> bool:
+        time.sleep(0.4 if is_slow.is_set() else 0.0)  # at the stop one commit may be under way, and one follows
+        return write(disk, commit)
+
+    monkeypatch.setattr(SpoolDisk, "write", write_slowly)
+    with inside(config) as running:
+        both_see(messages)
+        is_slow.set()
+        began = time.monotonic()
+        running.daemon.request_stop()
+        running.wait()
+    assert time.monotonic() - began < 2.0
+    assert stopped(messages)
+    assert all(left_open(messages, stream) == set() for stream in ("front", "back"))
 
 
 def test_without_a_file_a_reload_does_nothing(config: Config, messages: Messages) -> None:
