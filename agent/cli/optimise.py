@@ -314,6 +314,41 @@ def _tensor_names(_context: click.Context, option: click.Parameter, text: str | 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder, .tar or .npz: pictures of sound parts.",
+)
+@click.option("--faulty", type=click.Path(path_type=Path), help="Faulty parts, for the figures alone.")
+@click.option(
+    "--false-alarms",
+    type=click.FloatRange(0.0, 50.0),
+    default=1.0,
+    show_default=True,
+    help="Sound parts that may be reported, per cent.",
+)
+@click.option("--places", type=click.IntRange(16, 8192), default=1024, show_default=True, help="Kept in memory.")
+@click.option("--label", default="defect", show_default=True, help="Of what differs.")
+@click.option("--limit", type=click.IntRange(min=8), help="Use so many sound parts.")
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def anomaly(model: str, out: Path, **options: Any) -> None:
+    """Learn from pictures of sound parts, and write OUT, which reports what differs from them.
+
+    MODEL is a backbone: the bundled `inspection`, or one whose output are features, [1, height, width, channels].
+    Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. OUT.png
+    shows where parts differ. No training: a board does it as well.
+    """
+    from agent.cli.optimise_anomaly import AnomalyFiles, write_anomaly_model
+
+    command = shlex.join(["vedette", *sys.argv[1:]])
+    write_anomaly_model(model, out, AnomalyFiles(**options, command=command))
+
+
+@optimise.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
 @click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
 @click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe depth train data`.")
 @click.option("--exits", type=click.IntRange(2, 16), help="Number of exits, with the last one.")

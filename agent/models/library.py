@@ -22,7 +22,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.decoder import DECODERS, options_kind
+from agent.compute.decode.decoder import DECODERS, FEATURES, options_kind
 from agent.compute.decode.defaults import Completed, complete, describe_sources, facts_of, lacks_labels, says_all
 from agent.compute.infer.audio_input import FRONTENDS
 from agent.compute.infer.audio_input import options_kind as frontend_options_kind
@@ -313,7 +313,7 @@ def _check_options(stated: TomlFile, decoder: str) -> None:
         ModelError: each problem with file, line and key.
     """
     output, audio = stated.data.get("output", {}), stated.data.get("audio", {})
-    problems = _unknown(decoder, DECODERS, "decoder", ("output", "decoder")) or problems_of(
+    problems = _unknown(decoder, (*DECODERS, FEATURES), "decoder", ("output", "decoder")) or problems_of(
         output.get("options", {}), options_kind(decoder), ("output", "options")
     )
     if audio:

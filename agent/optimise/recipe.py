@@ -63,7 +63,8 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         target: share that is removed in the end.
-        importance: what is removed last. `gradient*weight`: accumulated over the steps of a round.
+        importance: what is removed last. `gradient*weight`: accumulated over the steps of a round. Empty:
+            `weight` for connections, `gradient*weight` for channels.
         structured: remove whole channels, which is faster everywhere; else single connections.
         rounds: in each of which the same number is removed.
         round_steps: training steps after each round.
@@ -72,12 +73,17 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     target: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.8
-    importance: Importance = "gradient*weight"
+    importance: Importance | Literal[""] = ""
     structured: bool = False
     rounds: Count = 16
     round_steps: Annotated[int, Meta(ge=0)] = 6
     anneal_epochs: Annotated[float, Meta(ge=0.0)] = 2.0
     layers: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ("*",)
+
+    @property
+    def ranked_by(self) -> Importance:
+        """What is removed last, with the default filled in."""
+        return self.importance or ("gradient*weight" if self.structured else "weight")
 
 
 class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -422,13 +428,13 @@ layers = []       # fixed, such as [{match = "stem*", bits = 8}, {match = "*/hea
 """,
     "prune": """\
 [prune]
-target = 0.8                    # share that is removed in the end
-importance = "gradient*weight"  # or "weight", "gradient/weight", "random"
-structured = false              # true: whole channels, which is faster everywhere
-rounds = 16                     # the same number is removed in each
-round_steps = 6                 # training steps after each
-anneal_epochs = 2.0             # at the end, with a falling learning rate
-layers = ["*"]                  # patterns of layers that may be pruned
+target = 0.8         # share that is removed in the end
+importance = ""      # "weight" for connections, "gradient*weight" for channels; or "gradient/weight", "random"
+structured = false   # true: whole channels, which is faster everywhere
+rounds = 16          # the same number is removed in each
+round_steps = 6      # training steps after each
+anneal_epochs = 2.0  # at the end, with a falling learning rate
+layers = ["*"]       # patterns of layers that may be pruned
 """,
     "qat": """\
 [qat]

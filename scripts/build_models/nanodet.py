@@ -34,13 +34,13 @@ def main() -> int:
     convolutions = read_convolutions(arguments.inputs / "package" / "models" / "nanodet.json")
     networks = [nanodet(convolutions, size) for size in _SIZES]
     if arguments.float:
-        _write(arguments.float, _float(networks))
+        write(arguments.float, _float(networks))
         return 0
     content = _mixed(_float(networks), arguments.inputs)
     if arguments.check:
-        return _compare(arguments.output, content)
-    _write(arguments.output, content)
-    _name_in_manifest(arguments.output.with_suffix(".toml"), content)
+        return compare(arguments.output, content)
+    write(arguments.output, content)
+    name_in_manifest(arguments.output.with_suffix(".toml"), content)
     return 0
 
 
@@ -70,32 +70,39 @@ def _mixed(content: bytes, inputs: Path) -> bytes:
 
 def _examples(content: bytes, inputs: Path) -> list[Examples]:
     """The calibration pictures for each size, read as `vedette optimise quantise --data` reads them."""
-    folder = inputs.parent / "pictures"
-    folder.mkdir(exist_ok=True)
-    for number, picture in enumerate(read_pictures(_HERE / "nanodet.sha256", inputs)):
-        cv2.imwrite(str(folder / f"{number:03}.png"), picture)
+    folder = write_pictures(inputs)
     model = Model(content, hashlib.sha256(content).hexdigest(), open_manifest("nanodet"), "NanoDet")
     return [read_examples(folder, model, str(size)) for size in _SIZES]
+
+
+def write_pictures(inputs: Path) -> Path:
+    """Write the calibration pictures as files, and return their folder."""
+    folder = inputs.parent / "pictures"
+    folder.mkdir(exist_ok=True)
+    for number, picture in enumerate(read_pictures(_HERE / "pictures.sha256", inputs)):
+        cv2.imwrite(str(folder / f"{number:03}.png"), picture)
+    return folder
 
 
 def _progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
+    """Write a model, and print its size and sha256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     print(f"{path}: {len(content)} bytes, sha256 {hashlib.sha256(content).hexdigest()}")
 
 
-def _name_in_manifest(path: Path, content: bytes) -> None:
+def name_in_manifest(path: Path, content: bytes) -> None:
     """Write the model's sha256 into the manifest, if there is one."""
     if path.exists():
         digest = hashlib.sha256(content).hexdigest()
         path.write_text(re.sub(r'(?m)^sha256 = ".*"$', f'sha256 = "{digest}"', path.read_text()))
 
 
-def _compare(path: Path, content: bytes) -> int:
+def compare(path: Path, content: bytes) -> int:
     """0 if the file at `path` holds `content`, else 1."""
     found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
     made = hashlib.sha256(content).hexdigest()

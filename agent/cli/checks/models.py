@@ -21,6 +21,7 @@ from msgspec.structs import replace
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_memory
 from agent.cli.checks import Finding
+from agent.compute.decode.decoder import FEATURES
 from agent.compute.infer.choice import Measurement, Selection
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
@@ -33,7 +34,7 @@ from agent.config import Config
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import ModelError, StorageError, VedetteError
 from agent.models.files import ZOO, bundled
-from agent.models.library import open_model_without_root, open_whole_model
+from agent.models.library import open_manifest, open_model_without_root, open_whole_model
 from agent.storage.state_file import MeasurementFiles
 from agent.text import local_time, without_login
 from agent.types import Array
@@ -136,11 +137,16 @@ def check_survey(
             yield Finding(SECTION, f"  {_way(one)}", one.refused or _cost(one))
 
 
+def _is_run(name: str) -> bool:
+    """Return False for a backbone, which no stream can run."""
+    return open_manifest(name).output.decoder != FEATURES
+
+
 def _models(config: Config | None) -> list[tuple[str, str]]:
     """Return each pair of name and variant once."""
     streams = config.streams.values() if config else ()
     wanted = [(one.model, one.variant) for one in streams if one.enabled and one.backend == AUTO]
-    return list(dict.fromkeys(wanted)) or ([] if streams else [(name, "") for name in bundled()])
+    return list(dict.fromkeys(wanted)) or ([] if streams else [(name, "") for name in bundled() if _is_run(name)])
 
 
 def _way(one: Measurement) -> str:

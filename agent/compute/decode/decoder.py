@@ -173,11 +173,16 @@ DECODERS: Mapping[str, str] = {
     "nanodet": "agent.compute.decode.nanodet",
     "yolo": "agent.compute.decode.yolo",
     "segment": "agent.compute.decode.segment",
+    "anomaly": "agent.compute.decode.anomaly",
     "classify": "agent.compute.decode.classify",
     "keyword": "agent.compute.decode.keyword",
 }
 """Name in a manifest → module whose `build(context)` returns the decoder, or raises ShapeMismatchError. The most
 specific first: `find_fitting` tries them in this order."""
+
+
+FEATURES = "features"
+"""Stands for a decoder in the manifest of a backbone: its outputs are no detections."""
 
 
 def build_decoder(
@@ -203,6 +208,10 @@ def build_decoder(
 
 def create_decoder(name: str, context: DecoderContext) -> Decoder:
     """Build a decoder by its name. Raises ShapeMismatchError if the tensors do not fit it, else ModelError."""
+    if name == FEATURES:
+        raise ModelError(
+            "it gives features, which are no detections: `vedette optimise anomaly` makes a model of it"
+        )
     if name not in DECODERS:
         near = difflib.get_close_matches(name, DECODERS, 1)
         meant = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(DECODERS)}"
@@ -212,7 +221,9 @@ def create_decoder(name: str, context: DecoderContext) -> Decoder:
 
 
 def options_kind(name: str) -> type[DecoderOptions]:
-    """Return the struct of the options of a decoder in `DECODERS`."""
+    """Return the struct of the options of a decoder in `DECODERS`, or of `FEATURES`."""
+    if name == FEATURES:
+        return DecoderOptions
     kind: type[DecoderOptions] = importlib.import_module(DECODERS[name]).OPTIONS
     return kind
 

@@ -90,6 +90,11 @@ class Examples:
     def description(self) -> str:
         return f"{self._path}: {plural(len(self), 'example')}, {self._content.words}"
 
+    @property
+    def order(self) -> ChannelOrder:
+        """Order of the channels of `picture`."""
+        return "rgb" if isinstance(self._content.pictures, np.ndarray) else "bgr"
+
     def batch(self, indices: Sequence[int] | NDArray[Any]) -> NDArray[np.float32]:
         """Return real values as the model's float input takes them, float32 [b, *shape].
 
@@ -116,13 +121,12 @@ class Examples:
             values = pictures[row]
             _store(values[:, ::-1] if self._mirrored and values.ndim == 3 else values, spec, tensor)
             return Placement()
-        order: ChannelOrder = "bgr" if isinstance(pictures, tuple) else "rgb"
         if spec not in self._inputs:
             self._inputs[spec] = ImageInput(spec, self._preparation)
-        return self._inputs[spec].fill(tensor, self.picture(index), order)
+        return self._inputs[spec].fill(tensor, self.picture(index), self.order)
 
     def picture(self, index: int) -> Image:
-        """Return a picture as it was found, H×W×3 uint8: BGR from a file, RGB from an array.
+        """Return a picture as it was found, H×W×3 uint8 in `order`: BGR from a file, RGB from an array.
 
         Raises:
             ModelError: it cannot be read, or the example is no picture.

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
@@ -18,16 +17,12 @@ from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
 from agent.optimise.depth.cuts import Cut, cuts
 from agent.optimise.depth.stages import SCORES, WHOLE, Stage, input_name, make_signature
+from agent.optimise.graph.additions import Additions, pool_options
 from agent.optimise.graph.objects import Graph, dump, load, text
 from agent.optimise.quantise import float_file
 
 _SHOWN = 12
-_OPERATORS, _OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
-_OPTION_TABLES = {
-    "MEAN": "ReducerOptions",
-    "RESHAPE": "ReshapeOptions",
-    "FULLY_CONNECTED": "FullyConnectedOptions",
-}
+_OPERATORS = schema.BuiltinOperator
 _APART = math.log(1.2)
 """Least distance of two exits, unless there are not enough places: the logarithm of the ratio of their costs."""
 _LARGEST_HEAD = 0.5
@@ -170,8 +165,8 @@ class _Head:
     """Adds the operations of one exit behind a tensor."""
 
     def __init__(self, graph: Graph, place: Cut, number: int) -> None:
-        self._graph, self._place, self._name = graph, place, f"exit{number}"
-        self._behind = graph.producer(place.tensor)
+        self._graph, self._place = graph, place
+        self._made = Additions(graph, place.tensor, f"exit{number}")
 
     def connect(self, classes: int, grid: int, *, bands: bool) -> int:
         """Add all of them, and return the tensor of the scores."""
@@ -180,60 +175,24 @@ class _Head:
         means = self._cells(cells) if is_cut else self._means(bands=bands)
         features = math.prod(self._graph.shape(means))
         if len(self._graph.shape(means)) > 2:
-            target = self._constant("shape", (1, features))
-            means = self._add("RESHAPE", [means, target], [1, features], "pooled")
-        weights = self._constant("weights", np.zeros((classes, features), np.float32))
-        bias = self._constant("bias", np.zeros(classes, np.float32))
-        return self._add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")
+            target = self._made.constant("shape", (1, features))
+            means = self._made.add("RESHAPE", [means, target], [1, features], "pooled")
+        weights = self._made.constant("weights", np.zeros((classes, features), np.float32))
+        bias = self._made.constant("bias", np.zeros(classes, np.float32))
+        return self._made.add("FULLY_CONNECTED", [means, weights, bias], [1, classes], "scores")
 
     def _means(self, *, bands: bool) -> int:
         last = len(self._place.shape) - 1
         axes = tuple(range(1, last - 1 if bands and last > 2 else last))
         shape = [size for axis, size in enumerate(self._place.shape) if axis not in axes]
-        return self._add("MEAN", [self._place.tensor, self._constant("axes", axes)], shape, "mean")
+        return self._made.add("MEAN", [self._place.tensor, self._made.constant("axes", axes)], shape, "mean")
 
     def _cells(self, cells: int) -> int:
         """Add the means of a grid, whose cells overlap where their number is no divisor of the side."""
         _, height, width, channels = self._place.shape
         strides = height // cells, width // cells
-        options = schema.Pool2DOptionsT()
-        options.padding = schema.Padding.VALID
-        options.strideH, options.strideW = strides
-        options.filterHeight, options.filterWidth = (
-            size - (cells - 1) * stride for size, stride in zip((height, width), strides, strict=True)
-        )
+        sides = height - (cells - 1) * strides[0], width - (cells - 1) * strides[1]
         shape = [1, cells, cells, channels]
-        return self._add("AVERAGE_POOL_2D", [self._place.tensor], shape, "means", options)
-
-    def _constant(self, name: str, values: Any) -> int:
-        array = np.asarray(values, np.float32 if isinstance(values, np.ndarray) else np.int32)
-        stored = schema.BufferT()
-        stored.data = np.frombuffer(array.tobytes(), np.uint8)
-        self._graph.model.buffers.append(stored)
-        kind = schema.TensorType.FLOAT32 if array.dtype == np.float32 else schema.TensorType.INT32
-        return self._tensor(name, array.shape, kind, len(self._graph.model.buffers) - 1)
-
-    def _tensor(self, name: str, shape: Sequence[int], kind: int, buffer: int = 0) -> int:
-        made = schema.TensorT()
-        made.name, made.shape = self._unused(f"{self._name}/{name}"), np.array(shape, np.int32)
-        made.type, made.buffer, made.hasRank = kind, buffer, True
-        self._graph.table.tensors.append(made)
-        return len(self._graph.table.tensors) - 1
-
-    def _unused(self, name: str) -> str:
-        names = {text(tensor.name) for tensor in self._graph.table.tensors}
-        while name in names:
-            name += "_"
-        return name
-
-    def _add(self, kind: str, inputs: list[int], shape: Sequence[int], name: str, options: Any = None) -> int:
-        operator = schema.OperatorT()
-        operator.opcodeIndex = self._graph.code(getattr(_OPERATORS, kind), 1)
-        operator.inputs = inputs
-        operator.outputs = [self._tensor(name, shape, schema.TensorType.FLOAT32)]
-        options = options or getattr(schema, f"{_OPTION_TABLES[kind]}T")()
-        operator.builtinOptions = options
-        operator.builtinOptionsType = getattr(_OPTIONS, type(options).__name__.removesuffix("T"))
-        self._graph.insert(operator, self._behind)
-        self._behind = operator
-        return int(operator.outputs[0])
+        return self._made.add(
+            "AVERAGE_POOL_2D", [self._place.tensor], shape, "means", pool_options(sides, strides)
+        )

@@ -24,7 +24,7 @@ from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
 from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels
-from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
+from agent.optimise.pruning.connections import NEED_GRADIENTS, PruneHistory, PruneSettings, draw_curves, prune
 from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
 from agent.optimise.recipe import Recipe
@@ -119,7 +119,7 @@ def prune_model(
         history = prune(module, *data, settings, training, weights=network.weights, **options)
     content = network.emit(module)
     report = _report(model, content, measured, history, recipe, command)
-    return PrunedModel(content, report, draw_curves({recipe.prune.importance: history}))
+    return PrunedModel(content, report, draw_curves({recipe.prune.ranked_by: history}))
 
 
 def _network(model: Model, module: Any | None, examples: Examples, recipe: Recipe) -> PrunableNetwork:
@@ -143,7 +143,7 @@ def settings_of(
     Raises:
         ConfigError: the values do not go together.
     """
-    given = msgspec.to_builtins(recipe.prune)
+    given = msgspec.to_builtins(recipe.prune) | {"importance": recipe.prune.ranked_by}
     if given.pop("structured"):
         given["round_factor"] = ROUND_FACTOR
     try:
@@ -260,7 +260,8 @@ class _Counter:
         progress: Callable[[PruningState], None],
     ) -> None:
         per_epoch = count // min(training.batch, count)
-        self._total = (settings.rounds + 1) * settings.round_steps + per_epoch * settings.anneal_epochs
+        rounds = settings.rounds + (settings.importance in NEED_GRADIENTS)
+        self._total = rounds * settings.round_steps + per_epoch * settings.anneal_epochs
         self._progress, self._done = progress, 0
 
     def __call__(self, step: TrainingStep) -> None:
@@ -275,7 +276,7 @@ def _report(
     times = time_ms([model.content, content])
     gone = history.points[-1].sparsity
     unit = "channels" if recipe.prune.structured else "connections"
-    notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.importance}"]
+    notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
     notes += [f"{name}: {share:.1%}" for name, share in history.layers.items()]
     before = _step("before", model.content, scores[0], times[0])
     after = replace(_step("prune", content, scores[1], times[1]), notes=tuple(notes))

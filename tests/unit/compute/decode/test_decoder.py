@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,12 +31,17 @@ FITS: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {
     "nanodet": (picture(64), (spec("a", 1, 84, 80), spec("b", 1, 84, 44))),
     "yolo": (picture(64), (spec("out", 1, 84, 84 + 1),)),
     "segment": (picture(64), (spec("out", 1, 32, 32, 21),)),
+    "anomaly": (picture(64), (spec("anomaly", 1, 4, 4, 1),)),
     "classify": (picture(224), (spec("out", 1, 1001),)),
     "keyword": (picture(224), (spec("out", 1, 12), spec("hidden", 1, 9, 4))),
 }
 
 
-@pytest.mark.parametrize("name", DECODERS)
+STATED: dict[str, Any] = {"anomaly": {"limit": 1.0}}
+"""Options that a decoder cannot do without."""
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in STATED])
 def test_the_fitting_decoder_is_found(name: str) -> None:
     image, outputs = FITS[name]
     if name == "yolo":
@@ -63,7 +69,7 @@ def test_no_output_makes_a_decoder_crash_or_leave_the_picture(name: str, seed: i
         for broken in (np.nan, np.inf, -np.inf):
             values[random.random(tensor.shape) < 0.05] = broken
         arrays.append(values.astype(np.float32))
-    assert_sound(decoder(name, image, specs, score=0.3)(arrays))
+    assert_sound(decoder(name, image, specs, score=0.3, **STATED.get(name, {}))(arrays))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -71,7 +77,7 @@ def test_no_decoder_keeps_the_tensors_memory(name: str) -> None:
     image, specs = FITS[name]
     arrays = [np.random.default_rng(0).random(tensor.shape).astype(np.float32) for tensor in specs]
     before = [sys.getrefcount(array) for array in arrays]
-    decode = decoder(name, image, specs, score=0.3)
+    decode = decoder(name, image, specs, score=0.3, **STATED.get(name, {}))
     decode(arrays)
     assert [sys.getrefcount(array) for array in arrays] == before
 

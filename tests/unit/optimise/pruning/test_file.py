@@ -89,7 +89,7 @@ def test_connections_are_zero_in_the_file_and_the_report_says_so(model: Model, t
     result = prune_model(model, module_of(trained), found, RECIPE, command="it", progress=shown.append)
     assert score(result.content, found, model.manifest).value > 0.85
     assert [step.name for step in result.report.steps] == ["before", "prune"]
-    assert result.report.steps[1].notes[0] == "50.0% of the connections are gone, by gradient*weight"
+    assert result.report.steps[1].notes[0] == "50.0% of the connections are gone, by weight"
     assert result.report.sha256_after == hashlib.sha256(result.content).hexdigest()
     assert result.chart.startswith(b"\x89PNG")
     assert [state.share for state in shown] == sorted(state.share for state in shown)
@@ -195,6 +195,6 @@ def test_a_recipe_that_matches_no_layer_is_an_error(model: Model, trained: Any, 
 
 
 def test_a_recipe_whose_values_do_not_go_together_is_an_error(model: Model, trained: Any, data: Path) -> None:
-    recipe = replace(RECIPE, prune=replace(RECIPE.prune, round_steps=0))
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, importance="gradient*weight", round_steps=0))
     with pytest.raises(ConfigError, match=r"\[prune\].*round_steps"):
         prune_model(model, module_of(trained), read_examples(data, model), recipe)
