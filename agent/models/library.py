@@ -222,6 +222,9 @@ def prefixed_errors(name_or_path: str) -> Iterator[None]:
         if str(error).startswith(f"{name_or_path}: "):
             raise
         first, *more = error.faults
+        called = f"model {Path(name_or_path).stem}"
+        if first.startswith((f"{called}: ", f"{called} ")):  # the name is said once
+            first = first.removeprefix(called).lstrip(": ")
         raise type(error)(f"{name_or_path}: {first}", *more) from None
 
 

@@ -101,7 +101,7 @@ def test_another_way_to_choose_the_size_is_another_stream(runtime: Runtime, tmp_
         assert [one.name for one in front.model.manifest.variants] == names
         assert front.health().variant in names
     auto = replace(runtime.config, streams={"front": replace(sizes, variant="auto")})
-    with pytest.raises(VedetteError, match=rf"^stream front: {sizes.model}: model sizes: variant = 'auto' picks"):
+    with pytest.raises(VedetteError, match=rf"^stream front: {sizes.model}: variant = 'auto' picks"):
         ReloadPlan(runtime, auto)
     assert not front.finished
 

@@ -73,9 +73,9 @@ polygon = [[0.1, 0.1], [0.9, 0.9]]
         (2, {"source": "tset:"}, "tset:: "),
         (3, {"source": "wav:x.wav"}, "wav:x.wav gives sound, and model MODEL takes pictures"),
         (3, {"model": "nanodett"}, "no bundled model is called 'nanodett'"),
-        (4, {"variant": "9"}, "MODEL: model person has no variant '9'"),
+        (4, {"variant": "9"}, "MODEL: has no variant '9'"),
         (6, {"end": ZONES}, "zone 'line': `polygon` has 2 corners"),
-        (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "MODEL: model person: "),
+        (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "MODEL: no label "),
         (3, {"model": "nobody", "end": ZONES}, "no bundled model is called 'nobody'"),
     ],
 )

@@ -73,7 +73,7 @@ def test_the_hash_is_that_of_the_whole_file() -> None:
 
 
 def test_an_unknown_variant_names_those_there_are() -> None:
-    with pytest.raises(ModelError, match=r"^nanodet: model nanodet has no variant '999'; it has: "):
+    with pytest.raises(ModelError, match=r"^nanodet: has no variant '999'; it has: "):
         open_model("nanodet", "999")
 
 

@@ -17,6 +17,7 @@ from agent.optimise.data import Examples
 from agent.optimise.data.layouts import FoundData, ObjectBoxes
 from agent.optimise.evaluate import Score, change, memory_mb, open_content, outputs_of, score, time_ms, wilson
 from tests.support.picture_models import COLOURS, SIDE, Numbers, classifier, detector, picture
+from tests.support.tflite_builder import Op, T, write
 
 MANIFEST = Manifest(
     "colours",
@@ -54,6 +55,19 @@ def test_a_classifier_is_scored_in_every_kind_of_numbers(numbers: Numbers) -> No
     assert found.right == (True,) * 9 + (False,) * 3
     assert found.interval is not None
     assert found.interval[0] < 0.75 < found.interval[1]
+
+
+def test_maps_of_features_are_compared_by_their_values() -> None:
+    """The largest of thousands of features is no class."""
+    shape = (1, SIDE, SIDE, 3)
+
+    def shifted(by: float) -> bytes:
+        tensors = [T("image", shape), T("by", (3,), data=np.full(3, by, np.float32)), T("features", shape)]
+        return write(tensors, [Op("ADD", (0, 1), (2,))], inputs=(0,), outputs=(2,))
+
+    found = score(shifted(0.01), examples(), MANIFEST, reference=shifted(0.0))
+    assert found.metric == "fidelity"
+    assert 0.9 < found.value < 1.0
 
 
 def test_a_detector_is_scored_by_average_precision() -> None:
