@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.options import picture_option
+from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
 @click.option(
     "--loadgen-seconds",
-    type=click.FloatRange(0.1, 3600.0),
+    type=NumberRange(0.1, 3600.0),
     default=10.0,
     show_default=True,
     help="Least time for each of the two, s.",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
-from agent.cli.options import duration
+from agent.cli.options import NumberRange, duration
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError
 from agent.text import plain, without_logins
@@ -311,6 +311,12 @@ def _tensor_names(_context: click.Context, option: click.Parameter, text: str | 
     return names
 
 
+def _label(context: click.Context, option: click.Parameter, text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise click.BadParameter(f"{text!r}: expected a name such as defect")
+    return text
+
+
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
@@ -323,13 +329,13 @@ def _tensor_names(_context: click.Context, option: click.Parameter, text: str | 
 @click.option("--faulty", type=click.Path(path_type=Path), help="Faulty parts, for the figures alone.")
 @click.option(
     "--false-alarms",
-    type=click.FloatRange(0.0, 50.0),
+    type=NumberRange(0.0, 50.0),
     default=1.0,
     show_default=True,
     help="Sound parts that may be reported, per cent.",
 )
 @click.option("--places", type=click.IntRange(16, 8192), default=1024, show_default=True, help="Kept in memory.")
-@click.option("--label", default="defect", show_default=True, help="Of what differs.")
+@click.option("--label", default="defect", show_default=True, callback=_label, help="Of what differs.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many sound parts.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -355,11 +361,11 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
 @click.option(
     "--at", callback=_tensor_names, metavar="TENSOR,…", help="Tensors behind which the early exits are."
 )
-@click.option("--epochs", type=click.FloatRange(min=0.0, min_open=True), help="Passes of the joint training.")
+@click.option("--epochs", type=NumberRange(min=0.0, min_open=True), help="Passes of the joint training.")
 @click.option("--freeze", is_flag=True, help="Train the heads alone: MODEL's own answers stay as they are.")
 @click.option(
     "--loss",
-    type=click.FloatRange(0.0, 100.0, max_open=True),
+    type=NumberRange(0.0, 100.0, max_open=True),
     help="Accuracy that may be lost, percentage points.",
 )
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")

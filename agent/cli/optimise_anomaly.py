@@ -61,13 +61,17 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyFiles) -> None:
     check_version(name, out, force=options.force, inputs=inputs, others=[_CHART])
     try:
         from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
+        from agent.optimise.anomaly.head import features_of
     except ImportError as error:  # a board with tflite-runtime alone
         raise ModelError(f"the model is written with ai-edge-litert, which is missing: {error}") from error
     model = open_source(name, lambda _: None)
     with prefixed_errors(name):
+        if model.manifest.audio is not None:
+            raise ModelError("it takes sound: a backbone takes pictures, such as the bundled `inspection`")
+        features_of(model.content)
         sound = _pictures(options.data, model, options.limit)
         faulty = _pictures(options.faulty, model, None) if options.faulty else None
-        settings = AnomalySettings(options.places, options.false_alarms / 100.0, options.label)
+        settings = AnomalySettings(out.stem, options.places, options.false_alarms / 100.0, options.label)
         try:
             found = make_anomaly_model(model, sound, faulty, settings, command=options.command, progress=_show)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import time
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
 DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
+
+
+class NumberRange(click.FloatRange):
+    """A range of numbers that NaN is not in, which compares as neither below nor above."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if math.isnan(found):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return found
 
 
 def config_option(text: str, *, required: bool = True) -> Callable[[F], F]:

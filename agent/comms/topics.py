@@ -123,4 +123,6 @@ class Topics(Struct, frozen=True):
 
 
 def _level(label: str) -> str:
-    return label.replace(" ", "_").translate(str.maketrans("/+#\0", "----"))
+    """Return a label as a level of a topic: brokers cut a client off for control characters and wildcards."""
+    named = "".join(one if one.isprintable() else "-" for one in label.replace(" ", "_"))
+    return named.translate(str.maketrans("/+#", "---"))

@@ -22,7 +22,8 @@ _MODEL = Path(__file__).resolve().parents[2] / "agent" / "models" / "zoo" / "ins
 _SIDE, _BLOCKS = 512, 11
 """Pixels of a picture's side; blocks up to a sixteenth of it, the last before the next reduction."""
 _MEAN, _STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""Of ImageNet's pixels, in RGB."""
+"""Of ImageNet's pixels, in RGB, as the package normalises. The weights were trained with 127 and 128; with those,
+parts of less contrast are told worse: AUROC 0.967 for 0.978 on the castings of `scripts/bench/run anomaly`."""
 _RECIPE = QuantiseRecipe(method="int8", examples=64)
 
 

@@ -68,6 +68,8 @@ def build(context: DecoderContext) -> Anomaly:
         raise ModelError(
             "decoder 'anomaly': options: `limit` has to be stated; `vedette optimise anomaly` learns it"
         )
+    if context.output.labels and not context.output.labels[0].strip():
+        raise ModelError("decoder 'anomaly': its label is empty: name what is reported, such as \"defect\"")
     rows, columns = context.outputs[place].shape[1:3]
     if not (1 <= rows <= _SIDES and 1 <= columns <= _SIDES):
         raise ModelError(f"decoder 'anomaly': expected a map of a fixed size, found {context.outputs[place]}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.compute.decode.anomaly import score_of
 from agent.compute.manifest import Manifest, Model, OutputManifest
@@ -39,6 +40,7 @@ _DIFFERENCE = 1e-2
 _MORE = 0.05
 """Share of false alarms that is reported beside the one that was asked for."""
 _SCARCE = 30
+_FEW_FOUND = 0.5
 _BLIND = 0.7
 
 
@@ -46,17 +48,48 @@ class AnomalySettings(Struct, frozen=True):
     """Settings of `make_anomaly_model`.
 
     Attributes:
+        name: of the new model; empty: that of the backbone.
         places: kept in memory.
         false_alarms: share of sound parts that may be reported, 0..1.
         label: of what differs.
     """
 
+    name: str = ""
     places: int = 1024
     false_alarms: float = 0.01
     label: str = "defect"
 
 
 DEFAULTS = AnomalySettings()
+
+
+class Limits(NamedTuple):
+    """Squared distances from which a part is reported, and from which a place of it is marked."""
+
+    part: float
+    place: float
+
+
+class _Parts(NamedTuple):
+    """Parts, and the squared distances of their places, float32 [H, W] each."""
+
+    examples: Examples
+    maps: list[Floats]
+
+    @property
+    def scores(self) -> Floats:
+        """What each is judged by, float32 [n]."""
+        return np.array([picture_score(one) for one in self.maps], np.float32)
+
+
+class _Judged(NamedTuple):
+    """What was learned: how many parts are in memory, the sound parts that are not, faulty ones, and limits."""
+
+    learned: int
+    normal: _Parts
+    faulty: _Parts | None
+    limits: Limits
+    settings: AnomalySettings
 
 
 class AnomalyFile(Struct, frozen=True):
@@ -109,15 +142,22 @@ def make_anomaly_model(
     content = add_memory(model.content, memory)
     manifest = _manifest(model.manifest, content, settings.label)
     _verify(content, manifest, sound.take(shown[: len(features)]), features, memory)
-    normal = _maps(content, manifest, sound.take(held), "setting the limit", progress)
-    scores = _scores(normal)
-    limit = limit_of(scores, settings.false_alarms)
-    faults = _maps(content, manifest, faulty, "looking at faulty parts", progress) if faulty else []
-    report = _report(model, content, sound, faulty, scores, _scores(faults), limit, settings, command)
-    places = limit_of(np.array([one.max() for one in normal], np.float32), settings.false_alarms)
-    keys = _keys(model.manifest, settings.label, limit, max(limit, places))
-    sheet = _sheet((sound.take(held), normal), (faulty, faults), (limit, max(limit, places)))
-    return AnomalyFile(content, keys, report, sheet)
+    normal = _parts(content, manifest, sound.take(held), "setting the limit", progress)
+    judged = _Judged(
+        len(shown),
+        normal,
+        _parts(content, manifest, faulty, "looking at faulty parts", progress) if faulty else None,
+        _limits(normal, settings.false_alarms),
+        settings,
+    )
+    report = _report(model, content, judged, command)
+    return AnomalyFile(content, _keys(model.manifest, judged), report, _sheet(judged))
+
+
+def _limits(normal: _Parts, false_alarms: float) -> Limits:
+    part = limit_of(normal.scores, false_alarms)
+    farthest = np.array([one.max() for one in normal.maps], np.float32)
+    return Limits(part, max(part, limit_of(farthest, false_alarms)))
 
 
 def _learned(model: Model, examples: Examples, progress: Progress) -> tuple[Floats, Floats]:
@@ -133,9 +173,9 @@ def _learned(model: Model, examples: Examples, progress: Progress) -> tuple[Floa
     return np.concatenate(rows), first[None]
 
 
-def _maps(content: bytes, manifest: Manifest, examples: Examples, what: str, progress: Progress) -> list[Floats]:
-    """Return the squared distances of the places of each picture, float32 [H, W]."""
-    return [found[..., 0] for found in _outputs(content, manifest, examples, what, progress)]
+def _parts(content: bytes, manifest: Manifest, examples: Examples, what: str, progress: Progress) -> _Parts:
+    """Return parts with the distances that the new file gives."""
+    return _Parts(examples, [one[..., 0] for one in _outputs(content, manifest, examples, what, progress)])
 
 
 def _outputs(
@@ -155,16 +195,12 @@ def _quiet(what: str, share: float) -> None:
     """Report no progress."""
 
 
-def _scores(maps: Sequence[Floats]) -> Floats:
-    return np.array([picture_score(one) for one in maps], np.float32)
-
-
 def _verify(
     content: bytes, manifest: Manifest, examples: Examples, features: Floats, memory: PatchMemory
 ) -> None:
     """Check that the file computes the distances to the memory."""
     wanted = memory.distances(features)
-    found = np.stack(_maps(content, manifest, examples, "checking", _quiet))
+    found = np.stack(_parts(content, manifest, examples, "checking", _quiet).maps)
     scale = float(np.square((features - memory.mean) / memory.std).sum(-1).max())
     if np.abs(found - wanted).max() > _DIFFERENCE * scale:
         raise ModelError("the file's distances are not those that were learned: report this as a defect")
@@ -180,9 +216,12 @@ def _manifest(before: Manifest, content: bytes, label: str) -> Manifest:
     )
 
 
-def _keys(before: Manifest, label: str, limit: float, places: float) -> dict[str, Any]:
-    pixels = before.input
+def _keys(before: Manifest, judged: _Judged) -> dict[str, Any]:
+    """Return what the new manifest states."""
+    pixels, (part, place) = before.input, judged.limits
+    options = {"limit": float(f"{part:.6g}"), "place_limit": float(f"{place:.6g}"), "top": TOP}
     return {
+        "name": judged.settings.name or before.name,
         "description": f"differences from sound parts, learned on features of {before.name}",
         "input": {
             "order": pixels.order,
@@ -192,33 +231,22 @@ def _keys(before: Manifest, label: str, limit: float, places: float) -> dict[str
         },
         "output": {
             "decoder": "anomaly",
-            "labels": [label],
+            "labels": [judged.settings.label],
             "score_threshold": 0.5,
-            "options": {"limit": float(f"{limit:.6g}"), "place_limit": float(f"{places:.6g}"), "top": TOP},
+            "options": options,
         },
     }
 
 
-def _report(
-    model: Model,
-    content: bytes,
-    sound: Examples,
-    faulty: Examples | None,
-    normal: Floats,
-    faults: Floats,
-    limit: float,
-    settings: AnomalySettings,
-    command: str,
-) -> OptimiseReport:
+def _report(model: Model, content: bytes, judged: _Judged, command: str) -> OptimiseReport:
     before, after = time_ms([model.content, content])
-    area = roc_area(normal, faults) if len(faults) else None
-    notes = [f"{len(sound) - len(normal)} sound parts in memory, {len(normal)} others set the limit"]
-    notes.append(f"reported: {int((normal > limit).sum())} of these {len(normal)}")
-    if len(faults):
-        more = limit_of(normal, _MORE)
-        notes.append(f"reported: {int((faults > limit).sum())} of {len(faults)} faulty parts")
-        notes.append(f"with {_MORE:.0%} of false alarms: {int((faults > more).sum())} of {len(faults)}")
-    described = sound.description + (f"; faulty: {faulty.description}" if faulty else "")
+    faulty = judged.faulty
+    area = roc_area(judged.normal.scores, faulty.scores) if faulty else None
+    step = StepResult("anomaly", "AUROC" if faulty else "", area, size=len(content), latency_ms=after)
+    examples = [
+        judged.normal.examples.description,
+        *([f"faulty: {faulty.examples.description}"] if faulty else []),
+    ]
     return OptimiseReport(
         step="anomaly",
         model=model.path,
@@ -226,65 +254,70 @@ def _report(
         sha256_after=hashlib.sha256(content).hexdigest(),
         machine=describe_machine(),
         command=command,
-        examples=described,
+        examples="; ".join(examples),
         steps=(
             StepResult("backbone", size=len(model.content), latency_ms=before),
-            StepResult(
-                "anomaly",
-                "AUROC" if area is not None else "",
-                area,
-                size=len(content),
-                latency_ms=after,
-                notes=tuple(notes),
-            ),
+            replace(step, notes=tuple(_notes(judged))),
         ),
-        remarks=tuple(_remarks(len(sound), normal, area, settings)),
+        remarks=tuple(_remarks(judged, area)),
     )
 
 
-def _remarks(count: int, normal: Floats, area: float | None, settings: AnomalySettings) -> list[str]:
-    remarks = []
-    if count < _SCARCE:
-        remarks.append(f"{plural(count, 'sound part')}: with fewer than {_SCARCE} much that is normal is unknown")
-    least = 1.0 / (len(normal) + 1)
-    if settings.false_alarms < least:
-        remarks.append(
-            f"{plural(len(normal), 'part')} for the limit cannot tell {settings.false_alarms:.2%} of false "
-            f"alarms from {least:.2%}: the limit is the largest of them"
+def _notes(judged: _Judged) -> Iterator[str]:
+    """Yield how many parts were learned from, and how many are reported."""
+    limit, normal = judged.limits.part, judged.normal.scores
+    yield f"{judged.learned} sound parts in memory, {len(normal)} others set the limit"
+    yield f"reported: {int((normal > limit).sum())} of these {len(normal)}"
+    if judged.faulty is None:
+        return
+    faulty = judged.faulty.scores
+    yield f"reported: {int((faulty > limit).sum())} of {len(faulty)} faulty parts"
+    if judged.settings.false_alarms < _MORE:
+        more = int((faulty > limit_of(normal, _MORE)).sum())
+        yield f"with {_MORE:.0%} of false alarms: {more} of {len(faulty)}"
+
+
+def _remarks(judged: _Judged, area: float | None) -> Iterator[str]:
+    """Yield doubts: few parts, a limit that cannot be told, faults that are not seen."""
+    count, false_alarms = len(judged.normal.maps), judged.settings.false_alarms
+    if (whole := judged.learned + count) < _SCARCE:
+        yield f"{plural(whole, 'sound part')}: with fewer than {_SCARCE} much that is normal is unknown"
+    if false_alarms < (least := 1.0 / (count + 1)):
+        yield (
+            f"{plural(count, 'part')} for the limit cannot tell {false_alarms:.2%} of false alarms from "
+            f"{least:.2%}: the limit is the largest of them"
         )
-    if area is None:
-        remarks.append("without --faulty nothing tells whether faults are found")
-    elif area < _BLIND:
-        remarks.append(
+    if judged.faulty is None or area is None:
+        yield "without --faulty nothing tells whether faults are found: give some, even few"
+        return
+    if area < _BLIND:
+        yield (
             f"AUROC {area:.2f}: this backbone hardly sees these faults: show the part larger and in even light, "
             "or take a model that is trained on faults"
         )
-    return remarks
+    elif (found := float((judged.faulty.scores > judged.limits.part).mean())) < _FEW_FOUND:
+        yield (
+            f"{found:.0%} of the faulty parts are reported: accept more false alarms, or give more sound parts, "
+            "so that the limit is known better"
+        )
 
 
-def _sheet(
-    normal: tuple[Examples, Sequence[Floats]],
-    faults: tuple[Examples | None, Sequence[Floats]],
-    limits: tuple[float, float],
-) -> bytes:
-    """Return the picture; the limits are that of a part and that of a place."""
-    rows = [_row(*normal, limits, "sound", most=True)]
-    if faults[0] is not None:
-        rows += [_row(faults[0], faults[1], limits, "faulty", most=most) for most in (True, False)]
+def _sheet(judged: _Judged) -> bytes:
+    rows = [_row(judged.normal, judged.limits, "sound", most=True)]
+    if judged.faulty is not None:
+        rows += [_row(judged.faulty, judged.limits, "faulty", most=most) for most in (True, False)]
     return sheet_png(rows)
 
 
-def _row(
-    examples: Examples, maps: Sequence[Floats], limits: tuple[float, float], what: str, *, most: bool
-) -> list[SheetPart]:
-    """Return the parts that differ most, or least."""
-    order = np.argsort(_scores(maps))
-    chosen = order[::-1][:_SHOWN] if most else order[:_SHOWN]
-    parts = []
-    for index in chosen:
-        distances, picture = maps[int(index)], examples.picture(int(index))
-        caption = f"{what} {score_of(picture_score(distances) / limits[0]):.2f}"
-        if examples.order == "rgb":
+def _row(parts: _Parts, limits: Limits, what: str, *, most: bool) -> list[SheetPart]:
+    """Return the parts that differ most, or least, marked where the decoder reports regions."""
+    order = np.argsort(parts.scores)
+    row = []
+    for index in (order[::-1] if most else order)[:_SHOWN].tolist():
+        distances, picture = parts.maps[index], parts.examples.picture(index)
+        if parts.examples.order == "rgb":
             picture = np.ascontiguousarray(picture[..., ::-1])
-        parts.append(SheetPart(picture, distances / limits[1], caption))
-    return parts
+        share = picture_score(distances) / limits.part
+        level = min(limits.place, float(distances.max())) if share >= 1.0 else limits.place
+        row.append(SheetPart(picture, distances / level, f"{what} {score_of(share):.2f}"))
+    return row

@@ -1,7 +1,7 @@
 """Adds the comparison with a memory to the graph of a backbone.
 
-With the weights w = 1 / std² of the channels and the places t_k as features, the squared distance of a place x to
-the nearest is w·x² - max_k (2 w t_k·x - w·t_k²): two convolutions of 1×1 and a maximum over channels, in float.
+With z = (x - mean) / std of a place's features x, its squared distance to the nearest place c_k of the memory is
+|z|² - max_k (2 c_k·z - |c_k|²): two convolutions of 1×1 and a maximum over channels, in float.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def _checked(model: Any) -> tuple[Graph, tuple[int, int, int]]:
         raise ModelError(f"the model has {found}: a backbone takes a picture and gives features")
     output = graph.outputs[0]
     shape, kind = graph.shape(output), graph.tensor(output).type
+    if shape[3:] == (1,) and graph.name(output) == OUTPUT:
+        raise ModelError("it is a model of anomalies already: give the backbone that it was made of")
     if len(shape) != 4 or shape[0] != 1 or shape[1] * shape[2] < 4 or shape[3] < 2 or graph.is_open(output):
         raise ModelError(
             f"output {graph.name(output)!r} is {list(shape)}: expected features of places, [1, height, width, "
@@ -60,15 +62,19 @@ def add_memory(content: bytes, memory: PatchMemory) -> bytes:
     graph, (height, width, channels) = _checked(model)
     entry, output = input_name(model, graph), graph.outputs[0]
     made = Additions(graph, output, "memory")
+    model.description = f"anomalies, {len(memory.places)} normal places"
     whole = [1, height, width]
     features = output
     if graph.tensor(output).type != _TYPES.FLOAT32:
         features = made.add("DEQUANTIZE", [output], [*whole, channels], "features")
-    weight = 1.0 / np.square(memory.std, dtype=np.float64)
-    places = memory.places.astype(np.float64) * memory.std + memory.mean
-    squares = made.add("MUL", [features, features], [*whole, channels], "squares")
-    norm = _point(made, squares, weight[None], np.zeros(1), whole, "norm")
-    nearest = _point(made, features, 2.0 * weight * places, -(weight * np.square(places)).sum(1), whole, "places")
+    size = [*whole, channels]
+    factor, offset = 1.0 / memory.std, -memory.mean / memory.std
+    scaled = made.add("MUL", [features, made.constant("factor", factor)], size, "scaled")
+    centred = made.add("ADD", [scaled, made.constant("offset", offset)], size, "centred")
+    squares = made.add("MUL", [centred, centred], size, "squares")
+    norm = _point(made, squares, np.ones((1, channels)), np.zeros(1), whole, "norm")
+    bias = -np.square(memory.places, dtype=np.float64).sum(1)
+    nearest = _point(made, centred, 2.0 * memory.places, bias, whole, "places")
     axis = made.constant("axis", (3,))
     largest = made.add("REDUCE_MAX", [nearest, axis], [*whole, 1], "nearest", reducer_options(keep_axes=True))
     options = schema.SubOptionsT()

@@ -12,6 +12,7 @@ from agent.optimise.graph.objects import Graph, text
 
 _OPERATORS, _OPTIONS, _TYPES = schema.BuiltinOperator, schema.BuiltinOptions, schema.TensorType
 _OPTION_TABLES = {
+    "ADD": "AddOptions",
     "CONV_2D": "Conv2DOptions",
     "DEQUANTIZE": "DequantizeOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",

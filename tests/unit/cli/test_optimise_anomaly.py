@@ -62,7 +62,7 @@ def test_a_model_is_made_from_sound_parts_and_tells_faulty_ones(parts: Path, tmp
     manifest = tomllib.loads((tmp_path / "made.toml").read_text())
     assert manifest["output"]["decoder"] == "anomaly"
     assert manifest["output"]["labels"] == ["scratch"]
-    assert manifest["licence"] == "Apache-2.0"
+    assert (manifest["licence"], manifest["name"]) == ("Apache-2.0", "made")
     assert cv2.imread(str(tmp_path / "made.png")) is not None
     opened = open_whole_model(str(tmp_path / "made.toml")).manifest
     assert opened.output.options["limit"] == manifest["output"]["options"]["limit"] > 0.0
@@ -81,6 +81,8 @@ def test_without_faulty_parts_nothing_is_claimed(parts: Path, tmp_path: Path) ->
     assert made["notes"][0] == "6 sound parts in memory, 3 others set the limit"
     assert any("without --faulty nothing tells" in one for one in report["remarks"])
     assert run("optimise", "anomaly", "inspection", out, *options, "--force").exit_code == 0
+    again = run("optimise", "anomaly", out, tmp_path / "again.tflite", *options)
+    assert "it is a model of anomalies already" in str(again.exception)
 
 
 def test_files_are_replaced_with_force_only(parts: Path, tmp_path: Path) -> None:
@@ -117,11 +119,36 @@ def test_faults_that_cannot_be_seen_are_told(parts: Path, tmp_path: Path) -> Non
     assert "hardly sees these faults" in done.stdout
 
 
-@pytest.mark.parametrize("model", ["nanodet", "small-speech"])
-def test_a_model_that_gives_no_features_is_refused(parts: Path, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("nanodet", "nanodet: the model has 3 graphs: a backbone has one"),
+        ("small-speech", "small-speech: it takes sound: a backbone takes pictures"),
+    ],
+)
+def test_a_model_that_gives_no_features_is_refused(
+    parts: Path, tmp_path: Path, model: str, expected: str
+) -> None:
     told = refusal(model, tmp_path / "made.tflite", "--data", parts / "sound")
-    assert model in told
-    assert "backbone" in told or "takes sound" in told
+    assert expected in told
+    assert "18 examples" not in told, "before the pictures are read"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "expected"),
+    [
+        ("--label", "", "expected a name such as defect"),
+        ("--label", "a\nb", "expected a name such as defect"),
+        ("--false-alarms", "nan", "is not a number"),
+        ("--false-alarms", "60", "0.0<=x<=50.0"),
+        ("--places", "3", "16<=x<=8192"),
+    ],
+)
+def test_an_option_out_of_its_range_is_refused(
+    parts: Path, tmp_path: Path, option: str, value: str, expected: str
+) -> None:
+    told = refusal("inspection", tmp_path / "made.tflite", "--data", parts / "sound", option, value)
+    assert expected in told
 
 
 def test_what_a_place_is_worth_does_not_depend_on_the_run(parts: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ def test_what_a_stream_leaves_is_told_from_what_another_leaves() -> None:
 def test_a_label_is_one_level_whatever_it_holds(label: str) -> None:
     level = TOPICS.count("front", label).removeprefix("site/a/porch/front/count/")
     assert not set(level) & set("/+# \0")
+    assert level.isprintable()
 
 
 def test_the_client_id_fits_every_broker_and_tells_devices_apart() -> None:

@@ -104,6 +104,12 @@ def test_what_is_no_map_of_distances_is_refused(
         decoder("anomaly", picture(64), (output,), **options)
 
 
+def test_a_label_that_is_empty_is_refused() -> None:
+    with pytest.raises(ModelError, match="its label is empty"):
+        decoder("anomaly", picture(64), (MAP,), ("",), limit=1.0)
+    assert decoder("anomaly", picture(64), (MAP,), ("scratch", "unused"), limit=1.0)
+
+
 def test_a_backbone_is_refused_with_what_to_make_of_it() -> None:
     with pytest.raises(ModelError, match="features, which are no detections: `vedette optimise anomaly`"):
         decoder(FEATURES, picture(64), (spec("features", 1, 8, 8, 32),))
