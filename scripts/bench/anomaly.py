@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from shrink import CASTINGS, castings_of, folds_of
 
-from agent.compute.decode.anomaly import score_of
+from agent.compute.decode.anomaly import picture_score, score_of
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.models.library import open_whole_model
 from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
-from agent.optimise.anomaly.memory import picture_score, roc_area
+from agent.optimise.anomaly.memory import roc_area
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import open_content, outputs_of
 

@@ -30,6 +30,8 @@ from agent.types import Array, Box, Detection
 
 LABEL = "defect"
 """Label of a region where the manifest has none."""
+TOP = 10
+"""Places of a picture whose mean squared distance is the picture's: a single one may be noise."""
 _SIDES = 4096
 """Largest height and width of a map."""
 _STEEPNESS = 8.0
@@ -52,7 +54,7 @@ class AnomalyOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 
     limit: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
     place_limit: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
-    top: Annotated[int, Meta(ge=1, le=10_000)] = 10
+    top: Annotated[int, Meta(ge=1, le=10_000)] = TOP
     min_area: Unit = 0.0
 
 
@@ -76,6 +78,13 @@ def build(context: DecoderContext) -> Anomaly:
     return Anomaly(context, options, place)
 
 
+def picture_score(distances: Floats, top: int = TOP) -> float:
+    """Return the mean of the largest squared distances of a picture's places, of any shape."""
+    flat = distances.reshape(-1)
+    count = min(top, flat.size)
+    return float(np.partition(flat, flat.size - count)[flat.size - count :].mean())
+
+
 def score_of(share: float) -> float:
     """Return the score, 0..1, of a squared distance as a share of the limit."""
     power = math.pow(min(share, _FARTHEST), _STEEPNESS)
@@ -90,7 +99,7 @@ class Anomaly:
         self._spec = context.outputs[place]
         self._options = options
         self._threshold = context.score_threshold
-        self._limit = context.config.max_detections
+        self._most = context.config.max_detections
         self._label = context.labels((LABEL,)).wanted(0)
 
     def _distances(self, outputs: Sequence[Array]) -> Floats:
@@ -102,13 +111,10 @@ class Anomaly:
         if self._label is None:
             return []
         distances = self._distances(outputs)
-        flat = distances.reshape(-1)
-        count = min(self._options.top, flat.size)
-        mean = float(np.partition(flat, flat.size - count)[flat.size - count :].mean())
-        score = score_of(mean / self._options.limit)
+        score = score_of(picture_score(distances, self._options.top) / self._options.limit)
         if score < self._threshold:
             return []
-        differs = distances >= min(self._least(), float(flat.max()))
+        differs = distances >= min(self._least(), float(distances.max()))
         return [Detection(self._label, score, box, area=area) for box, area in self._regions(differs, distances)]
 
     def _least(self) -> float:
@@ -131,4 +137,4 @@ class Anomaly:
             box = (left / width, top / height, (left + columns) / width, (top + rows) / height)
             found.append((peak, box, area))
         found.sort(key=lambda one: one[0], reverse=True)
-        return [(box, area) for _, box, area in found[: self._limit]]
+        return [(box, area) for _, box, area in found[: self._most]]

@@ -10,17 +10,15 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.decode.anomaly import score_of
+from agent.compute.decode.anomaly import TOP, picture_score, score_of
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.errors import ModelError
 from agent.optimise.anomaly.head import add_memory, features_of
 from agent.optimise.anomaly.memory import (
-    TOP,
     Floats,
     PatchMemory,
     learn,
     limit_of,
-    picture_score,
     roc_area,
     some_places,
 )

@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-TOP = 10
-"""Places of a picture whose mean squared distance is the picture's: a single one may be noise."""
 CANDIDATES = 20_000
 """Places that the memory is chosen from, at most: some of each picture, so that many pictures fit into memory."""
 _NARROW = 0.1
@@ -74,13 +72,6 @@ def learn(rows: Floats, size: int) -> PatchMemory:
             break
         chosen.append(farthest)
     return PatchMemory(mean.astype(np.float32), std.astype(np.float32), known[chosen])
-
-
-def picture_score(distances: Floats, top: int = TOP) -> float:
-    """Return the mean of the largest squared distances of a picture's places, of any shape."""
-    flat = distances.reshape(-1)
-    count = min(top, flat.size)
-    return float(np.partition(flat, flat.size - count)[flat.size - count :].mean())
 
 
 def limit_of(scores: Floats, false_alarms: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.decode.anomaly import score_of
+from agent.compute.decode.anomaly import picture_score, score_of
 from agent.compute.decode.decoder import FEATURES
 from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
@@ -68,6 +68,13 @@ def test_places_that_sound_parts_reach_are_no_region() -> None:
 def test_a_larger_distance_never_has_a_smaller_score(share: float, more: float) -> None:
     assert 0.0 <= score_of(share) <= score_of(share * more) <= 1.0
     assert score_of(1.0) == 0.5
+
+
+def test_a_picture_is_scored_by_its_largest_distances() -> None:
+    found = np.zeros((4, 4), np.float32)
+    found[0] = (4.0, 3.0, 2.0, 1.0)
+    assert picture_score(found, top=2) == 3.5
+    assert picture_score(found, top=100) == pytest.approx(10.0 / 16.0)
 
 
 def test_small_regions_and_too_many_are_left_out() -> None:

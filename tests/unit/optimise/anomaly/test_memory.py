@@ -10,7 +10,6 @@ from agent.optimise.anomaly.memory import (
     PatchMemory,
     learn,
     limit_of,
-    picture_score,
     roc_area,
     some_places,
 )
@@ -61,13 +60,6 @@ def test_many_pictures_give_some_places_each() -> None:
     assert len(chosen) == CANDIDATES // 200
     assert len(np.unique(chosen, axis=0)) == len(chosen)
     assert len(some_places(features, 10**6, random)) == 1
-
-
-def test_a_picture_is_scored_by_its_largest_distances() -> None:
-    distances = np.zeros((4, 4), np.float32)
-    distances[0] = (4.0, 3.0, 2.0, 1.0)
-    assert picture_score(distances, top=2) == 3.5
-    assert picture_score(distances, top=100) == pytest.approx(10.0 / 16.0)
 
 
 @given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 50), share=st.floats(0.0, 0.5))
