@@ -226,8 +226,8 @@ def _resolve(name_or_path: str) -> Path:
         near = difflib.get_close_matches(name_or_path, names, 1, _LIKE)
         raise ModelError(
             f"no bundled model is called {name_or_path!r}"
-            + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'};")
-            + f" a file of yours needs its suffix, {_MODEL} or {_MANIFEST}"
+            + (f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(names) or 'none'}.")
+            + f" A file of yours needs its suffix, {_MODEL} or {_MANIFEST}"
         )
     return ZOO / f"{name_or_path}{_MANIFEST}"
 

@@ -14,6 +14,8 @@ from agent.config.source_uri import parse, parse_picture, parse_sound
 from agent.errors import VedetteError
 from agent.models.files import load_file
 
+_ZOO = ROOT / "agent" / "models" / "zoo"
+
 
 def config(data: bytes) -> None:
     path = FOLDER / "vedette.toml"
@@ -89,14 +91,14 @@ warn_c = 75
 def manifest(data: bytes) -> None:
     path = FOLDER / "model.toml"
     path.write_bytes(data)
-    for name in ("model.tflite", "nanodet.tflite", "small-speech.tflite"):
+    for name in ("model.tflite", *(model.name for model in _ZOO.glob("*.tflite"))):
         (FOLDER / name).write_bytes(b"x")
     (FOLDER / "coco80.txt").write_text("person\ncar\n")
     load_file(str(path))
 
 
 def manifest_seeds() -> list[bytes]:
-    paths = sorted((ROOT / "agent" / "models" / "zoo").glob("*.toml"))
+    paths = sorted(_ZOO.glob("*.toml"))
     # Without the hash: it would be all that is ever refused.
     return [re.sub(rb"(?m)^sha256 = .*$", b"", path.read_bytes()) for path in paths]
 

@@ -47,7 +47,7 @@ def test_the_largest_size_answers_unless_another_is_named(tmp_path: Path) -> Non
 
 
 def test_auto_is_refused_for_sizes_with_their_names(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"sizes: variant = 'auto' .* name one of 32, 16$"):
+    with pytest.raises(ModelError, match=r"sizes.toml: variant = 'auto' .* name one of 32, 16$"):
         perception(sizes_model(tmp_path, {"32": ONE, "16": ONE}), "auto")
     with pytest.raises(ModelError, match="has one variant: leave `variant` out"):
         perception(person_model(tmp_path), "auto")

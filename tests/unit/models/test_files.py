@@ -78,7 +78,7 @@ def test_a_file_without_a_manifest(tmp_path: Path) -> None:
             "waker",
             r"no bundled model is called 'waker'; did you mean 'walker'\? A file of yours needs its suffix",
         ),
-        ("zzz", r"'zzz'; there are: walker; A file"),
+        ("zzz", r"'zzz'; there are: walker. A file"),
         ("models/x.onnx", r"models/x.onnx: a model is a .tflite file or its manifest"),
         ("gone/walkr.tflite", r"gone/walkr.tflite: no such file; there is a bundled model 'walker'"),
         ("gone/zzz.toml", r"gone/zzz.toml: no such file$"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -69,10 +70,11 @@ def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = filled(tmp_path, 20, timings=IMPATIENT)
-    commit, left = SpoolTable.commit, [1]
+    commit, left, usable = SpoolTable.commit, [1], threading.Event()
+    usable.set()
 
     def fail(self: SpoolTable, batch: Commit) -> None:
-        if left[0] > 0:
+        if left[0] > 0 or not usable.is_set():
             left[0] -= 1
             raise corruption()
         commit(self, batch)
@@ -83,10 +85,11 @@ def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     assert opened.flush(5.0)
     assert numbers(opened) == list(range(3, 22))
     assert "18 events saved" in errors(caplog)[0] or "20 events saved" in errors(caplog)[0]
-    left[0] = 2
+    usable.clear()
     opened.put(TOPIC, b"y")
     wait_for(lambda: opened.stats().on == "memory")
     assert numbers(opened)[-1] == 22
+    usable.set()
     wait_for(lambda: opened.stats().on == "disk")
     assert numbers(opened) == list(range(3, 23))
     assert len(errors(caplog)) == 2

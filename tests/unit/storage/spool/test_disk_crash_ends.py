@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -66,11 +67,10 @@ def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
     opened.close()
     if stale:
         Watermark(tmp_path / "spool.seq").mark_stale()
-    connect, left = table.connect, [2]
+    connect, usable = table.connect, threading.Event()
 
     def fail(path: Path) -> sqlite3.Connection:
-        if left[0] > 0:
-            left[0] -= 1
+        if not usable.is_set():
             raise sqlite3.OperationalError("unable to open database file")
         return connect(path)
 
@@ -78,6 +78,7 @@ def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
     again = Spool(tmp_path, StorageConfig(), IMPATIENT)
     assert again.stats().on == "memory"
     again.put(TOPIC, b"x")
+    usable.set()
     wait_for(lambda: again.stats().on == "disk")
     expected = [b"x"] if stale else [b"x", b"end a"]
     wait_for(lambda: bodies(again) == expected)

@@ -285,18 +285,18 @@ def test_a_commit_that_failed_and_yet_reached_the_disk_is_not_doubled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened = filled(tmp_path, 1, timings=IMPATIENT)
-    commit, left = SpoolTable.commit, [1]
+    commit, usable = SpoolTable.commit, threading.Event()
 
     def fail(self: SpoolTable, batch: Commit) -> None:
         commit(self, batch)
-        if left[0] > 0:
-            left[0] -= 1
+        if not usable.is_set():
             raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(SpoolTable, "commit", fail)
     opened.put(TOPIC, b"x")
     wait_for(lambda: opened.stats().on == "memory")
     assert numbers(opened) == [1, 2]
+    usable.set()
     wait_for(lambda: opened.stats().on == "disk")
     assert numbers(opened) == [1, 2]
     assert opened.stats().waiting == 2
