@@ -346,10 +346,10 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. OUT.png
     shows where parts differ. No training: a board does it as well.
     """
-    from agent.cli.optimise_anomaly import AnomalyFiles, write_anomaly_model
+    from agent.cli.optimise_anomaly import AnomalyRequest, write_anomaly_model
 
     command = shlex.join(["vedette", *sys.argv[1:]])
-    write_anomaly_model(model, out, AnomalyFiles(**options, command=command))
+    write_anomaly_model(model, out, AnomalyRequest(**options, command=command))
 
 
 @optimise.command()

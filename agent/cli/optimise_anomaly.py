@@ -24,7 +24,7 @@ _WIDTH = 110
 _CHART = ".png"
 
 
-class AnomalyFiles(Struct, frozen=True):
+class AnomalyRequest(Struct, frozen=True):
     """Options of `vedette optimise anomaly`.
 
     Attributes:
@@ -50,7 +50,7 @@ class AnomalyFiles(Struct, frozen=True):
     as_json: bool = False
 
 
-def write_anomaly_model(name: str, out: Path, options: AnomalyFiles) -> None:
+def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
     """Learn what sound parts look like, and write the model with manifest, report and a picture.
 
     Raises:

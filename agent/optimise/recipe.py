@@ -82,7 +82,7 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def ranked_by(self) -> Importance:
-        """What is removed last, with the default filled in."""
+        """Return the importance, with the default filled in."""
         return self.importance or ("gradient*weight" if self.structured else "weight")
 
 

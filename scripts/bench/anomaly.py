@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from shrink import CASTINGS, castings_of, folds_of
 
-from agent.compute.decode.anomaly import picture_score, score_of
+from agent.compute.decode.anomaly import picture_score
 from agent.compute.manifest import Manifest, Model, OutputManifest
 from agent.models.library import open_whole_model
 from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
@@ -74,7 +74,7 @@ def measure(
             assert after
             found |= {"auroc": roc_area(*scores), "time_ratio": after / before, "ms": after}
         limit = made.keys["output"]["options"]["limit"]
-        normal, faulty = ([score_of(float(one) / limit) >= 0.5 for one in part] for part in scores)
+        normal, faulty = (part >= limit for part in scores)
         found |= {f"false_alarms_{share:g}": float(np.mean(normal)), f"found_{share:g}": float(np.mean(faulty))}
     told = ", ".join(f"{name} {value:.3f}" for name, value in found.items())
     print(

@@ -40,6 +40,8 @@ _MORE = 0.05
 _SCARCE = 30
 _FEW_FOUND = 0.5
 _BLIND = 0.7
+_COPIED = 1e-2
+"""Squared distance, in standard deviations of a feature, below which a limit is that of copies."""
 
 
 class AnomalySettings(Struct, frozen=True):
@@ -76,12 +78,12 @@ class _Parts(NamedTuple):
 
     @property
     def scores(self) -> Floats:
-        """What each is judged by, float32 [n]."""
+        """Return the squared distance that each part is judged by, float32 [n]."""
         return np.array([picture_score(one) for one in self.maps], np.float32)
 
 
 class _Judged(NamedTuple):
-    """What was learned: how many parts are in memory, the sound parts that are not, faulty ones, and limits."""
+    """Measured parts: the number in memory, sound ones that are not, faulty ones, and the limits."""
 
     learned: int
     normal: _Parts
@@ -153,7 +155,13 @@ def make_anomaly_model(
 
 
 def _limits(normal: _Parts, false_alarms: float) -> Limits:
+    """Return the limits. Raises ModelError if the parts are copies of those in memory."""
     part = limit_of(normal.scores, false_alarms)
+    if part < _COPIED:
+        raise ModelError(
+            f"{normal.examples.description}: those for the limit are copies of those in memory: give pictures of "
+            "different parts"
+        )
     farthest = np.array([one.max() for one in normal.maps], np.float32)
     return Limits(part, max(part, limit_of(farthest, false_alarms)))
 

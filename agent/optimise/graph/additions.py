@@ -13,13 +13,11 @@ from agent.optimise.graph.objects import Graph, text
 _OPERATORS, _OPTIONS, _TYPES = schema.BuiltinOperator, schema.BuiltinOptions, schema.TensorType
 _OPTION_TABLES = {
     "ADD": "AddOptions",
-    "CONV_2D": "Conv2DOptions",
     "DEQUANTIZE": "DequantizeOptions",
     "FULLY_CONNECTED": "FullyConnectedOptions",
     "MEAN": "ReducerOptions",
     "MUL": "MulOptions",
     "RESHAPE": "ReshapeOptions",
-    "SUB": "SubOptions",
 }
 """Options of operations that are added with their defaults."""
 

@@ -104,6 +104,10 @@ def test_pictures_that_teach_nothing_are_refused(parts: Path, tmp_path: Path) ->
     for number in range(9):
         assert cv2.imwrite(str(same / f"{number}.png"), part(1))
     assert "all pictures are the same" in refusal("inspection", out, "--data", same)
+    for number in range(0, 9, 2):
+        assert cv2.imwrite(str(same / f"{number}.png"), part(2))
+    told = refusal("inspection", out, "--data", same, "--places", 8192)
+    assert "copies of those in memory" in told
     (same / "8.png").write_bytes(b"\x89PNG no more")
     assert "8.png: cannot be decoded" in refusal("inspection", out, "--data", same)
     assert "gone" in refusal("inspection", out, "--data", tmp_path / "gone")
