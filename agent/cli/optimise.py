@@ -6,25 +6,18 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
 
 from agent.cli.options import NumberRange, duration
-from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError
 from agent.text import plain, without_logins
 
-if TYPE_CHECKING:
-    from agent.optimise.graph.verified import RewrittenModel
-
-_WIDTH = 80
 _SILENT_S = 60.0
 """Longest time without a line in a log."""
 _told_at = [time.monotonic()]
-_LONGEST_S = 3600.0
-"""For the work on a model that root has done by another user, s."""
 
 
 @click.group()
@@ -103,68 +96,9 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
     Both models then answer random inputs; OUT is written only if the answers are equal: within one last bit of
     quantised outputs, and within 5e-4 of the largest value of float ones.
     """  # noqa: D301
-    from agent.models.files import load_file
-    from agent.models.version_writer import check_version, write_version
+    from agent.cli.optimise_rewrite import rewrite_and_write
 
-    names = _names_without(skip)
-    check_version(model, out, force=force)
-    content, _ = load_file(model)
-    found = _rewritten(model, content, names)
-    if found.comparison is None:
-        print_json({"rewrites": found.counts}) if as_json else click.echo(f"{plain(model)}: nothing to rewrite")
-        return
-    report = {
-        "step": "rewrite",
-        "model": model,
-        "rewrites": found.counts,
-        "bytes": {"before": len(content), "after": len(found.content)},
-        "comparison": found.comparison,
-    }
-    write_version(model, out, found.content, report, force=force)
-    if as_json:
-        print_json(report)
-    else:
-        _print_rewritten(out, found, len(content))
-
-
-def _names_without(skip: tuple[str, ...]) -> tuple[str, ...]:
-    try:
-        from agent.optimise.graph.rewrite import REWRITES
-    except ImportError as error:
-        raise ModelError(f"rewriting a model needs ai-edge-litert, which is not installed: {error}") from error
-    if unknown := sorted(set(skip) - set(REWRITES)):
-        known = f"{', '.join(unknown)}: expected one of {', '.join(REWRITES)}"
-        raise click.BadParameter(known, param_hint="--skip")
-    return tuple(name for name in REWRITES if name not in skip)
-
-
-def _rewritten(model: str, content: bytes, names: tuple[str, ...]) -> RewrittenModel:
-    from agent.compute.infer.vetting.unprivileged import without_root
-    from agent.optimise.graph.verified import RewrittenModel, rewrite_verified
-
-    try:
-        return without_root(
-            lambda: rewrite_verified(content, model, names, show_progress),
-            RewrittenModel,
-            _LONGEST_S,
-            2 * len(content),
-        )
-    finally:
-        show_progress("")
-
-
-def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
-    assert found.comparison is not None
-    table = open_table("rewrite", "times", right=("times",))
-    for name, count in found.counts.items():
-        table.add_row(name, str(count))
-    console(_WIDTH).print(table)
-    compared = found.comparison
-    click.echo(
-        f"{plain(str(out))}: {size} -> {len(found.content)} bytes, {compared.before_ms:.2f} -> "
-        f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
-        f"of quantised outputs, and {compared.relative:.1g} of float ones"
-    )
+    rewrite_and_write(model, out, skip, force=force, as_json=as_json)
 
 
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
@@ -248,7 +182,10 @@ def report(file: Path, out: Path | None, force: bool) -> None:
 @click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe`.")
 @click.option("--budget", default="", help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms".')
 @click.option(
-    "--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from; for pruning."
+    "--module",
+    default="",
+    metavar="PATH.py:FACTORY",
+    help="What MODEL was imported from, or trained as; to prune.",
 )
 @click.option("--weights", type=click.Path(path_type=Path), help="Of the module, as torch saves them.")
 @click.option("--qat/--no-qat", default=True, help="Train a quantised model that loses too much; by default.")
@@ -273,10 +210,47 @@ def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, *
     tune_and_write(request, out, force=force, as_json=as_json)
 
 
+def _complete_network(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    names = [CompletionItem(name) for name in ("tiny",) if name.startswith(incomplete)]
+    return [*names, CompletionItem(incomplete, type="file")]
+
+
+@optimise.command()
+@click.argument("network", metavar="tiny|PATH.py:FACTORY", shell_complete=_complete_network)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of pictures with classes.")
+@click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128 by default.")
+@click.option(
+    "--weights", type=click.Path(path_type=Path, dir_okay=False), help="To begin with, as torch saves them."
+)
+@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe train data`.")
+@click.option("--epochs", type=NumberRange(min=0.0, min_open=True), help="Passes over the pictures.")
+@click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for a checkpoint.")
+@click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def train(network: str, out: Path, **options: Any) -> None:
+    """Train a classifier of pictures, and write the float model OUT with its manifest and reports.
+
+    NETWORK is `tiny`, three stages of convolutions, or a function that returns a torch.nn.Module and may take the
+    number of classes as `classes`. OUT.pt are its weights: the steps `prune` and `tune` take NETWORK as --module,
+    and OUT.pt as --weights.
+
+    One part of the examples is for training, on the other the result is measured; the other steps divide them the
+    same way. An interrupted run goes on from its checkpoint, in the folder OUT.work unless --work names another.
+    """
+    from agent.cli.optimise_train import TrainOptions, train_and_write
+
+    command = shlex.join(["vedette", *sys.argv[1:]])
+    train_and_write(network, out, TrainOptions(**options, command=command))
+
+
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from.")
+@click.option(
+    "--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from, or trained as."
+)
 @click.option(
     "--weights", type=click.Path(path_type=Path, dir_okay=False), help="State dict that torch.save has written."
 )

@@ -86,7 +86,13 @@ def _check_free(files: Iterable[Path], *, force: bool) -> None:
 
 
 def write_first(
-    out: Path, content: bytes, keys: Mapping[str, Any], report: Mapping[str, Any], *, force: bool = False
+    out: Path,
+    content: bytes,
+    keys: Mapping[str, Any],
+    report: Mapping[str, Any],
+    *,
+    force: bool = False,
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a new model, its manifest, and a report, `OUT.report.json`: all, or none.
 
@@ -96,6 +102,7 @@ def write_first(
         keys: of the manifest, but for `file` and `sha256`.
         report: what was done, as JSON.
         force: files may be replaced.
+        others: contents of more files beside it, by suffix.
 
     Raises:
         ModelError: the manifest would not be valid, or a file is there by now.
@@ -106,7 +113,8 @@ def write_first(
     data = {"file": out.name, "sha256": hashlib.sha256(content).hexdigest(), **keys}
     text = tomli_w.dumps(data)
     check_manifest(read_manifest(text, str(out.with_suffix(_MANIFEST))))
-    _write_set(out, {_MANIFEST: text.encode(), _REPORT: _json(report)}, content, force=force)
+    files = {_MANIFEST: text.encode(), _REPORT: _json(report), **(others or {})}
+    _write_set(out, files, content, force=force)
 
 
 def _json(report: Mapping[str, Any]) -> bytes:

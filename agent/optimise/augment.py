@@ -1,4 +1,4 @@
-"""Random changes of training pictures: shifts, flips and covered squares, by one gather a batch.
+"""Random changes of training pictures: shifts, flips, turns and covered squares by one gather, and light.
 
 Pictures stay uint8 until they are normalised. With one integer mean and one standard deviation for all channels,
 the normalisation becomes the quantisation of a model's input, and costs nothing on a board.
@@ -67,16 +67,22 @@ class Augmentation(Struct, frozen=True, forbid_unknown_fields=True):
         shift: largest shift in each direction, pixels; what comes in is the picture's own edge, mirrored.
         flip: mirror every other epoch, half of the pictures in even ones and the others in odd ones.
         cover: side of a square that is covered with the mean, pixels; 0: none.
+        turn: turn by 0, 90, 180 or 270 degrees; for square pictures.
+        light: largest change of the brightness and of the contrast, as a share of them, 0..1.
     """
 
     shift: int = 2
     flip: bool = True
     cover: int = 0
+    turn: bool = False
+    light: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("shift", "cover"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: expected 0 or more pixels, got {getattr(self, name)}")
+        if not 0 <= self.light < 1:
+            raise ValueError(f"light: expected 0 to less than 1, got {self.light}")
 
     def check(self, height: int, width: int) -> None:
         """Check that pictures of this size can be changed so.
@@ -87,6 +93,8 @@ class Augmentation(Struct, frozen=True, forbid_unknown_fields=True):
         if self.shift >= min(height, width) or self.cover > min(height, width):
             changes = f"shifts of {self.shift} and covered squares of {self.cover} pixels"
             raise ModelError(f"training pictures of {height}×{width} are too small for {changes}")
+        if self.turn and height != width:
+            raise ModelError(f"training pictures of {height}×{width} cannot be turned: only square ones can")
 
 
 class Augmenter:
@@ -135,10 +143,23 @@ class Augmenter:
             columns = torch.where(flip[:, None], columns.flip(1), columns)
         first = indices[:, None, None] * (self._height * self._width)
         places = first + rows[:, :, None] * self._width + columns[:, None, :]
+        if self._augmentation.turn:
+            places = _turned(places, draw)
         if self._augmentation.cover:
             places.masked_fill_(self._covered(len(indices), draw), len(self._pixels) - 1)
         chosen = self._pixels[places.to(self._device).view(-1)].view(*places.shape, -1)
+        if self._augmentation.light:
+            chosen = self._lit(chosen, draw)
         return self._normalisation.apply(chosen, torch.bfloat16)
+
+    def _lit(self, pictures: Any, draw: Any) -> Any:
+        """Return pictures whose contrast and then brightness is changed, pixel values 0..255 as float."""
+        strength = self._augmentation.light
+        factors = 1 + strength * (2 * torch.rand((2, len(pictures), 1, 1, 1), generator=draw) - 1)
+        contrast, brightness = factors.to(pictures.device)
+        values = pictures.float()
+        mean = values.mean((1, 2, 3), keepdim=True)
+        return (((values - mean) * contrast + mean) * brightness).clamp(0, 255)
 
     def _draw(self, number: int) -> Any:
         return torch.Generator().manual_seed(self._seed * 1_000_003 + number)
@@ -158,3 +179,13 @@ def _shifted(count: int, size: int, shift: int, draw: Any) -> Any:
     offsets = torch.randint(-shift, shift + 1, (count, 1), generator=draw)
     places = (torch.arange(size) + offsets).abs()
     return torch.where(places >= size, 2 * (size - 1) - places, places)
+
+
+def _turned(places: Any, draw: Any) -> Any:
+    """Return the source of each pixel after quarter turns, int64 [count, side, side]."""
+    quarters = torch.randint(0, 4, (len(places),), generator=draw)
+    found = places.clone()
+    for number in (1, 2, 3):
+        chosen = quarters == number
+        found[chosen] = torch.rot90(places[chosen], number, (1, 2))
+    return found

@@ -1,10 +1,15 @@
-"""Load a network from a user's Python file: `path.py:factory`, a function that returns a `torch.nn.Module`."""
+"""Load a network: from a user's file, `path.py:factory`, a function that returns a `torch.nn.Module`, or by name.
+
+A file of weights that `save_module` has written names the arguments of the function as well.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
 import importlib.util
+import inspect
+import io
 import pickle
 import sys
 import traceback
@@ -18,6 +23,8 @@ from agent.optimise.graph.from_torch import first_line, import_torch
 
 _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
+_FACTORY, _PARAMETERS = "factory", "parameters"
+"""Keys for where a module is from, and the arguments of that function."""
 _PREFIXES = ("module.", "_orig_mod.")
 """Prefixes of names in weights that were saved from a wrapped module: of several devices, or compiled."""
 
@@ -29,17 +36,61 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
     goes to stderr.
 
     Args:
-        source: `path.py:factory`; the function takes no arguments. A subclass of `Module` is such a function.
+        source: `path.py:factory`, or a name in `agent.optimise.classifier.networks`. The function takes no
+            arguments but those that are in the file of weights. A subclass of `Module` is such a function.
         weights: a file of `torch.save` with the module's state dict, alone or under `state_dict` or `model`.
 
     Raises:
         ModelError: there is no such file or function, it fails or returns something else, or the weights do not
             fit.
     """
-    module = call_factory(find_factory(source), source)
-    if weights is not None:
-        _load_weights(module, weights)
+    factory = find_factory(source)
+    if weights is None:
+        if _is_name(source):
+            raise ModelError(
+                f"{source}: give --weights too, the .pt file that `vedette optimise train` has written"
+            )
+        return call_factory(factory, source)
+    stored = _read_weights(weights)
+    parameters = stored.get(_PARAMETERS)
+    module = call_factory(factory, source, **(parameters if isinstance(parameters, dict) else {}))
+    for key in _NESTED:
+        if isinstance(stored.get(key), dict):
+            stored = stored[key]
+    _fill(module, weights, {_bare(str(name)): value for name, value in stored.items()})
     return module
+
+
+def save_module(module: Any, source: str, parameters: dict[str, Any]) -> bytes:
+    """Return a file of weights for `load_factory`.
+
+    Args:
+        module: whose state it holds.
+        source: that the module is from.
+        parameters: the function was called with, numbers and texts.
+    """
+    written, state = io.BytesIO(), {name: value.cpu() for name, value in module.state_dict().items()}
+    import_torch().save({_FACTORY: source, _PARAMETERS: parameters, "state_dict": state}, written)
+    return written.getvalue()
+
+
+def build_classifier(source: str, classes: int) -> tuple[Any, dict[str, Any]]:
+    """Return a module that is not trained, and the arguments of its function: `classes`, if it takes that.
+
+    Args:
+        source: see `load_factory`.
+        classes: number of outputs.
+
+    Raises:
+        ModelError: as `load_factory`.
+    """
+    factory = find_factory(source)
+    try:
+        takes = "classes" in inspect.signature(factory).parameters
+    except ValueError:  # it is written in C
+        takes = False
+    parameters = {"classes": classes} if takes else {}
+    return call_factory(factory, source, **parameters), parameters
 
 
 def find_factory(source: str) -> Any:
@@ -52,8 +103,23 @@ def find_factory(source: str) -> Any:
         ModelError: there is no such file or function.
     """
     import_torch()
+    if _is_name(source):
+        from agent.optimise.classifier.networks import NETWORKS
+
+        return NETWORKS[source]
     path, name = _split(source)
     return _find(_import(path), path, name)
+
+
+def _is_name(source: str) -> bool:
+    """Return True for the name of one of our networks; raise ModelError for another that may be meant as one."""
+    from agent.optimise.classifier.networks import NETWORKS
+
+    if source not in NETWORKS and source.isidentifier():
+        raise ModelError(
+            f"{source}: there is no such network: expected {', '.join(NETWORKS)}, or path.py:factory"
+        )
+    return source in NETWORKS
 
 
 def call_factory(factory: Any, source: str, **parameters: Any) -> Any:
@@ -67,7 +133,7 @@ def call_factory(factory: Any, source: str, **parameters: Any) -> Any:
     Raises:
         ModelError: it fails or returns something else.
     """
-    torch, path = import_torch(), _split(source)[0]
+    torch, path = import_torch(), Path(source.rpartition(":")[0])
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = factory(**parameters)
@@ -131,7 +197,7 @@ def _told(error: BaseException, path: Path) -> str:
     return f"{at}{type(error).__name__}: {first_line(error)}"
 
 
-def _load_weights(module: Any, path: Path) -> None:
+def _read_weights(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -143,12 +209,9 @@ def _load_weights(module: Any, path: Path) -> None:
         raise ModelError(f"{path}: no weights that torch.save has written: {told}") from error
     except Exception as error:  # torch raises what its readers raise
         raise ModelError(f"{path}: no weights that torch.save has written: {first_line(error)}") from error
-    for key in _NESTED:
-        if isinstance(stored, dict) and isinstance(stored.get(key), dict):
-            stored = stored[key]
     if not isinstance(stored, dict):
         raise ModelError(f"{path}: holds {type(stored).__name__}: expected a state dict")
-    _fill(module, path, {_bare(str(name)): value for name, value in stored.items()})
+    return stored
 
 
 def _bare(name: str) -> str:

@@ -16,7 +16,7 @@ def inputs_of(
     Args:
         data: of the examples; None: the recipe may name them.
         recipe: its path.
-        module: `path.py:factory`; empty: there is none.
+        module: `path.py:factory`, or the name of a network; empty: there is none.
         weights: of the module.
 
     Raises:
@@ -24,7 +24,7 @@ def inputs_of(
     """
     if data is None and recipe is not None and (named := read_recipe(recipe).recipe.data.path):
         data = recipe.parent / named
-    source = Path(module.rpartition(":")[0]) if module else None
+    source = Path(module.rpartition(":")[0]) if ":" in module else None
     return [path for path in (data, recipe, source, weights) if path is not None]
 
 

@@ -107,20 +107,26 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         epochs: passes over the data; may be a fraction.
-        batch: examples a step.
+        batch: examples a step; 0: 16 to 1024, a sixteenth of the examples, with a learning rate in proportion.
         learning_rate: at the peak.
         decay: share of a weight that one step at the peak takes away.
         momentum: Nesterov's.
         label_smoothing: share of the target that is spread over all classes.
+        flip: mirror half of the pictures; not where left and right are different classes.
+        turn: turn pictures by quarters; for square ones of things that may lie in any direction.
+        light: largest change of brightness and contrast, as a share of them.
         seed: of order and augmentation.
     """
 
     epochs: Positive = 12.0
-    batch: Count = 1024
+    batch: Annotated[int, Meta(ge=0)] = 0
     learning_rate: Positive = 1.0
     decay: Share = 0.0005
     momentum: Share = 0.9
     label_smoothing: Share = 0.1
+    flip: bool = True
+    turn: bool = False
+    light: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.1
     seed: int = 0
 
 
@@ -133,7 +139,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
             multiply-adds.
         epochs: passes over the data in which all exits are trained together; 0: the heads alone.
         taught: weight of the last exit's answers in the loss of the others; the labels have the rest.
-        flip: mirror half of the pictures in the joint training; not where left and right are different classes.
         grid: cells along each side of a picture whose means a head sees.
         bands: instead, a head keeps the axis before the channels apart, such as the frequency of sound.
         loss: accuracy that the cascade may lose on the examples of the calibration, 0..1.
@@ -143,7 +148,6 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     at: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
     epochs: Annotated[float, Meta(ge=0.0)] = 2.0
     taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
-    flip: bool = True
     grid: Annotated[int, Meta(ge=1, le=8)] = 2
     bands: bool = False
     loss: Share = 0.005
@@ -449,7 +453,6 @@ exits = 3       # number of exits, with the last one
 at = []         # tensors behind which the early exits are; []: near 1/2, 1/4, 1/8 … of the multiply-adds
 epochs = 2.0    # passes in which all exits are trained together; 0: the heads alone
 taught = 0.5    # weight of the last exit's answers in the loss of the others; the labels have the rest
-flip = true     # mirror half of the pictures; false where left and right are different classes
 grid = 2        # cells along each side of a picture whose means a head sees
 bands = false   # true: instead, a head keeps the axis before the channels apart, such as the frequency of sound
 loss = 0.005    # accuracy that the cascade may lose on the examples of the calibration
@@ -457,11 +460,14 @@ loss = 0.005    # accuracy that the cascade may lose on the examples of the cali
     "train": """\
 [train]
 epochs = 12.0          # passes over the data
-batch = 1024           # examples a step
+batch = 0              # examples a step; 0: 1024, or where that is fewer, a sixteenth of the examples
 learning_rate = 1.0    # at the peak
 decay = 0.0005         # share of a weight that one step at the peak takes away
 momentum = 0.9         # Nesterov's
 label_smoothing = 0.1  # share of the target that is spread over all classes
+flip = true            # mirror half of the pictures; false where left and right are different classes
+turn = false           # true: turn square pictures by quarters, of things that may lie in any direction
+light = 0.1            # largest change of brightness and contrast, as a share of them
 seed = 0               # of order and augmentation
 """,
     "search": """\

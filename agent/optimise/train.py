@@ -22,6 +22,7 @@ import msgspec
 import numpy as np
 import torch
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
@@ -89,6 +90,21 @@ class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
         for name in ("momentum", "label_smoothing", "peak_at", "look_ahead"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected 0 to less than 1, got {getattr(self, name)}")
+
+    def slower(self, factor: float) -> TrainingSettings:
+        """Return settings of another learning rate, and the decay with it.
+
+        The decay is what one step at the peak takes away: if that stayed, smaller steps would not make up for it.
+
+        Args:
+            factor: relative to this learning rate.
+        """
+        return replace(
+            self,
+            learning_rate=self.learning_rate * factor,
+            decay=self.decay * factor,
+            norm_decay=self.norm_decay * factor,
+        )
 
 
 class TrainingEpoch(Struct, frozen=True):

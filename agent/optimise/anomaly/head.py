@@ -13,9 +13,8 @@ from ai_edge_litert import schema_py_generated as schema
 
 from agent.errors import ModelError
 from agent.optimise.anomaly.memory import PatchMemory
-from agent.optimise.depth.stages import input_name, make_signature
 from agent.optimise.graph.additions import Additions, conv_options, reducer_options
-from agent.optimise.graph.objects import Graph, dump, load
+from agent.optimise.graph.objects import Graph, dump, input_name, load, make_signature
 
 OUTPUT, SIGNATURE = "anomaly", "serving_default"
 _TYPES = schema.TensorType

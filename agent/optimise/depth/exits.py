@@ -16,9 +16,9 @@ from ai_edge_litert import schema_py_generated as schema
 from agent.compute.manifest import HIDDEN
 from agent.errors import ModelError
 from agent.optimise.depth.cuts import Cut, cuts
-from agent.optimise.depth.stages import SCORES, WHOLE, Stage, input_name, make_signature
+from agent.optimise.depth.stages import SCORES, WHOLE, Stage
 from agent.optimise.graph.additions import Additions, pool_options
-from agent.optimise.graph.objects import Graph, dump, load, text
+from agent.optimise.graph.objects import Graph, dump, input_name, load, make_signature, text
 from agent.optimise.quantise import float_file
 
 _SHOWN = 12

@@ -35,11 +35,8 @@ from agent.optimise.evaluate import score, wilson
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
-from agent.optimise.train import TrainingSettings
 from agent.optimise.tune import split as held_out
 
-_LEAST_BATCH, _STEPS = 32, 16
-"""Least examples of a batch, and steps of an epoch that smaller batches are taken for."""
 _ALONE = (
     "training all exits together did not help, and only the heads are trained: give it more `epochs`, a lower "
     "[train] learning_rate, or more examples"
@@ -109,7 +106,7 @@ def make_cascade(
     whole, stages = add_exits(base, places, grid=recipe.depth.grid, bands=recipe.depth.bands)
     network = ExitNetwork(whole, stages)
     settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
-    training = _training(model, parts.training, recipe)
+    training = training_settings(recipe, model.manifest.input, parts.training.shape, len(parts.training))
     data, test = (_data(one, model) for one in parts[:2])
     found = train_exits(network, data, test, settings, training, folder=folder, progress=progress)
     remarks = (*doubts, _ALONE) if settings.epochs and not found.is_joint else doubts
@@ -128,13 +125,6 @@ def _doubts(model: Model, examples: Examples) -> tuple[str, ...]:
     except ModelError as error:
         return (str(error),)
     return ()
-
-
-def _training(model: Model, examples: Examples, recipe: Recipe) -> TrainingSettings:
-    """Return the recipe's settings, with smaller batches where an epoch would have few steps."""
-    training = training_settings(recipe, model.manifest.input, examples.shape)
-    batch = min(training.batch, max(_LEAST_BATCH, len(examples) // _STEPS))
-    return replace(training, batch=batch, augmentation=replace(training.augmentation, flip=recipe.depth.flip))
 
 
 def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:

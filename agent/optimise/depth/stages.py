@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from ai_edge_litert import schema_py_generated as schema
-
 from agent.compute.manifest import HIDDEN, Variant
 from agent.errors import ModelError
 from agent.optimise.depth.cuts import multiply_adds, operations_before
-from agent.optimise.graph.objects import Graph, compact, dump, load, text
+from agent.optimise.graph.objects import Graph, compact, dump, input_name, load, make_signature, text
 
 SCORES = "logits"
 """Name of the scores in the signatures of all exits."""
@@ -138,14 +136,6 @@ def _outputs(model: Any) -> dict[str, int]:
     return {text(end.name): int(end.tensorIndex) for one in found for end in one.outputs or ()}
 
 
-def input_name(model: Any, graph: Graph) -> str:
-    """Return the name of the input of the first graph, in its signature if it has one."""
-    for one in model.signatureDefs or ():
-        if one.subgraphIndex == 0 and one.inputs:
-            return text(one.inputs[0].name)
-    return graph.name(graph.inputs[0])
-
-
 def _find(graph: Graph, outputs: Mapping[str, int], name: str) -> int:
     tensors = {graph.name(index): index for index in graph.outputs}
     found = outputs.get(name, tensors.get(name))
@@ -175,20 +165,6 @@ def _check_cut(whole: Graph, entry: int, operators: Sequence[Any], name: str) ->
     if len(own) < len(operators) or (needed and before):
         names = ", ".join(repr(whole.name(index)) for index in list(needed)[:_SHOWN])
         raise ModelError(f"{whole.name(entry)!r} is no cut: {name} needs {names}, too")
-
-
-def make_signature(name: str, number: int, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
-    """Return a signature (`SignatureDefT`) of subgraph `number`, from names to tensors."""
-    made = schema.SignatureDefT()
-    made.signatureKey, made.subgraphIndex = name, number
-    made.inputs, made.outputs = ([_end(*one) for one in ends.items()] for ends in (inputs, outputs))
-    return made
-
-
-def _end(name: str, index: int) -> Any:
-    made = schema.TensorMapT()
-    made.name, made.tensorIndex = name, index
-    return made
 
 
 class _Joined:

@@ -116,9 +116,7 @@ def train_exits(
         ModelError: the data does not fit, the loss is not finite, or a checkpoint belongs to another run.
         StorageError: a checkpoint cannot be read or written.
     """
-    training = replace(
-        training, epochs=settings.epochs or 1.0, learning_rate=training.learning_rate * _RATE, temperature=1.0
-    )
+    training = replace(training.slower(_RATE), epochs=settings.epochs or 1.0, temperature=1.0)
     fit_heads(network, data, settings, training, folder=folder, progress=progress)
     told = _Told(network, test, training.normalisation, progress)
     alone = TrainedExits(network.emit(), False, told.epoch("heads"))

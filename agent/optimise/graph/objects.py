@@ -10,7 +10,7 @@ import copy
 import io
 import struct
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import flatbuffers
@@ -384,3 +384,25 @@ def pack_int4(values: NDArray[np.int8]) -> NDArray[np.uint8]:
     """
     flat = np.append(values.reshape(-1), np.zeros(values.size % 2, np.int8))
     return ((flat[0::2] & 15) | ((flat[1::2] & 15) << 4)).astype(np.uint8)
+
+
+def input_name(model: Any, graph: Graph) -> str:
+    """Return the name of the input of the first graph, in its signature if it has one."""
+    for one in model.signatureDefs or ():
+        if one.subgraphIndex == 0 and one.inputs:
+            return text(one.inputs[0].name)
+    return graph.name(graph.inputs[0])
+
+
+def make_signature(name: str, number: int, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> Any:
+    """Return a signature (`SignatureDefT`) of subgraph `number`, from names to tensors."""
+    made = schema.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = name, number
+    made.inputs, made.outputs = ([_end(*one) for one in ends.items()] for ends in (inputs, outputs))
+    return made
+
+
+def _end(name: str, index: int) -> Any:
+    made = schema.TensorMapT()
+    made.name, made.tensorIndex = name, index
+    return made

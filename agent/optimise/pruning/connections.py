@@ -335,7 +335,7 @@ def anneal_settings(training: TrainingSettings, settings: PruneSettings) -> Trai
 
 
 def _falling(training: TrainingSettings, factor: float) -> TrainingSettings:
-    return replace(training, learning_rate=training.learning_rate * factor, peak_at=0.0, end_factor=0.0)
+    return replace(training.slower(factor), peak_at=0.0, end_factor=0.0)
 
 
 def cut(masks: Mapping[str, Any], scores: Mapping[str, Any], target: float) -> None:

@@ -40,6 +40,8 @@ _AGREE = 0.9
 _APART = 0.3
 """Largest difference of their outputs, relative to the largest one: pixels are rounded, and a manifest may have
 one mean for all channels where the module was trained with three."""
+_BATCH, _LEAST_BATCH, _STEPS = 1024, 16, 16
+"""Examples of a batch at most and at least, and steps of an epoch that smaller ones are taken for."""
 _NOISE = 0.02
 """Share by which a time or a size must fall to be told as smaller."""
 
@@ -104,10 +106,10 @@ def prune_model(
     network = _network(model, module, examples, recipe)
     seen, measured = split(examples, recipe.data.held_out)
     _check_same(network.module, model, measured, preparation)
-    settings, training = settings_of(recipe, preparation, examples.shape)
+    settings, training = settings_of(recipe, preparation, examples.shape, len(seen))
     draw_curves({})  # that matplotlib is missing is told now and not in an hour
     if not network.normalised:
-        training = replace(training, learning_rate=training.learning_rate * _FOLDED)
+        training = training.slower(_FOLDED)
     data = pixels(seen, preparation), _labels(seen)
     test = pixels(measured, preparation), _labels(measured)
     count = _Counter(settings, training, len(seen), progress)
@@ -131,7 +133,7 @@ def _network(model: Model, module: Any | None, examples: Examples, recipe: Recip
 
 
 def settings_of(
-    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...]
+    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int
 ) -> tuple[PruneSettings, TrainingSettings]:
     """Return the settings that a recipe states, for pictures that are prepared so.
 
@@ -139,6 +141,7 @@ def settings_of(
         recipe: see `prune_model`.
         preparation: of pictures.
         shape: of one input: height, width, channels.
+        count: of pictures that are trained on.
 
     Raises:
         ConfigError: the values do not go together.
@@ -150,23 +153,28 @@ def settings_of(
         settings = msgspec.convert(given, PruneSettings)
     except ValueError as error:
         raise ConfigError(f"[prune] {error}") from None
-    return settings, training_settings(recipe, preparation, shape)
+    return settings, training_settings(recipe, preparation, shape, count)
 
 
-def training_settings(recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...]) -> TrainingSettings:
+def training_settings(
+    recipe: Recipe, preparation: InputManifest, shape: tuple[int, ...], count: int
+) -> TrainingSettings:
     """Return the settings of training alone; args as `settings_of`."""
     train = recipe.train
-    return TrainingSettings(
+    batch = train.batch or min(_BATCH, max(_LEAST_BATCH, count // _STEPS))
+    changes = Augmentation(shift=min(shape[:2]) // 16, flip=train.flip, turn=train.turn, light=train.light)
+    settings = TrainingSettings(
         epochs=train.epochs,
-        batch=train.batch,
+        batch=batch,
         learning_rate=train.learning_rate,
         decay=train.decay,
         momentum=train.momentum,
         label_smoothing=train.label_smoothing,
-        augmentation=Augmentation(shift=min(shape[:2]) // 16),
+        augmentation=changes,
         normalisation=normalisation_of(preparation, shape[2]),
         seed=train.seed,
     )
+    return settings if train.batch else settings.slower(batch / _BATCH)
 
 
 def normalisation_of(preparation: InputManifest, channels: int) -> Normalisation:

@@ -147,7 +147,8 @@ class SearchCandidate:
         """Return the module after a rung, and note its accuracy."""
         make_folder(self._folder)
         module, name = self._build(), rung_name(epochs)
-        base = training_settings(self._space.recipe, self._space.data.manifest.input, self._search.shape)
+        preparation, count = self._space.data.manifest.input, len(self._space.data.seen)
+        base = training_settings(self._space.recipe, preparation, self._search.shape, count)
         settings = replace(base, epochs=epochs)
 
         def step(done: TrainingStep) -> None:

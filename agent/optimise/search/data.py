@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
-from torch import nn
 
-from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifest
-from agent.errors import ModelError
-from agent.optimise.data import Examples, read_examples
-from agent.optimise.data.layouts import read_data
-from agent.optimise.graph.from_torch import float_tflite
+from agent.compute.manifest import InputManifest, Manifest, OutputManifest
+from agent.optimise.classifier.data import read_class_examples
+from agent.optimise.data import Examples
 from agent.optimise.pruning.file import pixels
 from agent.optimise.recipe import Recipe
 from agent.optimise.tune import split
@@ -70,7 +65,8 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
         ModelError: they cannot be read, have no classes, or do not fit the shape.
     """
     preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
-    examples, classes = _examples(path, recipe, preparation)
+    shape, limit, source = recipe.search.shape, recipe.data.limit, recipe.search.space
+    examples, classes = read_class_examples(path, shape, preparation, limit=limit, source=source)
     seen, held = split(examples, recipe.data.held_out)
     compared, unseen = split(held, 0.5)
     names = tuple(examples.names) or tuple(map(str, range(classes)))
@@ -85,28 +81,3 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
         fingerprint=f"{len(examples)}, CRC {zlib.crc32(pictures.data, zlib.crc32(labels.data)):08x}",
         description=examples.description,
     )
-
-
-def _examples(path: Path, recipe: Recipe, preparation: InputManifest) -> tuple[Examples, int]:
-    """Return all examples, and the number of classes."""
-    content = read_data(path)
-    if content.classes is None:
-        raise ModelError(f"{path}: a search trains, and needs examples with classes")
-    classes = _count(content.names, content.classes)
-    probe = _probe(recipe, classes)
-    manifest = Manifest(name="candidate", input=preparation)
-    model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, recipe.search.space)
-    return read_examples(path, model, limit=recipe.data.limit or None), classes
-
-
-def _count(names: Sequence[str], classes: NDArray[np.int64]) -> int:
-    if names and not all(name.isdecimal() for name in names):
-        return len(names)
-    return max([int(classes.max()), *map(int, names)]) + 1
-
-
-def _probe(recipe: Recipe, classes: int) -> bytes:
-    """Return the smallest model with the candidates' input and output."""
-    shape = recipe.search.shape
-    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[2], classes))
-    return float_tflite(net, shape, mean=recipe.search.mean, std=recipe.search.std)

@@ -29,7 +29,7 @@ if load_runtime()[0] != "litert":
     pytest.skip("cascades of pictures are run by LiteRT", allow_module_level=True)
 
 torch.set_num_threads(1)
-RECIPE = "[depth]\nflip = false\nepochs = 3.0\n[train]\nbatch = 32\n"
+RECIPE = "[depth]\nepochs = 3.0\n[train]\nbatch = 32\nflip = false\n"
 
 
 @pytest.fixture(autouse=True)

@@ -66,9 +66,33 @@ def test_a_covered_square_has_the_mean() -> None:
     assert int(sides.min()) >= 2
 
 
+def test_a_turned_picture_is_one_of_four() -> None:
+    pictures = np.repeat(numbered(1, 5, 5), 40, axis=0)
+    got = drawn(pictures, Augmentation(shift=0, flip=False, turn=True))
+    quarters = [np.rot90(pictures[0], number) for number in range(4)]
+    numbers = [next(number for number, one in enumerate(quarters) if np.array_equal(one, own)) for own in got]
+    assert set(numbers) == {0, 1, 2, 3}
+    with pytest.raises(ModelError, match="4×8 cannot be turned"):
+        Augmentation(shift=1, turn=True).check(4, 8)
+
+
+def test_light_changes_brightness_and_contrast_within_its_limit() -> None:
+    pictures = np.full((200, 4, 4, 3), 100, np.uint8)
+    pictures[:, :2] = 140
+    got = drawn(pictures, Augmentation(shift=0, flip=False, light=0.2)).astype(float)
+    means = got.mean((1, 2, 3))
+    contrasts = (got[:, 0].mean((1, 2)) - got[:, 3].mean((1, 2))) / means
+    assert 94 <= means.min() < 105
+    assert 135 < means.max() <= 145
+    assert 0.8 * 40 / 120 - 0.02 <= contrasts.min() < contrasts.max() <= 1.2 * 40 / 120 + 0.02
+    assert contrasts.max() - contrasts.min() > 0.1
+    with pytest.raises(ValueError, match="light"):
+        Augmentation(light=1.0)
+
+
 def test_what_is_drawn_depends_on_seed_and_step_alone() -> None:
     pictures = numbered(20, 9, 9)
-    change = Augmentation(shift=3, cover=2)
+    change = Augmentation(shift=3, cover=2, turn=True, light=0.3)
     assert np.array_equal(drawn(pictures, change, step=5), drawn(pictures, change, step=5))
     assert not np.array_equal(drawn(pictures, change, step=5), drawn(pictures, change, step=6))
     assert not np.array_equal(drawn(pictures, change, step=5), drawn(pictures, change, step=5, seed=1))

@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="loading modules needs the extra [optimise]")
 
 from agent.errors import ModelError
-from agent.optimise.factory import load_factory
+from agent.optimise.factory import build_classifier, load_factory, save_module
 
 NET = """
 from torch import nn
@@ -158,3 +158,35 @@ def test_the_text_of_torch_is_not_passed_on(net: Path, tmp_path: Path, content: 
     assert "weights_only" not in told
     assert told.isprintable()
     assert len(told) < 280
+
+
+CLASSES = """
+from torch import nn
+
+def head(classes, width=2):
+    return nn.Sequential(nn.Linear(width, classes))
+
+def fixed():
+    return nn.Sequential(nn.Linear(2, 3))
+"""
+
+
+def test_a_function_that_takes_the_classes_is_told_them_again_by_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "own_head.py").write_text(CLASSES)
+    for name, parameters in (("head", {"classes": 3}), ("fixed", {})):
+        source = f"{tmp_path / 'own_head.py'}:{name}"
+        module, found = build_classifier(source, 3)
+        assert found == parameters
+        (tmp_path / "net.pt").write_bytes(save_module(module, source, found))
+        loaded = load_factory(source, tmp_path / "net.pt")
+        assert torch.equal(loaded[0].weight, module[0].weight)
+    sys.modules.pop("own_head", None)
+
+
+def test_arguments_in_weights_that_the_function_does_not_take_are_told(tmp_path: Path) -> None:
+    (tmp_path / "own_head.py").write_text(CLASSES)
+    source = f"{tmp_path / 'own_head.py'}:fixed"
+    (tmp_path / "net.pt").write_bytes(save_module(load_factory(source), source, {"depth": 3}))
+    with pytest.raises(ModelError, match="'depth'"):
+        load_factory(source, tmp_path / "net.pt")
+    sys.modules.pop("own_head", None)

@@ -161,6 +161,22 @@ def test_the_learning_rate_rises_to_its_peak_and_falls() -> None:
     assert learning_rate_factor(0, 100, replace(settings, peak_at=0.0)) == 1.0
 
 
+def test_slower_steps_take_less_away_from_weights() -> None:
+    def nothing(outputs: Any, _inputs: Any, _labels: Any) -> Any:
+        return 0.0 * outputs.sum()
+
+    settings = replace(FEW, epochs=1, batch=192, decay=0.1, norm_decay=0.2, look_ahead=0.0, peak_at=0.0)
+    shrunk = []
+    for factor in (1.0, 0.1):
+        module = network()
+        before = [module[0].weight.clone(), module[1].weight.clone()]
+        fit(module, *examples(), settings.slower(factor), objective=nothing)
+        after = (module[0].weight, module[1].weight)
+        shrunk.append([float((1 - one.detach() / was).mean()) for one, was in zip(after, before, strict=True)])
+    assert shrunk[0] == pytest.approx([0.19, 0.38], abs=0.01)  # Nesterov's first step is 1.9 times as long
+    assert shrunk[1] == pytest.approx([0.019, 0.038], abs=0.001)
+
+
 def test_hooks_see_gradients_and_weights() -> None:
     mask = torch.rand(8, 3, 3, 3) < 0.5
     seen = []

@@ -1,0 +1,159 @@
+"""`vedette optimise train`: progress, the right answers of each class, and the files that are written."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.cli.optimise import show_progress
+from agent.cli.optimise_work import files_of, work_folder
+from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.errors import ModelError
+from agent.models.version_writer import check_first, refuse_inputs, write_first
+from agent.optimise.inputs import examples_path, inputs_of
+from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
+from agent.optimise.report import OptimiseReport, short_number
+from agent.storage.files import remove
+from agent.text import plain
+
+if TYPE_CHECKING:
+    from agent.optimise.classifier.file import ClassifierFile
+    from agent.optimise.train import TrainingStep
+
+_WIDTH, _BAR = 110, 30
+_CHECKPOINTS = ("train.checkpoint",)
+_CHART, _WEIGHTS = ".png", ".pt"
+_SIZE = re.compile(r"([1-9]\d{1,3})(?:x([1-9]\d{1,3}))?")
+
+
+class TrainOptions(Struct, frozen=True):
+    """Options of `vedette optimise train`.
+
+    Attributes:
+        data: path of the examples; None: the recipe names it.
+        size: side of the pictures, or `HEIGHTxWIDTH`; None: 128, or that of the pictures in an array.
+        weights: to begin with; None: random ones, or the function loads some.
+        recipe: path; None: defaults.
+        epochs: passes over the examples; None: the recipe's, if it states them, or by the number of examples.
+        limit: number of examples; None: the recipe's.
+        work: folder for the checkpoint; None: beside the result.
+        command: for the report.
+        force: replace files.
+        as_json: print the report as JSON.
+    """
+
+    data: Path | None = None
+    size: str | None = None
+    weights: Path | None = None
+    recipe: Path | None = None
+    epochs: float | None = None
+    limit: int | None = None
+    work: Path | None = None
+    command: str = ""
+    force: bool = False
+    as_json: bool = False
+
+
+def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
+    """Train a classifier, and write it with its manifest, weights, report and chart.
+
+    Raises:
+        ModelError: the network or the examples cannot be used, or a file is there already. ConfigError: the
+            recipe is wrong. StorageError: a file or the checkpoint cannot be written.
+    """
+    folder, shape = options.work or out.with_suffix(".work"), _shape(options.size)
+    inputs = inputs_of(data=options.data, recipe=options.recipe, module=network, weights=options.weights)
+    check_first(out, force=options.force, inputs=inputs, others=[_CHART, _WEIGHTS])
+    refuse_inputs(files_of(folder, _CHECKPOINTS), inputs)
+    recipe, epochs = _recipe(options)
+    with work_folder(folder, _CHECKPOINTS):
+        with redirect_stdout(sys.stderr):  # the network's own code may print
+            found = _trained(network, recipe, folder, shape, epochs, options)
+        report, others = msgspec.to_builtins(found.report), {_CHART: found.chart, _WEIGHTS: found.weights}
+        write_first(out, found.content, found.keys, report, force=options.force, others=others)
+        remove(*(folder / one for one in _CHECKPOINTS))
+    print_json(found.report) if options.as_json else _print(found.report)
+    _tell(f"{out}: written, with .toml, .report.json, {_WEIGHTS} and {_CHART} beside it")
+
+
+def _shape(size: str | None) -> tuple[int, int, int] | None:
+    if size is None:
+        return None
+    found = _SIZE.fullmatch(size)
+    if found is None:
+        told = f"{size!r}: expected a side of 10 to 9999 pixels, such as 128, or HEIGHTxWIDTH"
+        raise click.BadParameter(told, param_hint="--size")
+    return int(found[1]), int(found[2] or found[1]), 3
+
+
+def _recipe(options: TrainOptions) -> tuple[Recipe, float | None]:
+    """Return the recipe, and the epochs that it or an option states."""
+    file = read_recipe(options.recipe) if options.recipe else parse_recipe("", "")
+    recipe, stated = file.recipe, "epochs" in file.file.data.get("train", {})
+    if options.limit:
+        recipe = replace(recipe, data=replace(recipe.data, limit=options.limit))
+    return recipe, options.epochs or (recipe.train.epochs if stated else None)
+
+
+def _trained(
+    network: str,
+    recipe: Recipe,
+    folder: Path,
+    shape: tuple[int, int, int] | None,
+    epochs: float | None,
+    options: TrainOptions,
+) -> ClassifierFile:
+    try:
+        from agent.optimise.classifier.file import TrainRequest, read_pictures, train_classifier
+        from agent.optimise.factory import find_factory
+    except ImportError as error:
+        raise ModelError(f"training needs pip install '.[optimise]' in the clone: {error}") from error
+    find_factory(network)  # a wrong name is told before the examples are read
+    request = TrainRequest(network, options.weights, shape, epochs, folder, options.command)
+    examples, names = read_pictures(examples_path(options.data, options.recipe, recipe), request, recipe)
+    for line in (examples.description, *examples.remarks):
+        _tell(line)
+    try:
+        return train_classifier(examples, names, request, recipe, progress=_bar(), tell=_tell)
+    finally:
+        show_progress("")
+
+
+def _bar() -> Callable[[TrainingStep], None]:
+    shown, accuracy = [""], [""]
+
+    def show(step: TrainingStep) -> None:
+        if step.epoch is not None and step.epoch.accuracy is not None:
+            accuracy[0] = f", accuracy {step.epoch.accuracy:.1%}"
+        percent, done = step.done * 100 // step.total, _BAR * step.done // step.total
+        told = f"training [{'#' * done}{'.' * (_BAR - done)}] {percent} %{accuracy[0]}"
+        if told != shown[0]:
+            shown[0] = told
+            show_progress(f"{told}, loss {step.loss:.3f}")
+
+    return show
+
+
+def _tell(line: str) -> None:
+    show_progress("")
+    click.echo(plain(line), err=True)
+
+
+def _print(report: OptimiseReport) -> None:
+    figures = ("top-1 %", "kB", "ms")
+    table = open_table("step", *figures, "notes", right=figures)
+    for step in report.steps:
+        values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))
+        table.add_row(step.name, *(text or NO_VALUE for text in values), plain("; ".join(step.notes)))
+    console(_WIDTH, markup=False).print(table)
+    for remark in report.remarks:
+        click.echo(plain(remark))

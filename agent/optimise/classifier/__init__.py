@@ -1,0 +1,1 @@
+"""Classifiers of pictures that are trained from the first weight on."""

@@ -1,0 +1,67 @@
+"""Read examples with classes for a network that is not trained yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from agent.compute.manifest import InputManifest, Manifest, Model
+from agent.errors import ModelError
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.data.layouts import FoundData, read_data
+from agent.optimise.graph.from_torch import float_tflite
+
+Shape = tuple[int, int, int]
+"""Height, width, channels."""
+
+
+def read_class_examples(
+    path: Path, shape: Shape | None, preparation: InputManifest, *, limit: int = 0, source: str = "network"
+) -> tuple[Examples, int]:
+    """Return all examples of classes, and the number of classes.
+
+    Args:
+        path: see `agent.optimise.data`.
+        shape: of one input; None: that of the pictures in an array, else `usual_shape`.
+        preparation: of pictures.
+        limit: use so many; 0: all.
+        source: of the network, for messages.
+
+    Raises:
+        ModelError: they cannot be read, have no classes, or do not fit the shape.
+    """
+    content = read_data(path)
+    if content.classes is None:
+        raise ModelError(
+            f"{path}: {content.words}: training needs classes: a sub-folder of each, or `y` in a .npz"
+        )
+    classes, shape = _count(content.names, content.classes), shape or usual_shape(content)
+    probe = _probe(shape, classes, preparation)
+    manifest = Manifest(name="network", input=preparation)
+    model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
+    return read_examples(path, model, limit=limit or None), classes
+
+
+def usual_shape(content: FoundData) -> Shape:
+    """Return the shape of pictures in an array, and else 128×128×3."""
+    if isinstance(content.pictures, np.ndarray) and content.pictures.ndim == 4:
+        height, width = content.pictures.shape[1:3]
+        return int(height), int(width), 3
+    return 128, 128, 3
+
+
+def _count(names: Sequence[str], classes: NDArray[np.int64]) -> int:
+    if names and not all(name.isdecimal() for name in names):
+        return len(names)
+    return max([int(classes.max()), *map(int, names)]) + 1
+
+
+def _probe(shape: Shape, classes: int, preparation: InputManifest) -> bytes:
+    """Return the smallest model with this input and output."""
+    net = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(shape[2], classes))
+    return float_tflite(net, shape, mean=preparation.mean[: shape[2]], std=preparation.std[: shape[2]])

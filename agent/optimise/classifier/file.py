@@ -1,0 +1,274 @@
+"""Trains a classifier of pictures from the first weight on, and emits it as a float `.tflite` with a report."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.compute.manifest import InputManifest, Manifest, OutputManifest
+from agent.errors import ModelError
+from agent.optimise.classifier.data import Shape, read_class_examples
+from agent.optimise.data import Examples
+from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.factory import build_classifier, load_factory, save_module
+from agent.optimise.graph.from_torch import ImportedModule, export
+from agent.optimise.pruning.file import pixels, training_settings
+from agent.optimise.recipe import Recipe
+from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
+from agent.optimise.tune import split
+from agent.text import plain
+
+PREPARATION = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
+"""One integer mean and one standard deviation: as INT8 the normalisation costs nothing."""
+_STEPS, _EPOCHS = 1500, 12.0
+"""Steps and epochs that a training has at least."""
+_RARE = 0.2
+"""Examples of the rarest class, relative to the most frequent one, below which a remark is made."""
+_FEW = 50
+"""Measured examples of a class, below which a remark is made."""
+_OF_MEMORY = 0.5
+"""Share of the machine's memory that the pictures may take."""
+
+
+class TrainRequest(Struct, frozen=True):
+    """What is to be trained.
+
+    Attributes:
+        network: `path.py:factory`, or a name in `agent.optimise.classifier.networks`.
+        weights: to begin with; None: random ones, or the function loads some.
+        shape: of a picture; None: see `agent.optimise.classifier.data`.
+        epochs: passes over the pictures; None: as many as give 1,500 steps, and at least 12.
+        folder: for the checkpoint; None: none is written.
+        command: for the report.
+    """
+
+    network: str
+    weights: Path | None = None
+    shape: Shape | None = None
+    epochs: float | None = None
+    folder: Path | None = None
+    command: str = ""
+
+
+class ClassifierFile(Struct, frozen=True):
+    """Result of `train_classifier`.
+
+    Attributes:
+        content: float `.tflite`.
+        weights: for `agent.optimise.factory.load_factory`.
+        keys: of the manifest.
+        report: with the score on examples that training has not seen.
+        chart: PNG of loss and accuracy over the epochs.
+    """
+
+    content: bytes
+    weights: bytes
+    keys: dict[str, Any]
+    report: OptimiseReport
+    chart: bytes
+
+
+def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Examples, tuple[str, ...]]:
+    """Return examples with two or more classes, and the names of these.
+
+    Raises:
+        ModelError: they cannot be read, are no pictures with classes, or too many for the memory.
+    """
+    examples, count = read_class_examples(
+        path, request.shape, PREPARATION, limit=recipe.data.limit, source=request.network
+    )
+    if count < 2:
+        raise ModelError(f"{examples.description}: a classifier needs two classes or more")
+    examples.picture(0)  # real values are no pictures
+    _check_memory(len(examples), examples.shape)
+    return examples, tuple(examples.names) or tuple(map(str, range(count)))
+
+
+def _check_memory(count: int, shape: Sequence[int]) -> None:
+    needed = count * int(np.prod(shape))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > _OF_MEMORY * memory:
+        size = f"{needed / 1e9:.1f} GB for {count} pictures of {shape[0]}×{shape[1]}"
+        raise ModelError(f"{size}, and this machine has {memory / 1e9:.1f} GB: use --limit or a smaller --size")
+
+
+def train_classifier(
+    examples: Examples,
+    names: Sequence[str],
+    request: TrainRequest,
+    recipe: Recipe,
+    *,
+    progress: Callable[[TrainingStep], None] = lambda _: None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> ClassifierFile:
+    """Train a classifier of pictures.
+
+    Args:
+        examples: pictures with classes; a part is held out to measure on.
+        names: of the classes.
+        request: what is to be trained.
+        recipe: its sections `[train]` and `[data]` count.
+        progress: called after each training step.
+        tell: called with a line on what is going to be done.
+
+    Raises:
+        ModelError: the network cannot be built, trained or emitted, or gives another number of classes.
+        StorageError: the checkpoint cannot be read or written.
+    """
+    seen, measured = split(examples, recipe.data.held_out)
+    shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
+    torch.manual_seed(recipe.train.seed)
+    module, parameters = _module(request, len(names))
+    exported = _checked(module, request.network, shape, len(names))
+    settings = _settings(recipe, shape, len(seen), request.epochs)
+    tell(
+        f"{len(seen)} examples to learn from, {len(measured)} to measure on; {exported.parameters} parameters, "
+        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} epochs"
+    )
+    draw_training(())  # that matplotlib is missing is told now and not in an hour
+    history = fit(
+        module,
+        pixels(seen, PREPARATION),
+        _labels(seen),
+        settings,
+        checkpoint=request.folder and request.folder / "train.checkpoint",
+        test=(pixels(measured, PREPARATION), _labels(measured)),
+        progress=progress,
+    )
+    exported = _exported(module.cpu(), shape)
+    manifest = Manifest(
+        request.network, OutputManifest("classify", tuple(names), options={"logits": True}), PREPARATION
+    )
+    found = score(exported.content, measured, manifest)
+    report = _report(request, exported, found, measured, seen, names)
+    return ClassifierFile(
+        exported.content,
+        save_module(module, request.network, parameters),
+        _keys(names),
+        report,
+        draw_training(history.epochs),
+    )
+
+
+def _module(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
+    module, parameters = build_classifier(request.network, classes)
+    return (load_factory(request.network, request.weights) if request.weights else module), parameters
+
+
+def _exported(module: Any, shape: Shape) -> ImportedModule:
+    return export(module, shape, mean=PREPARATION.mean, std=PREPARATION.std)
+
+
+def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedModule:
+    """Return the module's file before the training, which shows that it can be emitted."""
+    exported = _exported(module.eval(), shape)
+    shapes = list(exported.outputs.values())
+    if len(shapes) != 1 or list(shapes[0]) != [1, classes]:
+        found = " and ".join(str(list(one)) for one in shapes)
+        raise ModelError(
+            f"{network}: gives {found} for one picture, and the examples have {classes} classes: expected "
+            f"[1, {classes}]; a function with an argument `classes` is told their number"
+        )
+    return exported
+
+
+def _settings(recipe: Recipe, shape: Shape, count: int, epochs: float | None) -> TrainingSettings:
+    settings = training_settings(recipe, PREPARATION, shape, count)
+    per_epoch = max(1, count // min(settings.batch, count))
+    return replace(settings, epochs=epochs or max(_EPOCHS, _STEPS / per_epoch))
+
+
+def _labels(examples: Examples) -> NDArray[np.int64]:
+    assert examples.labels is not None
+    return examples.labels
+
+
+def _keys(names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "input": {"order": "rgb", "mean": list(PREPARATION.mean), "std": list(PREPARATION.std)},
+        "output": {"decoder": "classify", "labels": list(names), "options": {"logits": True}},
+    }
+
+
+def _report(
+    request: TrainRequest,
+    exported: ImportedModule,
+    found: Score,
+    measured: Examples,
+    seen: Examples,
+    names: Sequence[str],
+) -> OptimiseReport:
+    right, labels = np.array(found.right), _labels(measured)
+    shares = [
+        f"{plain(name)}: {share}" for name, share in zip(names, _shares(right, labels, len(names)), strict=True)
+    ]
+    step = StepResult(
+        "train",
+        metric=found.metric,
+        score=found.value,
+        interval=found.interval,
+        size=len(exported.content),
+        latency_ms=time_ms([exported.content])[0],
+        notes=tuple(shares),
+    )
+    return OptimiseReport(
+        step="train",
+        model=request.network,
+        sha256_after=hashlib.sha256(exported.content).hexdigest(),
+        machine=describe_machine(),
+        command=request.command,
+        examples=measured.description,
+        steps=(step,),
+        remarks=tuple(_remarks(labels, _labels(seen), names)),
+    )
+
+
+def _shares(right: NDArray[np.bool_], labels: NDArray[np.int64], classes: int) -> Iterator[str]:
+    """Yield how many examples of each class are told right."""
+    for number in range(classes):
+        own = right[labels == number]
+        yield f"{int(own.sum())} of {len(own)} right"
+
+
+def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequence[str]) -> Iterator[str]:
+    counts = np.bincount(seen, minlength=len(names))
+    if counts.min() < _RARE * counts.max():
+        rare, often = plain(names[int(counts.argmin())]), plain(names[int(counts.argmax())])
+        yield f"{rare} has {counts.min()} examples to learn from, and {often} {counts.max()}"
+    if (few := np.bincount(measured, minlength=len(names)).min()) < _FEW:
+        yield f"a class has only {few} examples to measure on: the score may be some per cent off"
+
+
+def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:
+    """Return a PNG of the loss and of the accuracy on examples that training has not seen, over the epochs.
+
+    Raises:
+        ModelError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
+    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
+    losses, accuracies = figure.subplots(1, 2)
+    numbers = [one.number for one in epochs]
+    losses.plot(numbers, [one.loss for one in epochs], marker=".")
+    losses.set(xlabel="epoch", ylabel="loss in training")
+    accuracies.plot(numbers, [100 * (one.accuracy or 0.0) for one in epochs], marker=".")
+    accuracies.set(xlabel="epoch", ylabel="accuracy on other examples, %")
+    for axis in (losses, accuracies):
+        axis.grid(alpha=0.3)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return drawn.getvalue()

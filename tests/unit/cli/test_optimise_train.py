@@ -1,0 +1,156 @@
+"""`vedette optimise train`: what it writes, what the next steps do with it, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
+
+from agent.cli.main import vedette
+from agent.compute.infer.litert import load_runtime
+from agent.models.library import look_up
+from agent.optimise.evaluate import time_ms
+from tests.unit.optimise.classifier.test_file import pictures
+
+if load_runtime()[0] != "litert":
+    pytest.skip("trained models are run by LiteRT", allow_module_level=True)
+
+RECIPE = """
+[train]
+epochs = 4.0
+light = 0.0
+flip = false
+[prune]
+structured = true
+target = 0.5
+rounds = 2
+round_steps = 2
+anneal_epochs = 2.0
+"""
+
+
+@pytest.fixture(autouse=True)
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for place in ("classifier", "pruning"):
+        monkeypatch.setattr(f"agent.optimise.{place}.file.time_ms", partial(time_ms, rounds=2))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    x, y = pictures()
+    np.savez(tmp_path / "data.npz", x=x, y=y, names=["left", "right"])
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return tmp_path
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["optimise", *map(str, args)])
+
+
+def call(folder: Path, *args: object, network: str = "tiny") -> Result:
+    options = ["--data", folder / "data.npz", "--recipe", folder / "recipe.toml"]
+    return run("train", network, folder / "net.tflite", *options, *args)
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def test_what_is_trained_can_be_pruned_and_quantised(folder: Path) -> None:
+    done = call(folder, "--json")
+    assert done.exit_code == 0, said(done)
+    assert json.loads(done.stdout) == json.loads((folder / "net.report.json").read_text())
+    assert look_up(str(folder / "net.tflite")).manifest.output.labels == ("left", "right")
+    assert (folder / "net.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "net.work").exists()
+    given = ["--data", folder / "data.npz", "--recipe", folder / "recipe.toml"]
+    named = ["--module", "tiny", "--weights", folder / "net.pt"]
+    done = run("prune", folder / "net.tflite", folder / "small.tflite", *named, *given)
+    assert done.exit_code == 0, said(done)
+    done = run("quantise", folder / "small.tflite", folder / "int8.tflite", *given, "--method", "int8")
+    assert done.exit_code == 0, said(done)
+    sizes = [(folder / f"{name}.tflite").stat().st_size for name in ("net", "small", "int8")]
+    assert sizes[1] < 0.5 * sizes[0]
+    assert sizes[2] < 0.4 * sizes[1]
+
+
+def test_the_table_has_the_right_answers_of_each_class(folder: Path) -> None:
+    done = call(folder)
+    assert done.exit_code == 0, said(done)
+    assert "left: 2" in done.stdout
+    assert "4 epochs" in done.stderr
+    assert "net.tflite: written" in done.stderr
+
+
+def test_a_training_may_begin_with_weights(folder: Path) -> None:
+    assert call(folder).exit_code == 0
+    (folder / "net.pt").rename(folder / "before.pt")
+    done = call(folder, "--weights", folder / "before.pt", "--epochs", 0.5, "--force", "--json")
+    assert done.exit_code == 0, said(done)
+    assert json.loads(done.stdout)["steps"][0]["score"] > 0.9
+
+
+def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call(folder).exit_code == 0
+    whole = (folder / "net.tflite").read_bytes()
+
+    def interrupt(*_args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agent.optimise.train._Run.step", interrupt)
+        done = call(folder, "--force")
+    assert done.exit_code == 130
+    assert "the same command goes on from" in done.stderr
+    assert (folder / "net.work" / "train.checkpoint").is_file()
+    assert call(folder, "--force").exit_code == 0
+    assert (folder / "net.tflite").read_bytes() == whole
+    assert not (folder / "net.work").exists()
+
+
+@pytest.mark.parametrize(
+    ("network", "told"),
+    [
+        ("tyni", "tyni: there is no such network: expected tiny, or path.py:factory"),
+        ("missing.py:build", "missing.py: no such file"),
+        ("net.onnx", "expected path.py:factory"),
+    ],
+)
+def test_a_network_that_is_not_there_is_told(folder: Path, network: str, told: str) -> None:
+    done = call(folder, network=network)
+    assert done.exit_code == 1
+    assert told in said(done)
+
+
+@pytest.mark.parametrize("size", ["x", "1", "0x30", "128x", "-5"])
+def test_a_size_is_one_or_two_numbers(folder: Path, size: str) -> None:
+    done = call(folder, f"--size={size}")
+    assert done.exit_code == 2
+    assert "--size" in said(done)
+
+
+def test_results_that_are_there_are_replaced_by_force_only(folder: Path) -> None:
+    (folder / "net.pt").write_bytes(b"mine")
+    done = call(folder)
+    assert done.exit_code == 1
+    assert "net.pt: exists" in said(done)
+    assert (folder / "net.pt").read_bytes() == b"mine"
+
+
+def test_weights_that_are_read_are_not_replaced(folder: Path) -> None:
+    (folder / "net.pt").write_bytes(b"mine")
+    done = call(folder, "--weights", folder / "net.pt", "--force")
+    assert (done.exit_code, "which is read" in said(done)) == (1, True), said(done)
+
+
+def test_a_network_by_name_needs_its_weights_to_be_pruned(folder: Path) -> None:
+    assert call(folder).exit_code == 0
+    data = ["--data", folder / "data.npz"]
+    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--module", "tiny", *data)
+    assert (done.exit_code, "tiny: give --weights" in said(done)) == (1, True), said(done)
