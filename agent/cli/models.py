@@ -1,4 +1,4 @@
-"""`vedette models`: list, inspect and calibrate models, and describe manifests."""
+"""`vedette models`: list, inspect, try and calibrate models, and describe manifests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.options import picture_option
+from agent.cli.optimise import complete_model
+from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, VedetteError
 from agent.text import plain
@@ -28,7 +29,7 @@ _WIDTH = 160
 
 @click.group()
 def models() -> None:
-    """List models, inspect one, calibrate one, or describe their manifests."""
+    """List models, inspect, try or calibrate one, or describe their manifests."""
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -85,6 +86,25 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     else:
         _print_inspection(found)
     sys.exit(found.refused)
+
+
+@models.command("try")
+@click.argument("model", shell_complete=complete_model)
+@click.argument("source", metavar="PICTURE|SOUND|URI")
+@click.option("--threshold", type=NumberRange(0.0, 1.0), help="Least score that counts; else the manifest's.")
+@click.option("--variant", default="", help="Size or exit of the model; else as in a stream.")
+@click.option("--picture", type=click.Path(path_type=Path), help="Write this JPEG, with what was found drawn in.")
+@click.option("--force", is_flag=True, help="Replace the JPEG.")
+@_JSON
+def try_(model: str, source: str, **options: Any) -> None:
+    """Run MODEL once on a picture or a recording, and show what it answers.
+
+    Of a video or a camera, the first picture is taken: v4l2:/dev/video0, file:clip.mp4. A recording is heard from
+    its beginning to its end. The model runs on the CPU, as a stream would run it.
+    """
+    from agent.cli.models_try import TryOptions, try_model
+
+    try_model(model, source, TryOptions(**options))
 
 
 @models.command()
