@@ -1,7 +1,8 @@
-"""`vedette models`: list, inspect, try and calibrate models, and describe manifests."""
+"""`vedette models`: list, import, inspect, try and calibrate models, and describe manifests."""
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -29,7 +30,21 @@ _WIDTH = 160
 
 @click.group()
 def models() -> None:
-    """List models, inspect, try or calibrate one, or describe their manifests."""
+    """List models, import, inspect, try or calibrate one, or describe their manifests."""
+
+
+def _model_name(_context: click.Context, option: click.Parameter, name: str) -> str:
+    if name and (not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or len(name) > 100):
+        raise click.BadParameter(
+            f"{name!r}: expected letters, digits, dots, dashes and underscores", param=option
+        )
+    return name
+
+
+def _complete_decoder(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from agent.compute.decode.decoder import DECODERS
+
+    return [name for name in DECODERS if name.startswith(incomplete)]
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
@@ -86,6 +101,38 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     else:
         _print_inspection(found)
     sys.exit(found.refused)
+
+
+@models.command("import")
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE|ZIP")
+@click.option(
+    "--to", type=click.Path(path_type=Path, file_okay=False), default=".", help="Folder; default: this one."
+)
+@click.option("--name", default="", callback=_model_name, help="Of the model; default: that of the file.")
+@click.option("--member", default="", help="File in an archive that has several models.")
+@click.option(
+    "--labels", type=click.Path(path_type=Path, dir_okay=False), help="File with one class in each line."
+)
+@click.option(
+    "--decoder", default="", shell_complete=_complete_decoder, help="Of the outputs, if it cannot be guessed."
+)
+@click.option(
+    "--pixels",
+    type=click.Choice(["signed", "unit", "raw", "imagenet"]),
+    help="What a float model takes: -1..1, 0..1, 0..255, or ImageNet's.",
+)
+@click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
+@_JSON
+def import_(file: Path, **options: Any) -> None:
+    """Import a model: FILE is a .tflite or .lite, ZIP an archive with one and perhaps its labels.
+
+    It is copied, and its manifest written, with the origin of each key: what the file says (TFLite Metadata,
+    Ultralytics), what lies beside it, what was guessed. What cannot be found is asked for. Nothing is written
+    unless the model runs here and its outputs can be decoded.
+    """
+    from agent.cli.models_import import ImportOptions, import_and_write
+
+    import_and_write(file, ImportOptions(**options))
 
 
 @models.command("try")

@@ -190,6 +190,22 @@ def preloaded(paths: Iterable[str]) -> Iterator[int]:
         _preloaded.clear()
 
 
+@contextmanager
+def held(path: str, content: bytes, stated: TomlFile | None) -> Iterator[None]:
+    """Let `load_file` return a model that is not on disk while the context lasts.
+
+    Args:
+        path: that it is called.
+        content: of the model.
+        stated: its manifest; None: it has none.
+    """
+    _preloaded[path] = content, stated
+    try:
+        yield
+    finally:
+        _preloaded.pop(path, None)
+
+
 def manifest_path(name_or_path: str) -> Path:
     """Return the path of a model's TOML manifest.
 

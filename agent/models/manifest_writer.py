@@ -90,16 +90,28 @@ def write_new(name_or_path: str, path: str, content: Draft, *, force: bool = Fal
             f"{own}: a manifest lies beside its model, and {files[0].name} is not in that folder: copy "
             f"{files[0]} there first, or leave --manifest out"
         )
-    whole = replace(content.manifest, file=_file_key(model, own), sha256=content.sha256)
-    keys = _without_defaults(msgspec.to_builtins(whole))
     stated = load_file(name_or_path)[1]
-    for table, key in content.missing:
-        keys.get(table, {}).pop(key, None)
-    text = to_toml(keys, _comments(keys, content.sources, stated.data if stated else {}))
-    for table, key in reversed(content.missing):
-        text = text.replace(f"[{table}]\n", f"[{table}]\n{_placeholder(key)}\n", 1)
+    text = manifest_text(content, _file_key(model, own), stated.data if stated else {})
     write_atomic(own, text.encode())
     return own
+
+
+def manifest_text(content: Draft, file: str, stated: Mapping[str, Any]) -> str:
+    """Return a complete manifest with a comment on the origin of each key.
+
+    Args:
+        content: of the manifest.
+        file: name of the model; empty: left out.
+        stated: keys that need no comment.
+    """
+    whole = replace(content.manifest, file=file, sha256=content.sha256)
+    keys = _without_defaults(msgspec.to_builtins(whole))
+    for table, key in content.missing:
+        keys.get(table, {}).pop(key, None)
+    text = to_toml(keys, _comments(keys, content.sources, stated))
+    for table, key in reversed(content.missing):
+        text = text.replace(f"[{table}]\n", f"[{table}]\n{_placeholder(key)}\n", 1)
+    return text
 
 
 def _file_key(model: Path, own: Path) -> str:

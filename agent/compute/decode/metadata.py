@@ -1,19 +1,24 @@
 """Reads TFLite Metadata (normalisation, labels) and guesses what a model without it needs.
 
-The metadata is a flatbuffer in a buffer of the model; label files are a zip archive behind the model. None of
-it is trusted. Guesses follow the published models of each decoder's family.
-Source: tensorflow/tflite-support, tensorflow_lite_support/metadata/metadata_schema.fbs
+The metadata is a flatbuffer in a buffer of the model; label files are a zip archive behind the model, in which
+Ultralytics' exporter puts a description of its own. None of it is trusted. Guesses follow the published models of
+each decoder's family.
+Source: tensorflow/tflite-support, tensorflow_lite_support/metadata/metadata_schema.fbs;
+ultralytics/ultralytics, ultralytics/engine/exporter.py
 """
 
 from __future__ import annotations
 
+import ast
 import io
 import logging
 import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -32,6 +37,10 @@ _LABEL_FILES = (2, 3)
 """Types of associated file: labels of an axis, and labels of values."""
 _LARGEST = 1024 * 1024
 """Largest label file, bytes; ImageNet's 21,000 names take 500 kB."""
+_DESCRIPTIONS = ("metadata.json", "temp_meta.txt")
+"""Ultralytics' description: JSON, or, before 2025, Python's text of a dict."""
+_END_OF_ZIP, _TAIL = b"PK\x05\x06", 65_557
+"""Signature of the record at the end of a zip archive, and the most bytes from it to the end."""
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
 
 Triple = tuple[float, float, float]
@@ -60,6 +69,14 @@ def read_metadata(content: bytes) -> Metadata | None:
     """Read the metadata in a model file; None: there is none. Raises ModelError if it is damaged."""
     if content[4:8] != b"TFL3":
         return None
+    described = _read_description(content)
+    found = _read_notes(content)
+    if described is None or found is None:
+        return found or described
+    return found if found.labels else replace(found, labels=described.labels)
+
+
+def _read_notes(content: bytes) -> Metadata | None:
     model = ByteSource(content, "the model file").root()
     for note in model.tables(6):
         if note.string(0) == _NAME:
@@ -71,6 +88,39 @@ def read_metadata(content: bytes) -> Metadata | None:
                 )
             return _parse(buffers[number].data(0), content)
     return None
+
+
+def _read_description(content: bytes) -> Metadata | None:
+    """Read the description that Ultralytics' exporter attaches to a model; None: none can be used."""
+    if _END_OF_ZIP not in content[-_TAIL:]:
+        return None
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            name = next((one for one in _DESCRIPTIONS if one in archive.namelist()), None)
+            if name is None:
+                return None
+            with archive.open(name) as file:
+                text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} bytes")
+        given = msgspec.json.decode(text) if name.endswith(".json") else ast.literal_eval(text.decode())
+    except (*_BROKEN_ZIP, msgspec.DecodeError, SyntaxError, RecursionError, MemoryError) as error:
+        log.warning("the description in the model file cannot be read: %s", error)
+        return None
+    if not isinstance(given, dict):
+        return None
+    words = {key: value for key in ("description", "license") if isinstance(value := given.get(key), str)}
+    return Metadata("", words.get("description", ""), words.get("license", ""), _names(given.get("names")))
+
+
+def _names(given: Any) -> tuple[str, ...]:
+    """Return names by number, as a list or as a dict, if there is one for each number from 0 on."""
+    if isinstance(given, dict):
+        numbered = {str(key): value for key, value in given.items()}
+        given = [numbered.get(str(number)) for number in range(len(numbered))]
+    if not isinstance(given, list) or not all(isinstance(one, str) for one in given):
+        return ()
+    return tuple(one.strip() or "???" for one in given)
 
 
 def _parse(data: memoryview, content: bytes) -> Metadata:

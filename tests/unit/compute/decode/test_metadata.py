@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import logging
 from contextlib import suppress
 
@@ -129,3 +130,45 @@ def test_cut_files_raise_nothing_but_model_errors(size: int) -> None:
 def test_a_model_without_an_input_is_refused() -> None:
     with pytest.raises(ModelError, match="model odd: it has no input"):
         manifest_of(b"", [], [spec("scores", 1, 4)], "odd")
+
+
+NAMED = {"description": "Finds birds.", "license": "AGPL-3.0", "task": "detect", "names": {0: "robin", 1: "wren"}}
+
+
+@pytest.mark.parametrize(("name", "text"), [("metadata.json", json.dumps(NAMED)), ("temp_meta.txt", str(NAMED))])
+def test_what_ultralytics_attaches_is_read(name: str, text: str) -> None:
+    found = read_metadata(with_files(add_model(), {name: text.encode()}))
+    assert found == Metadata("", "Finds birds.", "AGPL-3.0", ("robin", "wren"))
+
+
+def test_labels_of_tflite_metadata_go_before_those_of_ultralytics() -> None:
+    attached = {"metadata.json": json.dumps(NAMED).encode()}
+    both = read_metadata(with_files(model(metadata(label_file="l.txt")), {"l.txt": b"owl\ncrow\n", **attached}))
+    assert both is not None
+    assert both.labels == ("owl", "crow")
+    without = read_metadata(with_files(model(metadata(mean=(1.0,), std=(2.0,))), attached))
+    assert without is not None
+    assert (without.labels, without.mean) == (("robin", "wren"), (1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("names", [None, 3, {}, {"0": "robin", "2": "wren"}, {"0": 7}, ["robin", 2], "robin"])
+def test_names_that_leave_a_class_out_are_left_out(names: object) -> None:
+    found = read_metadata(with_files(add_model(), {"metadata.json": json.dumps({"names": names}).encode()}))
+    assert found is not None
+    assert found.labels == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("metadata.json", b"{"),
+        ("metadata.json", b"[1]"),
+        ("metadata.json", b"\xff"),
+        ("metadata.json", b" " * 1024**2 + b"{}"),
+        ("temp_meta.txt", b"print(1)"),
+        ("temp_meta.txt", b"(" * 10_000),
+        ("temp_meta.txt", b"\x00"),
+    ],
+)
+def test_a_description_that_cannot_be_read_counts_as_none(name: str, text: bytes) -> None:
+    assert read_metadata(with_files(add_model(), {name: text})) is None

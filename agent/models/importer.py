@@ -1,0 +1,296 @@
+"""Take a model out of what tools hand over: a bare file, or a zip archive with labels beside it.
+
+Content is untrusted: no name in an archive is used as a path, and nothing is unpacked to disk.
+Source of the archives' layouts: Teachable Machine's export (model.tflite, model_unquant.tflite, labels.txt),
+Ultralytics' folders of several precisions, and Edge Impulse's files, which end in .lite.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import re
+import zipfile
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from msgspec import Struct
+
+from agent.compute.manifest import check_manifest, read_manifest
+from agent.config.toml import TomlFile, to_toml
+from agent.errors import ModelError
+from agent.models.files import held, load_file, read, read_text
+from agent.models.manifest_writer import Draft, draft, manifest_text
+from agent.storage.file_set import write_together
+from agent.text import plain, plural
+
+SUFFIXES = (".tflite", ".lite")
+PIXELS: dict[str, tuple[list[float], list[float]]] = {
+    "signed": ([127.5] * 3, [127.5] * 3),
+    "unit": ([0.0] * 3, [255.0] * 3),
+    "raw": ([0.0] * 3, [1.0] * 3),
+    "imagenet": ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]),
+}
+"""`mean` and `std` by what the training took: pixels in -1..1, 0..1 or 0..255, or normalised as for ImageNet."""
+_TEACHABLE = "Teachable Machine"
+_LABELS = ("labels.txt", "label.txt", "labelmap.txt", "classes.txt", "class_names.txt")
+_LARGEST, _LARGEST_TEXT = 512 * 1024**2, 1024**2
+"""Most bytes of a model and of labels in an archive."""
+_MOST = 10_000
+"""Most files in an archive."""
+_NUMBERED = re.compile(r"(\d+)[\s:,]+(\S.*)")
+_NAME = re.compile(r"[^A-Za-z0-9._-]+")
+_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+
+
+class FoundModel(Struct, frozen=True):
+    """A model as it was handed over.
+
+    Attributes:
+        content: of the `.tflite`.
+        name: stem of the file, fit for a file name.
+        labels: that lay beside it.
+        stated: keys of the manifest beside it.
+        origin: tool that made it; empty: not known.
+        remarks: what was decided, for people.
+    """
+
+    content: bytes
+    name: str
+    labels: tuple[str, ...] = ()
+    stated: dict[str, Any] = {}
+    origin: str = ""
+    remarks: tuple[str, ...] = ()
+
+
+class ImportedModel(Struct, frozen=True):
+    """A model with its manifest, ready to be written.
+
+    Attributes:
+        content: of the `.tflite`.
+        path: where it will lie.
+        stated: keys that are known from elsewhere than the file.
+        draft: of the manifest.
+        remarks: what was decided, for people.
+    """
+
+    content: bytes
+    path: Path
+    stated: dict[str, Any]
+    draft: Draft
+    remarks: tuple[str, ...] = ()
+
+
+def find_model(path: Path, member: str = "") -> FoundModel:
+    """Read a model out of a file or an archive.
+
+    Args:
+        path: a `.tflite`, a `.lite`, or a `.zip` with one in it.
+        member: name in the archive, where it has several models; its end is enough.
+
+    Raises:
+        ModelError: there is no model, there are several, or the archive is damaged or too large.
+    """
+    if path.suffix.lower() in SUFFIXES:
+        if member:
+            raise ModelError(f"{path}: is no archive, and --member names a file in one")
+        return _beside_manifest(path)
+    if path.suffix.lower() != ".zip":
+        raise ModelError(f"{path}: expected a .tflite, a .lite, or a .zip with one in it")
+    content = read(path, _LARGEST)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return _in_archive(archive, path, member)
+    except _BROKEN as error:
+        raise ModelError(f"{path}: cannot be read as a zip archive: {error}") from None
+
+
+def _beside_manifest(path: Path) -> FoundModel:
+    content, name = _model(read(path), str(path)), _stem(path.name)
+    own = [path.with_suffix(suffix) for suffix in (".toml", ".json") if path.with_suffix(suffix).is_file()]
+    if path.suffix != SUFFIXES[0] or not own:
+        return FoundModel(content, name)
+    try:
+        manifest = load_file(own[0])[1]
+    except ModelError as error:
+        if own[0].suffix == ".toml":
+            raise
+        return FoundModel(content, name, remarks=(f"{plain(str(error))}: not used",))  # of another tool
+    files = ("file", "sha256", "golden")  # golden files are not copied
+    stated = {} if manifest is None else {key: value for key, value in manifest.data.items() if key not in files}
+    return FoundModel(content, name, stated=stated, remarks=(f"keys of {plain(own[0].name)} beside it",))
+
+
+def _in_archive(archive: zipfile.ZipFile, path: Path, member: str) -> FoundModel:
+    files = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
+    if len(files) > _MOST:
+        raise ModelError(f"{path}: has {len(files)} files: expected at most {_MOST}")
+    models = [one for one in files if one.filename.lower().endswith(SUFFIXES)]
+    chosen = [one for one in models if one.filename.endswith(member)] if member else models
+    if len(chosen) != 1:
+        raise ModelError(f"{path}: {_told(models, chosen, member)}")
+    (file,) = chosen
+    inner, place = PurePosixPath(file.filename), f"{path}: {plain(file.filename)}"
+    content = _model(_read(archive, file, _LARGEST, place), place)
+    listed = _labels_beside(files, inner)
+    labels, numbered = (
+        _labels(_read(archive, listed, _LARGEST_TEXT, str(path)), str(path)) if listed else ((), False)
+    )
+    teachable = numbered and inner.name in ("model.tflite", "model_unquant.tflite")
+    remarks = [f"{plain(file.filename)} out of the archive"]
+    remarks += [f"{plural(len(labels), 'label')} from {plain(listed.filename)}"] if listed else []
+    stem = path.name if teachable else inner.name
+    origin = _TEACHABLE if teachable else ""
+    return FoundModel(content, _stem(stem), labels, origin=origin, remarks=tuple(remarks))
+
+
+def _told(models: list[zipfile.ZipInfo], chosen: list[zipfile.ZipInfo], member: str) -> str:
+    """Say why not exactly one model was chosen."""
+    if not models:
+        return "no .tflite in it; models of other kinds (.onnx, .pt, .h5, saved_model) have to be converted first"
+    names = ", ".join(f"{plain(one.filename)} ({one.file_size / 1e6:.1f} MB)" for one in models[:8])
+    if member:
+        return f"--member {plain(member)} fits {len(chosen)} of its models: {names}"
+    return f"has {len(models)} models: name one by --member: {names}"
+
+
+def _read(archive: zipfile.ZipFile, file: zipfile.ZipInfo, largest: int, place: str) -> bytes:
+    if file.file_size > largest:
+        raise ModelError(f"{place}: {file.file_size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
+    with archive.open(file) as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise ModelError(f"{place}: is larger than the archive says")
+    return content
+
+
+def _model(content: bytes, place: str) -> bytes:
+    if content[4:8] != b"TFL3":
+        kind = (
+            "an HTML page"
+            if content.lstrip()[:1] == b"<"
+            else "a Git LFS pointer"
+            if content[:8] == b"version "
+            else ""
+        )
+        raise ModelError(f"{place}: is no TFLite model{f', but {kind}: fetch the file itself' if kind else ''}")
+    return content
+
+
+def _stem(name: str) -> str:
+    """Return the stem of a name, with nothing that a shell or a topic would mind."""
+    return _NAME.sub("-", PurePosixPath(name).stem).strip("-.") or "model"
+
+
+def _labels_beside(files: list[zipfile.ZipInfo], model: PurePosixPath) -> zipfile.ZipInfo | None:
+    """Return the list of labels that lies nearest to a model in its archive."""
+    found = [one for one in files if PurePosixPath(one.filename).name.lower() in _LABELS]
+    near = [one for one in found if PurePosixPath(one.filename).parent == model.parent]
+    return next(iter(near or (found if len(found) == 1 else [])), None)
+
+
+def _labels(content: bytes, place: str) -> tuple[tuple[str, ...], bool]:
+    """Return labels, a line each, and if they were numbered from 0 on."""
+    try:
+        lines = [line.strip() for line in content.decode("utf-8-sig").rstrip().splitlines()]
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{place}: its labels are not UTF-8, at byte {error.start}") from None
+    found = [_NUMBERED.fullmatch(line) for line in lines]
+    numbers = [int(one[1]) for one in found if one]
+    if lines and numbers == list(range(len(lines))):
+        return tuple(one[2] for one in found if one), True
+    return tuple(lines), False
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """Read labels, a line each; numbers in front of them are left out, if they count from 0.
+
+    Raises:
+        ModelError: the file cannot be read, or is empty.
+    """
+    labels = _labels(read_text(path).encode(), str(path))[0]
+    if not labels:
+        raise ModelError(f"{path}: no labels in it")
+    return labels
+
+
+def prepare_import(
+    found: FoundModel,
+    path: Path,
+    *,
+    labels: tuple[str, ...] = (),
+    decoder: str = "",
+    pixels: str = "",
+) -> ImportedModel:
+    """Complete the manifest of a model that is not on disk yet. Parses untrusted content.
+
+    Args:
+        found: the model.
+        path: where it will lie.
+        labels: of the classes; empty: those beside the model or in it.
+        decoder: of its outputs; empty: guessed.
+        pixels: key of `PIXELS`; empty: from the file, or by its origin.
+
+    Raises:
+        ModelError: it is damaged, cannot run here, or its outputs cannot be decoded.
+    """
+    pixels = pixels or ("signed" if found.origin == _TEACHABLE and _takes_floats(found.content) else "")
+    stated = copy.deepcopy(found.stated)
+    if labels or found.labels:
+        stated.setdefault("output", {})["labels"] = list(labels or found.labels)
+    if decoder:
+        stated.setdefault("output", {})["decoder"] = decoder
+    if pixels:
+        mean, std = PIXELS[pixels]
+        stated.setdefault("input", {}).update(mean=mean, std=std)
+    if found.origin:
+        stated["source"] = found.origin
+    with held(str(path), found.content, _checked(stated, path)):
+        return ImportedModel(found.content, path, stated, draft(str(path)), found.remarks)
+
+
+def _takes_floats(content: bytes) -> bool:
+    from agent.compute.tflite.read import read_modelfile
+
+    inputs = read_modelfile(content).ends("")[0]
+    return bool(inputs) and not inputs[0].quantised
+
+
+def _checked(stated: dict[str, Any], path: Path) -> TomlFile | None:
+    """Return keys as those of a manifest file; None: there are none."""
+    if not stated:
+        return None
+    file = read_manifest(to_toml(stated, {}), str(path.with_suffix(".toml")))
+    check_manifest(file)
+    return file
+
+
+def stated_file(model: ImportedModel) -> TomlFile | None:
+    """Return the keys of an imported model as those of a manifest file; None: there are none."""
+    return _checked(model.stated, model.path)
+
+
+def write_import(model: ImportedModel, *, force: bool = False) -> None:
+    """Write a model and its manifest: both, or none.
+
+    Raises:
+        ModelError: a file is there already. StorageError: a file cannot be written.
+    """
+    manifest = model.path.with_suffix(".toml")
+    check_free(model.path, force=force)
+    text = manifest_text(model.draft, model.path.name, model.stated)
+    write_together({manifest: text.encode(), model.path: model.content})
+
+
+def check_free(path: Path, *, force: bool = False) -> None:
+    """Check that a model and its manifest may be written.
+
+    Raises:
+        ModelError: there is no such folder, or a file is there already.
+    """
+    if not path.parent.is_dir():
+        raise ModelError(f"{path.parent}: there is no such folder: make it first")
+    for file in (path, path.with_suffix(".toml")):
+        if file.exists() and not force:
+            raise ModelError(f"{file}: exists; --force replaces it, --name gives the model another name")

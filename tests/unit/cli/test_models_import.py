@@ -1,0 +1,117 @@
+"""`vedette models import`: what it writes, asks and refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.models.library import look_up
+from tests.support import picture_models
+from tests.support.tflite_builder import add_model
+from tests.unit.models.test_importer import MODEL, archive
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["models", *map(str, args)])
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+@pytest.fixture
+def signs(tmp_path: Path) -> Path:
+    labels = "\n".join(f"{number} {name}" for number, name in enumerate(picture_models.COLOURS))
+    return archive(tmp_path / "signs.zip", {"model_unquant.tflite": MODEL, "labels.txt": labels})
+
+
+def test_an_imported_model_answers(signs: Path) -> None:
+    done = run("import", signs, "--to", signs.parent)
+    assert done.exit_code == 0, said(done)
+    assert "guessed: its outputs fit" in done.stdout
+    assert "3 labels from labels.txt" in done.stdout
+    model = signs.with_suffix(".tflite")
+    assert f"vedette models try {model} PICTURE.jpg" in done.stdout
+    cv2.imwrite(str(signs.parent / "green.png"), picture_models.picture("green"))
+    tried = run("try", model, signs.parent / "green.png", "--json")
+    assert json.loads(tried.stdout)["detections"][0]["label"] == "green"
+
+
+def test_json_has_the_origin_of_each_key(signs: Path) -> None:
+    done = run("import", signs, "--to", signs.parent, "--name", "other", "--json")
+    found = json.loads(done.stdout)
+    assert found["file"] == str(signs.with_name("other.tflite"))
+    assert found["manifest"]["output"]["labels"] == list(picture_models.COLOURS)
+    assert found["sources"]["output.decoder"].startswith("guessed")
+    assert found["missing"] == []
+
+
+def test_what_pixels_a_float_model_takes_is_asked_for(tmp_path: Path) -> None:
+    path = archive(tmp_path / "plain.zip", {"m.tflite": MODEL, "labels.txt": "a\nb\nc"})
+    done = run("import", path, "--to", tmp_path)
+    assert done.exit_code == 1
+    assert "give --pixels: signed: -1..1" in said(done)
+    assert not (tmp_path / "m.tflite").exists()
+    done = run("import", path, "--to", tmp_path, "--pixels", "imagenet")
+    assert done.exit_code == 0, said(done)
+    assert look_up(str(tmp_path / "m.tflite")).manifest.input.mean == (123.675, 116.28, 103.53)
+
+
+def test_somebody_at_a_terminal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = archive(tmp_path / "plain.zip", {"m.tflite": MODEL, "labels.txt": "a\nb\nc"})
+    monkeypatch.setattr("agent.cli.models_import._is_asked", lambda: True)
+    done = CliRunner().invoke(vedette, ["models", "import", str(path), "--to", str(tmp_path)], input="raw\n")
+    assert done.exit_code == 0, said(done)
+    assert "0..255 (EfficientNet of Keras)" in done.stderr
+    assert look_up(str(tmp_path / "m.tflite")).manifest.input.std == (1.0, 1.0, 1.0)
+
+
+def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb")
+    (tmp_path / "m.tflite").write_bytes(picture_models.classifier("float32", described=False))
+    (tmp_path / "to").mkdir()
+    given = ["--to", tmp_path / "to", "--pixels", "unit"]
+    done = run("import", tmp_path / "m.tflite", *given, "--labels", tmp_path / "labels.txt")
+    assert done.exit_code == 1
+    assert "2 labels" in said(done) or "labels" in said(done)
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--decoder", "nobody"], "nobody"),
+        (["--to", "/none"], "there is no such folder"),
+        (["--labels", "/none.txt"], "none.txt"),
+    ],
+)
+def test_wrong_options_are_told(signs: Path, options: list[str], told: str) -> None:
+    done = run("import", signs, *(options if "--to" in options else ["--to", str(signs.parent), *options]))
+    assert done.exit_code == 1
+    assert told in said(done)
+    assert not signs.with_suffix(".tflite").exists()
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", " ", "-x", "a" * 101, "ü"])
+def test_a_name_is_plain(signs: Path, name: str) -> None:
+    done = run("import", signs, "--to", signs.parent, f"--name={name}")
+    assert done.exit_code == (0 if name == "" else 2)
+
+
+def test_a_model_that_cannot_be_decoded_says_which_options_tell(tmp_path: Path) -> None:
+    (tmp_path / "sum.tflite").write_bytes(add_model())
+    (tmp_path / "to").mkdir()
+    done = run("import", tmp_path / "sum.tflite", "--to", tmp_path / "to")
+    assert done.exit_code == 1
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_a_model_is_not_imported_over_itself(signs: Path) -> None:
+    assert run("import", signs, "--to", signs.parent).exit_code == 0
+    done = run("import", signs.with_suffix(".tflite"), "--to", signs.parent, "--force")
+    assert (done.exit_code, "is where the result would be written" in said(done)) == (1, True)
