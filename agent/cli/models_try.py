@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.infer.backends import open_for_command
-from agent.compute.manifest import Model
+from agent.compute.manifest import Manifest, Model
 from agent.config import DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.config.source_uri import SCHEMES, mask, parse
 from agent.errors import ModelError, SourceError
@@ -83,7 +83,7 @@ class HeardSound(Struct, frozen=True):
 
     Attributes:
         label: what it is.
-        score: highest, 0..1.
+        score: when it was told, 0..1.
         begin_s, end_s: from the beginning of the recording to the first and the last time that it was told, s.
     """
 
@@ -151,20 +151,27 @@ def _uri(text: str) -> str:
     Raises:
         SourceError: it is neither a source nor a file.
     """
-    if text.partition(":")[0] in SCHEMES and not Path(text).exists():
+    if text.partition(":")[0] in SCHEMES and not _exists(text):
         return text
     path = Path(text)
+    if not text:
+        raise SourceError("expected the path of a picture or of a recording, or a URI; found nothing")
+    if not _exists(text):
+        raise SourceError(f"{text}: there is no such file; a camera is named by its URI: v4l2:/dev/video0")
     if path.is_dir():
         raise SourceError(f"{text}: is a folder: name one picture, or dir:{text}, whose first one is taken")
-    if not path.exists():
-        raise SourceError(
-            f"{text}: there is no such file; a camera is named as in a configuration: v4l2:/dev/video0"
-        )
     if path.suffix.lower() in _SOUNDS:
         return f"wav:{quote(text)}"
     from agent.capture.images import SUFFIXES
 
     return "" if path.suffix.lower() in SUFFIXES else f"file:{quote(text)}"
+
+
+def _exists(text: str) -> bool:
+    try:
+        return Path(text).exists()
+    except OSError:  # the name is too long
+        return False
 
 
 def _config(model: Model, uri: str, options: TryOptions, threshold: float | None = None) -> StreamConfig:
@@ -193,7 +200,7 @@ def _try_picture(model: Model, text: str, uri: str, options: TryOptions) -> None
     with closing(perception):
         perception.infer_crop(frame, WHOLE)  # the first run is slower
         result = perception.infer_crop(frame, WHOLE)
-        variant = perception.answered_by[1]
+        variant = "" if model.manifest.variants == Manifest().variants else perception.answered_by[1]
         strongest = None if result.detections else _strongest(perception, frame, config, options, model)
     height, width = frame.image.shape[:2]
     answer = PictureAnswer(

@@ -236,8 +236,9 @@ def train(network: str, out: Path, **options: Any) -> None:
     number of classes as `classes`. OUT.pt are its weights: the steps `prune` and `tune` take NETWORK as --module,
     and OUT.pt as --weights.
 
-    One part of the examples is for training, on the other the result is measured; the other steps divide them the
-    same way. An interrupted run goes on from its checkpoint, in the folder OUT.work unless --work names another.
+    One part of the examples is for training, on the other the result is measured; steps with the same recipe and
+    the same --limit divide them the same way. An interrupted run goes on from its checkpoint, in the folder
+    OUT.work unless --work names another.
     """
     from agent.cli.optimise_train import TrainOptions, train_and_write
 

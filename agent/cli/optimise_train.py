@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _WIDTH, _BAR = 110, 30
 _CHECKPOINTS = ("train.checkpoint",)
 _CHART, _WEIGHTS = ".png", ".pt"
+_SIDES = (16, 1024)
 _SIZE = re.compile(r"([1-9]\d{1,3})(?:x([1-9]\d{1,3}))?")
 
 
@@ -74,6 +75,7 @@ def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
     inputs = inputs_of(data=options.data, recipe=options.recipe, module=network, weights=options.weights)
     check_first(out, force=options.force, inputs=inputs, others=[_CHART, _WEIGHTS])
     refuse_inputs(files_of(folder, _CHECKPOINTS), inputs)
+    _refuse_inside([out, folder], inputs)
     recipe, epochs = _recipe(options)
     with work_folder(folder, _CHECKPOINTS):
         with redirect_stdout(sys.stderr):  # the network's own code may print
@@ -85,14 +87,23 @@ def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
     _tell(f"{out}: written, with .toml, .report.json, {_WEIGHTS} and {_CHART} beside it")
 
 
+def _refuse_inside(files: list[Path], inputs: list[Path]) -> None:
+    """Refuse to write into the examples, where a folder would be one more class."""
+    for file in files:
+        for path in inputs:
+            if path.is_dir() and path.resolve() in file.resolve().parents:
+                raise ModelError(f"{file}: lies among the examples in {path}: write it elsewhere")
+
+
 def _shape(size: str | None) -> tuple[int, int, int] | None:
     if size is None:
         return None
     found = _SIZE.fullmatch(size)
-    if found is None:
-        told = f"{size!r}: expected a side of 10 to 9999 pixels, such as 128, or HEIGHTxWIDTH"
+    height, width = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not (_SIDES[0] <= height <= _SIDES[1] and _SIDES[0] <= width <= _SIDES[1]):
+        told = f"{size!r}: expected a side of {_SIDES[0]} to {_SIDES[1]} pixels, such as 128, or HEIGHTxWIDTH"
         raise click.BadParameter(told, param_hint="--size")
-    return int(found[1]), int(found[2] or found[1]), 3
+    return height, width, 3
 
 
 def _recipe(options: TrainOptions) -> tuple[Recipe, float | None]:

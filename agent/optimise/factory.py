@@ -14,6 +14,7 @@ import pickle
 import sys
 import traceback
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,6 +26,7 @@ _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
 _FACTORY, _PARAMETERS = "factory", "parameters"
 """Keys for where a module is from, and the arguments of that function."""
+_NONE: Mapping[str, Any] = {}
 _PREFIXES = ("module.", "_orig_mod.")
 """Prefixes of names in weights that were saved from a wrapped module: of several devices, or compiled."""
 
@@ -52,13 +54,40 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
             )
         return call_factory(factory, source)
     stored = _read_weights(weights)
-    parameters = stored.get(_PARAMETERS)
-    module = call_factory(factory, source, **(parameters if isinstance(parameters, dict) else {}))
+    module = call_factory(factory, source, _parameters(stored))
+    _load(module, weights, stored)
+    return module
+
+
+def load_weights(module: Any, path: Path) -> None:
+    """Load a state dict into a module.
+
+    Args:
+        module: as it was built.
+        path: see `load_factory`.
+
+    Raises:
+        ModelError: there is no such file, or the weights do not fit.
+    """
+    _load(module, path, _read_weights(path))
+
+
+def _parameters(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments that `save_module` has written; others' files may use the name for something else."""
+    found = stored.get(_PARAMETERS)
+    own = (
+        isinstance(stored.get(_FACTORY), str)
+        and isinstance(found, dict)
+        and all(isinstance(k, str) for k in found)
+    )
+    return found if own and found else {}
+
+
+def _load(module: Any, path: Path, stored: dict[str, Any]) -> None:
     for key in _NESTED:
         if isinstance(stored.get(key), dict):
             stored = stored[key]
-    _fill(module, weights, {_bare(str(name)): value for name, value in stored.items()})
-    return module
+    _fill(module, path, {_bare(str(name)): value for name, value in stored.items()})
 
 
 def save_module(module: Any, source: str, parameters: dict[str, Any]) -> bytes:
@@ -90,7 +119,7 @@ def build_classifier(source: str, classes: int) -> tuple[Any, dict[str, Any]]:
     except ValueError:  # it is written in C
         takes = False
     parameters = {"classes": classes} if takes else {}
-    return call_factory(factory, source, **parameters), parameters
+    return call_factory(factory, source, parameters), parameters
 
 
 def find_factory(source: str) -> Any:
@@ -122,7 +151,7 @@ def _is_name(source: str) -> bool:
     return source in NETWORKS
 
 
-def call_factory(factory: Any, source: str, **parameters: Any) -> Any:
+def call_factory(factory: Any, source: str, parameters: Mapping[str, Any] = _NONE) -> Any:
     """Return the `torch.nn.Module` that a function gives.
 
     Args:

@@ -30,10 +30,11 @@ from torch.nn import functional
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.storage.files import remove
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _LOOK_AHEAD_STEPS = 5
-_SAVE_EVERY_S = 60.0
+_SAVE_EVERY_S = 10.0
 _ROUNDING = 1e-6
 
 Pictures = NDArray[Any]
@@ -41,6 +42,10 @@ Pictures = NDArray[Any]
 Labels = NDArray[Any]
 """Class indices, int64 [pictures]."""
 Test = tuple[Pictures, Labels]
+
+
+class DivergedError(ModelError):
+    """The loss of a training is not finite any more."""
 
 
 class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -179,7 +184,7 @@ def fit(
         pictures: see `Pictures`.
         labels: see `Labels`.
         settings: see `TrainingSettings`.
-        checkpoint: file that holds the state of the run, written about once a minute and at the end. If it
+        checkpoint: file that holds the state of the run, written every ten seconds and at the end. If it
             exists, the run goes on from it; None: the run cannot be continued.
         test: pictures and labels on which the module is scored after each epoch.
         objective: None: cross-entropy with label smoothing.
@@ -202,7 +207,12 @@ def fit(
         run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
     saved = time.monotonic()
     while run.done < run.total:
-        step = run.step(after_backward, after_step, test)
+        try:
+            step = run.step(after_backward, after_step, test)
+        except DivergedError:
+            if checkpoint is not None:
+                remove(checkpoint)  # it would diverge again, and stand in the way of other settings
+            raise
         if checkpoint is not None and (run.done == run.total or time.monotonic() - saved > _SAVE_EVERY_S):
             run.save(checkpoint)
             saved = time.monotonic()
@@ -389,7 +399,7 @@ class _Run:
         loss = self.objective(outputs, inputs, labels)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise ModelError(f"training: the loss of step {self.done + 1} is {value}: lower the learning rate")
+            raise DivergedError(f"training: the loss of step {self.done + 1} is {value}: lower the learning rate")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         return value

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from agent.compute.manifest import InputManifest, Manifest, Model
+from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifest
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.layouts import FoundData, read_data
 from agent.optimise.graph.from_torch import float_tflite
 
+_MOST = 10_000
 Shape = tuple[int, int, int]
 """Height, width, channels."""
 
@@ -38,11 +39,14 @@ def read_class_examples(
     content = read_data(path)
     if content.classes is None:
         raise ModelError(
-            f"{path}: {content.words}: training needs classes: a sub-folder of each, or `y` in a .npz"
+            f"{path}: {content.words}: training needs two classes or more: a sub-folder with pictures for each, "
+            "or `y` in a .npz"
         )
-    classes, shape = _count(content.names, content.classes), shape or usual_shape(content)
+    if len(set(content.names)) < len(content.names):
+        raise ModelError(f"{path}: two classes have the same name")
+    classes, shape = _count(path, content.names, content.classes), shape or usual_shape(content)
     probe = _probe(shape, classes, preparation)
-    manifest = Manifest(name="network", input=preparation)
+    manifest = Manifest(name="network", output=OutputManifest(labels=content.names), input=preparation)
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
     return read_examples(path, model, limit=limit or None), classes
 
@@ -55,10 +59,12 @@ def usual_shape(content: FoundData) -> Shape:
     return 128, 128, 3
 
 
-def _count(names: Sequence[str], classes: NDArray[np.int64]) -> int:
-    if names and not all(name.isdecimal() for name in names):
-        return len(names)
-    return max([int(classes.max()), *map(int, names)]) + 1
+def _count(path: Path, names: Sequence[str], classes: NDArray[np.int64]) -> int:
+    """Return the number of classes: that of their names, or else the largest number and one."""
+    found = len(names) or int(classes.max(initial=-1)) + 1
+    if not 1 <= found <= _MOST:
+        raise ModelError(f"{path}: classes are numbered from 0 to {found - 1}: expected at most {_MOST} classes")
+    return found
 
 
 def _probe(shape: Shape, classes: int, preparation: InputManifest) -> bytes:

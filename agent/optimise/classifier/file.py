@@ -18,19 +18,22 @@ from numpy.typing import NDArray
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.errors import ModelError
 from agent.optimise.classifier.data import Shape, read_class_examples
+from agent.optimise.classifier.networks import SMALLEST
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
-from agent.optimise.factory import build_classifier, load_factory, save_module
+from agent.optimise.factory import build_classifier, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
-from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
+from agent.optimise.train import DivergedError, TrainingEpoch, TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
+from agent.storage.files import remove
 from agent.text import plain
 
 PREPARATION = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
 """One integer mean and one standard deviation: as INT8 the normalisation costs nothing."""
+CHECKPOINT = "train.checkpoint"
 _STEPS, _EPOCHS = 1500, 12.0
 """Steps and epochs that a training has at least."""
 _RARE = 0.2
@@ -128,6 +131,8 @@ def train_classifier(
     """
     seen, measured = split(examples, recipe.data.held_out)
     shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
+    if min(shape[:2]) < (least := SMALLEST.get(request.network, 1)):
+        raise ModelError(f"{request.network}: takes pictures of {least} pixels or more: give --size {least}")
     torch.manual_seed(recipe.train.seed)
     module, parameters = _module(request, len(names))
     exported = _checked(module, request.network, shape, len(names))
@@ -142,11 +147,11 @@ def train_classifier(
         pixels(seen, PREPARATION),
         _labels(seen),
         settings,
-        checkpoint=request.folder and request.folder / "train.checkpoint",
+        checkpoint=request.folder and request.folder / CHECKPOINT,
         test=(pixels(measured, PREPARATION), _labels(measured)),
         progress=progress,
     )
-    exported = _exported(module.cpu(), shape)
+    exported = _trained(module.cpu(), shape, request.folder)
     manifest = Manifest(
         request.network, OutputManifest("classify", tuple(names), options={"logits": True}), PREPARATION
     )
@@ -163,11 +168,28 @@ def train_classifier(
 
 def _module(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
     module, parameters = build_classifier(request.network, classes)
-    return (load_factory(request.network, request.weights) if request.weights else module), parameters
+    if request.weights:
+        load_weights(module, request.weights)
+    if not any(one.requires_grad for one in module.parameters()):
+        raise ModelError(f"{request.network}: has no parameters to train")
+    return module, parameters
 
 
 def _exported(module: Any, shape: Shape) -> ImportedModule:
     return export(module, shape, mean=PREPARATION.mean, std=PREPARATION.std)
+
+
+def _trained(module: Any, shape: Shape, folder: Path | None) -> ImportedModule:
+    """Return the file of a trained module; of one whose training has diverged, remove the checkpoint."""
+    if all(bool(torch.isfinite(one).all()) for one in module.state_dict().values()):
+        try:
+            return _exported(module, shape)
+        except ModelError as error:
+            if "not finite" not in str(error):
+                raise
+    if folder is not None:
+        remove(folder / CHECKPOINT)
+    raise DivergedError("training has diverged: give a lower `learning_rate` in [train] of the recipe")
 
 
 def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedModule:

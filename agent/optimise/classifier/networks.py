@@ -50,3 +50,5 @@ def tiny(classes: int) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {"tiny": tiny}
 """Factories by name; each takes `classes`."""
+SMALLEST = {"tiny": 32}
+"""Least side of their pictures, pixels."""

@@ -196,7 +196,11 @@ class Examples:
         if not isinstance(pictures, np.ndarray):
             for row in self._rows:
                 name, file = pictures[row]
-                _decode(file.read(), f"{self._path}: {plain(name)}", _PREVIEW)
+                content, shown = file.read(), f"{self._path}: {plain(name)}"
+                try:
+                    _decode(content, shown, _PREVIEW)
+                except ModelError:
+                    _decode(content, shown)  # less than eight pixels have no preview
 
     def _check_values(self, values: Array, spec: TensorSpec, *, sound: bool) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""

@@ -42,6 +42,8 @@ _APART = 0.3
 one mean for all channels where the module was trained with three."""
 _BATCH, _LEAST_BATCH, _STEPS = 1024, 16, 16
 """Examples of a batch at most and at least, and steps of an epoch that smaller ones are taken for."""
+_AT_ONCE = 32_000_000
+"""Values of pictures that are prepared together."""
 _NOISE = 0.02
 """Share by which a time or a size must fall to be told as smaller."""
 
@@ -190,10 +192,11 @@ def pixels(examples: Examples, preparation: InputManifest) -> NDArray[np.uint8]:
     channels = examples.shape[2]
     mean, std = (np.array(one[:channels], np.float32) for one in (preparation.mean, preparation.std))
     found = np.empty((len(examples), *examples.shape), np.uint8)
-    for start in range(0, len(examples), 256):
-        places = range(start, min(start + 256, len(examples)))
+    step = max(1, _AT_ONCE // int(np.prod(examples.shape)))
+    for start in range(0, len(examples), step):
+        places = range(start, min(start + step, len(examples)))
         values = examples.batch(places) * std + mean
-        found[start : start + 256] = np.clip(np.rint(values), 0, 255)
+        found[start : start + step] = np.clip(np.rint(values), 0, 255)
     return found
 
 

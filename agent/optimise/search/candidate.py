@@ -129,7 +129,7 @@ class SearchCandidate:
 
     def _build(self) -> Any:
         torch.manual_seed(self._search.seed)
-        return call_factory(self._space.build, self._space.source, **self._trial.parameters)
+        return call_factory(self._space.build, self._space.source, self._trial.parameters)
 
     def _measure_untrained(self) -> None:
         if self._trial.noted("latency_ms") is not None:

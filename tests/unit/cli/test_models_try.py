@@ -110,6 +110,8 @@ def test_the_bundled_words_are_heard() -> None:
         ("small-speech", "mic:default", "takes sound: give a WAV, FLAC or OGG file"),
         ("inspection", str(ZOO / "walkers.jpg"), "it gives features"),
         ("none", str(ZOO / "walkers.jpg"), "none"),
+        ("nanodet", "", "found nothing"),
+        ("nanodet", "x" * 5000, "there is no such file"),
     ],
 )
 def test_what_cannot_be_tried_is_told(tmp_path: Path, model: str, source: str, told: str) -> None:

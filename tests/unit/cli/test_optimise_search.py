@@ -200,7 +200,7 @@ def test_a_mistake_in_the_recipe_is_told(folder: Path, before: str, after: str, 
 
 def test_examples_without_classes_are_refused(folder: Path) -> None:
     np.savez(folder / "data.npz", x=np.zeros((20, 12, 12, 3), np.uint8))
-    assert "training needs classes" in said(search(folder))
+    assert "training needs two classes or more" in said(search(folder))
 
 
 def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:

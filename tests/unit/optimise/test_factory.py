@@ -183,10 +183,14 @@ def test_a_function_that_takes_the_classes_is_told_them_again_by_its_weights(tmp
     sys.modules.pop("own_head", None)
 
 
-def test_arguments_in_weights_that_the_function_does_not_take_are_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parameters", [{"lr": 0.1}, {1: 2}, {"source": "x"}, [3], None])
+def test_parameters_in_weights_of_others_are_no_arguments(tmp_path: Path, parameters: Any) -> None:
     (tmp_path / "own_head.py").write_text(CLASSES)
     source = f"{tmp_path / 'own_head.py'}:fixed"
-    (tmp_path / "net.pt").write_bytes(save_module(load_factory(source), source, {"depth": 3}))
+    module = load_factory(source)
+    torch.save({"state_dict": module.state_dict(), "parameters": parameters}, tmp_path / "net.pt")
+    assert torch.equal(load_factory(source, tmp_path / "net.pt")[0].weight, module[0].weight)
+    (tmp_path / "own.pt").write_bytes(save_module(module, source, {"depth": 3}))
     with pytest.raises(ModelError, match="'depth'"):
-        load_factory(source, tmp_path / "net.pt")
+        load_factory(source, tmp_path / "own.pt")
     sys.modules.pop("own_head", None)

@@ -169,7 +169,7 @@ def test_slower_steps_take_less_away_from_weights() -> None:
     shrunk = []
     for factor in (1.0, 0.1):
         module = network()
-        before = [module[0].weight.clone(), module[1].weight.clone()]
+        before = [module[0].weight.detach().clone(), module[1].weight.detach().clone()]
         fit(module, *examples(), settings.slower(factor), objective=nothing)
         after = (module[0].weight, module[1].weight)
         shrunk.append([float((1 - one.detach() / was).mean()) for one, was in zip(after, before, strict=True)])

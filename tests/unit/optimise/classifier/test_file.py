@@ -19,6 +19,7 @@ from agent.optimise.classifier.file import ClassifierFile, TrainRequest, read_pi
 from agent.optimise.evaluate import open_content, outputs_of, time_ms
 from agent.optimise.factory import load_factory
 from agent.optimise.recipe import Recipe, parse_recipe
+from agent.optimise.train import DivergedError
 
 if load_runtime()[0] != "litert":
     pytest.skip("trained models are run by LiteRT", allow_module_level=True)
@@ -135,10 +136,14 @@ def test_a_rare_class_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"x": np.zeros((20, 32, 32, 3), np.uint8)}, "training needs classes"),
+        ({"x": np.zeros((20, 32, 32, 3), np.uint8)}, "training needs two classes or more"),
         ({"x": np.zeros((20, 32, 32, 3), np.uint8), "y": np.zeros(20, int)}, "two classes or more"),
         ({"x": np.zeros((20, 32, 32, 3), np.float32), "y": np.arange(20) % 2}, "1"),
         ({"x": np.zeros((4, 32, 32, 3), np.uint8), "y": np.arange(4) % 2}, "expected at least 8"),
+        ({"x": np.zeros((0, 32, 32, 3), np.uint8), "y": np.zeros(0, int)}, "expected at most 10000 classes"),
+        ({"x": np.zeros((9, 32, 32, 3), np.uint8), "y": np.arange(9) << 40}, "expected at most 10000 classes"),
+        ({"x": np.zeros((9, 32, 32, 3), np.uint8), "y": np.arange(9) - 1}, "out of range"),
+        ({"x": np.zeros((9, 32, 32, 3), np.uint8), "y": np.arange(9) % 2, "names": ["a", "a"]}, "the same name"),
     ],
 )
 def test_examples_that_cannot_be_learned_from_are_refused(
@@ -153,6 +158,38 @@ def test_pictures_that_would_fill_the_memory_are_refused(data: Path, monkeypatch
     monkeypatch.setattr("agent.optimise.classifier.file.os.sysconf", lambda name: 400)
     with pytest.raises(ModelError, match="use --limit or a smaller --size"):
         read_pictures(data, TrainRequest("tiny"), RECIPE)
+
+
+def test_names_of_folders_may_be_numbers(tmp_path: Path) -> None:
+    x, y = pictures(40)
+    np.savez(tmp_path / "data.npz", x=x, y=y, names=["7", "2023"])
+    examples, names = read_pictures(tmp_path / "data.npz", TrainRequest("tiny"), RECIPE)
+    assert names == ("7", "2023")
+    assert examples.labels is not None
+    assert np.array_equal(examples.labels, y)
+
+
+def test_weights_of_ones_own_may_be_a_plain_state_dict(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.pt").write_bytes(train(data).weights)
+    torch.save(load_factory("tiny", tmp_path / "net.pt").state_dict(), tmp_path / "plain.pt")
+    score = train(data, weights=tmp_path / "plain.pt", epochs=0.5).report.steps[0].score
+    assert score is not None
+    assert score > 0.9
+
+
+def test_a_training_that_diverges_leaves_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    wild = parse_recipe("[train]\nlearning_rate = 1e9\n", "").recipe
+    with pytest.raises(DivergedError):
+        train(data, wild, folder=tmp_path)
+    assert not (tmp_path / "train.checkpoint").exists()
+    assert train(data, folder=tmp_path).report.steps[0].score
+
+
+def test_pictures_too_small_for_a_network_are_refused(tmp_path: Path) -> None:
+    x, y = pictures(side=16)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    with pytest.raises(ModelError, match="tiny: takes pictures of 32 pixels or more"):
+        train(tmp_path / "data.npz")
 
 
 def test_a_network_of_other_classes_is_refused(data: Path, tmp_path: Path) -> None:
