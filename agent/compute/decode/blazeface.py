@@ -1,14 +1,18 @@
-"""BlazeFace: faces with six keypoints, from MediaPipe's models for 128×128 (short range), 256×256 and 192×192.
+"""BlazeFace and its kin, MediaPipe's detectors of one class: a box with a few keypoints.
+
+Faces have six points: models for 128×128 (short range), 256×256 and 192×192. Palms, 192×192, have seven. The
+detector of people, 224×224, gives the box of the face, and four points that tell where the body is.
 
 Anchors are cell centres of fixed size 1; offsets are pixels of the input. Boxes that overlap the strongest are
 not dropped but averaged, weighted by score, which steadies the box over time.
-Source: google-ai-edge/mediapipe, `face_detection_short_range_common.pbtxt`, `ssd_anchors_calculator.cc`,
-`tensors_to_detections_calculator.cc`; BlazeFace, https://arxiv.org/abs/1907.05047
+Source: google-ai-edge/mediapipe, `face_detection_short_range_common.pbtxt`, `palm_detection_cpu.pbtxt`,
+`pose_detection_cpu.pbtxt`, `ssd_anchors_calculator.cc`, `tensors_to_detections_calculator.cc`; BlazeFace, https://arxiv.org/abs/1907.05047
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,9 +31,34 @@ from agent.compute.decode.decoder import (
 from agent.types import Array, Detection, Keypoint
 
 POINTS = ("right_eye", "left_eye", "nose_tip", "mouth", "right_ear", "left_ear")
-_COLUMNS = 4 + 2 * len(POINTS)
-_STRIDES = {128: (8, 16, 16, 16), 256: (16, 32, 32, 32), 192: (4,)}
-"""Strides of the published models by the size of their input."""
+PALM_POINTS = ("wrist", "index_mcp", "middle_mcp", "ring_mcp", "pinky_mcp", "thumb_cmc", "thumb_mcp")
+BODY_POINTS = ("hip_centre", "body_extent", "shoulder_centre", "upper_body_extent")
+
+
+class _Kind(NamedTuple):
+    """What a model finds.
+
+    Attributes:
+        label: of the class.
+        points: names of the keypoints.
+        strides: of the published models, by the size of their input.
+    """
+
+    label: str
+    points: tuple[str, ...]
+    strides: dict[int, tuple[int, ...]]
+
+    @property
+    def columns(self) -> int:
+        """Values of a row: a box's centre and size, and points."""
+        return 4 + 2 * len(self.points)
+
+
+_KINDS = (
+    _Kind("face", POINTS, {128: (8, 16, 16, 16), 256: (16, 32, 32, 32), 192: (4,)}),
+    _Kind("palm", PALM_POINTS, {192: (8, 16, 16, 16)}),
+    _Kind("person", BODY_POINTS, {224: (8, 16, 32, 32, 32)}),
+)
 
 
 class BlazeFaceOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
@@ -65,22 +94,27 @@ def anchors(size: int, strides: Sequence[int]) -> Floats:
 
 
 def build(context: DecoderContext) -> BlazeFace:
-    """Build a decoder for scores [1,n,1] and regressors [1,n,16], or both in two parts, coarse cells last."""
+    """Build a decoder for scores [1,n,1] and rows [1,n,16 (18, 12)], or both in parts, coarse cells last."""
     options = context.options(BlazeFaceOptions)
     height, width = context.picture()
-    strides = options.strides or _STRIDES.get(width, ())
+    rows = {spec.shape[2] for spec in context.outputs if len(spec.shape) == 3}
+    kind = next((one for one in _KINDS if one.columns in rows), _KINDS[0])
+    strides = options.strides or kind.strides.get(width, ())
     if height != width or not strides or min(strides) < 1:
         raise ShapeMismatchError(
-            f"expected a square input of 128, 192 or 256 (or `strides`), found {width}x{height}"
+            f"expected a square input of {' or '.join(map(str, sorted(kind.strides)))} (or `strides`), found "
+            f"{width}x{height}"
         )
     centres = anchors(width, strides)
     parts = _parts(len(centres), strides, context)
     places = assign_outputs(
-        [*_roles("scores", parts, 1), *_roles("regressors", parts, _COLUMNS)], context.outputs, options.tensors
+        [*_roles("scores", parts, 1), *_roles("regressors", parts, kind.columns)],
+        context.outputs,
+        options.tensors,
     )
     if len(context.output.labels) > 1:
         raise class_mismatch(len(context.output.labels), 1, context.outputs[places[0]])
-    return BlazeFace(context, options, centres, places)
+    return BlazeFace(context, options, kind, centres, places)
 
 
 def _parts(total: int, strides: Sequence[int], context: DecoderContext) -> list[int]:
@@ -104,7 +138,12 @@ class BlazeFace:
     """Decoder of a BlazeFace model. `scores_at` is the index of the first output with scores."""
 
     def __init__(
-        self, context: DecoderContext, options: BlazeFaceOptions, centres: Floats, places: tuple[int, ...]
+        self,
+        context: DecoderContext,
+        options: BlazeFaceOptions,
+        kind: _Kind,
+        centres: Floats,
+        places: tuple[int, ...],
     ) -> None:
         half, self.scores_at = len(places) // 2, places[0]
         self._places = tuple(zip(places[:half], places[half:], strict=True))
@@ -117,10 +156,11 @@ class BlazeFace:
         ]
         self._blend = options.blend
         self._size = np.float32(context.picture()[0])
-        self._end = BoxEnd(context, context.labels(("face",)), 1)
+        self._end = BoxEnd(context, context.labels((kind.label,)), 1)
         self._label = self._end.labels[0]
         # A row holds the box's centre and size, and points. All but the size are offsets from the anchor.
-        self._base = np.tile(centres, _COLUMNS // 2)
+        self._points = kind.points
+        self._base = np.tile(centres, kind.columns // 2)
         self._base[:, 2:4] = 0.0
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
@@ -139,14 +179,14 @@ class BlazeFace:
         np.clip(rows, 0.0, 1.0, out=rows)
         faces = np.stack([self._face(i, boxes, rows, scores) for i in kept]) if kept else rows[:0]
         return [
-            Detection(self._label, score, box, _points(points))
+            Detection(self._label, score, box, self._keypoints(points))
             for score, box, points in zip(
                 scores[kept].tolist(), tuples(faces[:, :4]), faces[:, 4:].tolist(), strict=True
             )
         ]
 
     def _candidates(self, outputs: Sequence[Array]) -> tuple[Floats, Floats]:
-        """Return decoded rows [n,16] in fractions, boxes as centre and size, and scores [n], of all tensors."""
+        """Return decoded rows in fractions, boxes as centre and size, and scores [n], of all tensors."""
         rows, scores, first = [], [], 0
         for sieve, (score, reg) in zip(self._filters, self._places, strict=True):
             indices, passed = sieve(outputs[score].reshape(-1))
@@ -171,6 +211,11 @@ class BlazeFace:
         weights = scores[near]
         return np.asarray(weights @ rows[near] / weights.sum(), np.float32)
 
+    def _keypoints(self, values: Sequence[float]) -> tuple[Keypoint, ...]:
+        """Build keypoints with score 1, because the model gives none."""
+        pairs = zip(self._points, values[::2], values[1::2], strict=True)
+        return tuple(Keypoint(name, x, y, 1.0) for name, x, y in pairs)
+
 
 def overlaps(box: Floats, boxes: Floats) -> Floats:
     """Return the intersection over union of one box [4] with boxes [n,4]; 0 if both are empty."""
@@ -178,9 +223,3 @@ def overlaps(box: Floats, boxes: Floats) -> Floats:
     inner = np.maximum(size, 0.0).prod(axis=1)
     union = (box[2:] - box[:2]).prod() + (boxes[:, 2:] - boxes[:, :2]).prod(axis=1) - inner
     return np.asarray(inner / np.maximum(union, np.finfo(np.float32).tiny), np.float32)
-
-
-def _points(values: Sequence[float]) -> tuple[Keypoint, ...]:
-    """Build keypoints with score 1, because the model gives none."""
-    pairs = zip(POINTS, values[::2], values[1::2], strict=True)
-    return tuple(Keypoint(name, x, y, 1.0) for name, x, y in pairs)

@@ -170,6 +170,7 @@ DECODERS: Mapping[str, str] = {
     "ssd": "agent.compute.decode.ssd",
     "blazeface": "agent.compute.decode.blazeface",
     "keypoints": "agent.compute.decode.keypoints",
+    "landmarks": "agent.compute.decode.landmarks",
     "nanodet": "agent.compute.decode.nanodet",
     "yolo": "agent.compute.decode.yolo",
     "segment": "agent.compute.decode.segment",

@@ -12,7 +12,7 @@ boxes a sigmoid. `[output.options] logits` overrides this.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -50,7 +50,7 @@ _PASSING = frozenset(_PASSED.split())
 """Operations that keep probabilities probabilities, and logits logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
 """Words in the names of outputs with scores of classes."""
-_NAMED_BY_DECODER = ("blazeface", "keypoints")
+_NAMED_BY_DECODER = ("blazeface", "keypoints", "landmarks")
 """Decoders of a single class that need no label."""
 _STEPS = 32
 _SCORES = 2
@@ -148,7 +148,7 @@ def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Complet
     _add_metadata(keys, facts)
     _add_output(keys, facts)
     if "audio" not in stated:
-        _add_input(keys, facts.inputs[0])
+        _add_input(keys, facts.inputs[0], facts.outputs)
     try:
         manifest = msgspec.convert(keys.data, Manifest)
     except (
@@ -248,7 +248,7 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
     if not is_plausible:
         raise ModelError(
             f"cannot guess how to decode outputs {describe_specs(facts.outputs)}; if one has scores of classes,"
-            f' its manifest must have [output] decoder = "{decoder}" and labels; landmarks cannot be decoded'
+            f' its manifest must have [output] decoder = "{decoder}" and labels; one of points "landmarks"'
         )
 
 
@@ -321,7 +321,7 @@ def _scores_at(keys: _Keys, facts: ModelFacts) -> int | None:
     return place
 
 
-def _add_input(keys: _Keys, spec: TensorSpec) -> None:
+def _add_input(keys: _Keys, spec: TensorSpec, outputs: Sequence[TensorSpec]) -> None:
     decoder = keys.get("output", "decoder")
     if usual := USUAL_INPUTS.get(decoder):
         for key in ("order", "resize"):
@@ -329,7 +329,7 @@ def _add_input(keys: _Keys, spec: TensorSpec) -> None:
     if _normalises(keys):
         return
     try:
-        guess = guess_input(decoder, spec)
+        guess = guess_input(decoder, spec, outputs)
     except ModelError:
         if ("output", "decoder") in keys.sources:  # guessed: the manifest does not say how to use the model
             raise

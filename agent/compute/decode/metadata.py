@@ -180,12 +180,18 @@ _SIGNED = InputManifest(mean=(127.5, 127.5, 127.5), std=(127.5, 127.5, 127.5))
 USUAL_INPUTS = {
     "blazeface": replace(_SIGNED, resize="letterbox"),
     "keypoints": InputManifest(resize="letterbox"),
+    "landmarks": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
     "nanodet": InputManifest(order="bgr", mean=(103.53, 116.28, 123.675), std=(57.375, 57.12, 58.395)),
     "segment": _SIGNED,
     "ssd": _SIGNED,
     "yolo": InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
 }
 """Normalisation of the published float models. Classifiers differ too much."""
+_OTHER_PIXELS = {
+    ("blazeface", 18): InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
+    ("segment", 1): InputManifest(std=(255.0, 255.0, 255.0)),
+}
+"""Of families whose models differ, by the last size of an output: MediaPipe's palms and selfies take 0..1."""
 USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
 """Thresholds that differ from the manifest's defaults: MediaPipe's."""
 _SHOWN, _LONG = 2, 60
@@ -210,8 +216,8 @@ def describe_specs(specs: Sequence[TensorSpec]) -> str:
     return f"{', '.join(str(spec)[:_LONG] for spec in specs[:_SHOWN]) or 'none'}{more}"
 
 
-def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
-    """Guess the input part of a manifest for this decoder and input.
+def guess_input(decoder: str, spec: TensorSpec, outputs: Sequence[TensorSpec] = ()) -> InputManifest:
+    """Guess the input part of a manifest for this decoder, input and outputs.
 
     A quantised input takes the pixels as they are: its scale was calibrated for them.
 
@@ -224,7 +230,8 @@ def guess_input(decoder: str, spec: TensorSpec) -> InputManifest:
             f"input {spec} is not a picture; for sound its manifest must have [audio] rate_hz and frontend"
             f" (one of {', '.join(FRONTENDS)}; raw for samples), and [output] labels"
         )
-    usual = USUAL_INPUTS.get(decoder, InputManifest())
+    rows = (_OTHER_PIXELS.get((decoder, one.shape[-1])) for one in outputs if one.shape)
+    usual = next((one for one in rows if one), USUAL_INPUTS.get(decoder, InputManifest()))
     if spec.quantised:
         mean = float(spec.zero_point + (128 if spec.dtype == "int8" else 0))
         return replace(usual, mean=(mean,) * 3, std=(1.0 / spec.scale,) * 3)

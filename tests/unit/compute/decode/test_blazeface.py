@@ -133,3 +133,21 @@ def test_the_published_model_fits() -> None:
     decode = decoder("blazeface", picture(128), [spec(d["name"], *d["shape"].tolist()) for d in details])
     model.invoke()
     assert decode([model.get_tensor(d["index"]) for d in details]) == []
+
+
+@pytest.mark.parametrize(
+    ("side", "rows", "columns", "label", "first"),
+    [(192, 2016, 18, "palm", "wrist"), (224, 2254, 12, "person", "hip_centre")],
+)
+def test_palms_and_people_have_points_of_their_own(
+    side: int, rows: int, columns: int, label: str, first: str
+) -> None:
+    outputs = (spec("regressors", 1, rows, columns), spec("scores", 1, rows, 1))
+    reg, scores = np.zeros((1, rows, columns), np.float32), np.full((1, rows, 1), -50, np.float32)
+    reg[0, 0, 2:4], reg[0, 0, 4:6], scores[0, 0] = 40.0, (8.0, 4.0), 3.0
+    (found,) = decoder("blazeface", picture(side), outputs)([reg, scores])
+    assert (found.label, found.keypoints[0].name, len(found.keypoints)) == (label, first, (columns - 4) // 2)
+    assert found.keypoints[0].x == pytest.approx((4.0 + 8.0) / side)
+    assert found.box is not None
+    with pytest.raises(ModelError, match=rf"square input of {side} \(or `strides`\)"):
+        decoder("blazeface", picture(100), outputs)

@@ -32,6 +32,7 @@ FITS: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {
     "yolo": (picture(64), (spec("out", 1, 84, 84 + 1),)),
     "segment": (picture(64), (spec("out", 1, 32, 32, 21),)),
     "anomaly": (picture(64), (spec("anomaly", 1, 4, 4, 1),)),
+    "landmarks": (picture(224), (spec("points", 1, 63), spec("flag", 1, 1))),
     "classify": (picture(224), (spec("out", 1, 1001),)),
     "keyword": (picture(224), (spec("out", 1, 12), spec("hidden", 1, 9, 4))),
 }

@@ -135,16 +135,27 @@ def zeros(**shapes: tuple[int, ...]) -> bytes:
 @pytest.mark.parametrize(
     ("content", "labels"),
     [
-        (zeros(conv2d_20=(1, 1, 1, 1404), conv2d_30=(1, 1, 1, 1)), ()),
-        (zeros(Identity=(1, 63), Identity_1=(1, 1), Identity_2=(1, 1), Identity_3=(1, 63)), ("left", "right")),
+        (zeros(Identity=(1, 65), Identity_1=(1, 1), Identity_2=(1, 1), Identity_3=(1, 65)), ("left", "right")),
         (zeros(ld_3d=(1, 195), mask=(1, 8, 8, 1), heatmap=(1, 4, 4, 39)), ()),
         (weighted("conv2d_20", size=1404), ()),
     ],
-    ids=["face mesh", "hand", "pose", "coordinates"],
+    ids=["points", "pose", "coordinates"],
 )
 def test_landmarks_are_not_taken_for_classes(content: bytes, labels: tuple[str, ...]) -> None:
     with pytest.raises(ModelError, match="cannot guess how to decode outputs"):
         completed(content, output={"labels": labels} if labels else {})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zeros(conv2d_20=(1, 1, 1, 1404), conv2d_30=(1, 1, 1, 1)),
+        zeros(Identity=(1, 63), Identity_1=(1, 1), Identity_2=(1, 1), Identity_3=(1, 63)),
+    ],
+    ids=["face mesh", "hand"],
+)
+def test_landmarks_of_published_models_are_known(content: bytes) -> None:
+    assert completed(content).manifest.output.decoder == "landmarks"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,191 @@
+"""Landmarks: named points of the one thing that a picture shows, such as a hand, a face or a body.
+
+For models that are given a crop with that thing in its middle, and tell where its points are and whether it is
+there at all. Without such a crop they answer, too, as if the whole picture were one.
+Source: google-ai-edge/mediapipe, `hand_landmark_cpu.pbtxt`, `pose_landmark_by_roi_cpu.pbtxt`,
+`face_landmark_cpu.pbtxt`, `iris_landmark_cpu.pbtxt`, `box_landmark_cpu.pbtxt`
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from msgspec import Meta
+from msgspec.structs import replace
+
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    Floats,
+    OutputRole,
+    ScoreFilter,
+    ShapeMismatchError,
+    assign_outputs,
+    class_mismatch,
+)
+from agent.types import Array, Detection, Keypoint
+
+_FINGERS = ("index", "middle", "ring", "pinky")
+_HAND = (
+    "wrist",
+    *(f"thumb_{joint}" for joint in ("cmc", "mcp", "ip", "tip")),
+    *(f"{finger}_{joint}" for finger in _FINGERS for joint in ("mcp", "pip", "dip", "tip")),
+)
+_BODY = (
+    "nose left_eye_inner left_eye left_eye_outer right_eye_inner right_eye right_eye_outer left_ear right_ear"
+    " mouth_left mouth_right left_shoulder right_shoulder left_elbow right_elbow left_wrist right_wrist"
+    " left_pinky right_pinky left_index right_index left_thumb right_thumb left_hip right_hip left_knee"
+    " right_knee left_ankle right_ankle left_heel right_heel left_foot_index right_foot_index"
+)
+_AUXILIARY = 6
+"""Points of a body's model at its end that are no part of the body."""
+
+
+class LandmarkModel(NamedTuple):
+    """A published family of models.
+
+    Attributes:
+        label: of what the points belong to.
+        columns: values of a point: x, y, then z, and a logit of its being visible.
+        points: names; empty: they are numbered.
+        scored: whether an output tells if the thing is there.
+    """
+
+    label: str
+    columns: int
+    points: tuple[str, ...] = ()
+    scored: bool = True
+
+
+MODELS = {
+    63: LandmarkModel("hand", 3, _HAND),
+    195: LandmarkModel("person", 5, tuple(_BODY.split())),
+    1404: LandmarkModel("face", 3),
+    213: LandmarkModel("eye", 3, scored=False),
+    18: LandmarkModel("object", 2, ("centre",)),
+}
+"""Families by the number of values in their output."""
+
+
+class LandmarksOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of `landmarks`.
+
+    Attributes:
+        points: names of the points, in order; others are numbered. Empty: those of the published model.
+        columns: values of a point in the output; 0: as in the published model of that size.
+        logits: whether the score is a logit, which needs a sigmoid.
+        pixels: points are in pixels of the model's picture, not in fractions of it.
+        point_threshold: points that are less likely visible are left out, if the model tells.
+    """
+
+    points: tuple[str, ...] = ()
+    columns: Annotated[int, Meta(ge=0, le=16)] = 0
+    logits: bool = False
+    pixels: bool = True
+    point_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
+
+
+OPTIONS = LandmarksOptions
+
+
+def build(context: DecoderContext) -> Landmarks:
+    """Build a decoder for points [1,n] or [1,1,1,n], and a score [1,1] if the model tells one.
+
+    Without `columns`, n has to be that of a published model: other outputs of this shape are classes.
+    """
+    options = context.options(LandmarksOptions)
+    height, width = context.picture()
+    model, values = _model(context, options)
+    flat = ((1, values), (1, 1, 1, values))
+    roles = [OutputRole("points", flat, ("landmark", "point"))]
+    if model.scored:
+        roles.append(OutputRole("score", ((1, 1), (1, 1, 1, 1)), ("score", "presence", "flag")))
+    places = assign_outputs(roles, context.outputs, options.tensors)
+    if model.label == "hand" and len(context.output.labels) == 2:  # left and right, of which another output tells
+        context = replace(context, output=replace(context.output, labels=()))
+    if len(context.output.labels) > 1:
+        raise class_mismatch(len(context.output.labels), 1, context.outputs[places[-1]])
+    return Landmarks(context, options, model, places, (width, height) if options.pixels else (1, 1))
+
+
+def _model(context: DecoderContext, options: LandmarksOptions) -> tuple[LandmarkModel, int]:
+    """Return the family of a model, and the number of values of its points."""
+    sizes = [spec.shape[-1] for spec in context.outputs if spec.shape[:-1] in ((1,), (1, 1, 1))]
+    named = options.tensors.get("points")
+    if named:
+        sizes = [spec.shape[-1] for spec in context.outputs if spec.name == named and spec.shape]
+    if options.columns:
+        fitting = [size for size in sizes if size > options.columns and size % options.columns == 0]
+        if not fitting:
+            raise ShapeMismatchError(f"expected an output of points with {options.columns} values each")
+        scored = any(size == 1 for size in sizes)
+        return LandmarkModel("object", options.columns, options.points, scored), max(fitting)
+    known = next((size for size in MODELS if size in sizes), None)
+    if known is None:
+        counts = ", ".join(map(str, MODELS))
+        raise ShapeMismatchError(f"expected points in an output of {counts} values, or `columns`")
+    if known == 213 and 15 not in sizes:  # without the iris it may be a classifier
+        raise ShapeMismatchError("expected an output of 15 values, the iris, beside that of the eye")
+    return MODELS[known]._replace(points=options.points or MODELS[known].points), known
+
+
+class Landmarks:
+    """Decoder of a model of landmarks. `scores_at` is the index of its score's output, if it has one."""
+
+    def __init__(
+        self,
+        context: DecoderContext,
+        options: LandmarksOptions,
+        model: LandmarkModel,
+        places: tuple[int, ...],
+        size: tuple[int, int],
+    ) -> None:
+        self._columns, self._size = model.columns, np.array(size, np.float32)
+        self._points, self._score = places[0], places[1] if model.scored else None
+        self.scores_at = self._score
+        self._spec = context.outputs[self._points]
+        count = self._spec.shape[-1] // model.columns
+        self._count = count - _AUXILIARY if model.label == "person" and count == 39 else count
+        self._names = [*model.points, *(f"point{number}" for number in range(len(model.points), count))]
+        self._visible = options.point_threshold if model.columns >= 4 else None
+        self._filter = None
+        if self._score is not None:
+            spec = context.outputs[self._score]
+            self._filter = ScoreFilter(spec, (1,), context.score_threshold, logits=options.logits)
+        self._label = context.labels((model.label,)).wanted(0)
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        score = 1.0
+        if self._filter is not None and self._score is not None:
+            indices, passed = self._filter(outputs[self._score].reshape(-1))
+            if not indices.size:
+                return []
+            score = min(1.0, float(passed[0]))
+        if self._label is None:
+            return []
+        real = np.asarray(self._spec.real(outputs[self._points]), np.float32).reshape(-1, self._columns)
+        with np.errstate(all="ignore"):
+            places = real[: self._count, :2] / self._size
+            sure = self._sureness(real[: self._count])
+            there = np.isfinite(places).all(axis=1) & (sure >= (self._visible or 0.0))
+        if not there.any():
+            return []
+        cut = np.clip(places, 0.0, 1.0)
+        (x0, y0), (x1, y1) = cut[there].min(axis=0).tolist(), cut[there].max(axis=0).tolist()
+        points = tuple(
+            Keypoint(name, x, y, min(1.0, one))
+            for name, (x, y), one, shown in zip(
+                self._names, cut.tolist(), sure.tolist(), there.tolist(), strict=False
+            )
+            if shown
+        )
+        return [Detection(self._label, score, (x0, y0, x1, y1) if x0 < x1 and y0 < y1 else None, points)]
+
+    def _sureness(self, rows: Floats) -> Floats:
+        """Return how likely each point is visible, 0..1; 1 if the model does not tell."""
+        if self._visible is None:
+            return np.ones(len(rows), np.float32)
+        likely = 1.0 / (1.0 + np.exp(-rows[:, 3]))
+        return np.nan_to_num(likely, nan=0.0).astype(np.float32)
