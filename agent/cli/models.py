@@ -130,9 +130,9 @@ def import_(file: Path, **options: Any) -> None:
     Ultralytics), what lies beside it, what was guessed. What cannot be found is asked for. Nothing is written
     unless the model runs here and its outputs can be decoded.
     """
-    from agent.cli.models_import import ImportOptions, import_and_write
+    from agent.cli.models_import import ModelImportOptions, import_and_write
 
-    import_and_write(file, ImportOptions(**options))
+    import_and_write(file, ModelImportOptions(**options))
 
 
 @models.command("try")

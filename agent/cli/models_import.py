@@ -48,7 +48,7 @@ _HINTS = {
 }
 
 
-class ImportOptions(Struct, frozen=True):
+class ModelImportOptions(Struct, frozen=True):
     """Options of `vedette models import`.
 
     Attributes:
@@ -72,7 +72,7 @@ class ImportOptions(Struct, frozen=True):
     as_json: bool = False
 
 
-def import_and_write(file: Path, options: ImportOptions) -> None:
+def import_and_write(file: Path, options: ModelImportOptions) -> None:
     """Import a model, ask what it does not say, and write it with its manifest.
 
     Raises:
