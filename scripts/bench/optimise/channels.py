@@ -36,7 +36,9 @@ from agent.optimise.recipe import QuantiseRecipe
 from agent.optimise.train import Objective, TrainingSettings, evaluate
 
 FOLDER = BUILD / "channels"
-HALF = PruneSettings(target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0, round_factor=ROUND_FACTOR)
+HALF = PruneSettings(
+    target=0.5, rounds=8, round_steps=12, anneal_epochs=8.0, round_factor=ROUND_FACTOR, anneal_factor=0.15
+)
 LOSS, FASTER = 0.005, 1.6
 _SHARPER = 3.0
 """Factor of the teacher's outputs."""
