@@ -174,6 +174,7 @@ DECODERS: Mapping[str, str] = {
     "nanodet": "agent.compute.decode.nanodet",
     "yolo": "agent.compute.decode.yolo",
     "segment": "agent.compute.decode.segment",
+    "fomo": "agent.compute.decode.fomo",
     "anomaly": "agent.compute.decode.anomaly",
     "classify": "agent.compute.decode.classify",
     "keyword": "agent.compute.decode.keyword",
@@ -182,6 +183,8 @@ DECODERS: Mapping[str, str] = {
 specific first: `find_fitting` tries them in this order."""
 
 
+_LIKE_OTHERS = ("keyword", "fomo")
+"""Decoders of the tensors of `classify` and of `segment`: only a manifest, or the labels, tell which is meant."""
 FEATURES = "features"
 """Stands for a decoder in the manifest of a backbone: its outputs are no detections."""
 
@@ -232,7 +235,7 @@ def options_kind(name: str) -> type[DecoderOptions]:
 def find_fitting(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> str | None:
     """Return the most specific decoder that these tensors fit without options; None: there is none."""
     for name in DECODERS:
-        if name == "keyword":  # same tensors as `classify`; only a manifest says that they are about sound
+        if name in _LIKE_OTHERS:
             continue
         try:
             create_decoder(

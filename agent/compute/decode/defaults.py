@@ -225,6 +225,8 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
         decoder = guess_output(facts.inputs, facts.outputs).decoder
         if decoder in ("classify", "segment"):
             _check_guess(decoder, keys, facts)
+        if decoder == "segment" and _is_fomo(keys, facts):
+            decoder = "fomo"
         if decoder == "classify" and "audio" in keys.data and _is_single_score(facts):
             decoder = "keyword"
         keys.put(("output", "decoder"), decoder, "guessed: its outputs fit")
@@ -250,6 +252,17 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
             f"cannot guess how to decode outputs {describe_specs(facts.outputs)}; if one has scores of classes,"
             f' its manifest must have [output] decoder = "{decoder}" and labels; one of points "landmarks"'
         )
+
+
+def _is_fomo(keys: _Keys, facts: ModelFacts) -> bool:
+    """Return True for a grid of an eighth of the picture with a class more than there are labels."""
+    labels, image = len(keys.get("output", "labels") or ()), facts.inputs[0].shape
+    grid = facts.outputs[0].shape
+    return (
+        len(facts.outputs) == 1
+        and len(grid) == len(image) == 4
+        and (grid[1] * 8, grid[2] * 8, grid[3]) == (image[1], image[2], labels + 1)
+    )
 
 
 def _is_single_score(facts: ModelFacts) -> bool:

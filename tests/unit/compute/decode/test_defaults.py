@@ -146,6 +146,14 @@ def test_landmarks_are_not_taken_for_classes(content: bytes, labels: tuple[str, 
         completed(content, output={"labels": labels} if labels else {})
 
 
+def test_a_grid_with_a_class_more_than_labels_is_fomo() -> None:
+    content = build.constant_model({"grid": np.zeros((1, 12, 12, 3), np.float32)}, (1, 96, 96, 3))
+    for labels, decoder in ((["a", "b"], "fomo"), (["background", "a", "b"], "segment"), ([], "segment")):
+        assert completed(content, output={"labels": labels}).manifest.output.decoder == decoder
+    mask = build.constant_model({"mask": np.zeros((1, 48, 48, 3), np.float32)}, (1, 96, 96, 3))
+    assert completed(mask, output={"labels": ["a", "b"]}).manifest.output.decoder == "segment"
+
+
 @pytest.mark.parametrize(
     "content",
     [
