@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Callable
 from contextlib import closing
@@ -13,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.output import console, open_table, print_json
-from agent.compute.decode.decoder import build_decoder
+from agent.compute.decode.decoder import DECODERS, FEATURES, build_decoder
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import SessionOptions
 from agent.compute.infer.vetting.unprivileged import without_root
@@ -35,7 +36,7 @@ from agent.models.importer import (
 from agent.models.library import open_whole_model
 from agent.text import plain
 
-_WIDTH = 100
+_WIDTH, _LONGEST = 100, 60
 _MEANINGS = {
     "signed": "-1..1 (TensorFlow, MediaPipe, Teachable Machine)",
     "unit": "0..1 (Ultralytics, Edge Impulse)",
@@ -78,12 +79,18 @@ def import_and_write(file: Path, options: ModelImportOptions) -> None:
     Raises:
         ModelError: there is no model that can run here, something is not known, or a file is there already.
     """
+    if options.decoder and options.decoder not in (*DECODERS, FEATURES):
+        near = difflib.get_close_matches(options.decoder, DECODERS, 1) or DECODERS
+        raise click.BadParameter(f"{options.decoder!r}: expected {', '.join(near)}", param_hint="--decoder")
     labels = read_labels(options.labels) if options.labels else ()
     found = find_model(file, options.member)
     path = options.to / f"{options.name or found.name}{SUFFIXES[0]}"
-    check_free(path, force=options.force)
     if path.exists() and path.samefile(file):
-        raise ModelError(f"{file}: is where the result would be written: give --to, or --name")
+        raise ModelError(
+            f"{file}: is where the result would be written: give --to or --name; "
+            "`vedette models inspect --write-manifest` writes a manifest beside it"
+        )
+    check_free(path, force=options.force)
 
     def prepared(pixels: str) -> ImportedModel:
         given: dict[str, Any] = {"labels": labels, "decoder": options.decoder, "pixels": pixels}
@@ -124,8 +131,13 @@ def _open(model: ImportedModel) -> ImportedModel:
 
 def _check_runs(model: Model) -> None:
     variant = model.manifest.variants[0].name
+    if model.manifest.output.decoder == "keyword" and model.manifest.audio is None:
+        raise ModelError(f"{model.path}: takes pictures, and decoder 'keyword' is of sound")
     with closing(open_session(model, "cpu", SessionOptions(variant=variant, threads=1))) as session:
-        if model.manifest.output.decoder != "features":
+        if model.manifest.audio is None and len(session.inputs) != 1:
+            found = ", ".join(map(str, session.inputs))
+            raise ModelError(f"{model.path}: expected one input, a picture; found {len(session.inputs)}: {found}")
+        if model.manifest.output.decoder != FEATURES:
             build_decoder(model.manifest, session.inputs, session.outputs, DecodeConfig())
 
 
@@ -141,7 +153,7 @@ def _asked_pixels(path: Path) -> str:
     click.echo(f"{plain(path.name)} is float, and does not say what pixels it was trained with:", err=True)
     for name, text in _MEANINGS.items():
         click.echo(f"  {name:9} {text}", err=True)
-    answer: str = click.prompt("pixels", type=click.Choice(list(PIXELS)), default="unit", err=True)
+    answer: str = click.prompt("pixels", type=click.Choice(list(PIXELS)), err=True)
     return answer
 
 
@@ -166,8 +178,11 @@ def _print(model: ImportedModel) -> None:
     for remark in model.remarks:
         click.echo(plain(remark))
     path = plain(str(model.path))
-    click.echo(f"{path}: written, with {model.path.stem}.toml beside it; vedette models try {path} ", nl=False)
-    click.echo("SOUND.wav" if manifest.audio else "PICTURE.jpg")
+    what = "SOUND.wav" if manifest.audio else "PICTURE.jpg"
+    following = f"vedette models try {path} {what}"
+    if manifest.output.decoder == FEATURES:
+        following = f"vedette optimise anomaly {path} OUT.tflite --data SOUND_PARTS"
+    click.echo(f"{path}: written, with {model.path.stem}.toml beside it; next: {following}")
 
 
 def _stated(model: ImportedModel, keys: tuple[str, ...]) -> str:
@@ -180,7 +195,9 @@ def _stated(model: ImportedModel, keys: tuple[str, ...]) -> str:
 def _rows(model: ImportedModel) -> list[tuple[tuple[str, ...], str]]:
     manifest = model.draft.manifest
     labels = manifest.output.labels
-    shown = ", ".join(labels[:6]) + (f" … ({len(labels)})" if len(labels) > 6 else "")
+    shown = ", ".join(label[:_LONGEST] for label in labels[:6]) + (
+        f" … ({len(labels)})" if len(labels) > 6 else ""
+    )
     rows: list[tuple[tuple[str, ...], str]] = [
         (("output", "decoder"), manifest.output.decoder),
         (("output", "labels"), shown or "none"),

@@ -12,12 +12,15 @@ import io
 import re
 import zipfile
 import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from msgspec import Struct
 
+from agent.compute.decode.metadata import entries_of
 from agent.compute.manifest import check_manifest, read_manifest
+from agent.compute.tflite.read import read_modelfile
 from agent.config.toml import TomlFile, to_toml
 from agent.errors import ModelError
 from agent.models.files import held, load_file, read, read_text
@@ -37,9 +40,10 @@ _TEACHABLE = "Teachable Machine"
 _LABELS = ("labels.txt", "label.txt", "labelmap.txt", "classes.txt", "class_names.txt")
 _LARGEST, _LARGEST_TEXT = 512 * 1024**2, 1024**2
 """Most bytes of a model and of labels in an archive."""
+_START, _MAGIC = 64, b"TFL3"
 _MOST = 10_000
 """Most files in an archive."""
-_NUMBERED = re.compile(r"(\d+)[\s:,]+(\S.*)")
+_NUMBERED = re.compile(r"(\d{1,9})[\s:,]+(\S.*)")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
 
@@ -99,6 +103,8 @@ def find_model(path: Path, member: str = "") -> FoundModel:
     if path.suffix.lower() != ".zip":
         raise ModelError(f"{path}: expected a .tflite, a .lite, or a .zip with one in it")
     content = read(path, _LARGEST)
+    if (count := entries_of(content)) > _MOST:
+        raise ModelError(f"{path}: has {count} files: expected at most {_MOST}")
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return _in_archive(archive, path, member)
@@ -112,7 +118,7 @@ def _beside_manifest(path: Path) -> FoundModel:
     if path.suffix != SUFFIXES[0] or not own:
         return FoundModel(content, name)
     try:
-        manifest = load_file(own[0])[1]
+        manifest = load_file(path if own[0].suffix == ".toml" else own[0])[1]
     except ModelError as error:
         if own[0].suffix == ".toml":
             raise
@@ -124,8 +130,6 @@ def _beside_manifest(path: Path) -> FoundModel:
 
 def _in_archive(archive: zipfile.ZipFile, path: Path, member: str) -> FoundModel:
     files = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
-    if len(files) > _MOST:
-        raise ModelError(f"{path}: has {len(files)} files: expected at most {_MOST}")
     models = [one for one in files if one.filename.lower().endswith(SUFFIXES)]
     chosen = [one for one in models if one.filename.endswith(member)] if member else models
     if len(chosen) != 1:
@@ -159,14 +163,17 @@ def _read(archive: zipfile.ZipFile, file: zipfile.ZipInfo, largest: int, place: 
     if file.file_size > largest:
         raise ModelError(f"{place}: {file.file_size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
     with archive.open(file) as stream:
-        content = stream.read(largest + 1)
+        content = stream.read(_START)  # what is no model need not be unpacked
+        if largest == _LARGEST and content[4:8] != _MAGIC:
+            return content
+        content += stream.read(largest + 1 - len(content))
     if len(content) > largest:
         raise ModelError(f"{place}: is larger than the archive says")
     return content
 
 
 def _model(content: bytes, place: str) -> bytes:
-    if content[4:8] != b"TFL3":
+    if content[4:8] != _MAGIC:
         kind = (
             "an HTML page"
             if content.lstrip()[:1] == b"<"
@@ -197,6 +204,9 @@ def _labels(content: bytes, place: str) -> tuple[tuple[str, ...], bool]:
     except UnicodeDecodeError as error:
         raise ModelError(f"{place}: its labels are not UTF-8, at byte {error.start}") from None
     found = [_NUMBERED.fullmatch(line) for line in lines]
+    if odd := [number for number, line in enumerate(lines, 1) if line and not line.isprintable()]:
+        raise ModelError(f"{place}: label {odd[0]} has a character that cannot be printed")
+    lines = [line or "???" for line in lines]
     numbers = [int(one[1]) for one in found if one]
     if lines and numbers == list(range(len(lines))):
         return tuple(one[2] for one in found if one), True
@@ -247,12 +257,23 @@ def prepare_import(
     if found.origin:
         stated["source"] = found.origin
     with held(str(path), found.content, _checked(stated, path)):
-        return ImportedModel(found.content, path, stated, draft(str(path)), found.remarks)
+        known = draft(str(path))
+    remarks = (*found.remarks, *_remarks(found, known, pixels))
+    return ImportedModel(found.content, path, stated, known, remarks)
+
+
+def _remarks(found: FoundModel, known: Draft, pixels: str) -> Iterator[str]:
+    """Yield what was decided, and could be wrong."""
+    if pixels and found.origin:
+        yield f"pixels are {pixels}, as {found.origin} has them"
+    inputs, outputs = read_modelfile(found.content).ends("")
+    grids = [one.shape for one in outputs if len(one.shape) == 4 and one.shape[-1] > 1]
+    eighths = [one for one in grids if inputs and one[1:3] == tuple(side // 8 for side in inputs[0].shape[1:3])]
+    if known.manifest.output.decoder == "segment" and eighths and ("output", "decoder") in known.sources:
+        yield "a grid of an eighth of the picture may be Edge Impulse's FOMO: then give --decoder fomo"
 
 
 def _takes_floats(content: bytes) -> bool:
-    from agent.compute.tflite.read import read_modelfile
-
     inputs = read_modelfile(content).ends("")[0]
     return bool(inputs) and not inputs[0].quantised
 

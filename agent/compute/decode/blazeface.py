@@ -107,6 +107,8 @@ def build(context: DecoderContext) -> BlazeFace:
         )
     centres = anchors(width, strides)
     parts = _parts(len(centres), strides, context)
+    if sum(parts) != len(centres):
+        raise ShapeMismatchError(f"expected {len(centres)} rows for strides {list(strides)}, found {sum(parts)}")
     places = assign_outputs(
         [*_roles("scores", parts, 1), *_roles("regressors", parts, kind.columns)],
         context.outputs,

@@ -225,6 +225,8 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
         decoder = guess_output(facts.inputs, facts.outputs).decoder
         if decoder in ("classify", "segment"):
             _check_guess(decoder, keys, facts)
+        if decoder == "landmarks":
+            decoder = _check_points(keys, facts)
         if decoder == "segment" and _is_fomo(keys, facts):
             decoder = "fomo"
         if decoder == "classify" and "audio" in keys.data and _is_single_score(facts):
@@ -252,6 +254,20 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
             f"cannot guess how to decode outputs {describe_specs(facts.outputs)}; if one has scores of classes,"
             f' its manifest must have [output] decoder = "{decoder}" and labels; one of points "landmarks"'
         )
+
+
+def _check_points(keys: _Keys, facts: ModelFacts) -> str:
+    """Return the decoder of what has the shapes of landmarks: classes are probabilities, or have their labels."""
+    labels = len(keys.get("output", "labels") or ())
+    wide = [number for number, spec in enumerate(facts.outputs) if spec.shape[-1:] != (1,)]
+    likely = any(facts.endings[number] == "probabilities" for number in wide if number < len(facts.endings))
+    if likely or any(facts.outputs[number].shape[-1] == labels for number in wide):
+        _check_guess("classify", keys, facts)
+        return "classify"
+    if ("output", "labels") in keys.sources:  # of the sides of a hand, of which another output tells
+        keys.get("output").pop("labels")
+        keys.sources.pop(("output", "labels"))
+    return "landmarks"
 
 
 def _is_fomo(keys: _Keys, facts: ModelFacts) -> bool:

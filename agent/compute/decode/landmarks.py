@@ -120,15 +120,24 @@ def _model(context: DecoderContext, options: LandmarksOptions) -> tuple[Landmark
         fitting = [size for size in sizes if size > options.columns and size % options.columns == 0]
         if not fitting:
             raise ShapeMismatchError(f"expected an output of points with {options.columns} values each")
-        scored = any(size == 1 for size in sizes)
-        return LandmarkModel("object", options.columns, options.points, scored), max(fitting)
+        known = next(
+            (size for size in MODELS if size in fitting and MODELS[size].columns == options.columns), None
+        )
+        if known is None:
+            scored = any(size == 1 for size in sizes)
+            return LandmarkModel("object", options.columns, options.points, scored), max(fitting)
+        return _named(MODELS[known], options), known
     known = next((size for size in MODELS if size in sizes), None)
     if known is None:
         counts = ", ".join(map(str, MODELS))
         raise ShapeMismatchError(f"expected points in an output of {counts} values, or `columns`")
     if known == 213 and 15 not in sizes:  # without the iris it may be a classifier
         raise ShapeMismatchError("expected an output of 15 values, the iris, beside that of the eye")
-    return MODELS[known]._replace(points=options.points or MODELS[known].points), known
+    return _named(MODELS[known], options), known
+
+
+def _named(model: LandmarkModel, options: LandmarksOptions) -> LandmarkModel:
+    return model._replace(points=options.points or model.points)
 
 
 class Landmarks:

@@ -41,6 +41,8 @@ _DESCRIPTIONS = ("metadata.json", "temp_meta.txt")
 """Ultralytics' description: JSON, or, before 2025, Python's text of a dict."""
 _END_OF_ZIP, _TAIL = b"PK\x05\x06", 65_557
 """Signature of the record at the end of a zip archive, and the most bytes from it to the end."""
+_ENTRIES = 1000
+"""Most files behind a model."""
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
 
 Triple = tuple[float, float, float]
@@ -92,7 +94,7 @@ def _read_notes(content: bytes) -> Metadata | None:
 
 def _read_description(content: bytes) -> Metadata | None:
     """Read the description that Ultralytics' exporter attaches to a model; None: none can be used."""
-    if _END_OF_ZIP not in content[-_TAIL:]:
+    if not 0 < entries_of(content) <= _ENTRIES:
         return None
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
@@ -111,6 +113,12 @@ def _read_description(content: bytes) -> Metadata | None:
         return None
     words = {key: value for key in ("description", "license") if isinstance(value := given.get(key), str)}
     return Metadata("", words.get("description", ""), words.get("license", ""), _names(given.get("names")))
+
+
+def entries_of(content: bytes) -> int:
+    """Return the number of entries that the end of a zip archive states; 0: it is none."""
+    at = content.rfind(_END_OF_ZIP, -_TAIL)
+    return int.from_bytes(content[at + 10 : at + 12], "little") if at >= 0 else 0
 
 
 def _names(given: Any) -> tuple[str, ...]:

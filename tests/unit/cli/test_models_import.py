@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from agent.cli.main import vedette
 from agent.models.library import look_up
 from tests.support import picture_models
-from tests.support.tflite_builder import add_model
+from tests.support.tflite_builder import Op, T, add_model, write
 from tests.unit.models.test_importer import MODEL, archive
 
 
@@ -22,6 +22,12 @@ def run(*args: object) -> Result:
 
 def said(done: Result) -> str:
     return f"{done.output}{done.exception or ''}"
+
+
+def two_inputs() -> bytes:
+    """Adds two pictures."""
+    tensors = [T(name, (1, 8, 8, 3)) for name in ("one", "other", "sum")]
+    return write(tensors, [Op("ADD", (0, 1), (2,))], (0, 1), (2,))
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--decoder", "nobody"], "nobody"),
+        (["--decoder", "keyword"], "decoder 'keyword' is of sound"),
         (["--to", "/none"], "there is no such folder"),
         (["--labels", "/none.txt"], "none.txt"),
     ],
@@ -115,3 +121,17 @@ def test_a_model_is_not_imported_over_itself(signs: Path) -> None:
     assert run("import", signs, "--to", signs.parent).exit_code == 0
     done = run("import", signs.with_suffix(".tflite"), "--to", signs.parent, "--force")
     assert (done.exit_code, "is where the result would be written" in said(done)) == (1, True)
+    assert "inspect --write-manifest" in said(run("import", signs.with_suffix(".tflite"), "--to", signs.parent))
+
+
+def test_an_unknown_decoder_is_told_with_the_nearest(signs: Path) -> None:
+    done = run("import", signs, "--to", signs.parent, "--decoder", "clasify")
+    assert (done.exit_code, "expected classify" in said(done)) == (2, True)
+
+
+def test_a_model_of_two_inputs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "two.tflite").write_bytes(two_inputs())
+    (tmp_path / "to").mkdir()
+    done = run("import", tmp_path / "two.tflite", "--to", tmp_path / "to", "--pixels", "unit")
+    assert (done.exit_code, "expected one input, a picture; found 2" in said(done)) == (1, True), said(done)
+    assert list((tmp_path / "to").iterdir()) == []

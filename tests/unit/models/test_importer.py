@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from agent.models.importer import find_model, prepare_import, read_labels, write
 from agent.models.library import look_up
 from tests.support import picture_models
 from tests.support.examples import examples
+from tests.support.tflite_builder import constant_model
 
 MODEL = picture_models.classifier("float32", described=False)
 
@@ -96,7 +98,8 @@ def test_labels_lie_beside_their_model(tmp_path: Path) -> None:
         ("0: red\n1: dark green\n\n", ("red", "dark green")),
         ("1 red\n2 green", ("1 red", "2 green")),
         ("0 red\ngreen", ("0 red", "green")),
-        ("\ufeffred\n\ngreen", ("red", "", "green")),
+        ("\ufeffred\n\ngreen", ("red", "???", "green")),
+        ("9" * 5000 + " a", ("9" * 5000 + " a",)),
         ("0\n1", ("0", "1")),
     ],
 )
@@ -140,7 +143,7 @@ def test_what_is_no_archive_is_refused(tmp_path: Path) -> None:
 
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = archive(tmp_path / "bomb.zip", {"m.tflite": b"\0" * 2_000_000})
+    path = archive(tmp_path / "bomb.zip", {"m.tflite": b"\0\0\0\0TFL3" + b"\0" * 2_000_000})
     monkeypatch.setattr(importer, "_LARGEST", 1_000_000)
     with pytest.raises(ModelError, match=r"m.tflite: 2 MB: expected at most 1"):
         find_model(path)
@@ -150,6 +153,9 @@ def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     path.write_bytes(content)
     with pytest.raises(ModelError, match=r"larger than the archive says|cannot be read as a zip archive"):
         find_model(path)
+    page = archive(tmp_path / "page.zip", {"m.tflite": b"<" * 900_000})
+    with pytest.raises(ModelError, match=r"m.tflite: is no TFLite model, but an HTML page"):
+        find_model(page)
     monkeypatch.setattr(importer, "_MOST", 3)
     with pytest.raises(ModelError, match="has 4 files"):
         find_model(archive(tmp_path / "many.zip", dict.fromkeys("abcd", b"")))
@@ -180,6 +186,28 @@ def test_damaged_archives_raise_nothing_but_model_errors(changes: list[tuple[int
             assert found.content[4:8] == b"TFL3"
         except ModelError:
             pass
+
+
+def test_labels_that_cannot_be_printed_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("red\n\x1b[31mgreen\n")
+    with pytest.raises(ModelError, match="label 2 has a character that cannot be printed"):
+        read_labels(tmp_path / "labels.txt")
+
+
+def test_a_manifest_of_another_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "b.tflite").write_bytes(MODEL)
+    (tmp_path / "other.tflite").write_bytes(MODEL)
+    (tmp_path / "b.toml").write_text('file = "other.tflite"\n[output]\nlabels = ["x", "y", "z"]\n')
+    with pytest.raises(ModelError, match=r"is the manifest of other.tflite"):
+        find_model(tmp_path / "b.tflite")
+
+
+def test_a_grid_that_may_be_fomo_is_told(tmp_path: Path) -> None:
+    grid = constant_model({"grid": np.zeros((1, 12, 12, 3), np.float32)}, (1, 96, 96, 3))
+    model = prepare_import(importer.FoundModel(grid, "m"), tmp_path / "m.tflite")
+    assert any("--decoder fomo" in remark for remark in model.remarks)
+    model = prepare_import(importer.FoundModel(grid, "m", ("a", "b")), tmp_path / "m.tflite")
+    assert (model.draft.manifest.output.decoder, model.remarks) == ("fomo", ())
 
 
 def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:

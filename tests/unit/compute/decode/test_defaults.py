@@ -154,6 +154,12 @@ def test_a_grid_with_a_class_more_than_labels_is_fomo() -> None:
     assert completed(mask, output={"labels": ["a", "b"]}).manifest.output.decoder == "segment"
 
 
+def test_classes_in_the_shape_of_landmarks_are_classes() -> None:
+    content = zeros(ages=(1, 18), male=(1, 1))
+    labels = [f"age {number}" for number in range(18)]
+    assert completed(content, output={"labels": labels}).manifest.output.decoder == "classify"
+
+
 @pytest.mark.parametrize(
     "content",
     [

@@ -91,6 +91,12 @@ def test_points_that_are_not_finite_are_left_out() -> None:
     assert decoder("landmarks", picture(224), HAND)(values) == []
 
 
+def test_columns_of_a_published_model_change_nothing() -> None:
+    assert decoder("landmarks", picture(224), HAND, columns=3)(hand()) == decoder(
+        "landmarks", picture(224), HAND
+    )(hand())
+
+
 def test_other_models_state_their_columns() -> None:
     outputs = (spec("places", 1, 8), spec("there", 1, 1))
     decode = decoder(
