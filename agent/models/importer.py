@@ -115,8 +115,11 @@ def find_model(path: Path, member: str = "") -> FoundModel:
 def _beside_manifest(path: Path) -> FoundModel:
     content, name = _model(read(path), str(path)), _stem(path.name)
     own = [path.with_suffix(suffix) for suffix in (".toml", ".json") if path.with_suffix(suffix).is_file()]
-    if path.suffix != SUFFIXES[0] or not own:
+    if not own:
         return FoundModel(content, name)
+    if path.suffix != SUFFIXES[0]:
+        told = f"{plain(own[0].name)} beside it is not used: it would be the manifest of {name}{SUFFIXES[0]}"
+        return FoundModel(content, name, remarks=(told,))
     try:
         manifest = load_file(path if own[0].suffix == ".toml" else own[0])[1]
     except ModelError as error:
@@ -154,6 +157,8 @@ def _told(models: list[zipfile.ZipInfo], chosen: list[zipfile.ZipInfo], member: 
     if not models:
         return "no .tflite in it; models of other kinds (.onnx, .pt, .h5, saved_model) have to be converted first"
     names = ", ".join(f"{plain(one.filename)} ({one.file_size / 1e6:.1f} MB)" for one in models[:8])
+    if len({one.filename for one in chosen}) < len(chosen):
+        return f"has {len(chosen)} files called {plain(chosen[0].filename)}: pack it again with one"
     if member:
         return f"--member {plain(member)} fits {len(chosen)} of its models: {names}"
     return f"has {len(models)} models: name one by --member: {names}"

@@ -84,6 +84,21 @@ def test_of_several_models_one_is_named(tmp_path: Path) -> None:
         find_model(tmp_path / "bare.tflite", "x")
 
 
+def test_two_files_of_one_name_are_told(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "twins.zip", "w") as target:
+        target.writestr("m.tflite", MODEL)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            target.writestr("m.tflite", MODEL)
+    with pytest.raises(ModelError, match=r"has 2 files called m.tflite: pack it again"):
+        find_model(tmp_path / "twins.zip")
+
+
+def test_a_manifest_that_is_not_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "m.lite").write_bytes(MODEL)
+    (tmp_path / "m.toml").write_text("")
+    assert find_model(tmp_path / "m.lite").remarks[0].startswith("m.toml beside it is not used")
+
+
 def test_labels_lie_beside_their_model(tmp_path: Path) -> None:
     files: Files = {"one/m.tflite": MODEL, "one/labels.txt": "a\nb", "two/labels.txt": "c\nd"}
     assert find_model(archive(tmp_path / "near.zip", files)).labels == ("a", "b")
