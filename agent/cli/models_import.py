@@ -43,10 +43,6 @@ _MEANINGS = {
     "raw": "0..255 (EfficientNet of Keras)",
     "imagenet": "normalised by ImageNet's mean and deviation (PyTorch)",
 }
-_HINTS = {
-    ("input", "mean"): "the model is float, and does not say what pixels it takes: give --pixels: "
-    + "; ".join(f"{name}: {text}" for name, text in _MEANINGS.items())
-}
 
 
 class ModelImportOptions(Struct, frozen=True):
@@ -149,7 +145,8 @@ def _is_asked() -> bool:
 def _asked_pixels(path: Path) -> str:
     """Ask what pixels a float model takes; where nobody can answer, say how to tell."""
     if not _is_asked():
-        raise ModelError(f"{path.name}: {_HINTS['input', 'mean']}")
+        known = "; ".join(f"{name}: {text}" for name, text in _MEANINGS.items())
+        raise ModelError(f"{path.name}: is float, and does not say what pixels it takes: give --pixels: {known}")
     click.echo(f"{plain(path.name)} is float, and does not say what pixels it was trained with:", err=True)
     for name, text in _MEANINGS.items():
         click.echo(f"  {name:9} {text}", err=True)

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import click
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.compute.infer.backends import open_for_command
@@ -53,7 +54,7 @@ class TryOptions(Struct, frozen=True):
 
 
 class PictureAnswer(Struct, frozen=True):
-    """What a model answers to a picture.
+    """Answer of a model to a picture.
 
     Attributes:
         model: its name.
@@ -94,7 +95,7 @@ class HeardSound(Struct, frozen=True):
 
 
 class SoundAnswer(Struct, frozen=True):
-    """What a model answers to a recording.
+    """Answer of a model to a recording.
 
     Attributes:
         model: its name.
@@ -174,7 +175,7 @@ def _exists(text: str) -> bool:
         return False
 
 
-def _config(model: Model, uri: str, options: TryOptions, threshold: float | None = None) -> StreamConfig:
+def _config(model: Model, uri: str, options: TryOptions) -> StreamConfig:
     return StreamConfig(
         uri or "test:",
         model.path,
@@ -182,7 +183,7 @@ def _config(model: Model, uri: str, options: TryOptions, threshold: float | None
         backend="cpu",
         threads=1,
         gate=GateConfig(motion=False),
-        decode=DecodeConfig(score_threshold=options.threshold if threshold is None else threshold),
+        decode=DecodeConfig(score_threshold=options.threshold),
         track=TrackConfig(min_hits=1),
     )
 
@@ -201,7 +202,7 @@ def _try_picture(model: Model, text: str, uri: str, options: TryOptions) -> None
         perception.infer_crop(frame, WHOLE)  # the first run is slower
         result = perception.infer_crop(frame, WHOLE)
         variant = "" if model.manifest.variants == Manifest().variants else perception.answered_by[1]
-        strongest = None if result.detections else _strongest(perception, frame, config, options, model)
+        strongest = None if result.detections else _strongest(perception, frame, config)
     height, width = frame.image.shape[:2]
     answer = PictureAnswer(
         model.manifest.name,
@@ -228,11 +229,9 @@ def _open_perception(config: StreamConfig, model: Model) -> VideoPerception:
     return found
 
 
-def _strongest(
-    perception: VideoPerception, frame: Frame, config: StreamConfig, options: TryOptions, model: Model
-) -> Detection | None:
+def _strongest(perception: VideoPerception, frame: Frame, config: StreamConfig) -> Detection | None:
     """Return the best result below the threshold."""
-    perception.configure(_config(model, config.source, options, _LEAST))
+    perception.configure(replace(config, decode=replace(config.decode, score_threshold=_LEAST)))
     return next(iter(perception.infer_crop(frame, WHOLE).detections), None)
 
 

@@ -13,15 +13,14 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise_work import files_of, work_folder
-from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.cli.optimise_work import files_of, print_steps, work_folder
+from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
-from agent.optimise.report import OptimiseReport, short_number
 from agent.optimise.source import open_source
 from agent.storage.files import remove
 from agent.text import plain
@@ -29,7 +28,7 @@ from agent.text import plain
 if TYPE_CHECKING:
     from agent.optimise.pruning.file import PrunedModel, PruningState
 
-_WIDTH, _BAR = 110, 30
+_BAR = 30
 _CHECKPOINTS = ("rounds.checkpoint", "anneal.checkpoint")
 _CHART = ".png"
 
@@ -78,7 +77,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}
         write_version(name, out, found.content, report, force=options.force, others=others)
         remove(*(folder / one for one in _CHECKPOINTS))
-    print_json(found.report) if options.as_json else _print(found.report)
+    print_json(found.report) if options.as_json else print_steps(found.report, 1)
     _tell(f"{out}: written, with .report.json and {_CHART} beside it")
 
 
@@ -128,14 +127,3 @@ def _bar() -> Callable[[PruningState], None]:
 def _tell(line: str) -> None:
     show_progress("")
     click.echo(plain(line), err=True)
-
-
-def _print(report: OptimiseReport) -> None:
-    figures = ("top-1 %", "kB", "ms")
-    table = open_table("step", *figures, "notes", right=figures)
-    for step in report.steps:
-        values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))
-        table.add_row(step.name, *(text or NO_VALUE for text in values), plain("; ".join(step.notes[:1])))
-    console(_WIDTH, markup=False).print(table)
-    for remark in report.remarks:
-        click.echo(plain(remark))

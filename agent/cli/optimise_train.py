@@ -15,13 +15,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise_work import files_of, work_folder
-from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.cli.optimise_work import files_of, print_steps, work_folder
+from agent.cli.output import print_json
 from agent.errors import ModelError
 from agent.models.version_writer import check_first, refuse_inputs, write_first
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
-from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import remove
 from agent.text import plain
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from agent.optimise.classifier.file import ClassifierFile
     from agent.optimise.train import TrainingStep
 
-_WIDTH, _BAR = 110, 30
+_BAR = 30
 _CHECKPOINTS = ("train.checkpoint",)
 _CHART, _WEIGHTS = ".png", ".pt"
 _SIDES = (16, 1024)
@@ -83,7 +82,7 @@ def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart, _WEIGHTS: found.weights}
         write_first(out, found.content, found.keys, report, force=options.force, others=others)
         remove(*(folder / one for one in _CHECKPOINTS))
-    print_json(found.report) if options.as_json else _print(found.report)
+    print_json(found.report) if options.as_json else print_steps(found.report)
     _tell(f"{out}: written, with .toml, .report.json, {_WEIGHTS} and {_CHART} beside it")
 
 
@@ -157,14 +156,3 @@ def _bar() -> Callable[[TrainingStep], None]:
 def _tell(line: str) -> None:
     show_progress("")
     click.echo(plain(line), err=True)
-
-
-def _print(report: OptimiseReport) -> None:
-    figures = ("top-1 %", "kB", "ms")
-    table = open_table("step", *figures, "notes", right=figures)
-    for step in report.steps:
-        values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))
-        table.add_row(step.name, *(text or NO_VALUE for text in values), plain("; ".join(step.notes)))
-    console(_WIDTH, markup=False).print(table)
-    for remark in report.remarks:
-        click.echo(plain(remark))

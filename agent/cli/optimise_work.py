@@ -1,4 +1,4 @@
-"""The folder in which a step of `vedette optimise` keeps the checkpoints of a run."""
+"""Parts of the steps of `vedette optimise` that train: the folder of their checkpoints, and their table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from pathlib import Path
 import click
 
 from agent.cli.optimise import show_progress
+from agent.cli.output import NO_VALUE, console, open_table
+from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
-_LOCK = "run.lock"
+_LOCK, _WIDTH = "run.lock", 110
 
 
 def files_of(folder: Path, checkpoints: Sequence[str]) -> list[Path]:
@@ -47,3 +49,20 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
     finally:
         with suppress(OSError):  # something else lies in it
             folder.rmdir()
+
+
+def print_steps(report: OptimiseReport, notes: int | None = None) -> None:
+    """Print the score, the size and the time of each step as a table, and the remarks.
+
+    Args:
+        report: of a classifier.
+        notes: most of them that are shown of a step; None: all.
+    """
+    figures = ("top-1 %", "kB", "ms")
+    table = open_table("step", *figures, "notes", right=figures)
+    for step in report.steps:
+        values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))
+        table.add_row(step.name, *(text or NO_VALUE for text in values), plain("; ".join(step.notes[:notes])))
+    console(_WIDTH, markup=False).print(table)
+    for remark in report.remarks:
+        click.echo(plain(remark))

@@ -36,7 +36,7 @@ BODY_POINTS = ("hip_centre", "body_extent", "shoulder_centre", "upper_body_exten
 
 
 class _Kind(NamedTuple):
-    """What a model finds.
+    """Kind of thing that a model finds.
 
     Attributes:
         label: of the class.

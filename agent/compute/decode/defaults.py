@@ -259,7 +259,7 @@ def _check_guess(decoder: str, keys: _Keys, facts: ModelFacts) -> None:
 def _check_points(keys: _Keys, facts: ModelFacts) -> str:
     """Return the decoder of what has the shapes of landmarks: classes are probabilities, or have their labels."""
     labels = len(keys.get("output", "labels") or ())
-    wide = [number for number, spec in enumerate(facts.outputs) if spec.shape[-1:] != (1,)]
+    wide = [number for number, spec in enumerate(facts.outputs) if spec.shape and spec.shape[-1] != 1]
     likely = any(facts.endings[number] == "probabilities" for number in wide if number < len(facts.endings))
     if likely or any(facts.outputs[number].shape[-1] == labels for number in wide):
         _check_guess("classify", keys, facts)

@@ -199,7 +199,7 @@ _OTHER_PIXELS = {
     ("blazeface", 18): InputManifest(resize="letterbox", std=(255.0, 255.0, 255.0)),
     ("segment", 1): InputManifest(std=(255.0, 255.0, 255.0)),
 }
-"""Of families whose models differ, by the last size of an output: MediaPipe's palms and selfies take 0..1."""
+"""Normalisation by decoder and last size of an output, where models of a family differ: MediaPipe's of 0..1."""
 USUAL_OUTPUTS = {"blazeface": OutputManifest("blazeface", score_threshold=0.5, iou_threshold=0.3)}
 """Thresholds that differ from the manifest's defaults: MediaPipe's."""
 _SHOWN, _LONG = 2, 60

@@ -45,7 +45,7 @@ _OF_MEMORY = 0.5
 
 
 class TrainRequest(Struct, frozen=True):
-    """What is to be trained.
+    """Order for a training.
 
     Attributes:
         network: `path.py:factory`, or a name in `agent.optimise.classifier.networks`.
