@@ -33,11 +33,13 @@ MAY_IMPORT = {
     "compute": {"agent.config", "agent.board"},
     "storage": {"agent.config"},
     "comms": {"agent.config"},
+    "apps": {"agent.config"},
     "models": {"agent.capture", "agent.compute", "agent.storage", "agent.config"},
     "optimise": {"agent.models", "agent.capture", "agent.compute", "agent.storage", "agent.config"},
     "update": {"agent.models", "agent.compute", "agent.storage", "agent.board", "agent.config"},
     "update/fleet": {"agent.update", "agent.storage", "agent.config.toml"},
     "daemon": {
+        "agent.apps",
         "agent.models",
         "agent.capture",
         "agent.compute",

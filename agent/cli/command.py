@@ -41,6 +41,8 @@ _HELP = """Command a device, and print its answer.
   vedette command porch front zone/drive off
   vedette command porch front snapshot
   vedette command porch front record 20s
+  vedette command porch front inspect
+  vedette command porch front inspect A-1042
 
 `default` restores the value of the configuration file. A setting survives restarts; it lapses when the same key
 is changed in the file.
@@ -87,6 +89,8 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         if len(words) > 2:
             raise click.UsageError("snapshot takes no value")
         return "snapshot", {"stream": stream}
+    if what == "inspect" and len(words) in (2, 3):
+        return "inspect", {"stream": stream, "part": value}
     if len(words) == 2 and (needed := _VALUES.get(what.partition("/")[0])):
         raise click.UsageError(f"{what} needs {needed}")
     if len(words) != 3:
@@ -114,7 +118,7 @@ def _print(verb: str, answer: CommandReply, *, as_json: bool) -> None:
 def _describe(verb: str, answer: CommandReply) -> str:
     if verb == "record" and not answer.reason:
         return f"recording to {answer.body.get('path')}"
-    more = [str(answer.body[key]) for key in ("topic", "path") if answer.body.get(key)]
+    more = [str(answer.body[key]) for key in ("topic", "path", "part") if answer.body.get(key)]
     return ": ".join([answer.reason or "done", *more])
 
 

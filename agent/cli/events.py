@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from agent.cli.options import DEFAULT_CONFIG, config_option, moment, state_folder_option
-from agent.cli.output import event_header, event_line, format_event
+from agent.cli.output import event_header, event_line, format_event, format_verdict
 from agent.errors import StorageError
 from agent.text import local_time, plain
 
@@ -49,7 +49,9 @@ def _selection(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--until", type=moment, metavar="WHEN", help=f"Show only messages before: {when}"),
         click.option("--since", type=moment, metavar="WHEN", help=f"Show only messages since: {when}"),
         click.option("--label", default="", help="Show only this label."),
-        click.option("--kind", default="", help="Show only new, update, end, keyword, detections or clips."),
+        click.option(
+            "--kind", default="", help="Show only new, update, end, keyword, verdicts, detections or clips."
+        ),
         click.option("--stream", default="", help="Show only this stream."),
         state_folder_option,
         config_option("The daemon's configuration.", required=False),
@@ -237,6 +239,8 @@ class HistoryRow:
 
         with suppress(msgspec.MsgspecError):
             return event_line(format_event(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
+        with suppress(msgspec.MsgspecError):
+            return event_line(format_verdict(msgspec.convert(self.fields, messages.VerdictMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
         text = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
         return plain(f"{text}  {self.fields.get('path', '')}").rstrip()

@@ -21,6 +21,7 @@ TOPICS = (
     "sources",
     "models",
     "optimise",
+    "inspection",
     "messages",
     "home-assistant",
     "hardware",

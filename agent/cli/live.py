@@ -23,10 +23,11 @@ from agent.cli.output import (
     event_header,
     event_line,
     format_event,
+    format_verdict,
     is_terminal,
 )
 from agent.comms.consumer.subscribe import ReceivedMessage, SequenceGap, SequenceTracker
-from agent.comms.messages import EventMessage, HealthMessage
+from agent.comms.messages import EventMessage, HealthMessage, VerdictMessage
 from agent.text import local_time, plain, plural
 
 _ROWS, _AROUND = 16, 7
@@ -42,7 +43,10 @@ _LONGEST = 40
 _FOOTER = 4
 """Lines of the footer at most."""
 _GAP = "   "
-_COLOURS = {"new": "green", "update": "cyan", "end": "magenta", "keyword": "yellow"}
+_COLOURS = {
+    **{"new": "green", "update": "cyan", "end": "magenta", "keyword": "yellow"},
+    **{"ok": "green", "ng": "red", "unsure": "yellow"},
+}
 
 
 class EventTable:
@@ -50,15 +54,19 @@ class EventTable:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._events: deque[EventMessage] = deque(maxlen=_ROWS)
+        self._events: deque[EventMessage | VerdictMessage] = deque(maxlen=_ROWS)
         self._roster = Roster()
         self._fleet = FleetTable(self._roster)
         self._counts: dict[str, str] = {}
 
     def add(self, message: ReceivedMessage) -> None:
         self._roster.add(message)
-        if (event := message.event()) is not None:
+        if (event := message.event() or message.verdict()) is not None:
             self._events.append(event)
+        elif (counters := message.inspection()) is not None:
+            key = f"{message.device}/{message.stream} parts"
+            if key in self._counts or len(self._counts) < MOST:
+                self._counts[key] = f"{counters.ok} ok, {counters.ng} ng, {counters.unsure} unsure"
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
             if not message.payload:  # the stream was removed
@@ -75,7 +83,7 @@ class EventTable:
         yield self._table(list(self._events)[-max(1, room) :], options.max_width, several=several)
         yield self._footer(options.max_width)
 
-    def _table(self, events: list[EventMessage], width: int, *, several: bool) -> Table:
+    def _table(self, events: list[EventMessage | VerdictMessage], width: int, *, several: bool) -> Table:
         table = Table(
             title=self._title,
             title_justify="left",
@@ -84,7 +92,8 @@ class EventTable:
             padding=(0, 1 if width >= _WIDE else 0, 0, 0),
         )
         # Without zones the column is left out.
-        shown = [name for name in EVENT_COLUMNS if name != "zones" or any(event.track.zones for event in events)]
+        has_zones = any(event.track.zones for event in events if isinstance(event, EventMessage))
+        shown = [name for name in EVENT_COLUMNS if name != "zones" or has_zones]
         for name in shown:
             table.add_column(
                 name,
@@ -93,7 +102,7 @@ class EventTable:
                 overflow="fold",
             )
         for event in events:
-            row = format_event(event)
+            row = _formatted(event)
             if width < _DATED:
                 row["time"] = row["time"][len("2026-11-27 ") : -len("+01:00")]
             if several:
@@ -133,8 +142,13 @@ class EventTable:
                 yield Text(f"{name} {row[name]}", "dim")
 
 
-def _text(event: EventMessage, name: str, cell: str) -> Text:
-    return Text(cell, _COLOURS[event.kind] if name == "event" else "")
+def _text(event: EventMessage | VerdictMessage, name: str, cell: str) -> Text:
+    kind = event.kind if isinstance(event, EventMessage) else event.verdict
+    return Text(cell, _COLOURS[kind] if name == "event" else "")
+
+
+def _formatted(event: EventMessage | VerdictMessage) -> dict[str, str]:
+    return format_event(event) if isinstance(event, EventMessage) else format_verdict(event)
 
 
 def follow(messages: Iterable[ReceivedMessage | None], title: str) -> None:
@@ -170,8 +184,8 @@ def _missing(device: str, gap: SequenceGap) -> str:
 
 
 def _line(message: ReceivedMessage) -> str:
-    if (event := message.event()) is not None:
-        return event_line(format_event(event))
+    if (event := message.event() or message.verdict()) is not None:
+        return event_line(_formatted(event))
     if message.kind == "status":
         status = plain(message.payload.decode(errors="replace"))
         return f"{local_time(datetime.now(UTC))}  {plain(message.device)} {status}"
@@ -281,7 +295,7 @@ class Roster:
 
     def add(self, message: ReceivedMessage) -> list[SequenceGap]:
         """Process a message and return the gap in `seq` before it, if any."""
-        if message.kind not in ("status", "health", "events", "clips", "detections"):
+        if message.kind not in ("status", "health", "events", "verdicts", "clips", "detections"):
             return []
         device = self._devices.get(message.device)
         if device is None:

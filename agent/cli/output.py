@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from agent.comms.messages import EventMessage
+    from agent.comms.messages import EventMessage, VerdictMessage
+    from agent.types import Box
 
 
 EVENT_COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
@@ -100,12 +101,33 @@ def format_event(event: EventMessage) -> dict[str, str]:
     return dict(zip(EVENT_COLUMNS, map(plain, texts), strict=True))
 
 
+def format_verdict(verdict: VerdictMessage) -> dict[str, str]:
+    """Return the text of each column of `EVENT_COLUMNS` for an inspected part."""
+    boxes = [one.box for one in verdict.detections if one.box]
+    texts = (
+        local_time(verdict.triggered_at),
+        verdict.stream,
+        f"{verdict.verdict} ({verdict.reason})",
+        f"part {verdict.part.removeprefix(f'{verdict.stream}-').rsplit('-', 1)[-1]}",
+        f"{verdict.score:.2f}",
+        _percent(boxes[0]) if boxes else "",
+        "",
+        NO_VALUE,
+        f"{verdict.judged_ms:.0f} ms",
+    )
+    return dict(zip(EVENT_COLUMNS, map(plain, texts), strict=True))
+
+
+def _percent(box: Box) -> str:
+    return " ".join(f"{edge * 100:.0f}" for edge in box)
+
+
 def _where(event: EventMessage) -> str:
     """Return the box in percent of the frame; empty for a keyword."""
     if event.kind == "keyword":
         return ""
     box = event.track.box
-    return "everywhere" if box is None else " ".join(f"{edge * 100:.0f}" for edge in box)
+    return "everywhere" if box is None else _percent(box)
 
 
 def event_line(texts: dict[str, str]) -> str:

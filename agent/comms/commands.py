@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Verb = Literal["set", "snapshot", "record", "reload", "doctor", "status"]
+Verb = Literal["set", "snapshot", "record", "inspect", "reload", "doctor", "status"]
 Value = bool | float | str | None
 Given = bool | int | float | str | None
 
@@ -57,6 +57,7 @@ class Command(Struct, frozen=True):
         what: the setting to change: `enabled`, `threshold`, `variant` or `zone/NAME`.
         value: the new value: True or False for on or off, a number or a name; None: the file's.
         seconds: length of the recording.
+        part: id of the part to inspect; empty: it gets one.
     """
 
     verb: Verb
@@ -64,6 +65,7 @@ class Command(Struct, frozen=True):
     what: str = ""
     value: Value = None
     seconds: float = 0.0
+    part: str = ""
 
 
 class _Body(Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,10 +89,15 @@ class _Record(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seconds: Given
 
 
+class _Inspect(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    part: str = ""
+
+
 _BODIES: Mapping[str, type[_Body]] = {
     "set": _Set,
     "snapshot": _OfStream,
     "record": _Record,
+    "inspect": _Inspect,
     "reload": _Body,
     "doctor": _Body,
     "status": _Body,
@@ -114,6 +121,8 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
         return Command("snapshot", stream)
     if what == "record":
         return Command("record", stream, seconds=_seconds(text))
+    if what == "inspect":
+        return Command("inspect", stream, part=_part(text))
     return _setting(stream, what, text)
 
 
@@ -142,7 +151,7 @@ def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
         raise CommandError(f"{verb}: the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:  # a ValueError: not UTF-8, or far too many digits
         raise CommandError(f"{verb}: {_describe(error)}") from None
-    for name in ("id", "stream", "what", "value"):
+    for name in ("id", "stream", "what", "value", "part"):
         if isinstance(text := getattr(body, name, None), str) and len(text) > _LONGEST:
             raise CommandError(f"{verb}: `{name}` has {len(text)} characters, at most {_LONGEST} are taken")
     return body
@@ -159,6 +168,8 @@ def _command(verb: str, body: Any) -> Command:
         return _setting(body.stream, body.what, body.value)
     if isinstance(body, _Record):
         return Command("record", body.stream, seconds=_seconds(body.seconds))
+    if isinstance(body, _Inspect):
+        return Command("inspect", body.stream, part=_part(body.part))
     if isinstance(body, _OfStream):
         return Command("snapshot", body.stream)
     return Command(msgspec.convert(verb, Verb))
@@ -209,6 +220,12 @@ def _seconds(given: Given) -> float:
     return number
 
 
+def _part(given: str) -> str:
+    if not given.isprintable():
+        raise CommandError(f"inspect: the id of a part has only printable characters, not {quoted(given)}")
+    return given
+
+
 def _number(given: Given) -> float | None:
     """Return a number as JSON knows them, without NaN, infinity or underscores; None: it is not one."""
     if isinstance(given, str):
@@ -231,7 +248,7 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "variant": _name,
     "zone": _switch,
 }
-_ACTIONS = ("snapshot", "record")
+_ACTIONS = ("snapshot", "record", "inspect")
 """Commands of a stream that set nothing."""
 _NEAR = (*(name for name in _READERS if name != "zone"), *_ACTIONS)
 """Words that are suggested for a misspelt one."""

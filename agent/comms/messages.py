@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from agent.health import LinkHealth, StreamHealth
-from agent.types import Clip, Detection, EventKind, Stored, Track
+from agent.types import Clip, Detection, EventKind, Stored, Track, Verdict
 
 _IDS = uuid.UUID("c25a3c42-59d4-4e0b-9a32-2a0f1d8a77e5")
 """Namespace of the ids of clips, whose names are unique on a device."""
@@ -78,6 +78,79 @@ def clip_message(clip: Clip, device: str) -> ClipMessage:
         occasion.reason,
         clip.repaired,
     )
+
+
+class ModelId(Struct, frozen=True, gc=False):
+    """A model: its name and the first 12 hex digits of its file's sha256."""
+
+    name: str
+    sha256: str
+
+
+class VerdictMessage(Struct, frozen=True):
+    """`<device>/<stream>/verdicts`, QoS 1, never retained: a part was inspected.
+
+    Attributes:
+        id: unique; a repeated delivery has the same.
+        device, stream: where it was inspected.
+        part: id of the part: the trigger's, or made, and then unique over streams and restarts.
+        verdict: ok | ng (not good) | unsure.
+        reason: of `ng` the label of the defect; of `ok` `good`; of `unsure` why: `between`, `not found`,
+            `half in view`, `no picture`, `too few pictures`, `late`, `overtaken`, `ended`, `stall`, `shutdown` …
+        score: strongest evidence of a defect, 0..1.
+        views: number of pictures that were judged.
+        detections: of the picture that decided it.
+        triggered_at: UTC of the trigger.
+        judged_ms: from the trigger to the verdict, ms.
+        rejected: True if the reject output was told to act.
+        picture: path of the picture on the device; empty: none is kept.
+        model, backend, variant: what computed it.
+        seq, first_seq: counted together with events, see `EventMessage`.
+    """
+
+    id: str
+    device: str
+    stream: str
+    part: str
+    verdict: Verdict
+    reason: str
+    score: float
+    views: int
+    detections: tuple[Detection, ...]
+    triggered_at: datetime
+    judged_ms: float
+    rejected: bool
+    picture: str
+    model: ModelId
+    backend: str
+    variant: str = ""
+    seq: int = 0
+    first_seq: int = 0
+
+
+class InspectionMessage(Struct, frozen=True):
+    """`<device>/<stream>/inspection`, retained: the counters of the current shift.
+
+    Attributes:
+        device, stream: where it was counted.
+        began_at: when the shift began; None: without shifts, counted since the first start.
+        parts: number of all parts.
+        ok, ng, unsure: parts by verdict.
+        rejected: parts for which the reject output was told to act.
+        reasons: parts that were not ok by reason.
+        last: verdict on the newest part.
+    """
+
+    device: str
+    stream: str
+    began_at: datetime | None
+    parts: int
+    ok: int
+    ng: int
+    unsure: int
+    rejected: int
+    reasons: dict[str, int]
+    last: Verdict | None = None
 
 
 class SpoolHealth(Struct, frozen=True):
@@ -189,13 +262,6 @@ class Latency(Struct, frozen=True, gc=False):
         return any((self.queue, self.gate, self.prepare, self.infer, self.decode, self.track))
 
 
-class ModelId(Struct, frozen=True, gc=False):
-    """A model: its name and the first 12 hex digits of its file's sha256."""
-
-    name: str
-    sha256: str
-
-
 class EventMessage(Struct, frozen=True):
     """`<device>/<stream>/events`, QoS 1, never retained.
 
@@ -262,7 +328,14 @@ _encoder = msgspec.json.Encoder(decimal_format="number")
 _spooled = msgspec.json.Decoder(dict[str, Raw])
 _latency = msgspec.json.Decoder(Latency)
 
-MESSAGES: tuple[type[Struct], ...] = (EventMessage, DetectionsMessage, ClipMessage, HealthMessage)
+MESSAGES: tuple[type[Struct], ...] = (
+    EventMessage,
+    DetectionsMessage,
+    ClipMessage,
+    VerdictMessage,
+    InspectionMessage,
+    HealthMessage,
+)
 
 
 def new_id() -> str:

@@ -1,4 +1,4 @@
-"""One stream's results as messages: events to the spool, counts, detections and snapshots to the broker."""
+"""One stream's results as messages: events and verdicts to the spool, counts and the like to the broker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, OpenTrack, StageTimes, StreamResult, Track
+from agent.types import Event, OpenTrack, PartVerdict, StageTimes, StreamResult, Track
 
 
 class EventSink(Protocol):
@@ -102,6 +102,11 @@ class Reporter:
     def stopped(self) -> bool:
         return self._stopped
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Device and stream."""
+        return self._topics.device, self._stream
+
     def close(self, reason: str) -> None:
         """End the open tracks for a stream whose thread hangs, and publish nothing more."""
         with self._lock:
@@ -174,6 +179,45 @@ class Reporter:
         For any thread.
         """
         return tuple(self._seen.copy())
+
+    def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
+        """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.
+
+        Args:
+            verdict: on the part.
+            judged_ms: from its trigger to the verdict, ms.
+            picture: path of its picture; empty: none is kept.
+            backend: that computed it.
+            variant: of the model.
+        """
+        message = messages.VerdictMessage(
+            messages.new_id(),
+            self._topics.device,
+            self._stream,
+            verdict.part,
+            verdict.verdict,
+            verdict.reason,
+            round(verdict.score, 4),
+            verdict.views,
+            verdict.detections,
+            verdict.triggered_at,
+            round(judged_ms, 3),
+            verdict.rejected,
+            picture.encode("utf-8", "replace").decode(),  # a path may not be UTF-8
+            self._model,
+            backend,
+            variant,
+        )
+        with self._lock:
+            if self._config.events and not self._closed:
+                self._events.put(self._topics.verdicts(self._stream), messages.encode(message))
+
+    def inspection(self, message: messages.InspectionMessage) -> None:
+        """Set the counters of inspected parts; after `close` they stay as they are."""
+        with self._lock:
+            if self._config.counts and not self._closed:
+                topic = self._topics.inspection(self._stream)
+                self._board.retain(topic, messages.encode(message), patient=self._config.events)
 
     def snapshot(self, jpeg: bytes) -> None:
         """Publish the picture of the newest event; after `stop` drop it."""

@@ -59,6 +59,14 @@ class Topics(Struct, frozen=True):
         """QoS 1, never retained."""
         return f"{self._own}/{stream}/clips"
 
+    def verdicts(self, stream: str) -> str:
+        """QoS 1, never retained."""
+        return f"{self._own}/{stream}/verdicts"
+
+    def inspection(self, stream: str) -> str:
+        """Retained JSON: counters of inspected parts."""
+        return f"{self._own}/{stream}/inspection"
+
     def snapshot(self, stream: str) -> str:
         """Retained JPEG."""
         return f"{self._own}/{stream}/snapshot"
@@ -119,7 +127,7 @@ class Topics(Struct, frozen=True):
     def retained_of(self, stream: str) -> tuple[str, ...]:
         """Return the prefixes of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
-        return self.snapshot(stream), f"{own}/count/", f"{own}/zone/"
+        return self.snapshot(stream), self.inspection(stream), f"{own}/count/", f"{own}/zone/"
 
 
 def _level(label: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.apps.inspection import check_inspection
 from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.comms.mqtt.endpoint import OPEN, check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
@@ -290,12 +291,16 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # reported at its own line; whether it fits the model is unknown
-    plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None)
+    if stream.inspection is not None:
+        yield ("inspection",), partial(check_inspection, stream.inspection, ())
+    plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None, inspection=None)
     yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.labels:
-        yield ("decode", "labels"), lambda: _open(opens, name, replace(stream, clips=None))
+        yield ("decode", "labels"), lambda: _open(opens, name, replace(stream, clips=None, inspection=None))
     if stream.clips is not None:
-        yield ("clips",), lambda: _open(opens, name, stream)
+        yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None))
+    if stream.inspection is not None:
+        yield ("inspection",), lambda: _open(opens, name, stream)
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:

@@ -185,7 +185,7 @@ class CommandHandler:
 
     def _reply(self, command: Command) -> Reply:
         streams, control = self._runtime.streams, self._control
-        if command.stream or command.verb in ("set", "snapshot", "record"):
+        if command.stream or command.verb in ("set", "snapshot", "record", "inspect"):
             control.check_stream(command.stream)
         if command.verb == "set":
             return control.set(command.stream, command.what, command.value), {}
@@ -194,6 +194,8 @@ class CommandHandler:
             return "", {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
             return "", {"path": streams[command.stream].record(command.seconds)}
+        if command.verb == "inspect":
+            return "", {"part": streams[command.stream].inspect(command.part)}
         if command.verb == "reload":
             return self._reload(), {}
         return "", self._status()

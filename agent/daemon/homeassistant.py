@@ -92,6 +92,8 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
         counts=publish.counts,
         snapshot=publish.snapshot,
         events=publish.events,
+        inspection=config.inspection is not None,
+        announced=config.inspection is not None and config.inspection.trigger != "every",
     )
     try:
         manifest = open_manifest(config.model, wait_s=0.0)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Union
 
+from agent.apps.inspection import check_inspection
+from agent.board.gpio import check_installed
 from agent.compute.manifest import Model
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
@@ -43,6 +45,7 @@ def open_perception(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
     _check_clips(name, config, model)
+    _check_inspection(name, config, model)
     with prefixed_errors(model.path), _closing(opener) as keeping:
         if takes_sound:
             from agent.compute.hearing import AudioPerception
@@ -121,6 +124,24 @@ def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
         check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)
+
+
+def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
+    if config.inspection is None:
+        return
+    if model.manifest.audio is not None:
+        raise ConfigError(f"stream {name}: inspection is of pictures, and {config.model} takes sound")
+    for key in ("clips", "zones"):
+        if getattr(config, key):
+            raise ConfigError(
+                f"stream {name}: {key} belong to tracks of objects, and inspection has none; "
+                f"delete [streams.{name}.{key}]"
+            )
+    for address in (config.inspection.trigger, config.inspection.reject):
+        if address.startswith("gpio:"):
+            check_installed(address)
+    asked, known = config.decode.labels, model.manifest.output.labels
+    check_inspection(config.inspection, asked or known)
 
 
 def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig], labels: Sequence[str]) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from agent.daemon.shadow import Shadow
 
 
-_TAKE_S = 0.25
+TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 _WINDOW = 256
 
@@ -180,7 +180,7 @@ class Pipeline(ABC, Generic[T]):
         try:
             while not stop.is_set() and not self._source.ended:
                 before_each()
-                item = self._source.take(_TAKE_S)
+                item = self._source.take(self._wait_s)
                 if item is None:
                     self._idle()
                 else:
@@ -191,6 +191,11 @@ class Pipeline(ABC, Generic[T]):
 
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
+
+    @property
+    def _wait_s(self) -> float:
+        """Longest wait for the next input, s."""
+        return TAKE_S
 
     @abstractmethod
     def _process(self, item: T) -> None: ...

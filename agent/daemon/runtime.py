@@ -23,7 +23,7 @@ from agent.daemon.overrides import StreamSettings
 from agent.daemon.stream import Stream, StreamServices
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
-from agent.storage.state_folder import clips_path
+from agent.storage.state_folder import clips_path, state_path
 from agent.text import plural
 from agent.types import Clip
 
@@ -153,9 +153,17 @@ class Runtime:
             (self.auto_backend.open, self.auto_backend.vetting) if self.auto_backend else (None, None)
         )
         recorder = None if config.clips is None else self.recorder
-        stream = Stream(
-            name, config, StreamServices(self.topics, self.spool, self.mqtt, opener, recorder, vetting)
+        services = StreamServices(
+            self.topics,
+            self.spool,
+            self.mqtt,
+            opener,
+            recorder,
+            vetting,
+            state=state_path(self.config.storage),
+            clips=self._clips,
         )
+        stream = Stream(name, config, services)
         try:
             check_not_shared(name, among or {name: config})
             stream.prepare()

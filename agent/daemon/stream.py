@@ -6,9 +6,10 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union, cast
 
 from msgspec import Struct
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
+    from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.pipeline import AudioPipeline, VideoPipeline
     from agent.daemon.shadow import Shadow
     from agent.storage.clips.recorder import Recorder
@@ -64,6 +66,7 @@ class StreamServices(Struct, frozen=True):
         opener: opens the models' sessions; None: `auto` is the CPU.
         recorder: of clips; None: there are none.
         vetting: see `agent.compute.infer.backends.open_session`.
+        state, clips: folders of the daemon's state, and of all clips.
         restart_first_s, restart_last_s: first and longest pause before a stream that failed is started again, s;
             after a run longer than the longest pause the first one comes again.
     """
@@ -76,6 +79,8 @@ class StreamServices(Struct, frozen=True):
     vetting: Vetting | None = None
     restart_first_s: float = 1.0
     restart_last_s: float = 60.0
+    state: Path = Path()
+    clips: Path = Path()
 
 
 def open_pipeline(
@@ -86,7 +91,8 @@ def open_pipeline(
     on_change: OnChange,
     recorder: Recorder | None = None,
     metrics: StreamMetrics | None = None,
-) -> tuple[Input, VideoPipeline | AudioPipeline, StreamClips | None]:
+    inspection: Inspection | None = None,
+) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
     """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
     if opened.model.manifest.audio is None:
         from agent.capture.streams import FrameStream
@@ -94,6 +100,10 @@ def open_pipeline(
 
         vision = cast("VideoPerception", opened)
         frames = FrameStream(name, config.source, config.capture, on_change=on_change)
+        if inspection is not None:
+            from agent.daemon.inspection import InspectionPipeline
+
+            return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
         clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
         return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics), clips
     from agent.capture.streams import AudioStream
@@ -138,6 +148,7 @@ class Stream:
         self._pipeline: Pipeline[Any] | None = None
         self._source: Input | None = None
         self._clips: StreamClips | None = None
+        self._inspection: Inspection | None = None
         self._captured: CaptureStats | None = None
         self._metrics = StreamMetrics()
         self._reporter: Reporter | None = None
@@ -231,6 +242,24 @@ class Stream:
             raise CommandError(f"stream {self.name} is {self.status[0]}, so there is nothing to record")
         return clips.record(seconds)
 
+    def inspect(self, part: str) -> str:
+        """Announce a part that is in place now, and return its id. Any thread may call this.
+
+        Raises CommandError if the stream does not inspect parts, or not now.
+        """
+        inspection, (state, detail) = self._inspection, self.status
+        if self.config.inspection is None:
+            raise CommandError(f"stream {self.name} inspects no parts; [streams.{self.name}.inspection] does")
+        if self.config.inspection.trigger == "every":
+            raise CommandError(f"stream {self.name} inspects every picture: no part is announced")
+        if inspection is None or state not in ("running", "degraded"):
+            raise CommandError(
+                f"stream {self.name} is {state}, so no part can be inspected{detail and f': {detail}'}"
+            )
+        if not (announced := inspection.trigger(part)):
+            raise CommandError(f"stream {self.name}: ignored: too soon after the part before, see debounce_s")
+        return announced
+
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
         """Run in a thread of its own, unless the stream is disabled or failed.
 
@@ -279,6 +308,8 @@ class Stream:
             self._reporter.close("shutdown")
         if (clips := self._clips) is not None:
             clips.end()
+        if (inspection := self._inspection) is not None:
+            inspection.close()
         if (source := self._source) is not None:
             source.stop(wait=False)
 
@@ -416,15 +447,20 @@ class Stream:
             return
         on_change, recorder = partial(_log_change, self.name), self._services.recorder
         self._metrics.begin_run()
-        source, pipeline, self._clips = open_pipeline(
-            self.name, self.config, self._perception, reporter, on_change, recorder, self._metrics
-        )
+        with self._inspecting() as inspection:
+            opened = self._perception
+            source, pipeline, self._clips = open_pipeline(
+                self.name, self.config, opened, reporter, on_change, recorder, self._metrics, inspection
+            )
+            self._run_pipeline(source, pipeline, opened)
+
+    def _run_pipeline(self, source: Input, pipeline: Pipeline[Any], opened: Perception) -> None:
         self._source, self._pipeline, self._is_announced = source, pipeline, False
         self.state, self.detail = "running", ""
         try:
             if not self._stop.is_set():
                 source.start()
-            pipeline.run(self._stop, before_each=partial(self._before_each, self._perception, pipeline, source))
+            pipeline.run(self._stop, before_each=partial(self._before_each, opened, pipeline, source))
         finally:
             self._close_pipeline(source)
 
@@ -451,6 +487,22 @@ class Stream:
             zones = {pair: 0 for pair in named if pair[0]}
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
         return reporter
+
+    @contextmanager
+    def _inspecting(self) -> Iterator[Inspection | None]:
+        """Open the pins and files of an inspection while the context lasts."""
+        if self.config.inspection is None:
+            yield None
+            return
+        from agent.daemon.inspection import Inspection
+
+        services = self._services
+        self._inspection = opened = Inspection(self.name, self.config.inspection, services.state, services.clips)
+        try:
+            yield opened
+        finally:
+            self._inspection = None
+            opened.close()
 
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()

@@ -72,7 +72,7 @@ class Consumer:
             return
         log.info("connected; the broker %s the session", "has kept" if flags.session_present else "begins")
         share = f"$share/{self._options.share}/" if self._options.share else ""
-        kinds = ["events", "clips", *(["detections"] if self._options.detections else [])]
+        kinds = ["events", "clips", "verdicts", *(["detections"] if self._options.detections else [])]
         client.subscribe([(f"{share}{self._options.prefix}/+/+/{kind}", 1) for kind in kinds])
 
     def _disconnected(self, client: paho.Client, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:

@@ -17,7 +17,7 @@ MOST_SEQ = 2**53
 
 
 def row(topic: str, payload: bytes) -> EventRow | RejectedRow:
-    """The row that a message makes: an event, news of a clip, or detections that came through the device's spool.
+    """The row that a message makes: an event, a verdict, news of a clip, or detections that were spooled.
 
     These share the numbers of their device: who leaves one kind out sees gaps that are none. The topic says
     whose a message is, since a broker checks rights by topic; a body that says otherwise is refused.
@@ -68,6 +68,7 @@ _KINDS: dict[str, Callable[[Table], tuple[Any, ...]]] = {
         told["captured_at"],
     ),
     "clips": lambda told: (told["seq"], "clip", told["label"], told["track"], told["began_at"]),
+    "verdicts": lambda told: (told["seq"], told["verdict"], told["reason"], told["part"], told["triggered_at"]),
     "detections": lambda told: (told["spool_seq"], "detections", "", "", told["captured_at"]),
 }
 """By the last level of the topic: number, kind, label, track and time."""

@@ -27,7 +27,9 @@ from tests.support.running import ROOT
 
 README = ROOT / "README.md"
 GUIDE = ROOT / "agent" / "guide"
-SCRIPTS = [(path, line) for path in (README, GUIDE / "start.md") for line in vedette_lines(path)]
+SCRIPTS = [
+    (path, line) for path in (README, GUIDE / "start.md", GUIDE / "inspection.md") for line in vedette_lines(path)
+]
 _PLAIN = {"apt-get", "install", "nano", "python3", "systemctl"}
 """Programs of others, which the README only has people install with."""
 
@@ -115,6 +117,8 @@ def test_the_topics_in_the_guide_are_those_that_are_published() -> None:
         topics.state(stream, "<what>"),
         topics.detections(stream),
         topics.clips(stream),
+        topics.verdicts(stream),
+        topics.inspection(stream),
     }
     assert {code for code in inline_code(GUIDE / "messages.md") if code.startswith("vedette/")} == published
 
@@ -129,8 +133,9 @@ def test_the_commands_in_the_guide_are_those_that_are_accepted() -> None:
         "variant": b"x",
         "snapshot": b"",
         "record": b"9",
+        "inspect": b"A-1042",
     }
-    verbs = ("set", "snapshot", "record", "status", "reload", "doctor")
+    verbs = ("set", "snapshot", "record", "inspect", "status", "reload", "doctor")
     known = {*(topics.set("<stream>", what) for what in whats), *(topics.command(verb) for verb in verbs)}
     assert found - {"cmd/<verb>/answer"} == {topic.removeprefix("//") for topic in known}
     for what, payload in whats.items():

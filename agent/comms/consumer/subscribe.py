@@ -20,10 +20,10 @@ import paho.mqtt.client as mqtt
 from msgspec import Struct
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient
-from agent.comms.messages import EventMessage, HealthMessage
+from agent.comms.messages import EventMessage, HealthMessage, InspectionMessage, VerdictMessage
 from agent.errors import NO_JSON
 
-Kind = Literal["status", "health", "events", "detections", "clips", "snapshot", "count"]
+Kind = Literal["status", "health", "events", "verdicts", "detections", "clips", "inspection", "snapshot", "count"]
 
 _START_S = 20.0
 
@@ -37,6 +37,8 @@ class Numbered(Struct, frozen=True):
 
 
 _events = msgspec.json.Decoder(EventMessage)
+_verdicts = msgspec.json.Decoder(VerdictMessage)
+_inspections = msgspec.json.Decoder(InspectionMessage)
 _numbered = msgspec.json.Decoder(Numbered)
 _health = msgspec.json.Decoder(HealthMessage)
 
@@ -69,9 +71,23 @@ class ReceivedMessage(Struct, frozen=True):
         except NO_JSON:
             return None
 
+    def verdict(self) -> VerdictMessage | None:
+        """Return the verdict on a part, or None if the message cannot be read as one."""
+        try:
+            return _verdicts.decode(self.payload) if self.kind == "verdicts" else None
+        except NO_JSON:
+            return None
+
+    def inspection(self) -> InspectionMessage | None:
+        """Return the counters of inspected parts, or None if the message cannot be read as such."""
+        try:
+            return _inspections.decode(self.payload) if self.kind == "inspection" else None
+        except NO_JSON:
+            return None
+
     def numbers(self) -> tuple[int, int] | None:
         """Return `seq` and `first_seq`, which is 0 if unknown; None: the message has no number."""
-        if self.kind not in ("events", "clips", "detections"):
+        if self.kind not in ("events", "verdicts", "clips", "detections"):
             return None
         try:
             numbers = _numbered.decode(self.payload)

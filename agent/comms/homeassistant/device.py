@@ -104,6 +104,8 @@ class StreamEntitySource(Struct, frozen=True):
         variants: to choose from.
         counts, snapshot, events: True if these are published.
         commands: True if commands are accepted.
+        inspection: True if it judges parts, and has no labels to count.
+        announced: True if a command announces a part.
     """
 
     name: str
@@ -117,6 +119,8 @@ class StreamEntitySource(Struct, frozen=True):
     snapshot: bool = True
     events: bool = True
     commands: bool = True
+    inspection: bool = False
+    announced: bool = False
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

@@ -27,6 +27,8 @@ Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
 """States of a stream, as `agent.daemon.stream.State`."""
+VERDICTS = ("ok", "ng", "unsure")
+"""Verdicts on a part, as `agent.types.Verdict`."""
 _WATCHING = ("running", "degraded")
 """States in which a count is known; in the others the entities of counts are unavailable."""
 _FRESH_MS = 60_000
@@ -55,7 +57,9 @@ def stream_entities(
     topics: Topics, source: StreamEntitySource, labels: list[ZoneLabel]
 ) -> Iterator[tuple[str, Component]]:
     """Yield the entities of one stream, by id, for the `labels` that become entities."""
-    if source.counts and source.kind in _CLASSES:
+    if source.counts and source.inspection:
+        yield from _inspection_entities(topics, source)
+    elif source.counts and source.kind in _CLASSES:
         for one in labels:
             yield from _label_entities(topics, source, one)
     if source.events and source.kind == "words" and source.labels:
@@ -66,6 +70,19 @@ def stream_entities(
     if source.commands:
         yield from _control_entities(topics, source)
     yield from _diagnostic_entities(topics, source)
+
+
+def _inspection_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    """Yield the counters of inspected parts, and the newest verdict."""
+    topic, name = {"state_topic": topics.inspection(source.name)}, source.name
+    for verdict in VERDICTS:
+        counter = {"value_template": f"{{{{ value_json.{verdict} }}}}", "state_class": "total_increasing"}
+        yield (
+            source.id("parts", verdict),
+            _entity("sensor", display_name(name, "parts", verdict), **topic, **counter),
+        )
+    newest = {"device_class": "enum", "options": list(VERDICTS), "value_template": "{{ value_json.last }}"}
+    yield source.id("verdict"), _entity("sensor", display_name(name, "verdict"), **topic, **newest)
 
 
 def _label_entities(
@@ -120,6 +137,9 @@ def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tu
         press = {"command_topic": topics.set(name, "snapshot"), "payload_press": "now", "qos": 1}
         watching = _while_watching(topics, name)  # else the command would be refused
         yield source.id("snapshot"), _entity("button", display_name(name, "take picture"), **press, **watching)
+        if source.announced:
+            press |= {"command_topic": topics.set(name, "inspect"), "payload_press": ""}
+            yield source.id("inspect"), _entity("button", display_name(name, "inspect part"), **press, **watching)
 
 
 def _switch_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:

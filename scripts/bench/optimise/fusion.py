@@ -37,6 +37,7 @@ from common import CLIP, ROOT, arguments, conclude
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import SessionOptions
 from agent.compute.manifest import Model
+from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import Detector
 from agent.config import DecodeConfig
@@ -144,7 +145,7 @@ def kinds(content: bytes) -> str:
 
 def variants(path: Path) -> dict[str, Run]:
     """Return all variants; the float ones from the file at `path`, or from the bundled model if there is none."""
-    bundled, _ = load_file("nanodet")
+    bundled = expand_int4(load_file("nanodet")[0], None)
     is_there = path.is_file()
     print(f"float model: {path if is_there else f'the bundled one in floats; there is no {path}'}")
     source = path.read_bytes() if is_there else as_float(bundled)

@@ -21,7 +21,14 @@ from agent.cli.bundle import read_migrations
 from agent.cli.guide import FOLDER, TOPICS, find, guide, page, summary
 from agent.cli.main import vedette
 from agent.comms.commands import request_command
-from agent.comms.messages import ClipMessage, DetectionsMessage, EventMessage, HealthMessage
+from agent.comms.messages import (
+    ClipMessage,
+    DetectionsMessage,
+    EventMessage,
+    HealthMessage,
+    InspectionMessage,
+    VerdictMessage,
+)
 from agent.compute.decode import decoder
 from agent.compute.infer import audio_input
 from agent.compute.manifest import AudioManifest, check_manifest, read_manifest
@@ -35,6 +42,7 @@ from tests.support.documents import Block, blocks, check_command_line, inline_co
 PAGES = [FOLDER / f"{topic}.md" for topic in TOPICS]
 BLOCKS = [block for path in PAGES for block in blocks(path)]
 MESSAGES = {"event": EventMessage, "clip": ClipMessage, "detections": DetectionsMessage, "health": HealthMessage}
+MESSAGES |= {"verdict": VerdictMessage, "inspection": InspectionMessage}
 
 
 def of(language: str) -> list[Block]:

@@ -23,6 +23,7 @@ from agent.cli.live import (
 from agent.comms import messages as payload
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
 from agent.health import StreamHealth
+from agent.types import Detection, Verdict
 from tests.support.publishing import event
 
 
@@ -219,3 +220,38 @@ def test_clips_and_detections_that_have_a_number_count_among_the_others() -> Non
         message("porch", "events", numbered(4, 1), "front"),
     )
     assert device.numbers.lost == 0
+
+
+def verdict(seq: int, kind: Verdict = "ng", **more: object) -> bytes:
+    detections = (Detection("scratch", 0.91, (0.1, 0.2, 0.3, 0.4)),)
+    told = payload.VerdictMessage(
+        payload.new_id(),
+        *("porch", "line", "line-539ca273-7", kind, "scratch", 0.91, 1, detections, datetime.now(UTC), 41.2),
+        *(True, "", payload.ModelId("castings", "0123456789ab"), "cpu", "full", seq, 1),
+    )
+    return msgspec.json.encode(msgspec.to_builtins(told) | more)
+
+
+def test_a_verdict_is_a_line_and_a_row_and_has_its_number(capsys: pytest.CaptureFixture[str]) -> None:
+    came = [message("porch", "verdicts", verdict(seq), "line") for seq in (1, 2, 3)]
+    follow(came, "title")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "ng (scratch)" in line]
+    assert len(lines) == 3
+    assert all(part in lines[0] for part in ("line", "part 7", "0.91", "10 20 30 40", "41 ms"))
+    assert only(*came).numbers.lost == 0
+    counters = payload.InspectionMessage("porch", "line", None, 3, 1, 2, 0, 2, {"scratch": 2}, "ng")
+    table = EventTable("title")
+    for one in (*came, message("porch", "inspection", msgspec.json.encode(counters), "line")):
+        table.add(one)
+    shown = drawn(table)
+    assert shown.count("ng (scratch)") == 3
+    assert "porch/line parts: 1 ok, 2 ng, 0 unsure" in shown
+
+
+@pytest.mark.parametrize("kind", ["verdicts", "inspection"])
+def test_what_another_client_sends_in_their_place_is_left_out(
+    kind: Kind, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies = [b"{", b"[]", b"\xff", verdict(1, verdict="maybe"), verdict(1, part="\x1b[2J" * 3, views="many")]
+    follow([message("porch", kind, body, "line") for body in bodies], "title")
+    assert len(capsys.readouterr().out.splitlines()) == 2

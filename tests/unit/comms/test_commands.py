@@ -177,7 +177,7 @@ SET = b'{"stream":"front","what":"threshold","value":'
         ),
         ("set", b'{"stream":"front","what":"enabled","value":true,"source":"x"}', "set: unknown key"),
         ("status", b'{"\\u001b[2J":1}', "status: unknown key `\\x1b[2J`"),
-        ("reboot", b"", "no command 'reboot'; there are: set, snapshot, record, reload, doctor, status"),
+        ("reboot", b"", "no command 'reboot'; there are: set, snapshot, record, inspect, reload, doctor, status"),
         ("", b"", "no command ''"),
     ],
 )

@@ -314,3 +314,14 @@ def test_streams_that_sound_alike_have_each_names_of_their_own() -> None:
     assert len(set(names)) == len(names)
     assert "Back yard person (back-yard)" in names
     assert "Back yard person (back_yard)" in names
+
+
+def test_an_inspection_has_counters_and_a_verdict_in_place_of_labels() -> None:
+    line = replace(FRONT, inspection=True, announced=True, zones=())
+    made = told(device(line))
+    ids = {name for name in made if name.startswith("front.")}
+    parts = {f"front.parts.{verdict}" for verdict in ("ok", "ng", "unsure")}
+    assert ids == {*_SAME, *_PICTURES, *parts, "front.verdict", "front.inspect"}
+    assert made["front.parts.ng"]["state_topic"] == "vedette/porch/front/inspection"
+    assert made["front.inspect"]["command_topic"] == "vedette/porch/front/set/inspect"
+    assert "front.inspect" not in told(device(replace(line, announced=False)))

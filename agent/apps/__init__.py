@@ -1,0 +1,1 @@
+"""Applications: pure functions and state machines over what the models find."""

@@ -1,0 +1,303 @@
+"""Inspection of parts: triggers and judged pictures in, one verdict for each part out. No devices and no clock.
+
+A trigger opens a part. Each picture that is captured after its delay, up to the number of views, is judged:
+
+    a defect of at least `ng_score`             ng, and no more pictures are needed
+    a weaker one                                unsure
+    `ok_labels`, and none of at least ok_score  unsure
+    the part touches the edge of the picture    unsure
+    else                                        ok
+
+A part is ok if all its views are. What is not judged by its deadline, or before the window of the next part
+opens, is unsure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from agent.config import InspectionConfig
+from agent.errors import ConfigError
+from agent.text import plural
+from agent.types import WHOLE, Box, Detection, PartVerdict, Verdict
+
+GOOD, BETWEEN, NOT_FOUND, HALF = "good", "between", "not found", "half in view"
+FEW, NONE, OVERTAKEN, LATE = "too few pictures", "no picture", "overtaken", "late"
+OPEN_MAX = 64
+"""Most parts between trigger and verdict."""
+_EDGE = 0.005
+"""A box touches an edge within this distance, as a share of the side."""
+
+
+class ViewJudgement(Struct, frozen=True):
+    """What one picture says about a part.
+
+    Attributes:
+        verdict, reason, score: see `PartVerdict`.
+        detections: what the model found.
+    """
+
+    verdict: Verdict
+    reason: str
+    score: float
+    detections: tuple[Detection, ...]
+
+
+def judge_view(
+    detections: Sequence[Detection], config: InspectionConfig, *, is_cut: bool = False
+) -> ViewJudgement:
+    """Judge a part by one picture.
+
+    Args:
+        detections: what the model found in it, above its own threshold.
+        config: labels and scores.
+        is_cut: the part is known to reach out of the picture.
+    """
+    defects = [one for one in detections if is_defect(one.label, config)]
+    good = [one for one in detections if one.label in config.ok_labels]
+    worst = max(defects, key=lambda one: one.score, default=None)
+    best = max(good, key=lambda one: one.score, default=None)
+    score = worst.score if worst else 0.0
+    is_cut = is_cut or (best is not None and touches_edge(best.box, config.crop))
+
+    def judged(verdict: Verdict, reason: str) -> ViewJudgement:
+        return ViewJudgement(verdict, reason, score, tuple(detections))
+
+    if worst is not None:
+        return judged("ng", worst.label) if score >= config.ng_score else judged("unsure", BETWEEN)
+    if is_cut:
+        return judged("unsure", HALF)
+    if config.ok_labels and (best is None or best.score < config.ok_score):
+        return judged("unsure", NOT_FOUND if best is None else BETWEEN)
+    return judged("ok", GOOD)
+
+
+def is_defect(label: str, config: InspectionConfig) -> bool:
+    """Return True if a label counts as a defect."""
+    return label in config.ng_labels if config.ng_labels else label not in config.ok_labels
+
+
+def touches_edge(box: Box | None, within: Box = WHOLE) -> bool:
+    """Return True if a box touches an edge of the part of the picture that the model was shown."""
+    if box is None:
+        return False
+    width, height = within[2] - within[0], within[3] - within[1]
+    near = (
+        box[0] - within[0] < _EDGE * width,
+        box[1] - within[1] < _EDGE * height,
+        within[2] - box[2] < _EDGE * width,
+        within[3] - box[3] < _EDGE * height,
+    )
+    return any(near)
+
+
+def check_inspection(config: InspectionConfig, labels: Sequence[str]) -> None:
+    """Refuse keys that contradict each other, and labels that the model does not give.
+
+    Args:
+        config: to check.
+        labels: that the model gives; empty: not known.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    for text in _contradictions(config):
+        raise ConfigError(text)
+    for key in ("ng_labels", "ok_labels"):
+        for label in getattr(config, key):
+            if labels and label not in labels:
+                known = ", ".join(labels[:20])
+                raise ConfigError(f"inspection.{key}: the model never finds {label!r}; it knows: {known}")
+
+
+def _contradictions(config: InspectionConfig) -> Iterator[str]:
+    if (config.trigger == "region") != (config.region is not None):
+        yield 'inspection.region: trigger = "region" needs it, and no other trigger has it'
+    for key, box in (("region", config.region), ("crop", config.crop)):
+        if box is not None and not (box[0] < box[2] and box[1] < box[3]):
+            yield f"inspection.{key}: expected left < right and top < bottom, got {list(box)}"
+    if config.trigger == "every" and config.views > 1:
+        yield 'inspection.views: with trigger = "every" a part has one picture; name another trigger'
+    if config.reject and config.reject == config.trigger:
+        yield f"inspection.reject: {config.reject} is the trigger's pin; name another"
+    if 0.0 < config.reject_after_s < config.deadline_s:
+        yield (
+            f"inspection.reject_after_s: {config.reject_after_s:g} s is before the deadline of the verdict, "
+            f"deadline_s = {config.deadline_s:g}: a part that is still judged could not be rejected"
+        )
+    least = config.delay_s + (config.views - 1) * config.view_every_s
+    if least >= config.deadline_s:
+        yield (
+            f"inspection.deadline_s: {plural(config.views, 'picture')} after delay_s and view_every_s apart take "
+            f"{least:g} s at least, and the verdict is due after {config.deadline_s:g} s"
+        )
+    if both := set(config.ng_labels) & set(config.ok_labels):
+        yield f"inspection.ng_labels: {min(both)!r} is in ok_labels as well"
+    if len(set(config.shifts)) < len(config.shifts):
+        yield f"inspection.shifts: a time is named twice: {', '.join(config.shifts)}"
+
+
+class _Part:
+    """A part whose verdict is not known yet; times in ns, see `Inspector.trigger`."""
+
+    def __init__(self, part: str, opens_ns: int, due_ns: int, at: datetime) -> None:
+        self.part, self.opens_ns, self.due_ns, self.at = part, opens_ns, due_ns, at
+        self.next_ns = opens_ns
+        self.views: list[ViewJudgement] = []
+
+
+class ClosedPart(Struct, frozen=True):
+    """A part with its verdict.
+
+    Attributes:
+        verdict: what is published.
+        triggered_ns: CLOCK_MONOTONIC of its trigger, ns.
+    """
+
+    verdict: PartVerdict
+    triggered_ns: int
+
+
+class Inspector:
+    """Opens, judges and closes the parts of one stream. For one thread."""
+
+    def __init__(self, config: InspectionConfig) -> None:
+        self._config = config
+        self._delay_ns, self._every_ns, self._deadline_ns = (
+            round(seconds * 1e9) for seconds in (config.delay_s, config.view_every_s, config.deadline_s)
+        )
+        self._open: deque[_Part] = deque()
+
+    def trigger(self, part: str, captured_ns: int, now_ns: int, at: datetime) -> list[ClosedPart]:
+        """Open a part; return those that had to be closed for it, since too many are open.
+
+        Args:
+            part: its id.
+            captured_ns: time of the trigger on the clock of the pictures, ns.
+            now_ns: the same time on CLOCK_MONOTONIC, ns; another one only in a replay.
+            at: UTC of the trigger.
+        """
+        closed = [self._close(self._open.popleft())] if len(self._open) >= OPEN_MAX else []
+        self._open.append(_Part(part, captured_ns + self._delay_ns, now_ns + self._deadline_ns, at))
+        return closed
+
+    def overtaken(self, captured_ns: int) -> list[ClosedPart]:
+        """Close the parts that a picture can no longer show, since the window of a later one has opened."""
+        closed = []
+        while len(self._open) > 1 and self._open[1].opens_ns <= captured_ns:
+            closed.append(self._close(self._open.popleft(), OVERTAKEN))
+        return closed
+
+    def wants(self, captured_ns: int) -> bool:
+        """Return True if a picture shows the first open part, and has to be judged."""
+        return bool(self._open) and self._open[0].next_ns <= captured_ns
+
+    def add(self, captured_ns: int, now_ns: int, view: ViewJudgement) -> ClosedPart | None:
+        """Add a judged picture to the first open part; return the part if that closes it.
+
+        Args:
+            captured_ns: of the picture, on its own clock, ns.
+            now_ns: CLOCK_MONOTONIC when it was judged, ns.
+            view: what it says.
+        """
+        part = self._open[0]
+        part.views.append(view)
+        part.next_ns = captured_ns + max(1, self._every_ns)
+        if now_ns >= part.due_ns:
+            return self._close(self._open.popleft(), LATE)
+        if view.verdict != "ng" and len(part.views) < self._config.views:
+            return None
+        return self._close(self._open.popleft())
+
+    def due(self, now_ns: int) -> list[ClosedPart]:
+        """Close the parts whose deadline has passed on CLOCK_MONOTONIC."""
+        closed = []
+        while self._open and self._open[0].due_ns <= now_ns:
+            closed.append(self._close(self._open.popleft()))
+        return closed
+
+    def finish(self, reason: str) -> list[ClosedPart]:
+        """Close all parts."""
+        closed = [self._close(part, reason) for part in self._open]
+        self._open.clear()
+        return closed
+
+    @property
+    def next_due_ns(self) -> int | None:
+        """CLOCK_MONOTONIC of the next deadline, ns; None: no part is open."""
+        return self._open[0].due_ns if self._open else None
+
+    def _close(self, part: _Part, why: str = "") -> ClosedPart:
+        """Conclude on a part; `why` it is closed before all its views counts if they say nothing against it."""
+        doubts = [view for view in part.views if view.verdict == "unsure"]
+        defects = [view for view in part.views if view.verdict == "ng"]
+        missing = len(part.views) < self._config.views
+        decisive = next(iter((*defects, *doubts, *part.views[-1:])), None)
+        verdict, reason = (decisive.verdict, decisive.reason) if decisive else ("unsure", why or NONE)
+        if verdict == "ok" and (missing or why):
+            verdict, reason = "unsure", why or FEW
+        score = max((view.score for view in part.views), default=0.0)
+        found = decisive.detections if decisive else ()
+        closed = PartVerdict(part.part, verdict, reason, score, len(part.views), part.at, found)
+        return ClosedPart(closed, part.due_ns - self._deadline_ns)
+
+
+class Counters(Struct, frozen=True):
+    """Counts of a shift.
+
+    Attributes:
+        began_at: when the shift began, with the offset of the local time; None: counted since the first start.
+        ok, ng, unsure: parts by verdict.
+        rejected: parts for which the reject output was told to act.
+        reasons: parts that were not ok, by the reason of their verdict, at most 64 reasons.
+    """
+
+    began_at: datetime | None = None
+    ok: int = 0
+    ng: int = 0
+    unsure: int = 0
+    rejected: int = 0
+    reasons: dict[str, int] = {}
+
+
+_REASONS_MAX = 64
+
+
+def counted(counters: Counters, verdict: PartVerdict) -> Counters:
+    """Return the counters with one more part."""
+    more = {name: getattr(counters, name) + (verdict.verdict == name) for name in ("ok", "ng", "unsure")}
+    reasons, why = dict(counters.reasons), verdict.reason
+    if verdict.verdict != "ok" and (why in reasons or len(reasons) < _REASONS_MAX):
+        reasons[why] = reasons.get(why, 0) + 1
+    return Counters(counters.began_at, **more, rejected=counters.rejected + verdict.rejected, reasons=reasons)
+
+
+def shift_of(now: datetime, shifts: Sequence[str]) -> datetime | None:
+    """Return when the shift began that a local time lies in; None: there are no shifts.
+
+    Args:
+        now: with its offset; the shift's begin gets the same.
+        shifts: times of day, `HH:MM`.
+    """
+    if not shifts:
+        return None
+    days = (now, now - timedelta(days=1))
+    begins = [
+        day.replace(hour=int(one[:2]), minute=int(one[3:]), second=0, microsecond=0)
+        for day in days
+        for one in shifts
+    ]
+    return max(begin for begin in begins if begin <= now)
+
+
+def at_shift(counters: Counters, now: datetime, shifts: Sequence[str]) -> Counters:
+    """Return the counters at a local time: the same, or new ones if a later shift has begun."""
+    begins = shift_of(now, shifts)
+    if begins is None:
+        return counters
+    is_new = counters.began_at is None or counters.began_at.tzinfo is None or begins > counters.began_at
+    return Counters(begins) if is_new else counters
