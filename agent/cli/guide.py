@@ -21,6 +21,7 @@ TOPICS = (
     "sources",
     "models",
     "optimise",
+    "evaluate",
     "inspection",
     "messages",
     "home-assistant",

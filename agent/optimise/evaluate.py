@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -159,11 +159,11 @@ def open_content(content: bytes, manifest: Manifest, variant: str = "", threads:
 
 def outputs_of(session: Session, examples: Examples) -> Iterator[list[Array]]:
     """Yield the outputs for each example, dequantised copies in the order of `session.outputs`."""
-    for _ in _run(session, examples):
+    for _ in run_examples(session, examples):
         yield [np.array(spec.real(session.output(at))) for at, spec in enumerate(session.outputs)]
 
 
-def _run(session: Session, examples: Examples) -> Iterator[Placement]:
+def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
     """Run each example; yield the place of the model's picture in it while the outputs are there."""
     spec = session.inputs[0]
     if spec.shape[1:] != examples.shape:
@@ -183,7 +183,8 @@ def wilson(right: int, count: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def _share(metric: Metric, right: NDArray[np.bool_], **details: float) -> Score:
+def share_score(metric: Metric, right: NDArray[np.bool_], **details: float) -> Score:
+    """Return the score of examples that are right or wrong, [n], with Wilson's interval."""
     hits = int(right.sum())
     interval = wilson(hits, len(right))
     return Score(metric, hits / len(right), len(right), interval, details, tuple(map(bool, right)))
@@ -197,10 +198,10 @@ def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
         has = plural(classes, "class", "classes")
         raise ModelError(f"the examples have class {examples.labels.max()}, and the model {has}")
     found = np.empty(len(examples), np.int64)
-    for number, _ in enumerate(_run(session, examples)):
+    for number, _ in enumerate(run_examples(session, examples)):
         found[number] = session.output(place).argmax()
         progress(number + 1)
-    return _share("top-1", found == examples.labels)
+    return share_score("top-1", found == examples.labels)
 
 
 def _agreement(
@@ -227,7 +228,7 @@ def _agreement(
             progress(number + 1)
     error = _relative_error(sums)
     if classifies:
-        return _share("agreement", right, error=error)
+        return share_score("agreement", right, error=error)
     return Score("fidelity", max(0.0, 1.0 - error), len(examples), details={"error": error})
 
 
@@ -251,19 +252,62 @@ def _check_alike(given: Sequence[Array], wanted: Sequence[Array]) -> None:
 
 
 def _average_precision(session: Session, examples: Examples, manifest: Manifest, progress: Progress) -> Score:
-    coco, evaluation = _coco()
     decode = build_decoder(manifest, session.inputs, session.outputs, _EVERY)
+    found = []
+    for picture, placement in enumerate(run_examples(session, examples)):
+        detections = decode([session.output(at) for at in range(len(session.outputs))])
+        found.append([_placed(one, placement) for one in detections])
+        progress(picture + 1)
+    return average_precision(examples, manifest, found).score
+
+
+def _placed(one: Detection, placement: Placement) -> Detection:
+    if one.box is None:
+        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
+    return replace(one, box=placement.to_frame(one.box))
+
+
+class AveragePrecision(NamedTuple):
+    """COCO's average precision.
+
+    Attributes:
+        score: over all classes, with `AP50`.
+        names: of the classes.
+        by_class: of each, None where there are no objects of it.
+    """
+
+    score: Score
+    names: tuple[str, ...]
+    by_class: tuple[float | None, ...]
+
+
+def average_precision(
+    examples: Examples, manifest: Manifest, found: Sequence[Sequence[Detection]]
+) -> AveragePrecision:
+    """Score detections on examples with boxes.
+
+    Args:
+        examples: with boxes.
+        manifest: of the model.
+        found: detections in each example, whose boxes are fractions of the whole picture.
+
+    Raises:
+        ModelError: pycocotools is missing.
+    """
+    coco, evaluation = _coco()
     names = Labels(manifest.output.labels)
     most = max(int(examples.truth(index).classes.max(initial=0)) for index in range(len(examples)))
     count = len(manifest.output.labels) or most + 1
     numbers = {names[number]: number for number in reversed(range(count))}
-    found: list[dict[str, Any]] = []
-    for picture, placement in enumerate(_run(session, examples)):
-        detections = decode([session.output(at) for at in range(len(session.outputs))])
-        found += [_in_coco(picture, numbers, one, placement) for one in detections if one.label in numbers]
-        progress(picture + 1)
-    average, at_half = _evaluate(coco, evaluation, _ground_truth(examples, count), found)
-    return Score("AP", average, len(examples), details={"AP50": at_half})
+    rows = [
+        _in_coco(picture, numbers, one)
+        for picture, some in enumerate(found)
+        for one in some
+        if one.label in numbers
+    ]
+    average, at_half, by_class = _evaluate(coco, evaluation, _ground_truth(examples, count), rows, count)
+    score = Score("AP", average, len(examples), details={"AP50": at_half})
+    return AveragePrecision(score, tuple(names[number] for number in range(count)), by_class)
 
 
 def _coco() -> tuple[Any, Any]:
@@ -288,20 +332,20 @@ def _ground_truth(examples: Examples, count: int) -> dict[str, Any]:
     return {"images": images, "annotations": annotations, "categories": [{"id": kind} for kind in range(count)]}
 
 
-def _in_coco(picture: int, numbers: dict[str, int], one: Detection, placement: Placement) -> dict[str, Any]:
-    if one.box is None:
-        raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
-    x0, y0, x1, y1 = (side * _UNITS for side in placement.to_frame(one.box))
+def _in_coco(picture: int, numbers: dict[str, int], one: Detection) -> dict[str, Any]:
+    assert one.box is not None
+    x0, y0, x1, y1 = (side * _UNITS for side in one.box)
     box = [x0, y0, x1 - x0, y1 - y0]
     return {"image_id": picture, "category_id": numbers[one.label], "bbox": box, "score": one.score}
 
 
 def _evaluate(
-    coco: Any, evaluation: Any, truth: dict[str, Any], found: list[dict[str, Any]]
-) -> tuple[float, float]:
-    """Return AP and AP50."""
+    coco: Any, evaluation: Any, truth: dict[str, Any], found: list[dict[str, Any]], count: int
+) -> tuple[float, float, tuple[float | None, ...]]:
+    """Return AP, AP50, and AP of each class."""
     if not found:
-        return 0.0, 0.0
+        there = {one["category_id"] for one in truth["annotations"]}
+        return 0.0, 0.0, tuple(0.0 if number in there else None for number in range(count))
     with contextlib.redirect_stdout(io.StringIO()):
         known = coco()
         known.dataset = truth
@@ -310,7 +354,10 @@ def _evaluate(
         scoring.evaluate()
         scoring.accumulate()
         scoring.summarize()
-    return float(scoring.stats[0]), float(scoring.stats[1])
+    precision = scoring.eval["precision"][:, :, :, 0, -1]  # IoU, recall, class; of all sizes, 100 detections
+    by_class = [precision[:, :, number] for number in range(count)]
+    means = tuple(float(one[one > -1].mean()) if (one > -1).any() else None for one in by_class)
+    return float(scoring.stats[0]), float(scoring.stats[1]), means
 
 
 def time_ms(contents: Sequence[bytes], rounds: int = 30, *, threads: int = 1) -> list[float]:

@@ -13,7 +13,7 @@ import io
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -298,28 +298,58 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 def to_html(report: OptimiseReport) -> str:
     """Return the report as one HTML file. Charts are left out if matplotlib is missing."""
-    title = html.escape(plain(_title(report)))
-    parts = [f"<h1>{title}</h1>", _html_table(_facts(report), set())]
+    facts = _facts(report)
+    parts = [html_table(facts.columns, facts.rows)]
     dropped = {number for number, step in enumerate(report.steps) if not step.kept}
     for table in _tables(report):
-        parts += [f"<h2>{table.title}</h2>", _html_table(table, dropped if table.title == "Steps" else set())]
-    for name, chart in _charts(report):
-        source = base64.b64encode(chart).decode()
-        parts.append(f'<p><img alt="{html.escape(name)}" src="data:image/png;base64,{source}"></p>')
+        rows = html_table(table.columns, table.rows, dropped if table.title == "Steps" else set())
+        parts += [f"<h2>{table.title}</h2>", rows]
+    parts += [f"<p>{html_picture(name, chart, 'png')}</p>" for name, chart in _charts(report)]
     if report.remarks:
         parts.append(f"<ul>{''.join(f'<li>{html.escape(plain(one))}</li>' for one in report.remarks)}</ul>")
+    return html_page(_title(report), parts)
+
+
+def html_page(title: str, parts: Iterable[str]) -> str:
+    """Return an HTML file that loads nothing and runs nothing.
+
+    Args:
+        title: as text.
+        parts: of its body, HTML whose texts are escaped.
+    """
+    name, body = html.escape(plain(title)), "\n".join(parts)
     head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-    body = "\n".join(parts)
-    head += f"<title>{title}</title><style>{_STYLE}</style>"
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    head += f"<title>{name}</title><style>{_STYLE}</style>"
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n<h1>{name}</h1>\n{body}\n</body></html>\n'
+    )
 
 
-def _html_table(table: _Table, dropped: set[int]) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns) if any(table.columns) else ""
+def html_picture(name: str, content: bytes, kind: str) -> str:
+    """Return a picture within the page.
+
+    Args:
+        name: as text.
+        content: of the file.
+        kind: `png` or `jpeg`.
+    """
+    source = base64.b64encode(content).decode()
+    return f'<img alt="{html.escape(plain(name))}" src="data:image/{kind};base64,{source}">'
+
+
+def html_table(columns: Sequence[str], cells: Iterable[Sequence[str]], dropped: Set[int] = frozenset()) -> str:
+    """Return a table.
+
+    Args:
+        columns: their names; all empty: there is no head.
+        cells: of each row, as text.
+        dropped: numbers of rows that are greyed.
+    """
+    head = "".join(f"<th>{html.escape(column)}</th>" for column in columns) if any(columns) else ""
     rows = [f"<tr>{head}</tr>"] if head else []
-    for number, row in enumerate(table.rows):
-        cells = "".join(f"<td>{html.escape(plain(cell))}</td>" for cell in row)
-        rows.append(f'<tr class="dropped">{cells}</tr>' if number in dropped else f"<tr>{cells}</tr>")
+    for number, row in enumerate(cells):
+        filled = "".join(f"<td>{html.escape(plain(cell))}</td>" for cell in row)
+        rows.append(f'<tr class="dropped">{filled}</tr>' if number in dropped else f"<tr>{filled}</tr>")
     return f"<table>{''.join(rows)}</table>"
 
 

@@ -6,6 +6,8 @@ What lies at the path decides:
 - a folder with `images/`, and `labels/` as YOLO writes them: for each picture a `.txt` of the same name with
   lines `class x y width height`, where x and y are the centre, all as fractions; `classes.txt` may name the
   classes, a line each. Without `labels/` the pictures have no labels;
+- a folder with pictures and an `.xml` of Pascal VOC for each, or one `.json` of COCO, see
+  `agent.optimise.data.annotations`;
 - a folder of pictures, or with one sub-folder of them: no labels, for calibration and to compare two models;
 - a `.tar`, also compressed, of one of these: nothing is unpacked to disk;
 - a `.npz` with `x`, and with `y`, int [n], if there are classes, which `names` may name. `x` is uint8
@@ -249,7 +251,9 @@ def _decode(content: bytes, shown: str, how: int = cv2.IMREAD_COLOR) -> Image:
     return np.asarray(found, np.uint8)
 
 
-def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | None = None) -> Examples:
+def read_examples(
+    path: Path, model: Model, variant: str = "", *, limit: int | None = None, own_classes: bool = False
+) -> Examples:
     """Read the examples for a model.
 
     All that can be wrong is checked now, each picture too, so that no later step stops at it.
@@ -259,6 +263,7 @@ def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | N
         model: what takes them; its manifest prepares pictures and names the classes.
         variant: of the model; empty: its first.
         limit: use so many, chosen by a fixed rule, at least 8; None: all.
+        own_classes: classes keep their names and numbers, and need not be the model's; boxes never do.
 
     Raises:
         ModelError: there are too few, they do not fit the model, a label or a picture cannot be used, or a class
@@ -283,7 +288,9 @@ def read_examples(path: Path, model: Model, variant: str = "", *, limit: int | N
     if len(content.pictures) < _FEWEST:
         found = plural(len(content.pictures), "example")
         raise ModelError(f"{path}: {found}; expected at least {_FEWEST}")
-    content, remarks = _matched(content, path, model, outputs)
+    remarks: tuple[str, ...] = ()
+    if not (own_classes and content.classes is not None):
+        content, remarks = _matched(content, path, model, outputs)
     examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), remarks=remarks)
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]

@@ -111,6 +111,8 @@ def read_data(path: Path) -> FoundData:
     if not pictures:
         kinds = ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
         raise ModelError(f"{path}: no pictures ({kinds}) in it")
+    if (boxed := _read_annotated(path, files, pictures)) is not None:
+        return boxed
     tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
@@ -122,6 +124,29 @@ def read_data(path: Path) -> FoundData:
             f"{path}: {plain(loose)} lies beside sub-folders of pictures: move it into that of its class"
         )
     return _read_folders(path, files, pictures)
+
+
+def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | None:
+    """Read boxes of VOC or COCO; None: there are none."""
+    from agent.optimise.data.annotations import read_coco, read_voc
+
+    notes = {name: file for name, file in files.items() if name.endswith(".xml")}
+    lists = [name for name in files if name.endswith(".json")]
+    if notes:
+        words, found = "of VOC", read_voc(str(path), pictures, notes)
+    elif len(lists) == 1:
+        words, found = "of COCO", read_coco(str(path), lists[0], files[lists[0]].read(), pictures)
+    else:
+        return None
+    objects = tuple(found.objects[name] for name in pictures)
+    count = sum(len(one.classes) for one in objects)
+    if not count:
+        if lists and not notes:
+            raise ModelError(f"{path}: not one box in {plain(lists[0])}")
+        return None  # of a tool that wrote no boxes
+    places = tuple(f"{path}: {plain(name)}" for name in pictures)
+    words = "; ".join((f"with {count} boxes {words}", *found.remarks))
+    return FoundData(tuple(pictures.items()), words, objects=objects, names=found.names, places=places)
 
 
 def _top(name: str) -> str:

@@ -1,0 +1,431 @@
+"""Evaluate a model on labelled examples: one pass over them, through the input and the decoder of the daemon."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.compute.decode.decoder import Labels, build_decoder
+from agent.compute.infer.image_input import Placement
+from agent.compute.infer.session import Session
+from agent.compute.manifest import Manifest, Model
+from agent.config import DecodeConfig
+from agent.errors import ModelError
+from agent.optimise.anomaly.memory import roc_area
+from agent.optimise.data import Examples
+from agent.optimise.evaluate import (
+    Progress,
+    Score,
+    average_precision,
+    change,
+    open_content,
+    run_examples,
+    share_score,
+    wilson,
+)
+from agent.optimise.evaluation.operating import (
+    Found,
+    FrocPoint,
+    OperatingPoint,
+    box_point,
+    box_threshold_for,
+    froc,
+    match,
+    share_point,
+    threshold_for,
+)
+from agent.text import plural
+from agent.types import Detection
+
+_LEAST = 1e-4
+"""Threshold of the decoder in a pass: weaker results are of no use."""
+_BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
+_WORST = 24
+
+
+class EvaluationRequest(Struct, frozen=True):
+    """What is asked of an evaluation.
+
+    Attributes:
+        variant: of the model; empty: its first.
+        positive: classes that are to be found, for operating points; empty: of boxes all, else none.
+        target_recall: share of them that has to be found; None: the manifest's threshold is judged alone.
+        threads: of the CPU.
+    """
+
+    variant: str = ""
+    positive: tuple[str, ...] = ()
+    target_recall: float | None = None
+    threads: int = 1
+
+
+class ClassResult(Struct, frozen=True):
+    """One class.
+
+    Attributes:
+        name: of the class.
+        count: examples, or objects, of it.
+        recall: share of them that is told rightly, at the manifest's threshold for boxes; None: there are none.
+        recall_interval: of 95 %.
+        precision: share of what is told to be it that is; None: nothing is.
+        ap: COCO's average precision of its boxes; None: not of boxes.
+    """
+
+    name: str
+    count: int
+    recall: float | None
+    recall_interval: tuple[float, float] | None
+    precision: float | None
+    ap: float | None = None
+
+
+class Positive(Struct, frozen=True):
+    """What the thresholds on one score give.
+
+    Attributes:
+        names: classes that are to be found.
+        count: examples or objects of them.
+        auroc: probability that a positive example has a larger score than a negative one; None: of boxes.
+        at_manifest: at the manifest's threshold.
+        at_target: at the highest threshold that reaches the target; None: no target, or it cannot be reached.
+        most: largest share that any threshold finds.
+        froc: of boxes; else empty.
+    """
+
+    names: tuple[str, ...]
+    count: int
+    auroc: float | None
+    at_manifest: OperatingPoint
+    at_target: OperatingPoint | None
+    most: float
+    froc: tuple[FrocPoint, ...] = ()
+
+
+class WrongExample(Struct, frozen=True):
+    """An example on which the model errs most surely.
+
+    Attributes:
+        index: of the example.
+        truth, told: classes.
+        score: of what is told, 0..1.
+    """
+
+    index: int
+    truth: str
+    told: str
+    score: float
+
+
+class Comparison(Struct, frozen=True):
+    """The same examples through another model.
+
+    Attributes:
+        model: its name.
+        value: of the same metric.
+        difference: of this model from it.
+        interval: in which the difference lies with 95 % probability, of paired examples; None: not known.
+    """
+
+    model: str
+    value: float
+    difference: float
+    interval: tuple[float, float] | None
+
+
+class Evaluation(Struct, frozen=True):
+    """How good a model is on labelled examples.
+
+    Attributes:
+        model, sha256: name and hash of the file.
+        data: where the examples came from, in a line.
+        count: of the examples.
+        metric: `top-1`, `AP` or `AUROC`.
+        value: of the metric, 0..1.
+        interval: of 95 %; None: not known.
+        details: other figures, such as `AP50`.
+        classes: by class.
+        confusion: number of examples of each class, a row, by what they were told to be, a column; empty: of
+            boxes and anomalies.
+        positives: by what is to be found.
+        wrong: the worst errors, surest first.
+        against: comparison with another model; None: there is none.
+        remarks: doubts.
+    """
+
+    model: str
+    sha256: str
+    data: str
+    count: int
+    metric: str
+    value: float
+    interval: tuple[float, float] | None
+    details: dict[str, float]
+    classes: tuple[ClassResult, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    positives: tuple[Positive, ...]
+    wrong: tuple[WrongExample, ...]
+    against: Comparison | None = None
+    remarks: tuple[str, ...] = ()
+
+
+class _Pass(NamedTuple):
+    """What one pass gives: the evaluation, and for comparisons a score."""
+
+    evaluation: Evaluation
+    score: Score
+
+
+def has_own_classes(manifest: Manifest) -> bool:
+    """Return True if a model does not tell classes of whole pictures: folders then need not be its labels."""
+    return manifest.output.decoder not in ("classify", "")
+
+
+def evaluate_model(
+    model: Model,
+    examples: Examples,
+    request: EvaluationRequest,
+    other: Model | None = None,
+    progress: Progress = lambda _: None,
+) -> Evaluation:
+    """Evaluate a model, and compare it with another on the same examples.
+
+    Args:
+        model: to evaluate.
+        examples: with classes or boxes, as they are read for it.
+        request: see `EvaluationRequest`.
+        other: model that takes the same inputs; None: nothing is compared.
+        progress: called with the number of examples that are done.
+
+    Raises:
+        ModelError: a model cannot be run, or the examples have no labels, or not those that are asked for.
+    """
+    if examples.kind == "none":
+        raise ModelError("the examples have no labels: give a sub-folder for each class, or boxes")
+    found = _one_pass(model, examples, request, progress)
+    if other is None:
+        return found.evaluation
+    second = _one_pass(other, examples, request, lambda done: progress(len(examples) + done))
+    by = change(second.score, found.score)
+    against = Comparison(other.manifest.name or other.path, second.score.value, by.value, by.interval)
+    return replace(found.evaluation, against=against)
+
+
+def _one_pass(model: Model, examples: Examples, request: EvaluationRequest, progress: Progress) -> _Pass:
+    manifest = model.manifest
+    with open_content(model.content, manifest, request.variant, request.threads) as session:
+        if examples.kind == "boxes":
+            return _boxes(model, session, examples, request, progress)
+        if has_own_classes(manifest):
+            return _whole_pictures(model, session, examples, request, progress)
+        return _classes(model, session, examples, request, progress)
+
+
+def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **more: Any) -> Evaluation:
+    return Evaluation(
+        model.manifest.name or model.path,
+        model.sha256[:12],
+        examples.description,
+        len(examples),
+        metric,
+        score.value,
+        score.interval,
+        score.details,
+        remarks=examples.remarks,
+        **more,
+    )
+
+
+def _decoded(
+    session: Session, manifest: Manifest, examples: Examples, config: DecodeConfig, progress: Progress
+) -> Iterator[tuple[list[Detection], Placement]]:
+    decode = build_decoder(manifest, session.inputs, session.outputs, config)
+    for number, placement in enumerate(run_examples(session, examples)):
+        yield decode([session.output(at) for at in range(len(session.outputs))]), placement
+        progress(number + 1)
+
+
+def _classes(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
+    manifest, labels = model.manifest, examples.labels
+    assert labels is not None
+    count = len(manifest.output.labels) or int(labels.max()) + 1
+    names = Labels(manifest.output.labels or examples.names)
+    every = {**manifest.output.options, "top_k": count}
+    manifest = replace(manifest, output=replace(manifest.output, options=every, decoder="classify"))
+    scores = np.zeros((len(examples), count))
+    numbers = {names[number]: number for number in range(count)}
+    config = DecodeConfig(score_threshold=0.0, max_detections=max(1, count))
+    for row, (detections, _) in zip(scores, _decoded(session, manifest, examples, config, progress), strict=True):
+        for one in detections:
+            row[numbers[one.label]] = one.score
+    told = scores.argmax(1)
+    score = share_score("top-1", told == labels)
+    shown = tuple(names[number] for number in range(count))
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (labels, told), 1)
+    positives: tuple[Positive, ...] = ()
+    if request.positive:
+        chosen = [_number(shown, name) for name in request.positive]
+        total = np.minimum(scores[:, chosen].sum(1), 1.0)
+        positives = (_positive(request, total, np.isin(labels, chosen), manifest.output.score_threshold),)
+    return _Pass(
+        _evaluation(
+            model,
+            examples,
+            score,
+            "top-1",
+            classes=tuple(_class_results(confusion, shown)),
+            confusion=tuple(tuple(map(int, row)) for row in confusion),
+            positives=positives,
+            wrong=_worst(scores, labels, told, shown),
+        ),
+        score,
+    )
+
+
+def _number(names: Sequence[str], name: str) -> int:
+    if name not in names:
+        raise ModelError(f"no class {name!r} in the data; it has: {', '.join(names[:20])}")
+    return names.index(name)
+
+
+def _class_results(confusion: NDArray[np.int64], names: Sequence[str]) -> Iterator[ClassResult]:
+    for number, name in enumerate(names):
+        count, told = int(confusion[number].sum()), int(confusion[:, number].sum())
+        right = int(confusion[number, number])
+        recall, interval = (right / count, wilson(right, count)) if count else (None, None)
+        yield ClassResult(name, count, recall, interval, right / told if told else None)
+
+
+def _worst(
+    scores: NDArray[np.float64], labels: NDArray[np.int64], told: NDArray[np.int64], names: Sequence[str]
+) -> tuple[WrongExample, ...]:
+    wrong = np.flatnonzero(told != labels)
+    surest = wrong[np.argsort(-scores[wrong, told[wrong]], kind="stable")][:_WORST]
+    return tuple(
+        WrongExample(int(one), names[labels[one]], names[told[one]], float(scores[one, told[one]]))
+        for one in surest
+    )
+
+
+def _positive(
+    request: EvaluationRequest, scores: NDArray[np.float64], positive: NDArray[np.bool_], threshold: float
+) -> Positive:
+    """Return the operating points of a score on whole examples."""
+    if positive.all() or not positive.any():
+        which = "all" if positive.any() else "none"
+        raise ModelError(f"{which} of the examples are of {', '.join(request.positive)}: both kinds are needed")
+    target = None
+    if request.target_recall is not None:
+        target = share_point(scores, positive, threshold_for(scores[positive], request.target_recall))
+    area = roc_area(scores[~positive].astype(np.float32), scores[positive].astype(np.float32))
+    return Positive(
+        request.positive, int(positive.sum()), area, share_point(scores, positive, threshold), target, 1.0
+    )
+
+
+def _whole_pictures(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
+    """Judge pictures, whose folders are positive or not, by their strongest result: anomalies, and detectors."""
+    names, labels = examples.names, examples.labels
+    assert labels is not None
+    if not request.positive:
+        raise ModelError(
+            "the model tells no classes of whole pictures: --positive says which of these it is to find: "
+            f"{', '.join(names[:20])}"
+        )
+    chosen = [_number(names, name) for name in request.positive]
+    config = DecodeConfig(score_threshold=_LEAST)
+    found = _decoded(session, model.manifest, examples, config, progress)
+    scores = np.array([max((one.score for one in some), default=0.0) for some, _ in found])
+    positive, threshold = np.isin(labels, chosen), model.manifest.output.score_threshold
+    result = _positive(request, scores, positive, threshold)
+    assert result.auroc is not None
+    right = (scores >= threshold) == positive
+    score = replace(share_score("top-1", right), value=result.auroc, interval=None)
+    told = np.where(scores >= threshold, "found", "nothing found")
+    wrong = np.flatnonzero(~right)
+    surest = wrong[np.argsort(-np.abs(scores[wrong] - threshold), kind="stable")][:_WORST]
+    errors = tuple(
+        WrongExample(int(one), names[labels[one]], str(told[one]), float(scores[one])) for one in surest
+    )
+    rows = _folder_results(names, labels, scores >= threshold, set(chosen))
+    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors}
+    return _Pass(_evaluation(model, examples, score, "AUROC", **more), replace(score, right=()))
+
+
+def _folder_results(
+    names: Sequence[str], labels: NDArray[np.int64], found: NDArray[np.bool_], chosen: set[int]
+) -> Iterator[ClassResult]:
+    """Yield for each folder the share that is judged rightly: found where it is to be, and not elsewhere."""
+    for number, name in enumerate(names):
+        there = labels == number
+        right, count = int((found[there] == (number in chosen)).sum()), int(there.sum())
+        yield ClassResult(name, count, right / count, wilson(right, count), None)
+
+
+def _boxes(
+    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
+) -> _Pass:
+    manifest, threshold = model.manifest, model.manifest.output.score_threshold
+    found = [
+        [replace(one, box=placement.to_frame(one.box)) for one in some if one.box is not None]
+        for some, placement in _decoded(session, manifest, examples, _BOXES, progress)
+    ]
+    result = average_precision(examples, manifest, found)
+    names = result.names
+    chosen = [_number(names, name) for name in request.positive] or range(len(names))
+    positives, rows = [], []
+    for number, name in enumerate(names):
+        matched = _matched(examples, found, number, name)
+        count = int(matched.objects.sum())
+        if not count:
+            continue
+        point = box_point(matched, threshold)
+        average = result.by_class[number]
+        rows.append(ClassResult(name, count, point.recall, point.recall_interval, point.precision, average))
+        if number in chosen:
+            positives.append(_box_positive(request, matched, name, point))
+    more = {"classes": tuple(rows), "confusion": (), "positives": tuple(positives), "wrong": ()}
+    return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
+
+
+def _matched(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:
+    scores, hits, pictures, objects = [], [], [], []
+    for index, some in enumerate(found):
+        truth = examples.truth(index)
+        boxes = truth.boxes[truth.classes == number]
+        own = [one for one in some if one.label == name]
+        own_scores = np.array([one.score for one in own], np.float64)
+        hits.append(match(np.array([one.box for one in own], np.float64).reshape(-1, 4), own_scores, boxes))
+        scores.append(own_scores)
+        pictures.append(np.full(len(own), index, np.int64))
+        objects.append(len(boxes))
+    return Found(
+        np.concatenate(scores), np.concatenate(hits), np.concatenate(pictures), np.array(objects, np.int64)
+    )
+
+
+def _box_positive(request: EvaluationRequest, matched: Found, name: str, point: OperatingPoint) -> Positive:
+    most, target = float(matched.hits.sum() / matched.objects.sum()), None
+    if request.target_recall is not None:
+        threshold = box_threshold_for(matched, request.target_recall)
+        target = box_point(matched, threshold) if np.isfinite(threshold) else None
+    return Positive((name,), int(matched.objects.sum()), None, point, target, most, froc(matched))
+
+
+def missed_targets(evaluation: Evaluation, target: float | None) -> list[str]:
+    """Return for each class whose target cannot be reached how near it came, a line each."""
+    missed = (one for one in evaluation.positives if target is not None and one.at_target is None)
+    return [
+        f"{', '.join(one.names)}: no threshold finds {target:.1%} of {plural(one.count, 'object')}; the most is "
+        f"{one.most:.1%}"
+        for one in missed
+    ]

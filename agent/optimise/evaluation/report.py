@@ -1,0 +1,183 @@
+"""Reports of an evaluation: tables as text, and one HTML file with the confusions and the worst errors."""
+
+from __future__ import annotations
+
+import importlib
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from agent.errors import ModelError
+from agent.optimise.data import Examples
+from agent.optimise.evaluation.model import ClassResult, Evaluation, Positive
+from agent.optimise.evaluation.operating import OperatingPoint
+from agent.optimise.report import html_page, html_picture, html_table
+
+_SIDE, _QUALITY = 240, 80
+"""Longest side of a picture in the report, px, and quality of its JPEG."""
+_CLASSES_DRAWN = 60
+
+
+class EvaluationTable(NamedTuple):
+    """A table.
+
+    Attributes:
+        title: in a few words.
+        columns: their names.
+        right: those whose cells are right-aligned.
+        rows: of cells.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    right: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def percent(value: float | None) -> str:
+    """Return a share as text, such as `98.7 %`; empty for None."""
+    return "" if value is None else f"{value * 100:.1f} %"
+
+
+def span(interval: tuple[float, float] | None) -> str:
+    """Return an interval of shares as text, such as `97.1 to 99.4 %`; empty for None."""
+    return "" if interval is None else f"{interval[0] * 100:.1f} to {interval[1] * 100:.1f} %"
+
+
+def headline(found: Evaluation) -> str:
+    """Return the metric in a line."""
+    more = "".join(f", {name} {percent(value)}" for name, value in found.details.items())
+    between = f" ({span(found.interval)})" if found.interval else ""
+    return f"{found.metric} {percent(found.value)}{between}{more} on {found.count} examples"
+
+
+def comparison(found: Evaluation) -> str:
+    """Return the comparison in a line; empty without one."""
+    one = found.against
+    if one is None:
+        return ""
+    told = f"{found.metric} of {one.model} {percent(one.value)}: {one.difference * 100:+.1f} percentage points"
+    if one.interval is None:
+        return told
+    low, high = (edge * 100 for edge in one.interval)
+    sure = "significant" if low > 0 or high < 0 else "not significant"
+    return f"{told}, {low:+.1f} to {high:+.1f} with 95 % probability: {sure}"
+
+
+def tables(found: Evaluation) -> Iterator[EvaluationTable]:
+    """Yield the tables of an evaluation."""
+    shown = ("class", "count", "recall", "95 %", "precision", "AP")
+    has_ap = any(one.ap is not None for one in found.classes)
+    columns = shown if has_ap else shown[:-1]
+    rows = [_class_row(one)[: len(columns)] for one in found.classes if one.count]
+    yield EvaluationTable("by class", columns, columns[1:], rows)
+    points = [row for one in found.positives for row in _point_rows(one)]
+    if points:
+        alarms = "false a picture" if found.metric == "AP" else "false alarms"
+        names = ("to find", "at", "threshold", "recall", "95 %", alarms, "precision", "missed")
+        yield EvaluationTable("operating points", names, names[2:], points)
+    curves = [one for one in found.positives if one.froc]
+    if curves:
+        rates = tuple(f"{point.false_positives:g}" for point in curves[0].froc)
+        rows = [(_names(one), *(percent(point.sensitivity) for point in one.froc)) for one in curves]
+        yield EvaluationTable("sensitivity at false positives a picture", ("to find", *rates), rates, rows)
+
+
+def _names(one: Positive) -> str:
+    return ", ".join(one.names)
+
+
+def _class_row(one: ClassResult) -> tuple[str, ...]:
+    return (
+        one.name,
+        str(one.count),
+        percent(one.recall),
+        span(one.recall_interval),
+        percent(one.precision),
+        percent(one.ap),
+    )
+
+
+def _point_rows(one: Positive) -> Iterator[tuple[str, ...]]:
+    points = {"manifest": one.at_manifest, "target": one.at_target}
+    for name, point in points.items():
+        if point is not None:
+            yield (_names(one), name, *_point_cells(point, of_boxes=one.auroc is None))
+
+
+def _point_cells(point: OperatingPoint, *, of_boxes: bool) -> tuple[str, ...]:
+    alarms = f"{point.false_alarms:.3g}" if of_boxes else percent(point.false_alarms)
+    recall = percent(point.recall), span(point.recall_interval)
+    return f"{point.threshold:.4g}", *recall, alarms, percent(point.precision), str(point.missed)
+
+
+def draw_confusion(found: Evaluation) -> bytes:
+    """Return the confusion matrix as PNG.
+
+    Raises:
+        ModelError: there is none, or matplotlib is missing.
+    """
+    if not found.confusion:
+        raise ModelError("there is no confusion matrix: only of classes of whole pictures")
+    try:
+        new = importlib.import_module("matplotlib.figure").Figure
+    except ImportError as error:
+        raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
+    counts = np.array(found.confusion)
+    names = [one.name.replace("$", r"\$")[:24] for one in found.classes]
+    side = 2.0 + 0.4 * min(len(names), _CLASSES_DRAWN)
+    figure = new(figsize=(side + 1.0, side), layout="constrained")
+    _fill(figure.add_subplot(), counts, names)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=100)
+    return drawn.getvalue()
+
+
+def _fill(axis: Any, counts: Any, names: Sequence[str]) -> None:
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
+    axis.set(xlabel="told", ylabel="is", xticks=range(len(names)), yticks=range(len(names)))
+    axis.set_xticklabels(names, rotation=90)
+    axis.set_yticklabels(names)
+    if len(names) <= _CLASSES_DRAWN // 2:
+        for row, column in np.argwhere(counts > 0):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=8)
+
+
+def to_html(found: Evaluation, examples: Examples) -> str:
+    """Return the evaluation as one HTML file, with the pictures of the worst errors."""
+    lines = [headline(found), comparison(found), found.data, *found.remarks]
+    parts = [html_table(("", ""), [("", line) for line in lines if line])]
+    for table in tables(found):
+        parts += [f"<h2>{table.title}</h2>", html_table(table.columns, table.rows)]
+    if found.confusion:
+        try:
+            parts += ["<h2>confusions</h2>", html_picture("confusion matrix", draw_confusion(found), "png")]
+        except ModelError:
+            parts.pop()  # no matplotlib
+    if found.wrong:
+        parts += ["<h2>worst errors, surest first</h2>", html_table(("is", "told", "score"), _wrong_rows(found))]
+        parts += list(_wrong_pictures(found, examples))
+    return html_page(f"evaluation: {found.model}", parts)
+
+
+def _wrong_rows(found: Evaluation) -> list[tuple[str, ...]]:
+    return [(one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
+
+
+def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
+    for one in found.wrong:
+        try:
+            picture = examples.picture(one.index)
+        except ModelError:
+            return  # values, not pictures
+        if examples.order == "rgb":
+            picture = np.ascontiguousarray(picture[..., ::-1])
+        scale = min(1.0, _SIDE / max(picture.shape[:2]))
+        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1].tobytes()
+        yield html_picture(f"{one.truth}, told {one.told}, {one.score:.3f}", encoded, "jpeg")
