@@ -121,7 +121,7 @@ class WrongExample(Struct, frozen=True):
     score: float
 
 
-class Comparison(Struct, frozen=True):
+class ModelComparison(Struct, frozen=True):
     """The same examples through another model.
 
     Attributes:
@@ -169,7 +169,7 @@ class Evaluation(Struct, frozen=True):
     confusion: tuple[tuple[int, ...], ...]
     positives: tuple[Positive, ...]
     wrong: tuple[WrongExample, ...]
-    against: Comparison | None = None
+    against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
 
@@ -211,7 +211,7 @@ def evaluate_model(
         return found.evaluation
     second = _one_pass(other, examples, request, lambda done: progress(len(examples) + done))
     by = change(second.score, found.score)
-    against = Comparison(other.manifest.name or other.path, second.score.value, by.value, by.interval)
+    against = ModelComparison(other.manifest.name or other.path, second.score.value, by.value, by.interval)
     return replace(found.evaluation, against=against)
 
 

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise_work import files_of, print_steps, work_folder
+from agent.cli.optimise.work import files_of, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.errors import ModelError
 from agent.models.version_writer import check_first, refuse_inputs, write_first

@@ -96,7 +96,7 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
     Both models then answer random inputs; OUT is written only if the answers are equal: within one last bit of
     quantised outputs, and within 5e-4 of the largest value of float ones.
     """  # noqa: D301
-    from agent.cli.optimise_rewrite import rewrite_and_write
+    from agent.cli.optimise.rewrite import rewrite_and_write
 
     rewrite_and_write(model, out, skip, force=force, as_json=as_json)
 
@@ -131,7 +131,7 @@ def import_module(factory: str, out: Path, shape: str, mean: str, std: str, **op
     An operation that cannot be imported is named with its place; where litert-torch is installed, it imports the
     module instead.
     """
-    from agent.cli.optimise_import import ImportOptions, write_imported
+    from agent.cli.optimise.import_module import ImportOptions, write_imported
 
     write_imported(factory, out, ImportOptions(shape, mean, std, **options))
 
@@ -202,7 +202,7 @@ def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, *
 
     If the budget cannot be met, nothing is written, and the exit code is 1.
     """
-    from agent.cli.optimise_tune import tune_and_write
+    from agent.cli.optimise.tune import tune_and_write
     from agent.optimise.tune_steps import TuneRequest
 
     command = shlex.join(["vedette", *sys.argv[1:]])
@@ -240,7 +240,7 @@ def train(network: str, out: Path, **options: Any) -> None:
     the same --limit divide them the same way. An interrupted run goes on from its checkpoint, in the folder
     OUT.work unless --work names another.
     """
-    from agent.cli.optimise_train import TrainOptions, train_and_write
+    from agent.cli.optimise.train import TrainOptions, train_and_write
 
     command = shlex.join(["vedette", *sys.argv[1:]])
     train_and_write(network, out, TrainOptions(**options, command=command))
@@ -273,7 +273,7 @@ def prune(model: str, out: Path, **options: Any) -> None:
     One part of the examples is for training, on the other the result is measured. An interrupted run goes on from
     its checkpoints, in the folder OUT.work unless --work names another, and ends with the same bytes.
     """
-    from agent.cli.optimise_prune import PruneOptions, prune_and_write
+    from agent.cli.optimise.prune import PruneOptions, prune_and_write
 
     command = shlex.join(["vedette", *sys.argv[1:]])
     prune_and_write(model, out, PruneOptions(**options, command=command))
@@ -321,7 +321,7 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     Two of three parts go into the memory of OUT, the others set its limit. Faulty parts decide nothing. OUT.png
     shows where parts differ. No training: a board does it as well.
     """
-    from agent.cli.optimise_anomaly import AnomalyRequest, write_anomaly_model
+    from agent.cli.optimise.anomaly import AnomalyRequest, write_anomaly_model
 
     command = shlex.join(["vedette", *sys.argv[1:]])
     write_anomaly_model(model, out, AnomalyRequest(**options, command=command))
@@ -358,7 +358,7 @@ def depth(model: str, out: Path, **options: Any) -> None:
     is measured. An interrupted run goes on from its checkpoints, in the folder OUT.work unless --work names
     another.
     """
-    from agent.cli.optimise_depth import DepthOptions, deepen_and_write
+    from agent.cli.optimise.depth import DepthOptions, deepen_and_write
 
     command = shlex.join(["vedette", *sys.argv[1:]])
     deepen_and_write(model, out, DepthOptions(**options, command=command))
@@ -393,7 +393,7 @@ def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: boo
     If the budget cannot be met, nothing is written, and the exit code is 1. An interrupted training goes on from
     its checkpoint, in the folder OUT.work unless --work names another, and ends with the same bytes.
     """  # noqa: D301
-    from agent.cli.optimise_quantise import quantise_and_write
+    from agent.cli.optimise.quantise import quantise_and_write
     from agent.optimise.quantisation.request import QuantiseRequest
 
     command = shlex.join(["vedette", *sys.argv[1:]])
@@ -425,7 +425,7 @@ def search(**options: Any) -> None:
 
     Without --trials and --for it ends when all networks of the space have been tried, or by Ctrl-C.
     """
-    from agent.cli.optimise_search import search_and_print
+    from agent.cli.optimise.search import search_and_print
 
     search_and_print(**options)
 
@@ -441,7 +441,7 @@ def search_export(study: str, trial: int, out: Path, work: Path | None, force: b
 
     The report has the accuracy on examples that have decided nothing in the search.
     """
-    from agent.cli.optimise_search import export_and_print
+    from agent.cli.optimise.search import export_and_print
 
     command = without_logins(shlex.join(["vedette", *sys.argv[1:]]))
     export_and_print(study, trial, out, work=work, command=command, force=force)

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from agent.cli.chart import calibration_png
 from agent.cli.optimise import show_progress
-from agent.cli.optimise_work import files_of, work_folder
+from agent.cli.optimise.work import files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors

@@ -23,7 +23,7 @@ if load_runtime()[0] != "litert":
 from agent.optimise import tune_steps
 from agent.optimise.profile import ModelProfile
 from agent.optimise.tune import Meters, ModelState, Progress, TuningStep, tune
-from tests.unit.cli.test_optimise import said, unfused
+from tests.unit.cli.optimise.test_optimise import said, unfused
 
 MANIFEST = """
 file = "model.tflite"

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise_work import files_of, print_steps, work_folder
+from agent.cli.optimise.work import files_of, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
