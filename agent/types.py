@@ -101,6 +101,7 @@ class Detection(Struct, frozen=True, omit_defaults=True):
         keypoints: named points, if the model gives any.
         outline: polygon around a segmented region, if the model gives one.
         area: share 0..1 of the frame that a segmented region covers.
+        values: a measurement, or the numbers of an output, if the model gives these.
     """
 
     label: str
@@ -109,6 +110,7 @@ class Detection(Struct, frozen=True, omit_defaults=True):
     keypoints: tuple[Keypoint, ...] = ()
     outline: tuple[Point, ...] = ()
     area: float | None = None
+    values: tuple[float, ...] = ()
 
 
 class Track(Struct, frozen=True, omit_defaults=True):

@@ -96,6 +96,8 @@ def _opened(name: str, variant: str) -> Model:
     model = open_model_without_root(name, variant)
     if model.manifest.audio is not None:
         raise ModelError(f"{name}: takes sound: only models of pictures are evaluated")
+    if model.manifest.gives_numbers:
+        raise ModelError(f"{name}: gives numbers: only classes, anomalies and boxes are evaluated")
     return model
 
 

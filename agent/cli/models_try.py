@@ -32,6 +32,7 @@ _SOUNDS = (".wav", ".flac", ".ogg")
 _LEAST = 0.001
 """Threshold at which the strongest result is looked for if none counts."""
 _QUALITY = 90
+_VALUES_SHOWN = 6
 _BEGIN = datetime(2000, 1, 1, tzinfo=UTC)
 
 
@@ -313,6 +314,8 @@ def _box(box: Box | None, size: tuple[int, int]) -> str:
 
 def _more(one: Detection) -> str:
     found = [plural(len(one.keypoints), "keypoint")] if one.keypoints else []
+    found += [f"{value:.4g}" for value in one.values[:_VALUES_SHOWN]]
+    found += [f"… {plural(len(one.values), 'number')}"] if len(one.values) > _VALUES_SHOWN else []
     found += [] if one.area is None else [f"{one.area:.0%} of the picture"]
     return ", ".join(found)
 

@@ -59,6 +59,7 @@ class Reporter:
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
+        self._values: dict[str, tuple[float, float]] = {}
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
@@ -179,6 +180,25 @@ class Reporter:
         For any thread.
         """
         return tuple(self._seen.copy())
+
+    def values(self, measurements: Mapping[str, float], step: float, now_s: float) -> None:
+        """Set the measurements that have changed by a step, at most every `values_every_s`; after `stop` none.
+
+        Args:
+            measurements: by label.
+            step: least change; 0: any.
+            now_s: CLOCK_MONOTONIC, s.
+        """
+        with self._lock:
+            if self._stopped or not self._config.counts:
+                return
+            for label, value in measurements.items():
+                known, at_s = self._values.get(label, (None, 0.0))
+                is_due = known is None or now_s - at_s >= self._config.values_every_s
+                if is_due and (known is None or (value != known and abs(value - known) >= step)):
+                    self._values[label] = value, now_s
+                    topic = self._topics.value(self._stream, label)
+                    self._board.retain(topic, f"{value:.6g}".encode(), patient=True)
 
     def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
         """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.

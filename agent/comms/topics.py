@@ -67,6 +67,10 @@ class Topics(Struct, frozen=True):
         """Retained JSON: counters of inspected parts."""
         return f"{self._own}/{stream}/inspection"
 
+    def value(self, stream: str, label: str) -> str:
+        """Retained number of a measurement; characters of a label are replaced as in `count`."""
+        return f"{self._own}/{stream}/value/{_level(label)}"
+
     def snapshot(self, stream: str) -> str:
         """Retained JPEG."""
         return f"{self._own}/{stream}/snapshot"
@@ -127,7 +131,7 @@ class Topics(Struct, frozen=True):
     def retained_of(self, stream: str) -> tuple[str, ...]:
         """Return the prefixes of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
-        return self.snapshot(stream), self.inspection(stream), f"{own}/count/", f"{own}/zone/"
+        return self.snapshot(stream), self.inspection(stream), f"{own}/value/", f"{own}/count/", f"{own}/zone/"
 
 
 def _level(label: str) -> str:

@@ -237,6 +237,8 @@ class AudioPerception:
             self._keywords.reset()
 
     def _report(self, answer: Prediction, at_ns: int, at: datetime) -> tuple[list[Event], list[Detection]]:
+        if self.model.manifest.gives_numbers:
+            return [], answer.detections
         if self._keywords is None:
             return self.tracker.update(answer.detections, at_ns, at), answer.detections
         events = self._keywords.update(answer.scores, at_ns, at, self._every_s)

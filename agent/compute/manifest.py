@@ -197,8 +197,13 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def has_tracks(self) -> bool:
-        """True if it finds objects or sounds that last and can be counted; False for keywords."""
-        return self.output.decoder != "keyword"
+        """True if it finds objects or sounds that last and can be counted; False for keywords and numbers."""
+        return self.output.decoder != "keyword" and not self.gives_numbers
+
+    @property
+    def gives_numbers(self) -> bool:
+        """True if its results are measurements, or outputs as they are."""
+        return self.output.decoder in ("regression", "raw")
 
     @property
     def cascade(self) -> tuple[Variant, ...]:

@@ -164,6 +164,7 @@ class VideoPerception:
         self._crops = config.gate.crop
         self._gate = MotionGate(config.gate)
         self.tracker = Tracker(config.track, zones, stream)
+        self._gives_numbers = model.manifest.gives_numbers
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds, zones and another open variant; tracks continue."""
@@ -191,7 +192,8 @@ class VideoPerception:
         self.last_crop = crop = gate.crop or WHOLE
         result = self._detector.run(frame, crop, gate.complexity)
         decoded = time.monotonic_ns()
-        events = tracker.update(result.detections, frame.captured_ns, frame.captured_at, crop)
+        found = () if self._gives_numbers else result.detections  # numbers are no objects to follow
+        events = tracker.update(found, frame.captured_ns, frame.captured_at, crop)
         track = time.monotonic_ns() - decoded
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track)
         return StreamResult(events, result.detections, stages)

@@ -100,10 +100,13 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
     except ModelError:
         return known
     kind = _kind(manifest)
-    return replace(known, kind=kind, labels=_labels(manifest, config, kind))
+    unit = str(manifest.output.options.get("unit", ""))
+    return replace(known, kind=kind, labels=_labels(manifest, config, kind), unit=unit)
 
 
 def _kind(manifest: Manifest) -> Kind:
+    if manifest.gives_numbers:
+        return "numbers"
     if not manifest.has_tracks:
         return "words"
     if manifest.audio is not None:

@@ -131,6 +131,8 @@ def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
         return
     if model.manifest.audio is not None:
         raise ConfigError(f"stream {name}: inspection is of pictures, and {config.model} takes sound")
+    if model.manifest.gives_numbers:
+        raise ConfigError(f"stream {name}: {config.model} gives numbers, and inspection needs labels with scores")
     for key in ("clips", "zones"):
         if getattr(config, key):
             raise ConfigError(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from msgspec import Struct
 
 from agent.comms.reporter import Reporter
+from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import PublishConfig
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
@@ -135,6 +136,9 @@ class StreamPerception(Protocol[T_contra]):
     """Makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
 
     @property
+    def model(self) -> Model: ...
+
+    @property
     def tracker(self) -> Tracker: ...
 
     @property
@@ -165,6 +169,8 @@ class Pipeline(ABC, Generic[T]):
         self._now: tuple[int, datetime] | None = None
         self.metrics = metrics or StreamMetrics()
         self.shadow: Shadow | None = None
+        output = perception.model.manifest.output
+        self._step = float(output.options.get("step", 0.0)) if output.decoder == "regression" else None
 
     def run(
         self, stop: threading.Event, reason: str = "ended", before_each: Callable[[], None] = lambda: None
@@ -208,6 +214,9 @@ class Pipeline(ABC, Generic[T]):
         self._reporter.report(seq, at, result, *self._perception.answered_by)
         if result.events:
             self._report_counts()
+        if self._step is not None and result.detections:
+            measured = {one.label: one.values[0] for one in result.detections}
+            self._reporter.values(measured, self._step, time.monotonic())
 
     def _report_counts(self) -> None:
         tracker = self._perception.tracker

@@ -118,6 +118,7 @@ def test_the_topics_in_the_guide_are_those_that_are_published() -> None:
         topics.detections(stream),
         topics.clips(stream),
         topics.verdicts(stream),
+        topics.value(stream, "<label>"),
         topics.inspection(stream),
     }
     assert {code for code in inline_code(GUIDE / "messages.md") if code.startswith("vedette/")} == published

@@ -71,8 +71,8 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
 
 
-Kind = Literal["things", "verdicts", "sounds", "words"]
-"""Kind of findings: things, each with a place; verdicts on the whole picture; sounds; words."""
+Kind = Literal["things", "verdicts", "sounds", "words", "numbers"]
+"""Kind of findings: things, each with a place; verdicts on the whole picture; sounds; words; measurements."""
 
 
 class ZoneLabel(Struct, frozen=True):
@@ -106,6 +106,7 @@ class StreamEntitySource(Struct, frozen=True):
         commands: True if commands are accepted.
         inspection: True if it judges parts, and has no labels to count.
         announced: True if a command announces a part.
+        unit: of measurements; empty: none.
     """
 
     name: str
@@ -121,6 +122,7 @@ class StreamEntitySource(Struct, frozen=True):
     commands: bool = True
     inspection: bool = False
     announced: bool = False
+    unit: str = ""
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

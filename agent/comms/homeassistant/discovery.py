@@ -20,6 +20,7 @@ from agent.comms.homeassistant.device import (
     display_name,
     distinct,
     node,
+    slug,
 )
 from agent.comms.topics import Topics
 
@@ -31,6 +32,8 @@ VERDICTS = ("ok", "ng", "unsure")
 """Verdicts on a part, as `agent.types.Verdict`."""
 _WATCHING = ("running", "degraded")
 """States in which a count is known; in the others the entities of counts are unavailable."""
+_OF_PICTURES = ("things", "verdicts", "numbers")
+"""Kinds of findings in pictures."""
 _FRESH_MS = 60_000
 """Age from which a word triggers nothing: it waited for the broker, and must not switch a lamp on now."""
 
@@ -59,17 +62,28 @@ def stream_entities(
     """Yield the entities of one stream, by id, for the `labels` that become entities."""
     if source.counts and source.inspection:
         yield from _inspection_entities(topics, source)
+    elif source.counts and source.kind == "numbers":
+        yield from _value_entities(topics, source)
     elif source.counts and source.kind in _CLASSES:
         for one in labels:
             yield from _label_entities(topics, source, one)
     if source.events and source.kind == "words" and source.labels:
         yield source.id("keyword"), _keyword_entity(topics, source)
-    if source.snapshot and source.kind in ("things", "verdicts"):
+    if source.snapshot and source.kind in _OF_PICTURES:
         image = {"image_topic": topics.snapshot(source.name), "content_type": "image/jpeg"}
         yield source.id("picture"), _entity("image", display_name(source.name, "last event"), **image)
     if source.commands:
         yield from _control_entities(topics, source)
     yield from _diagnostic_entities(topics, source)
+
+
+def _value_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    """Yield a sensor for each measurement."""
+    unit = {"unit_of_measurement": source.unit} if source.unit else {}
+    for label in source.labels:
+        topic = {"state_topic": topics.value(source.name, label), **_while_watching(topics, source.name)}
+        name = display_name(source.name, label)
+        yield source.id("value", slug(label)), _entity("sensor", name, state_class="measurement", **unit, **topic)
 
 
 def _inspection_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
@@ -128,7 +142,7 @@ def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tu
     yield from _switch_entities(topics, source)
     slider = {"min": 0, "max": 1, "step": 0.01, "mode": "slider", **config, **_set_by(topics, name, "threshold")}
     yield source.id("threshold"), _entity("number", display_name(name, "threshold"), **slider)
-    has_picture = source.kind in ("things", "verdicts")
+    has_picture = source.kind in _OF_PICTURES
     if len(source.variants) > 1:
         what = display_name(name, "model size" if has_picture else "model depth")
         options = {"options": list(source.variants), **config, **_set_by(topics, name, "variant")}

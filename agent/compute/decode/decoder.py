@@ -178,13 +178,15 @@ DECODERS: Mapping[str, str] = {
     "anomaly": "agent.compute.decode.anomaly",
     "classify": "agent.compute.decode.classify",
     "keyword": "agent.compute.decode.keyword",
+    "regression": "agent.compute.decode.regression",
+    "raw": "agent.compute.decode.raw",
 }
 """Name in a manifest → module whose `build(context)` returns the decoder, or raises ShapeMismatchError. The most
 specific first: `find_fitting` tries them in this order."""
 
 
-_LIKE_OTHERS = ("keyword", "fomo")
-"""Decoders of the tensors of `classify` and of `segment`: only a manifest, or the labels, tell which is meant."""
+_LIKE_OTHERS = ("keyword", "fomo", "regression", "raw")
+"""Decoders of tensors that others take as well: only a manifest, or the labels, tell which is meant."""
 FEATURES = "features"
 """Stands for a decoder in the manifest of a backbone: its outputs are no detections."""
 

@@ -162,3 +162,21 @@ def test_after_it_is_closed_nothing_is_published() -> None:
     speaking.snapshot(b"late")
     speaking.report(2, NOW, StreamResult([event("new")], [Detection("person", 0.9)], StageTimes()), "cpu", "full")
     assert (kept.kinds(), kept.sent, kept.history[before:]) == ([], [], [])
+
+
+def test_measurements_are_set_when_they_have_changed_by_a_step_and_not_too_often() -> None:
+    kept = Kept()
+    speaking = reporter(kept, PublishConfig(values_every_s=1.0))
+    for now_s, value in ((0.0, 20.0), (0.5, 25.0), (1.0, 20.4), (1.5, 21.0), (2.0, 21.0), (3.5, 20.7)):
+        speaking.values({"oil level": value}, 0.5, now_s)
+    topic = "vedette/porch/front/value/oil_level"
+    assert kept.history == [(topic, b"20"), (topic, b"21")]
+    speaking.stop()
+    speaking.values({"oil level": 90.0}, 0.5, 99.0)
+    assert len(kept.history) == 2
+
+
+def test_measurements_are_not_set_where_nothing_is_to_be_retained() -> None:
+    kept = Kept()
+    reporter(kept, PublishConfig(counts=False)).values({"level": 1.0}, 0.0, 0.0)
+    assert kept.history == []

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from agent.comms.messages import DetectionsMessage, ModelId
@@ -17,6 +18,7 @@ from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
 from agent.types import StreamResult
 from tests.support.doubles import FrameList, Kept, frames, person_model
+from tests.support.tflite_builder import constant_model
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
@@ -188,3 +190,22 @@ def test_seen_without_events_reports_nothing(tmp_path: Path) -> None:
     frame = frames(1)[0]
     reporter.report(frame.seq, frame.captured_at, StreamResult([], None, StageTimes()), "cpu", "full")
     assert kept.puts == []
+
+
+@pytest.mark.parametrize("decoder", ["regression", "raw"])
+def test_numbers_are_measured_and_no_tracks(tmp_path: Path, decoder: str) -> None:
+    manifest = f'[output]\ndecoder = "{decoder}"\n'
+    (tmp_path / "gauge.tflite").write_bytes(
+        constant_model({"reading": np.array([[42.5]], np.float32)}, (1, 8, 8, 3))
+    )
+    (tmp_path / "gauge.toml").write_text(f"{manifest}[input]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n")
+    config = StreamConfig("test:", str(tmp_path / "gauge.toml"), gate=GateConfig(motion=False))
+    vision, kept = VideoPerception("front", config, open_model(config.model)), Kept()
+    publish = PublishConfig(detections=True)
+    reporter = Reporter(Topics("vedette", "porch"), "front", publish, ModelId("gauge", "0"), kept, kept)
+    VideoPipeline(FrameList(frames(5)), vision, reporter, publish).run(threading.Event())
+    assert kept.puts == []
+    sent = [msgspec.json.decode(body, type=DetectionsMessage) for _, body in kept.sent]
+    assert [one.detections[0].values for one in sent] == [(42.5,)] * 5
+    values = [body for topic, body in kept.history if topic == "vedette/porch/front/value/value"]
+    assert values == ([b"42.5"] if decoder == "regression" else [])

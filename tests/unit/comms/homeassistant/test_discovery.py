@@ -291,8 +291,9 @@ def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
 
 def _expected(subject: StreamEntitySource) -> int:
     pairs = len({*subject.configured_labels, *subject.counted_labels})
-    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts")
+    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts", "numbers")
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
+    labels = len(subject.labels) if subject.kind == "numbers" else labels
     heard = subject.kind == "words" and bool(subject.labels)
     zones = len(subject.zones) if things else 0
     return labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
@@ -325,3 +326,19 @@ def test_an_inspection_has_counters_and_a_verdict_in_place_of_labels() -> None:
     assert made["front.parts.ng"]["state_topic"] == "vedette/porch/front/inspection"
     assert made["front.inspect"]["command_topic"] == "vedette/porch/front/set/inspect"
     assert "front.inspect" not in told(device(replace(line, announced=False)))
+
+
+def test_a_measurement_is_a_sensor_with_its_unit() -> None:
+    gauge = replace(
+        FRONT, kind="numbers", labels=("oil level", "pressure"), unit="kPa", zones=(), configured_labels=()
+    )
+    made = told(device(gauge))
+    sensors = {name: one for name, one in made.items() if ".value." in name}
+    assert len(sensors) == 2
+    assert {one["state_topic"] for one in sensors.values()} == {
+        "vedette/porch/front/value/oil_level",
+        "vedette/porch/front/value/pressure",
+    }
+    assert all(one["unit_of_measurement"] == "kPa" for one in sensors.values())
+    assert not any("occupancy" in name for name in made)
+    assert "front.picture" in made

@@ -36,6 +36,8 @@ FITS: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {
     "fomo": (picture(96), (spec("out", 1, 12, 12, 3),)),
     "classify": (picture(224), (spec("out", 1, 1001),)),
     "keyword": (picture(224), (spec("out", 1, 12), spec("hidden", 1, 9, 4))),
+    "regression": (picture(64), (spec("out", 1, 3),)),
+    "raw": (picture(64), (spec("out", 1, 128),)),
 }
 
 
@@ -48,7 +50,8 @@ def test_the_fitting_decoder_is_found(name: str) -> None:
     image, outputs = FITS[name]
     if name == "yolo":
         outputs = (spec("out", 1, 6, 84),)
-    likely = {"keyword": "classify", "fomo": "segment"}.get(name, name)
+    alike = {"keyword": "classify", "fomo": "segment", "regression": "classify", "raw": "classify"}
+    likely = alike.get(name, name)
     assert find_fitting((image,), outputs[:1] if name == "keyword" else outputs) == likely
 
 
