@@ -14,11 +14,11 @@ opens, is unsure.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.config import InspectionConfig
 from agent.errors import ConfigError
@@ -29,6 +29,10 @@ GOOD, BETWEEN, NOT_FOUND, HALF = "good", "between", "not found", "half in view"
 FEW, NONE, OVERTAKEN, LATE = "too few pictures", "no picture", "overtaken", "late"
 OPEN_MAX = 64
 """Most parts between trigger and verdict."""
+_REGION_MIN, _CROP_MIN = 0.01, 0.05
+"""Least sides, as shares of the picture."""
+_FUTURE = timedelta(hours=1)
+"""A shift that begins so far ahead was begun by a clock that was wrong."""
 _EDGE = 0.005
 """A box touches an edge within this distance, as a share of the side."""
 
@@ -95,18 +99,34 @@ def touches_edge(box: Box | None, within: Box = WHOLE) -> bool:
     return any(near)
 
 
-def check_inspection(config: InspectionConfig, labels: Sequence[str]) -> None:
-    """Refuse keys that contradict each other, and labels that the model does not give.
+class InspectedModel(Struct, frozen=True):
+    """A model, as far as an inspection depends on it.
+
+    Attributes:
+        labels: that it gives; empty: not known.
+        tells_classes: it gives a class for each picture, also for good parts.
+        threshold: least score that it gives, after the stream's own.
+    """
+
+    labels: tuple[str, ...] = ()
+    tells_classes: bool = False
+    threshold: float = 0.0
+
+
+def check_inspection(config: InspectionConfig, model: InspectedModel, max_fps: float = 0.0) -> None:
+    """Refuse keys that contradict each other or the model.
 
     Args:
         config: to check.
-        labels: that the model gives; empty: not known.
+        model: that judges.
+        max_fps: most pictures a second that are processed; 0: all.
 
     Raises:
         ConfigError: names the key.
     """
-    for text in _contradictions(config):
+    for text in (*_contradictions(config), *_impossible(config, max_fps), *_unfit(config, model)):
         raise ConfigError(text)
+    labels = model.labels
     for key in ("ng_labels", "ok_labels"):
         for label in getattr(config, key):
             if labels and label not in labels:
@@ -117,35 +137,70 @@ def check_inspection(config: InspectionConfig, labels: Sequence[str]) -> None:
 def _contradictions(config: InspectionConfig) -> Iterator[str]:
     if (config.trigger == "region") != (config.region is not None):
         yield 'inspection.region: trigger = "region" needs it, and no other trigger has it'
-    for key, box in (("region", config.region), ("crop", config.crop)):
-        if box is not None and not (box[0] < box[2] and box[1] < box[3]):
-            yield f"inspection.{key}: expected left < right and top < bottom, got {list(box)}"
-    if config.trigger == "every" and config.views > 1:
-        yield 'inspection.views: with trigger = "every" a part has one picture; name another trigger'
+    yield from _bad_boxes(config)
+    if config.trigger == "every" and (config.views > 1 or config.delay_s):
+        key = "views" if config.views > 1 else "delay_s"
+        yield f'inspection.{key}: with trigger = "every" a part is one picture; name another trigger'
     if config.reject and config.reject == config.trigger:
         yield f"inspection.reject: {config.reject} is the trigger's pin; name another"
-    if 0.0 < config.reject_after_s < config.deadline_s:
-        yield (
-            f"inspection.reject_after_s: {config.reject_after_s:g} s is before the deadline of the verdict, "
-            f"deadline_s = {config.deadline_s:g}: a part that is still judged could not be rejected"
-        )
-    least = config.delay_s + (config.views - 1) * config.view_every_s
-    if least >= config.deadline_s:
-        yield (
-            f"inspection.deadline_s: {plural(config.views, 'picture')} after delay_s and view_every_s apart take "
-            f"{least:g} s at least, and the verdict is due after {config.deadline_s:g} s"
-        )
+    if config.reject_after_s and not config.reject:
+        yield "inspection.reject_after_s: there is no `reject` output"
+    if config.active_low and not config.trigger.startswith("gpio:"):
+        yield "inspection.active_low: the trigger is no pin"
+    if config.keep_ok and not config.keep_bytes:
+        yield "inspection.keep_ok: with keep_bytes = 0 no pictures are kept"
     if both := set(config.ng_labels) & set(config.ok_labels):
         yield f"inspection.ng_labels: {min(both)!r} is in ok_labels as well"
     if len(set(config.shifts)) < len(config.shifts):
         yield f"inspection.shifts: a time is named twice: {', '.join(config.shifts)}"
 
 
+def _bad_boxes(config: InspectionConfig) -> Iterator[str]:
+    for key, box, least in (("region", config.region, _REGION_MIN), ("crop", config.crop, _CROP_MIN)):
+        if box is None:
+            continue
+        if not (box[0] < box[2] and box[1] < box[3]):
+            yield f"inspection.{key}: expected left < right and top < bottom, got {list(box)}"
+        elif min(box[2] - box[0], box[3] - box[1]) < least:
+            yield f"inspection.{key}: expected sides of at least {least:g} of the picture, got {list(box)}"
+    region, crop = config.region, config.crop
+    if region and (region[0] < crop[0] or region[1] < crop[1] or region[2] > crop[2] or region[3] > crop[3]):
+        yield f"inspection.region: {list(region)} reaches out of `crop`, {list(crop)}: a part must be seen there"
+
+
+def _impossible(config: InspectionConfig, max_fps: float) -> Iterator[str]:
+    """Yield times that cannot be kept."""
+    if 0.0 < config.reject_after_s < config.deadline_s:
+        yield (
+            f"inspection.reject_after_s: {config.reject_after_s:g} s is before the deadline of the verdict, "
+            f"deadline_s = {config.deadline_s:g}: a part that is still judged could not be rejected"
+        )
+    every_s = max(config.view_every_s, 1.0 / max_fps if max_fps else 0.0)
+    least = config.delay_s + (config.views - 1) * every_s
+    if least >= config.deadline_s:
+        yield (
+            f"inspection.deadline_s: {plural(config.views, 'picture')} with delay_s, view_every_s and max_fps "
+            f"take {least:g} s at least, and the verdict is due after {config.deadline_s:g} s"
+        )
+
+
+def _unfit(config: InspectionConfig, model: InspectedModel) -> Iterator[str]:
+    """Yield what does not fit the model."""
+    if model.threshold > config.ng_score:
+        yield (
+            f"inspection.ng_score: {config.ng_score:g} is below the least score that the model gives, "
+            f"{model.threshold:g} (decode.score_threshold, or the manifest's): defects would be missed"
+        )
+    if model.tells_classes and not (config.ok_labels or config.ng_labels):
+        known = ", ".join(model.labels[:20])
+        yield f"inspection.ok_labels: the model tells each picture's class: name those of good parts, of {known}"
+
+
 class _Part:
     """A part whose verdict is not known yet; times in ns, see `Inspector.trigger`."""
 
-    def __init__(self, part: str, opens_ns: int, due_ns: int, at: datetime) -> None:
-        self.part, self.opens_ns, self.due_ns, self.at = part, opens_ns, due_ns, at
+    def __init__(self, key: int, part: str, opens_ns: int, due_ns: int, at: datetime) -> None:
+        self.key, self.part, self.opens_ns, self.due_ns, self.at = key, part, opens_ns, due_ns, at
         self.next_ns = opens_ns
         self.views: list[ViewJudgement] = []
 
@@ -154,42 +209,49 @@ class ClosedPart(Struct, frozen=True):
     """A part with its verdict.
 
     Attributes:
+        key: of its trigger.
         verdict: what is published.
         triggered_ns: CLOCK_MONOTONIC of its trigger, ns.
     """
 
+    key: int
     verdict: PartVerdict
     triggered_ns: int
 
 
 class Inspector:
-    """Opens, judges and closes the parts of one stream. For one thread."""
+    """Opens, judges and closes the parts of one stream. For one thread.
+
+    Parts are judged in the order in which their windows open.
+    """
 
     def __init__(self, config: InspectionConfig) -> None:
         self._config = config
         self._delay_ns, self._every_ns, self._deadline_ns = (
             round(seconds * 1e9) for seconds in (config.delay_s, config.view_every_s, config.deadline_s)
         )
-        self._open: deque[_Part] = deque()
+        self._open: list[_Part] = []
 
-    def trigger(self, part: str, captured_ns: int, now_ns: int, at: datetime) -> list[ClosedPart]:
+    def trigger(self, key: int, part: str, captured_ns: int, now_ns: int, at: datetime) -> list[ClosedPart]:
         """Open a part; return those that had to be closed for it, since too many are open.
 
         Args:
+            key: of the trigger, unique; ids of parts need not be.
             part: its id.
             captured_ns: time of the trigger on the clock of the pictures, ns.
             now_ns: the same time on CLOCK_MONOTONIC, ns; another one only in a replay.
             at: UTC of the trigger.
         """
-        closed = [self._close(self._open.popleft())] if len(self._open) >= OPEN_MAX else []
-        self._open.append(_Part(part, captured_ns + self._delay_ns, now_ns + self._deadline_ns, at))
+        closed = [self._close(self._open[0])] if len(self._open) >= OPEN_MAX else []
+        self._open.append(_Part(key, part, captured_ns + self._delay_ns, now_ns + self._deadline_ns, at))
+        self._open.sort(key=lambda one: one.opens_ns)
         return closed
 
     def overtaken(self, captured_ns: int) -> list[ClosedPart]:
         """Close the parts that a picture can no longer show, since the window of a later one has opened."""
         closed = []
         while len(self._open) > 1 and self._open[1].opens_ns <= captured_ns:
-            closed.append(self._close(self._open.popleft(), OVERTAKEN))
+            closed.append(self._close(self._open[0], OVERTAKEN))
         return closed
 
     def wants(self, captured_ns: int) -> bool:
@@ -208,31 +270,27 @@ class Inspector:
         part.views.append(view)
         part.next_ns = captured_ns + max(1, self._every_ns)
         if now_ns >= part.due_ns:
-            return self._close(self._open.popleft(), LATE)
+            return self._close(part, LATE)
         if view.verdict != "ng" and len(part.views) < self._config.views:
             return None
-        return self._close(self._open.popleft())
+        return self._close(part)
 
     def due(self, now_ns: int) -> list[ClosedPart]:
         """Close the parts whose deadline has passed on CLOCK_MONOTONIC."""
-        closed = []
-        while self._open and self._open[0].due_ns <= now_ns:
-            closed.append(self._close(self._open.popleft()))
-        return closed
+        return [self._close(part) for part in self._open[:] if part.due_ns <= now_ns]
 
     def finish(self, reason: str) -> list[ClosedPart]:
         """Close all parts."""
-        closed = [self._close(part, reason) for part in self._open]
-        self._open.clear()
-        return closed
+        return [self._close(part, reason) for part in self._open[:]]
 
     @property
     def next_due_ns(self) -> int | None:
         """CLOCK_MONOTONIC of the next deadline, ns; None: no part is open."""
-        return self._open[0].due_ns if self._open else None
+        return min((part.due_ns for part in self._open), default=None)
 
     def _close(self, part: _Part, why: str = "") -> ClosedPart:
         """Conclude on a part; `why` it is closed before all its views counts if they say nothing against it."""
+        self._open.remove(part)
         doubts = [view for view in part.views if view.verdict == "unsure"]
         defects = [view for view in part.views if view.verdict == "ng"]
         missing = len(part.views) < self._config.views
@@ -243,7 +301,7 @@ class Inspector:
         score = max((view.score for view in part.views), default=0.0)
         found = decisive.detections if decisive else ()
         closed = PartVerdict(part.part, verdict, reason, score, len(part.views), part.at, found)
-        return ClosedPart(closed, part.due_ns - self._deadline_ns)
+        return ClosedPart(part.key, closed, part.due_ns - self._deadline_ns)
 
 
 class Counters(Struct, frozen=True):
@@ -254,6 +312,7 @@ class Counters(Struct, frozen=True):
         ok, ng, unsure: parts by verdict.
         rejected: parts for which the reject output was told to act.
         reasons: parts that were not ok, by the reason of their verdict, at most 64 reasons.
+        last: verdict on the newest part; None: there was none in this shift.
     """
 
     began_at: datetime | None = None
@@ -262,6 +321,7 @@ class Counters(Struct, frozen=True):
     unsure: int = 0
     rejected: int = 0
     reasons: dict[str, int] = {}
+    last: Verdict | None = None
 
 
 _REASONS_MAX = 64
@@ -273,15 +333,19 @@ def counted(counters: Counters, verdict: PartVerdict) -> Counters:
     reasons, why = dict(counters.reasons), verdict.reason
     if verdict.verdict != "ok" and (why in reasons or len(reasons) < _REASONS_MAX):
         reasons[why] = reasons.get(why, 0) + 1
-    return Counters(counters.began_at, **more, rejected=counters.rejected + verdict.rejected, reasons=reasons)
+    rejected = counters.rejected + verdict.rejected
+    return Counters(counters.began_at, **more, rejected=rejected, reasons=reasons, last=verdict.verdict)
 
 
 def shift_of(now: datetime, shifts: Sequence[str]) -> datetime | None:
-    """Return when the shift began that a local time lies in; None: there are no shifts.
+    """Return when the shift began that a time lies in; None: there are no shifts.
 
     Args:
-        now: with its offset; the shift's begin gets the same.
+        now: local time as clocks on the wall show it, without an offset.
         shifts: times of day, `HH:MM`.
+
+    Returns:
+        a time on the wall, without an offset: where clocks are set back, one shift is an hour longer.
     """
     if not shifts:
         return None
@@ -295,9 +359,16 @@ def shift_of(now: datetime, shifts: Sequence[str]) -> datetime | None:
 
 
 def at_shift(counters: Counters, now: datetime, shifts: Sequence[str]) -> Counters:
-    """Return the counters at a local time: the same, or new ones if a later shift has begun."""
+    """Return the counters at a time: the same, or new ones if a later shift has begun.
+
+    Args:
+        counters: so far.
+        now: see `shift_of`.
+        shifts: times of day; without, the counters go on.
+    """
     begins = shift_of(now, shifts)
     if begins is None:
-        return counters
-    is_new = counters.began_at is None or counters.began_at.tzinfo is None or begins > counters.began_at
-    return Counters(begins) if is_new else counters
+        return counters if counters.began_at is None else replace(counters, began_at=None)
+    began, here = counters.began_at, begins.astimezone()
+    is_later = began is None or here > began or began - now.astimezone() > _FUTURE
+    return Counters(here) if is_later else counters

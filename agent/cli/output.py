@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ def format_verdict(verdict: VerdictMessage) -> dict[str, str]:
         local_time(verdict.triggered_at),
         verdict.stream,
         f"{verdict.verdict} ({verdict.reason})",
-        f"part {verdict.part.removeprefix(f'{verdict.stream}-').rsplit('-', 1)[-1]}",
+        f"part {_short_part(verdict)}",
         f"{verdict.score:.2f}",
         _percent(boxes[0]) if boxes else "",
         "",
@@ -116,6 +117,12 @@ def format_verdict(verdict: VerdictMessage) -> dict[str, str]:
         f"{verdict.judged_ms:.0f} ms",
     )
     return dict(zip(EVENT_COLUMNS, map(plain, texts), strict=True))
+
+
+def _short_part(verdict: VerdictMessage) -> str:
+    """Return the id of a part; of one that was made by the stream the number alone."""
+    made = re.fullmatch(re.escape(verdict.stream) + r"-[0-9a-f]{8}-(\d+)", verdict.part)
+    return made[1] if made else verdict.part
 
 
 def _percent(box: Box) -> str:

@@ -221,6 +221,7 @@ def _seconds(given: Given) -> float:
 
 
 def _part(given: str) -> str:
+    given = given.strip()
     if not given.isprintable():
         raise CommandError(f"inspect: the id of a part has only printable characters, not {quoted(given)}")
     return given

@@ -106,7 +106,17 @@ def build_detector(session: Session, model: Model, config: StreamConfig) -> Dete
     variant = model.manifest.variant(_variant(model, config))
     if variant.after or variant.temperature != 1.0:
         return CascadeDetector(session, model, config)
-    return Detector(session, model, variant.name, config.decode)
+    return Detector(session, model, variant.name, _decode_config(model, config))
+
+
+def _decode_config(model: Model, config: StreamConfig) -> DecodeConfig:
+    """Return which results count: of an inspection all from `ng_score` on, whatever threshold is set."""
+    decode, inspection = config.decode, config.inspection
+    if inspection is None:
+        return decode
+    threshold = decode.score_threshold
+    threshold = model.manifest.output.score_threshold if threshold is None else threshold
+    return replace(decode, score_threshold=min(threshold, inspection.ng_score))
 
 
 def _image_input(session: Session, model: Model) -> ImageInput:

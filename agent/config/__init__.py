@@ -388,8 +388,8 @@ class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
 Edges = tuple[Unit, Unit, Unit, Unit]
 _TRIGGER = {"use": 'use "every", "command", "region" or "gpio:" with the number of a pin'}
 _OUTPUT = {"use": 'use "gpio:" with the number of a pin, such as "gpio:22"'}
-Trigger = Annotated[str, Meta(pattern=r"^(every|command|region|gpio:[0-9]{1,3})$", extra=_TRIGGER)]
-Output = Annotated[str, Meta(pattern=r"^(gpio:[0-9]{1,3})?$", extra=_OUTPUT)]
+Trigger = Annotated[str, Meta(pattern=r"^(every|command|region|gpio:(0|[1-9][0-9]{0,2}))$", extra=_TRIGGER)]
+Output = Annotated[str, Meta(pattern=r"^(gpio:(0|[1-9][0-9]{0,2}))?$", extra=_OUTPUT)]
 _TIME = {"use": 'use times of day such as "06:00"'}
 TimeOfDay = Annotated[str, Meta(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$", extra=_TIME)]
 Delay = Annotated[float, Meta(ge=0.0, le=3600.0)]
@@ -408,8 +408,9 @@ class InspectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
         region: left, top, right, bottom of the light barrier in the picture, fractions 0..1.
         region_cover: share of the region that a part covers at least.
         active_low: the trigger's pin is pulled up, and active when it is low.
-        debounce_s: a trigger this soon after another is ignored, s.
-        delay_s: time from the trigger to the first picture, s.
+        debounce_s: a pin or a command is ignored this soon after another, s.
+        delay_s: time from the trigger to the first picture, s. Pictures are dated when they arrive: for a camera
+            whose pictures come late, such as one on the network, it must be longer than that lateness.
         views: number of pictures of each part.
         view_every_s: least time between two of them, s.
         crop: left, top, right, bottom of what the model is shown, fractions 0..1 of the picture.
@@ -419,7 +420,8 @@ class InspectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
         ng_score: a defect with at least this score makes a part `ng`; one below it, `unsure`.
         ok_score: least score of the label of a good part; below it the part is `unsure`.
         deadline_s: time from the trigger to the verdict, s; a part that is not judged by then is `unsure`.
-        reject: output that is pulsed for a part that is not `ok`, such as `gpio:22`; empty: there is none.
+        reject: output that is pulsed for a part that is not `ok`, such as `gpio:22`; empty: there is none. Pulses
+            that overlap are one.
         reject_unsure: reject also parts that are `unsure`, and those of which no verdict comes.
         reject_active_low: the output is low while it is active.
         reject_after_s: time from the trigger to the pulse, s, at least `deadline_s`; 0: at the verdict.

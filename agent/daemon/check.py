@@ -14,7 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.apps.inspection import check_inspection
+from agent.apps.inspection import InspectedModel, check_inspection
 from agent.capture.source import check_login, check_opens, check_there, check_uri
 from agent.comms.mqtt.endpoint import OPEN, check_prefixes
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
@@ -197,11 +197,26 @@ def device_problems(config: Config) -> Iterator[VedetteError]:
         partial(check_selection, config.selection),
         partial(check_streams, config),
         partial(_check_clips_place, config),
+        partial(_check_pins, config),
     ):
         try:
             check()
         except VedetteError as error:
             yield error
+
+
+def _check_pins(config: Config) -> None:
+    """Refuse a pin that two streams use. Raises ConfigError."""
+    users: dict[str, str] = {}
+    for name, stream in config.streams.items():
+        for key in ("trigger", "reject"):
+            pin = getattr(stream.inspection, key, "") if stream.enabled else ""
+            if not pin.startswith("gpio:"):
+                continue
+            if pin in users:
+                keys = ("streams", name, "inspection", key)
+                raise ConfigError(f"{pin}: stream {users[pin]} uses it already", keys=keys)
+            users[pin] = name
 
 
 def _check_clips_place(config: Config) -> None:
@@ -292,7 +307,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     if any(_first_problem([(("source",), lambda: check_uri(stream.source))])):
         return  # reported at its own line; whether it fits the model is unknown
     if stream.inspection is not None:
-        yield ("inspection",), partial(check_inspection, stream.inspection, ())
+        yield ("inspection",), partial(check_inspection, stream.inspection, InspectedModel())
     plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None, inspection=None)
     yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.labels:

@@ -13,12 +13,12 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -37,7 +37,8 @@ from agent.comms.messages import InspectionMessage
 from agent.comms.reporter import Reporter
 from agent.config import InspectionConfig, PublishConfig
 from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline, StreamMetrics
-from agent.errors import StorageError
+from agent.daemon.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
+from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures, picture_name
 from agent.storage.state_file import StateFile
@@ -51,107 +52,20 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 _WRITE_S = 60.0
 """Least time between two writes of the counters, s: SD cards wear out. A power cut loses no more than that."""
-_WAITING_MAX = 64
-_CLOSE_S = 0.3
-"""Longest wait for a pulse to end, and for the disk, when a stream is closed, s."""
+_WAITING_MAX = 1000
+"""Most parts that wait for the stream's thread: more than a line brings until a stream that hangs is replaced."""
 _QUALITY = 90
 """Quality of the JPEG of a part, 1..100: a model may learn from it."""
 _SNAPSHOT_QUALITY = 80
 
 
-class Trigger(NamedTuple):
-    """A part that comes: its id, CLOCK_MONOTONIC in ns, and UTC."""
-
-    part: str
-    now_ns: int
-    at: datetime
-
-
-class Switch(Protocol):
-    """An output: `agent.board.gpio.OutputPin`."""
-
-    def set(self, *, active: bool) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class RejectOutput:
-    """Pulses an output for parts that are to be rejected. All methods may be called from any thread."""
-
-    def __init__(self, stream: str, switch: Switch, config: InspectionConfig) -> None:
-        """Start the thread `reject-NAME`."""
-        self._stream, self._switch, self._config = stream, switch, config
-        self._condition = threading.Condition()
-        self._due: dict[str, float] = {}
-        self._expected: set[str] = set()
-        self._active_until, self._is_active, self._is_closed, self._has_failed = 0.0, False, False, False
-        self._thread = threading.Thread(target=self._run, name=f"reject-{stream}", daemon=True)
-        self._thread.start()
-
-    def expect(self, trigger: Trigger) -> None:
-        """Reject a part at its deadline unless `decide` says otherwise; only with `reject_unsure`."""
-        if self._config.reject_unsure:
-            after_s = self._config.reject_after_s or self._config.deadline_s
-            with self._condition:
-                self._expected.add(trigger.part)
-                self._due[trigger.part] = trigger.now_ns / 1e9 + after_s
-                self._condition.notify()
-
-    def decide(self, verdict: PartVerdict, triggered_ns: int) -> None:
-        """Pulse for a part as its verdict says, `reject_after_s` after its trigger, or now."""
-        with self._condition:
-            was_due = self._due.pop(verdict.part, None)
-            has_fired = verdict.part in self._expected and was_due is None
-            self._expected.discard(verdict.part)
-            if verdict.rejected and not has_fired:
-                after_s = self._config.reject_after_s
-                self._due[verdict.part] = triggered_ns / 1e9 + after_s if after_s else 0.0
-            self._condition.notify()
-
-    def close(self) -> None:
-        """Pulse for the parts that still wait for it, and release the output, inactive."""
-        with self._condition:
-            self._due = dict.fromkeys(self._due, 0.0)
-            self._is_closed = True
-            self._condition.notify()
-        self._thread.join(min(self._config.reject_pulse_s, _CLOSE_S) + 0.1)
-        self._switch.close()
-
-    def _run(self) -> None:
-        with self._condition:
-            while True:
-                now = time.monotonic()
-                self._begin_due(now)
-                self._set(active=now < self._active_until)
-                if self._is_closed and not self._is_active:
-                    return
-                times = [*self._due.values(), *([self._active_until] if self._is_active else [])]
-                self._condition.wait(max(0.0, min(times) - now) if times else None)
-
-    def _begin_due(self, now: float) -> None:
-        for part in [part for part, due in self._due.items() if due <= now]:
-            del self._due[part]
-            self._active_until = now + self._config.reject_pulse_s
-
-    def _set(self, *, active: bool) -> None:
-        if active is self._is_active:
-            return
-        self._is_active = active
-        try:
-            self._switch.set(active=active)
-        except Exception as error:  # of the library: the line runs on
-            if not self._has_failed:
-                log.error("stream %s: the reject output fails: %s", self._stream, error)
-            self._has_failed = True
-
-
 class CounterFile:
-    """Counters of a stream, kept over restarts. For one thread; writing is handed to another."""
+    """Counters of a stream, kept over restarts. For one thread; writing may be handed to another."""
 
     def __init__(self, folder: Path, stream: str, shifts: Iterable[str]) -> None:
         """Read the counters of an earlier run; a damaged file is set aside, and they begin anew."""
         self._file, self._shifts = StateFile(folder / f"inspection-{stream}.json"), tuple(shifts)
-        self.counters, self._written, self._written_s = Counters(), Counters(), time.monotonic()
+        self.counters, self._written, self._tried_s = Counters(), Counters(), time.monotonic()
         try:
             content = self._file.read()
             if content is not None:
@@ -170,15 +84,27 @@ class CounterFile:
         if time.time() < CLOCK_SET:
             return False
         before = self.counters
-        self.counters = at_shift(before, datetime.now().astimezone(), self._shifts)
+        self.counters = at_shift(before, datetime.now(), self._shifts)  # the clock on the wall
         return self.counters is not before
 
-    def pending(self, *, now: bool = False) -> Callable[[], None] | None:
-        """Return what writes the counters if that is due, or if they have changed and `now` is set."""
-        if self.counters == self._written or not (now or time.monotonic() - self._written_s >= _WRITE_S):
-            return None
-        self._written, self._written_s = self.counters, time.monotonic()
-        return partial(self._file.write, msgspec.json.encode(self.counters))
+    @property
+    def is_due(self) -> bool:
+        """True if the counters have changed and no write was tried for a while; the next is due later then."""
+        if self.counters == self._written or time.monotonic() - self._tried_s < _WRITE_S:
+            return False
+        self._tried_s = time.monotonic()
+        return True
+
+    def write(self) -> None:
+        """Write the counters if they have changed.
+
+        Raises:
+            StorageError: the disk refuses; they are written the next time.
+        """
+        counters = self.counters
+        if counters != self._written:
+            self._file.write(msgspec.json.encode(counters))
+            self._written = counters
 
 
 class Inspection:
@@ -206,11 +132,11 @@ class Inspection:
         Raises:
             ConfigError, SourceError: a pin cannot be opened.
         """
-        self.stream, self.config, self.close_s = stream, config, _CLOSE_S
+        self.stream, self.config, self.close_s = stream, config, CLOSE_S
         self._token, self._numbers = uuid.uuid4().hex[:8], itertools.count(1)
         self._waiting: deque[Trigger] = deque()
         self._lock = threading.Lock()
-        self._triggered_ns = 0
+        self._triggered_ns, self._is_closed, self._ignored = 0, False, 0
         with ExitStack() as opened:
             self.reject = _open_reject(stream, config, reject)
             if self.reject is not None:
@@ -226,31 +152,44 @@ class Inspection:
             self._opened = opened.pop_all()
 
     def _on_active(self) -> None:
-        self.trigger()
+        try:
+            self.trigger()
+        except CommandError as error:
+            if "debounce_s" not in str(error) and not self._ignored:
+                log.error("stream %s: %s", self.stream, error)
+            self._ignored += 1
 
     def _close_files(self) -> None:
-        if (write := self.counters.pending(now=True)) is not None:
-            self.store.run(write)
+        try:
+            self.counters.write()
+        except StorageError as error:
+            log.warning("stream %s: its counters of parts are not written: %s", self.stream, error)
         self.store.close(self.close_s)
 
     def trigger(self, part: str = "") -> str:
-        """Announce a part that is at the sensor now; return its id, empty if it was ignored. For any thread.
+        """Announce a part that is at the sensor now; return its id. For any thread.
 
-        It is ignored within `debounce_s` of another, and when the stream does not keep up.
+        Raises:
+            CommandError: it is too soon after another, or the stream has fallen behind by so many parts that this
+                one gets no verdict; the reject output expects one all the same.
         """
         now_ns, at = time.monotonic_ns(), datetime.now(UTC)
         with self._lock:
-            bounced = now_ns - self._triggered_ns < self.config.debounce_s * 1e9
-            if bounced or len(self._waiting) >= _WAITING_MAX:
-                return ""
+            if self._is_closed:
+                raise CommandError("the stream is being stopped")
+            if now_ns - self._triggered_ns < self.config.debounce_s * 1e9:
+                raise CommandError("ignored: too soon after the part before, see debounce_s")
             self._triggered_ns = now_ns
             trigger = self.make(part, now_ns, at)
+            if len(self._waiting) >= _WAITING_MAX:
+                raise CommandError(f"{_WAITING_MAX} parts wait for a verdict: this one gets none")
             self._waiting.append(trigger)
         return trigger.part
 
     def make(self, part: str, now_ns: int, at: datetime) -> Trigger:
         """Return a trigger, with an id if it has none, whose part the reject output expects."""
-        trigger = Trigger(part or f"{self.stream}-{self._token}-{next(self._numbers)}", now_ns, at)
+        key = next(self._numbers)
+        trigger = Trigger(key, part or f"{self.stream}-{self._token}-{key}", now_ns, at)
         if self.reject is not None:
             self.reject.expect(trigger)
         return trigger
@@ -260,9 +199,15 @@ class Inspection:
         with self._lock:
             return self._waiting.popleft() if self._waiting else None
 
+    def stop(self) -> None:
+        """Take no more triggers: those that wait are the last."""
+        with self._lock:
+            self._is_closed = True
+
     def close(self) -> None:
         """Release the pins, and write what waits. For any thread; a second call does nothing."""
         with self._lock:
+            self._is_closed = True
             opened, self._opened = self._opened, ExitStack()
         opened.close()
 
@@ -284,10 +229,11 @@ class _Kept(NamedTuple):
 
 
 def _cropped(image: Image, crop: Box) -> Image:
-    """Return the part of a picture that the model is shown."""
+    """Return the part of a picture that the model is shown, at least a pixel."""
     height, width = image.shape[:2]
-    left, top, right, bottom = (round(edge * side) for edge, side in zip(crop, (width, height) * 2, strict=True))
-    return np.ascontiguousarray(image[top : max(top + 1, bottom), left : max(left + 1, right)])
+    left, top = min(round(crop[0] * width), width - 1), min(round(crop[1] * height), height - 1)
+    right, bottom = max(left + 1, round(crop[2] * width)), max(top + 1, round(crop[3] * height))
+    return np.ascontiguousarray(image[top:bottom, left:right])
 
 
 class InspectionPipeline(Pipeline[Frame]):
@@ -312,9 +258,9 @@ class InspectionPipeline(Pipeline[Frame]):
 
             self._barrier = LightBarrier(config.region, config.region_cover, config.crop)
         self._kept: _Kept | None = None
-        self._is_warm = self._snapshot_asked = False
+        self._is_warm = self._snapshot_asked = self._has_dropped = False
+        self._seq: int | None = None
         self._snapshot_s = 0.0
-        self._last: str | None = None
         self._report_counters()
 
     def request_snapshot(self) -> None:
@@ -341,6 +287,7 @@ class InspectionPipeline(Pipeline[Frame]):
     def _inspect(self, frame: Frame) -> StreamResult:
         """Judge a frame if it shows a part. The very first one is judged in any case, to warm the model up."""
         self._now = frame.captured_ns, frame.captured_at
+        self._note_dropped(frame)
         began = time.monotonic_ns()
         reading = self._barrier.read(frame.image, frame.captured_ns) if self._barrier else None
         self._open_parts(frame, reading)
@@ -362,12 +309,25 @@ class InspectionPipeline(Pipeline[Frame]):
         self._reporter.report(frame.seq, frame.captured_at, result, *self._vision.answered_by)
         return result
 
+    def _note_dropped(self, frame: Frame) -> None:
+        """Tell once if pictures that are parts come faster than they are judged."""
+        before, self._seq = self._seq, frame.seq
+        is_gap = before is not None and frame.seq > before + 1
+        if is_gap and self._config.trigger == "every" and not self._has_dropped:
+            self._has_dropped = True
+            name = self._inspection.stream
+            log.warning(
+                "stream %s: pictures come faster than they are judged: those in between get no verdict", name
+            )
+
     def _open_parts(self, frame: Frame, reading: BarrierReading | None) -> None:
         while (one := self._inspection.next()) is not None:
-            self._conclude(self._inspector.trigger(one.part, one.now_ns, one.now_ns, one.at))
+            self._conclude(self._inspector.trigger(one.key, one.part, one.now_ns, one.now_ns, one.at))
         if self._config.trigger == "every" or (reading is not None and reading.crossed):
-            one = self._inspection.make("", frame.read_ns, frame.captured_at)
-            self._conclude(self._inspector.trigger(one.part, frame.captured_ns, one.now_ns, one.at))
+            # From when it is taken up: a folder that is read fast waits in a queue, which is no delay of a line.
+            one = self._inspection.make("", time.monotonic_ns(), frame.captured_at)
+            opened = self._inspector.trigger(one.key, one.part, frame.captured_ns, one.now_ns, one.at)
+            self._conclude(opened)
 
     def _judge(self, frame: Frame, view: ViewJudgement) -> None:
         self._remember(frame, view)
@@ -386,22 +346,21 @@ class InspectionPipeline(Pipeline[Frame]):
             self._kept = _Kept(frame.image.copy(), view.verdict, frame) if needed else None
 
     def _conclude(self, parts: Iterable[ClosedPart]) -> None:
-        """Reject, publish and count closed parts; the picture is that of the first, which alone has views."""
+        """Reject, publish and count closed parts; of several, the first alone has views and so a picture."""
         for part in parts:
             kept, self._kept = (self._kept, None) if part.verdict.views else (None, self._kept)
-            verdict = replace(part.verdict, rejected=self._is_rejected(part.verdict))
-            if self._inspection.reject is not None:
-                self._inspection.reject.decide(verdict, part.triggered_ns)
+            verdict = replace(part.verdict, rejected=self._rejects(part))
             judged_ms = (time.monotonic_ns() - part.triggered_ns) / 1e6
             path = self._keep(verdict, kept)
             self._reporter.verdict(verdict, judged_ms, path, *self._vision.answered_by)
             self._inspection.counters.add(verdict)
-            self._last = verdict.verdict
             self._report_counters()
 
-    def _is_rejected(self, verdict: PartVerdict) -> bool:
-        unsure = verdict.verdict == "unsure" and self._config.reject_unsure
-        return self._inspection.reject is not None and (verdict.verdict == "ng" or unsure)
+    def _rejects(self, part: ClosedPart) -> bool:
+        """Tell the reject output of a verdict; return True if it acts."""
+        output, verdict = self._inspection.reject, part.verdict.verdict
+        is_unsure = verdict == "unsure" and self._config.reject_unsure
+        return output is not None and output.decide(part, reject=verdict == "ng" or is_unsure)
 
     def _keep(self, verdict: PartVerdict, kept: _Kept | None) -> str:
         """Show the picture of a part that is not ok, and keep it; return its path, empty: none is kept."""
@@ -439,25 +398,26 @@ class InspectionPipeline(Pipeline[Frame]):
     def _report_counters(self) -> None:
         one = self._inspection.counters.counters
         parts = one.ok + one.ng + one.unsure
-        counts = (one.began_at, parts, one.ok, one.ng, one.unsure, one.rejected, one.reasons, self._last)
-        self._reporter.inspection(InspectionMessage(*self._reporter.place, *counts))  # type: ignore[arg-type]
+        place, counts = self._reporter.place, (parts, one.ok, one.ng, one.unsure, one.rejected)
+        self._reporter.inspection(InspectionMessage(*place, one.began_at, *counts, one.reasons, one.last))
 
     def _write_counters(self) -> None:
         if self._inspection.counters.begin_shift():
             self._report_counters()
-        if (write := self._inspection.counters.pending()) is not None:
-            self._inspection.store.run(write)
+        if self._inspection.counters.is_due:
+            self._inspection.store.run(self._inspection.counters.write)
 
     def _idle(self) -> None:
         """Close what is due while no frame comes; a lost camera closes all parts."""
         while (one := self._inspection.next()) is not None:
-            self._conclude(self._inspector.trigger(one.part, one.now_ns, one.now_ns, one.at))
+            self._conclude(self._inspector.trigger(one.key, one.part, one.now_ns, one.now_ns, one.at))
         self._conclude(self._inspector.due(time.monotonic_ns()))
         if self._source.lost:
             self._conclude(self._inspector.finish("stall"))
         self._write_counters()
 
     def _end_tracks(self, reason: str) -> None:
+        self._inspection.stop()
         while (one := self._inspection.next()) is not None:
-            self._conclude(self._inspector.trigger(one.part, one.now_ns, one.now_ns, one.at))
+            self._conclude(self._inspector.trigger(one.key, one.part, one.now_ns, one.now_ns, one.at))
         self._conclude(self._inspector.finish(reason))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Union
 
-from agent.apps.inspection import check_inspection
+from agent.apps.inspection import InspectedModel, check_inspection
 from agent.board.gpio import check_installed
 from agent.compute.manifest import Model
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
@@ -142,8 +142,10 @@ def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
     for address in (config.inspection.trigger, config.inspection.reject):
         if address.startswith("gpio:"):
             check_installed(address)
-    asked, known = config.decode.labels, model.manifest.output.labels
-    check_inspection(config.inspection, asked or known)
+    output, asked = model.manifest.output, config.decode
+    threshold = output.score_threshold if asked.score_threshold is None else asked.score_threshold
+    known = InspectedModel(asked.labels or output.labels, output.decoder == "classify", threshold)
+    check_inspection(config.inspection, known, config.capture.max_fps)
 
 
 def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig], labels: Sequence[str]) -> None:

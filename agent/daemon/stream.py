@@ -256,9 +256,10 @@ class Stream:
             raise CommandError(
                 f"stream {self.name} is {state}, so no part can be inspected{detail and f': {detail}'}"
             )
-        if not (announced := inspection.trigger(part)):
-            raise CommandError(f"stream {self.name}: ignored: too soon after the part before, see debounce_s")
-        return announced
+        try:
+            return inspection.trigger(part)
+        except CommandError as error:
+            raise CommandError(f"stream {self.name}: {error}") from None
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
         """Run in a thread of its own, unless the stream is disabled or failed.
@@ -323,7 +324,9 @@ class Stream:
             capture, opened = source.stats, self._perception
             if capture.state == "running" and opened is not None and (why := opened.session.degraded):
                 return "degraded", why
-            return capture.state, capture.detail or (opened.alarm if opened is not None else "")
+            inspection = self._inspection
+            trouble = inspection.store.trouble if inspection is not None else ""
+            return capture.state, capture.detail or trouble or (opened.alarm if opened is not None else "")
         return self.state, self.detail
 
     @property

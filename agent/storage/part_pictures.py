@@ -12,11 +12,12 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from agent.errors import StorageError, reason_of
-from agent.storage.files import write_atomic
+from agent.storage.files import storage_errors, write_atomic
 from agent.text import file_name
 
 log = logging.getLogger(__name__)
@@ -80,11 +81,14 @@ class PartPictures:
         return True
 
     def close(self, timeout_s: float) -> None:
-        """Write what waits, and end the thread; a disk that takes longer is not waited for."""
-        try:
-            self._waiting.put(None, timeout=timeout_s)
-        except queue.Full:
-            return
+        """Write what waits, and end the thread; of a disk that takes longer, what waits is lost."""
+        while True:
+            try:
+                self._waiting.put_nowait(None)
+                break
+            except queue.Full:
+                with suppress(queue.Empty):
+                    self._waiting.get_nowait()
         self._thread.join(timeout_s)
 
     def _run(self) -> None:
@@ -93,6 +97,8 @@ class PartPictures:
                 write()
             except StorageError as error:
                 self._fail(str(error))
+            except Exception as error:
+                self._fail(f"internal error (please report): {type(error).__name__}: {error}")
             else:
                 self.trouble = ""
 
@@ -102,18 +108,21 @@ class PartPictures:
         self.trouble = why
 
     def _write(self, name: str, jpeg: bytes) -> None:
-        kept = self._listed()
-        while kept and self._bytes + len(jpeg) > self._keep_bytes:
-            oldest, size = kept.popleft()
-            self._bytes -= size
-            (self._folder / oldest).unlink(missing_ok=True)
         if len(jpeg) > self._keep_bytes:
             raise StorageError(f"{self._folder}: a picture has {len(jpeg)} bytes, more than keep_bytes")
+        kept = self._listed()
+        while kept and self._bytes + len(jpeg) > self._keep_bytes:
+            oldest, size = kept[0]
+            with storage_errors(f"{self._folder / oldest}: cannot be deleted"):
+                (self._folder / oldest).unlink(missing_ok=True)
+            kept.popleft()
+            self._bytes -= size
         try:
             write_atomic(self._folder / name, jpeg, _FILE_MODE, follow=False)
-        except (OSError, StorageError):
-            self._kept = None  # the folder may have been replaced
-            raise
+        except StorageError:
+            self._kept = None  # the folder may have been deleted, and is made anew
+            kept = self._listed()
+            write_atomic(self._folder / name, jpeg, _FILE_MODE, follow=False)
         kept.append((name, len(jpeg)))
         self._bytes += len(jpeg)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from agent.apps.inspection import (
     OPEN_MAX,
     ClosedPart,
     Counters,
+    InspectedModel,
     Inspector,
     ViewJudgement,
     at_shift,
@@ -79,8 +82,8 @@ def test_a_defect_of_a_part_that_reaches_out_of_the_picture_is_one() -> None:
 
 def opened(*parts: tuple[str, float], **keys: Any) -> Inspector:
     inspector = Inspector(config(**keys))
-    for name, at_s in parts:
-        assert inspector.trigger(name, round(at_s * S), round(at_s * S), AT) == []
+    for key, (name, at_s) in enumerate(parts):
+        assert inspector.trigger(key, name, round(at_s * S), round(at_s * S), AT) == []
     return inspector
 
 
@@ -157,7 +160,7 @@ def test_what_is_open_at_a_stop_is_unsure() -> None:
 
 def test_a_flood_of_triggers_closes_the_oldest_parts() -> None:
     inspector = opened(*((str(number), 1.0 + number) for number in range(OPEN_MAX)))
-    (closed,) = inspector.trigger("more", 100 * S, 100 * S, AT)
+    (closed,) = inspector.trigger(-1, "more", 100 * S, 100 * S, AT)
     assert closed.verdict.part == "0"
 
 
@@ -176,7 +179,7 @@ def test_every_part_has_exactly_one_verdict(
         now = at * 10_000_000
         closed += inspector.due(now)
         if isinstance(what, str):
-            closed += inspector.trigger(what, now, now, AT)
+            closed += inspector.trigger(int(what), what, now, now, AT)
             continue
         closed += inspector.overtaken(now)
         if inspector.wants(now) and (one := inspector.add(now, now, what)):
@@ -192,30 +195,64 @@ def test_a_box_inside_by_a_hundredth_touches_no_edge(box: tuple[float, float, fl
     assert not (inside and touches_edge(box))
 
 
-BAD: dict[str, dict[str, Any]] = {
-    "region": {"trigger": "region"},
-    "inspection.region": {"trigger": "command", "region": (0.1, 0.1, 0.2, 0.2)},
-    "left < right": {"crop": (0.5, 0.0, 0.5, 1.0)},
-    "views": {"trigger": "every", "views": 2},
-    "reject": {"trigger": "gpio:17", "reject": "gpio:17"},
-    "reject_after_s": {"reject": "gpio:22", "reject_after_s": 0.5},
-    "deadline_s": {"views": 5, "view_every_s": 0.3},
-    "ng_labels": {"ng_labels": ("a",), "ok_labels": ("a",)},
-    "shifts": {"shifts": ("06:00", "06:00")},
-    "never finds 'wrong'": {"ng_labels": ("wrong",)},
+def test_parts_are_judged_in_the_order_of_their_windows() -> None:
+    inspector = opened(("late", 2.0), ("early", 1.9))
+    closed = inspector.add(2 * S, 2 * S, OK)
+    assert closed is not None
+    assert closed.verdict.part == "early"
+    assert inspector.next_due_ns == 3 * S
+
+
+def test_a_deadline_that_passes_first_is_kept_whatever_is_open_before() -> None:
+    inspector = Inspector(config(deadline_s=0.5))
+    inspector.trigger(1, "a", 1 * S, 9 * S, AT)  # a replay: its clock is another
+    inspector.trigger(2, "b", 2 * S, 2 * S, AT)
+    assert [one.key for one in inspector.due(3 * S)] == [2]
+
+
+KNOWN = InspectedModel(("scratch", "ok"))
+BAD: dict[str, tuple[dict[str, Any], InspectedModel]] = {
+    "region: trigger": ({"trigger": "region"}, KNOWN),
+    "inspection.region": ({"trigger": "command", "region": (0.1, 0.1, 0.2, 0.2)}, KNOWN),
+    "region: .* sides": ({"trigger": "region", "region": (0.1, 0.1, 0.10001, 0.2)}, KNOWN),
+    "reaches out of `crop`": (
+        {"trigger": "region", "region": (0.1, 0.1, 0.2, 0.2), "crop": (0.5, 0, 1, 1)},
+        KNOWN,
+    ),
+    "left < right": ({"crop": (0.5, 0.0, 0.5, 1.0)}, KNOWN),
+    "crop: .* sides": ({"crop": (0.99, 0.99, 1.0, 1.0)}, KNOWN),
+    "views": ({"trigger": "every", "views": 2}, KNOWN),
+    "delay_s": ({"trigger": "every", "delay_s": 0.1}, KNOWN),
+    "reject": ({"trigger": "gpio:17", "reject": "gpio:17"}, KNOWN),
+    "no `reject`": ({"reject_after_s": 5.0}, KNOWN),
+    "active_low": ({"active_low": True}, KNOWN),
+    "keep_ok": ({"keep_ok": True, "keep_bytes": 0}, KNOWN),
+    "reject_after_s": ({"reject": "gpio:22", "reject_after_s": 0.5}, KNOWN),
+    "deadline_s": ({"views": 5, "view_every_s": 0.3}, KNOWN),
+    "ng_labels": ({"ng_labels": ("a",), "ok_labels": ("a",)}, KNOWN),
+    "shifts": ({"shifts": ("06:00", "06:00")}, KNOWN),
+    "never finds 'wrong'": ({"ng_labels": ("wrong",)}, KNOWN),
+    "ng_score": ({}, InspectedModel((), threshold=0.9)),
+    "ok_labels: the model tells": ({}, InspectedModel(("bad", "good"), tells_classes=True)),
 }
 
 
 @pytest.mark.parametrize("named", BAD)
 def test_a_contradiction_is_refused_by_its_key(named: str) -> None:
+    keys, model = BAD[named]
     with pytest.raises(ConfigError, match=named):
-        check_inspection(config(**BAD[named]), ("scratch", "ok"))
+        check_inspection(config(**keys), model)
+
+
+def test_a_camera_that_is_too_slow_for_the_pictures_is_refused() -> None:
+    check_inspection(config(views=5), KNOWN)
+    with pytest.raises(ConfigError, match="max_fps take 4 s"):
+        check_inspection(config(views=5), KNOWN, max_fps=1.0)
 
 
 def test_a_usual_configuration_is_taken() -> None:
-    check_inspection(
-        config(trigger="gpio:17", reject="gpio:22", reject_after_s=1.5, ok_labels=("ok",)), ("scratch", "ok")
-    )
+    usual = config(trigger="gpio:17", reject="gpio:22", reject_after_s=1.5, ok_labels=("ok",))
+    check_inspection(usual, InspectedModel(("scratch", "ok"), tells_classes=True, threshold=0.4))
 
 
 def part(kind: Any, reason: str = "good", *, rejected: bool = False) -> PartVerdict:
@@ -226,7 +263,7 @@ def test_parts_are_counted_by_verdict_and_reason() -> None:
     counters = Counters()
     for one in (part("ok"), part("ng", "scratch", rejected=True), part("ng", "scratch"), part("unsure", "late")):
         counters = counted(counters, one)
-    assert counters == Counters(None, 1, 2, 1, 1, {"scratch": 2, "late": 1})
+    assert counters == Counters(None, 1, 2, 1, 1, {"scratch": 2, "late": 1}, "unsure")
 
 
 def test_no_more_reasons_are_counted_than_a_message_can_hold() -> None:
@@ -236,21 +273,43 @@ def test_no_more_reasons_are_counted_than_a_message_can_hold() -> None:
     assert (counters.ng, len(counters.reasons)) == (100, 64)
 
 
-CET = timezone(timedelta(hours=1))
+NIGHT = ("06:00", "14:00", "22:00")
 
 
 def test_a_shift_begins_at_its_time_of_day() -> None:
-    shifts = ("06:00", "14:00", "22:00")
-    assert shift_of(datetime(2026, 11, 28, 14, 0, tzinfo=CET), shifts) == datetime(2026, 11, 28, 14, tzinfo=CET)
-    assert shift_of(datetime(2026, 11, 28, 5, 59, tzinfo=CET), shifts) == datetime(2026, 11, 27, 22, tzinfo=CET)
-    assert shift_of(datetime(2026, 11, 28, 5, 59, tzinfo=CET), ()) is None
+    assert shift_of(datetime(2026, 11, 28, 14, 0), NIGHT) == datetime(2026, 11, 28, 14)
+    assert shift_of(datetime(2026, 11, 28, 5, 59), NIGHT) == datetime(2026, 11, 27, 22)
+    assert shift_of(datetime(2026, 11, 28, 5, 59), ()) is None
 
 
 def test_counters_begin_anew_with_a_shift_and_only_then() -> None:
-    early = at_shift(Counters(ok=3), datetime(2026, 11, 28, 7, tzinfo=CET), ("06:00",))
-    assert early == Counters(datetime(2026, 11, 28, 6, tzinfo=CET))
+    early = at_shift(Counters(ok=3), datetime(2026, 11, 28, 7), ("06:00",))
+    assert early == Counters(datetime(2026, 11, 28, 6).astimezone())
     later = counted(early, part("ok"))
-    assert at_shift(later, datetime(2026, 11, 28, 23, tzinfo=CET), ("06:00",)) is later
-    assert at_shift(later, datetime(2026, 11, 27, 23, tzinfo=CET), ("06:00",)) is later  # the clock was set back
-    assert at_shift(later, datetime(2026, 11, 29, 6, tzinfo=CET), ("06:00",)).ok == 0
-    assert at_shift(later, datetime(2026, 11, 29, 6, tzinfo=CET), ()) is later
+    assert at_shift(later, datetime(2026, 11, 28, 23), ("06:00",)) is later
+    assert at_shift(later, datetime(2026, 11, 28, 5, 30), ("06:00",)) is later  # the clock was set back a little
+    assert at_shift(later, datetime(2026, 11, 29, 6), ("06:00",)).ok == 0
+    assert at_shift(later, datetime(2026, 11, 29, 6), ()).ok == 1
+    assert at_shift(later, datetime(2026, 11, 29, 6), ()).began_at is None
+
+
+def test_a_shift_that_a_wrong_clock_has_begun_ends_when_it_is_right_again() -> None:
+    ahead = counted(at_shift(Counters(), datetime(2099, 1, 1, 7), ("06:00",)), part("ok"))
+    now = at_shift(ahead, datetime(2026, 11, 28, 14, 30), NIGHT)
+    assert now == Counters(datetime(2026, 11, 28, 14).astimezone())
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_the_night_shift_goes_on_where_clocks_are_set_back(berlin: None) -> None:
+    evening = at_shift(Counters(), datetime(2026, 10, 24, 22, 30), NIGHT)
+    for hour, fold in ((1, 0), (2, 0), (2, 1), (3, 0)):
+        assert at_shift(evening, datetime(2026, 10, 25, hour, 30, fold=fold), NIGHT) is evening
+    assert at_shift(evening, datetime(2026, 10, 25, 6, 0), NIGHT) is not evening

@@ -239,6 +239,8 @@ def test_a_verdict_is_a_line_and_a_row_and_has_its_number(capsys: pytest.Capture
     assert len(lines) == 3
     assert all(part in lines[0] for part in ("line", "part 7", "0.91", "10 20 30 40", "41 ms"))
     assert only(*came).numbers.lost == 0
+    follow([message("porch", "verdicts", verdict(4, part="LOT-7-0033"), "line")], "title")
+    assert "part LOT-7-0033" in capsys.readouterr().out
     counters = payload.InspectionMessage("porch", "line", None, 3, 1, 2, 0, 2, {"scratch": 2}, "ng")
     table = EventTable("title")
     for one in (*came, message("porch", "inspection", msgspec.json.encode(counters), "line")):

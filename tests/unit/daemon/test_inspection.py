@@ -20,9 +20,11 @@ from agent.comms.messages import InspectionMessage, ModelId, VerdictMessage
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
-from agent.config import DecodeConfig, InspectionConfig, PublishConfig, StreamConfig
+from agent.config import Config, DecodeConfig, InspectionConfig, PublishConfig, StreamConfig
 from agent.daemon import inspection as module
-from agent.daemon.inspection import CounterFile, Inspection, InspectionPipeline, RejectOutput, Trigger
+from agent.daemon.check import device_problems
+from agent.daemon.inspection import CounterFile, Inspection, InspectionPipeline
+from agent.errors import CommandError, StorageError
 from agent.models.library import open_model
 from agent.types import Frame, PartVerdict
 from tests.support.belt import belt
@@ -196,12 +198,15 @@ def test_a_stop_leaves_parts_unsure(tmp_path: Path) -> None:
     line, stop = Station(tmp_path), threading.Event()
     line.run("green", line.announce("a"), line.announce("b"), stop.set, "green", stop=stop)
     assert [(one.part, one.reason) for one in line.verdicts] == [("a", "shutdown"), ("b", "shutdown")]
+    with pytest.raises(CommandError, match="being stopped"):
+        line.inspection.trigger("c")
 
 
 def test_a_bouncing_trigger_is_one_part(tmp_path: Path) -> None:
     line = Station(tmp_path, debounce_s=5.0)
     assert line.inspection.trigger("a") == "a"
-    assert line.inspection.trigger("b") == ""
+    with pytest.raises(CommandError, match="debounce_s"):
+        line.inspection.trigger("b")
     line.run("green")
     assert [one.part for one in line.verdicts] == ["a"]
 
@@ -287,111 +292,30 @@ def test_a_shift_begins_with_counters_of_its_own(tmp_path: Path, clock: list[dat
     assert counters.counters.ng == 0
 
 
-def test_counters_are_written_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    counters = CounterFile(tmp_path, "line", ())
+def test_counters_are_written_now_and_then_and_again_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counters = CounterFile(tmp_path / "gone", "line", ())
     counters.add(verdict())
-    assert counters.pending() is None
+    due = [counters.is_due]
     monkeypatch.setattr(module, "_WRITE_S", 0.0)
-    write = counters.pending()
-    assert write is not None
-    write()
-    assert CounterFile(tmp_path, "line", ()).counters.ng == 1
-    assert counters.pending(now=True) is None
+    due.append(counters.is_due)
+    with pytest.raises(StorageError):
+        counters.write()
+    due.append(counters.is_due)
+    (tmp_path / "gone").mkdir()
+    counters.write()
+    due.append(counters.is_due)
+    assert due == [False, True, True, False]
+    assert CounterFile(tmp_path / "gone", "line", ()).counters.ng == 1
 
 
-def rejecting(pin: Pin, **keys: Any) -> RejectOutput:
-    return RejectOutput("line", pin, InspectionConfig(**{"trigger": "command", "reject_pulse_s": 0.02, **keys}))
-
-
-def triggered(part: str = "a") -> Trigger:
-    return Trigger(part, time.monotonic_ns(), datetime.now(UTC))
-
-
-def test_a_part_that_is_not_ok_is_pulsed_out_at_once() -> None:
-    pin = Pin()
-    output, one = rejecting(pin), triggered()
-    output.expect(one)
-    output.decide(verdict(), one.now_ns)
-    wait_for(lambda: len(pin.switched) == 2)
-    (on, began), (off, ended) = pin.switched
-    assert (on, off) == (True, False)
-    assert ended - began >= 0.019
-    output.close()
-    assert pin.is_closed
-
-
-def test_a_part_that_is_ok_is_not() -> None:
-    pin = Pin()
-    output, one = rejecting(pin, deadline_s=0.05), triggered()
-    output.expect(one)
-    output.decide(verdict(kind="ok", rejected=False), one.now_ns)
-    time.sleep(0.1)
-    output.close()
-    assert pin.switched == []
-
-
-def test_the_pulse_comes_when_the_part_is_at_the_ejector() -> None:
-    pin = Pin()
-    output, one = rejecting(pin, deadline_s=0.05, reject_after_s=0.2), triggered()
-    output.expect(one)
-    output.decide(verdict(), one.now_ns)
-    wait_for(lambda: pin.switched)
-    assert pin.switched[0][1] - one.now_ns / 1e9 >= 0.2
-    output.close()
-
-
-def test_a_part_of_which_no_verdict_comes_is_rejected_once() -> None:
-    pin = Pin()
-    output, one = rejecting(pin, deadline_s=0.05), triggered()
-    output.expect(one)
-    wait_for(lambda: pin.pulses == 1)
-    output.decide(verdict(kind="unsure"), one.now_ns)
-    time.sleep(0.05)
-    output.close()
-    assert pin.pulses == 1
-
-
-def test_doubtful_parts_pass_where_the_line_wants_that() -> None:
-    pin = Pin()
-    output = rejecting(pin, deadline_s=0.03, reject_unsure=False)
-    output.expect(triggered())
-    time.sleep(0.06)
-    output.close()
-    assert pin.switched == []
-
-
-def test_a_closing_output_rejects_what_waits() -> None:
-    pin = Pin()
-    output, one = rejecting(pin, deadline_s=60.0, reject_after_s=60.0), triggered()
-    output.expect(one)
-    output.decide(verdict(), one.now_ns)
-    output.close()
-    assert [active for active, _ in pin.switched] == [True, False]
-
-
-def test_parts_close_together_hold_the_output() -> None:
-    pin = Pin()
-    output = rejecting(pin, reject_pulse_s=0.1)
-    for name in ("a", "b"):
-        output.decide(verdict(name), time.monotonic_ns())
-        time.sleep(0.05)
-    wait_for(lambda: len(pin.switched) == 2)
-    output.close()
-    assert pin.switched[1][1] - pin.switched[0][1] >= 0.14
-
-
-def test_a_broken_output_is_told_once_and_the_line_runs_on(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken(Pin):
-        def set(self, *, active: bool) -> None:
-            super().set(active=active)
-            raise OSError("no chip")
-
-    pin = Broken()
-    output = rejecting(pin)
-    output.decide(verdict(), time.monotonic_ns())
-    wait_for(lambda: len(pin.switched) == 2)
-    output.close()
-    assert sum("reject output fails" in one.message for one in caplog.records) == 1
+def test_a_disk_that_refuses_pictures_keeps_no_counter_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "clips").write_text("a file")
+    line = Station(tmp_path, trigger="every")
+    line.run("red", "red")
+    assert "clips" in line.inspection.store.trouble
+    assert CounterFile(tmp_path, "line", ()).counters.ng == 2
 
 
 def test_verdicts_say_if_the_part_was_rejected(tmp_path: Path) -> None:
@@ -450,3 +374,59 @@ def test_a_part_that_crosses_the_region_is_judged_when_it_is_there(tmp_path: Pat
     line.inspection.close()
     assert line.told == [("ok", "good")]
     assert pipeline.metrics.inferences == 2  # one to warm up
+
+
+def test_equal_ids_are_parts_of_their_own(tmp_path: Path) -> None:
+    pin = Pin()
+    line = Station(tmp_path, pin, reject_pulse_s=0.02)
+    line.run(line.announce("LOT7"), "red", line.announce("LOT7"), "green", line.announce("LOT7"), "red")
+    assert [(one.part, one.verdict, one.rejected) for one in line.verdicts] == [
+        ("LOT7", "ng", True),
+        ("LOT7", "ok", False),
+        ("LOT7", "ng", True),
+    ]
+
+
+def test_pictures_that_are_parts_and_come_too_fast_are_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    line = Station(tmp_path, trigger="every")
+    source = Line(["green"] * 4)
+    take = source.take
+
+    def dropping(timeout_s: float) -> Frame | None:
+        source._seq += 3
+        return take(timeout_s)
+
+    source.take = dropping  # type: ignore[method-assign]
+    InspectionPipeline(source, line.vision, line.reporter, line.inspection, PublishConfig()).run(
+        threading.Event()
+    )
+    assert sum("faster than they are judged" in one.message for one in caplog.records) == 1
+
+
+def test_a_threshold_above_the_score_of_a_defect_hides_none(tmp_path: Path) -> None:
+    line = Station(tmp_path, trigger="every")
+    config = StreamConfig(
+        "test:", "x", inspection=line.inspection.config, decode=DecodeConfig(score_threshold=0.99)
+    )
+    line.vision.configure(config)
+    line.run("red")
+    assert line.told == [("ng", "red")]
+
+
+@pytest.mark.parametrize("crop", [(0.0, 0.0, 0.05, 0.05), (0.95, 0.95, 1.0, 1.0), (0.0, 0.95, 1.0, 1.0)])
+def test_the_smallest_crop_of_the_smallest_picture_has_a_pixel(crop: Any) -> None:
+    for height, width in ((1, 1), (1, 30), (48, 64)):
+        found = module._cropped(np.zeros((height, width, 3), np.uint8), crop)
+        assert min(found.shape) >= 1
+
+
+def test_a_pin_belongs_to_one_stream() -> None:
+    def stream(**keys: Any) -> StreamConfig:
+        return StreamConfig("test:", "nanodet", inspection=InspectionConfig(**keys))
+
+    streams = {"one": stream(trigger="gpio:17", reject="gpio:22"), "two": stream(reject="gpio:22")}
+    (problem,) = [one for one in device_problems(Config(streams)) if "gpio" in str(one)]
+    assert str(problem) == "gpio:22: stream one uses it already"
+    assert getattr(problem, "keys", ()) == ("streams", "two", "inspection", "reject")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -50,12 +51,37 @@ def test_pictures_of_earlier_runs_count_and_other_files_stay(tmp_path: Path) -> 
     assert found == sorted([named(1), named(2), "2026-11-28T10-00-00Z-person-front-1.mkv"])
 
 
-def test_a_picture_that_is_larger_than_all_may_be_is_told(tmp_path: Path) -> None:
+def test_a_picture_that_is_larger_than_all_may_be_is_told_and_deletes_none(tmp_path: Path) -> None:
+    (tmp_path / named(7)).write_bytes(bytes(900))
     kept = PartPictures(tmp_path, 1000)
     kept.keep(named(0), lambda: bytes(2000))
     wait_for(lambda: kept.trouble)
     assert "keep_bytes" in kept.trouble
     kept.close(20.0)
+    assert (tmp_path / named(7)).exists()
+
+
+def test_what_fails_in_no_expected_way_ends_nothing(tmp_path: Path) -> None:
+    kept = PartPictures(tmp_path, 1000)
+    kept.keep(named(0), lambda: bytes(1 // 0))
+    wait_for(lambda: kept.trouble)
+    assert "ZeroDivisionError" in kept.trouble
+    path = kept.keep(named(1), lambda: b"1")
+    kept.close(20.0)
+    assert path is not None
+    assert path.exists()
+
+
+def test_a_folder_that_is_deleted_meanwhile_is_made_again(tmp_path: Path) -> None:
+    folder = tmp_path / "clips" / "line"
+    kept = PartPictures(folder, 1000)
+    kept.keep(named(0), lambda: b"1")
+    wait_for((folder / named(0)).exists)
+    shutil.rmtree(tmp_path / "clips")
+    path = kept.keep(named(1), lambda: b"1")
+    kept.close(20.0)
+    assert path is not None
+    assert path.exists()
 
 
 def test_a_folder_that_cannot_be_made_is_told_once_and_the_next_picture_tries_again(
@@ -83,5 +109,16 @@ def test_a_slow_disk_loses_pictures_and_not_time(tmp_path: Path) -> None:
     assert paths.count(None) >= 3
     assert "slower than the line" in kept.trouble
     blocked.set()
+    wait_for(lambda: len(list(tmp_path.iterdir())) == 12 - paths.count(None))
     kept.close(20.0)
-    assert len(list(tmp_path.iterdir())) == 12 - paths.count(None)
+
+
+def test_a_disk_that_hangs_is_not_waited_for_and_its_thread_ends_when_it_can(tmp_path: Path) -> None:
+    blocked = threading.Event()
+    kept = PartPictures(tmp_path, 10_000)
+    kept.run(lambda: blocked.wait(20.0))
+    for number in range(12):
+        kept.keep(named(number), lambda: b"1")
+    kept.close(0.01)
+    blocked.set()
+    wait_for(lambda: not kept._thread.is_alive())

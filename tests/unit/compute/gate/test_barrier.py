@@ -88,13 +88,39 @@ def test_a_part_that_is_there_at_the_start_costs_one_announcement_at_most() -> N
     assert crossings(read(watch, passing(), from_s=100.0)) == 1
 
 
-def test_what_is_put_into_the_region_for_good_is_learned_with_the_next_part() -> None:
+def test_what_is_put_into_the_region_for_good_is_learned_with_the_next_parts() -> None:
     watch = barrier()
     read(watch, [belt([]), *passing(), belt([])])
     read(watch, [_fixed(belt([], seed=n)) for n in range(50)], fps=1.0, from_s=10.0)
     over = [_fixed(belt([place], radius=0.45, seed=n)) for n, place in enumerate(np.linspace(-0.3, 1.3, 40))]
-    read(watch, [*over, _fixed(belt([]))], from_s=100.0)
-    assert crossings(read(watch, [*over, _fixed(belt([]))], from_s=110.0)) == 1
+    gap = [_fixed(belt([], seed=n)) for n in range(40)]
+    for number in range(3):
+        read(watch, [*over, *gap], from_s=100.0 + 5 * number)
+    assert crossings(read(watch, [*over, *gap], from_s=120.0)) == 1
+
+
+def _shaded(picture: Image) -> Image:
+    """Let a shadow fall on two thirds of the picture."""
+    dark = picture.copy()
+    dark[:, 110:] = (dark[:, 110:] * 0.5).astype(np.uint8)
+    return dark
+
+
+@pytest.mark.parametrize("change", [0.6, 1.3, 1.6, _shaded])
+def test_a_busy_line_goes_on_after_a_lamp_is_switched_or_a_shadow_falls(change: object) -> None:
+    def now(centre: float | None, seed: int) -> Image:
+        light = change if isinstance(change, float) else 1.0
+        picture = belt([] if centre is None else [centre], light=light, seed=seed)
+        return change(picture) if callable(change) else picture
+
+    watch = barrier()
+    read(watch, [belt([]), *passing(), belt([])])
+    pictures = []
+    for _ in range(20):  # a part every 4 s
+        pictures += [now(centre, seed) for seed, centre in enumerate(np.linspace(-0.3, 1.3, 40))]
+        pictures += [now(None, seed) for seed in range(40)]
+    readings = read(watch, pictures, from_s=10.0)
+    assert crossings(readings[400:]) == 15  # the first five may be lost
 
 
 def _fixed(picture: Image) -> Image:
