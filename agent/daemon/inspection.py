@@ -136,7 +136,7 @@ class Inspection:
         self._token, self._numbers = uuid.uuid4().hex[:8], itertools.count(1)
         self._waiting: deque[Trigger] = deque()
         self._lock = threading.Lock()
-        self._triggered_ns, self._is_closed, self._ignored = 0, False, 0
+        self._triggered_ns, self._is_closed, self._has_ignored = 0, False, False
         with ExitStack() as opened:
             self.reject = _open_reject(stream, config, reject)
             if self.reject is not None:
@@ -155,9 +155,9 @@ class Inspection:
         try:
             self.trigger()
         except CommandError as error:
-            if "debounce_s" not in str(error) and not self._ignored:
+            if len(self._waiting) >= _WAITING_MAX and not self._has_ignored:
+                self._has_ignored = True
                 log.error("stream %s: %s", self.stream, error)
-            self._ignored += 1
 
     def _close_files(self) -> None:
         try:
@@ -355,6 +355,8 @@ class InspectionPipeline(Pipeline[Frame]):
             self._reporter.verdict(verdict, judged_ms, path, *self._vision.answered_by)
             self._inspection.counters.add(verdict)
             self._report_counters()
+            if kept is not None and verdict.verdict != "ok":
+                self._show_due(replace(kept.frame, image=kept.image), verdict.detections)
 
     def _rejects(self, part: ClosedPart) -> bool:
         """Tell the reject output of a verdict; return True if it acts."""
@@ -363,19 +365,15 @@ class InspectionPipeline(Pipeline[Frame]):
         return output is not None and output.decide(part, reject=verdict == "ng" or is_unsure)
 
     def _keep(self, verdict: PartVerdict, kept: _Kept | None) -> str:
-        """Show the picture of a part that is not ok, and keep it; return its path, empty: none is kept."""
-        if kept is None or (verdict.verdict == "ok" and not self._config.keep_ok):
-            return ""
-        frame = replace(kept.frame, image=kept.image)
-        if verdict.verdict != "ok":
-            self._show_due(frame, verdict.detections)
-        if not self._config.keep_bytes:
+        """Keep the picture of a part that is not ok; return its path, empty: none is kept."""
+        is_wanted = verdict.verdict != "ok" or self._config.keep_ok
+        if kept is None or not is_wanted or not self._config.keep_bytes:
             return ""
         from agent.compute.drawing import jpeg
 
         name = picture_name(verdict.triggered_at, verdict.verdict, verdict.part)
         shown = _cropped(kept.image, self._config.crop)
-        return str(self._inspection.store.keep(name, partial(jpeg, shown, _QUALITY, frame.order)) or "")
+        return str(self._inspection.store.keep(name, partial(jpeg, shown, _QUALITY, kept.frame.order)) or "")
 
     def _show_due(self, frame: Frame, detections: Iterable[Detection]) -> None:
         now = time.monotonic()
