@@ -69,6 +69,7 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         rounds: in each of which the same number is removed.
         round_steps: training steps after each round.
         anneal_epochs: passes over the data at the end, with a falling learning rate.
+        anneal_factor: learning rate at the beginning of the anneal, relative to that of `[train]`.
         layers: patterns of the names of layers that may be pruned, with `*`, `?` and `[…]`.
     """
 
@@ -78,6 +79,7 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     rounds: Count = 16
     round_steps: Annotated[int, Meta(ge=0)] = 6
     anneal_epochs: Annotated[float, Meta(ge=0.0)] = 2.0
+    anneal_factor: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.4
     layers: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ("*",)
 
     @property
@@ -438,6 +440,7 @@ structured = false   # true: whole channels, which is faster everywhere
 rounds = 16          # the same number is removed in each
 round_steps = 6      # training steps after each
 anneal_epochs = 2.0  # at the end, with a falling learning rate
+anneal_factor = 0.4  # its beginning, relative to that of [train]
 layers = ["*"]       # patterns of layers that may be pruned
 """,
     "qat": """\

@@ -19,8 +19,8 @@ from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
-from agent.optimise.pruning.connections import draw_curves
-from agent.optimise.pruning.file import PruningState, _check_same, _remarks, pixels, prune_model
+from agent.optimise.pruning.connections import anneal_settings, draw_curves
+from agent.optimise.pruning.file import PruningState, _check_same, _remarks, pixels, prune_model, settings_of
 from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
@@ -198,3 +198,9 @@ def test_a_recipe_whose_values_do_not_go_together_is_an_error(model: Model, trai
     recipe = replace(RECIPE, prune=replace(RECIPE.prune, importance="gradient*weight", round_steps=0))
     with pytest.raises(ConfigError, match=r"\[prune\].*round_steps"):
         prune_model(model, module_of(trained), read_examples(data, model), recipe)
+
+
+def test_the_recipe_says_how_hot_the_anneal_begins() -> None:
+    recipe = replace(RECIPE, prune=replace(RECIPE.prune, anneal_factor=0.15))
+    settings, training = settings_of(recipe, PREPARATION, (8, 8, 3), 64)
+    assert anneal_settings(training, settings).learning_rate == pytest.approx(0.15 * training.learning_rate)
