@@ -68,28 +68,47 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
     Raises:
         ModelError: a model or the examples cannot be used, or a file is there already.
     """
-    for path in (options.picture, options.report):
-        if path is not None and path.exists() and not options.force:
-            raise ModelError(f"{path}: exists; --force replaces it")
+    _check_targets(options, [data, Path(name)])
     model = _opened(name, options.variant)
     other = _opened(options.against, "") if options.against else None
     examples = _read(data, model, options)
-    if other is not None:
-        _check_alike(_read(data, other, replace(options, variant="")), examples, other)
+    others = None if other is None else (other, _read(data, other, replace(options, variant="")))
+    if others is not None:
+        _check_alike(others[1], examples, others[0])
+    _check_picture(options, examples, model)
     request = EvaluationRequest(options.variant, options.positive, options.target_recall)
     total = len(examples) * (2 if other else 1)
     try:
         found = evaluate_model(
-            model, examples, request, other, lambda done: show_progress(f"{done} of {total} examples evaluated")
+            model, examples, request, others, lambda done: show_progress(f"{done} of {total} examples evaluated")
         )
     finally:
         show_progress("")
-    _write(found, examples, options)
     missed = missed_targets(found, options.target_recall)
     print_json(found, indent=2) if options.as_json else _print(found)
     for line in missed:
         click.echo(plain(line), err=True)
+    _write(found, examples, options)
     return not missed
+
+
+def _check_targets(options: EvaluateOptions, inputs: list[Path]) -> None:
+    """Refuse files that cannot be written, before hours pass."""
+    targets = [path for path in (options.picture, options.report) if path is not None]
+    if len({path.absolute() for path in targets}) < len(targets):
+        raise ModelError(f"{targets[0]}: is both the report and the chart: name two files")
+    for path in targets:
+        if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
+            raise ModelError(f"{path}: is what is evaluated: name another file")
+        if path.exists() and not options.force:
+            raise ModelError(f"{path}: exists; --force replaces it")
+        if not path.absolute().parent.is_dir():
+            raise ModelError(f"{path}: there is no folder {path.absolute().parent}")
+
+
+def _check_picture(options: EvaluateOptions, examples: Examples, model: Model) -> None:
+    if options.picture is not None and (examples.kind != "classes" or has_own_classes(model.manifest)):
+        raise ModelError("--picture draws confusions, which only classes of whole pictures have: try --report")
 
 
 def _opened(name: str, variant: str) -> Model:
@@ -107,10 +126,10 @@ def _read(data: Path, model: Model, options: EvaluateOptions) -> Examples:
 
 
 def _check_alike(others: Examples, examples: Examples, other: Model) -> None:
-    if (others.shape, others.kind, others.names) != (examples.shape, examples.kind, examples.names):
+    if (others.kind, others.names) != (examples.kind, examples.names):
         raise ModelError(
-            f"{other.path}: takes {list(others.shape)} with classes {', '.join(others.names[:8])}, and the model "
-            f"{list(examples.shape)} with {', '.join(examples.names[:8])}: they cannot be compared"
+            f"{other.path}: tells {', '.join(others.names[:8])}, and the model {', '.join(examples.names[:8])}: "
+            "they cannot be compared"
         )
 
 

@@ -59,6 +59,7 @@ class Reporter:
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
+        self._measured: dict[str, float] = {}
         self._values: dict[str, tuple[float, float]] = {}
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
@@ -95,9 +96,12 @@ class Reporter:
             self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
 
     def stop(self) -> None:
-        """From now on publish only ends of tracks, and counts of 0."""
+        """From now on publish only ends of tracks, and counts of 0. Measurements are unknown from now on."""
         with self._lock:
             self._stopped = True
+            for label in self._values:
+                self._board.retain(self._topics.value(self._stream, label), b"")
+            self._values.clear()
 
     @property
     def stopped(self) -> bool:
@@ -184,21 +188,24 @@ class Reporter:
     def values(self, measurements: Mapping[str, float], step: float, now_s: float) -> None:
         """Set the measurements that have changed by a step, at most every `values_every_s`; after `stop` none.
 
+        What comes in between is set when it is due, by the next call.
+
         Args:
-            measurements: by label.
+            measurements: by label; those that are missing are as they were.
             step: least change; 0: any.
-            now_s: CLOCK_MONOTONIC, s.
+            now_s: CLOCK_MONOTONIC, s; inf: all is due.
         """
         with self._lock:
             if self._stopped or not self._config.counts:
                 return
-            for label, value in measurements.items():
+            self._measured.update(measurements)
+            for label, value in self._measured.items():
                 known, at_s = self._values.get(label, (None, 0.0))
-                is_due = known is None or now_s - at_s >= self._config.values_every_s
-                if is_due and (known is None or (value != known and abs(value - known) >= step)):
+                has_changed = known is None or (value != known and abs(value - known) >= step)
+                if has_changed and (known is None or now_s - at_s >= self._config.values_every_s):
                     self._values[label] = value, now_s
                     topic = self._topics.value(self._stream, label)
-                    self._board.retain(topic, f"{value:.6g}".encode(), patient=True)
+                    self._board.retain(topic, f"{value:.9g}".encode(), patient=True)
 
     def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
         """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.

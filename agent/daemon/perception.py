@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Union
 
 from agent.apps.inspection import InspectedModel, check_inspection
 from agent.board.gpio import check_installed
+from agent.comms.topics import Topics
 from agent.compute.manifest import Model
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
@@ -44,6 +45,7 @@ def open_perception(
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
+    _check_numbers(name, config, model)
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
     with prefixed_errors(model.path), _closing(opener) as keeping:
@@ -124,6 +126,24 @@ def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
         check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)
+
+
+def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
+    """Refuse what needs events of a model that gives numbers, and labels that would share a topic."""
+    if not model.manifest.gives_numbers:
+        return
+    for key in ("clips", "zones"):
+        if getattr(config, key):
+            raise ConfigError(f"stream {name}: {key} need events, and {config.model} gives numbers; delete them")
+    if config.publish.detections is False and model.manifest.output.decoder == "raw":
+        raise ConfigError(
+            f"stream {name}: {config.model} gives numbers with each picture alone: set publish.detections = true"
+        )
+    topics, labels = Topics("", ""), model.manifest.output.labels
+    if len({topics.value("", label) for label in labels}) < len(labels):
+        raise ConfigError(
+            f"stream {name}: {config.model}: two labels have the same topic: / + # and - are alike there"
+        )
 
 
 def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:

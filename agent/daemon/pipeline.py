@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
@@ -192,6 +192,7 @@ class Pipeline(ABC, Generic[T]):
                 else:
                     self._process(item)
             why = reason if not stop.is_set() else "shutdown"
+            self._report_values({}, math.inf)
         finally:
             self._end_tracks(why)
 
@@ -214,9 +215,13 @@ class Pipeline(ABC, Generic[T]):
         self._reporter.report(seq, at, result, *self._perception.answered_by)
         if result.events:
             self._report_counts()
-        if self._step is not None and result.detections:
-            measured = {one.label: one.values[0] for one in result.detections}
-            self._reporter.values(measured, self._step, time.monotonic())
+        self._report_values(
+            {one.label: one.values[0] for one in result.detections or () if self._step is not None}
+        )
+
+    def _report_values(self, measured: Mapping[str, float], now_s: float | None = None) -> None:
+        if self._step is not None:
+            self._reporter.values(measured, self._step, time.monotonic() if now_s is None else now_s)
 
     def _report_counts(self) -> None:
         tracker = self._perception.tracker
@@ -224,6 +229,7 @@ class Pipeline(ABC, Generic[T]):
 
     def _idle(self) -> None:
         """End the tracks of a lost source at once, those of a slow one when they are due."""
+        self._report_values({})
         if self._source.lost:
             self._end_tracks("stall")
         elif self._perception.tracker.alive:

@@ -137,7 +137,22 @@ def change(before: Score, after: Score) -> ScoreChange:
     gained, lost = float((other & ~one).sum()), float((one & ~other).sum())
     # With no difference at all, one example might still have differed.
     spread = math.sqrt(max(gained + lost - (gained - lost) ** 2 / len(one), 1.0)) / len(one)
-    return ScoreChange(value, (value - _Z * spread, value + _Z * spread))
+    return ScoreChange(value, (max(-1.0, value - _Z * spread), min(1.0, value + _Z * spread)))
+
+
+def p_value(one: Sequence[bool], other: Sequence[bool]) -> float | None:
+    """Return the probability of such a difference, or a larger one, between models that are equally good.
+
+    By the exact test of McNemar: of the examples on which they differ, either is right with the same probability.
+    None: they are not scores of the same examples.
+    """
+    if not one or len(one) != len(other):
+        return None
+    gained = sum(b and not a for a, b in zip(one, other, strict=True))
+    lost = sum(a and not b for a, b in zip(one, other, strict=True))
+    count, fewer = gained + lost, min(gained, lost)
+    tail = sum(math.comb(count, number) for number in range(fewer + 1))
+    return min(1.0, float(2 * tail / 2**count))
 
 
 @contextmanager
@@ -256,12 +271,13 @@ def _average_precision(session: Session, examples: Examples, manifest: Manifest,
     found = []
     for picture, placement in enumerate(run_examples(session, examples)):
         detections = decode([session.output(at) for at in range(len(session.outputs))])
-        found.append([_placed(one, placement) for one in detections])
+        found.append([placed_box(one, placement) for one in detections])
         progress(picture + 1)
     return average_precision(examples, manifest, found).score
 
 
-def _placed(one: Detection, placement: Placement) -> Detection:
+def placed_box(one: Detection, placement: Placement) -> Detection:
+    """Return a detection whose box is in fractions of the whole picture. Raises ModelError if it has none."""
     if one.box is None:
         raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
     return replace(one, box=placement.to_frame(one.box))
@@ -295,6 +311,8 @@ def average_precision(
         ModelError: pycocotools is missing.
     """
     coco, evaluation = _coco()
+    if not any(len(examples.truth(index).classes) for index in range(len(examples))):
+        raise ModelError("none of these examples has a box: take more of them")
     names = Labels(manifest.output.labels)
     most = max(int(examples.truth(index).classes.max(initial=0)) for index in range(len(examples)))
     count = len(manifest.output.labels) or most + 1

@@ -69,7 +69,7 @@ def stream_entities(
             yield from _label_entities(topics, source, one)
     if source.events and source.kind == "words" and source.labels:
         yield source.id("keyword"), _keyword_entity(topics, source)
-    if source.snapshot and source.kind in _OF_PICTURES:
+    if source.snapshot and source.kind in ("things", "verdicts"):
         image = {"image_topic": topics.snapshot(source.name), "content_type": "image/jpeg"}
         yield source.id("picture"), _entity("image", display_name(source.name, "last event"), **image)
     if source.commands:
@@ -141,7 +141,8 @@ def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tu
     name, config = source.name, {"entity_category": "config"}
     yield from _switch_entities(topics, source)
     slider = {"min": 0, "max": 1, "step": 0.01, "mode": "slider", **config, **_set_by(topics, name, "threshold")}
-    yield source.id("threshold"), _entity("number", display_name(name, "threshold"), **slider)
+    if source.kind != "numbers":  # they have no scores
+        yield source.id("threshold"), _entity("number", display_name(name, "threshold"), **slider)
     has_picture = source.kind in _OF_PICTURES
     if len(source.variants) > 1:
         what = display_name(name, "model size" if has_picture else "model depth")

@@ -67,6 +67,7 @@ class Classify:
     Attributes:
         scores_at: index of the output with the scores.
         is_softmax: True if the output is logits of which one class is right, which a temperature can divide.
+        top_k: most classes that are told.
     """
 
     def __init__(self, context: DecoderContext, options: ClassifyOptions, place: int) -> None:
@@ -79,7 +80,7 @@ class Classify:
         self.is_softmax = self._activation == "softmax"
         sigmoids = self._activation == "sigmoid"
         self._filter = ScoreFilter(self._spec, self._spec.shape, context.score_threshold, logits=sigmoids)
-        self._limit = min(options.top_k, context.config.max_detections)
+        self._limit = self.top_k = min(options.top_k, context.config.max_detections)
         self._warned = False
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
@@ -94,6 +95,13 @@ class Classify:
     def probabilities(self, outputs: Sequence[Array], temperature: float = 1.0) -> Floats:
         """Return the probability of each class, float32 [classes], from logits that need a softmax."""
         return softmax(self.raw(outputs) / np.float32(temperature))
+
+    def scores(self, outputs: Sequence[Array]) -> Floats:
+        """Return the score of each class as it is told, float32 [classes]; NaN where the model gives that."""
+        raw = self.raw(outputs)
+        if self._activation == "sigmoid":
+            return np.asarray(1.0 / (1.0 + np.exp(-np.clip(raw, -80.0, 80.0))), np.float32)
+        return softmax(raw) if self.is_softmax else raw
 
     def above_threshold(self, probabilities: Floats) -> list[Detection]:
         """Return the wanted classes whose probability reaches the threshold, strongest first."""

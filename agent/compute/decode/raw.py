@@ -1,7 +1,8 @@
 """Raw: the output tensors as they are, for consumers that decode them themselves, and for embeddings.
 
 Each output is a detection of the whole picture, whose label is the tensor's name and whose `values` are its
-numbers in the order of the tensor, dequantised; its score is 1.
+numbers in the order of the tensor, dequantised; its score is 1. JSON has no number for what is not finite: NaN
+becomes 0, and infinity the largest float32.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from agent.types import Array, Detection
 NUMBERS_MAX = 4096
 """Most numbers of all outputs together: each is some 10 bytes of a message."""
 _LEAST = 1e-12
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class RawOutputOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
@@ -71,7 +73,8 @@ class RawOutputs:
         ]
 
     def _values(self, spec: TensorSpec, output: Array) -> tuple[float, ...]:
-        real = np.nan_to_num(np.asarray(spec.real(output), np.float32).reshape(-1))
+        found = np.asarray(spec.real(output) if spec.quantised else output, np.float64).reshape(-1)
+        real = np.nan_to_num(found, posinf=_LARGEST, neginf=-_LARGEST)
         if self._normalise:
             real = real / max(float(np.linalg.norm(real)), _LEAST)
         return tuple(real.tolist())

@@ -56,6 +56,8 @@ def build(context: DecoderContext) -> Regression:
     labels = context.output.labels
     if labels and len(labels) != count:
         raise ShapeMismatchError(f"expected a number for each of {plural(len(labels), 'label')}, found {spec}")
+    if len(set(labels)) < len(labels):
+        raise ModelError("decoder 'regression': two numbers have the same label")
     if not options.unit.isprintable():
         raise ModelError("decoder 'regression': options: `unit` has characters that cannot be printed")
     return Regression(context, options, seen[0])

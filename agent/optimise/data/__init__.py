@@ -143,6 +143,11 @@ class Examples:
             found = pictures[row] if pictures.shape[-1] == 3 else np.repeat(pictures[row], 3, axis=-1)
         return np.ascontiguousarray(found[:, ::-1]) if self._mirrored else found
 
+    def name(self, index: int) -> str:
+        """Return the name of an example's file, or its number in an array."""
+        pictures, row = self._content.pictures, self._rows[index]
+        return str(row) if isinstance(pictures, np.ndarray) else plain(pictures[row][0])
+
     def truth(self, index: int) -> ObjectBoxes:
         """Return the objects in a picture. Raises ModelError if the examples have no boxes."""
         if self._content.objects is None:
@@ -336,10 +341,11 @@ def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray
     Raises:
         ModelError: the model knows no such class.
     """
+    exact = {label: number for number, label in reversed(list(enumerate(labels)))}
     known = {_folded(label): number for number, label in reversed(list(enumerate(labels)))}
     unknown = [name for name in names if _folded(name) not in known]
     if not unknown:
-        return np.array([known[_folded(name)] for name in names], np.int64)
+        return np.array([exact.get(name, known[_folded(name)]) for name in names], np.int64)
     if all(name.isdecimal() for name in names):
         return np.array([int(name) for name in names], np.int64)
     others = f" (nor {len(unknown) - 1} more)" if len(unknown) > 1 else ""

@@ -10,7 +10,7 @@ A box of no width or height is left out. One that lies outside of its picture by
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
+from agent.capture.source import header_size
 from agent.errors import NO_JSON, ModelError
 from agent.optimise.data.layouts import DataFile, ObjectBoxes
 from agent.text import plain, plural
@@ -49,30 +50,47 @@ class _Named(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def read_voc(path: str, pictures: Iterable[str], files: Mapping[str, DataFile]) -> NamedBoxes:
+def read_voc(path: str, pictures: Mapping[str, DataFile], files: Mapping[str, DataFile]) -> NamedBoxes:
     """Read the `.xml` of each picture.
 
     Args:
         path: of the data, for errors.
-        pictures: their names.
+        pictures: by name.
         files: the `.xml` files by name.
 
     Raises:
-        ModelError: a picture has no file, or a file is damaged or has a box outside of its picture.
+        ModelError: a picture has no file, or a file is damaged, tells another size or has a box outside.
     """
-    stems = {PurePosixPath(name).stem: (name, file) for name, file in files.items()}
+    places = _by_stem(files)
     found: dict[str, list[_Named]] = {}
     without = []
-    for picture in pictures:
-        name, file = stems.get(PurePosixPath(picture).stem, ("", None))
-        found[picture] = [] if file is None else _voc(file.read(), f"{path}: {plain(name)}")
-        without += [picture] if file is None else []
+    for picture, file in pictures.items():
+        name = _nearest(picture, places, path)
+        found[picture] = [] if not name else _voc(files[name].read(), f"{path}: {plain(name)}", file)
+        without += [] if name else [picture]
     if without and any(found.values()):
         raise ModelError(f"{path}: {plain(without[0])} has no .xml; others have")
     return _numbered(found, sorted({one.name for some in found.values() for one in some}))
 
 
-def _voc(content: bytes, shown: str) -> list[_Named]:
+def _by_stem(names: Iterable[str]) -> dict[str, list[str]]:
+    places: dict[str, list[str]] = {}
+    for name in names:
+        places.setdefault(PurePosixPath(name).stem, []).append(name)
+    return places
+
+
+def _nearest(picture: str, places: Mapping[str, list[str]], path: str) -> str:
+    """Return the file of a picture: in its folder, else the only one of its name; empty: there is none."""
+    found = places.get(PurePosixPath(picture).stem, [])
+    beside = [name for name in found if PurePosixPath(name).parent == PurePosixPath(picture).parent]
+    if len(beside or found) > 1:
+        several = plain(", ".join((beside or found)[:3]))
+        raise ModelError(f"{path}: {plain(picture)}: which of {several} is its annotation is not clear")
+    return (beside or found or [""])[0]
+
+
+def _voc(content: bytes, shown: str, picture: DataFile) -> list[_Named]:
     try:
         if len(content) > _LARGEST:
             raise ValueError(f"{len(content)} bytes are too many")
@@ -83,9 +101,17 @@ def _voc(content: bytes, shown: str) -> list[_Named]:
         width, height = (_number(root, f"size/{side}") for side in ("width", "height"))
         if not (0 < width <= 1e6 and 0 < height <= 1e6):
             raise ValueError(f"a size of {width:g}x{height:g}")
+        _check_size(picture, width, height)
         return [_voc_object(one, width, height) for one in objects]
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
         raise ModelError(f"{shown}: cannot be used as an annotation of VOC: {error}") from None
+
+
+def _check_size(picture: DataFile, width: float, height: float) -> None:
+    """Raise ValueError if a picture's own header tells another size."""
+    found = header_size(picture.read())
+    if found is not None and found not in ((width, height), (height, width)):  # a camera may have been turned
+        raise ValueError(f"it tells {width:g}x{height:g}, and the picture has {found[0]}x{found[1]} pixels")
 
 
 def _voc_object(found: ElementTree.Element, width: float, height: float) -> _Named:
@@ -107,9 +133,11 @@ def _fractions(edges: Any, width: float, height: float) -> tuple[float, float, f
     """Return a box in fractions of its picture, within it; ValueError if it lies outside."""
     x0, y0, x1, y1 = map(float, edges)
     outside = (-x0, -y0, x1 - width, y1 - height)
-    if not all(np.isfinite(edges)) or max(outside) > _SLACK:
+    is_turned = x1 < x0 or y1 < y0
+    if not all(np.isfinite(edges)) or max(*outside, x0 - width, y0 - height) > _SLACK or is_turned:
         box = ", ".join(f"{edge:g}" for edge in edges)
-        raise ValueError(f"the box {box} lies outside of its picture of {width:g}x{height:g}")
+        why = "ends before it begins" if is_turned else f"lies outside of its picture of {width:g}x{height:g}"
+        raise ValueError(f"the box {box} {why}")
     x0, x1 = (min(1.0, max(0.0, one / width)) for one in (x0, x1))
     y0, y1 = (min(1.0, max(0.0, one / height)) for one in (y0, y1))
     return x0, y0, x1, y1
@@ -126,7 +154,7 @@ class _CocoBox(Struct, frozen=True):
     image_id: int
     category_id: int
     bbox: tuple[_Pixels, _Pixels, _Pixels, _Pixels]
-    iscrowd: int = 0
+    iscrowd: Annotated[int, Meta(ge=0, le=1)] = 0
 
 
 class _CocoCategory(Struct, frozen=True):
@@ -140,32 +168,34 @@ class _Coco(Struct, frozen=True):
     categories: list[_CocoCategory]
 
 
-def read_coco(path: str, name: str, content: bytes, pictures: Iterable[str]) -> NamedBoxes:
+def read_coco(path: str, name: str, content: bytes, pictures: Mapping[str, DataFile]) -> NamedBoxes:
     """Read a file of COCO; pictures that it does not name have no boxes, crowds are left out.
 
     Args:
         path: of the data, for errors.
         name: of the file.
         content: of the file.
-        pictures: their names in the data.
+        pictures: by their names in the data.
 
     Raises:
-        ModelError: it is no such file, names pictures that are not there, or has a box outside of its picture.
+        ModelError: it is no such file, names pictures that are not there, has other sizes, or a box outside.
     """
     shown = f"{path}: {plain(name)}"
     try:
         coco = msgspec.json.decode(content, type=_Coco)
     except NO_JSON as error:
         raise ModelError(f"{shown}: cannot be used as a file of COCO: {plain(str(error))}") from None
-    places = {PurePosixPath(one).name: one for one in pictures}
+    places = _places_of(coco.images, pictures, shown)
     images = {one.id: one for one in coco.images}
     names = {one.id: one.name for one in coco.categories}
-    found: dict[str, list[_Named]] = {picture: [] for picture in places.values()}
+    if len(images) < len(coco.images) or len(names) < len(coco.categories):
+        raise ModelError(f"{shown}: two images, or two categories, have the same id")
+    found: dict[str, list[_Named]] = {picture: [] for picture in pictures}
     for one in coco.annotations:
         image, kind = images.get(one.image_id), names.get(one.category_id)
         if image is None or kind is None:
             raise ModelError(f"{shown}: a box of image {one.image_id}, category {one.category_id}: not listed")
-        if (picture := places.get(PurePosixPath(image.file_name).name)) is None:
+        if not (picture := places[one.image_id]):
             raise ModelError(f"{shown}: {plain(image.file_name)} is not there")
         if not one.iscrowd:
             x, y, width, height = one.bbox
@@ -174,7 +204,35 @@ def read_coco(path: str, name: str, content: bytes, pictures: Iterable[str]) -> 
             except ValueError as error:
                 raise ModelError(f"{shown}: {plain(image.file_name)}: {error}") from None
             found[picture].append(_Named(kind, box))
-    return _numbered(found, [one.name for one in sorted(coco.categories, key=lambda one: one.id)])
+    result = _numbered(found, [one.name for one in sorted(coco.categories, key=lambda one: one.id)])
+    return result._replace(remarks=(*result.remarks, *_left_out(coco, set(places.values()), pictures)))
+
+
+def _places_of(images: Iterable[_CocoImage], pictures: Mapping[str, DataFile], shown: str) -> dict[int, str]:
+    """Return the picture of each image, by its path, else by its name; empty: it is not there."""
+    by_name: dict[str, list[str]] = {}
+    for picture in pictures:
+        by_name.setdefault(PurePosixPath(picture).name, []).append(picture)
+    places = {}
+    for one in images:
+        named = by_name.get(PurePosixPath(one.file_name).name, [])
+        exact = [place for place in named if place == one.file_name or place.endswith(f"/{one.file_name}")]
+        if len(exact or named) > 1:
+            raise ModelError(f"{shown}: {plain(one.file_name)}: there are several pictures of that name")
+        places[one.id] = (exact or named or [""])[0]
+        try:
+            if places[one.id]:
+                _check_size(pictures[places[one.id]], one.width, one.height)
+        except ValueError as error:
+            raise ModelError(f"{shown}: {plain(one.file_name)}: {error}") from None
+    return places
+
+
+def _left_out(coco: _Coco, named: Set[str], pictures: Iterable[str]) -> Iterator[str]:
+    if crowds := sum(one.iscrowd for one in coco.annotations):
+        yield f"{plural(crowds, 'crowd')} left out, so that what is found there counts as false"
+    if others := sum(one not in named for one in pictures):
+        yield f"{plural(others, 'picture')} that it does not name counted as without boxes"
 
 
 def _numbered(found: Mapping[str, list[_Named]], names: list[str]) -> NamedBoxes:

@@ -25,6 +25,7 @@ from agent.types import Array
 _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
 _IN_MEMORY = 2 * 1024**3
 """Most bytes of a compressed archive's files, which are kept in memory."""
+_CLASSES_MAX = 1_000_000
 _ARCHIVES = (".tar", ".tar.xz", ".tar.gz", ".tar.bz2", ".tgz", ".txz")
 _DAMAGED = (tarfile.TarError, OSError, EOFError, ValueError, lzma.LZMAError, zlib.error)
 """Errors that a damaged archive raises."""
@@ -131,7 +132,7 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
     from agent.optimise.data.annotations import read_coco, read_voc
 
     notes = {name: file for name, file in files.items() if name.endswith(".xml")}
-    lists = [name for name in files if name.endswith(".json")]
+    lists = [name for name in files if name.endswith(".json") and _is_coco(files[name])]
     if notes:
         words, found = "of VOC", read_voc(str(path), pictures, notes)
     elif len(lists) == 1:
@@ -147,6 +148,12 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
     places = tuple(f"{path}: {plain(name)}" for name in pictures)
     words = "; ".join((f"with {count} boxes {words}", *found.remarks))
     return FoundData(tuple(pictures.items()), words, objects=objects, names=found.names, places=places)
+
+
+def _is_coco(file: DataFile) -> bool:
+    """Return True for JSON with the tables of COCO; other programs write JSON beside pictures, too."""
+    content = file.read()
+    return all(f'"{key}"'.encode() in content for key in ("images", "annotations", "categories"))
 
 
 def _top(name: str) -> str:
@@ -275,7 +282,10 @@ def _object(words: list[str], where: str) -> list[float]:
         values = [float(word) for word in words]
     except ValueError:
         values = []
-    if len(values) != 5 or not all(0 <= value <= 1.001 for value in values[1:]) or values[0] != int(values[0]):
+    fits = (
+        len(values) == 5 and all(0 <= value <= 1.001 for value in values[1:]) and 0 <= values[0] <= _CLASSES_MAX
+    )
+    if not fits or values[0] != int(values[0]):
         found = " ".join(words)[:60]
         raise ModelError(f"{where}: expected `class x y width height`, the last four as fractions; found {found}")
     return values

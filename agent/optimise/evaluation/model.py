@@ -10,6 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from agent.compute.decode.classify import Classify
 from agent.compute.decode.decoder import Labels, build_decoder
 from agent.compute.infer.image_input import Placement
 from agent.compute.infer.session import Session
@@ -24,6 +25,8 @@ from agent.optimise.evaluate import (
     average_precision,
     change,
     open_content,
+    p_value,
+    placed_box,
     run_examples,
     share_score,
     wilson,
@@ -46,6 +49,12 @@ _LEAST = 1e-4
 """Threshold of the decoder in a pass: weaker results are of no use."""
 _BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
 _WORST = 24
+_NOTHING = -1
+"""In place of the number of a class: the model tells none."""
+_CONFUSED_MAX = 300
+"""Most classes whose confusions are told: their number is its square."""
+_CURVES_MAX = 12
+"""Most classes of boxes of which all have curves, where none is asked for."""
 
 
 class EvaluationRequest(Struct, frozen=True):
@@ -110,12 +119,13 @@ class WrongExample(Struct, frozen=True):
     """An example on which the model errs most surely.
 
     Attributes:
-        index: of the example.
+        index, name: of the example; the name is that of its file, or its number.
         truth, told: classes.
         score: of what is told, 0..1.
     """
 
     index: int
+    name: str
     truth: str
     told: str
     score: float
@@ -129,12 +139,15 @@ class ModelComparison(Struct, frozen=True):
         value: of the same metric.
         difference: of this model from it.
         interval: in which the difference lies with 95 % probability, of paired examples; None: not known.
+        p_value: probability of such a difference between models that are equally good, by the exact test of
+            McNemar; None: not of shares.
     """
 
     model: str
     value: float
     difference: float
     interval: tuple[float, float] | None
+    p_value: float | None = None
 
 
 class Evaluation(Struct, frozen=True):
@@ -189,7 +202,7 @@ def evaluate_model(
     model: Model,
     examples: Examples,
     request: EvaluationRequest,
-    other: Model | None = None,
+    other: tuple[Model, Examples] | None = None,
     progress: Progress = lambda _: None,
 ) -> Evaluation:
     """Evaluate a model, and compare it with another on the same examples.
@@ -197,8 +210,8 @@ def evaluate_model(
     Args:
         model: to evaluate.
         examples: with classes or boxes, as they are read for it.
-        request: see `EvaluationRequest`.
-        other: model that takes the same inputs; None: nothing is compared.
+        request: see `EvaluationRequest`; its variant is that of the model alone.
+        other: another model, and the same examples as they are read for it; None: nothing is compared.
         progress: called with the number of examples that are done.
 
     Raises:
@@ -209,9 +222,14 @@ def evaluate_model(
     found = _one_pass(model, examples, request, progress)
     if other is None:
         return found.evaluation
-    second = _one_pass(other, examples, request, lambda done: progress(len(examples) + done))
+    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done))
+    if (metric := second.evaluation.metric) != found.evaluation.metric:
+        raise ModelError(
+            f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
+        )
     by = change(second.score, found.score)
-    against = ModelComparison(other.manifest.name or other.path, second.score.value, by.value, by.interval)
+    sure = p_value(second.score.right, found.score.right)
+    against = ModelComparison(second.evaluation.model, second.score.value, by.value, by.interval, sure)
     return replace(found.evaluation, against=against)
 
 
@@ -254,62 +272,89 @@ def _classes(
 ) -> _Pass:
     manifest, labels = model.manifest, examples.labels
     assert labels is not None
-    count = len(manifest.output.labels) or int(labels.max()) + 1
-    names = Labels(manifest.output.labels or examples.names)
-    every = {**manifest.output.options, "top_k": count}
-    manifest = replace(manifest, output=replace(manifest.output, options=every, decoder="classify"))
-    scores = np.zeros((len(examples), count))
-    numbers = {names[number]: number for number in range(count)}
-    config = DecodeConfig(score_threshold=0.0, max_detections=max(1, count))
-    for row, (detections, _) in zip(scores, _decoded(session, manifest, examples, config, progress), strict=True):
-        for one in detections:
-            row[numbers[one.label]] = one.score
-    told = scores.argmax(1)
+    manifest = replace(manifest, output=replace(manifest.output, decoder="classify"))
+    decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
+    assert isinstance(decode, Classify)
+    rows = []
+    for _ in run_examples(session, examples):
+        rows.append(decode.scores([session.output(at) for at in range(len(session.outputs))]))
+        progress(len(rows))
+    scores = np.array(rows, np.float64)
+    silent = ~np.isfinite(scores).all(1)
+    scores[silent] = -np.inf
+    told = np.where(silent, _NOTHING, scores.argmax(1))
     score = share_score("top-1", told == labels)
-    shown = tuple(names[number] for number in range(count))
-    confusion = np.zeros((count, count), np.int64)
-    np.add.at(confusion, (labels, told), 1)
-    positives: tuple[Positive, ...] = ()
-    if request.positive:
-        chosen = [_number(shown, name) for name in request.positive]
-        total = np.minimum(scores[:, chosen].sum(1), 1.0)
-        positives = (_positive(request, total, np.isin(labels, chosen), manifest.output.score_threshold),)
-    return _Pass(
-        _evaluation(
-            model,
-            examples,
-            score,
-            "top-1",
-            classes=tuple(_class_results(confusion, shown)),
-            confusion=tuple(tuple(map(int, row)) for row in confusion),
-            positives=positives,
-            wrong=_worst(scores, labels, told, shown),
-        ),
+    names = Labels(manifest.output.labels or examples.names)
+    shown = tuple(names[number] for number in range(scores.shape[1]))
+    confusion = np.zeros((len(shown), len(shown)), np.int64)
+    np.add.at(confusion, (labels[~silent], told[~silent]), 1)
+    counts = np.bincount(labels, minlength=len(shown))
+    found = _evaluation(
+        model,
+        examples,
         score,
+        "top-1",
+        classes=tuple(_class_results(confusion, counts, shown)),
+        confusion=tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
+        positives=_positive_classes(
+            request, scores, labels, shown, decode.top_k, manifest.output.score_threshold
+        ),
+        wrong=_worst(examples, scores, labels, told, shown),
     )
+    if silent.any():
+        told_none = f"{plural(int(silent.sum()), 'example')}: the model gives no numbers, which counts as wrong"
+        found = replace(found, remarks=(*found.remarks, told_none))
+    return _Pass(found, score)
+
+
+def _positive_classes(
+    request: EvaluationRequest,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    names: Sequence[str],
+    top_k: int,
+    threshold: float,
+) -> tuple[Positive, ...]:
+    """Return what thresholds give on the score of the positive classes, as far as the daemon tells them."""
+    if not request.positive:
+        if request.target_recall is not None:
+            raise ModelError("a target needs --positive, the class that is to be found")
+        return ()
+    chosen = sorted({_number(names, name) for name in request.positive})
+    ranks = np.argsort(np.argsort(-scores, axis=1, kind="stable"), axis=1)[:, chosen]
+    best = np.where(ranks < top_k, scores[:, chosen], -np.inf).max(1)
+    return (_positive(request, best, np.isin(labels, chosen), threshold),)
 
 
 def _number(names: Sequence[str], name: str) -> int:
     if name not in names:
-        raise ModelError(f"no class {name!r} in the data; it has: {', '.join(names[:20])}")
+        raise ModelError(f"no class {name!r}; there are: {', '.join(names[:20])}")
     return names.index(name)
 
 
-def _class_results(confusion: NDArray[np.int64], names: Sequence[str]) -> Iterator[ClassResult]:
+def _class_results(
+    confusion: NDArray[np.int64], counts: NDArray[np.int64], names: Sequence[str]
+) -> Iterator[ClassResult]:
     for number, name in enumerate(names):
-        count, told = int(confusion[number].sum()), int(confusion[:, number].sum())
+        count, told = int(counts[number]), int(confusion[:, number].sum())
         right = int(confusion[number, number])
         recall, interval = (right / count, wilson(right, count)) if count else (None, None)
         yield ClassResult(name, count, recall, interval, right / told if told else None)
 
 
 def _worst(
-    scores: NDArray[np.float64], labels: NDArray[np.int64], told: NDArray[np.int64], names: Sequence[str]
+    examples: Examples,
+    scores: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    told: NDArray[np.int64],
+    names: Sequence[str],
 ) -> tuple[WrongExample, ...]:
-    wrong = np.flatnonzero(told != labels)
+    wrong = np.flatnonzero((told != labels) & (told != _NOTHING))
     surest = wrong[np.argsort(-scores[wrong, told[wrong]], kind="stable")][:_WORST]
     return tuple(
-        WrongExample(int(one), names[labels[one]], names[told[one]], float(scores[one, told[one]]))
+        WrongExample(
+            int(one), examples.name(int(one)), names[labels[one]], names[told[one]], float(scores[one, told[one]])
+        )
         for one in surest
     )
 
@@ -321,13 +366,14 @@ def _positive(
     if positive.all() or not positive.any():
         which = "all" if positive.any() else "none"
         raise ModelError(f"{which} of the examples are of {', '.join(request.positive)}: both kinds are needed")
-    target = None
-    if request.target_recall is not None:
-        target = share_point(scores, positive, threshold_for(scores[positive], request.target_recall))
+    target, most = None, float(np.isfinite(scores[positive]).mean())
+    if request.target_recall is not None and np.isfinite(
+        least := threshold_for(scores[positive], request.target_recall)
+    ):
+        target = share_point(scores, positive, least)
     area = roc_area(scores[~positive].astype(np.float32), scores[positive].astype(np.float32))
-    return Positive(
-        request.positive, int(positive.sum()), area, share_point(scores, positive, threshold), target, 1.0
-    )
+    at_manifest = share_point(scores, positive, threshold)
+    return Positive(request.positive, int(positive.sum()), area, at_manifest, target, most)
 
 
 def _whole_pictures(
@@ -344,7 +390,7 @@ def _whole_pictures(
     chosen = [_number(names, name) for name in request.positive]
     config = DecodeConfig(score_threshold=_LEAST)
     found = _decoded(session, model.manifest, examples, config, progress)
-    scores = np.array([max((one.score for one in some), default=0.0) for some, _ in found])
+    scores = np.array([max((one.score for one in some), default=-np.inf) for some, _ in found])
     positive, threshold = np.isin(labels, chosen), model.manifest.output.score_threshold
     result = _positive(request, scores, positive, threshold)
     assert result.auroc is not None
@@ -352,9 +398,11 @@ def _whole_pictures(
     score = replace(share_score("top-1", right), value=result.auroc, interval=None)
     told = np.where(scores >= threshold, "found", "nothing found")
     wrong = np.flatnonzero(~right)
-    surest = wrong[np.argsort(-np.abs(scores[wrong] - threshold), kind="stable")][:_WORST]
+    heights = np.maximum(scores, 0.0)
+    surest = wrong[np.argsort(-np.abs(heights[wrong] - threshold), kind="stable")][:_WORST]
     errors = tuple(
-        WrongExample(int(one), names[labels[one]], str(told[one]), float(scores[one])) for one in surest
+        WrongExample(int(one), examples.name(int(one)), names[labels[one]], str(told[one]), float(heights[one]))
+        for one in surest
     )
     rows = _folder_results(names, labels, scores >= threshold, set(chosen))
     more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors}
@@ -368,6 +416,8 @@ def _folder_results(
     for number, name in enumerate(names):
         there = labels == number
         right, count = int((found[there] == (number in chosen)).sum()), int(there.sum())
+        if not count:
+            continue  # by a limit
         yield ClassResult(name, count, right / count, wilson(right, count), None)
 
 
@@ -376,22 +426,24 @@ def _boxes(
 ) -> _Pass:
     manifest, threshold = model.manifest, model.manifest.output.score_threshold
     found = [
-        [replace(one, box=placement.to_frame(one.box)) for one in some if one.box is not None]
+        [placed_box(one, placement) for one in some]
         for some, placement in _decoded(session, manifest, examples, _BOXES, progress)
     ]
     result = average_precision(examples, manifest, found)
     names = result.names
-    chosen = [_number(names, name) for name in request.positive] or range(len(names))
+    chosen = {_number(names, name) for name in request.positive}
     positives, rows = [], []
     for number, name in enumerate(names):
         matched = _matched(examples, found, number, name)
         count = int(matched.objects.sum())
         if not count:
+            if number in chosen:
+                raise ModelError(f"{name}: none of the examples has one: nothing can be told about it")
             continue
         point = box_point(matched, threshold)
         average = result.by_class[number]
         rows.append(ClassResult(name, count, point.recall, point.recall_interval, point.precision, average))
-        if number in chosen:
+        if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
             positives.append(_box_positive(request, matched, name, point))
     more = {"classes": tuple(rows), "confusion": (), "positives": tuple(positives), "wrong": ()}
     return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)

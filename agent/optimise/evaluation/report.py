@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import importlib
 import io
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,10 +17,12 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluation.model import ClassResult, Evaluation, Positive
 from agent.optimise.evaluation.operating import OperatingPoint
 from agent.optimise.report import html_page, html_picture, html_table
+from agent.text import plain
 
 _SIDE, _QUALITY = 240, 80
 """Longest side of a picture in the report, px, and quality of its JPEG."""
 _CLASSES_DRAWN = 60
+_SIGNIFICANT = 0.05
 
 
 class EvaluationTable(NamedTuple):
@@ -63,8 +67,9 @@ def comparison(found: Evaluation) -> str:
     if one.interval is None:
         return told
     low, high = (edge * 100 for edge in one.interval)
-    sure = "significant" if low > 0 or high < 0 else "not significant"
-    return f"{told}, {low:+.1f} to {high:+.1f} with 95 % probability: {sure}"
+    sure = one.p_value is not None and one.p_value < _SIGNIFICANT
+    words = f"p = {one.p_value:.2g}" if one.p_value is not None else ""
+    return f"{told}, {low:+.1f} to {high:+.1f}; {words}: {'' if sure else 'not '}significant"
 
 
 def tables(found: Evaluation) -> Iterator[EvaluationTable]:
@@ -111,7 +116,12 @@ def _point_rows(one: Positive) -> Iterator[tuple[str, ...]]:
 def _point_cells(point: OperatingPoint, *, of_boxes: bool) -> tuple[str, ...]:
     alarms = f"{point.false_alarms:.3g}" if of_boxes else percent(point.false_alarms)
     recall = percent(point.recall), span(point.recall_interval)
-    return f"{point.threshold:.4g}", *recall, alarms, percent(point.precision), str(point.missed)
+    return floored(point.threshold), *recall, alarms, percent(point.precision), str(point.missed)
+
+
+def floored(threshold: float) -> str:
+    """Return a threshold as text that is no larger: a larger one would lose the example whose score it is."""
+    return f"{math.floor(threshold * 1e6) / 1e6:.6f}".rstrip("0").rstrip(".") or "0"
 
 
 def draw_confusion(found: Evaluation) -> bytes:
@@ -127,7 +137,7 @@ def draw_confusion(found: Evaluation) -> bytes:
     except ImportError as error:
         raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
     counts = np.array(found.confusion)
-    names = [one.name.replace("$", r"\$")[:24] for one in found.classes]
+    names = [plain(one.name).replace("$", r"\$")[:24] for one in found.classes]
     side = 2.0 + 0.4 * min(len(names), _CLASSES_DRAWN)
     figure = new(figsize=(side + 1.0, side), layout="constrained")
     _fill(figure.add_subplot(), counts, names)
@@ -160,13 +170,16 @@ def to_html(found: Evaluation, examples: Examples) -> str:
         except ModelError:
             parts.pop()  # no matplotlib
     if found.wrong:
-        parts += ["<h2>worst errors, surest first</h2>", html_table(("is", "told", "score"), _wrong_rows(found))]
+        parts += [
+            "<h2>worst errors, surest first</h2>",
+            html_table(("example", "is", "told", "score"), _wrong_rows(found)),
+        ]
         parts += list(_wrong_pictures(found, examples))
     return html_page(f"evaluation: {found.model}", parts)
 
 
 def _wrong_rows(found: Evaluation) -> list[tuple[str, ...]]:
-    return [(one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
+    return [(one.name, one.truth, one.told, f"{one.score:.3f}") for one in found.wrong]
 
 
 def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
@@ -177,7 +190,11 @@ def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
             return  # values, not pictures
         if examples.order == "rgb":
             picture = np.ascontiguousarray(picture[..., ::-1])
-        scale = min(1.0, _SIDE / max(picture.shape[:2]))
-        small = cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        height, width = picture.shape[:2]
+        scale = min(1.0, _SIDE / max(height, width))
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
         encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1].tobytes()
-        yield html_picture(f"{one.truth}, told {one.told}, {one.score:.3f}", encoded, "jpeg")
+        about = f"{one.name}: {one.truth}, told {one.told}, {one.score:.3f}"
+        shown = html_picture(about, encoded, "jpeg")
+        yield f"<figure>{shown}<figcaption>{html.escape(plain(about))}</figcaption></figure>"

@@ -16,6 +16,7 @@ pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-li
 from agent.cli.main import vedette
 from tests.support import picture_models
 from tests.support.parts import part, write_parts
+from tests.support.tflite_builder import constant_model
 
 COLOURS = picture_models.COLOURS
 
@@ -77,8 +78,65 @@ def test_a_class_that_is_to_be_found_has_an_operating_point(colours: Path) -> No
     assert positive["at_target"]["false_alarms"] == 0.125  # a red picture lies among the green ones
     assert 0.5 < positive["auroc"] < 1.0
     done = run(colours, colours.parent / "data", "--positive", "red", "--target-recall", 1.0)
-    assert "operating points" in done.output
-    assert "100.0 %" in done.output
+    assert done.exit_code == 1
+    assert "red: no threshold finds 100.0% of 4 objects; the most is 75.0%" in said(done), (
+        "the daemon tells one class"
+    )
+
+
+def test_the_threshold_that_is_printed_reaches_the_target(colours: Path) -> None:
+    data, manifest = colours.parent / "data", colours.with_suffix(".toml")
+    output = run(colours, data, "--positive", "red", "--target-recall", 0.5).output
+    (row,) = [line for line in output.splitlines() if "target" in line and "red" in line]
+    manifest.write_text(f"[output]\nscore_threshold = {row.split()[2]}\n")
+    found = evaluated(colours, data, "--positive", "red", "--target-recall", 0.5)["positives"][0]
+    assert found["at_manifest"]["recall"] == found["at_target"]["recall"] >= 0.5
+
+
+def test_another_model_is_given_pictures_as_its_own_manifest_says(colours: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.tflite"
+    other.write_bytes(picture_models.classifier("float32", described=False))
+    keys = '[input]\norder = "bgr"\nmean = [127.5, 127.5, 127.5]\nstd = [127.5, 127.5, 127.5]\n'
+    other.with_suffix(".toml").write_text(
+        f'{keys}[output]\ndecoder = "classify"\nlabels = ["red", "green", "blue"]\n'
+    )
+    data = colours.parent / "data"
+    alone = evaluated(other, data)["value"]
+    assert alone != 0.75
+    assert evaluated(colours, data, "--against", other)["against"]["value"] == alone
+
+
+def test_what_was_asked_for_twice_counts_once(colours: Path) -> None:
+    once = evaluated(colours, colours.parent / "data", "--positive", "red")
+    assert (
+        evaluated(colours, colours.parent / "data", "--positive", "red", "--positive", "red")["positives"][0][
+            "at_manifest"
+        ]
+        == (once["positives"][0]["at_manifest"])
+    )
+
+
+def test_a_model_that_gives_no_numbers_is_never_right(tmp_path: Path, colours: Path) -> None:
+    broken = tmp_path / "broken.tflite"
+    broken.write_bytes(constant_model({"scores": np.full((1, 3), np.nan, np.float32)}, (1, 8, 8, 3)))
+    pixels = "[input]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n"
+    output = (
+        '[output]\ndecoder = "classify"\nlabels = ["red", "green", "blue"]\n[output.options]\nlogits = false\n'
+    )
+    broken.with_suffix(".toml").write_text(pixels + output)
+    found = evaluated(broken, colours.parent / "data")
+    assert found["value"] == 0.0
+    assert any("gives no numbers" in remark for remark in found["remarks"])
+
+
+def test_labels_that_differ_by_case_alone_are_classes_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "colours.tflite"
+    path.write_bytes(picture_models.classifier(labels=("Red", "red", "blue")))
+    for name, colour in (("Red", "red"), ("red", "green"), ("blue", "blue")):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(3):
+            assert cv2.imwrite(str(tmp_path / "data" / name / f"{number}.png"), picture_models.picture(colour))
+    assert evaluated(path, tmp_path / "data")["value"] == 1.0
 
 
 def test_two_models_are_compared_by_the_examples_on_which_they_differ(colours: Path) -> None:
@@ -97,6 +155,8 @@ def test_a_report_shows_the_worst_errors_and_a_chart_the_confusions(colours: Pat
     assert done.exit_code == 0, said(done)
     text = report.read_text()
     assert text.count("data:image/jpeg") == 3
+    assert text.count("<figcaption>") == 3
+    assert ".png: " in text
     assert text.count("data:image/png") == 1
     assert "top-1 75.0 %" in text
     assert cv2.imread(str(chart)) is not None
@@ -122,6 +182,10 @@ def test_anomalies_are_judged_by_what_is_to_be_found(tmp_path: Path) -> None:
     assert [one["name"] for one in found["classes"]] == ["good", "scratched"]
     assert "--positive says which of these it is to find: good, scratched" in refusal(made, data)
     assert "no class 'broken'" in refusal(made, data, "--positive", "broken")
+    chart = ["--positive", "scratched", "--picture", tmp_path / "x.png"]
+    assert "only classes of whole pictures have" in refusal(made, data, *chart)
+    found = evaluated(made, data, "--positive", "scratched", "--limit", 8)
+    assert found["count"] == 8
 
 
 @pytest.fixture
@@ -154,6 +218,13 @@ def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:
     assert positive["froc"][0]["sensitivity"] == 0.75
 
 
+def test_what_has_no_boxes_is_not_scored_by_them(boxed: Path, colours: Path) -> None:
+    assert "gives no boxes" in refusal(colours, boxed.parent / "data")
+    for file in (boxed.parent / "data" / "labels").iterdir():
+        file.write_text(file.read_text().replace("2 0.5", "1 0.5"))
+    assert "blue: none of the examples has one" in refusal(boxed, boxed.parent / "data", "--positive", "blue")
+
+
 def test_a_target_that_no_threshold_reaches_is_exit_code_1_and_told_how_near(boxed: Path) -> None:
     done = run(boxed, boxed.parent / "data", "--positive", "red", "--target-recall", 0.9)
     assert done.exit_code == 1
@@ -162,7 +233,12 @@ def test_a_target_that_no_threshold_reaches_is_exit_code_1_and_told_how_near(box
 
 def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> None:
     data = colours.parent / "data"
-    assert "no class 'pink' in the data; it has: red, green, blue" in refusal(colours, data, "--positive", "pink")
+    assert "no class 'pink'; there are: red, green, blue" in refusal(colours, data, "--positive", "pink")
+    assert "a target needs --positive" in refusal(colours, data, "--target-recall", 0.9)
+    assert "there is no folder" in refusal(colours, data, "--report", tmp_path / "gone" / "x.html")
+    assert "is what is evaluated" in refusal(colours, data, "--report", colours, "--force")
+    both = ["--report", tmp_path / "x", "--picture", tmp_path / "x"]
+    assert "name two files" in refusal(colours, data, *both)
     assert "takes sound" in refusal("small-speech", data)
     loose = tmp_path / "loose"
     loose.mkdir()

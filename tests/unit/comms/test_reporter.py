@@ -171,9 +171,24 @@ def test_measurements_are_set_when_they_have_changed_by_a_step_and_not_too_often
         speaking.values({"oil level": value}, 0.5, now_s)
     topic = "vedette/porch/front/value/oil_level"
     assert kept.history == [(topic, b"20"), (topic, b"21")]
+
+
+def test_the_last_measurement_is_set_when_it_is_due_and_unknown_after_a_stop() -> None:
+    kept = Kept()
+    speaking = reporter(kept, PublishConfig(values_every_s=1.0))
+    for now_s, value in ((0.0, 1.0), (0.1, 2.0), (0.2, 1000016.33)):
+        speaking.values({"level": value}, 0.05, now_s)
+    topic = "vedette/porch/front/value/level"
+    assert kept.history == [(topic, b"1")]
+    speaking.values({}, 0.05, 1.1)
+    assert kept.retained[topic] == b"1000016.33"
+    speaking.values({"level": 3.0}, 0.05, 1.2)
+    speaking.values({}, 0.05, float("inf"))
+    assert kept.retained[topic] == b"3"
     speaking.stop()
-    speaking.values({"oil level": 90.0}, 0.5, 99.0)
-    assert len(kept.history) == 2
+    assert kept.retained[topic] == b""
+    speaking.values({"level": 90.0}, 0.5, 99.0)
+    assert kept.retained[topic] == b""
 
 
 def test_measurements_are_not_set_where_nothing_is_to_be_retained() -> None:

@@ -15,7 +15,17 @@ from agent.compute.manifest import InputManifest, Manifest, Model, OutputManifes
 from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.data.layouts import FoundData, ObjectBoxes
-from agent.optimise.evaluate import Score, change, memory_mb, open_content, outputs_of, score, time_ms, wilson
+from agent.optimise.evaluate import (
+    Score,
+    change,
+    memory_mb,
+    open_content,
+    outputs_of,
+    p_value,
+    score,
+    time_ms,
+    wilson,
+)
 from tests.support.picture_models import COLOURS, SIDE, Numbers, classifier, detector, picture
 from tests.support.tflite_builder import Op, T, write
 
@@ -150,3 +160,13 @@ def test_the_model_of_a_path_is_scored_as_its_file(tmp_path: Path) -> None:
     content = classifier("uint8")
     model = Model(content, "", MANIFEST, str(tmp_path / "a.tflite"))
     assert score(model.content, examples([0, 1, 2] * 4), model.manifest).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gained", "lost", "wanted"), [(4, 0, 0.125), (6, 0, 0.03125), (5, 5, 1.0), (0, 0, 1.0), (1, 9, 0.021484375)]
+)
+def test_the_exact_test_of_mcnemar(gained: int, lost: int, wanted: float) -> None:
+    one = (False,) * gained + (True,) * lost + (True,) * 50
+    other = (True,) * gained + (False,) * lost + (True,) * 50
+    assert p_value(one, other) == pytest.approx(wanted)
+    assert p_value(one, other[1:]) is None

@@ -291,11 +291,12 @@ def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
 
 def _expected(subject: StreamEntitySource) -> int:
     pairs = len({*subject.configured_labels, *subject.counted_labels})
-    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts", "numbers")
+    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts")
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
     labels = len(subject.labels) if subject.kind == "numbers" else labels
     heard = subject.kind == "words" and bool(subject.labels)
     zones = len(subject.zones) if things else 0
+    # Of numbers there is a button for a snapshot in place of a threshold.
     return labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
 
 
@@ -341,4 +342,6 @@ def test_a_measurement_is_a_sensor_with_its_unit() -> None:
     }
     assert all(one["unit_of_measurement"] == "kPa" for one in sensors.values())
     assert not any("occupancy" in name for name in made)
-    assert "front.picture" in made
+    assert "front.picture" not in made  # there are no events
+    assert "front.threshold" not in made
+    assert "front.snapshot" in made

@@ -56,6 +56,7 @@ def test_only_wanted_measurements_are_given() -> None:
     [
         (TWO, ("one",), {}, "each of 1 label, found"),
         ((*ONE, *TWO), (), {}, "one output"),
+        (TWO, ("one", "one"), {}, "same label"),
         ((spec("out", 1, 65),), (), {}, "1 to 64 numbers"),
         (ONE, (), {"unit": "a\nb"}, "cannot be printed"),
         (ONE, (), {"scale": "x"}, "scale"),
@@ -98,3 +99,17 @@ def test_too_many_numbers_are_refused_and_a_part_can_be_chosen() -> None:
     assert (one.label, one.values) == ("b", (1.0, 1.0))
     with pytest.raises(ModelError, match="no label 'c'"):
         decoder("raw", picture(64), outputs, config=DecodeConfig(labels=("c",)))
+
+
+def test_numbers_that_json_has_not_and_large_ones_are_kept_as_near_as_can_be() -> None:
+    decode = decoder("raw", picture(64), (spec("out", 1, 3),))
+    (one,) = decode([np.array([[np.nan, np.inf, -np.inf]], np.float32)])
+    assert one.values == pytest.approx((0.0, 3.4028235e38, -3.4028235e38))
+    (whole,) = decoder("raw", picture(64), (spec("out", 1, 1, dtype="int32"),))(
+        [np.array([[2147483647]], np.int32)]
+    )
+    assert whole.values == (2147483647.0,)
+    (large,) = decoder("raw", picture(64), (spec("out", 1, 2),), normalise=True)(
+        [np.full((1, 2), 1e25, np.float32)]
+    )
+    assert large.values == pytest.approx((0.5**0.5, 0.5**0.5))

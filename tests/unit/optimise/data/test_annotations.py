@@ -63,6 +63,9 @@ def test_a_box_without_area_is_left_out_and_told(tmp_path: Path) -> None:
     [
         (voc(("cell", 20, 10, 260, 50)), "outside of its picture of 200x100"),
         (voc(("cell", -9, 10, 60, 50)), "outside"),
+        (voc(("cell", 60, 10, 20, 50)), "ends before it begins"),
+        (voc(("cell", 2, 1, 6, 5), width=20, height=10), "it tells 20x10, and the picture has 200x100 pixels"),
+        ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "cannot be used"),
         (voc(("cell", "nan", 10, 60, 50)), "outside"),
         (voc(("", 20, 10, 60, 50)), "has no name"),
         (voc(("cell", "x", 10, 60, 50)), "no number in bndbox/xmin"),
@@ -129,9 +132,55 @@ _BOX = {"id": 1, "image_id": 0, "category_id": 7, "bbox": [20, 10, 40, 40]}
         ),
         ({"annotations": []}, "not one box"),
         ({"images": 5}, "cannot be used"),
+        (
+            {"categories": [{"id": 7, "name": "cell"}, {"id": 7, "name": "WBC"}], "annotations": [_BOX]},
+            "the same id",
+        ),
+        ({"annotations": [{**_BOX, "bbox": [20, 10, -5, 40]}]}, "ends before it begins"),
     ],
 )
 def test_a_wrong_file_of_coco_is_named(tmp_path: Path, changed: dict[str, Any], why: str) -> None:
     coco(tmp_path, **changed)
     with pytest.raises(ModelError, match=why):
         read_data(tmp_path)
+
+
+def test_pictures_of_one_name_have_the_annotation_of_their_own_folder(tmp_path: Path) -> None:
+    for folder, name in (("a", "red"), ("b", "green")):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "0.png"), np.zeros((100, 200, 3), np.uint8))
+        (tmp_path / folder / "0.xml").write_text(voc((name, 20, 10, 60, 50)))
+    assert [one[0][0] for one in boxes(read_data(tmp_path))] == ["red", "green"]
+    for folder in ("a", "b"):
+        (tmp_path / folder / "0.xml").rename(tmp_path / folder / "moved.xml")
+        (tmp_path / f"notes-{folder}").mkdir()
+        (tmp_path / folder / "moved.xml").rename(tmp_path / f"notes-{folder}" / "0.xml")
+    with pytest.raises(ModelError, match="is not clear"):
+        read_data(tmp_path)
+
+
+def test_coco_means_the_picture_of_its_path(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "0.png"), np.zeros((100, 200, 3), np.uint8))
+    told = {
+        "images": [{"id": 1, "file_name": "b/0.png", "width": 200, "height": 100}],
+        "annotations": [{"image_id": 1, "category_id": 7, "bbox": [20, 10, 40, 40]}],
+        "categories": [{"id": 7, "name": "cell"}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(told))
+    found = read_data(tmp_path)
+    assert [len(one) for one in boxes(found)] == [0, 1]
+    assert "1 picture that it does not name" in found.words
+    told["images"] = [{"id": 1, "file_name": "0.png", "width": 200, "height": 100}]
+    (tmp_path / "coco.json").write_text(json.dumps(told))
+    with pytest.raises(ModelError, match="several pictures of that name"):
+        read_data(tmp_path)
+
+
+def test_other_json_beside_pictures_is_no_annotation(tmp_path: Path) -> None:
+    for name in ("red", "blue"):
+        (tmp_path / name).mkdir()
+        assert cv2.imwrite(str(tmp_path / name / "0.png"), np.zeros((10, 20, 3), np.uint8))
+    (tmp_path / "meta.json").write_text('{"made": "today"}')
+    assert read_data(tmp_path).classes is not None
