@@ -270,8 +270,33 @@ def _decoded(
 def _classes(
     model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
 ) -> _Pass:
-    manifest, labels = model.manifest, examples.labels
+    output, labels = model.manifest.output, examples.labels
     assert labels is not None
+    scores, top_k = _class_scores(model.manifest, session, examples, progress)
+    silent = ~np.isfinite(scores).all(1)
+    told = np.where(silent, _NOTHING, scores.argmax(1))
+    names = Labels(output.labels or examples.names)
+    shown = tuple(names[number] for number in range(scores.shape[1]))
+    confusion = np.zeros((len(shown), len(shown)), np.int64)
+    np.add.at(confusion, (labels[~silent], told[~silent]), 1)
+    score = share_score("top-1", told == labels)
+    more = {
+        "classes": tuple(_class_results(confusion, np.bincount(labels, minlength=len(shown)), shown)),
+        "confusion": tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
+        "positives": _positive_classes(request, scores, labels, shown, top_k, output.score_threshold),
+        "wrong": _worst(examples, scores, labels, told, shown),
+    }
+    found = _evaluation(model, examples, score, "top-1", **more)
+    if silent.any():
+        told_none = f"{plural(int(silent.sum()), 'example')}: the model gives no numbers, which counts as wrong"
+        found = replace(found, remarks=(*found.remarks, told_none))
+    return _Pass(found, score)
+
+
+def _class_scores(
+    manifest: Manifest, session: Session, examples: Examples, progress: Progress
+) -> tuple[NDArray[np.float64], int]:
+    """Return the scores of each example, -inf where the model gives no numbers, and how many classes are told."""
     manifest = replace(manifest, output=replace(manifest.output, decoder="classify"))
     decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
     assert isinstance(decode, Classify)
@@ -280,31 +305,8 @@ def _classes(
         rows.append(decode.scores([session.output(at) for at in range(len(session.outputs))]))
         progress(len(rows))
     scores = np.array(rows, np.float64)
-    silent = ~np.isfinite(scores).all(1)
-    scores[silent] = -np.inf
-    told = np.where(silent, _NOTHING, scores.argmax(1))
-    score = share_score("top-1", told == labels)
-    names = Labels(manifest.output.labels or examples.names)
-    shown = tuple(names[number] for number in range(scores.shape[1]))
-    confusion = np.zeros((len(shown), len(shown)), np.int64)
-    np.add.at(confusion, (labels[~silent], told[~silent]), 1)
-    counts = np.bincount(labels, minlength=len(shown))
-    found = _evaluation(
-        model,
-        examples,
-        score,
-        "top-1",
-        classes=tuple(_class_results(confusion, counts, shown)),
-        confusion=tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
-        positives=_positive_classes(
-            request, scores, labels, shown, decode.top_k, manifest.output.score_threshold
-        ),
-        wrong=_worst(examples, scores, labels, told, shown),
-    )
-    if silent.any():
-        told_none = f"{plural(int(silent.sum()), 'example')}: the model gives no numbers, which counts as wrong"
-        found = replace(found, remarks=(*found.remarks, told_none))
-    return _Pass(found, score)
+    scores[~np.isfinite(scores).all(1)] = -np.inf
+    return scores, decode.top_k
 
 
 def _positive_classes(
