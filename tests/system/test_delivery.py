@@ -323,7 +323,7 @@ def test_the_work_of_a_dead_broker_is_noticed_by_its_silence(tmp_path: Path) -> 
 
 
 def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(
-    broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
     import paho.mqtt.publish as publish
 
@@ -337,12 +337,16 @@ def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(
     for topic, payload in {**left, **kept}.items():
         publish.single(topic, payload, retain=True, hostname="127.0.0.1", port=broker.port)
     messages = broker.subscribe("vedette/#")
-    with device(tmp_path, broker.config()) as (_, publisher):
-        publisher.retain(TOPICS.count("front", "dog"), b"2")
+    publisher = Publisher(broker.config(), TOPICS, Kept())
+    publisher.retain(TOPICS.count("front", "dog"), b"2")  # before it starts: a busy machine may connect first
+    publisher.start()
+    try:
         messages.wait(lambda m: all(m.of(topic)[-1:] == [b"0"] for topic in left))
         publisher.retain(TOPICS.count("front", "person"), b"7")
         messages.wait(lambda m: m.of(TOPICS.count("front", "person"))[-1] == b"7")
         time.sleep(4.0)
+    finally:
+        publisher.stop(2.0)
     assert messages.of(TOPICS.count("front", "person"))[-1] == b"7"
     for topic, payload in left.items():
         assert f"{topic!r}: set to 0, an earlier run left it at {payload.decode()!r}" in caplog.messages
