@@ -27,7 +27,7 @@ Point = tuple[float, float]
 ChannelOrder = Literal["bgr", "rgb"]
 EventKind = Literal["new", "update", "end", "keyword"]
 Verdict = Literal["ok", "ng", "unsure"]
-"""Of an inspected part; NG: not good."""
+"""Verdict on an inspected part; NG: not good."""
 
 
 class Frame(Struct, frozen=True, gc=False):

@@ -38,7 +38,7 @@ _EDGE = 0.005
 
 
 class ViewJudgement(Struct, frozen=True):
-    """What one picture says about a part.
+    """Judgement of a part by one picture.
 
     Attributes:
         verdict, reason, score: see `PartVerdict`.

@@ -21,7 +21,7 @@ from agent.config.source_uri import SCHEMES, mask, parse
 from agent.errors import ModelError, SourceError
 from agent.models.library import open_model_without_root
 from agent.text import plain, plural
-from agent.types import WHOLE, AudioChunk, Box, Detection, Event, Frame, Samples, Track
+from agent.types import WHOLE, AudioChunk, Box, Detection, Event, Frame, Samples
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
@@ -261,26 +261,10 @@ def _first_frame(text: str, uri: str) -> Frame:
 
 
 def _draw(path: Path, frame: Frame, answer: PictureAnswer) -> None:
-    from agent.compute.drawing import annotate, jpeg
+    from agent.compute.drawing import annotate_detections, jpeg
     from agent.storage.files import write_atomic
 
-    tracks = [
-        Track(
-            "try",
-            one.label,
-            one.score,
-            one.score,
-            1,
-            _BEGIN,
-            _BEGIN,
-            one.box,
-            one.keypoints,
-            one.outline,
-            one.area,
-        )
-        for one in answer.detections
-    ]
-    drawn = annotate(frame.image, tracks, order=frame.order)
+    drawn = annotate_detections(frame.image, answer.detections, order=frame.order)
     write_atomic(path, jpeg(drawn, _QUALITY, frame.order))
 
 

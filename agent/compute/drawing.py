@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.errors import BackendError
-from agent.types import ChannelOrder, EncodedFrame, Frame, Image, Keypoint, Point, Track
+from agent.types import ChannelOrder, Detection, EncodedFrame, Frame, Image, Keypoint, Point, Track
 
 _FIRST, _COUNT = 32, 95
 _FALLBACK = cv2.FONT_HERSHEY_SIMPLEX
@@ -128,6 +129,16 @@ class _Pen(Struct, frozen=True):
 
     def at(self, x: float, y: float) -> tuple[int, int]:
         return round(x * (self.width - 1)), round(y * (self.height - 1))
+
+
+def annotate_detections(image: Image, detections: Iterable[Detection], *, order: ChannelOrder) -> Image:
+    """Draw detections into a copy of a picture, as `annotate` draws tracks."""
+    at = datetime(2000, 1, 1, tzinfo=UTC)  # it is not drawn
+    tracks = [
+        Track("", one.label, one.score, one.score, 1, at, at, one.box, one.keypoints, one.outline, one.area)
+        for one in detections
+    ]
+    return annotate(image, tracks, order=order)
 
 
 def annotate(

@@ -42,7 +42,7 @@ from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures, picture_name
 from agent.storage.state_file import StateFile
-from agent.types import Box, Detection, Frame, Image, PartVerdict, StageTimes, StreamResult, Track
+from agent.types import Box, Detection, Frame, Image, PartVerdict, StageTimes, StreamResult
 
 if TYPE_CHECKING:
     from agent.compute.gate.barrier import BarrierReading
@@ -90,7 +90,7 @@ class CounterFile:
     @property
     def is_due(self) -> bool:
         """True if the counters have changed and no write was tried for a while; the next is due later then."""
-        if self.counters == self._written or time.monotonic() - self._tried_s < _WRITE_S:
+        if time.monotonic() - self._tried_s < _WRITE_S or self.counters == self._written:
             return False
         self._tried_s = time.monotonic()
         return True
@@ -108,7 +108,7 @@ class CounterFile:
 
 
 class Inspection:
-    """What the threads of an inspected stream share: its triggers, and the devices that it has opened.
+    """Triggers and open devices of an inspected stream, which its threads share.
 
     Attributes:
         stream, config: its name, and of the inspection.
@@ -383,14 +383,9 @@ class InspectionPipeline(Pipeline[Frame]):
             self._show(frame, detections)
 
     def _show(self, frame: Frame, detections: Iterable[Detection]) -> None:
-        from agent.compute.drawing import annotate, jpeg
+        from agent.compute.drawing import annotate_detections, jpeg
 
-        at = frame.captured_at
-        drawn = [
-            Track(one.label, one.label, one.score, one.score, 1, at, at, one.box, one.keypoints, one.outline)
-            for one in detections
-        ]
-        picture = annotate(frame.image, drawn, order=frame.order)
+        picture = annotate_detections(frame.image, detections, order=frame.order)
         self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
 
     def _report_counters(self) -> None:

@@ -325,8 +325,9 @@ class Stream:
             if capture.state == "running" and opened is not None and (why := opened.session.degraded):
                 return "degraded", why
             inspection = self._inspection
-            trouble = inspection.store.trouble if inspection is not None else ""
-            return capture.state, capture.detail or trouble or (opened.alarm if opened is not None else "")
+            if capture.state == "running" and inspection is not None and (why := inspection.store.trouble):
+                return "running", why
+            return capture.state, capture.detail or (opened.alarm if opened is not None else "")
         return self.state, self.detail
 
     @property

@@ -45,7 +45,7 @@ Differs = NDArray[np.uint8]
 
 
 class BarrierReading(Struct, frozen=True, gc=False):
-    """What one picture shows.
+    """State of the barrier in one picture.
 
     Attributes:
         crossed: a part has just reached the region.

@@ -58,7 +58,7 @@ _CURVES_MAX = 12
 
 
 class EvaluationRequest(Struct, frozen=True):
-    """What is asked of an evaluation.
+    """Request for an evaluation.
 
     Attributes:
         variant: of the model; empty: its first.
@@ -94,7 +94,7 @@ class ClassResult(Struct, frozen=True):
 
 
 class Positive(Struct, frozen=True):
-    """What the thresholds on one score give.
+    """Operating points of the thresholds on one score.
 
     Attributes:
         names: classes that are to be found.
@@ -187,7 +187,7 @@ class Evaluation(Struct, frozen=True):
 
 
 class _Pass(NamedTuple):
-    """What one pass gives: the evaluation, and for comparisons a score."""
+    """Result of one pass: the evaluation, and for comparisons a score."""
 
     evaluation: Evaluation
     score: Score

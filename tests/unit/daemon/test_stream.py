@@ -24,6 +24,7 @@ from agent.config import (
     ClipsConfig,
     DecodeConfig,
     GateConfig,
+    InspectionConfig,
     PublishConfig,
     SelectionConfig,
     StorageConfig,
@@ -491,3 +492,15 @@ def test_the_log_tells_what_runs(
         wait_for(lambda: bool(said()))
     (line,) = said()
     assert line == f"stream front: {_WALK} 64x48 at 50 fps, {model} on cpu"
+
+
+def test_pictures_of_parts_that_are_not_kept_show_in_the_status(tmp_path: Path) -> None:
+    kept = Kept()
+    (tmp_path / "clips").write_text("a file")
+    inspected = InspectionConfig(trigger="every")
+    made = stream(tmp_path, kept, f"{_WALK}", inspection=inspected, track=TrackConfig())
+    made._services = replace(made._services, state=tmp_path, clips=tmp_path / "clips")
+    with running(made):
+        wait_for(lambda: "clips" in made.status[1])
+        assert made.status[0] == "running"
+        assert "clips" in made.health().detail
