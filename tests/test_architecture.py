@@ -23,7 +23,7 @@ LINES_WARN, LINES_MAX = 500, 800
 MODULES_MAX = 20
 """In one folder. A verb of the command line is a file of its own and is not counted."""
 
-BASE = {"agent.backoff", "agent.types", "agent.errors", "agent.health", "agent.text"}
+BASE = {"agent.backoff", "agent.types", "agent.errors", "agent.health", "agent.structs", "agent.text"}
 """Modules that every package may import."""
 
 MAY_IMPORT = {
@@ -276,6 +276,18 @@ def test_models_are_opened_in_this_process_after_they_ran_in_another() -> None:
     users = {path for path in AGENT.rglob("*.py") if "CpuBackend(" in path.read_text(encoding="utf-8")}
     profiler = AGENT / "optimise" / "profile_worker.py"
     assert users <= {AGENT / "compute" / "infer" / name for name in may} | {profiler}
+
+
+def test_types_are_prepared_by_one_thread_at_a_time() -> None:
+    wrong = []
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if path != AGENT / "structs.py" and isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                typed = called.endswith("Decoder") or any(word.arg == "type" for word in node.keywords)
+                if called == "msgspec.convert" or (called.startswith("msgspec.") and typed):
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {called}")
+    assert wrong == [], "agent.structs does that"
 
 
 def test_no_class_name_is_defined_twice() -> None:

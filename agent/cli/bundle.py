@@ -219,6 +219,7 @@ def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Ta
     import msgspec
 
     from agent.config.toml import plain_fault
+    from agent.structs import convert
     from agent.update.bundle.description import GLIBC, PYTHON, Target
 
     _check_boards(boards)
@@ -227,7 +228,7 @@ def read_target(arch: str, python: str, glibc: str, boards: Sequence[str]) -> Ta
     if not re.fullmatch(GLIBC, glibc):
         raise BundleError(f"--glibc {glibc}: expected the oldest that a board may have, such as 2.34")
     try:
-        return msgspec.convert({"arch": arch, "python": python, "glibc": glibc, "boards": list(boards)}, Target)
+        return convert({"arch": arch, "python": python, "glibc": glibc, "boards": list(boards)}, Target)
     except msgspec.ValidationError as error:
         raise BundleError(f"--arch {arch}, --board {' '.join(boards)}: {plain_fault(str(error))}") from error
 
@@ -256,11 +257,12 @@ def read_migrations(path: Path) -> list[Migration]:
     import msgspec
 
     from agent.config.toml import plain_fault, read_toml
+    from agent.structs import convert
     from agent.update.bundle.description import Migration
 
     kind = msgspec.defstruct("Migrations", [("migrations", list[Migration])], forbid_unknown_fields=True)
     try:
-        found: Any = msgspec.convert(read_toml(path, "the migrations").data, kind)
+        found: Any = convert(read_toml(path, "the migrations").data, kind)
     except msgspec.ValidationError as error:
         raise BundleError(f"{path}: {plain_fault(str(error))}") from error
     return list(found.migrations)
@@ -292,6 +294,7 @@ def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
     import msgspec
 
     from agent.config.toml import nearest
+    from agent.structs import convert
 
     known = [field.name for field in msgspec.structs.fields(kind)]
     values: dict[str, str] = {}
@@ -301,7 +304,7 @@ def _gate(option: str, given: Sequence[str], kind: type[Gate]) -> Gate:
             raise BundleError(f"{option} {one}: expected KEY=NUMBER{nearest(key, known)}")
         values[key] = value
     try:
-        return msgspec.convert(values, kind, strict=False)
+        return convert(values, kind, strict=False)
     except msgspec.ValidationError as error:
         raise BundleError(f"{option} {_describe_invalid(error, values)}") from error
 

@@ -127,9 +127,10 @@ def _print_report(report: Any) -> None:
 
     from agent.cli.checks import Report
     from agent.cli.doctor import print_report
+    from agent.structs import convert
 
     try:
-        print_report(msgspec.convert(report, Report))
+        print_report(convert(report, Report))
     except msgspec.ValidationError as error:
         raise BrokerError(f"the device's report cannot be read by this version: {error}") from None
 

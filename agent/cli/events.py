@@ -236,11 +236,12 @@ class HistoryRow:
         import msgspec
 
         from agent.comms import messages
+        from agent.structs import convert
 
         with suppress(msgspec.MsgspecError):
-            return event_line(format_event(msgspec.convert(self.fields, messages.EventMessage, strict=False)))
+            return event_line(format_event(convert(self.fields, messages.EventMessage, strict=False)))
         with suppress(msgspec.MsgspecError):
-            return event_line(format_verdict(msgspec.convert(self.fields, messages.VerdictMessage, strict=False)))
+            return event_line(format_verdict(convert(self.fields, messages.VerdictMessage, strict=False)))
         at = datetime.fromtimestamp(self.past.stored.put_at, UTC)
         text = f"{local_time(at)}  {self.stream:10}  {self.kind:19}  {', '.join(sorted(self.labels)):14}"
         return plain(f"{text}  {self.fields.get('path', '')}").rstrip()

@@ -25,6 +25,7 @@ from msgspec import Struct
 from agent.comms.topics import Addressed, Topics
 from agent.config.toml import plain_fault
 from agent.errors import CommandError
+from agent.structs import convert, from_json
 from agent.text import plain
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def request_command(verb: str, payload: bytes) -> tuple[Command, str]:
 def id_of(payload: bytes) -> str:
     """Return the `id` of a request that is refused; empty: it has none that can be sent back."""
     try:
-        name = msgspec.json.decode(payload, type=_Id).id
+        name = from_json(payload, _Id).id
     except (msgspec.MsgspecError, ValueError, RecursionError):
         return ""
     return name if len(name) <= _LONGEST else ""
@@ -146,7 +147,7 @@ def id_of(payload: bytes) -> str:
 
 def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
     try:
-        body = msgspec.json.decode(payload.strip() or b"{}", type=kind)
+        body = from_json(payload.strip() or b"{}", kind)
     except RecursionError:
         raise CommandError(f"{verb}: the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:  # a ValueError: not UTF-8, or far too many digits
@@ -172,7 +173,7 @@ def _command(verb: str, body: Any) -> Command:
         return Command("inspect", body.stream, part=_part(body.part))
     if isinstance(body, _OfStream):
         return Command("snapshot", body.stream)
-    return Command(msgspec.convert(verb, Verb))
+    return Command(convert(verb, Verb))
 
 
 def _setting(stream: str, what: str, given: Given) -> Command:
@@ -231,7 +232,7 @@ def _number(given: Given) -> float | None:
     """Return a number as JSON knows them, without NaN, infinity or underscores; None: it is not one."""
     if isinstance(given, str):
         try:
-            given = msgspec.json.decode(given.encode(), type=float)
+            given = from_json(given.encode(), float)
         except (msgspec.MsgspecError, ValueError):
             return None
     if isinstance(given, bool) or not isinstance(given, (int, float)):

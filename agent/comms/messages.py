@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from agent.health import LinkHealth, StreamHealth
+from agent.structs import json_decoder
 from agent.types import Clip, Detection, EventKind, Stored, Track, Verdict
 
 _IDS = uuid.UUID("c25a3c42-59d4-4e0b-9a32-2a0f1d8a77e5")
@@ -325,8 +326,8 @@ class DetectionsMessage(Struct, frozen=True):
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_spooled = msgspec.json.Decoder(dict[str, Raw])
-_latency = msgspec.json.Decoder(Latency)
+_spooled = json_decoder(dict[str, Raw])
+_latency = json_decoder(Latency)
 
 MESSAGES: tuple[type[Struct], ...] = (
     EventMessage,

@@ -37,6 +37,7 @@ from msgspec import Meta, Struct
 
 from agent.config.toml import Problem, TomlFile, parse_toml, with_new_keys
 from agent.errors import ConfigError, ModelError
+from agent.structs import convert
 from agent.types import ChannelOrder
 
 Unit = Annotated[float, Meta(ge=0.0, le=1.0)]
@@ -278,7 +279,7 @@ def check_manifest(file: TomlFile) -> None:
     """
     contradictions = list(_contradictions(file.data))
     try:
-        msgspec.convert(file.data, Manifest)
+        convert(file.data, Manifest)
     except msgspec.ValidationError:
         pass  # collecting all faults takes 20 ms, so do it only if there is one
     else:

@@ -21,6 +21,7 @@ from agent.config.profiles import AUTO, Profile, choose, put_under
 from agent.config.renames import NARROWED
 from agent.config.toml import Keys, Problem, TomlFile, parse_toml, read_toml, to_toml, with_new_keys
 from agent.errors import ConfigError
+from agent.structs import convert
 
 log = logging.getLogger(__name__)
 
@@ -118,9 +119,9 @@ def _validated(file: TomlFile, board: Board | None) -> ConfigFile:
     profile, problems = (None, []) if board is None else _chosen(file.data, board)
     file.check(Config, problems)
     if profile is None:
-        return ConfigFile(file, msgspec.convert(file.data, Config), board)
+        return ConfigFile(file, convert(file.data, Config), board)
     data, inherited = put_under(profile, file.data)
-    return ConfigFile(file, msgspec.convert(data, Config), board, profile, inherited)
+    return ConfigFile(file, convert(data, Config), board, profile, inherited)
 
 
 def _chosen(data: dict[str, Any], board: Board) -> tuple[Profile | None, list[Problem]]:

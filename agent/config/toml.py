@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from agent.config.renames import doubled, old_key, replace_old_keys
 from agent.errors import ConfigError, reason_of
+from agent.structs import convert
 from agent.text import is_plain, without_login
 
 Keys = tuple[str | int, ...]
@@ -299,7 +300,7 @@ def _wrong_values(data: dict[str, Any], kind: type[Struct]) -> Iterator[Problem]
 
 def _wrong_value(data: Any, kind: Any, at: Keys) -> Iterator[Problem]:
     try:
-        msgspec.convert(data, kind)
+        convert(data, kind)
     except msgspec.ValidationError as error:
         found = _AT.match(str(error))
         what, path = (found["what"], found["path"] or "$") if found else (str(error), "$")

@@ -20,6 +20,7 @@ from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
 from agent.errors import CommandError, VedetteError
+from agent.structs import from_json
 
 log = logging.getLogger(__name__)
 LONGEST_S = 300.0
@@ -99,7 +100,7 @@ def _decode(output: bytes, code: int) -> dict[str, Any]:
     try:
         if len(output) > _LARGEST:
             raise ValueError(f"{len(output)} bytes of report")
-        return msgspec.json.decode(output, type=dict[str, Any])
+        return from_json(output, dict[str, Any])
     except (msgspec.MsgspecError, ValueError) as error:
         raise CommandError(f"vedette doctor ended with exit status {code} without a report: {error}") from error
 

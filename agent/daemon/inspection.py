@@ -42,6 +42,7 @@ from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures, picture_name
 from agent.storage.state_file import StateFile
+from agent.structs import from_json
 from agent.types import Box, Detection, Frame, Image, PartVerdict, StageTimes, StreamResult
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class CounterFile:
         try:
             content = self._file.read()
             if content is not None:
-                self.counters = self._written = msgspec.json.decode(content, type=Counters)
+                self.counters = self._written = from_json(content, Counters)
         except (StorageError, msgspec.MsgspecError) as error:
             log.warning("stream %s: the counters of parts begin anew: %s: %s", stream, self._file.path, error)
             self._file.set_aside()

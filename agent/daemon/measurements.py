@@ -33,6 +33,7 @@ from agent.config import SelectionConfig
 from agent.errors import NO_JSON, StorageError
 from agent.models.library import golden
 from agent.storage.state_file import MeasurementFiles
+from agent.structs import from_json
 from agent.text import plain
 
 log = logging.getLogger(__name__)
@@ -239,7 +240,7 @@ class StoredMeasurements:
         name, key = model.manifest.name, _key(model)
         content = self._files.read(name, key)
         try:
-            made = msgspec.json.decode(content, type=StoredMeasurement) if content else None
+            made = from_json(content, StoredMeasurement) if content else None
             if made is None or made.version != _VERSION:
                 return None
             why = _implausible(made)
@@ -304,7 +305,7 @@ class VettingRecord:
         name, about = model.manifest.name, _digest_of(model)
         try:
             content = self._files.read(name, about)
-            kept = msgspec.json.decode(content, type=_Outcome) if content else None
+            kept = from_json(content, _Outcome) if content else None
         except (StorageError, *NO_JSON) as error:
             path = self._files.path(name, about)
             self._log_once(f"{path}: {str(error).removeprefix(f'{path}: ')}; vetting {model.path} again")

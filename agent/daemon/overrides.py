@@ -22,6 +22,7 @@ from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
 from agent.storage.state_file import StateFile
+from agent.structs import from_json
 
 FILE = "overrides.json"
 """Name of their file in the state folder."""
@@ -148,7 +149,7 @@ def all_off(config: Config) -> Overrides:
 def decode(data: bytes) -> Overrides:
     """Decode the content of the file. Raises StorageError if it is damaged."""
     try:
-        file = msgspec.json.decode(data, type=_File)
+        file = from_json(data, _File)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StorageError(f"not readable as overrides: {error}") from error
     if file.check and file.check != _checksum(file.streams):

@@ -22,6 +22,7 @@ from msgspec import Struct
 from agent.compute.manifest import AudioManifest, Manifest, OutputManifest, check_manifest, read_manifest
 from agent.config.toml import TomlFile
 from agent.errors import NO_JSON, ModelError, reason_of
+from agent.structs import from_json
 
 SUFFIX = ".json"
 PREFIX = "wakeword/"
@@ -70,7 +71,7 @@ def packaged_path(name: str) -> Path:
 def _read_wakeword(content: bytes, where: str) -> Manifest:
     """Convert a manifest of microWakeWord, whose models give probabilities."""
     try:
-        file = msgspec.json.decode(content, type=_File)
+        file = from_json(content, _File)
     except NO_JSON as error:
         raise ModelError(f"{where}: not a manifest of microWakeWord: {error}") from error
     if file.type != "micro" or file.micro.feature_step_size != 10:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -35,6 +34,7 @@ from agent.compute.tflite.read import Runtime, incompatibilities, only_signature
 from agent.config.toml import Problem, TomlFile, nearest, problems_of
 from agent.errors import ModelError, SourceError, UndecodableError
 from agent.models.files import golden_paths, load_file, preloaded
+from agent.structs import convert
 from agent.text import plain
 from agent.types import Array
 
@@ -184,7 +184,7 @@ def look_up(
         _of_old_keys[name_or_path] = _old_keys(stated)
     keys = {} if stated is None else stated.data
     if "sha256" in keys and says_all(keys) and not thorough:
-        completed = Completed(msgspec.convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
+        completed = Completed(convert({"name": plain(Path(name_or_path).stem)} | keys, Manifest), {})
     else:
         before = _completions.get(name_or_path)
         if before is None or before[:2] != (sha256, keys):
@@ -271,7 +271,7 @@ def _signatures(keys: dict[str, object]) -> tuple[str, str]:
     """Return the signatures of the variant that takes the input, and of the one that answers by default."""
     if not keys.get("variants"):
         return "", ""
-    variants = msgspec.convert(keys["variants"], tuple[Variant, ...])
+    variants = convert(keys["variants"], tuple[Variant, ...])
     chain = Manifest(variants=variants).chain("")
     return chain[0].signature, chain[-1].signature
 

@@ -19,6 +19,7 @@ from agent.compute.tflite.model import CUSTOM, Operation, Subgraph, multiply_add
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import NO_JSON, BackendError, ModelError
 from agent.optimise.advice import OperatorContext, advice
+from agent.structs import from_json
 from agent.text import plain
 
 _KERNELS_LARGEST = 2_000_000
@@ -308,7 +309,7 @@ def _name(operation: Operation) -> str:
 def _ask(request: ProfileRequest, model: Model, patience_s: float) -> ProfileReply:
     answer = _exchange(request, model, patience_s)
     try:
-        reply = msgspec.json.decode(answer, type=ProfileReply | Failed)
+        reply = from_json(answer, ProfileReply | Failed)
     except NO_JSON as error:
         raise BackendError(f"{model.path}: the profiler sent an invalid reply: {error}") from error
     if isinstance(reply, Failed):

@@ -32,6 +32,7 @@ from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import BackendError
 from agent.optimise.profile import ProfileReply, ProfileRequest, ProfilerEvent
+from agent.structs import from_json
 
 _CPU, _WRITE = 1, 1
 _OPERATION, _PIECES, _KERNEL = 2, 4, 8
@@ -220,7 +221,7 @@ def main(requests: int, replies: int, life: int) -> None:
         for late in ("numpy.ma", "numpy.random"):  # the other user may lack the right to read them
             importlib.import_module(late)
         drop_root_rights()
-        ask = msgspec.json.decode(protocol.receive(requests), type=ProfileRequest)
+        ask = from_json(protocol.receive(requests), ProfileRequest)
         reply: object = _profile(ask, protocol.receive(requests, largest=protocol.LARGEST_REQUEST))
     except Exception as error:
         reply = describe_failure(error)

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import msgspec
 from msgspec import Meta, Struct
 
 from agent.config.toml import Problem, TomlFile, parse_toml, read_toml
 from agent.errors import ConfigError
+from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
@@ -293,7 +293,7 @@ def parse_recipe(text: str, path: str) -> RecipeFile:
 
 def _checked(file: TomlFile) -> RecipeFile:
     file.check(Recipe, _budget_faults(file))
-    found = RecipeFile(msgspec.convert(file.data, Recipe), file)
+    found = RecipeFile(convert(file.data, Recipe), file)
     if faults := [f"{file.where(*keys)}: {what}" for keys, what in _search_faults(found.recipe.search)]:
         raise ConfigError("\n".join(faults))
     return found

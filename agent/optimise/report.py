@@ -24,6 +24,7 @@ from agent import __version__
 from agent.compute.infer.litert import load_runtime, runtime_version
 from agent.errors import NO_JSON, ModelError
 from agent.models.files import read_text
+from agent.structs import convert
 from agent.text import plain, plural
 
 _NONE = "–"
@@ -160,7 +161,7 @@ def read_report(path: Path) -> OptimiseReport:
         data = msgspec.json.decode(text)
         if isinstance(data, dict) and "steps" not in data:
             return _of_other_keys(data)
-        return msgspec.convert(data, OptimiseReport)
+        return convert(data, OptimiseReport)
     except NO_JSON as error:
         raise ModelError(f"{path}: not a report of `vedette optimise`: {error}") from None
 
@@ -168,12 +169,12 @@ def read_report(path: Path) -> OptimiseReport:
 def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     """Convert a report whose keys are a step's own. Raises a ValueError if it names no step and model."""
     own = {"step", "model", "bytes"}
-    sizes = msgspec.convert(data.get("bytes", {}), dict[str, int])
+    sizes = convert(data.get("bytes", {}), dict[str, int])
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))
     before = StepResult("before", size=sizes.get("before", 0))
     after = StepResult(str(data.get("step", "")), size=sizes.get("after", 0), notes=notes)
     known = {"step": data.get("step"), "model": data.get("model"), "steps": (before, after)}
-    return msgspec.convert(msgspec.to_builtins(known), OptimiseReport)
+    return convert(msgspec.to_builtins(known), OptimiseReport)
 
 
 def _flat(name: str, value: object) -> Iterator[tuple[str, object]]:

@@ -31,6 +31,7 @@ from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.storage.files import remove
+from agent.structs import from_json
 
 _NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 _LOOK_AHEAD_STEPS = 5
@@ -454,5 +455,5 @@ class _Run:
         torch.set_rng_state(state["random"].cpu())
         torch.cuda.set_rng_state_all([one.cpu() for one in state["random_gpu"]])
         self.done, self.losses, self.cpu_s = state["done"], state["losses"], state["cpu_s"]
-        self.epochs = msgspec.json.decode(state["epochs"], type=list[TrainingEpoch])
+        self.epochs = from_json(state["epochs"], list[TrainingEpoch])
         return True

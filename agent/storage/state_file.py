@@ -28,6 +28,7 @@ from agent.storage.files import (
     sync_folder,
     write_atomic,
 )
+from agent.structs import from_json
 from agent.text import file_name
 
 _LARGEST = 1024**2
@@ -241,6 +242,6 @@ def delete_shadow_order(path: Path) -> None:
 def read_shadow_order(path: Path) -> ShadowOrder | None:
     """Return the order; None: there is none, or it is damaged."""
     try:
-        return msgspec.json.decode(read_regular(path, _ORDER_LARGEST), type=ShadowOrder)
+        return from_json(read_regular(path, _ORDER_LARGEST), ShadowOrder)
     except (OSError, StorageError, *NO_JSON):
         return None

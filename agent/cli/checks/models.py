@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
@@ -36,6 +35,7 @@ from agent.errors import ModelError, StorageError, VedetteError
 from agent.models.files import ZOO, bundled
 from agent.models.library import open_manifest, open_model_without_root, open_whole_model
 from agent.storage.state_file import MeasurementFiles
+from agent.structs import from_json
 from agent.text import local_time, without_login
 from agent.types import Array
 
@@ -184,7 +184,7 @@ class Golden(Struct, frozen=True):
 
 def recorded(path: Path = RECORD) -> list[Golden]:
     """Read the recorded answers."""
-    return msgspec.json.decode(path.read_bytes(), type=list[Golden])
+    return from_json(path.read_bytes(), list[Golden])
 
 
 def open_alone(name: str, variant: str) -> Model:

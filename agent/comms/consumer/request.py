@@ -25,6 +25,7 @@ from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError, in_words
 from agent.comms.topics import ONLINE, Topics
 from agent.errors import NO_JSON, BrokerError
+from agent.structs import from_json
 from agent.text import plural
 
 _FIRST_S = 3.0
@@ -163,15 +164,15 @@ class _Exchange:
     def _message(self, client: Any, userdata: Any, message: paho.MQTTMessage) -> None:
         if message.topic == self._topics.health:
             with suppress(*NO_JSON):
-                self._commands_off = msgspec.json.decode(message.payload, type=_Health).commands_off
+                self._commands_off = from_json(message.payload, _Health).commands_off
             return
         if message.topic not in self._answer_topics:
             device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
             self._statuses[device] = message.payload.decode(errors="replace")[:20]
             return
         try:
-            answer = msgspec.json.decode(message.payload, type=_Answer)
-            body = msgspec.json.decode(message.payload, type=dict[str, Any])
+            answer = from_json(message.payload, _Answer)
+            body = from_json(message.payload, dict[str, Any])
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return  # not from the device: anybody may publish there
         correlation = getattr(message.properties, "CorrelationData", b"")

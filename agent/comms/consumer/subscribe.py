@@ -15,13 +15,13 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-import msgspec
 import paho.mqtt.client as mqtt
 from msgspec import Struct
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient
 from agent.comms.messages import EventMessage, HealthMessage, InspectionMessage, VerdictMessage
 from agent.errors import NO_JSON
+from agent.structs import json_decoder
 
 Kind = Literal["status", "health", "events", "verdicts", "detections", "clips", "inspection", "snapshot", "count"]
 
@@ -36,11 +36,11 @@ class Numbered(Struct, frozen=True):
     first_seq: int = 0
 
 
-_events = msgspec.json.Decoder(EventMessage)
-_verdicts = msgspec.json.Decoder(VerdictMessage)
-_inspections = msgspec.json.Decoder(InspectionMessage)
-_numbered = msgspec.json.Decoder(Numbered)
-_health = msgspec.json.Decoder(HealthMessage)
+_events = json_decoder(EventMessage)
+_verdicts = json_decoder(VerdictMessage)
+_inspections = json_decoder(InspectionMessage)
+_numbered = json_decoder(Numbered)
+_health = json_decoder(HealthMessage)
 
 
 class ReceivedMessage(Struct, frozen=True):

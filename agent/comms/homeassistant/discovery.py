@@ -23,6 +23,7 @@ from agent.comms.homeassistant.device import (
     slug,
 )
 from agent.comms.topics import Topics
+from agent.structs import from_json
 
 Component = dict[str, Any]
 
@@ -367,7 +368,7 @@ class RetainedEntities(Struct, frozen=True):
 def is_of(body: bytes, identifier: str) -> bool:
     """Return True if `body` is Vedette's message about the device with this identifier."""
     try:
-        found = msgspec.json.decode(body, type=_Message)
+        found = from_json(body, _Message)
     except (msgspec.MsgspecError, RecursionError):
         return False
     return found.o.name == ORIGIN and found.dev.ids == (identifier,)
@@ -375,7 +376,7 @@ def is_of(body: bytes, identifier: str) -> bool:
 
 def entity_ids(body: bytes) -> tuple[str, ...]:
     """Return the unique ids of the entities in a message; ValueError if it is not a discovery message."""
-    found = msgspec.json.decode(body, type=_Message)
+    found = from_json(body, _Message)
     return tuple(part.uniq_id for part in found.cmps.values() if part.uniq_id)
 
 
@@ -384,7 +385,7 @@ def read(body: bytes, device: DeviceEntitySource) -> RetainedEntities:
     if not body:
         return RetainedEntities()
     try:
-        found = msgspec.json.decode(body, type=_Message)
+        found = from_json(body, _Message)
     except (msgspec.MsgspecError, RecursionError):
         return RetainedEntities(owner="something that is not a discovery message of Vedette")
     if found.o.name != ORIGIN or found.dev.ids != (device.identifier,):

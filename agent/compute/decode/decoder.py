@@ -23,6 +23,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
 from agent.config.toml import plain_fault
 from agent.errors import ModelError
+from agent.structs import convert
 from agent.types import Array, Detection
 
 OptionsT = TypeVar("OptionsT", bound="DecoderOptions")
@@ -97,7 +98,7 @@ class DecoderContext(Struct, frozen=True):
     def options(self, kind: type[OptionsT]) -> OptionsT:
         """Convert the manifest's options to a decoder's struct. Raises ModelError if one is unknown or wrong."""
         try:
-            return msgspec.convert(self.output.options, kind)
+            return convert(self.output.options, kind)
         except msgspec.ValidationError as error:
             known = ", ".join(kind.__struct_fields__)
             raise ModelError(

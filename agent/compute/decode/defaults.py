@@ -33,6 +33,7 @@ from agent.compute.manifest import InputManifest, Manifest, OutputManifest
 from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph, TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
+from agent.structs import convert
 
 Keys = tuple[str, ...]
 Ending = Literal["probabilities", "logits", ""]
@@ -150,7 +151,7 @@ def complete(stated: Mapping[str, Any], facts: ModelFacts, name: str) -> Complet
     if "audio" not in stated:
         _add_input(keys, facts.inputs[0], facts.outputs)
     try:
-        manifest = msgspec.convert(keys.data, Manifest)
+        manifest = convert(keys.data, Manifest)
     except (
         msgspec.ValidationError
     ) as error:  # the manifest was checked, so that the value comes from the model file
@@ -342,7 +343,7 @@ def stored_range(spec: TensorSpec) -> tuple[float, float] | None:
 def _scores_at(keys: _Keys, facts: ModelFacts) -> int | None:
     """Return the index of the scores' output; None: the decoder does not fit, which `build_decoder` reports."""
     try:
-        output = msgspec.convert(keys.data["output"], OutputManifest)
+        output = convert(keys.data["output"], OutputManifest)
         context = DecoderContext(output, facts.inputs, facts.outputs, DecodeConfig())
         place: int | None = getattr(create_decoder(output.decoder, context), "scores_at", None)
     except (msgspec.ValidationError, ModelError):

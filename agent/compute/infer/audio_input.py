@@ -18,6 +18,7 @@ from agent.compute.manifest import AudioManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.config.toml import plain_fault
 from agent.errors import ModelError
+from agent.structs import convert
 from agent.types import Array, Samples
 
 Rows = NDArray[np.float32]
@@ -82,7 +83,7 @@ def options(audio: AudioManifest, kind: type[Chosen]) -> Chosen:
     known = [field.name for field in msgspec.structs.fields(kind)]
     given = {**audio.options, **({"rate_hz": audio.rate_hz} if "rate_hz" in known else {})}
     try:
-        return msgspec.convert(given, kind)
+        return convert(given, kind)
     except msgspec.ValidationError as error:
         listed = ", ".join(known) or "none"
         raise ModelError(

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Set
 from pathlib import PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
-import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
 from agent.capture.source import header_size
 from agent.errors import NO_JSON, ModelError
 from agent.optimise.data.layouts import DataFile, ObjectBoxes
+from agent.structs import from_json
 from agent.text import plain, plural
 
 _LARGEST = 4 * 1024 * 1024
@@ -182,7 +182,7 @@ def read_coco(path: str, name: str, content: bytes, pictures: Mapping[str, DataF
     """
     shown = f"{path}: {plain(name)}"
     try:
-        coco = msgspec.json.decode(content, type=_Coco)
+        coco = from_json(content, _Coco)
     except NO_JSON as error:
         raise ModelError(f"{shown}: cannot be used as a file of COCO: {plain(str(error))}") from None
     places = _places_of(coco.images, pictures, shown)

@@ -38,6 +38,7 @@ from agent.optimise.train import (
     fastest_device,
     fit,
 )
+from agent.structs import from_json
 
 ROUND_FACTOR = 0.25
 """`PruneSettings.round_factor` for channels: what is left of a smaller module has to be learned more anew."""
@@ -249,4 +250,4 @@ class _ChannelPruning:
         self.module.load_state_dict(state["module"])
         self._find_groups()
         self.sums, self.round = state["sums"], state["round"]
-        self.points = msgspec.json.decode(state["points"], type=list[PrunePoint])
+        self.points = from_json(state["points"], list[PrunePoint])

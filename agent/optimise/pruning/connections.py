@@ -35,6 +35,7 @@ from agent.optimise.train import (
     fastest_device,
     fit,
 )
+from agent.structs import from_json
 
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
 NEED_GRADIENTS = ("gradient*weight", "gradient/weight")
@@ -293,7 +294,7 @@ class _Pruning:
             return
         self.module.load_state_dict(state["module"])
         self.masks, self.sums, self.round = state["masks"], state["sums"], state["round"]
-        self.points = msgspec.json.decode(state["points"], type=list[PrunePoint])
+        self.points = from_json(state["points"], list[PrunePoint])
 
 
 def weight_importance(gradient: Any, weight: Any, importance: Importance) -> Any:

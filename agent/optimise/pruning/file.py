@@ -31,6 +31,7 @@ from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.train import TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
+from agent.structs import convert
 
 _COMPARED = 64
 _FOLDED = 0.02
@@ -152,7 +153,7 @@ def settings_of(
     if given.pop("structured"):
         given["round_factor"] = ROUND_FACTOR
     try:
-        settings = msgspec.convert(given, PruneSettings)
+        settings = convert(given, PruneSettings)
     except ValueError as error:
         raise ConfigError(f"[prune] {error}") from None
     return settings, training_settings(recipe, preparation, shape, count)

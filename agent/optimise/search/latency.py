@@ -10,13 +10,12 @@ import tarfile
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import msgspec
-
 from agent.compute.infer.choice import Selection
 from agent.config.toml import to_toml
 from agent.errors import NO_JSON, FleetError, ModelError
 from agent.optimise.evaluate import time_ms
 from agent.optimise.report import describe_machine
+from agent.structs import from_json
 from agent.text import plain
 
 _ROUNDS = 30
@@ -107,7 +106,7 @@ class BoardMeter:
 
     def _median(self, out: bytes) -> float:
         try:
-            found = msgspec.json.decode(out, type=Selection)
+            found = from_json(out, Selection)
         except NO_JSON as error:
             raise FleetError(f"{self._board}: this is no answer of `vedette bench --json`: {error}") from error
         timed = [one for one in found.measured if one.name == found.cpu.backend and one.p50_ms > 0]

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from optuna.trial import TrialState
@@ -21,6 +20,7 @@ from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.search.candidate import INT8, trial_folder
 from agent.optimise.search.comparison import Figures, pareto_front
 from agent.optimise.search.study import counts, is_url, open_study, study_errors, worker_of
+from agent.structs import convert
 from agent.text import without_logins
 
 State = Literal["complete", "stopped", "failed", "running", "waiting"]
@@ -192,7 +192,7 @@ def _report(trial: TrialResult, own: Mapping[str, Any], facts: Mapping[str, Any]
         "search",
         metric="top-1",
         score=unseen["value"],
-        interval=msgspec.convert(unseen["interval"], tuple[float, float] | None),
+        interval=convert(unseen["interval"], tuple[float, float] | None),
         size=trial.size or 0,
         latency_ms=trial.latency_ms,
         notes=tuple(f"{name} = {value}" for name, value in trial.parameters.items()),

@@ -30,6 +30,7 @@ from agent.errors import ConfigError, ModelError, StorageError, reason_of
 from agent.optimise.recipe import Objective, SearchParameter
 from agent.optimise.search.worker_identity import WorkerIdentity, own_identity
 from agent.storage.files import storage_errors
+from agent.structs import convert
 
 JOURNAL = "study.journal"
 _NAME = "vedette"
@@ -374,7 +375,7 @@ def counts(trial: Any) -> bool:
 def worker_of(trial: Any) -> WorkerIdentity | None:
     """Return the worker of one of Optuna's trials; None: it has none yet."""
     found = trial.user_attrs.get("worker")
-    return msgspec.convert(found, WorkerIdentity) if found else None
+    return convert(found, WorkerIdentity) if found else None
 
 
 def suggest(trial: Any, name: str, parameter: SearchParameter) -> Any:

@@ -23,6 +23,7 @@ from agent.errors import StorageError, reason_of
 from agent.storage.clips import matroska as mkv
 from agent.storage.clips.matroska import Element, read_elements
 from agent.storage.files import sync_folder
+from agent.structs import from_json
 from agent.types import Clip, ClipReason, EncodedFrame
 
 TAG = "VEDETTE"
@@ -117,7 +118,7 @@ def _header(file: BinaryIO) -> ClipHeader:
     if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE and len(info[_DATE]) == 8):
         raise ValueError(f"{width}x{height}, {len(info[_DATE])} bytes of date")
     return ClipHeader(
-        msgspec.json.decode(_tags(file, parts[mkv.TAGS])[TAG], type=ClipReason),
+        from_json(_tags(file, parts[mkv.TAGS])[TAG], ClipReason),
         width,
         height,
         mkv.EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),

@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from agent.config.toml import plain_fault
 from agent.errors import BundleError, reason_of
+from agent.structs import convert
 
 Seconds = Annotated[float, Meta(ge=0, le=86_400)]
 
@@ -262,7 +263,7 @@ def _toml(data: bytes) -> dict[str, Any]:
 
 def _converted(value: Any, kind: type[Any], at: str = "") -> Any:
     try:
-        return msgspec.convert(value, kind)
+        return convert(value, kind)
     except msgspec.ValidationError as error:
         found = _AT.match(str(error))
         what, path = (found["what"], found["path"] or "") if found else (str(error), "")

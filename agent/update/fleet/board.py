@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError
 from agent.health import DaemonHealth
+from agent.structs import from_json
 from agent.text import plural
 from agent.update.protocol import UpdateStatus
 
@@ -61,7 +62,7 @@ def parse_state(text: str) -> BoardState | None:
         return None
     try:
         _, end = json.JSONDecoder().raw_decode(text, found.end())
-        update = msgspec.json.decode(text[found.end() : end], type=UpdateStatus)
+        update = from_json(text[found.end() : end], UpdateStatus)
     except NO_JSON:
         return None
     try:
@@ -71,11 +72,11 @@ def parse_state(text: str) -> BoardState | None:
 
 
 def _health(text: str) -> DaemonHealth | None:
-    answer = msgspec.json.decode(text, type=_Answer)
+    answer = from_json(text, _Answer)
     if answer.health_base64 is None:
-        return msgspec.json.decode(answer.health, type=DaemonHealth | None)
+        return from_json(answer.health, DaemonHealth | None)
     raw = base64.b64decode(answer.health_base64, validate=True)
-    return msgspec.json.decode(raw, type=DaemonHealth) if raw else None
+    return from_json(raw, DaemonHealth) if raw else None
 
 
 COMMANDS = (

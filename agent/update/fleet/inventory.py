@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from agent.config.toml import nearest, plain_fault
 from agent.errors import FleetError, reason_of
+from agent.structs import convert
 
 USER = "vedette-update"
 Size = Annotated[int, Meta(ge=1)] | Annotated[str, Meta(pattern=r"^(100|[1-9][0-9]?)%\Z")]
@@ -106,7 +107,7 @@ def _host(name: str, host: object) -> Host:
 
 def _converted(where: str, table: dict[str, Any], kind: type[_Kind]) -> _Kind:
     try:
-        return msgspec.convert(table, kind)
+        return convert(table, kind)
     except msgspec.ValidationError as error:
         found = _KEY.search(str(error))
         key = found[1] if found else ""

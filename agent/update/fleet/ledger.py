@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from agent.errors import NO_JSON, FleetError, reason_of
 from agent.storage.files import add_line, owned_file
+from agent.structs import from_json
 
 _ADVICE = "name another --ledger"
 _BEGINNING = b'{"type":"begun",'
@@ -221,6 +222,6 @@ def _is_begun(lines: Sequence[bytes]) -> bool:
 
 def _entry(line: bytes) -> Sequence[Entry]:
     try:
-        return (msgspec.json.decode(line, type=Entry),)
+        return (from_json(line, Entry),)
     except NO_JSON:
         return ()

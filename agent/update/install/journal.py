@@ -23,6 +23,7 @@ import msgspec
 from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.storage.files import add_line, keep_newest, read_lines, remove, rename
 from agent.storage.state_file import StateFile
+from agent.structs import from_json
 from agent.text import local_time
 from agent.update.install.slots import ModelSets, Paths, Slot, Slots
 from agent.update.protocol import FINAL, State, Update, UpdateStatus
@@ -73,7 +74,7 @@ class Journal:
         if content is None:
             return None
         try:
-            return msgspec.json.decode(content, type=Update)
+            return from_json(content, Update)
         except NO_JSON as error:
             raise UpdateError(
                 f"{self._file.path}: is damaged: {error}; `vedette update resume` sets it aside"
@@ -146,7 +147,7 @@ class Journal:
         found: dict[tuple[datetime, str], Update] = {}
         for line in read_lines(self._history):
             with suppress(*NO_JSON):
-                update = msgspec.json.decode(line, type=Update)
+                update = from_json(line, Update)
                 found[update.began_at, update.bundle] = update
         return list(found.values())
 

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from agent.board.identity import read_board
@@ -21,6 +20,7 @@ from agent.board.thermal import UNDER_VOLTAGE, read_supply
 from agent.config.profiles import AUTO, choose
 from agent.errors import NO_JSON, ConfigError, UpdateError
 from agent.storage.files import make_folder, remove, write_like
+from agent.structs import from_json
 from agent.update.bundle.archive import check, listed, read_description
 from agent.update.bundle.description import Description, Target
 from agent.update.bundle.signing import verify
@@ -241,7 +241,7 @@ def _problems(where: Paths, slot: Path, config: Path) -> tuple[list[str], bool]:
     """Return the problems without their places in the file, and True if a daemon would start nevertheless."""
     done = _run_version(where, slot, "config", "check", "--json", str(config))
     try:
-        result: dict[str, Any] = msgspec.json.decode(done.stdout, type=dict[str, Any])
+        result: dict[str, Any] = from_json(done.stdout, dict[str, Any])
         found = [_without_place(str(one), config) for one in result["problems"]]
     except (KeyError, TypeError, *NO_JSON) as error:
         raise UpdateError(f"{slot.name}: cannot check a configuration: {_output(done)}") from error

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 
 from agent.board.proc import boot_id
 from agent.errors import NO_JSON, StorageError, UpdateError
 from agent.health import DaemonHealth
 from agent.storage.files import read_regular
+from agent.structs import from_json
 
 UNIT, FOLLOWER = "vedette.service", "vedette-update.service"
 _PATIENCE_S = 60.0
@@ -129,7 +129,7 @@ _STALE_S = 15.0
 def read_health(path: Path) -> DaemonHealth | None:
     """Read health.json; return None if it cannot be read, is old, or is from an earlier boot."""
     try:
-        health = msgspec.json.decode(read_regular(path, _HEALTH_MAX), type=DaemonHealth)
+        health = from_json(read_regular(path, _HEALTH_MAX), DaemonHealth)
     except (OSError, StorageError, *NO_JSON):
         return None
     is_new = 0 <= time.clock_gettime(time.CLOCK_BOOTTIME) - health.at_s < _STALE_S

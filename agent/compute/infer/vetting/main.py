@@ -29,6 +29,7 @@ from agent.compute.infer.worker.main import (
 )
 from agent.compute.manifest import Model
 from agent.errors import NO_JSON, BackendError, VedetteError
+from agent.structs import json_decoder
 from agent.types import Array
 
 _OPENED, _RAN, _FAILED = b"o", b"r", b"f"
@@ -38,7 +39,7 @@ _LARGEST = 64 * 1024
 _MOST = 2**20
 """Most elements of an input that are filled, because noise takes time and memory."""
 
-_failures: msgspec.json.Decoder[protocol.Failed] = msgspec.json.Decoder(protocol.Failed)
+_failures: msgspec.json.Decoder[protocol.Failed] = json_decoder(protocol.Failed)
 
 
 def main(asked_by: int, answers_to: int, life: int) -> None:

@@ -25,6 +25,7 @@ from agent.compute.infer.worker import protocol
 from agent.compute.infer.worker.process import ChildProcess, signal_name
 from agent.compute.manifest import Manifest, Model
 from agent.errors import NO_JSON, BackendError, ModelError, reason_of
+from agent.structs import json_decoder
 from agent.text import plain
 
 _LEAST = 128 * 2**20
@@ -115,8 +116,8 @@ class VettingReply(Struct, frozen=True):
     failed: protocol.Failed | None = None
 
 
-requests: msgspec.json.Decoder[Vet] = msgspec.json.Decoder(Vet)
-_answers: msgspec.json.Decoder[VettingReply] = msgspec.json.Decoder(VettingReply)
+requests: msgspec.json.Decoder[Vet] = json_decoder(Vet)
+_answers: msgspec.json.Decoder[VettingReply] = json_decoder(VettingReply)
 
 
 class Trial(NamedTuple):

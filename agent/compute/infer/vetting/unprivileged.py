@@ -29,6 +29,7 @@ from msgspec import Struct
 
 from agent import errors
 from agent.errors import NO_JSON, ModelError, VedetteError
+from agent.structs import from_msgpack
 
 log = logging.getLogger(__name__)
 _STATE = Path("/var/lib/vedette")
@@ -197,9 +198,9 @@ def _decode(written: bytes, status: int, kind: Any) -> Any:
     try:
         if not written:
             raise ModelError(f"the process without root's rights ended early, with {how}")
-        told = msgspec.msgpack.decode(written, type=_ForkResult)
+        told = from_msgpack(written, _ForkResult)
         if not told.kind:
-            return msgspec.msgpack.decode(told.result, type=kind)
+            return from_msgpack(told.result, kind)
     except NO_JSON as error:
         raise ModelError(f"the process without root's rights returned an invalid result: {error}") from error
     found = getattr(errors, told.kind, ModelError)

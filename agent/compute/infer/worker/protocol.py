@@ -27,6 +27,7 @@ from agent.compute.infer.session import BackendSpec
 from agent.compute.manifest import Manifest
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import NO_JSON
+from agent.structs import json_decoder
 from agent.types import Array
 
 _LENGTH = struct.Struct("<I")
@@ -137,8 +138,8 @@ class Failed(Struct, frozen=True, tag=True):
 Request = OpenModel | SelectVariant | GetUsage | TimeModel
 Answer = ModelOpened | TensorRegion | Usage | TimingRun | Failed
 encode = msgspec.json.Encoder().encode
-requests: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
-answers: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
+requests: msgspec.json.Decoder[Request] = json_decoder(Request)
+answers: msgspec.json.Decoder[Answer] = json_decoder(Answer)
 
 
 class ClosedError(Exception):
