@@ -15,8 +15,10 @@ from agent.storage.files import write_atomic
 from agent.text import plain
 
 if TYPE_CHECKING:
+    from agent.apps.screening import ScreeningPoint
     from agent.compute.infer.choice import Measurement, Selection
     from agent.optimise.calibrate import CalibrationResult
+    from agent.optimise.evaluation.operating import Found
     from agent.optimise.profile import ModelProfile
 
 
@@ -81,6 +83,40 @@ def _calibration(result: CalibrationResult) -> Any:
     axes.grid(alpha=0.3)
     axes.legend()
     return figure
+
+
+def draw_operating_point(point: ScreeningPoint, found: Found, path: Path) -> None:
+    """Draw the FROC of an operating point with its place on it, and how well its probabilities hold.
+
+    Raises:
+        VedetteError: matplotlib is missing, or the picture cannot be written.
+    """
+    import numpy as np
+
+    from agent.optimise.evaluation.operating import froc
+
+    figure = _figure()
+    curve, calibration = figure.subplots(1, 2)
+    rates = np.geomspace(1 / max(8, len(found.objects)), 8.0, 60)
+    curve.semilogx(rates, [100 * one.sensitivity for one in froc(found, tuple(map(float, rates)))])
+    expected = point.expected
+    at = max(expected.false_positives, float(rates[0]))
+    curve.plot(at, 100 * expected.sensitivity, "o", markersize=10, fillstyle="none", label="operating point")
+    curve.set(xlabel="false positives a picture", ylabel="found, %", title=plain(point.label))
+    curve.legend()
+    told = np.array([point.calibration.probability(score) for score in found.scores])
+    bins = np.minimum((told * 10).astype(int), 9)
+    full = [number for number in range(10) if (bins == number).any()]
+    calibration.plot([0, 100], [0, 100], ":", color="grey")
+    calibration.plot(
+        [100 * told[bins == number].mean() for number in full],
+        [100 * found.hits[bins == number].mean() for number in full],
+        "o-",
+    )
+    calibration.set(xlabel="probability that is told, %", ylabel="right, %")
+    for axes in (curve, calibration):
+        axes.grid(alpha=0.3)
+    _save(figure, path)
 
 
 def draw_latencies(verdict: Selection, refused: Sequence[Measurement], title: str, path: Path) -> None:

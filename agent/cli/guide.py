@@ -23,6 +23,7 @@ TOPICS = (
     "optimise",
     "evaluate",
     "inspection",
+    "screening",
     "messages",
     "home-assistant",
     "hardware",

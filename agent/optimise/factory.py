@@ -21,6 +21,7 @@ from typing import Any
 
 from agent.errors import ModelError
 from agent.optimise.graph.from_torch import first_line, import_torch
+from agent.optimise.recipe import DETECTOR
 
 _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
@@ -38,7 +39,7 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
     goes to stderr.
 
     Args:
-        source: `path.py:factory`, or a name in `agent.optimise.classifier.networks`. The function takes no
+        source: `path.py:factory`, or the name of one of our networks. The function takes no
             arguments but those that are in the file of weights. A subclass of `Module` is such a function.
         weights: a file of `torch.save` with the module's state dict, alone or under `state_dict` or `model`.
 
@@ -133,22 +134,27 @@ def find_factory(source: str) -> Any:
     """
     import_torch()
     if _is_name(source):
-        from agent.optimise.classifier.networks import NETWORKS
-
-        return NETWORKS[source]
+        return _networks()[source]
     path, name = _split(source)
     return _find(_import(path), path, name)
 
 
 def _is_name(source: str) -> bool:
     """Return True for the name of one of our networks; raise ModelError for another that may be meant as one."""
-    from agent.optimise.classifier.networks import NETWORKS
-
-    if source not in NETWORKS and source.isidentifier():
+    networks = _networks()
+    if source not in networks and source.isidentifier():
         raise ModelError(
-            f"{source}: there is no such network: expected {', '.join(NETWORKS)}, or path.py:factory"
+            f"{source}: there is no such network: expected {', '.join(networks)}, or path.py:factory"
         )
-    return source in NETWORKS
+    return source in networks
+
+
+def _networks() -> dict[str, Any]:
+    """Return the functions of our networks by name."""
+    from agent.optimise.classifier.networks import NETWORKS
+    from agent.optimise.detector.networks import detector
+
+    return {**NETWORKS, DETECTOR: detector}
 
 
 def call_factory(factory: Any, source: str, parameters: Mapping[str, Any] = _NONE) -> Any:

@@ -97,8 +97,9 @@ def _log_values(folder: Path) -> dict[str, Any]:
 
 _PACKAGE = "mlcommons-loadgen"
 _WARM_S, _WARM = 0.2, 3
-_FASTER = 1.2
-"""Offline runs a fixed number of inferences; if that was too short, retry with the measured rate times this."""
+_FASTER = (1.2, 1.5, 2.0)
+"""Offline runs a fixed number of inferences; if that was too short, retry with the measured rate times this. On a
+machine that does other work meanwhile the rate may double."""
 _QUERIES = 1_000_000
 """Most queries: LoadGen holds them in memory, 320 bytes each, and twice as many as needed in SingleStream."""
 _HANGS_S, _HANGS = 2.0, 50.0
@@ -194,8 +195,10 @@ def _scenarios(run: _Run, seconds: float, quickest_s: float, logs: Path) -> Iter
     assert single.p50_ms is not None
     expected_s = max(single.p50_ms / 1e3, least_s)
     offline = run.test("Offline", seconds, expected_s, logs)
-    if offline.too_short and expected_s > least_s:
-        expected_s = max(1.0 / (_FASTER * offline.per_s), least_s)
+    for factor in _FASTER:
+        if not offline.too_short or expected_s <= least_s:
+            break
+        expected_s = max(1.0 / (factor * offline.per_s), least_s)
         offline = run.test("Offline", seconds, expected_s, logs)
     yield offline
 

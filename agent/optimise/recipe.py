@@ -104,18 +104,24 @@ class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.75
 
 
+DETECTOR = "detector"
+"""Name of the network that `train` gives boxes to learn."""
+
+
 class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """`[train]`: training, and the anneal of `prune`.
 
     Attributes:
         epochs: passes over the data; may be a fraction.
-        batch: examples a step; 0: 16 to 1024, a sixteenth of the examples, with a learning rate in proportion.
-        learning_rate: at the peak.
+        batch: examples a step; 0: 16 to 1024, a sixteenth of the examples, with a learning rate in proportion; 16
+            of a detector.
+        learning_rate: at the peak; of a detector relative to the usual one.
         decay: share of a weight that one step at the peak takes away.
         momentum: Nesterov's.
         label_smoothing: share of the target that is spread over all classes.
         flip: mirror half of the pictures; not where left and right are different classes.
-        turn: turn pictures by quarters; for square ones of things that may lie in any direction.
+        turn: turn pictures by quarters; for square ones of things that may lie in any direction. A detector's are
+            turned upside down, whatever their shape.
         light: largest change of brightness and contrast, as a share of them.
         seed: of order and augmentation.
     """
@@ -463,13 +469,14 @@ loss = 0.005    # accuracy that the cascade may lose on the examples of the cali
     "train": """\
 [train]
 epochs = 12.0          # passes over the data
-batch = 0              # examples a step; 0: 1024, or where that is fewer, a sixteenth of the examples
-learning_rate = 1.0    # at the peak
+batch = 0              # examples a step; 0: 1024, or a sixteenth of the examples if fewer; 16 of a detector
+learning_rate = 1.0    # at the peak; of a detector relative to the usual one
 decay = 0.0005         # share of a weight that one step at the peak takes away
 momentum = 0.9         # Nesterov's
 label_smoothing = 0.1  # share of the target that is spread over all classes
 flip = true            # mirror half of the pictures; false where left and right are different classes
-turn = false           # true: turn square pictures by quarters, of things that may lie in any direction
+turn = false           # true: turn square pictures by quarters, of things that may lie in any direction;
+                       # those of a detector upside down
 light = 0.1            # largest change of brightness and contrast, as a share of them
 seed = 0               # of order and augmentation
 """,

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -160,6 +160,14 @@ class TrainingStep(Struct, frozen=True):
 Objective = Callable[[Any, Any, Any], Any]
 """From a module's outputs, its inputs and the labels to the loss of a batch, a tensor without dimensions."""
 Progress = Callable[[TrainingStep], None]
+
+
+class Batches(Protocol):
+    """Draws changed pictures, see `agent.optimise.augment.Augmenter`."""
+
+    def batch(self, indices: Any, epoch: int, step: int) -> Any: ...
+
+
 Hook = Callable[[Any], None]
 """Called with the module."""
 
@@ -172,6 +180,7 @@ def fit(
     *,
     checkpoint: Path | None = None,
     test: Test | None = None,
+    batches: Batches | None = None,
     objective: Objective | None = None,
     after_backward: Hook | None = None,
     after_step: Hook | None = None,
@@ -188,6 +197,7 @@ def fit(
         checkpoint: file that holds the state of the run, written every ten seconds and at the end. If it
             exists, the run goes on from it; None: the run cannot be continued.
         test: pictures and labels on which the module is scored after each epoch.
+        batches: draws the changed pictures; None: as `settings.augmentation` has it.
         objective: None: cross-entropy with label smoothing.
         after_backward: called between the gradients and the step.
         after_step: called after each step. The two may change gradients and weights. What they keep between
@@ -203,7 +213,7 @@ def fit(
     module.to(fastest_device(), memory_format=torch.channels_last)
     _check_data(pictures, labels, settings)
     _check_module(module, pictures, labels, settings, classes=objective is None)
-    run = _Run(module, pictures, labels, settings, objective or _cross_entropy(settings))
+    run = _Run(module, pictures, labels, settings, objective or _cross_entropy(settings), batches)
     if checkpoint is not None and not run.restore(checkpoint):
         run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
     saved = time.monotonic()
@@ -349,12 +359,20 @@ class _Run:
     """State of a run between two steps."""
 
     def __init__(
-        self, module: Any, pictures: Pictures, labels: Labels, settings: TrainingSettings, objective: Objective
+        self,
+        module: Any,
+        pictures: Pictures,
+        labels: Labels,
+        settings: TrainingSettings,
+        objective: Objective,
+        batches: Batches | None,
     ):
         self.module, self.settings, self.objective = module, settings, objective
         self.device = device_of(module)
         self.key = run_key(module, pictures, labels, settings)
-        self.data = Augmenter(pictures, settings.augmentation, settings.normalisation, settings.seed, self.device)
+        self.data: Batches = batches or Augmenter(
+            pictures, settings.augmentation, settings.normalisation, settings.seed, self.device
+        )
         self.labels = torch.from_numpy(labels).to(self.device)
         self.batch = min(settings.batch, len(pictures))
         self.steps_per_epoch = len(pictures) // self.batch

@@ -211,15 +211,18 @@ def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, *
 
 
 def _complete_network(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    names = [CompletionItem("tiny")] if "tiny".startswith(incomplete) else []  # NETWORKS would import PyTorch
+    known = ("tiny", "detector")  # asking for them would import PyTorch
+    names = [CompletionItem(one) for one in known if one.startswith(incomplete)]
     return [*names, CompletionItem(incomplete, type="file")]
 
 
 @optimise.command()
-@click.argument("network", metavar="tiny|PATH.py:FACTORY", shell_complete=_complete_network)
+@click.argument("network", metavar="tiny|detector|PATH.py:FACTORY", shell_complete=_complete_network)
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of pictures with classes.")
-@click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128 by default.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of pictures with classes or boxes."
+)
+@click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128, of a detector 320.")
 @click.option(
     "--weights", type=click.Path(path_type=Path, dir_okay=False), help="To begin with, as torch saves them."
 )
@@ -230,11 +233,11 @@ def _complete_network(_context: click.Context, _option: click.Parameter, incompl
 @click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def train(network: str, out: Path, **options: Any) -> None:
-    """Train a classifier of pictures, and write the float model OUT with its manifest and reports.
+    """Train a classifier or a detector, and write the float model OUT with its manifest and reports.
 
-    NETWORK is `tiny`, three stages of convolutions, or a function that returns a torch.nn.Module and may take the
-    number of classes as `classes`. OUT.pt are its weights: the steps `prune` and `tune` take NETWORK as --module,
-    and OUT.pt as --weights.
+    NETWORK is `tiny`, a classifier of three stages of convolutions; `detector`, which learns boxes; or a function
+    that returns a torch.nn.Module, a classifier, and may take the number of classes as `classes`. OUT.pt are its
+    weights: the steps `prune` and `tune` take NETWORK as --module, and OUT.pt as --weights.
 
     One part of the examples is for training, on the other the result is measured; steps with the same recipe and
     the same --limit divide them the same way. An interrupted run goes on from its checkpoint, in the folder

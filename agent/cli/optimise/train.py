@@ -20,12 +20,12 @@ from agent.cli.output import print_json
 from agent.errors import ModelError
 from agent.models.version_writer import check_first, refuse_inputs, write_first
 from agent.optimise.inputs import examples_path, inputs_of
-from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
+from agent.optimise.recipe import DETECTOR, Recipe, parse_recipe, read_recipe
 from agent.storage.files import remove
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.optimise.classifier.file import ClassifierFile
+    from agent.optimise.classifier.file import TrainedNetwork
     from agent.optimise.train import TrainingStep
 
 _BAR = 30
@@ -40,7 +40,8 @@ class TrainOptions(Struct, frozen=True):
 
     Attributes:
         data: path of the examples; None: the recipe names it.
-        size: side of the pictures, or `HEIGHTxWIDTH`; None: 128, or that of the pictures in an array.
+        size: side of the pictures, or `HEIGHTxWIDTH`; None: 128, of a detector 320, or that of the pictures in
+            an array.
         weights: to begin with; None: random ones, or the function loads some.
         recipe: path; None: defaults.
         epochs: passes over the examples; None: the recipe's, if it states them, or by the number of examples.
@@ -64,7 +65,7 @@ class TrainOptions(Struct, frozen=True):
 
 
 def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
-    """Train a classifier, and write it with its manifest, weights, report and chart.
+    """Train a classifier or a detector, and write it with its manifest, weights, report and chart.
 
     Raises:
         ModelError: the network or the examples cannot be used, or a file is there already. ConfigError: the
@@ -121,19 +122,21 @@ def _trained(
     shape: tuple[int, int, int] | None,
     epochs: float | None,
     options: TrainOptions,
-) -> ClassifierFile:
+) -> TrainedNetwork:
     try:
         from agent.optimise.classifier.file import TrainRequest, read_pictures, train_classifier
+        from agent.optimise.detector.file import read_boxes, train_detector
         from agent.optimise.factory import find_factory
     except ImportError as error:
         raise ModelError(f"training needs pip install '.[optimise]' in the clone: {error}") from error
     find_factory(network)  # a wrong name is told before the examples are read
     request = TrainRequest(network, options.weights, shape, epochs, folder, options.command)
-    examples, names = read_pictures(examples_path(options.data, options.recipe, recipe), request, recipe)
+    read, train = (read_boxes, train_detector) if network == DETECTOR else (read_pictures, train_classifier)
+    examples, names = read(examples_path(options.data, options.recipe, recipe), request, recipe)
     for line in (examples.description, *examples.remarks):
         _tell(line)
     try:
-        return train_classifier(examples, names, request, recipe, progress=_bar(), tell=_tell)
+        return train(examples, names, request, recipe, progress=_bar(), tell=_tell)
     finally:
         show_progress("")
 

@@ -55,10 +55,10 @@ def print_steps(report: OptimiseReport, notes: int | None = None) -> None:
     """Print the score, the size and the time of each step as a table, and the remarks.
 
     Args:
-        report: of a classifier.
+        report: whose steps all have the same metric.
         notes: most of them that are shown of a step; None: all.
     """
-    figures = ("top-1 %", "kB", "ms")
+    figures = (f"{report.steps[0].metric} %", "kB", "ms")
     table = open_table("step", *figures, "notes", right=figures)
     for step in report.steps:
         values = (short_number(step.score, 100.0), short_number(step.size, 1e-3), short_number(step.latency_ms))

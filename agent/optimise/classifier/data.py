@@ -40,7 +40,7 @@ def read_class_examples(
     if content.classes is None:
         raise ModelError(
             f"{path}: {content.words}: training needs two classes or more: a sub-folder with pictures for each, "
-            "or `y` in a .npz"
+            "or `y` in a .npz" + ("; `detector` learns boxes" if content.objects is not None else "")
         )
     if len(set(content.names)) < len(content.names):
         raise ModelError(f"{path}: two classes have the same name")

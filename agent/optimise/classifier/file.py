@@ -48,7 +48,7 @@ class TrainRequest(Struct, frozen=True):
     """Order for a training.
 
     Attributes:
-        network: `path.py:factory`, or a name in `agent.optimise.classifier.networks`.
+        network: `path.py:factory`, or a name that `agent.optimise.factory` knows.
         weights: to begin with; None: random ones, or the function loads some.
         shape: of a picture; None: see `agent.optimise.classifier.data`.
         epochs: passes over the pictures; None: as many as give 1,500 steps, and at least 12.
@@ -64,15 +64,15 @@ class TrainRequest(Struct, frozen=True):
     command: str = ""
 
 
-class ClassifierFile(Struct, frozen=True):
-    """Result of `train_classifier`.
+class TrainedNetwork(Struct, frozen=True):
+    """Result of a training.
 
     Attributes:
         content: float `.tflite`.
         weights: for `agent.optimise.factory.load_factory`.
         keys: of the manifest.
         report: with the score on examples that training has not seen.
-        chart: PNG of loss and accuracy over the epochs.
+        chart: PNG of the loss over the epochs, and of a classifier's accuracy.
     """
 
     content: bytes
@@ -94,11 +94,12 @@ def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Ex
     if count < 2:
         raise ModelError(f"{examples.description}: a classifier needs two classes or more")
     examples.picture(0)  # real values are no pictures
-    _check_memory(len(examples), examples.shape)
+    check_memory(len(examples), examples.shape)
     return examples, tuple(examples.names) or tuple(map(str, range(count)))
 
 
-def _check_memory(count: int, shape: Sequence[int]) -> None:
+def check_memory(count: int, shape: Sequence[int]) -> None:
+    """Raise ModelError if so many pictures of a shape take too much of the machine's memory."""
     needed = count * int(np.prod(shape))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > _OF_MEMORY * memory:
@@ -114,7 +115,7 @@ def train_classifier(
     *,
     progress: Callable[[TrainingStep], None] = lambda _: None,
     tell: Callable[[str], None] = lambda _: None,
-) -> ClassifierFile:
+) -> TrainedNetwork:
     """Train a classifier of pictures.
 
     Args:
@@ -134,7 +135,7 @@ def train_classifier(
     if min(shape[:2]) < (least := SMALLEST.get(request.network, 1)):
         raise ModelError(f"{request.network}: takes pictures of {least} pixels or more: give --size {least}")
     torch.manual_seed(recipe.train.seed)
-    module, parameters = _module(request, len(names))
+    module, parameters = build_network(request, len(names))
     exported = _checked(module, request.network, shape, len(names))
     settings = _settings(recipe, shape, len(seen), request.epochs)
     tell(
@@ -151,13 +152,13 @@ def train_classifier(
         test=(pixels(measured, PREPARATION), _labels(measured)),
         progress=progress,
     )
-    exported = _trained(module.cpu(), shape, request.folder)
+    exported = export_trained(module.cpu(), shape, request.folder)
     manifest = Manifest(
         request.network, OutputManifest("classify", tuple(names), options={"logits": True}), PREPARATION
     )
     found = score(exported.content, measured, manifest)
     report = _report(request, exported, found, measured, seen, names)
-    return ClassifierFile(
+    return TrainedNetwork(
         exported.content,
         save_module(module, request.network, parameters),
         _keys(names),
@@ -166,7 +167,12 @@ def train_classifier(
     )
 
 
-def _module(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
+def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
+    """Return the module that is to be trained, and the arguments of its function.
+
+    Raises:
+        ModelError: it cannot be built, or has nothing to train.
+    """
     module, parameters = build_classifier(request.network, classes)
     if request.weights:
         load_weights(module, request.weights)
@@ -175,15 +181,23 @@ def _module(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
     return module, parameters
 
 
-def _exported(module: Any, shape: Shape) -> ImportedModule:
-    return export(module, shape, mean=PREPARATION.mean, std=PREPARATION.std)
+def export_network(module: Any, shape: Shape, output_names: Sequence[str] = ()) -> ImportedModule:
+    """Return the file of a module that takes pictures as `PREPARATION` says."""
+    return export(module, shape, mean=PREPARATION.mean, std=PREPARATION.std, output_names=output_names)
 
 
-def _trained(module: Any, shape: Shape, folder: Path | None) -> ImportedModule:
-    """Return the file of a trained module; of one whose training has diverged, remove the checkpoint."""
+def export_trained(
+    module: Any, shape: Shape, folder: Path | None, output_names: Sequence[str] = ()
+) -> ImportedModule:
+    """Return the file of a trained module; of one whose training has diverged, remove the checkpoint.
+
+    Raises:
+        DivergedError: it has.
+        ModelError: it cannot be emitted.
+    """
     if all(bool(torch.isfinite(one).all()) for one in module.state_dict().values()):
         try:
-            return _exported(module, shape)
+            return export_network(module, shape, output_names)
         except ModelError as error:
             if "not finite" not in str(error):
                 raise
@@ -194,7 +208,7 @@ def _trained(module: Any, shape: Shape, folder: Path | None) -> ImportedModule:
 
 def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedModule:
     """Return the module's file before the training, which shows that it can be emitted."""
-    exported = _exported(module.eval(), shape)
+    exported = export_network(module.eval(), shape)
     shapes = list(exported.outputs.values())
     if len(shapes) != 1 or list(shapes[0]) != [1, classes]:
         found = " and ".join(str(list(one)) for one in shapes)
@@ -273,7 +287,7 @@ def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequen
 
 
 def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:
-    """Return a PNG of the loss and of the accuracy on examples that training has not seen, over the epochs.
+    """Return a PNG of the loss over the epochs, and of the accuracy on other examples if it was measured.
 
     Raises:
         ModelError: matplotlib is not installed.
@@ -282,14 +296,14 @@ def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
-    figure = Figure(figsize=(9.0, 4.0), layout="constrained")
-    losses, accuracies = figure.subplots(1, 2)
-    numbers = [one.number for one in epochs]
-    losses.plot(numbers, [one.loss for one in epochs], marker=".")
-    losses.set(xlabel="epoch", ylabel="loss in training")
-    accuracies.plot(numbers, [100 * (one.accuracy or 0.0) for one in epochs], marker=".")
-    accuracies.set(xlabel="epoch", ylabel="accuracy on other examples, %")
-    for axis in (losses, accuracies):
+    curves = {"loss in training": [one.loss for one in epochs]}
+    if measured := [100 * one.accuracy for one in epochs if one.accuracy is not None]:
+        curves["accuracy on other examples, %"] = measured
+    figure = Figure(figsize=(4.5 * len(curves), 4.0), layout="constrained")
+    axes = figure.subplots(1, len(curves), squeeze=False)[0]
+    for axis, (name, values) in zip(axes, curves.items(), strict=True):
+        axis.plot([one.number for one in epochs], values, marker=".")
+        axis.set(xlabel="epoch", ylabel=name)
         axis.grid(alpha=0.3)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)

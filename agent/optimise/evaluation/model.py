@@ -427,16 +427,13 @@ def _boxes(
     model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
 ) -> _Pass:
     manifest, threshold = model.manifest, model.manifest.output.score_threshold
-    found = [
-        [placed_box(one, placement) for one in some]
-        for some, placement in _decoded(session, manifest, examples, _BOXES, progress)
-    ]
+    found = detect(session, manifest, examples, progress)
     result = average_precision(examples, manifest, found)
     names = result.names
     chosen = {_number(names, name) for name in request.positive}
     positives, rows = [], []
     for number, name in enumerate(names):
-        matched = _matched(examples, found, number, name)
+        matched = match_class(examples, found, number, name)
         count = int(matched.objects.sum())
         if not count:
             if number in chosen:
@@ -451,7 +448,29 @@ def _boxes(
     return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
 
 
-def _matched(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:
+def detect(
+    session: Session, manifest: Manifest, examples: Examples, progress: Progress = lambda _: None
+) -> list[list[Detection]]:
+    """Return what a model finds in each example, also what it is hardly sure of.
+
+    Raises:
+        ModelError: its decoder gives no boxes.
+    """
+    return [
+        [placed_box(one, placement) for one in some]
+        for some, placement in _decoded(session, manifest, examples, _BOXES, progress)
+    ]
+
+
+def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:
+    """Match what was found of a class with the objects of it.
+
+    Args:
+        examples: with boxes.
+        found: detections in each example, whose boxes are fractions of the whole picture.
+        number: of the class in the examples.
+        name: label of the class.
+    """
     scores, hits, pictures, objects = [], [], [], []
     for index, some in enumerate(found):
         truth = examples.truth(index)

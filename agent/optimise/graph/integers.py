@@ -29,6 +29,7 @@ VERSIONS: Mapping[str, int] = {
     "CONCATENATION": 2,
     "CONV_2D": 3,
     "DEPTHWISE_CONV_2D": 3,
+    "DEPTH_TO_SPACE": 2,
     "EXPAND_DIMS": 1,
     "FULLY_CONNECTED": 4,
     "HARD_SWISH": 1,

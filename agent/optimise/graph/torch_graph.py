@@ -409,6 +409,13 @@ def _split(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor])
     return tuple(operands[1].chunk(operation.options.numSplits, int(operands[0].reshape(-1)[0])))
 
 
+def _depth_to_space(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
+    block = operation.options.blockSize
+    batch, height, width, channels = operands[0].shape
+    blocks = operands[0].reshape(batch, height, width, block, block, channels // block**2)
+    return (blocks.permute(0, 1, 3, 2, 4, 5).reshape(batch, block * height, block * width, -1),)
+
+
 def _resize(mode: str) -> Compute:
     def compute(graph: TorchGraph, operation: TorchOperation, operands: list[Tensor]) -> Results:
         size, options = [int(length) for length in operands[1]], operation.options
@@ -442,6 +449,7 @@ _OPERATIONS: Mapping[str, Compute] = {
     "AVERAGE_POOL_2D": _average_pool,
     "BATCH_MATMUL": _batch_matmul,
     "CONCATENATION": _concatenate,
+    "DEPTH_TO_SPACE": _depth_to_space,
     "DEQUANTIZE": _identity,
     "DIV": _two(torch.div),
     "EXPAND_DIMS": _reshape,

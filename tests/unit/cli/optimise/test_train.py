@@ -17,6 +17,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
 from agent.optimise.evaluate import time_ms
 from tests.unit.optimise.classifier.test_file import pictures
+from tests.unit.optimise.detector.test_file import write
 
 if load_runtime()[0] != "litert":
     pytest.skip("trained models are run by LiteRT", allow_module_level=True)
@@ -117,7 +118,7 @@ def test_an_interrupted_run_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("network", "told"),
     [
-        ("tyni", "tyni: there is no such network: expected tiny, or path.py:factory"),
+        ("tyni", "tyni: there is no such network: expected tiny, detector, or path.py:factory"),
         ("missing.py:build", "missing.py: no such file"),
         ("net.onnx", "expected path.py:factory"),
     ],
@@ -169,3 +170,31 @@ def test_a_network_without_parameters_is_told(folder: Path) -> None:
     (folder / "bare_net.py").write_text("from torch import nn\ndef build():\n    return nn.Flatten()\n")
     done = call(folder, network=f"{folder / 'bare_net.py'}:build")
     assert (done.exit_code, "has no parameters to train" in said(done)) == (1, True), said(done)
+
+
+def test_a_detector_learns_boxes_and_is_found_and_quantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.optimise.detector.file.time_ms", partial(time_ms, rounds=2))
+    data = write(tmp_path / "shapes", 24)
+    out = tmp_path / "net.tflite"
+    given = ["--data", data, "--size", "64x96"]
+    done = run("train", "detector", out, *given, "--epochs", 2)
+    assert done.exit_code == 0, said(done)
+    assert "AP %" in done.output
+    found = look_up(str(out)).manifest.output
+    assert (found.decoder, found.labels) == ("nanodet", ("disc", "square"))
+    done = run("quantise", out, tmp_path / "int8.tflite", "--data", data, "--method", "int8")
+    assert done.exit_code == 0, said(done)
+    again = run(
+        "train", "detector", tmp_path / "b.tflite", *given, "--epochs", 1, "--weights", tmp_path / "net.pt"
+    )
+    assert again.exit_code == 0, said(again)
+    for words, why in (
+        ((*given, "--size", "100"), "multiples of 32"),
+        ((*given, "--weights", data / "classes.txt"), "classes.txt"),
+    ):
+        assert why in said(run("train", "detector", tmp_path / "c.tflite", *words))
+    assert "`detector` learns boxes" in said(run("train", "tiny", tmp_path / "c.tflite", "--data", data))
+    assert "needs examples with classes" in said(run("prune", out, tmp_path / "c.tflite", "--data", data))
+    assert not (tmp_path / "c.tflite").exists()

@@ -15,7 +15,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest
 from agent.errors import ModelError
 from agent.optimise.classifier.data import read_class_examples
-from agent.optimise.classifier.file import ClassifierFile, TrainRequest, read_pictures, train_classifier
+from agent.optimise.classifier.file import TrainedNetwork, TrainRequest, read_pictures, train_classifier
 from agent.optimise.evaluate import open_content, outputs_of, time_ms
 from agent.optimise.factory import load_factory
 from agent.optimise.recipe import Recipe, parse_recipe
@@ -51,7 +51,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def train(data: Path, recipe: Recipe = RECIPE, **options: Any) -> ClassifierFile:
+def train(data: Path, recipe: Recipe = RECIPE, **options: Any) -> TrainedNetwork:
     request = TrainRequest("tiny", **{"epochs": 6.0, **options})
     examples, names = read_pictures(data, request, recipe)
     return train_classifier(examples, names, request, recipe)

@@ -74,6 +74,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         "ResizeBilinearOptions",
         {"halfPixelCenters": True},
     ),
+    "DEPTH_TO_SPACE": ([], (1, 14, 18, 1), "DepthToSpaceOptions", {"blockSize": 2}),
     "RESIZE_NEAREST_NEIGHBOR": ([constant([14, 18])], (1, 14, 18, 4), "ResizeNearestNeighborOptions", {}),
     "LEAKY_RELU": ([], SHAPE, "LeakyReluOptions", {"alpha": 0.1}),
     "PRELU": ([random(1, 1, 4)], SHAPE, "", {}),

@@ -1,0 +1,117 @@
+"""`vedette screening calibrate`: choose an operating point on labelled pictures, and write it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import msgspec
+from msgspec import Struct
+
+from agent.apps.screening import NOTICE, ScreeningPoint
+from agent.cli import chart
+from agent.cli.optimise import show_progress
+from agent.cli.output import console, open_table, print_json
+from agent.config.toml import Keys, to_toml
+from agent.errors import ModelError
+from agent.models.library import open_model_without_root
+from agent.models.screener import open_screener
+from agent.optimise.data import read_examples
+from agent.optimise.evaluation.screening import FALSE_POSITIVES, PointRequest, PointResult, choose_point
+from agent.storage.files import write_atomic
+from agent.text import plain
+
+_WIDTH = 100
+
+
+class CalibrateOptions(Struct, frozen=True):
+    """Options of `vedette screening calibrate`.
+
+    Attributes:
+        label: what is looked for.
+        false_positives: most for each picture; None: the default, or `sensitivity` counts.
+        sensitivity: least share that is to be found, 0..1; None: `false_positives` counts.
+        picture: PNG to write; None: none.
+        force: replace files.
+        as_json: print JSON instead of tables.
+    """
+
+    label: str
+    false_positives: float | None = None
+    sensitivity: float | None = None
+    picture: Path | None = None
+    force: bool = False
+    as_json: bool = False
+
+
+def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateOptions) -> None:
+    """Choose the operating point of a model, print it and write it.
+
+    Raises:
+        ModelError: the model or the pictures cannot be used, nothing gives what is asked for, or a file is there.
+        StorageError: a file cannot be written.
+    """
+    _check_targets(target, options)
+    model = open_model_without_root(name)
+    examples = read_examples(data, model, own_classes=True)
+    if examples.kind != "boxes":
+        raise ModelError(f"{examples.description}: an operating point needs pictures with boxes")
+    rate = FALSE_POSITIVES if options.false_positives is None else options.false_positives
+    request = PointRequest(options.label, rate, options.sensitivity)
+    try:
+        with open_screener(model, options.label) as screener:
+            found = choose_point(
+                model,
+                screener,
+                examples,
+                request,
+                lambda done: show_progress(f"{done} of {len(examples)} pictures looked at"),
+            )
+    finally:
+        show_progress("")
+    write_atomic(target, _toml(found.point).encode())
+    if options.picture is not None:
+        chart.draw_operating_point(found.point, found.found, options.picture)
+    print_json(found.point, indent=2) if options.as_json else _print(found)
+    for line in (*found.remarks, f"{target}: written", NOTICE):
+        click.echo(plain(line), err=True)
+
+
+def _check_targets(target: Path, options: CalibrateOptions) -> None:
+    if target.suffix != ".toml":
+        raise ModelError(f"{target}: expected the name of a .toml file")
+    if options.picture is not None:
+        chart.check(options.picture)
+    for path in (target, options.picture):
+        if path is not None and path.exists() and not options.force:
+            raise ModelError(f"{path}: exists; --force replaces it")
+    if not target.absolute().parent.is_dir():
+        raise ModelError(f"{target}: there is no folder {target.absolute().parent}")
+
+
+def _toml(point: ScreeningPoint) -> str:
+    remarks: dict[Keys, str] = {
+        ("model",): NOTICE,
+        ("threshold",): "score of a finding",
+        ("doubt",): "score from which a person has to look",
+        ("overlap",): "of two tiles",
+        ("expected", "sensitivity"): "on the labelled pictures",
+        ("expected", "false_positives"): "for each picture",
+        ("pictures", "height"): "of a tile, pixels",
+    }
+    return to_toml(msgspec.to_builtins(point), remarks)
+
+
+def _print(found: PointResult) -> None:
+    point = found.point
+    expected, low, high = point.expected, *point.expected.interval
+    click.echo(
+        plain(
+            f"{point.label}: {expected.sensitivity:.1%} of {expected.objects} found ({low:.1%} to {high:.1%}) at "
+            f"{expected.false_positives:.2f} false positives a picture; threshold {point.threshold:.4f}, doubt "
+            f"from {point.doubt:.4f}; calibration error {point.calibration.error:.1%}"
+        )
+    )
+    table = open_table("false positives a picture", *(f"{rate:g}" for rate, _ in expected.froc))
+    table.add_row("found", *(f"{share:.1%}" for _, share in expected.froc))
+    console(_WIDTH, markup=False).print(table)

@@ -1,0 +1,132 @@
+"""`vedette screening review` and `verify`: what waits for a person, what was decided, whether records hold."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import click
+
+from agent.apps.screening import (
+    NOTICE,
+    PictureRecord,
+    ReviewRecord,
+    ScreeningRecord,
+    Verdict,
+    priority,
+    queue_of,
+)
+from agent.cli.output import console, open_table, print_json
+from agent.errors import CommandError, StorageError
+from agent.storage.audit_log import AuditLog, read_audit
+from agent.storage.files import remove, write_atomic
+from agent.structs import json_decoder
+from agent.text import plain, plural
+
+AUDIT, REVIEW, PAGE = "audit.jsonl", "review", "review.html"
+_SHOWN = 50
+_WIDTH = 100
+_NOTE = 500
+_decoder: Any = json_decoder(ScreeningRecord)
+_POLICY = "default-src 'none'; img-src 'self' file:; style-src 'unsafe-inline'"
+_STYLE = (
+    "body{font:15px sans-serif;margin:2em}figure{display:inline-block;margin:0 1em 1em 0}img{max-width:420px}"
+)
+
+
+def list_queue(out: Path, *, as_json: bool) -> None:
+    """Print the pictures that wait for a person.
+
+    Raises:
+        StorageError: there are no records, or they were changed.
+    """
+    waiting = queue_of(_records(out))
+    if as_json:
+        print_json({"notice": NOTICE, "queue": waiting}, indent=2)
+        return
+    table = open_table("picture", "status", "probability", "found", "why", right=("probability", "found"))
+    for one in waiting[:_SHOWN]:
+        table.add_row(one.id, one.status, _percent(one), str(len(one.findings)), plain("; ".join(one.reasons)))
+    console(_WIDTH, markup=False).print(table)
+    more = f", the first {_SHOWN} shown" if len(waiting) > _SHOWN else ""
+    click.echo(f"{plural(len(waiting), 'picture')} to review{more}: {plain(str(out / PAGE))}")
+    click.echo(NOTICE)
+
+
+def record_review(out: Path, picture: str, verdict: str, reviewer: str, note: str) -> None:
+    """Record what a person has decided on a picture.
+
+    Raises:
+        CommandError: there is no such picture, or a text is too long. StorageError: the records cannot be used.
+    """
+    if max(len(reviewer), len(note)) > _NOTE:
+        raise CommandError(f"--reviewer and --note: expected at most {_NOTE} characters")
+    _require(out)
+    with AuditLog(out / AUDIT, _decoder.decode) as log:
+        known = {one.id for one in log.records if isinstance(one, PictureRecord)}
+        if picture not in known:
+            raise CommandError(f"{picture}: there is no record of such a picture in {out}")
+        (chosen,) = (one for one in get_args(Verdict) if one == verdict)
+        log.append(ReviewRecord(picture, datetime.now(UTC), chosen, reviewer, note))
+        waiting = page_written(out, log.records)
+    remove(out / REVIEW / f"{picture}.jpg")
+    click.echo(f"{picture}: {verdict}; {plural(waiting, 'picture')} to review")
+
+
+def verify_records(out: Path, head: str, *, as_json: bool) -> None:
+    """Check the records, and print how many there are.
+
+    Raises:
+        StorageError: one was changed, or `head` is the hash of none.
+    """
+    _require(out)
+    found, last, seen = 0, "", not head
+    for _, last in read_audit(out / AUDIT, _decoder.decode):
+        found += 1
+        seen = seen or last == head
+    if not seen:
+        raise StorageError(f"{out / AUDIT}: has no record of hash {head}: records at its end were removed")
+    if as_json:
+        print_json({"records": found, "head": last})
+    else:
+        click.echo(f"{plural(found, 'record')}, none changed; the last one has the hash {last}")
+
+
+def page_written(out: Path, records: Sequence[ScreeningRecord]) -> int:
+    """Write the page of the pictures that wait for a person; return their number.
+
+    Raises:
+        StorageError: it cannot be written.
+    """
+    waiting = queue_of(records)
+    figures = "\n".join(map(_figure, waiting))
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    head += f"<title>Screening</title><style>{_STYLE}</style>"
+    body = f"<h1>{plural(len(waiting), 'picture')} to review</h1><p><b>{html.escape(NOTICE)}</b></p>\n{figures}"
+    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+    write_atomic(out / PAGE, page.encode(), 0o600)
+    return len(waiting)
+
+
+def _figure(one: PictureRecord) -> str:
+    why = html.escape(plain("; ".join(one.reasons)))
+    told = f"{one.id}<br>{one.status} {_percent(one)}{': ' if why else ''}{why}"
+    picture = f'<img alt="{one.id}" loading="lazy" src="{REVIEW}/{one.id}.jpg">' if one.width else ""
+    return f"<figure>{picture}<figcaption>{told}</figcaption></figure>"
+
+
+def _percent(one: PictureRecord) -> str:
+    return f"{priority(one):.0%}" if one.findings else ""
+
+
+def _records(out: Path) -> list[ScreeningRecord]:
+    _require(out)
+    return [record for record, _ in read_audit(out / AUDIT, _decoder.decode)]
+
+
+def _require(out: Path) -> None:
+    if not (out / AUDIT).is_file():
+        raise StorageError(f"{out}: has no records: vedette screening run writes them")

@@ -1,0 +1,1 @@
+"""Training of detectors: pictures with boxes in, a float `.tflite` that the decoder `nanodet` reads out."""

@@ -1,0 +1,227 @@
+"""Choose the operating point of a detector for screening, on labelled pictures that it has not learned from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from agent.apps.screening import Expectation, PictureLimits, PictureQuality, ScoreCalibration, ScreeningPoint
+from agent.compute.manifest import Model
+from agent.errors import ModelError
+from agent.models.screener import Screener
+from agent.optimise.data import Examples
+from agent.optimise.evaluation.model import match_class
+from agent.optimise.evaluation.operating import Found, OperatingPoint, box_point, box_threshold_for, froc
+from agent.text import plural
+
+OVERLAP = 0.2
+FALSE_POSITIVES = 0.5
+_DOUBT = 4.0
+"""False positives a picture from which a person need not look, relative to those of a finding."""
+_FEWEST = 20
+_FOLDS, _BINS, _STEPS, _PRIOR = 5, 10, 50, 1e-3
+_SHARPNESS, _BRIGHTNESS = 0.5, 30.0
+"""Share of the least sharpness, and margin of the brightness, that other pictures may have."""
+Floats = NDArray[np.float64]
+
+
+class PointRequest(Struct, frozen=True):
+    """Request for an operating point.
+
+    Attributes:
+        label: what is looked for.
+        false_positives: most for each picture.
+        sensitivity: instead: least share of the objects that has to be found, 0..1; None: not asked for.
+    """
+
+    label: str
+    false_positives: float = FALSE_POSITIVES
+    sensitivity: float | None = None
+
+
+class PointResult(NamedTuple):
+    """An operating point, and what it was chosen by.
+
+    Attributes:
+        point: see there.
+        at: what the threshold gives on these pictures.
+        found: detections and objects.
+        remarks: doubts.
+    """
+
+    point: ScreeningPoint
+    at: OperatingPoint
+    found: Found
+    remarks: tuple[str, ...]
+
+
+def choose_point(
+    model: Model,
+    screener: Screener,
+    examples: Examples,
+    request: PointRequest,
+    progress: Callable[[int], None] = lambda _: None,
+) -> PointResult:
+    """Choose the operating point of a model.
+
+    Args:
+        model: that the screener has open.
+        screener: looks at the pictures as it will at others.
+        examples: pictures with boxes that the model has not learned from.
+        request: see there.
+        progress: called with the number of pictures that are done.
+
+    Raises:
+        ModelError: there are too few pictures or objects, or no threshold gives what is asked for.
+    """
+    if request.label not in examples.names:
+        raise ModelError(f"{examples.description}: has no class {request.label!r}")
+    limits, looked = _limits(examples), []
+    qualities = []
+    for index in range(len(examples)):
+        picture = examples.picture(index)
+        look = screener.look(picture, limits, OVERLAP)
+        looked.append(look.found)
+        qualities.append(look.quality)
+        progress(index + 1)
+    found = match_class(examples, looked, examples.names.index(request.label), request.label)
+    _check(found, request)
+    threshold = _threshold(found, request)
+    at = box_point(found, threshold)
+    rate = max(at.false_alarms, 1 / len(examples))
+    doubt = min(threshold, threshold_at(found, _DOUBT * rate))
+    curve = froc(found)
+    spread = froc(found, (at.false_alarms,))[0].interval
+    expected = Expectation(
+        round(at.recall, 4),
+        (round(spread[0], 4), round(spread[1], 4)),
+        round(at.false_alarms, 4),
+        len(examples),
+        int(found.objects.sum()),
+        tuple((one.false_positives, round(one.sensitivity, 4)) for one in curve),
+    )
+    point = ScreeningPoint(
+        model.path,
+        model.sha256,
+        request.label,
+        _floored(threshold),
+        _floored(doubt),
+        OVERLAP,
+        calibrate(found),
+        expected,
+        _with_quality(limits, qualities),
+    )
+    return PointResult(point, at, found, tuple(_remarks(found, examples)))
+
+
+def _floored(score: float) -> float:
+    """Return a score with few digits, not above it."""
+    return float(np.floor(score * 1e6) / 1e6)
+
+
+def _limits(examples: Examples) -> PictureLimits:
+    """Return the usual size of the pictures; they need not all have it."""
+    sizes = [examples.picture(index).shape[:2] for index in range(len(examples))]
+    height, width = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
+    return PictureLimits(height, width, 0.0, (0.0, 255.0))
+
+
+def _with_quality(limits: PictureLimits, qualities: Sequence[PictureQuality]) -> PictureLimits:
+    sharp, bright = (np.array(one) for one in zip(*qualities, strict=True))
+    low, high = float(bright.min()) - _BRIGHTNESS, float(bright.max()) + _BRIGHTNESS
+    return PictureLimits(
+        limits.height,
+        limits.width,
+        round(_SHARPNESS * float(sharp.min()), 6),
+        (round(max(0.0, low), 1), round(min(255.0, high), 1)),
+    )
+
+
+def _check(found: Found, request: PointRequest) -> None:
+    objects = int(found.objects.sum())
+    if len(found.objects) < _FEWEST or objects < _FEWEST:
+        told = f"{plural(len(found.objects), 'picture')} with {plural(objects, 'object')} of {request.label!r}"
+        raise ModelError(f"{told}: an operating point needs {_FEWEST} of both at least, and hundreds to be sure")
+    if not found.hits.any():
+        raise ModelError(f"the model finds no {request.label!r} in these pictures: nothing can be chosen")
+
+
+def _threshold(found: Found, request: PointRequest) -> float:
+    if request.sensitivity is None:
+        return threshold_at(found, request.false_positives)
+    threshold = box_threshold_for(found, request.sensitivity)
+    if not np.isfinite(threshold):
+        most = found.hits.sum() / found.objects.sum()
+        raise ModelError(f"no threshold finds {request.sensitivity:.1%} of the objects; the most is {most:.1%}")
+    return threshold
+
+
+def threshold_at(found: Found, false_positives: float) -> float:
+    """Return the lowest threshold, the score of a detection, with at most so many false positives a picture."""
+    wrong = np.sort(found.scores[~found.hits])[::-1]
+    allowed = int(false_positives * len(found.objects) + 1e-9)
+    above = found.scores[found.scores > wrong[allowed]] if len(wrong) > allowed else found.scores
+    return float(above.min()) if len(above) else 1.0
+
+
+def calibrate(found: Found) -> ScoreCalibration:
+    """Fit the probability that a detection is right, as in Platt, Probabilistic Outputs for SVMs (1999).
+
+    The error is measured on pictures that were left out of the fit, a fifth in its turn.
+    """
+    logits = _logit(found.scores)
+    slope, offset = _fitted(logits, found.hits)
+    told = np.empty(len(logits))
+    part = found.pictures % _FOLDS
+    for number in range(_FOLDS):
+        out = part == number
+        own = (slope, offset) if out.all() or not out.any() else _fitted(logits[~out], found.hits[~out])
+        told[out] = _sigmoid(own[0] * logits[out] + own[1])
+    return ScoreCalibration(round(slope, 6), round(offset, 6), round(calibration_error(told, found.hits), 4))
+
+
+def _logit(scores: Floats) -> Floats:
+    edge = np.clip(scores, 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(edge / (1 - edge)))
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -700, 700))))
+
+
+def _fitted(logits: Floats, hits: NDArray[np.bool_]) -> tuple[float, float]:
+    """Fit slope and offset by Newton's method, with Platt's targets and a weak prior for a slope of 1."""
+    right, wrong = int(hits.sum()), int((~hits).sum())
+    target = np.where(hits, (right + 1) / (right + 2), 1 / (wrong + 2))
+    inputs = np.stack((logits, np.ones_like(logits)), axis=1)
+    values, prior = np.array([1.0, 0.0]), np.array([1.0, 0.0])
+    weight = _PRIOR * len(logits)
+    for _ in range(_STEPS):
+        told = _sigmoid(inputs @ values)
+        gradient = inputs.T @ (told - target) + weight * (values - prior)
+        curvature = (inputs * (told * (1 - told))[:, None]).T @ inputs + weight * np.eye(2)
+        step = np.linalg.solve(curvature, gradient)
+        values = values - np.clip(step, -2.0, 2.0)
+        if float(np.abs(step).max()) < 1e-8:
+            break
+    return float(np.clip(values[0], 0.01, 100.0)), float(np.clip(values[1], -100.0, 100.0))
+
+
+def calibration_error(told: Floats, hits: NDArray[np.bool_]) -> float:
+    """Return the expected calibration error over ten bins of the probability (Naeini et al., AAAI 2015)."""
+    bins = np.minimum((told * _BINS).astype(int), _BINS - 1)
+    gaps = [abs(float((told - hits)[bins == number].sum())) for number in range(_BINS)]
+    return sum(gaps) / max(1, len(told))
+
+
+def _remarks(found: Found, examples: Examples) -> Sequence[str]:
+    objects, told = int(found.objects.sum()), []
+    if objects < 100:
+        told.append(f"{plural(objects, 'object')}: the sensitivity may be some per cent off")
+    if not (found.objects == 0).any():
+        told.append("every picture has an object: how many are found in vain in pictures without is not known")
+    return (*examples.remarks, *told)
