@@ -1,4 +1,4 @@
-"""Take a model out of what tools hand over: a bare file, or a zip archive with labels beside it.
+"""Take a model out of what tools hand over: a bare file, or an archive with labels beside it.
 
 Content is untrusted: no name in an archive is used as a path, and nothing is unpacked to disk.
 Source of the archives' layouts: Teachable Machine's export (model.tflite, model_unquant.tflite, labels.txt),
@@ -8,13 +8,16 @@ Ultralytics' folders of several precisions, and Edge Impulse's files, which end 
 from __future__ import annotations
 
 import copy
+import gzip
 import io
 import re
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any, NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -38,14 +41,88 @@ PIXELS: dict[str, tuple[list[float], list[float]]] = {
 """`mean` and `std` by what the training took: pixels in -1..1, 0..1 or 0..255, or normalised as for ImageNet."""
 _TEACHABLE = "Teachable Machine"
 _LABELS = ("labels.txt", "label.txt", "labelmap.txt", "classes.txt", "class_names.txt")
-_LARGEST, _LARGEST_TEXT = 512 * 1024**2, 1024**2
-"""Most bytes of a model and of labels in an archive."""
+_LARGEST, _LARGEST_TEXT, _LARGEST_TAR = 512 * 1024**2, 1024**2, 2 * 1024**3
+"""Most bytes of a model, of labels in an archive, and of all that one packed by gzip unpacks to."""
+ARCHIVES = (".zip", ".whl", ".tgz", ".tar.gz")
 _START, _MAGIC = 64, b"TFL3"
 _MOST = 10_000
 """Most files in an archive."""
 _NUMBERED = re.compile(r"(\d{1,9})[\s:,]+(\S.*)")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+_BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    OSError,
+    ValueError,
+)
+
+
+class _Entry(NamedTuple):
+    """A file in an archive."""
+
+    filename: str
+    file_size: int
+
+
+class _Archive(Protocol):
+    """What is needed of an archive."""
+
+    def files(self) -> list[_Entry]:
+        """Return its files, without folders."""
+
+    def open(self, number: int) -> AbstractContextManager[IO[bytes]]:
+        """Open one of `files`."""
+
+
+class _Zip:
+    def __init__(self, content: bytes, path: Path) -> None:
+        if (count := entries_of(content)) > _MOST:
+            raise ModelError(f"{path}: has {count} files: expected at most {_MOST}")
+        self._archive = zipfile.ZipFile(io.BytesIO(content))
+        self._infos = [one for one in self._archive.infolist() if not one.is_dir()]
+
+    def files(self) -> list[_Entry]:
+        return [_Entry(one.filename, one.file_size) for one in self._infos]
+
+    def open(self, number: int) -> AbstractContextManager[IO[bytes]]:
+        return self._archive.open(self._infos[number])
+
+
+class _Tar:
+    """A `.tar` packed by gzip, such as a package of npm."""
+
+    def __init__(self, content: bytes, path: Path) -> None:
+        self._archive = tarfile.TarFile(fileobj=_Bounded(content))
+        self._infos = []
+        for count, one in enumerate(self._archive, 1):
+            if count > _MOST:
+                raise ModelError(f"{path}: has more than {_MOST} files")
+            if one.isreg():
+                self._infos.append(one)
+
+    def files(self) -> list[_Entry]:
+        return [_Entry(one.name, one.size) for one in self._infos]
+
+    def open(self, number: int) -> AbstractContextManager[IO[bytes]]:
+        file = self._archive.extractfile(self._infos[number])
+        assert file is not None  # it is regular
+        return file
+
+
+class _Bounded(gzip.GzipFile):
+    """Unpacks no more than `_LARGEST_TAR` bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(fileobj=io.BytesIO(content), mode="rb")
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if offset > _LARGEST_TAR:  # what lies before would be unpacked
+            raise ValueError(f"it unpacks to more than {_LARGEST_TAR / 1e6:.0f} MB")
+        return super().seek(offset, whence)
 
 
 class FoundModel(Struct, frozen=True):
@@ -90,7 +167,7 @@ def find_model(path: Path, member: str = "") -> FoundModel:
     """Read a model out of a file or an archive.
 
     Args:
-        path: a `.tflite`, a `.lite`, or a `.zip` with one in it.
+        path: a `.tflite`, a `.lite`, or an archive with one in it: a `.zip`, a wheel, or a `.tgz`.
         member: name in the archive, where it has several models; its end is enough.
 
     Raises:
@@ -100,16 +177,15 @@ def find_model(path: Path, member: str = "") -> FoundModel:
         if member:
             raise ModelError(f"{path}: is no archive, and --member names a file in one")
         return _beside_manifest(path)
-    if path.suffix.lower() != ".zip":
-        raise ModelError(f"{path}: expected a .tflite, a .lite, or a .zip with one in it")
+    if not path.name.lower().endswith(ARCHIVES):
+        raise ModelError(f"{path}: expected a .tflite, a .lite, or a {', '.join(ARCHIVES)} with one in it")
     content = read(path, _LARGEST)
-    if (count := entries_of(content)) > _MOST:
-        raise ModelError(f"{path}: has {count} files: expected at most {_MOST}")
+    is_zip = path.suffix.lower() in (".zip", ".whl")
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return _in_archive(archive, path, member)
+        return _in_archive(_Zip(content, path) if is_zip else _Tar(content, path), path, member)
     except _BROKEN as error:
-        raise ModelError(f"{path}: cannot be read as a zip archive: {error}") from None
+        kind = "zip archive" if is_zip else "tar archive"
+        raise ModelError(f"{path}: cannot be read as a {kind}: {error}") from None
 
 
 def _beside_manifest(path: Path) -> FoundModel:
@@ -131,18 +207,22 @@ def _beside_manifest(path: Path) -> FoundModel:
     return FoundModel(content, name, stated=stated, remarks=(f"keys of {plain(own[0].name)} beside it",))
 
 
-def _in_archive(archive: zipfile.ZipFile, path: Path, member: str) -> FoundModel:
-    files = [one for one in archive.infolist() if not one.is_dir() and not one.filename.startswith("__MACOSX/")]
+def _in_archive(archive: _Archive, path: Path, member: str) -> FoundModel:
+    listed_files = archive.files()
+    numbers = {one: number for number, one in enumerate(listed_files)}
+    files = [one for one in listed_files if not one.filename.startswith("__MACOSX/")]
     models = [one for one in files if one.filename.lower().endswith(SUFFIXES)]
     chosen = [one for one in models if one.filename.endswith(member)] if member else models
     if len(chosen) != 1:
         raise ModelError(f"{path}: {_told(models, chosen, member)}")
     (file,) = chosen
     inner, place = PurePosixPath(file.filename), f"{path}: {plain(file.filename)}"
-    content = _model(_read(archive, file, _LARGEST, place), place)
+    content = _model(_read(archive, numbers[file], file.file_size, _LARGEST, place), place)
     listed = _labels_beside(files, inner)
     labels, numbered = (
-        _labels(_read(archive, listed, _LARGEST_TEXT, str(path)), str(path)) if listed else ((), False)
+        _labels(_read(archive, numbers[listed], listed.file_size, _LARGEST_TEXT, str(path)), str(path))
+        if listed
+        else ((), False)
     )
     teachable = numbered and inner.name in ("model.tflite", "model_unquant.tflite")
     remarks = [f"{plain(file.filename)} out of the archive"]
@@ -152,7 +232,7 @@ def _in_archive(archive: zipfile.ZipFile, path: Path, member: str) -> FoundModel
     return FoundModel(content, _stem(stem), labels, origin=origin, remarks=tuple(remarks))
 
 
-def _told(models: list[zipfile.ZipInfo], chosen: list[zipfile.ZipInfo], member: str) -> str:
+def _told(models: list[_Entry], chosen: list[_Entry], member: str) -> str:
     """Say why not exactly one model was chosen."""
     if not models:
         return "no .tflite in it; models of other kinds (.onnx, .pt, .h5, saved_model) have to be converted first"
@@ -164,10 +244,10 @@ def _told(models: list[zipfile.ZipInfo], chosen: list[zipfile.ZipInfo], member: 
     return f"has {len(models)} models: name one by --member: {names}"
 
 
-def _read(archive: zipfile.ZipFile, file: zipfile.ZipInfo, largest: int, place: str) -> bytes:
-    if file.file_size > largest:
-        raise ModelError(f"{place}: {file.file_size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
-    with archive.open(file) as stream:
+def _read(archive: _Archive, number: int, size: int, largest: int, place: str) -> bytes:
+    if size > largest:
+        raise ModelError(f"{place}: {size / 1e6:.0f} MB: expected at most {largest / 1e6:.0f}")
+    with archive.open(number) as stream:
         content = stream.read(_START)  # what is no model need not be unpacked
         if largest == _LARGEST and content[4:8] != _MAGIC:
             return content
@@ -195,7 +275,7 @@ def _stem(name: str) -> str:
     return _NAME.sub("-", PurePosixPath(name).stem).strip("-.") or "model"
 
 
-def _labels_beside(files: list[zipfile.ZipInfo], model: PurePosixPath) -> zipfile.ZipInfo | None:
+def _labels_beside(files: list[_Entry], model: PurePosixPath) -> _Entry | None:
     """Return the list of labels that lies nearest to a model in its archive."""
     found = [one for one in files if PurePosixPath(one.filename).name.lower() in _LABELS]
     near = [one for one in found if PurePosixPath(one.filename).parent == model.parent]

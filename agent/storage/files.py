@@ -239,6 +239,26 @@ def add_line(path: Path, line: bytes) -> None:
             sync_folder(path.parent)
 
 
+@contextmanager
+def open_partial(path: Path, keep: int) -> Iterator[BinaryIO]:
+    """Open a file that is written piece by piece, behind its first bytes; a link is not followed.
+
+    Args:
+        path: of the file; created if there is none.
+        keep: number of bytes that stay.
+
+    Raises:
+        StorageError: it cannot be opened.
+    """
+    with storage_errors(f"{path}: cannot be written"):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | SAFE, 0o644)
+    with os.fdopen(descriptor, "wb") as file:
+        with storage_errors(f"{path}: cannot be written"):
+            file.truncate(keep)
+            file.seek(keep)
+        yield file
+
+
 def keep_newest(path: Path, largest: int) -> None:
     """Drop the older half of a file's lines if it is too large; a reader finds the old or the new content."""
     with storage_errors(f"{path}: cannot be read"):

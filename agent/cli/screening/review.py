@@ -26,7 +26,7 @@ from agent.storage.files import remove, write_atomic
 from agent.structs import json_decoder
 from agent.text import plain, plural
 
-AUDIT, REVIEW, PAGE = "audit.jsonl", "review", "review.html"
+AUDIT, REVIEW, PAGE, NAMES, KEY = "audit.jsonl", "review", "review.html", "names.csv", "key"
 _SHOWN = 50
 _WIDTH = 100
 _NOTE = 500
@@ -107,7 +107,7 @@ def page_written(out: Path, records: Sequence[ScreeningRecord]) -> int:
     head += f"<title>Screening</title><style>{_STYLE}</style>"
     body = f"<h1>{plural(len(waiting), 'picture')} to review</h1><p><b>{html.escape(NOTICE)}</b></p>\n{figures}"
     page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
-    write_atomic(out / PAGE, page.encode(), 0o600)
+    write_atomic(out / PAGE, page.encode(), 0o600, follow=False)
     return len(waiting)
 
 
@@ -127,6 +127,18 @@ def _records(out: Path) -> list[ScreeningRecord]:
     return [record for record, _ in read_audit(out / AUDIT, _decoder.decode)]
 
 
+def refuse_links(out: Path) -> None:
+    """Refuse a folder in which one of our files is a link, which leads elsewhere.
+
+    Raises:
+        StorageError: one is.
+    """
+    for name in (AUDIT, REVIEW, PAGE, NAMES, KEY):
+        if (out / name).is_symlink():
+            raise StorageError(f"{out / name}: is a symbolic link, and is not followed: remove it")
+
+
 def _require(out: Path) -> None:
+    refuse_links(out)
     if not (out / AUDIT).is_file():
         raise StorageError(f"{out}: has no records: vedette screening run writes them")

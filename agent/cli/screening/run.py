@@ -36,7 +36,7 @@ from agent.capture.images import SUFFIXES
 from agent.capture.source import check_size, header_size
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
-from agent.cli.screening.review import AUDIT, REVIEW, page_written
+from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml
 from agent.errors import ModelError, SourceError, StorageError
@@ -48,7 +48,6 @@ from agent.structs import convert, json_decoder
 from agent.text import plain, plural
 from agent.types import Detection, Image
 
-NAMES, _KEY = "names.csv", "key"
 _KEY_BYTES, _ID = 32, 16
 _LARGEST = 512 * 1024 * 1024
 _QUALITY, _PRIVATE = 90, 0o600
@@ -115,7 +114,7 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         if log.dropped:
             click.echo(f"{plain(str(out / AUDIT))}: an incomplete record at its end was removed", err=True)
         _start(log, point, digest, out)
-        found = _screen(files, _Run(out, point, screener, log, _key(out / _KEY)))
+        found = _screen(files, _Run(out, point, screener, log, _key(out / KEY)))
         waiting = page_written(out, log.records)
         summary = ScreeningSummary(NOTICE, point.label, found.counts, found.known, waiting, log.head)
     print_json(summary, indent=2) if as_json else _print(summary, point, out)
@@ -151,6 +150,7 @@ def _files(pictures: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _prepare_folder(out: Path) -> None:
+    refuse_links(out)
     for folder in (out, out / REVIEW):
         make_folder(folder)
 
@@ -158,7 +158,7 @@ def _prepare_folder(out: Path) -> None:
 def _key(path: Path) -> bytes:
     """Return the folder's key, with which names become pseudonyms; it is made at the first run."""
     if not path.exists():
-        write_atomic(path, secrets.token_bytes(_KEY_BYTES), _PRIVATE)
+        write_atomic(path, secrets.token_bytes(_KEY_BYTES), _PRIVATE, follow=False)
     key = read_regular(path, _KEY_BYTES)
     if len(key) != _KEY_BYTES:
         raise StorageError(f"{path}: is damaged: expected {_KEY_BYTES} bytes, found {len(key)}")
@@ -207,7 +207,8 @@ def _screen_one(path: Path, content: bytes, name: str, run: _Run) -> Status:
         found = judge(look.found, look.quality, width, height, run.point)
     _name(run.out / NAMES, name, path)
     if picture is not None and found.status in TO_REVIEW:
-        write_atomic(run.out / REVIEW / f"{name}.jpg", _drawn(picture, found, run.point.label), _PRIVATE)
+        drawn = _drawn(picture, found, run.point.label)
+        write_atomic(run.out / REVIEW / f"{name}.jpg", drawn, _PRIVATE, follow=False)
     run.log.append(
         PictureRecord(name, datetime.now(UTC), width, height, found.status, found.reasons, found.findings)
     )
@@ -235,7 +236,7 @@ def _drawn(picture: Image, found: PictureJudgement, label: str) -> bytes:
 def _name(path: Path, name: str, picture: Path) -> None:
     """Add a line to the table of names, which only its owner may read."""
     if not path.exists():
-        write_atomic(path, b"id,picture\n", _PRIVATE)
+        write_atomic(path, b"id,picture\n", _PRIVATE, follow=False)
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow([name, os.fspath(picture.absolute())])
     add_line(path, line.getvalue().encode(errors="surrogateescape"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -236,3 +237,43 @@ def test_nothing_is_written_over_what_is_there(tmp_path: Path) -> None:
     assert (tmp_path / "m.tflite").read_bytes() == MODEL
     with pytest.raises(ModelError, match="there is no such folder"):
         importer.check_free(tmp_path / "none" / "m.tflite")
+
+
+def tgz(path: Path, files: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w:gz") as packed:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.type = len(content), kind
+            packed.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_a_package_of_npm_and_a_wheel_are_archives(tmp_path: Path) -> None:
+    content = MODEL
+    files = {"package/../../m.tflite": content, "package/labels.txt": b"a\nb\n", "package/index.js": b"x" * 5000}
+    found = find_model(tgz(tmp_path / "p-1.0.tgz", files))
+    assert (found.content, found.name, found.labels) == (content, "m", ("a", "b"))
+    beside = {"package/m.tflite": content, "package/labels.txt": b"a\nb\n"}
+    assert find_model(tgz(tmp_path / "p.tar.gz", beside)).labels == ("a", "b")
+    assert find_model(archive(tmp_path / "p-1.0-py3-none-any.whl", beside)).labels == ("a", "b")
+    two = {"a/m.tflite": content, "b/n.tflite": content}
+    with pytest.raises(ModelError, match="has 2 models: name one by --member"):
+        find_model(tgz(tmp_path / "two.tgz", two))
+    assert find_model(tgz(tmp_path / "two.tgz", two), "n.tflite").name == "n"
+
+
+def test_tar_archives_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tgz").write_bytes(b"no archive")
+    (tmp_path / "b.tgz").write_bytes(tgz(tmp_path / "c.tgz", {"m.tflite": b"x" * 90_000}).read_bytes()[:-40])
+    for name in ("a.tgz", "b.tgz"):
+        with pytest.raises(ModelError, match="cannot be read as a tar archive"):
+            find_model(tmp_path / name)
+    with pytest.raises(ModelError, match=r"no \.tflite in it"):
+        find_model(tgz(tmp_path / "link.tgz", {"m.tflite": b""}, tarfile.SYMTYPE))
+    bomb = tgz(tmp_path / "bomb.tgz", {"zeros": b"\0" * 3_000_000, "m.tflite": MODEL})
+    monkeypatch.setattr("agent.models.importer._LARGEST_TAR", 1_000_000)
+    with pytest.raises(ModelError, match="unpacks to more than 1 MB"):
+        find_model(bomb)
+    monkeypatch.setattr("agent.models.importer._MOST", 1)
+    with pytest.raises(ModelError, match="more than 1 files"):
+        find_model(tgz(tmp_path / "many.tgz", {"a": b"", "b": b""}))

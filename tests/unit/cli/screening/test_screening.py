@@ -320,3 +320,22 @@ def test_a_disk_that_refuses_ends_the_run_and_nothing_is_half_done(
     assert summary["pictures"]["finding"] + summary["known"] == 3
     assert summary["queue"] == 3
     assert called("verify", out).exit_code == 0
+
+
+@pytest.mark.parametrize("name", ["audit.jsonl", "review", "review.html", "names.csv", "key"])
+def test_links_in_the_folder_are_not_followed(point: Path, tmp_path: Path, name: str) -> None:
+    pictures, out, other = tmp_path / "pictures", tmp_path / "out", tmp_path / "other"
+    save(pictures / "one.png", [(2, 2, 200)])
+    as_json("run", point, pictures, "--out", out)
+    if name == "review":
+        other.mkdir()
+        for one in (out / name).iterdir():
+            one.unlink()
+        (out / name).rmdir()
+    else:
+        other.write_text("precious")
+        (out / name).unlink()
+    (out / name).symlink_to(other)
+    for words in (("run", point, pictures, "--out", out), ("review", out), ("verify", out)):
+        assert "is a symbolic link" in refused(*words)
+    assert other.is_dir() or other.read_text() == "precious"

@@ -20,7 +20,7 @@ from agent.text import plain
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from agent.cli.inspection import Listed, ModelInspection
+    from agent.cli.models.inspection import Listed, ModelInspection
     from agent.optimise.calibrate import CalibrationResult
 
 
@@ -41,6 +41,18 @@ def _model_name(_context: click.Context, option: click.Parameter, name: str) -> 
     return name
 
 
+def _complete_catalogue(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from agent.models.catalogue import catalogue
+
+    return [one.name for one in catalogue() if one.name.startswith(incomplete)]
+
+
+def _sha256(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
+    if text is not None and not re.fullmatch("[0-9A-Fa-f]{64}", text):
+        raise click.BadParameter(f"{text!r}: expected 64 hexadecimal digits", param=option)
+    return text
+
+
 def _complete_decoder(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     from agent.compute.decode.decoder import DECODERS
 
@@ -52,16 +64,23 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 
 @models.command("list")
 @click.argument("files", nargs=-1)
+@click.option("--task", default="", help="Only those for this task, such as detection.")
 @_JSON
-def list_(files: tuple[str, ...], as_json: bool) -> None:
-    """List the bundled models and FILES. Exits with 1 if one of them cannot be used."""
-    from agent.cli.inspection import Listed, listed
+def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
+    """List the bundled models and FILES. Exits with 1 if one of them cannot be used.
+
+    `models pull` lists those that can be fetched.
+    """
+    from agent.cli.models.inspection import Listed, listed
     from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.catalogue import TASKS, check_task
     from agent.models.files import bundled, preloaded
 
+    check_task(task)
     names = (*bundled(), *files)
     with preloaded(names):
         rows = without_root(lambda: [listed(name) for name in names], list[Listed])
+    rows = [row for row in rows if row.error or not task or TASKS.get(row.decoder) == task]
     if as_json:
         print_json(rows, indent=2)
     else:
@@ -88,7 +107,7 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
     The model is opened as a stream would open it, in a process of its own. Exits with 1 if a runtime refuses it,
     or if its decoder is not known.
     """
-    from agent.cli.inspection import ModelInspection, inspection
+    from agent.cli.models.inspection import ModelInspection, inspection
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.files import preloaded
 
@@ -130,9 +149,55 @@ def import_(file: Path, **options: Any) -> None:
     Ultralytics), what lies beside it, what was guessed. What cannot be found is asked for. Nothing is written
     unless the model runs here and its outputs can be decoded.
     """
-    from agent.cli.models_import import ModelImportOptions, import_and_write
+    from agent.cli.models.importing import ModelImportOptions, import_and_write
 
     import_and_write(file, ModelImportOptions(**options))
+
+
+@models.command()
+@click.argument("name", required=False, metavar="[NAME|URL]", shell_complete=_complete_catalogue)
+@click.option("--task", default="", help="List only the models for this task.")
+@click.option("--sha256", callback=_sha256, help="Of the file at a URL, in hexadecimal digits.")
+@click.option(
+    "--mirror", default="", metavar="FOLDER|URL", help="Where the file is instead, under the same name."
+)
+@click.option(
+    "--to", type=click.Path(path_type=Path, file_okay=False), default=".", help="Folder; default: this one."
+)
+@click.option("--name", "rename", default="", callback=_model_name, help="Of the model; default: as listed.")
+@click.option("--member", default="", help="File in an archive at a URL that has several models.")
+@click.option("--labels", type=click.Path(path_type=Path, dir_okay=False), help="See `models import`.")
+@click.option("--decoder", default="", shell_complete=_complete_decoder, help="See `models import`.")
+@click.option("--pixels", type=click.Choice(["signed", "unit", "raw", "imagenet"]), help="See `models import`.")
+@click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
+@_JSON
+def pull(
+    name: str | None,
+    task: str,
+    sha256: str | None,
+    mirror: str,
+    rename: str,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """List the models that can be fetched, or fetch NAME or the file at URL, and import it.
+
+    The file is checked by its SHA-256 before it is opened, then imported as `models import` does. What an
+    interrupted call has fetched is gone on from. With --mirror nothing else is asked: for a board without a
+    network, copy the file into a folder.
+    """
+    from agent.cli.models.importing import ModelImportOptions, check_decoder
+    from agent.cli.models.pulling import PullOptions, list_catalogue
+    from agent.cli.models.pulling import pull as fetch_and_import
+
+    if name is None:
+        list_catalogue(task, as_json=as_json)
+        return
+    if task:
+        raise click.UsageError("--task is for the list, without a NAME")
+    check_decoder(options["decoder"])
+    imports = ModelImportOptions(name=rename, as_json=as_json, **options)
+    fetch_and_import(name, PullOptions(sha256, mirror, imports))
 
 
 @models.command("try")
@@ -149,7 +214,7 @@ def try_(model: str, source: str, **options: Any) -> None:
     Of a video or a camera, the first picture is taken: v4l2:/dev/video0, file:clip.mp4. A recording is heard from
     its beginning to its end. The model runs on the CPU, as a stream would run it.
     """
-    from agent.cli.models_try import TryOptions, try_model
+    from agent.cli.models.trying import TryOptions, try_model
 
     try_model(model, source, TryOptions(**options))
 
@@ -175,7 +240,7 @@ def evaluate(model: str, data: Path, **options: Any) -> None:
     guide optimise`. Of boxes COCO's average precision and FROC are told. Exits with 1 if no threshold reaches
     --target-recall.
     """
-    from agent.cli.models_evaluate import EvaluateOptions, evaluate_and_print
+    from agent.cli.models.evaluate import EvaluateOptions, evaluate_and_print
 
     sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))
 

@@ -25,6 +25,7 @@ from agent.models.files import held
 from agent.models.importer import (
     PIXELS,
     SUFFIXES,
+    FoundModel,
     ImportedModel,
     check_free,
     find_model,
@@ -75,11 +76,24 @@ def import_and_write(file: Path, options: ModelImportOptions) -> None:
     Raises:
         ModelError: there is no model that can run here, something is not known, or a file is there already.
     """
-    if options.decoder and options.decoder not in (*DECODERS, FEATURES):
-        near = difflib.get_close_matches(options.decoder, DECODERS, 1) or DECODERS
-        raise click.BadParameter(f"{options.decoder!r}: expected {', '.join(near)}", param_hint="--decoder")
+    check_decoder(options.decoder)
+    import_found(find_model(file, options.member), file, options)
+
+
+def check_decoder(name: str) -> None:
+    """Raise `click.BadParameter` for a decoder that there is not; an empty name is right."""
+    if name and name not in (*DECODERS, FEATURES):
+        near = difflib.get_close_matches(name, DECODERS, 1) or DECODERS
+        raise click.BadParameter(f"{name!r}: expected {', '.join(near)}", param_hint="--decoder")
+
+
+def import_found(found: FoundModel, file: Path, options: ModelImportOptions) -> None:
+    """Write a model that was found in a file, with its manifest; ask what it does not say.
+
+    Raises:
+        ModelError: it cannot run here, something is not known, or a file is there already.
+    """
     labels = read_labels(options.labels) if options.labels else ()
-    found = find_model(file, options.member)
     path = options.to / f"{options.name or found.name}{SUFFIXES[0]}"
     if path.exists() and path.samefile(file):
         raise ModelError(

@@ -70,7 +70,7 @@ def test_what_pixels_a_float_model_takes_is_asked_for(tmp_path: Path) -> None:
 
 def test_somebody_at_a_terminal_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = archive(tmp_path / "plain.zip", {"m.tflite": MODEL, "labels.txt": "a\nb\nc"})
-    monkeypatch.setattr("agent.cli.models_import._is_asked", lambda: True)
+    monkeypatch.setattr("agent.cli.models.importing._is_asked", lambda: True)
     done = CliRunner().invoke(vedette, ["models", "import", str(path), "--to", str(tmp_path)], input="raw\n")
     assert done.exit_code == 0, said(done)
     assert "0..255 (EfficientNet of Keras)" in done.stderr

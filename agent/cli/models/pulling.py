@@ -1,0 +1,169 @@
+"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.cli.models.importing import ModelImportOptions, import_found
+from agent.cli.optimise import show_progress
+from agent.cli.output import console, open_table, print_json
+from agent.errors import ModelError, VedetteError
+from agent.models.catalogue import CatalogueModel, find_in_catalogue, with_task
+from agent.models.fetch import check_file, fetch, file_name_of
+from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels
+from agent.storage.files import remove
+from agent.text import plain
+
+_WIDTH = 140
+
+
+class PullOptions(Struct, frozen=True):
+    """Options of `vedette models pull`.
+
+    Attributes:
+        sha256: of the file at a URL; None: not given.
+        mirror: folder, or URL of one, that has the files in place of the servers of the catalogue; empty: none.
+        imports: how what was fetched is imported.
+    """
+
+    sha256: str | None = None
+    mirror: str = ""
+    imports: ModelImportOptions = ModelImportOptions()
+
+
+class _Wanted(Struct, frozen=True):
+    """What is to be fetched.
+
+    Attributes:
+        url: of the file.
+        sha256: of it.
+        size: of it, bytes; 0: not known.
+        entry: of the catalogue; None: it is not in there.
+    """
+
+    url: str
+    sha256: str
+    size: int = 0
+    entry: CatalogueModel | None = None
+
+
+def list_catalogue(task: str, *, as_json: bool) -> None:
+    """Print the models that can be fetched. Raises ModelError if there is no such task."""
+    found = with_task(task)
+    if as_json:
+        print_json(found, indent=2)
+        return
+    table = open_table(
+        "model", "task", "of what", "MB", "fetched", "licence", "accuracy", right=("MB", "fetched")
+    )
+    for one in found:
+        own, fetched = f"{one.bytes / 1e6:.1f}", f"{one.fetched_bytes / 1e6:.1f}"
+        table.add_row(one.name, one.task, one.description, own, fetched, one.licence, one.accuracy)
+    console(_WIDTH, markup=False).print(table)
+
+
+def pull(name: str, options: PullOptions) -> None:
+    """Fetch a model and write it with its manifest.
+
+    What was fetched stays in the target folder until the model is written, so that nothing is fetched twice.
+
+    Args:
+        name: of the catalogue, or a URL.
+        options: see there.
+
+    Raises:
+        ModelError: there is no such model, it cannot be fetched, is another file, or cannot be used.
+        StorageError: a file cannot be written.
+    """
+    wanted = _wanted(name, options)
+    imports = options.imports if wanted.entry is None else _of_entry(wanted.entry, options.imports)
+    if not imports.to.is_dir():
+        raise ModelError(f"{imports.to}: there is no such folder: make it first")
+    if imports.labels:
+        read_labels(imports.labels)
+    if imports.name:
+        check_free(imports.to / f"{imports.name}{SUFFIXES[0]}", force=imports.force)
+    kept = imports.to / f".pull-{wanted.sha256[:12]}-{file_name_of(wanted.url)}"
+    source = _mirrored(wanted, options.mirror)
+    if isinstance(source, Path):
+        path = source
+    else:
+        path = kept
+        _fetch(source, path, wanted)
+    import_found(_found(path, wanted, imports), path, imports)
+    remove(kept)
+
+
+def _wanted(name: str, options: PullOptions) -> _Wanted:
+    if "://" not in name:
+        if options.sha256 is not None:
+            raise ModelError(f"{plain(name)}: --sha256 is for a URL; the catalogue has those of its models")
+        entry = find_in_catalogue(name)
+        return _Wanted(entry.url, entry.sha256, entry.fetched_bytes, entry)
+    file = file_name_of(name)
+    if not file.lower().endswith((*SUFFIXES, *ARCHIVES)):
+        expected = ", ".join((*SUFFIXES, *ARCHIVES))
+        raise ModelError(f"{plain(name)}: expected a URL that ends in {expected}")
+    if options.sha256 is None:
+        raise ModelError(
+            f"{plain(name)}: give --sha256, which its maker states, or `sha256sum` tells of a copy that you trust"
+        )
+    return _Wanted(name, options.sha256.lower())
+
+
+def _of_entry(entry: CatalogueModel, given: ModelImportOptions) -> ModelImportOptions:
+    if given.member:
+        raise ModelError(f"{entry.name}: the catalogue says which file it is; --member is for a URL")
+    return replace(
+        given,
+        name=given.name or entry.name,
+        member=entry.member,
+        decoder=given.decoder or entry.decoder,
+    )
+
+
+def _mirrored(wanted: _Wanted, mirror: str) -> str | Path:
+    """Return where the file is: a URL, or a path in a folder that is the mirror."""
+    name = file_name_of(wanted.url)
+    if "://" in mirror:
+        return f"{mirror.rstrip('/')}/{name}"
+    if not mirror:
+        return wanted.url
+    path = Path(mirror) / name
+    if not path.is_file():
+        raise ModelError(f"{mirror}: has no {plain(name)}: copy it from {plain(wanted.url)}")
+    check_file(path, wanted.sha256)
+    return path
+
+
+def _fetch(url: str, path: Path, wanted: _Wanted) -> None:
+    name = plain(file_name_of(url))
+
+    def progress(there: int, total: int) -> None:
+        of = f" of {total / 1e6:.1f}" if total else ""
+        show_progress(f"fetching {name}: {there / 1e6:.1f}{of} MB")
+
+    try:
+        fetch(url, path, wanted.sha256, size=wanted.size, progress=progress)
+    finally:
+        show_progress("")
+    click.echo(f"{name}: fetched, sha256 {wanted.sha256}", err=True)
+
+
+def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions) -> FoundModel:
+    """Return the model in what was fetched; its manifest says where it is from."""
+    try:
+        found = find_model(path, imports.member)
+    except VedetteError as error:
+        raise ModelError(str(error).replace(str(path), wanted.url)) from error
+    stated = {**found.stated, "source": wanted.url}
+    if wanted.entry is None:
+        name = found.name.removeprefix(f"pull-{wanted.sha256[:12]}-")
+        return replace(found, name=name, stated=stated)
+    entry = wanted.entry
+    stated |= {"licence": entry.licence, "description": f"{entry.description}; {entry.about}"}
+    return replace(found, stated=stated, labels=found.labels or entry.labels)

@@ -1,0 +1,111 @@
+"""Models of others that can be fetched: where they are, what they do, and under which licence."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from agent.config.toml import read_toml
+from agent.errors import ModelError
+from agent.structs import convert
+from agent.text import plain
+
+_FILE = Path(__file__).with_name("catalogue.toml")
+_Bytes = Annotated[int, Meta(gt=0)]
+
+TASKS = {
+    "nanodet": "detection",
+    "yolo": "detection",
+    "ssd": "detection",
+    "fomo": "detection",
+    "blazeface": "face detection",
+    "classify": "classification",
+    "segment": "segmentation",
+    "keypoints": "pose",
+    "landmarks": "landmarks",
+    "keyword": "keywords",
+    "anomaly": "anomalies",
+    "regression": "measurement",
+    "raw": "raw outputs",
+    "features": "features",
+}
+"""What a model does, by its decoder."""
+
+
+class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
+    """A model that can be fetched.
+
+    Attributes:
+        name: under which it is fetched, and of the file that is written.
+        task: what it does.
+        description: of what, and with which input.
+        licence: SPDX identifier.
+        url: of the archive.
+        sha256: of the archive.
+        fetched_bytes: of the archive.
+        member: name of the model in it.
+        bytes: of the model.
+        accuracy: as published; empty: nothing is.
+        about: URL of its description.
+        decoder: of its outputs.
+        labels: of its classes.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    task: str
+    description: str
+    licence: str
+    url: Annotated[str, Meta(pattern="^https://")]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    fetched_bytes: _Bytes
+    member: str
+    bytes: _Bytes
+    accuracy: str
+    about: str
+    decoder: str
+    labels: tuple[str, ...]
+
+
+@functools.cache
+def catalogue() -> tuple[CatalogueModel, ...]:
+    """Return the models that can be fetched, by name."""
+    return convert(read_toml(_FILE, "the catalogue").data["models"], tuple[CatalogueModel, ...])
+
+
+def find_in_catalogue(name: str) -> CatalogueModel:
+    """Return a model of the catalogue.
+
+    Raises:
+        ModelError: there is none of this name.
+    """
+    known = {one.name: one for one in catalogue()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}?" if near else "`vedette models pull` lists them; a URL is fetched as well"
+    raise ModelError(f"{plain(name)}: there is no such model in the catalogue; {hint}")
+
+
+def with_task(task: str) -> tuple[CatalogueModel, ...]:
+    """Return the models of the catalogue for a task; empty: all.
+
+    Raises:
+        ModelError: no model has this task.
+    """
+    check_task(task)
+    return tuple(one for one in catalogue() if task in ("", one.task))
+
+
+def known_tasks() -> list[str]:
+    """Return the tasks of all decoders and of the catalogue."""
+    return sorted({*TASKS.values(), *(one.task for one in catalogue())})
+
+
+def check_task(task: str) -> None:
+    """Raise ModelError if no model can have this task; an empty one is right."""
+    if task and task not in known_tasks():
+        raise ModelError(f"{plain(task)}: there is no such task: expected {', '.join(known_tasks())}")

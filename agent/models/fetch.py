@@ -1,0 +1,199 @@
+"""Fetch a file over HTTP whose SHA-256 is known: an interrupted call is gone on from.
+
+Content is untrusted until its hash is right; only then it may be opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from agent.errors import ModelError, StorageError
+from agent.storage.files import open_partial, remove, storage_errors
+from agent.text import plain
+
+LARGEST = 512 * 1024 * 1024
+_CHUNK = 256 * 1024
+_STALL_S, _RETRIES, _WAIT_S = 30.0, 4, 1.0
+_HEAD = 512
+_SERVER_ERROR = 500
+_PASSED_ON = (OSError, http.client.HTTPException, ValueError)
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes that are there and those of the whole file, 0: not known."""
+
+
+class _NoOtherScheme(urllib.request.HTTPRedirectHandler):
+    """Follows redirections to HTTP and HTTPS alone, and from HTTPS to HTTPS."""
+
+    def redirect_request(  # type: ignore[no-untyped-def]
+        self, req, fp, code, msg, headers, newurl
+    ) -> urllib.request.Request | None:
+        before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
+        if after != "https" and (after, before) != ("http", "http"):
+            raise ModelError(f"{plain(req.full_url)}: leads to {plain(newurl[:200])}, which is not followed")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def file_name_of(url: str) -> str:
+    """Return the name of the file that a URL names.
+
+    Raises:
+        ModelError: it is no URL of HTTP or HTTPS, or names no file.
+    """
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as error:
+        raise ModelError(f"{plain(url)}: is no URL: {error}") from None
+    name = unquote(parts.path).rpartition("/")[2]
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ModelError(f"{plain(url)}: expected a URL such as https://example.org/model.tflite")
+    if not name or not name.isprintable() or name.startswith("."):
+        raise ModelError(f"{plain(url)}: names no file: expected a URL that ends in the name of one")
+    return name
+
+
+def fetch(url: str, target: Path, sha256: str, *, size: int = 0, progress: Progress = lambda *_: None) -> None:
+    """Fetch a file into `target`, which keeps what an interrupted call has fetched.
+
+    Args:
+        url: of HTTP or HTTPS.
+        target: file; its folder exists. One with the right hash is not fetched again.
+        sha256: of the file, in hexadecimal digits.
+        size: of the file, bytes; 0: not known.
+        progress: see `Progress`.
+
+    Raises:
+        ModelError: the server does not answer, has no such file, or sends another one, which is then removed.
+        StorageError: the file cannot be written.
+    """
+    file_name_of(url)
+    resumed = target.exists()
+    if _is_right(target, sha256):
+        return
+    _fetch_whole(url, target, size, progress)
+    if resumed and not _is_right(target, sha256):  # what was there may have been of another file
+        remove(target)
+        _fetch_whole(url, target, size, progress)
+    if not _is_right(target, sha256):
+        told = _told(target, sha256)
+        remove(target)
+        raise ModelError(f"{plain(url)}: {told}")
+
+
+def _fetch_whole(url: str, target: Path, size: int, progress: Progress) -> None:
+    """Fetch what is missing of a file; try again where it breaks off, as long as something comes."""
+    failed = 0
+    while True:
+        before = _bytes_of(target)
+        try:
+            return _append(url, target, size, progress)
+        except (ModelError, StorageError):
+            raise
+        except _PASSED_ON as error:
+            if isinstance(error, urllib.error.HTTPError) and error.code < _SERVER_ERROR:
+                told = f"{error.code} {plain(str(error.reason))}"
+                raise ModelError(f"{plain(url)}: the server answers {told}") from error
+            failed = 0 if _bytes_of(target) > before else failed + 1
+            if failed > _RETRIES:
+                raise ModelError(
+                    f"{plain(url)}: cannot be fetched: {plain(_reason(error))}; try again"
+                ) from error
+            time.sleep(_WAIT_S * failed)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection breaks off"
+    if isinstance(error, urllib.error.HTTPError):
+        return f"the server answers {error.code} {error.reason}"
+    inner = getattr(error, "reason", error)
+    return "the server sends nothing" if isinstance(inner, TimeoutError) else str(inner) or type(inner).__name__
+
+
+def _bytes_of(target: Path) -> int:
+    with storage_errors(f"{target}: cannot be read"):
+        return target.stat().st_size if target.exists() else 0
+
+
+def _append(url: str, target: Path, size: int, progress: Progress) -> None:
+    """Fetch what is missing of a file, in one request."""
+    there = _bytes_of(target)
+    request = urllib.request.Request(url, headers={"User-Agent": "vedette", "Accept-Encoding": "identity"})
+    if there:
+        request.add_header("Range", f"bytes={there}-")
+    opener = urllib.request.build_opener(_NoOtherScheme)
+    try:
+        answer = opener.open(request, timeout=_STALL_S)
+    except urllib.error.HTTPError as error:
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and there:
+            return  # nothing is missing, or it is another file: the hash tells
+        raise
+    with answer:
+        if answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            there = 0  # the server sends all of it
+        coming = int(answer.headers.get("Content-Length") or 0)
+        total = there + coming if coming else size
+        if max(total, size) > LARGEST:
+            raise ModelError(f"{plain(url)}: {total / 1e6:.0f} MB: expected at most {LARGEST / 1e6:.0f}")
+        received = _write(answer, target, there, total, progress)
+        if received > LARGEST:
+            raise ModelError(f"{plain(url)}: sends more than {LARGEST / 1e6:.0f} MB")
+    if total and received < total:
+        raise http.client.IncompleteRead(b"", total - received)
+
+
+def _write(answer: http.client.HTTPResponse, target: Path, there: int, total: int, progress: Progress) -> int:
+    """Append to a file what a server sends; return the file's bytes."""
+    with open_partial(target, there) as file:
+        while there <= LARGEST and (chunk := answer.read(_CHUNK)):
+            with storage_errors(f"{target}: cannot be written"):
+                file.write(chunk)
+                file.flush()
+            there += len(chunk)
+            progress(there, total)
+    return there
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with storage_errors(f"{path}: cannot be read"), path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for chunk in _chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_right(path: Path, sha256: str) -> bool:
+    return path.is_file() and _digest(path) == sha256.lower()
+
+
+def _told(path: Path, sha256: str) -> str:
+    """Describe a file that has another hash."""
+    if not path.is_file():
+        return "the server sends nothing"
+    head = next(_chunks(path), b"")[:_HEAD]
+    if head.lstrip()[:1] == b"<":
+        return "the server sends an HTML page, not the file: copy the address of the file itself"
+    return f"is another file: its sha256 is {_digest(path)}, expected {sha256.lower()}"
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """Check the hash of a file.
+
+    Raises:
+        ModelError: it is another one. StorageError: it cannot be read.
+    """
+    if not _is_right(path, sha256):
+        raise ModelError(f"{path}: {_told(path, sha256)}")

@@ -1,0 +1,46 @@
+"""The catalogue of models that can be fetched."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.compute.decode.decoder import DECODERS, FEATURES
+from agent.errors import ModelError
+from agent.models.catalogue import TASKS, catalogue, check_task, find_in_catalogue, known_tasks, with_task
+from agent.models.fetch import LARGEST, file_name_of
+from agent.models.files import bundled
+from agent.models.importer import ARCHIVES
+
+
+def test_every_entry_can_be_fetched_and_imported() -> None:
+    names = [one.name for one in catalogue()]
+    assert names == sorted(set(names))
+    assert not set(names) & set(bundled())
+    for one in catalogue():
+        assert one.decoder in DECODERS
+        assert file_name_of(one.url).endswith(ARCHIVES)
+        assert "@" not in one.url, "messages take that for a login"
+        assert one.member.endswith(".tflite")
+        assert one.bytes <= one.fetched_bytes * 4 < LARGEST
+        assert one.about.startswith("https://")
+
+
+def test_every_decoder_has_a_task() -> None:
+    assert set(TASKS) == {*DECODERS, FEATURES}
+
+
+def test_models_are_found_by_task() -> None:
+    assert {one.name for one in with_task("pose")} == {"pose-lite", "pose-full"}
+    assert with_task("") == catalogue()
+    assert all(with_task(task) or task in TASKS.values() for task in known_tasks())
+    check_task("detection")
+    with pytest.raises(ModelError, match="expected anomalies, classification"):
+        with_task("posing")
+
+
+def test_a_name_that_is_nearly_right_is_told() -> None:
+    assert find_in_catalogue("iris").decoder == "landmarks"
+    with pytest.raises(ModelError, match="did you mean pose-lite"):
+        find_in_catalogue("pose-lte")
+    with pytest.raises(ModelError, match="`vedette models pull` lists them"):
+        find_in_catalogue("zzzzzzzz")
