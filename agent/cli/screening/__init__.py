@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,11 +62,11 @@ def run(point: Path, pictures: tuple[Path, ...], out: Path, threads: int, as_jso
 
     OUT/audit.jsonl gets a record for each picture, without its name, and OUT/review the pictures that a person
     has to look at, see OUT/review.html. OUT/names.csv tells which picture is which: keep it apart. An interrupted
-    run goes on when the same command is given again.
+    run goes on when the same command is given again. The exit code is 1 if a file cannot be read.
     """
     from agent.cli.screening.run import screen_and_print
 
-    screen_and_print(point, pictures, out, threads=threads, as_json=as_json)
+    sys.exit(not screen_and_print(point, pictures, out, threads=threads, as_json=as_json))
 
 
 @screening.command()

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.apps.screening import NOTICE, ScreeningPoint
 from agent.cli import chart
@@ -69,10 +70,12 @@ def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateO
             )
     finally:
         show_progress("")
-    write_atomic(target, _toml(found.point).encode())
+    path = Path(model.path)
+    point = replace(found.point, model=str(path.resolve()) if path.exists() else model.path)
+    write_atomic(target, _toml(point).encode())
     if options.picture is not None:
-        chart.draw_operating_point(found.point, found.found, options.picture)
-    print_json(found.point, indent=2) if options.as_json else _print(found)
+        chart.draw_operating_point(point, found.found, options.picture)
+    print_json(point, indent=2) if options.as_json else _print(found)
     for line in (*found.remarks, f"{target}: written", NOTICE):
         click.echo(plain(line), err=True)
 

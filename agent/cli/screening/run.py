@@ -39,7 +39,7 @@ from agent.cli.output import console, open_table, print_json
 from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
 from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml
-from agent.errors import ModelError, SourceError, StorageError
+from agent.errors import ModelError, SourceError, StorageError, reason_of
 from agent.models.library import open_model_without_root
 from agent.models.screener import Screener, open_screener
 from agent.storage.audit_log import AuditLog
@@ -63,6 +63,7 @@ class ScreeningSummary(Struct, frozen=True):
         label: what was looked for.
         pictures: number in this run, by status.
         known: pictures that have a record already, which stays.
+        unread: files that cannot be read, and have no record.
         queue: pictures that wait for a person, also from earlier runs.
         head: hash of the last record.
     """
@@ -71,6 +72,7 @@ class ScreeningSummary(Struct, frozen=True):
     label: str
     pictures: dict[str, int]
     known: int
+    unread: int
     queue: int
     head: str
 
@@ -85,7 +87,7 @@ class _Run(NamedTuple):
     key: bytes
 
 
-def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, threads: int, as_json: bool) -> None:
+def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, threads: int, as_json: bool) -> bool:
     """Screen pictures, and print how many are to be reviewed.
 
     Args:
@@ -95,12 +97,15 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         threads: of the CPU.
         as_json: print JSON instead of a table.
 
+    Returns:
+        False if a file could not be read.
+
     Raises:
         ModelError: the operating point or its model cannot be used. SourceError: there are no pictures.
         StorageError: the folder cannot be written, belongs to another operating point, or was changed.
     """
     point, digest = read_point(target)
-    files = list(_files(pictures))
+    files = list(_files(pictures, out))
     model = open_model_without_root(point.model)
     if model.sha256 != point.sha256:
         raise ModelError(
@@ -116,8 +121,13 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         _start(log, point, digest, out)
         found = _screen(files, _Run(out, point, screener, log, _key(out / KEY)))
         waiting = page_written(out, log.records)
-        summary = ScreeningSummary(NOTICE, point.label, found.counts, found.known, waiting, log.head)
+        summary = ScreeningSummary(
+            NOTICE, point.label, found.counts, found.known, len(found.unread), waiting, log.head
+        )
     print_json(summary, indent=2) if as_json else _print(summary, point, out)
+    for why in found.unread:
+        click.echo(f"vedette: {plain(why)}", err=True)
+    return not found.unread
 
 
 def read_point(path: Path) -> tuple[ScreeningPoint, str]:
@@ -135,11 +145,12 @@ def read_point(path: Path) -> tuple[ScreeningPoint, str]:
     return point, hashlib.sha256(read_regular(path, _LARGEST)).hexdigest()
 
 
-def _files(pictures: tuple[Path, ...]) -> Iterator[Path]:
-    """Yield pictures; those of a folder by their names, also from its sub-folders."""
+def _files(pictures: tuple[Path, ...], out: Path) -> Iterator[Path]:
+    """Yield pictures; those of a folder by their names, also from its sub-folders, without those in `out`."""
     for path in pictures:
         if path.is_dir():
             inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
+            inside = [one for one in inside if out.resolve() not in one.resolve().parents]
             if not inside:
                 raise SourceError(f"{path}: has no pictures: expected {', '.join(sorted(SUFFIXES))}")
             yield from inside
@@ -176,24 +187,32 @@ def _start(log: AuditLog[ScreeningRecord], point: ScreeningPoint, digest: str, o
 class _Screened(NamedTuple):
     counts: dict[str, int]
     known: int
+    unread: list[str]
 
 
 def _screen(files: list[Path], run: _Run) -> _Screened:
     done = {one.id for one in run.log.records if isinstance(one, PictureRecord)}
-    counts, known = Counter(dict.fromkeys(get_args(Status), 0)), 0
+    counts, known, unread = Counter(dict.fromkeys(get_args(Status), 0)), 0, list[str]()
     try:
         for number, path in enumerate(files, 1):
-            content = read_regular(path, _LARGEST)
+            show_progress(f"{number} of {len(files)} pictures screened")
+            try:
+                content = read_regular(path, _LARGEST)
+            except OSError as error:
+                unread.append(f"{path}: cannot be read: {reason_of(error)}")
+                continue
+            except StorageError as error:
+                unread.append(str(error))
+                continue
             name = hmac.new(run.key, content, "sha256").hexdigest()[:_ID]
             if name in done:
                 known += 1
             else:
                 done.add(name)
                 counts[_screen_one(path, content, name, run)] += 1
-            show_progress(f"{number} of {len(files)} pictures screened")
     finally:
         show_progress("")
-    return _Screened(dict(counts), known)
+    return _Screened(dict(counts), known, unread)
 
 
 def _screen_one(path: Path, content: bytes, name: str, run: _Run) -> Status:

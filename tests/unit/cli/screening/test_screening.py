@@ -339,3 +339,30 @@ def test_links_in_the_folder_are_not_followed(point: Path, tmp_path: Path, name:
     for words in (("run", point, pictures, "--out", out), ("review", out), ("verify", out)):
         assert "is a symbolic link" in refused(*words)
     assert other.is_dir() or other.read_text() == "precious"
+
+
+def test_files_that_cannot_be_read_are_told_and_the_others_screened(point: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    save(pictures / "one.png", [(2, 2, 200)])
+    os.mkfifo(tmp_path / "pipe.png")
+    result = called("run", point, tmp_path / "pipe.png", pictures, "--out", out)
+    assert result.exit_code == 1
+    assert "pipe.png" in result.output
+    assert [one["status"] for one in as_json("review", out)["queue"]] == ["finding"]
+
+
+def test_the_folder_of_records_is_not_screened(point: Path, tmp_path: Path) -> None:
+    save(tmp_path / "one.png", [(2, 2, 200)])
+    for _ in range(2):
+        summary = as_json("run", point, tmp_path, "--out", tmp_path / "out")
+    assert (sum(summary["pictures"].values()), summary["known"], summary["queue"]) == (0, 1, 1)
+
+
+def test_an_operating_point_works_from_another_folder(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model.parent)
+    called("calibrate", "blobs.tflite", data, tmp_path / "p.toml", "--label", "cell")
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "one.png", [(2, 2, 200)])
+    assert as_json("run", "p.toml", "one.png", "--out", "out")["pictures"]["finding"] == 1
