@@ -1,9 +1,11 @@
-"""YOLO models whose graphs decode the boxes: v5 and v7, v6, v8 to v12, and end-to-end models.
+"""YOLO models whose graphs decode the boxes: v5 and v7, v6, v8 to v12, and end-to-end models; and YOLOX.
 
 Rows are `(cx, cy, w, h, classes…)`, in v5 with the objectness before the classes: [1,N,5+C]; since v8
 [1,4+C,N]. End-to-end models, which need no suppression, give [1,n,6] as `(x0, y0, x1, y1, score, class)`. Boxes
-are in fractions or pixels.
-Source: https://docs.ultralytics.com/integrations/tflite/, ultralytics/yolov5 `export.py`
+are in fractions or pixels. YOLOX gives [1,N,5+C] with a row for each cell, whose box is in cells: the centre from
+the cell's corner, and the logarithms of the sides.
+Source: https://docs.ultralytics.com/integrations/tflite/, ultralytics/yolov5 `export.py`,
+Megvii-BaseDetection/YOLOX `yolo_head.py` (`decode_outputs`)
 """
 
 from __future__ import annotations
@@ -39,13 +41,13 @@ class YoloOptions(DetectorOptions, frozen=True, forbid_unknown_fields=True):
     """Options of `yolo`.
 
     Attributes:
-        coordinates: unit of the boxes; `auto`: found from their size.
+        coordinates: unit of the boxes; `auto`: fractions or pixels, by their size. `cells`: see above.
         objectness: whether a column of it precedes the classes; None: found from the shape.
         end_to_end: whether rows are final boxes `(x0, y0, x1, y1, score, class)`; None: found from the shape.
         strides: input pixels per cell of each level.
     """
 
-    coordinates: Literal["auto", "fractions", "pixels"] = "auto"
+    coordinates: Literal["auto", "fractions", "pixels", "cells"] = "auto"
     objectness: bool | None = None
     end_to_end: bool | None = None
     strides: tuple[int, ...] = (8, 16, 32)
@@ -95,6 +97,8 @@ def _layout(context: DecoderContext, options: YoloOptions, shape: tuple[int, int
     height, width = context.picture()
     cells = sum(-(-height // s) * -(-width // s) for s in options.strides if s > 0)
     labels = len(context.labels())
+    if options.coordinates == "cells":
+        return _cell_layout(shape, cells, labels)
     for rows, columns in (shape, shape[::-1]):
         first = _first_class(rows, columns, cells, labels, options)
         is_end_to_end = columns == 6 and rows < cells and first is None
@@ -104,6 +108,13 @@ def _layout(context: DecoderContext, options: YoloOptions, shape: tuple[int, int
             return Layout(rows != shape[0], rows, labels, 5, True)
         if first is not None and columns > first:
             return Layout((rows, columns) != shape, rows, columns - first, first, False)
+    return None
+
+
+def _cell_layout(shape: tuple[int, int], cells: int, labels: int) -> Layout | None:
+    for rows, columns in (shape, shape[::-1]):
+        if rows == cells and (columns == 5 + labels if labels else columns > 5):
+            return Layout(rows != shape[0], rows, columns - 5, 5, False)
     return None
 
 
@@ -129,6 +140,15 @@ def _filter(context: DecoderContext, spec: TensorSpec, layout: Layout) -> ScoreF
     return ScoreFilter(spec, (layout.rows, 4 + layout.classes), threshold, skip=4)
 
 
+def _grid(picture: tuple[int, int], strides: Sequence[int]) -> Floats:
+    """Return column, row and stride of each cell, level by level: float32 [N,3]."""
+    cells = []
+    for stride in (one for one in strides if one > 0):
+        rows, columns = np.mgrid[0 : -(-picture[0] // stride), 0 : -(-picture[1] // stride)].reshape(2, -1)
+        cells.append(np.stack((columns, rows, np.full_like(rows, stride)), axis=1))
+    return np.concatenate(cells).astype(np.float32)
+
+
 class Yolo:
     """Decoder of a YOLO model."""
 
@@ -139,6 +159,7 @@ class Yolo:
         height, width = context.picture()
         self._size = np.array((width, height, width, height), np.float32)
         self._coordinates = options.coordinates
+        self._grid = _grid((height, width), options.strides) if options.coordinates == "cells" else None
         self._threshold = np.float32(context.score_threshold)
         self._filter = _filter(context, spec, layout)
         self._end = BoxEnd(context, context.labels(), max(1, layout.classes), agnostic=options.agnostic)
@@ -157,11 +178,21 @@ class Yolo:
             rows, classes, scores = rows[chosen], classes[chosen], scores[chosen]
         if not rows.size:
             return []
-        boxes = self._fractions(self._real(table[rows, :4]))
+        boxes = self._centred(self._real(table[rows, :4]), rows)
         with np.errstate(all="ignore"):
             boxes[:, :2] -= boxes[:, 2:] / 2
             boxes[:, 2:] += boxes[:, :2]
         return self._end.detections(boxes, scores, classes)
+
+    def _centred(self, boxes: Floats, rows: Indices) -> Floats:
+        """Return centres and sides in fractions of the picture."""
+        if self._grid is None:
+            return self._fractions(boxes)
+        cells = self._grid[rows]
+        with np.errstate(all="ignore"):
+            middle, sides = boxes[:, :2] + cells[:, :2], np.exp(boxes[:, 2:])
+            joined: Floats = np.concatenate((middle, sides), axis=1)
+            return joined * cells[:, 2:] / self._size
 
     def _filter_classes(self, table: Array) -> tuple[Indices, Indices, Floats]:
         if self._layout.columns_first:

@@ -115,3 +115,39 @@ def test_pixels_and_scores_in_one_coarse_tensor_are_refused() -> None:
 def test_shapes_that_nothing_confirms_are_refused(labels: tuple[str, ...]) -> None:
     with pytest.raises(ModelError, match="found out"):
         decoder("yolo", picture(SIZE), [spec("out", 1, 40, 50)], labels)
+
+
+def yolox(row: int, box: tuple[float, float, float, float], size: int = SIZE) -> np.ndarray:
+    cells = sum((size // stride) ** 2 for stride in (8, 16, 32))
+    table = np.zeros((1, cells, 7), np.float32)
+    table[0, row] = (*box, 0.9, 0.1, 0.9)
+    return table
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("row", "stride", "cell"),
+    [(2 * 8 + 3, 8, (3, 2)), (64 + 1 * 4 + 2, 16, (2, 1)), (64 + 16 + 1, 32, (1, 0))],
+)
+def test_yolox_tells_boxes_in_cells(row: int, stride: int, cell: tuple[int, int], turned: bool) -> None:
+    table = yolox(row, (0.25, 0.5, np.log(1.5), np.log(0.75)))
+    middle = [(cell[0] + 0.25) * stride, (cell[1] + 0.5) * stride]
+    sides = [1.5 * stride, 0.75 * stride]
+    expected = [(m - s / 2) / SIZE for m, s in zip(middle, sides, strict=True)]
+    expected += [(m + s / 2) / SIZE for m, s in zip(middle, sides, strict=True)]
+    if turned:
+        table = np.ascontiguousarray(table.transpose(0, 2, 1))
+    for labels in ((), LABELS):
+        specs = [spec("out", *table.shape)]
+        (found,) = decoder("yolo", picture(SIZE), specs, labels, coordinates="cells")([table])
+        assert found.score == pytest.approx(0.81)
+        assert found.box == pytest.approx(np.clip(expected, 0, 1), abs=1e-6)
+
+
+def test_yolox_of_another_shape_is_refused_and_endless_boxes_are_dropped() -> None:
+    with pytest.raises(ModelError, match="expected"):
+        decoder("yolo", picture(SIZE), [spec("out", 1, 80, 7)], LABELS, coordinates="cells")
+    run = decoder("yolo", picture(SIZE), [spec("out", 1, CELLS, 7)], LABELS, coordinates="cells")
+    for wrong in (np.inf, np.nan, 1e30, -1e30):
+        assert_sound(run([yolox(5, (0.0, 0.0, wrong, 0.0))]))
+        assert_sound(run([yolox(5, (wrong, 0.0, 0.0, 0.0))]))
