@@ -7,12 +7,15 @@ the picture is judged. Whoever screens with it decides: nothing here is a medica
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import Annotated, Literal, NamedTuple
 
+import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from agent.types import Box, Detection
 
@@ -28,6 +31,7 @@ _Side = Annotated[int, Meta(ge=16, le=8192)]
 _Count = Annotated[int, Meta(ge=0)]
 _Text = Annotated[str, Meta(max_length=500)]
 _Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+_Range = tuple[Annotated[float, Meta(ge=0.0, le=1e6)], Annotated[float, Meta(ge=0.0, le=1e6)]]
 _EDGE = 0.01
 """Share of a tile's side: a box that ends nearer to an inner edge may be cut off by it."""
 _SAME, _INSIDE = 0.5, 0.6
@@ -80,14 +84,14 @@ class PictureLimits(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         height, width: of a tile, pixels.
-        sharpness: least one, see `PictureQuality`.
-        brightness: least and largest mean of the pixels, 0..255.
+        sharpness, brightness, colour: least and largest one, see `PictureQuality`.
     """
 
     height: _Side
     width: _Side
-    sharpness: Annotated[float, Meta(ge=0.0)]
-    brightness: tuple[float, float]
+    sharpness: _Range
+    brightness: _Range
+    colour: _Range
 
 
 class ScreeningPoint(Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,6 +100,7 @@ class ScreeningPoint(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         model: its name or path.
         sha256: of its file.
+        manifest: SHA-256 of how its pictures are prepared and its outputs decoded.
         label: what is looked for.
         threshold: least score of a finding.
         doubt: least score at which a person has to look.
@@ -103,10 +108,12 @@ class ScreeningPoint(Struct, frozen=True, forbid_unknown_fields=True):
         calibration: see there.
         expected: see there.
         pictures: see there.
+        check: SHA-256 of all else, see `check_of`: what was changed by hand does not give what is expected.
     """
 
     model: Annotated[str, Meta(min_length=1, max_length=500)]
     sha256: _Sha256
+    manifest: _Sha256
     label: Annotated[str, Meta(min_length=1, max_length=200)]
     threshold: _Share
     doubt: _Share
@@ -114,6 +121,13 @@ class ScreeningPoint(Struct, frozen=True, forbid_unknown_fields=True):
     calibration: ScoreCalibration
     expected: Expectation
     pictures: PictureLimits
+    check: str = ""
+
+
+def check_of(point: ScreeningPoint) -> str:
+    """Return the SHA-256 of an operating point without its `check`."""
+    content = msgspec.json.encode(replace(point, check=""), order="deterministic")
+    return hashlib.sha256(content).hexdigest()
 
 
 class PictureQuality(NamedTuple):
@@ -122,10 +136,12 @@ class PictureQuality(NamedTuple):
     Attributes:
         sharpness: variance of the Laplacian as a share of that of the pixels.
         brightness: mean of the pixels, 0..255.
+        colour: mean difference of the largest and the least channel, 0..255.
     """
 
     sharpness: float
     brightness: float
+    colour: float
 
 
 class ScreeningFinding(Struct, frozen=True):
@@ -317,13 +333,16 @@ def judge(
 def _unlike(quality: PictureQuality, width: int, height: int, limits: PictureLimits) -> Iterator[str]:
     """Yield how a picture differs from those that the operating point comes from."""
     if width < _TOO_SMALL * limits.width or height < _TOO_SMALL * limits.height:
-        usual = f"{limits.width}x{limits.height}"
-        yield f"{width}x{height} pixels, fewer than {usual}: is it of another magnification?"
-    if quality.sharpness < limits.sharpness:
-        yield "out of focus"
-    low, high = limits.brightness
-    if not low <= quality.brightness <= high:
-        yield "too dark" if quality.brightness < low else "too bright"
+        turned = width >= _TOO_SMALL * limits.height and height >= _TOO_SMALL * limits.width
+        why = "is it turned" if turned else "is it of another magnification"
+        yield f"{width}x{height} pixels, not {limits.width}x{limits.height}: {why}?"
+    for value, (low, high), below, above in (
+        (quality.sharpness, limits.sharpness, "out of focus", "noise"),
+        (quality.brightness, limits.brightness, "too dark", "too bright"),
+        (quality.colour, limits.colour, "too little colour", "too much colour"),
+    ):
+        if not low <= value <= high:
+            yield below if value < low else above
 
 
 def queue_of(records: Iterable[ScreeningRecord]) -> list[PictureRecord]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import NamedTuple
 
 import cv2
+import msgspec
 import numpy as np
 
 from agent.apps.screening import PictureLimits, PictureQuality, joined, tiles_of
@@ -18,8 +20,8 @@ from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import Detection, Frame, Image
 
-LEAST = 0.02
-"""Score below which nothing is of use."""
+LEAST = 0.004
+"""Score below which nothing is of use: one step of an INT8 output."""
 _MOST = 300
 _AT = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -94,6 +96,13 @@ def open_screener(model: Model, label: str, *, threads: int = 1) -> Iterator[Scr
         perception.close()
 
 
+def manifest_sha256(model: Model) -> str:
+    """Return the SHA-256 of how a model's pictures are prepared and its outputs decoded."""
+    manifest = model.manifest
+    content = msgspec.json.encode([manifest.input, manifest.output, manifest.variants], order="deterministic")
+    return hashlib.sha256(content).hexdigest()
+
+
 def quality_of(picture: Image) -> PictureQuality:
     """Return how a picture, H×W×3 uint8 BGR, looks.
 
@@ -101,6 +110,7 @@ def quality_of(picture: Image) -> PictureQuality:
     divided by the variance of the picture, so that contrast counts less.
     """
     grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)
+    colour = float(np.mean(picture.max(axis=2) - picture.min(axis=2)))
     mean, deviation = (float(one[0, 0]) for one in cv2.meanStdDev(grey))
     sharp = float(np.square(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_32F))[1][0, 0]))
-    return PictureQuality(sharp / (deviation**2 + 1.0), mean)
+    return PictureQuality(sharp / (deviation**2 + 1.0), mean, colour)

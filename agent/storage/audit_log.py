@@ -1,7 +1,7 @@
 """An append-only log of JSON lines, each with the hash of the one before: what was changed later shows.
 
-A log whose end was removed, or which was written anew as a whole, is sound by itself: whoever has noted the hash
-of the last line sees that, too.
+The hash of the last line is in a file of its own beside the log. Nothing is secret: whoever writes both anew
+makes a sound log, which shows only to those who have noted a hash of the old one.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.errors import NO_JSON, StorageError
-from agent.storage.files import add_line, owned_file, storage_errors
+from agent.storage.files import add_line, owned_file, storage_errors, write_atomic
 
 _LINE_MAX = 1024 * 1024
+_MODE = 0o600
 Record = TypeVar("Record", bound=Struct)
 
 
@@ -46,6 +47,7 @@ class AuditLog(AbstractContextManager["AuditLog[Record]"], Generic[Record]):
         self._path, self._decode = path, decode
         with ExitStack() as stack:
             stack.enter_context(owned_file(path))
+            path.chmod(_MODE)
             self.dropped = _without_torn_end(path)
             pairs = list(read_audit(path, decode))
             self.records, self.head = [one for one, _ in pairs], pairs[-1][1] if pairs else ""
@@ -61,10 +63,16 @@ class AuditLog(AbstractContextManager["AuditLog[Record]"], Generic[Record]):
         line = msgspec.json.encode(made)
         add_line(self._path, line)
         self.head = _hash(line)
+        write_atomic(head_path(self._path), f"{self.head}\n".encode(), _MODE, follow=False)
         self.records.append(made)
 
     def __exit__(self, *_: object) -> None:
         self._opened.close()
+
+
+def head_path(path: Path) -> Path:
+    """Return the path of the file with the hash of a log's last line."""
+    return path.with_suffix(".head")
 
 
 def _hash(line: bytes) -> str:
@@ -94,7 +102,7 @@ def read_audit(path: Path, decode: Callable[[bytes], Record]) -> Iterator[tuple[
     Raises:
         StorageError: it cannot be read, a line is damaged, or was changed, removed or inserted.
     """
-    head = ""
+    head, before, count = "", "", 0
     with storage_errors(f"{path}: cannot be read"), path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_LINE_MAX + 1), b""), 1):
             content = line.rstrip(b"\n")
@@ -108,5 +116,24 @@ def read_audit(path: Path, decode: Callable[[bytes], Record]) -> Iterator[tuple[
                 raise StorageError(
                     f"{path}: line {number} does not follow the one before: that was changed, removed or inserted"
                 )
-            head = _hash(content)
+            head, before, count = _hash(content), head, number
             yield record, head
+    _check_head(path, head, before, count)
+
+
+def _check_head(path: Path, head: str, before: str, count: int) -> None:
+    """Check that the last line is the one that was written last; a power cut may leave its hash unwritten."""
+    beside = head_path(path)
+    try:
+        noted = beside.read_text("ascii").strip()
+    except FileNotFoundError:
+        noted = ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise StorageError(f"{beside}: cannot be read: {error}") from error
+    if noted == head or (noted == before and count):
+        return
+    if not noted:
+        raise StorageError(f"{beside}: is gone; it has the hash of the last line of {path.name}")
+    raise StorageError(
+        f"{path}: its last lines were changed or removed: {beside.name} has the hash of another one"
+    )

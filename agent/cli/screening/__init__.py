@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from agent.errors import StorageError
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 _FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _hash(_context: click.Context, option: click.Parameter, text: str) -> str:
+    if text and not re.fullmatch("[0-9A-Fa-f]{64}", text):
+        raise click.BadParameter(f"{text!r}: expected 64 hexadecimal digits", param=option)
+    return text.lower()
 
 
 @click.group()
@@ -35,7 +42,7 @@ def screening() -> None:
     help="Most for each picture; 0.5 unless --sensitivity is given.",
 )
 @click.option("--sensitivity", type=NumberRange(0.0, 1.0, min_open=True), help="Least share that is to be found.")
-@click.option("--picture", type=_FILE, help="PNG of the FROC and the calibration to write.")
+@click.option("--picture", type=_FILE, help="PNG, SVG or PDF of FROC and calibration.")
 @click.option("--force", is_flag=True, help="Replace POINT and the picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 def calibrate(model: str, data: Path, point: Path, **options: Any) -> None:
@@ -84,18 +91,24 @@ def review(out: Path, picture: str | None, verdict: str | None, reviewer: str, n
 
     if (picture is None) != (verdict is None):
         raise click.UsageError("a review needs both PICTURE and --verdict")
+    if (reviewer or note) and verdict is None:
+        raise click.UsageError("--reviewer and --note are for a --verdict")
     if picture is not None and verdict is not None:
-        record_review(out, picture, verdict, reviewer, note)
+        record_review(out, picture, verdict, reviewer, note, as_json=as_json)
     else:
         list_queue(out, as_json=as_json)
 
 
 @screening.command()
 @click.argument("out", type=_FOLDER)
-@click.option("--head", default="", help="Hash of the last record, as noted earlier: it must still be there.")
+@click.option("--head", default="", callback=_hash, help="Hash as noted earlier: its record must still be there.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a line.")
 def verify(out: Path, head: str, as_json: bool) -> None:
-    """Check that no record in OUT was changed, and print the hash of the last one. Exits with 1 if one was."""
+    """Check that the records in OUT follow each other, and print the hash of the last one, to be noted elsewhere.
+
+    Exits with 1 if a record was changed, removed or inserted. Who writes all records anew is found by a --head
+    alone that was noted before.
+    """
     from agent.cli.screening.review import verify_records
 
     if not out.is_dir():

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.apps.screening import NOTICE, ScreeningPoint
+from agent.apps.screening import NOTICE, ScreeningPoint, check_of
 from agent.cli import chart
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
@@ -70,14 +70,27 @@ def calibrate_and_write(name: str, data: Path, target: Path, options: CalibrateO
             )
     finally:
         show_progress("")
-    path = Path(model.path)
-    point = replace(found.point, model=str(path.resolve()) if path.exists() else model.path)
+    point = replace(found.point, model=_absolute(model.path))
+    point = replace(point, check=check_of(point))
     write_atomic(target, _toml(point).encode())
     if options.picture is not None:
         chart.draw_operating_point(point, found.found, options.picture)
     print_json(point, indent=2) if options.as_json else _print(found)
-    for line in (*found.remarks, f"{target}: written", NOTICE):
+    for line in (examples.description, *found.remarks, f"{target}: written", NOTICE):
         click.echo(plain(line), err=True)
+
+
+def _absolute(model: str) -> str:
+    """Return a path that works from other folders, or the name of a bundled model."""
+    path = Path(model)
+    if not path.exists():
+        return model
+    found = str(path.resolve())
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise ModelError(f"{plain(found)}: the path is not UTF-8: move the model") from None
+    return found
 
 
 def _check_targets(target: Path, options: CalibrateOptions) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+from msgspec.structs import replace
 
 from agent.apps.screening import (
     NOTICE,
@@ -21,12 +22,13 @@ from agent.apps.screening import (
 )
 from agent.cli.output import console, open_table, print_json
 from agent.errors import CommandError, StorageError
-from agent.storage.audit_log import AuditLog, read_audit
+from agent.storage.audit_log import AuditLog, head_path, read_audit
 from agent.storage.files import remove, write_atomic
 from agent.structs import json_decoder
 from agent.text import plain, plural
 
 AUDIT, REVIEW, PAGE, NAMES, KEY = "audit.jsonl", "review", "review.html", "names.csv", "key"
+_HEAD = "audit.head"
 _SHOWN = 50
 _WIDTH = 100
 _NOTE = 500
@@ -56,24 +58,41 @@ def list_queue(out: Path, *, as_json: bool) -> None:
     click.echo(NOTICE)
 
 
-def record_review(out: Path, picture: str, verdict: str, reviewer: str, note: str) -> None:
-    """Record what a person has decided on a picture.
+def record_review(
+    out: Path, picture: str, verdict: str, reviewer: str, note: str, *, as_json: bool = False
+) -> None:
+    """Record what a person has decided on a picture; once, if it is decided in the same way again.
 
     Raises:
         CommandError: there is no such picture, or a text is too long. StorageError: the records cannot be used.
     """
     if max(len(reviewer), len(note)) > _NOTE:
         raise CommandError(f"--reviewer and --note: expected at most {_NOTE} characters")
+    try:
+        f"{reviewer}{note}".encode()
+    except UnicodeEncodeError:
+        raise CommandError("--reviewer and --note: expected UTF-8") from None
     _require(out)
     with AuditLog(out / AUDIT, _decoder.decode) as log:
         known = {one.id for one in log.records if isinstance(one, PictureRecord)}
         if picture not in known:
             raise CommandError(f"{picture}: there is no record of such a picture in {out}")
         (chosen,) = (one for one in get_args(Verdict) if one == verdict)
-        log.append(ReviewRecord(picture, datetime.now(UTC), chosen, reviewer, note))
+        made = ReviewRecord(picture, datetime.now(UTC), chosen, reviewer, note)
+        if not _is_known(made, log.records):
+            log.append(made)
         waiting = page_written(out, log.records)
     remove(out / REVIEW / f"{picture}.jpg")
-    click.echo(f"{picture}: {verdict}; {plural(waiting, 'picture')} to review")
+    if as_json:
+        print_json({"id": picture, "verdict": verdict, "queue": waiting})
+    else:
+        click.echo(f"{picture}: {verdict}; {plural(waiting, 'picture')} to review")
+
+
+def _is_known(made: ReviewRecord, records: Sequence[ScreeningRecord]) -> bool:
+    """Return True if the newest review of the picture says the same: an earlier call may have failed after it."""
+    reviews = [one for one in records if isinstance(one, ReviewRecord) and one.id == made.id]
+    return bool(reviews) and replace(reviews[-1], at=made.at, previous="") == made
 
 
 def verify_records(out: Path, head: str, *, as_json: bool) -> None:
@@ -87,12 +106,14 @@ def verify_records(out: Path, head: str, *, as_json: bool) -> None:
     for _, last in read_audit(out / AUDIT, _decoder.decode):
         found += 1
         seen = seen or last == head
+    if not found:
+        raise StorageError(f"{out / AUDIT}: is empty")
     if not seen:
-        raise StorageError(f"{out / AUDIT}: has no record of hash {head}: records at its end were removed")
+        raise StorageError(f"{out / AUDIT}: no record has the hash {head}: that record was changed or removed")
     if as_json:
         print_json({"records": found, "head": last})
     else:
-        click.echo(f"{plural(found, 'record')}, none changed; the last one has the hash {last}")
+        click.echo(f"{plural(found, 'record')}, one behind the other; the last one has the hash {last}")
 
 
 def page_written(out: Path, records: Sequence[ScreeningRecord]) -> int:
@@ -133,12 +154,14 @@ def refuse_links(out: Path) -> None:
     Raises:
         StorageError: one is.
     """
-    for name in (AUDIT, REVIEW, PAGE, NAMES, KEY):
+    for name in (AUDIT, _HEAD, REVIEW, PAGE, NAMES, KEY):
         if (out / name).is_symlink():
             raise StorageError(f"{out / name}: is a symbolic link, and is not followed: remove it")
 
 
 def _require(out: Path) -> None:
     refuse_links(out)
+    if head_path(out / AUDIT).exists() and not (out / AUDIT).exists():
+        raise StorageError(f"{out / AUDIT}: is gone: records were removed")
     if not (out / AUDIT).is_file():
         raise StorageError(f"{out}: has no records: vedette screening run writes them")

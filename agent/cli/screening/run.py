@@ -9,7 +9,6 @@ import io
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +29,11 @@ from agent.apps.screening import (
     ScreeningRecord,
     StartRecord,
     Status,
+    check_of,
     judge,
 )
 from agent.capture.images import SUFFIXES
-from agent.capture.source import check_size, header_size
+from agent.capture.source import LARGEST_PIXELS, header_size
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.cli.screening.review import AUDIT, KEY, NAMES, REVIEW, page_written, refuse_links
@@ -41,7 +41,7 @@ from agent.compute.drawing import annotate_detections, jpeg
 from agent.config.toml import problems_of, read_toml
 from agent.errors import ModelError, SourceError, StorageError, reason_of
 from agent.models.library import open_model_without_root
-from agent.models.screener import Screener, open_screener
+from agent.models.screener import Screener, manifest_sha256, open_screener
 from agent.storage.audit_log import AuditLog
 from agent.storage.files import add_line, make_folder, read_regular, write_atomic
 from agent.structs import convert, json_decoder
@@ -62,7 +62,8 @@ class ScreeningSummary(Struct, frozen=True):
         notice: `NOTICE`.
         label: what was looked for.
         pictures: number in this run, by status.
-        known: pictures that have a record already, which stays.
+        known: pictures that have a record already, which stays, or are the same as others.
+        left_out: number of other files in the folders, by suffix.
         unread: files that cannot be read, and have no record.
         queue: pictures that wait for a person, also from earlier runs.
         head: hash of the last record.
@@ -72,6 +73,7 @@ class ScreeningSummary(Struct, frozen=True):
     label: str
     pictures: dict[str, int]
     known: int
+    left_out: dict[str, int]
     unread: int
     queue: int
     head: str
@@ -85,6 +87,7 @@ class _Run(NamedTuple):
     screener: Screener
     log: AuditLog[ScreeningRecord]
     key: bytes
+    names: _Names
 
 
 def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, threads: int, as_json: bool) -> bool:
@@ -105,12 +108,12 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         StorageError: the folder cannot be written, belongs to another operating point, or was changed.
     """
     point, digest = read_point(target)
-    files = list(_files(pictures, out))
+    chosen = _chosen(pictures, out)
     model = open_model_without_root(point.model)
-    if model.sha256 != point.sha256:
+    if (model.sha256, manifest_sha256(model)) != (point.sha256, point.manifest):
         raise ModelError(
-            f"{target}: is for another file of the model {point.model}: choose the operating point anew with "
-            "vedette screening calibrate"
+            f"{target}: is for another file of the model {point.model}, or for another manifest: choose the "
+            "operating point anew with vedette screening calibrate"
         )
     with ExitStack() as stack:
         screener = stack.enter_context(open_screener(model, point.label, threads=threads))
@@ -118,16 +121,23 @@ def screen_and_print(target: Path, pictures: tuple[Path, ...], out: Path, *, thr
         log = stack.enter_context(AuditLog(out / AUDIT, _decoder.decode))
         if log.dropped:
             click.echo(f"{plain(str(out / AUDIT))}: an incomplete record at its end was removed", err=True)
+        key = _key(out / KEY, is_new=not any(isinstance(one, PictureRecord) for one in log.records))
         _start(log, point, digest, out)
-        found = _screen(files, _Run(out, point, screener, log, _key(out / KEY)))
-        waiting = page_written(out, log.records)
+        names = _Names(out / NAMES)
+        try:
+            found = _screen(chosen.files, _Run(out, point, screener, log, key, names))
+        except BaseException:
+            page_written(out, log.records)
+            click.echo("not finished: the same command goes on", err=True)
+            raise
+        waiting, unread = page_written(out, log.records), [*chosen.unread, *found.unread]
         summary = ScreeningSummary(
-            NOTICE, point.label, found.counts, found.known, len(found.unread), waiting, log.head
+            NOTICE, point.label, found.counts, found.known, chosen.left_out, len(unread), waiting, log.head
         )
     print_json(summary, indent=2) if as_json else _print(summary, point, out)
-    for why in found.unread:
+    for why in unread:
         click.echo(f"vedette: {plain(why)}", err=True)
-    return not found.unread
+    return not unread
 
 
 def read_point(path: Path) -> tuple[ScreeningPoint, str]:
@@ -138,26 +148,75 @@ def read_point(path: Path) -> tuple[ScreeningPoint, str]:
     """
     file = read_toml(path, "the operating point")
     if wrong := problems_of(file.data, ScreeningPoint, ()):
-        raise ModelError(f"{path}: {wrong[0][1]}: vedette screening calibrate writes an operating point")
+        fault = wrong[0][1].removeprefix("``: ")
+        raise ModelError(f"{path}: {fault}: vedette screening calibrate writes an operating point")
     point = convert(file.data, ScreeningPoint)
-    if point.doubt > point.threshold:
-        raise ModelError(f"{path}: `doubt` is above `threshold`: expected at most {point.threshold}")
+    if point.check != check_of(point):
+        raise ModelError(
+            f"{path}: was changed by hand, and what is expected does not hold any more: choose another operating "
+            "point with vedette screening calibrate"
+        )
     return point, hashlib.sha256(read_regular(path, _LARGEST)).hexdigest()
 
 
-def _files(pictures: tuple[Path, ...], out: Path) -> Iterator[Path]:
-    """Yield pictures; those of a folder by their names, also from its sub-folders, without those in `out`."""
+class _Chosen(NamedTuple):
+    """Files to screen, number of others by suffix, and what cannot be read."""
+
+    files: list[Path]
+    left_out: dict[str, int]
+    unread: list[str]
+
+
+def _chosen(pictures: tuple[Path, ...], out: Path) -> _Chosen:
+    """Return the pictures; those of a folder by their names, also from its sub-folders, but for OUT's own."""
+    found = _Chosen([], {}, [])
     for path in pictures:
         if path.is_dir():
-            inside = sorted(one for one in path.rglob("*") if one.suffix.lower() in SUFFIXES and one.is_file())
-            inside = [one for one in inside if out.resolve() not in one.resolve().parents]
-            if not inside:
-                raise SourceError(f"{path}: has no pictures: expected {', '.join(sorted(SUFFIXES))}")
-            yield from inside
-        elif path.exists():
-            yield path
+            _choose_inside(path, out.resolve() / REVIEW, found)
+        elif os.path.lexists(path):
+            found.files.append(path)
         else:
             raise SourceError(f"{path}: there is no such file")
+    if not found.files and not found.unread:
+        raise SourceError(f"{pictures[0]}: has no pictures: expected {', '.join(sorted(SUFFIXES))}")
+    return found
+
+
+def _choose_inside(folder: Path, own: Path, found: _Chosen) -> None:
+    def refused(error: OSError) -> None:
+        found.unread.append(f"{error.filename}: cannot be read: {reason_of(error)}")
+
+    for place, folders, names in os.walk(folder, onerror=refused):
+        folders[:] = sorted(name for name in folders if Path(place, name).resolve() != own)
+        links = [name for name in folders if Path(place, name).is_symlink()]
+        found.unread.extend(
+            f"{Path(place, name)}: is a link to a folder, which is not followed" for name in links
+        )
+        for name in sorted(names):
+            suffix = Path(name).suffix.lower()
+            if suffix in SUFFIXES:
+                found.files.append(Path(place, name))
+            else:
+                found.left_out[suffix] = found.left_out.get(suffix, 0) + 1
+
+
+class _Names:
+    """The table of names, which only its owner may read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        if not path.exists():
+            write_atomic(path, b"id,picture\n", _PRIVATE, follow=False)
+        text = read_regular(path, _LARGEST).decode(errors="surrogateescape")
+        self._known = {tuple(row) for row in csv.reader(io.StringIO(text, newline=""))}
+
+    def add(self, name: str, picture: Path) -> None:
+        row = (name, os.fspath(picture.absolute()))
+        if row not in self._known:
+            line = io.StringIO()
+            csv.writer(line, lineterminator="", quoting=csv.QUOTE_ALL).writerow(row)
+            add_line(self._path, line.getvalue().encode(errors="surrogateescape"))
+            self._known.add(row)
 
 
 def _prepare_folder(out: Path) -> None:
@@ -166,8 +225,10 @@ def _prepare_folder(out: Path) -> None:
         make_folder(folder)
 
 
-def _key(path: Path) -> bytes:
+def _key(path: Path, *, is_new: bool) -> bytes:
     """Return the folder's key, with which names become pseudonyms; it is made at the first run."""
+    if not path.exists() and not is_new:
+        raise StorageError(f"{path}: is gone, and pictures would be screened anew: give another --out")
     if not path.exists():
         write_atomic(path, secrets.token_bytes(_KEY_BYTES), _PRIVATE, follow=False)
     key = read_regular(path, _KEY_BYTES)
@@ -197,25 +258,34 @@ def _screen(files: list[Path], run: _Run) -> _Screened:
         for number, path in enumerate(files, 1):
             show_progress(f"{number} of {len(files)} pictures screened")
             try:
-                content = read_regular(path, _LARGEST)
-            except OSError as error:
-                unread.append(f"{path}: cannot be read: {reason_of(error)}")
-                continue
-            except StorageError as error:
+                content = _content(path)
+            except SourceError as error:
                 unread.append(str(error))
                 continue
             name = hmac.new(run.key, content, "sha256").hexdigest()[:_ID]
+            run.names.add(name, path)
             if name in done:
                 known += 1
             else:
                 done.add(name)
-                counts[_screen_one(path, content, name, run)] += 1
+                counts[_screen_one(content, name, run)] += 1
     finally:
         show_progress("")
     return _Screened(dict(counts), known, unread)
 
 
-def _screen_one(path: Path, content: bytes, name: str, run: _Run) -> Status:
+def _content(path: Path) -> bytes:
+    try:
+        if not path.is_file():
+            raise SourceError(f"{path}: is gone, or no regular file")
+        return read_regular(path.resolve(), _LARGEST)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {reason_of(error)}") from error
+    except StorageError as error:
+        raise SourceError(str(error)) from error
+
+
+def _screen_one(content: bytes, name: str, run: _Run) -> Status:
     """Screen a picture; its record comes last, so that nothing is missing once it is there."""
     picture, why = _decoded(content)
     if picture is None:
@@ -224,7 +294,6 @@ def _screen_one(path: Path, content: bytes, name: str, run: _Run) -> Status:
         height, width = picture.shape[:2]
         look = run.screener.look(picture, run.point.pictures, run.point.overlap)
         found = judge(look.found, look.quality, width, height, run.point)
-    _name(run.out / NAMES, name, path)
     if picture is not None and found.status in TO_REVIEW:
         drawn = _drawn(picture, found, run.point.label)
         write_atomic(run.out / REVIEW / f"{name}.jpg", drawn, _PRIVATE, follow=False)
@@ -236,11 +305,16 @@ def _screen_one(path: Path, content: bytes, name: str, run: _Run) -> Status:
 
 def _decoded(content: bytes) -> tuple[Image | None, str]:
     """Return a picture, H×W×3 uint8 BGR, or why there is none."""
+    size = header_size(content)
+    if size is None:  # other formats may unpack to any size
+        return None, "is no JPEG, PNG or BMP"
+    if size[0] * size[1] > LARGEST_PIXELS:
+        return (
+            None,
+            f"{size[0]}x{size[1]} pixels: expected at most {LARGEST_PIXELS / 1e6:.0f} megapixels: cut it up",
+        )
     try:
-        check_size("it", *(header_size(content) or (0, 0)))
-        found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except SourceError as error:
-        return None, str(error)
+        found = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error:
         found = None
     return (None, "cannot be decoded as a picture") if found is None else (np.asarray(found, np.uint8), "")
@@ -252,22 +326,18 @@ def _drawn(picture: Image, found: PictureJudgement, label: str) -> bytes:
     return jpeg(annotate_detections(picture, shown, order="bgr"), _QUALITY, "bgr")
 
 
-def _name(path: Path, name: str, picture: Path) -> None:
-    """Add a line to the table of names, which only its owner may read."""
-    if not path.exists():
-        write_atomic(path, b"id,picture\n", _PRIVATE, follow=False)
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow([name, os.fspath(picture.absolute())])
-    add_line(path, line.getvalue().encode(errors="surrogateescape"))
-
-
 def _print(summary: ScreeningSummary, point: ScreeningPoint, out: Path) -> None:
     table = open_table("status", "pictures", right=("pictures",))
     for status, count in summary.pictures.items():
         table.add_row(status, str(count))
     console(_WIDTH, markup=False).print(table)
     if summary.known:
-        click.echo(f"{plural(summary.known, 'picture')} had a record already")
+        click.echo(f"{plural(summary.known, 'picture')} had a record already, or the same content as others")
+    if summary.left_out:
+        others = ", ".join(
+            f"{count} {suffix or 'without a suffix'}" for suffix, count in summary.left_out.items()
+        )
+        click.echo(plain(f"other files in the folders, not screened: {others}"))
     low, high = point.expected.interval
     click.echo(
         plain(

@@ -58,7 +58,7 @@ def read_boxes(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Examp
     shape = request.shape or (_SIDE, _SIDE, 3)
     if any(side % STRIDES[-1] or side < SMALLEST for side in shape[:2]):
         raise ModelError(
-            f"a detector takes pictures whose sides are multiples of {STRIDES[-1]} pixels, {SMALLEST} or more: "
+            f"a detector takes pictures whose sides are multiples of {STRIDES[-1]} pixels, {SMALLEST} to 1024: "
             f"{shape[0]}x{shape[1]} is not"
         )
     content = read_data(path)
@@ -116,7 +116,7 @@ def train_detector(
     settings = _settings(recipe, len(seen), request.epochs)
     tell(
         f"{len(seen)} examples to learn from, {len(measured)} to measure on; {exported.parameters} parameters, "
-        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} epochs"
+        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} passes"
     )
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = _fit(module, pixels(seen, PREPARATION), objects, settings, recipe, request, progress)

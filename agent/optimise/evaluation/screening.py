@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from agent.apps.screening import Expectation, PictureLimits, PictureQuality, ScoreCalibration, ScreeningPoint
 from agent.compute.manifest import Model
 from agent.errors import ModelError
-from agent.models.screener import Screener
+from agent.models.screener import LEAST, Screener, manifest_sha256
 from agent.optimise.data import Examples
+from agent.optimise.evaluate import wilson
 from agent.optimise.evaluation.model import match_class
 from agent.optimise.evaluation.operating import Found, OperatingPoint, box_point, box_threshold_for, froc
 from agent.text import plural
@@ -24,8 +25,10 @@ _DOUBT = 4.0
 """False positives a picture from which a person need not look, relative to those of a finding."""
 _FEWEST = 20
 _FOLDS, _BINS, _STEPS, _PRIOR = 5, 10, 50, 1e-3
-_SHARPNESS, _BRIGHTNESS = 0.5, 30.0
-"""Share of the least sharpness, and margin of the brightness, that other pictures may have."""
+_LESS, _MARGIN = 0.5, 30.0
+"""Share of the least sharpness and colour, and margin of the brightness, that other pictures may have."""
+_ANY = (0.0, 1e6)
+_SAMPLES = 1000
 Floats = NDArray[np.float64]
 
 
@@ -90,12 +93,12 @@ def choose_point(
         progress(index + 1)
     found = match_class(examples, looked, examples.names.index(request.label), request.label)
     _check(found, request)
-    threshold = _threshold(found, request)
+    threshold = _floored(_threshold(found, request))
     at = box_point(found, threshold)
     rate = max(at.false_alarms, 1 / len(examples))
-    doubt = min(threshold, threshold_at(found, _DOUBT * rate))
+    doubt = min(threshold, _floored(threshold_at(found, _DOUBT * rate, LEAST)))
     curve = froc(found)
-    spread = froc(found, (at.false_alarms,))[0].interval
+    spread = recall_interval(found, threshold)
     expected = Expectation(
         round(at.recall, 4),
         (round(spread[0], 4), round(spread[1], 4)),
@@ -107,15 +110,35 @@ def choose_point(
     point = ScreeningPoint(
         model.path,
         model.sha256,
+        manifest_sha256(model),
         request.label,
-        _floored(threshold),
-        _floored(doubt),
+        threshold,
+        doubt,
         OVERLAP,
         calibrate(found),
         expected,
         _with_quality(limits, qualities),
     )
     return PointResult(point, at, found, tuple(_remarks(found, examples)))
+
+
+def recall_interval(found: Found, threshold: float) -> tuple[float, float]:
+    """Return the interval of 95 % of the share of objects that a threshold finds: by bootstrap over pictures.
+
+    Where all or no objects are found, which every sample repeats, it is Wilson's.
+    """
+    taken = found.scores >= threshold
+    hits = np.bincount(found.pictures[taken & found.hits], minlength=len(found.objects))
+    total, right = int(found.objects.sum()), int(hits.sum())
+    if right in (0, total):
+        return wilson(right, total)
+    random, shares = np.random.default_rng(0), []
+    for _ in range(_SAMPLES):
+        drawn = random.integers(0, len(hits), len(hits))
+        if objects := int(found.objects[drawn].sum()):
+            shares.append(hits[drawn].sum() / objects)
+    low, high = np.percentile(shares, (2.5, 97.5))
+    return float(low), float(high)
 
 
 def _floored(score: float) -> float:
@@ -127,18 +150,22 @@ def _limits(examples: Examples) -> PictureLimits:
     """Return the usual size of the pictures; they need not all have it."""
     sizes = [examples.picture(index).shape[:2] for index in range(len(examples))]
     height, width = (int(np.median([size[axis] for size in sizes])) for axis in (0, 1))
-    return PictureLimits(height, width, 0.0, (0.0, 255.0))
+    return PictureLimits(height, width, _ANY, _ANY, _ANY)
 
 
 def _with_quality(limits: PictureLimits, qualities: Sequence[PictureQuality]) -> PictureLimits:
-    sharp, bright = (np.array(one) for one in zip(*qualities, strict=True))
-    low, high = float(bright.min()) - _BRIGHTNESS, float(bright.max()) + _BRIGHTNESS
+    sharp, bright, colour = (np.array(one, np.float64) for one in zip(*qualities, strict=True))
     return PictureLimits(
         limits.height,
         limits.width,
-        round(_SHARPNESS * float(sharp.min()), 6),
-        (round(max(0.0, low), 1), round(min(255.0, high), 1)),
+        _range(_LESS * sharp.min(), sharp.max() / _LESS, 6),
+        _range(max(0.0, bright.min() - _MARGIN), bright.max() + _MARGIN, 1),
+        _range(_LESS * colour.min(), max(colour.max() / _LESS, colour.max() + _MARGIN), 2),
     )
+
+
+def _range(low: float, high: float, digits: int) -> tuple[float, float]:
+    return round(float(low), digits), round(float(high), digits)
 
 
 def _check(found: Found, request: PointRequest) -> None:
@@ -160,10 +187,15 @@ def _threshold(found: Found, request: PointRequest) -> float:
     return threshold
 
 
-def threshold_at(found: Found, false_positives: float) -> float:
-    """Return the lowest threshold, the score of a detection, with at most so many false positives a picture."""
+def threshold_at(found: Found, false_positives: float, least: float | None = None) -> float:
+    """Return the lowest threshold, the score of a detection, with at most so many false positives a picture.
+
+    If there are no more in all, it is `least`, where that is given.
+    """
     wrong = np.sort(found.scores[~found.hits])[::-1]
     allowed = int(false_positives * len(found.objects) + 1e-9)
+    if len(wrong) <= allowed and least is not None:
+        return least
     above = found.scores[found.scores > wrong[allowed]] if len(wrong) > allowed else found.scores
     return float(above.min()) if len(above) else 1.0
 

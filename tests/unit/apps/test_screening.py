@@ -29,10 +29,11 @@ from agent.apps.screening import (
 from agent.types import Box, Detection
 
 AT = datetime(2026, 11, 28, tzinfo=UTC)
-LIMITS = PictureLimits(480, 640, 0.1, (40.0, 220.0))
+LIMITS = PictureLimits(480, 640, (0.1, 2.0), (40.0, 220.0), (5.0, 90.0))
 POINT = ScreeningPoint(
     "blood-cells",
     "0" * 64,
+    "1" * 64,
     "WBC",
     0.5,
     0.2,
@@ -41,7 +42,7 @@ POINT = ScreeningPoint(
     Expectation(0.99, (0.97, 1.0), 0.3, 98, 100),
     LIMITS,
 )
-GOOD = PictureQuality(0.5, 120.0)
+GOOD = PictureQuality(0.5, 120.0, 30.0)
 
 
 def found(score: float, box: Box = (0.1, 0.1, 0.3, 0.3), label: str = "WBC") -> Detection:
@@ -50,7 +51,7 @@ def found(score: float, box: Box = (0.1, 0.1, 0.3, 0.3), label: str = "WBC") -> 
 
 @given(st.integers(16, 3000), st.integers(16, 3000), st.integers(16, 900), st.floats(0.05, 0.5))
 def test_tiles_cover_the_picture_and_overlap(width: int, height: int, side: int, overlap: float) -> None:
-    limits = PictureLimits(side, side, 0.0, (0.0, 255.0))
+    limits = PictureLimits(side, side, (0.0, 1.0), (0.0, 255.0), (0.0, 255.0))
     tiles = tiles_of(width, height, limits, overlap)
     for low, high, length in ((0, 2, width), (1, 3, height)):
         spans = sorted({(round(tile[low] * length), round(tile[high] * length)) for tile in tiles})
@@ -97,11 +98,15 @@ def test_what_an_inner_edge_cuts_off_is_left_to_the_neighbour() -> None:
         ([0.2], GOOD, (640, 480), "doubt", 0),
         ([0.19], GOOD, (640, 480), "clear", 0),
         ([], GOOD, (640, 480), "clear", 0),
-        ([], PictureQuality(0.05, 120.0), (640, 480), "unusable", 1),
-        ([0.3], PictureQuality(0.05, 250.0), (640, 480), "unusable", 2),
-        ([0.9], PictureQuality(0.05, 10.0), (640, 480), "finding", 2),
+        ([], PictureQuality(0.05, 120.0, 30.0), (640, 480), "unusable", 1),
+        ([0.3], PictureQuality(0.05, 250.0, 30.0), (640, 480), "unusable", 2),
+        ([0.9], PictureQuality(0.05, 10.0, 30.0), (640, 480), "finding", 2),
         ([], GOOD, (320, 240), "unusable", 1),
         ([], GOOD, (1280, 960), "clear", 0),
+        ([], GOOD, (480, 640), "unusable", 1),
+        ([], PictureQuality(40.0, 120.0, 30.0), (640, 480), "unusable", 1),
+        ([], PictureQuality(0.5, 120.0, 0.0), (640, 480), "unusable", 1),
+        ([], PictureQuality(0.5, 120.0, 200.0), (640, 480), "unusable", 1),
     ],
 )
 def test_a_picture_is_judged(scores: list[float], quality: Any, size: Any, status: str, reasons: int) -> None:

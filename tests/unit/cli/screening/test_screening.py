@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
-from agent.errors import VedetteError
+from agent.errors import StorageError, VedetteError
 from tests.support.blobs import HEIGHT, WIDTH, picture, write_model, write_pictures
 
 if load_runtime()[0] != "litert":
@@ -162,7 +162,8 @@ def test_pictures_are_screened_and_each_has_a_record_without_its_name(point: Pat
         "broken.jpg": "unusable",
         "empty.png": "unusable",
     }
-    assert found["dark.png"]["reasons"] == ["out of focus"]
+    assert "out of focus" in found["dark.png"]["reasons"]
+    assert found["broken.jpg"]["reasons"] == ["is no JPEG, PNG or BMP"]
     (best,) = found["jane-doe.png"]["findings"]
     assert np.allclose(best["box"], [16 / WIDTH, 16 / HEIGHT, 32 / WIDTH, 32 / HEIGHT], atol=0.01)
     assert best["probability"] > found["faint.png"]["findings"][0]["probability"]
@@ -270,8 +271,12 @@ def test_records_that_were_changed_are_found(point: Path, tmp_path: Path) -> Non
     log = out / "audit.jsonl"
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:-1]))
-    assert called("verify", out).exit_code == 0, "an end that was removed is sound by itself"
-    assert "records at its end were removed" in refused("verify", out, "--head", found["head"])
+    assert "last lines were changed or removed" in refused("verify", out)
+    (out / "audit.head").write_text(json.loads(lines[-1])["previous"])
+    assert called("verify", out).exit_code == 0, "who writes both anew is found by a hash alone"
+    assert "no record has the hash" in refused("verify", out, "--head", found["head"])
+    assert "64 hexadecimal digits" in refused("verify", out, "--head", "12")
+    (out / "audit.head").write_text(found["head"])
     log.write_text("".join(lines).replace('"finding"', '"clear"', 1))
     for words in (("verify", out), ("review", out), ("run", point, pictures, "--out", out)):
         assert "does not follow" in refused(*words)
@@ -286,8 +291,10 @@ def test_operating_points_that_cannot_be_used_are_told(point: Path, model: Path,
     for content, why in (
         ("", "vedette screening calibrate writes"),
         ("[[[", "not TOML"),
-        (text.replace(sha256, "0" * 64), "another file of the model"),
-        (text.replace(threshold, "threshold = 0.0"), "`doubt` is above"),
+        (text.replace(sha256, "0" * 64), "was changed by hand"),
+        (text.replace(threshold, "threshold = 0.0"), "was changed by hand"),
+        (text.replace('label = "cell"', 'label = "cells"'), "was changed by hand"),
+        (text.replace("slope = ", "slope = 1"), "was changed by hand"),
         (text.replace(threshold, "threshold = 2"), "`threshold`"),
         (text + "\nextra = 1\n", "extra"),
     ):
@@ -366,3 +373,114 @@ def test_an_operating_point_works_from_another_folder(
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "one.png", [(2, 2, 200)])
     assert as_json("run", "p.toml", "one.png", "--out", "out")["pictures"]["finding"] == 1
+
+
+def test_a_model_whose_manifest_was_changed_is_refused(data: Path, tmp_path: Path) -> None:
+    own = write_model(tmp_path)
+    called("calibrate", own, data, tmp_path / "p.toml", "--label", "cell")
+    save(tmp_path / "one.png", [(2, 2, 200)])
+    own.write_text(own.read_text() + "\n[input]\norder = 'bgr'\n")
+    told = refused("run", tmp_path / "p.toml", tmp_path / "one.png", "--out", tmp_path / "out")
+    assert "another manifest" in told
+
+
+def test_what_is_left_out_is_told(point: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    save(pictures / "one.png", [(2, 2, 200)])
+    for name in ("a.tif", "b.gif", "b.GIF", "notes"):
+        (pictures / name).write_bytes(b"x")
+    (pictures / "gone.png").symlink_to("nowhere")
+    (pictures / "folder").symlink_to(tmp_path)
+    (pictures / "link.png").symlink_to(pictures / "one.png")
+    result = called("run", point, pictures, "--out", out, "--json")
+    assert result.exit_code == 1
+    told = json.loads(result.stdout)
+    assert told["left_out"] == {".tif": 1, ".gif": 2, "": 1}
+    assert (told["unread"], told["known"]) == (2, 1)
+    assert "gone.png: is gone" in result.stderr
+    assert "folder: is a link to a folder" in result.stderr
+    assert "1 .tif" in called("run", point, pictures, "--out", out).output
+
+
+def test_names_are_safe_in_the_table_and_copies_are_in_it(point: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    name = 'new\nline, "quoted" <b>.png'
+    save(pictures / "one.png", [(2, 2, 200)])
+    (pictures / name).write_bytes((pictures / "one.png").read_bytes())
+    for _ in range(2):
+        as_json("run", point, pictures, "--out", out)
+        with (out / "names.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {Path(row["picture"]).name for row in rows} == {"one.png", name}
+        assert len({row["id"] for row in rows}) == 1
+        assert len(rows) == 2
+    assert "quoted" not in (out / "review.html").read_text()
+
+
+def test_a_key_or_a_log_that_is_gone_is_told(point: Path, tmp_path: Path) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    save(pictures / "one.png", [(2, 2, 200)])
+    as_json("run", point, pictures, "--out", out)
+    key = (out / "key").read_bytes()
+    (out / "key").unlink()
+    assert "key: is gone" in refused("run", point, pictures, "--out", out)
+    (out / "key").write_bytes(key[:5])
+    assert "expected 32 bytes" in refused("run", point, pictures, "--out", out)
+    (out / "key").write_bytes(key)
+    (out / "audit.jsonl").unlink()
+    for words in (("verify", out), ("review", out), ("run", point, pictures, "--out", out)):
+        assert "audit" in refused(*words)
+    (out / "audit.jsonl").write_bytes(b"")
+    assert "changed or removed" in refused("verify", out)
+
+
+def test_a_review_that_is_given_again_is_recorded_once(
+    point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    save(pictures / "one.png", [(2, 2, 200)])
+    as_json("run", point, pictures, "--out", out)
+    (one,) = as_json("review", out)["queue"]
+    words = ("review", out, one["id"], "--verdict", "confirmed")
+
+    def full(*_: object) -> int:
+        raise StorageError("No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("agent.cli.screening.review.page_written", full)
+        assert "No space left" in refused(*words)
+    assert as_json(*words) == {"id": one["id"], "verdict": "confirmed", "queue": 0}
+    assert as_json("verify", out)["records"] == 3
+    assert as_json("review", out, one["id"], "--verdict", "rejected")["verdict"] == "rejected"
+    assert as_json("verify", out)["records"] == 4
+    assert "expected UTF-8" in refused(*words, "--note", os.fsdecode(b"caf\xe9"))
+    assert "are for a --verdict" in refused("review", out, "--note", "x")
+
+
+def test_an_interrupted_run_leaves_a_page(point: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures, out = tmp_path / "pictures", tmp_path / "out"
+    for number in range(3):
+        save(pictures / f"{number}.png", [(2, 2, 200)], number)
+    seen: list[str] = []
+
+    def interrupt(text: str) -> None:
+        seen.append(text)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("agent.cli.screening.run.show_progress", interrupt)
+        result = called("run", point, pictures, "--out", out)
+    assert result.exit_code == 130
+    assert "the same command goes on" in result.output
+    assert "1 picture to review" in (out / "review.html").read_text()
+    assert as_json("run", point, pictures, "--out", out)["queue"] == 3
+
+
+def test_a_picture_that_would_unpack_to_gigabytes_is_not_unpacked(point: Path, tmp_path: Path) -> None:
+    header = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + (30000).to_bytes(4) + (30000).to_bytes(4) + b"\x08\x02\0\0\0"
+    (tmp_path / "bomb.png").write_bytes(header)
+    (tmp_path / "bomb.jpg").write_bytes(b"II*\0" + bytes(100))  # a TIFF
+    found = screened(point, tmp_path, tmp_path / "out")
+    assert found["bomb.png"]["reasons"] == ["30000x30000 pixels: expected at most 50 megapixels: cut it up"]
+    assert found["bomb.jpg"]["reasons"] == ["is no JPEG, PNG or BMP"]
