@@ -140,7 +140,7 @@ def train_classifier(
     settings = _settings(recipe, shape, len(seen), request.epochs)
     tell(
         f"{len(seen)} examples to learn from, {len(measured)} to measure on; {exported.parameters} parameters, "
-        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} passes"
+        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} epochs"
     )
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = fit(

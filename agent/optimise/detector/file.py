@@ -116,7 +116,7 @@ def train_detector(
     settings = _settings(recipe, len(seen), request.epochs)
     tell(
         f"{len(seen)} examples to learn from, {len(measured)} to measure on; {exported.parameters} parameters, "
-        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} passes"
+        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} epochs"
     )
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = _fit(module, pixels(seen, PREPARATION), objects, settings, recipe, request, progress)
