@@ -22,6 +22,7 @@ from typing import Any
 from agent.errors import ModelError
 from agent.optimise.graph.from_torch import first_line, import_torch
 from agent.optimise.recipe import DETECTOR
+from agent.text import plural
 
 _NESTED = ("state_dict", "model")
 """Keys under which checkpoints keep the weights."""
@@ -60,17 +61,22 @@ def load_factory(source: str, weights: Path | None = None) -> Any:
     return module
 
 
-def load_weights(module: Any, path: Path) -> None:
+def load_weights(module: Any, path: Path, classes: int | None = None) -> None:
     """Load a state dict into a module.
 
     Args:
         module: as it was built.
         path: see `load_factory`.
+        classes: number of classes that it was built for; None: not known.
 
     Raises:
         ModelError: there is no such file, or the weights do not fit.
     """
-    _load(module, path, _read_weights(path))
+    stored = _read_weights(path)
+    made = _parameters(stored).get("classes")
+    if classes is not None and isinstance(made, int) and made != classes:
+        raise ModelError(f"{path}: was trained for {plural(made, 'class', 'classes')}, and there are {classes}")
+    _load(module, path, stored)
 
 
 def _parameters(stored: dict[str, Any]) -> dict[str, Any]:

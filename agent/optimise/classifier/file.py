@@ -175,7 +175,7 @@ def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, A
     """
     module, parameters = build_classifier(request.network, classes)
     if request.weights:
-        load_weights(module, request.weights)
+        load_weights(module, request.weights, parameters.get("classes"))
     if not any(one.requires_grad for one in module.parameters()):
         raise ModelError(f"{request.network}: has no parameters to train")
     return module, parameters

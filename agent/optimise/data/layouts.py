@@ -144,6 +144,8 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
     if not count:
         if lists and not notes:
             raise ModelError(f"{path}: not one box in {plain(lists[0])}")
+        if found.remarks:
+            raise ModelError(f"{path}: not one box that can be used: {'; '.join(found.remarks)}")
         return None  # of a tool that wrote no boxes
     places = tuple(f"{path}: {plain(name)}" for name in pictures)
     words = "; ".join((f"with {count} boxes {words}", *found.remarks))

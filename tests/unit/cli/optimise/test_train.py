@@ -197,4 +197,8 @@ def test_a_detector_learns_boxes_and_is_found_and_quantised(
         assert why in said(run("train", "detector", tmp_path / "c.tflite", *words))
     assert "`detector` learns boxes" in said(run("train", "tiny", tmp_path / "c.tflite", "--data", data))
     assert "needs examples with classes" in said(run("prune", out, tmp_path / "c.tflite", "--data", data))
+    weights = ["--weights", tmp_path / "net.pt"]
+    (data / "classes.txt").write_text("disc\nsquare\nstar\n")
+    told = said(run("train", "detector", tmp_path / "c.tflite", *given, *weights))
+    assert "was trained for 2 classes, and there are 3" in told
     assert not (tmp_path / "c.tflite").exists()

@@ -56,6 +56,10 @@ def test_a_box_without_area_is_left_out_and_told(tmp_path: Path) -> None:
     found = read_data(tmp_path)
     assert boxes(found)[1] == []
     assert "1 box without width or height left out" in found.words
+    for name in ("p0", "p1", "p2"):
+        (tmp_path / "Annotations" / f"{name}.xml").write_text(voc(("cell", 5, 5, 5, 9)))
+    with pytest.raises(ModelError, match="not one box that can be used: 3 boxes without width or height"):
+        read_data(tmp_path)
 
 
 @pytest.mark.parametrize(
