@@ -31,6 +31,7 @@ from agent.optimise.evaluate import (
     share_score,
     wilson,
 )
+from agent.optimise.evaluation.errors import NOTHING, WORST, WrongExample, box_errors, class_errors
 from agent.optimise.evaluation.operating import (
     Found,
     FrocPoint,
@@ -48,9 +49,6 @@ from agent.types import Detection
 _LEAST = 1e-4
 """Threshold of the decoder in a pass: weaker results are of no use."""
 _BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
-_WORST = 24
-_NOTHING = -1
-"""In place of the number of a class: the model tells none."""
 _CONFUSED_MAX = 300
 """Most classes whose confusions are told: their number is its square."""
 _CURVES_MAX = 12
@@ -113,22 +111,6 @@ class Positive(Struct, frozen=True):
     at_target: OperatingPoint | None
     most: float
     froc: tuple[FrocPoint, ...] = ()
-
-
-class WrongExample(Struct, frozen=True):
-    """An example on which the model errs most surely.
-
-    Attributes:
-        index, name: of the example; the name is that of its file, or its number.
-        truth, told: classes.
-        score: of what is told, 0..1.
-    """
-
-    index: int
-    name: str
-    truth: str
-    told: str
-    score: float
 
 
 class ModelComparison(Struct, frozen=True):
@@ -274,7 +256,7 @@ def _classes(
     assert labels is not None
     scores, top_k = _class_scores(model.manifest, session, examples, progress)
     silent = ~np.isfinite(scores).all(1)
-    told = np.where(silent, _NOTHING, scores.argmax(1))
+    told = np.where(silent, NOTHING, scores.argmax(1))
     names = Labels(output.labels or examples.names)
     shown = tuple(names[number] for number in range(scores.shape[1]))
     confusion = np.zeros((len(shown), len(shown)), np.int64)
@@ -284,7 +266,7 @@ def _classes(
         "classes": tuple(_class_results(confusion, np.bincount(labels, minlength=len(shown)), shown)),
         "confusion": tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
         "positives": _positive_classes(request, scores, labels, shown, top_k, output.score_threshold),
-        "wrong": _worst(examples, scores, labels, told, shown),
+        "wrong": class_errors(examples, scores, labels, told, shown),
     }
     found = _evaluation(model, examples, score, "top-1", **more)
     if silent.any():
@@ -344,23 +326,6 @@ def _class_results(
         yield ClassResult(name, count, recall, interval, right / told if told else None)
 
 
-def _worst(
-    examples: Examples,
-    scores: NDArray[np.float64],
-    labels: NDArray[np.int64],
-    told: NDArray[np.int64],
-    names: Sequence[str],
-) -> tuple[WrongExample, ...]:
-    wrong = np.flatnonzero((told != labels) & (told != _NOTHING))
-    surest = wrong[np.argsort(-scores[wrong, told[wrong]], kind="stable")][:_WORST]
-    return tuple(
-        WrongExample(
-            int(one), examples.name(int(one)), names[labels[one]], names[told[one]], float(scores[one, told[one]])
-        )
-        for one in surest
-    )
-
-
 def _positive(
     request: EvaluationRequest, scores: NDArray[np.float64], positive: NDArray[np.bool_], threshold: float
 ) -> Positive:
@@ -401,7 +366,7 @@ def _whole_pictures(
     told = np.where(scores >= threshold, "found", "nothing found")
     wrong = np.flatnonzero(~right)
     heights = np.maximum(scores, 0.0)
-    surest = wrong[np.argsort(-np.abs(heights[wrong] - threshold), kind="stable")][:_WORST]
+    surest = wrong[np.argsort(-np.abs(heights[wrong] - threshold), kind="stable")][:WORST]
     errors = tuple(
         WrongExample(int(one), examples.name(int(one)), names[labels[one]], str(told[one]), float(heights[one]))
         for one in surest
@@ -444,7 +409,8 @@ def _boxes(
         rows.append(ClassResult(name, count, point.recall, point.recall_interval, point.precision, average))
         if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
             positives.append(_box_positive(request, matched, name, point))
-    more = {"classes": tuple(rows), "confusion": (), "positives": tuple(positives), "wrong": ()}
+    wrong = box_errors(examples, found, names, threshold)
+    more = {"classes": tuple(rows), "confusion": (), "positives": tuple(positives), "wrong": wrong}
     return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
 
 

@@ -103,16 +103,17 @@ def match(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.bool_]:
         Whether each detection is the match of an object; each object has one at most.
     """
     hits, free = np.zeros(len(boxes), bool), np.ones(len(truth), bool)
-    overlaps = _overlaps(boxes, truth)
+    shared = overlaps(boxes, truth)
     for number in np.argsort(-scores, kind="stable"):
-        candidates = np.where(free, overlaps[number], 0.0) if len(truth) else np.zeros(1)
+        candidates = np.where(free, shared[number], 0.0) if len(truth) else np.zeros(1)
         best = int(candidates.argmax())
         if candidates[best] >= _IOU:
             hits[number], free[best] = True, False
     return hits
 
 
-def _overlaps(boxes: Floats, truth: Floats) -> Floats:
+def overlaps(boxes: Floats, truth: Floats) -> Floats:
+    """Return the intersection over union of boxes [d, 4] and [m, 4], float64 [d, m]."""
     corner = np.maximum(boxes[:, None, :2], truth[None, :, :2])
     other = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
     shared = np.prod(np.clip(other - corner, 0.0, None), axis=2)

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
+from agent.compute.drawing import annotate_detections
 from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.evaluation.model import ClassResult, Evaluation, Positive
 from agent.optimise.evaluation.operating import OperatingPoint
 from agent.optimise.report import html_page, html_picture, html_table
 from agent.text import plain
+from agent.types import Detection
 
 _SIDE, _QUALITY = 240, 80
 """Longest side of a picture in the report, px, and quality of its JPEG."""
@@ -193,7 +195,10 @@ def _wrong_pictures(found: Evaluation, examples: Examples) -> Iterator[str]:
         height, width = picture.shape[:2]
         scale = min(1.0, _SIDE / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
+        small = cv2.resize(picture, size, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+        if one.box is not None:
+            label = one.truth if one.told == "nothing" else one.told
+            small = annotate_detections(small, [Detection(label, one.score, one.box)], order="bgr")
         encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, _QUALITY))[1].tobytes()
         about = f"{one.name}: {one.truth}, told {one.told}, {one.score:.3f}"
         shown = html_picture(about, encoded, "jpeg")

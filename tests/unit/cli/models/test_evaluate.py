@@ -214,6 +214,11 @@ def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:
     assert (red["name"], red["count"], red["recall"], red["precision"]) == ("red", 4, 0.75, 1.0)
     assert green["ap"] == pytest.approx(1.0)
     (positive,) = found["positives"]
+    missed = [one for one in found["wrong"] if one["told"] == "nothing"]
+    assert [(one["name"], one["truth"], one["score"]) for one in missed] == [("images/0.png", "red", 0.0)]
+    assert missed[0]["box"] == pytest.approx([0.05, 0.05, 0.15, 0.15])
+    run(boxed, boxed.parent / "data", "--report", boxed.parent / "report.html")
+    assert "images/0.png: red, told nothing" in (boxed.parent / "report.html").read_text()
     assert positive["at_target"]["missed"] == 1
     assert positive["froc"][0]["sensitivity"] == 0.75
 
