@@ -4,8 +4,8 @@ One half of these pictures gives the operating point, at most 0.3 false positive
 by `vedette screening run`, whose records are judged; then the halves change places. Platelets go the same way;
 not every red cell is labelled, so those are left out. The same pictures, four joined to one and screened in
 tiles, and each one blurred, show what that costs. Objects are found at IoU 0.5. What INT8 loses, and all pictures
-of BCCD judged by detectors that have not learned from them, is recorded by `optimise/detector`. With --quick white
-cells in single pictures alone.
+of BCCD judged by detectors that have not learned from them, is recorded by `optimise/detector`. With --quick
+white cells in single pictures alone.
 """
 
 from __future__ import annotations
