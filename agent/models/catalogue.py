@@ -17,23 +17,23 @@ from agent.text import plain
 _FILE = Path(__file__).with_name("catalogue.toml")
 _Bytes = Annotated[int, Meta(gt=0)]
 
-TASKS = {
-    "nanodet": "detection",
-    "yolo": "detection",
-    "ssd": "detection",
-    "fomo": "detection",
-    "blazeface": "face detection",
-    "classify": "classification",
-    "segment": "segmentation",
-    "keypoints": "pose",
-    "landmarks": "landmarks",
-    "keyword": "keywords",
-    "anomaly": "anomalies",
-    "regression": "measurement",
-    "raw": "raw outputs",
-    "features": "features",
+TASKS: dict[str, tuple[str, ...]] = {
+    "nanodet": ("detection",),
+    "yolo": ("detection",),
+    "ssd": ("detection",),
+    "fomo": ("detection",),
+    "blazeface": ("face detection",),
+    "classify": ("classification",),
+    "segment": ("segmentation",),
+    "keypoints": ("pose",),
+    "landmarks": ("landmarks", "pose"),
+    "keyword": ("keywords",),
+    "anomaly": ("anomalies",),
+    "regression": ("measurement",),
+    "raw": ("raw outputs",),
+    "features": ("features",),
 }
-"""What a model does, by its decoder."""
+"""What a model may do, by its decoder."""
 
 
 class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
@@ -102,7 +102,7 @@ def with_task(task: str) -> tuple[CatalogueModel, ...]:
 
 def known_tasks() -> list[str]:
     """Return the tasks of all decoders and of the catalogue."""
-    return sorted({*TASKS.values(), *(one.task for one in catalogue())})
+    return sorted({task for some in TASKS.values() for task in some} | {one.task for one in catalogue()})
 
 
 def check_task(task: str) -> None:

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import itertools
+import os
+import ssl
 import time
 import urllib.error
 import urllib.request
@@ -23,6 +26,7 @@ _CHUNK = 256 * 1024
 _STALL_S, _RETRIES, _WAIT_S = 30.0, 4, 1.0
 _HEAD = 512
 _SERVER_ERROR = 500
+_MOST_TRIES = 40
 _PASSED_ON = (OSError, http.client.HTTPException, ValueError)
 
 Progress = Callable[[int, int], None]
@@ -37,7 +41,7 @@ class _NoOtherScheme(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if after != "https" and (after, before) != ("http", "http"):
-            raise ModelError(f"{plain(req.full_url)}: leads to {plain(newurl[:200])}, which is not followed")
+            raise ModelError(f"{shown(req.full_url)}: leads to {shown(newurl[:200])}, which is not followed")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
@@ -51,13 +55,22 @@ def file_name_of(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError as error:
-        raise ModelError(f"{plain(url)}: is no URL: {error}") from None
+        raise ModelError(f"{shown(url)}: is no URL: {error}") from None
     name = unquote(parts.path).rpartition("/")[2]
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ModelError(f"{plain(url)}: expected a URL such as https://example.org/model.tflite")
+        raise ModelError(f"{shown(url)}: expected a URL such as https://example.org/model.tflite")
     if not name or not name.isprintable() or name.startswith("."):
-        raise ModelError(f"{plain(url)}: names no file: expected a URL that ends in the name of one")
+        raise ModelError(f"{shown(url)}: names no file: expected a URL that ends in the name of one")
+    if not url.isascii() or not url.isprintable() or " " in url:
+        raise ModelError(f"{shown(url)}: expected a URL whose spaces and letters beyond ASCII are written as %…")
+    if parts.username is not None or parts.password is not None:
+        raise ModelError(f"{parts.scheme}://***@{parts.hostname}: a login in a URL is not taken")
     return name
+
+
+def shown(url: str) -> str:
+    """Return a URL for messages and manifests: without its query, which may hold a secret."""
+    return plain(url.partition("#")[0].partition("?")[0])
 
 
 def fetch(url: str, target: Path, sha256: str, *, size: int = 0, progress: Progress = lambda *_: None) -> None:
@@ -75,6 +88,8 @@ def fetch(url: str, target: Path, sha256: str, *, size: int = 0, progress: Progr
         StorageError: the file cannot be written.
     """
     file_name_of(url)
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_file()):
+        raise StorageError(f"{target}: cannot be written: not a file, but a link, a device, a pipe or a folder")
     resumed = target.exists()
     if _is_right(target, sha256):
         return
@@ -85,37 +100,48 @@ def fetch(url: str, target: Path, sha256: str, *, size: int = 0, progress: Progr
     if not _is_right(target, sha256):
         told = _told(target, sha256)
         remove(target)
-        raise ModelError(f"{plain(url)}: {told}")
+        raise ModelError(f"{shown(url)}: the server sends {told}")
 
 
 def _fetch_whole(url: str, target: Path, size: int, progress: Progress) -> None:
     """Fetch what is missing of a file; try again where it breaks off, as long as something comes."""
     failed = 0
-    while True:
+    for tries in itertools.count(1):
         before = _bytes_of(target)
         try:
             return _append(url, target, size, progress)
         except (ModelError, StorageError):
             raise
         except _PASSED_ON as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < _SERVER_ERROR:
-                told = f"{error.code} {plain(str(error.reason))}"
-                raise ModelError(f"{plain(url)}: the server answers {told}") from error
+            if not _may_pass(error):
+                raise ModelError(f"{shown(url)}: {_reason(error)}") from error
             failed = 0 if _bytes_of(target) > before else failed + 1
-            if failed > _RETRIES:
-                raise ModelError(
-                    f"{plain(url)}: cannot be fetched: {plain(_reason(error))}; try again"
-                ) from error
+            if failed > _RETRIES or tries >= _MOST_TRIES:
+                told = f"cannot be fetched: {_reason(error)}; try again, or give --mirror"
+                raise ModelError(f"{shown(url)}: {told}") from error
             time.sleep(_WAIT_S * failed)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return True for what may be otherwise a moment later."""
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= _SERVER_ERROR
+    if isinstance(getattr(error, "reason", error), ssl.SSLError):
+        return False
+    return isinstance(error, OSError | http.client.IncompleteRead | http.client.RemoteDisconnected)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, http.client.IncompleteRead):
         return "the connection breaks off"
     if isinstance(error, urllib.error.HTTPError):
-        return f"the server answers {error.code} {error.reason}"
+        return f"the server answers {error.code} {_first_line(error.reason)}"
     inner = getattr(error, "reason", error)
-    return "the server sends nothing" if isinstance(inner, TimeoutError) else str(inner) or type(inner).__name__
+    return "the server sends nothing" if isinstance(inner, TimeoutError) else _first_line(inner)
+
+
+def _first_line(error: object) -> str:
+    return plain((str(error).splitlines() or [""])[0] or type(error).__name__)
 
 
 def _bytes_of(target: Path) -> int:
@@ -142,10 +168,11 @@ def _append(url: str, target: Path, size: int, progress: Progress) -> None:
         coming = int(answer.headers.get("Content-Length") or 0)
         total = there + coming if coming else size
         if max(total, size) > LARGEST:
-            raise ModelError(f"{plain(url)}: {total / 1e6:.0f} MB: expected at most {LARGEST / 1e6:.0f}")
+            raise ModelError(f"{shown(url)}: {total / 1e6:.0f} MB: expected at most {LARGEST / 1e6:.0f}")
         received = _write(answer, target, there, total, progress)
         if received > LARGEST:
-            raise ModelError(f"{plain(url)}: sends more than {LARGEST / 1e6:.0f} MB")
+            remove(target)
+            raise ModelError(f"{shown(url)}: the server sends more than {LARGEST / 1e6:.0f} MB")
     if total and received < total:
         raise http.client.IncompleteRead(b"", total - received)
 
@@ -153,7 +180,7 @@ def _append(url: str, target: Path, size: int, progress: Progress) -> None:
 def _write(answer: http.client.HTTPResponse, target: Path, there: int, total: int, progress: Progress) -> int:
     """Append to a file what a server sends; return the file's bytes."""
     with open_partial(target, there) as file:
-        while there <= LARGEST and (chunk := answer.read(_CHUNK)):
+        while there <= LARGEST and (chunk := answer.read1(_CHUNK)):
             with storage_errors(f"{target}: cannot be written"):
                 file.write(chunk)
                 file.flush()
@@ -181,12 +208,12 @@ def _is_right(path: Path, sha256: str) -> bool:
 
 def _told(path: Path, sha256: str) -> str:
     """Describe a file that has another hash."""
-    if not path.is_file():
-        return "the server sends nothing"
-    head = next(_chunks(path), b"")[:_HEAD]
+    head = next(_chunks(path), b"")[:_HEAD] if path.is_file() else b""
+    if not head:
+        return "nothing"
     if head.lstrip()[:1] == b"<":
-        return "the server sends an HTML page, not the file: copy the address of the file itself"
-    return f"is another file: its sha256 is {_digest(path)}, expected {sha256.lower()}"
+        return "an HTML page, not the file: copy the address of the file itself"
+    return f"another file: its sha256 is {_digest(path)}, expected {sha256.lower()}"
 
 
 def check_file(path: Path, sha256: str) -> None:
@@ -196,4 +223,4 @@ def check_file(path: Path, sha256: str) -> None:
         ModelError: it is another one. StorageError: it cannot be read.
     """
     if not _is_right(path, sha256):
-        raise ModelError(f"{path}: {_told(path, sha256)}")
+        raise ModelError(f"{path}: is {_told(path, sha256)}")

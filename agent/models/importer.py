@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import gzip
 import io
+import os
 import re
 import tarfile
 import zipfile
@@ -45,6 +46,7 @@ _LARGEST, _LARGEST_TEXT, _LARGEST_TAR = 512 * 1024**2, 1024**2, 2 * 1024**3
 """Most bytes of a model, of labels in an archive, and of all that one packed by gzip unpacks to."""
 ARCHIVES = (".zip", ".whl", ".tgz", ".tar.gz")
 _START, _MAGIC = 64, b"TFL3"
+_LONGEST_STEM = 100
 _MOST = 10_000
 """Most files in an archive."""
 _NUMBERED = re.compile(r"(\d{1,9})[\s:,]+(\S.*)")
@@ -96,13 +98,15 @@ class _Tar:
     """A `.tar` packed by gzip, such as a package of npm."""
 
     def __init__(self, content: bytes, path: Path) -> None:
-        self._archive = tarfile.TarFile(fileobj=_Bounded(content))
+        unpacked = _Bounded(content)
+        self._archive = tarfile.TarFile(fileobj=unpacked)
         self._infos = []
         for count, one in enumerate(self._archive, 1):
             if count > _MOST:
                 raise ModelError(f"{path}: has more than {_MOST} files")
             if one.isreg():
                 self._infos.append(one)
+        unpacked.largest_read = _LARGEST
 
     def files(self) -> list[_Entry]:
         return [_Entry(one.name, one.size) for one in self._infos]
@@ -114,10 +118,16 @@ class _Tar:
 
 
 class _Bounded(gzip.GzipFile):
-    """Unpacks no more than `_LARGEST_TAR` bytes."""
+    """Unpacks no more than `_LARGEST_TAR` bytes, and as long as headers are read, not many of them at once."""
 
     def __init__(self, content: bytes) -> None:
         super().__init__(fileobj=io.BytesIO(content), mode="rb")
+        self.largest_read = _LARGEST_TEXT
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or size > self.largest_read:
+            raise ValueError(f"a header of {size} bytes: expected at most {self.largest_read}")
+        return super().read(size)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         if offset > _LARGEST_TAR:  # what lies before would be unpacked
@@ -185,11 +195,12 @@ def find_model(path: Path, member: str = "") -> FoundModel:
         return _in_archive(_Zip(content, path) if is_zip else _Tar(content, path), path, member)
     except _BROKEN as error:
         kind = "zip archive" if is_zip else "tar archive"
-        raise ModelError(f"{path}: cannot be read as a {kind}: {error}") from None
+        why = "it is encrypted" if "encrypted" in str(error) else error
+        raise ModelError(f"{path}: cannot be read as a {kind}: {why}") from None
 
 
 def _beside_manifest(path: Path) -> FoundModel:
-    content, name = _model(read(path), str(path)), _stem(path.name)
+    content, name = _model(read(path), str(path)), stem_of(path.name)
     own = [path.with_suffix(suffix) for suffix in (".toml", ".json") if path.with_suffix(suffix).is_file()]
     if not own:
         return FoundModel(content, name)
@@ -229,7 +240,7 @@ def _in_archive(archive: _Archive, path: Path, member: str) -> FoundModel:
     remarks += [f"{plural(len(labels), 'label')} from {plain(listed.filename)}"] if listed else []
     stem = path.name if teachable else inner.name
     origin = _TEACHABLE if teachable else ""
-    return FoundModel(content, _stem(stem), labels, origin=origin, remarks=tuple(remarks))
+    return FoundModel(content, stem_of(stem), labels, origin=origin, remarks=tuple(remarks))
 
 
 def _told(models: list[_Entry], chosen: list[_Entry], member: str) -> str:
@@ -270,9 +281,9 @@ def _model(content: bytes, place: str) -> bytes:
     return content
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """Return the stem of a name, with nothing that a shell or a topic would mind."""
-    return _NAME.sub("-", PurePosixPath(name).stem).strip("-.") or "model"
+    return _NAME.sub("-", PurePosixPath(name).stem)[:_LONGEST_STEM].strip("-.") or "model"
 
 
 def _labels_beside(files: list[_Entry], model: PurePosixPath) -> _Entry | None:
@@ -398,5 +409,5 @@ def check_free(path: Path, *, force: bool = False) -> None:
     if not path.parent.is_dir():
         raise ModelError(f"{path.parent}: there is no such folder: make it first")
     for file in (path, path.with_suffix(".toml")):
-        if file.exists() and not force:
+        if os.path.lexists(file) and not force:
             raise ModelError(f"{file}: exists; --force replaces it, --name gives the model another name")

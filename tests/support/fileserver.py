@@ -19,13 +19,14 @@ class FileServer:
         cut_after: see `cuts`.
         fails: number of answers of 503.
         ranges: whether a part can be asked for.
+        lengths: whether the length is told before.
         asked: the header Range of each request, or empty.
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
-        self.cuts, self.cut_after, self.fails, self.ranges = 0, 1000, 0, True
+        self.cuts, self.cut_after, self.fails, self.ranges, self.lengths = 0, 1000, 0, True, True
         self.asked: list[str] = []
         self.url = ""
 
@@ -39,6 +40,7 @@ def file_server() -> Iterator[FileServer]:
             pass
 
         def do_GET(self) -> None:
+            self.path = self.path.partition("?")[0]
             served.asked.append(self.headers.get("Range", ""))
             if served.fails:
                 served.fails -= 1
@@ -63,7 +65,8 @@ def file_server() -> Iterator[FileServer]:
                 self.send_header("Content-Range", f"bytes {first}-{len(content) - 1}/{len(content)}")
             else:
                 self.send_response(200)
-            self.send_header("Content-Length", str(len(content) - first))
+            if served.lengths:
+                self.send_header("Content-Length", str(len(content) - first))
             self.end_headers()
             end = len(content)
             if served.cuts:

@@ -47,6 +47,12 @@ def _complete_catalogue(_context: click.Context, _option: click.Parameter, incom
     return [one.name for one in catalogue() if one.name.startswith(incomplete)]
 
 
+def _complete_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    from agent.models.catalogue import known_tasks
+
+    return [task for task in known_tasks() if task.startswith(incomplete)]
+
+
 def _sha256(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
     if text is not None and not re.fullmatch("[0-9A-Fa-f]{64}", text):
         raise click.BadParameter(f"{text!r}: expected 64 hexadecimal digits", param=option)
@@ -64,7 +70,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 
 @models.command("list")
 @click.argument("files", nargs=-1)
-@click.option("--task", default="", help="Only those for this task, such as detection.")
+@click.option("--task", default="", shell_complete=_complete_task, help="Only those for this task.")
 @_JSON
 def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
     """List the bundled models and FILES. Exits with 1 if one of them cannot be used.
@@ -80,11 +86,13 @@ def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
     names = (*bundled(), *files)
     with preloaded(names):
         rows = without_root(lambda: [listed(name) for name in names], list[Listed])
-    rows = [row for row in rows if row.error or not task or TASKS.get(row.decoder) == task]
+    rows = [row for row in rows if row.error or not task or task in TASKS.get(row.decoder, ())]
     if as_json:
         print_json(rows, indent=2)
     else:
         _print_list(rows)
+        if task and not rows:
+            click.echo(f"none of them is for {task}; vedette models pull --task '{task}' lists others", err=True)
     sys.exit(any(row.error for row in rows))
 
 
@@ -156,7 +164,7 @@ def import_(file: Path, **options: Any) -> None:
 
 @models.command()
 @click.argument("name", required=False, metavar="[NAME|URL]", shell_complete=_complete_catalogue)
-@click.option("--task", default="", help="List only the models for this task.")
+@click.option("--task", default="", shell_complete=_complete_task, help="List only the models for this task.")
 @click.option("--sha256", callback=_sha256, help="Of the file at a URL, in hexadecimal digits.")
 @click.option(
     "--mirror", default="", metavar="FOLDER|URL", help="Where the file is instead, under the same name."
@@ -191,6 +199,8 @@ def pull(
     from agent.cli.models.pulling import pull as fetch_and_import
 
     if name is None:
+        if sha256 or mirror or rename or any(one and one != Path() for one in options.values()):
+            raise click.UsageError("these options are for a NAME or a URL")
         list_catalogue(task, as_json=as_json)
         return
     if task:

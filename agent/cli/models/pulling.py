@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import click
 from msgspec import Struct
@@ -13,8 +14,8 @@ from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, VedetteError
 from agent.models.catalogue import CatalogueModel, find_in_catalogue, with_task
-from agent.models.fetch import check_file, fetch, file_name_of
-from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels
+from agent.models.fetch import check_file, fetch, file_name_of, shown
+from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels, stem_of
 from agent.storage.files import remove
 from agent.text import plain
 
@@ -49,6 +50,17 @@ class _Wanted(Struct, frozen=True):
     sha256: str
     size: int = 0
     entry: CatalogueModel | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Suffix of the file, such as `.tgz`."""
+        name = file_name_of(self.url).lower()
+        return next(one for one in (*SUFFIXES, *ARCHIVES) if name.endswith(one))
+
+    @property
+    def is_archive(self) -> bool:
+        """True if the model lies in an archive."""
+        return self.suffix in ARCHIVES
 
 
 def list_catalogue(task: str, *, as_json: bool) -> None:
@@ -85,16 +97,21 @@ def pull(name: str, options: PullOptions) -> None:
         raise ModelError(f"{imports.to}: there is no such folder: make it first")
     if imports.labels:
         read_labels(imports.labels)
-    if imports.name:
-        check_free(imports.to / f"{imports.name}{SUFFIXES[0]}", force=imports.force)
-    kept = imports.to / f".pull-{wanted.sha256[:12]}-{file_name_of(wanted.url)}"
+    name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
+    if name:
+        check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
+    kept = imports.to / f".pull-{wanted.sha256[:12]}{wanted.suffix}"
     source = _mirrored(wanted, options.mirror)
-    if isinstance(source, Path):
-        path = source
-    else:
-        path = kept
+    path = source if isinstance(source, Path) else kept
+    if not isinstance(source, Path):
         _fetch(source, path, wanted)
-    import_found(_found(path, wanted, imports), path, imports)
+    try:
+        import_found(_found(path, wanted, imports), path, imports)
+    except VedetteError as error:
+        told = str(error).replace(str(path), shown(wanted.url))
+        if path == kept:
+            told += f"; what was fetched stays in {kept} for the next call"
+        raise ModelError(told) from error
     remove(kept)
 
 
@@ -107,10 +124,10 @@ def _wanted(name: str, options: PullOptions) -> _Wanted:
     file = file_name_of(name)
     if not file.lower().endswith((*SUFFIXES, *ARCHIVES)):
         expected = ", ".join((*SUFFIXES, *ARCHIVES))
-        raise ModelError(f"{plain(name)}: expected a URL that ends in {expected}")
+        raise ModelError(f"{shown(name)}: expected a URL that ends in {expected}")
     if options.sha256 is None:
         raise ModelError(
-            f"{plain(name)}: give --sha256, which its maker states, or `sha256sum` tells of a copy that you trust"
+            f"{shown(name)}: give --sha256, which its maker states, or `sha256sum` tells of a copy that you trust"
         )
     return _Wanted(name, options.sha256.lower())
 
@@ -130,12 +147,16 @@ def _mirrored(wanted: _Wanted, mirror: str) -> str | Path:
     """Return where the file is: a URL, or a path in a folder that is the mirror."""
     name = file_name_of(wanted.url)
     if "://" in mirror:
-        return f"{mirror.rstrip('/')}/{name}"
+        if "?" in mirror or "#" in mirror:
+            raise ModelError(f"{shown(mirror)}: expected the address of a folder, without ? and #")
+        return f"{mirror.rstrip('/')}/{quote(name)}"
     if not mirror:
         return wanted.url
+    if not Path(mirror).is_dir():
+        raise ModelError(f"{plain(mirror)}: there is no such folder")
     path = Path(mirror) / name
     if not path.is_file():
-        raise ModelError(f"{mirror}: has no {plain(name)}: copy it from {plain(wanted.url)}")
+        raise ModelError(f"{mirror}: has no {plain(name)}: copy it from {shown(wanted.url)}")
     check_file(path, wanted.sha256)
     return path
 
@@ -149,6 +170,10 @@ def _fetch(url: str, path: Path, wanted: _Wanted) -> None:
 
     try:
         fetch(url, path, wanted.sha256, size=wanted.size, progress=progress)
+    except KeyboardInterrupt:
+        show_progress("")
+        click.echo("not finished: the same command goes on", err=True)
+        raise
     finally:
         show_progress("")
     click.echo(f"{name}: fetched, sha256 {wanted.sha256}", err=True)
@@ -156,13 +181,10 @@ def _fetch(url: str, path: Path, wanted: _Wanted) -> None:
 
 def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions) -> FoundModel:
     """Return the model in what was fetched; its manifest says where it is from."""
-    try:
-        found = find_model(path, imports.member)
-    except VedetteError as error:
-        raise ModelError(str(error).replace(str(path), wanted.url)) from error
-    stated = {**found.stated, "source": wanted.url}
+    found = find_model(path, imports.member)
+    stated = {**found.stated, "source": shown(wanted.url)}
     if wanted.entry is None:
-        name = found.name.removeprefix(f"pull-{wanted.sha256[:12]}-")
+        name = found.name if wanted.is_archive else stem_of(file_name_of(wanted.url))
         return replace(found, name=name, stated=stated)
     entry = wanted.entry
     stated |= {"licence": entry.licence, "description": f"{entry.description}; {entry.about}"}

@@ -187,6 +187,8 @@ def _choose_inside(folder: Path, own: Path, found: _Chosen) -> None:
         found.unread.append(f"{error.filename}: cannot be read: {reason_of(error)}")
 
     for place, folders, names in os.walk(folder, onerror=refused):
+        if AUDIT in names:  # results of another run
+            folders[:] = [name for name in folders if name != REVIEW]
         folders[:] = sorted(name for name in folders if Path(place, name).resolve() != own)
         links = [name for name in folders if Path(place, name).is_symlink()]
         found.unread.extend(
@@ -223,6 +225,7 @@ def _prepare_folder(out: Path) -> None:
     refuse_links(out)
     for folder in (out, out / REVIEW):
         make_folder(folder)
+    (out / REVIEW).chmod(0o700)
 
 
 def _key(path: Path, *, is_new: bool) -> bytes:

@@ -79,8 +79,8 @@ def test_what_was_there_before_does_not_spoil_the_file(
     [
         (b"<!doctype html><title>Sign in</title>", "sends an HTML page, not the file"),
         (b"\n  <html>", "sends an HTML page"),
-        (b"another", "is another file: its sha256 is"),
-        (b"", "is another file"),
+        (b"another", "the server sends another file: its sha256 is"),
+        (b"", "the server sends nothing"),
     ],
 )
 def test_another_file_is_refused_and_removed(server: FileServer, target: Path, content: bytes, why: str) -> None:
@@ -185,3 +185,52 @@ def test_the_hash_of_a_file_is_checked(tmp_path: Path) -> None:
     path.write_bytes(b"other")
     with pytest.raises(ModelError, match="is another file"):
         check_file(path, SHA256)
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("https://bob:secret@example.org/a.tgz", r"https://\*\*\*@example.org: a login in a URL is not taken"),
+        ("https://example.org/a b.tgz", "written as %"),
+        ("https://example.org/ä.tgz", "written as %"),
+    ],
+)
+def test_urls_that_no_server_takes_are_refused_at_once(url: str, why: str, target: Path) -> None:
+    with pytest.raises(ModelError, match=why) as error:
+        fetch(url, target, SHA256)
+    assert "secret" not in str(error.value)
+
+
+def test_a_query_is_in_no_message(server: FileServer, target: Path) -> None:
+    with pytest.raises(ModelError, match="answers 404") as error:
+        fetch(f"{server.url}/none.tflite?token=secret", target, SHA256)
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_that_sends_without_end_leaves_nothing(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LARGEST", 300_000)
+    server.lengths = False
+    with pytest.raises(ModelError, match="the server sends more than"):
+        fetch(f"{server.url}/a.tflite", target, SHA256)
+    assert not target.exists()
+
+
+def test_a_server_that_starts_anew_and_breaks_off_is_given_up(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_MOST_TRIES", 6)
+    server.ranges, server.cuts = False, 1000
+    with pytest.raises(ModelError, match=r"the connection breaks off; try again, or give --mirror"):
+        fetch(f"{server.url}/a.tflite", target, SHA256)
+    assert len(server.asked) <= 6
+
+
+def test_what_is_no_file_is_not_written_to(server: FileServer, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(StorageError, match="not a file, but"):
+            fetch(f"{server.url}/a.tflite", tmp_path / name, SHA256)
+    assert server.asked == []

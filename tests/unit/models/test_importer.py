@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 import zipfile
@@ -277,3 +278,11 @@ def test_tar_archives_that_cannot_be_read_are_told(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("agent.models.importer._MOST", 1)
     with pytest.raises(ModelError, match="more than 1 files"):
         find_model(tgz(tmp_path / "many.tgz", {"a": b"", "b": b""}))
+
+
+def test_a_header_of_a_gigabyte_is_not_unpacked(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.size, info.type = 1_500_000_000, tarfile.GNUTYPE_LONGNAME
+    (tmp_path / "long.tgz").write_bytes(gzip.compress(info.tobuf() + bytes(3_000_000)))
+    with pytest.raises(ModelError, match="a header of 15"):
+        find_model(tmp_path / "long.tgz")

@@ -9,9 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 
 from agent.cli.config import config
+from agent.cli.main import vedette
 from agent.cli.models import models
 from agent.cli.profile import profile
 from agent.compute.manifest import Manifest
@@ -393,3 +395,22 @@ def test_inspecting_lists_every_fault_that_an_error_counts(tmp_path: Path) -> No
     with pytest.raises(VedetteError) as raised:
         call("inspect", str(path))
     assert len(str(raised.value).splitlines()) == 2
+
+
+def test_models_are_listed_by_task() -> None:
+    def names(*words: str) -> list[str]:
+        done = CliRunner().invoke(vedette, ["models", "list", "--json", *words])
+        assert done.exit_code == 0, done.output
+        return [one["name"] for one in json.loads(done.stdout)]
+
+    assert names("--task", "detection") == ["blood-cells", "nanodet"]
+    assert names("--task", "keywords") == ["small-speech"]
+    assert names("--task", "pose") == []
+    none = CliRunner().invoke(vedette, ["models", "list", "--task", "pose"])
+    assert "vedette models pull --task 'pose' lists others" in none.output
+    wrong = CliRunner().invoke(vedette, ["models", "list", "--task", "posing"])
+    assert "there is no such task" in str(wrong.exception)
+    found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(
+        ["models", "list", "--task"], "de"
+    )
+    assert [item.value for item in found] == ["detection"]

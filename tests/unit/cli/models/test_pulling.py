@@ -110,7 +110,9 @@ def test_a_model_of_the_catalogue_is_written_with_its_licence(server: FileServer
 def test_what_was_fetched_waits_for_what_is_missing(server: FileServer, tmp_path: Path) -> None:
     assert "none.txt" in refused("signs", "--to", tmp_path, "--labels", tmp_path / "none.txt")
     assert server.asked == []
-    assert "ssd" in refused("signs", "--to", tmp_path, "--decoder", "ssd")
+    told = refused("signs", "--to", tmp_path, "--decoder", "ssd")
+    assert "ssd" in told
+    assert f"stays in {tmp_path}/.pull-{SHA256[:12]}.tgz for the next call" in told
     assert called("signs", "--to", tmp_path, "--pixels", "unit").exit_code == 0
     assert server.asked == [""]
     assert left(tmp_path) == {"signs.tflite", "signs.toml"}
@@ -146,18 +148,29 @@ def test_a_url_is_fetched_with_its_hash_alone(server: FileServer, tmp_path: Path
     assert "64 hexadecimal digits" in refused(url, "--to", tmp_path, "--sha256", "12")
     assert called(url, "--to", tmp_path, "--sha256", sha256.upper(), "--pixels", "raw").exit_code == 0
     assert left(tmp_path) == {"m.tflite", "m.toml"}
+    asked = len(server.asked)
+    assert "exists; --force" in refused(url, "--to", tmp_path, "--sha256", sha256)
+    assert len(server.asked) == asked
+    query = f"{server.url}/m.tflite?token=secret"
+    assert called(query, "--to", tmp_path, "--sha256", sha256, "--pixels", "raw", "--force").exit_code == 0
+    assert "secret" not in (tmp_path / "m.toml").read_text()
+    long = f"{server.url}/{'x' * 300}.tflite"
+    server.files[f"/{'x' * 300}.tflite"] = MODEL
+    (tmp_path / "long").mkdir()
+    assert called(long, "--to", tmp_path / "long", "--sha256", sha256, "--pixels", "raw").exit_code == 0
+    assert f"{'x' * 100}.tflite" in left(tmp_path / "long")
     archive = f"{server.url}/signs-1.0.tgz"
     assert "name one by --member" in refused(archive, "--to", tmp_path, "--sha256", SHA256)
     words = ("--sha256", SHA256, "--member", "other.tflite", "--pixels", "raw", "--name", "mine")
     assert called(archive, "--to", tmp_path, *words).exit_code == 0
-    assert left(tmp_path) == {"m.tflite", "m.toml", "mine.tflite", "mine.toml"}
+    assert left(tmp_path) == {"m.tflite", "m.toml", "mine.tflite", "mine.toml", "long"}
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
         (b"<html>Log in</html>", "sends an HTML page"),
-        (MODEL, "is another file: its sha256 is"),
+        (MODEL, "sends another file: its sha256 is"),
     ],
 )
 def test_another_file_is_never_opened(server: FileServer, tmp_path: Path, content: bytes, why: str) -> None:
@@ -200,6 +213,10 @@ def test_a_folder_or_a_server_is_a_mirror(server: FileServer, tmp_path: Path) ->
         (("signs", "--member", "x"), "--member is for a URL"),
         (("signs", "--to", "none"), "there is no such folder"),
         (("signs", "--task", "pose"), "--task is for the list"),
+        (("--mirror", "x"), "these options are for a NAME"),
+        (("--force",), "these options are for a NAME"),
+        (("signs", "--mirror", "nowhere"), "nowhere: there is no such folder"),
+        (("signs", "--mirror", "http://x/y?z=1"), "without ? and #"),
         (("signs", "--decoder", "clasify"), "expected classify"),
         (("ftp://example.org/a.tflite",), "expected a URL such as"),
     ],

@@ -363,6 +363,9 @@ def test_the_folder_of_records_is_not_screened(point: Path, tmp_path: Path) -> N
     for _ in range(2):
         summary = as_json("run", point, tmp_path, "--out", tmp_path / "out")
     assert (sum(summary["pictures"].values()), summary["known"], summary["queue"]) == (0, 1, 1)
+    other = as_json("run", point, tmp_path, "--out", tmp_path / "other")
+    assert sum(other["pictures"].values()) == 1, "what another run has put into review is no picture"
+    assert stat.S_IMODE((tmp_path / "out" / "review").stat().st_mode) == 0o700
 
 
 def test_an_operating_point_works_from_another_folder(
