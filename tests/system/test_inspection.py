@@ -71,8 +71,9 @@ def test_a_part_is_announced_judged_counted_kept_and_found_again(tmp_path: Path,
         wait_for(Path(first.picture).exists)
         assert cv2.imread(first.picture) is not None
         assert Path(first.picture).parent == running.state / "clips" / "line"
-        found = messages.wait(lambda m: [one for one in m if one.topic.startswith("homeassistant/device/")])
-        entities = json.loads(found[-1].payload)["cmps"]
+        arrived = messages.wait(lambda m: [one for one in m if one.topic.startswith("homeassistant/device/")])
+        announced = [one for one in arrived if one.topic.startswith("homeassistant/device/")]
+        entities = json.loads(announced[-1].payload)["cmps"]
         assert {"line.parts.ok", "line.parts.ng", "line.parts.unsure", "line.verdict", "line.inspect"} <= set(
             entities
         )
