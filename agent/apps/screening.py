@@ -23,7 +23,7 @@ NOTICE = "Not a medical device: a person has to look at what is found, and at wh
 Status = Literal["finding", "doubt", "clear", "unusable"]
 Verdict = Literal["confirmed", "rejected"]
 TO_REVIEW: tuple[Status, ...] = ("finding", "doubt", "unusable")
-"""What a person has to look at."""
+"""Statuses of pictures that a person has to look at."""
 
 _Share = Annotated[float, Meta(ge=0.0, le=1.0)]
 _Rate = Annotated[float, Meta(ge=0.0, le=1000.0)]
@@ -61,7 +61,7 @@ class ScoreCalibration(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Expectation(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the operating point gave on the labelled pictures.
+    """Performance of an operating point on the labelled pictures.
 
     Attributes:
         sensitivity: share of the objects that were found.
@@ -159,7 +159,7 @@ class ScreeningFinding(Struct, frozen=True):
 
 
 class PictureJudgement(NamedTuple):
-    """What is to be done with a picture.
+    """Result for one picture.
 
     Attributes:
         status: `finding`, `doubt`, `clear`, or `unusable`.

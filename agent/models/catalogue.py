@@ -33,7 +33,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "raw": ("raw outputs",),
     "features": ("features",),
 }
-"""What a model may do, by its decoder."""
+"""Tasks that a model may have, by its decoder."""
 
 
 class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):

@@ -71,7 +71,7 @@ class _Entry(NamedTuple):
 
 
 class _Archive(Protocol):
-    """What is needed of an archive."""
+    """Interface of the archives that models are read from."""
 
     def files(self) -> list[_Entry]:
         """Return its files, without folders."""

@@ -149,17 +149,8 @@ class Augmenter:
             places.masked_fill_(self._covered(len(indices), draw), len(self._pixels) - 1)
         chosen = self._pixels[places.to(self._device).view(-1)].view(*places.shape, -1)
         if self._augmentation.light:
-            chosen = self._lit(chosen, draw)
+            chosen = lit(chosen, self._augmentation.light, draw)
         return self._normalisation.apply(chosen, torch.bfloat16)
-
-    def _lit(self, pictures: Any, draw: Any) -> Any:
-        """Return pictures whose contrast and then brightness is changed, pixel values 0..255 as float."""
-        strength = self._augmentation.light
-        factors = 1 + strength * (2 * torch.rand((2, len(pictures), 1, 1, 1), generator=draw) - 1)
-        contrast, brightness = factors.to(pictures.device)
-        values = pictures.float()
-        mean = values.mean((1, 2, 3), keepdim=True)
-        return (((values - mean) * contrast + mean) * brightness).clamp(0, 255)
 
     def _draw(self, number: int) -> Any:
         return torch.Generator().manual_seed(self._seed * 1_000_003 + number)
@@ -172,6 +163,21 @@ class Augmenter:
             place = torch.arange(size)
             inside.append((place >= first) & (place < first + side))
         return inside[0][:, :, None] & inside[1][:, None, :]
+
+
+def lit(pictures: Any, strength: float, draw: Any) -> Any:
+    """Return pictures whose contrast and then brightness is changed, pixel values 0..255 as float.
+
+    Args:
+        pictures: a tensor [pictures, height, width, channels].
+        strength: largest change, as a share.
+        draw: a torch generator.
+    """
+    factors = 1 + strength * (2 * torch.rand((2, len(pictures), 1, 1, 1), generator=draw) - 1)
+    contrast, brightness = factors.to(pictures.device)
+    values = pictures.float()
+    mean = values.mean((1, 2, 3), keepdim=True)
+    return (((values - mean) * contrast + mean) * brightness).clamp(0, 255)
 
 
 def _shifted(count: int, size: int, shift: int, draw: Any) -> Any:

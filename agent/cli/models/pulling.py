@@ -37,7 +37,7 @@ class PullOptions(Struct, frozen=True):
 
 
 class _Wanted(Struct, frozen=True):
-    """What is to be fetched.
+    """File to fetch.
 
     Attributes:
         url: of the file.

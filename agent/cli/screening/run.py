@@ -56,7 +56,7 @@ _decoder: Any = json_decoder(ScreeningRecord)
 
 
 class ScreeningSummary(Struct, frozen=True):
-    """What a run has done.
+    """Result of a run.
 
     Attributes:
         notice: `NOTICE`.
@@ -80,7 +80,7 @@ class ScreeningSummary(Struct, frozen=True):
 
 
 class _Run(NamedTuple):
-    """What one picture needs."""
+    """State of a run, for each of its pictures."""
 
     out: Path
     point: ScreeningPoint

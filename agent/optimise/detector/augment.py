@@ -9,7 +9,7 @@ import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.optimise.augment import Normalisation
+from agent.optimise.augment import Normalisation, lit
 from agent.optimise.data.layouts import ObjectBoxes
 
 _SEEN = 0.4
@@ -95,7 +95,7 @@ class BoxAugmenter:
             chosen = chosen.gather(axis, rows.clamp(0, size - 1).view(view).expand(chosen.shape))
         chosen = torch.where(inside[..., None], chosen.float(), 128.0)
         if self._augmentation.light:
-            chosen = _lit(chosen, self._augmentation.light, draw)
+            chosen = lit(chosen, self._augmentation.light, draw)
         self._move(indices, first, factor)
         return self._normalisation.apply(chosen.to(self._device), torch.bfloat16)
 
@@ -125,10 +125,3 @@ class BoxAugmenter:
         areas, seen = ((one[..., 2:] - one[..., :2]).prod(-1) for one in (boxes, clipped))
         classes[seen <= _SEEN * areas] = -1
         self.boxes, self.classes = clipped.to(self._device), classes.to(self._device)
-
-
-def _lit(pictures: Any, strength: float, draw: Any) -> Any:
-    """Return pictures whose contrast and then brightness is changed, pixel values 0..255 as float."""
-    contrast, brightness = 1 + strength * (2 * torch.rand((2, len(pictures), 1, 1, 1), generator=draw) - 1)
-    mean = pictures.mean((1, 2, 3), keepdim=True)
-    return (((pictures - mean) * contrast + mean) * brightness).clamp(0, 255)

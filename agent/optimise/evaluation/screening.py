@@ -16,7 +16,7 @@ from agent.models.screener import LEAST, Screener, manifest_sha256
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import wilson
 from agent.optimise.evaluation.model import match_class
-from agent.optimise.evaluation.operating import Found, OperatingPoint, box_point, box_threshold_for, froc
+from agent.optimise.evaluation.operating import Found, box_point, box_threshold_for, froc
 from agent.text import plural
 
 OVERLAP = 0.2
@@ -51,13 +51,11 @@ class PointResult(NamedTuple):
 
     Attributes:
         point: see there.
-        at: what the threshold gives on these pictures.
         found: detections and objects.
         remarks: doubts.
     """
 
     point: ScreeningPoint
-    at: OperatingPoint
     found: Found
     remarks: tuple[str, ...]
 
@@ -119,7 +117,7 @@ def choose_point(
         expected,
         _with_quality(limits, qualities),
     )
-    return PointResult(point, at, found, tuple(_remarks(found, examples)))
+    return PointResult(point, found, tuple(_remarks(found, examples)))
 
 
 def recall_interval(found: Found, threshold: float) -> tuple[float, float]:
