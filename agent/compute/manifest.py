@@ -113,6 +113,8 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
 
 
+FEATURES = "features"
+"""Name of the output that states are taught from: a map of the backbone [1, height, width, channels]."""
 HIDDEN = "hidden"
 """Name of the output that the next exit continues."""
 AUTO = "auto"

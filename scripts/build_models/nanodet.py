@@ -16,6 +16,7 @@ from tfjs import read_convolutions
 from agent.compute.manifest import Model
 from agent.models.library import open_manifest
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.graph.features import add_features
 from agent.optimise.graph.writer import ModelWriter
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, parse_budget
@@ -62,10 +63,11 @@ def _float(networks: Sequence[NanoDet]) -> bytes:
 
 
 def _mixed(content: bytes, inputs: Path) -> bytes:
-    """The file with INT4 and INT8 weights. One thread: sums are then added up in one order."""
+    """The file with INT4 and INT8 weights, and features. One thread: sums are then added up in one order."""
     torch.set_num_threads(1)
     examples = _examples(content, inputs)
-    return quantise(content, examples, _RECIPE, budget=_BUDGET, progress=_progress).content
+    quantised = quantise(content, examples, _RECIPE, budget=_BUDGET, progress=_progress)
+    return add_features(quantised.content).content
 
 
 def _examples(content: bytes, inputs: Path) -> list[Examples]:

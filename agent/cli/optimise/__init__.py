@@ -101,6 +101,22 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
     rewrite_and_write(model, out, skip, force=force, as_json=as_json)
 
 
+@optimise.command()
+@click.argument("model", shell_complete=complete_model)
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.option("--tensor", default="", help="Name of the map; default: the last one at 1/16 of the input's size.")
+@click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> None:
+    """Give the picture model MODEL an output from which `vedette teach` teaches states, and write OUT.
+
+    The output, `features`, is a map that the model computes anyway: its other answers and its speed stay.
+    """
+    from agent.cli.optimise.rewrite import add_features_and_write
+
+    add_features_and_write(model, out, tensor, force=force, as_json=as_json)
+
+
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     from agent.optimise.recipe import EXAMPLES
 

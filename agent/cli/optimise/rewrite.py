@@ -1,4 +1,4 @@
-"""`vedette optimise rewrite`: rewrite a graph, compare the answers, and write the files."""
+"""`vedette optimise rewrite` and `features`: change a graph, compare the answers, and write the files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from agent.cli.output import console, open_table, print_json
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.errors import ModelError
 from agent.models.files import load_file
+from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
 from agent.text import plain
 
 if TYPE_CHECKING:
+    from agent.optimise.graph.features import FeaturedModel
     from agent.optimise.graph.verified import RewrittenModel
 
 _WIDTH = 80
@@ -94,3 +96,39 @@ def _print_rewritten(out: Path, found: RewrittenModel, size: int) -> None:
         f"{compared.after_ms:.2f} ms on one thread\nanswers differ by at most {compared.last_bits:.2g} last bits "
         f"of quantised outputs, and {compared.relative:.1g} of float ones"
     )
+
+
+def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, as_json: bool) -> None:
+    """Give a model an output `features`, and write it with its manifest and a report.
+
+    Args:
+        model: name or path.
+        out: the `.tflite` file to write.
+        tensor: name of the map; empty: it is chosen.
+        force: files may be replaced.
+        as_json: print the report as JSON.
+
+    Raises:
+        ModelError: the model cannot be read, has no such map, or a file is there already.
+    """
+    check_version(model, out, force=force)
+    content, _ = load_file(model)
+    with prefixed_errors(model):
+        found = _with_features(content, tensor)
+    report = {"step": "features", "model": model, "maps": found.maps}
+    write_version(model, out, found.content, report, force=force)
+    if as_json:
+        print_json(report)
+        return
+    table = open_table("signature", "tensor", "features")
+    for one in found.maps:
+        table.add_row(plain(one.signature), plain(one.tensor), "x".join(map(str, one.shape)))
+    console(_WIDTH).print(table)
+
+
+def _with_features(content: bytes, tensor: str) -> FeaturedModel:
+    try:
+        from agent.optimise.graph.features import FeaturedModel, add_features
+    except ImportError as error:
+        raise ModelError(f"changing a model needs ai-edge-litert, which is not installed: {error}") from error
+    return without_root(lambda: add_features(content, tensor), FeaturedModel, _LONGEST_S, 2 * len(content))
