@@ -30,6 +30,7 @@ _VERBS: dict[str, str] = {
     "models": "List, inspect and calibrate models.",
     "bench": "Measure a model on the CPU and on every accelerator of this board.",
     "profile": "Measure each operation of a model.",
+    "teach": "Teach a stream a state, such as a gate that is open or closed.",
     "screening": "Screen pictures with a detector at a chosen operating point, and review them.",
     "optimise": "Turn a model into one that runs faster on a board.",
     "events": "Show or export published messages, or describe their format.",

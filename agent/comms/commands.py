@@ -27,6 +27,7 @@ from agent.config.toml import plain_fault
 from agent.errors import CommandError
 from agent.structs import convert, from_json
 from agent.text import plain
+from agent.types import Box
 
 if TYPE_CHECKING:
     from agent.comms.mqtt.paho_client import IncomingMessage
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Verb = Literal["set", "snapshot", "record", "inspect", "reload", "doctor", "status"]
+Verb = Literal["set", "snapshot", "record", "inspect", "teach", "forget", "reload", "doctor", "status"]
 Value = bool | float | str | None
 Given = bool | int | float | str | None
 
@@ -42,6 +43,8 @@ ZONE = "zone/"
 DEFAULT = "default"
 """Value that stands for the one in the configuration file."""
 LONGEST_RECORD_S = 600.0
+EXAMPLES = 10
+"""Pictures that a state is taught from, by default."""
 _LONGEST = 128
 """Maximum length of a name, a value or an id, characters."""
 _SHOWN = 40
@@ -59,6 +62,10 @@ class Command(Struct, frozen=True):
         value: the new value: True or False for on or off, a number or a name; None: the file's.
         seconds: length of the recording.
         part: id of the part to inspect; empty: it gets one.
+        state: name of the state to teach or to forget.
+        name: value of the state that the next pictures show, or to forget; empty: forget the state.
+        examples: number of pictures to learn from.
+        region: of the picture, left, top, right, bottom as fractions; None: that of the state.
     """
 
     verb: Verb
@@ -67,6 +74,10 @@ class Command(Struct, frozen=True):
     value: Value = None
     seconds: float = 0.0
     part: str = ""
+    state: str = ""
+    name: str = ""
+    examples: int = 0
+    region: Box | None = None
 
 
 class _Body(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,11 +105,25 @@ class _Inspect(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True)
     part: str = ""
 
 
+class _Teach(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    state: str
+    value: str
+    examples: int = EXAMPLES
+    region: Box | None = None
+
+
+class _Forget(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    state: str
+    value: str = ""
+
+
 _BODIES: Mapping[str, type[_Body]] = {
     "set": _Set,
     "snapshot": _OfStream,
     "record": _Record,
     "inspect": _Inspect,
+    "teach": _Teach,
+    "forget": _Forget,
     "reload": _Body,
     "doctor": _Body,
     "status": _Body,
@@ -124,6 +149,9 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
         return Command("record", stream, seconds=_seconds(text))
     if what == "inspect":
         return Command("inspect", stream, part=_part(text))
+    if what in ("teach", "forget"):
+        state, _, value = text.partition("=")
+        return Command(convert(what, Verb), stream, state=state, name=value, examples=EXAMPLES)
     return _setting(stream, what, text)
 
 
@@ -152,7 +180,7 @@ def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
         raise CommandError(f"{verb}: the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:  # a ValueError: not UTF-8, or far too many digits
         raise CommandError(f"{verb}: {_describe(error)}") from None
-    for name in ("id", "stream", "what", "value", "part"):
+    for name in ("id", "stream", "what", "value", "part", "state"):
         if isinstance(text := getattr(body, name, None), str) and len(text) > _LONGEST:
             raise CommandError(f"{verb}: `{name}` has {len(text)} characters, at most {_LONGEST} are taken")
     return body
@@ -171,6 +199,11 @@ def _command(verb: str, body: Any) -> Command:
         return Command("record", body.stream, seconds=_seconds(body.seconds))
     if isinstance(body, _Inspect):
         return Command("inspect", body.stream, part=_part(body.part))
+    if isinstance(body, _Teach):
+        asked = body.examples, body.region
+        return Command("teach", body.stream, "", None, 0.0, "", body.state, body.value, *asked)
+    if isinstance(body, _Forget):
+        return Command("forget", body.stream, state=body.state, name=body.value)
     if isinstance(body, _OfStream):
         return Command("snapshot", body.stream)
     return Command(convert(verb, Verb))
@@ -250,7 +283,7 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "variant": _name,
     "zone": _switch,
 }
-_ACTIONS = ("snapshot", "record", "inspect")
+_ACTIONS = ("snapshot", "record", "inspect", "teach", "forget")
 """Commands of a stream that set nothing."""
 _NEAR = (*(name for name in _READERS if name != "zone"), *_ACTIONS)
 """Words that are suggested for a misspelt one."""

@@ -129,6 +129,27 @@ class VerdictMessage(Struct, frozen=True):
     first_seq: int = 0
 
 
+class SensorMessage(Struct, frozen=True):
+    """`<device>/<stream>/sensor/<name>`, retained: the value of a state that was taught; empty: not known.
+
+    Attributes:
+        device, stream: where it is seen.
+        name: of the state.
+        value: one of `values`, or `unsure`.
+        score: 0 in the middle between two values, 1 where the examples are; of the picture that changed it.
+        since: UTC of capture of that picture.
+        values: that it can have besides `unsure`.
+    """
+
+    device: str
+    stream: str
+    name: str
+    value: str
+    score: float
+    since: datetime
+    values: tuple[str, ...]
+
+
 class InspectionMessage(Struct, frozen=True):
     """`<device>/<stream>/inspection`, retained: the counters of the current shift.
 

@@ -61,6 +61,7 @@ class Reporter:
         self._seen: dict[tuple[str, str], None] = {}
         self._measured: dict[str, float] = {}
         self._values: dict[str, tuple[float, float]] = {}
+        self._sensors: set[str] = set()
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
@@ -96,12 +97,15 @@ class Reporter:
             self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
 
     def stop(self) -> None:
-        """From now on publish only ends of tracks, and counts of 0. Measurements are unknown from now on."""
+        """From now on publish only ends of tracks, and counts of 0. Measurements and states are unknown then."""
         with self._lock:
             self._stopped = True
             for label in self._values:
                 self._board.retain(self._topics.value(self._stream, label), b"")
             self._values.clear()
+            for name in self._sensors:
+                self._board.retain(self._topics.sensor(self._stream, name), b"")
+            self._sensors.clear()
 
     @property
     def stopped(self) -> bool:
@@ -206,6 +210,20 @@ class Reporter:
                     self._values[label] = value, now_s
                     topic = self._topics.value(self._stream, label)
                     self._board.retain(topic, f"{value:.9g}".encode(), patient=True)
+
+    def sensor(self, message: messages.SensorMessage) -> None:
+        """Set the value of a taught state; after `stop` drop it."""
+        with self._lock:
+            if not self._stopped and self._config.counts:
+                self._sensors.add(message.name)
+                self._board.retain(self._topics.sensor(self._stream, message.name), messages.encode(message))
+
+    def clear_sensor(self, name: str) -> None:
+        """Make the value of a taught state unknown."""
+        with self._lock:
+            if name in self._sensors:
+                self._sensors.discard(name)
+                self._board.retain(self._topics.sensor(self._stream, name), b"")
 
     def verdict(self, verdict: PartVerdict, judged_ms: float, picture: str, backend: str, variant: str) -> None:
         """Publish the verdict on a part, also after `stop`, since its reject output has acted; not after `close`.

@@ -67,6 +67,10 @@ class Topics(Struct, frozen=True):
         """Retained JSON: counters of inspected parts."""
         return f"{self._own}/{stream}/inspection"
 
+    def sensor(self, stream: str, state: str) -> str:
+        """Retained JSON: the value of a state that was taught."""
+        return f"{self._own}/{stream}/sensor/{state}"
+
     def value(self, stream: str, label: str) -> str:
         """Retained number of a measurement; characters of a label are replaced as in `count`."""
         return f"{self._own}/{stream}/value/{_level(label)}"
@@ -131,7 +135,8 @@ class Topics(Struct, frozen=True):
     def retained_of(self, stream: str) -> tuple[str, ...]:
         """Return the prefixes of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
-        return self.snapshot(stream), self.inspection(stream), f"{own}/value/", f"{own}/count/", f"{own}/zone/"
+        levels = (f"{own}/{level}/" for level in ("value", "sensor", "count", "zone"))
+        return self.snapshot(stream), self.inspection(stream), *levels
 
 
 def _level(label: str) -> str:

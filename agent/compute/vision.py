@@ -17,6 +17,7 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
+from agent.compute.states import Floats, is_feature_map, pool_region
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
@@ -39,7 +40,12 @@ class DetectorResult(Struct, frozen=True, gc=False):
 
 
 class Detector:
-    """Runs one variant of an image model: resize, invoke, decode, map back to the frame. For one thread."""
+    """Runs one variant of an image model: resize, invoke, decode, map back to the frame. For one thread.
+
+    Attributes:
+        variant: that it runs.
+        features: index of the output that states are taught from; None: the model has none.
+    """
 
     def __init__(self, session: Session, model: Model, variant: str, config: DecodeConfig) -> None:
         """Select the variant in the session and build its decoder.
@@ -52,12 +58,21 @@ class Detector:
         self._session = session
         self._image = _image_input(session, model)
         self._decoder = build_decoder(model.manifest, session.inputs, session.outputs, config)
+        self._placement = Placement()
+        maps = [number for number, spec in enumerate(session.outputs) if is_feature_map(spec)]
+        self.features = maps[0] if maps else None
+
+    def embed(self, region: Box) -> Floats:
+        """Return the embedding of a region, in fractions of the frame that was inferred last."""
+        assert self.features is not None
+        spec, output = self._session.outputs[self.features], self._session.output(self.features)
+        return pool_region(output, spec, self._placement.from_frame(region))
 
     def run(self, frame: Frame, crop: Box, complexity: float = 1.0) -> DetectorResult:
         """Infer a crop, in fractions of the frame. The session must have this variant selected."""
         session = self._session
         began = time.monotonic_ns()
-        placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
+        placement = self._placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
         prepared = time.monotonic_ns()
         session.invoke()
         inferred = time.monotonic_ns()
@@ -68,7 +83,13 @@ class Detector:
 
 
 class CascadeDetector:
-    """Runs as many exits of an image model as each picture needs. For one thread."""
+    """Runs as many exits of an image model as each picture needs. For one thread.
+
+    Attributes:
+        features: None: states are not taught from exits.
+    """
+
+    features = None
 
     def __init__(self, session: Session, model: Model, config: StreamConfig) -> None:
         """Build the decoders of all exits that may run.
@@ -152,6 +173,7 @@ class VideoPerception:
     Attributes:
         alarm: what is wrong with the model's answers; always empty for pictures.
         last_crop: part of the newest frame that was inferred.
+        wants_inference: infer the next frame, even if nothing moves.
     """
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
@@ -167,6 +189,7 @@ class VideoPerception:
         cv2.setNumThreads(1)
         self.model, self.alarm = model, ""
         self.last_crop: Box = WHOLE
+        self.wants_inference = False
         zones = Zones(config.zones)
         variant = _variant(model, config)
         self.session = opener(model, config.backend, SessionOptions(variant=variant, threads=config.threads))
@@ -190,7 +213,7 @@ class VideoPerception:
             frame.image,
             frame.captured_ns,
             watching=tracker.watching,
-            check=tracker.check_due(frame.captured_ns),
+            check=self.wants_inference or tracker.check_due(frame.captured_ns),
             keep=keep,
             resting=resting,
         )
@@ -211,6 +234,16 @@ class VideoPerception:
     def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
         """Infer a crop of a frame without gate and tracker. Raises BackendError if that fails."""
         return self._detector.run(frame, crop)
+
+    @property
+    def has_features(self) -> bool:
+        """True if states can be taught: the model gives a map of features."""
+        return self._detector.features is not None
+
+    def embed(self, region: Box) -> Floats:
+        """Return the embedding of a region of the frame that was inferred last; the model `has_features`."""
+        assert isinstance(self._detector, Detector)
+        return self._detector.embed(region)
 
     @property
     def answered_by(self) -> tuple[str, str]:

@@ -105,6 +105,7 @@ def _decode(output: bytes, code: int) -> dict[str, Any]:
         raise CommandError(f"vedette doctor ended with exit status {code} without a report: {error}") from error
 
 
+_OF_STREAMS = ("set", "snapshot", "record", "inspect", "forget")
 _AT_ONCE = 8
 """Requests executed before the daemon turns to its other duties."""
 
@@ -167,6 +168,9 @@ class CommandHandler:
             if request.command.verb == "doctor":
                 self._examine(request)
                 return
+            if request.command.verb == "teach":
+                self._teach(request, request.command)
+                return
             remark, more = self._reply(request.command)
         except VedetteError as error:
             self._refuse(request, "; ".join(str(error).splitlines()))
@@ -186,7 +190,7 @@ class CommandHandler:
 
     def _reply(self, command: Command) -> Reply:
         streams, control = self._runtime.streams, self._control
-        if command.stream or command.verb in ("set", "snapshot", "record", "inspect"):
+        if command.stream or command.verb in _OF_STREAMS:
             control.check_stream(command.stream)
         if command.verb == "set":
             return control.set(command.stream, command.what, command.value), {}
@@ -197,6 +201,9 @@ class CommandHandler:
             return "", {"path": streams[command.stream].record(command.seconds)}
         if command.verb == "inspect":
             return "", {"part": streams[command.stream].inspect(command.part)}
+        if command.verb == "forget":
+            streams[command.stream].forget_state(command.state, command.name)
+            return "", {}
         if command.verb == "reload":
             return self._reload(), {}
         return "", self._status()
@@ -210,6 +217,19 @@ class CommandHandler:
 
         self._doctor.start(done)
         log.info("command: doctor")
+
+    def _teach(self, request: Request, command: Command) -> None:
+        """Begin a lesson, which is answered at its end."""
+        from agent.daemon.states import Lesson
+
+        def done(result: dict[str, Any] | None, why: str) -> None:
+            if result is None:
+                log.warning("stream %s: state %s was not taught: %s", command.stream, command.state, why)
+            self._requests.answer(request, ok=result is not None, reason=why, more=result)
+
+        self._control.check_stream(command.stream)
+        lesson = Lesson(command.state, command.name, command.examples, command.region)
+        self._runtime.streams[command.stream].teach(lesson, done)
 
     def _status(self) -> dict[str, Any]:
         runtime = self._runtime
@@ -225,6 +245,7 @@ class CommandHandler:
                 "variants": one.variants,
                 "zones": one.zones,
                 "set_by_command": self._control.overridden(name),
+                "states": stream.states,
             }
         return {
             "version": __version__,

@@ -79,7 +79,13 @@ class HomeAssistant:
         runtime, known = self._runtime, self._sources[name][2]
         variants = runtime.settings[name].variants if name in runtime.settings else ()
         counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
-        return replace(known, counted_labels=counted, variants=variants, commands=runtime.commands)
+        return replace(
+            known,
+            counted_labels=counted,
+            variants=variants,
+            commands=runtime.commands,
+            states=stream.state_values,
+        )
 
 
 def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
     from agent.daemon.shadow import Shadow
+    from agent.daemon.states import StreamStates
 
 
 TAKE_S = 0.25
@@ -366,9 +367,10 @@ class VideoPipeline(Pipeline[Frame]):
         config: PublishConfig,
         clips: StreamClips | None = None,
         metrics: StreamMetrics | None = None,
+        states: StreamStates | None = None,
     ) -> None:
         super().__init__(source, vision, reporter, clips, metrics)
-        self._frames, self._vision = source, vision
+        self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config)
 
     def request_snapshot(self) -> None:
@@ -378,9 +380,13 @@ class VideoPipeline(Pipeline[Frame]):
     def _process(self, frame: Frame) -> None:
         kept = False
         try:
+            if self._states is not None:
+                self._states.poll(frame.captured_ns)
             result = self._perceive(frame)
             self._report(frame.seq, frame.captured_at, result)
             self._compare(frame, result)
+            if self._states is not None and result.detections is not None:
+                self._states.process(frame)
             if not self._reporter.stopped:  # else this inference has outlasted the stream
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
                 self._snapshots.process(frame, result, in_place=not kept)
@@ -388,6 +394,18 @@ class VideoPipeline(Pipeline[Frame]):
         finally:
             if not kept:
                 self._frames.give_back(frame)
+
+    def _idle(self) -> None:
+        super()._idle()
+        if self._states is not None:
+            if self._source.lost:
+                self._states.suspend()
+            self._states.poll(time.monotonic_ns())
+
+    def _end_tracks(self, reason: str) -> None:
+        if self._states is not None and reason != "stall":
+            self._states.finish(reason)
+        super()._end_tracks(reason)
 
     def _compare(self, frame: Frame, result: StreamResult) -> None:
         if self.shadow is not None and result.detections is not None:

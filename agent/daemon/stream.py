@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.pipeline import AudioPipeline, VideoPipeline
     from agent.daemon.shadow import Shadow
+    from agent.daemon.states import Done as LessonDone
+    from agent.daemon.states import Lesson, StreamStates
     from agent.storage.clips.recorder import Recorder
 
 
@@ -92,6 +94,7 @@ def open_pipeline(
     recorder: Recorder | None = None,
     metrics: StreamMetrics | None = None,
     inspection: Inspection | None = None,
+    states: StreamStates | None = None,
 ) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
     """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
     if opened.model.manifest.audio is None:
@@ -105,7 +108,7 @@ def open_pipeline(
 
             return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
         clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
-        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics), clips
+        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
     from agent.capture.streams import AudioStream
     from agent.daemon.pipeline import AudioPipeline
 
@@ -149,6 +152,7 @@ class Stream:
         self._source: Input | None = None
         self._clips: StreamClips | None = None
         self._inspection: Inspection | None = None
+        self._states: StreamStates | None = None
         self._captured: CaptureStats | None = None
         self._metrics = StreamMetrics()
         self._reporter: Reporter | None = None
@@ -260,6 +264,36 @@ class Stream:
             return inspection.trigger(part)
         except CommandError as error:
             raise CommandError(f"stream {self.name}: {error}") from None
+
+    def teach(self, lesson: Lesson, done: LessonDone) -> None:
+        """Learn what the next pictures show; `done` is called at the end, from another thread.
+
+        Raises CommandError if no states can be taught, or not now.
+        """
+        self._taught_states().teach(lesson, done)
+
+    def forget_state(self, state: str, value: str) -> None:
+        """Forget a state that was taught, or one value of it. Raises CommandError or StorageError."""
+        self._taught_states().forget(state, value)
+
+    def _taught_states(self) -> StreamStates:
+        states, (state, detail) = self._states, self.status
+        if states is not None and state in ("running", "degraded"):
+            return states
+        if state in ("running", "degraded"):
+            why = "inspects parts" if self.config.inspection else "has sound, or infers crops (gate.crop)"
+            raise CommandError(f"stream {self.name} {why}: no states are taught there")
+        raise CommandError(f"stream {self.name} is {state}, so there are no pictures{detail and f': {detail}'}")
+
+    @property
+    def states(self) -> dict[str, Any]:
+        """The states that were taught, by name, see `StreamStates.describe`; empty while it does not run."""
+        return {} if (states := self._states) is None else states.describe()
+
+    @property
+    def state_values(self) -> dict[str, tuple[str, ...]]:
+        """Values by state, of those that were taught completely."""
+        return {} if (states := self._states) is None else states.values
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
         """Run in a thread of its own, unless the stream is disabled or failed.
@@ -453,8 +487,9 @@ class Stream:
         self._metrics.begin_run()
         with self._inspecting() as inspection:
             opened = self._perception
+            self._states = states = self._open_states(opened, reporter)
             source, pipeline, self._clips = open_pipeline(
-                self.name, self.config, opened, reporter, on_change, recorder, self._metrics, inspection
+                self.name, self.config, opened, reporter, on_change, recorder, self._metrics, inspection, states
             )
             self._run_pipeline(source, pipeline, opened)
 
@@ -492,6 +527,15 @@ class Stream:
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
         return reporter
 
+    def _open_states(self, opened: Perception, reporter: Reporter) -> StreamStates | None:
+        """Read what was taught; None: of this stream nothing can be taught."""
+        if opened.model.manifest.audio is not None or self.config.inspection or self.config.gate.crop:
+            return None
+        from agent.daemon.states import FOLDER, StreamStates
+
+        vision = cast("VideoPerception", opened)
+        return StreamStates(self.name, self._services.state / FOLDER, vision, reporter)
+
     @contextmanager
     def _inspecting(self) -> Iterator[Inspection | None]:
         """Open the pins and files of an inspection while the context lasts."""
@@ -519,7 +563,7 @@ class Stream:
 
     def _close_pipeline(self, source: Input) -> None:
         source.stop()
-        self._captured, self._source, self._pipeline = source.stats, None, None
+        self._captured, self._source, self._pipeline, self._states = source.stats, None, None, None
         clips, self._clips = self._clips, None
         if clips is not None:
             clips.close()

@@ -107,6 +107,7 @@ class StreamEntitySource(Struct, frozen=True):
         inspection: True if it judges parts, and has no labels to count.
         announced: True if a command announces a part.
         unit: of measurements; empty: none.
+        states: values by name of each state that was taught.
     """
 
     name: str
@@ -123,6 +124,7 @@ class StreamEntitySource(Struct, frozen=True):
     inspection: bool = False
     announced: bool = False
     unit: str = ""
+    states: dict[str, tuple[str, ...]] = {}
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

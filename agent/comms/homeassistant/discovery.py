@@ -29,7 +29,9 @@ Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
 """States of a stream, as `agent.daemon.stream.State`."""
-VERDICTS = ("ok", "ng", "unsure")
+UNSURE = "unsure"
+"""A state's value that is not sure, as `agent.compute.states.UNSURE`."""
+VERDICTS = ("ok", "ng", UNSURE)
 """Verdicts on a part, as `agent.types.Verdict`."""
 _WATCHING = ("running", "degraded")
 """States in which a count is known; in the others the entities of counts are unavailable."""
@@ -68,6 +70,8 @@ def stream_entities(
     elif source.counts and source.kind in _CLASSES:
         for one in labels:
             yield from _label_entities(topics, source, one)
+    if source.counts:
+        yield from _state_entities(topics, source)
     if source.events and source.kind == "words" and source.labels:
         yield source.id("keyword"), _keyword_entity(topics, source)
     if source.snapshot and source.kind in ("things", "verdicts"):
@@ -85,6 +89,14 @@ def _value_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tupl
         topic = {"state_topic": topics.value(source.name, label), **_while_watching(topics, source.name)}
         name = display_name(source.name, label)
         yield source.id("value", slug(label)), _entity("sensor", name, state_class="measurement", **unit, **topic)
+
+
+def _state_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    """Yield a sensor for each state that was taught."""
+    for state, values in source.states.items():
+        topic = {"state_topic": topics.sensor(source.name, state), **_while_watching(topics, source.name)}
+        value = {"device_class": "enum", "options": [*values, UNSURE], "value_template": "{{ value_json.value }}"}
+        yield source.id("sensor", state), _entity("sensor", display_name(source.name, state), **value, **topic)
 
 
 def _inspection_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:

@@ -53,6 +53,12 @@ class Placement(Struct, frozen=True, gc=False):
         x1, y1 = self.point(box[2], box[3])
         return (x0, y0, x1, y1)
 
+    def from_frame(self, box: Box) -> Box:
+        """Map a box from the frame to the model's picture and clip it."""
+        across = [min(1.0, max(0.0, (x - self.x) / self.width)) for x in box[0::2]]
+        down = [min(1.0, max(0.0, (y - self.y) / self.height)) for y in box[1::2]]
+        return (across[0], down[0], across[1], down[1])
+
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Map a point from the model's picture to the frame and clip it."""
         return (

@@ -27,16 +27,20 @@ from agent.comms.topics import Addressed, Topics
 from agent.errors import CommandError
 
 TOPICS = Topics("vedette", "porch")
-WHATS = st.sampled_from(["enabled", "threshold", "variant", "zone/drive", "snapshot", "record"]) | st.text(
+WHATS = st.sampled_from(
+    ["enabled", "threshold", "variant", "zone/drive", "snapshot", "record", "teach", "forget"]
+) | st.text(max_size=20)
+VERBS = st.sampled_from(["set", "snapshot", "record", "teach", "forget", "reload", "doctor", "status"]) | st.text(
     max_size=20
 )
-VERBS = st.sampled_from(["set", "snapshot", "record", "reload", "doctor", "status"]) | st.text(max_size=20)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=8,
 )
-KEYS = st.sampled_from(["stream", "what", "value", "seconds", "id"]) | st.text(max_size=5)
+KEYS = st.sampled_from(["stream", "what", "value", "seconds", "id", "state", "examples", "region"]) | st.text(
+    max_size=5
+)
 BODIES = (
     st.binary(max_size=200)
     | JSON.map(lambda value: json.dumps(value).encode())
@@ -177,7 +181,12 @@ SET = b'{"stream":"front","what":"threshold","value":'
         ),
         ("set", b'{"stream":"front","what":"enabled","value":true,"source":"x"}', "set: unknown key"),
         ("status", b'{"\\u001b[2J":1}', "status: unknown key `\\x1b[2J`"),
-        ("reboot", b"", "no command 'reboot'; there are: set, snapshot, record, inspect, reload, doctor, status"),
+        (
+            "reboot",
+            b"",
+            "no command 'reboot'; there are: set, snapshot, record, inspect, teach, forget, reload, doctor, "
+            "status",
+        ),
         ("", b"", "no command ''"),
     ],
 )
@@ -436,3 +445,17 @@ def test_topics_of_others_are_left_alone(queue: Queue) -> None:
     assert queue.take("vedette/shed/cmd/status") is None
     assert queue.take(TOPICS.answer("status")) is None
     assert queue.woken == 0
+
+
+def test_a_state_is_taught_and_forgotten_by_message_or_request() -> None:
+    taught = Command("teach", "front", state="gate", name="half open", examples=10)
+    assert set_command("front", "teach", b"gate=half open") == taught
+    assert set_command("front", "forget", b"gate") == Command("forget", "front", state="gate", examples=10)
+    body = {"stream": "front", "state": "gate", "value": "open", "examples": 5, "region": [0, 0.1, 0.5, 1]}
+    command, _ = request_command("teach", json.dumps(body).encode())
+    assert command == Command(
+        "teach", "front", state="gate", name="open", examples=5, region=(0.0, 0.1, 0.5, 1.0)
+    )
+    for wrong in ({"region": [0, 1]}, {"examples": "many"}, {"state": "x" * 200}, {"colour": 1}):
+        with pytest.raises(CommandError):
+            request_command("teach", json.dumps({**body, **wrong}).encode())

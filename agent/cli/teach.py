@@ -1,0 +1,227 @@
+"""`vedette teach`: teach a stream of a running device the values of a state, by showing each to its camera."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from agent.cli.options import broker_options, device_name
+from agent.cli.output import console, open_table, print_json
+from agent.errors import BrokerError, CommandError
+from agent.text import plain, plural
+
+if TYPE_CHECKING:
+    from agent.comms.consumer.client import BrokerOptions
+    from agent.comms.consumer.request import CommandReply
+
+_PATIENCE_S, _SHORT_S = 90.0, 10.0
+"""Longest wait for a lesson, and for other answers, s."""
+_WIDTH = 80
+
+
+class RefusedCommandError(CommandError):
+    """The device has refused a command; the message has its reason."""
+
+
+def _region(context: click.Context, option: click.Parameter, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        edges = tuple(float(one) for one in text.split(","))
+    except ValueError:
+        edges = ()
+    if len(edges) != 4:
+        raise click.BadParameter(
+            f"expected LEFT,TOP,RIGHT,BOTTOM as fractions 0..1 of the picture, found {text!r}"
+        )
+    return edges
+
+
+def _values(context: click.Context, option: click.Parameter, text: str | None) -> tuple[str, ...]:
+    values = tuple(one.strip() for one in text.split(",")) if text else ()
+    if text is not None and (not all(values) or len(set(values)) < len(values)):
+        raise click.BadParameter(f"expected different values with commas between them, found {text!r}")
+    return values
+
+
+_HELP = """Teach STREAM of a running device a STATE, such as a gate that is open or closed.
+
+\b
+  vedette teach front gate --states open,closed --region 0.1,0.2,0.4,0.9
+  vedette teach front gate --value open           more examples of one value, such as at night
+  vedette teach front gate --forget --value open
+  vedette teach front gate --forget
+  vedette teach front                             list the states of the stream
+
+For each value the command waits until you have brought the thing into that state, and pressed Enter; then the
+device learns from the next pictures of its own camera, in seconds. Each example is checked by the others. From
+then on the device publishes the value on vedette/DEVICE/STREAM/sensor/STATE, also to Home Assistant; `unsure` if
+a picture is between two values, or like no example.
+
+What was learned is kept on the device as numbers; no picture is. The stream's model must give features, as
+`nanodet` does; `vedette optimise features` adds them to another detector.
+"""
+_CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer."
+
+
+@click.command(help=_HELP, epilog=_CODES)
+@broker_options
+@click.option(
+    "--device", callback=lambda c, o, t: t and device_name(c, o, t), help="Default: this machine's name."
+)
+@click.option(
+    "--states", "values", callback=_values, metavar="A,B", help="Teach these values, one after the other."
+)
+@click.option("--value", default="", help="Teach this value now, without a question; with --forget, forget it.")
+@click.option("--region", callback=_region, metavar="L,T,R,B", help="Of the picture, as fractions; default: all.")
+@click.option(
+    "--examples", type=click.IntRange(1, 20), default=10, show_default=True, help="Pictures of each value."
+)
+@click.option("--forget", is_flag=True, help="Forget the state, or one --value of it.")
+@click.option("--json", "as_json", is_flag=True, help="Print the device's answer as JSON.")
+@click.argument("stream")
+@click.argument("state", required=False)
+def teach(
+    access: BrokerOptions,
+    prefix: str,
+    device: str | None,
+    stream: str,
+    state: str | None,
+    values: tuple[str, ...],
+    value: str,
+    forget: bool,
+    as_json: bool,
+    **asked: Any,
+) -> None:
+    """Run `vedette teach`; `_HELP` is its help text."""
+    _check(state, values, value, forget=forget)
+    pupil = Pupil(access, prefix, device or _this_device(), stream)
+    if state is None:
+        _print_states(pupil.states(), as_json=as_json)
+    elif forget:
+        answer = pupil.send("forget", {"state": state, "value": value}, _SHORT_S)
+        print_json(answer.body) if as_json else click.echo(
+            f"forgotten: {plain(' '.join((state, value)).rstrip())}"
+        )
+    else:
+        body: dict[str, Any] = {}
+        for one in values or (value,):
+            body = _teach(pupil, state, one, asks=bool(values), **asked)
+        print_json(body) if as_json else _print_check(state, body)
+
+
+def _check(state: str | None, values: tuple[str, ...], value: str, *, forget: bool) -> None:
+    if state is None and (values or value or forget):
+        raise click.UsageError("name the STATE as well, such as: vedette teach front gate --states open,closed")
+    if values and (value or forget):
+        raise click.UsageError("--states teaches values one after the other: leave --value and --forget out")
+    if state is not None and not (values or value or forget):
+        raise click.UsageError("give the values with --states open,closed, or one of them with --value open")
+    if values and not _is_terminal():
+        raise click.UsageError(
+            "--states asks at a terminal for each value, and stdin is none: teach one at a time with --value"
+        )
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _this_device() -> str:
+    """Return the name of the device that this machine's configuration gives, else the host name."""
+    from agent.cli.options import DEFAULT_CONFIG
+    from agent.config import Config
+    from agent.config.load import load
+    from agent.daemon.runtime import device_name as name_of
+    from agent.errors import ConfigError
+
+    try:
+        return name_of(load(DEFAULT_CONFIG).config)
+    except ConfigError:
+        return name_of(Config())
+
+
+class Pupil:
+    """One stream of a device, as far as it can be taught over the broker."""
+
+    def __init__(self, access: BrokerOptions, prefix: str, device: str, stream: str) -> None:
+        from agent.comms.topics import Topics
+
+        self._access, self._topics, self.stream = access, Topics(prefix, device), stream
+
+    def send(self, verb: str, body: dict[str, Any], timeout_s: float) -> CommandReply:
+        """Send a request about the stream and return its answer.
+
+        Raises:
+            RefusedCommandError: the device refuses. BrokerError: the broker or the device cannot be reached.
+        """
+        from agent.comms.consumer.request import send_command
+
+        body = body if verb == "status" else {**body, "stream": self.stream}
+        answer = send_command(self._access, self._topics, verb, body, timeout_s)
+        if not answer.ok:
+            raise RefusedCommandError(f"{self._topics.device}: {plain(answer.reason)}")
+        return answer
+
+    def states(self) -> dict[str, dict[str, Any]]:
+        """Return the states of the stream, by name."""
+        streams = self.send("status", {}, _SHORT_S).body.get("streams")
+        if not isinstance(streams, dict) or self.stream not in streams:
+            known = ", ".join(map(plain, streams)) if isinstance(streams, dict) else "none"
+            raise BrokerError(f"{self._topics.device} has no stream {self.stream!r}; it has: {known}")
+        found = streams[self.stream].get("states", {})
+        return found if isinstance(found, dict) else {}
+
+
+def _teach(
+    pupil: Pupil, state: str, value: str, *, asks: bool, region: tuple[float, ...] | None, examples: int
+) -> dict[str, Any]:
+    if asks:
+        click.prompt(
+            f"{pupil.stream}: bring {state} into the state {value!r}, then press Enter",
+            default="",
+            show_default=False,
+            prompt_suffix=" ",
+            err=True,
+        )
+    click.echo(f"{value}: taking {plural(examples, 'picture')} …", err=True)
+    body: dict[str, Any] = {"state": state, "value": value, "examples": examples}
+    if region is not None:
+        body["region"] = region
+    return pupil.send("teach", body, _PATIENCE_S).body
+
+
+def _print_check(state: str, body: dict[str, Any]) -> None:
+    examples, check = body.get("examples", {}), body.get("check")
+    table = open_table(
+        state, "examples", "right", "unsure", "wrong", right=("examples", "right", "unsure", "wrong")
+    )
+    for value, count in examples.items():
+        one = (check or {}).get(value, {})
+        table.add_row(plain(value), str(count), *(str(one.get(key, "–")) for key in ("right", "unsure", "wrong")))
+    console(_WIDTH).print(table)
+    if check is None:
+        click.echo("It is told from the others once two values have at least 5 examples each.")
+    elif any(one.get("unsure") or one.get("wrong") for one in check.values()):
+        click.echo(
+            "Each example was told by a rule that learned from all others. Teach those values again in other "
+            "light, or choose a region that shows the difference and little else."
+        )
+
+
+def _print_states(states: dict[str, dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(states)
+        return
+    if not states:
+        click.echo("no states are taught; vedette teach STREAM STATE --states A,B teaches one")
+        return
+    table = open_table("state", "value", "score", "examples", "region", "remark", right=("score",))
+    for name, one in states.items():
+        examples = ", ".join(f"{plain(value)} {count}" for value, count in one.get("examples", {}).items())
+        region = ", ".join(f"{edge:g}" for edge in one.get("region", ()))
+        value, detail = str(one.get("value") or "–"), str(one.get("detail", ""))
+        table.add_row(plain(name), plain(value), f"{one.get('score', 0):.2f}", examples, region, plain(detail))
+    console(_WIDTH).print(table)

@@ -1,0 +1,150 @@
+"""A state is taught over a real broker to a real daemon, whose camera shows what the test wants."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("ai_edge_litert", reason="the bundled detector needs it")
+
+from agent.cli.main import vedette
+from agent.models.files import ZOO
+from tests.support.mosquitto import HOST, Mosquitto
+from tests.support.publishing import TOPICS
+from tests.support.received import Messages
+from tests.support.running import Vedette, events, states
+
+REGION = (0.3, 0.2, 0.6, 0.7)
+GATE = TOPICS.sensor("front", "gate")
+
+
+class Scene:
+    """A camera over HTTP: a street, and a gate of planks that is open or closed."""
+
+    def __init__(self) -> None:
+        self.shows, self.light = "open", 1.0
+        street = cv2.imread(str(ZOO / "walkers.jpg"))
+        assert street is not None
+        self._street = cv2.resize(street, (640, 480))
+        self._random = np.random.default_rng(1)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}/video"
+
+    def picture(self) -> np.ndarray[Any, Any]:
+        picture = self._street.copy()
+        left, top, right, bottom = (round(edge * size) for edge, size in zip(REGION, (640, 480) * 2, strict=True))
+        if self.shows == "closed":
+            picture[top:bottom, left:right] = (40, 90, 150)
+            picture[top:bottom:24, left:right] = 20
+        elif self.shows == "a lorry":
+            picture[top - 40 : bottom + 40, left - 60 : right + 60] = (230, 230, 230)
+            cv2.circle(picture, ((left + right) // 2, (top + bottom) // 2), 70, (30, 30, 200), 25)
+        noise = self._random.normal(0, 3, picture.shape)
+        return np.asarray(np.clip(picture * self.light + noise, 0, 255).astype(np.uint8))
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        scene = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+                self.end_headers()
+                try:
+                    while True:
+                        jpeg = cv2.imencode(".jpg", scene.picture())[1].tobytes()
+                        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
+                        self.wfile.write(head.encode() + jpeg + b"\r\n")
+                        time.sleep(0.1)
+                except OSError:
+                    pass  # the viewer has gone
+
+            def log_message(self, *args: object) -> None:
+                """Nothing."""
+
+        return Handler
+
+
+@pytest.fixture
+def scene() -> Iterator[Scene]:
+    scene = Scene()
+    yield scene
+    scene.server.shutdown()
+    scene.server.server_close()
+
+
+def watched(scene: Scene, **keys: object) -> dict[str, object]:
+    return {"source": scene.uri, "model": "nanodet", "gate": {"max_idle_s": 1.0}, **keys}
+
+
+def teach(broker: Mosquitto, *words: str) -> tuple[int, Any]:
+    place = ("--host", HOST, "--port", str(broker.port), "--device", TOPICS.device, "--json")
+    done = CliRunner().invoke(vedette, ["teach", *place, *words])
+    return done.exit_code, json.loads(done.stdout.splitlines()[-1])
+
+
+def values(messages: Messages) -> list[str]:
+    return [json.loads(body)["value"] if body else "" for body in messages.of(GATE)]
+
+
+def taught(broker: Mosquitto, scene: Scene, messages: Messages) -> Any:
+    """Teach both values, and return the last answer."""
+    messages.wait(lambda m: states(m).get("front") == "running")
+    region = ",".join(map(str, REGION))
+    for scene.shows in ("open", "closed"):
+        code, answer = teach(
+            broker, "front", "gate", "--value", scene.shows, "--region", region, "--examples", "5"
+        )
+        assert code == 0, answer
+    return answer
+
+
+def test_a_gate_is_taught_seen_by_night_and_known_after_a_restart(
+    tmp_path: Path, broker: Mosquitto, scene: Scene
+) -> None:
+    messages = broker.subscribe("#")
+    with Vedette(tmp_path, broker, front=watched(scene)) as running:
+        answer = taught(broker, scene, messages)
+        assert answer["examples"] == {"open": 5, "closed": 5}
+        assert all(one == {"right": 5, "unsure": 0, "wrong": 0} for one in answer["check"].values())
+        messages.wait(lambda m: values(m)[-1:] == ["closed"])
+        scene.shows, scene.light = "open", 0.5
+        messages.wait(lambda m: values(m)[-1:] == ["open"])
+        scene.shows, scene.light = "a lorry", 1.0
+        messages.wait(lambda m: values(m)[-1:] == ["unsure"])
+        scene.shows = "closed"
+        messages.wait(lambda m: values(m)[-1:] == ["closed"])
+        announced = messages.wait(lambda m: [one for one in m if b"front.sensor.gate" in one.payload])
+        entity = json.loads([one for one in announced if b"front.sensor.gate" in one.payload][-1].payload)
+        assert entity["cmps"]["front.sensor.gate"]["ops"] == ["open", "closed", "unsure"]
+        assert running.end()[0] == 0
+        messages.wait(lambda m: values(m)[-1:] == [""])
+    told = [
+        (one.kind, one.track.label) for one in events(messages, "front") if one.track.label.startswith("gate")
+    ]
+    assert told[:5] == [
+        ("new", "gate closed"),
+        ("end", "gate closed"),
+        ("new", "gate open"),
+        ("end", "gate open"),
+        ("new", "gate unsure"),
+    ]
+    assert told[-1] == ("end", "gate closed")
+    again = broker.subscribe("#")
+    with Vedette(tmp_path, broker, front=watched(scene)):
+        again.wait(lambda m: values(m)[-1:] == ["closed"])
