@@ -24,6 +24,7 @@ TOPICS = (
     "evaluate",
     "inspection",
     "screening",
+    "teaching",
     "messages",
     "home-assistant",
     "hardware",

@@ -1,8 +1,9 @@
 """State sensors that are taught from a few pictures: a gate is open or closed, a bin is out, a light is on.
 
-A region of the detector's feature map is averaged in 3×3 cells: the embedding. Values are told apart by linear
-discriminant analysis with a shrunk covariance, learned from 5 to 20 examples of each value in milliseconds.
-A picture between two values, or unlike all examples, is unsure. Nothing here knows of devices, files or clocks.
+A region of the detector's feature map is averaged in 3×3 cells, and the largest values of all of it are
+taken: the embedding. Values are told apart by linear discriminant analysis with a shrunk covariance, learned
+from 5 to 20 examples of each value in milliseconds. A picture between two values, or unlike all examples, is
+unsure. Nothing here knows of devices, files or clocks.
 
 Source of the shrinkage: Friedman, "Regularized Discriminant Analysis", JASA 84 (1989).
 """
@@ -27,11 +28,12 @@ UNSURE = "unsure"
 """In place of a value: no value can be called like this."""
 GRID = 3
 """Cells along each side of a region."""
+CHANNELS_MAX = 1024
 EXAMPLES_MIN = 5
 """Least number of examples of each value."""
 _SHRINKAGE = 0.1
 """Share of a common variance in the covariance: more trusts the few examples less."""
-_BAND = 0.4
+_BAND = 0.3
 """Share of the way from the middle between two values to one of them, below which a picture is unsure."""
 _FAR, _FAR_MIN = 2.0, 0.6
 """A picture is unlike its value if it is farther from the mean than this times the farthest example, and than
@@ -40,12 +42,20 @@ _LEAST = 1e-9
 
 
 def is_feature_map(spec: TensorSpec) -> bool:
-    """Return True for an output that states can be taught from: `features` [1, height, width, channels]."""
-    return spec.name == FEATURES and len(spec.shape) == 4 and min(spec.shape) >= 1
+    """Return True for an output that states can be taught from: `features` [1, height, width, channels].
+
+    More than `CHANNELS_MAX` channels would make examples of more than the memory that they may take.
+    """
+    return (
+        spec.name == FEATURES and len(spec.shape) == 4 and min(spec.shape) >= 1 and spec.shape[3] <= CHANNELS_MAX
+    )
 
 
 def pool_region(features: Array, spec: TensorSpec, region: Box) -> Floats:
-    """Return the embedding of a region, float32 [9 * channels]: means over 3×3 cells of the region.
+    """Return the embedding of a region, float32 [10 * channels].
+
+    Means over 3×3 cells of the region tell how it looks, and the largest values over the whole of it what is
+    somewhere in it, such as a person.
 
     Args:
         features: map [1, height, width, channels] as stored in the tensor.
@@ -60,7 +70,8 @@ def pool_region(features: Array, spec: TensorSpec, region: Box) -> Floats:
         for top, bottom in rows
         for left, right in columns
     ]
-    pooled = np.concatenate(means)
+    inside = features[0, rows[0][0] : rows[-1][1], columns[0][0] : columns[-1][1]]
+    pooled = np.concatenate([*means, inside.max(axis=(0, 1)).astype(np.float32)])
     if spec.quantised:
         pooled = (pooled - np.float32(spec.zero_point)) * np.float32(spec.scale)
     return np.asarray(pooled, np.float32)
@@ -143,17 +154,15 @@ class StateHead:
 def _inverse(rest: Floats, values: int, means: Floats) -> Floats:
     """Return means [k, size] times the inverse of the shrunk covariance of `rest` [n, size].
 
-    The covariance is never built: its few directions come from a decomposition of the examples themselves.
+    By the Woodbury identity a matrix of n×n is solved; the covariance, size×size, is never built.
     """
     count = max(1, len(rest) - values)
-    variance = float(np.square(rest, dtype=np.float64).sum()) / (count * rest.shape[1])
-    base = np.float32(max(_SHRINKAGE * variance, _LEAST))
-    _, lengths, directions = np.linalg.svd(rest / np.sqrt(np.float32(count)), full_matrices=False)
-    kept = lengths > 1e-6 * max(float(lengths[0]), _LEAST)
-    lengths, directions = lengths[kept], directions[kept]
-    along = (1.0 - _SHRINKAGE) * np.square(lengths) + base
-    projected = means @ directions.T
-    return np.asarray(means / base + (projected * (1.0 / along - 1.0 / base)) @ directions, np.float32)
+    exact, wanted = rest.astype(np.float64), means.astype(np.float64)
+    base = max(_SHRINKAGE * float(np.square(exact).sum()) / (count * rest.shape[1]), _LEAST)
+    inner = exact @ exact.T
+    inner[np.diag_indices_from(inner)] += base * count / (1.0 - _SHRINKAGE)
+    along = np.linalg.solve(inner, exact @ wanted.T)
+    return np.asarray((wanted - along.T @ exact) / base, np.float32)
 
 
 class LeftOut(Struct, frozen=True):

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FOLDER = "states"
 """Name of their folder in the state folder."""
-STATES_MAX, VALUES_MAX, EXAMPLES_MAX, ALL_MAX = 16, 8, 20, 48
-"""Most states of a stream, values of a state, examples of a value, and examples of a state: a file has 1 MiB."""
+STATES_MAX, VALUES_MAX, EXAMPLES_MAX, BYTES_MAX = 16, 8, 20, 740_000
+"""Most states of a stream, values of a state, examples of a value, and bytes of all examples of a state, whose
+file is JSON and may have 1 MiB."""
 REGION_MIN = 0.02
 """Least side of a region, as a share of the picture."""
 _EVERY_NS = 500_000_000
@@ -106,7 +107,7 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the state with more examples of a value; the oldest are dropped where there are too many."""
         packed = tuple(one.astype("<f2").tobytes() for one in new)
         examples = {**self.examples, value: (*self.examples.get(value, ()), *packed)[-EXAMPLES_MAX:]}
-        while sum(map(len, examples.values())) > ALL_MAX:
+        while sum(len(one) for some in examples.values() for one in some) > BYTES_MAX:
             longest = max(examples, key=lambda name: len(examples[name]))
             examples[longest] = examples[longest][1:]
         return replace(self, examples=examples)
@@ -120,10 +121,11 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Sensor:
-    """A taught state in use."""
+    """A taught state in use. Its examples stay in the file: they take more memory than what they teach."""
 
     def __init__(self, taught: TaughtState) -> None:
-        self.taught, self.head, self.follower = taught, taught.learned(), StateSensor()
+        self.taught, self.head, self.follower = replace(taught, examples={}), taught.learned(), StateSensor()
+        self.counts = {value: len(some) for value, some in taught.examples.items()}
         self.track: Track | None = None
 
 
@@ -201,12 +203,14 @@ class StreamStates:
                 raise CommandError(
                     f"no state {state!r} is taught; there are: {', '.join(self._sensors) or 'none'}"
                 )
-            examples = dict(sensor.taught.examples)
-            if value and examples.pop(value, None) is None:
-                raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(examples)}")
+            if value and value not in sensor.counts:
+                raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(sensor.counts)}")
             self._publish_end(sensor, "forgotten")
-            if value and examples:
-                taught = replace(sensor.taught, examples=examples)
+            if value and len(sensor.counts) > 1:
+                taught = self._read(sensor)
+                taught = replace(
+                    taught, examples={name: some for name, some in taught.examples.items() if name != value}
+                )
                 self._file(state).write(msgspec.json.encode(taught))
                 self._sensors[state] = _Sensor(taught)
                 return
@@ -221,7 +225,7 @@ class StreamStates:
                     "value": sensor.follower.value or None,
                     "score": round(sensor.follower.score, 3),
                     "region": sensor.taught.region,
-                    "examples": {value: len(some) for value, some in sensor.taught.examples.items()},
+                    "examples": sensor.counts,
                     "detail": self._why_silent(sensor),
                 }
                 for name, sensor in self._sensors.items()
@@ -300,7 +304,7 @@ class StreamStates:
         taught = known.taught
         if not self._is_current(taught):
             return
-        if lesson.value not in taught.examples and len(taught.examples) >= VALUES_MAX:
+        if lesson.value not in known.counts and len(known.counts) >= VALUES_MAX:
             raise CommandError(f"{lesson.state} has {VALUES_MAX} values, which is the most: forget one")
         if lesson.region is not None and lesson.region != taught.region:
             raise CommandError(
@@ -340,7 +344,7 @@ class StreamStates:
         try:
             known = self._sensors.get(lesson.state)
             is_new = known is None or not self._is_current(known.taught)
-            before = base if known is None or is_new else known.taught
+            before = base if known is None or is_new else self._read(known)
             taught = before.with_examples(lesson.value, course.taken)
             sensor, result = _Sensor(taught), _result(taught)
             make_folder(self._folder)
@@ -366,6 +370,14 @@ class StreamStates:
                 return
             self._course = None
         course.done(result, why)
+
+    def _read(self, sensor: _Sensor) -> TaughtState:
+        """Return a state with its examples; without any if its file is gone. Raises StorageError."""
+        file = self._file(sensor.taught.name)
+        try:
+            return from_json(content, TaughtState) if (content := file.read()) else sensor.taught
+        except NO_JSON as error:
+            raise StorageError(f"{file.path}: is damaged: {error}") from error
 
     def _file(self, state: str) -> StateFile:
         return StateFile(self._folder / f"{self._stream}.{state}.json")

@@ -27,6 +27,7 @@ from agent.comms.messages import (
     EventMessage,
     HealthMessage,
     InspectionMessage,
+    SensorMessage,
     VerdictMessage,
 )
 from agent.compute.decode import decoder
@@ -42,7 +43,7 @@ from tests.support.documents import Block, blocks, check_command_line, inline_co
 PAGES = [FOLDER / f"{topic}.md" for topic in TOPICS]
 BLOCKS = [block for path in PAGES for block in blocks(path)]
 MESSAGES = {"event": EventMessage, "clip": ClipMessage, "detections": DetectionsMessage, "health": HealthMessage}
-MESSAGES |= {"verdict": VerdictMessage, "inspection": InspectionMessage}
+MESSAGES |= {"verdict": VerdictMessage, "inspection": InspectionMessage, "sensor": SensorMessage}
 
 
 def of(language: str) -> list[Block]:

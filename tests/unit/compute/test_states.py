@@ -52,7 +52,7 @@ def test_every_region_has_an_embedding_within_the_values_of_the_map(
     top, bottom = sorted(edges[2:])
     made = np.random.default_rng(0).uniform(-1, 1, (1, height, width, 4)).astype(np.float32)
     found = pool_region(made, spec(1, height, width, 4), (left, top, right, bottom))
-    assert found.shape == (GRID * GRID * 4,)
+    assert found.shape == ((GRID * GRID + 1) * 4,)
     assert found.min() >= made.min() - 1e-6
     assert found.max() <= made.max() + 1e-6
 
@@ -60,16 +60,18 @@ def test_every_region_has_an_embedding_within_the_values_of_the_map(
 def test_cells_lie_where_the_region_is() -> None:
     made = np.zeros((1, 12, 12, 1), np.float32)
     made[0, 6:, 6:] = 1.0
-    found = pool_region(made, spec(1, 12, 12, 1), WHOLE).reshape(GRID, GRID)
+    *cells, largest = pool_region(made, spec(1, 12, 12, 1), WHOLE).tolist()
+    found = np.reshape(cells, (GRID, GRID))
+    assert largest == 1.0
     assert found[0, 0] == 0.0
     assert found[2, 2] == 1.0
     assert found[1, 1] == pytest.approx(0.25)
-    assert pool_region(made, spec(1, 12, 12, 1), (0.5, 0.5, 1.0, 1.0)).tolist() == [1.0] * 9
+    assert pool_region(made, spec(1, 12, 12, 1), (0.5, 0.5, 1.0, 1.0)).tolist() == [1.0] * 10
 
 
 def test_a_quantised_map_gives_real_values() -> None:
     stored = np.full((1, 6, 6, 2), 30, np.int8)
-    assert pool_region(stored, spec(1, 6, 6, 2, scale=0.5, zero=10), WHOLE).tolist() == [10.0] * 18
+    assert pool_region(stored, spec(1, 6, 6, 2, scale=0.5, zero=10), WHOLE).tolist() == [10.0] * 20
 
 
 def test_only_a_map_called_features_counts() -> None:

@@ -21,7 +21,7 @@ from agent.compute.infer.litert import load_runtime
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig
 from agent.daemon.states import (
-    ALL_MAX,
+    BYTES_MAX,
     EXAMPLES_MAX,
     Lesson,
     StreamStates,
@@ -266,14 +266,15 @@ def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
 
 
 def test_the_oldest_examples_make_room() -> None:
-    state = TaughtState("gate", WHOLE, "m", "v", 3)
-    for number in range(60):
-        row = np.full((1, 3), number, np.float32)
+    state = TaughtState("gate", WHOLE, "m", "v", 4000)
+    for number in range(90):
+        row = np.full((3, 4000), number, np.float32)
         state = state.with_examples(f"v{number % 3}", [row])
     counts = {value: len(some) for value, some in state.examples.items()}
-    assert sum(counts.values()) <= ALL_MAX
-    assert max(counts.values()) <= EXAMPLES_MAX
-    assert state.embeddings()["v2"][-1].tolist() == [[59.0] * 3]
+    assert sum(counts.values()) == BYTES_MAX // (3 * 4000 * 2)
+    assert max(counts.values()) - min(counts.values()) <= 1 < EXAMPLES_MAX
+    assert state.embeddings()["v2"][-1][0, 0] == 89.0
+    assert len(msgspec.json.encode(state)) < 1024**2
 
 
 def test_two_values_that_look_the_same_are_not_learned(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
