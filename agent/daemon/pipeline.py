@@ -327,8 +327,14 @@ def _cut_off(box: Box) -> bool:
 class SnapshotStage:
     """Publishes the best picture of what is in view, and the next picture when asked."""
 
-    def __init__(self, vision: VideoPerception, reporter: Reporter, config: PublishConfig) -> None:
-        self._vision, self._reporter, self._config = vision, reporter, config
+    def __init__(
+        self,
+        vision: VideoPerception,
+        reporter: Reporter,
+        config: PublishConfig,
+        states: StreamStates | None = None,
+    ) -> None:
+        self._vision, self._reporter, self._config, self._states = vision, reporter, config, states
         self._best = BestShot(config.snapshot_every_s)
         self._requested = False
 
@@ -352,7 +358,8 @@ class SnapshotStage:
 
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
-        picture = annotate(frame.image, found, order=frame.order, in_place=in_place)
+        shown = [*(self._states.tracks if self._states is not None else ()), *found]
+        picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
         self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
 
 
@@ -371,7 +378,7 @@ class VideoPipeline(Pipeline[Frame]):
     ) -> None:
         super().__init__(source, vision, reporter, clips, metrics)
         self._frames, self._vision, self._states = source, vision, states
-        self._snapshots = SnapshotStage(vision, reporter, config)
+        self._snapshots = SnapshotStage(vision, reporter, config, states)
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""

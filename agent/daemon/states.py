@@ -237,6 +237,12 @@ class StreamStates:
         with self._lock:
             return {name: one.head.values for name, one in self._sensors.items() if one.head is not None}
 
+    @property
+    def tracks(self) -> list[Track]:
+        """The values that are known now, each with its region, to be drawn."""
+        with self._lock:
+            return [one.track for one in self._sensors.values() if one.track is not None]
+
     def process(self, frame: Frame) -> None:
         """Classify the frame that was inferred last, and take an example of it if one is due."""
         if self._vision.last_crop != WHOLE:

@@ -120,6 +120,7 @@ def test_a_state_is_taught_and_told_with_an_event_for_each_change(stream: Stream
     assert stream.sensor() == "closed"
     stream.show("open", 4)
     assert stream.sensor() == "open"
+    assert [(one.label, one.box) for one in stream.states.tracks] == [("gate open", REGION)]
     stream.show("strange", 14)
     assert stream.sensor() == "unsure"
     stream.states.finish("shutdown")
