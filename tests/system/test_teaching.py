@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,10 +23,11 @@ pytest.importorskip("ai_edge_litert", reason="the bundled detector needs it")
 
 from agent.cli.main import vedette
 from agent.models.files import ZOO
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages
-from tests.support.running import Vedette, events, states
+from tests.support.running import ROOT, Vedette, camera, events, states
 
 REGION = (0.3, 0.2, 0.6, 0.7)
 GATE = TOPICS.sensor("front", "gate")
@@ -148,3 +153,59 @@ def test_a_gate_is_taught_seen_by_night_and_known_after_a_restart(
     again = broker.subscribe("#")
     with Vedette(tmp_path, broker, front=watched(scene)):
         again.wait(lambda m: values(m)[-1:] == ["closed"])
+
+
+def test_what_cannot_be_taught_is_refused_with_its_reason(
+    tmp_path: Path, broker: Mosquitto, scene: Scene
+) -> None:
+    messages = broker.subscribe("#")
+    line = {
+        "source": scene.uri,
+        "model": "nanodet",
+        "inspection": {"trigger": "command", "ng_labels": ["person"]},
+    }
+    plain = camera(person_model(tmp_path))
+    with Vedette(tmp_path, broker, front=watched(scene), line=line, plain=plain):
+        messages.wait(lambda m: set(states(m).values()) == {"running"})
+        for stream, why in (
+            ("line", "inspects parts"),
+            ("plain", "gives no features"),
+            ("nobody", "no stream 'nobody'"),
+        ):
+            code, answer = teach(broker, stream, "gate", "--value", "open")
+            assert (code, why in answer["error"]) == (1, True), answer
+        for words, why in (
+            (("front", "a/b", "--value", "open"), "no name of a state"),
+            (("front", "gate", "--value", "unsure"), "no value"),
+            (("front", "gate", "--value", "open", "--region", "0.5,0,0.4,1"), "fractions"),
+            (("front", "gate", "--forget"), "no state 'gate'"),
+        ):
+            code, answer = teach(broker, *words)
+            assert (code, why in answer["error"]) == (1, True), answer
+        assert teach(broker, "front") == (0, {})
+    assert not list((tmp_path / "state").glob("states/*.json"))
+
+
+def test_each_state_is_asked_for_at_a_terminal(tmp_path: Path, broker: Mosquitto, scene: Scene) -> None:
+    messages = broker.subscribe("#")
+    with Vedette(tmp_path, broker, front=watched(scene)):
+        messages.wait(lambda m: states(m).get("front") == "running")
+        line = [sys.executable, "-m", "agent", "teach", "--host", HOST, "--port", str(broker.port)]
+        line += ["--device", TOPICS.device, "front", "gate", "--states", "open,closed", "--examples", "5"]
+        person, terminal = pty.openpty()
+        with subprocess.Popen(
+            line, cwd=ROOT, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            os.close(terminal)
+            assert process.stderr is not None
+            for scene.shows in ("open", "closed"):
+                asked = b""
+                while f"'{scene.shows}', then press Enter".encode() not in asked:
+                    asked += process.stderr.read1(200)  # type: ignore[attr-defined]  # a pipe is buffered
+                os.write(person, b"\n")
+            output, _ = process.communicate(timeout=60)
+        os.close(person)
+    assert [row.split() for row in output.decode().splitlines() if row.startswith(("open", "closed"))] == [
+        ["open", "5", "5", "0", "0"],
+        ["closed", "5", "5", "0", "0"],
+    ]
