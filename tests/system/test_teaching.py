@@ -198,10 +198,11 @@ def test_each_state_is_asked_for_at_a_terminal(tmp_path: Path, broker: Mosquitto
         ) as process:
             os.close(terminal)
             assert process.stderr is not None
-            for scene.shows in ("open", "closed"):
+            for value in ("open", "closed"):
                 asked = b""
-                while f"'{scene.shows}', then press Enter".encode() not in asked:
+                while f"'{value}', then press Enter".encode() not in asked:
                     asked += process.stderr.read1(200)  # type: ignore[attr-defined]  # a pipe is buffered
+                scene.shows = value
                 os.write(person, b"\n")
             output, _ = process.communicate(timeout=60)
         os.close(person)
