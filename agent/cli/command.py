@@ -150,6 +150,8 @@ def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
     for key in ("threshold", "variant"):
         if stream.get(key) not in (None, ""):
             yield f"{key}={stream[key]}"
+    for state, one in (stream.get("states") or {}).items():
+        yield f"{state}={one.get('value') or 'unknown'}"
     for zone, on in (stream.get("zones") or {}).items():
         yield f"zone/{zone}={'on' if on else 'off'}"
     if by_command := ", ".join(stream.get("set_by_command") or ()):

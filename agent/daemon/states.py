@@ -46,6 +46,8 @@ REGION_MIN = 0.02
 """Least side of a region, as a share of the picture."""
 _EVERY_NS = 500_000_000
 """Least time between two examples: pictures in a row are alike."""
+_SETTLING_NS = 200_000_000
+"""Least time between two inferences that are made only because answers differ from the value."""
 DELAY_S = 1.0
 """Time from a request to its first example, s: pictures of a network camera are that late."""
 PATIENCE_S = 60.0
@@ -167,7 +169,7 @@ class StreamStates:
         self._delay_s, self._patience_s = delay_s, patience_s
         self._lock = threading.Lock()
         self._course: _Course | None = None
-        self._is_closed, self._stale = False, set[str]()
+        self._is_closed, self._stale, self._processed_ns = False, set[str](), -_SETTLING_NS
         self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-s", 0
         self._sensors = {one.name: _Sensor(one) for one in read_states(folder, stream)}
 
@@ -247,6 +249,7 @@ class StreamStates:
         """Classify the frame that was inferred last, and take an example of it if one is due."""
         if self._vision.last_crop != WHOLE:
             return
+        self._processed_ns = frame.captured_ns
         with self._lock:
             for sensor in self._sensors.values():
                 if sensor.head is not None and not self._why_silent(sensor):
@@ -263,6 +266,7 @@ class StreamStates:
             course = self._course
             settling = any(one.follower.is_settling for one in self._sensors.values())
         is_due = course is not None and now_ns - course.newest_ns >= _EVERY_NS
+        settling = settling and now_ns - self._processed_ns >= _SETTLING_NS
         self._vision.wants_inference = settling or is_due
         is_late = course is not None and time.monotonic() - course.begun_s > self._patience_s
         if course is not None and is_late and len(course.taken) < course.lesson.examples:
