@@ -24,6 +24,7 @@ TOPICS = (
     "evaluate",
     "inspection",
     "screening",
+    "fusion",
     "messages",
     "home-assistant",
     "hardware",
