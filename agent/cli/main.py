@@ -31,6 +31,7 @@ _VERBS: dict[str, str] = {
     "bench": "Measure a model on the CPU and on every accelerator of this board.",
     "profile": "Measure each operation of a model.",
     "screening": "Screen pictures with a detector at a chosen operating point, and review them.",
+    "fusion": "Try fused events on a recording, and calibrate them.",
     "optimise": "Turn a model into one that runs faster on a board.",
     "events": "Show or export published messages, or describe their format.",
     "clips": "List the clips on this device.",

@@ -245,7 +245,7 @@ def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) 
         plan_fusion(config, sources)
 
 
-def _sources_without_root(config: Config) -> dict[str, EvidenceSource]:
+def sources_without_root(config: Config) -> dict[str, EvidenceSource]:
     """Return what the streams can give to fused events. Root reads the models as another user."""
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.compute.track.fusion_rule import EvidenceSource
@@ -266,7 +266,7 @@ def _check_clips_place(config: Config) -> None:
 
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
-    sources = _sources_without_root(file.config) if file.config.fusion else None
+    sources = sources_without_root(file.config) if file.config.fusion else None
     for error in (*device_problems(file.config, sources), *_folder_problems(file.config)):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error

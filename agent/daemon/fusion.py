@@ -305,7 +305,7 @@ class FusionRunner:
         for one in self._fused.values():
             phrases = {term.label for term in one.fusion.condition.terms if name in term.sources}
             for phrase in phrases_in(text, phrases):
-                one.fusion.add(Evidence(name, phrase, 1.0, f"{name}/{at_ns}/{phrase}", at_ns, at_ns))
+                one.fusion.add(Evidence.of_words(name, phrase, at_ns))
 
     def _set_present(self, changed: Mapping[str, bool], now_ns: int, now: datetime) -> None:
         for one in self._fused.values():
@@ -322,10 +322,5 @@ def _evidence(stream: str, event: Event, now_ns: int, now: datetime, at: datetim
     late_ns = round((now - at).total_seconds() * 1e9)
     at_ns = now_ns - late_ns if -_AHEAD_NS <= late_ns <= _BEHIND_NS else now_ns
 
-    def monotonic(moment: datetime) -> int:
-        return min(now_ns, at_ns - round((at - moment).total_seconds() * 1e9))
-
-    track = event.track
-    from_ns = monotonic(track.first_seen)
-    to_ns = None if event.kind in ("new", "update") else max(from_ns, monotonic(at))
-    return Evidence(stream, track.label, track.best_score, f"{stream}/{track.id}", from_ns, to_ns, track.id)
+    from_ns = min(now_ns, at_ns - round((at - event.track.first_seen).total_seconds() * 1e9))
+    return Evidence.of_event(stream, event, from_ns, min(now_ns, at_ns))

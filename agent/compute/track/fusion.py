@@ -56,6 +56,25 @@ class Evidence(Struct, frozen=True):
     to_ns: int | None
     track: str = ""
 
+    @staticmethod
+    def of_event(stream: str, event: Event, from_ns: int, at_ns: int) -> Evidence:
+        """Return what a stream's event says.
+
+        Args:
+            stream: its name.
+            event: of a track or a keyword.
+            from_ns: when its track was first seen.
+            at_ns: when the event was captured; a track is taken to be there until its `end` is.
+        """
+        goes_on, track = event.kind in ("new", "update"), event.track
+        to_ns = None if goes_on else max(from_ns, at_ns)
+        return Evidence(stream, track.label, track.best_score, f"{stream}/{track.id}", from_ns, to_ns, track.id)
+
+    @staticmethod
+    def of_words(source: str, words: str, at_ns: int) -> Evidence:
+        """Return what words of a text say; `words` as `plain_words` returns them."""
+        return Evidence(source, words, 1.0, f"{source}/{at_ns}/{words}", at_ns, at_ns)
+
 
 class Condition(Protocol):
     """What a fused event waits for: `Rule`, or `LogOdds`.
