@@ -68,10 +68,11 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
 @click.argument("truth", type=_FILE)
 @click.argument("output", type=_FILE)
 @config_option("The daemon's configuration.")
+@click.option("--head", is_flag=True, help="Train a small network in place of the sum, a .tflite beside OUTPUT.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def calibrate(
-    name: str, recording: Path, truth: Path, output: Path, path: Path, force: bool, as_json: bool
+    name: str, recording: Path, truth: Path, output: Path, path: Path, head: bool, force: bool, as_json: bool
 ) -> None:
     """Fit log-odds for the terms of [fusion.NAME] on RECORDING, and write them to OUTPUT.
 
@@ -82,13 +83,22 @@ def calibrate(
 
     from agent.optimise.late_fusion import calibration
     from agent.optimise.late_fusion import recording as recordings
+    from agent.optimise.late_fusion.head import calibrate_head
     from agent.storage.files import write_atomic
 
     condition, times = _opened(path, name)
-    if output.exists() and not force:
-        raise StorageError(f"{output}: exists; --force replaces it")
-    recorded = recordings.read_recording(recording, condition.terms)
-    found = calibration.calibrate(recorded, recordings.read_truth(truth), condition.terms, times)
+    model = output.with_suffix(".tflite")
+    for target in (output, model) if head else (output,):
+        if target.exists() and not force:
+            raise StorageError(f"{target}: exists; --force replaces it")
+    if model == output:
+        raise StorageError(f"{output}: expected the name of a .json file")
+    given = recordings.read_recording(recording, condition.terms), recordings.read_truth(truth), condition.terms
+    if head:
+        found, content = calibrate_head(*given, times, model.name)
+        write_atomic(model, content)
+    else:
+        found = calibration.calibrate(*given, times)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
     _print_weights(found, as_json=as_json)
     click.echo(f"{output}: written", err=True)
@@ -96,6 +106,7 @@ def calibrate(
 
 def _opened(path: Path, name: str) -> tuple[Condition, FusionTimes]:
     """Return the condition and times of a fused event in a configuration."""
+    from agent.compute.infer.backends import open_for_command
     from agent.compute.track.fusion import FusionTimes
     from agent.config.load import load
     from agent.daemon.check import sources_without_root
@@ -106,7 +117,7 @@ def _opened(path: Path, name: str) -> tuple[Condition, FusionTimes]:
         known = ", ".join(file.config.fusion) or "none"
         raise ConfigError(f"{path}: there is no [fusion.{name}]; there are: {known}")
     try:
-        condition, _ = open_condition(one, sources_without_root(file.config))
+        condition, _ = open_condition(one, sources_without_root(file.config), open_for_command)
     except ConfigError as error:
         raise ConfigError(str(error), file.where("fusion", name, *error.keys)) from error
     return condition, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)

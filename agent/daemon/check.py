@@ -240,9 +240,10 @@ def _check_pins(config: Config) -> None:
 
 def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
     if config.fusion or config.text:
+        from agent.compute.infer.backends import open_for_command, open_session
         from agent.daemon.fusion import plan_fusion
 
-        plan_fusion(config, sources)
+        plan_fusion(config, sources, open_session if sources is None else open_for_command).close()
 
 
 def sources_without_root(config: Config) -> dict[str, EvidenceSource]:

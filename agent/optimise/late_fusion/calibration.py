@@ -1,7 +1,8 @@
 """Calibrates the log-odds of a fused event on a labelled recording.
 
 The recording is cut into stretches: each situation with the window behind it, and the time between situations in
-pieces of the window's length. Of each stretch the moment with the most evidence counts, as at run time. The
+pieces of the window's length. Two windows behind each situation are left out: what belongs to it may still count
+there. Of each stretch the moment with the most evidence counts, as at run time. The
 weights are those of a logistic regression with a penalty on their squares, found by Newton's method; a negative
 weight of a score is set to 0 and the others are fitted again. What is reported is of stretches that were held
 out, a fifth at a time.
@@ -9,13 +10,14 @@ out, a fifth at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agent.compute.track.fusion import Fusion, FusionTimes
-from agent.compute.track.fusion_odds import FusionCalibration, TermWeights, logit
+from agent.compute.track.fusion_odds import PER_TERM, FusionCalibration, TermWeights, features
 from agent.compute.track.fusion_rule import Judgement, Reading, Term
 from agent.errors import ConfigError
 from agent.optimise.late_fusion.recording import Recorded, Span, replay
@@ -24,8 +26,8 @@ Floats = NDArray[np.float64]
 
 SITUATIONS_MIN = 20
 """Situations, and as many stretches with some evidence and without a situation, that weights are fitted on."""
-PER_TERM = 3
-"""Features of one term: absent, present, and the logit of the score."""
+_GUARD = 2
+"""Windows behind a situation that are left out."""
 _PENALTY, _STEPS, _FOLDS, _BINS = 0.5, 50, 5, 10
 
 
@@ -39,15 +41,6 @@ class _Watched:
 
     def judge(self, readings: Sequence[Reading]) -> Judgement:
         return Judgement(False, 0.0)
-
-
-def features(readings: Sequence[Reading]) -> list[float]:
-    """Return the features of a moment, `PER_TERM` for each term."""
-    made: list[float] = []
-    for one in readings:
-        is_absent = one.known and not one.present
-        made += (float(is_absent), float(one.present), logit(one.score) if one.present else 0.0)
-    return made
 
 
 def stretches(
@@ -78,7 +71,7 @@ def _spans(truth: Sequence[Span], first: int, last: int, window: int) -> Iterato
         yield from _between(at, begin - 1, window)
         if end + window >= at:
             yield max(at, begin), end + window, True
-        at = max(at, end + window + 1)
+        at = max(at, end + (1 + _GUARD) * window + 1)
     yield from _between(at, last, window)
 
 
@@ -102,16 +95,9 @@ def calibrate(
     Raises:
         ConfigError: there are too few situations, or too few stretches with evidence and without a situation.
     """
-    x, y = stretches(recorded, truth, terms, times)
-    similar = int((x[~y][:, 1::PER_TERM].sum(1) > 0).sum()) if len(x) else 0
-    for count, what in ((int(y.sum()), "situations"), (similar, "stretches with evidence but no situation")):
-        if count < SITUATIONS_MIN:
-            raise ConfigError(f"expected at least {SITUATIONS_MIN} {what}; found {count}")
+    x, y = checked_stretches(recorded, truth, terms, times)
     weights = _fit(x, y)
-    held_out = np.zeros(len(y))
-    for fold in range(_FOLDS):
-        is_held = np.arange(len(y)) % _FOLDS == fold
-        held_out[is_held] = _predict(x[is_held], _fit(x[~is_held], y[~is_held]))
+    held_out = held_out_predictions(x, y, lambda some, true: partial(_predict, weights=_fit(some, true)))
     fitted = tuple(
         TermWeights(term.text, *(round(float(value), 4) for value in weights[1 + PER_TERM * number :][:PER_TERM]))
         for number, term in enumerate(terms)
@@ -125,6 +111,32 @@ def calibrate(
         round(log_loss(held_out, y), 4),
         round(calibration_error(held_out, y), 4),
     )
+
+
+def checked_stretches(
+    recorded: Sequence[Recorded], truth: Sequence[Span], terms: Sequence[Term], times: FusionTimes
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return `stretches`, of which there are enough. Raises ConfigError as `calibrate` does."""
+    x, y = stretches(recorded, truth, terms, times)
+    similar = int((x[~y][:, 1::PER_TERM].sum(1) > 0).sum()) if len(x) else 0
+    for count, what in ((int(y.sum()), "situations"), (similar, "stretches with evidence but no situation")):
+        if count < SITUATIONS_MIN:
+            raise ConfigError(f"expected at least {SITUATIONS_MIN} {what}; found {count}")
+    return x, y
+
+
+Predictor = Callable[[Floats], Floats]
+
+
+def held_out_predictions(
+    x: Floats, y: NDArray[np.bool_], learn: Callable[[Floats, NDArray[np.bool_]], Predictor]
+) -> Floats:
+    """Return the probability of each stretch from what was learned without its fifth."""
+    found = np.zeros(len(y))
+    for fold in range(_FOLDS):
+        is_held = np.arange(len(y)) % _FOLDS == fold
+        found[is_held] = learn(x[~is_held], y[~is_held])(x[is_held])
+    return found
 
 
 def _predict(x: Floats, weights: Floats) -> Floats:
