@@ -50,6 +50,8 @@ _HEAD_MAX = 1 << 20
 """Largest file of a learned head, bytes."""
 _KINDS = {"things": "pictures", "verdicts": "pictures", "sounds": "sounds", "words": "words", "numbers": "none"}
 _STOP_S = 0.5
+_RETRY_NS = 10_000_000_000
+"""Time until an event whose condition has failed is tried again, unless evidence comes before."""
 
 
 def evidence_sources(config: Config) -> dict[str, EvidenceSource]:
@@ -210,6 +212,7 @@ class _Fused:
         times = FusionTimes.of_seconds(config.window_s, config.late_s, config.hold_s, config.update_every_s)
         self.fusion = Fusion(name, planned.condition, times)
         self.reporter.counts({name: 0}, {})
+        self._fails = False
 
     def is_same(self, planned: FusedEvent) -> bool:
         """Return True if it can go on: the same configuration and file, tied to the same sources."""
@@ -218,7 +221,16 @@ class _Fused:
         return same_terms and (old.config, old.model) == (planned.config, planned.model)
 
     def poll(self, now_ns: int, now: datetime) -> None:
-        self.publish(self.fusion.poll(now_ns, now), now)
+        """Publish what is due. An error, such as of a learned head, is logged once, and ends no other event."""
+        try:
+            self.publish(self.fusion.poll(now_ns, now), now)
+        except Exception:
+            self.fusion.next_due_ns = now_ns + _RETRY_NS
+            if not self._fails:
+                log.exception("fusion %s: internal error (please report); trying it again", self.fusion.name)
+            self._fails = True
+        else:
+            self._fails = False
 
     def publish(self, events: Iterable[Event], now: datetime) -> None:
         """Publish events, each with the time that has passed since the instant that it tells of."""

@@ -65,6 +65,21 @@ def test_a_word_while_somebody_is_in_view_is_published_like_any_other_event(
     assert b"Please" not in (tmp_path / "stderr").read_bytes() + _stored(running)
     tail = CliRunner().invoke(vedette, ["events", "tail", "-c", str(running.file), "--stream", "alarm"])
     assert tail.output.count("alarm") >= 2
+    assert _replayed(running, said_at) == 1
+
+
+def _replayed(running: Vedette, said_at: float) -> int:
+    """Number of fused events that the recorded events of the streams and the text give again."""
+    recording = running.file.parent / "day.jsonl"
+    export = ["events", "export", "-c", str(running.file), "-o", str(recording), "--stream", "front"]
+    assert CliRunner().invoke(vedette, export).exit_code == 0
+    text = {"text": "Please HELP me!", "source": "gate", "at": datetime.fromtimestamp(said_at, UTC).isoformat()}
+    with recording.open("a") as file:
+        file.write(json.dumps(text) + "\n")
+    tried = CliRunner().invoke(
+        vedette, ["fusion", "test", "alarm", str(recording), "-c", str(running.file), "--json"]
+    )
+    return len(json.loads(tried.stdout)["events"])
 
 
 def _stored(running: Vedette) -> bytes:

@@ -13,9 +13,10 @@ import pytest
 
 from agent.comms.messages import EventMessage
 from agent.comms.topics import Topics
+from agent.compute.track.fusion_rule import Judgement
 from agent.config import Config, FusionConfig, InspectionConfig, StreamConfig, TextConfig
 from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, plan_fusion
-from agent.errors import ConfigError
+from agent.errors import BackendError, ConfigError
 from agent.types import Event, EventKind, OpenTrack, Track
 
 STREAMS = {
@@ -170,6 +171,27 @@ def test_an_internal_error_ends_nothing(
         runner.add_text("gate", "help", datetime.now(UTC))
         wait(lambda: board.events)
     assert "please report" in caplog.text
+
+
+def test_a_condition_that_fails_is_logged_once_and_disturbs_no_other(
+    runner: FusionRunner, board: Board, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_fusion(config(broken=CALL, call=CALL))
+    asked: list[object] = []
+
+    def judge(readings: object) -> Judgement:
+        asked.append(readings)
+        raise BackendError("the inference failed")
+
+    monkeypatch.setattr(plan.fused["broken"].condition, "judge", judge)
+    runner.configure(plan, {})
+    with caplog.at_level(logging.ERROR):
+        runner.add_events("front", [seen()], datetime.now(UTC))
+        runner.add_text("gate", "help", datetime.now(UTC))
+        wait(lambda: len(board.events) == 2)
+    assert {one.stream for one in board.events} == {"call"}
+    assert caplog.text.count("fusion broken: internal error") == 1
+    assert len(asked) < 50, "it is not tried without a pause"
 
 
 def test_an_event_needs_exactly_one_condition(tmp_path: Path) -> None:
