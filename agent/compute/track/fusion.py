@@ -201,6 +201,8 @@ class Fusion:
         self._away: dict[str, list[tuple[int, int]]] = {source: [(-_NEVER, _NEVER)] for source in self.sources}
         self._pieces: dict[str, _Piece] = {}
         self._settled_ns: int | None = None
+        self._unjudged_ns = _NEVER  # since when something has changed that the newest `poll` did not know
+        self._judged_ns = -_NEVER  # until when the newest `poll` has judged
         self._open: _Open | None = None
         self.next_due_ns: int | None = None
 
@@ -214,18 +216,17 @@ class Fusion:
         """Sources that are away now."""
         return tuple(source for source, spans in self._away.items() if spans and spans[-1][1] == _NEVER)
 
-    def wants(self, source: str, label: str) -> bool:
-        """Return True if evidence with this label from this source counts."""
-        return (source, plain_words(label)) in self._terms
-
     def add(self, evidence: Evidence) -> bool:
         """Add evidence, or news of a piece that is known; return True if it counts."""
         terms = self._terms.get((evidence.source, plain_words(evidence.label)))
         known = self._pieces.get(evidence.key)
         if terms is None and known is None:
             return False
+        if known is None or evidence.from_ns < known.evidence.from_ns:
+            self._unjudged_ns = min(self._unjudged_ns, evidence.from_ns)
         if known is not None:
             terms, evidence = known.terms, known.merged(evidence)
+            self._unjudged_ns = min(self._unjudged_ns, known.end_ns)  # it may count for longer than that
         assert terms is not None
         self._keep(evidence, terms)
         if len(self._pieces) > PIECES_MAX:
@@ -268,9 +269,11 @@ class Fusion:
         settling_ns = now_ns - self.times.late - 1  # what is late by `late` exactly still comes in time
         if self._settled_ns is None:
             self._settled_ns = settling_ns
-        horizon_ns = now_ns if self.condition.is_monotone else settling_ns
+        horizon_ns = max(self._settled_ns, now_ns if self.condition.is_monotone else settling_ns)
+        begin_ns = max(self._settled_ns, min(self._judged_ns, self._unjudged_ns))
+        self._judged_ns, self._unjudged_ns = horizon_ns, _NEVER
         events: list[Event] = []
-        for span in self._spans(self._settled_ns, max(self._settled_ns, horizon_ns)):
+        for span in self._spans(begin_ns, horizon_ns):
             events += self._extend(span, settling_ns, now_ns, now)
         events += self._end_if_over(settling_ns, now_ns, now)
         events += self._update_if_due(now_ns, now)
@@ -295,7 +298,9 @@ class Fusion:
             going.extend(span)
             return
         yield from self._end_if_over(settling_ns, now_ns, now)
-        if self._open is None:
+        if self._open is not None:
+            self._unjudged_ns = min(self._unjudged_ns, span.from_ns)
+        else:
             self.events += 1
             going = self._open = _Open(f"{self._prefix}{self.events}", span, now_ns)
             yield self._event("new", going, "appeared", now_ns, now)

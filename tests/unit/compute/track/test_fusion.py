@@ -168,8 +168,8 @@ def test_evidence_that_nobody_asked_for_is_dropped() -> None:
     assert clock.fusion.add(piece("person", 0.0, None))
     assert not clock.fusion.add(Evidence("front", "car", 0.9, "c", 0, None))
     assert not clock.fusion.add(Evidence("gate", "stop", 1.0, "t", 0, 0))
-    assert clock.fusion.wants("gate", "Help!")
-    assert not clock.fusion.wants("front", "help")
+    assert clock.fusion.add(Evidence("gate", "Help!", 1.0, "u", 0, 0))
+    assert not clock.fusion.add(Evidence("front", "help", 1.0, "v", 0, None))
 
 
 def test_a_flood_of_evidence_is_bounded_and_one_message_too() -> None:
