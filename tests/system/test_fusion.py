@@ -8,7 +8,9 @@ import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-litert")
@@ -19,6 +21,7 @@ from tests.support.mosquitto import Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages
 from tests.support.running import Table, Vedette, camera, events, health, left_open, states, stopped
+from tests.support.sound import RATE, quiet, tone_model, word
 
 COUNT = TOPICS.count("alarm", "alarm")
 
@@ -84,6 +87,23 @@ def _replayed(running: Vedette, said_at: float) -> int:
 
 def _stored(running: Vedette) -> bytes:
     return b"".join(path.read_bytes() for path in running.state.rglob("*") if path.is_file())
+
+
+def test_a_word_that_the_microphone_hears_joins_what_the_camera_sees(tmp_path: Path, broker: Mosquitto) -> None:
+    words = np.concatenate((quiet(4.0), word("low"), quiet(1.0), word("high"), quiet(2.0)))
+    soundfile.write(tmp_path / "words.flac", words, RATE)
+    messages = broker.subscribe("#")
+    running = daemon(tmp_path, broker, when='front:person and kitchen:"high" and not gate:"cancel"')
+    source = f"wav:{tmp_path / 'words.flac'}?pace=realtime"
+    running.config["streams"]["kitchen"] = {"source": source, "model": str(tone_model(tmp_path))}
+    with running:
+        messages.wait(lambda m: "end" in {one.kind for one in events(m, "alarm")}, timeout_s=40.0)
+    (new, *_, end) = events(messages, "alarm")
+    assert {(one.source, one.label) for one in new.track.evidence} == {("front", "person"), ("kitchen", "high")}
+    (heard,) = [one for one in events(messages, "kitchen") if one.track.label == "high"]
+    assert heard.track.id in {one.track for one in new.track.evidence}
+    assert 500.0 < new.latency_ms.total < 3000.0, "a `not` waits for what comes late"
+    assert end.track.id == new.track.id
 
 
 def test_a_crash_ends_the_event_at_the_next_start(tmp_path: Path, broker: Mosquitto) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -192,6 +194,18 @@ def test_a_condition_that_fails_is_logged_once_and_disturbs_no_other(
     assert {one.stream for one in board.events} == {"call"}
     assert caplog.text.count("fusion broken: internal error") == 1
     assert len(asked) < 50, "it is not tried without a pause"
+
+
+def test_a_daemon_without_a_fused_event_loads_nothing_of_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, agent.cli.run, agent.daemon.daemon\n"
+        "from agent.config import Config, StreamConfig\n"
+        "from agent.daemon.check import check_device\n"
+        "check_device(Config(streams={'front': StreamConfig('test:', 'nanodet')}))\n"
+        "print([name for name in sys.modules if 'fusion' in name or name == 'agent.comms.texts'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_an_event_needs_exactly_one_condition(tmp_path: Path) -> None:
