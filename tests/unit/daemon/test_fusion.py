@@ -16,9 +16,19 @@ import pytest
 from agent.comms.messages import EventMessage
 from agent.comms.topics import Topics
 from agent.compute.track.fusion_rule import Judgement
-from agent.config import Config, FusionConfig, InspectionConfig, StreamConfig, TextConfig
+from agent.config import (
+    Config,
+    FusionConfig,
+    InspectionConfig,
+    MqttConfig,
+    StorageConfig,
+    StreamConfig,
+    TextConfig,
+)
 from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, plan_fusion
+from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError
+from agent.storage.spool.spool import Spool
 from agent.types import Event, EventKind, OpenTrack, Track
 
 STREAMS = {
@@ -194,6 +204,27 @@ def test_a_condition_that_fails_is_logged_once_and_disturbs_no_other(
     assert {one.stream for one in board.events} == {"call"}
     assert caplog.text.count("fusion broken: internal error") == 1
     assert len(asked) < 50, "it is not tried without a pause"
+
+
+def test_a_runtime_joins_what_its_streams_report_and_stops_with_its_configuration(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, StorageConfig())
+    waiting = config(call=msgspec.structs.replace(CALL, window_s=60.0))
+    runtime = Runtime(msgspec.structs.replace(waiting, mqtt=MqttConfig(commands=True)), spool)
+    runtime.poll_fusion()
+    runtime.run_fusion(runtime.plan_fusion(runtime.config))
+    runtime.poll_fusion()
+    fusion = runtime.fusion
+    assert fusion is not None
+    assert list(fusion.texts) == ["gate"]
+    fusion.add_events("front", [seen()], datetime.now(UTC))
+    fusion.add_text("gate", "help", datetime.now(UTC))
+    wait(lambda: spool.stats().waiting == 1)
+    runtime.run_fusion(runtime.plan_fusion(Config(streams=STREAMS)))
+    wait(lambda: spool.stats().waiting == 2 and not fusion.health())
+    assert fusion.texts == {}
+    fusion.stop()
+    assert Runtime(Config(streams=STREAMS), spool).plan_fusion(Config(streams=STREAMS)) is None
+    spool.close()
 
 
 def test_a_daemon_without_a_fused_event_loads_nothing_of_it(tmp_path: Path) -> None:
