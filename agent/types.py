@@ -113,8 +113,26 @@ class Detection(Struct, frozen=True, omit_defaults=True):
     values: tuple[float, ...] = ()
 
 
+class FusedEvidence(Struct, frozen=True, omit_defaults=True):
+    """One piece of what a fused event rests on.
+
+    Attributes:
+        source: name of the stream, or of the text input.
+        label: of the track or keyword; of a text, the words that were asked for. The text itself is not kept.
+        score: highest so far, 0..1; 1 for a text.
+        track: id of the stream's track or keyword; empty for a text.
+        age_s: time from its end to the event, s; 0: it was going on.
+    """
+
+    source: str
+    label: str
+    score: float
+    track: str = ""
+    age_s: float = 0.0
+
+
 class Track(Struct, frozen=True, omit_defaults=True):
-    """A detection over time.
+    """A detection over time, or a fused event.
 
     Attributes:
         id: unique over streams and restarts.
@@ -127,6 +145,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
         box, keypoints, outline, area: of the newest detection.
         zones: names of the zones that it is in now, in config order.
         stationary: whether it has not left its place for `track.stationary_after_s`.
+        evidence: what a fused event rests on, newest first; its `hits` count the pieces.
     """
 
     id: str
@@ -142,6 +161,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
     area: float | None = None
     zones: tuple[str, ...] = ()
     stationary: bool = False
+    evidence: tuple[FusedEvidence, ...] = ()
 
 
 class Event(Struct, frozen=True):

@@ -25,6 +25,7 @@ TOPICS = (
     "inspection",
     "screening",
     "teaching",
+    "fusion",
     "messages",
     "home-assistant",
     "hardware",

@@ -32,6 +32,7 @@ _VERBS: dict[str, str] = {
     "profile": "Measure each operation of a model.",
     "teach": "Teach a stream a state, such as a gate that is open or closed.",
     "screening": "Screen pictures with a detector at a chosen operating point, and review them.",
+    "fusion": "Try fused events on a recording, and calibrate them.",
     "optimise": "Turn a model into one that runs faster on a board.",
     "events": "Show or export published messages, or describe their format.",
     "clips": "List the clips on this device.",

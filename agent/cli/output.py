@@ -130,7 +130,9 @@ def _percent(box: Box) -> str:
 
 
 def _where(event: EventMessage) -> str:
-    """Return the box in percent of the frame; empty for a keyword."""
+    """Return the box in percent of the frame; the sources of a fused event; empty for a keyword."""
+    if event.track.evidence:
+        return " ".join(sorted({one.source for one in event.track.evidence}))
     if event.kind == "keyword":
         return ""
     box = event.track.box

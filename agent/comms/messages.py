@@ -214,6 +214,20 @@ class ClipsHealth(Struct, frozen=True):
     trouble: str = ""
 
 
+class FusionHealth(Struct, frozen=True):
+    """State of one fused event.
+
+    Attributes:
+        on: True while it goes on.
+        events: since it was configured.
+        away: streams and texts of its condition that are away now: what they would say is unknown.
+    """
+
+    on: bool
+    events: int
+    away: tuple[str, ...] = ()
+
+
 class HealthMessage(Struct, frozen=True):
     """`<device>/health`, retained.
 
@@ -233,6 +247,8 @@ class HealthMessage(Struct, frozen=True):
         commands_off: why no commands are accepted from the broker; empty: they are.
         state_folder: what happened to the state folder while the daemon ran, or that changes by commands are not
             written to it yet; empty: nothing.
+        fusion: fused events by name.
+        texts_refused: texts that were refused since the start, by name of the input; without those of none.
     """
 
     version: str
@@ -249,6 +265,8 @@ class HealthMessage(Struct, frozen=True):
     homeassistant: str = ""
     commands_off: str = ""
     state_folder: str = ""
+    fusion: dict[str, FusionHealth] = {}
+    texts_refused: dict[str, int] = {}
 
 
 SCHEMA_VERSION = 1
@@ -289,11 +307,12 @@ class EventMessage(Struct, frozen=True):
 
     Attributes:
         id: unique; a repeated delivery has the same.
-        device, stream: where it was seen.
+        device, stream: where it was seen; of a fused event, its name in place of a stream's.
         kind: new | update | end of a track, or keyword.
         reason: why it was sent, in a word or two.
         track: its state at this event.
-        captured_at: UTC of the frame, or of the end of the sound. An `end` with the reason `restart` has the
+        captured_at: UTC of the frame, or of the end of the sound; of a fused event that is new, of the instant at
+            which its condition became true. An `end` with the reason `restart` has the
             state of the track at its newest event: the device crashed some time after that.
         latency_ms: see `Latency`.
         model, backend, variant: what computed it; `variant` is empty in messages of versions with `rung`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
 
@@ -35,6 +35,17 @@ class RetainedSink(Protocol):
         ...
 
 
+EventListener = Callable[[str, Sequence[Event], datetime], None]
+"""Called with a stream, its events, and their UTC of capture, in the stream's thread: it must return quickly."""
+
+
+class EventTap:
+    """Passes the events of all streams on to one listener in this process, published or not; None: to nobody."""
+
+    def __init__(self) -> None:
+        self.listener: EventListener | None = None
+
+
 class Reporter:
     """Publishes the results of one stream, and remembers the tracks that need an `end`.
 
@@ -49,7 +60,9 @@ class Reporter:
         model: messages.ModelId,
         events: EventSink,
         board: RetainedSink,
+        tap: EventTap | None = None,
     ) -> None:
+        self._tap = tap or EventTap()
         self._topics, self._stream, self._config, self._model = topics, stream, config, model
         self._events, self._board = events, board
         self._open: dict[str, Track] = {}
@@ -65,6 +78,7 @@ class Reporter:
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
+        self._pass_on(result.events, at)
         with self._lock:
             if self._config.detections and result.detections is not None and not self._stopped:
                 message = messages.DetectionsMessage(
@@ -86,8 +100,15 @@ class Reporter:
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
     ) -> None:
         """Publish events; after `stop` only ends, after `close` none."""
+        self._pass_on(events, at)
         with self._lock:
             self._put_wanted(events, at, stages, backend, variant)
+
+    def _pass_on(self, events: Sequence[Event], at: datetime) -> None:
+        """Pass events on to who listens in this process; after `stop` only ends, after `close` none."""
+        if not events or self._closed or (listener := self._tap.listener) is None:
+            return
+        listener(self._stream, [one for one in events if one.kind == "end" or not self._stopped], at)
 
     def _put_wanted(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
@@ -110,6 +131,12 @@ class Reporter:
     @property
     def stopped(self) -> bool:
         return self._stopped
+
+    @property
+    def open_tracks(self) -> list[Track]:
+        """Tracks that have been published and have not ended."""
+        with self._lock:
+            return list(self._open.values())
 
     @property
     def place(self) -> tuple[str, str]:

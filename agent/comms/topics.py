@@ -6,6 +6,8 @@ from msgspec import Struct
 
 COMMANDS = "cmd"
 """Level of commands to the whole device: no stream may have this name."""
+TEXT = "text"
+"""Level of texts to the device: no stream may have this name beside a text."""
 ONLINE, OFFLINE, STOPPED = b"online", b"offline", b"stopped"
 """Payloads of the status topic."""
 
@@ -102,6 +104,10 @@ class Topics(Struct, frozen=True):
     def answer(self, verb: str) -> str:
         """Answer to a request that names no response topic; a client may use one beneath it as its own."""
         return f"{self._own}/{COMMANDS}/{verb}/answer"
+
+    def text(self, name: str) -> str:
+        """Text as evidence for a fused event, never retained."""
+        return f"{self._own}/{TEXT}/{name}"
 
     @property
     def commands(self) -> tuple[str, ...]:

@@ -512,6 +512,45 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+class TextConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[text.NAME]`: text from the broker as evidence for `[fusion]`: messages, or what others have transcribed.
+
+    It is taken from the topic `text/NAME` of this device, under the same condition as commands, see
+    `mqtt.commands`. The table enables this, even an empty one.
+
+    Attributes:
+        clock_within_s: a message's own time `at` counts if it differs no more than this from this device's clock,
+            s; else the time of its arrival does.
+    """
+
+    clock_within_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 5.0
+
+
+class FusionConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[fusion.NAME]`: an event from evidence of several streams and texts together, published under NAME.
+
+    One of `when` and `calibration` says what it waits for.
+
+    Attributes:
+        when: rule, such as `person and "help"`: labels, `stream:label`, words of a text or heard keywords in
+            quotes, `and`, `or`, `not` and parentheses.
+        calibration: file of calibrated log-odds, which `vedette fusion calibrate` writes.
+        threshold: with `calibration`, least probability of the situation.
+        window_s: time for which evidence counts after its end, s.
+        late_s: time by which evidence may come late, s, at most `window_s`. A `not` is judged this much later.
+        hold_s: time for which the condition must be false until the event ends, s; at least `late_s` counts.
+        update_every_s: least time between two updates, s.
+    """
+
+    when: str = ""
+    calibration: str = ""
+    threshold: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
+    window_s: Annotated[float, Meta(ge=0.1, le=3600.0)] = 5.0
+    late_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 0.5
+    hold_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
+    update_every_s: Seconds = 5.0
+
+
 class Config(Struct, frozen=True, forbid_unknown_fields=True):
     """The configuration file.
 
@@ -524,6 +563,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         selection: how streams with `backend = "auto"` choose their backend.
         thermal: limit of the board's temperature.
         homeassistant: how the device announces itself to Home Assistant.
+        text: texts from the broker as evidence, by name.
+        fusion: events from several streams and texts together, by name.
     """
 
     streams: dict[Name, StreamConfig] = {}
@@ -534,3 +575,5 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     selection: SelectionConfig = SelectionConfig()
     thermal: ThermalConfig = ThermalConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
+    text: dict[Name, TextConfig] = {}
+    fusion: dict[Name, FusionConfig] = {}

@@ -202,7 +202,8 @@ class ConfigDiff(Struct, frozen=True):
     """Differences between the current and a new configuration.
 
     Attributes:
-        tables: changed keys by table, such as `host` and `port` of `mqtt`; without streams.
+        tables: changed keys by table, such as `host` and `port` of `mqtt`, and names of changed tables in
+            `fusion` and `text`; without streams.
         changed: changed keys by stream; `MODEL_FILE` if only the model file is another one.
         added, removed: names of streams.
     """
@@ -236,5 +237,9 @@ def changes(old: Config, new: Config) -> ConfigDiff:
     )
 
 
-def _keys(old: Struct, new: Struct) -> list[str]:
+def _keys(old: Struct | Mapping[str, Struct], new: Struct | Mapping[str, Struct]) -> list[str]:
+    """Return the keys with another value; of a table of named tables, their names."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        return [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    assert isinstance(old, Struct)
     return [key for key in old.__struct_fields__ if getattr(old, key) != getattr(new, key)]

@@ -6,17 +6,18 @@ No camera, microphone, broker or state folder is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.apps.inspection import InspectedModel, check_inspection
 from agent.capture.source import check_login, check_opens, check_there, check_uri
-from agent.comms.mqtt.endpoint import OPEN, check_prefixes
+from agent.comms.mqtt.endpoint import OPEN, check_prefixes, commands_off
 from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
@@ -31,6 +32,10 @@ from agent.daemon.perception import Perception, check_clips, open_perception, pr
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.models.library import look_up, open_model
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
+
+if TYPE_CHECKING:
+    from agent.compute.track.fusion_rule import EvidenceSource
+
 
 _Opens = Callable[[str, StreamConfig], Perception | None]
 Step = tuple[Keys, Callable[[], object]]
@@ -95,7 +100,7 @@ def warnings(path: Path) -> list[str]:
         file = load(path)
     except ConfigError:
         return []
-    found = [*unwise(file.config.mqtt), *_not_checked(file)]
+    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file)]
     found += [read.describe_old_keys() for read in file.files if read.old_keys]
     found += [
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
@@ -111,6 +116,14 @@ def warnings(path: Path) -> list[str]:
             if holds_secret(stream.source)
         ]
     return found
+
+
+def _texts_off(file: ConfigFile) -> Iterator[str]:
+    why = commands_off(file.config.mqtt) if file.config.text else ""
+    for name in file.config.text if why else ():
+        yield f"{file.where('text', name)}: text {name}: nothing is taken from the broker: {why}"
+    for name in file.config.text if not file.config.fusion else ():
+        yield f"{file.where('text', name)}: text {name} is not used: there is no [fusion]"
 
 
 def _not_checked(file: ConfigFile) -> Iterator[str]:
@@ -190,14 +203,20 @@ def check_device(config: Config) -> None:
         raise problem
 
 
-def device_problems(config: Config) -> Iterator[VedetteError]:
-    """Yield all problems outside of the streams that keep a daemon from starting, except of its state folder."""
+def device_problems(
+    config: Config, sources: Mapping[str, EvidenceSource] | None = None
+) -> Iterator[VedetteError]:
+    """Yield all problems outside of the streams that keep a daemon from starting, except of its state folder.
+
+    `sources` is what the streams can give to fused events; None: it is found from their models.
+    """
     yield from problems_of_brokers(config.mqtt)
     for check in (
         partial(check_selection, config.selection),
         partial(check_streams, config),
         partial(_check_clips_place, config),
         partial(_check_pins, config),
+        partial(_check_fusion, config, sources),
     ):
         try:
             check()
@@ -219,6 +238,25 @@ def _check_pins(config: Config) -> None:
             users[pin] = name
 
 
+def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
+    if config.fusion or config.text:
+        from agent.compute.infer.backends import open_for_command, open_session
+        from agent.daemon.fusion import plan_fusion
+
+        plan_fusion(config, sources, open_session if sources is None else open_for_command).close()
+
+
+def sources_without_root(config: Config) -> dict[str, EvidenceSource]:
+    """Return what the streams can give to fused events. Root reads the models as another user."""
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.compute.track.fusion_rule import EvidenceSource
+    from agent.daemon.fusion import evidence_sources
+    from agent.models.files import preloaded
+
+    with preloaded(stream.model for stream in config.streams.values()):
+        return without_root(partial(evidence_sources, config), dict[str, EvidenceSource])
+
+
 def _check_clips_place(config: Config) -> None:
     try:
         clips_path(config.storage, folder_of(config.storage))
@@ -229,7 +267,8 @@ def _check_clips_place(config: Config) -> None:
 
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
-    for error in (*device_problems(file.config), *_folder_problems(file.config)):
+    sources = sources_without_root(file.config) if file.config.fusion else None
+    for error in (*device_problems(file.config, sources), *_folder_problems(file.config)):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error
         seen.add(str(error))

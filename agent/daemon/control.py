@@ -260,6 +260,7 @@ class ReloadPlan:
         self._changes = changes(runtime.config, config)
         if not only:
             self._changes.changed.update({name: [MODEL_FILE] for name in self._changed_models()})
+        self._fusion = None if only else runtime.plan_fusion(config)
         self._streams: dict[str, Stream] = {}
         try:
             self._prepare()
@@ -305,6 +306,7 @@ class ReloadPlan:
             self._runtime.spool.configure(self._config.storage)
             self._runtime.recorder.configure(self._config.storage)
         self._runtime.config = self._config
+        self._runtime.run_fusion(self._fusion)
         if not self._only:
             self._runtime.pending_restart = self._waiting
             log.log(logging.WARNING if self._waiting else logging.INFO, "reloaded: %s", self)

@@ -211,6 +211,7 @@ class Daemon:
             if self._commands.process_pending():
                 self._wake()
             self._control.poll()
+            self.runtime.poll_fusion()
             self._report_health()
             if self._is_done():
                 self._raise_failure()

@@ -113,6 +113,8 @@ class HealthPublisher:
             commands_off=runtime.commands_off,
             waits_for_restart=names(runtime.pending_restart),
             state_folder=runtime.state_trouble,
+            fusion=runtime.fusion.health() if runtime.fusion else {},
+            texts_refused=runtime.fusion.refused() if runtime.fusion else {},
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
 

@@ -42,8 +42,9 @@ class HomeAssistant:
             has_temperature: True if the board has a temperature sensor.
         """
         runtime = self._runtime
+        fused = tuple(runtime.config.fusion)
         device = DeviceEntitySource(
-            runtime.topics, self._board, __version__, has_temperature, self._entity_sources()
+            runtime.topics, self._board, __version__, has_temperature, self._entity_sources(), fused
         )
         used = runtime.config.homeassistant, runtime.config.mqtt
         if self._announcer is None or used != self._announced_with:

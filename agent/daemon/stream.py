@@ -19,7 +19,7 @@ from agent.backoff import Backoff
 from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId
-from agent.comms.reporter import EventSink, Reporter, RetainedSink
+from agent.comms.reporter import EventSink, EventTap, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import ONLY_VARIANT, Model
@@ -32,6 +32,7 @@ from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
+from agent.types import Track
 
 if TYPE_CHECKING:
     from agent.capture.streams import AudioStream, FrameStream
@@ -69,6 +70,7 @@ class StreamServices(Struct, frozen=True):
         recorder: of clips; None: there are none.
         vetting: see `agent.compute.infer.backends.open_session`.
         state, clips: folders of the daemon's state, and of all clips.
+        tap: of the events of all streams; None: nobody listens.
         restart_first_s, restart_last_s: first and longest pause before a stream that failed is started again, s;
             after a run longer than the longest pause the first one comes again.
     """
@@ -83,6 +85,7 @@ class StreamServices(Struct, frozen=True):
     restart_last_s: float = 60.0
     state: Path = Path()
     clips: Path = Path()
+    tap: EventTap | None = None
 
 
 def open_pipeline(
@@ -395,6 +398,11 @@ class Stream:
         """Zones and labels with a count, see `Reporter.counted`."""
         return self._reporter.counted_labels if self._reporter else ()
 
+    @property
+    def open_tracks(self) -> list[Track]:
+        """Tracks that have been published and have not ended."""
+        return self._reporter.open_tracks if self._reporter else []
+
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
         rates, source = self._metrics.rates(), self._source
@@ -519,7 +527,8 @@ class Stream:
 
     def _open_reporter(self, opened: Model) -> Reporter:
         shared, model = self._services, ModelId(opened.manifest.name, opened.sha256[:12])
-        reporter = Reporter(shared.topics, self.name, self.config.publish, model, shared.events, shared.board)
+        publish = self.config.publish
+        reporter = Reporter(shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap)
         self._reporter = reporter
         if opened.manifest.has_tracks and not self._stop.is_set():
             named = self.config.labels_to_count

@@ -182,6 +182,7 @@ def test_what_is_refused_changes_nothing_and_has_its_reason(vedette: Vedette, op
         "variants": ["full"],
         "zones": {"drive": True},
         "set_by_command": [],
+        "states": {},
     }
     assert not (vedette.state / "overrides.json").exists()
 

@@ -92,6 +92,20 @@ def test_a_readers_commands_and_those_of_another_device_never_arrive(
     assert porch.heard == COMMANDS[:1], "that of the operator, which came last"
 
 
+def test_texts_come_from_operators_alone(broker: Mosquitto, porch: Device) -> None:
+    topic = PORCH.text("gate")
+    porch.publisher.listen(topic, lambda received: porch.heard.append(received.topic))
+    chief = broker.subscribe("x", user="chief")
+
+    def arrived() -> bool:
+        assert say(chief, topic, b"help") < 0x80
+        return porch.heard == [topic] * len(porch.heard) != []
+
+    wait_for(arrived)
+    for user in ("kitchen", "shed"):
+        assert say(broker.subscribe("x", user=user), topic, b"help") == 0x87, "not authorised"
+
+
 @pytest.mark.parametrize("user", ["kitchen", "chief", "homeassistant"])
 def test_nobody_but_devices_speaks_as_a_device_not_even_one_of_his_own_name(broker: Mosquitto, user: str) -> None:
     own, voice = Topics("vedette", user), broker.subscribe("x", user=user)

@@ -171,6 +171,7 @@ class DeviceEntitySource(Struct, frozen=True):
         version: of Vedette.
         has_temperature: True if it has a thermal sensor.
         streams: see `StreamEntitySource`.
+        fused: names of the fused events.
     """
 
     topics: Topics
@@ -178,6 +179,7 @@ class DeviceEntitySource(Struct, frozen=True):
     version: str
     has_temperature: bool
     streams: tuple[StreamEntitySource, ...]
+    fused: tuple[str, ...] = ()
 
     @property
     def identifier(self) -> str:

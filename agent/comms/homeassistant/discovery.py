@@ -196,6 +196,14 @@ def _diagnostic_entities(topics: Topics, source: StreamEntitySource) -> Iterator
     yield source.id("fps"), sensor("frames per second", "fps", **rate)
 
 
+def fused_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component]]:
+    """Yield a sensor for each fused event, by id."""
+    for name in device.fused:
+        state = {"value_template": "{{ 'ON' if value | int(0) > 0 else 'OFF' }}"}
+        topic = {"state_topic": device.topics.count(name, name)}
+        yield f"{name}.fused", _entity("binary_sensor", display_name(name), **topic, **state)
+
+
 def device_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component]]:
     """Yield the device's own entities, by id."""
     diagnostic = {"entity_category": "diagnostic"}
@@ -296,7 +304,7 @@ class Entities(Struct, frozen=True):
 
 def entities(device: DeviceEntitySource, known: Container[str], max_labels: int) -> Entities:
     """Return every entity of a device. Those in `known` stay, see `StreamEntitySource.select_labels`."""
-    components = dict(device_entities(device))
+    components = dict(device_entities(device)) | dict(fused_entities(device))
     left_out = {}
     for source in device.streams:
         labels, left = source.select_labels(known, max_labels)

@@ -1,0 +1,162 @@
+"""`vedette fusion`: try a fused event on a recording of what a device published, and calibrate its log-odds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.options import config_option
+from agent.errors import ConfigError, StorageError
+
+if TYPE_CHECKING:
+    from agent.compute.track.fusion import Condition, FusionTimes
+    from agent.compute.track.fusion_odds import FusionCalibration
+    from agent.optimise.late_fusion.recording import FusionScore
+    from agent.types import Event
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+def _complete_name(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    import tomllib
+
+    try:
+        names = tomllib.loads(context.params["path"].read_text("utf-8")).get("fusion", {})
+    except (KeyError, OSError, ValueError, AttributeError):
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+_NAME = click.argument("name", shell_complete=_complete_name)
+_RECORDING = click.argument("recording", type=_FILE)
+
+
+@click.group()
+def fusion() -> None:
+    """Try fused events on a recording, and calibrate them."""
+
+
+@fusion.command("test")
+@_NAME
+@_RECORDING
+@click.option("--truth", type=_FILE, help="CSV of the situations: beginning and end, ISO 8601.")
+@config_option("The daemon's configuration.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_json: bool) -> None:
+    """Show which events [fusion.NAME] gives on RECORDING, lines as `vedette watch --json` writes them.
+
+    With --truth also which situations they tell of: precision, recall and F1.
+    """
+    from agent.compute.track.fusion import Fusion
+    from agent.optimise.late_fusion.recording import read_recording, read_truth, replay, score_events, to_ns
+
+    condition, times = _opened(path, name)
+    situations = read_truth(truth) if truth else None
+    made = Fusion(name, condition, times, run="test")
+    told = [event for _, event in replay(read_recording(recording, condition.terms), made) if event]
+    ended = [event for event in told if event.kind == "end"]
+    spans = [(to_ns(one.track.first_seen), to_ns(one.track.last_seen)) for one in ended]
+    score = score_events(spans, situations, times.window) if situations else None
+    _print_events(ended, score, as_json=as_json)
+
+
+@fusion.command()
+@_NAME
+@_RECORDING
+@click.argument("truth", type=_FILE)
+@click.argument("output", type=_FILE)
+@config_option("The daemon's configuration.")
+@click.option("--head", is_flag=True, help="Train a small network in place of the sum, a .tflite beside OUTPUT.")
+@click.option("--force", is_flag=True, help="Replace OUTPUT.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def calibrate(
+    name: str, recording: Path, truth: Path, output: Path, path: Path, head: bool, force: bool, as_json: bool
+) -> None:
+    """Fit log-odds for the terms of [fusion.NAME] on RECORDING, and write them to OUTPUT.
+
+    TRUTH is a CSV of the situations: beginning and end, ISO 8601. Set `calibration` to OUTPUT in place of `when`
+    to use them.
+    """
+    import msgspec
+
+    from agent.optimise.late_fusion import calibration
+    from agent.optimise.late_fusion import recording as recordings
+    from agent.optimise.late_fusion.head import calibrate_head
+    from agent.storage.files import write_atomic
+
+    condition, times = _opened(path, name)
+    model = output.with_suffix(".tflite")
+    for target in (output, model) if head else (output,):
+        if target.exists() and not force:
+            raise StorageError(f"{target}: exists; --force replaces it")
+    if model == output:
+        raise StorageError(f"{output}: expected the name of a .json file")
+    given = recordings.read_recording(recording, condition.terms), recordings.read_truth(truth), condition.terms
+    if head:
+        found, content = calibrate_head(*given, times, model.name)
+        write_atomic(model, content)
+    else:
+        found = calibration.calibrate(*given, times)
+    write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
+    _print_weights(found, as_json=as_json)
+    click.echo(f"{output}: written", err=True)
+
+
+def _opened(path: Path, name: str) -> tuple[Condition, FusionTimes]:
+    """Return the condition and times of a fused event in a configuration."""
+    from agent.compute.infer.backends import open_for_command
+    from agent.compute.track.fusion import FusionTimes
+    from agent.config.load import load
+    from agent.daemon.check import sources_without_root
+    from agent.daemon.fusion import open_condition
+
+    file = load(path)
+    if (one := file.config.fusion.get(name)) is None:
+        known = ", ".join(file.config.fusion) or "none"
+        raise ConfigError(f"{path}: there is no [fusion.{name}]; there are: {known}")
+    try:
+        condition, _ = open_condition(one, sources_without_root(file.config), open_for_command)
+    except ConfigError as error:
+        raise ConfigError(str(error), file.where("fusion", name, *error.keys)) from error
+    return condition, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)
+
+
+def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: bool) -> None:
+    from agent.cli.output import console, open_table, print_json
+    from agent.text import local_time, plain
+
+    if as_json:
+        print_json({"events": [one.track for one in ended], "score": score})
+        return
+    table = open_table("from", "until", "score", "evidence", right=("score",))
+    for one in ended:
+        track = one.track
+        evidence = ", ".join(plain(f"{piece.source}:{piece.label}") for piece in track.evidence)
+        table.add_row(
+            local_time(track.first_seen), local_time(track.last_seen), f"{track.best_score:.2f}", evidence
+        )
+    console(110, markup=False).print(table)
+    if score is not None:
+        click.echo(
+            f"{score.right} of {score.events} events are right, {score.found} of {score.situations} situations "
+            f"found: precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f}"
+        )
+
+
+def _print_weights(found: FusionCalibration, *, as_json: bool) -> None:
+    from agent.cli.output import console, open_table, print_json
+    from agent.text import plain
+
+    if as_json:
+        print_json(found)
+        return
+    table = open_table("term", "absent", "present", "score", right=("absent", "present", "score"))
+    for one in found.terms:
+        table.add_row(plain(one.term), f"{one.absent:+.2f}", f"{one.present:+.2f}", f"{one.score:+.2f}")
+    console(80, markup=False).print(table)
+    click.echo(
+        f"prior {found.prior:+.2f}; {found.situations} situations in {found.moments} stretches; held out: "
+        f"log loss {found.log_loss:.3f}, calibration error {found.calibration_error:.3f}"
+    )

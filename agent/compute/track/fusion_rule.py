@@ -1,0 +1,321 @@
+"""Rules of fused events: `person and "help"`, parsed, tied to the streams and texts that there are, and judged.
+
+    rule   = all { "or" all }            all = not { "and" not }
+    not    = "not" not | "(" rule ")" | term
+    term   = [ NAME ":" ] ( LABEL | QUOTED )
+
+`person` is a label of any stream, `front:person` of one stream, and `"help"` a word or several in a row that are
+heard as a keyword or come as text. `door:"traffic light"` is a label with a space. Case does not matter.
+
+A rule is judged in Kleene's three-valued logic: a term whose camera, microphone or broker is away is unknown, so
+that `not person` is not true while nobody can see.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+from msgspec import Struct
+
+from agent.errors import ConfigError
+
+RULE_MAX, TERMS_MAX, DEPTH_MAX = 1000, 32, 32
+"""Characters and different terms of a rule, and levels of its parentheses."""
+_TOKEN = re.compile(r'\s*(?:(?P<sign>[():])|"(?P<quoted>[^"]*)"|(?P<word>[^\W_][\w-]*)|(?P<other>\S))')
+_WORDS = re.compile(r"\w+(?:['’]\w+)*")
+_KEYWORDS = ("and", "or", "not")
+
+SourceKind = Literal["pictures", "sounds", "words", "text", "none", "unknown"]
+
+
+class EvidenceSource(Struct, frozen=True):
+    """What a stream or a text input can give.
+
+    Attributes:
+        kind: tracks in pictures, sounds or keywords; text; none, where numbers or verdicts on parts are published
+            instead; or unknown, since the model cannot be opened now.
+        labels: that its model may give; empty: not known.
+    """
+
+    kind: SourceKind
+    labels: tuple[str, ...] = ()
+
+    def may_give(self, label: str) -> bool:
+        """Return True if a label, as `plain_words` returns it, may come from here."""
+        if self.kind == "text" or not self.labels:
+            return True
+        return any(plain_words(one) == label for one in self.labels)
+
+
+class Term(Struct, frozen=True):
+    """What a rule asks for, tied to where it may come from.
+
+    Attributes:
+        text: as written, such as `front:person`.
+        label: as `plain_words` returns it.
+        sources: streams and texts that may give it.
+    """
+
+    text: str
+    label: str
+    sources: tuple[str, ...]
+
+
+class Reading(NamedTuple):
+    """A term at one instant.
+
+    Attributes:
+        present: evidence lies in the window before the instant.
+        known: every source was there during the window; counts where nothing is present.
+        score: highest of the evidence, 0..1.
+    """
+
+    present: bool
+    known: bool
+    score: float
+
+
+class Judgement(NamedTuple):
+    """The truth of a rule at one instant, None if it is unknown, and its score 0..1."""
+
+    truth: bool | None
+    score: float
+
+
+def plain_words(text: str) -> str:
+    """Return the words of a text in lower case, with a space between: how labels and words are compared."""
+    folded = unicodedata.normalize("NFC", text).casefold()
+    return " ".join(_WORDS.findall(folded.replace("_", " ")))
+
+
+def phrases_in(text: str, phrases: Iterable[str]) -> list[str]:
+    """Return those of some phrases, as `plain_words` returns them, that stand in a text as whole words."""
+    words = f" {plain_words(text)} "
+    return [phrase for phrase in phrases if f" {phrase} " in words]
+
+
+class _Token(NamedTuple):
+    kind: str
+    text: str
+    column: int
+
+
+class _Leaf(NamedTuple):
+    number: int
+
+
+class _Not(NamedTuple):
+    inner: _Node
+
+
+class _Joined(NamedTuple):
+    is_and: bool
+    parts: tuple[_Node, ...]
+
+
+_Node = _Leaf | _Not | _Joined
+
+
+class _Wanted(NamedTuple):
+    """A term as it was parsed: the name before the colon, the label, and if that was in quotes."""
+
+    source: str
+    label: str
+    quoted: bool
+    column: int
+
+    def __str__(self) -> str:
+        label = f'"{self.label}"' if self.quoted else self.label
+        return f"{self.source}:{label}" if self.source else label
+
+
+class Rule:
+    """A parsed rule, tied to its sources.
+
+    Attributes:
+        terms: that it asks for, each once.
+        is_monotone: no `not` is in it: more evidence never makes it false.
+    """
+
+    def __init__(self, text: str, sources: Mapping[str, EvidenceSource]) -> None:
+        """Parse a rule.
+
+        Raises:
+            ConfigError: it is no rule, names a stream or a label that there is not, or would be true while
+                nothing is seen or heard. The message has the column.
+        """
+        parser = _Parser(text)
+        self._root = parser.parse()
+        self.terms = tuple(_tied(wanted, sources) for wanted in parser.wanted)
+        self.is_monotone = not _has_not(self._root)
+        nothing = [Reading(present=False, known=True, score=0.0)] * len(self.terms)
+        if self.judge(nothing).truth:
+            raise ConfigError('would be true while nothing is seen or heard; join `not` to something with "and"')
+
+    def judge(self, readings: Sequence[Reading]) -> Judgement:
+        """Judge the readings of the terms. A score of `and` is the least, of `or` the highest of what is true."""
+        return _judge(self._root, readings)
+
+
+class _Parser:
+    """A recursive descent parser. `wanted` has the different terms in the order in which they are written."""
+
+    def __init__(self, text: str) -> None:
+        if len(text) > RULE_MAX:
+            raise ConfigError(f"a rule has at most {RULE_MAX} characters; found {len(text)}")
+        self.wanted: list[_Wanted] = []
+        self._tokens, self._at, self._depth = list(_tokens(text)), 0, 0
+
+    def parse(self) -> _Node:
+        root = self._joined("or", lambda: self._joined("and", self._not))
+        if self._next.kind != "end":
+            raise self._error('expected "and", "or" or the end')
+        return root
+
+    @property
+    def _next(self) -> _Token:
+        return self._tokens[self._at]
+
+    def _accept(self, kind: str, text: str = "") -> _Token | None:
+        token = self._next
+        if token.kind != kind or (text and token.text != text):
+            return None
+        self._at += 1
+        return token
+
+    def _joined(self, word: str, part: Callable[[], _Node]) -> _Node:
+        parts = [part()]
+        while self._accept("keyword", word):
+            parts.append(part())
+        return parts[0] if len(parts) == 1 else _Joined(word == "and", tuple(parts))
+
+    def _not(self) -> _Node:
+        self._depth += 1
+        if self._depth > DEPTH_MAX:
+            raise self._error(f"more than {DEPTH_MAX} levels")
+        if self._accept("keyword", "not"):
+            node: _Node = _Not(self._not())
+        elif self._accept("sign", "("):
+            node = self._joined("or", lambda: self._joined("and", self._not))
+            if not self._accept("sign", ")"):
+                raise self._error('expected ")"')
+        else:
+            node = self._term()
+        self._depth -= 1
+        return node
+
+    def _term(self) -> _Node:
+        first = self._accept("word") or self._accept("quoted")
+        if first is None:
+            raise self._error("expected a label, a word in quotes, or (")
+        source = ""
+        if first.kind == "word" and self._accept("sign", ":"):
+            source, label = first.text, self._accept("word") or self._accept("quoted")
+            if label is None:
+                raise self._error(f"expected a label after {source}:")
+        else:
+            label = first
+        return self._leaf(_Wanted(source, label.text, label.kind == "quoted", first.column))
+
+    def _leaf(self, wanted: _Wanted) -> _Node:
+        if not plain_words(wanted.label):
+            raise ConfigError(f"column {wanted.column}: {wanted}: there is no word in it")
+        for index, known in enumerate(self.wanted):
+            if str(known) == str(wanted):
+                return _Leaf(index)
+        if len(self.wanted) == TERMS_MAX:
+            raise ConfigError(f"column {wanted.column}: more than {TERMS_MAX} different terms")
+        self.wanted.append(wanted)
+        return _Leaf(len(self.wanted) - 1)
+
+    def _error(self, what: str) -> ConfigError:
+        token = self._next
+        found = "the end" if token.kind == "end" else repr(token.text)
+        return ConfigError(f"column {token.column}: {what}; found {found}")
+
+
+def _tokens(text: str) -> Iterable[_Token]:
+    end = len(text.rstrip())
+    at = 0
+    while at < end:
+        found = _TOKEN.match(text, at)
+        assert found is not None
+        kind = found.lastgroup or "other"
+        token = _Token(kind, found[kind], found.start(kind) + 1 - (kind == "quoted"))
+        if kind == "other":
+            hint = 'a closing " is missing' if token.text == '"' else "use letters, digits, _ and -, or quotes"
+            raise ConfigError(f"column {token.column}: {token.text!r} cannot be read; {hint}")
+        if kind == "word" and token.text.lower() in _KEYWORDS:
+            token = _Token("keyword", token.text.lower(), token.column)
+        yield token
+        at = found.end()
+    yield _Token("end", "", end + 1)
+
+
+def parse_term(text: str, sources: Mapping[str, EvidenceSource]) -> Term:
+    """Parse a single term, such as `front:person`, as a calibration names it.
+
+    Raises:
+        ConfigError: see `Rule`; or it is more than a term.
+    """
+    parser = _Parser(text)
+    if not isinstance(parser.parse(), _Leaf):
+        raise ConfigError(f"{text!r}: expected a single label or word")
+    return _tied(parser.wanted[0], sources)
+
+
+def _tied(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Term:
+    """Tie a term to the sources that may give it."""
+    label, text = plain_words(wanted.label), str(wanted)
+    if wanted.source in sources and sources[wanted.source].kind == "none":
+        what = "gives numbers or verdicts on parts, no tracks or keywords"
+        raise ConfigError(f"column {wanted.column}: {text}: {wanted.source} {what}")
+    if wanted.source:
+        if wanted.source not in sources:
+            known = ", ".join(sources) or "none"
+            raise ConfigError(f"column {wanted.column}: {text}: no stream or text is called {wanted.source!r}; "
+                              f"there are: {known}")  # fmt: skip
+        allowed = {wanted.source: sources[wanted.source]}
+    else:
+        kinds = ("words", "text", "unknown") if wanted.quoted else ("pictures", "sounds", "words", "unknown")
+        allowed = {name: one for name, one in sources.items() if one.kind in kinds}
+    giving = tuple(name for name, one in allowed.items() if one.may_give(label))
+    if not giving:
+        raise ConfigError(f"column {wanted.column}: {text}: {_missing(wanted, allowed)}")
+    return Term(text, label, giving)
+
+
+def _missing(wanted: _Wanted, allowed: Mapping[str, EvidenceSource]) -> str:
+    known = sorted({label for one in allowed.values() for label in one.labels})
+    if wanted.quoted and not wanted.source and not known:
+        return "words come from a [text.NAME] or a stream with a model of keywords; there is none"
+    if not known:
+        return "no stream gives labels"
+    shown = ", ".join(known[:12]) + (" …" if len(known) > 12 else "")
+    hint = "" if wanted.quoted else "; words of a text are in quotes"
+    return f"nothing gives this label; known: {shown}{hint}"
+
+
+def _has_not(node: _Node) -> bool:
+    if isinstance(node, _Joined):
+        return any(map(_has_not, node.parts))
+    return isinstance(node, _Not)
+
+
+def _judge(node: _Node, readings: Sequence[Reading]) -> Judgement:
+    if isinstance(node, _Leaf):
+        one = readings[node.number]
+        return Judgement(True if one.present else False if one.known else None, one.score if one.present else 0.0)
+    if isinstance(node, _Not):
+        truth, score = _judge(node.inner, readings)
+        return Judgement(None if truth is None else not truth, 1.0 - score)
+    found = [_judge(part, readings) for part in node.parts]
+    decisive = not node.is_and  # one true part decides `or`, one false part decides `and`
+    truths = [one.truth for one in found]
+    truth = decisive if decisive in truths else None if None in truths else not decisive
+    if node.is_and:
+        return Judgement(truth, min(one.score for one in found))
+    return Judgement(truth, max((one.score for one in found if one.truth), default=0.0))

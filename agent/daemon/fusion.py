@@ -1,0 +1,407 @@
+"""Fused events in the daemon: joins what the streams report and what comes as text, in a thread of its own.
+
+Evidence comes from the reporters of this process, not over the broker. A thread with the name `fusion` waits for
+it, and for the next instant at which time alone changes something. Without a `[fusion]` nothing of this is
+loaded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+from msgspec import Struct
+
+from agent.comms.messages import FusionHealth, ModelId
+from agent.comms.reporter import EventSink, Reporter, RetainedSink
+from agent.comms.texts import TextReceiver
+from agent.comms.topics import TEXT, Topics
+from agent.compute.infer.backends import open_session
+from agent.compute.infer.session import Opener, Session, SessionOptions
+from agent.compute.manifest import Manifest, Model
+from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes
+from agent.compute.track.fusion_odds import (
+    PER_TERM,
+    FusionCalibration,
+    LearnedHead,
+    LogOdds,
+    read_calibration,
+)
+from agent.compute.track.fusion_rule import EvidenceSource, Rule, phrases_in
+from agent.config import Config, FusionConfig, PublishConfig, TextConfig
+from agent.daemon.homeassistant import entity_source
+from agent.errors import ConfigError, VedetteError
+from agent.models.files import read
+from agent.types import Event, StageTimes, Track
+
+log = logging.getLogger(__name__)
+_AHEAD_NS, _BEHIND_NS = 1_000_000_000, 60_000_000_000
+"""A capture time outside of this, as seen from the arrival, is of a replay or of a clock that was set."""
+_CALIBRATION_MAX = 65536
+"""Largest calibration file, bytes."""
+_HEAD_MAX = 1 << 20
+"""Largest file of a learned head, bytes."""
+_KINDS = {"things": "pictures", "verdicts": "pictures", "sounds": "sounds", "words": "words", "numbers": "none"}
+_STOP_S = 0.5
+_RETRY_NS = 10_000_000_000
+"""Time until an event whose condition has failed is tried again, unless evidence comes before."""
+
+
+def evidence_sources(config: Config) -> dict[str, EvidenceSource]:
+    """Return what each stream and text can give, without asking the TFLite runtime about the models."""
+    sources = {}
+    for name, stream in config.streams.items():
+        known = entity_source(name, stream)
+        kind = "none" if stream.inspection is not None else _KINDS.get(known.kind or "", "unknown")
+        sources[name] = EvidenceSource(kind, known.labels)  # type: ignore[arg-type]
+    return {**sources, **{name: EvidenceSource("text") for name in config.text}}
+
+
+def open_condition(
+    config: FusionConfig, sources: Mapping[str, EvidenceSource], opener: Opener = open_session
+) -> tuple[Condition, ModelId]:
+    """Return the condition of a fused event, and what identifies it in messages.
+
+    Args:
+        config: of the event.
+        sources: see `evidence_sources`.
+        opener: opens a learned head.
+
+    Raises:
+        ConfigError: it cannot be used; `keys` has the key.
+    """
+    if bool(config.when) is bool(config.calibration):
+        raise ConfigError("expected one of `when` and `calibration`", keys=("when",))
+    if config.late_s > config.window_s:
+        text = f"{config.late_s:g} is more than window_s, {config.window_s:g}"
+        raise ConfigError(f"`late_s`: {text}", keys=("late_s",))
+    key = "when" if config.when else "calibration"
+    try:
+        if config.when:
+            return Rule(config.when, sources), ModelId("rule", _digest(config.when.encode()))
+        path = Path(config.calibration).expanduser()
+        content = read(path, _CALIBRATION_MAX)
+        calibration = read_calibration(content)
+        if calibration.model:
+            session = open_head(path, calibration, opener)
+            predict = partial(predict_with, session)
+            head = LearnedHead(calibration, config.threshold, sources, predict, session.close)
+            return head, ModelId("head", calibration.sha256[:12])
+        condition = LogOdds(calibration, config.threshold, sources)
+    except (VedetteError, OSError) as error:
+        where = f"{config.calibration}: " if config.calibration and config.calibration not in str(error) else ""
+        raise ConfigError(f"`{key}`: {where}{error}", keys=(key,)) from error
+    return condition, ModelId("log-odds", _digest(content))
+
+
+def open_head(path: Path, calibration: FusionCalibration, opener: Opener) -> Session:
+    """Open a learned head beside its calibration, on the CPU, vetted like any other model.
+
+    Raises:
+        ModelError: it cannot be read or run. ConfigError: it is another file, or does not fit the terms.
+    """
+    beside = path.parent / Path(calibration.model).name
+    content = read(beside, _HEAD_MAX)
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != calibration.sha256:
+        raise ConfigError(f"{beside}: is not the file that was trained with {path.name}; calibrate again")
+    session = opener(Model(content, sha256, Manifest(), str(beside)), "cpu", SessionOptions(threads=1))
+    ends = [(one.shape, one.dtype) for one in (*session.inputs, *session.outputs)]
+    if ends != [((1, PER_TERM * len(calibration.terms)), "float32"), ((1, 1), "float32")]:
+        session.close()
+        raise ConfigError(f"{beside}: expected a network of {len(calibration.terms)} terms, found {ends}")
+    return session
+
+
+def predict_with(session: Session, features: Sequence[float]) -> float:
+    """Return the probability that a learned head gives to features; 0 for NaN, which is no reason for one."""
+    session.input(0)[0] = features
+    session.invoke()
+    share = float(session.output(0)[0, 0])
+    return share if 0.0 <= share <= 1.0 else 0.0
+
+
+def close_condition(condition: Condition) -> None:
+    """Release what a condition holds."""
+    if isinstance(condition, LearnedHead):
+        condition.close()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+class FusedEvent(Struct, frozen=True):
+    """A configured fused event, checked: its configuration, its condition, and what identifies that."""
+
+    config: FusionConfig
+    condition: Condition
+    model: ModelId
+
+
+class FusionPlan(Struct, frozen=True):
+    """What is to run: fused events and texts, by name."""
+
+    fused: dict[str, FusedEvent]
+    texts: dict[str, TextConfig]
+
+    def close(self) -> None:
+        """Release what its conditions hold, if it is not run."""
+        for one in self.fused.values():
+            close_condition(one.condition)
+
+
+def plan_fusion(
+    config: Config, sources: Mapping[str, EvidenceSource] | None = None, opener: Opener = open_session
+) -> FusionPlan:
+    """Check `[fusion]` and `[text]`, and open what they need.
+
+    Args:
+        config: to check.
+        sources: see `evidence_sources`; None: to be found.
+        opener: opens learned heads.
+
+    Raises:
+        ConfigError: the first thing that cannot be used; `keys` has its key.
+    """
+    _check_names(config)
+    known = evidence_sources(config) if sources is None and config.fusion else sources or {}
+    fused = {}
+    for name, one in config.fusion.items():
+        try:
+            fused[name] = FusedEvent(one, *open_condition(one, known, opener))
+        except ConfigError as error:
+            raise ConfigError(f"fusion {name}: {error}", keys=("fusion", name, *error.keys)) from error
+    return FusionPlan(fused, dict(config.text) if fused else {})
+
+
+def _check_names(config: Config) -> None:
+    for table in ("text", "fusion"):
+        taken = {**config.streams, **(config.text if table == "fusion" else {})}
+        for name in getattr(config, table):
+            if name in taken or name in ("cmd", TEXT):
+                what = "is taken by a stream, a text or a topic; choose another name"
+                raise ConfigError(f"{name!r} {what}", keys=(table, name))
+    if config.text and TEXT in config.streams:
+        raise ConfigError(f"beside [text] no stream can be called {TEXT!r}", keys=("streams", TEXT))
+
+
+class FusionServices(Struct, frozen=True):
+    """What a `FusionRunner` publishes through."""
+
+    topics: Topics
+    events: EventSink
+    board: RetainedSink
+
+
+class _Fused:
+    """One fused event with its reporter. For the fusion's thread."""
+
+    def __init__(self, name: str, planned: FusedEvent, services: FusionServices) -> None:
+        self.planned, config = planned, planned.config
+        self.reporter = Reporter(
+            services.topics, name, PublishConfig(), planned.model, services.events, services.board
+        )
+        times = FusionTimes.of_seconds(config.window_s, config.late_s, config.hold_s, config.update_every_s)
+        self.fusion = Fusion(name, planned.condition, times)
+        self.reporter.counts({name: 0}, {})
+        self._fails = False
+
+    def is_same(self, planned: FusedEvent) -> bool:
+        """Return True if it can go on: the same configuration and file, tied to the same sources."""
+        old = self.planned
+        same_terms = tuple(old.condition.terms) == tuple(planned.condition.terms)
+        return same_terms and (old.config, old.model) == (planned.config, planned.model)
+
+    def poll(self, now_ns: int, now: datetime) -> None:
+        """Publish what is due. An error, such as of a learned head, is logged once, and ends no other event."""
+        try:
+            self.publish(self.fusion.poll(now_ns, now), now)
+        except Exception:
+            self.fusion.next_due_ns = now_ns + _RETRY_NS
+            if not self._fails:
+                log.exception("fusion %s: internal error (please report); trying it again", self.fusion.name)
+            self._fails = True
+        else:
+            self._fails = False
+
+    def publish(self, events: Iterable[Event], now: datetime) -> None:
+        """Publish events, each with the time that has passed since the instant that it tells of."""
+        for event in events:
+            at = event.track.first_seen if event.kind == "new" else event.track.last_seen
+            waited = round((now - at).total_seconds() * 1e9) if event.kind == "new" else 0
+            self.reporter.events([event], at, StageTimes(queue=max(0, waited)), "fusion", "")
+            self.reporter.counts({event.track.label: int(event.kind != "end")}, {})
+
+    def health(self) -> FusionHealth:
+        return FusionHealth(self.fusion.is_on, self.fusion.events, self.fusion.away)
+
+
+class FusionRunner:
+    """Runs every fused event of a configuration. Any thread may call its methods; none of them waits but `stop`.
+
+    Attributes:
+        texts: receivers by name of the text input.
+    """
+
+    def __init__(self, services: FusionServices) -> None:
+        self._services = services
+        self._fused: dict[str, _Fused] = {}
+        self._present: dict[str, bool] = {}
+        self._health: dict[str, FusionHealth] = {}
+        self.texts: dict[str, TextReceiver] = {}
+        self._tasks: queue.SimpleQueue[Callable[[int, datetime], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the thread, unless it runs."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="fusion", daemon=True)
+            self._thread.start()
+
+    def stop(self, timeout_s: float = _STOP_S) -> None:
+        """End every event that goes on, and the thread."""
+        self._tasks.put(self._finish)
+        self._tasks.put(None)
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+
+    def configure(self, plan: FusionPlan, tracks: Mapping[str, Sequence[Track]]) -> None:
+        """Run another plan: events whose condition is the same go on, others end.
+
+        Args:
+            plan: to run from now on.
+            tracks: that are open now, by stream: evidence for what is new.
+        """
+        self.texts = {name: self._receiver(name, one) for name, one in plan.texts.items()}
+        self._tasks.put(partial(self._configure, plan.fused, tracks))
+
+    def _receiver(self, name: str, config: TextConfig) -> TextReceiver:
+        """Return the receiver of a text; the one that there is if nothing has changed."""
+        known = self.texts.get(name)
+        if known is not None and known.clock_within_s == config.clock_within_s:
+            return known
+        return TextReceiver(name, config.clock_within_s, self.add_text)
+
+    def add_events(self, stream: str, events: Sequence[Event], at: datetime) -> None:
+        """Add events of a stream, with their UTC of capture."""
+        self._tasks.put(partial(self._add_events, stream, events, at))
+
+    def add_text(self, name: str, text: str, at: datetime) -> None:
+        """Add a text. Only the words that a condition asks for are kept of it."""
+        self._tasks.put(partial(self._add_text, name, text, at))
+
+    def set_present(self, present: Mapping[str, bool]) -> None:
+        """Tell which streams and texts are there now, and which are away."""
+        changed = {name: is_there for name, is_there in present.items() if self._present.get(name) != is_there}
+        self._present = dict(present)
+        if changed:
+            self._tasks.put(partial(self._set_present, changed))
+
+    def health(self) -> dict[str, FusionHealth]:
+        """Return the state of each fused event, by name."""
+        return self._health
+
+    def refused(self) -> dict[str, int]:
+        """Return how many texts were refused, by name, without those of which none was."""
+        return {name: one.refused for name, one in self.texts.items() if one.refused}
+
+    def _run(self) -> None:
+        while True:
+            try:
+                task = self._tasks.get(timeout=self._wait_s())
+            except queue.Empty:
+                task = self._do_nothing
+            if task is None:
+                return
+            try:
+                self._handle(task)
+            except Exception:  # one odd piece of evidence must not end the others
+                log.exception("fusion: internal error (please report)")
+
+    def _wait_s(self) -> float | None:
+        """Return the time until the next event is due, s; None: nothing is."""
+        dues = [one.fusion.next_due_ns for one in self._fused.values() if one.fusion.next_due_ns is not None]
+        return max(0.0, (min(dues) - time.monotonic_ns()) / 1e9) if dues else None
+
+    def _handle(self, task: Callable[[int, datetime], None]) -> None:
+        now_ns, now = time.monotonic_ns(), datetime.now(UTC)
+        task(now_ns, now)
+        for one in self._fused.values():
+            one.poll(now_ns, now)
+        self._health = {name: one.health() for name, one in self._fused.items()}
+
+    def _do_nothing(self, now_ns: int, now: datetime) -> None:
+        """Let time alone end what is due."""
+
+    def _configure(
+        self,
+        wanted: Mapping[str, FusedEvent],
+        tracks: Mapping[str, Sequence[Track]],
+        now_ns: int,
+        now: datetime,
+    ) -> None:
+        for name, one in list(self._fused.items()):
+            if name in wanted and one.is_same(wanted[name]):
+                close_condition(wanted[name].condition)  # opened again for the check
+                continue
+            del self._fused[name]
+            one.publish(one.fusion.finish(now_ns, now, "shutdown"), now)
+            close_condition(one.planned.condition)
+            if name not in wanted:
+                self._services.board.retain(self._services.topics.count(name, name), b"")
+        for name, planned in wanted.items():
+            if name not in self._fused:
+                self._fused[name] = _Fused(name, planned, self._services)
+                self._begin(self._fused[name], tracks, now_ns, now)
+
+    def _finish(self, now_ns: int, now: datetime) -> None:
+        for one in self._fused.values():
+            one.publish(one.fusion.finish(now_ns, now, "shutdown"), now)
+            close_condition(one.planned.condition)
+        self._fused = {}
+
+    def _begin(self, fused: _Fused, tracks: Mapping[str, Sequence[Track]], now_ns: int, now: datetime) -> None:
+        for name in (name for name, is_there in self._present.items() if is_there):
+            fused.fusion.set_away(name, now_ns, away=False)
+        for stream, some in tracks.items():
+            for track in some:
+                fused.fusion.add(_evidence(stream, Event("update", track, ""), now_ns, now, now))
+
+    def _add_events(self, stream: str, events: Sequence[Event], at: datetime, now_ns: int, now: datetime) -> None:
+        for event in events:
+            evidence = _evidence(stream, event, now_ns, now, at)
+            for one in self._fused.values():
+                one.fusion.add(evidence)
+
+    def _add_text(self, name: str, text: str, at: datetime, now_ns: int, now: datetime) -> None:
+        at_ns = min(now_ns, now_ns - round((now - at).total_seconds() * 1e9))
+        for one in self._fused.values():
+            phrases = {term.label for term in one.fusion.condition.terms if name in term.sources}
+            for phrase in phrases_in(text, phrases):
+                one.fusion.add(Evidence.of_words(name, phrase, at_ns))
+
+    def _set_present(self, changed: Mapping[str, bool], now_ns: int, now: datetime) -> None:
+        for one in self._fused.values():
+            for name, is_there in changed.items():
+                one.fusion.set_away(name, now_ns, away=not is_there)
+
+
+def _evidence(stream: str, event: Event, now_ns: int, now: datetime, at: datetime) -> Evidence:
+    """Return a stream's event as evidence, on this process's clock.
+
+    The UTC of capture is on the clock of that instant. If it lies in the future or far behind, the clock was set
+    or a recording is replayed faster than it was made: then the event counts as captured now.
+    """
+    late_ns = round((now - at).total_seconds() * 1e9)
+    at_ns = now_ns - late_ns if -_AHEAD_NS <= late_ns <= _BEHIND_NS else now_ns
+
+    from_ns = min(now_ns, at_ns - round((at - event.track.first_seen).total_seconds() * 1e9))
+    return Evidence.of_event(stream, event, from_ns, min(now_ns, at_ns))

@@ -1,0 +1,158 @@
+"""`vedette fusion`: events of a recording, how good they are, and calibrated weights that a daemon can use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner
+
+from agent.cli.main import vedette
+from agent.compute.track.fusion_odds import FusionCalibration
+from tests.unit.optimise.late_fusion.staged import write
+
+CONFIG = """
+[streams.front]
+source = "test:"
+model = "nanodet"
+[text.gate]
+[fusion.call]
+when = 'person and "help"'
+window_s = 2.0
+"""
+
+
+def call(*args: object) -> Any:
+    return CliRunner().invoke(vedette, ["fusion", *map(str, args)])
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "vedette.toml"
+    path.write_text(CONFIG)
+    return path
+
+
+def test_a_recording_gives_its_events_and_how_right_they_are(tmp_path: Path, config: Path) -> None:
+    recording, truth = write(tmp_path, 60)
+    shown = call("test", "call", recording, "--truth", truth, "-c", config)
+    assert shown.exit_code == 0, shown.output
+    assert "20 of 20 situations found" in shown.output
+    assert "front:person" in shown.output
+    found = json.loads(call("test", "call", recording, "--truth", truth, "-c", config, "--json").output)
+    assert found["score"]["recall"] == 1.0
+    assert len(found["events"]) == found["score"]["events"] >= 20
+    assert all(one["evidence"] for one in found["events"])
+    assert json.loads(call("test", "call", recording, "-c", config, "--json").output)["score"] is None
+
+
+def test_calibrated_weights_are_written_and_used_in_place_of_the_rule(tmp_path: Path, config: Path) -> None:
+    recording, truth = write(tmp_path, 90)
+    odds = tmp_path / "odds.json"
+    shown = call("calibrate", "call", recording, truth, odds, "-c", config)
+    assert shown.exit_code == 0, shown.output
+    assert "30 situations" in shown.output
+    written = msgspec.json.decode(odds.read_bytes(), type=FusionCalibration)
+    assert [one.term for one in written.terms] == ["person", '"help"']
+    again = call("calibrate", "call", recording, truth, odds, "-c", config)
+    assert again.exit_code == 1
+    assert "--force" in str(again.exception)
+    forced = call("calibrate", "call", recording, truth, odds, "-c", config, "--force", "--json")
+    assert forced.exit_code == 0
+    config.write_text(CONFIG.replace("when = 'person and \"help\"'", f'calibration = "{odds}"'))
+    assert CliRunner().invoke(vedette, ["config", "check", str(config)]).exit_code == 0
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", 90, seed=5)
+    found = json.loads(call("test", "call", other[0], "--truth", other[1], "-c", config, "--json").output)
+    assert found["score"]["f1"] > 0.95
+
+
+def test_a_learned_head_is_a_model_that_runs_in_place_of_the_rule(tmp_path: Path, config: Path) -> None:
+    recording, truth = write(tmp_path, 90)
+    made = tmp_path / "head.json"
+    shown = call("calibrate", "call", recording, truth, made, "--head", "-c", config)
+    assert shown.exit_code == 0, shown.output
+    assert call("calibrate", "call", recording, truth, made, "--head", "-c", config).exit_code == 1
+    config.write_text(CONFIG.replace("when = 'person and \"help\"'", f'calibration = "{made}"'))
+    assert CliRunner().invoke(vedette, ["config", "check", str(config)]).exit_code == 0
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", 90, seed=5)
+    found = json.loads(call("test", "call", other[0], "--truth", other[1], "-c", config, "--json").output)
+    assert found["score"]["f1"] > 0.95
+    model = tmp_path / "head.tflite"
+    model.write_bytes(model.read_bytes()[:-1])
+    refused = CliRunner().invoke(vedette, ["config", "check", str(config)])
+    assert "is not the file that was trained" in refused.output + str(refused.exception)
+    model.unlink()
+    refused = CliRunner().invoke(vedette, ["config", "check", str(config)])
+    assert "no such file" in refused.output + str(refused.exception)
+
+
+def test_a_head_needs_a_name_of_its_own(tmp_path: Path, config: Path) -> None:
+    recording, truth = write(tmp_path, 3)
+    shown = call("calibrate", "call", recording, truth, tmp_path / "x.tflite", "--head", "-c", config)
+    assert ".json file" in str(shown.exception)
+
+
+@pytest.mark.parametrize(
+    ("change", "line", "what"),
+    [
+        ("when = 'persn and \"help\"'", 7, "column 1: persn"),
+        ("when = 'side:person'", 7, "'side'"),
+        ("when = 'person and'", 7, "column 11"),
+        ("threshold = 0.4", 6, "one of `when` and `calibration`"),
+        ("when = 'person'\nlate_s = 3.0", 8, "more than window_s"),
+        ("calibration = '/no/such.json'", 7, "/no/such.json: no such file"),
+        ("calibration = '/dev/null'", 7, "not a file"),
+    ],
+)
+def test_a_fused_event_that_cannot_run_is_refused_with_its_line(
+    config: Path, change: str, line: int, what: str
+) -> None:
+    config.write_text(CONFIG.replace("when = 'person and \"help\"'", change))
+    for words in (["config", "check", str(config)], ["fusion", "test", "call", "x.jsonl", "-c", str(config)]):
+        shown = CliRunner().invoke(vedette, words)
+        text = shown.output + str(shown.exception)
+        assert shown.exit_code == 1
+        assert f"{config}:{line}: " in text
+        assert what in text
+
+
+@pytest.mark.parametrize(
+    ("more", "what"),
+    [
+        ("[fusion.front]\nwhen = 'person'", "'front' is taken"),
+        ("[fusion.gate]\nwhen = 'person'", "'gate' is taken"),
+        ("[text.front]\n", "'front' is taken"),
+        ("[fusion.cmd]\nwhen = 'person'", "'cmd' is taken"),
+        ("[streams.text]\nsource = 'test:'\nmodel = 'nanodet'", "called 'text'"),
+    ],
+)
+def test_names_that_would_share_a_topic_are_refused(config: Path, more: str, what: str) -> None:
+    config.write_text(f"{CONFIG}\n{more}\n")
+    shown = CliRunner().invoke(vedette, ["config", "check", str(config)])
+    assert shown.exit_code == 1
+    assert what in shown.output + str(shown.exception)
+
+
+def test_an_unknown_event_is_named_with_those_that_there_are(tmp_path: Path, config: Path) -> None:
+    shown = call("test", "cal", write(tmp_path, 3)[0], "-c", config)
+    assert shown.exit_code == 1
+    assert "[fusion.cal]; there are: call" in str(shown.exception)
+
+
+def test_a_text_without_a_fused_event_is_remarked(config: Path) -> None:
+    config.write_text(CONFIG.partition("[fusion.call]")[0])
+    shown = CliRunner().invoke(vedette, ["config", "check", str(config)])
+    assert shown.exit_code == 0
+    assert "text gate is not used" in shown.output
+
+
+def test_names_are_completed_from_the_configuration(config: Path) -> None:
+    complete = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions
+    assert [one.value for one in complete(["fusion", "test", "-c", str(config)], "c")] == ["call"]
+    assert complete(["fusion", "test", "-c", str(config.parent / "none.toml")], "c") == []
