@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.models.predicting import predict_and_print
+from agent.cli.models.predicting import complete_board, predict_and_print
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
@@ -28,12 +28,6 @@ if TYPE_CHECKING:
     from agent.compute.infer.session import BackendSpec
     from agent.compute.manifest import Model
     from agent.optimise.loadgen import ScenarioResult
-
-
-def _complete_board(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.predict import known_boards
-
-    return [name for name in known_boards() if name.startswith(incomplete)]
 
 
 @click.command()
@@ -59,7 +53,7 @@ def _complete_board(_context: click.Context, _option: click.Parameter, incomplet
     "--board",
     default="",
     metavar="NAME",
-    shell_complete=_complete_board,
+    shell_complete=complete_board,
     help="Predict the latencies on this board instead, such as pi4b.",
 )
 @click.option(

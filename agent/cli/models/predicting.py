@@ -18,6 +18,13 @@ _NOTE = (
 )
 
 
+def complete_board(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """Return the boards that begin so, for the shell."""
+    from agent.models.predict import known_boards
+
+    return [name for name in known_boards() if name.startswith(incomplete)]
+
+
 def predict_and_print(model: str, board: str, variant: str, fps: float, *, as_json: bool) -> None:
     """Print what each variant takes on a board, and which with how many threads reach a rate.
 
