@@ -146,13 +146,15 @@ def predict(work: dict[Arithmetic, Work], board: KnownBoard, threads: int) -> Pr
 
 
 def _costs(costs: Costs, threads: int) -> list[float]:
-    """Return the costs with a number of threads: Amdahl's law through those of one and of four.
+    return [with_threads(one, four, threads) for one, four in zip(costs.single, costs.four, strict=True)]
 
-    On a Cortex-A55, of which ncnn's table has 1, 2 and 4 threads (RK3568), two threads then take 2 to 6 %
-    too long.
+
+def with_threads(one: float, four: float, threads: int) -> float:
+    """Return a time with a number of threads by Amdahl's law, from those with one and with four.
+
+    On a Cortex-A55, of which ncnn's table has 1, 2 and 4 threads, networks with two are within 7 %.
     """
-    share = (1.0 / threads - 0.25) / 0.75
-    return [four + (one - four) * share for one, four in zip(costs.single, costs.four, strict=True)]
+    return four + (one - four) * (1.0 / threads - 0.25) / 0.75
 
 
 def _dot(first: Iterable[float], second: Iterable[float]) -> float:

@@ -101,6 +101,13 @@ def read_times() -> list[Time]:
     return found
 
 
+def read_scaling() -> list[tuple[str, float, float, float]]:
+    """Return names of networks with their times with 4, 2 and 1 threads on one board, ms."""
+    table = tomllib.loads((_HERE / "board_times.toml").read_text("utf-8"))["scaling"]
+    lines = (line.split() for line in table["times"].strip().splitlines())
+    return [(name, *map(float, figures)) for name, *figures in lines]
+
+
 @cache
 def row(network: str, winograd: bool = True) -> Floats:
     """Return the work of a network by `CLASSES`."""

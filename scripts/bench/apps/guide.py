@@ -30,12 +30,16 @@ from agent.compute.tflite.read import read_modelfile
 from agent.compute.tflite.work import Arithmetic, Work, work_of
 from agent.config.load import parse
 from agent.models.library import look_up
-from agent.models.recommend import TASKS, GuideModel, known_models, recommend
+from agent.models.recommend import TASKS, GuideModel, Recommendation, known_models, recommend
 
 BOARDS = ("pi4b", "pi5", "sd865")
 RECORDED = common.ROOT / "scripts" / "bench" / "optimise" / "recorded.json"
-RUN = ("scripts/bench/run speech_accuracy",)
-"""Commands that are run for their figures; others take longer, or need what is not here."""
+RUN = {
+    "scripts/bench/run speech_accuracy": (),
+    "scripts/bench/run accuracy": ("--quick",),
+    "scripts/bench/run apps/screening": ("--quick",),
+}
+"""Commands that are run for their figures, with more arguments; others take longer."""
 TOLERANCE = 0.0015
 """Of an accuracy: three digits are told."""
 TINY = 128, 24, (48, 96, 192), 0.53
@@ -80,11 +84,18 @@ def latencies(boards: Sequence[str]) -> list[str]:
                 if row.prediction is None or (row.get and row.model != "inspection"):
                     continue
                 command = row.bench.replace("/opt/models/castings.tflite", row.model)
-                told = json.loads(vedette([*shlex.split(command)[1:], "--json"]))
-                latency = told["variants"][0]["predictions"][row.prediction.threads - 1]["ms"]
-                if abs(latency / row.prediction.ms - 1) > 1e-6:
-                    wrong.append(f"{command}: {latency} ms, and the row tells {row.prediction.ms}")
+                wrong += told(row, command)
     return wrong
+
+
+def told(row: Recommendation, command: str) -> list[str]:
+    """Run the command of a row, and return what differs from the row."""
+    assert row.prediction is not None
+    found = json.loads(vedette([*shlex.split(command)[1:], "--json"]))
+    latency = found["variants"][0]["predictions"][row.prediction.threads - 1]["ms"]
+    if abs(latency / row.prediction.ms - 1) < 1e-6:
+        return []
+    return [f"{command}: {latency} ms, and the row tells {row.prediction.ms}"]
 
 
 def vedette(words: list[str]) -> str:
@@ -135,7 +146,11 @@ def pulled() -> list[str]:
             if not entry.get or not entry.get[0].startswith("vedette models pull"):
                 continue
             vedette(["models", "pull", entry.name, "--to", name])
-            wrong += file_of(entry, Path(name, f"{entry.name}.tflite"))
+            path = Path(name, f"{entry.name}.tflite")
+            wrong += file_of(entry, path)
+            for row in recommend(entry.task, BOARDS[0]):
+                if row.model == entry.name:
+                    wrong += told(row, row.bench.replace(entry.file, str(path)))
     return wrong
 
 
@@ -173,7 +188,7 @@ def benches(data: Path) -> tuple[int, list[str]]:
         if entry.command not in RUN:
             continue
         script = common.ROOT / "scripts" / "bench" / f"{entry.command.split()[-1]}.py"
-        command = [sys.executable, str(script), "--data", str(data)]
+        command = [sys.executable, str(script), *RUN[entry.command], "--data", str(data)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=common.ROOT)
         wrong += compared(entry, json.loads(done.stdout.splitlines()[-1])["figures"])
         count += len(entry.accuracy)

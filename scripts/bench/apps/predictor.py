@@ -2,7 +2,8 @@
 
 The times are those of `scripts/build_models/board_times.toml`, of ncnn and XNNPACK; the fit is the one of
 `scripts/build_models/board_rates.py`. A network is left out with all its sizes and kinds of arithmetic, on every
-board. The share of times within the interval that `vedette bench --board` would tell is counted as well. Nothing
+board. The share of times within the interval that `vedette bench --board` would tell is counted as well,
+and how far Amdahl's law is off with two threads. Nothing
 is measured here, and --quick changes nothing.
 """
 
@@ -15,7 +16,9 @@ import common
 import numpy as np
 
 sys.path.append(str(common.ROOT / "scripts" / "build_models"))
-from board_rates import KINDS, Miss, leave_one_out, read_times, spread_of
+from board_rates import KINDS, Miss, leave_one_out, read_scaling, read_times, spread_of
+
+from agent.models.predict import with_threads
 
 MEDIAN, WORST = 0.20, 0.60
 ASKED = ("pi4b", "pi5", "sd855", "sd865")
@@ -38,6 +41,9 @@ def main() -> None:
         figures |= summary(f"{kind}_", [one for one in asked if one.time.kind == kind])
     figures |= summary("xnnpack_", [one for one in misses if one.time.engine == "xnnpack"])
     figures["within_interval"] = within(asked)
+    figures["two_threads_worst"] = max(
+        abs(with_threads(one, four, 2) / two - 1) for _, four, two, one in read_scaling()
+    )
     for one in sorted(asked, key=lambda miss: -abs(miss.error))[:SHOWN]:
         time = one.time
         print(f"{time.board} {time.kind} {time.threads} threads, {time.network}: {time.ms} ms, told {one.ms:.1f}")

@@ -20,12 +20,13 @@ from agent.models.predict import (
     predict,
     predict_model,
     row_of,
+    with_threads,
 )
 from tests.support.running import ROOT
 
 sys.path.append(str(ROOT / "scripts" / "build_models"))
 from board_networks import NETWORKS, work_of
-from board_rates import Boards, read_times
+from board_rates import Boards, read_scaling, read_times
 
 MOBILENETS: dict[str, float] = {"mobilenet": 569, "mobilenet_v2": 301, "mobilenet_v3": 217}
 COUNTS = MOBILENETS | {
@@ -75,6 +76,15 @@ def test_the_costs_are_those_that_the_fit_gives() -> None:
 def test_xnnpacks_own_times_on_a_pi_4b_are_met(network: str, kind: Arithmetic, published: float) -> None:
     found = predict({kind: work_of(network)}, find_board("pi4b")[1], 4)
     assert found.ms * 1.8 / 1.5 == pytest.approx(published, rel=0.25)  # theirs ran at 1.5 GHz
+
+
+@pytest.mark.parametrize(("network", "four", "two", "one"), read_scaling())
+def test_published_times_with_two_threads_follow_amdahls_law(
+    network: str, four: float, two: float, one: float
+) -> None:
+    assert with_threads(one, four, 2) == pytest.approx(two, rel=0.07)
+    assert with_threads(one, four, 1) == pytest.approx(one)
+    assert with_threads(one, four, 4) == four
 
 
 works = st.builds(Work, *[st.integers(0, 10**9)] * 10).filter(lambda work: work.operations > 0)

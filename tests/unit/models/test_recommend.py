@@ -81,3 +81,10 @@ def test_an_unknown_task_or_board_is_told_with_those_that_are_known() -> None:
     with pytest.raises(ModelError) as raised:
         recommend("speech", "laptop")
     assert all(name in str(raised.value) for name in known_boards())
+
+
+def test_the_guide_has_every_task_and_every_board() -> None:
+    page = (ROOT / "agent" / "guide" / "choosing.md").read_text(encoding="utf-8")
+    for name, board in known_boards().items():
+        assert f"| `{name}` | {board.title.partition(' at 2.')[0]}" in page
+    assert all(f"`{task}`" in page for task in TASKS)
