@@ -189,7 +189,7 @@ def _rows(one: GuideModel, name: str, board: KnownBoard, fps: float) -> Iterator
     try:
         facts = list(_facts(one))
     except ModelError as error:
-        yield replace(bare, left_out=str(error))
+        yield replace(bare, left_out=str(error).removeprefix(f"{one.name}: "))
         return
     for fact in facts:
         variant = VariantPrediction(fact.variant, tuple(predict(fact.work, board, count) for count in THREADS))

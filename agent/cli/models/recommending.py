@@ -82,7 +82,7 @@ def _print(fitting: list[Recommendation], others: list[Recommendation]) -> None:
     for row in others:
         out.print(f"left out: {_called(row)}: {plain(row.left_out)}")
     if not fitting:
-        out.print("no model fits; ask for fewer inferences in a second, or more memory")
+        out.print("no model fits: see the reasons above")
     click.echo(_NOTE, err=True)
 
 
