@@ -24,7 +24,7 @@ import common
 import msgspec
 
 sys.path.append(str(common.ROOT / "scripts" / "build_models"))
-from board_networks import Network
+from board_network import Network
 
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.tflite.work import Arithmetic, Work, work_of
