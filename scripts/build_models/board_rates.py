@@ -55,7 +55,7 @@ _NOISE, _FREEDOM = 0.12, 4.0
 """Standard deviation of the logarithm of a time, and degrees of freedom of the t distribution."""
 _ROUNDS = 60
 _FEW, _NONE = 0.15, 0.35
-"""Assumed spreads of XNNPACK's times about the fit: of cores of which some are published, of MobileNets alone, and
+"""Assumed spreads of XNNPACK's times about the fit: of cores of which some are published, of MobileNets, and
 of others, on one of which TFLite without XNNPACK takes 1.6 and 2.1 times as long (scripts/bench/README.md)."""
 _SAME_CORE = "orangepi5"
 """Board with a Pi 5's cores and clock, whose float times are in single precision."""
