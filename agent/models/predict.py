@@ -34,6 +34,8 @@ CLASSES = ("point", "small", "dense", "depth", "weights", "values", "small_value
 WINOGRAD_WEIGHTS = 4
 """Weights that Winograd's method reads for each of a 3×3 kernel: F(4×4, 3×3) has 36 for 9."""
 _MILLION = 1e6
+_MOST = 10**18
+"""Largest count; a broken file may state sizes beyond any float."""
 Reach = Literal["yes", "likely", "no"]
 
 
@@ -124,7 +126,7 @@ def row_of(work: Work, *, winograd: bool) -> tuple[float, ...]:
     else:
         weights, values = work.weights + work.small_weights, work.values + work.small_values
         counts = (work.point + work.small, 0, work.dense, work.depth, weights, values, 0, work.moved)
-    return (*(count / _MILLION for count in counts), float(work.operations))
+    return (*(min(count, _MOST) / _MILLION for count in counts), float(work.operations))
 
 
 def predict(work: dict[Arithmetic, Work], board: KnownBoard, threads: int) -> PredictedLatency:

@@ -116,6 +116,11 @@ def test_without_winograds_method_a_small_convolution_is_a_product_of_matrices()
     assert (row["point"], row["small"], row["weights"], row["small_values"]) == (1, 2, 12, 4)
 
 
+def test_absurd_sizes_are_a_long_time_and_no_error() -> None:
+    found = predict({"int8": Work(point=10**400, operations=1)}, find_board("pi4b")[1], 1)
+    assert found.reaches(0.01) == "no"
+
+
 def test_a_rate_is_reached_surely_likely_or_not() -> None:
     one = PredictedLatency(2, 50.0, 40.0, 60.0)
     assert [one.reaches(fps) for fps in (10, 16, 18, 20, 21)] == ["yes", "yes", "likely", "likely", "no"]
