@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.models.predicting import complete_board, predict_and_print
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
@@ -48,6 +49,18 @@ if TYPE_CHECKING:
 @click.option(
     "--patience", default=120.0, show_default=True, help="Time limit for opening and the first inference, s."
 )
+@click.option(
+    "--board",
+    default="",
+    metavar="NAME",
+    shell_complete=complete_board,
+    help="Predict the latencies on this board instead, such as pi4b.",
+)
+@click.option(
+    "--fps",
+    type=NumberRange(0.01, 1000.0),
+    help="With --board: inferences in a second to reach; default: 15, or what a model of sound needs.",
+)
 @picture_option("the latencies")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
@@ -65,6 +78,8 @@ def bench(
     backends: tuple[str, ...],
     by: str,
     patience: float,
+    board: str,
+    fps: float | None,
     picture: Path | None,
     as_json: bool,
     loadgen: bool,
@@ -78,7 +93,16 @@ def bench(
 
     With --loadgen, MLPerf's load generator also measures the best backend, or those of --backend. Its figures
     include the way to the model's process and back, without pauses.
+
+    With --board nothing is measured: what each variant takes on that board's CPU is predicted from published
+    times of other networks, with an interval.
     """
+    if board:
+        _check_predicting(backends, picture, loadgen=loadgen, logs=loadgen_logs)
+        predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
+        return
+    if fps is not None:
+        raise click.UsageError("--fps needs --board")
     from agent.compute.infer.benchmark import choose
     from agent.daemon.measurements import spare_memory_mb
     from agent.models.library import golden, open_model_without_root
@@ -110,6 +134,14 @@ def bench(
         _print_json(verdict, tested)
     else:
         _print(verdict, asked=bool(backends), tested=tested)
+
+
+def _check_predicting(backends: Sequence[str], picture: Path | None, *, loadgen: bool, logs: Path | None) -> None:
+    """Refuse options that measure, beside --board."""
+    given = {"--backend": backends, "--picture": picture, "--loadgen": loadgen, "--loadgen-logs": logs}
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise click.UsageError(f"{wrong[0]} measures, and --board predicts: leave one of them out")
 
 
 def _draw(verdict: Selection, title: str, picture: Path, *, asked: bool) -> None:

@@ -20,6 +20,7 @@ TOPICS = (
     "configuration",
     "sources",
     "models",
+    "choosing",
     "optimise",
     "evaluate",
     "inspection",

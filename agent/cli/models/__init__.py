@@ -1,4 +1,4 @@
-"""`vedette models`: list, import, inspect, try and calibrate models, and describe manifests."""
+"""`vedette models`: list, recommend, import, inspect, try and calibrate models, and describe manifests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.models.predicting import complete_board
+from agent.cli.models.recommending import complete_task, memory_size
 from agent.cli.optimise import complete_model
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
@@ -30,7 +32,7 @@ _WIDTH = 160
 
 @click.group()
 def models() -> None:
-    """List models, import, inspect, try or calibrate one, or describe their manifests."""
+    """List and recommend models, import, inspect, try or calibrate one, or describe their manifests."""
 
 
 def _model_name(_context: click.Context, option: click.Parameter, name: str) -> str:
@@ -208,6 +210,30 @@ def pull(
     check_decoder(options["decoder"])
     imports = ModelImportOptions(name=rename, as_json=as_json, **options)
     fetch_and_import(name, PullOptions(sha256, mirror, imports))
+
+
+@models.command()
+@click.option("--task", required=True, shell_complete=complete_task, help="What to find, such as detect.")
+@click.option("--board", default="pi4b", show_default=True, shell_complete=complete_board, help="Where it runs.")
+@click.option(
+    "--fps",
+    type=NumberRange(0.01, 1000.0),
+    help="Inferences in a second to reach; default: 15, or what a model of sound needs.",
+)
+@click.option(
+    "--memory", callback=memory_size, default="", metavar="SIZE", help="Most that it may take, such as 100M."
+)
+@_JSON
+def recommend(task: str, board: str, fps: float | None, memory: int, as_json: bool) -> None:
+    """Recommend models for a task on a board: accuracy, size, memory and latency, and what to set.
+
+    Accuracy was measured, or published by the model's author; latency is predicted (see `vedette bench --board`),
+    and memory estimated. Beside each figure is the command that gives it. Models that do not fit are listed with
+    the reason. Exits with 1 if none fits.
+    """
+    from agent.cli.models.recommending import recommend_and_print
+
+    sys.exit(not recommend_and_print(task, board, fps or 0.0, memory, as_json=as_json))
 
 
 @models.command("try")

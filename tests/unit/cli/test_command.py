@@ -128,7 +128,8 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     asked += [CommandReply(True, "", body)] * 2
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
-        "  front  running  threshold=0.5  variant=416  gate=open  door=unknown  zone/drive=off  (set by command: variant)",
+        "  front  running  threshold=0.5  variant=416  gate=open  door=unknown  zone/drive=off  "
+        "(set by command: variant)",
         "  back  lost: rtsp://camera/: no picture for 10 s",
         "  x\\n  None",
         "waits for a restart: [device] name",

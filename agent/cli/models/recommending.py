@@ -1,0 +1,119 @@
+"""Print which models suit a task on a board, for `vedette models recommend`."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.models.predicting import interval, milliseconds
+from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.text import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from agent.models.recommend import Recommendation
+
+_WIDTH = 160
+_NOTE = (
+    "Latency is predicted for the CPU alone, in four of five cases within the interval, and memory is estimated, "
+    "beside the daemon's own; `vedette bench` on the board measures both."
+)
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def complete_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
+    """Return the tasks that begin so, for the shell."""
+    from agent.models.recommend import TASKS
+
+    return [task for task in TASKS if task.startswith(incomplete)]
+
+
+def memory_size(_context: click.Context, option: click.Parameter, text: str) -> int:
+    """Convert a size such as `100M` to bytes; empty: 0.
+
+    Raises:
+        click.BadParameter: the text has another form, or is 0.
+    """
+    if not text:
+        return 0
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([KMG]?)B?", text.upper())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size <= 0:
+        raise click.BadParameter(f"{text!r}: expected a size such as 100M", param=option)
+    return size
+
+
+def recommend_and_print(task: str, board: str, fps: float, memory: int, *, as_json: bool) -> bool:
+    """Print the models for a task on a board; return whether one fits.
+
+    Args:
+        task: key of `agent.models.recommend.TASKS`.
+        board: name.
+        fps: inferences in a second; 0: what each model needs.
+        memory: most that a model may take, bytes; 0: no limit.
+        as_json: print JSON instead of a table.
+
+    Raises:
+        ModelError: there is no such task or board.
+    """
+    from agent.compute.infer.vetting.unprivileged import without_root
+    from agent.models.files import preloaded
+    from agent.models.recommend import Recommendation, bundled_for, recommend
+
+    with preloaded(bundled_for(task)):
+        rows = without_root(lambda: recommend(task, board, fps=fps, memory=memory), list[Recommendation])
+    fitting = [row for row in rows if not row.left_out]
+    if as_json:
+        print_json(rows, indent=2)
+    else:
+        _print(fitting, [row for row in rows if row.left_out])
+    return bool(fitting)
+
+
+def _print(fitting: list[Recommendation], others: list[Recommendation]) -> None:
+    out = console(_WIDTH, markup=False)
+    if fitting:
+        _print_table(out, fitting)
+        _print_first(out, fitting[0])
+    for row in others:
+        out.print(f"left out: {_called(row)}: {plain(row.left_out)}")
+    if not fitting:
+        out.print("no model fits: see the reasons above")
+    click.echo(_NOTE, err=True)
+
+
+def _print_table(out: Console, rows: list[Recommendation]) -> None:
+    right = ("accuracy", "size", "memory", "threads", "ms")
+    table = open_table("model", *right, "four of five", "in time", "what the accuracy is; commands", right=right)
+    for row in rows:
+        latency = row.prediction
+        if latency is None:
+            continue
+        accuracy = NO_VALUE if row.accuracy is None else f"{row.accuracy:.3f}"
+        commands = [f"{row.what}{f': {row.command}' if row.command else ''}", *row.get, row.bench]
+        cells = (_called(row), accuracy, _size(row.bytes), _size(row.memory), str(latency.threads))
+        about = "\n".join(plain(line) for line in commands if line)
+        table.add_row(*cells, milliseconds(latency.ms), interval(latency), row.reaches or "", about)
+    out.print(table)
+
+
+def _print_first(out: Console, row: Recommendation) -> None:
+    out.print(f"\nfor {_called(row)}:\n")
+    for line in row.get:
+        out.print(plain(line), soft_wrap=True)
+    if row.get:
+        out.print()
+    out.print(plain(row.toml, keep="\n"))
+
+
+def _called(row: Recommendation) -> str:
+    family = f" ({row.family})" if row.family else ""
+    return plain(f"{row.model}{f' {row.variant}' if row.variant else ''}{family}")
+
+
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.0f} kB"
