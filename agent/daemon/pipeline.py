@@ -13,22 +13,27 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
 from msgspec import Struct
 
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
-from agent.config import PublishConfig
+from agent.config import PublishConfig, StreamConfig
+from agent.config.source_uri import parse
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
+    from agent.capture.streams import AudioStream, FrameStream
     from agent.compute.hearing import AudioPerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
+    from agent.daemon.inspection import Inspection, InspectionPipeline
+    from agent.daemon.perception import Perception
     from agent.daemon.shadow import Shadow
     from agent.daemon.states import StreamStates
+    from agent.storage.clips.recorder import Recorder
 
 
 TAKE_S = 0.25
@@ -106,6 +111,9 @@ class StreamMetrics:
         return Rates(round(frames / seconds, 2), round(inferences / seconds, 2), infer_ms)
 
 
+OnChange = Callable[[str, str], None]
+"""Called with a new state of a source, and the reason."""
+Input = Union["FrameStream", "AudioStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
@@ -439,3 +447,42 @@ class AudioPipeline(Pipeline[AudioChunk]):
         if self.shadow is not None:
             self.shadow.compare_audio(chunk, result.detections, result.stages.infer // max(1, inferences))
         self.metrics.add(result, inferences)
+
+
+def open_pipeline(
+    name: str,
+    config: StreamConfig,
+    opened: Perception,
+    reporter: Reporter,
+    on_change: OnChange,
+    recorder: Recorder | None = None,
+    metrics: StreamMetrics | None = None,
+    inspection: Inspection | None = None,
+    states: StreamStates | None = None,
+) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
+    """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
+    if opened.model.manifest.audio is None:
+        from agent.capture.streams import FrameStream
+
+        vision = cast("VideoPerception", opened)
+        frames = FrameStream(name, config.source, config.capture, on_change=on_change)
+        if inspection is not None:
+            from agent.daemon.inspection import InspectionPipeline
+
+            return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
+        clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
+        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
+    from agent.capture.streams import AudioStream
+
+    hearing = cast("AudioPerception", opened)
+    sound = AudioStream(name, config.source, config.capture, hearing.rate_hz, on_change=on_change)
+    return sound, AudioPipeline(sound, hearing, reporter, metrics), None
+
+
+def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
+    from agent.daemon.clips import StreamClips
+
+    assert config.clips is not None
+    only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
+    give_back = frames.give_back
+    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, lossless=lossless)

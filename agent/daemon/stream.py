@@ -6,11 +6,11 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Union, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -27,7 +27,7 @@ from agent.config import StreamConfig
 from agent.config.source_uri import parse
 from agent.daemon import perception
 from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Pipeline, StreamMetrics
+from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, open_pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -35,14 +35,11 @@ from agent.text import plural
 from agent.types import Track
 
 if TYPE_CHECKING:
-    from agent.capture.streams import AudioStream, FrameStream
-    from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
-    from agent.daemon.inspection import Inspection, InspectionPipeline
-    from agent.daemon.pipeline import AudioPipeline, VideoPipeline
+    from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
     from agent.daemon.states import Done as LessonDone
     from agent.daemon.states import Lesson, StreamStates
@@ -55,8 +52,6 @@ HANGING_MAX = 2
 _POLL_S = 0.2
 
 State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
-OnChange = Callable[[str, str], None]
-Input = Union["FrameStream", "AudioStream"]
 
 
 class StreamServices(Struct, frozen=True):
@@ -86,47 +81,6 @@ class StreamServices(Struct, frozen=True):
     state: Path = Path()
     clips: Path = Path()
     tap: EventTap | None = None
-
-
-def open_pipeline(
-    name: str,
-    config: StreamConfig,
-    opened: Perception,
-    reporter: Reporter,
-    on_change: OnChange,
-    recorder: Recorder | None = None,
-    metrics: StreamMetrics | None = None,
-    inspection: Inspection | None = None,
-    states: StreamStates | None = None,
-) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
-    """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
-    if opened.model.manifest.audio is None:
-        from agent.capture.streams import FrameStream
-        from agent.daemon.pipeline import VideoPipeline
-
-        vision = cast("VideoPerception", opened)
-        frames = FrameStream(name, config.source, config.capture, on_change=on_change)
-        if inspection is not None:
-            from agent.daemon.inspection import InspectionPipeline
-
-            return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
-        clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
-        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
-    from agent.capture.streams import AudioStream
-    from agent.daemon.pipeline import AudioPipeline
-
-    hearing = cast("AudioPerception", opened)
-    sound = AudioStream(name, config.source, config.capture, hearing.rate_hz, on_change=on_change)
-    return sound, AudioPipeline(sound, hearing, reporter, metrics), None
-
-
-def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
-    from agent.daemon.clips import StreamClips
-
-    assert config.clips is not None
-    only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
-    give_back = frames.give_back
-    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, lossless=lossless)
 
 
 class Stream:

@@ -16,7 +16,7 @@ from tfjs import read_convolutions
 from agent.compute.manifest import Model
 from agent.models.library import open_manifest
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.graph.features import add_features
+from agent.optimise.graph.additions import add_features
 from agent.optimise.graph.writer import ModelWriter
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, parse_budget

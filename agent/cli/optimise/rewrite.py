@@ -17,7 +17,7 @@ from agent.models.version_writer import check_version, write_version
 from agent.text import plain
 
 if TYPE_CHECKING:
-    from agent.optimise.graph.features import FeaturedModel
+    from agent.optimise.graph.additions import FeaturedModel
     from agent.optimise.graph.verified import RewrittenModel
 
 _WIDTH = 80
@@ -128,7 +128,7 @@ def add_features_and_write(model: str, out: Path, tensor: str, *, force: bool, a
 
 def _with_features(content: bytes, tensor: str) -> FeaturedModel:
     try:
-        from agent.optimise.graph.features import FeaturedModel, add_features
+        from agent.optimise.graph.additions import FeaturedModel, add_features
     except ImportError as error:
         raise ModelError(f"changing a model needs ai-edge-litert, which is not installed: {error}") from error
     return without_root(lambda: add_features(content, tensor), FeaturedModel, _LONGEST_S, 2 * len(content))

@@ -14,7 +14,7 @@ from tests.support.tflite_builder import Op, T, write
 if load_runtime()[0] != "litert":
     pytest.skip("the object form needs LiteRT's schema", allow_module_level=True)
 
-from agent.optimise.graph.features import FeatureMap, add_features
+from agent.optimise.graph.additions import FeatureMap, add_features
 
 
 def backbone(*heights: int, channels: int = 4) -> bytes:
