@@ -43,7 +43,8 @@ class Scene:
         self._street = cv2.resize(street, (640, 480))
         self._random = np.random.default_rng(1)
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.server.daemon_threads = True
+        self.server.daemon_threads = False  # so that they are joined: one in OpenCV would end the process badly
+        self.is_over = False
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     @property
@@ -71,7 +72,7 @@ class Scene:
                 self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
                 self.end_headers()
                 try:
-                    while True:
+                    while not scene.is_over:
                         jpeg = cv2.imencode(".jpg", scene.picture())[1].tobytes()
                         head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
                         self.wfile.write(head.encode() + jpeg + b"\r\n")
@@ -89,6 +90,7 @@ class Scene:
 def scene() -> Iterator[Scene]:
     scene = Scene()
     yield scene
+    scene.is_over = True
     scene.server.shutdown()
     scene.server.server_close()
 
@@ -123,13 +125,16 @@ def test_a_gate_is_taught_seen_by_night_and_known_after_a_restart(
     tmp_path: Path, broker: Mosquitto, scene: Scene
 ) -> None:
     messages = broker.subscribe("#")
-    with Vedette(tmp_path, broker, front=watched(scene)) as running:
+    vedette_run = Vedette(tmp_path, broker, front=watched(scene))
+    vedette_run.config["fusion"] = {"alarm": {"when": 'front:"gate open"', "window_s": 1.0}}
+    with vedette_run as running:
         answer = taught(broker, scene, messages)
         assert answer["examples"] == {"open": 5, "closed": 5}
         assert all(one == {"right": 5, "unsure": 0, "wrong": 0} for one in answer["check"].values())
         messages.wait(lambda m: values(m)[-1:] == ["closed"])
         scene.shows, scene.light = "open", 0.5
         messages.wait(lambda m: values(m)[-1:] == ["open"])
+        messages.wait(lambda m: [one.kind for one in events(m, "alarm")] == ["new"])
         scene.shows, scene.light = "a lorry", 1.0
         messages.wait(lambda m: values(m)[-1:] == ["unsure"])
         scene.shows = "closed"

@@ -38,14 +38,19 @@ class EvidenceSource(Struct, frozen=True):
         kind: tracks in pictures, sounds or keywords; text; none, where numbers or verdicts on parts are published
             instead; or unknown, since the model cannot be opened now.
         labels: that its model may give; empty: not known.
+        learns: states may be taught to it, such as `gate open`, also later.
     """
 
     kind: SourceKind
     labels: tuple[str, ...] = ()
+    learns: bool = False
 
-    def may_give(self, label: str) -> bool:
-        """Return True if a label, as `plain_words` returns it, may come from here."""
-        if self.kind == "text" or not self.labels:
+    def may_give(self, label: str, *, is_named: bool = False) -> bool:
+        """Return True if a label, as `plain_words` returns it, may come from here.
+
+        A state and its value may come from a stream that is named: of any other, a misspelt label would pass.
+        """
+        if self.kind == "text" or not self.labels or (is_named and self.learns and " " in label):
             return True
         return any(plain_words(one) == label for one in self.labels)
 
@@ -282,7 +287,7 @@ def _tied(wanted: _Wanted, sources: Mapping[str, EvidenceSource]) -> Term:
     else:
         kinds = ("words", "text", "unknown") if wanted.quoted else ("pictures", "sounds", "words", "unknown")
         allowed = {name: one for name, one in sources.items() if one.kind in kinds}
-    giving = tuple(name for name, one in allowed.items() if one.may_give(label))
+    giving = tuple(name for name, one in allowed.items() if one.may_give(label, is_named=bool(wanted.source)))
     if not giving:
         raise ConfigError(f"column {wanted.column}: {text}: {_missing(wanted, allowed)}")
     return Term(text, label, giving)

@@ -96,6 +96,15 @@ def test_an_error_names_its_column_and_what_was_expected(text: str, column: int,
     assert what in str(error.value)
 
 
+def test_a_state_may_be_taught_to_a_stream_that_is_named() -> None:
+    sources = {**SOURCES, "front": EvidenceSource("pictures", ("person",), learns=True)}
+    (term,) = Rule('front:"gate open"', sources).terms
+    assert (term.label, term.sources) == ("gate open", ("front",))
+    for text in ('yard:"gate open"', "front:gate"):
+        with pytest.raises(ConfigError):
+            Rule(text, sources)
+
+
 @pytest.mark.parametrize(
     ("text", "what"),
     [
