@@ -106,6 +106,9 @@ def teach(
             f"forgotten: {plain(' '.join((state, value)).rstrip())}"
         )
     else:
+        _check_lessons(state, values or (value,), asked["region"])
+        if values:
+            pupil.states()  # whether there is such a device and stream, before anything is brought anywhere
         body: dict[str, Any] = {}
         for one in values or (value,):
             body = _teach(pupil, state, one, asks=bool(values), **asked)
@@ -123,6 +126,14 @@ def _check(state: str | None, values: tuple[str, ...], value: str, *, forget: bo
         raise click.UsageError(
             "--states asks at a terminal for each value, and stdin is none: teach one at a time with --value"
         )
+
+
+def _check_lessons(state: str, values: tuple[str, ...], region: tuple[float, ...] | None) -> None:
+    from agent.daemon.states import Lesson, check_lesson
+
+    for value in values:
+        box = None if region is None else (region[0], region[1], region[2], region[3])
+        check_lesson(Lesson(state, value, region=box))
 
 
 def _is_terminal() -> bool:
@@ -171,7 +182,9 @@ class Pupil:
         if not isinstance(streams, dict) or self.stream not in streams:
             known = ", ".join(map(plain, streams)) if isinstance(streams, dict) else "none"
             raise BrokerError(f"{self._topics.device} has no stream {self.stream!r}; it has: {known}")
-        found = streams[self.stream].get("states", {})
+        found, state = streams[self.stream].get("states", {}), streams[self.stream].get("state")
+        if not found and state not in ("running", "degraded"):
+            raise BrokerError(f"{self.stream} is {plain(str(state))}: its states are known while it runs")
         return found if isinstance(found, dict) else {}
 
 

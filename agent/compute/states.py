@@ -28,6 +28,8 @@ UNSURE = "unsure"
 """In place of a value: no value can be called like this."""
 GRID = 3
 """Cells along each side of a region."""
+EMBEDDING_CELLS = GRID * GRID + 1
+"""Numbers of an embedding per channel: the means of the cells, and the largest value."""
 CHANNELS_MAX = 1024
 EXAMPLES_MIN = 5
 """Least number of examples of each value."""
@@ -133,7 +135,10 @@ class StateHead:
         self._apart = apart
         between = np.linalg.norm(gaps, axis=2) + np.diag(np.full(len(means), np.inf))
         if not apart.min() > _LEAST or not between.min() > _LEAST:
-            raise ValueError("two values look the same: their examples are alike")
+            one, other = np.unravel_index(int(np.argmin(between)), between.shape)
+            raise ValueError(
+                f"{self.values[one]!r} and {self.values[other]!r} look the same: their examples are alike"
+            )
         farthest = float(np.linalg.norm(rest, axis=1).max())
         self._reach = np.maximum(_FAR * farthest, _FAR_MIN * between.min(axis=1))
 

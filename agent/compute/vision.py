@@ -17,7 +17,7 @@ from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
-from agent.compute.states import Floats, is_feature_map, pool_region
+from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
@@ -239,6 +239,12 @@ class VideoPerception:
     def has_features(self) -> bool:
         """True if states can be taught: the model gives a map of features."""
         return self._detector.features is not None
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of an embedding; the model `has_features`."""
+        assert self._detector.features is not None
+        return EMBEDDING_CELLS * self.session.outputs[self._detector.features].shape[3]
 
     def embed(self, region: Box) -> Floats:
         """Return the embedding of a region of the frame that was inferred last; the model `has_features`."""

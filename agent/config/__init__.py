@@ -339,7 +339,7 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
         events: `new`, `update`, `end` of tracks, QoS 1.
         only_zones: leave out tracks that have never been in a zone.
         detections: every processed frame's detections, QoS 0; for keywords the best label with its score.
-        counts: number of live tracks per label, measurements and counters of parts, retained.
+        counts: number of live tracks per label, measurements, taught states and counters of parts, retained.
         snapshot: JPEG of the best frame of the newest event, retained.
         snapshot_every_s: least time between two snapshots, s.
         values_every_s: least time between two values of a measurement, s.

@@ -24,7 +24,17 @@ from msgspec.structs import replace
 
 from agent.comms.messages import SensorMessage
 from agent.comms.reporter import Reporter
-from agent.compute.states import EXAMPLES_MIN, UNSURE, Floats, StateHead, StateSensor, leave_one_out, vary
+from agent.compute.states import (
+    CHANNELS_MAX,
+    EMBEDDING_CELLS,
+    EXAMPLES_MIN,
+    UNSURE,
+    Floats,
+    StateHead,
+    StateSensor,
+    leave_one_out,
+    vary,
+)
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.storage.files import make_folder
 from agent.storage.state_file import StateFile
@@ -52,6 +62,10 @@ DELAY_S = 1.0
 """Time from a request to its first example, s: pictures of a network camera are that late."""
 PATIENCE_S = 60.0
 """Longest wait for the pictures of a lesson, s."""
+NO_VALUES = (UNSURE, "none", "unknown", "unavailable")
+"""Words that no value can be: Home Assistant reads the last three as none."""
+SIZE_MAX = EMBEDDING_CELLS * CHANNELS_MAX
+"""Numbers of an embedding."""
 _VALUE = re.compile(r"[^\W_][\w -]{0,31}")
 
 Done = Callable[[dict[str, Any] | None, str], None]
@@ -105,6 +119,10 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
             for value, some in self.examples.items()
         }
 
+    def ready(self) -> dict[str, list[Floats]]:
+        """Return the examples of each value that has enough."""
+        return {value: some for value, some in self.embeddings().items() if len(some) >= EXAMPLES_MIN}
+
     def with_examples(self, value: str, new: Iterable[Floats]) -> TaughtState:
         """Return the state with more examples of a value; the oldest are dropped where there are too many."""
         packed = tuple(one.astype("<f2").tobytes() for one in new)
@@ -115,11 +133,29 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
         return replace(self, examples=examples)
 
     def learned(self) -> StateHead | None:
-        """Return what tells the values apart; None: too few are taught yet. Raises ValueError if none can."""
-        found = self.embeddings()
-        if len(found) < 2 or min(map(len, found.values())) < EXAMPLES_MIN:
+        """Return what tells the values apart that have enough examples; None: fewer than two have.
+
+        Raises:
+            ValueError: they cannot be told apart, or the file holds what no lesson writes.
+        """
+        self._check()
+        ready = self.ready()
+        if len(ready) < 2:
             return None
-        return StateHead({value: np.concatenate(some) for value, some in found.items()})
+        return StateHead({value: np.concatenate(some) for value, some in ready.items()})
+
+    def _check(self) -> None:
+        """Raise ValueError for names, a region or numbers that no lesson writes: a file may be anybody's."""
+        for value in (*self.examples, "x"):
+            try:
+                check_lesson(Lesson(self.name, value, region=self.region))
+            except CommandError as error:
+                raise ValueError(str(error)) from None
+        if not 1 <= self.size <= SIZE_MAX or not self.examples:
+            raise ValueError(f"{len(self.examples)} values of embeddings of {self.size} numbers")
+        for some in self.embeddings().values():
+            if not all(np.isfinite(one).all() for one in some):
+                raise ValueError("an embedding is not finite")
 
 
 class _Sensor:
@@ -129,6 +165,14 @@ class _Sensor:
         self.taught, self.head, self.follower = replace(taught, examples={}), taught.learned(), StateSensor()
         self.counts = {value: len(some) for value, some in taught.examples.items()}
         self.track: Track | None = None
+        self.message: SensorMessage | None = None
+
+    @property
+    def missing(self) -> str:
+        """What is missing to tell all values apart; empty: nothing."""
+        few = {value: EXAMPLES_MIN - count for value, count in self.counts.items() if count < EXAMPLES_MIN}
+        lines = [f"{value!r} needs {plural(count, 'more example')}" for value, count in few.items()]
+        return "; ".join(lines or (["a second value is needed"] if len(self.counts) < 2 else []))
 
 
 class _Course:
@@ -207,16 +251,19 @@ class StreamStates:
                 )
             if value and value not in sensor.counts:
                 raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(sensor.counts)}")
-            self._publish_end(sensor, "forgotten")
+            if self._course is not None and self._course.lesson.state == state:
+                raise CommandError(f"{state} is being taught; wait until that has ended")
             if value and len(sensor.counts) > 1:
                 taught = self._read(sensor)
                 taught = replace(
                     taught, examples={name: some for name, some in taught.examples.items() if name != value}
                 )
                 self._file(state).write(msgspec.json.encode(taught))
+                self._publish_end(sensor, "forgotten")
                 self._sensors[state] = _Sensor(taught)
                 return
             self._file(state).write(b"")
+            self._publish_end(sensor, "forgotten")
             del self._sensors[state]
 
     def describe(self) -> dict[str, Any]:
@@ -228,7 +275,7 @@ class StreamStates:
                     "score": round(sensor.follower.score, 3),
                     "region": sensor.taught.region,
                     "examples": sensor.counts,
-                    "detail": self._why_silent(sensor),
+                    "detail": self._why_silent(sensor) or sensor.missing,
                 }
                 for name, sensor in self._sensors.items()
             }
@@ -270,7 +317,8 @@ class StreamStates:
         self._vision.wants_inference = settling or is_due
         is_late = course is not None and time.monotonic() - course.begun_s > self._patience_s
         if course is not None and is_late and len(course.taken) < course.lesson.examples:
-            self._end(course, None, f"{plural(len(course.taken), 'picture')} came in {self._patience_s:.0f} s")
+            asked, taken = plural(course.lesson.examples, "picture"), len(course.taken)
+            self._end(course, None, f"{taken} of {asked} came, and none for {self._patience_s:.0f} s")
 
     def finish(self, reason: str) -> None:
         """End what is open; a value is unknown from now on."""
@@ -280,10 +328,13 @@ class StreamStates:
                 self._publish_end(sensor, reason)
                 sensor.follower = StateSensor()
         if course is not None and len(course.taken) < course.lesson.examples:
-            self._end(course, None, f"the stream has ended: {reason}")
+            self._end(course, None, f"the stream was stopped or changed before the lesson was over ({reason})")
 
     def suspend(self) -> None:
-        """Forget the values of a lost source, until pictures come again."""
+        """Make the values of a lost source unknown until pictures come again, and end a lesson."""
+        course = self._course
+        if course is not None and len(course.taken) < course.lesson.examples:
+            self._end(course, None, "the camera was lost before the lesson was over")
         with self._lock:
             for sensor in self._sensors.values():
                 if sensor.follower.value:
@@ -292,11 +343,10 @@ class StreamStates:
 
     def _why_silent(self, sensor: _Sensor) -> str:
         """Return why a state has no value; empty: no reason is known."""
-        taught, model = sensor.taught, self._vision.model
+        taught = sensor.taught
         if sensor.head is None:
-            return f"needs two values with at least {EXAMPLES_MIN} examples each"
-        variant = self._vision.answered_by[1]
-        if not self._vision.has_features or (taught.model, taught.variant) != (model.sha256, variant):
+            return sensor.missing
+        if not self._is_current(taught):
             if taught.name not in self._stale:
                 self._stale.add(taught.name)
                 log.warning(
@@ -313,7 +363,10 @@ class StreamStates:
             return
         taught = known.taught
         if not self._is_current(taught):
-            return
+            raise CommandError(
+                f"{lesson.state} was taught with another model or variant ({taught.variant}): use that again, or "
+                "forget it and teach it anew"
+            )
         if lesson.value not in known.counts and len(known.counts) >= VALUES_MAX:
             raise CommandError(f"{lesson.state} has {VALUES_MAX} values, which is the most: forget one")
         if lesson.region is not None and lesson.region != taught.region:
@@ -323,7 +376,10 @@ class StreamStates:
             )
 
     def _is_current(self, taught: TaughtState) -> bool:
-        return (taught.model, taught.variant) == (self._vision.model.sha256, self._vision.answered_by[1])
+        vision = self._vision
+        if not vision.has_features or taught.size != vision.embedding_size:
+            return False
+        return (taught.model, taught.variant) == (vision.model.sha256, vision.answered_by[1])
 
     def _take_example(self, course: _Course, frame: Frame) -> None:
         lesson = course.lesson
@@ -331,9 +387,9 @@ class StreamStates:
             return
         if frame.captured_ns - course.newest_ns < _EVERY_NS or len(course.taken) >= lesson.examples:
             return
-        course.newest_ns = frame.captured_ns
+        course.newest_ns, course.begun_s = frame.captured_ns, time.monotonic() - self._delay_s
         known = self._sensors.get(lesson.state)
-        region = lesson.region or (known.taught.region if known and self._is_current(known.taught) else WHOLE)
+        region = lesson.region or (known.taught.region if known else WHOLE)
         rows = [self._vision.embed(region)]
         for image in vary(frame.image):
             self._vision.infer_crop(replace(frame, image=image), WHOLE)
@@ -353,9 +409,8 @@ class StreamStates:
         lesson = course.lesson
         try:
             known = self._sensors.get(lesson.state)
-            is_new = known is None or not self._is_current(known.taught)
-            before = base if known is None or is_new else self._read(known)
-            taught = before.with_examples(lesson.value, course.taken)
+            taught = (base if known is None else self._read(known)).with_examples(lesson.value, course.taken)
+            self._check_kept(known, taught)
             sensor, result = _Sensor(taught), _result(taught)
             make_folder(self._folder)
             self._file(lesson.state).write(msgspec.json.encode(taught))
@@ -367,12 +422,34 @@ class StreamStates:
             self._end(course, None, f"{type(error).__name__}: {error}")
             return
         with self._lock:
-            if known is not None:
-                sensor.follower, sensor.track = known.follower, known.track
+            self._go_on(known, sensor)
             self._sensors[lesson.state] = sensor
             self._stale.discard(lesson.state)
         log.info("stream %s: state %s has learned %r", self._stream, lesson.state, lesson.value)
         self._end(course, result, "")
+
+    def _check_kept(self, known: _Sensor | None, taught: TaughtState) -> None:
+        """Raise ValueError if there is no room for enough examples of each value."""
+        for value, count in (known.counts if known else {}).items():
+            if count >= EXAMPLES_MIN > len(taught.examples.get(value, ())):
+                kept = sum(map(len, taught.examples.values()))
+                raise ValueError(
+                    f"{taught.name} has room for some {kept} examples of this model, too few for another value: "
+                    "forget one, or teach another state"
+                )
+
+    def _go_on(self, known: _Sensor | None, sensor: _Sensor) -> None:
+        """Let a sensor that has learned more go on with its value, if it still tells it."""
+        if known is None:
+            return
+        value = known.follower.value
+        if value and (sensor.head is None or value not in (*sensor.head.values, UNSURE)):
+            self._publish_end(known, "changed")
+            return
+        sensor.follower, sensor.track, sensor.message = known.follower, known.track, known.message
+        if sensor.message is not None and sensor.head is not None:
+            sensor.message = replace(sensor.message, values=sensor.head.values)
+            self._reporter.sensor(sensor.message)
 
     def _end(self, course: _Course, result: dict[str, Any] | None, why: str) -> None:
         with self._lock:
@@ -400,10 +477,9 @@ class StreamStates:
         score = round(follower.score, 4)
         sensor.track = Track(f"{self._prefix}{self._number}", label, score, score, 1, at, at, box)
         self._report(Event("new", sensor.track, "state"), at)
-        message = SensorMessage(
-            *self._reporter.place, name, follower.value, score, at, sensor.head.values if sensor.head else ()
-        )
-        self._reporter.sensor(message)
+        values = sensor.head.values if sensor.head else ()
+        sensor.message = SensorMessage(*self._reporter.place, name, follower.value, score, at, values)
+        self._reporter.sensor(sensor.message)
 
     def _publish_end(self, sensor: _Sensor, reason: str) -> None:
         self._end_track(sensor, reason, datetime.now(UTC))
@@ -421,13 +497,14 @@ class StreamStates:
 def check_lesson(lesson: Lesson) -> None:
     """Raise CommandError for names, numbers or a region that cannot be used."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", lesson.state):
-        raise CommandError(f"{lesson.state!r} is no name of a state: use up to 32 letters, digits, - and _")
-    if not _VALUE.fullmatch(lesson.value) or lesson.value == UNSURE:
+        raise CommandError(f"{lesson.state[:40]!r} is no name of a state: use up to 32 letters, digits, - and _")
+    if not _VALUE.fullmatch(lesson.value) or lesson.value.casefold() in NO_VALUES:
         raise CommandError(
-            f"{lesson.value!r} is no value: use up to 32 letters, digits, spaces, - and _; not {UNSURE!r}"
+            f"{lesson.value[:40]!r} is no value: use up to 32 letters, digits, spaces, - and _; none of "
+            f"{', '.join(NO_VALUES)}"
         )
     if not 1 <= lesson.examples <= EXAMPLES_MAX:
-        raise CommandError(f"a lesson takes 1 to {EXAMPLES_MAX} examples, not {lesson.examples}")
+        raise CommandError(f"a lesson takes 1 to {EXAMPLES_MAX} examples")
     if lesson.region is not None:
         left, top, right, bottom = lesson.region
         inside = all(math.isfinite(edge) and 0.0 <= edge <= 1.0 for edge in lesson.region)
@@ -444,7 +521,7 @@ def _result(taught: TaughtState) -> dict[str, Any]:
     if taught.learned() is None:
         return result
     return result | {
-        "check": {value: msgspec.to_builtins(one) for value, one in leave_one_out(taught.embeddings()).items()}
+        "check": {value: msgspec.to_builtins(one) for value, one in leave_one_out(taught.ready()).items()}
     }
 
 
@@ -455,6 +532,8 @@ def read_states(folder: Path, stream: str) -> list[TaughtState]:
         file = StateFile(path)
         try:
             taught = from_json(file.read() or b"", TaughtState)
+            if path.name != f"{stream}.{taught.name}.json":
+                raise ValueError(f"is of a state {taught.name[:40]!r}")
             taught.learned()
         except (StorageError, ValueError, *NO_JSON) as error:
             log.error("stream %s: a taught state is lost: %s: %s; see %s", stream, path, error, file.set_aside())

@@ -238,7 +238,8 @@ class Stream:
         if states is not None and state in ("running", "degraded"):
             return states
         if state in ("running", "degraded"):
-            why = "inspects parts" if self.config.inspection else "has sound, or infers crops (gate.crop)"
+            crops = "infers crops, which gate.crop = false ends" if self.config.gate.crop else "has sound"
+            why = "inspects parts" if self.config.inspection else crops
             raise CommandError(f"stream {self.name} {why}: no states are taught there")
         raise CommandError(f"stream {self.name} is {state}, so there are no pictures{detail and f': {detail}'}")
 

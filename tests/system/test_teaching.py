@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import signal
 import subprocess
 import sys
 import threading
@@ -156,8 +157,12 @@ def test_a_gate_is_taught_seen_by_night_and_known_after_a_restart(
     ]
     assert told[-1] == ("end", "gate closed")
     again = broker.subscribe("#")
-    with Vedette(tmp_path, broker, front=watched(scene)):
+    with Vedette(tmp_path, broker, front=watched(scene)) as running:
         again.wait(lambda m: values(m)[-1:] == ["closed"])
+        running.end(signal.SIGKILL)
+    dead = {**watched(scene), "source": "http://127.0.0.1:9/video"}
+    with Vedette(tmp_path, broker, front=dead):
+        again.wait(lambda m: values(m)[-1:] == [""])
 
 
 def test_what_cannot_be_taught_is_refused_with_its_reason(

@@ -29,6 +29,8 @@ Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
 """States of a stream, as `agent.daemon.stream.State`."""
+_STATE = "{{ value_json.value if value_json is defined else 'None' }}"
+"""A state is unknown where its topic is empty: `None` says so."""
 UNSURE = "unsure"
 """A state's value that is not sure, as `agent.compute.states.UNSURE`."""
 VERDICTS = ("ok", "ng", UNSURE)
@@ -95,7 +97,7 @@ def _state_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tupl
     """Yield a sensor for each state that was taught."""
     for state, values in source.states.items():
         topic = {"state_topic": topics.sensor(source.name, state), **_while_watching(topics, source.name)}
-        value = {"device_class": "enum", "options": [*values, UNSURE], "value_template": "{{ value_json.value }}"}
+        value = {"device_class": "enum", "options": [*values, UNSURE], "value_template": _STATE}
         yield source.id("sensor", state), _entity("sensor", display_name(source.name, state), **value, **topic)
 
 

@@ -157,12 +157,15 @@ def add_features(content: bytes, tensor: str = "") -> FeaturedModel:
     model = load(content)
     chosen = [_add(model, graph, tensor) for graph in graphs(model) if _takes_picture(graph)]
     if not chosen:
-        raise ModelError("no graph takes one picture: features are maps of a picture")
+        raise ModelError(
+            "takes no picture [1, height, width, 1 or 3] of at least 32×32: features are maps of one"
+        )
     return FeaturedModel(dump(model), chosen)
 
 
 def _takes_picture(graph: Graph) -> bool:
-    return len(graph.inputs) == 1 and len(graph.shape(graph.inputs[0])) == 4
+    shape = graph.shape(graph.inputs[0]) if len(graph.inputs) == 1 else ()
+    return len(shape) == 4 and shape[3] in (1, 3) and min(shape[1:3]) >= 2 * STRIDE
 
 
 def _add(model: Any, graph: Graph, tensor: str) -> FeatureMap:
@@ -177,10 +180,12 @@ def _add(model: Any, graph: Graph, tensor: str) -> FeatureMap:
         ends = {graph.name(one): one for one in graph.inputs}, {graph.name(one): one for one in graph.outputs}
         signatures = [make_signature("serving_default", graph.number, *ends)]
         model.signatureDefs = [*(model.signatureDefs or ()), *signatures]
+    found = FeatureMap(text(signatures[0].signatureKey), graph.name(index), graph.shape(index))
+    graph.tensor(index).name = FEATURES  # by which it is found where no signature is named
     graph.outputs.append(index)
     for one in signatures:
         one.outputs = [*one.outputs, *make_signature("", 0, {}, {FEATURES: index}).outputs]
-    return FeatureMap(text(signatures[0].signatureKey), graph.name(index), graph.shape(index))
+    return found
 
 
 def _named(graph: Graph, tensor: str) -> int:
@@ -189,7 +194,7 @@ def _named(graph: Graph, tensor: str) -> int:
             if graph.producer(index) is None or len(graph.shape(index)) != 4 or index in graph.outputs:
                 raise ModelError(f"tensor {tensor!r} is no inner map [1, height, width, channels]")
             return index
-    raise ModelError(f"no tensor is called {tensor!r}: `vedette profile` lists the operations with their tensors")
+    raise ModelError(f"no tensor is called {tensor!r}: `vedette profile --each` lists the tensors")
 
 
 def _last_of_stage(graph: Graph) -> int:

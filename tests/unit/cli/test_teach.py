@@ -91,12 +91,29 @@ def test_a_value_is_taught_and_its_check_is_shown(device: Device) -> None:
 def test_each_value_is_asked_for_at_a_terminal(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_is_terminal", lambda: True)
     device.reply |= {"examples": {"open": 10, "closed": 10}, "check": {"open": GOOD, "closed": GOOD}}
+    device.reply |= {"streams": {"front": {"state": "running"}}}
     done = CliRunner().invoke(
         vedette, ["teach", "--device", "porch", "front", "gate", "--states", "open, closed"], input="\n\n"
     )
     assert done.exit_code == 0, done.output
-    assert [body["value"] for _, body in device.asked] == ["open", "closed"]
+    assert [body.get("value") for _, body in device.asked] == [None, "open", "closed"]
     assert done.stderr.count("press Enter") == 2
+
+
+def test_nothing_is_asked_for_before_the_names_and_the_stream_are_known(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_is_terminal", lambda: True)
+    device.reply |= {"streams": {"front": {"state": "running"}}}
+    for words, why in (
+        (("back", "gate", "--states", "open,closed"), "it has: front"),
+        (("front", "a/b", "--states", "open,closed"), "no name of a state"),
+        (("front", "gate", "--states", "open,unsure"), "no value"),
+        (("front", "gate", "--states", "open,closed", "--region", "0,0,2,1"), "fractions"),
+    ):
+        code, output = run(*words)
+        assert (code, why in output, "press Enter" in output) == (1, True, False), output
+    assert {verb for verb, _ in device.asked} == {"status"}
 
 
 def test_a_refusal_is_an_error_with_the_reason_of_the_device(device: Device) -> None:
@@ -110,7 +127,9 @@ def test_states_are_listed_and_forgotten(device: Device) -> None:
     output = run("front")[1]
     assert "open 5, closed 6" in output
     assert json.loads(run("front", "--json")[1].removesuffix("None")) == STATES
-    device.reply |= {"streams": {"front": {}}}
+    device.reply |= {"streams": {"front": {"state": "disabled"}}}
+    assert "is disabled" in run("front")[1]
+    device.reply |= {"streams": {"front": {"state": "running"}}}
     assert "no states are taught" in run("front")[1]
     assert "it has: front" in run("back")[1]
     assert "forgotten: gate open" in run("front", "gate", "--forget", "--value", "open")[1]

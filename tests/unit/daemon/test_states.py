@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 import time
@@ -29,7 +30,7 @@ from agent.daemon.states import (
     check_lesson,
     read_states,
 )
-from agent.errors import CommandError
+from agent.errors import CommandError, StorageError
 from agent.models.library import open_model
 from agent.types import WHOLE, Frame, Image
 from tests.support.doubles import Kept
@@ -179,10 +180,11 @@ def test_a_lesson_without_pictures_ends_with_its_reason(tmp_path: Path, vision: 
         short.states.teach(Lesson("gate", "closed"), lambda *answer: None)
     time.sleep(0.1)
     short.states.poll(0)
-    assert short.answers == [(None, "0 pictures came in 0 s")]
+    assert short.answers[0][0] is None
+    assert "0 of 5 pictures came" in short.answers[0][1]
     short.states.teach(Lesson("gate", "open", 5), lambda *answer: short.answers.append(answer))
     short.states.finish("shutdown")
-    assert "ended: shutdown" in short.answers[1][1]
+    assert "shutdown" in short.answers[1][1]
     with pytest.raises(CommandError, match="being stopped"):
         short.states.teach(Lesson("gate", "open", 5), lambda *answer: None)
     assert not list(tmp_path.glob("*.json"))
@@ -209,6 +211,7 @@ def test_a_full_disk_refuses_a_lesson_and_keeps_what_was_known(stream: Stream) -
         Lesson("a/b", "open"),
         Lesson("gate", ""),
         Lesson("gate", "unsure"),
+        Lesson("gate", "None"),
         Lesson("gate", "x" * 33),
         Lesson("gate", "open\n"),
         Lesson("gate", "open", 0),
@@ -233,7 +236,7 @@ def test_another_region_is_refused_until_the_state_is_forgotten(stream: Stream) 
         stream.states.forget("gate", "ajar")
     stream.states.forget("gate", "open")
     assert stream.sensor() == ""
-    assert "at least 5" in stream.states.describe()["gate"]["detail"]
+    assert "a second value" in stream.states.describe()["gate"]["detail"]
     stream.states.forget("gate", "")
     assert not list(stream.folder.glob("*.json"))
     assert stream.kept.kinds() == ["new", "end"]
@@ -241,7 +244,7 @@ def test_another_region_is_refused_until_the_state_is_forgotten(stream: Stream) 
         stream.states.forget("gate", "")
 
 
-def test_a_state_of_another_model_is_silent_and_taught_anew(stream: Stream) -> None:
+def test_a_state_of_another_model_is_silent_until_it_is_forgotten(stream: Stream) -> None:
     taught(stream)
     (file,) = stream.folder.glob("*.json")
     other = msgspec.json.decode(file.read_bytes())
@@ -250,16 +253,90 @@ def test_a_state_of_another_model_is_silent_and_taught_anew(stream: Stream) -> N
     again.show("closed", 4)
     assert again.sensor() == ""
     assert "teach it again" in again.states.describe()["gate"]["detail"]
+    with pytest.raises(CommandError, match="forget it"):
+        again.states.teach(Lesson("gate", "open", 5, REGION), lambda *answer: None)
+    again.states.forget("gate", "")
     assert again.teach("open")[0] == {"examples": {"open": 5}}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"name": "gate"}', None])
-def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
-    stream: Stream, content: bytes | None, caplog: pytest.LogCaptureFixture
+def test_a_value_with_too_few_examples_leaves_the_others_at_work(stream: Stream) -> None:
+    taught(stream)
+    stream.show("closed", 4)
+    result, _ = stream.teach("strange", 2)
+    assert result is not None
+    assert set(result["check"]) == {"open", "closed"}
+    assert stream.states.describe()["gate"]["detail"] == "'strange' needs 3 more examples"
+    assert stream.sensor() == "closed"
+    stream.show("open", 4)
+    assert stream.sensor() == "open"
+    stream.teach("strange", 3)
+    assert json.loads(stream.kept.retained[TOPICS.sensor("front", "gate")])["values"] == [
+        "open",
+        "closed",
+        "strange",
+    ]
+    stream.show("strange", 4)
+    assert stream.sensor() == "strange"
+
+
+def test_a_state_is_not_forgotten_while_it_is_taught(stream: Stream) -> None:
+    taught(stream)
+    stream.states.teach(Lesson("gate", "open", 5), lambda *answer: stream.answers.append(answer))
+    with pytest.raises(CommandError, match="is being taught"):
+        stream.states.forget("gate", "")
+    stream.states.suspend()
+    assert "camera was lost" in stream.answers[-1][1]
+
+
+def test_another_value_is_refused_where_the_examples_of_others_would_be_too_few(
+    stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught(stream)
-    whole = (stream.folder / "front.gate.json").read_bytes()
-    cut = msgspec.json.encode({**msgspec.json.decode(whole), "size": 7}) if content is None else content
+    monkeypatch.setattr("agent.daemon.states.BYTES_MAX", 11 * 3 * 2 * 2560)
+    result, why = stream.teach("strange")
+    assert (result, "forget one" in why) == (None, True)
+    assert stream.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
+
+
+def test_a_forget_that_the_disk_refuses_leaves_the_value(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught(stream)
+    stream.show("closed", 4)
+
+    def refuse(self: object, content: bytes) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr("agent.daemon.states.StateFile.write", refuse)
+    for value in ("open", ""):
+        with pytest.raises(StorageError):
+            stream.states.forget("gate", value)
+    assert stream.sensor() == "closed"
+
+
+NAN = base64.b64encode(np.full((3, 2560), np.nan, "<f2").tobytes()).decode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"name": "gate"}',
+        {"size": 7},
+        {"name": "a\nb"},
+        {"name": "gate"},
+        {"region": [5, 5, 9, 9]},
+        {"examples": {}},
+        {"examples": {"unsure": [NAN]}},
+        {"examples": {"open": [NAN] * 5, "closed": [NAN] * 5}},
+    ],
+)
+def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
+    stream: Stream, content: bytes | dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    taught(stream)
+    whole = msgspec.json.decode((stream.folder / "front.gate.json").read_bytes())
+    cut = content if isinstance(content, bytes) else msgspec.json.encode({**whole, "name": "door", **content})
     (stream.folder / "front.door.json").write_bytes(cut)
     again = Stream(stream.folder, stream.vision)
     assert set(again.states.values) == {"gate"}
@@ -280,7 +357,7 @@ def test_the_oldest_examples_make_room() -> None:
 
 
 def test_two_values_that_look_the_same_are_not_learned(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    alike = np.ones(30, np.float32)
+    alike = np.ones(stream.vision.embedding_size, np.float32)
     monkeypatch.setattr(stream.vision, "embed", lambda region: alike)
     assert stream.teach("open")[0] is not None
     result, why = stream.teach("closed")

@@ -29,6 +29,8 @@ def test_the_last_map_of_the_stage_at_a_sixteenth_is_chosen() -> None:
     assert found.maps == [FeatureMap("serving_default", "map4", (1, 4, 4, 4))]
     (signature,) = read_modelfile(found.content).signatures
     assert set(signature.outputs) == {"map7", "features"}
+    graph = read_modelfile(found.content).subgraphs[0]
+    assert graph.tensors[signature.outputs["features"]].name == "features"
 
 
 def test_a_named_map_is_taken() -> None:
@@ -49,7 +51,7 @@ def test_a_model_without_such_a_map_or_with_features_is_refused() -> None:
     with pytest.raises(ModelError, match="already"):
         add_features(add_features(backbone(32, 4, 2)).content)
     words = write([T("x", (1, 4)), T("y", (1, 4))], [Op("ABS", (0,), (1,))], (0,), (1,))
-    with pytest.raises(ModelError, match="takes one picture"):
+    with pytest.raises(ModelError, match="takes no picture"):
         add_features(words)
 
 
