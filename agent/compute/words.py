@@ -1,10 +1,9 @@
 """Words and short sounds that are taught from a few examples, by the speech embedding of each.
 
 An utterance becomes the mean of the embeddings of four windows around its end. A word is where the examples of it
-are: distances are those of Mahalanobis with one shrunk covariance of all words, as in
-`agent.compute.states`. The limit up to which an utterance is that word comes from the examples alone: how far each
-is from the others of its word. No strange word is needed to choose it. Nothing here knows of devices, files or
-clocks.
+are: distances are those of Mahalanobis with one shrunk covariance of all words, as in `agent.compute.states`. The
+limit up to which an utterance is that word comes from the examples alone: how far each is from the others of its
+word. No strange word is needed to choose it. Nothing here knows of devices, files or clocks.
 """
 
 from __future__ import annotations
@@ -110,8 +109,8 @@ class WordHead:
 def _left_out(own: NDArray[np.float64], counts: NDArray[np.int64], free: int) -> NDArray[np.float64]:
     """Return the distance of each example from the others of its word, had it not been learned.
 
-    Without an example with the rest r, of n of its word, the mean moves so that its rest is n / (n - 1) r, and the
-    scatter loses n / (n - 1) r rᵀ, whose inverse the Sherman–Morrison formula gives.
+    Without an example with the rest r, of n of its word, the mean moves so that its rest is n / (n - 1) r, and
+    the scatter loses n / (n - 1) r rᵀ, whose inverse the Sherman–Morrison formula gives.
 
     Args:
         own: squared distance of each example with all learned.

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
@@ -25,10 +25,12 @@ from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult,
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
+    from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
     from agent.daemon.shadow import Shadow
-    from agent.daemon.states import StreamStates
+    from agent.daemon.teaching.states import StreamStates
+    from agent.daemon.teaching.words import StreamWords
 
 
 TAKE_S = 0.25
@@ -134,7 +136,7 @@ class FrameSource(PipelineSource[Frame], Protocol):
 
 
 class StreamPerception(Protocol[T_contra]):
-    """Makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
+    """Makes events of inputs: a perception of `agent.compute.vision`, `hearing` or `listening`."""
 
     @property
     def model(self) -> Model: ...
@@ -425,17 +427,36 @@ class AudioPipeline(Pipeline[AudioChunk]):
     def __init__(
         self,
         source: PipelineSource[AudioChunk],
-        hearing: AudioPerception,
+        hearing: AudioPerception | UtterancePerception,
         reporter: Reporter,
         metrics: StreamMetrics | None = None,
+        words: StreamWords | None = None,
     ) -> None:
         super().__init__(source, hearing, reporter, metrics=metrics)
-        self._hearing = hearing
+        self._hearing, self._words = hearing, words
 
     def _process(self, chunk: AudioChunk) -> None:
         result = self._perceive(chunk)
         self._report(chunk.first, chunk.captured_at, result)
+        self._report_words(chunk.captured_at, result.stages)
         inferences = self._hearing.inferences
         if self.shadow is not None:
             self.shadow.compare_audio(chunk, result.detections, result.stages.infer // max(1, inferences))
         self.metrics.add(result, inferences)
+
+    def _idle(self) -> None:
+        super()._idle()
+        if self._words is not None:
+            self._words.poll(time.monotonic_ns())
+
+    def _end_tracks(self, reason: str) -> None:
+        super()._end_tracks(reason)
+        if self._words is not None and reason != "stall":
+            self._report_words((self._now or (0, datetime.now(UTC)))[1], StageTimes())
+            self._words.finish(reason)
+
+    def _report_words(self, at: datetime, stages: StageTimes) -> None:
+        """Report the taught words in the newest sound."""
+        if self._words is not None:
+            self._words.poll(time.monotonic_ns())
+            self._words.process(cast("UtterancePerception", self._hearing).utterances, at, stages)

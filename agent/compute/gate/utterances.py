@@ -26,6 +26,8 @@ _PEAK_DB = 27.0
 """Edges lie where the level is less than this below the utterance's peak, dB."""
 _SMOOTH = 3
 """Rows whose mean power is the level of the last of them."""
+_STEP = 5
+"""Rows after which the end is looked for: by so many a pause may be missed."""
 _DB = 10.0
 
 
@@ -71,7 +73,6 @@ class UtteranceFinder:
         self._rows: Array = np.zeros((0, 0), np.float32)
         self._power: Array = np.zeros(0, np.float32)
         self._begin: int | None = None
-        self._quiet = 0
 
     @property
     def is_open(self) -> bool:
@@ -84,11 +85,11 @@ class UtteranceFinder:
         Yields:
             Each utterance that has ended, with the number of rows that have come since its end.
         """
-        for at in range(0, len(rows), self._pause):
-            self._append(rows[at : at + self._pause])
+        for at in range(0, len(rows), _STEP):
+            self._append(rows[at : at + _STEP])
             found = self._poll()
             if found is not None:
-                left = len(rows) - min(len(rows), at + self._pause)
+                left = len(rows) - min(len(rows), at + _STEP)
                 yield found, left + len(found.rows) - found.end
 
     def flush(self) -> Utterance | None:
@@ -112,10 +113,9 @@ class UtteranceFinder:
         levels = self._levels()
         loud = np.flatnonzero(levels > levels.min(initial=np.inf) + _ABOVE_DB)
         if self._begin is None:
-            new = loud[loud >= len(levels) - self._pause]
-            if new.size < _SMOOTH:
+            self._begin = self._rise(loud, len(levels))
+            if self._begin is None:
                 return None
-            self._begin = int(new[0])
         last = int(loud[-1]) if loud.size else -1
         if len(levels) - self._begin > self._longest + self._pause and last >= len(levels) - self._pause:
             return None  # too long: it is dropped when it ends
@@ -123,6 +123,15 @@ class UtteranceFinder:
             return None
         begin, self._begin = self._begin, None
         return self._cut(begin, last + 1)
+
+    def _rise(self, loud: Array, count: int) -> int | None:
+        """Return where the newest of `count` rows begin to be loud after some silence, if they do."""
+        gaps = np.diff(loud, prepend=-1) > self._pause // 2
+        if not gaps.any():
+            return None
+        first = int(np.flatnonzero(gaps)[-1])
+        is_going_on = loud.size - first >= _SMOOTH and int(loud[-1]) >= count - self._pause
+        return int(loud[first]) if is_going_on else None
 
     def _levels(self) -> Array:
         """Return the smoothed level of each row, dB."""

@@ -18,17 +18,18 @@ from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.infer.litert import load_runtime
+from agent.compute.states import StateHead
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig
-from agent.daemon.states import (
+from agent.daemon.teaching.lessons import (
     BYTES_MAX,
     EXAMPLES_MAX,
     Lesson,
-    StreamStates,
     TaughtState,
     check_lesson,
     read_states,
 )
+from agent.daemon.teaching.states import StreamStates
 from agent.errors import CommandError
 from agent.models.library import open_model
 from agent.types import WHOLE, Frame, Image
@@ -148,7 +149,7 @@ def test_what_was_taught_is_read_again_and_holds_no_picture(stream: Stream, tmp_
     again.show("closed", 3)
     assert again.sensor() == "closed"
     assert again.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
-    assert read_states(stream.folder, "other") == []
+    assert read_states(stream.folder, "other", StateHead, 2) == []
 
 
 def test_a_state_asks_for_pictures_only_while_it_needs_them(stream: Stream) -> None:
@@ -300,10 +301,10 @@ def test_a_lost_camera_makes_a_value_unknown(stream: Stream) -> None:
 def test_the_thread_that_learns_has_a_name(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list[str]()
 
-    def result(one: TaughtState) -> dict[str, Any]:
+    def result(states: StreamStates, one: TaughtState) -> dict[str, Any]:
         names.append(threading.current_thread().name)
         return {}
 
-    monkeypatch.setattr("agent.daemon.states._result", result)
+    monkeypatch.setattr(StreamStates, "_result", result)
     stream.teach("open")
     assert names == ["teach-front"]

@@ -1,7 +1,8 @@
-"""State sensors of one stream: taught by commands, kept in the state folder, published when their value changes.
+"""What a stream was taught: lessons by commands, files in the state folder, and a check of the examples.
 
-A lesson is a request of another thread: the next pictures show one value. The stream's thread takes them; another
-one learns, checks each example by the others, and writes the file, which holds embeddings and no pictures.
+A lesson is a request of another thread: what comes next shows one value. The stream's thread takes the examples;
+another one learns, checks each example by the others, and writes the file, which holds embeddings, and neither
+pictures nor sound.
 """
 
 from __future__ import annotations
@@ -9,32 +10,27 @@ from __future__ import annotations
 import logging
 import math
 import re
-import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable
-from datetime import UTC, datetime
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.comms.messages import SensorMessage
 from agent.comms.reporter import Reporter
-from agent.compute.states import EXAMPLES_MIN, UNSURE, Floats, StateHead, StateSensor, leave_one_out, vary
+from agent.compute.manifest import Model
+from agent.compute.states import EXAMPLES_MIN, UNSURE, Floats, Head, leave_one_out
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.storage.files import make_folder
 from agent.storage.state_file import StateFile
 from agent.structs import from_json
 from agent.text import plural
-from agent.types import WHOLE, Box, Event, Frame, StageTimes, Track
-
-if TYPE_CHECKING:
-    from agent.compute.vision import VideoPerception
-
+from agent.types import WHOLE, Box
 
 log = logging.getLogger(__name__)
 FOLDER = "states"
@@ -44,26 +40,24 @@ STATES_MAX, VALUES_MAX, EXAMPLES_MAX, BYTES_MAX = 16, 8, 20, 740_000
 file is JSON and may have 1 MiB."""
 REGION_MIN = 0.02
 """Least side of a region, as a share of the picture."""
-_EVERY_NS = 500_000_000
-"""Least time between two examples: pictures in a row are alike."""
-DELAY_S = 1.0
-"""Time from a request to its first example, s: pictures of a network camera are that late."""
 PATIENCE_S = 60.0
-"""Longest wait for the pictures of a lesson, s."""
+"""Longest wait for the examples of a lesson, s."""
 _VALUE = re.compile(r"[^\W_][\w -]{0,31}")
 
 Done = Callable[[dict[str, Any] | None, str], None]
 """Called with the result of a lesson, or with None and the reason."""
+Learn = Callable[[Mapping[str, Floats]], Head]
+"""Makes a head of the embeddings [n, size] of each value. Raises ValueError if none can be made."""
 
 
 class Lesson(Struct, frozen=True):
-    """A request to learn what the next pictures show.
+    """A request to learn what the next pictures show, or which word the next utterances are.
 
     Attributes:
-        state: name of the sensor.
-        value: that they show.
-        examples: number of pictures.
-        region: of the picture, as fractions; None: that of the state, or the whole picture for a new one.
+        state: name of the sensor, or of some words together.
+        value: that they show, or the word that is said.
+        examples: number of pictures or utterances.
+        region: of the picture, as fractions; None: that of the state, or all for a new one.
     """
 
     state: str
@@ -76,12 +70,12 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
     """Content of a state's file.
 
     Attributes:
-        name: of the sensor.
-        region: of the picture, as fractions.
+        name: of the sensor, or of some words together.
+        region: of the picture, as fractions; all of it for words.
         model: sha256 of the model's file; embeddings of another model say nothing.
         variant: of the model.
         examples: of each value, oldest first: float16 [variations, size], little-endian. The first row is the
-            picture itself.
+            example itself.
         size: of an embedding.
     """
 
@@ -112,45 +106,82 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
             examples[longest] = examples[longest][1:]
         return replace(self, examples=examples)
 
-    def learned(self) -> StateHead | None:
+    def learned(self, learn: Learn, values_min: int) -> Head | None:
         """Return what tells the values apart; None: too few are taught yet. Raises ValueError if none can."""
         found = self.embeddings()
-        if len(found) < 2 or min(map(len, found.values())) < EXAMPLES_MIN:
+        if len(found) < values_min or min(map(len, found.values())) < EXAMPLES_MIN:
             return None
-        return StateHead({value: np.concatenate(some) for value, some in found.items()})
+        return learn({value: np.concatenate(some) for value, some in found.items()})
 
 
-class _Sensor:
-    """A taught state in use. Its examples stay in the file: they take more memory than what they teach."""
+class TaughtHead:
+    """Something taught that is in use. Its examples stay in the file: they take more memory than what they teach.
 
-    def __init__(self, taught: TaughtState) -> None:
-        self.taught, self.head, self.follower = replace(taught, examples={}), taught.learned(), StateSensor()
+    Attributes:
+        taught: without its examples.
+        head: tells its values apart; None: too few are taught yet.
+        counts: number of examples by value.
+    """
+
+    def __init__(self, taught: TaughtState, head: Head | None) -> None:
+        self.taught, self.head = replace(taught, examples={}), head
         self.counts = {value: len(some) for value, some in taught.examples.items()}
-        self.track: Track | None = None
 
 
-class _Course:
-    """A lesson that is going on."""
+class Course:
+    """A lesson that is going on.
+
+    Attributes:
+        lesson: what is to be learned.
+        done: called at its end.
+        taken: examples so far.
+        begun_s: monotonic time of the request, s.
+        newest_ns: time of capture of the newest example, ns.
+    """
 
     def __init__(self, lesson: Lesson, done: Done) -> None:
         self.lesson, self.done = lesson, done
         self.taken: list[Floats] = []
-        self.begun_s, self.newest_ns = time.monotonic(), -_EVERY_NS
+        self.begun_s, self.newest_ns = time.monotonic(), -math.inf
 
 
-class StreamStates:
-    """State sensors of one stream.
+class Pupil(Protocol):
+    """Perception of a stream that can be taught: `VideoPerception` or `UtterancePerception`."""
 
-    `process`, `poll`, `suspend` and `finish` are for the stream's thread; the rest is for any thread.
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def has_features(self) -> bool: ...
+
+    @property
+    def answered_by(self) -> tuple[str, str]: ...
+
+
+PupilT = TypeVar("PupilT", bound=Pupil)
+HeadT = TypeVar("HeadT", bound=TaughtHead)
+
+
+class Teaching(ABC, Generic[PupilT, HeadT]):
+    """All that one stream was taught, and the lesson that is going on.
+
+    What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
+
+    Attributes:
+        values_min: values that are needed before any is told.
+        noun: what an example is.
     """
+
+    values_min = 2
+    noun = "picture"
 
     def __init__(
         self,
         stream: str,
         folder: Path,
-        vision: VideoPerception,
+        pupil: PupilT,
         reporter: Reporter,
-        delay_s: float = DELAY_S,
+        delay_s: float,
         patience_s: float = PATIENCE_S,
     ) -> None:
         """Read what was taught.
@@ -158,18 +189,18 @@ class StreamStates:
         Args:
             stream: its name.
             folder: of the files of all streams' states; it need not exist.
-            vision: gives embeddings of the newest picture.
+            pupil: gives embeddings.
             reporter: of the stream.
             delay_s: time from a request to its first example, s.
-            patience_s: longest wait for the pictures of a lesson, s.
+            patience_s: longest wait for the examples of a lesson, s.
         """
-        self._stream, self._folder, self._vision, self._reporter = stream, folder, vision, reporter
+        self._stream, self._folder, self._pupil, self._reporter = stream, folder, pupil, reporter
         self._delay_s, self._patience_s = delay_s, patience_s
         self._lock = threading.Lock()
-        self._course: _Course | None = None
+        self._course: Course | None = None
         self._is_closed, self._stale = False, set[str]()
-        self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-s", 0
-        self._sensors = {one.name: _Sensor(one) for one in read_states(folder, stream)}
+        read = read_states(folder, stream, self._learn_head, self.values_min)
+        self._heads = {one.name: self._open(one) for one in read}
 
     def teach(self, lesson: Lesson, done: Done) -> None:
         """Begin a lesson; `done` is called at its end, from another thread.
@@ -177,12 +208,12 @@ class StreamStates:
         Raises:
             CommandError: the lesson cannot be given, or another one is going on.
         """
-        if not self._vision.has_features:
+        if not self._pupil.has_features:
             raise CommandError(
-                f"model {self._vision.model.manifest.name} gives no features to teach states from; "
+                f"model {self._pupil.model.manifest.name} gives no features to teach states from; "
                 "`vedette optimise features` adds them to a detector"
             )
-        check_lesson(lesson)
+        self._check(lesson)
         with self._lock:
             if self._is_closed:
                 raise CommandError("the stream is being stopped")
@@ -190,7 +221,7 @@ class StreamStates:
                 lesson = self._course.lesson
                 raise CommandError(f"{lesson.state} is being taught {lesson.value!r}; wait until that has ended")
             self._check_room(lesson)
-            self._course = _Course(lesson, done)
+            self._course = Course(lesson, done)
 
     def forget(self, state: str, value: str) -> None:
         """Delete a state, or one value of it.
@@ -199,100 +230,79 @@ class StreamStates:
             CommandError: there is no such state or value. StorageError: the disk refuses.
         """
         with self._lock:
-            if (sensor := self._sensors.get(state)) is None:
-                raise CommandError(
-                    f"no state {state!r} is taught; there are: {', '.join(self._sensors) or 'none'}"
-                )
-            if value and value not in sensor.counts:
-                raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(sensor.counts)}")
-            self._publish_end(sensor, "forgotten")
-            if value and len(sensor.counts) > 1:
-                taught = self._read(sensor)
+            if (one := self._heads.get(state)) is None:
+                raise CommandError(f"no state {state!r} is taught; there are: {', '.join(self._heads) or 'none'}")
+            if value and value not in one.counts:
+                raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(one.counts)}")
+            self._discard(one, "forgotten")
+            if value and len(one.counts) > 1:
+                taught = self._read(one)
                 taught = replace(
                     taught, examples={name: some for name, some in taught.examples.items() if name != value}
                 )
                 self._file(state).write(msgspec.json.encode(taught))
-                self._sensors[state] = _Sensor(taught)
+                self._heads[state] = self._open(taught)
                 return
             self._file(state).write(b"")
-            del self._sensors[state]
+            del self._heads[state]
 
     def describe(self) -> dict[str, Any]:
-        """Return each state's value, score, region, number of examples by value, and why it has no value."""
+        """Return what is known of each state, by name: examples by value, why it is silent, and more."""
         with self._lock:
-            return {
-                name: {
-                    "value": sensor.follower.value or None,
-                    "score": round(sensor.follower.score, 3),
-                    "region": sensor.taught.region,
-                    "examples": sensor.counts,
-                    "detail": self._why_silent(sensor),
-                }
-                for name, sensor in self._sensors.items()
-            }
+            return {name: self._describe(one) for name, one in self._heads.items()}
 
     @property
     def values(self) -> dict[str, tuple[str, ...]]:
         """Values by state, of those that are taught completely."""
         with self._lock:
-            return {name: one.head.values for name, one in self._sensors.items() if one.head is not None}
-
-    @property
-    def tracks(self) -> list[Track]:
-        """The values that are known now, each with its region, to be drawn."""
-        with self._lock:
-            return [one.track for one in self._sensors.values() if one.track is not None]
-
-    def process(self, frame: Frame) -> None:
-        """Classify the frame that was inferred last, and take an example of it if one is due."""
-        if self._vision.last_crop != WHOLE:
-            return
-        with self._lock:
-            for sensor in self._sensors.values():
-                if sensor.head is not None and not self._why_silent(sensor):
-                    answer = sensor.head.classify(self._vision.embed(sensor.taught.region))
-                    if sensor.follower.update(answer, frame.captured_ns):
-                        self._publish(sensor, frame.captured_at)
-            course = self._course
-        if course is not None:
-            self._take_example(course, frame)
+            return {name: one.head.values for name, one in self._heads.items() if one.head is not None}
 
     def poll(self, now_ns: int) -> None:
-        """Ask for an inference at `now_ns` if one is needed, and end a lesson for which no pictures come."""
+        """End a lesson for which no examples come."""
         with self._lock:
             course = self._course
-            settling = any(one.follower.is_settling for one in self._sensors.values())
-        is_due = course is not None and now_ns - course.newest_ns >= _EVERY_NS
-        self._vision.wants_inference = settling or is_due
         is_late = course is not None and time.monotonic() - course.begun_s > self._patience_s
         if course is not None and is_late and len(course.taken) < course.lesson.examples:
-            self._end(course, None, f"{plural(len(course.taken), 'picture')} came in {self._patience_s:.0f} s")
+            self._end(course, None, f"{plural(len(course.taken), self.noun)} came in {self._patience_s:.0f} s")
 
     def finish(self, reason: str) -> None:
-        """End what is open; a value is unknown from now on."""
+        """End what is open."""
         with self._lock:
             self._is_closed, course = True, self._course
-            for sensor in self._sensors.values():
-                self._publish_end(sensor, reason)
-                sensor.follower = StateSensor()
+            for one in self._heads.values():
+                self._discard(one, reason)
         if course is not None and len(course.taken) < course.lesson.examples:
             self._end(course, None, f"the stream has ended: {reason}")
 
-    def suspend(self) -> None:
-        """Forget the values of a lost source, until pictures come again."""
-        with self._lock:
-            for sensor in self._sensors.values():
-                if sensor.follower.value:
-                    self._publish_end(sensor, "stall")
-                    sensor.follower = StateSensor()
+    @abstractmethod
+    def _learn_head(self, examples: Mapping[str, Floats]) -> Head:
+        """Return what tells the values apart. Raises ValueError if nothing can."""
 
-    def _why_silent(self, sensor: _Sensor) -> str:
+    @abstractmethod
+    def _open(self, taught: TaughtState) -> HeadT:
+        """Return what uses something taught."""
+
+    @abstractmethod
+    def _inherit(self, one: HeadT, before: HeadT) -> None:
+        """Take over what is known from what used a state before it was taught more."""
+
+    @abstractmethod
+    def _discard(self, one: HeadT, reason: str) -> None:
+        """Publish that nothing is known any more."""
+
+    @abstractmethod
+    def _describe(self, one: HeadT) -> dict[str, Any]: ...
+
+    def _check(self, lesson: Lesson) -> None:
+        check_lesson(lesson)
+
+    def _why_silent(self, one: HeadT) -> str:
         """Return why a state has no value; empty: no reason is known."""
-        taught, model = sensor.taught, self._vision.model
-        if sensor.head is None:
-            return f"needs two values with at least {EXAMPLES_MIN} examples each"
-        variant = self._vision.answered_by[1]
-        if not self._vision.has_features or (taught.model, taught.variant) != (model.sha256, variant):
+        if one.head is None:
+            wanted = "two values with" if self.values_min > 1 else "one with"
+            return f"needs {wanted} at least {EXAMPLES_MIN} examples{' each' * (self.values_min > 1)}"
+        taught = one.taught
+        if not self._pupil.has_features or not self._is_current(taught):
             if taught.name not in self._stale:
                 self._stale.add(taught.name)
                 log.warning(
@@ -302,9 +312,9 @@ class StreamStates:
         return ""
 
     def _check_room(self, lesson: Lesson) -> None:
-        known = self._sensors.get(lesson.state)
+        known = self._heads.get(lesson.state)
         if known is None:
-            if len(self._sensors) >= STATES_MAX:
+            if len(self._heads) >= STATES_MAX:
                 raise CommandError(f"{STATES_MAX} states are taught, which is the most: forget one")
             return
         taught = known.taught
@@ -319,40 +329,34 @@ class StreamStates:
             )
 
     def _is_current(self, taught: TaughtState) -> bool:
-        return (taught.model, taught.variant) == (self._vision.model.sha256, self._vision.answered_by[1])
+        return (taught.model, taught.variant) == (self._pupil.model.sha256, self._pupil.answered_by[1])
 
-    def _take_example(self, course: _Course, frame: Frame) -> None:
-        lesson = course.lesson
-        if time.monotonic() - course.begun_s < self._delay_s:
-            return
-        if frame.captured_ns - course.newest_ns < _EVERY_NS or len(course.taken) >= lesson.examples:
-            return
-        course.newest_ns = frame.captured_ns
-        known = self._sensors.get(lesson.state)
-        region = lesson.region or (known.taught.region if known and self._is_current(known.taught) else WHOLE)
-        rows = [self._vision.embed(region)]
-        for image in vary(frame.image):
-            self._vision.infer_crop(replace(frame, image=image), WHOLE)
-            rows.append(self._vision.embed(region))
-        course.taken.append(np.stack(rows))
-        if len(course.taken) == lesson.examples:
-            base = TaughtState(
-                lesson.state, region, self._vision.model.sha256, self._vision.answered_by[1], rows[0].size
-            )
+    def _region(self, lesson: Lesson) -> Box:
+        """Return the region of a lesson, which may be that of its state."""
+        known = self._heads.get(lesson.state)
+        return lesson.region or (known.taught.region if known and self._is_current(known.taught) else WHOLE)
+
+    def _add_example(self, course: Course, rows: Floats, at_ns: int) -> None:
+        """Add the embeddings [variations, size] of an example, and learn from all after the last one."""
+        course.newest_ns = at_ns
+        course.taken.append(rows)
+        if len(course.taken) == course.lesson.examples:
+            model, variant = self._pupil.model.sha256, self._pupil.answered_by[1]
+            base = TaughtState(course.lesson.state, self._region(course.lesson), model, variant, rows.shape[1])
             work = threading.Thread(
                 target=self._learn, args=(course, base), name=f"teach-{self._stream}", daemon=True
             )
             work.start()
 
-    def _learn(self, course: _Course, base: TaughtState) -> None:
+    def _learn(self, course: Course, base: TaughtState) -> None:
         """Learn from the examples of a lesson, write them, and use what was learned."""
         lesson = course.lesson
         try:
-            known = self._sensors.get(lesson.state)
+            known = self._heads.get(lesson.state)
             is_new = known is None or not self._is_current(known.taught)
             before = base if known is None or is_new else self._read(known)
             taught = before.with_examples(lesson.value, course.taken)
-            sensor, result = _Sensor(taught), _result(taught)
+            opened, result = self._open(taught), self._result(taught)
             make_folder(self._folder)
             self._file(lesson.state).write(msgspec.json.encode(taught))
         except (StorageError, ValueError) as error:
@@ -364,54 +368,37 @@ class StreamStates:
             return
         with self._lock:
             if known is not None:
-                sensor.follower, sensor.track = known.follower, known.track
-            self._sensors[lesson.state] = sensor
+                self._inherit(opened, known)
+            self._heads[lesson.state] = opened
             self._stale.discard(lesson.state)
         log.info("stream %s: state %s has learned %r", self._stream, lesson.state, lesson.value)
         self._end(course, result, "")
 
-    def _end(self, course: _Course, result: dict[str, Any] | None, why: str) -> None:
+    def _result(self, taught: TaughtState) -> dict[str, Any]:
+        """Return the number of examples by value, and how each was told by the others."""
+        result: dict[str, Any] = {"examples": {value: len(some) for value, some in taught.examples.items()}}
+        if taught.learned(self._learn_head, self.values_min) is None:
+            return result
+        found = leave_one_out(taught.embeddings(), self._learn_head)
+        return result | {"check": {value: msgspec.to_builtins(one) for value, one in found.items()}}
+
+    def _end(self, course: Course, result: dict[str, Any] | None, why: str) -> None:
         with self._lock:
             if self._course is not course:
                 return
             self._course = None
         course.done(result, why)
 
-    def _read(self, sensor: _Sensor) -> TaughtState:
+    def _read(self, one: HeadT) -> TaughtState:
         """Return a state with its examples; without any if its file is gone. Raises StorageError."""
-        file = self._file(sensor.taught.name)
+        file = self._file(one.taught.name)
         try:
-            return from_json(content, TaughtState) if (content := file.read()) else sensor.taught
+            return from_json(content, TaughtState) if (content := file.read()) else one.taught
         except NO_JSON as error:
             raise StorageError(f"{file.path}: is damaged: {error}") from error
 
     def _file(self, state: str) -> StateFile:
         return StateFile(self._folder / f"{self._stream}.{state}.json")
-
-    def _publish(self, sensor: _Sensor, at: datetime) -> None:
-        follower, name = sensor.follower, sensor.taught.name
-        self._end_track(sensor, "changed", at)
-        self._number += 1
-        label, box = f"{name} {follower.value}", sensor.taught.region
-        score = round(follower.score, 4)
-        sensor.track = Track(f"{self._prefix}{self._number}", label, score, score, 1, at, at, box)
-        self._report(Event("new", sensor.track, "state"), at)
-        message = SensorMessage(
-            *self._reporter.place, name, follower.value, score, at, sensor.head.values if sensor.head else ()
-        )
-        self._reporter.sensor(message)
-
-    def _publish_end(self, sensor: _Sensor, reason: str) -> None:
-        self._end_track(sensor, reason, datetime.now(UTC))
-        self._reporter.clear_sensor(sensor.taught.name)
-
-    def _end_track(self, sensor: _Sensor, reason: str, at: datetime) -> None:
-        if sensor.track is not None:
-            track, sensor.track = replace(sensor.track, last_seen=at), None
-            self._report(Event("end", track, reason), at)
-
-    def _report(self, event: Event, at: datetime) -> None:
-        self._reporter.events([event], at, StageTimes(), *self._vision.answered_by)
 
 
 def check_lesson(lesson: Lesson) -> None:
@@ -434,24 +421,14 @@ def check_lesson(lesson: Lesson) -> None:
             )
 
 
-def _result(taught: TaughtState) -> dict[str, Any]:
-    """Return the number of examples by value, and how each was told by the others."""
-    result: dict[str, Any] = {"examples": {value: len(some) for value, some in taught.examples.items()}}
-    if taught.learned() is None:
-        return result
-    return result | {
-        "check": {value: msgspec.to_builtins(one) for value, one in leave_one_out(taught.embeddings()).items()}
-    }
-
-
-def read_states(folder: Path, stream: str) -> list[TaughtState]:
-    """Return the taught states of a stream; a damaged file is kept aside, and logged."""
+def read_states(folder: Path, stream: str, learn: Learn, values_min: int) -> list[TaughtState]:
+    """Return the taught states of a stream, of which `learn` makes heads; a damaged file is kept aside."""
     found = []
     for path in sorted(folder.glob(f"{stream}.*.json")):
         file = StateFile(path)
         try:
             taught = from_json(file.read() or b"", TaughtState)
-            taught.learned()
+            taught.learned(learn, values_min)
         except (StorageError, ValueError, *NO_JSON) as error:
             log.error("stream %s: a taught state is lost: %s: %s; see %s", stream, path, error, file.set_aside())
             continue
