@@ -1,4 +1,4 @@
-"""`vedette teach`: teach a stream of a running device the values of a state, by showing each to its camera."""
+"""`vedette teach`: teach a stream of a running device states that its camera sees, or words that it hears."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _values(context: click.Context, option: click.Parameter, text: str | None) -
     return values
 
 
-_HELP = """Teach STREAM of a running device a STATE, such as a gate that is open or closed.
+_HELP = """Teach STREAM of a running device a STATE, such as a gate that is open or closed, or some words.
 
 \b
   vedette teach front gate --states open,closed --region 0.1,0.2,0.4,0.9
@@ -54,14 +54,19 @@ _HELP = """Teach STREAM of a running device a STATE, such as a gate that is open
   vedette teach front gate --forget --value open
   vedette teach front gate --forget
   vedette teach front                             list the states of the stream
+  vedette teach mic command --states stop,start   words, on a stream that hears
 
 For each value the command waits until you have brought the thing into that state, and pressed Enter; then the
 device learns from the next pictures of its own camera, in seconds. Each example is checked by the others. From
 then on the device publishes the value on vedette/DEVICE/STREAM/sensor/STATE, also to Home Assistant; `unsure` if
 a picture is between two values, or like no example.
 
-What was learned is kept on the device as numbers; no picture is. The stream's model must give features, as
-`nanodet` does; `vedette optimise features` adds them to another detector.
+On a stream with sound, say each word as often as asked, by itself. From then on the device publishes an event
+when it hears one of them, and nothing for what is unlike.
+
+What was learned is kept on the device as numbers; no picture and no sound is. The stream's model must give
+features: `nanodet` does, and for words `speech-embedding`; `vedette optimise features` adds them to another
+detector.
 """
 _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer."
 
@@ -77,7 +82,11 @@ _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer.
 @click.option("--value", default="", help="Teach this value now, without a question; with --forget, forget it.")
 @click.option("--region", callback=_region, metavar="L,T,R,B", help="Of the picture, as fractions; default: all.")
 @click.option(
-    "--examples", type=click.IntRange(1, 20), default=10, show_default=True, help="Pictures of each value."
+    "--examples",
+    type=click.IntRange(1, 20),
+    default=10,
+    show_default=True,
+    help="Pictures of each value, or utterances of each word.",
 )
 @click.option("--forget", is_flag=True, help="Forget the state, or one --value of it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the device's answer as JSON.")
@@ -97,22 +106,22 @@ def teach(
 ) -> None:
     """Run `vedette teach`; `_HELP` is its help text."""
     _check(state, values, value, forget=forget)
-    pupil = Pupil(access, prefix, device or _this_device(), stream)
+    taught = TaughtStream(access, prefix, device or _this_device(), stream)
     if state is None:
-        _print_states(pupil.states(), as_json=as_json)
+        _print_states(taught.states(), as_json=as_json)
     elif forget:
-        answer = pupil.send("forget", {"state": state, "value": value}, _SHORT_S)
+        answer = taught.send("forget", {"state": state, "value": value}, _SHORT_S)
         print_json(answer.body) if as_json else click.echo(
             f"forgotten: {plain(' '.join((state, value)).rstrip())}"
         )
     else:
         _check_lessons(state, values or (value,), asked["region"])
         if values:
-            pupil.states()  # whether there is such a device and stream, before anything is brought anywhere
-        body: dict[str, Any] = {}
+            taught.states()  # whether there is such a device and stream, before anything is brought anywhere
+        body, hears = dict[str, Any](), taught.hears()
         for one in values or (value,):
-            body = _teach(pupil, state, one, asks=bool(values), **asked)
-        print_json(body) if as_json else _print_check(state, body)
+            body = _teach(taught, state, one, asks=bool(values), hears=hears, **asked)
+        print_json(body) if as_json else _print_check(state, body, hears=hears)
 
 
 def _check(state: str | None, values: tuple[str, ...], value: str, *, forget: bool) -> None:
@@ -129,7 +138,7 @@ def _check(state: str | None, values: tuple[str, ...], value: str, *, forget: bo
 
 
 def _check_lessons(state: str, values: tuple[str, ...], region: tuple[float, ...] | None) -> None:
-    from agent.daemon.states import Lesson, check_lesson
+    from agent.daemon.teaching.lessons import Lesson, check_lesson
 
     for value in values:
         box = None if region is None else (region[0], region[1], region[2], region[3])
@@ -154,7 +163,7 @@ def _this_device() -> str:
         return name_of(Config())
 
 
-class Pupil:
+class TaughtStream:
     """One stream of a device, as far as it can be taught over the broker."""
 
     def __init__(self, access: BrokerOptions, prefix: str, device: str, stream: str) -> None:
@@ -178,35 +187,55 @@ class Pupil:
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Return the states of the stream, by name."""
-        streams = self.send("status", {}, _SHORT_S).body.get("streams")
-        if not isinstance(streams, dict) or self.stream not in streams:
-            known = ", ".join(map(plain, streams)) if isinstance(streams, dict) else "none"
+        streams = self._streams()
+        if self.stream not in streams:
+            known = ", ".join(map(plain, streams)) or "none"
             raise BrokerError(f"{self._topics.device} has no stream {self.stream!r}; it has: {known}")
         found, state = streams[self.stream].get("states", {}), streams[self.stream].get("state")
         if not found and state not in ("running", "degraded"):
             raise BrokerError(f"{self.stream} is {plain(str(state))}: its states are known while it runs")
         return found if isinstance(found, dict) else {}
 
+    def hears(self) -> bool:
+        """Return True if the stream has sound; False if it has not, or is not known."""
+        return bool(self._streams().get(self.stream, {}).get("sound"))
+
+    def _streams(self) -> dict[str, Any]:
+        streams = self.send("status", {}, _SHORT_S).body.get("streams")
+        return streams if isinstance(streams, dict) else {}
+
 
 def _teach(
-    pupil: Pupil, state: str, value: str, *, asks: bool, region: tuple[float, ...] | None, examples: int
+    taught: TaughtStream,
+    state: str,
+    value: str,
+    *,
+    asks: bool,
+    hears: bool,
+    region: tuple[float, ...] | None,
+    examples: int,
 ) -> dict[str, Any]:
     if asks:
+        bring = f"bring {state} into the state {value!r}, then press Enter"
+        say = f"press Enter, then say {value!r} {plural(examples, 'time')}, with a pause after each"
         click.prompt(
-            f"{pupil.stream}: bring {state} into the state {value!r}, then press Enter",
+            f"{taught.stream}: {say if hears else bring}",
             default="",
             show_default=False,
             prompt_suffix=" ",
             err=True,
         )
-    click.echo(f"{value}: taking {plural(examples, 'picture')} …", err=True)
+    taking = (
+        f"listening for {plural(examples, 'utterance')}" if hears else f"taking {plural(examples, 'picture')}"
+    )
+    click.echo(f"{value}: {taking} …", err=True)
     body: dict[str, Any] = {"state": state, "value": value, "examples": examples}
     if region is not None:
         body["region"] = region
-    return pupil.send("teach", body, _PATIENCE_S).body
+    return taught.send("teach", body, _PATIENCE_S).body
 
 
-def _print_check(state: str, body: dict[str, Any]) -> None:
+def _print_check(state: str, body: dict[str, Any], *, hears: bool) -> None:
     examples, check = body.get("examples", {}), body.get("check")
     table = open_table(
         state, "examples", "right", "unsure", "wrong", right=("examples", "right", "unsure", "wrong")
@@ -216,12 +245,16 @@ def _print_check(state: str, body: dict[str, Any]) -> None:
         table.add_row(plain(value), str(count), *(str(one.get(key, "–")) for key in ("right", "unsure", "wrong")))
     console(_WIDTH).print(table)
     if check is None:
-        click.echo("It is told from the others once two values have at least 5 examples each.")
+        needed = "each word has" if hears else "two values have"
+        click.echo(f"It is told from the others once {needed} at least 5 examples{'' if hears else ' each'}.")
     elif any(one.get("unsure") or one.get("wrong") for one in check.values()):
-        click.echo(
-            "Each example was told by a rule that learned from all others. Teach those values again in other "
-            "light, or choose a region that shows the difference and little else."
+        advice = (
+            "Teach those words again, each said by itself, or choose others that sound less alike."
+            if hears
+            else "Teach those values again in other light, or choose a region that shows the difference and "
+            "little else."
         )
+        click.echo(f"Each example was told by a rule that learned from all others. {advice}")
 
 
 def _print_states(states: dict[str, dict[str, Any]], *, as_json: bool) -> None:

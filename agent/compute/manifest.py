@@ -114,7 +114,8 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 FEATURES = "features"
-"""Name of the output that states are taught from: a map of the backbone [1, height, width, channels]."""
+"""Name of the output that states or words are taught from: a map of the backbone [1, height, width, channels], or
+an embedding of sound [1, …, size]. Also in place of a decoder: the outputs are no detections."""
 HIDDEN = "hidden"
 """Name of the output that the next exit continues."""
 AUTO = "auto"
@@ -201,7 +202,12 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def has_tracks(self) -> bool:
         """True if it finds objects or sounds that last and can be counted; False for keywords and numbers."""
-        return self.output.decoder != "keyword" and not self.gives_numbers
+        return self.output.decoder not in ("keyword", FEATURES) and not self.gives_numbers
+
+    @property
+    def is_embedding(self) -> bool:
+        """True for a model of sound that gives embeddings, of which words are taught."""
+        return self.audio is not None and self.output.decoder == FEATURES
 
     @property
     def gives_numbers(self) -> bool:

@@ -11,8 +11,8 @@ Source of the shrinkage: Friedman, "Regularized Discriminant Analysis", JASA 84 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -105,6 +105,15 @@ class StateAnswer(NamedTuple):
     unlike: bool = False
 
 
+class Head(Protocol):
+    """Tells values apart: `StateHead`, or `agent.compute.words.WordHead`."""
+
+    @property
+    def values(self) -> tuple[str, ...]: ...
+
+    def classify(self, embedding: Floats) -> StateAnswer: ...
+
+
 class StateHead:
     """Tells the values of one state apart. Immutable.
 
@@ -187,29 +196,37 @@ class LeftOut(Struct, frozen=True):
         return self.right + self.unsure + self.wrong
 
 
-def leave_one_out(examples: Mapping[str, Sequence[Floats]]) -> dict[str, LeftOut]:
+def leave_one_out(
+    examples: Mapping[str, Sequence[Floats]], learn: Callable[[Mapping[str, Floats]], Head] = StateHead
+) -> dict[str, LeftOut]:
     """Check each example by a head that learns from all others.
 
     Args:
         examples: of each value, each the embeddings [n, size] of one picture, of which the first is the picture
             itself, and the others are its variations. A picture is left out with its variations.
+        learn: makes a head of the embeddings of each value. Raises ValueError if it cannot.
     """
     found = {}
     for value, pictures in examples.items():
-        answers = [_answer_without(examples, value, number) for number in range(len(pictures))]
+        answers = [_answer_without(examples, value, number, learn) for number in range(len(pictures))]
         right, unsure = answers.count(value), answers.count(UNSURE)
         found[value] = LeftOut(right, unsure, len(answers) - right - unsure)
     return found
 
 
-def _answer_without(examples: Mapping[str, Sequence[Floats]], value: str, left_out: int) -> str:
+def _answer_without(
+    examples: Mapping[str, Sequence[Floats]],
+    value: str,
+    left_out: int,
+    learn: Callable[[Mapping[str, Floats]], Head],
+) -> str:
     others = {
         name: np.concatenate([one for number, one in enumerate(some) if name != value or number != left_out])
         for name, some in examples.items()
         if name != value or len(some) > 1
     }
     try:
-        return StateHead(others).classify(examples[value][left_out][0]).value
+        return learn(others).classify(examples[value][left_out][0]).value
     except ValueError:
         return UNSURE
 

@@ -220,7 +220,7 @@ class CommandHandler:
 
     def _teach(self, request: Request, command: Command) -> None:
         """Begin a lesson, which is answered at its end."""
-        from agent.daemon.states import Lesson
+        from agent.daemon.teaching.lessons import Lesson
 
         def done(result: dict[str, Any] | None, why: str) -> None:
             if result is None:
@@ -246,6 +246,7 @@ class CommandHandler:
                 "zones": one.zones,
                 "set_by_command": self._control.overridden(name),
                 "states": stream.states,
+                "sound": stream.has_sound,
             }
         return {
             "version": __version__,

@@ -80,12 +80,16 @@ class HomeAssistant:
         runtime, known = self._runtime, self._sources[name][2]
         variants = runtime.settings[name].variants if name in runtime.settings else ()
         counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
+        states, labels = stream.state_values, known.labels
+        if known.kind == "words" and states:
+            labels, states = tuple(dict.fromkeys(word for words in states.values() for word in words)), {}
         return replace(
             known,
+            labels=labels,
             counted_labels=counted,
             variants=variants,
             commands=runtime.commands,
-            states=stream.state_values,
+            states=states,
         )
 
 

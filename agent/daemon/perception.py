@@ -1,4 +1,4 @@
-"""Checks and opens the perception of a stream: `VideoPerception` for pictures, `AudioPerception` for sound."""
+"""Checks and opens the perception of a stream: of pictures, of sound, or of utterances."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
 
 
 PREPARE_S = 3.0
 """Longest wait of the daemon's thread for the vetting of a model, s; most need less, also on small boards."""
-Perception = Union["VideoPerception", "AudioPerception"]
+Perception = Union["VideoPerception", "AudioPerception", "UtterancePerception"]
 
 
 def open_perception(
@@ -49,6 +50,10 @@ def open_perception(
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
     with prefixed_errors(model.path), _closing(opener) as keeping:
+        if model.manifest.is_embedding:
+            from agent.compute.listening import UtterancePerception
+
+            return UtterancePerception(name, config, model, keeping)
         if takes_sound:
             from agent.compute.hearing import AudioPerception
 

@@ -27,12 +27,14 @@ from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult,
 if TYPE_CHECKING:
     from agent.capture.streams import AudioStream, FrameStream
     from agent.compute.hearing import AudioPerception
+    from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.perception import Perception
     from agent.daemon.shadow import Shadow
-    from agent.daemon.states import StreamStates
+    from agent.daemon.teaching.states import StreamStates
+    from agent.daemon.teaching.words import StreamWords
     from agent.storage.clips.recorder import Recorder
 
 
@@ -142,7 +144,7 @@ class FrameSource(PipelineSource[Frame], Protocol):
 
 
 class StreamPerception(Protocol[T_contra]):
-    """Makes events of inputs: `VideoPerception` or `AudioPerception` of `agent.compute`."""
+    """Makes events of inputs: a perception of `agent.compute.vision`, `hearing` or `listening`."""
 
     @property
     def model(self) -> Model: ...
@@ -433,20 +435,39 @@ class AudioPipeline(Pipeline[AudioChunk]):
     def __init__(
         self,
         source: PipelineSource[AudioChunk],
-        hearing: AudioPerception,
+        hearing: AudioPerception | UtterancePerception,
         reporter: Reporter,
         metrics: StreamMetrics | None = None,
+        words: StreamWords | None = None,
     ) -> None:
         super().__init__(source, hearing, reporter, metrics=metrics)
-        self._hearing = hearing
+        self._hearing, self._words = hearing, words
 
     def _process(self, chunk: AudioChunk) -> None:
         result = self._perceive(chunk)
         self._report(chunk.first, chunk.captured_at, result)
+        self._report_words(chunk.captured_at, result.stages)
         inferences = self._hearing.inferences
         if self.shadow is not None:
             self.shadow.compare_audio(chunk, result.detections, result.stages.infer // max(1, inferences))
         self.metrics.add(result, inferences)
+
+    def _idle(self) -> None:
+        super()._idle()
+        if self._words is not None:
+            self._words.poll(time.monotonic_ns())
+
+    def _end_tracks(self, reason: str) -> None:
+        super()._end_tracks(reason)
+        if self._words is not None and reason != "stall":
+            self._report_words((self._now or (0, datetime.now(UTC)))[1], StageTimes())
+            self._words.finish(reason)
+
+    def _report_words(self, at: datetime, stages: StageTimes) -> None:
+        """Report the taught words in the newest sound."""
+        if self._words is not None:
+            self._words.poll(time.monotonic_ns())
+            self._words.process(cast("UtterancePerception", self._hearing).utterances, at, stages)
 
 
 def open_pipeline(
@@ -458,13 +479,13 @@ def open_pipeline(
     recorder: Recorder | None = None,
     metrics: StreamMetrics | None = None,
     inspection: Inspection | None = None,
-    states: StreamStates | None = None,
+    taught: StreamStates | StreamWords | None = None,
 ) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
     """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
     if opened.model.manifest.audio is None:
         from agent.capture.streams import FrameStream
 
-        vision = cast("VideoPerception", opened)
+        vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
         frames = FrameStream(name, config.source, config.capture, on_change=on_change)
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
@@ -474,9 +495,9 @@ def open_pipeline(
         return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
     from agent.capture.streams import AudioStream
 
-    hearing = cast("AudioPerception", opened)
+    hearing, words = cast("AudioPerception", opened), cast("StreamWords | None", taught)
     sound = AudioStream(name, config.source, config.capture, hearing.rate_hz, on_change=on_change)
-    return sound, AudioPipeline(sound, hearing, reporter, metrics), None
+    return sound, AudioPipeline(sound, hearing, reporter, metrics, words), None
 
 
 def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:

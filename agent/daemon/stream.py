@@ -37,12 +37,15 @@ from agent.types import Track
 if TYPE_CHECKING:
     from agent.compute.infer.session import Opener, Session
     from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
-    from agent.daemon.states import Done as LessonDone
-    from agent.daemon.states import Lesson, StreamStates
+    from agent.daemon.teaching.lessons import Done as LessonDone
+    from agent.daemon.teaching.lessons import Lesson
+    from agent.daemon.teaching.states import StreamStates
+    from agent.daemon.teaching.words import StreamWords
     from agent.storage.clips.recorder import Recorder
 
 
@@ -109,7 +112,7 @@ class Stream:
         self._source: Input | None = None
         self._clips: StreamClips | None = None
         self._inspection: Inspection | None = None
-        self._states: StreamStates | None = None
+        self._taught: StreamStates | StreamWords | None = None
         self._captured: CaptureStats | None = None
         self._metrics = StreamMetrics()
         self._reporter: Reporter | None = None
@@ -223,35 +226,41 @@ class Stream:
             raise CommandError(f"stream {self.name}: {error}") from None
 
     def teach(self, lesson: Lesson, done: LessonDone) -> None:
-        """Learn what the next pictures show; `done` is called at the end, from another thread.
+        """Learn what the next pictures show, or which word the next utterances are.
 
-        Raises CommandError if no states can be taught, or not now.
+        `done` is called at the end, from another thread. Raises CommandError if nothing can be taught now.
         """
-        self._taught_states().teach(lesson, done)
+        self._running_lessons().teach(lesson, done)
 
     def forget_state(self, state: str, value: str) -> None:
         """Forget a state that was taught, or one value of it. Raises CommandError or StorageError."""
-        self._taught_states().forget(state, value)
+        self._running_lessons().forget(state, value)
 
-    def _taught_states(self) -> StreamStates:
-        states, (state, detail) = self._states, self.status
-        if states is not None and state in ("running", "degraded"):
-            return states
-        if state in ("running", "degraded"):
-            crops = "infers crops, which gate.crop = false ends" if self.config.gate.crop else "has sound"
-            why = "inspects parts" if self.config.inspection else crops
-            raise CommandError(f"stream {self.name} {why}: no states are taught there")
-        raise CommandError(f"stream {self.name} is {state}, so there are no pictures{detail and f': {detail}'}")
+    def _running_lessons(self) -> StreamStates | StreamWords:
+        taught, (state, detail) = self._taught, self.status
+        if state not in ("running", "degraded"):
+            raise CommandError(f"stream {self.name} is {state}, so nothing is taught{detail and f': {detail}'}")
+        if taught is not None:
+            return taught
+        why = "inspects parts" if self.config.inspection else "infers crops, which gate.crop = false ends"
+        if self.has_sound:
+            why = f"hears with {self.config.model}, which has its own words (speech-embedding is taught words)"
+        raise CommandError(f"stream {self.name} {why}: nothing is taught there")
+
+    @property
+    def has_sound(self) -> bool:
+        """True if its model takes sound."""
+        return self.model is not None and self.model.manifest.audio is not None
 
     @property
     def states(self) -> dict[str, Any]:
         """The states that were taught, by name, see `StreamStates.describe`; empty while it does not run."""
-        return {} if (states := self._states) is None else states.describe()
+        return {} if (taught := self._taught) is None else taught.describe()
 
     @property
     def state_values(self) -> dict[str, tuple[str, ...]]:
-        """Values by state, of those that were taught completely."""
-        return {} if (states := self._states) is None else states.values
+        """Values by state, or words by the name of their lesson, of those that were taught completely."""
+        return {} if (taught := self._taught) is None else taught.values
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
         """Run in a thread of its own, unless the stream is disabled or failed.
@@ -450,9 +459,9 @@ class Stream:
         self._metrics.begin_run()
         with self._inspecting() as inspection:
             opened = self._perception
-            self._states = states = self._open_states(opened, reporter)
+            self._taught = taught = self._open_taught(opened, reporter)
             source, pipeline, self._clips = open_pipeline(
-                self.name, self.config, opened, reporter, on_change, recorder, self._metrics, inspection, states
+                self.name, self.config, opened, reporter, on_change, recorder, self._metrics, inspection, taught
             )
             self._run_pipeline(source, pipeline, opened)
 
@@ -491,14 +500,21 @@ class Stream:
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
         return reporter
 
-    def _open_states(self, opened: Perception, reporter: Reporter) -> StreamStates | None:
-        """Read what was taught; None: of this stream nothing can be taught."""
-        if opened.model.manifest.audio is not None or self.config.inspection or self.config.gate.crop:
+    def _open_taught(self, opened: Perception, reporter: Reporter) -> StreamStates | StreamWords | None:
+        """Read what was taught; None: this stream can be taught nothing."""
+        manifest = opened.model.manifest
+        if self.config.inspection or self.config.gate.crop or (self.has_sound and not manifest.is_embedding):
             return None
-        from agent.daemon.states import FOLDER, StreamStates
+        from agent.daemon.teaching.lessons import FOLDER
 
-        vision = cast("VideoPerception", opened)
-        return StreamStates(self.name, self._services.state / FOLDER, vision, reporter)
+        folder = self._services.state / FOLDER
+        if self.has_sound:
+            from agent.daemon.teaching.words import StreamWords
+
+            return StreamWords(self.name, folder, cast("UtterancePerception", opened), reporter)
+        from agent.daemon.teaching.states import StreamStates
+
+        return StreamStates(self.name, folder, cast("VideoPerception", opened), reporter)
 
     @contextmanager
     def _inspecting(self) -> Iterator[Inspection | None]:
@@ -527,7 +543,7 @@ class Stream:
 
     def _close_pipeline(self, source: Input) -> None:
         source.stop()
-        self._captured, self._source, self._pipeline, self._states = source.stats, None, None, None
+        self._captured, self._source, self._pipeline, self._taught = source.stats, None, None, None
         clips, self._clips = self._clips, None
         if clips is not None:
             clips.close()

@@ -138,8 +138,9 @@ def check_survey(
 
 
 def _is_run(name: str) -> bool:
-    """Return False for a backbone, which no stream can run."""
-    return open_manifest(name).output.decoder != FEATURES
+    """Return False for a backbone of pictures, which no stream can run."""
+    manifest = open_manifest(name)
+    return manifest.is_embedding or manifest.output.decoder != FEATURES
 
 
 def _models(config: Config | None) -> list[tuple[str, str]]:

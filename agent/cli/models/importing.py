@@ -191,7 +191,9 @@ def _print(model: ImportedModel) -> None:
     path = plain(str(model.path))
     what = "SOUND.wav" if manifest.audio else "PICTURE.jpg"
     following = f"vedette models try {path} {what}"
-    if manifest.output.decoder == FEATURES:
+    if manifest.is_embedding:
+        following = f'model = "{path}" for a stream, then vedette teach STREAM NAME --states WORD,WORD'
+    elif manifest.output.decoder == FEATURES:
         following = f"vedette optimise anomaly {path} OUT.tflite --data SOUND_PARTS"
     click.echo(f"{path}: written, with {model.path.stem}.toml beside it; next: {following}")
 

@@ -228,9 +228,15 @@ def _check_decoder(session: WorkerSession, model: Model) -> None:
         for variant in model.manifest.variants:
             build_detector(session, model, StreamConfig("test:", model.path, variant=variant.name))
         return
+    config = StreamConfig(source="wav:", model=model.path)
+    if model.manifest.is_embedding:
+        from agent.compute.listening import UtterancePerception
+
+        UtterancePerception("inspect", config, model, lambda *_: session)
+        return
     from agent.compute.hearing import AudioPerception
 
-    AudioPerception("inspect", StreamConfig(source="wav:", model=model.path), model, lambda *_: session)
+    AudioPerception("inspect", config, model, lambda *_: session)
 
 
 def _value(manifest: Manifest, keys: str) -> str:

@@ -313,6 +313,11 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
     from agent.compute.hearing import AudioPerception
     from agent.daemon.perception import open_perception
 
+    if model.manifest.is_embedding:
+        raise ModelError(
+            f"{model.path}: gives embeddings, and no words before it is taught some: run it in a stream, and see "
+            "`vedette guide teaching`"
+        )
     perception = open_perception("try", _config(model, uri, options), model, open_for_command)
     assert isinstance(perception, AudioPerception)
     with closing(perception):

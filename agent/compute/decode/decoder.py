@@ -217,7 +217,8 @@ def create_decoder(name: str, context: DecoderContext) -> Decoder:
     """Build a decoder by its name. Raises ShapeMismatchError if the tensors do not fit it, else ModelError."""
     if name == FEATURES:
         raise ModelError(
-            "it gives features, which are no detections: `vedette optimise anomaly` makes a model of it"
+            "it gives features, which are no detections: `vedette optimise anomaly` makes a model of it; of "
+            "sound, `vedette teach` makes words"
         )
     if name not in DECODERS:
         near = difflib.get_close_matches(name, DECODERS, 1)

@@ -77,10 +77,11 @@ def test_a_value_is_taught_and_its_check_is_shown(device: Device) -> None:
     code, output = run("front", "gate", "--value", "open", "--region", "0,0.25,0.5,1", "--examples", "5")
     assert code == 0
     assert device.asked == [
+        ("status", {}),
         (
             "teach",
             {"state": "gate", "value": "open", "examples": 5, "region": (0.0, 0.25, 0.5, 1.0), "stream": "front"},
-        )
+        ),
     ]
     assert "closed" in output
     assert "in other light" in " ".join(output.split())
@@ -96,7 +97,7 @@ def test_each_value_is_asked_for_at_a_terminal(device: Device, monkeypatch: pyte
         vedette, ["teach", "--device", "porch", "front", "gate", "--states", "open, closed"], input="\n\n"
     )
     assert done.exit_code == 0, done.output
-    assert [body.get("value") for _, body in device.asked] == [None, "open", "closed"]
+    assert [body["value"] for verb, body in device.asked if verb == "teach"] == ["open", "closed"]
     assert done.stderr.count("press Enter") == 2
 
 
@@ -134,3 +135,20 @@ def test_states_are_listed_and_forgotten(device: Device) -> None:
     assert "it has: front" in run("back")[1]
     assert "forgotten: gate open" in run("front", "gate", "--forget", "--value", "open")[1]
     assert device.asked[-1] == ("forget", {"state": "gate", "value": "open", "stream": "front"})
+
+
+def test_words_are_asked_for_as_words(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_is_terminal", lambda: True)
+    device.reply |= {"streams": {"front": {"state": "running", "sound": True, "states": {}}}}
+    device.reply |= {"examples": {"stop": 4}}
+    done = CliRunner().invoke(
+        vedette,
+        ["teach", "--device", "porch", "front", "command", "--states", "stop", "--examples", "4"],
+        input="\n",
+    )
+    assert done.exit_code == 0, done.output
+    assert "'stop' 4 times" in done.stderr
+    assert "4 utterances" in done.stderr
+    assert "picture" not in done.output
+    device.reply |= {"check": {"stop": {**GOOD, "unsure": 1}}}
+    assert "sound less alike" in " ".join(run("front", "command", "--value", "stop")[1].split())

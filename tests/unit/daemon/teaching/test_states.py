@@ -19,17 +19,11 @@ from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.infer.litert import load_runtime
+from agent.compute.states import StateHead
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig
-from agent.daemon.states import (
-    BYTES_MAX,
-    EXAMPLES_MAX,
-    Lesson,
-    StreamStates,
-    TaughtState,
-    check_lesson,
-    read_states,
-)
+from agent.daemon.teaching.lessons import BYTES_MAX, EXAMPLES_MAX, Lesson, TaughtState, check_lesson, read_states
+from agent.daemon.teaching.states import StreamStates
 from agent.errors import CommandError, StorageError
 from agent.models.library import open_model
 from agent.types import WHOLE, Frame, Image
@@ -149,7 +143,7 @@ def test_what_was_taught_is_read_again_and_holds_no_picture(stream: Stream, tmp_
     again.show("closed", 3)
     assert again.sensor() == "closed"
     assert again.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
-    assert read_states(stream.folder, "other") == []
+    assert read_states(stream.folder, "other", StateHead, 2) == []
 
 
 def test_a_state_asks_for_pictures_only_while_it_needs_them(stream: Stream) -> None:
@@ -292,7 +286,7 @@ def test_another_value_is_refused_where_the_examples_of_others_would_be_too_few(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught(stream)
-    monkeypatch.setattr("agent.daemon.states.BYTES_MAX", 11 * 3 * 2 * 2560)
+    monkeypatch.setattr("agent.daemon.teaching.lessons.BYTES_MAX", 11 * 3 * 2 * 2560)
     result, why = stream.teach("strange")
     assert (result, "forget one" in why) == (None, True)
     assert stream.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
@@ -305,7 +299,7 @@ def test_a_forget_that_the_disk_refuses_leaves_the_value(stream: Stream, monkeyp
     def refuse(self: object, content: bytes) -> None:
         raise StorageError("the disk is full")
 
-    monkeypatch.setattr("agent.daemon.states.StateFile.write", refuse)
+    monkeypatch.setattr("agent.daemon.teaching.lessons.StateFile.write", refuse)
     for value in ("open", ""):
         with pytest.raises(StorageError):
             stream.states.forget("gate", value)
@@ -378,10 +372,10 @@ def test_a_lost_camera_makes_a_value_unknown(stream: Stream) -> None:
 def test_the_thread_that_learns_has_a_name(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     names = list[str]()
 
-    def result(one: TaughtState) -> dict[str, Any]:
+    def result(states: StreamStates, one: TaughtState) -> dict[str, Any]:
         names.append(threading.current_thread().name)
         return {}
 
-    monkeypatch.setattr("agent.daemon.states._result", result)
+    monkeypatch.setattr(StreamStates, "_result", result)
     stream.teach("open")
     assert names == ["teach-front"]

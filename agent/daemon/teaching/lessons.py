@@ -1,0 +1,499 @@
+"""What a stream was taught: lessons by commands, files in the state folder, and a check of the examples.
+
+A lesson is a request of another thread: what comes next shows one value. The stream's thread takes the examples;
+another one learns, checks each example by the others, and writes the file, which holds embeddings, and neither
+pictures nor sound.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.comms.reporter import Reporter
+from agent.compute.manifest import Model
+from agent.compute.states import CHANNELS_MAX, EMBEDDING_CELLS, EXAMPLES_MIN, UNSURE, Floats, Head, leave_one_out
+from agent.errors import NO_JSON, CommandError, StorageError
+from agent.storage.files import make_folder
+from agent.storage.state_file import StateFile
+from agent.structs import from_json
+from agent.text import plural
+from agent.types import WHOLE, Box
+
+log = logging.getLogger(__name__)
+FOLDER = "states"
+"""Name of their folder in the state folder."""
+STATES_MAX, VALUES_MAX, EXAMPLES_MAX, BYTES_MAX = 16, 8, 20, 740_000
+"""Most states of a stream, values of a state, examples of a value, and bytes of all examples of a state, whose
+file is JSON and may have 1 MiB."""
+REGION_MIN = 0.02
+"""Least side of a region, as a share of the picture."""
+PATIENCE_S = 60.0
+"""Longest wait for the examples of a lesson, s."""
+NO_VALUES = (UNSURE, "none", "unknown", "unavailable")
+"""Words that no value can be: Home Assistant reads the last three as none."""
+SIZE_MAX = EMBEDDING_CELLS * CHANNELS_MAX
+"""Numbers of an embedding."""
+_VALUE = re.compile(r"[^\W_][\w -]{0,31}")
+
+Done = Callable[[dict[str, Any] | None, str], None]
+"""Called with the result of a lesson, or with None and the reason."""
+Learn = Callable[[Mapping[str, Floats]], Head]
+"""Makes a head of the embeddings [n, size] of each value. Raises ValueError if none can be made."""
+
+
+class Lesson(Struct, frozen=True):
+    """A request to learn what the next pictures show, or which word the next utterances are.
+
+    Attributes:
+        state: name of the sensor, or of some words together.
+        value: that they show, or the word that is said.
+        examples: number of pictures or utterances.
+        region: of the picture, as fractions; None: that of the state, or all for a new one.
+    """
+
+    state: str
+    value: str
+    examples: int = 10
+    region: Box | None = None
+
+
+class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
+    """Content of a state's file.
+
+    Attributes:
+        name: of the sensor, or of some words together.
+        region: of the picture, as fractions; all of it for words.
+        model: sha256 of the model's file; embeddings of another model say nothing.
+        variant: of the model.
+        examples: of each value, oldest first: float16 [variations, size], little-endian. The first row is the
+            example itself.
+        size: of an embedding.
+    """
+
+    name: str
+    region: Box
+    model: str
+    variant: str
+    size: int
+    examples: dict[str, tuple[bytes, ...]] = {}
+
+    def embeddings(self) -> dict[str, list[Floats]]:
+        """Return the examples of each value, float32 [variations, size] each.
+
+        Raises:
+            ValueError: they have not the size that is stated.
+        """
+        return {
+            value: [np.frombuffer(one, "<f2").astype(np.float32).reshape(-1, self.size) for one in some]
+            for value, some in self.examples.items()
+        }
+
+    def with_examples(self, value: str, new: Iterable[Floats]) -> TaughtState:
+        """Return the state with more examples of a value; the oldest are dropped where there are too many."""
+        packed = tuple(one.astype("<f2").tobytes() for one in new)
+        examples = {**self.examples, value: (*self.examples.get(value, ()), *packed)[-EXAMPLES_MAX:]}
+        while sum(len(one) for some in examples.values() for one in some) > BYTES_MAX:
+            longest = max(examples, key=lambda name: len(examples[name]))
+            examples[longest] = examples[longest][1:]
+        return replace(self, examples=examples)
+
+    def ready(self) -> dict[str, list[Floats]]:
+        """Return the examples of each value that has enough."""
+        return {value: some for value, some in self.embeddings().items() if len(some) >= EXAMPLES_MIN}
+
+    def learned(self, learn: Learn, values_min: int) -> Head | None:
+        """Return what tells the values apart that have enough examples; None: fewer than `values_min` have.
+
+        Raises:
+            ValueError: they cannot be told apart, or the file holds what no lesson writes.
+        """
+        self._check()
+        ready = self.ready()
+        if len(ready) < values_min:
+            return None
+        return learn({value: np.concatenate(some) for value, some in ready.items()})
+
+    def _check(self) -> None:
+        """Raise ValueError for names, a region or numbers that no lesson writes: a file may be anybody's."""
+        for value in (*self.examples, "x"):
+            try:
+                check_lesson(Lesson(self.name, value, region=self.region))
+            except CommandError as error:
+                raise ValueError(str(error)) from None
+        if not 1 <= self.size <= SIZE_MAX or not self.examples:
+            raise ValueError(f"{len(self.examples)} values of embeddings of {self.size} numbers")
+        for some in self.embeddings().values():
+            if not all(np.isfinite(one).all() for one in some):
+                raise ValueError("an embedding is not finite")
+
+
+class TaughtHead:
+    """Something taught that is in use. Its examples stay in the file: they take more memory than what they teach.
+
+    Attributes:
+        taught: without its examples.
+        head: tells its values apart; None: too few are taught yet.
+        counts: number of examples by value.
+    """
+
+    def __init__(self, taught: TaughtState, head: Head | None) -> None:
+        self.taught, self.head = replace(taught, examples={}), head
+        self.counts = {value: len(some) for value, some in taught.examples.items()}
+
+    def missing(self, values_min: int) -> str:
+        """Return what is missing to tell all values; empty: nothing."""
+        few = {value: EXAMPLES_MIN - count for value, count in self.counts.items() if count < EXAMPLES_MIN}
+        lines = [f"{value!r} needs {plural(count, 'more example')}" for value, count in few.items()]
+        return "; ".join(lines or (["a second value is needed"] if len(self.counts) < values_min else []))
+
+
+class Course:
+    """A lesson that is going on.
+
+    Attributes:
+        lesson: what is to be learned.
+        done: called at its end.
+        taken: examples so far.
+        begun_s: monotonic time of the request, s.
+        newest_ns: time of capture of the newest example, ns.
+    """
+
+    def __init__(self, lesson: Lesson, done: Done) -> None:
+        self.lesson, self.done = lesson, done
+        self.taken: list[Floats] = []
+        self.begun_s, self.newest_ns = time.monotonic(), -math.inf
+
+
+class Pupil(Protocol):
+    """Perception of a stream that can be taught: `VideoPerception` or `UtterancePerception`."""
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def has_features(self) -> bool: ...
+
+    @property
+    def embedding_size(self) -> int: ...
+
+    @property
+    def answered_by(self) -> tuple[str, str]: ...
+
+
+PupilT = TypeVar("PupilT", bound=Pupil)
+HeadT = TypeVar("HeadT", bound=TaughtHead)
+
+
+class Teaching(ABC, Generic[PupilT, HeadT]):
+    """All that one stream was taught, and the lesson that is going on.
+
+    What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
+
+    Attributes:
+        values_min: values that are needed before any is told.
+        noun: what an example is.
+    """
+
+    values_min = 2
+    noun = "picture"
+
+    def __init__(
+        self,
+        stream: str,
+        folder: Path,
+        pupil: PupilT,
+        reporter: Reporter,
+        delay_s: float,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        """Read what was taught.
+
+        Args:
+            stream: its name.
+            folder: of the files of all streams' states; it need not exist.
+            pupil: gives embeddings.
+            reporter: of the stream.
+            delay_s: time from a request to its first example, s.
+            patience_s: longest wait for the examples of a lesson, s.
+        """
+        self._stream, self._folder, self._pupil, self._reporter = stream, folder, pupil, reporter
+        self._delay_s, self._patience_s = delay_s, patience_s
+        self._lock = threading.Lock()
+        self._course: Course | None = None
+        self._is_closed, self._stale = False, set[str]()
+        read = read_states(folder, stream, self._learn_head, self.values_min)
+        self._heads = {one.name: self._open(one) for one in read}
+
+    def teach(self, lesson: Lesson, done: Done) -> None:
+        """Begin a lesson; `done` is called at its end, from another thread.
+
+        Raises:
+            CommandError: the lesson cannot be given, or another one is going on.
+        """
+        if not self._pupil.has_features:
+            raise CommandError(
+                f"model {self._pupil.model.manifest.name} gives no features to teach states from; "
+                "`vedette optimise features` adds them to a detector"
+            )
+        self._check(lesson)
+        with self._lock:
+            if self._is_closed:
+                raise CommandError("the stream is being stopped")
+            if self._course is not None:
+                lesson = self._course.lesson
+                raise CommandError(f"{lesson.state} is being taught {lesson.value!r}; wait until that has ended")
+            self._check_room(lesson)
+            self._course = Course(lesson, done)
+
+    def forget(self, state: str, value: str) -> None:
+        """Delete a state, or one value of it.
+
+        Raises:
+            CommandError: there is no such state or value. StorageError: the disk refuses.
+        """
+        with self._lock:
+            if (one := self._heads.get(state)) is None:
+                raise CommandError(f"no state {state!r} is taught; there are: {', '.join(self._heads) or 'none'}")
+            if value and value not in one.counts:
+                raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(one.counts)}")
+            if self._course is not None and self._course.lesson.state == state:
+                raise CommandError(f"{state} is being taught; wait until that has ended")
+            if value and len(one.counts) > 1:
+                taught = self._read(one)
+                taught = replace(
+                    taught, examples={name: some for name, some in taught.examples.items() if name != value}
+                )
+                self._file(state).write(msgspec.json.encode(taught))
+                self._discard(one, "forgotten")
+                self._heads[state] = self._open(taught)
+                return
+            self._file(state).write(b"")
+            self._discard(one, "forgotten")
+            del self._heads[state]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is known of each state, by name: examples by value, why it is silent, and more."""
+        with self._lock:
+            return {name: self._describe(one) for name, one in self._heads.items()}
+
+    @property
+    def values(self) -> dict[str, tuple[str, ...]]:
+        """Values by state, of those that are taught completely."""
+        with self._lock:
+            return {name: one.head.values for name, one in self._heads.items() if one.head is not None}
+
+    def poll(self, now_ns: int) -> None:
+        """End a lesson for which no examples come."""
+        with self._lock:
+            course = self._course
+        is_late = course is not None and time.monotonic() - course.begun_s > self._patience_s
+        if course is not None and is_late and len(course.taken) < course.lesson.examples:
+            asked, taken = plural(course.lesson.examples, self.noun), len(course.taken)
+            self._end(course, None, f"{taken} of {asked} came, and none for {self._patience_s:.0f} s")
+
+    def finish(self, reason: str) -> None:
+        """End what is open."""
+        with self._lock:
+            self._is_closed, course = True, self._course
+            for one in self._heads.values():
+                self._discard(one, reason)
+        if course is not None and len(course.taken) < course.lesson.examples:
+            self._end(course, None, f"the stream was stopped or changed before the lesson was over ({reason})")
+
+    def _interrupt(self, why: str) -> None:
+        """End a lesson that still needs examples."""
+        course = self._course
+        if course is not None and len(course.taken) < course.lesson.examples:
+            self._end(course, None, why)
+
+    @abstractmethod
+    def _learn_head(self, examples: Mapping[str, Floats]) -> Head:
+        """Return what tells the values apart. Raises ValueError if nothing can."""
+
+    @abstractmethod
+    def _open(self, taught: TaughtState) -> HeadT:
+        """Return what uses something taught."""
+
+    @abstractmethod
+    def _inherit(self, one: HeadT, before: HeadT) -> None:
+        """Take over what is known from what used a state before it was taught more."""
+
+    @abstractmethod
+    def _discard(self, one: HeadT, reason: str) -> None:
+        """Publish that nothing is known any more."""
+
+    @abstractmethod
+    def _describe(self, one: HeadT) -> dict[str, Any]: ...
+
+    def _check(self, lesson: Lesson) -> None:
+        check_lesson(lesson)
+
+    def _why_silent(self, one: HeadT) -> str:
+        """Return why a state has no value; empty: no reason is known."""
+        if one.head is None:
+            return one.missing(self.values_min)
+        taught = one.taught
+        if not self._is_current(taught):
+            if taught.name not in self._stale:
+                self._stale.add(taught.name)
+                log.warning(
+                    "stream %s: state %s was taught with another model: teach it again", self._stream, taught.name
+                )
+            return "taught with another model or variant: teach it again"
+        return ""
+
+    def _check_room(self, lesson: Lesson) -> None:
+        known = self._heads.get(lesson.state)
+        if known is None:
+            if len(self._heads) >= STATES_MAX:
+                raise CommandError(f"{STATES_MAX} states are taught, which is the most: forget one")
+            return
+        taught = known.taught
+        if not self._is_current(taught):
+            raise CommandError(
+                f"{lesson.state} was taught with another model or variant ({taught.variant}): use that again, or "
+                "forget it and teach it anew"
+            )
+        if lesson.value not in known.counts and len(known.counts) >= VALUES_MAX:
+            raise CommandError(f"{lesson.state} has {VALUES_MAX} values, which is the most: forget one")
+        if lesson.region is not None and lesson.region != taught.region:
+            raise CommandError(
+                f"{lesson.state} was taught with the region {', '.join(f'{one:g}' for one in taught.region)}; "
+                "forget it to use another"
+            )
+
+    def _is_current(self, taught: TaughtState) -> bool:
+        pupil = self._pupil
+        if not pupil.has_features or taught.size != pupil.embedding_size:
+            return False
+        return (taught.model, taught.variant) == (pupil.model.sha256, pupil.answered_by[1])
+
+    def _region(self, lesson: Lesson) -> Box:
+        """Return the region of a lesson, which may be that of its state."""
+        known = self._heads.get(lesson.state)
+        return lesson.region or (known.taught.region if known else WHOLE)
+
+    def _add_example(self, course: Course, rows: Floats, at_ns: int) -> None:
+        """Add the embeddings [variations, size] of an example, and learn from all after the last one."""
+        course.newest_ns, course.begun_s = at_ns, time.monotonic() - self._delay_s
+        course.taken.append(rows)
+        if len(course.taken) == course.lesson.examples:
+            model, variant = self._pupil.model.sha256, self._pupil.answered_by[1]
+            base = TaughtState(course.lesson.state, self._region(course.lesson), model, variant, rows.shape[1])
+            work = threading.Thread(
+                target=self._learn, args=(course, base), name=f"teach-{self._stream}", daemon=True
+            )
+            work.start()
+
+    def _learn(self, course: Course, base: TaughtState) -> None:
+        """Learn from the examples of a lesson, write them, and use what was learned."""
+        lesson = course.lesson
+        try:
+            known = self._heads.get(lesson.state)
+            taught = (base if known is None else self._read(known)).with_examples(lesson.value, course.taken)
+            _check_kept(known, taught)
+            opened, result = self._open(taught), self._result(taught)
+            make_folder(self._folder)
+            self._file(lesson.state).write(msgspec.json.encode(taught))
+        except (StorageError, ValueError) as error:
+            self._end(course, None, str(error))
+            return
+        except Exception as error:  # must not leave the lesson open
+            log.exception("stream %s: internal error (please report)", self._stream)
+            self._end(course, None, f"{type(error).__name__}: {error}")
+            return
+        with self._lock:
+            if known is not None:
+                self._inherit(opened, known)
+            self._heads[lesson.state] = opened
+            self._stale.discard(lesson.state)
+        log.info("stream %s: state %s has learned %r", self._stream, lesson.state, lesson.value)
+        self._end(course, result, "")
+
+    def _result(self, taught: TaughtState) -> dict[str, Any]:
+        """Return the number of examples by value, and how each was told by the others."""
+        result: dict[str, Any] = {"examples": {value: len(some) for value, some in taught.examples.items()}}
+        if taught.learned(self._learn_head, self.values_min) is None:
+            return result
+        found = leave_one_out(taught.ready(), self._learn_head)
+        return result | {"check": {value: msgspec.to_builtins(one) for value, one in found.items()}}
+
+    def _end(self, course: Course, result: dict[str, Any] | None, why: str) -> None:
+        with self._lock:
+            if self._course is not course:
+                return
+            self._course = None
+        course.done(result, why)
+
+    def _read(self, one: HeadT) -> TaughtState:
+        """Return a state with its examples; without any if its file is gone. Raises StorageError."""
+        file = self._file(one.taught.name)
+        try:
+            return from_json(content, TaughtState) if (content := file.read()) else one.taught
+        except NO_JSON as error:
+            raise StorageError(f"{file.path}: is damaged: {error}") from error
+
+    def _file(self, state: str) -> StateFile:
+        return StateFile(self._folder / f"{self._stream}.{state}.json")
+
+
+def _check_kept(known: TaughtHead | None, taught: TaughtState) -> None:
+    """Raise ValueError if there is no room for enough examples of each value."""
+    for value, count in (known.counts if known else {}).items():
+        if count >= EXAMPLES_MIN > len(taught.examples.get(value, ())):
+            kept = sum(map(len, taught.examples.values()))
+            raise ValueError(
+                f"{taught.name} has room for some {kept} examples of this model, too few for another value: "
+                "forget one, or teach another state"
+            )
+
+
+def check_lesson(lesson: Lesson) -> None:
+    """Raise CommandError for names, numbers or a region that cannot be used."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}", lesson.state):
+        raise CommandError(f"{lesson.state[:40]!r} is no name of a state: use up to 32 letters, digits, - and _")
+    if not _VALUE.fullmatch(lesson.value) or lesson.value.casefold() in NO_VALUES:
+        raise CommandError(
+            f"{lesson.value[:40]!r} is no value: use up to 32 letters, digits, spaces, - and _; none of "
+            f"{', '.join(NO_VALUES)}"
+        )
+    if not 1 <= lesson.examples <= EXAMPLES_MAX:
+        raise CommandError(f"a lesson takes 1 to {EXAMPLES_MAX} examples")
+    if lesson.region is not None:
+        left, top, right, bottom = lesson.region
+        inside = all(math.isfinite(edge) and 0.0 <= edge <= 1.0 for edge in lesson.region)
+        if not inside or right - left < REGION_MIN or bottom - top < REGION_MIN:
+            raise CommandError(
+                "region: expected left, top, right, bottom as fractions 0..1 of the picture, at least "
+                f"{REGION_MIN:g} apart"
+            )
+
+
+def read_states(folder: Path, stream: str, learn: Learn, values_min: int) -> list[TaughtState]:
+    """Return the taught states of a stream, of which `learn` makes heads; a damaged file is kept aside."""
+    found = []
+    for path in sorted(folder.glob(f"{stream}.*.json")):
+        file = StateFile(path)
+        try:
+            taught = from_json(file.read() or b"", TaughtState)
+            if path.name != f"{stream}.{taught.name}.json":
+                raise ValueError(f"is of a state {taught.name[:40]!r}")
+            taught.learned(learn, values_min)
+        except (StorageError, ValueError, *NO_JSON) as error:
+            log.error("stream %s: a taught state is lost: %s: %s; see %s", stream, path, error, file.set_aside())
+            continue
+        found.append(taught)
+    return found
