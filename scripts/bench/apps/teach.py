@@ -5,8 +5,9 @@ other in one light; it is measured by day with shadows and people, at night, whi
 something strange in front. A head on 16×16 pixels, scaled to one length, is beside it. Then the bundled clip of
 a public camera: a place is free or occupied, learned from its first half, measured on the second; a place is
 occupied where it differs from the median picture of the clip. Then ten classes of CIFAR-10 from 10 pictures
-each, for what the features know of things. Times and memory are those of one thread here. With --quick fewer
-scenes.
+each, for what the features know of things. Times and memory are those of one thread here. Then words, see
+`_words.py`; --float FILE adds the figures of another embedding, such as the float one that
+`scripts/build_models/speech_embedding --float FILE` writes. With --quick fewer scenes and speakers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import _words
 import common
 import cv2
 import numpy as np
@@ -50,6 +52,8 @@ TARGETS = {
     "learn_s": "<= 10",
     "cost": "<= 0.05",
     "memory_mb": "<= 6",
+    "words_10_at_5_percent": "> 0.76",
+    "words_learn_s": "<= 10",
 }
 
 
@@ -249,7 +253,7 @@ def costs(eyes: Eyes, pictures: Sequence[NDArray[Any]]) -> dict[str, float]:
 
 
 def memory_mb() -> float:
-    """Growth of the resident memory by 16 taught states of 48 examples in a process of its own, MB."""
+    """Growth of the resident memory by 16 states of 48 examples and 128 words, in a process of its own, MB."""
     done = subprocess.run(
         [sys.executable, __file__, "--memory"], capture_output=True, text=True, check=True, cwd=common.ROOT
     )
@@ -257,7 +261,7 @@ def memory_mb() -> float:
 
 
 def grown() -> float:
-    """Memory that the heads of 16 states take after their lessons, MB."""
+    """Memory that the heads of 16 states and of 16 lessons of words take, MB."""
     random = np.random.default_rng(0)
     eyes = Eyes()
     eyes.example(np.zeros((480, 640, 3), np.uint8), WHOLE)
@@ -270,6 +274,8 @@ def grown() -> float:
         }
         leave_one_out(taught)
         heads.append(StateHead({name: np.concatenate(some) for name, some in taught.items()}))
+    words = _words.heads()
+    assert len(heads) == len(words)
     return resident_mb() - before
 
 
@@ -282,6 +288,7 @@ def main() -> None:
     parser = common.arguments(__doc__ or "")
     common.data_argument(parser)
     parser.add_argument("--memory", action="store_true", help="print what states take, MB")
+    parser.add_argument("--float", default="", metavar="FILE", help="measure words with this embedding as well")
     given = parser.parse_args()
     cv2.setNumThreads(1)
     if given.memory:
@@ -294,7 +301,12 @@ def main() -> None:
     clip(eyes, tally)
     figures = tally.figures() | cifar(eyes, given.data, 100 if given.quick else 1000)
     figures |= costs(eyes, pictures) | {"memory_mb": memory_mb()}
-    meets = figures["states_5"] >= 0.95 and figures["states_10"] >= 0.98 and figures["memory_mb"] <= 6.0
+    figures |= _words.measured(given.data, _words.Ears(), given.quick) | {"words_learn_s": _words.learn_s()}
+    if given.float:
+        other = _words.measured(given.data, _words.Ears(given.float), given.quick)
+        figures |= {f"float_{name}": value for name, value in other.items()}
+    meets = figures["words_10_at_5_percent"] > 0.76 and figures["words_learn_s"] <= 10.0
+    meets = meets and figures["states_5"] >= 0.95 and figures["states_10"] >= 0.98 and figures["memory_mb"] <= 6.0
     common.conclude(
         "apps/teach", figures, TARGETS, meets and figures["learn_s"] <= 10.0 and figures["cost"] <= 0.05
     )
