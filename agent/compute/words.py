@@ -85,7 +85,7 @@ class WordHead:
         covariance[np.diag_indices_from(covariance)] += _SHRINKAGE * spread
         whitener = np.linalg.inv(np.linalg.cholesky(covariance))
         own = np.square(rest @ whitener.T).sum(axis=1)
-        self._limit = _REACH * float(np.median(_left_out(own, counts.repeat(counts), free)))
+        self._limit = _REACH * _median(_left_out(own, counts.repeat(counts), free))
         self._whitener = np.asarray(whitener, np.float32)
         self._means = np.asarray(means @ whitener.T, np.float32)
 
@@ -104,6 +104,12 @@ class WordHead:
         between = bool(others.size) and float(distances[best]) > _APART * float(others.min())
         nearest, unlike = self.values[best], score < least
         return StateAnswer(UNSURE if unlike or between else nearest, nearest, score, unlike)
+
+
+def _median(values: NDArray[np.float64]) -> float:
+    """Return the median; `np.median` imports masked arrays, which take 10 MB."""
+    middle = np.sort(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]
+    return float(middle.mean())
 
 
 def _left_out(own: NDArray[np.float64], counts: NDArray[np.int64], free: int) -> NDArray[np.float64]:

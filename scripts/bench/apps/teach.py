@@ -5,8 +5,9 @@ other in one light; it is measured by day with shadows and people, at night, whi
 something strange in front. A head on 16×16 pixels, scaled to one length, is beside it. Then the bundled clip of
 a public camera: a place is free or occupied, learned from its first half, measured on the second; a place is
 occupied where it differs from the median picture of the clip. Then ten classes of CIFAR-10 from 10 pictures
-each, for what the features know of things. Times and memory are those of one thread here. With --quick fewer
-scenes.
+each, for what the features know of things. Times and memory are those of one thread here. Then words, see
+`_words.py`; --float FILE adds the figures of another embedding, such as the float one that
+`scripts/build_models/speech_embedding --float FILE` writes. With --quick fewer scenes and speakers.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import _words
 import common
 import cv2
 import numpy as np
@@ -50,6 +52,9 @@ TARGETS = {
     "learn_s": "<= 10",
     "cost": "<= 0.05",
     "memory_mb": "<= 6",
+    "words_10_at_5_percent": "> 0.76",
+    "words_learn_s": "<= 10",
+    "words_memory_mb": "<= 6",
 }
 
 
@@ -248,10 +253,10 @@ def costs(eyes: Eyes, pictures: Sequence[NDArray[Any]]) -> dict[str, float]:
     return {"learn_s": learn_s, "cost": (eyes.embed_s + told_s) / eyes.infer_s}
 
 
-def memory_mb() -> float:
-    """Growth of the resident memory by 16 taught states of 48 examples in a process of its own, MB."""
+def memory_mb(what: str) -> float:
+    """Growth of the resident memory by 16 states of 48 examples, or by 128 words, in a process of its own, MB."""
     done = subprocess.run(
-        [sys.executable, __file__, "--memory"], capture_output=True, text=True, check=True, cwd=common.ROOT
+        [sys.executable, __file__, "--memory", what], capture_output=True, text=True, check=True, cwd=common.ROOT
     )
     return float(done.stdout.splitlines()[-1])
 
@@ -273,6 +278,16 @@ def grown() -> float:
     return resident_mb() - before
 
 
+def grown_by_words() -> float:
+    """Memory that 16 lessons of eight words leave, MB."""
+    ears = _words.Ears()
+    ears.hear(np.random.default_rng(0).normal(0, 3000, 8000).astype(np.int16), 16_000)
+    before = resident_mb()
+    heads = _words.heads()
+    assert heads
+    return resident_mb() - before
+
+
 def resident_mb() -> float:
     """Resident memory of this process, MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
@@ -281,11 +296,12 @@ def resident_mb() -> float:
 def main() -> None:
     parser = common.arguments(__doc__ or "")
     common.data_argument(parser)
-    parser.add_argument("--memory", action="store_true", help="print what states take, MB")
+    parser.add_argument("--memory", choices=("states", "words"), help="print what these take, MB")
+    parser.add_argument("--float", default="", metavar="FILE", help="measure words with this embedding as well")
     given = parser.parse_args()
     cv2.setNumThreads(1)
     if given.memory:
-        print(grown())
+        print(grown() if given.memory == "states" else grown_by_words())
         return
     eyes, tally = Eyes(), Tally()
     pictures = photographs(given.data)
@@ -293,8 +309,17 @@ def main() -> None:
     staged(eyes, pictures, numbers[:1] if given.quick else numbers, tally)
     clip(eyes, tally)
     figures = tally.figures() | cifar(eyes, given.data, 100 if given.quick else 1000)
-    figures |= costs(eyes, pictures) | {"memory_mb": memory_mb()}
-    meets = figures["states_5"] >= 0.95 and figures["states_10"] >= 0.98 and figures["memory_mb"] <= 6.0
+    figures |= costs(eyes, pictures) | {"memory_mb": memory_mb("states")}
+    figures |= _words.measured(given.data, _words.Ears(), given.quick) | {
+        "words_learn_s": _words.learn_s(),
+        "words_memory_mb": memory_mb("words"),
+    }
+    if given.float:
+        other = _words.measured(given.data, _words.Ears(given.float), given.quick)
+        figures |= {f"float_{name}": value for name, value in other.items()}
+    meets = figures["words_10_at_5_percent"] > 0.76 and figures["words_learn_s"] <= 10.0
+    meets = meets and figures["words_memory_mb"] <= 6.0
+    meets = meets and figures["states_5"] >= 0.95 and figures["states_10"] >= 0.98 and figures["memory_mb"] <= 6.0
     common.conclude(
         "apps/teach", figures, TARGETS, meets and figures["learn_s"] <= 10.0 and figures["cost"] <= 0.05
     )
