@@ -121,14 +121,14 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
         label: of the track or keyword; of a text, the words that were asked for. The text itself is not kept.
         score: highest so far, 0..1; 1 for a text.
         track: id of the stream's track or keyword; empty for a text.
-        age_s: time from its end to the event, s; 0: it was going on.
+        age_s: time from its end to the event, s; None: it was going on.
     """
 
     source: str
     label: str
     score: float
     track: str = ""
-    age_s: float = 0.0
+    age_s: float | None = None
 
 
 class Track(Struct, frozen=True, omit_defaults=True):

@@ -7,6 +7,7 @@ of ISO 8601 with its offset, or Unix time, s. Texts may be private: they are nei
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -82,7 +83,7 @@ def said_at(text: ReceivedText, arrived_at: datetime, clock_within_s: float) -> 
 
 
 class TextReceiver:
-    """Receives the texts of one topic. For the connection's thread; a refusal is logged once.
+    """Receives the texts of one topic. For the connection's thread; each kind of refusal is logged once.
 
     Attributes:
         clock_within_s: see `agent.config.TextConfig`.
@@ -92,7 +93,7 @@ class TextReceiver:
     def __init__(self, name: str, clock_within_s: float, on_text: Callable[[str, str, datetime], None]) -> None:
         """Pass on the name of the text input, the text, and the UTC at which it was said."""
         self._name, self.clock_within_s, self._on_text = name, clock_within_s, on_text
-        self.refused = 0
+        self.refused, self._reasons = 0, set[str]()
         self._clock_logged = False
 
     def receive(self, received: IncomingMessage) -> None:
@@ -113,8 +114,10 @@ class TextReceiver:
 
     def _refuse(self, why: str) -> None:
         self.refused += 1
-        if self.refused == 1:
-            log.warning("text %s: refused: %s; health counts what else is refused", self._name, why)
+        kind = re.sub(r"\d+", "", why)
+        if kind not in self._reasons:
+            self._reasons.add(kind)
+            log.warning("text %s: refused: %s; more of this kind are counted in health", self._name, why)
 
     def _log_clock(self, ahead_s: float) -> None:
         if not self._clock_logged:

@@ -90,6 +90,11 @@ def open_condition(
         path = Path(config.calibration).expanduser()
         content = read(path, _CALIBRATION_MAX)
         calibration = read_calibration(content)
+        if calibration.window_s != config.window_s:
+            raise ConfigError(
+                f"was fitted with window_s = {calibration.window_s:g}, and {config.window_s:g} is configured: "
+                "calibrate again, or use that window"
+            )
         if calibration.model:
             session = open_head(path, calibration, opener)
             predict = partial(predict_with, session)
@@ -354,7 +359,7 @@ class FusionRunner:
                 close_condition(wanted[name].condition)  # opened again for the check
                 continue
             del self._fused[name]
-            one.publish(one.fusion.finish(now_ns, now, "shutdown"), now)
+            one.publish(one.fusion.finish(now_ns, now, "reloaded"), now)
             close_condition(one.planned.condition)
             if name not in wanted:
                 self._services.board.retain(self._services.topics.count(name, name), b"")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -46,9 +46,20 @@ def predict_and_print(model: str, board: str, variant: str, fps: float, *, as_js
     with preloaded([model]):
         found = without_root(lambda: predict_model(model, board, variant=variant, fps=fps), ModelPrediction)
     if as_json:
-        print_json(found, indent=2)
+        print_json(_with_reach(found), indent=2)
     else:
         _print(found)
+
+
+def _with_reach(found: ModelPrediction) -> dict[str, Any]:
+    """Return a prediction as JSON, with whether each number of threads reaches the rate."""
+    import msgspec
+
+    body: dict[str, Any] = msgspec.to_builtins(found)
+    for variant, row in zip(found.variants, body["variants"], strict=True):
+        for one, entry in zip(variant.predictions, row["predictions"], strict=True):
+            entry["reaches"] = one.reaches(found.fps)
+    return body
 
 
 def interval(one: PredictedLatency) -> str:

@@ -148,10 +148,14 @@ class _Span(NamedTuple):
 
 
 class _Open:
-    """The event that goes on. `shown` and `shown_score` are of the newest message, at `shown_ns`."""
+    """The event that goes on. `shown` and `shown_score` are of the newest message, at `shown_ns`.
+
+    `began` is the UTC of its beginning as the first message told it: late evidence does not change it.
+    """
 
     def __init__(self, name: str, span: _Span, now_ns: int) -> None:
         self.id, self.from_ns, self.to_ns = name, span.from_ns, span.to_ns
+        self.began: datetime | None = None
         self.score = self.best = span.score
         self.pieces = dict(span.pieces)
         self.mark_shown(now_ns)
@@ -320,6 +324,7 @@ class Fusion:
         def at(ns: int) -> datetime:
             return now - timedelta(microseconds=(now_ns - min(ns, now_ns)) // 1000)
 
+        began = going.began = going.began or at(going.from_ns)
         pieces = sorted(going.pieces.values(), key=lambda piece: -piece.evidence.from_ns)
         evidence = tuple(_shown(piece.evidence, now_ns) for piece in pieces[:SHOWN_MAX])
         track = Track(
@@ -328,8 +333,8 @@ class Fusion:
             round(going.score, 4),
             round(going.best, 4),
             len(going.pieces),
-            at(going.from_ns),
-            at(going.to_ns),
+            began,
+            max(began, at(going.to_ns)),
             evidence=evidence,
         )
         return Event("new" if kind == "new" else "update" if kind == "update" else "end", track, reason)
@@ -409,6 +414,6 @@ class Fusion:
 
 
 def _shown(evidence: Evidence, now_ns: int) -> FusedEvidence:
-    age_s = 0.0 if evidence.to_ns is None else max(0.0, (now_ns - evidence.to_ns) / 1e9)
+    age_s = None if evidence.to_ns is None else round(max(0.0, (now_ns - evidence.to_ns) / 1e9), 3)
     score = evidence.score if math.isfinite(evidence.score) else 0.0
-    return FusedEvidence(evidence.source, evidence.label, round(score, 4), evidence.track, round(age_s, 3))
+    return FusedEvidence(evidence.source, evidence.label, round(score, 4), evidence.track, age_s)

@@ -157,7 +157,7 @@ def test_an_event_whose_condition_stays_goes_on_through_a_reload(runner: FusionR
     runner.configure(plan_fusion(config(call=long)), {})
     assert runner.texts["gate"] is receiver
     wait(lambda: len(board.events) == 3)
-    assert (board.events[2].stream, board.events[2].kind, board.events[2].reason) == ("other", "end", "shutdown")
+    assert (board.events[2].stream, board.events[2].kind, board.events[2].reason) == ("other", "end", "reloaded")
     wait(lambda: board.retained[-1] == (TOPICS.count("other", "other"), b""))
     runner.configure(plan_fusion(config(call=msgspec.structs.replace(long, hold_s=9.0))), {})
     wait(lambda: len(board.events) == 4)

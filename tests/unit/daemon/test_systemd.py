@@ -145,7 +145,7 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
     go_on, real = threading.Event(), VideoPerception.process
 
     def look(self: VideoPerception, frame: Frame) -> StreamResult:
-        if frame.seq == 3:
+        if frame.seq >= 3:  # a busy machine drops single frames
             go_on.wait(60.0)
         return real(self, frame)
 

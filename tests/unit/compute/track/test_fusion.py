@@ -72,7 +72,7 @@ def test_a_word_while_somebody_is_in_view_is_one_event_with_its_evidence() -> No
     assert (new.kind, new.track.label, new.track.score, at(new.track.first_seen)) == ("new", "alarm", 0.8, 3.0)
     assert [(one.source, one.label, one.track, one.age_s) for one in new.track.evidence] == [
         ("mic", "help", "help-1", 0.2),
-        ("front", "person", "person-1", 0.0),
+        ("front", "person", "person-1", None),
     ]
     (end,) = clock.until(20.0)
     assert (end.kind, end.reason, end.track.id) == ("end", "ended", new.track.id)
