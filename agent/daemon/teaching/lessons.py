@@ -145,7 +145,7 @@ class Course:
         self.begun_s, self.newest_ns = time.monotonic(), -math.inf
 
 
-class Pupil(Protocol):
+class TeachablePerception(Protocol):
     """Perception of a stream that can be taught: `VideoPerception` or `UtterancePerception`."""
 
     @property
@@ -158,11 +158,11 @@ class Pupil(Protocol):
     def answered_by(self) -> tuple[str, str]: ...
 
 
-PupilT = TypeVar("PupilT", bound=Pupil)
+PerceptionT = TypeVar("PerceptionT", bound=TeachablePerception)
 HeadT = TypeVar("HeadT", bound=TaughtHead)
 
 
-class Teaching(ABC, Generic[PupilT, HeadT]):
+class Teaching(ABC, Generic[PerceptionT, HeadT]):
     """All that one stream was taught, and the lesson that is going on.
 
     What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
@@ -179,7 +179,7 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         self,
         stream: str,
         folder: Path,
-        pupil: PupilT,
+        perception: PerceptionT,
         reporter: Reporter,
         delay_s: float,
         patience_s: float = PATIENCE_S,
@@ -189,12 +189,12 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         Args:
             stream: its name.
             folder: of the files of all streams' states; it need not exist.
-            pupil: gives embeddings.
+            perception: gives embeddings.
             reporter: of the stream.
             delay_s: time from a request to its first example, s.
             patience_s: longest wait for the examples of a lesson, s.
         """
-        self._stream, self._folder, self._pupil, self._reporter = stream, folder, pupil, reporter
+        self._stream, self._folder, self._perception, self._reporter = stream, folder, perception, reporter
         self._delay_s, self._patience_s = delay_s, patience_s
         self._lock = threading.Lock()
         self._course: Course | None = None
@@ -208,9 +208,9 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         Raises:
             CommandError: the lesson cannot be given, or another one is going on.
         """
-        if not self._pupil.has_features:
+        if not self._perception.has_features:
             raise CommandError(
-                f"model {self._pupil.model.manifest.name} gives no features to teach states from; "
+                f"model {self._perception.model.manifest.name} gives no features to teach states from; "
                 "`vedette optimise features` adds them to a detector"
             )
         self._check(lesson)
@@ -302,7 +302,7 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
             wanted = "two values with" if self.values_min > 1 else "one with"
             return f"needs {wanted} at least {EXAMPLES_MIN} examples{' each' * (self.values_min > 1)}"
         taught = one.taught
-        if not self._pupil.has_features or not self._is_current(taught):
+        if not self._perception.has_features or not self._is_current(taught):
             if taught.name not in self._stale:
                 self._stale.add(taught.name)
                 log.warning(
@@ -329,7 +329,7 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
             )
 
     def _is_current(self, taught: TaughtState) -> bool:
-        return (taught.model, taught.variant) == (self._pupil.model.sha256, self._pupil.answered_by[1])
+        return (taught.model, taught.variant) == (self._perception.model.sha256, self._perception.answered_by[1])
 
     def _region(self, lesson: Lesson) -> Box:
         """Return the region of a lesson, which may be that of its state."""
@@ -341,7 +341,7 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         course.newest_ns = at_ns
         course.taken.append(rows)
         if len(course.taken) == course.lesson.examples:
-            model, variant = self._pupil.model.sha256, self._pupil.answered_by[1]
+            model, variant = self._perception.model.sha256, self._perception.answered_by[1]
             base = TaughtState(course.lesson.state, self._region(course.lesson), model, variant, rows.shape[1])
             work = threading.Thread(
                 target=self._learn, args=(course, base), name=f"teach-{self._stream}", daemon=True
