@@ -29,7 +29,7 @@ from agent.compute.decode.metadata import (
     guess_output,
     read_metadata,
 )
-from agent.compute.manifest import InputManifest, Manifest, OutputManifest
+from agent.compute.manifest import FEATURES, InputManifest, Manifest, OutputManifest
 from agent.compute.tflite.model import POSTPROCESS, ModelFile, Subgraph, TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
@@ -51,8 +51,8 @@ _PASSING = frozenset(_PASSED.split())
 """Operations that keep probabilities probabilities, and logits logits."""
 _SCORE_NAMES = ("class", "logit", "prob", "score", "softmax")
 """Words in the names of outputs with scores of classes."""
-_NAMED_BY_DECODER = ("blazeface", "keypoints", "landmarks")
-"""Decoders of a single class that need no label."""
+_NAMED_BY_DECODER = ("blazeface", "keypoints", "landmarks", FEATURES)
+"""Decoders of a single class, or of none, that need no label."""
 _STEPS = 32
 _SCORES = 2
 """Index of the scores among the outputs of `TFLite_Detection_PostProcess`, whose second input they are."""

@@ -177,7 +177,7 @@ class Course:
         self.begun_s, self.newest_ns = time.monotonic(), -math.inf
 
 
-class Pupil(Protocol):
+class TeachablePerception(Protocol):
     """Perception of a stream that can be taught: `VideoPerception` or `UtterancePerception`."""
 
     @property
@@ -193,11 +193,11 @@ class Pupil(Protocol):
     def answered_by(self) -> tuple[str, str]: ...
 
 
-PupilT = TypeVar("PupilT", bound=Pupil)
+PerceptionT = TypeVar("PerceptionT", bound=TeachablePerception)
 HeadT = TypeVar("HeadT", bound=TaughtHead)
 
 
-class Teaching(ABC, Generic[PupilT, HeadT]):
+class Teaching(ABC, Generic[PerceptionT, HeadT]):
     """All that one stream was taught, and the lesson that is going on.
 
     What takes examples, `poll` and `finish` are for the stream's thread; the rest is for any thread.
@@ -214,7 +214,7 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         self,
         stream: str,
         folder: Path,
-        pupil: PupilT,
+        perception: PerceptionT,
         reporter: Reporter,
         delay_s: float,
         patience_s: float = PATIENCE_S,
@@ -224,12 +224,12 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         Args:
             stream: its name.
             folder: of the files of all streams' states; it need not exist.
-            pupil: gives embeddings.
+            perception: gives embeddings.
             reporter: of the stream.
             delay_s: time from a request to its first example, s.
             patience_s: longest wait for the examples of a lesson, s.
         """
-        self._stream, self._folder, self._pupil, self._reporter = stream, folder, pupil, reporter
+        self._stream, self._folder, self._perception, self._reporter = stream, folder, perception, reporter
         self._delay_s, self._patience_s = delay_s, patience_s
         self._lock = threading.Lock()
         self._course: Course | None = None
@@ -243,9 +243,9 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         Raises:
             CommandError: the lesson cannot be given, or another one is going on.
         """
-        if not self._pupil.has_features:
+        if not self._perception.has_features:
             raise CommandError(
-                f"model {self._pupil.model.manifest.name} gives no features to teach states from; "
+                f"model {self._perception.model.manifest.name} gives no features to teach states from; "
                 "`vedette optimise features` adds them to a detector"
             )
         self._check(lesson)
@@ -376,10 +376,10 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
             )
 
     def _is_current(self, taught: TaughtState) -> bool:
-        pupil = self._pupil
-        if not pupil.has_features or taught.size != pupil.embedding_size:
+        seen = self._perception
+        if not seen.has_features or taught.size != seen.embedding_size:
             return False
-        return (taught.model, taught.variant) == (pupil.model.sha256, pupil.answered_by[1])
+        return (taught.model, taught.variant) == (seen.model.sha256, seen.answered_by[1])
 
     def _region(self, lesson: Lesson) -> Box:
         """Return the region of a lesson, which may be that of its state."""
@@ -391,7 +391,7 @@ class Teaching(ABC, Generic[PupilT, HeadT]):
         course.newest_ns, course.begun_s = at_ns, time.monotonic() - self._delay_s
         course.taken.append(rows)
         if len(course.taken) == course.lesson.examples:
-            model, variant = self._pupil.model.sha256, self._pupil.answered_by[1]
+            model, variant = self._perception.model.sha256, self._perception.answered_by[1]
             base = TaughtState(course.lesson.state, self._region(course.lesson), model, variant, rows.shape[1])
             work = threading.Thread(
                 target=self._learn, args=(course, base), name=f"teach-{self._stream}", daemon=True

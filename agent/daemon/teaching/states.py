@@ -67,13 +67,13 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
 
     def process(self, frame: Frame) -> None:
         """Classify the frame that was inferred last, and take an example of it if one is due."""
-        if self._pupil.last_crop != WHOLE:
+        if self._perception.last_crop != WHOLE:
             return
         self._processed_ns = frame.captured_ns
         with self._lock:
             for sensor in self._heads.values():
                 if sensor.head is not None and not self._why_silent(sensor):
-                    answer = sensor.head.classify(self._pupil.embed(sensor.taught.region))
+                    answer = sensor.head.classify(self._perception.embed(sensor.taught.region))
                     if sensor.follower.update(answer, frame.captured_ns):
                         self._publish(sensor, frame.captured_at)
             course = self._course
@@ -87,7 +87,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
             settling = any(one.follower.is_settling for one in self._heads.values())
         is_due = course is not None and now_ns - course.newest_ns >= _EVERY_NS
         settling = settling and now_ns - self._processed_ns >= _SETTLING_NS
-        self._pupil.wants_inference = settling or is_due
+        self._perception.wants_inference = settling or is_due
         super().poll(now_ns)
 
     def suspend(self) -> None:
@@ -130,10 +130,10 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         if frame.captured_ns - course.newest_ns < _EVERY_NS or len(course.taken) >= course.lesson.examples:
             return
         region = self._region(course.lesson)
-        rows = [self._pupil.embed(region)]
+        rows = [self._perception.embed(region)]
         for image in vary(frame.image):
-            self._pupil.infer_crop(replace(frame, image=image), WHOLE)
-            rows.append(self._pupil.embed(region))
+            self._perception.infer_crop(replace(frame, image=image), WHOLE)
+            rows.append(self._perception.embed(region))
         self._add_example(course, np.stack(rows), frame.captured_ns)
 
     def _publish(self, sensor: _Sensor, at: datetime) -> None:
@@ -159,4 +159,4 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
             self._report(Event("end", track, reason), at)
 
     def _report(self, event: Event, at: datetime) -> None:
-        self._reporter.events([event], at, StageTimes(), *self._pupil.answered_by)
+        self._reporter.events([event], at, StageTimes(), *self._perception.answered_by)

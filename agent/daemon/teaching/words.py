@@ -104,7 +104,7 @@ class StreamWords(Teaching["UtterancePerception", _Words]):
         found: list[tuple[StateAnswer, _Words]] = []
         for one in self._heads.values():
             if isinstance(one.head, WordHead) and not self._why_silent(one):
-                answer = one.head.classify(heard.embedding, self._pupil.least)
+                answer = one.head.classify(heard.embedding, self._perception.least)
                 if answer.value != UNSURE:
                     found.append((answer, one))
         if not found:
@@ -114,4 +114,4 @@ class StreamWords(Teaching["UtterancePerception", _Words]):
         score = round(answer.score, 4)
         word = Track(f"{self._prefix}{self._number}", answer.value, score, score, 1, heard.began, heard.ended)
         words.newest = word
-        self._reporter.events([Event("keyword", word, "word")], now, stages, *self._pupil.answered_by)
+        self._reporter.events([Event("keyword", word, "word")], now, stages, *self._perception.answered_by)
