@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _EVERY_NS = 500_000_000
 """Least time between two examples: pictures in a row are alike."""
+_SETTLING_NS = 200_000_000
+"""Least time between two inferences that are made only because answers differ from the value."""
 DELAY_S = 1.0
 """Time from a request to its first example, s: pictures of a network camera are that late."""
 
@@ -54,6 +56,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         """Read what was taught; see `Teaching`. `vision` gives embeddings of the newest picture."""
         super().__init__(stream, folder, vision, reporter, delay_s, patience_s)
         self._prefix, self._number = f"{stream}-{secrets.token_hex(4)}-s", 0
+        self._processed_ns = -_SETTLING_NS
 
     @property
     def tracks(self) -> list[Track]:
@@ -65,6 +68,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         """Classify the frame that was inferred last, and take an example of it if one is due."""
         if self._perception.last_crop != WHOLE:
             return
+        self._processed_ns = frame.captured_ns
         with self._lock:
             for sensor in self._heads.values():
                 if sensor.head is not None and not self._why_silent(sensor):
@@ -80,6 +84,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         with self._lock:
             course = self._course
             settling = any(one.follower.is_settling for one in self._heads.values())
+        settling = settling and now_ns - self._processed_ns >= _SETTLING_NS
         is_due = course is not None and now_ns - course.newest_ns >= _EVERY_NS
         self._perception.wants_inference = settling or is_due
         super().poll(now_ns)

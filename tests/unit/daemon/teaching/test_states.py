@@ -157,9 +157,10 @@ def test_a_state_asks_for_pictures_only_while_it_needs_them(stream: Stream) -> N
     wanted = list[bool]()
     for what, count in (("closed", 4), ("open", 1), ("open", 4)):
         stream.show(what, count)
-        stream.states.poll(stream.number * 500_000_000)
-        wanted.append(stream.vision.wants_inference)
-    assert wanted == [False, True, False]
+        for later_ns in (100_000_000, 300_000_000):
+            stream.states.poll(stream.number * 500_000_000 + later_ns)
+            wanted.append(stream.vision.wants_inference)
+    assert wanted == [False, False, False, True, False, False]
 
 
 def test_pictures_that_are_still_on_their_way_are_not_learned(tmp_path: Path, vision: VideoPerception) -> None:
