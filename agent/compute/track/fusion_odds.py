@@ -5,10 +5,10 @@ belong together.
 
     log-odds = prior + Σ (present: w_present + w_score · logit(score); absent: w_absent; not known: 0)
 
-A source that is away says nothing for or against. The weights come from labelled recordings, see
-`agent.optimise.fusion`. Source of the form: logistic calibration of each score (Platt, Probabilistic outputs for
-support vector machines, 1999), and logarithmic pooling with fitted weights instead of the assumption that sources
-are independent (Genest and Zidek, Combining probability distributions, Statistical Science 1986).
+A source that is away says nothing for or against. The weights come from labelled recordings by
+`agent.optimise.late_fusion`. Source of the form: logistic calibration of each score (Platt, Probabilistic outputs
+for support vector machines, 1999), and logarithmic pooling with fitted weights instead of the assumption that
+sources are independent (Genest and Zidek, Combining probability distributions, Statistical Science 1986).
 """
 
 from __future__ import annotations

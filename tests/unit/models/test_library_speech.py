@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from click.testing import CliRunner
+
+from agent.cli.main import vedette
+from agent.errors import ModelError
+from agent.models.files import ZOO
 from agent.models.library import look_up, open_manifest
 
 
@@ -15,3 +20,15 @@ def test_it_has_words_that_are_taught_and_nothing_to_count() -> None:
     assert not manifest.has_tracks
     assert not manifest.gives_numbers
     assert not open_manifest("inspection").is_embedding
+
+
+def test_trying_it_says_that_words_are_taught() -> None:
+    done = CliRunner().invoke(vedette, ["models", "try", "speech-embedding", str(ZOO / "spoken.flac")])
+    assert done.exit_code == 1
+    assert isinstance(done.exception, ModelError)
+    assert "guide teaching" in str(done.exception)
+
+
+def test_inspecting_it_opens_it_as_a_stream_does() -> None:
+    done = CliRunner().invoke(vedette, ["models", "inspect", "speech-embedding", "--json"])
+    assert done.exit_code == 0, done.output
