@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _PATIENCE_S, _SHORT_S = 90.0, 10.0
 """Longest wait for a lesson, and for other answers, s."""
+_WORD_S = 60.0
+"""Longest wait of a device for each word, s."""
 _WIDTH = 80
 
 
@@ -232,7 +234,8 @@ def _teach(
     body: dict[str, Any] = {"state": state, "value": value, "examples": examples}
     if region is not None:
         body["region"] = region
-    return taught.send("teach", body, _PATIENCE_S).body
+    longest_s = _PATIENCE_S + _WORD_S * examples if hears else _PATIENCE_S
+    return taught.send("teach", body, longest_s).body
 
 
 def _print_check(state: str, body: dict[str, Any], *, hears: bool) -> None:

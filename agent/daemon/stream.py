@@ -113,6 +113,7 @@ class Stream:
         self._clips: StreamClips | None = None
         self._inspection: Inspection | None = None
         self._taught: StreamStates | StreamWords | None = None
+        self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
         self._captured: CaptureStats | None = None
         self._metrics = StreamMetrics()
         self._reporter: Reporter | None = None
@@ -260,7 +261,13 @@ class Stream:
     @property
     def state_values(self) -> dict[str, tuple[str, ...]]:
         """Values by state, or words by the name of their lesson, of those that were taught completely."""
-        return {} if (taught := self._taught) is None else taught.values
+        if (taught := self._taught) is not None:
+            return taught.values
+        if self._stored_values is None:
+            from agent.daemon.teaching.lessons import FOLDER, stored_values
+
+            self._stored_values = stored_values(self._services.state / FOLDER, self.name)
+        return self._stored_values
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
         """Run in a thread of its own, unless the stream is disabled or failed.
@@ -544,6 +551,7 @@ class Stream:
     def _close_pipeline(self, source: Input) -> None:
         source.stop()
         self._captured, self._source, self._pipeline, self._taught = source.stats, None, None, None
+        self._stored_values = None
         clips, self._clips = self._clips, None
         if clips is not None:
             clips.close()

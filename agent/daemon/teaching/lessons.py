@@ -14,6 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -118,15 +119,14 @@ class TaughtState(Struct, frozen=True, forbid_unknown_fields=True):
         """Return what tells the values apart that have enough examples; None: fewer than `values_min` have.
 
         Raises:
-            ValueError: they cannot be told apart, or the file holds what no lesson writes.
+            ValueError: they cannot be told apart.
         """
-        self._check()
         ready = self.ready()
         if len(ready) < values_min:
             return None
         return learn({value: np.concatenate(some) for value, some in ready.items()})
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Raise ValueError for names, a region or numbers that no lesson writes: a file may be anybody's."""
         for value in (*self.examples, "x"):
             try:
@@ -234,8 +234,7 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         self._lock = threading.Lock()
         self._course: Course | None = None
         self._is_closed, self._stale = False, set[str]()
-        read = read_states(folder, stream, self._learn_head, self.values_min)
-        self._heads = {one.name: self._open(one) for one in read}
+        self._heads = read_states(folder, stream, self._open)
 
     def teach(self, lesson: Lesson, done: Done) -> None:
         """Begin a lesson; `done` is called at its end, from another thread.
@@ -291,9 +290,13 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
 
     @property
     def values(self) -> dict[str, tuple[str, ...]]:
-        """Values by state, of those that are taught completely."""
+        """Values by state, of those that are taught completely and with this model."""
         with self._lock:
-            return {name: one.head.values for name, one in self._heads.items() if one.head is not None}
+            return {
+                name: one.head.values
+                for name, one in self._heads.items()
+                if one.head is not None and self._is_current(one.taught)
+            }
 
     def poll(self, now_ns: int) -> None:
         """End a lesson for which no examples come."""
@@ -343,8 +346,6 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
 
     def _why_silent(self, one: HeadT) -> str:
         """Return why a state has no value; empty: no reason is known."""
-        if one.head is None:
-            return one.missing(self.values_min)
         taught = one.taught
         if not self._is_current(taught):
             if taught.name not in self._stale:
@@ -353,7 +354,7 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
                     "stream %s: state %s was taught with another model: teach it again", self._stream, taught.name
                 )
             return "taught with another model or variant: teach it again"
-        return ""
+        return one.missing(self.values_min) if one.head is None else ""
 
     def _check_room(self, lesson: Lesson) -> None:
         known = self._heads.get(lesson.state)
@@ -423,6 +424,17 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         log.info("stream %s: state %s has learned %r", self._stream, lesson.state, lesson.value)
         self._end(course, result, "")
 
+    def _head_of(self, taught: TaughtState) -> Head | None:
+        """Return what tells the values of a state apart; None: too few are taught, or with quite another model.
+
+        Raises:
+            ValueError: see `TaughtState.learned`.
+        """
+        taught.check()
+        seen = self._perception
+        fits = seen.has_features and taught.size == seen.embedding_size
+        return taught.learned(self._learn_head, self.values_min) if fits else None
+
     def _result(self, taught: TaughtState) -> dict[str, Any]:
         """Return the number of examples by value, and how each was told by the others."""
         result: dict[str, Any] = {"examples": {value: len(some) for value, some in taught.examples.items()}}
@@ -482,18 +494,28 @@ def check_lesson(lesson: Lesson) -> None:
             )
 
 
-def read_states(folder: Path, stream: str, learn: Learn, values_min: int) -> list[TaughtState]:
-    """Return the taught states of a stream, of which `learn` makes heads; a damaged file is kept aside."""
-    found = []
+def read_states(folder: Path, stream: str, use: Callable[[TaughtState], HeadT]) -> dict[str, HeadT]:
+    """Return what `use` makes of each taught state of a stream, by name; a damaged file is kept aside."""
+    found = {}
     for path in sorted(folder.glob(f"{stream}.*.json")):
         file = StateFile(path)
         try:
             taught = from_json(file.read() or b"", TaughtState)
             if path.name != f"{stream}.{taught.name}.json":
                 raise ValueError(f"is of a state {taught.name[:40]!r}")
-            taught.learned(learn, values_min)
+            found[taught.name] = use(taught)
         except (StorageError, ValueError, *NO_JSON) as error:
             log.error("stream %s: a taught state is lost: %s: %s; see %s", stream, path, error, file.set_aside())
-            continue
-        found.append(taught)
+    return found
+
+
+def stored_values(folder: Path, stream: str) -> dict[str, tuple[str, ...]]:
+    """Return the values of each state in the files of a stream that does not run, as far as they can be read."""
+    found = {}
+    for path in sorted(folder.glob(f"{stream}.*.json")):
+        with suppress(StorageError, ValueError, *NO_JSON):
+            taught = from_json(StateFile(path).read() or b"", TaughtState)
+            taught.check()
+            if ready := tuple(taught.ready()):
+                found[taught.name] = ready
     return found

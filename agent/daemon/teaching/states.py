@@ -102,7 +102,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         return StateHead(examples)
 
     def _open(self, taught: TaughtState) -> _Sensor:
-        return _Sensor(taught, taught.learned(self._learn_head, self.values_min))
+        return _Sensor(taught, self._head_of(taught))
 
     def _inherit(self, one: _Sensor, before: _Sensor) -> None:
         """Go on with the value, if it is still told."""

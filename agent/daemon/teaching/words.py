@@ -73,7 +73,7 @@ class StreamWords(Teaching["UtterancePerception", _Words]):
         return WordHead(examples)
 
     def _open(self, taught: TaughtState) -> _Words:
-        return _Words(taught, taught.learned(self._learn_head, self.values_min))
+        return _Words(taught, self._head_of(taught))
 
     def _inherit(self, one: _Words, before: _Words) -> None:
         one.newest = before.newest

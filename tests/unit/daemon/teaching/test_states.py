@@ -19,10 +19,18 @@ from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.infer.litert import load_runtime
-from agent.compute.states import StateHead
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig
-from agent.daemon.teaching.lessons import BYTES_MAX, EXAMPLES_MAX, Lesson, TaughtState, check_lesson, read_states
+from agent.daemon.teaching.lessons import (
+    BYTES_MAX,
+    EXAMPLES_MAX,
+    Lesson,
+    TaughtHead,
+    TaughtState,
+    check_lesson,
+    read_states,
+    stored_values,
+)
 from agent.daemon.teaching.states import StreamStates
 from agent.errors import CommandError, StorageError
 from agent.models.library import open_model
@@ -143,7 +151,7 @@ def test_what_was_taught_is_read_again_and_holds_no_picture(stream: Stream, tmp_
     again.show("closed", 3)
     assert again.sensor() == "closed"
     assert again.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
-    assert read_states(stream.folder, "other", StateHead, 2) == []
+    assert read_states(stream.folder, "other", lambda one: TaughtHead(one, None)) == {}
 
 
 def test_a_state_asks_for_pictures_only_while_it_needs_them(stream: Stream) -> None:
@@ -251,6 +259,22 @@ def test_a_state_of_another_model_is_silent_until_it_is_forgotten(stream: Stream
         again.states.teach(Lesson("gate", "open", 5, REGION), lambda *answer: None)
     again.states.forget("gate", "")
     assert again.teach("open")[0] == {"examples": {"open": 5}}
+
+
+def test_a_file_of_quite_another_model_is_not_learned_and_what_is_stored_is_known_without_a_stream(
+    stream: Stream,
+) -> None:
+    taught(stream)
+    (file,) = stream.folder.glob("*.json")
+    whole = msgspec.json.decode(file.read_bytes())
+    assert stored_values(stream.folder, "front") == {"gate": ("open", "closed")}
+    other = {"name": "door", "size": 1280, "model": "f" * 64}
+    (stream.folder / "front.door.json").write_bytes(msgspec.json.encode({**whole, **other}))
+    again = Stream(stream.folder, stream.vision)
+    assert set(again.states.values) == {"gate"}
+    assert "teach it again" in again.states.describe()["door"]["detail"]
+    (stream.folder / "front.door.json").write_bytes(b"{")
+    assert stored_values(stream.folder, "front") == {"gate": ("open", "closed")}
 
 
 def test_a_value_with_too_few_examples_leaves_the_others_at_work(stream: Stream) -> None:
