@@ -183,6 +183,7 @@ def test_what_is_refused_changes_nothing_and_has_its_reason(vedette: Vedette, op
         "zones": {"drive": True},
         "set_by_command": [],
         "states": {},
+        "sound": False,
     }
     assert not (vedette.state / "overrides.json").exists()
 
