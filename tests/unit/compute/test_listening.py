@@ -17,6 +17,9 @@ from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.types import AudioChunk, Samples
 from tests.support.sound import tone_model
+
+pytest.importorskip("soxr", reason="makes recordings; not there beside tflite-runtime")
+
 from tests.unit.compute.spoken_words import RATE, quiet, said
 
 if load_runtime()[0] != "litert":
