@@ -90,7 +90,7 @@ def _bounds(first: float, last: float, places: int) -> list[tuple[int, int]]:
 
 
 class StateAnswer(NamedTuple):
-    """What a picture shows.
+    """Answer to a picture: the value that it shows.
 
     Attributes:
         value: that it shows; `unsure`: none for sure.

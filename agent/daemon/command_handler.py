@@ -220,7 +220,7 @@ class CommandHandler:
 
     def _teach(self, request: Request, command: Command) -> None:
         """Begin a lesson, which is answered at its end."""
-        from agent.daemon.teaching.lessons import Lesson
+        from agent.daemon.teaching.taught import Lesson
 
         def done(result: dict[str, Any] | None, why: str) -> None:
             if result is None:

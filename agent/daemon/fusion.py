@@ -153,7 +153,7 @@ class FusedEvent(Struct, frozen=True):
 
 
 class FusionPlan(Struct, frozen=True):
-    """What is to run: fused events and texts, by name."""
+    """Fused events and texts to run, by name."""
 
     fused: dict[str, FusedEvent]
     texts: dict[str, TextConfig]
@@ -200,7 +200,7 @@ def _check_names(config: Config) -> None:
 
 
 class FusionServices(Struct, frozen=True):
-    """What a `FusionRunner` publishes through."""
+    """Services that a `FusionRunner` publishes through."""
 
     topics: Topics
     events: EventSink

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
     from agent.daemon.teaching.lessons import Done as LessonDone
-    from agent.daemon.teaching.lessons import Lesson
     from agent.daemon.teaching.states import StreamStates
+    from agent.daemon.teaching.taught import Lesson
     from agent.daemon.teaching.words import StreamWords
     from agent.storage.clips.recorder import Recorder
 
@@ -264,7 +264,7 @@ class Stream:
         if (taught := self._taught) is not None:
             return taught.values
         if self._stored_values is None:
-            from agent.daemon.teaching.lessons import FOLDER, stored_values
+            from agent.daemon.teaching.taught import FOLDER, stored_values
 
             self._stored_values = stored_values(self._services.state / FOLDER, self.name)
         return self._stored_values
@@ -512,7 +512,7 @@ class Stream:
         manifest = opened.model.manifest
         if self.config.inspection or self.config.gate.crop or (self.has_sound and not manifest.is_embedding):
             return None
-        from agent.daemon.teaching.lessons import FOLDER
+        from agent.daemon.teaching.taught import FOLDER
 
         folder = self._services.state / FOLDER
         if self.has_sound:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from nanodet import compare, name_in_manifest, write, write_pictures
+from nanodet import keep, read_arguments, write, write_pictures
 from torch import nn
 
 from agent.compute.manifest import InputManifest, Manifest, Model
@@ -46,27 +45,14 @@ class Backbone(nn.Module):
 
 def main() -> int:
     """Make what the arguments ask for; 1 if `--check` finds a difference."""
-    arguments = _arguments()
+    arguments = read_arguments("inspection", __doc__, _MODEL)
     torch.set_num_threads(1)
     found = export(Backbone().eval(), (_SIDE, _SIDE, 3), mean=_MEAN, std=_STD)
     if arguments.float:
         write(arguments.float, found.content)
         return 0
     content = _int8(found, arguments.inputs)
-    if arguments.check:
-        return compare(arguments.output, content)
-    write(arguments.output, content)
-    name_in_manifest(arguments.output.with_suffix(".toml"), content)
-    return 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/build_models/inspection", description=__doc__)
-    parser.add_argument("--inputs", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=_MODEL, help="where to write the model")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --output differs")
-    parser.add_argument("--float", type=Path, metavar="FILE", help="write only the float model, there")
-    return parser.parse_args()
+    return keep(arguments, content)
 
 
 def _int8(found: ImportedModule, inputs: Path) -> bytes:

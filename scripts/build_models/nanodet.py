@@ -31,27 +31,14 @@ _BUDGET = parse_budget("size<2.79MB")
 
 def main() -> int:
     """Make what the arguments ask for; 1 if `--check` finds a difference."""
-    arguments = _arguments()
+    arguments = read_arguments("nanodet", __doc__, _MODEL)
     convolutions = read_convolutions(arguments.inputs / "package" / "models" / "nanodet.json")
     networks = [nanodet(convolutions, size) for size in _SIZES]
     if arguments.float:
         write(arguments.float, _float(networks))
         return 0
     content = _mixed(_float(networks), arguments.inputs)
-    if arguments.check:
-        return compare(arguments.output, content)
-    write(arguments.output, content)
-    name_in_manifest(arguments.output.with_suffix(".toml"), content)
-    return 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/build_models/nanodet", description=__doc__)
-    parser.add_argument("--inputs", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=_MODEL, help="where to write the quantised model")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --output differs")
-    parser.add_argument("--float", type=Path, metavar="FILE", help="write only the float model, there")
-    return parser.parse_args()
+    return keep(arguments, content)
 
 
 def _float(networks: Sequence[NanoDet]) -> bytes:
@@ -88,6 +75,25 @@ def write_pictures(inputs: Path) -> Path:
 
 def _progress(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
+
+
+def read_arguments(name: str, doc: str | None, model: Path) -> argparse.Namespace:
+    """Read the arguments that every script of a bundled model has: inputs, output, check, float."""
+    parser = argparse.ArgumentParser(prog=f"scripts/build_models/{name}", description=doc)
+    parser.add_argument("--inputs", type=Path, required=True, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path, default=model, help="where to write the quantised model")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --output differs")
+    parser.add_argument("--float", type=Path, metavar="FILE", help="write only the float model, there")
+    return parser.parse_args()
+
+
+def keep(arguments: argparse.Namespace, content: bytes) -> int:
+    """Write a model and its sha256, or compare it, as the arguments ask; 1 if it differs."""
+    if arguments.check:
+        return compare(arguments.output, content)
+    write(arguments.output, content)
+    name_in_manifest(arguments.output.with_suffix(".toml"), content)
+    return 0
 
 
 def write(path: Path, content: bytes) -> None:

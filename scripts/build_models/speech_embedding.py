@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import sys
 import tempfile
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from nanodet import compare, name_in_manifest, write
+from nanodet import keep, read_arguments, write
 from numpy.typing import NDArray
 
 from agent.capture.audio_file import read_whole
@@ -34,27 +33,14 @@ _RECIPE = QuantiseRecipe(method="int8", examples=256)
 
 def main() -> int:
     """Make what the arguments ask for; 1 if `--check` finds a difference."""
-    arguments = _arguments()
+    arguments = read_arguments("speech_embedding", __doc__, _MODEL)
     torch.set_num_threads(1)
     found = _fixed((arguments.inputs / "pyopen_wakeword" / "models" / "embedding_model.tflite").read_bytes())
     if arguments.float:
         write(arguments.float, found)
         return 0
     content = _int8(found)
-    if arguments.check:
-        return compare(arguments.output, content)
-    write(arguments.output, content)
-    name_in_manifest(arguments.output.with_suffix(".toml"), content)
-    return 0
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="scripts/build_models/speech_embedding", description=__doc__)
-    parser.add_argument("--inputs", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=_MODEL, help="where to write the model")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if --output differs")
-    parser.add_argument("--float", type=Path, metavar="FILE", help="write only the float model, there")
-    return parser.parse_args()
+    return keep(arguments, content)
 
 
 def _fixed(content: bytes) -> bytes:

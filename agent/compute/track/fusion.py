@@ -77,7 +77,7 @@ class Evidence(Struct, frozen=True):
 
 
 class Condition(Protocol):
-    """What a fused event waits for: `Rule`, `LogOdds` or `LearnedHead`.
+    """Condition of a fused event: `Rule`, `LogOdds` or `LearnedHead`.
 
     Attributes:
         terms: that it reads.

@@ -29,7 +29,7 @@ _WEIGHT_MAX = 100.0
 
 
 class TermWeights(Struct, frozen=True, forbid_unknown_fields=True):
-    """What one term adds to the log-odds.
+    """Weights that one term adds to the log-odds.
 
     Attributes:
         term: such as `front:person` or `"help"`.

@@ -32,7 +32,7 @@ SourceKind = Literal["pictures", "sounds", "words", "text", "none", "unknown"]
 
 
 class EvidenceSource(Struct, frozen=True):
-    """What a stream or a text input can give.
+    """Evidence that a stream or a text input can give.
 
     Attributes:
         kind: tracks in pictures, sounds or keywords; text; none, where numbers or verdicts on parts are published
@@ -56,7 +56,7 @@ class EvidenceSource(Struct, frozen=True):
 
 
 class Term(Struct, frozen=True):
-    """What a rule asks for, tied to where it may come from.
+    """Term of a rule, tied to where it may come from.
 
     Attributes:
         text: as written, such as `front:person`.

@@ -1,1 +1,1 @@
-"""What a stream is taught by commands: states from pictures, words from sound."""
+"""Lessons of a stream by commands: states from pictures, words from sound."""

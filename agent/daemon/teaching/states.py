@@ -15,7 +15,8 @@ from msgspec.structs import replace
 from agent.comms.messages import SensorMessage
 from agent.comms.reporter import Reporter
 from agent.compute.states import UNSURE, Floats, Head, StateHead, StateSensor, vary
-from agent.daemon.teaching.lessons import PATIENCE_S, Course, TaughtHead, TaughtState, Teaching
+from agent.daemon.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
+from agent.daemon.teaching.taught import TaughtState
 from agent.types import WHOLE, Event, Frame, StageTimes, Track
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from agent.comms.reporter import Reporter
 from agent.compute.states import UNSURE, Floats, Head, StateAnswer
 from agent.compute.words import WordHead
-from agent.daemon.teaching.lessons import PATIENCE_S, Course, Lesson, TaughtHead, TaughtState, Teaching
+from agent.daemon.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
+from agent.daemon.teaching.taught import Lesson, TaughtState
 from agent.errors import CommandError
 from agent.types import Event, StageTimes, Track
 

@@ -21,17 +21,9 @@ from agent.comms.topics import Topics
 from agent.compute.infer.litert import load_runtime
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig
-from agent.daemon.teaching.lessons import (
-    BYTES_MAX,
-    EXAMPLES_MAX,
-    Lesson,
-    TaughtHead,
-    TaughtState,
-    check_lesson,
-    read_states,
-    stored_values,
-)
+from agent.daemon.teaching.lessons import TaughtHead, read_states
 from agent.daemon.teaching.states import StreamStates
+from agent.daemon.teaching.taught import BYTES_MAX, EXAMPLES_MAX, Lesson, TaughtState, check_lesson, stored_values
 from agent.errors import CommandError, StorageError
 from agent.models.library import open_model
 from agent.types import WHOLE, Frame, Image
@@ -310,7 +302,7 @@ def test_another_value_is_refused_where_the_examples_of_others_would_be_too_few(
     stream: Stream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taught(stream)
-    monkeypatch.setattr("agent.daemon.teaching.lessons.BYTES_MAX", 11 * 3 * 2 * 2560)
+    monkeypatch.setattr("agent.daemon.teaching.taught.BYTES_MAX", 11 * 3 * 2 * 2560)
     result, why = stream.teach("strange")
     assert (result, "forget one" in why) == (None, True)
     assert stream.states.describe()["gate"]["examples"] == {"open": 5, "closed": 5}
