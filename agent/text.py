@@ -11,8 +11,13 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from agent.types import Attribute
 
 TIME_WIDTH = 25
 """Characters of a time as `local_time` writes it."""
@@ -28,6 +33,20 @@ def local_time(at: datetime) -> str:
 def plural(count: int, singular: str, plural: str = "") -> str:
     """Return a count with its noun: `1 device`, `2 devices`. The default plural is `singular` with an s."""
     return f"{count} {singular if count == 1 else plural or f'{singular}s'}"
+
+
+_NUMBERS_SHOWN = 3
+
+
+def attribute_texts(attributes: Mapping[str, Attribute]) -> list[tuple[str, str]]:
+    """Return names and values of a track's attributes; of long vectors only what they are called."""
+    return [
+        (
+            name,
+            " ".join([one.value, *(f"{value:.4g}" for value in one.values if len(one.values) <= _NUMBERS_SHOWN)]),
+        )
+        for name, one in attributes.items()
+    ]
 
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}

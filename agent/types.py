@@ -42,6 +42,7 @@ class Frame(Struct, frozen=True, gc=False):
         captured_at: UTC at capture, on the same clock as `captured_ns`.
         order: order of the three channels.
         read_ns: CLOCK_MONOTONIC when it was read, ns; the start of its latency.
+        shared: other streams have the same image: it must not be written to.
     """
 
     image: Image
@@ -51,6 +52,7 @@ class Frame(Struct, frozen=True, gc=False):
     captured_at: datetime
     order: ChannelOrder = "bgr"
     read_ns: int = 0
+    shared: bool = False
 
 
 class AudioChunk(Struct, frozen=True, gc=False):
@@ -113,6 +115,25 @@ class Detection(Struct, frozen=True, omit_defaults=True):
     values: tuple[float, ...] = ()
 
 
+class Attribute(Struct, frozen=True, omit_defaults=True):
+    """What a secondary model tells about a tracked object, joined over several pictures.
+
+    Attributes:
+        value: label or text; of a measurement its name.
+        score: of this value, 0..1, the mean over all answers, the newer ones more: 0 where it told another value.
+        answers: number of pictures of which it told something.
+        values: a measurement, or the numbers of an output, their mean over the pictures.
+        box, keypoints: of the newest answer with this value, if the model gives any.
+    """
+
+    value: str
+    score: float
+    answers: int = 1
+    values: tuple[float, ...] = ()
+    box: Box | None = None
+    keypoints: tuple[Keypoint, ...] = ()
+
+
 class FusedEvidence(Struct, frozen=True, omit_defaults=True):
     """One piece of what a fused event rests on.
 
@@ -146,6 +167,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
         zones: names of the zones that it is in now, in config order.
         stationary: whether it has not left its place for `track.stationary_after_s`.
         evidence: what a fused event rests on, newest first; its `hits` count the pieces.
+        attributes: what secondary models tell about it, by their name in the configuration.
     """
 
     id: str
@@ -162,6 +184,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
     zones: tuple[str, ...] = ()
     stationary: bool = False
     evidence: tuple[FusedEvidence, ...] = ()
+    attributes: dict[str, Attribute] = {}
 
 
 class Event(Struct, frozen=True):
@@ -170,8 +193,8 @@ class Event(Struct, frozen=True):
     Attributes:
         kind: see `EventKind`.
         track: current state; a keyword's track has already ended.
-        reason: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `lost`, `ended`, `stall`,
-            `shutdown`, `restart`, `word` …
+        reason: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`, `ended`,
+            `stall`, `shutdown`, `restart`, `word` …
     """
 
     kind: EventKind
@@ -205,7 +228,10 @@ class PartVerdict(Struct, frozen=True, omit_defaults=True):
 
 
 class StageTimes(Struct, frozen=True, gc=False):
-    """Time spent in each stage on one frame, ns; `queue` is the time before the first."""
+    """Time spent in each stage on one frame, ns; `queue` is the time before the first.
+
+    `secondary` is the time of all models that were run on its objects.
+    """
 
     queue: int = 0
     gate: int = 0
@@ -213,11 +239,13 @@ class StageTimes(Struct, frozen=True, gc=False):
     infer: int = 0
     decode: int = 0
     track: int = 0
+    secondary: int = 0
 
     @property
     def total(self) -> int:
         """Sum of all stages, ns."""
-        return self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
+        main = self.queue + self.gate + self.prepare + self.infer + self.decode + self.track
+        return main + self.secondary
 
 
 class StreamResult(Struct, frozen=True):

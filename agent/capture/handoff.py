@@ -69,6 +69,11 @@ class HandoffQueue(Generic[T]):
             self._closed, self._error = True, error
             self._changed.notify_all()
 
+    def pop(self) -> T | None:
+        """Return an item without waiting; None: there is none."""
+        with self._changed:
+            return self._items.popleft() if self._items else None
+
     def clear(self) -> None:
         """Drop the items in the queue."""
         with self._changed:

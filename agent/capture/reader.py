@@ -154,11 +154,12 @@ class FrameReader(SourceThread[Source]):
         *,
         config: CaptureConfig,
         name: str,
+        passes: Callable[[float], bool],
     ) -> None:
         super().__init__(uri, woken, name)
         self.goes_on = False
         self._pool, self._deliver = pool, deliver
-        self._config, self._thinning = config, FrameRateLimiter(config.max_fps)
+        self._config, self._passes = config, passes
         self._fast = parse(uri).lossless
 
     def _open(self) -> Source:
@@ -179,7 +180,7 @@ class FrameReader(SourceThread[Source]):
                 self.goes_on = True
                 self._woken.set()
             stamp = self._stamp(now_ns, recorded_s)
-            if self._thinning.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
+            if self._passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
                 return
 
     def _pace(self, due_s: float, pace_s: float) -> float:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic
+from typing import Generic
 
-from agent.capture.handoff import AudioQueue, FrameBufferPool, HandoffQueue, LatestFrame, T
-from agent.capture.reader import AudioBlock, AudioReader, FrameReader, SourceThread, Timestamps
+from agent.capture.camera import Camera, Cameras
+from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
+from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, Timestamps
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
-from agent.config.source_uri import SourceUri, parse_picture, parse_sound
+from agent.config.source_uri import parse_picture, parse_sound
+from agent.errors import SourceError
 from agent.types import AudioChunk, ChannelOrder, Frame, Image
 
 
@@ -19,22 +21,22 @@ class SourceStream(ABC, Generic[T]):
     `agent.capture.supervisor.SourceSupervisor` reopens the source.
     """
 
-    def __init__(
-        self, stream: str, address: SourceUri, config: CaptureConfig, queue: HandoffQueue[T], on_change: OnChange
-    ) -> None:
-        self._stream, self._config, self._queue = stream, config, queue
+    def __init__(self, queue: HandoffQueue[T]) -> None:
+        self._queue = queue
         self._delivered = self._dropped = 0
-        self._supervisor = SourceSupervisor(
-            stream, address, config, open_next=self._reader, finish=queue.close, on_change=on_change
-        )
+
+    @property
+    @abstractmethod
+    def _supervisor(self) -> SourceSupervisor | None:
+        """Supervisor of the source; None before the start."""
 
     @abstractmethod
-    def _reader(self) -> SourceThread[Any]:
-        """Return a reader of the source that has not been started."""
-
     def start(self) -> None:
         """Open and read the source in other threads."""
-        self._supervisor.start()
+
+    @abstractmethod
+    def stop(self, *, wait: bool = True) -> None:
+        """Close the source, see `SourceSupervisor.stop`. Safe from any thread, and to call twice."""
 
     def take(self, timeout_s: float) -> T | None:
         """Return the next item, or None if none came in time.
@@ -52,29 +54,32 @@ class SourceStream(ABC, Generic[T]):
     @property
     def lost(self) -> bool:
         """True if the source should give something and does not."""
-        return self._supervisor.lost
+        return (supervisor := self._supervisor) is not None and supervisor.lost
 
     @property
     def stats(self) -> CaptureStats:
         """Totals, in frames or samples, and state as of now."""
-        return self._supervisor.stats(self._delivered, self._dropped)
-
-    def stop(self, *, wait: bool = True) -> None:
-        """Close the source, see `SourceSupervisor.stop`. Safe from any thread, and to call twice."""
-        self._queue.close()
-        self._supervisor.stop(wait=wait)
-        # A reader that hangs may hold a reference to this object; free the memory now.
-        self._queue.clear()
+        if (supervisor := self._supervisor) is None:
+            return CaptureStats(0, 0, 0, "starting", "")
+        return supervisor.stats(self._delivered, self._dropped)
 
 
 class FrameStream(SourceStream[Frame]):
-    """Frames of one source.
+    """Frames of one source, which other streams may share, see `agent.capture.camera`.
 
     A live source, and a replay with `pace=realtime`, hands on its newest frame only; a replay with `pace=fast`
     hands on every frame.
     """
 
-    def __init__(self, stream: str, uri: str, config: CaptureConfig, *, on_change: OnChange) -> None:
+    def __init__(
+        self,
+        stream: str,
+        uri: str,
+        config: CaptureConfig,
+        *,
+        on_change: OnChange,
+        cameras: Cameras | None = None,
+    ) -> None:
         """Prepare the stream; nothing is opened yet.
 
         Args:
@@ -82,15 +87,22 @@ class FrameStream(SourceStream[Frame]):
             uri: see `agent.capture.source`.
             config: of the stream.
             on_change: see `OnChange`.
+            cameras: that other streams use; None: the source is this stream's alone.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
         """
         address = parse_picture(uri)
-        self._uri, self._pool = uri, FrameBufferPool()
         self._frames = LatestFrame(lossless=address.lossless)
+        super().__init__(self._frames)
+        self._stream, self._uri, self._config, self._on_change = stream, uri, config, on_change
+        self._cameras = cameras or Cameras()
+        self._camera: Camera | None = None
+        self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
-        super().__init__(stream, address, config, self._frames, on_change)
+
+    def start(self) -> None:
+        self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
 
     def take(self, timeout_s: float) -> Frame | None:
         frame = super().take(timeout_s)
@@ -100,31 +112,41 @@ class FrameStream(SourceStream[Frame]):
 
     def give_back(self, frame: Frame) -> None:
         """Allow the frame's memory to be used again. Calling this twice does no harm."""
-        if frame.seq in self._taken:
+        if frame.seq in self._taken and (camera := self._camera) is not None:
             self._taken.discard(frame.seq)
-            self._pool.give(frame.image)
+            camera.release(frame.image)
 
     def stop(self, *, wait: bool = True) -> None:
-        """Close the source and free the frames; see `SourceStream.stop`."""
-        super().stop(wait=wait)
-        self._pool.close()
+        """Hand nothing more on, and close the source unless others use it; see `SourceStream.stop`."""
+        self._queue.close()
+        if (camera := self._camera) is not None:
+            self._cameras.detach(camera, self, wait=wait)
+            while (left := self._queue.pop()) is not None:
+                camera.release(left.image)
 
-    def _reader(self) -> FrameReader:
-        woken, name = self._supervisor.woken, f"read-{self._stream}"
-        return FrameReader(self._uri, self._pool, self._deliver, woken, config=self._config, name=name)
+    def passes(self, now_s: float) -> bool:
+        return self._limiter.passes(now_s)
 
-    def _deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
-        """Hand a frame on, from a reader's thread. Return False if this reader's frames are no longer wanted."""
-        if reader is not self._supervisor.current:
-            return False
+    def deliver(self, image: Image, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
+        """Hand a picture on, from a reader's thread; return the one that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
         replaced = self._frames.put(
-            Frame(image, self._stream, seq, stamp.captured_ns, stamp.captured_at, order, stamp.read_ns)
+            Frame(image, self._stream, seq, stamp.captured_ns, stamp.captured_at, order, stamp.read_ns, shared)
         )
-        if replaced is not None:
-            self._dropped += 1
-            self._pool.give(replaced.image)
-        return not self._supervisor.stopped
+        if replaced is None:
+            return None
+        self._dropped += 1
+        return replaced.image
+
+    def change(self, state: str, reason: str) -> None:
+        self._on_change(state, reason)
+
+    def finish(self, error: SourceError | None) -> None:
+        self._queue.close(error)
+
+    @property
+    def _supervisor(self) -> SourceSupervisor | None:
+        return self._camera.supervisor if self._camera is not None else None
 
 
 class AudioStream(SourceStream[AudioChunk]):
@@ -151,11 +173,27 @@ class AudioStream(SourceStream[AudioChunk]):
             SourceError: the URI is wrong, or names a source of pictures.
         """
         address = parse_sound(uri)
-        self._uri, self._rate_hz = uri, rate_hz
+        self._stream, self._config, self._uri, self._rate_hz = stream, config, uri, rate_hz
         self._chunks = AudioQueue(rate_hz, lossless=address.lossless)
+        super().__init__(self._chunks)
         self._end = self._end_ns = 0
         self._newest_reader: AudioReader | None = None
-        super().__init__(stream, address, config, self._chunks, on_change)
+        self._source = SourceSupervisor(
+            stream, address, config, open_next=self._reader, finish=self._queue.close, on_change=on_change
+        )
+
+    @property
+    def _supervisor(self) -> SourceSupervisor:
+        return self._source
+
+    def start(self) -> None:
+        self._source.start()
+
+    def stop(self, *, wait: bool = True) -> None:
+        self._queue.close()
+        self._source.stop(wait=wait)
+        # A reader that hangs may hold a reference to this object; free the memory now.
+        self._queue.clear()
 
     def _reader(self) -> AudioReader:
         woken, name = self._supervisor.woken, f"read-{self._stream}"

@@ -20,6 +20,7 @@ TOPICS = (
     "configuration",
     "sources",
     "models",
+    "chains",
     "choosing",
     "optimise",
     "evaluate",

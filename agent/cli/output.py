@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.text import TIME_WIDTH, local_time, plain
+from agent.text import TIME_WIDTH, attribute_texts, local_time, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from agent.comms.messages import EventMessage, VerdictMessage
-    from agent.types import Box
+    from agent.types import Box, Track
 
 
 EVENT_COLUMNS = ("time", "stream", "event", "what", "score", "where %", "zones", "infer", "total")
@@ -85,6 +85,10 @@ def _escaped(value: Any) -> Any:
     return plain(value) if isinstance(value, str) else value
 
 
+def _told(track: Track) -> list[str]:
+    return [f"{name}={text}" for name, text in attribute_texts(track.attributes)]
+
+
 def format_event(event: EventMessage) -> dict[str, str]:
     """Return the text of each column of `EVENT_COLUMNS`."""
     track, latency = event.track, event.latency_ms
@@ -92,7 +96,7 @@ def format_event(event: EventMessage) -> dict[str, str]:
         local_time(event.captured_at),
         event.stream,
         f"{event.kind} ({event.reason})",
-        f"{track.label} {track.id.rsplit('-', 1)[-1]}",
+        " ".join([track.label, track.id.rsplit("-", 1)[-1], *_told(track)]),
         f"{track.score:.2f}",
         _where(event),
         ", ".join(track.zones),

@@ -285,6 +285,7 @@ class Latency(Struct, frozen=True, gc=False):
         gate, prepare, infer, decode, track: the stages in turn; `prepare` is resizing into the tensor.
         publish: put into the spool → sent to the broker.
         total: capture → sent to the broker.
+        secondary: all models that were run on objects of the picture.
     """
 
     queue: float
@@ -295,6 +296,7 @@ class Latency(Struct, frozen=True, gc=False):
     track: float
     publish: float = 0.0
     total: float = 0.0
+    secondary: float = 0.0
 
     @property
     def has_frame(self) -> bool:

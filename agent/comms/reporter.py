@@ -315,7 +315,17 @@ class Reporter:
 
 
 def _latency(stages: StageTimes) -> messages.Latency:
-    ns = stages.queue, stages.gate, stages.prepare, stages.infer, stages.decode, stages.track, 0, stages.total
+    ns = (
+        stages.queue,
+        stages.gate,
+        stages.prepare,
+        stages.infer,
+        stages.decode,
+        stages.track,
+        0,
+        stages.total,
+        stages.secondary,
+    )
     return messages.Latency(*(round(one / 1e6, 3) for one in ns))
 
 

@@ -10,6 +10,7 @@ anyway, and OpenCV returns either pictures or packets, not both; packets of RTSP
 from __future__ import annotations
 
 import functools
+import itertools
 import zlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -21,7 +22,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.errors import BackendError
-from agent.types import ChannelOrder, Detection, EncodedFrame, Frame, Image, Keypoint, Point, Track
+from agent.text import attribute_texts
+from agent.types import Attribute, ChannelOrder, Detection, EncodedFrame, Frame, Image, Keypoint, Point, Track
 
 _FIRST, _COUNT = 32, 95
 _FALLBACK = cv2.FONT_HERSHEY_SIMPLEX
@@ -131,12 +133,22 @@ class _Pen(Struct, frozen=True):
         return round(x * (self.width - 1)), round(y * (self.height - 1))
 
 
-def annotate_detections(image: Image, detections: Iterable[Detection], *, order: ChannelOrder) -> Image:
-    """Draw detections into a copy of a picture, as `annotate` draws tracks."""
+def annotate_detections(
+    image: Image,
+    detections: Iterable[Detection],
+    *,
+    order: ChannelOrder,
+    attributes: Sequence[dict[str, Attribute]] = (),
+) -> Image:
+    """Draw detections, with the attributes of each, into a copy of a picture, as `annotate` draws tracks."""
     at = datetime(2000, 1, 1, tzinfo=UTC)  # it is not drawn
+    known = itertools.chain(attributes, itertools.repeat({}))
     tracks = [
-        Track("", one.label, one.score, one.score, 1, at, at, one.box, one.keypoints, one.outline, one.area)
-        for one in detections
+        Track(
+            *("", one.label, one.score, one.score, 1, at, at, one.box, one.keypoints, one.outline, one.area),
+            attributes=told,
+        )
+        for one, told in zip(detections, known, strict=False)
     ]
     return annotate(image, tracks, order=order)
 
@@ -214,12 +226,20 @@ def _draw_shape(picture: Image, track: Track, pen: _Pen) -> None:
     if track.box is not None:
         corner, opposite = pen.at(track.box[0], track.box[1]), pen.at(track.box[2], track.box[3])
         cv2.rectangle(picture, corner, opposite, colour, pen.line)
-    sure = {point.name: point for point in track.keypoints if point.score >= _SURE}
+    for one in track.attributes.values():
+        if one.box is not None:
+            cv2.rectangle(picture, pen.at(*one.box[:2]), pen.at(*one.box[2:]), colour, pen.line)
+    points = (*track.keypoints, *_attribute_points(track))
+    sure = {point.name: point for point in points if point.score >= _SURE}
     _draw_limbs(picture, sure, colour, pen)
     for point in sure.values():
         at = pen.at(point.x, point.y)
         cv2.circle(picture, at, pen.line * 2 + 1, pen.ordered(_DARK), cv2.FILLED, cv2.LINE_AA)
         cv2.circle(picture, at, pen.line * 2, colour, cv2.FILLED, cv2.LINE_AA)
+
+
+def _attribute_points(track: Track) -> tuple[Keypoint, ...]:
+    return tuple(point for one in track.attributes.values() for point in one.keypoints)
 
 
 def _draw_limbs(picture: Image, points: dict[str, Keypoint], colour: _Colour, pen: _Pen) -> None:
@@ -230,7 +250,8 @@ def _draw_limbs(picture: Image, points: dict[str, Keypoint], colour: _Colour, pe
 
 
 def _label(track: Track) -> str:
-    return f"{track.label} {track.score:.0%}"
+    told = [track.label, f"{track.score:.0%}", *(text for _, text in attribute_texts(track.attributes))]
+    return " ".join(told)
 
 
 def _pixels(outline: Sequence[Point], pen: _Pen) -> np.ndarray[tuple[int, int], np.dtype[np.int32]]:

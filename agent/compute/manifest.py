@@ -35,6 +35,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from agent.config.secondary import SecondaryConfig
 from agent.config.toml import Problem, TomlFile, parse_toml, with_new_keys
 from agent.errors import ConfigError, ModelError
 from agent.structs import convert
@@ -168,6 +169,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         description: for people.
         golden: inputs that an accelerator must answer as the CPU does.
         variants: largest or deepest first; the first is the default.
+        secondary: models that are run on each object that this one finds.
     """
 
     name: str = ""
@@ -181,6 +183,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     description: str = ""
     golden: GoldenManifest = GoldenManifest()
     variants: tuple[Variant, ...] = (Variant(name=ONLY_VARIANT),)
+    secondary: tuple[SecondaryConfig, ...] = ()
 
     @property
     def _called(self) -> str:
@@ -256,7 +259,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Model(Struct, frozen=True, weakref=True):
-    """A model in memory.
+    """A model in memory, without the secondary ones of its manifest.
 
     Attributes:
         content: the `.tflite` file.

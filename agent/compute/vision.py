@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from datetime import datetime
+from typing import TYPE_CHECKING
 
 import cv2
 from msgspec import Struct
@@ -23,6 +24,9 @@ from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import WHOLE, Array, Box, Detection, Event, Frame, StageTimes, StreamResult
+
+if TYPE_CHECKING:
+    from agent.compute.secondary import SecondaryStage
 
 
 class DetectorResult(Struct, frozen=True, gc=False):
@@ -174,7 +178,10 @@ class VideoPerception:
         alarm: what is wrong with the model's answers; always empty for pictures.
         last_crop: part of the newest frame that was inferred.
         wants_inference: infer the next frame, even if nothing moves.
+        secondary: runs other models on what is found; None: there are none.
     """
+
+    secondary: SecondaryStage | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
@@ -227,8 +234,11 @@ class VideoPerception:
         decoded = time.monotonic_ns()
         found = () if self._gives_numbers else result.detections  # numbers are no objects to follow
         events = tracker.update(found, frame.captured_ns, frame.captured_at, crop)
-        track = time.monotonic_ns() - decoded
-        stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track)
+        track, secondary = time.monotonic_ns() - decoded, 0
+        if self.secondary is not None:
+            events = self.secondary.process(frame, tracker, events)
+            secondary = time.monotonic_ns() - decoded - track
+        stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, result.detections, stages)
 
     def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
@@ -261,8 +271,10 @@ class VideoPerception:
         return self.tracker.finish(at_ns, at, reason)
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the model, and the secondary ones."""
         self.session.close()
+        if self.secondary is not None:
+            self.secondary.close()
 
 
 def _variant(model: Model, config: StreamConfig) -> str:

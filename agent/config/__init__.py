@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from agent.config.secondary import SecondaryConfig
 from agent.types import Point
 
 Seconds = Annotated[float, Meta(gt=0.0, le=1e8)]
@@ -479,6 +480,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         publish: which messages are published.
         clips: recording around events; left out: none.
         inspection: verdicts on parts instead of tracks of objects; left out: none.
+        secondary: other models on each found object; left out: those of the model's manifest.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -496,6 +498,12 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     publish: PublishConfig = PublishConfig()
     clips: ClipsConfig | None = None
     inspection: InspectionConfig | None = None
+    secondary: tuple[SecondaryConfig, ...] | None = None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names or paths of its models, without those that a manifest names."""
+        return (self.model, *(one.model for one in self.secondary or ()))
 
     @property
     def labels_to_count(self) -> tuple[tuple[str, str], ...]:

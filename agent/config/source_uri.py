@@ -380,26 +380,33 @@ _EXCLUSIVE = ("v4l2", "libcamera")
 
 
 def check_not_shared(name: str, streams: Mapping[str, StreamConfig]) -> None:
-    """Refuse a stream whose camera an earlier stream has, by whatever path: a camera has one reader at a time.
+    """Refuse a stream whose camera an earlier stream opens in another way: it is opened once, and shared.
 
     Args:
         name: of the stream.
         streams: all streams in order; disabled ones hold no camera.
 
     Raises:
-        ConfigError: names the other stream.
+        ConfigError: names the other stream, and what differs.
     """
-    device = _camera_of(streams[name])
+    own, device = streams[name], _camera_of(streams[name])
     for other, stream in streams.items():
         if other == name or not device:
             return
-        if _camera_of(stream) == device:
-            shown = parse(streams[name].source).masked
+        if _camera_of(stream) == device and (differs := _difference(own, stream)):
             raise ConfigError(
-                f"{shown} is the camera of stream {other}, too, and gives its pictures to one of them only; set "
-                "enabled = false in the other, or use another camera",
+                f"{parse(own.source).masked} is the camera of stream {other}, too, with another {differs}: it is "
+                "opened once, so streams that share it need the same source and [capture], except max_fps",
                 keys=("streams", name, "source"),
             )
+
+
+def _difference(one: StreamConfig, other: StreamConfig) -> str:
+    """Return what keeps two streams from sharing a camera; empty: nothing does."""
+    if one.source != other.source:
+        return f"source, {parse(other.source).masked}"
+    keys = [key for key in one.capture.__struct_fields__ if key != "max_fps"]
+    return ", ".join(f"capture.{key}" for key in keys if getattr(one.capture, key) != getattr(other.capture, key))
 
 
 def shared_microphones(streams: Mapping[str, StreamConfig]) -> dict[str, str]:

@@ -319,7 +319,7 @@ def _model_problems(streams: dict[str, StreamConfig]) -> dict[str, list[tuple[Ke
             for name, stream in streams.items()
         }
 
-    with preloaded(stream.model for stream in streams.values()):
+    with preloaded(model for stream in streams.values() for model in stream.models):
         return without_root(found, dict[str, list[tuple[Keys, str]]])
 
 
@@ -347,14 +347,16 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         return  # reported at its own line; whether it fits the model is unknown
     if stream.inspection is not None:
         yield ("inspection",), partial(check_inspection, stream.inspection, InspectedModel())
-    plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None, inspection=None)
+    plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None, inspection=None, secondary=())
     yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.labels:
-        yield ("decode", "labels"), lambda: _open(opens, name, replace(stream, clips=None, inspection=None))
+        labelled = replace(stream, clips=None, inspection=None, secondary=())
+        yield ("decode", "labels"), lambda: _open(opens, name, labelled)
     if stream.clips is not None:
-        yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None))
+        yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
     if stream.inspection is not None:
-        yield ("inspection",), lambda: _open(opens, name, stream)
+        yield ("inspection",), lambda: _open(opens, name, replace(stream, secondary=()))
+    yield ("secondary",) if stream.secondary else ("model",), lambda: _open(opens, name, stream)
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:

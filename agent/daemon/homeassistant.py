@@ -16,6 +16,7 @@ from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import ModelError
 from agent.models.library import open_manifest
+from agent.models.secondary import attribute_names
 
 _NO_LABELS = ("", "???")
 """Labels in published lists that stand for no class."""
@@ -112,7 +113,8 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
         return known
     kind = _kind(manifest)
     unit = str(manifest.output.options.get("unit", ""))
-    return replace(known, kind=kind, labels=_labels(manifest, config, kind), unit=unit)
+    told = tuple(attribute_names(config, manifest)) if kind == "things" else ()
+    return replace(known, kind=kind, labels=_labels(manifest, config, kind), unit=unit, attributes=told)
 
 
 def _kind(manifest: Manifest) -> Kind:

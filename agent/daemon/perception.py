@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Union
 
 from agent.apps.inspection import InspectedModel, check_inspection
@@ -14,12 +15,14 @@ from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
 from agent.errors import ConfigError
 from agent.models.library import open_model, prefixed_errors
+from agent.models.secondary import OpenModel, open_secondary
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.listening import UtterancePerception
+    from agent.compute.secondary import SecondaryModel
     from agent.compute.vision import VideoPerception
 
 
@@ -29,11 +32,15 @@ Perception = Union["VideoPerception", "AudioPerception", "UtterancePerception"]
 
 
 def open_perception(
-    name: str, config: StreamConfig, model: Model | None = None, opener: Opener | None = None
+    name: str,
+    config: StreamConfig,
+    model: Model | None = None,
+    opener: Opener | None = None,
+    open_one: OpenModel = open_model,
 ) -> Perception:
     """Open a stream's model, unless that is open, and prepare every step of its processing.
 
-    Without an opener `auto` is the CPU.
+    Without an opener `auto` is the CPU. `open_one` opens secondary models.
 
     Raises:
         ConfigError: the source does not fit the model, or zones, labels or clips cannot be used.
@@ -49,6 +56,7 @@ def open_perception(
     _check_numbers(name, config, model)
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
+    secondary = open_secondary(name, config, model, open_one)
     with prefixed_errors(model.path), _closing(opener) as keeping:
         if model.manifest.is_embedding:
             from agent.compute.listening import UtterancePerception
@@ -60,7 +68,18 @@ def open_perception(
             return AudioPerception(name, config, model, keeping)
         from agent.compute.vision import VideoPerception
 
-        return VideoPerception(name, config, model, keeping)
+        vision = VideoPerception(name, config, model, keeping)
+        _add_secondary(vision, config, secondary, keeping)
+        return vision
+
+
+def _add_secondary(
+    vision: VideoPerception, config: StreamConfig, models: Sequence[SecondaryModel], opener: Opener
+) -> None:
+    if models:
+        from agent.compute.secondary import SecondaryStage
+
+        vision.secondary = SecondaryStage(models, opener, config.backend, config.threads)
 
 
 @contextmanager
@@ -98,12 +117,10 @@ def prepare_perception(
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
     """
     from agent.compute.infer.backends import NullBackend, opens_at_once, resolve_backend
-    from agent.compute.infer.session import SessionOptions
-    from agent.compute.infer.vetting.vetting import VETTING
 
     model = model or open_model(config.model, config.variant)
     if opens_at_once(config.backend):
-        if (vetting or VETTING).check(model, SessionOptions(threads=config.threads), PREPARE_S):
+        if is_vetted(name, config, model, vetting, PREPARE_S):
             return open_perception(name, config, model, opener)
         return None
     resolve_backend(config.backend)
@@ -111,8 +128,8 @@ def prepare_perception(
     return None
 
 
-def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
-    """Wait up to `wait_s` for a model to be vetted, perhaps after other models; return True if it has been.
+def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:
+    """Wait up to `wait_s` for each model of a stream to be vetted, perhaps after others; return True if all are.
 
     Raises:
         ModelError: the model crashed the runtime, or cannot run. BackendError: it could not be tried now.
@@ -123,7 +140,12 @@ def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_
 
     if not opens_at_once(config.backend):
         return True
-    return (vetting or VETTING).check(model, SessionOptions(threads=config.threads), wait_s)
+    opens = partial(open_model, wait_s=wait_s, vetting=vetting)
+    secondary = open_secondary(name, config, model, opens)
+    models = model, *(each for one in secondary for each, _ in one.models())
+    check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
+    known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
+    return all(known)
 
 
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:

@@ -25,6 +25,7 @@ from agent.config.source_uri import parse
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
 
 if TYPE_CHECKING:
+    from agent.capture.camera import Cameras
     from agent.capture.streams import AudioStream, FrameStream
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
@@ -406,7 +407,7 @@ class VideoPipeline(Pipeline[Frame]):
                 self._states.process(frame)
             if not self._reporter.stopped:  # else this inference has outlasted the stream
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
-                self._snapshots.process(frame, result, in_place=not kept)
+                self._snapshots.process(frame, result, in_place=not kept and not frame.shared)
             self.metrics.add(result, 1)
         finally:
             if not kept:
@@ -480,13 +481,14 @@ def open_pipeline(
     metrics: StreamMetrics | None = None,
     inspection: Inspection | None = None,
     taught: StreamStates | StreamWords | None = None,
+    cameras: Cameras | None = None,
 ) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
     """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
     if opened.model.manifest.audio is None:
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        frames = FrameStream(name, config.source, config.capture, on_change=on_change)
+        frames = FrameStream(name, config.source, config.capture, on_change=on_change, cameras=cameras)
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 

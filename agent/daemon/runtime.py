@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
+from agent.capture.camera import Cameras
 from agent.comms.messages import clip_message, encode
 from agent.comms.mqtt.endpoint import commands_off
 from agent.comms.mqtt.publisher import Publisher
@@ -124,7 +125,7 @@ class Runtime:
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
         self.state_trouble = ""
         self.fusion: FusionRunner | None = None
-        self._tap = EventTap()
+        self._tap, self._cameras = EventTap(), Cameras()
         self._texts: dict[str, TextReceiver] = {}
         self._fusion_plan = self.plan_fusion(config)
         self._state_topics: set[str] = set()
@@ -171,6 +172,7 @@ class Runtime:
             state=state_path(self.config.storage),
             clips=self._clips,
             tap=self._tap,
+            cameras=self._cameras,
         )
         stream = Stream(name, config, services)
         try:

@@ -35,6 +35,7 @@ from agent.text import plural
 from agent.types import Track
 
 if TYPE_CHECKING:
+    from agent.capture.camera import Cameras
     from agent.compute.infer.session import Opener, Session
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.listening import UtterancePerception
@@ -69,6 +70,7 @@ class StreamServices(Struct, frozen=True):
         vetting: see `agent.compute.infer.backends.open_session`.
         state, clips: folders of the daemon's state, and of all clips.
         tap: of the events of all streams; None: nobody listens.
+        cameras: that streams share; None: each opens its own.
         restart_first_s, restart_last_s: first and longest pause before a stream that failed is started again, s;
             after a run longer than the longest pause the first one comes again.
     """
@@ -84,6 +86,7 @@ class StreamServices(Struct, frozen=True):
     state: Path = Path()
     clips: Path = Path()
     tap: EventTap | None = None
+    cameras: Cameras | None = None
 
 
 class Stream:
@@ -158,11 +161,18 @@ class Stream:
         """True if the model's file or manifest has changed, or can no longer be used."""
         if (model := self.model) is None:
             return False
+        secondary = getattr(self._perception, "secondary", None)
+        if secondary is not None and secondary.galleries_changed:
+            return True
+        opened = [(model, self._variant), *(secondary.models if secondary is not None else ())]
         try:
-            now = open_model(self.config.model, self._variant, 0.0)
+            now = [open_model(one.path, variant, 0.0) for one, variant in opened]
         except VedetteError:
             return True
-        return (now.sha256, now.manifest) != (model.sha256, model.manifest)
+        return any(
+            (new.sha256, new.manifest) != (old.sha256, old.manifest)
+            for new, (old, _) in zip(now, opened, strict=True)
+        )
 
     def adjust(self, config: StreamConfig) -> None:
         """Use another configuration that `can_adjust` allows, from the next input on."""
@@ -462,13 +472,14 @@ class Stream:
         reporter = self._open_reporter(model)
         if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
-        on_change, recorder = partial(_log_change, self.name), self._services.recorder
+        on_change, services = partial(_log_change, self.name), self._services
         self._metrics.begin_run()
         with self._inspecting() as inspection:
             opened = self._perception
             self._taught = taught = self._open_taught(opened, reporter)
+            parts = services.recorder, self._metrics, inspection, taught, services.cameras
             source, pipeline, self._clips = open_pipeline(
-                self.name, self.config, opened, reporter, on_change, recorder, self._metrics, inspection, taught
+                self.name, self.config, opened, reporter, on_change, *parts
             )
             self._run_pipeline(source, pipeline, opened)
 
@@ -490,7 +501,7 @@ class Stream:
             with suppress(NotYetError):
                 model = self.model or self._open_model(perception.PREPARE_S)
                 if self._perception or perception.is_vetted(
-                    self.config, model, self._services.vetting, perception.PREPARE_S
+                    self.name, self.config, model, self._services.vetting, perception.PREPARE_S
                 ):
                     return model
             self.heartbeat()

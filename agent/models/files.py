@@ -173,16 +173,21 @@ def _is_empty(path: Path) -> bool:
 def preloaded(paths: Iterable[str]) -> Iterator[int]:
     """As root, read models now, so that `load_file` returns them from memory while the context lasts.
 
-    For a process that gives up the right to read them. Problems of a model are raised by `load_file`.
+    For a process that gives up the right to read them. The secondary models of manifests are read, too. Problems
+    of a model are raised by `load_file`.
 
     Yields:
         The size of the models that were read, bytes.
     """
-    size = 0
-    for path in paths if os.geteuid() == 0 else ():
+    size, waiting = 0, list(paths) if os.geteuid() == 0 else []
+    while waiting:
+        path = waiting.pop()
+        if path in _preloaded:
+            continue
         try:
             _preloaded[path] = loaded = load_file(path)
             size += len(loaded[0])
+            waiting += [one["model"] for one in (loaded[1].data if loaded[1] else {}).get("secondary", ())]
         except ModelError as error:
             _preloaded[path] = error
     try:
@@ -258,9 +263,20 @@ def _manifest(path: Path) -> TomlFile:
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
         output["labels"] = _labels(manifest, path, labels)
     check_manifest(manifest)
+    _resolve_secondary(manifest, path)
     if sha256 := manifest.data.get("sha256"):
         manifest.data["sha256"] = sha256.strip().lower()
     return manifest
+
+
+def _resolve_secondary(manifest: TomlFile, path: Path) -> None:
+    """Replace the file names of secondary models, which lie beside the manifest, by their paths."""
+    for number, one in enumerate(manifest.data.get("secondary", ())):
+        if not is_packaged(one["model"]):
+            try:
+                one["model"] = str(beside(path, one["model"], f"secondary[{number}].model"))
+            except ModelError as error:
+                raise ModelError(f"{manifest.where('secondary', number, 'model')}: {error}") from None
 
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:

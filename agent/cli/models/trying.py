@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,8 +21,8 @@ from agent.config import DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.config.source_uri import SCHEMES, mask, parse
 from agent.errors import ModelError, SourceError
 from agent.models.library import open_model_without_root
-from agent.text import plain, plural
-from agent.types import WHOLE, AudioChunk, Box, Detection, Event, Frame, Samples
+from agent.text import attribute_texts, plain, plural
+from agent.types import WHOLE, Attribute, AudioChunk, Box, Detection, Event, Frame, Samples
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
@@ -66,6 +67,7 @@ class PictureAnswer(Struct, frozen=True):
         threshold: least score that counts.
         detections: strongest first.
         strongest: the best one below the threshold, if none counts.
+        attributes: what the secondary models of its manifest tell about each detection; empty: it names none.
         ms: `prepare`, `infer` and `decode` of a second run on one thread.
     """
 
@@ -78,6 +80,7 @@ class PictureAnswer(Struct, frozen=True):
     detections: tuple[Detection, ...]
     strongest: Detection | None
     ms: dict[str, float]
+    attributes: tuple[dict[str, Attribute], ...] = ()
 
 
 class HeardSound(Struct, frozen=True):
@@ -203,6 +206,8 @@ def _try_picture(model: Model, text: str, uri: str, options: TryOptions) -> None
         perception.infer_crop(frame, WHOLE)  # the first run is slower
         result = perception.infer_crop(frame, WHOLE)
         variant = "" if model.manifest.variants == Manifest().variants else perception.answered_by[1]
+        stage = perception.secondary
+        attributes = stage.run_once(frame, result.detections) if stage is not None else ()
         strongest = None if result.detections else _strongest(perception, frame, config)
     height, width = frame.image.shape[:2]
     answer = PictureAnswer(
@@ -215,6 +220,7 @@ def _try_picture(model: Model, text: str, uri: str, options: TryOptions) -> None
         tuple(result.detections),
         strongest,
         _milliseconds(result),
+        tuple(attributes),
     )
     if options.picture is not None:
         _draw(options.picture, frame, answer)
@@ -225,7 +231,7 @@ def _open_perception(config: StreamConfig, model: Model) -> VideoPerception:
     from agent.compute.vision import VideoPerception
     from agent.daemon.perception import open_perception
 
-    found = open_perception("try", config, model, open_for_command)
+    found = open_perception("try", config, model, open_for_command, open_model_without_root)
     assert isinstance(found, VideoPerception)
     return found
 
@@ -264,7 +270,7 @@ def _draw(path: Path, frame: Frame, answer: PictureAnswer) -> None:
     from agent.compute.drawing import annotate_detections, jpeg
     from agent.storage.files import write_atomic
 
-    drawn = annotate_detections(frame.image, answer.detections, order=frame.order)
+    drawn = annotate_detections(frame.image, answer.detections, order=frame.order, attributes=answer.attributes)
     write_atomic(path, jpeg(drawn, _QUALITY, frame.order))
 
 
@@ -272,8 +278,9 @@ def _print_picture(answer: PictureAnswer, picture: Path | None) -> None:
     if answer.detections:
         columns = ("what", "score", "box, pixels", "more")
         table = open_table(*columns, right=("score",))
-        for one in answer.detections:
-            table.add_row(plain(one.label), f"{one.score:.2f}", _box(one.box, answer.size), _more(one))
+        for one, told in zip(answer.detections, answer.attributes or itertools.repeat({}), strict=False):
+            more = ", ".join(filter(None, (_more(one), *_told(told))))
+            table.add_row(plain(one.label), f"{one.score:.2f}", _box(one.box, answer.size), more)
         console(_WIDTH, markup=False).print(table)
     else:
         weak = answer.strongest
@@ -287,6 +294,11 @@ def _print_picture(answer: PictureAnswer, picture: Path | None) -> None:
     )
     if picture is not None:
         click.echo(f"{plain(str(picture))}: written", err=True)
+
+
+def _told(attributes: Mapping[str, Attribute]) -> list[str]:
+    texts = attribute_texts(attributes)
+    return [plain(f"{name}: {text} {attributes[name].score:.2f}") for name, text in texts]
 
 
 def _box(box: Box | None, size: tuple[int, int]) -> str:

@@ -108,6 +108,7 @@ class StreamEntitySource(Struct, frozen=True):
         announced: True if a command announces a part.
         unit: of measurements; empty: none.
         states: values by name of each state that was taught.
+        attributes: names of what secondary models tell about an object.
     """
 
     name: str
@@ -125,6 +126,7 @@ class StreamEntitySource(Struct, frozen=True):
     announced: bool = False
     unit: str = ""
     states: dict[str, tuple[str, ...]] = {}
+    attributes: tuple[str, ...] = ()
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

@@ -39,6 +39,8 @@ _WATCHING = ("running", "degraded")
 """States in which a count is known; in the others the entities of counts are unavailable."""
 _OF_PICTURES = ("things", "verdicts", "numbers")
 """Kinds of findings in pictures."""
+_LONGEST = 255
+"""Longest state that Home Assistant takes, characters."""
 _FRESH_MS = 60_000
 """Age from which a word triggers nothing: it waited for the broker, and must not switch a lamp on now."""
 
@@ -74,6 +76,8 @@ def stream_entities(
             yield from _label_entities(topics, source, one)
     if source.counts:
         yield from _state_entities(topics, source)
+    if source.events:
+        yield from _attribute_entities(topics, source)
     if source.events and source.kind == "words" and source.labels:
         yield source.id("keyword"), _keyword_entity(topics, source)
     if source.snapshot and source.kind in ("things", "verdicts"):
@@ -99,6 +103,16 @@ def _state_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tupl
         topic = {"state_topic": topics.sensor(source.name, state), **_while_watching(topics, source.name)}
         value = {"device_class": "enum", "options": [*values, UNSURE], "value_template": _STATE}
         yield source.id("sensor", state), _entity("sensor", display_name(source.name, state), **value, **topic)
+
+
+def _attribute_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    """Yield a sensor for the newest value that each secondary model told about an object."""
+    topic = {"state_topic": topics.events(source.name), "qos": 1}
+    for attribute in source.attributes:
+        told = f"value_json.get('track', {{}}).get('attributes', {{}}).get('{attribute}')"
+        value = f"{{{{ {told}.value[:{_LONGEST}] if {told} else this.state }}}}"
+        name = display_name(source.name, attribute)
+        yield source.id("attribute", slug(attribute)), _entity("sensor", name, value_template=value, **topic)
 
 
 def _inspection_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from agent.compute.manifest import PICTURE_HITS
 from agent.compute.track.association import AlphaBetaFilter, PredictedBox, associate, iou, overlap
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
-from agent.types import WHOLE, Box, Detection, Event, Track
+from agent.types import WHOLE, Attribute, Box, Detection, Event, Track
 
 _MOVED_IOU = 0.7
 """An object has moved if its box overlaps less than this with an earlier one."""
@@ -44,11 +44,13 @@ class TrackState:
         place_ns: time since which it has been at its place.
         check_ns: time at which a stationary object needs an inference.
         renamed: consecutive inferences that found another label at its place.
+        attributes: what secondary models tell about it.
     """
 
     def __init__(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
         self.id, self.detection, self.hits = "", detection, 1
         self.zones: tuple[str, ...] = ()
+        self.attributes: dict[str, Attribute] = {}
         self.motion = None if detection.box is None else AlphaBetaFilter(detection.box, at_ns)
         self.missed = self.stationary = False
         self.renamed, self.due_ns = 0, due_ns
@@ -138,6 +140,7 @@ class TrackState:
             seen.area,
             self.zones,
             self.stationary,
+            attributes=self.attributes,
         )
 
 
@@ -216,6 +219,12 @@ class Tracker:
     def tracks(self) -> tuple[Track, ...]:
         """Return the announced tracks that have not ended."""
         return tuple(target.track() for target in self._states() if target.id)
+
+    def set_attributes(self, attributes: Mapping[str, dict[str, Attribute]]) -> None:
+        """Set what is known about announced tracks, by id; also their later events have it."""
+        for target in self._states():
+            if target.id in attributes:
+                target.attributes = attributes[target.id]
 
     def counts(self) -> dict[str, int]:
         """Return the number of announced tracks alive, per label; a label once announced stays, with 0."""

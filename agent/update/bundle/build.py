@@ -16,7 +16,16 @@ from agent.config.load import load
 from agent.config.renames import migrations as migrations_of_keys
 from agent.config.toml import without_none
 from agent.errors import BundleError
-from agent.models.files import PREFIX, SUFFIX, golden_paths, load_file, manifest_path, read, read_text
+from agent.models.files import (
+    PREFIX,
+    SUFFIX,
+    golden_paths,
+    is_packaged,
+    load_file,
+    manifest_path,
+    read,
+    read_text,
+)
 from agent.models.library import open_whole_model
 from agent.storage.files import make_folder, refuse_special, write_atomic
 from agent.text import plain
@@ -34,14 +43,18 @@ from agent.update.bundle.description import (
 )
 
 
-def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
+def gather(name_or_path: str, before: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
     """Yield the files of a model with their paths in a bundle; compute its golden answers on the CPU.
+
+    The files of the secondary models that its manifest names are yielded, too.
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
+        before: models on whose objects this one is run.
 
     Raises:
-        BundleError: the model has no manifest. ModelError: it is broken, or the CPU does not run it.
+        BundleError: the model has no manifest, or is run on what it has found itself.
+        ModelError: it is broken, or the CPU does not run it.
     """
     if load_file(name_or_path)[1] is None:
         raise BundleError(
@@ -54,6 +67,13 @@ def gather(name_or_path: str) -> Iterator[tuple[str, bytes]]:
     for path in golden_paths(name_or_path, model.manifest):
         yield f"models/{path.name}", read(path)
     yield f"golden/{stem}.npz", golden.make(model.content, model.manifest)
+    for one in model.manifest.secondary:
+        if one.model in (so_far := (*before, name_or_path)):
+            raise BundleError(
+                f"{name_or_path}: secondary {one.name}: a circle of manifests: {' → '.join(so_far)}"
+            )
+        if not is_packaged(one.model):
+            yield from gather(one.model, so_far)
 
 
 def _manifest(model: Model, name_or_path: str, stem: str) -> bytes:

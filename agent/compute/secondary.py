@@ -1,0 +1,300 @@
+"""Runs secondary models on the objects that a stream's first model finds, and keeps what they tell as attributes.
+
+One picture costs at most `max_objects` runs of each model: what appears comes first, then what waits longest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.infer.session import Opener, SessionOptions
+from agent.compute.manifest import Model
+from agent.compute.states import Floats
+from agent.compute.track.attributes import AttributeVotes, area_of, chosen, crop_of, shorter_side
+from agent.compute.track.tracker import Tracker
+from agent.compute.vision import build_detector
+from agent.config import DecodeConfig, StreamConfig
+from agent.config.secondary import SecondaryConfig
+from agent.types import WHOLE, Attribute, Box, Detection, Event, Frame, Image, Track
+
+REASON = "attribute"
+"""Reason of an update because a secondary model tells something else."""
+_LESS = ("clearer", "still here")
+"""Reasons of updates that tell less than that."""
+
+
+class Gallery(Protocol):
+    """Pictures of known things."""
+
+    @property
+    def state(self) -> object:
+        """Equal as long as the pictures are the same."""
+        ...
+
+    def read(self) -> Iterable[tuple[str, Image]]:
+        """Yield name and picture, H×W×3 uint8 BGR, of each. Raises ModelError."""
+        ...
+
+
+class KnownVectors:
+    """Embeddings of known things, to find the one that another embedding is most like.
+
+    Likeness is the cosine of the angle between two vectors, as face and product embeddings are trained for.
+    """
+
+    def __init__(self, examples: Iterable[tuple[str, Sequence[float]]], threshold: float) -> None:
+        """Keep the vectors, all of one size; what is less like than `threshold`, 0..1, is unknown."""
+        found = [(name, np.asarray(values, np.float32)) for name, values in examples]
+        self._names = [name for name, _ in found]
+        self._vectors = np.stack([_unit(vector) for _, vector in found])
+        self._threshold = threshold
+
+    def name(self, values: Sequence[float]) -> list[Detection]:
+        """Return the name of the likest known thing, with its likeness as score; empty: it is unknown."""
+        likeness = self._vectors @ _unit(np.asarray(values, np.float32))
+        best = int(likeness.argmax())
+        score = float(likeness[best])
+        return [Detection(self._names[best], min(1.0, score))] if score >= self._threshold else []
+
+
+def _unit(vector: Floats) -> Floats:
+    length = float(np.linalg.norm(vector))
+    return vector / np.float32(length) if length else vector
+
+
+class SecondaryModel(Struct, frozen=True):
+    """A secondary model in memory.
+
+    Attributes:
+        config: when it is run, and on what.
+        model: see `Model`.
+        then: models that are run on what it finds.
+        gallery: pictures of known things; None: what the model tells is the answer.
+    """
+
+    config: SecondaryConfig
+    model: Model
+    then: tuple[SecondaryModel, ...] = ()
+    gallery: Gallery | None = None
+
+    def names(self) -> Iterator[str]:
+        """Yield the names of the attributes that it and the models after it give."""
+        yield self.config.name
+        for one in self.then:
+            yield from one.names()
+
+    def galleries(self) -> Iterator[Gallery]:
+        """Yield the galleries of it and of the models after it."""
+        if self.gallery is not None:
+            yield self.gallery
+        for one in self.then:
+            yield from one.galleries()
+
+    def models(self) -> Iterator[tuple[Model, str]]:
+        """Yield it and the models after it, each with the variant that was asked for."""
+        yield self.model, self.config.variant
+        for one in self.then:
+            yield from one.models()
+
+
+Answers = dict[str, list[Detection]]
+"""Detections in one object, strongest first, by the name of the secondary model."""
+
+
+class SecondaryDetector:
+    """Runs one secondary model, and those after it, on parts of frames. For one thread."""
+
+    def __init__(self, secondary: SecondaryModel, opener: Opener, backend: str, threads: int) -> None:
+        """Open the models.
+
+        Raises:
+            ModelError: a model is broken, cannot run here, takes no picture or does not fit its decoder.
+            BackendError: the backend cannot be used.
+        """
+        self.config, model = secondary.config, secondary.model
+        asked = DecodeConfig(score_threshold=self.config.score_threshold, labels=self.config.answers)
+        stream = StreamConfig("", model.path, variant=self.config.variant, decode=asked)
+        with ExitStack() as opened:
+            self._session = opener(model, backend, SessionOptions(threads=threads))
+            opened.callback(self._session.close)
+            self._detector = build_detector(self._session, model, stream)
+            self._known = self._read_gallery(secondary)
+            self._then = [SecondaryDetector(one, opener, backend, threads) for one in secondary.then]
+            opened.pop_all()
+
+    def run(self, frame: Frame, box: Box, into: Answers) -> None:
+        """Add the answers about the part of a frame that a box covers. Raises BackendError if a model fails."""
+        height, width = frame.image.shape[:2]
+        crop = crop_of(box, self.config, width, height)
+        if shorter_side(box, width, height) < self.config.min_pixels:
+            return
+        found = self._detector.run(frame, crop).detections
+        if self._known is not None:
+            found = self._known.name(found[0].values) if found else []
+        into[self.config.name] = found
+        for then in self._then:
+            if found and (not then.config.labels or found[0].label in then.config.labels):
+                then.run(frame, found[0].box or box, into)
+
+    def _read_gallery(self, secondary: SecondaryModel) -> KnownVectors | None:
+        if secondary.gallery is None:
+            return None
+        threshold = self.config.score_threshold
+        if threshold is None:
+            threshold = secondary.model.manifest.output.score_threshold
+        return KnownVectors(((name, self._embed(image)) for name, image in secondary.gallery.read()), threshold)
+
+    def _embed(self, image: Image) -> Sequence[float]:
+        frame = Frame(image, "", 0, 0, datetime.min)
+        return self._detector.run(frame, WHOLE).detections[0].values
+
+    def close(self) -> None:
+        """Release the models."""
+        for one in self._then:
+            one.close()
+        self._session.close()
+
+
+class _Known:
+    """What is known about one object: the votes by name."""
+
+    def __init__(self, configs: Mapping[str, SecondaryConfig]) -> None:
+        self.votes = {name: AttributeVotes(config) for name, config in configs.items()}
+
+    def attributes(self) -> dict[str, Attribute]:
+        return {name: one.attribute for name, one in self.votes.items() if one.attribute is not None}
+
+
+class SecondaryStage:
+    """Keeps the attributes of one stream's tracks. For one thread.
+
+    Attributes:
+        models: with the variants that were asked for.
+    """
+
+    def __init__(self, models: Sequence[SecondaryModel], opener: Opener, backend: str, threads: int) -> None:
+        """Open the models; see `SecondaryDetector` for what is raised."""
+        self.models = tuple(pair for one in models for pair in one.models())
+        self._galleries = tuple(one for model in models for one in model.galleries())
+        self._states = [one.state for one in self._galleries]
+        self._configs = [dict(_configs(one)) for one in models]
+        self._known: dict[str, list[_Known]] = {}
+        self._detectors: list[SecondaryDetector] = []
+        with ExitStack() as opened:
+            for one in models:
+                detector = SecondaryDetector(one, opener, backend, threads)
+                opened.callback(detector.close)
+                self._detectors.append(detector)
+            opened.pop_all()
+
+    def process(self, frame: Frame, tracker: Tracker, events: Sequence[Event]) -> list[Event]:
+        """Run the models on the objects of a frame that was inferred; return its events with attributes.
+
+        What has another value now, and no event in this frame, gets an update.
+
+        Raises:
+            BackendError: a model fails.
+        """
+        tracks = {track.id: track for track in tracker.tracks()}
+        self._known = {name: one for name, one in self._known.items() if name in tracks}
+        seen = [track for track in tracks.values() if track.last_seen == frame.captured_at]
+        changed = set[str]()
+        for number, detector in enumerate(self._detectors):
+            changed |= self._run(number, detector, frame, seen)
+        if not changed and not self._known:
+            return list(events)
+        attributes = {name: _joined(known) for name, known in self._known.items()}
+        tracker.set_attributes(attributes)
+        return list(_with_attributes(events, changed, tracks, attributes))
+
+    def _run(self, number: int, detector: SecondaryDetector, frame: Frame, seen: Sequence[Track]) -> set[str]:
+        """Run one model on the objects that are due; return the ids of those with another value now."""
+        labels, now_ns, changed = detector.config.labels, frame.captured_ns, set[str]()
+        height, width = frame.image.shape[:2]
+        boxes = {
+            track.id: track.box or WHOLE
+            for track in seen
+            if (not labels or track.label in labels)
+            and shorter_side(track.box or WHOLE, width, height) >= detector.config.min_pixels
+        }
+        first = detector.config.name
+        waits = [
+            (self._of(name, number).votes[first].due_in(now_ns, area_of(box)), name)
+            for name, box in boxes.items()
+        ]
+        for name in chosen(waits, detector.config.max_objects):
+            answers: Answers = {}
+            detector.run(frame, boxes[name], answers)
+            votes, area = self._of(name, number).votes, area_of(boxes[name])
+            for one, found in answers.items():
+                if votes[one].add(found, now_ns, area):
+                    changed.add(name)
+        return changed
+
+    def _of(self, track: str, number: int) -> _Known:
+        if track not in self._known:
+            self._known[track] = [_Known(configs) for configs in self._configs]
+        return self._known[track][number]
+
+    def run_once(self, frame: Frame, detections: Iterable[Detection]) -> list[dict[str, Attribute]]:
+        """Return the attributes of detections in one frame, without tracks. Raises BackendError."""
+        found = []
+        for one in detections:
+            answers: Answers = {}
+            for detector in self._detectors:
+                if not detector.config.labels or one.label in detector.config.labels:
+                    detector.run(frame, one.box or WHOLE, answers)
+            told = [_Known({name: config}) for configs in self._configs for name, config in configs.items()]
+            for known in told:
+                for name, votes in known.votes.items():
+                    votes.add(answers.get(name, ()), frame.captured_ns, 1.0)
+            found.append(_joined(told))
+        return found
+
+    @property
+    def galleries_changed(self) -> bool:
+        """True if a gallery has other pictures than when it was read."""
+        return [one.state for one in self._galleries] != self._states
+
+    def close(self) -> None:
+        """Release the models."""
+        for one in self._detectors:
+            one.close()
+
+
+def _configs(secondary: SecondaryModel) -> Iterator[tuple[str, SecondaryConfig]]:
+    yield secondary.config.name, secondary.config
+    for one in secondary.then:
+        yield from _configs(one)
+
+
+def _joined(known: Iterable[_Known]) -> dict[str, Attribute]:
+    return {name: one for part in known for name, one in part.attributes().items()}
+
+
+def _with_attributes(
+    events: Sequence[Event],
+    changed: set[str],
+    tracks: Mapping[str, Track],
+    attributes: Mapping[str, dict[str, Attribute]],
+) -> Iterator[Event]:
+    """Yield events with what is known now, and an update of each other track that has changed."""
+    told = set[str]()
+    for event in events:
+        known = attributes.get(event.track.id)
+        told.add(event.track.id)
+        reason = REASON if event.track.id in changed and event.reason in _LESS else event.reason
+        yield (
+            event
+            if known is None
+            else replace(event, track=replace(event.track, attributes=known), reason=reason)
+        )
+    for name in sorted(changed - told):
+        yield Event("update", replace(tracks[name], attributes=attributes[name]), REASON)

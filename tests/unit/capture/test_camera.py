@@ -1,0 +1,238 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from agent.capture.camera import Cameras
+from agent.capture.streams import FrameStream
+from agent.config import CaptureConfig, StreamConfig
+from agent.config.source_uri import check_not_shared
+from agent.errors import ConfigError
+from agent.types import Frame
+
+_CAMERA = "test:?size=64x48&fps=50"
+
+
+def _stream(name: str, cameras: Cameras, uri: str = _CAMERA, max_fps: float = 0.0) -> FrameStream:
+    return FrameStream(name, uri, CaptureConfig(max_fps=max_fps), on_change=print, cameras=cameras)
+
+
+def _take(stream: FrameStream, within_s: float = 5.0) -> Frame:
+    until = time.monotonic() + within_s
+    while time.monotonic() < until:
+        if (frame := stream.take(0.2)) is not None:
+            return frame
+    raise AssertionError("no frame came")
+
+
+def _readers() -> set[str]:
+    return {one.name for one in threading.enumerate() if one.name.startswith("read-")}
+
+
+def _wait(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+    until = time.monotonic() + within_s
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_two_streams_open_a_camera_once() -> None:
+    cameras, before = Cameras(), _readers()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    one.start()
+    other.start()
+    try:
+        first, second = _take(one), _take(other)
+        assert (first.stream, second.stream) == ("one", "other")
+        assert len(_readers() - before) == 1
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_a_picture_is_in_memory_once_and_is_marked_as_shared() -> None:
+    cameras = Cameras()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    one.start()
+    other.start()
+    try:
+        _take(one), _take(other)
+        pictures: dict[int, Frame] = {}
+        for _ in range(20):
+            for stream in (one, other):
+                frame = _take(stream)
+                if (same := pictures.get(frame.captured_ns)) is not None:
+                    assert same.image is frame.image
+                    assert (same.shared, frame.shared) == (True, True)
+                    return
+                pictures[frame.captured_ns] = frame
+        raise AssertionError("the streams had no picture in common")
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_a_picture_stays_as_it_is_until_all_have_given_it_back() -> None:
+    cameras = Cameras()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    one.start()
+    other.start()
+    try:
+        held = _take(other)
+        before = held.image.copy()
+        for _ in range(30):
+            one.give_back(_take(one))
+        assert (held.image == before).all()
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_memory_is_used_again() -> None:
+    cameras = Cameras()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    one.start()
+    other.start()
+    seen = set()
+    try:
+        for _ in range(40):
+            for stream in (one, other):
+                frame = _take(stream)
+                seen.add(id(frame.image))
+                stream.give_back(frame)
+        assert len(seen) <= 8
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_a_stream_goes_on_when_another_stops() -> None:
+    cameras = Cameras()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    one.start()
+    other.start()
+    _take(one)
+    one.stop()
+    try:
+        newest = _take(other).seq
+        assert _take(other).seq > newest
+    finally:
+        other.stop()
+
+
+def test_the_last_stream_closes_the_camera_and_the_next_opens_it_again() -> None:
+    cameras, before = Cameras(), _readers()
+    for _ in range(3):
+        one, other = _stream("one", cameras), _stream("other", cameras)
+        one.start()
+        other.start()
+        _take(one), _take(other)
+        other.stop()
+        one.stop()
+        _wait(lambda: _readers() <= before)
+
+
+def test_each_stream_has_its_own_rate() -> None:
+    cameras = Cameras()
+    fast, slow = _stream("fast", cameras), _stream("slow", cameras, max_fps=5.0)
+    fast.start()
+    slow.start()
+    try:
+        _take(fast), _take(slow)
+        until = time.monotonic() + 2.0
+        while time.monotonic() < until:
+            fast.take(0.02), slow.take(0.001)
+        assert slow.stats.frames < fast.stats.frames / 3
+        assert slow.stats.frames <= 14
+    finally:
+        fast.stop()
+        slow.stop()
+
+
+def test_a_replay_that_is_over_begins_again_for_the_next_stream() -> None:
+    cameras, uri = Cameras(), "test:?size=64x48&fps=50&frames=4"
+    one = _stream("one", cameras, uri)
+    one.start()
+    while not one.ended:
+        one.take(0.2)
+    other = _stream("other", cameras, uri)
+    other.start()
+    try:
+        assert _take(other).stream == "other"
+    finally:
+        other.stop()
+        one.stop()
+
+
+def test_replays_are_read_by_each_stream_from_the_beginning() -> None:
+    cameras, uri = Cameras(), "test:?size=64x48&fps=50&frames=5&pace=fast"
+    one, other = _stream("one", cameras, uri), _stream("other", cameras, uri)
+    one.start()
+    other.start()
+    try:
+        for stream in (one, other):
+            assert [_take(stream).seq for _ in range(5)] == [0, 1, 2, 3, 4]
+    finally:
+        one.stop()
+        other.stop()
+
+
+def test_stopping_twice_and_before_the_start_does_no_harm() -> None:
+    cameras = Cameras()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    other.stop()
+    one.start()
+    _take(one)
+    one.stop()
+    one.stop()
+    assert one.take(0.0) is None
+
+
+def test_streams_come_and_go_at_random_without_loss() -> None:
+    cameras, failures = Cameras(), []
+
+    def come_and_go(name: str) -> None:
+        try:
+            for _ in range(8):
+                stream = _stream(name, cameras)
+                stream.start()
+                for _ in range(3):
+                    stream.give_back(_take(stream))
+                stream.stop()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=come_and_go, args=(f"s{number}",)) for number in range(4)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert failures == []
+
+
+def _streams(**other: object) -> dict[str, StreamConfig]:
+    capture = {key: value for key, value in other.items() if key != "source"}
+    source = str(other.get("source", "v4l2:/dev/video7"))
+    return {
+        "front": StreamConfig("v4l2:/dev/video7", "nanodet"),
+        "faces": StreamConfig(source, "nanodet", capture=CaptureConfig(**capture)),  # type: ignore[arg-type]
+    }
+
+
+def test_streams_of_one_camera_with_the_same_settings_are_accepted() -> None:
+    check_not_shared("faces", _streams())
+    check_not_shared("faces", _streams(max_fps=2.0))
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [({"stall_s": 3.0}, "capture.stall_s"), ({"source": "v4l2:/dev/video7?fps=5"}, "source")],
+)
+def test_streams_of_one_camera_with_other_settings_are_told_what_differs(
+    other: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_not_shared("faces", _streams(**other))

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from agent.config import InspectionConfig, StreamConfig
+from agent.config.secondary import SecondaryConfig
+from agent.daemon.check import check_stream
+from agent.errors import ConfigError, ModelError, VedetteError
+from agent.models.library import open_model
+from agent.models.secondary import DEEPEST, MOST, attribute_names, open_secondary
+from tests.support.chains import chained_model, tint_model
+
+_NEXT = '[[secondary]]\nname = "{name}"\nmodel = "{model}.toml"\n'
+
+
+def _open(path: Path, *secondary: SecondaryConfig) -> list[str]:
+    config = StreamConfig("test:", str(path), secondary=secondary or None)
+    opened = open_secondary("front", config, open_model(str(path)))
+    return [name for one in opened for name in one.names()]
+
+
+def test_the_manifest_names_the_models_beside_it(tmp_path: Path) -> None:
+    tint_model(tmp_path)
+    assert _open(chained_model(tmp_path)) == ["colour"]
+
+
+def test_a_stream_names_others_or_none(tmp_path: Path) -> None:
+    tint, model = tint_model(tmp_path), chained_model(tmp_path)
+    assert _open(model, SecondaryConfig("coat", str(tint))) == ["coat"]
+    config = StreamConfig("test:", str(model), secondary=())
+    assert open_secondary("front", config, open_model(str(model))) == ()
+
+
+def test_models_follow_one_another(tmp_path: Path) -> None:
+    tint_model(tmp_path, "third")
+    tint_model(tmp_path, "second", _NEXT.format(name="three", model="third"))
+    path = chained_model(tmp_path, _NEXT.format(name="two", model="second"))
+    assert _open(path) == ["two", "three"]
+    manifest = open_model(str(path)).manifest
+    assert list(attribute_names(StreamConfig("test:", str(path)), manifest)) == ["two", "three"]
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_a_circle_of_manifests_is_refused(tmp_path: Path, length: int) -> None:
+    names = [f"model{number}" for number in range(length)]
+    for number, name in enumerate(names):
+        tint_model(tmp_path, name, _NEXT.format(name=f"next{number}", model=names[(number + 1) % length]))
+    path = chained_model(tmp_path, _NEXT.format(name="first", model=names[0]))
+    with pytest.raises(ModelError, match="circle"):
+        _open(path)
+
+
+def test_more_models_in_a_row_than_that_are_refused(tmp_path: Path) -> None:
+    for number in range(DEEPEST + 1):
+        more = _NEXT.format(name=f"n{number + 1}", model=f"model{number + 1}") if number < DEEPEST else ""
+        tint_model(tmp_path, f"model{number}", more)
+    with pytest.raises(ModelError, match=str(DEEPEST)):
+        _open(chained_model(tmp_path, _NEXT.format(name="n0", model="model0")))
+
+
+def test_more_models_than_that_are_refused(tmp_path: Path) -> None:
+    tint = str(tint_model(tmp_path))
+    many = [SecondaryConfig(f"n{number}", tint) for number in range(MOST + 1)]
+    with pytest.raises(ConfigError, match=str(MOST)):
+        _open(chained_model(tmp_path, ""), *many)
+
+
+def test_two_of_one_name_are_refused(tmp_path: Path) -> None:
+    tint = str(tint_model(tmp_path))
+    with pytest.raises(ConfigError, match="'colour'"):
+        _open(chained_model(tmp_path, ""), SecondaryConfig("colour", tint), SecondaryConfig("colour", tint))
+
+
+def test_a_label_that_the_first_model_never_finds_is_refused(tmp_path: Path) -> None:
+    tint = str(tint_model(tmp_path))
+    with pytest.raises(ConfigError, match=r"'car'.*person"):
+        _open(chained_model(tmp_path, ""), SecondaryConfig("colour", tint, labels=("car",)))
+
+
+@pytest.mark.parametrize("model", ["small-speech", "speech-embedding"])
+def test_a_model_of_sound_is_refused(tmp_path: Path, model: str) -> None:
+    with pytest.raises(ModelError, match="takes sound"):
+        _open(chained_model(tmp_path, ""), SecondaryConfig("word", model))
+
+
+def test_a_backbone_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="features"):
+        _open(chained_model(tmp_path, ""), SecondaryConfig("look", "inspection"))
+
+
+def test_an_inspection_has_no_objects_to_look_at(tmp_path: Path) -> None:
+    tint_model(tmp_path)
+    path = chained_model(tmp_path)
+    config = StreamConfig("test:", str(path), inspection=InspectionConfig())
+    with pytest.raises(ConfigError, match=re.escape("secondary = []")):
+        open_secondary("front", config, open_model(str(path)))
+    assert open_secondary("front", replace(config, secondary=()), open_model(str(path))) == ()
+
+
+def test_a_file_in_another_folder_is_refused_with_its_line(tmp_path: Path) -> None:
+    path = chained_model(tmp_path, '[[secondary]]\nname = "colour"\nmodel = "../tint.toml"\n')
+    with pytest.raises(ModelError, match=r"person\.toml:\d+.*own folder"):
+        open_model(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "what"),
+    [('name = "a b"', "name"), ('model = ""', "model"), ("margin = 2.0", "margin"), ("x = 1", "x")],
+)
+def test_wrong_keys_are_told_with_their_line(tmp_path: Path, key: str, what: str) -> None:
+    keys = {"name": 'name = "colour"', "model": 'model = "tint.toml"', what: key}
+    path = chained_model(tmp_path, "[[secondary]]\n" + "\n".join(keys.values()))
+    with pytest.raises(ModelError, match=rf"person\.toml:\d+.*{what}"):
+        open_model(str(path))
+
+
+def _with_gallery(folder: Path, model: Path, gallery: Path) -> None:
+    config = SecondaryConfig("who", str(model), gallery=str(gallery))
+    stream = StreamConfig("test:", str(chained_model(folder, "")), secondary=(config,))
+    check_stream("front", stream)
+
+
+@pytest.mark.parametrize(
+    ("files", "what"),
+    [
+        ({}, "no such folder"),
+        ({"known/notes.txt": b"x"}, "no pictures"),
+        ({"known/1.jpg": b"x"}, "sub-folder"),
+        ({"known/anna/1.jpg": b"not a picture"}, r"anna/1\.jpg: cannot be decoded"),
+        ({"known/anna/1.gif": b"GIF89a"}, "no pictures"),
+    ],
+)
+def test_a_gallery_without_pictures_is_refused(tmp_path: Path, files: dict[str, bytes], what: str) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    vectors = tint_model(tmp_path, "vectors", '[output]\ndecoder = "raw"\n')
+    with pytest.raises(ModelError, match=what):
+        _with_gallery(tmp_path, vectors, tmp_path / "known")
+
+
+def test_a_gallery_of_a_classifier_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="raw"):
+        _with_gallery(tmp_path, tint_model(tmp_path), tmp_path)
+
+
+def test_the_check_of_a_configuration_opens_them(tmp_path: Path) -> None:
+    model = str(chained_model(tmp_path, ""))
+    there = SecondaryConfig("colour", str(tint_model(tmp_path)))
+    check_stream("front", StreamConfig("test:", model, secondary=(there,)))
+    missing = replace(there, model=str(tmp_path / "gone.tflite"))
+    with pytest.raises(VedetteError, match="gone"):
+        check_stream("front", StreamConfig("test:", model, secondary=(missing,)))
