@@ -166,7 +166,8 @@ def test_a_gallery_with_another_picture_is_read_again_with_the_next_reload(tmp_p
     opened = _open(
         chained_model(tmp_path, ""), SecondaryConfig("who", _embedding(tmp_path), gallery=str(gallery))
     )
-    assert (stage := opened.secondary) is not None
+    stage = opened.secondary
+    assert stage is not None
     changed = [stage.galleries_changed]
     cv2.imwrite(str(gallery / "anna" / "2.png"), dressed("blue"))
     changed.append(stage.galleries_changed)
