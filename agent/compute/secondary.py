@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.session import Opener, SessionOptions
+from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.states import Floats
 from agent.compute.track.attributes import AttributeVotes, area_of, chosen, crop_of, shorter_side
@@ -143,6 +143,12 @@ class SecondaryDetector:
             if found and (not then.config.labels or found[0].label in then.config.labels):
                 then.run(frame, found[0].box or box, into)
 
+    def sessions(self) -> Iterator[tuple[str, Session]]:
+        """Yield the name and the session of it and of the models after it."""
+        yield self.config.name, self._session
+        for one in self._then:
+            yield from one.sessions()
+
     def _read_gallery(self, secondary: SecondaryModel) -> KnownVectors | None:
         if secondary.gallery is None:
             return None
@@ -257,6 +263,20 @@ class SecondaryStage:
                     votes.add(answers.get(name, ()), frame.captured_ns, 1.0)
             found.append(_joined(told))
         return found
+
+    @property
+    def degraded(self) -> str:
+        """Why the CPU answers instead of the requested backend; empty: it does not."""
+        found = (f"{name}: {one.degraded}" for name, one in self._sessions() if one.degraded)
+        return next(found, "")
+
+    @property
+    def description(self) -> str:
+        """Names of the attributes and where their models run, for people."""
+        return ", ".join(f"{name} on {one.backend}" for name, one in self._sessions())
+
+    def _sessions(self) -> Iterator[tuple[str, Session]]:
+        return (pair for one in self._detectors for pair in one.sessions())
 
     @property
     def galleries_changed(self) -> bool:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Union
 from agent.apps.inspection import InspectedModel, check_inspection
 from agent.board.gpio import check_installed
 from agent.comms.topics import Topics
-from agent.compute.manifest import Model
+from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
-from agent.errors import ConfigError
+from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.listening import UtterancePerception
-    from agent.compute.secondary import SecondaryModel
+    from agent.compute.secondary import SecondaryModel, SecondaryStage
     from agent.compute.vision import VideoPerception
 
 
@@ -146,6 +146,47 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
+
+
+def _secondary_of(opened: Perception | None) -> SecondaryStage | None:
+    return getattr(opened, "secondary", None)  # sound has none
+
+
+def degraded(opened: Perception) -> str:
+    """Return why the CPU answers instead of a requested backend; empty: it does not."""
+    secondary = _secondary_of(opened)
+    return opened.session.degraded or (secondary.degraded if secondary is not None else "")
+
+
+def models_changed(model: Model, variant: str, opened: Perception | None) -> bool:
+    """Return True if a file or a manifest of a stream's models has changed, or can no longer be used.
+
+    Args:
+        model: its first one.
+        variant: that it was opened with.
+        opened: the stream's perception; None: it does not run, and has no other models.
+    """
+    secondary = _secondary_of(opened)
+    if secondary is not None and secondary.galleries_changed:
+        return True
+    for old, of in ((model, variant), *(secondary.models if secondary is not None else ())):
+        try:
+            now = open_model(old.path, of, 0.0)
+        except VedetteError:
+            return True
+        if (now.sha256, now.manifest) != (old.sha256, old.manifest):
+            return True
+    return False
+
+
+def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
+    """Return source, model and backend of a stream, for people; `detail`: size and rate of the source."""
+    manifest, secondary = opened.model.manifest, _secondary_of(opened)
+    variant = AUTO if manifest.exits(config.variant) else manifest.variant(config.variant).name
+    model = manifest.name if variant == ONLY_VARIANT else f"{manifest.name} {variant}"
+    source = f"{parse(config.source).masked} {detail}".rstrip()
+    then = f", then {secondary.description}" if secondary is not None else ""
+    return f"{source}, {model} on {opened.session.backend}{then}"
 
 
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:

@@ -22,9 +22,8 @@ from agent.comms.messages import ModelId
 from agent.comms.reporter import EventSink, EventTap, Reporter, RetainedSink
 from agent.comms.topics import Topics
 from agent.compute.infer.backends import NotYetError
-from agent.compute.manifest import ONLY_VARIANT, Model
+from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.config.source_uri import parse
 from agent.daemon import perception
 from agent.daemon.perception import Perception, open_perception, prepare_perception
 from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, open_pipeline
@@ -159,20 +158,8 @@ class Stream:
     @property
     def model_changed(self) -> bool:
         """True if the model's file or manifest has changed, or can no longer be used."""
-        if (model := self.model) is None:
-            return False
-        secondary = getattr(self._perception, "secondary", None)
-        if secondary is not None and secondary.galleries_changed:
-            return True
-        opened = [(model, self._variant), *(secondary.models if secondary is not None else ())]
-        try:
-            now = [open_model(one.path, variant, 0.0) for one, variant in opened]
-        except VedetteError:
-            return True
-        return any(
-            (new.sha256, new.manifest) != (old.sha256, old.manifest)
-            for new, (old, _) in zip(now, opened, strict=True)
-        )
+        model = self.model
+        return model is not None and perception.models_changed(model, self._variant, self._perception)
 
     def adjust(self, config: StreamConfig) -> None:
         """Use another configuration that `can_adjust` allows, from the next input on."""
@@ -340,7 +327,7 @@ class Stream:
         """State now and its reason; while the stream runs, those of its source."""
         if self.state == "running" and (source := self._source) is not None:
             capture, opened = source.stats, self._perception
-            if capture.state == "running" and opened is not None and (why := opened.session.degraded):
+            if capture.state == "running" and opened is not None and (why := perception.degraded(opened)):
                 return "degraded", why
             inspection = self._inspection
             if capture.state == "running" and inspection is not None and (why := inspection.store.trouble):
@@ -557,7 +544,7 @@ class Stream:
             opened.configure(self._adjustments.popleft())
         if not self._is_announced and (capture := source.stats).state in ("running", "ended"):
             self._is_announced = True
-            log.info("stream %s: %s", self.name, _describe(self.config, opened, capture.detail))
+            log.info("stream %s: %s", self.name, perception.describe(self.config, opened, capture.detail))
 
     def _close_pipeline(self, source: Input) -> None:
         source.stop()
@@ -575,14 +562,6 @@ class Stream:
             self._abandoned_s = None
             stuck_s = time.monotonic() - abandoned_s
             log.info("stream %s: the call that was stuck returned %.0f s later", self.name, stuck_s)
-
-
-def _describe(config: StreamConfig, opened: Perception, detail: str) -> str:
-    manifest = opened.model.manifest
-    variant = "auto" if manifest.exits(config.variant) else manifest.variant(config.variant).name
-    model = manifest.name if variant == ONLY_VARIANT else f"{manifest.name} {variant}"
-    source = f"{parse(config.source).masked} {detail}".rstrip()
-    return f"{source}, {model} on {opened.session.backend}"
 
 
 def _log_change(name: str, state: str, reason: str) -> None:
