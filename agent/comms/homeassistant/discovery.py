@@ -112,7 +112,7 @@ def _attribute_entities(topics: Topics, source: StreamEntitySource) -> Iterator[
         told = f"value_json.get('track', {{}}).get('attributes', {{}}).get('{attribute}')"
         value = f"{{{{ {told}.value[:{_LONGEST}] if {told} else this.state }}}}"
         name = display_name(source.name, attribute)
-        yield source.id("attribute", slug(attribute)), _entity("sensor", name, value_template=value, **topic)
+        yield source.id("attribute", attribute), _entity("sensor", name, value_template=value, **topic)
 
 
 def _inspection_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:

@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agent.compute.drawing import annotate, jpeg
 from agent.errors import BackendError
-from agent.types import Box, ChannelOrder, Image, Keypoint, Point, Track
+from agent.types import Attribute, Box, ChannelOrder, Image, Keypoint, Point, Track
 
 pytestmark = pytest.mark.numerics
 
@@ -84,6 +85,19 @@ def test_verdicts_are_listed_under_the_title() -> None:
     title = changed(frame, annotate(frame, [], order="bgr", title="front"))
     listed = changed(frame, annotate(frame, [track("good", None)], order="bgr", title="front"))
     assert max(row for row, _ in listed) > max(row for row, _ in title)
+
+
+def test_attributes_are_drawn_with_their_track() -> None:
+    plain, seen = (
+        track(),
+        Attribute("AB12", 0.9, box=(0.3, 0.6, 0.5, 0.7), keypoints=(Keypoint("a", 0.4, 0.8, 1.0),)),
+    )
+    before = annotate(grey(), [plain], order="bgr")
+    after = annotate(grey(), [replace(plain, attributes={"plate": seen})], order="bgr")
+    marks = changed(before, after)
+    assert (round(0.6 * 479), round(0.3 * 639)) in marks
+    assert (round(0.8 * 479), round(0.4 * 639)) in marks
+    assert any(row < round(BOX[1] * 479) for row, _ in marks), "the caption above the box is longer"
 
 
 def test_sure_keypoints_are_drawn_and_joined_and_guesses_are_not() -> None:

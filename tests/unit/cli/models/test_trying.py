@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from tests.support import picture_models
+from tests.support.chains import chained_model, dressed, tint_model
 from tests.support.running import ROOT
 from tests.support.sound import RATE, quiet, tone_model, word
 
@@ -62,6 +63,16 @@ def test_the_bundled_detector_finds_the_people_in_its_picture(tmp_path: Path) ->
     assert plain is not None
     assert drawn.shape == plain.shape
     assert 0.0005 < float(np.mean(np.abs(drawn.astype(int) - plain).max(2) > 60)) < 0.2
+
+
+def test_a_chain_tells_the_attributes_of_each_object(tmp_path: Path) -> None:
+    tint_model(tmp_path)
+    model = chained_model(tmp_path)
+    cv2.imwrite(str(tmp_path / "blue.png"), dressed("blue"))
+    assert answered(model, tmp_path / "blue.png")["attributes"][0]["colour"]["value"] == "blue"
+    done = run(model, tmp_path / "blue.png", "--picture", tmp_path / "drawn.jpg")
+    assert "colour: blue" in done.stdout
+    assert (tmp_path / "drawn.jpg").exists()
 
 
 def test_without_a_result_the_strongest_is_told(colours: Path) -> None:

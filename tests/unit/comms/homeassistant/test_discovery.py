@@ -263,7 +263,9 @@ def _subjects(draw: st.DrawFn) -> StreamEntitySource:
     some = st.lists(st.sampled_from(pairs), unique=True) if pairs else st.just([])
     kind = draw(st.one_of(st.none(), st.sampled_from(get_args(Kind))))
     variants = tuple(draw(st.lists(_name, unique=True, max_size=3)))
-    return StreamEntitySource(draw(_name), kind, labels, tuple(draw(some)), tuple(draw(some)), zones, variants)
+    told = tuple(draw(st.lists(_name, unique=True, max_size=2)))
+    given = labels, tuple(draw(some)), tuple(draw(some)), zones, variants
+    return StreamEntitySource(draw(_name), kind, *given, attributes=told)
 
 
 @given(
@@ -297,7 +299,7 @@ def _expected(subject: StreamEntitySource) -> int:
     heard = subject.kind == "words" and bool(subject.labels)
     zones = len(subject.zones) if things else 0
     # Of numbers there is a button for a snapshot in place of a threshold.
-    return labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
+    return len(subject.attributes) + labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
 
 
 @given(_subjects())
@@ -327,6 +329,16 @@ def test_an_inspection_has_counters_and_a_verdict_in_place_of_labels() -> None:
     assert made["front.parts.ng"]["state_topic"] == "vedette/porch/front/inspection"
     assert made["front.inspect"]["command_topic"] == "vedette/porch/front/set/inspect"
     assert "front.inspect" not in told(device(replace(line, announced=False)))
+
+
+def test_an_attribute_is_a_sensor_of_the_newest_event_that_has_it() -> None:
+    made = told(device(replace(FRONT, attributes=("plate",))))
+    sensor = made["front.attribute.plate"]
+    assert sensor["state_topic"] == "vedette/porch/front/events"
+    assert "'plate'" in sensor["value_template"]
+    assert "this.state" in sensor["value_template"]
+    silent = told(device(replace(FRONT, attributes=("plate",), events=False)))
+    assert "front.attribute.plate" not in silent
 
 
 def test_a_measurement_is_a_sensor_with_its_unit() -> None:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from agent.compute.manifest import GoldenManifest, Manifest, Variant
-from agent.errors import GoldenError
+from agent.config import StreamConfig
+from agent.errors import BundleError, GoldenError
 from agent.models.library import open_whole_model
+from agent.models.secondary import open_secondary
 from agent.types import Array
 from agent.update.bundle.build import gather
 from agent.update.bundle.golden import compare, make
+from tests.support.chains import chained_model, tint_model
 from tests.support.running import ROOT
 from tests.support.tflite_builder import fully_connected_model
 from tests.support.tiny_bundles import MODEL, model_files
@@ -33,6 +37,29 @@ def content() -> bytes:
 @pytest.fixture(scope="module")
 def manifest() -> Manifest:
     return open_whole_model(MODEL).manifest
+
+
+def test_the_models_that_a_manifest_names_are_gathered_with_it(tmp_path: Path) -> None:
+    tint_model(tmp_path, "third")
+    tint_model(tmp_path, "second", '[[secondary]]\nname = "then"\nmodel = "third.toml"\n')
+    path = chained_model(tmp_path, '[[secondary]]\nname = "two"\nmodel = "second.toml"\n')
+    files = dict(gather(str(path)))
+    assert {f"models/{name}.tflite" for name in ("person", "second", "third")} <= files.keys()
+    assert b'model = "second.toml"' in files["models/person.toml"]
+    board = tmp_path / "board"
+    (board / "models").mkdir(parents=True)
+    for name, body in files.items():
+        if name.startswith("models/"):
+            (board / name).write_bytes(body)
+    config = StreamConfig("test:", str(board / "models" / "person.toml"))
+    opened = open_secondary("front", config, open_whole_model(config.model))
+    assert [name for one in opened for name in one.names()] == ["two", "then"]
+
+
+def test_a_circle_of_manifests_is_not_gathered(tmp_path: Path) -> None:
+    tint_model(tmp_path, "tint", '[[secondary]]\nname = "again"\nmodel = "tint.toml"\n')
+    with pytest.raises(BundleError, match="circle"):
+        dict(gather(str(chained_model(tmp_path))))
 
 
 def arrays() -> dict[str, Array]:
