@@ -20,7 +20,7 @@ from datetime import datetime, timedelta
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.config import InspectionConfig
+from agent.config.inspection import InspectionConfig
 from agent.errors import ConfigError
 from agent.text import plural
 from agent.types import WHOLE, Box, Detection, PartVerdict, Verdict

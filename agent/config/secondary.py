@@ -10,8 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-_NAME = {"use": "use letters, digits, - and _, up to 63 characters; begin with a letter or digit"}
-_Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$", extra=_NAME)]
+from agent.config.values import Name, Unit
 
 
 class SecondaryConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,16 +37,16 @@ class SecondaryConfig(Struct, frozen=True, forbid_unknown_fields=True):
         max_objects: most objects of one picture on which it is run; the others wait for the next one.
     """
 
-    name: _Name
+    name: Name
     model: Annotated[str, Meta(min_length=1)]
     variant: str = ""
     labels: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
     gallery: str = ""
-    margin: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.1
+    margin: Unit = 0.1
     square: bool = False
     min_pixels: Annotated[int, Meta(ge=1, le=10_000)] = 16
-    score_threshold: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
+    score_threshold: Unit | None = None
     every_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 1.0
     settled_every_s: Annotated[float, Meta(ge=0.0, le=3600.0)] = 10.0
     max_objects: Annotated[int, Meta(ge=1, le=100)] = 4

@@ -35,7 +35,8 @@ from agent.apps.inspection import (
 )
 from agent.comms.messages import InspectionMessage
 from agent.comms.reporter import Reporter
-from agent.config import InspectionConfig, PublishConfig
+from agent.config import PublishConfig
+from agent.config.inspection import InspectionConfig
 from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline, StreamMetrics
 from agent.daemon.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
 from agent.errors import CommandError, StorageError

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple, Protocol
 
 from agent.apps.inspection import ClosedPart
-from agent.config import InspectionConfig
+from agent.config.inspection import InspectionConfig
 from agent.text import plural
 
 log = logging.getLogger(__name__)

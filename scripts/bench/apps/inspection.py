@@ -45,7 +45,8 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.vision import VideoPerception
-from agent.config import InspectionConfig, PublishConfig, StreamConfig
+from agent.config import PublishConfig, StreamConfig
+from agent.config.inspection import InspectionConfig
 from agent.daemon.inspection import Inspection, InspectionPipeline
 from agent.models.files import load_file
 from agent.models.library import open_model, open_whole_model

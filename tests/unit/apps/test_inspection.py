@@ -25,7 +25,7 @@ from agent.apps.inspection import (
     shift_of,
     touches_edge,
 )
-from agent.config import InspectionConfig
+from agent.config.inspection import InspectionConfig
 from agent.errors import ConfigError
 from agent.types import Detection, PartVerdict
 

@@ -19,12 +19,12 @@ from agent.compute.track.fusion_rule import Judgement
 from agent.config import (
     Config,
     FusionConfig,
-    InspectionConfig,
     MqttConfig,
     StorageConfig,
     StreamConfig,
     TextConfig,
 )
+from agent.config.inspection import InspectionConfig
 from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, plan_fusion
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError

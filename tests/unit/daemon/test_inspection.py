@@ -20,7 +20,8 @@ from agent.comms.messages import InspectionMessage, ModelId, VerdictMessage
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
-from agent.config import Config, DecodeConfig, InspectionConfig, PublishConfig, StreamConfig
+from agent.config import Config, DecodeConfig, PublishConfig, StreamConfig
+from agent.config.inspection import InspectionConfig
 from agent.daemon import inspection as module
 from agent.daemon.check import device_problems
 from agent.daemon.inspection import CounterFile, Inspection, InspectionPipeline

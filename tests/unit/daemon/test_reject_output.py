@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.apps.inspection import ClosedPart
-from agent.config import InspectionConfig
+from agent.config.inspection import InspectionConfig
 from agent.daemon.reject_output import RejectOutput, Trigger
 from agent.types import PartVerdict
 from tests.support.publishing import wait_for

@@ -24,7 +24,6 @@ from agent.config import (
     ClipsConfig,
     DecodeConfig,
     GateConfig,
-    InspectionConfig,
     PublishConfig,
     SelectionConfig,
     StorageConfig,
@@ -32,6 +31,7 @@ from agent.config import (
     TrackConfig,
     ZoneConfig,
 )
+from agent.config.inspection import InspectionConfig
 from agent.daemon import perception
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of

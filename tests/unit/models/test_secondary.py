@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.config import InspectionConfig, StreamConfig
+from agent.config import StreamConfig
+from agent.config.inspection import InspectionConfig
 from agent.config.secondary import SecondaryConfig
 from agent.daemon.check import check_stream
 from agent.errors import ConfigError, ModelError, VedetteError
