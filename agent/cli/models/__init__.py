@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
+from agent.cli.models.evaluating import evaluate
 from agent.cli.models.predicting import complete_board
 from agent.cli.models.recommending import complete_task, memory_size
 from agent.cli.optimise import complete_model
@@ -56,12 +56,6 @@ def _complete_task(_context: click.Context, _option: click.Parameter, incomplete
     return [task for task in known_tasks() if task.startswith(incomplete)]
 
 
-def _complete_evaluated(context: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return models, and what stands in place of one for clips."""
-    published = [CompletionItem("det.txt")] if "det.txt".startswith(incomplete) else []
-    return [*published, *complete_model(context, option, incomplete)]
-
-
 def _sha256(_context: click.Context, option: click.Parameter, text: str | None) -> str | None:
     if text is not None and not re.fullmatch("[0-9A-Fa-f]{64}", text):
         raise click.BadParameter(f"{text!r}: expected 64 hexadecimal digits", param=option)
@@ -75,6 +69,9 @@ def _complete_decoder(_context: click.Context, _option: click.Parameter, incompl
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+models.add_command(evaluate)
 
 
 @models.command("list")
@@ -260,66 +257,6 @@ def try_(model: str, source: str, **options: Any) -> None:
     from agent.cli.models.trying import TryOptions, try_model
 
     try_model(model, source, TryOptions(**options))
-
-
-@models.command()
-@click.argument("model", shell_complete=_complete_evaluated)
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
-@click.option(
-    "--target-recall", type=NumberRange(0.0, 1.0, min_open=True), help="Share of it that has to be found, 0..1."
-)
-@click.option(
-    "--background",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FOLDER",
-    help="Sound in which no word is said, for false alarms; may be repeated.",
-)
-@click.option(
-    "--target-false-alarms",
-    type=NumberRange(0.0, 1e6),
-    metavar="RATE",
-    help="Choose the threshold of words with at most so many false alarms an hour.",
-)
-@click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
-@click.option("--variant", default="", help="Size or exit of the model; else its first.")
-@click.option("--limit", type=click.IntRange(8), help="Use so many examples, chosen by a fixed rule.")
-@click.option(
-    "--every", type=click.IntRange(1), default=1, metavar="N", help="Of clips, take each Nth picture alone."
-)
-@click.option(
-    "--slices",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="CSV `file,attribute,value`, or JSON: tell the figures of each value, too.",
-)
-@picture_option("the confusions")
-@click.option(
-    "--curve", type=click.Path(path_type=Path), help="Draw missed words against false alarms into this PNG."
-)
-@click.option("--report", type=click.Path(path_type=Path), help="Write this HTML, with the worst errors.")
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Keep what each file gave here, and go on from it; with --report, beside that.",
-)
-@click.option("--fresh", is_flag=True, help="Forget what an earlier run has kept.")
-@click.option("--force", is_flag=True, help="Replace files.")
-@_JSON
-def evaluate(model: str, data: Path, **options: Any) -> None:
-    """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
-
-    DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
-    guide optimise`. For a model of words it is a folder of recordings for each word. Clips of MOTChallenge, or a
-    video with the lines of a gt.txt beside it, tell how objects are tracked; MODEL may be det.txt, their
-    published detections. Exits with 1 if no threshold reaches a target.
-    """
-    from agent.cli.models.evaluate import evaluate_and_print
-    from agent.cli.models.evaluate_options import EvaluateOptions
-
-    sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))
 
 
 @models.command()

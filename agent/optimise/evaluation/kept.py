@@ -25,6 +25,7 @@ from agent.structs import from_json
 T = TypeVar("T")
 _VERSION = "1"
 """Of the results: raised when the same input gives another one."""
+_BEGINNING = b'{"key"'
 _EVERY_S = 1.0
 """Results of so long are written together: to sync each would take longer than a small model."""
 
@@ -132,6 +133,6 @@ def _read(path: Path) -> dict[str, msgspec.Raw]:
         except msgspec.MsgspecError:
             continue  # cut off
         found[one.key] = one.result
-    if lines and not found and len(lines) > 1:
+    if lines and not any(line.startswith(_BEGINNING) for line in lines):
         raise ModelError(f"{path}: is no file of results: name another by --results")
     return found

@@ -17,7 +17,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.optimise.evaluate import wilson
-from agent.optimise.evaluation.sound_data import Utterance
+from agent.optimise.evaluation.sound_data import SpokenWord
 
 AFTER_S = 1.0
 """How long after a word its event may come, s: the window must hold it, and means lag."""
@@ -108,7 +108,7 @@ class JudgedSound(NamedTuple):
     false: tuple[HeardWord, ...]
 
 
-def judge(said: Sequence[Utterance], events: Iterable[HeardWord]) -> JudgedSound:
+def judge(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> JudgedSound:
     """Compare events with the words that are said: each hears one word at most, the first that it can.
 
     Args:
@@ -142,7 +142,7 @@ class CurvePoint(Struct, frozen=True, omit_defaults=True):
     alarms: dict[str, int] = {}
 
 
-def curve_point(said: Sequence[Utterance], events: Iterable[HeardWord]) -> CurvePoint:
+def curve_point(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> CurvePoint:
     """Return what events give in a recording."""
     found = judge(said, events)
     heard = Counter(one.label for one, is_heard in zip(said, found.heard, strict=True) if is_heard)

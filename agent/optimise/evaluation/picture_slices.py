@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.evaluation.operating import assigned
-from agent.optimise.evaluation.slices import Outcome, brightness_of, folder_of, size_of
+from agent.optimise.evaluation.slices import SlicedExample, brightness_of, folder_of, size_of
 from agent.types import Detection
 
 
@@ -37,7 +37,7 @@ def _measured(examples: Examples, index: int) -> _Measured | None:
     return _Measured(attributes, picture.shape[1], picture.shape[0])
 
 
-def class_outcomes(examples: Examples, right: NDArray[np.bool_]) -> Iterator[Outcome]:
+def class_outcomes(examples: Examples, right: NDArray[np.bool_]) -> Iterator[SlicedExample]:
     """Yield what each example adds to a slice.
 
     Args:
@@ -47,12 +47,12 @@ def class_outcomes(examples: Examples, right: NDArray[np.bool_]) -> Iterator[Out
     for index in range(len(examples)):
         measured = _measured(examples, index)
         attributes = {} if measured is None else measured.attributes
-        yield Outcome(examples.name(index), attributes, int(right[index]), 1)
+        yield SlicedExample(examples.name(index), attributes, int(right[index]), 1)
 
 
 def box_outcomes(
     examples: Examples, found: Sequence[Sequence[Detection]], names: Sequence[str], threshold: float
-) -> Iterator[Outcome]:
+) -> Iterator[SlicedExample]:
     """Yield how many objects of each size are found in each picture.
 
     Args:
@@ -73,7 +73,7 @@ def box_outcomes(
         for size in dict.fromkeys(sizes.tolist()):
             own = sizes == size
             attributes: Mapping[str, str] = {**measured.attributes, "object size": size}
-            yield Outcome(examples.name(index), attributes, int(hits[own].sum()), int(own.sum()))
+            yield SlicedExample(examples.name(index), attributes, int(hits[own].sum()), int(own.sum()))
 
 
 def _found_objects(

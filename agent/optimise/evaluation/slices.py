@@ -35,7 +35,7 @@ _NOISY, _CLEAR = 10.0, 25.0
 """Signal-to-noise ratios, dB."""
 
 
-class Outcome(NamedTuple):
+class SlicedExample(NamedTuple):
     """What an example adds to a slice.
 
     Attributes:
@@ -71,7 +71,7 @@ class SliceResult(Struct, frozen=True):
     worst: bool = False
 
 
-def slice_results(outcomes: Iterable[Outcome], given: Attributes) -> tuple[SliceResult, ...]:
+def slice_results(outcomes: Iterable[SlicedExample], given: Attributes) -> tuple[SliceResult, ...]:
     """Return the slices of an evaluation, by attribute and value.
 
     Args:

@@ -34,7 +34,7 @@ from agent.optimise.evaluation.listening import HeardRecording, Listener, open_l
 from agent.optimise.evaluation.model import ModelComparison
 from agent.optimise.evaluation.slices import (
     Attributes,
-    Outcome,
+    SlicedExample,
     SliceResult,
     clarity_of,
     folder_of,
@@ -396,13 +396,13 @@ def _sources(examples: SoundExamples, heard: _Heard) -> Iterator[AlarmSource]:
         yield AlarmSource(folder, alarms[folder], hours, alarms[folder] / hours, (low / hours, high / hours))
 
 
-def _outcomes(examples: SoundExamples, heard: _Heard) -> Iterator[Outcome]:
+def _outcomes(examples: SoundExamples, heard: _Heard) -> Iterator[SlicedExample]:
     for one, result, judged in zip(examples.recordings, heard.results, heard.judged, strict=True):
         if not one.said:
             continue
         measured = {"loudness": loudness_of(result.level_db), "signal to noise": clarity_of(result.snr_db)}
         folder = folder_of(one.name)
-        yield Outcome(
+        yield SlicedExample(
             one.name, {**measured, **({"folder": folder} if folder else {})}, sum(judged.heard), len(one.said)
         )
 

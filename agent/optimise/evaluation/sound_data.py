@@ -31,7 +31,7 @@ _SLACK_S = 0.1
 """How far a label may end behind the sound: editors round."""
 
 
-class Utterance(Struct, frozen=True):
+class SpokenWord(Struct, frozen=True):
     """A word that is said in a recording.
 
     Attributes:
@@ -61,7 +61,7 @@ class Recording(Struct, frozen=True):
     path: Path
     folder: str
     seconds: float
-    said: tuple[Utterance, ...] = ()
+    said: tuple[SpokenWord, ...] = ()
     counts_time: bool = True
 
 
@@ -147,7 +147,7 @@ def _labelled(path: Path, words: Sequence[str], ignored: Sequence[str]) -> Itera
             yield _other(file, name, folder)
         else:
             seconds = _length(file)
-            yield Recording(name, file, folder, seconds, (Utterance(label, 0.0, seconds),), counts_time=False)
+            yield Recording(name, file, folder, seconds, (SpokenWord(label, 0.0, seconds),), counts_time=False)
 
 
 def _refuse_folder(path: Path, file: Path, folder: str, words: Sequence[str]) -> None:
@@ -184,7 +184,7 @@ def _tracked(
     return Recording(name, file, folder or ".", seconds, tuple(sorted(said, key=lambda one: one.start_s)))
 
 
-def _utterance(line: str, where: str, known: dict[str, str]) -> Utterance:
+def _utterance(line: str, where: str, known: dict[str, str]) -> SpokenWord:
     fields = line.split(None, 2)
     try:
         start, end = map(float, fields[:2])
@@ -194,7 +194,7 @@ def _utterance(line: str, where: str, known: dict[str, str]) -> Utterance:
     if label is None:
         said = plain(fields[2]) if len(fields) == 3 else ""
         raise ModelError(f"{where}: the model does not know the word {said!r}, but {', '.join(known)}")
-    return Utterance(label, start, end)
+    return SpokenWord(label, start, end)
 
 
 def _text(track: Path) -> str:

@@ -30,7 +30,7 @@ from agent.optimise.evaluate import open_content
 from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
 from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
 from agent.optimise.evaluation.operating import overlaps
-from agent.optimise.evaluation.slices import Attributes, Outcome, SliceResult, size_of, slice_results
+from agent.optimise.evaluation.slices import Attributes, SlicedExample, SliceResult, size_of, slice_results
 from agent.text import plural
 from agent.types import Detection
 
@@ -356,7 +356,7 @@ def _outcomes(
     sequences: Sequence[MotSequence],
     tracked: Mapping[str, Sequence[TrackedFrame]],
     matches: Mapping[str, _Matches],
-) -> Iterator[Outcome]:
+) -> Iterator[SlicedExample]:
     for sequence in sequences:
         sums: dict[str, list[int]] = {}
         for one in tracked[sequence.name]:
@@ -366,7 +366,7 @@ def _outcomes(
                 counted[0] += (one.frame, ident) in matches[sequence.name].matched
                 counted[1] += 1
         for size, (right, total) in sums.items():
-            yield Outcome(sequence.name, {"object size": size, "sequence": sequence.name}, right, total)
+            yield SlicedExample(sequence.name, {"object size": size, "sequence": sequence.name}, right, total)
 
 
 def _worst(

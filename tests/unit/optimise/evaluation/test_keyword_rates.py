@@ -26,7 +26,7 @@ from agent.optimise.evaluation.keyword_rates import (
     threshold_for_alarms,
 )
 from agent.optimise.evaluation.listening import AnswerRecorder
-from agent.optimise.evaluation.sound_data import Utterance
+from agent.optimise.evaluation.sound_data import SpokenWord
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 LABELS = ("yes", "no", "unknown")
@@ -80,7 +80,7 @@ def test_replayed_events_are_those_of_the_daemon(
 
 
 def test_an_event_hears_the_word_in_whose_time_it_comes() -> None:
-    said = (Utterance("yes", 1.0, 1.5), Utterance("no", 5.0, 5.5))
+    said = (SpokenWord("yes", 1.0, 1.5), SpokenWord("no", 5.0, 5.5))
     found = judge(said, [heard("yes", 1.2), heard("no", 5.5 + AFTER_S)])
     assert found.heard == (True, True)
     assert found.told == ("yes", "no")
@@ -88,7 +88,7 @@ def test_an_event_hears_the_word_in_whose_time_it_comes() -> None:
 
 
 def test_an_event_out_of_time_or_of_another_word_is_a_false_alarm() -> None:
-    said = (Utterance("yes", 1.0, 1.5),)
+    said = (SpokenWord("yes", 1.0, 1.5),)
     found = judge(said, [heard("yes", 0.9), heard("no", 1.2), heard("yes", 2.6)])
     assert found.heard == (False,)
     assert found.told == ("no",)
@@ -96,19 +96,19 @@ def test_an_event_out_of_time_or_of_another_word_is_a_false_alarm() -> None:
 
 
 def test_a_word_that_is_told_twice_is_heard_once_and_gives_no_false_alarm() -> None:
-    said = (Utterance("yes", 1.0, 1.5),)
+    said = (SpokenWord("yes", 1.0, 1.5),)
     found = judge(said, [heard("yes", 1.2), heard("yes", 2.2)])
     assert (found.heard, found.false) == ((True,), ())
 
 
 def test_two_words_of_one_time_need_two_events() -> None:
-    said = (Utterance("yes", 1.0, 1.4), Utterance("yes", 1.5, 1.9))
+    said = (SpokenWord("yes", 1.0, 1.4), SpokenWord("yes", 1.5, 1.9))
     assert judge(said, [heard("yes", 1.6)]).heard == (True, False)
     assert judge(said, [heard("yes", 1.4), heard("yes", 1.9)]).heard == (True, True)
 
 
 def test_a_curve_counts_by_word() -> None:
-    said = (Utterance("yes", 1.0, 1.5), Utterance("no", 3.0, 3.5))
+    said = (SpokenWord("yes", 1.0, 1.5), SpokenWord("no", 3.0, 3.5))
     found = curve_point(said, [heard("yes", 1.2), heard("no", 9.0), heard("no", 9.9)])
     assert (found.heard, found.alarms) == ({"yes": 1}, {"no": 2})
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from agent.errors import ModelError
 from agent.optimise.evaluation.slices import (
-    Outcome,
+    SlicedExample,
     brightness_of,
     clarity_of,
     folder_of,
@@ -21,8 +21,8 @@ from agent.optimise.evaluation.slices import (
 NAMES = ("red/a.png", "red/b.png", "blue/a.png")
 
 
-def outcomes(**values: tuple[int, int]) -> list[Outcome]:
-    return [Outcome(name, {"light": name}, right, total) for name, (right, total) in values.items()]
+def outcomes(**values: tuple[int, int]) -> list[SlicedExample]:
+    return [SlicedExample(name, {"light": name}, right, total) for name, (right, total) in values.items()]
 
 
 def test_the_lowest_figure_of_enough_examples_is_the_worst() -> None:
@@ -47,7 +47,7 @@ def test_an_attribute_of_one_value_or_of_very_many_is_left_out() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 5), st.integers(0, 5)), max_size=30))
 def test_slices_of_an_attribute_add_up_to_all_examples(rows: list[tuple[str, int, int]]) -> None:
-    given_rows = [Outcome("x", {"by": value}, min(right, total), total) for value, right, total in rows]
+    given_rows = [SlicedExample("x", {"by": value}, min(right, total), total) for value, right, total in rows]
     found = slice_results(given_rows, {})
     if found:
         assert sum(one.count for one in found) == sum(one.total for one in given_rows)

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from agent.errors import ModelError, SourceError
-from agent.optimise.evaluation.sound_data import Utterance, read_blocks, read_sounds
+from agent.optimise.evaluation.sound_data import SpokenWord, read_blocks, read_sounds
 from tests.support.sound import RATE, quiet, word
 
 WORDS, IGNORED = ("low", "high"), ("silence",)
@@ -56,7 +56,7 @@ def test_a_label_track_tells_the_words_of_a_long_recording(words: Path) -> None:
     (words / "talk.txt").write_text("5.0\t5.6\thigh\n\\\t100\t200\n1.0\t1.6\tlow\n\n7\t8\tsilence\n")
     found = read_sounds(words, (), WORDS, IGNORED)
     talk = found.recordings[-1]
-    assert talk.said == (Utterance("low", 1.0, 1.6), Utterance("high", 5.0, 5.6))
+    assert talk.said == (SpokenWord("low", 1.0, 1.6), SpokenWord("high", 5.0, 5.6))
     assert found.hours == pytest.approx(9 / 3600)
 
 
