@@ -6,6 +6,7 @@ and models with a state are as they are in a stream, and after it, since a word'
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
@@ -70,9 +71,8 @@ class AnswerRecorder(KeywordSpotter):
 
     def __init__(self, decoder: Keyword, stream: str) -> None:
         super().__init__(decoder, stream, run="0")
-        self._means: list[Floats] = []
-        self._full: list[bool] = []
-        self._times: list[int] = []
+        # An hour has a hundred thousand answers: objects for each would need ten times their size.
+        self._means, self._full, self._times = array("f"), bytearray(), array("q")
 
     def update(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
         events = super().update(probabilities, at_ns, at, span_s)
@@ -81,7 +81,7 @@ class AnswerRecorder(KeywordSpotter):
         mean = (
             np.add.reduce(self._newest) * self._share if is_full else self._newest[: self._answers].mean(axis=0)
         )
-        self._means.append(mean)
+        self._means.frombytes(np.asarray(mean, np.float32).tobytes())
         self._full.append(is_full)
         self._times.append(at_ns)
         return events
@@ -89,9 +89,8 @@ class AnswerRecorder(KeywordSpotter):
     @property
     def answers(self) -> SpotterAnswers:
         """All that was compared so far."""
-        shape = (len(self._means), len(self.decoder.labels))
-        means = np.array(self._means, np.float32).reshape(shape)
-        return SpotterAnswers(means, np.array(self._full, bool), np.array(self._times, np.int64))
+        means = np.array(self._means, np.float32).reshape(len(self._full), len(self.decoder.labels))
+        return SpotterAnswers(means, np.frombuffer(self._full, bool), np.array(self._times, np.int64))
 
 
 class Listener:

@@ -247,7 +247,7 @@ def _detected(
 ) -> Iterator[tuple[MotSequence, Detections]]:
     if model is None:
         for sequence in sequences:
-            yield sequence, _published(sequence, request.every)
+            yield sequence, published(sequence, request.every)
         return
     with open_content(model.content, model.manifest, request.variant) as session:
         preparation = ImageInput(session.inputs[0], model.manifest.input)
@@ -271,7 +271,8 @@ def _detected(
             yield sequence, answers(sequence)
 
 
-def _published(sequence: MotSequence, every: int) -> Detections:
+def published(sequence: MotSequence, every: int) -> Detections:
+    """Yield the published detections of each so manieth frame. Raises ModelError if there are none."""
     rows = read_published(sequence)
     for frame in range(1, sequence.frames + 1, every):
         part = rows.at(frame)
