@@ -391,7 +391,7 @@ def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
         if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
             positives.append(_box_positive(request, matched, name, point))
     wrong = box_errors(examples, found, names, threshold)
-    slices = slice_results(box_outcomes(examples, found, names, threshold), request.slices)
+    slices = slice_results(box_outcomes(examples, found, names, threshold, chosen), request.slices)
     more = {
         "classes": tuple(rows),
         "confusion": (),

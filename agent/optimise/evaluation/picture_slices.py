@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import cv2
@@ -51,7 +51,11 @@ def class_outcomes(examples: Examples, right: NDArray[np.bool_]) -> Iterator[Sli
 
 
 def box_outcomes(
-    examples: Examples, found: Sequence[Sequence[Detection]], names: Sequence[str], threshold: float
+    examples: Examples,
+    found: Sequence[Sequence[Detection]],
+    names: Sequence[str],
+    threshold: float,
+    chosen: Collection[int] = (),
 ) -> Iterator[SlicedExample]:
     """Yield how many objects of each size are found in each picture.
 
@@ -60,6 +64,7 @@ def box_outcomes(
         found: detections in each example, whose boxes are fractions of the whole picture.
         names: of the classes.
         threshold: least score that counts.
+        chosen: numbers of the classes whose objects count; empty: all.
     """
     for index, some in enumerate(found):
         measured = _measured(examples, index)
@@ -70,8 +75,9 @@ def box_outcomes(
         scale = np.array([measured.width, measured.height, measured.width, measured.height])
         sides = (truth.boxes * scale)[:, 2:] - (truth.boxes * scale)[:, :2]
         sizes = np.array([size_of(float(area)) for area in sides.prod(axis=1)])
-        for size in dict.fromkeys(sizes.tolist()):
-            own = sizes == size
+        counts = np.isin(truth.classes, list(chosen)) if chosen else np.ones(len(truth.classes), bool)
+        for size in dict.fromkeys(sizes[counts].tolist()):
+            own = (sizes == size) & counts
             attributes: Mapping[str, str] = {**measured.attributes, "object size": size}
             yield SlicedExample(examples.name(index), attributes, int(hits[own].sum()), int(own.sum()))
 

@@ -35,6 +35,7 @@ _BEFORE_S, _AFTER_S, _LONGEST_S = 1.5, 0.5, 5.0
 _WINDOW, _STEP = 400, 160
 """Samples of a window of the spectrogram, and from one to the next."""
 _DECIBELS = 80.0
+_ACROSS, _UP = "false alarms per hour (leftmost: none)", "share of words missed (lowest: none)"
 _SOURCES_MAX = 40
 _CURVE_RATES = (0.1, 0.5, 1.0, 2.0, 5.0, 10.0)
 """False alarms per hour whose rows of the curve are told."""
@@ -152,7 +153,7 @@ def _draw_curve(axis: Any, found: SoundEvaluation) -> None:
         if point is not None:
             at = max(point.alarms_per_hour or 0.0, least), max(point.reject_rate, few)
             axis.plot(*at, "o", color=colour, label=f"{name}: {threshold_text(point.threshold)}")
-    axis.set(xscale="log", yscale="log", xlabel="false alarms per hour", ylabel="share of words missed")
+    axis.set(xscale="log", yscale="log", xlabel=_ACROSS, ylabel=_UP)
     axis.grid(visible=True, which="both", alpha=0.3)
     axis.legend()
 
