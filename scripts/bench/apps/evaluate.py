@@ -6,8 +6,8 @@
   agree. The curve, which is computed from the answers at one threshold, is compared with hearing everything again
   at three others. Other speech that is installed here, see `_speech`, gives hours of it.
 - Clips: published detections of MOT15 through the tracker, by motmetrics and by TrackEval. Boxes that are missed
-  or found in vain, and IDF1, must be the same. Switches need not: motmetrics matches an object with the track of its
-  newest match, however long ago, and TrackEval with that of the picture before alone. MOTA differs by that.
+  or found in vain, and IDF1, must be the same. Switches need not: motmetrics matches an object with the track of
+  its newest match, however long ago, and TrackEval with that of the picture before alone. MOTA differs by that.
 - Cost: processor time for an hour of sound, and the memory that more of it needs, in one recording.
 
 With --quick a tenth of the recordings, and one clip.

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 pytest.importorskip("motmetrics", reason="clips need the extra [optimise]")
 
+from agent.compute.vision import VideoPerception
+from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
+from agent.models.files import ZOO
 from agent.models.library import open_model
 from agent.optimise.evaluation.mot import MotRows, MotSequence, read_clips
 from agent.optimise.evaluation.tracking import TrackRequest, evaluate_tracking, track
-from agent.types import Detection
+from agent.types import Detection, Frame
 
 FRAMES = 30
 INFO = "[Sequence]\nframeRate=10\nseqLength={frames}\nimWidth=1000\nimHeight=1000\n"
@@ -118,3 +124,34 @@ def test_a_class_that_the_model_does_not_know_is_refused(tmp_path: Path) -> None
 def test_nothing_at_all_may_be_detected(tmp_path: Path) -> None:
     one = evaluate_tracking(None, read_clips(sequence(tmp_path / "walk", "")), "", TrackRequest()).overall
     assert (one.mota, one.idf1, one.misses, one.mostly_lost) == (0.0, 0.0, 60, 2)
+
+
+def tracked_by_a_stream(path: Path, pictures: int) -> str:
+    """What a stream of the daemon tracks in a clip, as the lines of a gt.txt."""
+    config = StreamConfig(
+        "test:", "nanodet", gate=GateConfig(motion=False), decode=DecodeConfig(labels=("person",)), threads=1
+    )
+    perception = VideoPerception("street", config, open_model("nanodet"))
+    capture, rows, numbers = cv2.VideoCapture(str(path)), [], dict[str, int]()
+    for number in range(pictures):
+        image = np.asarray(capture.read()[1], np.uint8)
+        height, width = image.shape[:2]
+        at = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number / 10)
+        perception.process(Frame(image, "street", number, round(number * 1e8), at))
+        for one in perception.tracker.tracks():
+            if one.last_seen == at and one.box is not None:
+                x0, y0, x1, y1 = np.array(one.box) * (width, height, width, height)
+                ident = numbers.setdefault(one.id, len(numbers) + 1)
+                rows.append(f"{number + 1},{ident},{x0},{y0},{x1 - x0},{y1 - y0},1")
+    perception.close()
+    return "\n".join(rows)
+
+
+def test_a_model_and_the_tracker_do_what_a_stream_does(tmp_path: Path) -> None:
+    path = tmp_path / "street.mp4"
+    shutil.copy(ZOO / "walkers.mp4", path)
+    path.with_suffix(".txt").write_text(tracked_by_a_stream(path, 300))
+    found = evaluate_tracking(open_model("nanodet"), read_clips(path), "", TrackRequest())
+    assert found.overall.boxes > 300
+    assert (found.overall.mota, found.overall.idf1, found.overall.switches) == (1.0, 1.0, 0)
+    assert found.wrong == ()
