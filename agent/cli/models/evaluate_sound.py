@@ -38,6 +38,8 @@ from agent.optimise.evaluation.sound_report import (
 )
 from agent.text import plain
 
+_PICTURES_ALONE = "is for models of pictures; a model of words has --target-false-alarms"
+
 
 def evaluate_sound_and_print(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
     """Evaluate a model of words, print what was found, and write what is asked for.
@@ -55,8 +57,7 @@ def evaluate_sound_and_print(model: Model, other: Model | None, data: Path, opti
         ModelError: a model or the recordings cannot be used, or a file is there already.
         SourceError: a recording cannot be read.
     """
-    options.refuse("is for models of pictures; a model of words has --target-false-alarms", "positive")
-    options.refuse("is for models of pictures; a model of words has --target-false-alarms", "target_recall")
+    options.refuse(_PICTURES_ALONE, "positive", "target_recall")
     options.refuse("is for clips", "every")
     check_targets(options, [data, Path(model.path)])
     examples = _read(model, data, options)
@@ -77,6 +78,11 @@ def evaluate_sound_and_print(model: Model, other: Model | None, data: Path, opti
         click.echo(f"\nfor {options.target_false_alarms:g} false alarms an hour:\n\n{keys}")
     if missed:
         click.echo(plain(missed), err=True)
+    _write(found, examples, options, lines)
+    return not missed
+
+
+def _write(found: SoundEvaluation, examples: SoundExamples, options: EvaluateOptions, lines: list[str]) -> None:
     write_outputs(
         (
             (options.picture, lambda: draw_sound_confusion(found)),
@@ -84,7 +90,6 @@ def evaluate_sound_and_print(model: Model, other: Model | None, data: Path, opti
             (options.report, lambda: sound_to_html(found, examples, lines).encode("utf-8", "replace")),
         )
     )
-    return not missed
 
 
 def _lines(found: SoundEvaluation, reused: int) -> list[str]:

@@ -107,7 +107,9 @@ def read_sounds(
         SourceError: a recording cannot be read.
     """
     found = list(_labelled(path, words, ignored))
-    for folder in background:
+    for folder in dict.fromkeys(one.resolve() for one in background):
+        if path.resolve().is_relative_to(folder):
+            raise ModelError(f"{folder}: holds the words, and is given as sound without any: give another folder")
         others = list(_files(folder))
         if not others:
             raise ModelError(f"{folder}: no recordings ({', '.join(SOUNDS)}) in it")

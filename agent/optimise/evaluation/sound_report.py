@@ -64,6 +64,15 @@ def _range(interval: tuple[float, float] | None) -> str:
 
 def sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
     """Yield the tables of an evaluation."""
+    yield _word_table(found)
+    names = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
+    yield EvaluationTable("missed words against false alarms", names, names[1:], list(_point_rows(found)))
+    if any(one.alarms for one in found.sources):
+        yield _source_table(found)
+    yield from slice_table(found.slices, "heard")
+
+
+def _word_table(found: SoundEvaluation) -> EvaluationTable:
     columns = ("word", "said", "heard", "95 %", "false alarms", "an hour", "95 %")
     rows = [
         (
@@ -77,23 +86,22 @@ def sound_tables(found: SoundEvaluation) -> Iterator[EvaluationTable]:
         )
         for one in found.words
     ]
-    yield EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
-    names = ("at", "threshold", "missed", "95 %", "false alarms an hour", "95 %")
-    yield EvaluationTable("missed words against false alarms", names, names[1:], list(_point_rows(found)))
-    if found.sources and any(one.alarms for one in found.sources):
-        heads = ("other sound", "false alarms", "hours", "an hour", "95 %")
-        sources: list[tuple[str, ...]] = [
-            (
-                one.folder,
-                str(one.alarms),
-                f"{one.hours:.3f}",
-                f"{one.alarms_per_hour:.3g}",
-                _range(one.alarms_interval),
-            )
-            for one in found.sources[:_SOURCES_MAX]
-        ]
-        yield EvaluationTable("false alarms by folder", heads, heads[1:], sources)
-    yield from slice_table(found.slices, "heard")
+    return EvaluationTable("by word, at the threshold in use", columns, columns[1:], rows)
+
+
+def _source_table(found: SoundEvaluation) -> EvaluationTable:
+    columns = ("other sound", "false alarms", "hours", "an hour", "95 %")
+    rows = [
+        (
+            one.folder,
+            str(one.alarms),
+            f"{one.hours:.3f}",
+            f"{one.alarms_per_hour:.3g}",
+            _range(one.alarms_interval),
+        )
+        for one in found.sources[:_SOURCES_MAX]
+    ]
+    return EvaluationTable("false alarms by folder", columns, columns[1:], rows)
 
 
 def _point_rows(found: SoundEvaluation) -> Iterator[tuple[str, ...]]:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from agent.compute.decode.decoder import build_decoder
 from agent.compute.infer.image_input import ImageInput
+from agent.compute.infer.session import Session
 from agent.compute.manifest import PICTURE_HITS, Model
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
@@ -32,7 +33,7 @@ from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_
 from agent.optimise.evaluation.operating import overlaps
 from agent.optimise.evaluation.slices import Attributes, SlicedExample, SliceResult, size_of, slice_results
 from agent.text import plural
-from agent.types import Detection
+from agent.types import Detection, Image
 
 _IOU = 0.5
 _BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -186,16 +187,8 @@ def evaluate_tracking(
     Raises:
         ModelError: motmetrics is missing, the model cannot be run, lacks a label, or a clip cannot be read.
     """
-    metrics = _metrics()
-    labels = _labels(model, request)
-    done, tracked = 0, dict[str, list[TrackedFrame]]()
-    for sequence, found in _detected(model, sequences, labels, request, kept or KeptResults()):
-        frames = []
-        for one in track(sequence, found, min_hits=PICTURE_HITS if model is None else model.manifest.min_hits):
-            frames.append(one)
-            done += 1
-            progress(done)
-        tracked[sequence.name] = frames
+    metrics, labels = _metrics(), _labels(model, request)
+    tracked = _tracked(model, _detected(model, sequences, labels, request, kept or KeptResults()), progress)
     accumulators = {name: _accumulated(metrics, frames) for name, frames in tracked.items()}
     figures = _figures(metrics, accumulators, tracked)
     matches = {name: _matches(one) for name, one in accumulators.items()}
@@ -210,6 +203,21 @@ def evaluate_tracking(
         slice_results(_outcomes(sequences, tracked, matches), request.slices),
         tuple(_worst(tracked, matches)),
     )
+
+
+def _tracked(
+    model: Model | None, detected: Iterable[tuple[MotSequence, Detections]], progress: TrackProgress
+) -> dict[str, list[TrackedFrame]]:
+    """Track the objects of each sequence; return its frames by its name."""
+    min_hits, done = PICTURE_HITS if model is None else model.manifest.min_hits, 0
+    tracked: dict[str, list[TrackedFrame]] = {}
+    for sequence, found in detected:
+        frames = tracked.setdefault(sequence.name, [])
+        for one in track(sequence, found, min_hits=min_hits):
+            frames.append(one)
+            done += 1
+            progress(done)
+    return tracked
 
 
 def _metrics() -> Any:
@@ -238,6 +246,36 @@ def _some(labels: Sequence[str]) -> str:
     return ", ".join(labels[:20])
 
 
+class _ClipDetector:
+    """Detects objects in the pictures of clips, or takes over what was detected before."""
+
+    def __init__(
+        self, session: Session, model: Model, labels: tuple[str, ...], request: TrackRequest, kept: KeptResults
+    ) -> None:
+        config = DecodeConfig(labels=labels)
+        self._session, self._every, self._kept = session, request.every, kept
+        self._preparation = ImageInput(session.inputs[0], model.manifest.input)
+        self._decode = build_decoder(model.manifest, session.inputs, session.outputs, config)
+        self._key = result_key(model_key(model, request.variant), repr(config))
+
+    def detect(self, sequence: MotSequence) -> Detections:
+        for frame, image in sequence.images(self._every):
+            digest = hashlib.sha256(image.tobytes()).hexdigest() if self._kept.is_kept else ""
+            key = result_key(self._key, digest)
+            found = self._kept.get(key, list[Detection])
+            if found is None:
+                found = self._infer(image)
+                self._kept.add(key, f"{sequence.name}/{frame}", found)
+            yield frame, found
+
+    def _infer(self, image: Image) -> list[Detection]:
+        session = self._session
+        placement = self._preparation.fill(session.input(0), image, "bgr")
+        session.invoke()
+        found = self._decode([session.output(at) for at in range(len(session.outputs))])
+        return [replace(one, box=placement.to_frame(one.box)) for one in found if one.box]
+
+
 def _detected(
     model: Model | None,
     sequences: Sequence[MotSequence],
@@ -250,25 +288,9 @@ def _detected(
             yield sequence, published(sequence, request.every)
         return
     with open_content(model.content, model.manifest, request.variant) as session:
-        preparation = ImageInput(session.inputs[0], model.manifest.input)
-        config = DecodeConfig(labels=labels)
-        decode = build_decoder(model.manifest, session.inputs, session.outputs, config)
-        key = result_key(model_key(model, request.variant), repr(config))
-
-        def answers(sequence: MotSequence) -> Detections:
-            for frame, image in sequence.images(request.every):
-                own = result_key(key, hashlib.sha256(image.tobytes()).hexdigest()) if kept.is_kept else ""
-                found = kept.get(own, list[Detection])
-                if found is None:
-                    placement = preparation.fill(session.input(0), image, "bgr")
-                    session.invoke()
-                    given = decode([session.output(at) for at in range(len(session.outputs))])
-                    found = [replace(one, box=placement.to_frame(one.box)) for one in given if one.box]
-                    kept.add(own, f"{sequence.name}/{frame}", found)
-                yield frame, found
-
+        detector = _ClipDetector(session, model, labels, request, kept)
         for sequence in sequences:
-            yield sequence, answers(sequence)
+            yield sequence, detector.detect(sequence)
 
 
 def published(sequence: MotSequence, every: int) -> Detections:

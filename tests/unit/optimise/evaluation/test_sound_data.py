@@ -67,6 +67,9 @@ def test_other_sound_is_hours_of_false_alarms(words: Path, tmp_path: Path) -> No
     assert (rain.name, rain.folder) == ("noise/rain/1.wav", "noise/rain")
     assert found.hours == pytest.approx(3 / 3600)
     assert found.remarks == ()
+    twice = read_sounds(words, (tmp_path / "noise", words / "../noise"), WORDS, IGNORED)
+    assert twice == found
+    assert "holds the words" in refusal(words, tmp_path)
 
 
 def test_a_word_that_nobody_says_is_told(words: Path) -> None:
