@@ -71,14 +71,20 @@ class SoundExamples(Struct, frozen=True):
     Attributes:
         recordings: sorted by name.
         words: that the model tells, in its order.
-        description: what was read from where, in a line.
+        source: path that they came from.
         remarks: doubts.
     """
 
     recordings: tuple[Recording, ...]
     words: tuple[str, ...]
-    description: str
+    source: str
     remarks: tuple[str, ...] = ()
+
+    @property
+    def description(self) -> str:
+        """What was read from where, in a line."""
+        told = f"{plural(self.count, 'word')} in {plural(len(self.recordings), 'recording')}"
+        return f"{self.source}: {told}, {self.hours:.2f} h of other sound"
 
     @property
     def hours(self) -> float:
@@ -115,7 +121,7 @@ def read_sounds(
             raise ModelError(f"{folder}: no recordings ({', '.join(SOUNDS)}) in it")
         found += [_background(folder, file) for file in others]
     found.sort(key=lambda one: one.name)
-    examples = SoundExamples(tuple(found), tuple(words), "")
+    examples = SoundExamples(tuple(found), tuple(words), str(path))
     if not examples.count:
         known = ", ".join(words)
         raise ModelError(f"{path}: no word is said in it: give a folder for each word of the model: {known}")
@@ -123,8 +129,7 @@ def read_sounds(
     remarks = [f"not said: {', '.join(unheard)}: nothing is known of how they are heard"] if unheard else []
     if not any(one.counts_time for one in found):
         remarks.append("no other sound: false alarms per hour are not known; --background gives it")
-    told = f"{path}: {plural(examples.count, 'word')} in {plural(len(found), 'recording')}"
-    return replace(examples, description=f"{told}, {examples.hours:.2f} h of other sound", remarks=tuple(remarks))
+    return replace(examples, remarks=tuple(remarks))
 
 
 def _labelled(path: Path, words: Sequence[str], ignored: Sequence[str]) -> Iterator[Recording]:

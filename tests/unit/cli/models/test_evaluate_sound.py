@@ -112,6 +112,7 @@ def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> No
 def test_fewer_words_are_chosen_by_a_rule(tones: Path, tmp_path: Path) -> None:
     found = evaluated(tones, tmp_path / "words", "--background", tmp_path / "noise", "--limit", 8)
     assert (found["count"], found["hours"] > 0) == (8, True)
+    assert "8 words in 9 recordings" in found["data"]
 
 
 def test_speakers_are_slices(tones: Path, tmp_path: Path) -> None:
