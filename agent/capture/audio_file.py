@@ -92,6 +92,11 @@ class AudioFile:
         self._block = max(1, round(self.rate_hz * (_LIVE_BLOCK_S if self.paced else _FAST_BLOCK_S)))
         self.description = f"{self.rate_hz} Hz, {plural(file.channels, 'channel')}, {file.format} {file.subtype}"
 
+    @property
+    def seconds(self) -> float:
+        """Length of the file, s, as its header says."""
+        return float(self._file.frames / self.rate_hz)
+
     def read(self) -> Block | None:
         frames = self._frames()
         if not len(frames):

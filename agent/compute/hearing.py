@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 
 import numpy as np
 
 from agent.compute.cascade import EarlyExitModel, Prediction
+from agent.compute.decode.keyword import Keyword
 from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session
@@ -59,8 +60,17 @@ class AudioPerception:
         model: Model,
         opener: Opener = open_session,
         constant_s: float = CONSTANT_S,
+        spotter: Callable[[Keyword, str], KeywordSpotter] = KeywordSpotter,
     ) -> None:
-        """Open the model and build the stages. `constant_s` is as in `StuckOutputDetector`.
+        """Open the model and build the stages.
+
+        Args:
+            stream: its name.
+            config: of the stream.
+            model: that hears.
+            opener: opens the model.
+            constant_s: as in `StuckOutputDetector`.
+            spotter: makes the finder of keywords; an evaluation keeps the answers that it is given.
 
         Raises:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
@@ -81,7 +91,7 @@ class AudioPerception:
         before_s = max(config.gate.pre_roll_s, window_s)
         per_s = 1.0 / self._frontend.hop_s if self._frontend.is_stateful else audio.rate_hz
         self._preroll = PreRoll(round(before_s * per_s))
-        self._keywords = KeywordSpotter(self._exits.keyword, stream) if self._exits.keyword else None
+        self._keywords = spotter(self._exits.keyword, stream) if self._exits.keyword else None
         # Overlapping windows would find a word for as long as it lies in them.
         overlap = self._rows.every < self._rows.rows and not self._frontend.is_stateful
         self._pauses = Pauses(audio.rate_hz) if self._keywords is not None and overlap else None

@@ -32,6 +32,7 @@ from agent.compute.infer.image_input import Placement
 from agent.compute.infer.session import CPU, BackendSpec, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4
+from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
@@ -178,12 +179,18 @@ def outputs_of(session: Session, examples: Examples) -> Iterator[list[Array]]:
         yield [np.array(spec.real(session.output(at))) for at, spec in enumerate(session.outputs)]
 
 
-def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
-    """Run each example; yield the place of the model's picture in it while the outputs are there."""
+def check_shape(session: Session, examples: Examples) -> TensorSpec:
+    """Return a model's input. Raises ModelError if the examples were read for one of another shape."""
     spec = session.inputs[0]
     if spec.shape[1:] != examples.shape:
         found, expected = list(spec.shape), list(examples.shape)
         raise ModelError(f"the model's input is {found}, and the examples were read for [1, *{expected}]")
+    return spec
+
+
+def run_examples(session: Session, examples: Examples) -> Iterator[Placement]:
+    """Run each example; yield the place of the model's picture in it while the outputs are there."""
+    spec = check_shape(session, examples)
     for index in range(len(examples)):
         placement = examples.fill(index, spec, session.input(0))
         session.invoke()

@@ -295,6 +295,7 @@ tr.dropped td { color: #888; }
 img { max-width: 100%; }
 """
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_SOUNDS = "; media-src data:"
 
 
 def to_html(report: OptimiseReport) -> str:
@@ -311,15 +312,17 @@ def to_html(report: OptimiseReport) -> str:
     return html_page(_title(report), parts)
 
 
-def html_page(title: str, parts: Iterable[str]) -> str:
+def html_page(title: str, parts: Iterable[str], *, sounds: bool = False) -> str:
     """Return an HTML file that loads nothing and runs nothing.
 
     Args:
         title: as text.
         parts: of its body, HTML whose texts are escaped.
+        sounds: they hold some.
     """
     name, body = html.escape(plain(title)), "\n".join(parts)
-    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+    policy = f"{_POLICY}{_SOUNDS if sounds else ''}"
+    head = f'<meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
     head += f"<title>{name}</title><style>{_STYLE}</style>"
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n<h1>{name}</h1>\n{body}\n</body></html>\n'

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from agent.cli.models.evaluating import evaluate
 from agent.cli.models.predicting import complete_board
 from agent.cli.models.recommending import complete_task, memory_size
 from agent.cli.optimise import complete_model
@@ -68,6 +69,9 @@ def _complete_decoder(_context: click.Context, _option: click.Parameter, incompl
 
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+
+
+models.add_command(evaluate)
 
 
 @models.command("list")
@@ -253,32 +257,6 @@ def try_(model: str, source: str, **options: Any) -> None:
     from agent.cli.models.trying import TryOptions, try_model
 
     try_model(model, source, TryOptions(**options))
-
-
-@models.command()
-@click.argument("model", shell_complete=complete_model)
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
-@click.option(
-    "--target-recall", type=NumberRange(0.0, 1.0, min_open=True), help="Share of it that has to be found, 0..1."
-)
-@click.option("--against", default="", metavar="MODEL", help="Compare with another model, on the same examples.")
-@click.option("--variant", default="", help="Size or exit of the model; else its first.")
-@click.option("--limit", type=click.IntRange(8), help="Use so many examples, chosen by a fixed rule.")
-@picture_option("the confusions")
-@click.option("--report", type=click.Path(path_type=Path), help="Write this HTML, with the worst errors.")
-@click.option("--force", is_flag=True, help="Replace files.")
-@_JSON
-def evaluate(model: str, data: Path, **options: Any) -> None:
-    """Tell how often MODEL is right on DATA, by class, and what its thresholds give.
-
-    DATA is a folder of pictures for each class, pictures with boxes of YOLO, VOC or COCO, or a .npz, see `vedette
-    guide optimise`. Of boxes COCO's average precision and FROC are told. Exits with 1 if no threshold reaches
-    --target-recall.
-    """
-    from agent.cli.models.evaluate import EvaluateOptions, evaluate_and_print
-
-    sys.exit(not evaluate_and_print(model, data, EvaluateOptions(**options)))
 
 
 @models.command()

@@ -5,15 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.cli.models.evaluate_options import (
+    EvaluateOptions,
+    check_targets,
+    given_slices,
+    print_tables,
+    write_outputs,
+)
 from agent.cli.optimise import show_progress
-from agent.cli.output import console, open_table, print_json
+from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import open_model_without_root
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.evaluation.kept import KeptResults, keep_results
 from agent.optimise.evaluation.model import (
     Evaluation,
     EvaluationRequest,
@@ -21,44 +28,16 @@ from agent.optimise.evaluation.model import (
     has_own_classes,
     missed_targets,
 )
+from agent.optimise.evaluation.mot import PUBLISHED, holds_clips
 from agent.optimise.evaluation.report import comparison, draw_confusion, headline, tables, to_html
-from agent.storage.files import write_atomic
 from agent.text import plain
-
-_WIDTH = 110
-
-
-class EvaluateOptions(Struct, frozen=True):
-    """Options of `vedette models evaluate`.
-
-    Attributes:
-        positive: classes that are to be found.
-        target_recall: share of them, 0..1; None: none is asked for.
-        against: another model to compare with; empty: none.
-        variant: of the model; empty: its first.
-        limit: number of examples; None: all.
-        picture: PNG of the confusion matrix to write; None: none.
-        report: HTML to write; None: none.
-        force: replace them.
-        as_json: print JSON instead of tables.
-    """
-
-    positive: tuple[str, ...] = ()
-    target_recall: float | None = None
-    against: str = ""
-    variant: str = ""
-    limit: int | None = None
-    picture: Path | None = None
-    report: Path | None = None
-    force: bool = False
-    as_json: bool = False
 
 
 def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
     """Evaluate a model, print what was found, and write what is asked for.
 
     Args:
-        name: of the model, or its path.
+        name: of the model, or its path; `det.txt`: of clips, their published detections.
         data: path of the examples.
         options: see `EvaluateOptions`.
 
@@ -68,42 +47,65 @@ def evaluate_and_print(name: str, data: Path, options: EvaluateOptions) -> bool:
     Raises:
         ModelError: a model or the examples cannot be used, or a file is there already.
     """
-    _check_targets(options, [data, Path(name)])
+    if holds_clips(data) or name == PUBLISHED:
+        from agent.cli.models.evaluate_tracks import evaluate_tracks_and_print
+
+        return evaluate_tracks_and_print(name, data, options)
     model = _opened(name, options.variant)
     other = _opened(options.against, "") if options.against else None
+    if model.manifest.audio is None:
+        return _evaluate_pictures(model, other, data, options)
+    from agent.cli.models.evaluate_sound import evaluate_sound_and_print
+
+    return evaluate_sound_and_print(model, other, data, options)
+
+
+def _evaluate_pictures(model: Model, other: Model | None, data: Path, options: EvaluateOptions) -> bool:
+    options.refuse("is for models of words", "background", "target_false_alarms", "curve")
+    options.refuse("is for clips", "every")
+    check_targets(options, [data, Path(model.path)])
     examples = _read(data, model, options)
     others = None if other is None else (other, _read(data, other, replace(options, variant="")))
     if others is not None:
         _check_alike(others[1], examples, others[0])
     _check_picture(options, examples, model)
-    request = EvaluationRequest(options.variant, options.positive, options.target_recall)
-    total = len(examples) * (2 if other else 1)
-    try:
-        found = evaluate_model(
-            model, examples, request, others, lambda done: show_progress(f"{done} of {total} examples evaluated")
-        )
-    finally:
-        show_progress("")
+    names = [examples.name(index) for index in range(len(examples))]
+    slices = given_slices(options.slices, names)
+    request = EvaluationRequest(options.variant, options.positive, options.target_recall, slices=slices)
+    with keep_results(options.results_path, fresh=options.fresh) as kept:
+        try:
+            total = len(examples) * (2 if other else 1)
+            found = evaluate_model(model, examples, request, others, lambda done: _show(done, total, kept), kept)
+        finally:
+            show_progress("")
     missed = missed_targets(found, options.target_recall)
-    print_json(found, indent=2) if options.as_json else _print(found)
+    print_json(found, indent=2) if options.as_json else print_tables(_lines(found, kept), tables(found))
     for line in missed:
         click.echo(plain(line), err=True)
-    _write(found, examples, options)
+    write_outputs(
+        (
+            (options.picture, lambda: draw_confusion(found)),
+            (options.report, lambda: to_html(found, examples).encode("utf-8", "replace")),
+        )
+    )
     return not missed
 
 
-def _check_targets(options: EvaluateOptions, inputs: list[Path]) -> None:
-    """Refuse files that cannot be written, before hours pass."""
-    targets = [path for path in (options.picture, options.report) if path is not None]
-    if len({path.absolute() for path in targets}) < len(targets):
-        raise ModelError(f"{targets[0]}: is both the report and the chart: name two files")
-    for path in targets:
-        if any(path.exists() and one.exists() and path.samefile(one) for one in inputs):
-            raise ModelError(f"{path}: is what is evaluated: name another file")
-        if path.exists() and not options.force:
-            raise ModelError(f"{path}: exists; --force replaces it")
-        if not path.absolute().parent.is_dir():
-            raise ModelError(f"{path}: there is no folder {path.absolute().parent}")
+def _show(done: int, total: int, kept: KeptResults) -> None:
+    taken = f", {kept.reused} taken over" if kept.reused else ""
+    show_progress(f"{done} of {total} examples evaluated{taken}")
+
+
+def _lines(found: Evaluation, kept: KeptResults) -> list[str]:
+    taken = f"{kept.reused} results of an earlier run were taken over" if kept.reused else ""
+    compared = comparison(found.metric, found.against)
+    return [
+        f"{found.model}: {headline(found)}",
+        compared,
+        found.data,
+        *found.remarks,
+        taken,
+    ]
 
 
 def _check_picture(options: EvaluateOptions, examples: Examples, model: Model) -> None:
@@ -113,10 +115,8 @@ def _check_picture(options: EvaluateOptions, examples: Examples, model: Model) -
 
 def _opened(name: str, variant: str) -> Model:
     model = open_model_without_root(name, variant)
-    if model.manifest.audio is not None:
-        raise ModelError(f"{name}: takes sound: only models of pictures are evaluated")
     if model.manifest.gives_numbers:
-        raise ModelError(f"{name}: gives numbers: only classes, anomalies and boxes are evaluated")
+        raise ModelError(f"{name}: gives numbers: only classes, anomalies, boxes and words are evaluated")
     return model
 
 
@@ -131,24 +131,3 @@ def _check_alike(others: Examples, examples: Examples, other: Model) -> None:
             f"{other.path}: tells {', '.join(others.names[:8])}, and the model {', '.join(examples.names[:8])}: "
             "they cannot be compared"
         )
-
-
-def _write(found: Evaluation, examples: Examples, options: EvaluateOptions) -> None:
-    if options.picture is not None:
-        write_atomic(options.picture, draw_confusion(found))
-    if options.report is not None:
-        write_atomic(options.report, to_html(found, examples).encode("utf-8", "replace"))
-
-
-def _print(found: Evaluation) -> None:
-    shown = console(_WIDTH, markup=False)
-    shown.print(plain(f"{found.model}: {headline(found)}"))
-    for line in filter(None, (comparison(found), found.data, *found.remarks)):
-        shown.print(plain(line))
-    for table in tables(found):
-        drawn = open_table(*table.columns, right=table.right)
-        drawn.title, drawn.title_justify = table.title, "left"
-        for row in table.rows:
-            drawn.add_row(*map(plain, row))
-        shown.print()
-        shown.print(drawn)

@@ -20,6 +20,7 @@ Pictures are decoded when they are asked for, and prepared by the same code as i
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +148,12 @@ class Examples:
         """Return the name of an example's file, or its number in an array."""
         pictures, row = self._content.pictures, self._rows[index]
         return str(row) if isinstance(pictures, np.ndarray) else plain(pictures[row][0])
+
+    def digest(self, index: int) -> str:
+        """Return the SHA-256 of an example's file, or of its values. Raises ModelError if it cannot be read."""
+        pictures, row = self._content.pictures, self._rows[index]
+        content = pictures[row].tobytes() if isinstance(pictures, np.ndarray) else pictures[row][1].read()
+        return hashlib.sha256(content).hexdigest() + ("-mirrored" if self._mirrored else "")
 
     def truth(self, index: int) -> ObjectBoxes:
         """Return the objects in a picture. Raises ModelError if the examples have no boxes."""

@@ -10,10 +10,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.classify import Classify
-from agent.compute.decode.decoder import Labels, build_decoder
-from agent.compute.infer.image_input import Placement
-from agent.compute.infer.session import Session
+from agent.compute.decode.decoder import Labels
 from agent.compute.manifest import Manifest, Model
 from agent.config import DecodeConfig
 from agent.errors import ModelError
@@ -26,12 +23,12 @@ from agent.optimise.evaluate import (
     change,
     open_content,
     p_value,
-    placed_box,
-    run_examples,
     share_score,
     wilson,
 )
+from agent.optimise.evaluation.answers import ExampleRun, class_scores, detections, found_boxes
 from agent.optimise.evaluation.errors import NOTHING, WORST, WrongExample, box_errors, class_errors
+from agent.optimise.evaluation.kept import KeptResults, model_key
 from agent.optimise.evaluation.operating import (
     Found,
     FrocPoint,
@@ -43,12 +40,13 @@ from agent.optimise.evaluation.operating import (
     share_point,
     threshold_for,
 )
+from agent.optimise.evaluation.picture_slices import box_outcomes, class_outcomes
+from agent.optimise.evaluation.slices import Attributes, SliceResult, slice_results
 from agent.text import plural
 from agent.types import Detection
 
 _LEAST = 1e-4
 """Threshold of the decoder in a pass: weaker results are of no use."""
-_BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
 _CONFUSED_MAX = 300
 """Most classes whose confusions are told: their number is its square."""
 _CURVES_MAX = 12
@@ -63,12 +61,14 @@ class EvaluationRequest(Struct, frozen=True):
         positive: classes that are to be found, for operating points; empty: of boxes all, else none.
         target_recall: share of them that has to be found; None: the manifest's threshold is judged alone.
         threads: of the CPU.
+        slices: attributes of files.
     """
 
     variant: str = ""
     positive: tuple[str, ...] = ()
     target_recall: float | None = None
     threads: int = 1
+    slices: Attributes = {}
 
 
 class ClassResult(Struct, frozen=True):
@@ -148,6 +148,7 @@ class Evaluation(Struct, frozen=True):
             boxes and anomalies.
         positives: by what is to be found.
         wrong: the worst errors, surest first.
+        slices: share of the examples that are told rightly, or of the objects that are found, by attribute.
         against: comparison with another model; None: there is none.
         remarks: doubts.
     """
@@ -164,6 +165,7 @@ class Evaluation(Struct, frozen=True):
     confusion: tuple[tuple[int, ...], ...]
     positives: tuple[Positive, ...]
     wrong: tuple[WrongExample, ...]
+    slices: tuple[SliceResult, ...] = ()
     against: ModelComparison | None = None
     remarks: tuple[str, ...] = ()
 
@@ -186,6 +188,7 @@ def evaluate_model(
     request: EvaluationRequest,
     other: tuple[Model, Examples] | None = None,
     progress: Progress = lambda _: None,
+    kept: KeptResults | None = None,
 ) -> Evaluation:
     """Evaluate a model, and compare it with another on the same examples.
 
@@ -195,16 +198,19 @@ def evaluate_model(
         request: see `EvaluationRequest`; its variant is that of the model alone.
         other: another model, and the same examples as they are read for it; None: nothing is compared.
         progress: called with the number of examples that are done.
+        kept: results that need not be computed again, and where new ones are added.
 
     Raises:
         ModelError: a model cannot be run, or the examples have no labels, or not those that are asked for.
     """
     if examples.kind == "none":
         raise ModelError("the examples have no labels: give a sub-folder for each class, or boxes")
-    found = _one_pass(model, examples, request, progress)
+    kept = kept or KeptResults()
+    found = _one_pass(model, examples, request, progress, kept)
     if other is None:
         return found.evaluation
-    second = _one_pass(*other, replace(request, variant=""), lambda done: progress(len(examples) + done))
+    plain_request = replace(request, variant="", slices={})
+    second = _one_pass(*other, plain_request, lambda done: progress(len(examples) + done), kept)
     if (metric := second.evaluation.metric) != found.evaluation.metric:
         raise ModelError(
             f"{second.evaluation.model}: is told by {metric}, and the model by {found.evaluation.metric}"
@@ -215,14 +221,17 @@ def evaluate_model(
     return replace(found.evaluation, against=against)
 
 
-def _one_pass(model: Model, examples: Examples, request: EvaluationRequest, progress: Progress) -> _Pass:
+def _one_pass(
+    model: Model, examples: Examples, request: EvaluationRequest, progress: Progress, kept: KeptResults
+) -> _Pass:
     manifest = model.manifest
     with open_content(model.content, manifest, request.variant, request.threads) as session:
+        run = ExampleRun(session, examples, kept, model_key(model, request.variant), progress)
         if examples.kind == "boxes":
-            return _boxes(model, session, examples, request, progress)
+            return _boxes(model, run, request)
         if has_own_classes(manifest):
-            return _whole_pictures(model, session, examples, request, progress)
-        return _classes(model, session, examples, request, progress)
+            return _whole_pictures(model, run, request)
+        return _classes(model, run, request)
 
 
 def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **more: Any) -> Evaluation:
@@ -240,21 +249,11 @@ def _evaluation(model: Model, examples: Examples, score: Score, metric: str, **m
     )
 
 
-def _decoded(
-    session: Session, manifest: Manifest, examples: Examples, config: DecodeConfig, progress: Progress
-) -> Iterator[tuple[list[Detection], Placement]]:
-    decode = build_decoder(manifest, session.inputs, session.outputs, config)
-    for number, placement in enumerate(run_examples(session, examples)):
-        yield decode([session.output(at) for at in range(len(session.outputs))]), placement
-        progress(number + 1)
-
-
-def _classes(
-    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
-) -> _Pass:
+def _classes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
+    examples = run.examples
     output, labels = model.manifest.output, examples.labels
     assert labels is not None
-    scores, top_k = _class_scores(model.manifest, session, examples, progress)
+    scores, top_k = class_scores(run, model.manifest)
     silent = ~np.isfinite(scores).all(1)
     told = np.where(silent, NOTHING, scores.argmax(1))
     names = Labels(output.labels or examples.names)
@@ -267,28 +266,13 @@ def _classes(
         "confusion": tuple(tuple(map(int, row)) for row in confusion) if len(shown) <= _CONFUSED_MAX else (),
         "positives": _positive_classes(request, scores, labels, shown, top_k, output.score_threshold),
         "wrong": class_errors(examples, scores, labels, told, shown),
+        "slices": slice_results(class_outcomes(examples, told == labels), request.slices),
     }
     found = _evaluation(model, examples, score, "top-1", **more)
     if silent.any():
         told_none = f"{plural(int(silent.sum()), 'example')}: the model gives no numbers, which counts as wrong"
         found = replace(found, remarks=(*found.remarks, told_none))
     return _Pass(found, score)
-
-
-def _class_scores(
-    manifest: Manifest, session: Session, examples: Examples, progress: Progress
-) -> tuple[NDArray[np.float64], int]:
-    """Return the scores of each example, -inf where the model gives no numbers, and how many classes are told."""
-    manifest = replace(manifest, output=replace(manifest.output, decoder="classify"))
-    decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
-    assert isinstance(decode, Classify)
-    rows = []
-    for _ in run_examples(session, examples):
-        rows.append(decode.scores([session.output(at) for at in range(len(session.outputs))]))
-        progress(len(rows))
-    scores = np.array(rows, np.float64)
-    scores[~np.isfinite(scores).all(1)] = -np.inf
-    return scores, decode.top_k
 
 
 def _positive_classes(
@@ -343,10 +327,9 @@ def _positive(
     return Positive(request.positive, int(positive.sum()), area, at_manifest, target, most)
 
 
-def _whole_pictures(
-    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
-) -> _Pass:
+def _whole_pictures(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
     """Judge pictures, whose folders are positive or not, by their strongest result: anomalies, and detectors."""
+    examples = run.examples
     names, labels = examples.names, examples.labels
     assert labels is not None
     if not request.positive:
@@ -355,9 +338,8 @@ def _whole_pictures(
             f"{', '.join(names[:20])}"
         )
     chosen = [_number(names, name) for name in request.positive]
-    config = DecodeConfig(score_threshold=_LEAST)
-    found = _decoded(session, model.manifest, examples, config, progress)
-    scores = np.array([max((one.score for one in some), default=-np.inf) for some, _ in found])
+    found = detections(run, model.manifest, DecodeConfig(score_threshold=_LEAST))
+    scores = np.array([max((one.score for one in some), default=-np.inf) for some in found])
     positive, threshold = np.isin(labels, chosen), model.manifest.output.score_threshold
     result = _positive(request, scores, positive, threshold)
     assert result.auroc is not None
@@ -372,7 +354,8 @@ def _whole_pictures(
         for one in surest
     )
     rows = _folder_results(names, labels, scores >= threshold, set(chosen))
-    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors}
+    slices = slice_results(class_outcomes(examples, right), request.slices)
+    more = {"classes": tuple(rows), "confusion": (), "positives": (result,), "wrong": errors, "slices": slices}
     return _Pass(_evaluation(model, examples, score, "AUROC", **more), replace(score, right=()))
 
 
@@ -388,11 +371,9 @@ def _folder_results(
         yield ClassResult(name, count, right / count, wilson(right, count), None)
 
 
-def _boxes(
-    model: Model, session: Session, examples: Examples, request: EvaluationRequest, progress: Progress
-) -> _Pass:
-    manifest, threshold = model.manifest, model.manifest.output.score_threshold
-    found = detect(session, manifest, examples, progress)
+def _boxes(model: Model, run: ExampleRun, request: EvaluationRequest) -> _Pass:
+    manifest, threshold, examples = model.manifest, model.manifest.output.score_threshold, run.examples
+    found = found_boxes(run, manifest)
     result = average_precision(examples, manifest, found)
     names = result.names
     chosen = {_number(names, name) for name in request.positive}
@@ -410,22 +391,15 @@ def _boxes(
         if number in chosen or (not chosen and len(names) <= _CURVES_MAX):
             positives.append(_box_positive(request, matched, name, point))
     wrong = box_errors(examples, found, names, threshold)
-    more = {"classes": tuple(rows), "confusion": (), "positives": tuple(positives), "wrong": wrong}
+    slices = slice_results(box_outcomes(examples, found, names, threshold, chosen), request.slices)
+    more = {
+        "classes": tuple(rows),
+        "confusion": (),
+        "positives": tuple(positives),
+        "wrong": wrong,
+        "slices": slices,
+    }
     return _Pass(_evaluation(model, examples, result.score, "AP", **more), result.score)
-
-
-def detect(
-    session: Session, manifest: Manifest, examples: Examples, progress: Progress = lambda _: None
-) -> list[list[Detection]]:
-    """Return what a model finds in each example, also what it is hardly sure of.
-
-    Raises:
-        ModelError: its decoder gives no boxes.
-    """
-    return [
-        [placed_box(one, placement) for one in some]
-        for some, placement in _decoded(session, manifest, examples, _BOXES, progress)
-    ]
 
 
 def match_class(examples: Examples, found: Sequence[Sequence[Detection]], number: int, name: str) -> Found:

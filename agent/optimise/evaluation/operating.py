@@ -102,14 +102,19 @@ def match(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.bool_]:
     Returns:
         Whether each detection is the match of an object; each object has one at most.
     """
-    hits, free = np.zeros(len(boxes), bool), np.ones(len(truth), bool)
+    return assigned(boxes, scores, truth) >= 0
+
+
+def assigned(boxes: Floats, scores: Floats, truth: Floats) -> NDArray[np.int64]:
+    """Return the number of the object that each detection matches, -1 for none, int64 [d]; see `match`."""
+    objects, free = np.full(len(boxes), -1, np.int64), np.ones(len(truth), bool)
     shared = overlaps(boxes, truth)
     for number in np.argsort(-scores, kind="stable"):
         candidates = np.where(free, shared[number], 0.0) if len(truth) else np.zeros(1)
         best = int(candidates.argmax())
         if candidates[best] >= _IOU:
-            hits[number], free[best] = True, False
-    return hits
+            objects[number], free[best] = best, False
+    return objects
 
 
 def overlaps(boxes: Floats, truth: Floats) -> Floats:

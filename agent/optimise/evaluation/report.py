@@ -15,8 +15,9 @@ import numpy as np
 from agent.compute.drawing import annotate_detections
 from agent.errors import ModelError
 from agent.optimise.data import Examples
-from agent.optimise.evaluation.model import ClassResult, Evaluation, Positive
+from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelComparison, Positive
 from agent.optimise.evaluation.operating import OperatingPoint
+from agent.optimise.evaluation.slices import SliceResult
 from agent.optimise.report import html_page, html_picture, html_table
 from agent.text import plain
 from agent.types import Detection
@@ -40,7 +41,7 @@ class EvaluationTable(NamedTuple):
     title: str
     columns: tuple[str, ...]
     right: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
 
 
 def percent(value: float | None) -> str:
@@ -60,12 +61,11 @@ def headline(found: Evaluation) -> str:
     return f"{found.metric} {percent(found.value)}{between}{more} on {found.count} examples"
 
 
-def comparison(found: Evaluation) -> str:
-    """Return the comparison in a line; empty without one."""
-    one = found.against
+def comparison(metric: str, one: ModelComparison | None) -> str:
+    """Return the comparison by a metric in a line; empty without one."""
     if one is None:
         return ""
-    told = f"{found.metric} of {one.model} {percent(one.value)}: {one.difference * 100:+.1f} percentage points"
+    told = f"{metric} of {one.model} {percent(one.value)}: {one.difference * 100:+.1f} percentage points"
     if one.interval is None:
         return told
     low, high = (edge * 100 for edge in one.interval)
@@ -91,6 +91,30 @@ def tables(found: Evaluation) -> Iterator[EvaluationTable]:
         rates = tuple(f"{point.false_positives:g}" for point in curves[0].froc)
         rows = [(_names(one), *(percent(point.sensitivity) for point in one.froc)) for one in curves]
         yield EvaluationTable("sensitivity at false positives a picture", ("to find", *rates), rates, rows)
+    yield from slice_table(found.slices, slice_figure(found))
+
+
+def slice_figure(found: Evaluation) -> str:
+    """Return the name of the figure of the slices."""
+    return "found" if found.metric == "AP" else "right"
+
+
+def slice_table(slices: Sequence[SliceResult], figure: str) -> Iterator[EvaluationTable]:
+    """Yield the table of the slices, whose figure has a name; nothing without slices."""
+    if slices:
+        columns = ("by", "slice", "count", figure, "95 %", "")
+        rows = [
+            (
+                one.attribute,
+                one.value,
+                str(one.count),
+                percent(one.figure),
+                span(one.interval),
+                "worst" if one.worst else "",
+            )
+            for one in slices
+        ]
+        yield EvaluationTable("slices", columns, columns[2:5], rows)
 
 
 def _names(one: Positive) -> str:
@@ -134,25 +158,42 @@ def draw_confusion(found: Evaluation) -> bytes:
     """
     if not found.confusion:
         raise ModelError("there is no confusion matrix: only of classes of whole pictures")
+    names = [one.name for one in found.classes]
+    return draw_confusions(found.confusion, names, names)
+
+
+def draw_confusions(confusion: Sequence[Sequence[int]], rows: Sequence[str], columns: Sequence[str]) -> bytes:
+    """Return confusions as PNG.
+
+    Args:
+        confusion: numbers of examples, of each row by column.
+        rows: names of what the examples are.
+        columns: names of what they were told to be.
+
+    Raises:
+        ModelError: matplotlib is missing.
+    """
     try:
         new = importlib.import_module("matplotlib.figure").Figure
     except ImportError as error:
         raise ModelError("charts need matplotlib: pip install '.[charts]' in the clone") from error
-    counts = np.array(found.confusion)
-    names = [plain(one.name).replace("$", r"\$")[:24] for one in found.classes]
-    side = 2.0 + 0.4 * min(len(names), _CLASSES_DRAWN)
+    side = 2.0 + 0.4 * min(len(rows), _CLASSES_DRAWN)
     figure = new(figsize=(side + 1.0, side), layout="constrained")
-    _fill(figure.add_subplot(), counts, names)
+    _fill(figure.add_subplot(), np.array(confusion), _shown(rows), _shown(columns))
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=100)
     return drawn.getvalue()
 
 
-def _fill(axis: Any, counts: Any, names: Sequence[str]) -> None:
+def _shown(names: Sequence[str]) -> list[str]:
+    return [plain(name).replace("$", r"\$")[:24] for name in names]
+
+
+def _fill(axis: Any, counts: Any, names: Sequence[str], told: Sequence[str]) -> None:
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    axis.set(xlabel="told", ylabel="is", xticks=range(len(names)), yticks=range(len(names)))
-    axis.set_xticklabels(names, rotation=90)
+    axis.set(xlabel="told", ylabel="is", xticks=range(len(told)), yticks=range(len(names)))
+    axis.set_xticklabels(told, rotation=90)
     axis.set_yticklabels(names)
     if len(names) <= _CLASSES_DRAWN // 2:
         for row, column in np.argwhere(counts > 0):
@@ -162,7 +203,7 @@ def _fill(axis: Any, counts: Any, names: Sequence[str]) -> None:
 
 def to_html(found: Evaluation, examples: Examples) -> str:
     """Return the evaluation as one HTML file, with the pictures of the worst errors."""
-    lines = [headline(found), comparison(found), found.data, *found.remarks]
+    lines = [headline(found), comparison(found.metric, found.against), found.data, *found.remarks]
     parts = [html_table(("", ""), [("", line) for line in lines if line])]
     for table in tables(found):
         parts += [f"<h2>{table.title}</h2>", html_table(table.columns, table.rows)]

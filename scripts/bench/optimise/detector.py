@@ -28,7 +28,8 @@ from cell_parts import PARTS
 
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import open_content, score, time_ms
-from agent.optimise.evaluation.model import detect, match_class
+from agent.optimise.evaluation.answers import ExampleRun, found_boxes
+from agent.optimise.evaluation.model import match_class
 from agent.optimise.evaluation.operating import Found, box_point, froc
 
 CELLS, STEEL = "bccd_dev.tar", "neu_det_dev.tar"
@@ -63,7 +64,7 @@ def cells(data: Path, keep: Path | None) -> dict[str, float]:
 def found_of(part: TrainedPart, content: bytes, examples: Examples, name: str) -> Found:
     """Detections of a class, matched with its objects."""
     with open_content(content, part.manifest) as session:
-        found = detect(session, part.manifest, examples)
+        found = found_boxes(ExampleRun(session, examples), part.manifest)
     return match_class(examples, found, part.manifest.output.labels.index(name), name)
 
 

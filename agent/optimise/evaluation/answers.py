@@ -1,0 +1,120 @@
+"""Answers of a model to examples, one after another, those of an interrupted run taken over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.compute.decode.classify import Classify
+from agent.compute.decode.decoder import build_decoder
+from agent.compute.infer.image_input import Placement
+from agent.compute.infer.session import Session
+from agent.compute.manifest import Manifest
+from agent.config import DecodeConfig
+from agent.errors import ModelError
+from agent.optimise.data import Examples
+from agent.optimise.evaluate import Progress, check_shape
+from agent.optimise.evaluation.kept import KeptResults, result_key
+from agent.types import Detection
+
+T = TypeVar("T")
+_BOXES = DecodeConfig(score_threshold=0.02, max_detections=100)
+"""Also what a model is hardly sure of: curves need it."""
+
+
+class ExampleRun:
+    """A pass over examples. For one thread.
+
+    Attributes:
+        session: of the model.
+        examples: as they are read for it.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        examples: Examples,
+        kept: KeptResults | None = None,
+        key: str = "",
+        progress: Progress = lambda _: None,
+    ) -> None:
+        """Prepare the pass.
+
+        Args:
+            session: of the model.
+            examples: as they are read for it.
+            kept: results that need not be computed again, and where new ones are added; None: there are none.
+            key: of the model, see `agent.optimise.evaluation.kept.model_key`.
+            progress: called with the number of examples that are done.
+        """
+        self.session, self.examples = session, examples
+        self._kept, self._key, self._progress = kept or KeptResults(), key, progress
+
+    def answers(self, kind: type[T], how: str, decode: Callable[[Placement], T]) -> Iterator[T]:
+        """Yield what is decoded from the model's outputs for each example.
+
+        Args:
+            kind: of an answer, which can be kept as JSON.
+            how: the outputs are decoded: part of the key of an answer.
+            decode: called while the outputs of an example are there, with the place of the model's picture.
+
+        Raises:
+            ModelError: an example cannot be read, or does not fit the model.
+        """
+        spec = check_shape(self.session, self.examples)
+        for index in range(len(self.examples)):
+            key = result_key(self._key, how, self.examples.digest(index)) if self._kept.is_kept else ""
+            found = self._kept.get(key, kind)
+            if found is None:
+                placement = self.examples.fill(index, spec, self.session.input(0))
+                self.session.invoke()
+                found = decode(placement)
+                self._kept.add(key, self.examples.name(index), found)
+            self._progress(index + 1)
+            yield found
+
+
+def class_scores(run: ExampleRun, manifest: Manifest) -> tuple[NDArray[np.float64], int]:
+    """Return the scores of each example, -inf where the model gives no numbers, and how many classes are told."""
+    session = run.session
+    manifest = replace(manifest, output=replace(manifest.output, decoder="classify"))
+    decode = build_decoder(manifest, session.inputs, session.outputs, DecodeConfig(score_threshold=0.0))
+    assert isinstance(decode, Classify)
+
+    def decoded(_: Placement) -> list[float]:
+        scores = decode.scores([session.output(at) for at in range(len(session.outputs))])
+        return [float(one) for one in scores] if np.isfinite(scores).all() else []
+
+    rows = list(run.answers(list[float], "classes", decoded))
+    count = max(map(len, rows), default=0) or len(manifest.output.labels) or len(run.examples.names)
+    return np.array([row or [-np.inf] * count for row in rows], np.float64), decode.top_k
+
+
+def detections(run: ExampleRun, manifest: Manifest, config: DecodeConfig) -> Iterator[list[Detection]]:
+    """Yield what a model finds in each example; boxes are fractions of the whole picture."""
+    session = run.session
+    decode = build_decoder(manifest, session.inputs, session.outputs, config)
+
+    def decoded(placement: Placement) -> list[Detection]:
+        found = decode([session.output(at) for at in range(len(session.outputs))])
+        return [one if one.box is None else replace(one, box=placement.to_frame(one.box)) for one in found]
+
+    return run.answers(list[Detection], repr(config), decoded)
+
+
+def found_boxes(run: ExampleRun, manifest: Manifest) -> list[list[Detection]]:
+    """Return what a model finds in each example, also what it is hardly sure of.
+
+    Raises:
+        ModelError: its decoder gives no boxes.
+    """
+    found = []
+    for some in detections(run, manifest, _BOXES):
+        if any(one.box is None for one in some):
+            raise ModelError("the model's decoder gives no boxes, and the examples have boxes")
+        found.append(some)
+    return found

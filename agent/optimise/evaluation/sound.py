@@ -1,0 +1,439 @@
+"""Evaluate a model of words: which are heard, which are missed, and how often one is heard in vain.
+
+Every recording is heard once with the threshold in use, which gives its figures exactly as the daemon would, and
+the curve over all others. If a rate of false alarms is asked for, the threshold is chosen on the curve, and
+everything is heard again with it: what an event changes, such as the pause after it, is in the figures, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+
+from agent.compute.manifest import Model
+from agent.errors import ModelError
+from agent.optimise.evaluate import change, p_value, share_score, wilson
+from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
+from agent.optimise.evaluation.keyword_rates import (
+    THRESHOLDS,
+    CurvePoint,
+    JudgedSound,
+    RatePoint,
+    judge,
+    poisson_interval,
+    rate_point,
+    threshold_for_alarms,
+)
+from agent.optimise.evaluation.listening import HeardRecording, Listener, open_listener
+from agent.optimise.evaluation.model import ModelComparison
+from agent.optimise.evaluation.slices import (
+    Attributes,
+    SlicedExample,
+    SliceResult,
+    clarity_of,
+    folder_of,
+    loudness_of,
+    slice_results,
+)
+from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound_digest
+
+NOTHING_TOLD = "nothing"
+OTHER = "other sound"
+_WORST = 24
+_TRIES = 4
+"""Most thresholds that are heard, one after another, until one has as few false alarms as are asked for."""
+
+
+class SoundRequest(Struct, frozen=True):
+    """Request for an evaluation.
+
+    Attributes:
+        variant: size or exit of the model; empty: as in a stream.
+        target_false_alarms: most of them per hour; None: no threshold is chosen.
+        slices: attributes of files.
+    """
+
+    variant: str = ""
+    target_false_alarms: float | None = None
+    slices: Attributes = {}
+
+
+class WordResult(Struct, frozen=True):
+    """One word, at the threshold in use. Intervals are of 95 %.
+
+    Attributes:
+        name: of the word.
+        count: how often it is said.
+        heard: how often of these it is heard.
+        recall: share of them; None: it is not said.
+        recall_interval: Wilson's.
+        alarms: how often it is heard in the other sound.
+        alarms_per_hour: None: there is no other sound.
+        alarms_interval: Poisson's.
+    """
+
+    name: str
+    count: int
+    heard: int
+    recall: float | None
+    recall_interval: tuple[float, float] | None
+    alarms: int
+    alarms_per_hour: float | None
+    alarms_interval: tuple[float, float] | None
+
+
+class AlarmSource(Struct, frozen=True):
+    """False alarms in one folder of other sound: number, hours, and rate per hour with its interval of 95 %."""
+
+    folder: str
+    alarms: int
+    hours: float
+    alarms_per_hour: float
+    alarms_interval: tuple[float, float]
+
+
+class WrongSound(Struct, frozen=True):
+    """An error.
+
+    Attributes:
+        name: of the recording.
+        at_s: second at which the event came, or the missed word begins.
+        end_s: where the missed word ends, else as `at_s`.
+        truth: word that is said; `other sound`: none.
+        told: word of the event; `nothing`: there is none.
+        score: of the event; of a missed word the highest mean of its label.
+    """
+
+    name: str
+    at_s: float
+    end_s: float
+    truth: str
+    told: str
+    score: float
+
+
+class SoundEvaluation(Struct, frozen=True):
+    """How good a model of words is on recordings.
+
+    Attributes:
+        model, sha256: name and hash of the file.
+        data: where the recordings came from, in a line.
+        recordings, count, hours: numbers of recordings and of words that are said; length of the other sound, h.
+        metric: `words heard`.
+        value: share of the words whose first event is of the right word, 0..1.
+        interval: Wilson's, of 95 %.
+        in_use: rates at the threshold in use.
+        at_target: at the threshold for the false alarms that are asked for; None: not asked, or not reached.
+        curve: rates by rising threshold: the detection error trade-off.
+        words: by word.
+        confusion: words that are said, and other sound, a row, by what was told: these words, and nothing.
+        sources: false alarms by folder of other sound.
+        slices: share of the words that are heard, by attribute.
+        wrong: the worst errors: half of them events in vain, surest first, then words that were missed.
+        against: comparison with another model; None: there is none.
+        remarks: doubts.
+    """
+
+    model: str
+    sha256: str
+    data: str
+    recordings: int
+    count: int
+    hours: float
+    metric: str
+    value: float
+    interval: tuple[float, float]
+    in_use: RatePoint
+    at_target: RatePoint | None
+    curve: tuple[RatePoint, ...]
+    words: tuple[WordResult, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    sources: tuple[AlarmSource, ...]
+    slices: tuple[SliceResult, ...]
+    wrong: tuple[WrongSound, ...]
+    against: ModelComparison | None = None
+    remarks: tuple[str, ...] = ()
+
+
+class _Heard(NamedTuple):
+    """All recordings as one model heard them at one threshold."""
+
+    threshold: float
+    results: tuple[HeardRecording, ...]
+    judged: tuple[JudgedSound, ...]
+
+
+SoundProgress = Callable[[float, int], None]
+"""Called with the seconds of sound that are done, and the number of recordings that were kept."""
+
+
+def evaluate_sounds(
+    model: Model,
+    examples: SoundExamples,
+    request: SoundRequest,
+    other: Model | None = None,
+    kept: KeptResults | None = None,
+    progress: SoundProgress = lambda *_: None,
+) -> SoundEvaluation:
+    """Evaluate a model of words, and compare it with another one on the same recordings.
+
+    Args:
+        model: to evaluate.
+        examples: recordings, as they are read for it.
+        request: see `SoundRequest`.
+        other: tells the same words; None: nothing is compared.
+        kept: results that need not be computed again, and where new ones are added.
+        progress: see `SoundProgress`.
+
+    Raises:
+        ModelError: a model cannot be run, or the other tells other words.
+        SourceError: a recording cannot be read.
+    """
+    kept = kept or KeptResults()
+    first = _hear_all(model, request.variant, None, examples, kept, progress)
+    curve = tuple(_curve(examples, first))
+    found = _evaluation(model, examples, request, first, curve)
+    if request.target_false_alarms is not None:
+        at_target = _at_target(model, examples, request, curve, kept, progress)
+        found = replace(found, at_target=at_target)
+    if other is not None:
+        second = _hear_all(other, "", None, examples, kept, progress)
+        found = replace(found, against=_compared(other, examples, first, second))
+    return found
+
+
+def _hear_all(
+    model: Model,
+    variant: str,
+    threshold: float | None,
+    examples: SoundExamples,
+    kept: KeptResults,
+    progress: SoundProgress,
+) -> _Heard:
+    key, done_s, results = model_key(model, variant), 0.0, list[HeardRecording]()
+    with open_listener(model, variant, threshold) as listener:
+        if set(listener.words) != set(examples.words):
+            told = f"{', '.join(listener.words[:8])}, and the model {', '.join(examples.words[:8])}"
+            raise ModelError(f"{model.path}: tells {told}: they cannot be compared")
+        for one in examples.recordings:
+            heard = partial(_tell, progress, done_s, kept)
+            results.append(hear_kept(listener, one, key, kept, heard))
+            done_s += one.seconds
+            progress(done_s, kept.reused)
+        judged = tuple(
+            judge(one.said, heard.events) for one, heard in zip(examples.recordings, results, strict=True)
+        )
+        return _Heard(listener.threshold, tuple(results), judged)
+
+
+def _tell(progress: SoundProgress, before_s: float, kept: KeptResults, seconds: float) -> None:
+    progress(before_s + seconds, kept.reused)
+
+
+def hear_kept(
+    listener: Listener,
+    recording: Recording,
+    key: str,
+    kept: KeptResults,
+    progress: Callable[[float], None] = lambda _: None,
+) -> HeardRecording:
+    """Hear a recording, or return what was heard in it before.
+
+    Args:
+        listener: that hears.
+        recording: to hear.
+        key: of the model, see `model_key`.
+        kept: where results are.
+        progress: called with the seconds that are done.
+    """
+    said = ";".join(f"{one.label},{one.start_s!r},{one.end_s!r}" for one in recording.said)
+    own = result_key(key, repr(listener.threshold), said, sound_digest(recording.path))
+    found = kept.get(own, HeardRecording)
+    if found is None:
+        found = listener.hear(recording, progress)
+        kept.add(own, recording.name, found)
+    return found
+
+
+def _curve(examples: SoundExamples, heard: _Heard) -> Iterator[RatePoint]:
+    for place, threshold in enumerate(THRESHOLDS):
+        points = [one.curve[place] for one in heard.results]
+        yield rate_point(
+            threshold,
+            examples.count,
+            sum(sum(point.heard.values()) for point in points),
+            sum(_alarms(one, point) for one, point in zip(examples.recordings, points, strict=True)),
+            examples.hours,
+        )
+
+
+def _alarms(recording: Recording, point: CurvePoint) -> int:
+    return sum(point.alarms.values()) if recording.counts_time else 0
+
+
+def _point(examples: SoundExamples, heard: _Heard) -> RatePoint:
+    """Return the rates at the threshold that was heard."""
+    hits = sum(sum(one.heard) for one in heard.judged)
+    alarms = sum(len(one.false) for each, one in _pairs(examples, heard) if each.counts_time)
+    return rate_point(heard.threshold, examples.count, hits, alarms, examples.hours)
+
+
+def _pairs(examples: SoundExamples, heard: _Heard) -> Iterator[tuple[Recording, JudgedSound]]:
+    return zip(examples.recordings, heard.judged, strict=True)
+
+
+def _at_target(
+    model: Model,
+    examples: SoundExamples,
+    request: SoundRequest,
+    curve: Sequence[RatePoint],
+    kept: KeptResults,
+    progress: SoundProgress,
+) -> RatePoint | None:
+    """Return the rates at the least threshold with so few false alarms, as the daemon would have them."""
+    target = request.target_false_alarms
+    assert target is not None
+    if not examples.hours:
+        raise ModelError("a rate of false alarms needs other sound: give a folder of it by --background")
+    points, tries = list(curve), 0
+    while tries < _TRIES and (threshold := threshold_for_alarms(points, target)) is not None:
+        heard = _hear_all(model, request.variant, threshold, examples, kept, progress)
+        found = _point(examples, heard)
+        if found.alarms_per_hour is not None and found.alarms_per_hour <= target:
+            return found
+        points, tries = [one for one in points if one.threshold > threshold], tries + 1
+    return None
+
+
+def _evaluation(
+    model: Model,
+    examples: SoundExamples,
+    request: SoundRequest,
+    heard: _Heard,
+    curve: tuple[RatePoint, ...],
+) -> SoundEvaluation:
+    score = share_score("top-1", np.array(list(_right(examples, heard)), bool))
+    assert score.interval is not None
+    in_use = _point(examples, heard)
+    return SoundEvaluation(
+        model.manifest.name or model.path,
+        model.sha256[:12],
+        examples.description,
+        len(examples.recordings),
+        examples.count,
+        examples.hours,
+        "words heard",
+        score.value,
+        score.interval,
+        in_use,
+        None,
+        curve,
+        tuple(_words(examples, heard)),
+        _confusion(examples, heard),
+        tuple(_sources(examples, heard)),
+        slice_results(_outcomes(examples, heard), request.slices),
+        _wrong(examples, heard),
+        remarks=(*examples.remarks, *_remarks(examples, request)),
+    )
+
+
+def _remarks(examples: SoundExamples, request: SoundRequest) -> Iterator[str]:
+    target, hours = request.target_false_alarms, examples.hours
+    if target is not None and hours > 0 and (least := poisson_interval(0)[1] / hours) > target:
+        yield (
+            f"{hours:.2f} h of other sound cannot show {target:g} false alarms an hour: with none at all, up to "
+            f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.0f} h"
+        )
+
+
+def _right(examples: SoundExamples, heard: _Heard) -> Iterator[bool]:
+    for one, judged in _pairs(examples, heard):
+        for said, told in zip(one.said, judged.told, strict=True):
+            yield told == said.label
+
+
+def _words(examples: SoundExamples, heard: _Heard) -> Iterator[WordResult]:
+    said, hits, alarms = Counter[str](), Counter[str](), Counter[str]()
+    for one, judged in _pairs(examples, heard):
+        said.update(each.label for each in one.said)
+        hits.update(each.label for each, is_heard in zip(one.said, judged.heard, strict=True) if is_heard)
+        alarms.update(each.label for each in judged.false if one.counts_time)
+    hours = examples.hours
+    for word in examples.words:
+        count, right = said[word], hits[word]
+        recall, interval = (right / count, wilson(right, count)) if count else (None, None)
+        low, high = poisson_interval(alarms[word])
+        rate, span = (alarms[word] / hours, (low / hours, high / hours)) if hours else (None, None)
+        yield WordResult(word, count, right, recall, interval, alarms[word], rate, span)
+
+
+def _confusion(examples: SoundExamples, heard: _Heard) -> tuple[tuple[int, ...], ...]:
+    columns = (*examples.words, NOTHING_TOLD)
+    counts = {row: Counter[str]() for row in (*examples.words, OTHER)}
+    for one, judged in _pairs(examples, heard):
+        for said, told in zip(one.said, judged.told, strict=True):
+            counts[said.label][told or NOTHING_TOLD] += 1
+        if one.counts_time:
+            counts[OTHER].update(each.label for each in judged.false)
+    return tuple(tuple(row[column] for column in columns) for row in counts.values())
+
+
+def _sources(examples: SoundExamples, heard: _Heard) -> Iterator[AlarmSource]:
+    alarms, seconds = Counter[str](), dict[str, float]()
+    for one, judged in _pairs(examples, heard):
+        if one.counts_time:
+            alarms[one.folder] += len(judged.false)
+            seconds[one.folder] = seconds.get(one.folder, 0.0) + one.seconds
+    for folder in sorted(seconds, key=lambda name: (-alarms[name], name)):
+        hours = seconds[folder] / 3600.0
+        low, high = poisson_interval(alarms[folder])
+        yield AlarmSource(folder, alarms[folder], hours, alarms[folder] / hours, (low / hours, high / hours))
+
+
+def _outcomes(examples: SoundExamples, heard: _Heard) -> Iterator[SlicedExample]:
+    for one, result, judged in zip(examples.recordings, heard.results, heard.judged, strict=True):
+        if not one.said:
+            continue
+        measured = {"loudness": loudness_of(result.level_db), "signal to noise": clarity_of(result.snr_db)}
+        folder = folder_of(one.name)
+        yield SlicedExample(
+            one.name, {**measured, **({"folder": folder} if folder else {})}, sum(judged.heard), len(one.said)
+        )
+
+
+def _wrong(examples: SoundExamples, heard: _Heard) -> tuple[WrongSound, ...]:
+    vain: list[WrongSound] = []
+    missed: list[WrongSound] = []
+    for one, result, judged in zip(examples.recordings, heard.results, heard.judged, strict=True):
+        for event in judged.false:
+            truth = next((s.label for s in one.said if s.start_s <= event.at_s <= s.end_s), OTHER)
+            vain.append(WrongSound(one.name, event.at_s, event.at_s, truth, event.label, event.score))
+        for said, is_heard, told, peak in zip(one.said, judged.heard, judged.told, result.peaks, strict=True):
+            if not is_heard and not told:
+                missed.append(WrongSound(one.name, said.start_s, said.end_s, said.label, NOTHING_TOLD, peak))
+    vain.sort(key=lambda one: -one.score)
+    missed.sort(key=lambda one: one.score)
+    kept = vain[: max(_WORST // 2, _WORST - len(missed))]
+    return (*kept, *missed[: _WORST - len(kept)])
+
+
+def _compared(other: Model, examples: SoundExamples, first: _Heard, second: _Heard) -> ModelComparison:
+    scores = [share_score("top-1", np.array(list(_right(examples, one)), bool)) for one in (first, second)]
+    by = change(scores[1], scores[0])
+    sure = p_value(scores[1].right, scores[0].right)
+    name = other.manifest.name or other.path
+    return ModelComparison(name, scores[1].value, by.value, by.interval, sure)
+
+
+def missed_alarm_target(found: SoundEvaluation, target: float | None) -> str:
+    """Return how near a target came that no threshold reaches; empty: it is reached, or none is set."""
+    if target is None or found.at_target is not None:
+        return ""
+    least = min(one.alarms_per_hour or 0.0 for one in found.curve)
+    return f"no threshold has {target:g} false alarms an hour or fewer as it is used; the least is {least:.3g}"

@@ -1,0 +1,423 @@
+"""Evaluate detector and tracker on clips: MOTA, IDF1 and what belongs to them, by `py-motmetrics`.
+
+The tracker is the daemon's. What it reports for a picture are the announced tracks that were detected in it: a
+track that is missed for a moment has no box there. An object is matched from an overlap (IoU) of one half on.
+Sources: Bernardin and Stiefelhagen, Evaluating multiple object tracking performance: the CLEAR MOT metrics, 2008;
+Ristani et al., Performance measures and a data set for multi-target, multi-camera tracking, 2016
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import numpy as np
+from msgspec import Struct
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from agent.compute.decode.decoder import build_decoder
+from agent.compute.infer.image_input import ImageInput
+from agent.compute.infer.session import Session
+from agent.compute.manifest import PICTURE_HITS, Model
+from agent.compute.track.tracker import Tracker
+from agent.compute.track.zones import Zones
+from agent.config import DecodeConfig, TrackConfig
+from agent.errors import ModelError
+from agent.optimise.evaluate import open_content
+from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
+from agent.optimise.evaluation.mot import PUBLISHED, MotRows, MotSequence, read_published
+from agent.optimise.evaluation.operating import overlaps
+from agent.optimise.evaluation.slices import Attributes, SlicedExample, SliceResult, size_of, slice_results
+from agent.text import plural
+from agent.types import Detection, Image
+
+_IOU = 0.5
+_BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+_PERSON = "person"
+_WORST = 24
+_SHARES = ("mota", "idf1", "idp", "idr")
+_COUNTS = (
+    "num_unique_objects",
+    "num_objects",
+    "mostly_tracked",
+    "partially_tracked",
+    "mostly_lost",
+    "num_switches",
+    "num_fragmentations",
+    "num_false_positives",
+    "num_misses",
+)
+"""What motmetrics calls the figures of `TrackFigures`, in their order."""
+
+
+class TrackRequest(Struct, frozen=True):
+    """Request for an evaluation.
+
+    Attributes:
+        variant: of the model; empty: its first.
+        labels: that are tracked; empty: `person`, or the model's only one.
+        every: every so manieth picture is taken, as at a lower rate.
+        slices: attributes by the name of a sequence.
+    """
+
+    variant: str = ""
+    labels: tuple[str, ...] = ()
+    every: int = 1
+    slices: Attributes = {}
+
+
+class TrackFigures(Struct, frozen=True):
+    """Figures of one sequence, or of all.
+
+    Attributes:
+        name: of the sequence; `all` together.
+        pictures: number of them.
+        mota: 1 - (misses + false positives + switches) / boxes; may be negative.
+        idf1, idp, idr: F1, precision and recall of identities, 0..1.
+        objects, boxes: that are to be tracked.
+        mostly_tracked, partially_tracked, mostly_lost: objects, of which at least 80 %, or less than 20 %, of the
+            boxes are matched.
+        switches: how often an object becomes another track.
+        fragments: how often an object is lost and found again.
+        false_positives, misses: boxes.
+    """
+
+    name: str
+    pictures: int
+    mota: float
+    idf1: float
+    idp: float
+    idr: float
+    objects: int
+    boxes: int
+    mostly_tracked: int
+    partially_tracked: int
+    mostly_lost: int
+    switches: int
+    fragments: int
+    false_positives: int
+    misses: int
+
+
+class WrongTrack(Struct, frozen=True):
+    """An object that is tracked badly.
+
+    Attributes:
+        name: of the sequence.
+        object: its number there.
+        frame: of its first switch, or where it is missed first.
+        boxes, matched: number of its boxes, and of those that are matched.
+        switches: how often it becomes another track.
+    """
+
+    name: str
+    object: int
+    frame: int
+    boxes: int
+    matched: int
+    switches: int
+
+
+class TrackEvaluation(Struct, frozen=True):
+    """How good detector and tracker are on clips.
+
+    Attributes:
+        model, sha256: name and hash of the model; `det.txt` and nothing: published detections.
+        data: what was read from where, in a line.
+        every: see `TrackRequest`.
+        labels: that are tracked.
+        overall: over all sequences.
+        sequences: by name.
+        slices: share of the boxes that are matched, by attribute.
+        wrong: objects that are tracked worst.
+        against: model and MOTA of another one on the same clips; None: there is none.
+        remarks: doubts.
+    """
+
+    model: str
+    sha256: str
+    data: str
+    every: int
+    labels: tuple[str, ...]
+    overall: TrackFigures
+    sequences: tuple[TrackFigures, ...]
+    slices: tuple[SliceResult, ...]
+    wrong: tuple[WrongTrack, ...]
+    against: tuple[str, float] | None = None
+    remarks: tuple[str, ...] = ()
+
+
+Detections = Iterable[tuple[int, list[Detection]]]
+"""Frames, and what is detected in them."""
+TrackProgress = Callable[[int], None]
+"""Called with the number of pictures that are done."""
+
+
+class TrackedFrame(NamedTuple):
+    """What is to be tracked in a picture, and what the tracker reports: numbers and boxes."""
+
+    frame: int
+    truth: MotRows
+    ids: NDArray[np.int64]
+    boxes: NDArray[np.float64]
+
+
+def evaluate_tracking(
+    model: Model | None,
+    sequences: Sequence[MotSequence],
+    data: str,
+    request: TrackRequest,
+    kept: KeptResults | None = None,
+    progress: TrackProgress = lambda _: None,
+) -> TrackEvaluation:
+    """Evaluate a detector with the tracker of the daemon, or the tracker alone.
+
+    Args:
+        model: a detector; None: published detections are taken.
+        sequences: clips.
+        data: what they are, in a line.
+        request: see `TrackRequest`.
+        kept: answers that need not be computed again, and where new ones are added.
+        progress: see `TrackProgress`.
+
+    Raises:
+        ModelError: motmetrics is missing, the model cannot be run, lacks a label, or a clip cannot be read.
+    """
+    metrics, labels = _metrics(), _labels(model, request)
+    tracked = _tracked(model, _detected(model, sequences, labels, request, kept or KeptResults()), progress)
+    accumulators = {name: _accumulated(metrics, frames) for name, frames in tracked.items()}
+    figures = _figures(metrics, accumulators, tracked)
+    matches = {name: _matches(one) for name, one in accumulators.items()}
+    return TrackEvaluation(
+        PUBLISHED if model is None else model.manifest.name or model.path,
+        "" if model is None else model.sha256[:12],
+        data,
+        request.every,
+        labels,
+        figures[-1],
+        tuple(figures[:-1]),
+        slice_results(_outcomes(sequences, tracked, matches), request.slices),
+        tuple(_worst(tracked, matches)),
+    )
+
+
+def _tracked(
+    model: Model | None, detected: Iterable[tuple[MotSequence, Detections]], progress: TrackProgress
+) -> dict[str, list[TrackedFrame]]:
+    """Track the objects of each sequence; return its frames by its name."""
+    min_hits, done = PICTURE_HITS if model is None else model.manifest.min_hits, 0
+    tracked: dict[str, list[TrackedFrame]] = {}
+    for sequence, found in detected:
+        frames = tracked.setdefault(sequence.name, [])
+        for one in track(sequence, found, min_hits=min_hits):
+            frames.append(one)
+            done += 1
+            progress(done)
+    return tracked
+
+
+def _metrics() -> Any:
+    try:
+        return importlib.import_module("motmetrics")
+    except ImportError:
+        raise ModelError("clips need motmetrics: pip install '.[optimise]' in the clone") from None
+
+
+def _labels(model: Model | None, request: TrackRequest) -> tuple[str, ...]:
+    if model is None:
+        return (_PERSON,)
+    known = model.manifest.output.labels
+    if not request.labels:
+        chosen = (_PERSON,) if _PERSON in known else known if len(known) == 1 else ()
+        if not chosen:
+            raise ModelError(f"{model.path}: which of its labels is tracked? --positive says so: {_some(known)}")
+        return chosen
+    for label in request.labels:
+        if label not in known:
+            raise ModelError(f"{model.path}: does not know the class {label!r}, but {_some(known)}")
+    return request.labels
+
+
+def _some(labels: Sequence[str]) -> str:
+    return ", ".join(labels[:20])
+
+
+class _ClipDetector:
+    """Detects objects in the pictures of clips, or takes over what was detected before."""
+
+    def __init__(
+        self, session: Session, model: Model, labels: tuple[str, ...], request: TrackRequest, kept: KeptResults
+    ) -> None:
+        config = DecodeConfig(labels=labels)
+        self._session, self._every, self._kept = session, request.every, kept
+        self._preparation = ImageInput(session.inputs[0], model.manifest.input)
+        self._decode = build_decoder(model.manifest, session.inputs, session.outputs, config)
+        self._key = result_key(model_key(model, request.variant), repr(config))
+
+    def detect(self, sequence: MotSequence) -> Detections:
+        for frame, image in sequence.images(self._every):
+            digest = hashlib.sha256(image.tobytes()).hexdigest() if self._kept.is_kept else ""
+            key = result_key(self._key, digest)
+            found = self._kept.get(key, list[Detection])
+            if found is None:
+                found = self._infer(image)
+                self._kept.add(key, f"{sequence.name}/{frame}", found)
+            yield frame, found
+
+    def _infer(self, image: Image) -> list[Detection]:
+        session = self._session
+        placement = self._preparation.fill(session.input(0), image, "bgr")
+        session.invoke()
+        found = self._decode([session.output(at) for at in range(len(session.outputs))])
+        return [replace(one, box=placement.to_frame(one.box)) for one in found if one.box]
+
+
+def _detected(
+    model: Model | None,
+    sequences: Sequence[MotSequence],
+    labels: tuple[str, ...],
+    request: TrackRequest,
+    kept: KeptResults,
+) -> Iterator[tuple[MotSequence, Detections]]:
+    if model is None:
+        for sequence in sequences:
+            yield sequence, published(sequence, request.every)
+        return
+    with open_content(model.content, model.manifest, request.variant) as session:
+        detector = _ClipDetector(session, model, labels, request, kept)
+        for sequence in sequences:
+            yield sequence, detector.detect(sequence)
+
+
+def published(sequence: MotSequence, every: int) -> Detections:
+    """Yield the published detections of each so manieth frame. Raises ModelError if there are none."""
+    rows = read_published(sequence)
+    for frame in range(1, sequence.frames + 1, every):
+        part = rows.at(frame)
+        yield (
+            frame,
+            [
+                Detection(_PERSON, float(np.clip(score, 0.0, 1.0)), (x0, y0, x1, y1))
+                for score, (x0, y0, x1, y1) in zip(part.scores, part.boxes.tolist(), strict=True)
+            ],
+        )
+
+
+def track(sequence: MotSequence, found: Detections, *, min_hits: int) -> Iterator[TrackedFrame]:
+    """Yield what the daemon's tracker reports for each picture.
+
+    Args:
+        sequence: whose objects are to be tracked.
+        found: frames, rising, and their detections.
+        min_hits: detections before a track is announced.
+    """
+    tracker = Tracker(TrackConfig(), Zones(()), sequence.name, min_hits=min_hits, run="0")
+    numbers: dict[str, int] = {}
+    for frame, detections in found:
+        at_s = (frame - 1) / sequence.fps
+        at = _BEGIN + timedelta(seconds=at_s)
+        tracker.update(detections, round(at_s * 1e9), at)
+        seen = [one for one in tracker.tracks() if one.last_seen == at and one.box is not None]
+        ids = np.array([numbers.setdefault(one.id, len(numbers)) for one in seen], np.int64)
+        boxes = np.array([one.box for one in seen], np.float64).reshape(-1, 4)
+        yield TrackedFrame(frame, sequence.truth.at(frame), ids, boxes)
+
+
+def _accumulated(metrics: Any, frames: Iterable[TrackedFrame]) -> Any:
+    accumulator = metrics.MOTAccumulator()
+    for one in frames:
+        distances = 1.0 - overlaps(one.truth.boxes, one.boxes)
+        distances[distances > _IOU] = np.nan
+        accumulator.update(one.truth.ids, one.ids, distances, frameid=one.frame)
+    return accumulator
+
+
+def _figures(
+    metrics: Any, accumulators: Mapping[str, Any], tracked: Mapping[str, Sequence[TrackedFrame]]
+) -> list[TrackFigures]:
+    """Return the figures of each sequence, then of all."""
+    found = metrics.metrics.create().compute_many(
+        list(accumulators.values()),
+        metrics=[*_SHARES, *_COUNTS],
+        names=list(accumulators),
+        generate_overall=True,
+    )
+    names = [*accumulators, "OVERALL"]
+    counts = [len(frames) for frames in tracked.values()]
+    return [
+        _one("all" if name == "OVERALL" else name, pictures, found.loc[name])
+        for name, pictures in zip(names, (*counts, sum(counts)), strict=True)
+    ]
+
+
+def _one(name: str, pictures: int, row: Any) -> TrackFigures:
+    mota, idf1, precision, recall = (float(np.nan_to_num(row[key])) for key in _SHARES)
+    return TrackFigures(name, pictures, mota, idf1, precision, recall, *(int(row[key]) for key in _COUNTS))
+
+
+class _Matches(NamedTuple):
+    """Pairs of frame and object that are matched, and those at which the object became another track."""
+
+    matched: frozenset[tuple[int, int]]
+    switched: frozenset[tuple[int, int]]
+
+
+def _matches(accumulator: Any) -> _Matches:
+    events = accumulator.mot_events.reset_index()
+    pairs: dict[str, set[tuple[int, int]]] = {"MATCH": set(), "SWITCH": set()}
+    for kind, frame, ident in zip(events["Type"], events["FrameId"], events["OId"], strict=True):
+        if kind in pairs:
+            pairs[kind].add((int(frame), int(ident)))
+    return _Matches(frozenset(pairs["MATCH"] | pairs["SWITCH"]), frozenset(pairs["SWITCH"]))
+
+
+def _outcomes(
+    sequences: Sequence[MotSequence],
+    tracked: Mapping[str, Sequence[TrackedFrame]],
+    matches: Mapping[str, _Matches],
+) -> Iterator[SlicedExample]:
+    for sequence in sequences:
+        sums: dict[str, list[int]] = {}
+        for one in tracked[sequence.name]:
+            for ident, (x0, y0, x1, y1) in zip(one.truth.ids.tolist(), one.truth.boxes.tolist(), strict=True):
+                area = (x1 - x0) * sequence.width * (y1 - y0) * sequence.height
+                counted = sums.setdefault(size_of(area), [0, 0])
+                counted[0] += (one.frame, ident) in matches[sequence.name].matched
+                counted[1] += 1
+        for size, (right, total) in sums.items():
+            yield SlicedExample(sequence.name, {"object size": size, "sequence": sequence.name}, right, total)
+
+
+def _worst(
+    tracked: Mapping[str, Sequence[TrackedFrame]], matches: Mapping[str, _Matches]
+) -> Iterator[WrongTrack]:
+    found = []
+    for name, frames in tracked.items():
+        seen: dict[int, list[int]] = {}
+        for one in frames:
+            for ident in one.truth.ids.tolist():
+                seen.setdefault(ident, []).append(one.frame)
+        matched, switched = matches[name]
+        for ident, own in seen.items():
+            hits = sum((frame, ident) in matched for frame in own)
+            changes = [frame for frame in own if (frame, ident) in switched]
+            lost = [frame for frame in own if (frame, ident) not in matched]
+            if changes or lost:
+                first = (changes or lost)[0]
+                found.append(WrongTrack(name, ident, first, len(own), hits, len(changes)))
+    found.sort(key=lambda one: (-one.switches, -(one.boxes - one.matched)))
+    switching = [one for one in found if one.switches][: _WORST // 2]
+    lost_most = sorted((one for one in found if one not in switching), key=lambda one: one.matched - one.boxes)
+    yield from switching
+    yield from lost_most[: _WORST - len(switching)]
+
+
+def describe_clips(path: str, sequences: Sequence[MotSequence], every: int) -> str:
+    """Return what clips were read, in a line."""
+    pictures = sum(len(range(0, one.frames, every)) for one in sequences)
+    rate = f", every {every}th taken" if every > 1 else ""
+    return f"{path}: {plural(len(sequences), 'sequence')}, {plural(pictures, 'picture')}{rate}"

@@ -1,0 +1,147 @@
+"""`vedette models evaluate` for words: figures, charts, the report, a chosen threshold, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import soundfile
+from click.shell_completion import ShellComplete
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.config.load import parse
+from tests.support.sound import RATE, quiet, tone_model, word
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def evaluated(*args: object) -> Any:
+    done = run(*args, "--json")
+    assert done.exit_code == 0, said(done)
+    return json.loads(done.stdout)
+
+
+def refusal(*args: object) -> str:
+    done = run(*args)
+    assert done.exit_code == 1, said(done)
+    return said(done)
+
+
+def write(path: Path, *parts: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, np.concatenate(parts), RATE)
+
+
+@pytest.fixture
+def tones(tmp_path: Path) -> Path:
+    """Ten of each word, of which one `high` is a `low`; noise with one `low` in it."""
+    for number in range(10):
+        for name in ("low", "high"):
+            spoken = "low" if number == 0 else name
+            write(tmp_path / f"words/{name}/{number}.wav", quiet(0.2 + number / 50), word(spoken), quiet(0.2))
+    write(tmp_path / "noise/1.wav", quiet(4), word("low"), quiet(4))
+    return tone_model(tmp_path)
+
+
+def test_a_table_tells_words_and_false_alarms(tones: Path, tmp_path: Path) -> None:
+    done = run(tones, tmp_path / "words", "--background", tmp_path / "noise")
+    assert done.exit_code == 0, said(done)
+    assert "95.0 %" in done.output
+    assert "of 20 words told rightly" in done.output
+    (row,) = [line.split() for line in done.output.splitlines() if line.startswith("high ")]
+    assert row[1:4] == ["10", "90.0", "%"]
+
+
+def test_json_has_every_figure(tones: Path, tmp_path: Path) -> None:
+    found = evaluated(tones, tmp_path / "words", "--background", tmp_path / "noise")
+    assert (found["value"], found["count"], found["in_use"]["alarms"]) == (0.95, 20, 1)
+    assert found["confusion"] == [[10, 0, 0], [1, 9, 0], [1, 0, 0]]
+    assert len(found["curve"]) > 100
+
+
+def test_the_threshold_that_is_printed_can_be_set(tones: Path, tmp_path: Path) -> None:
+    write(tmp_path / "noise/2.wav", quiet(30))
+    args = (tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 200)
+    output = run(*args).output
+    keys = output[output.index("[streams.NAME.decode]") :].replace("NAME", "door")
+    config = parse(f'{keys}\n[streams.door]\nsource = "mic:default"\nmodel = "small-speech"\n', "x").config
+    threshold = config.streams["door"].decode.score_threshold
+    assert threshold == evaluated(*args)["at_target"]["threshold"]
+    assert evaluated(*args)["at_target"]["alarms_per_hour"] <= 200
+
+
+def test_a_rate_that_no_threshold_reaches_is_exit_code_1(tones: Path, tmp_path: Path) -> None:
+    tones.write_text(tones.read_text().replace("logits = true", "logits = false"))  # scores beyond 1 are cut to 1
+    done = run(tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 0)
+    assert done.exit_code == 1
+    assert "no threshold has 0 false alarms an hour" in done.output
+
+
+def test_a_report_plays_the_worst_errors_and_charts_are_drawn(tones: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="charts need matplotlib")
+    report, curve, confusions = (tmp_path / name for name in ("r.html", "curve.png", "confusions.png"))
+    outputs = ("--report", report, "--curve", curve, "--picture", confusions)
+    done = run(tones, tmp_path / "words", "--background", tmp_path / "noise", *outputs)
+    assert done.exit_code == 0, said(done)
+    text = report.read_text()
+    assert text.count("<audio") == text.count("<figcaption>") == 2
+    assert "media-src data:" in text
+    assert "noise/1.wav, second 4." in text
+    assert all(cv2.imread(str(path)) is not None for path in (curve, confusions))
+    again = run(tones, tmp_path / "words", "--background", tmp_path / "noise", "--report", report, "--force")
+    assert "21 results of an earlier run were taken over" in again.output
+
+
+def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> None:
+    assert evaluated(tones, tmp_path / "words")["in_use"]["alarms_per_hour"] is None
+    assert "--background" in refusal(tones, tmp_path / "words", "--target-false-alarms", 1)
+    assert "--background" in refusal(tones, tmp_path / "words", "--curve", tmp_path / "c.png")
+
+
+def test_fewer_words_are_chosen_by_a_rule(tones: Path, tmp_path: Path) -> None:
+    found = evaluated(tones, tmp_path / "words", "--background", tmp_path / "noise", "--limit", 8)
+    assert (found["count"], found["hours"] > 0) == (8, True)
+    assert "8 words in 9 recordings" in found["data"]
+
+
+def test_speakers_are_slices(tones: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "who.json"
+    who = {
+        f"{name}/{number}.wav": {"speaker": "anna" if number else "otto"}
+        for name in ("low", "high")
+        for number in range(10)
+    }
+    sheet.write_text(json.dumps(who))
+    rows = evaluated(tones, tmp_path / "words", "--slices", sheet)["slices"]
+    speakers = {one["value"]: (one["count"], one["figure"]) for one in rows if one["attribute"] == "speaker"}
+    assert speakers == {"anna": (18, 1.0), "otto": (2, 0.5)}
+
+
+def test_what_cannot_be_evaluated_says_why(tones: Path, tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    assert "is for models of pictures" in refusal(tones, words, "--positive", "low")
+    assert "is for models of pictures" in refusal(tones, words, "--target-recall", 0.9)
+    assert "is for clips" in refusal(tones, words, "--every", 2)
+    assert "there is no such folder" in refusal(tones, words, "--background", tmp_path / "gone")
+    assert "cannot be compared" in refusal(tones, words, "--against", "small-speech")
+    (words / "low").rename(words / "banana")
+    assert "does not know the word 'banana'" in refusal(tones, words)
+
+
+def test_models_and_published_detections_are_completed() -> None:
+    completed = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions
+    models = [one.value for one in completed(["models", "evaluate"], "")]
+    assert {"det.txt", "small-speech", "nanodet"} <= set(models)
+    options = {one.value for one in completed(["models", "evaluate"], "--")}
+    assert {"--background", "--target-false-alarms", "--slices", "--results", "--fresh", "--every"} <= options

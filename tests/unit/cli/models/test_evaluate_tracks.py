@@ -1,0 +1,122 @@
+"""`vedette models evaluate` for clips: a detector with the tracker, the tracker alone, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("motmetrics", reason="clips need the extra [optimise]")
+
+from agent.cli.main import vedette
+from tests.support.doubles import person_model
+
+FRAMES = 20
+BOX = (50, 25, 50, 50)
+"""In pixels of 200×100, where the model finds a person in every picture."""
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["models", "evaluate", *map(str, args)])
+
+
+def said(done: Result) -> str:
+    return f"{done.output}{done.exception or ''}"
+
+
+def evaluated(*args: object) -> Any:
+    done = run(*args, "--json")
+    assert done.exit_code == 0, said(done)
+    return json.loads(done.stdout)
+
+
+def refusal(*args: object) -> str:
+    done = run(*args)
+    assert done.exit_code == 1, said(done)
+    return said(done)
+
+
+def sequence(folder: Path, people: int = 1) -> Path:
+    (folder / "img1").mkdir(parents=True)
+    keys = f"frameRate=10\nseqLength={FRAMES}\nimWidth=200\nimHeight=100\n"
+    (folder / "seqinfo.ini").write_text(f"[Sequence]\n{keys}")
+    x, y, width, height = BOX
+    rows = [
+        f"{frame},{number + 1},{x + 100 * number},{y},{width},{height},1"
+        for frame in range(1, FRAMES + 1)
+        for number in range(people)
+    ]
+    (folder / "gt.txt").write_text("\n".join(rows))
+    (folder / "det.txt").write_text("\n".join(rows))
+    for frame in range(1, FRAMES + 1):
+        assert cv2.imwrite(str(folder / f"img1/{frame:06}.png"), np.full((100, 200, 3), frame, np.uint8))
+    return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return person_model(tmp_path)
+
+
+def test_a_detector_and_the_tracker_are_evaluated(model: Path, tmp_path: Path) -> None:
+    sequence(tmp_path / "clips/one")
+    sequence(tmp_path / "clips/two", people=2)
+    found = evaluated(model, tmp_path / "clips")
+    one, two = found["sequences"]
+    assert (one["misses"], one["mota"]) == (2, 0.9)
+    assert (two["boxes"], two["misses"], two["mostly_lost"], two["false_positives"]) == (40, 22, 1, 0)
+    assert found["overall"]["mota"] == pytest.approx(1 - 24 / 60)
+    done = run(model, tmp_path / "clips")
+    assert "MOTA 60.0 %" in done.output
+    assert "of person" in done.output
+
+
+def test_published_detections_stand_in_for_a_model(tmp_path: Path) -> None:
+    found = evaluated("det.txt", sequence(tmp_path / "one", people=2))
+    assert (found["model"], found["overall"]["misses"]) == ("det.txt", 4)
+    assert "of published detections" in run("det.txt", tmp_path / "one").output
+
+
+def test_a_report_shows_where_an_object_is_lost(model: Path, tmp_path: Path) -> None:
+    clip, report = sequence(tmp_path / "one", people=2), tmp_path / "r.html"
+    assert run(model, clip, "--report", report).exit_code == 0
+    text = report.read_text()
+    assert text.count("data:image/jpeg") == 2
+    assert "one, frame 1: object 2, missed in 20 pictures" in text
+    taken = run(model, clip, "--report", report, "--force").output
+    assert f"{FRAMES} results of an earlier run were taken over" in taken
+
+
+def test_a_video_is_a_clip(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (200, 100))
+    for number in range(FRAMES):
+        writer.write(np.full((100, 200, 3), number, np.uint8))
+    writer.release()
+    path.with_suffix(".txt").write_text("\n".join(f"{frame},1,50,25,50,50,1" for frame in range(1, FRAMES + 1)))
+    assert evaluated(model, path)["overall"]["misses"] == 2
+
+
+def test_two_are_compared_and_pictures_left_out(model: Path, tmp_path: Path) -> None:
+    clip = sequence(tmp_path / "one", people=2)
+    found = evaluated(model, clip, "--against", "det.txt", "--every", 2)
+    assert found["overall"]["pictures"] == FRAMES / 2
+    assert found["against"] == ["det.txt", pytest.approx(1 - 4 / 20)]
+    assert "MOTA of det.txt 80.0 %" in run(model, clip, "--against", "det.txt", "--every", 2).output
+
+
+def test_what_cannot_be_evaluated_says_why(model: Path, tmp_path: Path) -> None:
+    clip = sequence(tmp_path / "one")
+    assert "does not know the class 'unicorn'" in refusal(model, clip, "--positive", "unicorn")
+    assert "det.txt has no classes" in refusal("det.txt", clip, "--positive", "person")
+    assert "is not for clips" in refusal(model, clip, "--limit", 8)
+    assert "is for models of words" in refusal(model, clip, "--background", tmp_path)
+    assert "takes sound" in refusal("small-speech", clip)
+    assert "no seqinfo.ini" in refusal("det.txt", tmp_path / "one" / "img1")
+    (clip / "gt.txt").write_text("1,1,50,25,50\n")
+    assert "gt.txt:1: expected `frame,id" in refusal(model, clip)

@@ -1,0 +1,163 @@
+"""Evaluation of a model of words: on tones, of which every event is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from agent.compute.hearing import AudioPerception
+from agent.config import StreamConfig
+from agent.errors import ModelError
+from agent.models.library import open_model
+from agent.optimise.evaluation.kept import keep_results, model_key
+from agent.optimise.evaluation.keyword_rates import THRESHOLDS
+from agent.optimise.evaluation.listening import LEAD_S, open_listener
+from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, hear_kept, missed_alarm_target
+from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
+from tests.support.sound import RATE, chunks, quiet, tone_model, word
+
+WORDS, IGNORED = ("low", "high"), ("silence",)
+TALK = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
+
+
+def write(path: Path, sound: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, sound, RATE)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Two of each word, of which one `high` is a `low`; noise with one `low` in it, and a talk with labels."""
+    for number, (folder, name) in enumerate([("low", "low")] * 2 + [("high", "high"), ("high", "low")]):
+        write(
+            tmp_path / f"words/{folder}/{number}.wav",
+            np.concatenate((quiet(0.3 + number / 50), word(name), quiet(0.3))),
+        )
+    write(tmp_path / "words/talk.wav", TALK)
+    (tmp_path / "words/talk.txt").write_text("2.0\t2.6\tlow\n4.6\t5.2\thigh\n7.2\t7.8\tlow\n")
+    write(tmp_path / "noise/street/1.wav", np.concatenate((quiet(4), word("low"), quiet(4))))
+    write(tmp_path / "noise/room/1.wav", quiet(9))
+    return tmp_path
+
+
+def examples(data: Path) -> SoundExamples:
+    return read_sounds(data / "words", (data / "noise",), WORDS, IGNORED)
+
+
+def test_events_are_those_of_a_stream(tmp_path: Path) -> None:
+    """The same sound, with its silence before and after, through the daemon's own class."""
+    write(tmp_path / "words/low/1.wav", TALK)
+    path = str(tone_model(tmp_path))
+    with open_listener(open_model(path)) as listener:
+        (one,) = read_sounds(tmp_path / "words", (), WORDS, IGNORED).recordings
+        heard = listener.hear(one)
+        assert (listener.words, listener.ignored, listener.threshold) == (WORDS, IGNORED, 0.6)
+    stream = AudioPerception("kitchen", StreamConfig("mic:default", path), open_model(path))
+    told = []
+    for chunk in chunks(np.concatenate((quiet(LEAD_S, 8.0), TALK, quiet(1.0, 8.0)))):
+        told += [(event.track.label, chunk.captured_ns / 1e9 - LEAD_S) for event in stream.process(chunk).events]
+    assert [event.label for event in heard.events] == [label for label, _ in told] == ["low", "high", "low"]
+    assert [event.at_s for event in heard.events] == pytest.approx([at for _, at in told], abs=0.05)
+
+
+def test_words_confusions_and_false_alarms_are_counted(tmp_path: Path, data: Path) -> None:
+    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data), SoundRequest())
+    assert (found.count, found.recordings) == (7, 7)
+    assert found.value == pytest.approx(6 / 7)
+    assert found.interval[0] < found.value < found.interval[1]
+    assert found.confusion == ((4, 0, 0), (1, 2, 0), (1, 0, 0))
+    low, high = found.words
+    assert (low.name, low.count, low.heard, low.alarms) == ("low", 4, 4, 1)
+    assert (high.name, high.count, high.heard, high.alarms) == ("high", 3, 2, 0)
+    assert low.alarms_per_hour == pytest.approx(1 / found.hours)
+    assert found.hours == pytest.approx((8.6 + 9.0 + len(TALK) / RATE) / 3600)
+    assert (found.sources[0].folder, found.sources[0].alarms) == ("noise/street", 1)
+    assert found.in_use.missed == 1
+    wrong = {(one.name, one.truth, one.told) for one in found.wrong}
+    assert wrong == {("noise/street/1.wav", "other sound", "low"), ("high/3.wav", "high", "low")}
+
+
+def test_the_curve_at_the_threshold_in_use_is_what_was_heard(tmp_path: Path, data: Path) -> None:
+    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data), SoundRequest())
+    (point,) = [one for one in found.curve if one.threshold == found.in_use.threshold]
+    assert point == found.in_use
+    assert [one.threshold for one in found.curve] == list(THRESHOLDS)
+    missed = [one.missed for one in found.curve]
+    assert missed[-1] >= missed[60] >= 1
+
+
+def test_a_threshold_is_chosen_for_a_rate_of_false_alarms(tmp_path: Path, data: Path) -> None:
+    model = open_model(str(tone_model(tmp_path)))
+    per_hour = 1 / examples(data).hours
+    many = evaluate_sounds(model, examples(data), SoundRequest(target_false_alarms=per_hour * 1.01))
+    assert many.at_target is not None
+    assert many.at_target.alarms_per_hour is not None
+    assert many.at_target.alarms_per_hour <= per_hour * 1.01
+    assert any("cannot show" in remark for remark in many.remarks)
+    none = evaluate_sounds(model, examples(data), SoundRequest(target_false_alarms=0.0))
+    if none.at_target is None:
+        assert "no threshold has 0 false alarms an hour" in missed_alarm_target(none, 0.0)
+    else:
+        assert none.at_target.alarms == 0
+
+
+def test_a_rate_needs_other_sound(tmp_path: Path, data: Path) -> None:
+    (data / "words/talk.txt").unlink()
+    (data / "words/talk.wav").unlink()
+    alone = read_sounds(data / "words", (), WORDS, IGNORED)
+    with pytest.raises(ModelError, match="--background"):
+        evaluate_sounds(open_model(str(tone_model(tmp_path))), alone, SoundRequest(target_false_alarms=1.0))
+
+
+def test_an_interrupted_evaluation_gives_the_same_figures(tmp_path: Path, data: Path) -> None:
+    model, at_once = open_model(str(tone_model(tmp_path))), examples(data)
+    whole = evaluate_sounds(model, at_once, SoundRequest())
+    first = at_once.recordings[:3]
+    with keep_results(tmp_path / "results") as kept, open_listener(model) as listener:
+        for one in first:
+            hear_kept(listener, one, model_key(model, ""), kept)
+    with keep_results(tmp_path / "results") as kept:
+        assert evaluate_sounds(model, at_once, SoundRequest(), kept=kept) == whole
+        assert kept.reused == 3
+
+
+def test_a_changed_recording_or_model_is_heard_again(tmp_path: Path, data: Path) -> None:
+    model = open_model(str(tone_model(tmp_path)))
+    with keep_results(tmp_path / "results") as kept:
+        evaluate_sounds(model, examples(data), SoundRequest(), kept=kept)
+    write(data / "words/low/0.wav", np.concatenate((quiet(0.3), word("high"), quiet(0.3))))
+    with keep_results(tmp_path / "results") as kept:
+        changed = evaluate_sounds(model, examples(data), SoundRequest(), kept=kept)
+        assert kept.reused == 6
+    assert changed.confusion[0] == (3, 1, 0)
+    other = tmp_path / "other"
+    other.mkdir()
+    sharper = open_model(str(tone_model(other, sharpness=9.0)))
+    with keep_results(tmp_path / "results") as kept:
+        evaluate_sounds(sharper, examples(data), SoundRequest(), kept=kept)
+        assert kept.reused == 0
+
+
+def test_two_models_are_compared_word_by_word(tmp_path: Path, data: Path) -> None:
+    model = open_model(str(tone_model(tmp_path)))
+    found = evaluate_sounds(model, examples(data), SoundRequest(), model)
+    assert found.against is not None
+    assert (found.against.difference, found.against.p_value) == (0.0, 1.0)
+    with pytest.raises(ModelError, match="cannot be compared"):
+        evaluate_sounds(model, examples(data), SoundRequest(), open_model("small-speech"))
+
+
+def test_slices_tell_loudness_and_what_is_given(tmp_path: Path, data: Path) -> None:
+    speakers = {f"{folder}.wav": {"speaker": who} for folder, who in (("low/0", "a"), ("high/3", "b"))}
+    found = evaluate_sounds(open_model(str(tone_model(tmp_path))), examples(data), SoundRequest(slices=speakers))
+    rows = {(one.attribute, one.value): (one.figure, one.count) for one in found.slices}
+    assert rows["speaker", "a"] == (1.0, 1)
+    assert rows["speaker", "b"] == (0.0, 1)
+
+
+def test_a_model_that_tells_no_words_is_refused() -> None:
+    with pytest.raises(ModelError), open_listener(open_model("speech-embedding")):
+        pass
