@@ -470,6 +470,8 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
             fallback, a name that `vedette bench` lists or `external:LIBRARY?key=value`, a TFLite delegate; with
             `,cpu` appended the CPU is the fallback.
         threads: threads of the CPU backend; 0: chosen by the number of cores.
+        crop: left, top, right, bottom of what the model is shown, and where motion counts, fractions 0..1 of the
+            picture.
         capture: how the source is opened and watched.
         gate: when inference is skipped.
         cascade: time budget of a model with calibrated exits.
@@ -487,6 +489,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     variant: str = ""
     backend: Annotated[str, Meta(min_length=1)] = "auto"
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    crop: Edges = (0.0, 0.0, 1.0, 1.0)
     capture: CaptureConfig = CaptureConfig()
     gate: GateConfig = GateConfig()
     cascade: CascadeConfig = CascadeConfig()
@@ -496,6 +499,11 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     publish: PublishConfig = PublishConfig()
     clips: ClipsConfig | None = None
     inspection: InspectionConfig | None = None
+
+    @property
+    def shows_part(self) -> bool:
+        """True if the model is not shown whole pictures."""
+        return self.gate.crop or self.crop != (0.0, 0.0, 1.0, 1.0)
 
     @property
     def labels_to_count(self) -> tuple[tuple[str, str], ...]:

@@ -14,6 +14,7 @@ from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
 from agent.errors import ConfigError
 from agent.models.library import open_model, prefixed_errors
+from agent.types import WHOLE
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
@@ -46,6 +47,7 @@ def open_perception(
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
+    _check_crop(name, config, model)
     _check_numbers(name, config, model)
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
@@ -126,11 +128,25 @@ def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_
     return (vetting or VETTING).check(model, SessionOptions(threads=config.threads), wait_s)
 
 
+def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
+    if config.crop == WHOLE:
+        return
+    x0, y0, x1, y1 = config.crop
+    if x0 >= x1 or y0 >= y1:
+        raise ConfigError(f"stream {name}: crop: expected left, top, right, bottom, found {list(config.crop)}")
+    if model.manifest.audio is not None:
+        raise ConfigError(f"stream {name}: crop is for pictures, and {config.model} takes sound")
+    if config.inspection is not None or config.gate.crop:
+        other = "inspection.crop" if config.inspection else "gate.crop"
+        raise ConfigError(f"stream {name}: crop and {other} both say what the model is shown: delete one")
+
+
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
     if config.clips is not None:
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
-        check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)
+        labels = () if model.manifest.gives_texts else model.manifest.output.labels
+        check_clips(config.clips, config.zones, config.decode.labels or labels)
 
 
 def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
