@@ -72,7 +72,7 @@ def _digits(text: str) -> str:
 
 
 Kind = Literal["things", "verdicts", "sounds", "words", "numbers", "texts"]
-"""Kind of findings: things with a place each; verdicts on the whole picture; sounds; words; measurements; texts."""
+"""Kind of findings: things with a place; verdicts on the whole picture; sounds; words; measurements; texts."""
 
 
 class ZoneLabel(Struct, frozen=True):
