@@ -285,12 +285,14 @@ class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
         iou_threshold: overrides the manifest's.
         labels: only these; empty: all.
         max_detections: most detections per frame; the strongest are kept.
+        pattern: regular expression that a text must match, of a model that reads; overrides the manifest's.
     """
 
     score_threshold: Unit | None = None
     iou_threshold: Unit | None = None
     labels: tuple[str, ...] = ()
     max_detections: Count = 100
+    pattern: Annotated[str, Meta(max_length=1000)] = ""
 
 
 class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -48,6 +48,8 @@ def open_perception(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
     _check_crop(name, config, model)
+    if config.decode.pattern and not model.manifest.gives_texts:
+        raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
     _check_numbers(name, config, model)
     _check_clips(name, config, model)
     _check_inspection(name, config, model)

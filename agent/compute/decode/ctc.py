@@ -180,7 +180,8 @@ class Ctc:
         self._blank = 0 if options.blank == "first" else axes.classes - 1
         self._softmax = activation(options.logits) == "softmax"
         self._collapse, self._least = options.collapse, options.min_length
-        self._pattern = Pattern(options.pattern) if options.pattern else None
+        pattern = context.config.pattern or options.pattern
+        self._pattern = Pattern(pattern) if pattern else None
         self._threshold, self._wanted = context.score_threshold, frozenset(context.config.labels)
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:

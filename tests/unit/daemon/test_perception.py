@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.config import ClipsConfig, GateConfig, InspectionConfig, StreamConfig
+from agent.config import ClipsConfig, DecodeConfig, GateConfig, InspectionConfig, StreamConfig
 from agent.daemon.perception import open_perception
 from agent.errors import ConfigError
 from tests.support.doubles import person_model
@@ -24,9 +24,10 @@ PART = (0.25, 0.25, 0.75, 0.75)
         ({"crop": (0.0, 0.9, 1.0, 0.1)}, "left, top, right, bottom"),
         ({"crop": PART, "gate": GateConfig(crop=True)}, "gate.crop"),
         ({"crop": PART, "inspection": InspectionConfig()}, "inspection.crop"),
+        ({"decode": DecodeConfig(pattern="[0-9]+")}, "reads none"),
     ],
 )
-def test_a_crop_that_cannot_be_is_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
+def test_what_the_model_cannot_do_is_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         open_perception("front", StreamConfig("test:", str(person_model(tmp_path)), **settings))
 

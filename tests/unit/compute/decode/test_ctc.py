@@ -126,6 +126,13 @@ def test_a_pattern_finds_the_less_likely_characters_that_match() -> None:
     assert 0.0 < score < read(values[None], score=0.0)[0][1]
 
 
+def test_a_streams_pattern_goes_before_the_models() -> None:
+    config = DecodeConfig(pattern="[A-Z]+")
+    assert read(steps("AB")[None], config=config, pattern="[0-9]+")[0][0] == "AB"
+    with pytest.raises(ModelError, match="pattern"):
+        read(steps("AB")[None], config=DecodeConfig(pattern="(("))
+
+
 def test_a_pattern_is_searched_among_slots_as_well() -> None:
     values = np.array([[[0.5, 0.4, 0.1], [0.1, 0.8, 0.1]]], np.float32)
     assert read(values, ("A", "1"), collapse=False, score=0.0, pattern="[0-9]+")[0][0] == "11"
