@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Any
 
@@ -85,13 +86,39 @@ def test_a_label_that_has_lost_its_space_is_a_space(lost: str) -> None:
     assert read(values[None], ("A", lost, "B"))[0][0] == "A B"
 
 
-def test_the_score_is_the_geometric_mean_of_the_characters_at_their_best_steps() -> None:
-    values = np.zeros((1, 4, 3), np.float32)
-    values[0] = [[0.6, 0.2, 0.2], [0.9, 0.05, 0.05], [0.2, 0.3, 0.5], [0.2, 0.4, 0.4]]
-    ((text, score),) = read(values, ("A", "B"), score=0.0)
+def spelt(text: str, values: NDArray[np.float32], labels: str) -> float:
+    """The probability of a text, by trying each way of choosing a class at each step."""
+    total = 0.0
+    for way in itertools.product(range(len(labels) + 1), repeat=len(values)):
+        kept = [one for one, _ in itertools.groupby(way) if one < len(labels)]
+        if "".join(labels[one] for one in kept) == text:
+            total += float(np.prod([row[one] for row, one in zip(values, way, strict=True)]))
+    return total
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 6), sharp=st.sampled_from([0.2, 1.0, 5.0]))
+def test_the_score_is_the_probability_of_all_ways_to_spell_the_text(seed: int, count: int, sharp: float) -> None:
+    values = np.random.default_rng(seed).dirichlet(np.full(3, sharp), count).astype(np.float32)
+    for text, score in read(values[None], ("A", "B"), score=0.0):
+        assert score == pytest.approx(spelt(text, values, "AB"), abs=1e-5)
+
+
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 5))
+def test_the_score_of_a_searched_text_is_that_probability_too(seed: int, count: int) -> None:
+    values = np.random.default_rng(seed).dirichlet(np.full(3, 1.0), count).astype(np.float32)
+    best = [text for text, _ in read(values[None], ("A", "B"), score=0.0)]
+    for text, score in read(values[None], ("A", "B"), score=0.0, pattern="A?B"):
+        assert score == pytest.approx(spelt(text, values, "AB"), abs=1e-3)
+        others = (spelt(one, values, "AB") for one in ("AB", "B"))
+        assert text in best or score >= max(others) - 1e-3
+
+
+def test_the_score_of_slots_is_the_product_of_their_probabilities() -> None:
+    values = np.array([[[0.9, 0.05, 0.05], [0.2, 0.7, 0.1], [0.3, 0.1, 0.6]]], np.float32)
+    ((text, score),) = read(values, ("A", "B"), collapse=False, score=0.0)
     assert text == "AB"
-    assert score == pytest.approx((0.9 * 0.4) ** 0.5)
-    assert read(values, ("A", "B"), score=0.61) == []
+    assert score == pytest.approx(0.9 * 0.7 * 0.6)
+    assert read(values, ("A", "B"), collapse=False, score=0.4) == []
 
 
 @given(text=st.text(ALPHABET, min_size=1, max_size=12), seed=st.integers(0, 2**32 - 1), kind=st.booleans())
