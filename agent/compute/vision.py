@@ -216,7 +216,7 @@ class VideoPerception:
         gate = self._gate.evaluate(
             _part(frame.image, self._shown),
             frame.captured_ns,
-            watching=tracker.watching or (self._texts is not None and self._texts.is_undecided),
+            watching=self._is_watching,
             check=self.wants_inference or tracker.check_due(frame.captured_ns),
             keep=keep,
             resting=resting,
@@ -234,6 +234,10 @@ class VideoPerception:
         track = time.monotonic_ns() - decoded
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track)
         return StreamResult(events, result.detections, stages)
+
+    @property
+    def _is_watching(self) -> bool:
+        return self.tracker.watching or (self._texts is not None and self._texts.is_undecided)
 
     def _to_follow(self, found: Sequence[Detection]) -> Sequence[Detection]:
         """Return what the tracker follows: of numbers nothing, of readings the text that stands."""

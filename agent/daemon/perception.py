@@ -130,6 +130,11 @@ def is_vetted(config: StreamConfig, model: Model, vetting: Vetting | None, wait_
     return (vetting or VETTING).check(model, SessionOptions(threads=config.threads), wait_s)
 
 
+def _labels(config: StreamConfig, model: Model) -> tuple[str, ...]:
+    """Return the labels that a stream may report; empty: they are texts, of which there is no list."""
+    return config.decode.labels or (() if model.manifest.gives_texts else model.manifest.output.labels)
+
+
 def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
     if config.crop == WHOLE:
         return
@@ -147,8 +152,7 @@ def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
     if config.clips is not None:
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
-        labels = () if model.manifest.gives_texts else model.manifest.output.labels
-        check_clips(config.clips, config.zones, config.decode.labels or labels)
+        check_clips(config.clips, config.zones, _labels(config, model))
 
 
 def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
@@ -187,7 +191,7 @@ def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
             check_installed(address)
     output, asked = model.manifest.output, config.decode
     threshold = output.score_threshold if asked.score_threshold is None else asked.score_threshold
-    known = InspectedModel(asked.labels or output.labels, output.decoder == "classify", threshold)
+    known = InspectedModel(_labels(config, model), output.decoder == "classify", threshold)
     check_inspection(config.inspection, known, config.capture.max_fps)
 
 

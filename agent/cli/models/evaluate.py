@@ -117,6 +117,8 @@ def _opened(name: str, variant: str) -> Model:
         raise ModelError(f"{name}: takes sound: only models of pictures are evaluated")
     if model.manifest.gives_numbers:
         raise ModelError(f"{name}: gives numbers: only classes, anomalies and boxes are evaluated")
+    if model.manifest.gives_texts:
+        raise ModelError(f"{name}: reads texts: only classes, anomalies and boxes are evaluated")
     return model
 
 

@@ -74,7 +74,7 @@ class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
 OPTIONS = CtcOptions
 
 
-class Reading(NamedTuple):
+class TextReading(NamedTuple):
     """A text and its score, 0..1."""
 
     text: str
@@ -194,7 +194,7 @@ class Ctc:
             return []
         return [Detection(found.text, found.score)]
 
-    def read(self, outputs: Sequence[Array]) -> Reading | None:
+    def read(self, outputs: Sequence[Array]) -> TextReading | None:
         """Return the text and its score, whatever the threshold; None: there is no text that matches."""
         stored = self._steps(outputs[self.scores_at])
         best = np.asarray(stored.argmax(axis=1))
@@ -204,7 +204,7 @@ class Ctc:
             return self._search(self._logs(stored))
         if len(text) < self._least:
             return None
-        return Reading(text, self._score(stored, best, places))
+        return TextReading(text, self._score(stored, best, places))
 
     def raw(self, outputs: Sequence[Array]) -> Floats:
         """Return a copy of the model's dequantised scores, float32 [steps × characters]."""
@@ -254,7 +254,7 @@ class Ctc:
     def _logs(self, stored: Array) -> NDArray[np.float64]:
         return np.log(np.maximum(self._probabilities(stored), 1e-12, dtype=np.float64))
 
-    def _search(self, logs: NDArray[np.float64]) -> Reading | None:
+    def _search(self, logs: NDArray[np.float64]) -> TextReading | None:
         """Return the most probable text that matches, by a prefix beam search; None: none was found."""
         assert self._pattern is not None
         pattern = self._pattern
@@ -266,7 +266,7 @@ class Ctc:
         for text in ranked:
             shown = self._text(text)
             if len(shown) >= self._least and pattern.matches(shown):
-                return Reading(shown, min(1.0, math.exp(_together(*beams[text]))))
+                return TextReading(shown, min(1.0, math.exp(_together(*beams[text]))))
         return None
 
     def _extended(self, beams: _Beams, row: NDArray[np.float64], states: _Known) -> _Beams:
