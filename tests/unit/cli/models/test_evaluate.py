@@ -245,6 +245,9 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
     both = ["--report", tmp_path / "x", "--picture", tmp_path / "x"]
     assert "name two files" in refusal(colours, data, *both)
     assert "takes sound" in refusal("small-speech", data)
+    (tmp_path / "plate.tflite").write_bytes(constant_model({"text": np.zeros((1, 5, 3), np.float32)}))
+    (tmp_path / "plate.toml").write_text('[output]\ndecoder = "ctc"\nlabels = ["0", "1"]\n')
+    assert "reads texts" in refusal(tmp_path / "plate.toml", data)
     loose = tmp_path / "loose"
     loose.mkdir()
     for number in range(8):
