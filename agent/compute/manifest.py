@@ -218,6 +218,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return self.output.decoder in ("regression", "raw")
 
     @property
+    def gives_texts(self) -> bool:
+        """True if the labels of its results are texts that it reads, of which there is no list."""
+        return self.output.decoder == "ctc"
+
+    @property
     def cascade(self) -> tuple[Variant, ...]:
         """Exits of a calibrated model, shallow first; empty for sizes, and for exits without thresholds."""
         if not self.variants[0].after or all(variant.confidence is None for variant in self.variants):

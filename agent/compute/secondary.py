@@ -119,7 +119,8 @@ class SecondaryDetector:
             BackendError: the backend cannot be used.
         """
         self.config, model = secondary.config, secondary.model
-        asked = DecodeConfig(score_threshold=self.config.score_threshold, labels=self.config.answers)
+        answers, pattern = self.config.answers, self.config.pattern
+        asked = DecodeConfig(score_threshold=self.config.score_threshold, labels=answers, pattern=pattern)
         stream = StreamConfig("", model.path, variant=self.config.variant, decode=asked)
         with ExitStack() as opened:
             self._session = opener(model, backend, SessionOptions(threads=threads))
@@ -185,8 +186,9 @@ class SecondaryStage:
         models: with the variants that were asked for.
     """
 
-    def __init__(self, models: Sequence[SecondaryModel], opener: Opener, backend: str, threads: int) -> None:
-        """Open the models; see `SecondaryDetector` for what is raised."""
+    def __init__(self, models: Sequence[SecondaryModel], opener: Opener, stream: StreamConfig) -> None:
+        """Open the models, on the stream's backend; see `SecondaryDetector` for what is raised."""
+        self._whole = stream.crop
         self.models = tuple(pair for one in models for pair in one.models())
         self._galleries = tuple(one for model in models for one in model.galleries())
         self._states = [one.state for one in self._galleries]
@@ -195,7 +197,7 @@ class SecondaryStage:
         self._detectors: list[SecondaryDetector] = []
         with ExitStack() as opened:
             for one in models:
-                detector = SecondaryDetector(one, opener, backend, threads)
+                detector = SecondaryDetector(one, opener, stream.backend, stream.threads)
                 opened.callback(detector.close)
                 self._detectors.append(detector)
             opened.pop_all()
@@ -225,10 +227,10 @@ class SecondaryStage:
         labels, now_ns, changed = detector.config.labels, frame.captured_ns, set[str]()
         height, width = frame.image.shape[:2]
         boxes = {
-            track.id: track.box or WHOLE
+            track.id: track.box or self._whole
             for track in seen
             if (not labels or track.label in labels)
-            and shorter_side(track.box or WHOLE, width, height) >= detector.config.min_pixels
+            and shorter_side(track.box or self._whole, width, height) >= detector.config.min_pixels
         }
         first = detector.config.name
         waits = [
@@ -256,7 +258,7 @@ class SecondaryStage:
             answers: Answers = {}
             for detector in self._detectors:
                 if not detector.config.labels or one.label in detector.config.labels:
-                    detector.run(frame, one.box or WHOLE, answers)
+                    detector.run(frame, one.box or self._whole, answers)
             told = [_Known({name: config}) for configs in self._configs for name, config in configs.items()]
             for known in told:
                 for name, votes in known.votes.items():

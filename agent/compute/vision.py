@@ -19,11 +19,12 @@ from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
+from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.types import WHOLE, Array, Box, Detection, Event, Frame, StageTimes, StreamResult
+from agent.types import WHOLE, Array, Box, Detection, Event, Frame, Image, StageTimes, StreamResult
 
 if TYPE_CHECKING:
     from agent.compute.secondary import SecondaryStage
@@ -201,9 +202,12 @@ class VideoPerception:
         variant = _variant(model, config)
         self.session = opener(model, config.backend, SessionOptions(variant=variant, threads=config.threads))
         self._detector = build_detector(self.session, model, config)
-        self._crops = config.gate.crop
+        self._crops, self._shown = config.gate.crop, config.crop
         self._gate = MotionGate(config.gate)
-        self.tracker = Tracker(config.track, zones, stream)
+        hits = config.track.min_hits or model.manifest.min_hits
+        self._texts = SteadyText(hits) if model.manifest.gives_texts else None
+        track = replace(config.track, min_hits=1) if self._texts else config.track
+        self.tracker = Tracker(track, zones, stream)
         self._gives_numbers = model.manifest.gives_numbers
 
     def configure(self, config: StreamConfig) -> None:
@@ -217,9 +221,9 @@ class VideoPerception:
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
         gate = self._gate.evaluate(
-            frame.image,
+            _part(frame.image, self._shown),
             frame.captured_ns,
-            watching=tracker.watching,
+            watching=self._is_watching,
             check=self.wants_inference or tracker.check_due(frame.captured_ns),
             keep=keep,
             resting=resting,
@@ -229,17 +233,27 @@ class VideoPerception:
         if not gate.open:
             events = tracker.rest(frame.captured_ns, frame.captured_at)
             return StreamResult(events, None, StageTimes(queue, gated - began, track=time.monotonic_ns() - gated))
-        self.last_crop = crop = gate.crop or WHOLE
+        self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
         decoded = time.monotonic_ns()
-        found = () if self._gives_numbers else result.detections  # numbers are no objects to follow
-        events = tracker.update(found, frame.captured_ns, frame.captured_at, crop)
+        found = self._to_follow(result.detections)
+        events = tracker.update(found, frame.captured_ns, frame.captured_at, gate.crop or WHOLE)
         track, secondary = time.monotonic_ns() - decoded, 0
         if self.secondary is not None:
             events = self.secondary.process(frame, tracker, events)
             secondary = time.monotonic_ns() - decoded - track
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, result.detections, stages)
+
+    @property
+    def _is_watching(self) -> bool:
+        return self.tracker.watching or (self._texts is not None and self._texts.is_undecided)
+
+    def _to_follow(self, found: Sequence[Detection]) -> Sequence[Detection]:
+        """Return what the tracker follows: of numbers nothing, of readings the text that stands."""
+        if self._gives_numbers:
+            return ()
+        return found if self._texts is None else self._texts.update(found)
 
     def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
         """Infer a crop of a frame without gate and tracker. Raises BackendError if that fails."""
@@ -268,6 +282,8 @@ class VideoPerception:
 
     def finish(self, at_ns: int, at: datetime, reason: str) -> list[Event]:
         """End every track."""
+        if self._texts is not None:
+            self._texts.reset()
         return self.tracker.finish(at_ns, at, reason)
 
     def close(self) -> None:
@@ -275,6 +291,15 @@ class VideoPerception:
         self.session.close()
         if self.secondary is not None:
             self.secondary.close()
+
+
+def _part(image: Image, crop: Box) -> Image:
+    """Return a view of a part of a picture, at least a pixel."""
+    if crop == WHOLE:
+        return image
+    height, width = image.shape[:2]
+    x0, y0 = min(int(crop[0] * width), width - 1), min(int(crop[1] * height), height - 1)
+    return image[y0 : max(y0 + 1, round(crop[3] * height)), x0 : max(x0 + 1, round(crop[2] * width))]
 
 
 def _variant(model: Model, config: StreamConfig) -> str:

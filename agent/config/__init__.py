@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from agent.config.inspection import InspectionConfig
 from agent.config.secondary import SecondaryConfig
-from agent.config.values import NAME, Count, Name, Patience, Seconds, Unit
+from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
 from agent.types import Point
 
 Durability = Literal["event", "batch"]
@@ -279,12 +279,14 @@ class DecodeConfig(Struct, frozen=True, forbid_unknown_fields=True):
         iou_threshold: overrides the manifest's.
         labels: only these; empty: all.
         max_detections: most detections per frame; the strongest are kept.
+        pattern: regular expression that a text must match, of a model that reads; overrides the manifest's.
     """
 
     score_threshold: Unit | None = None
     iou_threshold: Unit | None = None
     labels: tuple[str, ...] = ()
     max_detections: Count = 100
+    pattern: Annotated[str, Meta(max_length=1000)] = ""
 
 
 class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -393,6 +395,8 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
             fallback, a name that `vedette bench` lists or `external:LIBRARY?key=value`, a TFLite delegate; with
             `,cpu` appended the CPU is the fallback.
         threads: threads of the CPU backend; 0: chosen by the number of cores.
+        crop: left, top, right, bottom of what the model is shown, and where motion counts, fractions 0..1 of the
+            picture.
         capture: how the source is opened and watched.
         gate: when inference is skipped.
         cascade: time budget of a model with calibrated exits.
@@ -411,6 +415,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     variant: str = ""
     backend: Annotated[str, Meta(min_length=1)] = "auto"
     threads: Annotated[int, Meta(ge=0, le=64)] = 0
+    crop: Edges = (0.0, 0.0, 1.0, 1.0)
     capture: CaptureConfig = CaptureConfig()
     gate: GateConfig = GateConfig()
     cascade: CascadeConfig = CascadeConfig()
@@ -426,6 +431,11 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def models(self) -> tuple[str, ...]:
         """Names or paths of its models, without those that a manifest names."""
         return (self.model, *(one.model for one in self.secondary or ()))
+
+    @property
+    def shows_part(self) -> bool:
+        """True if the model is not shown whole pictures."""
+        return self.gate.crop or self.crop != (0.0, 0.0, 1.0, 1.0)
 
     @property
     def labels_to_count(self) -> tuple[tuple[str, str], ...]:

@@ -26,6 +26,7 @@ class SecondaryConfig(Struct, frozen=True, forbid_unknown_fields=True):
         variant: size of the model; empty: its first.
         labels: only objects with these labels; empty: all.
         answers: only these results of the model count; empty: all.
+        pattern: regular expression that a text must match, of a model that reads; overrides its manifest's.
         gallery: folder of pictures of known things, one sub-folder for each; its name is told of what looks like
             its pictures. For models of embeddings.
         margin: share of the box's sides that is added on each side.
@@ -42,6 +43,7 @@ class SecondaryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     variant: str = ""
     labels: tuple[str, ...] = ()
     answers: tuple[str, ...] = ()
+    pattern: Annotated[str, Meta(max_length=1000)] = ""
     gallery: str = ""
     margin: Unit = 0.1
     square: bool = False

@@ -347,11 +347,16 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         return  # reported at its own line; whether it fits the model is unknown
     if stream.inspection is not None:
         yield ("inspection",), partial(check_inspection, stream.inspection, InspectedModel())
-    plain = replace(stream, decode=replace(stream.decode, labels=()), clips=None, inspection=None, secondary=())
+    bare = replace(stream, clips=None, inspection=None, secondary=())
+    plain = replace(bare, decode=replace(stream.decode, labels=(), pattern=""))
     yield ("model",), lambda: _open(opens, name, plain)
+    if stream.decode.pattern:
+        yield (
+            ("decode", "pattern"),
+            lambda: _open(opens, name, replace(bare, decode=replace(stream.decode, labels=()))),
+        )
     if stream.decode.labels:
-        labelled = replace(stream, clips=None, inspection=None, secondary=())
-        yield ("decode", "labels"), lambda: _open(opens, name, labelled)
+        yield ("decode", "labels"), lambda: _open(opens, name, bare)
     if stream.clips is not None:
         yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
     if stream.inspection is not None:

@@ -60,7 +60,7 @@ def evidence_sources(config: Config) -> dict[str, EvidenceSource]:
     for name, stream in config.streams.items():
         known = entity_source(name, stream)
         kind = "none" if stream.inspection is not None else _KINDS.get(known.kind or "", "unknown")
-        learns = kind == "pictures" and not stream.gate.crop
+        learns = kind == "pictures" and not stream.shows_part
         sources[name] = EvidenceSource(kind, known.labels, learns)  # type: ignore[arg-type]
     return {**sources, **{name: EvidenceSource("text") for name in config.text}}
 

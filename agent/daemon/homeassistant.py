@@ -120,6 +120,8 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
 def _kind(manifest: Manifest) -> Kind:
     if manifest.gives_numbers:
         return "numbers"
+    if manifest.gives_texts:
+        return "texts"
     if not manifest.has_tracks:
         return "words"
     if manifest.audio is not None:
@@ -129,6 +131,8 @@ def _kind(manifest: Manifest) -> Kind:
 
 def _labels(manifest: Manifest, config: StreamConfig, kind: Kind) -> tuple[str, ...]:
     output = manifest.output
+    if kind == "texts":
+        return ()
     none = output.options.get("ignore", _NO_WORDS) if kind == "words" else _NO_LABELS
     labels = output.labels or _OWN_LABELS.get(output.decoder, ())
     asked = config.decode.labels

@@ -16,6 +16,7 @@ from agent.config.source_uri import parse
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
+from agent.types import WHOLE
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
@@ -53,6 +54,9 @@ def open_perception(
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
+    _check_crop(name, config, model)
+    if config.decode.pattern and not model.manifest.gives_texts:
+        raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
     _check_numbers(name, config, model)
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
@@ -79,7 +83,7 @@ def _add_secondary(
     if models:
         from agent.compute.secondary import SecondaryStage
 
-        vision.secondary = SecondaryStage(models, opener, config.backend, config.threads)
+        vision.secondary = SecondaryStage(models, opener, config)
 
 
 @contextmanager
@@ -189,11 +193,29 @@ def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     return f"{source}, {model} on {opened.session.backend}{then}"
 
 
+def _labels(config: StreamConfig, model: Model) -> tuple[str, ...]:
+    """Return the labels that a stream may report; empty: they are texts, of which there is no list."""
+    return config.decode.labels or (() if model.manifest.gives_texts else model.manifest.output.labels)
+
+
+def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
+    if config.crop == WHOLE:
+        return
+    x0, y0, x1, y1 = config.crop
+    if x0 >= x1 or y0 >= y1:
+        raise ConfigError(f"stream {name}: crop: expected left, top, right, bottom, found {list(config.crop)}")
+    if model.manifest.audio is not None:
+        raise ConfigError(f"stream {name}: crop is for pictures, and {config.model} takes sound")
+    if config.inspection is not None or config.gate.crop:
+        other = "inspection.crop" if config.inspection else "gate.crop"
+        raise ConfigError(f"stream {name}: crop and {other} both say what the model is shown: delete one")
+
+
 def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
     if config.clips is not None:
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
-        check_clips(config.clips, config.zones, config.decode.labels or model.manifest.output.labels)
+        check_clips(config.clips, config.zones, _labels(config, model))
 
 
 def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
@@ -232,7 +254,7 @@ def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
             check_installed(address)
     output, asked = model.manifest.output, config.decode
     threshold = output.score_threshold if asked.score_threshold is None else asked.score_threshold
-    known = InspectedModel(asked.labels or output.labels, output.decoder == "classify", threshold)
+    known = InspectedModel(_labels(config, model), output.decoder == "classify", threshold)
     check_inspection(config.inspection, known, config.capture.max_fps)
 
 

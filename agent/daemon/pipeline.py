@@ -183,6 +183,7 @@ class Pipeline(ABC, Generic[T]):
         self.shadow: Shadow | None = None
         output = perception.model.manifest.output
         self._step = float(output.options.get("step", 0.0)) if output.decoder == "regression" else None
+        self._counts = not perception.model.manifest.gives_texts  # each text would be a topic
 
     def run(
         self, stop: threading.Event, reason: str = "ended", before_each: Callable[[], None] = lambda: None
@@ -236,6 +237,8 @@ class Pipeline(ABC, Generic[T]):
             self._reporter.values(measured, self._step, time.monotonic() if now_s is None else now_s)
 
     def _report_counts(self) -> None:
+        if not self._counts:
+            return
         tracker = self._perception.tracker
         self._reporter.counts(tracker.counts(), tracker.zone_counts())
 

@@ -240,7 +240,7 @@ class Stream:
             raise CommandError(f"stream {self.name} is {state}, so nothing is taught{detail and f': {detail}'}")
         if taught is not None:
             return taught
-        why = "inspects parts" if self.config.inspection else "infers crops, which gate.crop = false ends"
+        why = "inspects parts" if self.config.inspection else "infers parts of its pictures (`crop`, `gate.crop`)"
         if self.has_sound:
             why = f"hears with {self.config.model}, which has its own words (speech-embedding is taught words)"
         raise CommandError(f"stream {self.name} {why}: nothing is taught there")
@@ -499,7 +499,8 @@ class Stream:
         publish = self.config.publish
         reporter = Reporter(shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap)
         self._reporter = reporter
-        if opened.manifest.has_tracks and not self._stop.is_set():
+        counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
+        if counts and not self._stop.is_set():
             named = self.config.labels_to_count
             zones = {pair: 0 for pair in named if pair[0]}
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
@@ -508,7 +509,7 @@ class Stream:
     def _open_taught(self, opened: Perception, reporter: Reporter) -> StreamStates | StreamWords | None:
         """Read what was taught; None: this stream can be taught nothing."""
         manifest = opened.model.manifest
-        if self.config.inspection or self.config.gate.crop or (self.has_sound and not manifest.is_embedding):
+        if self.config.inspection or self.config.shows_part or (self.has_sound and not manifest.is_embedding):
             return None
         from agent.daemon.teaching.taught import FOLDER
 

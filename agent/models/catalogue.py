@@ -29,6 +29,7 @@ TASKS: dict[str, tuple[str, ...]] = {
     "landmarks": ("landmarks", "pose"),
     "keyword": ("keywords",),
     "anomaly": ("anomalies",),
+    "ctc": ("text",),
     "regression": ("measurement",),
     "raw": ("raw outputs",),
     "features": ("features",),

@@ -102,7 +102,7 @@ def _opened(
 
 
 def _check_labels(config: SecondaryConfig, before: Model) -> None:
-    known = before.manifest.output.labels
+    known = () if before.manifest.gives_texts else before.manifest.output.labels
     for label in config.labels:
         if known and label not in known:
             raise ConfigError(
@@ -117,6 +117,8 @@ def _check_model(config: SecondaryConfig, model: Model, path: tuple[str, ...]) -
         raise ModelError(f"secondary {config.name}: takes sound; expected a model that takes pictures")
     if manifest.output.decoder == FEATURES:
         raise ModelError(f"secondary {config.name}: gives features only; expected a model that tells something")
+    if config.pattern and not manifest.gives_texts:
+        raise ModelError(f"secondary {config.name}: pattern is for texts, and this model reads none")
     if config.gallery and not manifest.gives_numbers:
         raise ModelError(
             f'secondary {config.name}: a gallery is for embeddings: set [output] decoder = "raw" in the manifest'

@@ -117,6 +117,8 @@ def _opened(name: str, variant: str) -> Model:
     model = open_model_without_root(name, variant)
     if model.manifest.gives_numbers:
         raise ModelError(f"{name}: gives numbers: only classes, anomalies, boxes and words are evaluated")
+    if model.manifest.gives_texts:
+        raise ModelError(f"{name}: reads texts: only classes, anomalies, boxes and words are evaluated")
     return model
 
 

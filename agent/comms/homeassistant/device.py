@@ -71,8 +71,8 @@ def _digits(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
 
 
-Kind = Literal["things", "verdicts", "sounds", "words", "numbers"]
-"""Kind of findings: things, each with a place; verdicts on the whole picture; sounds; words; measurements."""
+Kind = Literal["things", "verdicts", "sounds", "words", "numbers", "texts"]
+"""Kind of findings: things with a place; verdicts on the whole picture; sounds; words; measurements; texts."""
 
 
 class ZoneLabel(Struct, frozen=True):

@@ -37,7 +37,7 @@ VERDICTS = ("ok", "ng", UNSURE)
 """Verdicts on a part, as `agent.types.Verdict`."""
 _WATCHING = ("running", "degraded")
 """States in which a count is known; in the others the entities of counts are unavailable."""
-_OF_PICTURES = ("things", "verdicts", "numbers")
+_OF_PICTURES = ("things", "verdicts", "numbers", "texts")
 """Kinds of findings in pictures."""
 _LONGEST = 255
 """Longest state that Home Assistant takes, characters."""
@@ -52,6 +52,8 @@ _CLASSES: dict[Kind, Component] = {
     "sounds": {"device_class": "sound"},
     "verdicts": {},
 }
+_NEWEST_TEXT = "{{ value_json.track.label[:255] if value_json.kind == 'new' else this.state }}"
+"""Home Assistant refuses a state of more characters."""
 
 
 def available(topics: Topics) -> list[Component]:
@@ -80,7 +82,9 @@ def stream_entities(
         yield from _attribute_entities(topics, source)
     if source.events and source.kind == "words" and source.labels:
         yield source.id("keyword"), _keyword_entity(topics, source)
-    if source.snapshot and source.kind in ("things", "verdicts"):
+    if source.events and source.kind == "texts":
+        yield source.id("text"), _text_entity(topics, source)
+    if source.snapshot and source.kind in ("things", "verdicts", "texts"):
         image = {"image_topic": topics.snapshot(source.name), "content_type": "image/jpeg"}
         yield source.id("picture"), _entity("image", display_name(source.name, "last event"), **image)
     if source.commands:
@@ -148,6 +152,11 @@ def _while_watching(topics: Topics, stream: str) -> Component:
     template = f"{{{{ 'online' if {state} in {list(_WATCHING)} else 'offline' }}}}"
     watching = {"topic": topics.health, "value_template": template}
     return {"availability": [*available(topics), watching], "availability_mode": "all"}
+
+
+def _text_entity(topics: Topics, source: StreamEntitySource) -> Component:
+    topic = {"state_topic": topics.events(source.name), **_while_watching(topics, source.name)}
+    return _entity("sensor", display_name(source.name, "text"), value_template=_NEWEST_TEXT, **topic)
 
 
 def _keyword_entity(topics: Topics, source: StreamEntitySource) -> Component:

@@ -179,6 +179,7 @@ DECODERS: Mapping[str, str] = {
     "anomaly": "agent.compute.decode.anomaly",
     "classify": "agent.compute.decode.classify",
     "keyword": "agent.compute.decode.keyword",
+    "ctc": "agent.compute.decode.ctc",
     "regression": "agent.compute.decode.regression",
     "raw": "agent.compute.decode.raw",
 }
@@ -186,7 +187,7 @@ DECODERS: Mapping[str, str] = {
 specific first: `find_fitting` tries them in this order."""
 
 
-_LIKE_OTHERS = ("keyword", "fomo", "regression", "raw")
+_LIKE_OTHERS = ("keyword", "fomo", "ctc", "regression", "raw")
 """Decoders of tensors that others take as well: only a manifest, or the labels, tell which is meant."""
 FEATURES = "features"
 """Stands for a decoder in the manifest of a backbone: its outputs are no detections."""

@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.decode.ctc import fits
 from agent.compute.decode.decoder import DECODERS, DecoderContext, create_decoder, options_kind
 from agent.compute.decode.metadata import (
     USUAL_INPUTS,
@@ -223,7 +224,7 @@ def _add_metadata(keys: _Keys, facts: ModelFacts) -> None:
 def _add_output(keys: _Keys, facts: ModelFacts) -> None:
     if not keys.get("output", "decoder"):
         keys.data["output"].pop("decoder", None)
-        decoder = guess_output(facts.inputs, facts.outputs).decoder
+        decoder = "ctc" if _is_reader(keys, facts) else guess_output(facts.inputs, facts.outputs).decoder
         if decoder in ("classify", "segment"):
             _check_guess(decoder, keys, facts)
         if decoder == "landmarks":
@@ -280,6 +281,13 @@ def _is_fomo(keys: _Keys, facts: ModelFacts) -> bool:
         and len(grid) == len(image) == 4
         and (grid[1] * 8, grid[2] * 8, grid[3]) == (image[1], image[2], labels + 1)
     )
+
+
+def _is_reader(keys: _Keys, facts: ModelFacts) -> bool:
+    """Return True for one output of steps × characters, if the labels are single characters."""
+    labels = keys.get("output", "labels") or ()
+    short = len(labels) > 1 and all(len(label) <= 1 or label == "???" for label in labels)
+    return short and len(facts.outputs) == 1 and fits(facts.outputs[0], len(labels))
 
 
 def _is_single_score(facts: ModelFacts) -> bool:

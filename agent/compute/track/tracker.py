@@ -154,6 +154,8 @@ _RENAMED_COUNT, _RENAMED_NS = 20, 30_000_000_000
 """Consecutive inferences, and time, with another label after which that becomes a track of its own."""
 _COVERED = 0.15
 """Least share of a stationary box that a passing object must cover for its absence to be no miss."""
+_COUNTED = 1000
+"""Labels whose count is kept at 0; of more, the oldest that nothing has are forgotten."""
 _PASSING_NS = 2_000_000_000
 """An object that left its place more recently than this is passing."""
 
@@ -386,6 +388,9 @@ class Tracker:
         self._alive += 1
         label = target.detection.label
         self._counts[label] = self._counts.get(label, 0) + 1
+        if len(self._counts) > _COUNTED:  # texts that are read have no end
+            gone = next((one for one, count in self._counts.items() if not count), None)
+            self._counts.pop(gone or "", None)
 
     def _mark_missed(self, target: TrackState, at_ns: int, passed_ns: int, seen: Box) -> None:
         if seen != WHOLE and not _in_sight(target.expected(at_ns), seen):

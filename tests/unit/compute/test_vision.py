@@ -116,3 +116,29 @@ def test_what_lies_in_the_models_picture_is_placed_in_the_frame() -> None:
     assert placed.box == (0.5, 0.5, 1.0, 0.75)
     assert (placed.keypoints[0].x, placed.keypoints[0].y) == (0.75, 0.75)
     assert placed.outline == ((0.5, 0.5), (1.0, 1.0))
+
+
+def test_a_crop_is_all_that_the_model_is_shown_and_boxes_are_of_the_frame(tmp_path: Path) -> None:
+    path = sizes_model(tmp_path, {"32": ONE})
+    config = StreamConfig("test:", str(path), gate=GateConfig(motion=False), crop=(0.5, 0.5, 1.0, 1.0))
+    vision = VideoPerception("front", config, open_model(config.model))
+    assert boxes(vision) == [pytest.approx(tuple(0.5 + side / 2 for side in LEFT))]
+    assert vision.last_crop == (0.5, 0.5, 1.0, 1.0)
+
+
+def test_what_moves_outside_a_crop_opens_no_gate(tmp_path: Path) -> None:
+    path = sizes_model(tmp_path, {"32": []})
+    gate = GateConfig(hold_s=0.0, max_idle_s=1e6)
+    config = StreamConfig("test:", str(path), gate=gate, crop=(0.0, 0.0, 0.5, 1.0))
+    vision = VideoPerception("front", config, open_model(config.model))
+    inferred = []
+    for number in range(40):
+        picture = np.full((96, 128, 3), 90, np.uint8)
+        picture[:, 64:] = 250 if number % 2 else 10
+        if number >= 36:
+            picture[20:60, 4 * number - 140 : 4 * number - 120] = 250
+        at = number * 200_000_000
+        result = vision.process(Frame(picture, "front", number, at, datetime.now(UTC), "bgr", at))
+        inferred.append(result.detections is not None)
+    assert not any(inferred[20:36])
+    assert any(inferred[36:])

@@ -56,6 +56,7 @@ def test_a_zone_that_names_labels_names_them_for_itself_only() -> None:
     [
         ('decoder = "classify"\nlabels = ["good", "", "???", "bad"]', "verdicts", ("good", "bad")),
         ('decoder = "blazeface"', "things", ("face",)),
+        ('decoder = "ctc"\nlabels = ["0", "1", "2"]', "texts", ()),
         ('decoder = "keypoints"', "things", ("person",)),
         ('decoder = "keyword"\nlabels = ["go", "none"]\n[output.options]\nignore = ["none"]', "words", ("go",)),
     ],

@@ -209,3 +209,16 @@ def test_numbers_are_measured_and_no_tracks(tmp_path: Path, decoder: str) -> Non
     assert [one.detections[0].values for one in sent] == [(42.5,)] * 5
     values = [body for topic, body in kept.history if topic == "vedette/porch/front/value/value"]
     assert values == ([b"42.5"] if decoder == "regression" else [])
+
+
+def test_a_text_is_an_event_and_part_of_no_topic(tmp_path: Path) -> None:
+    steps = np.eye(4, dtype=np.float32)[[0, 3, 1, 2, 3]][None]
+    (tmp_path / "plate.tflite").write_bytes(constant_model({"text": steps}, (1, 8, 8, 3)))
+    labels = '[output]\ndecoder = "ctc"\nlabels = ["#", "/", "+"]\n'
+    (tmp_path / "plate.toml").write_text(f"{labels}[input]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n")
+    config = StreamConfig("test:", str(tmp_path / "plate.toml"), gate=GateConfig(motion=False))
+    vision, kept = VideoPerception("front", config, open_model(config.model)), Kept()
+    reporter = Reporter(Topics("vedette", "porch"), "front", PublishConfig(), ModelId("plate", "0"), kept, kept)
+    VideoPipeline(FrameList(frames(5)), vision, reporter, PublishConfig()).run(threading.Event())
+    assert [(event.kind, event.track.label) for event in kept.events()] == [("new", "#/+"), ("end", "#/+")]
+    assert {topic for topic, _ in kept.history} == {"vedette/porch/front/snapshot"}

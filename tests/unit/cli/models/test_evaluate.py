@@ -289,6 +289,9 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
     assert "is for models of words" in refusal(colours, data, "--target-false-alarms", 1)
     assert "is for clips" in refusal(colours, data, "--every", 2)
     assert "nothing is kept" in refusal(colours, data, "--fresh")
+    (tmp_path / "plate.tflite").write_bytes(constant_model({"text": np.zeros((1, 5, 3), np.float32)}))
+    (tmp_path / "plate.toml").write_text('[output]\ndecoder = "ctc"\nlabels = ["0", "1"]\n')
+    assert "reads texts" in refusal(tmp_path / "plate.toml", data)
     loose = tmp_path / "loose"
     loose.mkdir()
     for number in range(8):

@@ -293,9 +293,9 @@ def test_ids_are_unique_and_valid_whatever_streams_zones_and_labels_are_called(
 
 def _expected(subject: StreamEntitySource) -> int:
     pairs = len({*subject.configured_labels, *subject.counted_labels})
-    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts")
+    things, pictures = subject.kind == "things", subject.kind in ("things", "verdicts", "texts")
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
-    labels = len(subject.labels) if subject.kind == "numbers" else labels
+    labels = {"numbers": len(subject.labels), "texts": 1}.get(subject.kind or "", labels)
     heard = subject.kind == "words" and bool(subject.labels)
     zones = len(subject.zones) if things else 0
     # Of numbers there is a button for a snapshot in place of a threshold.
@@ -357,3 +357,10 @@ def test_a_measurement_is_a_sensor_with_its_unit() -> None:
     assert "front.picture" not in made  # there are no events
     assert "front.threshold" not in made
     assert "front.snapshot" in made
+
+
+def test_a_text_that_is_read_is_one_sensor_and_part_of_no_topic() -> None:
+    made = told(device(replace(FRONT, kind="texts", labels=(), zones=(), configured_labels=())))
+    assert made["front.text"]["state_topic"] == "vedette/porch/front/events"
+    assert "front.picture" in made
+    assert not any("/count/" in str(one) for one in made.values())

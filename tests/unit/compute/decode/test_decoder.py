@@ -36,6 +36,7 @@ FITS: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {
     "fomo": (picture(96), (spec("out", 1, 12, 12, 3),)),
     "classify": (picture(224), (spec("out", 1, 1001),)),
     "keyword": (picture(224), (spec("out", 1, 12), spec("hidden", 1, 9, 4))),
+    "ctc": (picture(32, 160), (spec("out", 1, 40, 12),)),
     "regression": (picture(64), (spec("out", 1, 3),)),
     "raw": (picture(64), (spec("out", 1, 128),)),
 }
@@ -43,9 +44,11 @@ FITS: dict[str, tuple[TensorSpec, tuple[TensorSpec, ...]]] = {
 
 STATED: dict[str, Any] = {"anomaly": {"limit": 1.0}}
 """Options that a decoder cannot do without."""
+CHARACTERS = {"ctc": tuple("0123456789 ")}
+"""Labels that a decoder cannot do without."""
 
 
-@pytest.mark.parametrize("name", [name for name in DECODERS if name not in STATED])
+@pytest.mark.parametrize("name", [name for name in DECODERS if name not in (*STATED, *CHARACTERS)])
 def test_the_fitting_decoder_is_found(name: str) -> None:
     image, outputs = FITS[name]
     if name == "yolo":
@@ -73,7 +76,8 @@ def test_no_output_makes_a_decoder_crash_or_leave_the_picture(name: str, seed: i
         for broken in (np.nan, np.inf, -np.inf):
             values[random.random(tensor.shape) < 0.05] = broken
         arrays.append(values.astype(np.float32))
-    assert_sound(decoder(name, image, specs, score=0.3, **STATED.get(name, {}))(arrays))
+    labels, stated = CHARACTERS.get(name, ()), STATED.get(name, {})
+    assert_sound(decoder(name, image, specs, labels, score=0.3, **stated)(arrays))
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -81,7 +85,7 @@ def test_no_decoder_keeps_the_tensors_memory(name: str) -> None:
     image, specs = FITS[name]
     arrays = [np.random.default_rng(0).random(tensor.shape).astype(np.float32) for tensor in specs]
     before = [sys.getrefcount(array) for array in arrays]
-    decode = decoder(name, image, specs, score=0.3, **STATED.get(name, {}))
+    decode = decoder(name, image, specs, CHARACTERS.get(name, ()), score=0.3, **STATED.get(name, {}))
     decode(arrays)
     assert [sys.getrefcount(array) for array in arrays] == before
 

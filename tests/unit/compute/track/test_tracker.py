@@ -465,3 +465,12 @@ def _follow(event: Event, alive: dict[str, str], ever: set[str]) -> None:
         del alive[track.id]
     assert track.best_score >= track.score
     assert track.first_seen <= track.last_seen
+
+
+def test_labels_without_end_take_no_memory_without_end() -> None:
+    clip = Clip(min_hits=1, lost_after_s=0.1)
+    for number in range(3000):
+        clip.frame(Detection(f"text {number}", 0.9))
+    alive = {label: count for label, count in clip.tracker.counts().items() if count}
+    assert set(alive) == {track.label for track in clip.tracker.tracks()}
+    assert len(clip.tracker.counts()) <= 1000

@@ -1,0 +1,351 @@
+"""Text: characters along one axis, as readers of plates, meters and labels give them.
+
+A reader scores each character, and none (the blank), at each of T steps from left to right. Its text is the best
+character of each step; with `collapse` neighbours that are equal count once, and a blank between them separates
+them. Without it each step is a slot with one character or padding, as some readers of plates have.
+Source: Graves et al., Connectionist Temporal Classification, ICML 2006.
+
+The score is the probability of the text: that of all ways in which the steps can spell it, the forward variable
+of the same paper. It tells right from wrong texts better than the mean of the best characters' probabilities,
+since a character that is left out counts as well. A text of a `pattern` that the best characters do not fit is
+searched among the less likely ones.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from agent.compute.decode.decoder import (
+    DecoderContext,
+    DecoderOptions,
+    Floats,
+    Indices,
+    Logits,
+    ShapeMismatchError,
+    activation,
+)
+from agent.compute.decode.pattern import Pattern, States
+from agent.compute.manifest import HIDDEN
+from agent.compute.tflite.model import TensorSpec
+from agent.errors import ModelError
+from agent.text import plain, plural
+from agent.types import Array, Detection
+
+STEPS_MAX, CLASSES_MAX = 2000, 100_000
+"""Most steps, and most characters to choose from; Chinese dictionaries have 18,000."""
+LONGEST = 256
+"""Characters of a text that are told."""
+_LABEL_MAX = 8
+"""Most characters of a label: one, or a few that are written together."""
+_SPACES = ("", "???")
+"""Labels that stand for a space: lists of labels lose it at the end of a line."""
+_CERTAIN = 0.9999
+"""Steps whose blank is more probable than this are one."""
+_KEPT, _BEAMS, _TRIED = 1e-4, 24, 6
+"""Least probability of a character that the search tries, texts that it keeps, characters tried at a step."""
+
+
+class CtcOptions(DecoderOptions, frozen=True, forbid_unknown_fields=True):
+    """Options of `ctc`.
+
+    Attributes:
+        logits: `true` or `"softmax"`: the output is logits that need a softmax; `false`: probabilities. Left out:
+            found from the model, see `agent.compute.decode.defaults`.
+        blank: place of the blank, or of the padding, among the model's characters.
+        collapse: equal neighbours are one character; `false` for a model with a slot for each.
+        pattern: regular expression that the whole text must match, see `agent.compute.decode.pattern`; empty: any
+            text.
+        min_length: least characters of a text.
+    """
+
+    logits: Logits = False
+    blank: Literal["first", "last"] = "last"
+    collapse: bool = True
+    pattern: Annotated[str, Meta(max_length=1000)] = ""
+    min_length: Annotated[int, Meta(ge=1, le=LONGEST)] = 1
+
+
+OPTIONS = CtcOptions
+
+
+class TextReading(NamedTuple):
+    """A text and its score, 0..1."""
+
+    text: str
+    score: float
+
+
+def build(context: DecoderContext) -> Ctc:
+    """Build a decoder for one output of T steps × C characters, in whatever order, all other axes of length 1.
+
+    C is the number of labels, and one more for the blank if no label stands for it, and another for a space that
+    the labels lack, as with PaddleOCR's dictionaries.
+
+    Raises:
+        ModelError: there are no labels, one cannot be printed, or the pattern cannot be used.
+    """
+    options = context.options(CtcOptions)
+    if options.logits == "sigmoid":
+        raise ModelError("decoder 'ctc': options: `logits`: one character of a step is right: give true or false")
+    if not context.output.labels:
+        raise ModelError(
+            "decoder 'ctc' needs [output] labels: the characters in the model's order, in a list, or in a file "
+            'with one a line: labels = "characters.txt"'
+        )
+    place = _place(context, options)
+    return Ctc(context, options, place)
+
+
+def _place(context: DecoderContext, options: CtcOptions) -> int:
+    """Return the index of the output. Raises ShapeMismatchError if there is none, or more than one."""
+    name, labels = options.tensors.get("text"), len(context.output.labels)
+    seen = [
+        (number, spec)
+        for number, spec in enumerate(context.outputs)
+        if spec.name != HIDDEN and name in (None, spec.name)
+    ]
+    fitting = [number for number, spec in seen if _axes(spec, labels)]
+    if len(fitting) == 1:
+        return fitting[0]
+    found = ", ".join(str(spec) for _, spec in seen) or "nothing"
+    raise ShapeMismatchError(
+        f"expected one output of steps × characters, [1,steps,{labels + 1}] for {plural(labels, 'label')} and a "
+        f"blank, or [1,steps,{labels}] if one label is the blank; found {found}"
+    )
+
+
+def fits(spec: TensorSpec, labels: int) -> bool:
+    """Return True if an output can be the text of a reader with so many labels, and hardly anything else."""
+    return len(spec.shape) in (3, 4) and _axes(spec, labels) is not None
+
+
+class _Axes(NamedTuple):
+    steps: int
+    classes: int
+    is_transposed: bool
+
+
+def _axes(spec: TensorSpec, labels: int) -> _Axes | None:
+    sizes = [size for size in spec.shape if size != 1]
+    if len(sizes) == 1 and len(spec.shape) >= 2:  # a single step
+        sizes = [1, *sizes]
+    if len(sizes) != 2 or min(sizes) < 1:
+        return None
+    wanted = range(labels, labels + 3)
+    if sizes[1] in wanted and sizes[0] <= STEPS_MAX and sizes[1] <= CLASSES_MAX:
+        return _Axes(sizes[0], sizes[1], False)
+    if sizes[0] in wanted and sizes[1] <= STEPS_MAX and sizes[0] <= CLASSES_MAX:
+        return _Axes(sizes[1], sizes[0], True)
+    return None
+
+
+def _characters(labels: Sequence[str], classes: int, blank: str) -> tuple[str, ...]:
+    """Return the text of each of the model's classes; the blank's is empty."""
+    cleaned = [_cleaned(number, label) for number, label in enumerate(labels)]
+    if classes == len(labels):
+        cleaned[0 if blank == "first" else -1] = ""
+        return tuple(cleaned)
+    if classes == len(labels) + 2:
+        cleaned.append(" ")
+    return ("", *cleaned) if blank == "first" else (*cleaned, "")
+
+
+def _cleaned(number: int, label: str) -> str:
+    if label in _SPACES:
+        return " "
+    if len(label) > _LABEL_MAX:
+        raise ModelError(
+            f"decoder 'ctc': label {number + 1}, {plain(label[:20])!r}, has {len(label)} characters; expected one"
+        )
+    return "\ufffd" if plain(label) != label else label
+
+
+class Ctc:
+    """Decoder of a reader. A picture gives one detection without a box, whose label is the text, or none.
+
+    Attributes:
+        scores_at: index of the output.
+        characters: text of each class; the blank's is empty.
+    """
+
+    def __init__(self, context: DecoderContext, options: CtcOptions, place: int) -> None:
+        self.scores_at = place
+        self._spec = spec = context.outputs[place]
+        axes = _axes(spec, len(context.output.labels))
+        assert axes is not None
+        self._axes = axes
+        self.characters = _characters(context.output.labels, axes.classes, options.blank)
+        self._blank = 0 if options.blank == "first" else axes.classes - 1
+        self._softmax = activation(options.logits) == "softmax"
+        self._collapse, self._least = options.collapse, options.min_length
+        pattern = context.config.pattern or options.pattern
+        self._pattern = Pattern(pattern) if pattern else None
+        self._threshold, self._wanted = context.score_threshold, frozenset(context.config.labels)
+
+    def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
+        found = self.read(outputs)
+        if found is None or found.score < self._threshold or (self._wanted and found.text not in self._wanted):
+            return []
+        return [Detection(found.text, found.score)]
+
+    def read(self, outputs: Sequence[Array]) -> TextReading | None:
+        """Return the text and its score, whatever the threshold; None: there is no text that matches."""
+        stored = self._steps(outputs[self.scores_at])
+        best = np.asarray(stored.argmax(axis=1))
+        places = self._places(best)
+        text = self._text(best[places])
+        if self._pattern is not None and not self._pattern.matches(text):
+            return self._search(self._logs(stored))
+        if len(text) < self._least:
+            return None
+        return TextReading(text, self._score(stored, best, places))
+
+    def raw(self, outputs: Sequence[Array]) -> Floats:
+        """Return a copy of the model's dequantised scores, float32 [steps × characters]."""
+        return np.array(self._spec.real(outputs[self.scores_at]), np.float32).reshape(-1)
+
+    def _steps(self, output: Array) -> Array:
+        """Return the output as [steps, characters], with the lowest number in place of NaN."""
+        shape = self._axes.classes, self._axes.steps
+        steps = output.reshape(shape).T if self._axes.is_transposed else output.reshape(shape[::-1])
+        if steps.dtype.kind != "f":
+            return steps
+        with np.errstate(all="ignore"):
+            if np.isfinite(np.add.reduce(steps, axis=None)):
+                return steps
+            return np.nan_to_num(steps.astype(np.float32), nan=-1e30, posinf=1e30, neginf=-1e30)
+
+    def _places(self, best: Indices) -> Indices:
+        """Return the steps at which a character begins."""
+        begins = best != self._blank
+        if self._collapse:
+            begins[1:] &= best[1:] != best[:-1]
+        return np.flatnonzero(begins)
+
+    def _text(self, classes: Sequence[int] | Indices) -> str:
+        characters = self.characters
+        return "".join([characters[number] for number in classes])[:LONGEST].strip()
+
+    def _score(self, stored: Array, best: Indices, places: Indices) -> float:
+        """Return the probability of the text of some steps."""
+        if not self._collapse:
+            found = self._probabilities(stored)[np.arange(best.size), best]
+            return float(np.multiply.reduce(found, dtype=np.float64))
+        states = np.full(2 * places.size + 1, self._blank)
+        states[1::2] = best[places]
+        found = self._probabilities(stored, states)
+        return min(1.0, _forward(_shortened(found), states[2:] != states[:-2]))
+
+    def _probabilities(self, stored: Array, states: Indices | None = None) -> Floats:
+        """Return the probabilities of some classes at each step; without `states` of all."""
+        if not self._softmax:
+            return np.clip(np.asarray(self._spec.real(_some(stored, states)), np.float32), 0.0, 1.0)
+        real = np.asarray(self._spec.real(stored), np.float32)
+        powers = np.exp(real - real.max(axis=1, keepdims=True))
+        sums = np.add.reduce(powers, axis=1, keepdims=True)
+        return np.asarray(_some(powers, states) / sums, np.float32)
+
+    def _logs(self, stored: Array) -> NDArray[np.float64]:
+        return np.log(np.maximum(self._probabilities(stored), 1e-12, dtype=np.float64))
+
+    def _search(self, logs: NDArray[np.float64]) -> TextReading | None:
+        """Return the most probable text that matches, by a prefix beam search; None: none was found."""
+        assert self._pattern is not None
+        pattern = self._pattern
+        states: _Known = {(): pattern.start}
+        beams: _Beams = {(): (0.0, -math.inf)}
+        for row in logs:
+            beams = self._extended(beams, row, states)
+        ranked = sorted(beams, key=lambda one: -_together(*beams[one]))
+        for text in ranked:
+            shown = self._text(text)
+            if len(shown) >= self._least and pattern.matches(shown):
+                return TextReading(shown, min(1.0, math.exp(_together(*beams[text]))))
+        return None
+
+    def _extended(self, beams: _Beams, row: NDArray[np.float64], states: _Known) -> _Beams:
+        """Return the likeliest beginnings of texts after a step."""
+        likely = _likely(row)
+        found: dict[_Numbers, list[float]] = {}
+        for text, (blank, letter) in beams.items():
+            both = _together(blank, letter)
+            for number in likely:
+                log = row[number]
+                if number == self._blank:
+                    _add(found, text, 0, both + log)
+                    continue
+                repeats = self._collapse and text[-1:] == (number,)
+                if repeats:
+                    _add(found, text, 1, letter + log)
+                longer = (*text, number)
+                if self._may_match(text, longer, states):
+                    _add(found, longer, 1, (blank if repeats else both) + log)
+        ranked = sorted(found, key=lambda one: -_together(*found[one]))[:_BEAMS]
+        return {text: (found[text][0], found[text][1]) for text in ranked}
+
+    def _may_match(self, text: _Numbers, longer: _Numbers, states: _Known) -> bool:
+        """Return True if a beginning, one character longer than a known one, can become a match."""
+        assert self._pattern is not None
+        if longer not in states:
+            states[longer] = self._pattern.step(states[text], self.characters[longer[-1]])
+        return bool(states[longer])
+
+
+_Numbers = tuple[int, ...]
+_Beams = dict[_Numbers, tuple[float, float]]
+"""Beginnings of texts, with the logarithms of their probabilities with a blank last and a character last."""
+_Known = dict[_Numbers, States]
+
+
+def _likely(row: NDArray[np.float64]) -> list[int]:
+    """Return the likeliest classes of a step; one alone if it is all but certain."""
+    count = min(_TRIED, row.size)
+    best = np.argpartition(row, row.size - count)[row.size - count :]
+    return [int(one) for one in best if row[one] >= math.log(_KEPT)] or [int(row.argmax())]
+
+
+def _add(found: dict[_Numbers, list[float]], text: _Numbers, place: int, log: float) -> None:
+    logs = found.setdefault(text, [-math.inf, -math.inf])
+    logs[place] = _together(logs[place], float(log))
+
+
+def _together(one: float, other: float) -> float:
+    """Return the logarithm of a sum of two probabilities, given by their logarithms."""
+    high, low = (one, other) if one >= other else (other, one)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
+def _some(steps: Array, states: Indices | None) -> Array:
+    return steps if states is None else steps[:, states]
+
+
+def _shortened(rows: Floats) -> NDArray[np.float64]:
+    """Join neighbouring steps that are certainly blank, [steps, states] with the blank as first state."""
+    certain = rows[:, 0] >= _CERTAIN
+    repeats = certain.copy()
+    repeats[1:] &= certain[:-1]
+    repeats[0] = False
+    return np.asarray(rows[~repeats], np.float64)
+
+
+def _forward(rows: NDArray[np.float64], skips: NDArray[np.bool_]) -> float:
+    """Return the probability of passing through the states in order, of which every second is the blank.
+
+    Args:
+        rows: probability of each state at each step, [steps, states].
+        skips: states that can follow the last but one before them, from the third on: other characters than that.
+    """
+    reached = np.zeros(rows.shape[1])
+    reached[:2] = rows[0, :2]
+    for row in rows[1:]:
+        after = reached.copy()
+        after[1:] += reached[:-1]
+        after[2:] += reached[:-2] * skips
+        reached = after * row
+    return float(reached[-1] + reached[-2])

@@ -1,0 +1,45 @@
+"""What a stream's settings and its model say of each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig
+from agent.config.inspection import InspectionConfig
+from agent.daemon.perception import open_perception
+from agent.errors import ConfigError
+from tests.support.doubles import person_model
+from tests.support.tflite_builder import constant_model
+
+PART = (0.25, 0.25, 0.75, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"crop": (0.5, 0.0, 0.5, 1.0)}, "left, top, right, bottom"),
+        ({"crop": (0.0, 0.9, 1.0, 0.1)}, "left, top, right, bottom"),
+        ({"crop": PART, "gate": GateConfig(crop=True)}, "gate.crop"),
+        ({"crop": PART, "inspection": InspectionConfig()}, "inspection.crop"),
+        ({"decode": DecodeConfig(pattern="[0-9]+")}, "reads none"),
+    ],
+)
+def test_what_the_model_cannot_do_is_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        open_perception("front", StreamConfig("test:", str(person_model(tmp_path)), **settings))
+
+
+def test_sound_has_no_crop() -> None:
+    with pytest.raises(ConfigError, match="takes sound"):
+        open_perception("kitchen", StreamConfig("mic:default", "small-speech", crop=PART))
+
+
+def test_clips_may_be_of_any_text(tmp_path: Path) -> None:
+    (tmp_path / "plate.tflite").write_bytes(constant_model({"text": np.zeros((1, 5, 3), np.float32)}))
+    (tmp_path / "plate.toml").write_text('[output]\ndecoder = "ctc"\nlabels = ["0", "1"]\n')
+    clips = ClipsConfig(labels=("1001",))
+    open_perception("front", StreamConfig("test:", str(tmp_path / "plate.toml"), clips=clips)).close()
