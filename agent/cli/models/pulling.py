@@ -1,4 +1,4 @@
-"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import it."""
+"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import it; text vectors are converted."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.models.importing import ModelImportOptions, import_found
+from agent.cli.models.pulling_vectors import check_vectors_free, write_text_vectors
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, VedetteError
-from agent.models.catalogue import CatalogueModel, find_in_catalogue, with_task
+from agent.models.catalogue import CatalogueModel, CatalogueVectors, Listed, find_in_catalogue, with_task
 from agent.models.fetch import check_file, fetch, file_name_of, shown
 from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels, stem_of
 from agent.storage.files import remove
@@ -49,7 +50,7 @@ class _Wanted(Struct, frozen=True):
     url: str
     sha256: str
     size: int = 0
-    entry: CatalogueModel | None = None
+    entry: Listed | None = None
 
     @property
     def suffix(self) -> str:
@@ -93,26 +94,36 @@ def pull(name: str, options: PullOptions) -> None:
     """
     wanted = _wanted(name, options)
     imports = options.imports if wanted.entry is None else _of_entry(wanted.entry, options.imports)
-    if not imports.to.is_dir():
-        raise ModelError(f"{imports.to}: there is no such folder: make it first")
-    if imports.labels:
-        read_labels(imports.labels)
-    name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
-    if name:
-        check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
+    _check_target(wanted, imports)
     kept = imports.to / f".pull-{wanted.sha256[:12]}{wanted.suffix}"
     source = _mirrored(wanted, options.mirror)
     path = source if isinstance(source, Path) else kept
     if not isinstance(source, Path):
         _fetch(source, path, wanted)
     try:
-        import_found(_found(path, wanted, imports), path, imports)
+        if isinstance(wanted.entry, CatalogueVectors):
+            write_text_vectors(wanted.entry, path, imports)
+        else:
+            import_found(_found(path, wanted, imports), path, imports)
     except VedetteError as error:
         told = str(error).replace(str(path), shown(wanted.url))
         if path == kept:
             told += f"; what was fetched stays in {kept} for the next call"
         raise ModelError(told) from error
     remove(kept)
+
+
+def _check_target(wanted: _Wanted, imports: ModelImportOptions) -> None:
+    """Check, before anything is fetched, that the result may be written."""
+    if not imports.to.is_dir():
+        raise ModelError(f"{imports.to}: there is no such folder: make it first")
+    if imports.labels:
+        read_labels(imports.labels)
+    name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
+    if isinstance(wanted.entry, CatalogueVectors):
+        check_vectors_free(wanted.entry, imports)
+    elif name:
+        check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
 
 
 def _wanted(name: str, options: PullOptions) -> _Wanted:
@@ -132,9 +143,15 @@ def _wanted(name: str, options: PullOptions) -> _Wanted:
     return _Wanted(name, options.sha256.lower())
 
 
-def _of_entry(entry: CatalogueModel, given: ModelImportOptions) -> ModelImportOptions:
+def _of_entry(entry: Listed, given: ModelImportOptions) -> ModelImportOptions:
     if given.member:
         raise ModelError(f"{entry.name}: the catalogue says which file it is; --member is for a URL")
+    if isinstance(entry, CatalogueVectors):
+        if given.labels or given.decoder or given.pixels:
+            raise ModelError(
+                f"{entry.name}: --labels, --decoder and --pixels are for models, not for text vectors"
+            )
+        return replace(given, name=given.name or entry.name)
     return replace(
         given,
         name=given.name or entry.name,
@@ -187,5 +204,6 @@ def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions) -> FoundMod
         name = found.name if wanted.is_archive else stem_of(file_name_of(wanted.url))
         return replace(found, name=name, stated=stated)
     entry = wanted.entry
+    assert isinstance(entry, CatalogueModel)
     stated |= {"licence": entry.licence, "description": f"{entry.description}; {entry.about}"}
     return replace(found, stated=stated, labels=found.labels or entry.labels)
