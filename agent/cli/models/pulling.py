@@ -1,4 +1,4 @@
-"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import it; text vectors are converted."""
+"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import or convert it."""
 
 from __future__ import annotations
 

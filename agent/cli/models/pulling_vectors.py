@@ -1,4 +1,4 @@
-"""What `vedette models pull` does with text vectors: converts the package that was fetched, and writes one file."""
+"""`vedette models pull` of text vectors: converts the package that was fetched, and writes one file."""
 
 from __future__ import annotations
 

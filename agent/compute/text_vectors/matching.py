@@ -1,7 +1,7 @@
 """Matches texts by their meaning: how alike a text and a phrase are, as the cosine of their vectors.
 
-A message of several sentences is compared as a whole and sentence by sentence, and the most alike counts: what one
-sentence asks for would be lost in the mean of all.
+A message of several sentences is compared as a whole and sentence by sentence, and the most alike counts: what
+one sentence asks for would be lost in the mean of all.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ A file of text vectors is a safetensors file with four tensors:
 | `pieces` | U8 [bytes] | the pieces from number 256 on, UTF-8, in the order in which they are joined |
 | `ends` | U32 [n - 256] | end of each of them in `pieces` |
 
-The first 256 rows are of single bytes. Sources: the format, https://github.com/huggingface/safetensors; the method,
-mean pooling of trained static vectors, https://github.com/dleemiller/WordLlama.
+The first 256 rows are of single bytes. Sources: the format, https://github.com/huggingface/safetensors; the
+method, mean pooling of trained static vectors, https://github.com/dleemiller/WordLlama.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Byte-pair encoding with bytes to fall back on: splits a text into the pieces that text vectors are of.
 
-A space is written as `▁`, and one stands before the text. The text begins as single characters, and those that are
-no piece as their bytes in UTF-8. Then the two neighbours whose join is the piece that comes first in the list are
-joined, the leftmost first, until no two neighbours make a piece. Source of the method: Sennrich, Haddow and Birch,
-Neural machine translation of rare words with subword units, 2016; of the conventions: Kudo and Richardson,
-SentencePiece, 2018.
+A space is written as `▁`, and one stands before the text. The text begins as single characters, and the two
+neighbours whose join is the piece that comes first in the list are joined, the leftmost first, until no two
+neighbours make a piece. A character that is no piece becomes its bytes in UTF-8. Source of the method: Sennrich,
+Haddow and Birch, Neural machine translation of rare words with subword units, 2016; of the conventions: Kudo and
+Richardson, SentencePiece, 2018.
 
 The package `tokenizers` ranks pairs in place of the pieces that they make; the pieces are the same ones.
 """

@@ -13,11 +13,7 @@ from msgspec import Struct
 from agent.compute.text_vectors.matching import PhraseMatcher
 from agent.compute.text_vectors.table import TextVectors
 from agent.compute.track.fusion import Evidence
-from agent.compute.track.fusion_rule import MEANING, Term, phrases_in
-from agent.errors import ConfigError
-
-SIMILARITY = 0.45
-"""Least likeness that counts, unless another one is configured."""
+from agent.compute.track.fusion_rule import Term, phrases_in
 
 
 class TermMatch(Struct, frozen=True):
@@ -25,11 +21,13 @@ class TermMatch(Struct, frozen=True):
 
     Attributes:
         term: as written, such as `gate:~"somebody needs help"`.
+        label: of the term.
         score: how alike the text is, 0..1; for words 1 if they stand in the text, else 0.
         counts: it is evidence.
     """
 
     term: str
+    label: str
     score: float
     counts: bool
 
@@ -38,27 +36,24 @@ class TextReader:
     """Reads the texts of all sources for one condition. Any thread may use it.
 
     Attributes:
+        terms: of the condition.
         sha256: of the files of vectors that it compares with, sorted; empty: no term asks for a meaning.
     """
 
     def __init__(
-        self, terms: Sequence[Term], vectors: Mapping[str, TextVectors], similarity: float = SIMILARITY
+        self, terms: Sequence[Term], vectors: Mapping[str, TextVectors] | None = None, similarity: float = 1.0
     ) -> None:
         """Prepare the terms.
 
         Args:
             terms: of the condition.
-            vectors: by name of the text.
+            vectors: by name of the text, of each that a term behind `~` has as a source.
             similarity: least likeness that counts.
-
-        Raises:
-            ConfigError: a phrase has no vector, so that no text could be like it; or a text has no vectors.
         """
-        self._terms, self._similarity = tuple(terms), similarity
+        self.terms, self._similarity = tuple(terms), similarity
         self._matchers: dict[str, PhraseMatcher] = {}
         for source in dict.fromkeys(source for term in terms if term.is_meaning for source in term.sources):
-            if source not in vectors:
-                raise ConfigError(f"text {source}: has no vectors to compare by")
+            assert vectors is not None
             phrases = [term.label for term in terms if term.is_meaning and source in term.sources]
             self._matchers[source] = PhraseMatcher(vectors[source], phrases)
         self.sha256 = tuple(sorted({one.sha256 for one in self._matchers.values()}))
@@ -66,18 +61,17 @@ class TextReader:
     def matches(self, source: str, text: str) -> list[TermMatch]:
         """Return what a text gives for each term that it may give, also where that is too little to count."""
         alike = self._matchers[source].compare(text) if source in self._matchers else {}
-        return [self._match(term, text, alike) for term in self._terms if source in term.sources]
+        return [self._match(term, text, alike) for term in self.terms if source in term.sources]
 
     def evidence(self, source: str, text: str, at_ns: int) -> Iterator[Evidence]:
         """Yield the evidence of a text that was said at an instant."""
-        labels = {term.text: term.label for term in self._terms}
-        found = {labels[one.term]: one.score for one in self.matches(source, text) if one.counts}
+        found = {one.label: one.score for one in self.matches(source, text) if one.counts}
         for label, score in found.items():
             yield Evidence.of_words(source, label, at_ns, score)
 
     def _match(self, term: Term, text: str, alike: Mapping[str, float]) -> TermMatch:
-        if not term.label.startswith(MEANING):
+        if not term.is_meaning:
             is_there = bool(phrases_in(text, (term.label,)))
-            return TermMatch(term.text, float(is_there), is_there)
+            return TermMatch(term.text, term.label, float(is_there), is_there)
         score = alike[term.label]
-        return TermMatch(term.text, score, score >= self._similarity)
+        return TermMatch(term.text, term.label, score, score >= self._similarity)
