@@ -108,7 +108,7 @@ def pack_vectors(table: NDArray[Any], tokenizer: bytes, metadata: Mapping[str, s
     Raises:
         ModelError: the tokenizer is of another kind, or does not fit the table.
     """
-    pieces, numbers = _pieces_of(tokenizer)
+    pieces, numbers = pieces_of(tokenizer)
     if table.ndim != 2 or table.shape[1] % 2 or max(numbers) >= len(table):
         raise ModelError(f"the tokenizer has {max(numbers) + 1} pieces, and the table the shape {table.shape}")
     packed, scales = _to_four_bits(table[numbers].astype(np.float32))
@@ -122,8 +122,14 @@ def pack_vectors(table: NDArray[Any], tokenizer: bytes, metadata: Mapping[str, s
     return _safetensors(tensors, metadata)
 
 
-def _pieces_of(tokenizer: bytes) -> tuple[list[str], list[int]]:
-    """Return the pieces in the order in which they are joined, and the table's rows: of bytes, then of pieces."""
+def pieces_of(tokenizer: bytes) -> tuple[list[str], list[int]]:
+    """Return the pieces of a `tokenizer.json` in the order in which they are joined, and rows of the table.
+
+    The rows are those of the single bytes, then of the pieces.
+
+    Raises:
+        ModelError: it is none, or of another kind than BPE with bytes to fall back on.
+    """
     try:
         file = from_json(tokenizer, _TokenizerFile)
     except NO_JSON as error:
