@@ -106,8 +106,7 @@ def calibrate(
     TRUTH is a CSV of the situations: beginning and end, ISO 8601. Set `calibration` to OUTPUT in place of `when`
     to use them.
     """
-    import msgspec
-    from msgspec.structs import replace
+    import msgspec.structs
 
     from agent.optimise.late_fusion import calibration
     from agent.optimise.late_fusion import recording as recordings
@@ -128,7 +127,7 @@ def calibrate(
         write_atomic(model, content)
     else:
         found = calibration.calibrate(*given, times)
-    found = replace(found, text_vectors=reader.sha256)
+    found = msgspec.structs.replace(found, text_vectors=reader.sha256)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
     _print_weights(found, as_json=as_json)
     click.echo(f"{output}: written", err=True)

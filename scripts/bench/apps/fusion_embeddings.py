@@ -11,9 +11,9 @@ nothing, which is more than events of a stream could carry.
 
 Then scenes in which the evidence cannot tell, since it depends on how a picture looks or what a text means.
 Looks: a casting is faulty, which no label of the detector says, and a text asks. Beside the embedding of the
-picture the evidence of a state that was taught from 20, 60 or 120 pictures of each value; 300 scenes show about 150
-of each. Texts: somebody is in view, and a text of another wording asks for one of the things in `_intents`. Beside
-the vector of the text the evidence of three phrases behind `~`. Both come from the same embeddings.
+picture the evidence of a state that was taught from 20, 60 or 120 pictures of each value; 300 scenes show about
+150 of each. Texts: somebody is in view, and a text of another wording asks for one of the things in `_intents`.
+Beside the vector of the text the evidence of three phrases behind `~`. Both come from the same embeddings.
 """
 
 from __future__ import annotations

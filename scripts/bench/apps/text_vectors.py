@@ -64,6 +64,7 @@ def main() -> None:
         figures |= same_pieces(vectors, package, entry, texts)
     figures |= {"intents": float(len(made)), "texts": float(len(texts))}
     figures |= found_by_meaning(vectors, made, PHRASES[1:2] if given.quick else PHRASES)
+    figures["f1_2_above_words_in_common"] = figures["f1_2"] - figures["f1_2_words_in_common"]
     for name, value in figures.items():
         print(f"{name:32} {value:9.4f}")
     targets = {name: f"{sign} {limit:g}" for name, (sign, limit) in LIMITS.items() if name in figures}
@@ -200,11 +201,15 @@ def found_by_meaning(vectors: TextVectors, made: dict[str, list[str]], counts: S
         figures[f"f1_{count}_words_in_common"] = halves(made, count, in_common)
         figures[f"f1_{count}_whole_words"] = halves(made, count, as_words, 0.5)
         figures[f"f1_{count}_best_word"] = halves(made, count, None)
-    long, wrong = embedded_in_others(made), misspelt(made)
+    return figures | odd_texts(made, whole, by_sentence)
+
+
+def odd_texts(made: dict[str, list[str]], whole: Scorer, by_sentence: Scorer) -> dict[str, float]:
+    """F1 of two phrases on texts between others and on misspelt ones."""
+    figures, long, wrong = dict[str, float](), embedded_in_others(made), misspelt(made)
     figures["f1_2_long_texts_by_sentence"] = halves(made, 2, by_sentence, texts=long)
     figures["f1_2_long_texts_as_a_whole"] = halves(made, 2, whole, texts=long)
     figures["f1_2_misspelt"] = halves(made, 2, by_sentence, texts=wrong)
-    figures["f1_2_above_words_in_common"] = figures["f1_2"] - figures["f1_2_words_in_common"]
     return figures
 
 

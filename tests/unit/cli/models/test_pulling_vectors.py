@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner, Result
 from msgspec.structs import replace
 
@@ -80,3 +81,8 @@ def test_the_catalogue_lists_them_beside_the_models() -> None:
     assert [one["name"] for one in json.loads(called("--task", "text vectors", "--json").stdout)] == [
         "text-vectors"
     ]
+
+
+def test_their_name_is_completed() -> None:
+    complete = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions
+    assert [one.value for one in complete(["models", "pull"], "text")] == ["text-vectors"]
