@@ -26,7 +26,7 @@ from agent.comms.topics import TEXT, Topics
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Manifest, Model
-from agent.compute.text_vectors.table import TextVectors
+from agent.compute.text_vectors.vectors import TextVectors
 from agent.compute.track.fusion import Condition, Evidence, Fusion, FusionTimes
 from agent.compute.track.fusion_odds import (
     PER_TERM,

@@ -20,8 +20,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.compute.text_vectors.table import FILE_MAX, TextVectors, read_safetensors
 from agent.compute.text_vectors.tokenizer import BYTES, SPACE
+from agent.compute.text_vectors.vectors import FILE_MAX, TextVectors, read_safetensors
 from agent.errors import NO_JSON, ModelError
 from agent.models.catalogue import CatalogueVectors
 from agent.models.files import read

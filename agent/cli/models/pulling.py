@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,14 +12,16 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.models.importing import ModelImportOptions, import_found
-from agent.cli.models.pulling_vectors import check_vectors_free, write_text_vectors
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
+from agent.compute.text_vectors.vectors import TextVectors
 from agent.errors import ModelError, VedetteError
 from agent.models.catalogue import CatalogueModel, CatalogueVectors, Listed, find_in_catalogue, with_task
 from agent.models.fetch import check_file, fetch, file_name_of, shown
 from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels, stem_of
-from agent.storage.files import remove
+from agent.models.text_vectors import SUFFIX as VECTORS_SUFFIX
+from agent.models.text_vectors import convert_package
+from agent.storage.files import remove, write_atomic
 from agent.text import plain
 
 _WIDTH = 140
@@ -102,7 +106,7 @@ def pull(name: str, options: PullOptions) -> None:
         _fetch(source, path, wanted)
     try:
         if isinstance(wanted.entry, CatalogueVectors):
-            write_text_vectors(wanted.entry, path, imports)
+            _write_text_vectors(wanted.entry, path, imports)
         else:
             import_found(_found(path, wanted, imports), path, imports)
     except VedetteError as error:
@@ -121,7 +125,7 @@ def _check_target(wanted: _Wanted, imports: ModelImportOptions) -> None:
         read_labels(imports.labels)
     name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
     if isinstance(wanted.entry, CatalogueVectors):
-        check_vectors_free(wanted.entry, imports)
+        _check_vectors_free(wanted.entry, imports)
     elif name:
         check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
 
@@ -207,3 +211,36 @@ def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions) -> FoundMod
     assert isinstance(entry, CatalogueModel)
     stated |= {"licence": entry.licence, "description": f"{entry.description}; {entry.about}"}
     return replace(found, stated=stated, labels=found.labels or entry.labels)
+
+
+def _check_vectors_free(entry: CatalogueVectors, options: ModelImportOptions) -> None:
+    """Raise ModelError if a file is where the text vectors would be written, unless it may be replaced."""
+    path = _vectors_path(entry, options)
+    if os.path.lexists(path) and not options.force:
+        raise ModelError(f"{path}: exists; --force replaces it, --name gives the file another name")
+
+
+def _write_text_vectors(entry: CatalogueVectors, package: Path, options: ModelImportOptions) -> None:
+    """Convert a package and write the file, with its licence and origin in it."""
+    path = _vectors_path(entry, options)
+    content = convert_package(package, entry)
+    vectors = TextVectors(content)
+    write_atomic(path, content)
+    if options.as_json:
+        print_json(
+            {
+                "file": str(path),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "bytes": len(content),
+                "dimensions": vectors.dimensions,
+                "metadata": vectors.metadata,
+            }
+        )
+        return
+    size = f"{len(content) / 1e6:.1f} MB, {vectors.dimensions} numbers of 4 bits for each piece of a word"
+    click.echo(f"{plain(str(path))}: written: {size}; licence {entry.licence}, {entry.about}")
+    click.echo(f'next: [text.NAME] vectors = "{plain(str(path.resolve()))}", see `vedette guide fusion`')
+
+
+def _vectors_path(entry: CatalogueVectors, options: ModelImportOptions) -> Path:
+    return options.to / f"{options.name or entry.name}{VECTORS_SUFFIX}"

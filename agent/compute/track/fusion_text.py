@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
-from agent.compute.text_vectors.matching import PhraseMatcher
-from agent.compute.text_vectors.table import TextVectors
+from agent.compute.text_vectors.vectors import PhraseMatcher, TextVectors
 from agent.compute.track.fusion import Evidence
 from agent.compute.track.fusion_rule import Term, phrases_in
 

@@ -37,7 +37,7 @@ from agent.comms.texts import decode_text
 from agent.compute.hearing import AudioPerception
 from agent.compute.listening import UtterancePerception
 from agent.compute.states import StateHead
-from agent.compute.text_vectors.table import TextVectors
+from agent.compute.text_vectors.vectors import TextVectors
 from agent.compute.track.fusion_odds import LOGIT_MAX, PER_TERM, features
 from agent.compute.track.fusion_rule import Reading
 from agent.compute.vision import VideoPerception

@@ -28,8 +28,7 @@ import common
 import numpy as np
 from numpy.typing import NDArray
 
-from agent.compute.text_vectors.matching import PhraseMatcher, sentences_in
-from agent.compute.text_vectors.table import TextVectors, read_safetensors
+from agent.compute.text_vectors.vectors import PhraseMatcher, TextVectors, read_safetensors, sentences_in
 from agent.compute.track.fusion_rule import phrases_in, plain_words
 from agent.config import FusionConfig
 from agent.models.catalogue import CatalogueVectors, vectors_catalogue
@@ -103,7 +102,7 @@ def memory_mb(content: bytes) -> float:
     code = (
         "import sys, pathlib, psutil\n"
         "from agent.models.text_vectors import open_text_vectors\n"
-        "from agent.compute.text_vectors.matching import PhraseMatcher\n"
+        "from agent.compute.text_vectors.vectors import PhraseMatcher\n"
         "before = psutil.Process().memory_info().rss\n"
         "matcher = PhraseMatcher(open_text_vectors(pathlib.Path(sys.argv[1])), ('~help',))\n"
         "matcher.compare('somebody needs help')\n"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from agent.compute.text_vectors.table import TextVectors, read_safetensors
+from agent.compute.text_vectors.vectors import TextVectors, read_safetensors
 from agent.errors import ModelError
 from agent.models.catalogue import vectors_catalogue
 from agent.models.text_vectors import convert_package, open_text_vectors, pack_vectors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.compute.text_vectors.table import TextVectors
+from agent.compute.text_vectors.vectors import TextVectors
 from agent.compute.track.fusion import Fusion, FusionTimes
 from agent.compute.track.fusion_rule import EvidenceSource, Rule
 from agent.compute.track.fusion_text import TextReader

@@ -1,5 +1,9 @@
 """Text vectors: a table of static vectors of pieces of words, whose mean is the vector of a text.
 
+A text is matched by its meaning: how alike it and a phrase are, as the cosine of their vectors. A message of
+several sentences is compared as a whole and sentence by sentence, and the most alike counts: what one sentence
+asks for would be lost in the mean of all.
+
 A file of text vectors is a safetensors file with four tensors:
 
 | name | type | of |
@@ -17,7 +21,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import struct
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -34,6 +40,10 @@ FILE_MAX = 32 << 20
 _HEAD = struct.Struct("<Q")
 _HEADER_MAX, _DIMENSIONS_MAX, _PIECES_MAX = 1 << 20, 4096, 1 << 18
 _TYPES: dict[str, Any] = {"U8": np.uint8, "F16": np.float16, "F32": np.float32, "U32": np.uint32}
+
+LONGEST, SENTENCES_MAX = 4096, 64
+"""Characters of a text, and sentences, that are compared; more are left out."""
+_SENTENCE_END = re.compile(r"(?<=[.!?…])\s+|[\n;。！？]+")
 
 Floats = NDArray[np.float32]
 
@@ -146,3 +156,31 @@ def _split(pieces: bytes, ends: NDArray[np.uint32]) -> list[str]:
     if "" in found or len(set(found)) < len(found):
         raise ModelError("is damaged: a piece is empty, or there twice")
     return found
+
+
+def sentences_in(text: str) -> list[str]:
+    """Return the sentences of a text, at most `SENTENCES_MAX`."""
+    return [part.strip() for part in _SENTENCE_END.split(text) if part.strip()][:SENTENCES_MAX]
+
+
+class PhraseMatcher:
+    """Compares texts with some phrases.
+
+    Attributes:
+        phrases: in order.
+        sha256: of the file of vectors.
+    """
+
+    def __init__(self, vectors: TextVectors, phrases: Iterable[str]) -> None:
+        self._vectors, self.phrases = vectors, tuple(phrases)
+        self.sha256 = vectors.sha256
+        made = [vectors.embed(phrase) for phrase in self.phrases]
+        self._wanted: Floats = np.stack(made) if made else np.zeros((0, vectors.dimensions), np.float32)
+
+    def compare(self, text: str) -> dict[str, float]:
+        """Return how alike a text is to each phrase, 0..1: the cosine, 0 where that is negative."""
+        bounded = text[:LONGEST]
+        parts = dict.fromkeys((bounded, *sentences_in(bounded)))
+        cosines = self._wanted @ np.stack([self._vectors.embed(part) for part in parts]).T
+        best = np.clip(cosines.max(1), 0.0, 1.0)
+        return {phrase: float(one) for phrase, one in zip(self.phrases, best, strict=True)}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.compute.text_vectors.table import TextVectors, read_safetensors
+from agent.compute.text_vectors.vectors import TextVectors, read_safetensors
 from agent.errors import ModelError
 from tests.unit.compute.text_vectors import small
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from agent.compute.text_vectors.matching import LONGEST, SENTENCES_MAX, PhraseMatcher, sentences_in
-from agent.compute.text_vectors.table import TextVectors
+from agent.compute.text_vectors.vectors import LONGEST, SENTENCES_MAX, PhraseMatcher, TextVectors, sentences_in
 from tests.unit.compute.text_vectors import small
 
 VECTORS = TextVectors(small.content())
