@@ -1,4 +1,4 @@
-"""`vedette fusion`: try a fused event on a recording of what a device published, and calibrate its log-odds."""
+"""`vedette fusion`: try a fused event on a recording or on texts, and calibrate its log-odds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from agent.cli.options import config_option
 from agent.errors import ConfigError, StorageError
 
 if TYPE_CHECKING:
-    from agent.compute.track.fusion import Condition, FusionTimes
+    from agent.compute.track.fusion import FusionTimes
     from agent.compute.track.fusion_odds import FusionCalibration
+    from agent.compute.track.fusion_text import TermMatch
+    from agent.daemon.fusion import FusedEvent
     from agent.optimise.late_fusion.recording import FusionScore
-    from agent.types import Event
+    from agent.types import Event, FusedEvidence
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -35,7 +37,7 @@ _RECORDING = click.argument("recording", type=_FILE)
 
 @click.group()
 def fusion() -> None:
-    """Try fused events on a recording, and calibrate them."""
+    """Try fused events on a recording or on texts, and calibrate them."""
 
 
 @fusion.command("test")
@@ -52,14 +54,39 @@ def try_event(name: str, recording: Path, truth: Path | None, path: Path, as_jso
     from agent.compute.track.fusion import Fusion
     from agent.optimise.late_fusion.recording import read_recording, read_truth, replay, score_events, to_ns
 
-    condition, times = _opened(path, name)
+    opened, times = _opened(path, name)
     situations = read_truth(truth) if truth else None
-    made = Fusion(name, condition, times, run="test")
-    told = [event for _, event in replay(read_recording(recording, condition.terms), made) if event]
+    made = Fusion(name, opened.condition, times, run="test")
+    told = [event for _, event in replay(read_recording(recording, opened.reader), made) if event]
     ended = [event for event in told if event.kind == "end"]
     spans = [(to_ns(one.track.first_seen), to_ns(one.track.last_seen)) for one in ended]
     score = score_events(spans, situations, times.window) if situations else None
     _print_events(ended, score, as_json=as_json)
+
+
+@fusion.command()
+@_NAME
+@click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
+@config_option("The daemon's configuration.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def match(name: str, texts: tuple[str, ...], path: Path, as_json: bool) -> None:
+    """Show what each TEXT gives for the terms of [fusion.NAME] that texts give, and which of it counts.
+
+    For a term behind ~ it is how alike they are, the cosine of their vectors; `similarity` is the least that
+    counts.
+    """
+    from agent.config.load import load
+
+    opened, _ = _opened(path, name)
+    texts_of = load(path).config.text
+    sources = dict.fromkeys(source for term in opened.reader.terms for source in term.sources)
+    asked = [source for source in sources if source in texts_of]
+    if not asked:
+        raise ConfigError(f"{path}: [fusion.{name}] asks for no text")
+    _print_matches(
+        [(text, source, opened.reader.matches(source, text)) for text in texts for source in asked],
+        as_json=as_json,
+    )
 
 
 @fusion.command()
@@ -79,48 +106,54 @@ def calibrate(
     TRUTH is a CSV of the situations: beginning and end, ISO 8601. Set `calibration` to OUTPUT in place of `when`
     to use them.
     """
-    import msgspec
+    import msgspec.structs
 
     from agent.optimise.late_fusion import calibration
     from agent.optimise.late_fusion import recording as recordings
     from agent.optimise.late_fusion.head import calibrate_head
     from agent.storage.files import write_atomic
 
-    condition, times = _opened(path, name)
+    opened, times = _opened(path, name)
     model = output.with_suffix(".tflite")
     for target in (output, model) if head else (output,):
         if target.exists() and not force:
             raise StorageError(f"{target}: exists; --force replaces it")
     if model == output:
         raise StorageError(f"{output}: expected the name of a .json file")
-    given = recordings.read_recording(recording, condition.terms), recordings.read_truth(truth), condition.terms
+    reader = opened.reader
+    given = recordings.read_recording(recording, reader), recordings.read_truth(truth), reader.terms
     if head:
         found, content = calibrate_head(*given, times, model.name)
         write_atomic(model, content)
     else:
         found = calibration.calibrate(*given, times)
+    found = msgspec.structs.replace(found, text_vectors=reader.sha256)
     write_atomic(output, msgspec.json.format(msgspec.json.encode(found), indent=2))
     _print_weights(found, as_json=as_json)
     click.echo(f"{output}: written", err=True)
 
 
-def _opened(path: Path, name: str) -> tuple[Condition, FusionTimes]:
-    """Return the condition and times of a fused event in a configuration."""
+def _opened(path: Path, name: str) -> tuple[FusedEvent, FusionTimes]:
+    """Return a fused event of a configuration, opened, and its times."""
     from agent.compute.infer.backends import open_for_command
     from agent.compute.track.fusion import FusionTimes
     from agent.config.load import load
     from agent.daemon.check import sources_without_root
-    from agent.daemon.fusion import open_condition
+    from agent.daemon.fusion import open_fused, open_vectors
 
     file = load(path)
     if (one := file.config.fusion.get(name)) is None:
         known = ", ".join(file.config.fusion) or "none"
         raise ConfigError(f"{path}: there is no [fusion.{name}]; there are: {known}")
     try:
-        condition, _ = open_condition(one, sources_without_root(file.config), open_for_command)
+        vectors = open_vectors(file.config)
+    except ConfigError as error:
+        raise ConfigError(str(error), file.where(*error.keys)) from error
+    try:
+        opened = open_fused(one, sources_without_root(file.config), vectors, open_for_command)
     except ConfigError as error:
         raise ConfigError(str(error), file.where("fusion", name, *error.keys)) from error
-    return condition, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)
+    return opened, FusionTimes.of_seconds(one.window_s, one.late_s, one.hold_s, one.update_every_s)
 
 
 def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: bool) -> None:
@@ -133,7 +166,7 @@ def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: boo
     table = open_table("from", "until", "score", "evidence", right=("score",))
     for one in ended:
         track = one.track
-        evidence = ", ".join(plain(f"{piece.source}:{piece.label}") for piece in track.evidence)
+        evidence = ", ".join(plain(_piece(piece)) for piece in track.evidence)
         table.add_row(
             local_time(track.first_seen), local_time(track.last_seen), f"{track.best_score:.2f}", evidence
         )
@@ -143,6 +176,28 @@ def _print_events(ended: list[Event], score: FusionScore | None, *, as_json: boo
             f"{score.right} of {score.events} events are right, {score.found} of {score.situations} situations "
             f"found: precision {score.precision:.3f}, recall {score.recall:.3f}, F1 {score.f1:.3f}"
         )
+
+
+def _piece(piece: FusedEvidence) -> str:
+    """Return a piece of evidence for people; of a text by meaning, with how alike it is."""
+    from agent.compute.track.fusion_rule import MEANING
+
+    alike = f" {piece.score:.2f}" if piece.label.startswith(MEANING) else ""
+    return f"{piece.source}:{piece.label}{alike}"
+
+
+def _print_matches(found: list[tuple[str, str, list[TermMatch]]], *, as_json: bool) -> None:
+    from agent.cli.output import console, open_table, print_json
+    from agent.text import plain
+
+    if as_json:
+        print_json([{"text": text, "source": source, "matches": some} for text, source, some in found])
+        return
+    table = open_table("text", "source", "term", "alike", "counts", right=("alike",))
+    for text, source, some in found:
+        for one in some:
+            table.add_row(plain(text), source, plain(one.term), f"{one.score:.2f}", "yes" if one.counts else "no")
+    console(110, markup=False).print(table)
 
 
 def _print_weights(found: FusionCalibration, *, as_json: bool) -> None:

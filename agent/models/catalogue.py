@@ -71,19 +71,56 @@ class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
     labels: tuple[str, ...]
 
 
+class CatalogueVectors(Struct, frozen=True, forbid_unknown_fields=True):
+    """Text vectors that can be fetched.
+
+    Attributes:
+        tokenizer: name of the tokenizer in the archive.
+        copyright: line that the licence asks to be kept.
+        others: see `CatalogueModel`.
+    """
+
+    name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    task: str
+    description: str
+    licence: str
+    copyright: str
+    url: Annotated[str, Meta(pattern="^https://")]
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    fetched_bytes: _Bytes
+    member: str
+    tokenizer: str
+    bytes: _Bytes
+    accuracy: str
+    about: str
+
+
+Listed = CatalogueModel | CatalogueVectors
+
+
 @functools.cache
 def catalogue() -> tuple[CatalogueModel, ...]:
     """Return the models that can be fetched, by name."""
     return convert(read_toml(_FILE, "the catalogue").data["models"], tuple[CatalogueModel, ...])
 
 
-def find_in_catalogue(name: str) -> CatalogueModel:
-    """Return a model of the catalogue.
+@functools.cache
+def vectors_catalogue() -> tuple[CatalogueVectors, ...]:
+    """Return the text vectors that can be fetched, by name."""
+    return convert(read_toml(_FILE, "the catalogue").data["vectors"], tuple[CatalogueVectors, ...])
+
+
+def _everything() -> tuple[Listed, ...]:
+    return (*catalogue(), *vectors_catalogue())
+
+
+def find_in_catalogue(name: str) -> Listed:
+    """Return a model or text vectors of the catalogue.
 
     Raises:
         ModelError: there is none of this name.
     """
-    known = {one.name: one for one in catalogue()}
+    known = {one.name: one for one in _everything()}
     if name in known:
         return known[name]
     near = difflib.get_close_matches(name, known, 1)
@@ -91,19 +128,20 @@ def find_in_catalogue(name: str) -> CatalogueModel:
     raise ModelError(f"{plain(name)}: there is no such model in the catalogue; {hint}")
 
 
-def with_task(task: str) -> tuple[CatalogueModel, ...]:
-    """Return the models of the catalogue for a task; empty: all.
+def with_task(task: str) -> tuple[Listed, ...]:
+    """Return what the catalogue has for a task; empty: all.
 
     Raises:
         ModelError: no model has this task.
     """
     check_task(task)
-    return tuple(one for one in catalogue() if task in ("", one.task))
+    return tuple(one for one in _everything() if task in ("", one.task))
 
 
 def known_tasks() -> list[str]:
     """Return the tasks of all decoders and of the catalogue."""
-    return sorted({task for some in TASKS.values() for task in some} | {one.task for one in catalogue()})
+    listed = {one.task for one in _everything()}
+    return sorted({task for some in TASKS.values() for task in some} | listed)
 
 
 def check_task(task: str) -> None:

@@ -45,9 +45,9 @@ def _model_name(_context: click.Context, option: click.Parameter, name: str) -> 
 
 
 def _complete_catalogue(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.models.catalogue import catalogue
+    from agent.models.catalogue import with_task
 
-    return [one.name for one in catalogue() if one.name.startswith(incomplete)]
+    return [one.name for one in with_task("") if one.name.startswith(incomplete)]
 
 
 def _complete_task(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:

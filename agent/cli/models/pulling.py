@@ -1,7 +1,9 @@
-"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import it."""
+"""`vedette models pull`: fetch a model of the catalogue or of a URL, and import or convert it."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,11 +14,14 @@ from msgspec.structs import replace
 from agent.cli.models.importing import ModelImportOptions, import_found
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
+from agent.compute.text_vectors.vectors import TextVectors
 from agent.errors import ModelError, VedetteError
-from agent.models.catalogue import CatalogueModel, find_in_catalogue, with_task
+from agent.models.catalogue import CatalogueModel, CatalogueVectors, Listed, find_in_catalogue, with_task
 from agent.models.fetch import check_file, fetch, file_name_of, shown
 from agent.models.importer import ARCHIVES, SUFFIXES, FoundModel, check_free, find_model, read_labels, stem_of
-from agent.storage.files import remove
+from agent.models.text_vectors import SUFFIX as VECTORS_SUFFIX
+from agent.models.text_vectors import convert_package
+from agent.storage.files import remove, write_atomic
 from agent.text import plain
 
 _WIDTH = 140
@@ -49,7 +54,7 @@ class _Wanted(Struct, frozen=True):
     url: str
     sha256: str
     size: int = 0
-    entry: CatalogueModel | None = None
+    entry: Listed | None = None
 
     @property
     def suffix(self) -> str:
@@ -93,26 +98,36 @@ def pull(name: str, options: PullOptions) -> None:
     """
     wanted = _wanted(name, options)
     imports = options.imports if wanted.entry is None else _of_entry(wanted.entry, options.imports)
-    if not imports.to.is_dir():
-        raise ModelError(f"{imports.to}: there is no such folder: make it first")
-    if imports.labels:
-        read_labels(imports.labels)
-    name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
-    if name:
-        check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
+    _check_target(wanted, imports)
     kept = imports.to / f".pull-{wanted.sha256[:12]}{wanted.suffix}"
     source = _mirrored(wanted, options.mirror)
     path = source if isinstance(source, Path) else kept
     if not isinstance(source, Path):
         _fetch(source, path, wanted)
     try:
-        import_found(_found(path, wanted, imports), path, imports)
+        if isinstance(wanted.entry, CatalogueVectors):
+            _write_text_vectors(wanted.entry, path, imports)
+        else:
+            import_found(_found(path, wanted, imports), path, imports)
     except VedetteError as error:
         told = str(error).replace(str(path), shown(wanted.url))
         if path == kept:
             told += f"; what was fetched stays in {kept} for the next call"
         raise ModelError(told) from error
     remove(kept)
+
+
+def _check_target(wanted: _Wanted, imports: ModelImportOptions) -> None:
+    """Check, before anything is fetched, that the result may be written."""
+    if not imports.to.is_dir():
+        raise ModelError(f"{imports.to}: there is no such folder: make it first")
+    if imports.labels:
+        read_labels(imports.labels)
+    name = imports.name or ("" if wanted.is_archive else stem_of(file_name_of(wanted.url)))
+    if isinstance(wanted.entry, CatalogueVectors):
+        _check_vectors_free(wanted.entry, imports)
+    elif name:
+        check_free(imports.to / f"{name}{SUFFIXES[0]}", force=imports.force)
 
 
 def _wanted(name: str, options: PullOptions) -> _Wanted:
@@ -132,9 +147,15 @@ def _wanted(name: str, options: PullOptions) -> _Wanted:
     return _Wanted(name, options.sha256.lower())
 
 
-def _of_entry(entry: CatalogueModel, given: ModelImportOptions) -> ModelImportOptions:
+def _of_entry(entry: Listed, given: ModelImportOptions) -> ModelImportOptions:
     if given.member:
         raise ModelError(f"{entry.name}: the catalogue says which file it is; --member is for a URL")
+    if isinstance(entry, CatalogueVectors):
+        if given.labels or given.decoder or given.pixels:
+            raise ModelError(
+                f"{entry.name}: --labels, --decoder and --pixels are for models, not for text vectors"
+            )
+        return replace(given, name=given.name or entry.name)
     return replace(
         given,
         name=given.name or entry.name,
@@ -187,5 +208,39 @@ def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions) -> FoundMod
         name = found.name if wanted.is_archive else stem_of(file_name_of(wanted.url))
         return replace(found, name=name, stated=stated)
     entry = wanted.entry
+    assert isinstance(entry, CatalogueModel)
     stated |= {"licence": entry.licence, "description": f"{entry.description}; {entry.about}"}
     return replace(found, stated=stated, labels=found.labels or entry.labels)
+
+
+def _check_vectors_free(entry: CatalogueVectors, options: ModelImportOptions) -> None:
+    """Raise ModelError if a file is where the text vectors would be written, unless it may be replaced."""
+    path = _vectors_path(entry, options)
+    if os.path.lexists(path) and not options.force:
+        raise ModelError(f"{path}: exists; --force replaces it, --name gives the file another name")
+
+
+def _write_text_vectors(entry: CatalogueVectors, package: Path, options: ModelImportOptions) -> None:
+    """Convert a package and write the file, with its licence and origin in it."""
+    path = _vectors_path(entry, options)
+    content = convert_package(package, entry)
+    vectors = TextVectors(content)
+    write_atomic(path, content)
+    if options.as_json:
+        print_json(
+            {
+                "file": str(path),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "bytes": len(content),
+                "dimensions": vectors.dimensions,
+                "metadata": vectors.metadata,
+            }
+        )
+        return
+    size = f"{len(content) / 1e6:.1f} MB, {vectors.dimensions} numbers of 4 bits for each piece of a word"
+    click.echo(f"{plain(str(path))}: written: {size}; licence {entry.licence}, {entry.about}")
+    click.echo(f'next: [text.NAME] vectors = "{plain(str(path.resolve()))}", see `vedette guide fusion`')
+
+
+def _vectors_path(entry: CatalogueVectors, options: ModelImportOptions) -> Path:
+    return options.to / f"{options.name or entry.name}{VECTORS_SUFFIX}"

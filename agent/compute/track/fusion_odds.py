@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from agent.compute.track.fusion_rule import TERMS_MAX, EvidenceSource, Judgement, Reading, parse_term
+from agent.compute.track.fusion_rule import TERMS_MAX, EvidenceSource, Judgement, Reading, Term, parse_term
 from agent.errors import ConfigError
 from agent.structs import from_json
 
@@ -62,6 +62,7 @@ class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
         calibration_error: mean distance of probability and share of truth there, 0..1.
         model: name of the learned head's file beside this one; empty: the weights count.
         sha256: of that file.
+        text_vectors: sha256 of the files of text vectors that its texts were compared by.
     """
 
     terms: tuple[TermWeights, ...]
@@ -73,6 +74,7 @@ class FusionCalibration(Struct, frozen=True, forbid_unknown_fields=True):
     calibration_error: float = 0.0
     model: str = ""
     sha256: str = ""
+    text_vectors: tuple[str, ...] = ()
 
 
 def logit(score: float) -> float:
@@ -100,6 +102,11 @@ def read_calibration(content: bytes) -> FusionCalibration:
     return found
 
 
+def terms_of(calibration: FusionCalibration, sources: Mapping[str, EvidenceSource]) -> tuple[Term, ...]:
+    """Return the terms of a calibration, tied to their sources. Raises ConfigError as `Rule` does."""
+    return tuple(parse_term(one.term, sources) for one in calibration.terms)
+
+
 class LogOdds:
     """The condition that the probability of a situation is at least a threshold.
 
@@ -119,7 +126,7 @@ class LogOdds:
         """
         self._weights, self._prior = calibration.terms, calibration.prior
         self._least = logit(threshold)
-        self.terms = tuple(parse_term(one.term, sources) for one in calibration.terms)
+        self.terms = terms_of(calibration, sources)
         self.is_monotone = all(
             one.score >= 0.0 and one.present - LOGIT_MAX * one.score >= max(one.absent, 0.0)
             for one in calibration.terms
@@ -176,7 +183,7 @@ class LearnedHead:
         `close` releases what `predict` needs.
         """
         self._predict, self._threshold, self.close = predict, threshold, close
-        self.terms = tuple(parse_term(one.term, sources) for one in calibration.terms)
+        self.terms = terms_of(calibration, sources)
         for is_known in (True, False):
             nothing = [Reading(present=False, known=is_known, score=0.0)] * len(self.terms)
             if (share := self.judge(nothing).score) >= threshold:

@@ -18,7 +18,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.compute.track.fusion import Evidence, Fusion
-from agent.compute.track.fusion_rule import Term, phrases_in
+from agent.compute.track.fusion_text import TextReader
 from agent.errors import NO_JSON, ConfigError, reason_of
 from agent.structs import convert, from_json
 from agent.types import Event, EventKind, Track
@@ -72,8 +72,8 @@ def to_moment(ns: int) -> datetime:
     return datetime.fromtimestamp(ns // 1_000_000_000, UTC).replace(microsecond=ns // 1000 % 1_000_000)
 
 
-def read_recording(path: Path, terms: Sequence[Term]) -> list[Recorded]:
-    """Read a recording, as far as it concerns some terms; in the order of capture.
+def read_recording(path: Path, reader: TextReader) -> list[Recorded]:
+    """Read a recording, as far as it concerns the terms of a reader of texts; in the order of capture.
 
     Raises:
         ConfigError: the file cannot be read, a line is no JSON object, or nothing in it concerns the terms.
@@ -82,7 +82,7 @@ def read_recording(path: Path, terms: Sequence[Term]) -> list[Recorded]:
     for number, line in enumerate(_lines(path), 1):
         if line.strip():
             try:
-                found += _recorded(from_json(line, dict[str, Any]), terms)
+                found += _recorded(from_json(line, dict[str, Any]), reader)
             except NO_JSON:
                 raise ConfigError("expected a JSON object in each line", f"{path}:{number}") from None
     if not any(one.evidence for one in found):
@@ -98,30 +98,30 @@ def _lines(path: Path) -> Iterator[bytes]:
         raise ConfigError(f"cannot be read: {reason_of(error)}", str(path)) from error
 
 
-def _recorded(line: dict[str, Any], terms: Sequence[Term]) -> Iterator[Recorded]:
+def _recorded(line: dict[str, Any], reader: TextReader) -> Iterator[Recorded]:
     body = line.get("payload", line)
     for read in (_of_event, _of_text, _of_health):
         with suppress(msgspec.ValidationError):
-            yield from read(body, terms)
+            yield from read(body, reader)
             return
 
 
-def _of_event(body: Any, terms: Sequence[Term]) -> Iterator[Recorded]:
+def _of_event(body: Any, reader: TextReader) -> Iterator[Recorded]:
     told = convert(body, _Told)
-    if any(told.stream in term.sources for term in terms):
+    if any(told.stream in term.sources for term in reader.terms):
         at_ns, event = to_ns(told.captured_at), Event(told.kind, told.track, "")
         first_ns = to_ns(told.track.first_seen)
         yield Recorded(at_ns, Evidence.of_event(told.stream, event, min(first_ns, at_ns), at_ns))
 
 
-def _of_text(body: Any, terms: Sequence[Term]) -> Iterator[Recorded]:
+def _of_text(body: Any, reader: TextReader) -> Iterator[Recorded]:
     said = convert(body, _Said)
-    phrases = {term.label for term in terms if said.source in term.sources}
-    for phrase in phrases_in(said.text, phrases):
-        yield Recorded(to_ns(said.at), Evidence.of_words(said.source, phrase, to_ns(said.at)))
+    at_ns = to_ns(said.at)
+    for evidence in reader.evidence(said.source, said.text, at_ns):
+        yield Recorded(at_ns, evidence)
 
 
-def _of_health(body: Any, terms: Sequence[Term]) -> Iterator[Recorded]:
+def _of_health(body: Any, reader: TextReader) -> Iterator[Recorded]:
     health = convert(body, _Health)
     yield Recorded(to_ns(health.at), None, {name: one.state in _THERE for name, one in health.streams.items()})
 

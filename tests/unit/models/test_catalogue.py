@@ -6,7 +6,16 @@ import pytest
 
 from agent.compute.decode.decoder import DECODERS, FEATURES
 from agent.errors import ModelError
-from agent.models.catalogue import TASKS, catalogue, check_task, find_in_catalogue, known_tasks, with_task
+from agent.models.catalogue import (
+    TASKS,
+    CatalogueModel,
+    catalogue,
+    check_task,
+    find_in_catalogue,
+    known_tasks,
+    vectors_catalogue,
+    with_task,
+)
 from agent.models.fetch import LARGEST, file_name_of
 from agent.models.files import bundled
 from agent.models.importer import ARCHIVES
@@ -31,8 +40,9 @@ def test_every_decoder_has_a_task() -> None:
 
 def test_models_are_found_by_task() -> None:
     assert {one.name for one in with_task("pose")} == {"pose-lite", "pose-full"}
-    assert with_task("") == catalogue()
-    assert set(known_tasks()) == {task for some in TASKS.values() for task in some}
+    assert with_task("") == (*catalogue(), *vectors_catalogue())
+    assert with_task("text vectors") == vectors_catalogue()
+    assert set(known_tasks()) == {"text vectors", *(task for some in TASKS.values() for task in some)}
     assert all(one.task in TASKS[one.decoder] for one in catalogue())
     check_task("detection")
     with pytest.raises(ModelError, match="expected anomalies, classification"):
@@ -40,7 +50,9 @@ def test_models_are_found_by_task() -> None:
 
 
 def test_a_name_that_is_nearly_right_is_told() -> None:
-    assert find_in_catalogue("iris").decoder == "landmarks"
+    found = find_in_catalogue("iris")
+    assert isinstance(found, CatalogueModel)
+    assert found.decoder == "landmarks"
     with pytest.raises(ModelError, match="did you mean pose-lite"):
         find_in_catalogue("pose-lte")
     with pytest.raises(ModelError, match="`vedette models pull` lists them"):
