@@ -6,7 +6,7 @@ One picture costs at most `max_objects` runs of each model: what appears comes f
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Protocol
 
@@ -22,6 +22,7 @@ from agent.compute.track.tracker import Tracker
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
 from agent.config.secondary import SecondaryConfig
+from agent.errors import ModelError
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Frame, Image, Track
 
 REASON = "attribute"
@@ -112,7 +113,7 @@ class SecondaryDetector:
     """Runs one secondary model, and those after it, on parts of frames. For one thread."""
 
     def __init__(self, secondary: SecondaryModel, opener: Opener, backend: str, threads: int) -> None:
-        """Open the models.
+        """Open the models; if that fails, the opener closes the sessions.
 
         Raises:
             ModelError: a model is broken, cannot run here, takes no picture or does not fit its decoder.
@@ -122,13 +123,11 @@ class SecondaryDetector:
         answers, pattern = self.config.answers, self.config.pattern
         asked = DecodeConfig(score_threshold=self.config.score_threshold, labels=answers, pattern=pattern)
         stream = StreamConfig("", model.path, variant=self.config.variant, decode=asked)
-        with ExitStack() as opened:
+        with _named(model.path):
             self._session = opener(model, backend, SessionOptions(threads=threads))
-            opened.callback(self._session.close)
             self._detector = build_detector(self._session, model, stream)
             self._known = self._read_gallery(secondary)
-            self._then = [SecondaryDetector(one, opener, backend, threads) for one in secondary.then]
-            opened.pop_all()
+        self._then = [SecondaryDetector(one, opener, backend, threads) for one in secondary.then]
 
     def run(self, frame: Frame, box: Box, into: Answers) -> None:
         """Add the answers about the part of a frame that a box covers. Raises BackendError if a model fails."""
@@ -169,6 +168,16 @@ class SecondaryDetector:
         self._session.close()
 
 
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    """Prefix the model's path to errors inside, which would be taken for errors of the first model."""
+    try:
+        yield
+    except ModelError as error:
+        first, *more = error.faults
+        raise type(error)(first if first.startswith(path) else f"{path}: {first}", *more) from None
+
+
 class _Known:
     """What is known about one object: the votes by name."""
 
@@ -194,13 +203,7 @@ class SecondaryStage:
         self._states = [one.state for one in self._galleries]
         self._configs = [dict(_configs(one)) for one in models]
         self._known: dict[str, list[_Known]] = {}
-        self._detectors: list[SecondaryDetector] = []
-        with ExitStack() as opened:
-            for one in models:
-                detector = SecondaryDetector(one, opener, stream.backend, stream.threads)
-                opened.callback(detector.close)
-                self._detectors.append(detector)
-            opened.pop_all()
+        self._detectors = [SecondaryDetector(one, opener, stream.backend, stream.threads) for one in models]
 
     def process(self, frame: Frame, tracker: Tracker, events: Sequence[Event]) -> list[Event]:
         """Run the models on the objects of a frame that was inferred; return its events with attributes.

@@ -61,29 +61,31 @@ def open_perception(
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
     secondary = open_secondary(name, config, model, open_one)
-    with prefixed_errors(model.path), _closing(opener) as keeping:
-        if model.manifest.is_embedding:
-            from agent.compute.listening import UtterancePerception
+    with _closing(opener) as keeping:
+        if not takes_sound:
+            return _open_vision(name, config, model, secondary, keeping)
+        with prefixed_errors(model.path):
+            if model.manifest.is_embedding:
+                from agent.compute.listening import UtterancePerception
 
-            return UtterancePerception(name, config, model, keeping)
-        if takes_sound:
+                return UtterancePerception(name, config, model, keeping)
             from agent.compute.hearing import AudioPerception
 
             return AudioPerception(name, config, model, keeping)
-        from agent.compute.vision import VideoPerception
-
-        vision = VideoPerception(name, config, model, keeping)
-        _add_secondary(vision, config, secondary, keeping)
-        return vision
 
 
-def _add_secondary(
-    vision: VideoPerception, config: StreamConfig, models: Sequence[SecondaryModel], opener: Opener
-) -> None:
-    if models:
+def _open_vision(
+    name: str, config: StreamConfig, model: Model, secondary: Sequence[SecondaryModel], opener: Opener
+) -> VideoPerception:
+    from agent.compute.vision import VideoPerception
+
+    with prefixed_errors(model.path):
+        vision = VideoPerception(name, config, model, opener)
+    if secondary:
         from agent.compute.secondary import SecondaryStage
 
-        vision.secondary = SecondaryStage(models, opener, config)
+        vision.secondary = SecondaryStage(secondary, opener, config)
+    return vision
 
 
 @contextmanager
@@ -114,8 +116,8 @@ def prepare_perception(
     A model that is new on this board is vetted in a process of its own first, for at most `PREPARE_S` here.
 
     Returns:
-        None: a device must be opened, or a new model is still being vetted. Both may take long or hang, so the
-        stream's own thread does them.
+        None: a device must be opened, a gallery read, or a new model is still being vetted. These may take long
+        or hang, so the stream's own thread does them.
 
     Raises:
         ConfigError, SourceError, ModelError: see `open_perception`; BackendError: there is no such device here.
@@ -124,12 +126,15 @@ def prepare_perception(
 
     model = model or open_model(config.model, config.variant)
     if opens_at_once(config.backend):
-        if is_vetted(name, config, model, vetting, PREPARE_S):
-            return open_perception(name, config, model, opener)
-        return None
+        ready = is_vetted(name, config, model, vetting, PREPARE_S) and not _has_gallery(name, config, model)
+        return open_perception(name, config, model, opener) if ready else None
     resolve_backend(config.backend)
     open_perception(name, config, model, lambda given, _, options: NullBackend().open(given, options)).close()
     return None
+
+
+def _has_gallery(name: str, config: StreamConfig, model: Model) -> bool:
+    return any(any(one.galleries()) for one in open_secondary(name, config, model))
 
 
 def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | None, wait_s: float) -> bool:

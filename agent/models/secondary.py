@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,13 +64,17 @@ def open_secondary(
     if not configs:
         return ()
     _check_stream(stream, config, model)
-    opened = tuple(_opened(configs, model, (model.path,), open_one))
-    names = Counter(name for one in opened for name in one.names())
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise ConfigError(f"stream {stream}: secondary: {twice[0]!r} is the name of two models: rename one")
-    if names.total() > MOST:
-        raise ConfigError(f"stream {stream}: secondary: {names.total()} models; a stream runs at most {MOST}")
-    return opened
+    names: list[str] = []
+    with _prefixed(stream):
+        return tuple(_opened(configs, model, (model.path,), open_one, names))
+
+
+@contextmanager
+def _prefixed(stream: str) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"stream {stream}: secondary {error}") from None
 
 
 def _check_stream(stream: str, config: StreamConfig, model: Model) -> None:
@@ -87,18 +90,32 @@ def _check_stream(stream: str, config: StreamConfig, model: Model) -> None:
 
 
 def _opened(
-    configs: Sequence[SecondaryConfig], before: Model, path: tuple[str, ...], open_one: OpenModel
+    configs: Sequence[SecondaryConfig],
+    before: Model,
+    path: tuple[str, ...],
+    open_one: OpenModel,
+    names: list[str],
 ) -> Iterator[SecondaryModel]:
     from agent.compute.secondary import SecondaryModel
 
     for config in configs:
+        _add_name(names, config.name)
         _check_labels(config, before)
         model = open_one(config.model, config.variant)
         with prefixed_errors(config.model):
             _check_model(config, model, path)
-        then = _opened(model.manifest.secondary, model, (*path, config.model), open_one)
+        then = _opened(model.manifest.secondary, model, (*path, config.model), open_one, names)
         gallery = GalleryFolder(Path(config.gallery)) if config.gallery else None
         yield SecondaryModel(config, model, tuple(then), gallery)
+
+
+def _add_name(names: list[str], name: str) -> None:
+    """Count a model before it is opened: manifests may name any number."""
+    if name in names:
+        raise ConfigError(f"{name!r} is the name of two models: rename one")
+    if len(names) >= MOST:
+        raise ConfigError(f"{name}: a stream runs at most {MOST} secondary models")
+    names.append(name)
 
 
 def _check_labels(config: SecondaryConfig, before: Model) -> None:
@@ -106,7 +123,7 @@ def _check_labels(config: SecondaryConfig, before: Model) -> None:
     for label in config.labels:
         if known and label not in known:
             raise ConfigError(
-                f"secondary {config.name}: labels: {before.path} never finds {label!r}; it finds: "
+                f"{config.name}: labels: {before.path} never finds {label!r}; it finds: "
                 f"{', '.join(filter(None, known[:20]))}{' …' if len(known) > 20 else ''}"
             )
 

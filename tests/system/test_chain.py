@@ -95,6 +95,26 @@ def test_a_secondary_model_that_is_gone_fails_its_stream_only(tmp_path: Path, br
         assert "tint.tflite" in running.wait_said("no such file")
 
 
+@pytest.mark.parametrize("fault", ["answers", "gallery"])
+def test_a_secondary_model_that_cannot_be_set_up_fails_its_stream_only(
+    tmp_path: Path, broker: Mosquitto, fault: str
+) -> None:
+    messages = broker.subscribe("#")
+    source, model = _pictures(tmp_path, "red"), chained_model(tmp_path, "")
+    (tmp_path / "known" / "anna").mkdir(parents=True)
+    (tmp_path / "known" / "anna" / "1.jpg").write_bytes(b"junk")
+    vectors = tint_model(tmp_path, "vectors", '[output]\ndecoder = "raw"\n')
+    wrong = {
+        "answers": {"name": "colour", "model": str(tint_model(tmp_path)), "answers": ["purple"]},
+        "gallery": {"name": "who", "model": str(vectors), "gallery": str(tmp_path / "known")},
+    }[fault]
+    broken, plain = _stream(model, source, secondary=[wrong]), _stream(tint_model(tmp_path), source)
+    with Vedette(tmp_path, broker, front=broken, plain=plain) as running:
+        messages.wait(lambda m: states(m).get("plain") == "running" and states(m).get("front") == "failed")
+        assert "internal error" not in "".join(running.said())
+        assert running.end()[0] == 0
+
+
 def _times(messages: Messages, stream: str) -> Counter[str]:
     return Counter(json.loads(one)["captured_at"] for one in messages.of(TOPICS.detections(stream)))
 

@@ -21,6 +21,8 @@ _LARGER = 1.5
 """An object is looked at before its time when its box has grown to so many times the largest area looked at …"""
 _SOONEST = 0.25
 """… but not sooner than after this share of `every_s`."""
+_DOUBLINGS = 32
+"""Most doublings of the time between two runs: more would leave the range of a float one day."""
 _SETTLED = 3
 """Equal answers in a row after which the time between two runs begins to double."""
 
@@ -54,7 +56,8 @@ class AttributeVotes:
         if area >= _LARGER * self._largest:
             wait_s *= _SOONEST
         elif self._agreed >= _SETTLED:
-            wait_s = max(wait_s, min(self._config.settled_every_s, wait_s * 2.0 ** (self._agreed - _SETTLED + 1)))
+            doublings = min(self._agreed - _SETTLED + 1, _DOUBLINGS)
+            wait_s = max(wait_s, min(self._config.settled_every_s, wait_s * 2.0**doublings))
         return wait_s - (now_ns - self._looked_ns) / 1e9
 
     def add(self, answers: Sequence[Detection], now_ns: int, area: float) -> bool:

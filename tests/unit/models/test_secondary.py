@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -11,6 +14,8 @@ from agent.config.inspection import InspectionConfig
 from agent.config.secondary import SecondaryConfig
 from agent.daemon.check import check_stream
 from agent.errors import ConfigError, ModelError, VedetteError
+from agent.models.gallery import MOST as MOST_PICTURES
+from agent.models.gallery import GalleryFolder
 from agent.models.library import open_model
 from agent.models.secondary import DEEPEST, MOST, attribute_names, open_secondary
 from tests.support.chains import chained_model, tint_model
@@ -131,7 +136,8 @@ def _with_gallery(folder: Path, model: Path, gallery: Path) -> None:
         ({}, "no such folder"),
         ({"known/notes.txt": b"x"}, "no pictures"),
         ({"known/1.jpg": b"x"}, "sub-folder"),
-        ({"known/anna/1.jpg": b"not a picture"}, r"anna/1\.jpg: cannot be decoded"),
+        ({"known/anna/1.jpg": b"not a picture"}, "none of its files"),
+        ({"known/an\nna/1.jpg": b"x"}, "no name"),
         ({"known/anna/1.gif": b"GIF89a"}, "no pictures"),
     ],
 )
@@ -142,6 +148,44 @@ def test_a_gallery_without_pictures_is_refused(tmp_path: Path, files: dict[str, 
     vectors = tint_model(tmp_path, "vectors", '[output]\ndecoder = "raw"\n')
     with pytest.raises(ModelError, match=what):
         _with_gallery(tmp_path, vectors, tmp_path / "known")
+
+
+def test_what_is_no_picture_of_a_gallery_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "known" / "anna"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "0.jpg")
+    (folder / "1.jpg").write_bytes(b"half a pic")
+    cv2.imwrite(str(folder / "2.png"), np.zeros((2100, 2100, 3), np.uint8))
+    cv2.imwrite(str(folder / "3.png"), np.zeros((8, 8, 3), np.uint8))
+    found = list(GalleryFolder(tmp_path / "known").read())
+    assert [(name, image.shape) for name, image in found] == [("anna", (8, 8, 3))]
+    assert "1.jpg" in caplog.text
+    assert "2100x2100" in caplog.text
+
+
+def test_more_pictures_than_that_are_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "known" / "anna"
+    folder.mkdir(parents=True)
+    for number in range(MOST_PICTURES + 1):
+        (folder / f"{number}.jpg").touch()
+    with pytest.raises(ModelError, match=str(MOST_PICTURES)):
+        GalleryFolder(tmp_path / "known")
+
+
+def test_manifests_that_name_very_many_are_refused_at_once(tmp_path: Path) -> None:
+    for number in range(2):
+        more = "".join(_NEXT.format(name=f"n{number}-{one}", model=f"f{number + 1}") for one in range(150))
+        tint_model(tmp_path, f"f{number}", more)
+    tint_model(tmp_path, "f2")
+    with pytest.raises(ConfigError, match=str(MOST)):
+        _open(chained_model(tmp_path, _NEXT.format(name="first", model="f0")))
+
+
+def test_an_answer_that_the_model_never_gives_is_told_of_that_model(tmp_path: Path) -> None:
+    config = SecondaryConfig("colour", str(tint_model(tmp_path)), answers=("purple",))
+    stream = StreamConfig("test:", str(chained_model(tmp_path, "")), secondary=(config,))
+    with pytest.raises(ModelError, match=r"tint\.toml: .*purple"):
+        check_stream("front", stream)
 
 
 def test_a_gallery_of_a_classifier_is_refused(tmp_path: Path) -> None:

@@ -83,6 +83,19 @@ def test_equal_answers_are_asked_for_ever_less_often_up_to_a_limit() -> None:
     assert waits[-1] == 10.0
 
 
+def test_an_object_may_stay_for_ever() -> None:
+    for config in (_PLATE, replace(_PLATE, every_s=0.0)):
+        votes = AttributeVotes(config)
+        for number in range(3000):
+            votes.add([Detection("AB1", 0.9)] if number % 2 else [], number * _S, 0.1)
+            votes.add([Detection("AB1", 0.9)], number * _S, 0.1)
+            assert votes.due_in(number * _S, 0.1) <= 10.0
+    silent = AttributeVotes(_PLATE)
+    for number in range(3000):
+        silent.add([], number * _S, 0.1)
+        assert silent.due_in(number * _S, 0.1) <= 10.0
+
+
 def test_another_answer_is_followed_closely_again() -> None:
     votes = _votes(*[("AB1", 0.9)] * 10)
     votes.add([Detection("A81", 0.9)], 10 * _S, 0.1)
