@@ -50,12 +50,14 @@ class QuantiseRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         budget: what `mixed` must meet, see `parse_budget`; empty: no loss beyond that of INT8 that can be told.
         examples: number of inputs for calibration.
         layers: fixed bits; the last rule that matches counts.
+        equalise: equalise the channels of activations first.
     """
 
     method: Method = "mixed"
     budget: str = ""
     examples: Count = 256
     layers: tuple[LayerRule, ...] = ()
+    equalise: bool = False
 
 
 class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
