@@ -19,14 +19,14 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.version_writer import describe_numbers
 from agent.optimise.data import Examples
-from agent.optimise.graph.integer_forms import for_integers
 from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
-from agent.optimise.graph.lowering import lower_custom
 from agent.optimise.graph.objects import dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
 from agent.optimise.quantisation.allocation import choose, fits_int4, sensitivities
 from agent.optimise.quantisation.equalise import equalise
+from agent.optimise.quantisation.integer_forms import for_integers
+from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
 from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
 from agent.optimise.recipe import Budget, QuantiseRecipe
@@ -182,7 +182,7 @@ class Quantiser:
 def float_file(content: bytes) -> bytes:
     """Return a float model whose batch norms and activations are fused, and whose float16 constants are float32.
 
-    Transposed convolutions of MediaPipe are built from other operations, see `agent.optimise.graph.lowering`.
+    MediaPipe's transposed convolutions are converted, see `agent.optimise.quantisation.lowering`.
 
     Raises:
         ModelError: the model is quantised already, has sparse weights, custom operations, or shapes that may

@@ -14,9 +14,9 @@ if load_runtime()[0] != "litert":
 
 from ai_edge_litert.interpreter import Interpreter
 
-from agent.optimise.graph.integer_forms import for_integers
 from agent.optimise.graph.layers import Network
 from agent.optimise.graph.writer import ModelWriter
+from agent.optimise.quantisation.integer_forms import for_integers
 
 SHAPE = (1, 6, 8, 3)
 X = (4 * np.random.default_rng(5).normal(size=SHAPE)).astype(np.float32)

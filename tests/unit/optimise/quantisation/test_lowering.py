@@ -19,7 +19,7 @@ if load_runtime()[0] != "litert":
 
 from ai_edge_litert.interpreter import Interpreter
 
-from agent.optimise.graph.lowering import TRANSPOSED, lower_custom
+from agent.optimise.quantisation.lowering import TRANSPOSED, lower_custom
 from tests.support.graph_sketch import TYPES, Sketch
 
 RANDOM = np.random.default_rng(3)
