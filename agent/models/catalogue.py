@@ -54,6 +54,7 @@ class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
         about: URL of its description.
         decoder: of its outputs.
         labels: of its classes.
+        int8: bundled model that is this one as INT8; empty: none is.
     """
 
     name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]*$")]
@@ -69,6 +70,7 @@ class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
     about: str
     decoder: str
     labels: tuple[str, ...]
+    int8: str = ""
 
 
 class CatalogueVectors(Struct, frozen=True, forbid_unknown_fields=True):

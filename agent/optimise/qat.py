@@ -26,7 +26,7 @@ from agent.optimise.data import Examples
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
 from agent.optimise.quantisation import gptq
-from agent.optimise.quantisation.ranges import FIXED, ActivationScales
+from agent.optimise.quantisation.ranges import FIXED, LOGITS, ActivationScales
 from agent.optimise.quantisation.sequential import RoundedLayer
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
@@ -163,6 +163,7 @@ def train(
     recipe: QatRecipe,
     *,
     exits: Sequence[int] = (),
+    logits: Sequence[int] = (),
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
@@ -176,6 +177,7 @@ def train(
         examples: with classes, or without labels: the teacher's answers alone then count.
         recipe: steps, batch, learning rate, weight of the teacher.
         exits: places of the outputs that are scores of classes, of a graph with several exits.
+        logits: places of the outputs of which a decoder takes the sigmoid.
         seed: of order and augmentation.
         checkpoint: file that holds the state of the run, written every few seconds and at the end. If it
             exists, the run goes on from it, to the same result; None: the run cannot be continued.
@@ -189,7 +191,7 @@ def train(
     student = FakeQuantised(graph, scales, layers)
     for parameter in graph.parameters():
         parameter.requires_grad_(False)
-    run = _Run(student, examples, recipe, seed, exits)
+    run = _Run(student, examples, recipe, seed, exits, logits)
     if checkpoint is not None and not run.restore(checkpoint):
         run.save(checkpoint)  # a disk that refuses it is found now and not in an hour
     saved = time.monotonic()
@@ -221,7 +223,8 @@ def train_quantised(
     """Train a quantised model further; args, and what is raised, as of `train`."""
     graph = found.quantiser.graphs[found.quantiser.main]
     options: dict[str, Any] = {"exits": exits, "seed": seed, "checkpoint": checkpoint, "progress": progress}
-    result = train(graph, found.scales, found.rounded, examples, recipe, **options)
+    logits = found.quantiser.logits
+    result = train(graph, found.scales, found.rounded, examples, recipe, logits=logits, **options)
     return found.trained(result.scales, result.layers)
 
 
@@ -229,9 +232,15 @@ class _Run:
     """State of a training between two steps."""
 
     def __init__(
-        self, student: FakeQuantised, examples: Examples, recipe: QatRecipe, seed: int, exits: Sequence[int] = ()
+        self,
+        student: FakeQuantised,
+        examples: Examples,
+        recipe: QatRecipe,
+        seed: int,
+        exits: Sequence[int] = (),
+        logits: Sequence[int] = (),
     ) -> None:
-        self._student, self._recipe, self._exits = student, recipe, tuple(exits)
+        self._student, self._recipe, self._exits, self._logits = student, recipe, tuple(exits), tuple(logits)
         self._batches = _Batches(examples, recipe.batch, seed)
         self._optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
@@ -253,6 +262,9 @@ class _Run:
             wanted = [one.float() for one in graph(inputs)]
         with _bf16():
             found = self._student(inputs)
+        found, wanted = (
+            [_seen(one, at in self._logits) for at, one in enumerate(ends)] for ends in (found, wanted)
+        )
         loss = objective(graph, found, wanted, labels, self._recipe.teacher, self._exits)
         self._optimiser.zero_grad()
         loss.backward()
@@ -273,6 +285,11 @@ class _Run:
         self._optimiser.load_state_dict(state["optimiser"])
         self.losses = list(state["losses"])
         return True
+
+
+def _seen(output: Tensor, is_logit: bool) -> Tensor:
+    """Return an output as a decoder tells it apart: far from 0, one logit is like another."""
+    return output.float().clamp(*LOGITS) if is_logit else output
 
 
 def _bf16() -> Any:

@@ -7,7 +7,7 @@ measured sensitivity; a limit of loss is met by bisection over the bytes that ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ from agent.optimise.graph.objects import dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
 from agent.optimise.quantisation.allocation import choose, fits_int4, sensitivities
+from agent.optimise.quantisation.equalise import equalise
+from agent.optimise.quantisation.integer_forms import for_integers
+from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
 from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
 from agent.optimise.recipe import Budget, QuantiseRecipe
@@ -68,6 +71,7 @@ class Quantiser:
         graphs: in PyTorch, one for each subgraph.
         scales: of activations; empty for float activations.
         layers: all, by their key.
+        logits: places of the outputs of which the decoder takes the sigmoid.
     """
 
     def __init__(
@@ -76,6 +80,8 @@ class Quantiser:
         examples: Sequence[Examples],
         *,
         float_activations: bool = False,
+        equalised: bool = False,
+        logits: Collection[int] = (),
         progress: Progress = lambda _: None,
     ) -> None:
         """Read a model and find the ranges of its activations.
@@ -84,6 +90,8 @@ class Quantiser:
             content: a float `.tflite` file.
             examples: of each subgraph; one alone serves all of its shape.
             float_activations: find no ranges.
+            equalised: equalise the channels of activations first, see `agent.optimise.quantisation.equalise`.
+            logits: places of the outputs of which the decoder takes the sigmoid.
             progress: told what is done.
 
         Raises:
@@ -91,9 +99,13 @@ class Quantiser:
                 inputs; or the examples do not fit it.
         """
         self._content, self._progress = float_file(content), progress
-        self._model = load(self._content)
-        self.graphs = list(graphs_of(self._model))
-        self._examples = _per_graph(self.graphs, examples)
+        if not float_activations:
+            self._content = for_integers(self._content)
+        self._read(examples)
+        if equalised:
+            progress("equalising channels")
+            self._content, _ = equalise(self._content, self._batches(self.main))
+            self._read(examples)
         self.layers = {layer.key: layer for graph in self.graphs for layer in graph.layers}
         if not self.layers:
             raise ModelError(
@@ -103,8 +115,14 @@ class Quantiser:
         self.scales = (
             ActivationScales({}, {})
             if float_activations
-            else find_scales(self.graphs, self._batches, inputs, progress)
+            else find_scales(self.graphs, self._batches, inputs, progress, logits)
         )
+        self.logits = tuple(logits)
+
+    def _read(self, examples: Sequence[Examples]) -> None:
+        self._model = load(self._content)
+        self.graphs = list(graphs_of(self._model))
+        self._examples = _per_graph(self.graphs, examples)
 
     @property
     def main(self) -> int:
@@ -164,10 +182,13 @@ class Quantiser:
 def float_file(content: bytes) -> bytes:
     """Return a float model whose batch norms and activations are fused, and whose float16 constants are float32.
 
+    MediaPipe's transposed convolutions are converted, see `agent.optimise.quantisation.lowering`.
+
     Raises:
         ModelError: the model is quantised already, has sparse weights, custom operations, or shapes that may
             change.
     """
+    content = lower_custom(content)
     check(content, "quantised")
     model = load(content)
     for graph in graphs(model):
@@ -259,6 +280,7 @@ def quantise(
     budget: Budget | None = None,
     layer_bits: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
     loss: Evaluate | None = None,
+    logits: Collection[int] = (),
     progress: Progress = lambda _: None,
 ) -> QuantisedModel:
     """Quantise a float model.
@@ -270,6 +292,7 @@ def quantise(
         budget: limit of size or loss that `mixed` is to meet; the caller checks both.
         layer_bits: returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`.
         loss: measures the loss of a file; needed for `mixed` with a limit of loss, and without any limit.
+        logits: places of the outputs of which the decoder takes the sigmoid.
         progress: told what is done.
 
     Raises:
@@ -278,7 +301,14 @@ def quantise(
         ConfigError: a fixed bit width matches no layer.
     """
     few = [spread(one, recipe.examples) for one in examples]
-    quantiser = Quantiser(content, few, float_activations=recipe.method == "dynamic", progress=progress)
+    quantiser = Quantiser(
+        content,
+        few,
+        float_activations=recipe.method == "dynamic",
+        equalised=recipe.equalise and recipe.method != "dynamic",
+        logits=logits,
+        progress=progress,
+    )
     fixed = _fixed(quantiser, layer_bits)
     run = _Search(quantiser, recipe.examples, fixed, loss, progress)
     if recipe.method in ("int8", "dynamic"):

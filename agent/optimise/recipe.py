@@ -50,12 +50,14 @@ class QuantiseRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         budget: what `mixed` must meet, see `parse_budget`; empty: no loss beyond that of INT8 that can be told.
         examples: number of inputs for calibration.
         layers: fixed bits; the last rule that matches counts.
+        equalise: equalise the channels of activations first.
     """
 
     method: Method = "mixed"
     budget: str = ""
     examples: Count = 256
     layers: tuple[LayerRule, ...] = ()
+    equalise: bool = False
 
 
 class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -436,6 +438,7 @@ held_out = 0.5  # share on which results are measured, and nothing is tuned
 method = "mixed"  # or "int8", "dynamic" (float activations), "int4"
 budget = ""       # for "mixed", such as "size<2.8MB, loss<0.5pp, latency<20ms"
 examples = 256    # inputs for calibration
+equalise = false  # bring the channels of activations to one range first
 layers = []       # fixed, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last counts
 """,
     "prune": """\

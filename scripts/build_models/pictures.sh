@@ -31,3 +31,19 @@ fetch_pictures() {
   "$PYTHON" -m zipfile -e "$build"/scikit_learn-*.whl "$inputs"
   rm "$build"/opencv-doc_*.deb "$build"/scikit_*.whl
 }
+
+# Pictures of people, inside two Python packages and one of npm; used to calibrate, and not passed on.
+fetch_people() {
+  needs npm "sudo apt-get install npm"
+  echo "fetching pictures of people (17 MB) …" >&2
+  local package
+  "$build/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary :all: --dest "$build" \
+    ultralytics==8.4.190
+  "$PYTHON" -m zipfile -e "$build"/ultralytics-8.4.190-*.whl "$inputs"
+  "$build/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --no-binary :all: --dest "$build" \
+    face_recognition==1.3.0
+  tar -xzf "$build"/face_recognition-1.3.0.tar.gz -C "$inputs" face_recognition-1.3.0/tests/test_images
+  package=$(npm pack --silent --pack-destination "$build" @vladmandic/face-api@1.7.15)
+  tar -xzf "$build/$package" -C "$inputs" package/demo
+  rm "$build"/ultralytics-8.4.190-*.whl "$build"/face_recognition-1.3.0.tar.gz "$build/$package"
+}

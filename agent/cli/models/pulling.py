@@ -79,8 +79,12 @@ def list_catalogue(task: str, *, as_json: bool) -> None:
     )
     for one in found:
         own, fetched = f"{one.bytes / 1e6:.1f}", f"{one.fetched_bytes / 1e6:.1f}"
-        table.add_row(one.name, one.task, one.description, own, fetched, one.licence, one.accuracy)
+        table.add_row(one.name, one.task, _what(one), own, fetched, one.licence, one.accuracy)
     console(_WIDTH, markup=False).print(table)
+
+
+def _what(one: CatalogueModel) -> str:
+    return f"{one.description}; as INT8: bundled `{one.int8}`" if one.int8 else one.description
 
 
 def pull(name: str, options: PullOptions) -> None:

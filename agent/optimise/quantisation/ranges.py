@@ -7,7 +7,7 @@ shrinks to a tenth needs no fine steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ _BINS = 2048
 _MOST_VALUES = 100_000
 """Values counted of one tensor and batch, evenly spread over it."""
 _CLIPS = np.linspace(0.1, 1.0, 46)
-_LOGITS, _LEAST_HIGH = (-6.3, 6.3), 4.0
+LOGITS, _LEAST_HIGH = (-6.3, 6.3), 4.0
 """Range of the inputs of a sigmoid: probabilities from 0.002, below which a score rounds to 0, to at least 0.98,
 which few examples may reach."""
 _DIGITS = 3
@@ -67,6 +67,7 @@ def find_scales(
     batches: Batches,
     inputs: Mapping[str, Scale],
     progress: Callable[[str], None],
+    logits: Collection[int] = (),
 ) -> ActivationScales:
     """Find the INT8 scale of every tensor of activations.
 
@@ -75,6 +76,7 @@ def find_scales(
         batches: examples.
         inputs: scales that are known beforehand, by name of the tensor.
         progress: called with a line of text now and then.
+        logits: places of the outputs of which a decoder takes the sigmoid; their range is that of a LOGISTIC's.
 
     Raises:
         ModelError: an activation is not a number.
@@ -89,6 +91,8 @@ def find_scales(
                 _measure(graph, values, sources, groups, measure)
                 progress(f"{measure.__name__} ranges of graph {number + 1} of {len(graphs)}: batch {done}")
     known = groups.fixed(graphs) | {groups.leader(name): scale for name, scale in inputs.items()}
+    for leader in {groups.leader(graph.name(graph.outputs[place])) for graph in graphs for place in logits}:
+        known.setdefault(leader, _of_logits(histograms, leader))
     readers, leaders = groups.readers(graphs), dict(groups.items())
     by_leader = {
         leader: known.get(leader) or _scale(histograms, leader, readers.get(leader, {}))
@@ -124,12 +128,16 @@ def _thinned(value: Any) -> Any:
 def _scale(histograms: _Histograms, leader: str, readers: Mapping[str, TorchOperation]) -> Scale:
     """Return the scale of a group that these operations read, by kind."""
     if set(readers) == {"LOGISTIC"}:
-        low, high = histograms.extremes[leader]
-        return from_range(max(low, _LOGITS[0]), min(max(high, _LEAST_HIGH), _LOGITS[1]))
+        return _of_logits(histograms, leader)
     if "LEAKY_RELU" in readers:
         alpha = float(readers["LEAKY_RELU"].options.alpha)
         return histograms.best(leader, lambda values: np.where(values < 0, alpha * values, values))
     return histograms.best(leader, lambda values: values)
+
+
+def _of_logits(histograms: _Histograms, leader: str) -> Scale:
+    low, high = histograms.extremes[leader]
+    return from_range(max(low, LOGITS[0]), min(max(high, _LEAST_HIGH), LOGITS[1]))
 
 
 def _sources(graph: TorchGraph) -> frozenset[int]:

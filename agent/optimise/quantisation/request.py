@@ -10,7 +10,11 @@ from typing import NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.compute.decode.decoder import build_decoder, options_kind
 from agent.compute.manifest import ONLY_VARIANT, Model, Variant
+from agent.compute.tflite.read import read_modelfile
+from agent.config import DecodeConfig
+from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
@@ -21,9 +25,12 @@ from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, re
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import open_source
 from agent.optimise.tune import split as held_out
+from agent.structs import convert
 
 Progress = Callable[[str], None]
 _DOUBTFUL = 0.02
+_SIGMOIDS = ("blazeface", "landmarks")
+"""Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
@@ -40,6 +47,7 @@ class QuantiseRequest(Struct, frozen=True):
         recipe: path; None: defaults.
         method: empty: the recipe's.
         budget: see `parse_budget`; empty: the recipe's.
+        equalise: equalise the channels of activations first, whatever the recipe says.
         qat: train: True: always, False: never, None: if the budget is missed without.
         limit: number of examples; None: the recipe's.
         checkpoint: file from which an interrupted training goes on; None: it begins anew.
@@ -51,6 +59,7 @@ class QuantiseRequest(Struct, frozen=True):
     recipe: Path | None = None
     method: Method | None = None
     budget: str = ""
+    equalise: bool = False
     qat: bool | None = None
     limit: int | None = None
     checkpoint: Path | None = None
@@ -98,11 +107,13 @@ class _Job:
         self._request, self._progress = request, progress
         self._file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
         recipe = self._file.recipe.quantise
-        self._recipe = replace(recipe, method=request.method or recipe.method)
+        equalise = request.equalise or recipe.equalise
+        self._recipe = replace(recipe, method=request.method or recipe.method, equalise=equalise)
         text = request.budget or recipe.budget
         self._budget = parse_budget(text) if text else Budget()
         model = open_source(request.model, tell)
         self.given, self._manifest = model.content, model.manifest
+        self._logits = logit_outputs(model)
         self._stages: tuple[Stage, ...] = ()
         self.content = model.content
         if chain := chain_of(self._manifest.variants):
@@ -144,6 +155,7 @@ class _Job:
             budget=self._budget if self._budget != Budget() else None,
             layer_bits=self._file.layer_bits if self._recipe.layers else None,
             loss=self.loss,
+            logits=self._logits,
             progress=self._progress,
         )
 
@@ -214,6 +226,23 @@ class _Job:
             tuple(_layers(found)),
             remarks=tuple(remarks),
         )
+
+
+def logit_outputs(model: Model) -> tuple[int, ...]:
+    """Return the places of outputs that hold nothing but scores of which the decoder takes the sigmoid."""
+    output, variants = model.manifest.output, model.manifest.variants
+    if output.decoder not in _SIGMOIDS:
+        return ()
+    options = convert(output.options, options_kind(output.decoder))
+    if not getattr(options, "logits", False):
+        return ()
+    try:
+        ends = read_modelfile(model.content).ends(variants[0].signature)
+        decoder = build_decoder(model.manifest, *ends, DecodeConfig())
+    except ModelError:
+        return ()
+    place: int | None = getattr(decoder, "scores_at", None)
+    return () if place is None else (place,)
 
 
 def _layers(found: QuantisedModel) -> Iterator[LayerResult]:

@@ -38,6 +38,7 @@ RUN = {
     "scripts/bench/run speech_accuracy": (),
     "scripts/bench/run accuracy": ("--quick",),
     "scripts/bench/run apps/screening": ("--quick",),
+    "scripts/bench/run apps/zoo": ("--quick",),
 }
 """Commands that are run for their figures, with more arguments; others take longer."""
 TOLERANCE = 0.0015

@@ -19,6 +19,7 @@ from agent.models.catalogue import (
 from agent.models.fetch import LARGEST, file_name_of
 from agent.models.files import bundled
 from agent.models.importer import ARCHIVES
+from agent.models.library import open_manifest
 
 
 def test_every_entry_can_be_fetched_and_imported() -> None:
@@ -32,6 +33,14 @@ def test_every_entry_can_be_fetched_and_imported() -> None:
         assert one.member.endswith(".tflite")
         assert one.bytes <= one.fetched_bytes * 4 < LARGEST
         assert one.about.startswith("https://")
+
+
+def test_an_entry_names_the_bundled_model_that_is_the_same_as_int8() -> None:
+    named = {one.name: one for one in catalogue() if one.int8}
+    assert {name: one.int8 for name, one in named.items()} == {"face-short-range": "face"}
+    for one in named.values():
+        output = open_manifest(one.int8).output
+        assert (output.decoder, output.labels) == (one.decoder, one.labels)
 
 
 def test_every_decoder_has_a_task() -> None:

@@ -73,7 +73,7 @@ def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path)
     (one,) = findings(config, tmp_path, fresh=False)
     assert one.name == "nanodet"
     bundled = [one.name for one in findings(None, tmp_path, fresh=False)]
-    assert bundled == ["blood-cells", "nanodet", "small-speech", "speech-embedding"]
+    assert bundled == ["blood-cells", "face", "nanodet", "small-speech", "speech-embedding"]
     assert list(findings(Config({"asked": asked}), tmp_path, fresh=False)) == []
 
 
