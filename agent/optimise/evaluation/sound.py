@@ -1,8 +1,9 @@
 """Evaluate a model of words: which are heard, which are missed, and how often one is heard in vain.
 
-Every recording is heard once with the threshold in use, which gives its figures exactly as the daemon would, and
-the curve over all others. If a rate of false alarms is asked for, the threshold is chosen on the curve, and
-everything is heard again with it: what an event changes, such as the pause after it, is in the figures, too.
+Every recording is heard with the threshold in use, which gives its figures exactly as the daemon would, and once
+more without any event, which would end a word before its mean is highest: that gives the curve over all others.
+If a rate of false alarms is asked for, the threshold is chosen on the curve, and everything is heard again with
+it: what an event changes, such as the pause after it, is in the figures, too.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ from agent.optimise.evaluation.sound_data import Recording, SoundExamples, sound
 NOTHING_TOLD = "nothing"
 OTHER = "other sound"
 _WORST = 24
+_NEVER = 1.0
+"""A threshold that no mean exceeds."""
 _TRIES = 4
 """Most thresholds that are heard, one after another, until one has as few false alarms as are asked for."""
 
@@ -197,7 +200,7 @@ def evaluate_sounds(
     """
     kept = kept or KeptResults()
     first = _hear_all(model, request.variant, None, examples, kept, progress)
-    curve = tuple(_curve(examples, first))
+    curve = tuple(_curve(examples, _hear_all(model, request.variant, _NEVER, examples, kept, progress)))
     found = _evaluation(model, examples, request, first, curve)
     if request.target_false_alarms is not None:
         at_target = _at_target(model, examples, request, curve, kept, progress)
@@ -348,7 +351,7 @@ def _remarks(examples: SoundExamples, request: SoundRequest) -> Iterator[str]:
     if target is not None and hours > 0 and (least := poisson_interval(0)[1] / hours) > target:
         yield (
             f"{hours:.2f} h of other sound cannot show {target:g} false alarms an hour: with none at all, up to "
-            f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.0f} h"
+            f"{least:.1f} an hour are possible; give {poisson_interval(0)[1] / max(target, 1e-6):.2g} h"
         )
 
 

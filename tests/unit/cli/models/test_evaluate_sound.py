@@ -100,7 +100,7 @@ def test_a_report_plays_the_worst_errors_and_charts_are_drawn(tones: Path, tmp_p
     assert "noise/1.wav, second 4." in text
     assert all(cv2.imread(str(path)) is not None for path in (curve, confusions))
     again = run(tones, tmp_path / "words", "--background", tmp_path / "noise", "--report", report, "--force")
-    assert "21 results of an earlier run were taken over" in again.output
+    assert "42 results of an earlier run were taken over" in again.output
 
 
 def test_without_other_sound_there_is_no_rate(tones: Path, tmp_path: Path) -> None:
