@@ -212,10 +212,6 @@ class Ctc:
             return None
         return TextReading(text, self._score(stored, best, places))
 
-    def raw(self, outputs: Sequence[Array]) -> Floats:
-        """Return a copy of the model's dequantised scores, float32 [steps × characters]."""
-        return np.array(self._spec.real(outputs[self.scores_at]), np.float32).reshape(-1)
-
     def _steps(self, output: Array) -> Array:
         """Return the output as [steps, characters], with the lowest number in place of NaN."""
         shape = self._axes.classes, self._axes.steps
