@@ -28,7 +28,7 @@ from agent.config.load import ConfigFile, load
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
-from agent.daemon.perception import Perception, check_clips, open_perception, prepare_perception
+from agent.daemon.perception import Perception, check_clips, check_crop, open_perception, prepare_perception
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.models.library import look_up, open_model
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
@@ -340,6 +340,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
+    yield ("crop",), partial(check_crop, stream.crop)
     yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
     yield ("variant",), lambda: open_model(stream.model, stream.variant, wait_s)

@@ -16,7 +16,7 @@ from agent.config.source_uri import parse
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
-from agent.types import WHOLE
+from agent.types import WHOLE, Box
 
 if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
@@ -198,6 +198,13 @@ def describe(config: StreamConfig, opened: Perception, detail: str) -> str:
     return f"{source}, {model} on {opened.session.backend}{then}"
 
 
+def check_crop(crop: Box) -> None:
+    """Raise ConfigError if a crop has no width or no height."""
+    x0, y0, x1, y1 = crop
+    if x0 >= x1 or y0 >= y1:
+        raise ConfigError(f"crop: expected left, top, right, bottom, found {list(crop)}")
+
+
 def _labels(config: StreamConfig, model: Model) -> tuple[str, ...]:
     """Return the labels that a stream may report; empty: they are texts, of which there is no list."""
     return config.decode.labels or (() if model.manifest.gives_texts else model.manifest.output.labels)
@@ -206,9 +213,7 @@ def _labels(config: StreamConfig, model: Model) -> tuple[str, ...]:
 def _check_crop(name: str, config: StreamConfig, model: Model) -> None:
     if config.crop == WHOLE:
         return
-    x0, y0, x1, y1 = config.crop
-    if x0 >= x1 or y0 >= y1:
-        raise ConfigError(f"stream {name}: crop: expected left, top, right, bottom, found {list(config.crop)}")
+    check_crop(config.crop)
     if model.manifest.audio is not None:
         raise ConfigError(f"stream {name}: crop is for pictures, and {config.model} takes sound")
     if config.inspection is not None or config.gate.crop:

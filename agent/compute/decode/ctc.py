@@ -125,6 +125,12 @@ def fits(spec: TensorSpec, labels: int) -> bool:
     return len(spec.shape) in (3, 4) and _axes(spec, labels) is not None
 
 
+def lacks_space(outputs: Sequence[TensorSpec], labels: int) -> bool:
+    """Return True if the one output of a reader has a blank and a space that the labels have not."""
+    found = [axes for spec in outputs if (axes := _axes(spec, labels))]
+    return len(found) == 1 and found[0].classes == labels + 2
+
+
 class _Axes(NamedTuple):
     steps: int
     classes: int
@@ -205,10 +211,6 @@ class Ctc:
         if len(text) < self._least:
             return None
         return TextReading(text, self._score(stored, best, places))
-
-    def raw(self, outputs: Sequence[Array]) -> Floats:
-        """Return a copy of the model's dequantised scores, float32 [steps × characters]."""
-        return np.array(self._spec.real(outputs[self.scores_at]), np.float32).reshape(-1)
 
     def _steps(self, output: Array) -> Array:
         """Return the output as [steps, characters], with the lowest number in place of NaN."""

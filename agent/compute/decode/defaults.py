@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.decode.ctc import fits
+from agent.compute.decode.ctc import fits, lacks_space
 from agent.compute.decode.decoder import DECODERS, DecoderContext, create_decoder, options_kind
 from agent.compute.decode.metadata import (
     USUAL_INPUTS,
@@ -241,6 +241,8 @@ def _add_output(keys: _Keys, facts: ModelFacts) -> None:
             keys.put(("output", key), getattr(usual, key), f"usual for {decoder}")
     if decoder == "ssd":
         _add_ssd(keys, facts)
+    if decoder == "ctc" and lacks_space(facts.outputs, len(keys.get("output", "labels") or ())):
+        keys.put(("output", "options", "blank"), "first", "guessed: PaddleOCR's order, with a space at the end")
     _add_logits(keys, facts)
 
 

@@ -249,3 +249,25 @@ def test_metadata_beyond_reason_is_refused_and_can_be_overridden(mean: float, st
     with pytest.raises(ModelError, match="the model file has an unusable value"):
         completed(content)
     assert completed(content, input={"mean": [0.0] * 3, "std": [255.0] * 3}).manifest.input.std == (255.0,) * 3
+
+
+def reader(classes: int) -> bytes:
+    return build.constant_model({"text": np.zeros((1, 9, classes), np.float32)})
+
+
+@pytest.mark.parametrize(("classes", "blank"), [(11, "last"), (12, "first")])
+def test_steps_of_single_characters_are_a_text(classes: int, blank: str) -> None:
+    found = completed(reader(classes), output={"labels": list("0123456789")})
+    assert found.manifest.output.decoder == "ctc"
+    assert found.sources["output", "decoder"].startswith("guessed: ")
+    assert found.manifest.output.options.get("blank", "last") == blank
+
+
+def test_what_the_manifest_says_of_the_blank_counts() -> None:
+    output = {"labels": list("0123456789"), "options": {"blank": "last"}}
+    assert completed(reader(12), output=output).manifest.output.options["blank"] == "last"
+
+
+def test_steps_of_words_are_no_text() -> None:
+    with pytest.raises(ModelError, match="cannot decode"):
+        completed(reader(4), output={"labels": ["red", "green", "blue"]})
