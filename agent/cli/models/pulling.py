@@ -83,8 +83,9 @@ def list_catalogue(task: str, *, as_json: bool) -> None:
     console(_WIDTH, markup=False).print(table)
 
 
-def _what(one: CatalogueModel) -> str:
-    return f"{one.description}; as INT8: bundled `{one.int8}`" if one.int8 else one.description
+def _what(one: CatalogueModel | CatalogueVectors) -> str:
+    int8 = one.int8 if isinstance(one, CatalogueModel) else ""
+    return f"{one.description}; as INT8: bundled `{int8}`" if int8 else one.description
 
 
 def pull(name: str, options: PullOptions) -> None:
