@@ -1,4 +1,4 @@
-"""Chains: faces in photographs by a detector of faces alone, and behind a detector of people; and shared cameras.
+"""Chains: faces in photographs by the bundled `face` alone, and behind `nanodet`; and shared cameras.
 
 Photographs are those of COCO in the data folder, none of which chose a constant. A person counts as found with
 a face if the middle of one lies in the upper half of the labelled box; a face in no such half is a false one. A
@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import statistics
 import tarfile
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -67,10 +66,8 @@ def main() -> None:
 
 def faces(archive: Path) -> dict[str, float]:
     """Compare the faces that are found on whole photographs and on the parts that show people."""
-    with tempfile.TemporaryDirectory() as name:
-        face = str(common.face_model(Path(name)))
-        behind = SecondaryConfig("face", face, labels=("person",), square=True)
-        alone, chain = opened(face), opened("nanodet", behind)
+    behind = SecondaryConfig("face", "face", labels=("person",), square=True)
+    alone, chain = opened("face"), opened("nanodet", behind)
     counts = {"people": 0, "faces_alone": 0, "faces_chain": 0, "false_alone": 0, "false_chain": 0}
     for picture, people in photographs(archive):
         counts["people"] += len(people)
