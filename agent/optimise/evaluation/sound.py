@@ -439,4 +439,7 @@ def missed_alarm_target(found: SoundEvaluation, target: float | None) -> str:
     if target is None or found.at_target is not None:
         return ""
     least = min(one.alarms_per_hour or 0.0 for one in found.curve)
-    return f"no threshold has {target:g} false alarms an hour or fewer as it is used; the least is {least:.3g}"
+    return (
+        f"no threshold was found that has {target:g} false alarms an hour or fewer as it is used; the least on "
+        f"the curve, which knows no pause after an event, is {least:.3g}"
+    )
