@@ -17,6 +17,7 @@ from agent.config.secondary import SecondaryConfig
 from agent.daemon.perception import open_perception
 from agent.types import Event, Frame
 from tests.support.chains import chained_model, dressed, tint_model
+from tests.support.tflite_builder import constant_model
 
 _BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -137,6 +138,28 @@ def test_only_the_asked_for_answers_count(tmp_path: Path) -> None:
         opened.close()
         told[colour] = [one.value for one in event.track.attributes.values()]
     assert told == {"red": [], "blue": ["blue"]}
+
+
+def _reader(folder: Path, text: str) -> str:
+    """Write a model that always reads one text, of the characters A, B, 0 and 1."""
+    steps = np.zeros((1, 2 * len(text), 5), np.float32)
+    for place, character in enumerate(text):
+        steps[0, 2 * place, "AB01".index(character)] = steps[0, 2 * place + 1, 4] = 1.0
+    (folder / "reader.tflite").write_bytes(constant_model({"text": steps}, (1, 8, 32, 3)))
+    path = folder / "reader.toml"
+    path.write_text(
+        '[output]\ndecoder = "ctc"\nlabels = ["A", "B", "0", "1"]\n[output.options]\nlogits = false\n'
+    )
+    return str(path)
+
+
+@pytest.mark.parametrize(("pattern", "told"), [("", ["AB10"]), ("[AB]{2}[01]{2}", ["AB10"]), ("[01]+", [])])
+def test_a_text_on_an_object_is_its_attribute(tmp_path: Path, pattern: str, told: list[str]) -> None:
+    config = SecondaryConfig("plate", _reader(tmp_path, "AB10"), pattern=pattern)
+    opened = _open(chained_model(tmp_path, ""), config)
+    (event,) = _events(opened, ["red", "red"])
+    opened.close()
+    assert [one.value for one in event.track.attributes.values()] == told
 
 
 def _gallery(folder: Path, **colours: str) -> Path:
