@@ -123,6 +123,22 @@ def test_a_stream_goes_on_when_another_stops() -> None:
         other.stop()
 
 
+def test_a_stream_that_hangs_leaves_the_camera_to_the_others() -> None:
+    cameras = Cameras()
+    hung, other = _stream("hung", cameras), _stream("other", cameras)
+    hung.start()
+    other.start()
+    try:
+        held = _take(hung)  # and it is never given back
+        before = held.image.copy()
+        hung.stop(wait=False)
+        for _ in range(30):
+            other.give_back(_take(other))
+        assert (held.image == before).all()
+    finally:
+        other.stop()
+
+
 def test_the_last_stream_closes_the_camera_and_the_next_opens_it_again() -> None:
     cameras, before = Cameras(), _readers()
     for _ in range(3):

@@ -64,9 +64,10 @@ def camera(tmp_path: Path) -> StreamConfig:
 
 @pytest.fixture
 def runtime(tmp_path: Path, camera: StreamConfig) -> Iterator[Runtime]:
-    """Prepared, with two streams that run and a broker that is never asked."""
+    """Prepared, with two streams that run, each with its camera, and a broker that is never asked."""
     spool = Spool(tmp_path, StorageConfig())
-    runtime = Runtime(replace(OLD, streams={"front": camera, "back": camera}), spool)
+    back = replace(camera, source=WALK.replace("fps=20", "fps=19"))
+    runtime = Runtime(replace(OLD, streams={"front": camera, "back": back}), spool)
     runtime.prepare()
     for stream in runtime.streams.values():
         stream.start()
