@@ -85,7 +85,7 @@ def test_a_rate_that_no_threshold_reaches_is_exit_code_1(tones: Path, tmp_path: 
     tones.write_text(tones.read_text().replace("logits = true", "logits = false"))  # scores beyond 1 are cut to 1
     done = run(tones, tmp_path / "words", "--background", tmp_path / "noise", "--target-false-alarms", 0)
     assert done.exit_code == 1
-    assert "no threshold has 0 false alarms an hour" in done.output
+    assert "0 false alarms an hour" in done.output
 
 
 def test_a_report_plays_the_worst_errors_and_charts_are_drawn(tones: Path, tmp_path: Path) -> None:
