@@ -36,7 +36,7 @@ class FrameConsumer(Protocol):
         ...
 
     def change(self, state: str, reason: str) -> None:
-        """See `agent.capture.supervisor.OnChange`."""
+        """Take news of an outage, as `agent.capture.supervisor.OnChange` does."""
         ...
 
     def finish(self, error: SourceError | None) -> None:

@@ -179,7 +179,7 @@ def _named(path: str) -> Iterator[None]:
 
 
 class _Known:
-    """What is known about one object: the votes by name."""
+    """Holds the votes about one object, by name of the attribute."""
 
     def __init__(self, configs: Mapping[str, SecondaryConfig]) -> None:
         self.votes = {name: AttributeVotes(config) for name, config in configs.items()}

@@ -31,6 +31,7 @@ from agent.config.toml import Keys
 from agent.daemon.perception import Perception, check_clips, check_crop, open_perception, prepare_perception
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.models.library import look_up, open_model
+from agent.models.secondary import secondary_configs
 from agent.storage.state_folder import check_state_folder, clips_path, folder_of, service_user
 
 if TYPE_CHECKING:
@@ -362,7 +363,8 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
     if stream.inspection is not None:
         yield ("inspection",), lambda: _open(opens, name, replace(stream, secondary=()))
-    yield ("secondary",) if stream.secondary else ("model",), lambda: _open(opens, name, stream)
+    if secondary_configs(stream, open_model(stream.model, stream.variant, wait_s).manifest):
+        yield ("secondary",) if stream.secondary else ("model",), lambda: _open(opens, name, stream)
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:

@@ -1,4 +1,4 @@
-"""What evaluations of pictures, words and clips share on the command line: options, files to write, tables."""
+"""Options, files to write and tables that evaluations of pictures, words and clips share."""
 
 from __future__ import annotations
 

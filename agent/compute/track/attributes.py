@@ -24,11 +24,11 @@ _SOONEST = 0.25
 _DOUBLINGS = 32
 """Most doublings of the time between two runs: more would leave the range of a float one day."""
 _SETTLED = 3
-"""Equal answers in a row after which the time between two runs begins to double."""
+"""Answers in a row that confirm the value, after which the time between two runs begins to double."""
 
 
 class AttributeVotes:
-    """What one secondary model has said about one object.
+    """Joins the answers of one secondary model about one object.
 
     Attributes:
         attribute: present one; None: it has said nothing yet.

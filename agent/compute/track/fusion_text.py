@@ -16,7 +16,7 @@ from agent.compute.track.fusion_rule import Term, phrases_in
 
 
 class TermMatch(Struct, frozen=True):
-    """What a text gives for one term.
+    """Match of a text with one term.
 
     Attributes:
         term: as written, such as `gate:~"somebody needs help"`.

@@ -24,7 +24,7 @@ from agent.structs import from_json
 
 T = TypeVar("T")
 _VERSION = "1"
-"""Of the results: raised when the same input gives another one."""
+"""Version of the results: raised when the same input gives another one."""
 _BEGINNING = b'{"key"'
 _EVERY_S = 1.0
 """Results of so long are written together: to sync each would take longer than a small model."""

@@ -32,7 +32,7 @@ _TAIL = 0.025
 
 
 class SpotterAnswers(NamedTuple):
-    """What a spotter compared with its threshold, an inference a row.
+    """Values that a spotter compared with its threshold, an inference a row.
 
     Attributes:
         means: float32 [n, classes].
@@ -131,7 +131,7 @@ def judge(said: Sequence[SpokenWord], events: Iterable[HeardWord]) -> JudgedSoun
 
 
 class CurvePoint(Struct, frozen=True, omit_defaults=True):
-    """What a threshold gives in one recording, or in all: numbers by word.
+    """Counts at one threshold, in one recording or in all, by word.
 
     Attributes:
         heard: words that are said and heard.
