@@ -363,8 +363,8 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
     if stream.inspection is not None:
         yield ("inspection",), lambda: _open(opens, name, replace(stream, secondary=()))
-    if secondary_configs(stream, open_model(stream.model, stream.variant, wait_s).manifest):
-        yield ("secondary",) if stream.secondary else ("model",), lambda: _open(opens, name, stream)
+    keys = ("secondary",) if stream.secondary else ("model",)
+    yield keys, lambda: _open_with_secondary(opens, name, stream, wait_s)
 
 
 def _open_perception(name: str, stream: StreamConfig) -> Perception:
@@ -376,6 +376,12 @@ def _open_perception(name: str, stream: StreamConfig) -> Perception:
 def _open(opens: _Opens, name: str, stream: StreamConfig) -> None:
     if (opened := opens(name, stream)) is not None:
         opened.close()
+
+
+def _open_with_secondary(opens: _Opens, name: str, stream: StreamConfig, wait_s: float | None) -> None:
+    """Open a stream that has secondary models; others have been opened by the steps before."""
+    if secondary_configs(stream, open_model(stream.model, stream.variant, wait_s).manifest):
+        _open(opens, name, stream)
 
 
 def _first_problem(steps: Iterable[Step]) -> Iterator[tuple[Keys, VedetteError]]:
