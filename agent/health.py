@@ -32,6 +32,7 @@ class StreamHealth(Struct, frozen=True):
         set_by_command: settings that commands have changed from the configuration file.
         reduced: what the governor gives it less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
+        problems: of its camera, microphone or model, such as `dark`; see `vedette guide condition`.
     """
 
     state: str
@@ -49,6 +50,7 @@ class StreamHealth(Struct, frozen=True):
     set_by_command: tuple[str, ...] = ()
     reduced: str = ""
     unmet: str = ""
+    problems: tuple[str, ...] = ()
 
 
 class ShadowReport(Struct, frozen=True):

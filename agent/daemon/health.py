@@ -79,7 +79,7 @@ class HealthPublisher:
         link = runtime.mqtt.state
         now = [
             *(
-                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet))
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), s.problems)
                 for name, s in runtime.streams.items()
             ),
             (self._heat.hot, link.connects, runtime.recorder.stats.trouble),

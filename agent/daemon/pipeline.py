@@ -6,6 +6,7 @@ OpenCV is loaded for the first snapshot only: a board with nothing but microphon
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
+    from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.perception import Perception
     from agent.daemon.shadow import Shadow
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from agent.storage.clips.recorder import Recorder
 
 
+log = logging.getLogger("agent.daemon.stream")
 TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 _WINDOW = 256
@@ -120,6 +123,13 @@ class StreamMetrics:
 
 OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
+
+
+def log_change(name: str, state: str, reason: str) -> None:
+    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
+    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)
+
+
 Input = Union["FrameStream", "AudioStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
@@ -168,7 +178,7 @@ class StreamPerception(Protocol[T_contra]):
 class Pipeline(ABC, Generic[T]):
     """Runs one stream until its source ends or it is told to stop.
 
-    `shadow` compares another model on the same inputs.
+    `shadow` compares another model on the same inputs, and `condition` tells what is wrong with them.
     """
 
     def __init__(
@@ -185,6 +195,7 @@ class Pipeline(ABC, Generic[T]):
         self._now: tuple[int, datetime] | None = None
         self.metrics = metrics or StreamMetrics()
         self.shadow: Shadow | None = None
+        self.condition: StreamCondition | None = None
         output = perception.model.manifest.output
         self._step = float(output.options.get("step", 0.0)) if output.decoder == "regression" else None
         self._counts = not perception.model.manifest.gives_texts  # each text would be a topic
@@ -212,6 +223,8 @@ class Pipeline(ABC, Generic[T]):
             self._report_values({}, math.inf)
         finally:
             self._end_tracks(why)
+            if self.condition is not None:
+                self.condition.close()
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Use no more than a budget from the next input on. For the stream's thread; sound uses what it needs."""
@@ -229,7 +242,10 @@ class Pipeline(ABC, Generic[T]):
 
     def _perceive(self, item: T) -> StreamResult:
         self._now = item.captured_ns, item.captured_at
-        return self._perception.process(item)
+        result = self._perception.process(item)
+        if self.condition is not None:
+            self.condition.poll(*self._now)
+        return result
 
     def _report(self, seq: int, at: datetime, result: StreamResult) -> None:
         self._reporter.report(seq, at, result, *self._perception.answered_by)
@@ -253,6 +269,8 @@ class Pipeline(ABC, Generic[T]):
         """End the tracks of a lost source at once, those of a slow one when they are due."""
         self._report_values({})
         if self._source.lost:
+            if self.condition is not None:
+                self.condition.pause()
             self._end_tracks("stall")
         elif self._perception.tracker.alive:
             at = datetime.now(UTC)

@@ -25,8 +25,9 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon import perception
+from agent.daemon.condition.watchers import open_condition
 from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, open_pipeline
+from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, log_change, open_pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
+    from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
     from agent.daemon.teaching.lessons import Done as LessonDone
@@ -255,6 +257,16 @@ class Stream:
         raise CommandError(f"stream {self.name} {why}: nothing is taught there")
 
     @property
+    def condition(self) -> StreamCondition | None:
+        """Tells what is wrong with its inputs; None: nobody watches them."""
+        return pipeline.condition if (pipeline := self._pipeline) is not None else None
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Problems of its camera, microphone or model."""
+        return condition.told if (condition := self.condition) is not None else ()
+
+    @property
     def has_sound(self) -> bool:
         """True if its model takes sound."""
         return self.model is not None and self.model.manifest.audio is not None
@@ -336,12 +348,13 @@ class Stream:
         """State now and its reason; while the stream runs, those of its source."""
         if self.state == "running" and (source := self._source) is not None:
             capture, opened = source.stats, self._perception
-            if capture.state == "running" and opened is not None and (why := perception.degraded(opened)):
+            if capture.state != "running" or opened is None:
+                return capture.state, capture.detail
+            if why := perception.degraded(opened):
                 return "degraded", why
-            inspection = self._inspection
-            if capture.state == "running" and inspection is not None and (why := inspection.store.trouble):
-                return "running", why
-            return capture.state, capture.detail or (opened.alarm if opened is not None else "")
+            inspection, condition = self._inspection, self.condition
+            why = (inspection.store.trouble if inspection is not None else "") or opened.alarm
+            return "running", why or (condition.text if condition is not None else "") or capture.detail
         return self.state, self.detail
 
     @property
@@ -404,6 +417,7 @@ class Stream:
             model=model.manifest.name if model else "",
             reduced=self.reduced,
             unmet=self.unmet,
+            problems=self.problems,
             backend=backend,
             variant=variant,
         )
@@ -474,7 +488,7 @@ class Stream:
         reporter = self._open_reporter(model)
         if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
-        on_change, services = partial(_log_change, self.name), self._services
+        on_change, services = partial(log_change, self.name), self._services
         self.metrics.begin_run()
         self._budget_in_use = StreamBudget()
         with self._inspecting() as inspection:
@@ -484,6 +498,7 @@ class Stream:
             source, pipeline, self._clips = open_pipeline(
                 self.name, self.config, opened, reporter, on_change, *parts
             )
+            pipeline.condition = open_condition(self.name, self.config, opened, reporter, services.state)
             self._run_pipeline(source, pipeline, opened)
 
     def _run_pipeline(self, source: Input, pipeline: Pipeline[Any], opened: Perception) -> None:
@@ -582,8 +597,3 @@ class Stream:
             self._abandoned_s = None
             stuck_s = time.monotonic() - abandoned_s
             log.info("stream %s: the call that was stuck returned %.0f s later", self.name, stuck_s)
-
-
-def _log_change(name: str, state: str, reason: str) -> None:
-    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
-    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)
