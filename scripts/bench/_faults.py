@@ -46,7 +46,9 @@ def covered(scene: Scene, now_s: float, number: int) -> Picture:
     x = np.linspace(-1.0, 1.0, SIZE[0])[None, :, None]
     y = np.linspace(-1.0, 1.0, SIZE[1])[:, None, None]
     cover *= 1.0 + 0.25 * x * (-1) ** number + 0.1 * y
-    cover += _blur(30.0 * np.random.default_rng(number).standard_normal(view.shape).astype(np.float32), 12.0) * 8.0
+    cover += (
+        _blur(30.0 * np.random.default_rng(number).standard_normal(view.shape).astype(np.float32), 12.0) * 8.0
+    )
     edge = (0.0, 0.08, 0.15, 0.1)[number % 4] * 2.0 - 1.0  # a strip of the view may be left
     alpha = _blur(np.repeat((x > edge).astype(np.float32), SIZE[1], 0), 9.0).reshape(SIZE[1], SIZE[0], 1)
     return finish(view + alpha * (cover - view), scene.random, 2.0, 70)
@@ -87,10 +89,10 @@ def silent(sound: Sound, rate_hz: int, number: int) -> Sound:
 
 
 def clipped(sound: Sound, rate_hz: int, number: int) -> Sound:
-    """A gain that is far too high, before a converter or an amplifier that ends at 100 to 40 %."""
-    rail = (1.0, 0.4, 0.7, 1.0, 0.55)[number % 5]
+    """A gain that is far too high, before a converter or an amplifier that ends at 100 to 60 %."""
+    rail = (1.0, 0.6, 1.0, 1.0, 0.8)[number % 5]
     loud = float(np.sqrt(np.mean(sound**2))) + 1e-6
-    return np.clip(sound * (0.8 / loud), -rail, rail)
+    return np.asarray(np.clip(sound * (0.8 / loud), -rail, rail), np.float32)
 
 
 def humming(sound: Sound, rate_hz: int, number: int) -> Sound:

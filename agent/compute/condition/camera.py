@@ -1,7 +1,7 @@
 """Condition of one camera: dark, frozen, blurred, covered, moved or tilted, by the gate's small pictures.
 
-A picture is examined every two seconds. Dark and frozen need no reference; the others compare with the view that
-was learned in the first half minute, and since. What is dark, blurred or covered teaches nothing.
+A picture is examined every three seconds. Dark and frozen need no reference; the others compare with the view
+that was learned in the first half minute, and since. What is dark, blurred or covered teaches nothing.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from agent.compute.condition.looks import CHECK_S, UNKNOWN, ViewFollower, ViewSi
 from agent.compute.condition.memory import CameraMemory, pack_looks, unpack_looks
 from agent.compute.condition.problem import Delays, ProblemTimers
 from agent.compute.condition.registration import Displacement
-from agent.compute.condition.view import TILES, describe
+from agent.compute.condition.view import TILES, describe, tiles
 from agent.config.condition import ConditionConfig, Problem
-from agent.types import Image
+from agent.types import Array, Image
 
 _DARK, _DARK_SHARE, _LIT_SHARE = 32, 0.01, 0.03
 """Grey level, share of brighter pixels of a picture that is dark, and of one that no longer is."""
@@ -135,6 +135,9 @@ class CameraCondition:
         if self.has_moved:
             self._end_move(signs, now_ns)
             return
+        if self._timers["covered"].active or self._timers["blurred"].active:
+            self._replaced_ns = None
+            return
         if signs.displaced and (found := self._follower.displacement) is not None:
             self._begin_move("tilted" if abs(found.degrees) >= _TILTED else "moved", describe_move(found), now_ns)
             return
@@ -222,8 +225,6 @@ class StillPicture:
         return now_ns - self._since_ns >= _STILL_S * 1e9 and self._checks >= _STILL_CHECKS
 
 
-def _changed_tiles(one: Image, other: Image) -> np.ndarray:
-    different = cv2.absdiff(one, other)
-    rows, columns = different.shape[0] // TILES[1], different.shape[1] // TILES[0]
-    inside = different[: rows * TILES[1], : columns * TILES[0]].reshape(TILES[1], rows, TILES[0], columns)
-    return np.asarray(inside.max(axis=(1, 3)) > 0)
+def _changed_tiles(one: Image, other: Image) -> Array:
+    _, different = cv2.threshold(cv2.absdiff(one, other), 0, 255, cv2.THRESH_BINARY)
+    return tiles(different) > 0

@@ -10,16 +10,21 @@ from msgspec import Struct
 from agent.compute.condition.registration import Displacement, search
 from agent.compute.condition.view import Edges, Look
 
-CHECK_S = 2.0
+CHECK_S = 3.0
 """Time between two checks, s."""
-SETTLED = 15
+SETTLED = 10
 """Pictures from which a look is known."""
 _LEARN_S, _SHARPNESS_S = 1800.0, 7200.0
 """Time constants with which a known look, and its sharpness, follow the light, s."""
-_SAME, _ALIKE, _OTHER = 0.6, 0.35, 0.2
-"""Match from which the view is the same, or may be so in another light; up to which it is another."""
+_SURE, _SAME, _ALIKE, _OTHER = 0.8, 0.6, 0.35, 0.2
+"""Match from which the view is surely in place, is the same, or may be so in another light; up to which it is
+another."""
+_AGAIN_S, _WORSE = 30.0, 0.1
+"""Time after a search in vain until the next, s, and decrease of the match that asks for one at once."""
 _FOUND, _CLEARER = 0.6, 0.25
-"""Least match after a displacement, and least increase that it brings."""
+"""Least match after a displacement, and least increase that it brings;"""
+_FITS, _BETTER, _LEFT = 0.8, 0.15, 0.5
+"""or, where it fits well, least increase, and greatest share of the mismatch that is left."""
 _SHIFT, _TURN = 0.025, 2.0
 """Least displacement: share of the picture, degrees."""
 _AGREE_SHIFT, _AGREE_TURN = 0.06, 4.0
@@ -27,8 +32,9 @@ _AGREE_SHIFT, _AGREE_TURN = 0.06, 4.0
 _TEXTURED = 0.4
 """Least share of tiles with texture of another view."""
 _LOST, _LIKE, _BLURRED, _DIM = 0.75, 0.72, 0.45, 0.5
-"""Share of tiles without their texture; likeness of a blurred picture; its sharpness and brightness to those learned."""
-_NEW_LOOK = 60
+"""Share of tiles without their texture; likeness of a blurred picture; its sharpness, and that of brightness of a dim
+one, against those learned."""
+_NEW_LOOK = 40
 """Checks with neither a match nor a displacement after which the present light is learned as another look."""
 LOOKS = 4
 """Most looks of one camera, such as day, lamp and infrared."""
@@ -74,6 +80,7 @@ class ViewFollower:
         self._match = 1.0
         self._found = False
         self._strangers = 0
+        self._tried, self._waits_s = 1.0, 0.0
 
     def forget(self) -> None:
         """Learn the view anew."""
@@ -104,6 +111,7 @@ class ViewFollower:
 
     def step(self, passed_s: float) -> None:
         """Go on with a search, if one is made, by as many angles as fit into the time since the last picture."""
+        self._waits_s -= passed_s
         if self._search is None:
             return
         for _ in range(max(1, math.ceil(passed_s / _ANGLE_S))):
@@ -137,27 +145,31 @@ class ViewFollower:
         return blurred, (None if math.isnan(lost) else gone and like < _LIKE)
 
     def _placed(self, edges: Edges, blurred: bool | None, covered: bool | None) -> ViewSigns:
-        if self._match >= _SAME:
+        if self._match >= _SURE:
             self._stop_search()
-            self._learn(edges)
-            return ViewSigns(blurred, covered, False, False)
-        has_texture = float(edges.textured.mean()) >= _TEXTURED
-        if not has_texture:
+        elif float(edges.textured.mean()) < _TEXTURED:
             self._stop_search()
             return ViewSigns(blurred, covered)
-        if self._search is None:
-            self._search, self._best = search(self.looks[0].field, edges.field), None
-        is_other = self._match <= _OTHER
-        self._strangers += 1
-        if self._match >= _ALIKE and not self._found:
+        else:
+            self._begin_search(edges)
+        if self._match >= _ALIKE:
             self._learn(edges)
-        elif self._strangers >= _NEW_LOOK:
-            self._add_look(edges)
-        return ViewSigns(blurred, covered, self._found, is_other)
+        else:
+            self._strangers += 1
+            if self._strangers >= _NEW_LOOK and self.displacement is None:
+                self._add_look(edges)
+        return ViewSigns(blurred, covered, self._found, self._match <= _OTHER)
+
+    def _begin_search(self, edges: Edges) -> None:
+        is_worse = self._match < self._tried - _WORSE
+        if self._search is None and (self._waits_s <= 0.0 or is_worse or self.displacement is not None):
+            self._search, self._best = search(self.looks[0].field, edges.field), None
+            self._tried, self._waits_s = self._match, _AGAIN_S
 
     def _learn(self, edges: Edges) -> None:
-        if self._match >= _SAME:
-            self._strangers = 0
+        self._strangers = 0
+        if self.displacement is not None:  # it may have moved
+            return
         self.looks[0].learn(edges, CHECK_S / _LEARN_S, CHECK_S / _SHARPNESS_S)
 
     def _add_look(self, edges: Edges) -> None:
@@ -176,12 +188,15 @@ class ViewFollower:
         self.displacement = best
 
     def _is_clear(self, found: Displacement) -> bool:
-        if found.match < max(_FOUND, self._match + _CLEARER):
+        gain = found.match - self._match
+        fits = found.match >= _FITS and gain >= _BETTER and 1.0 - found.match <= _LEFT * (1.0 - self._match)
+        if not fits and (found.match < _FOUND or gain < _CLEARER):
             return False
         return max(abs(found.right), abs(found.down)) >= _SHIFT or abs(found.degrees) >= _TURN
 
     def _stop_search(self) -> None:
         self._search = self._best = self.displacement = None
+        self._tried, self._waits_s = 1.0, 0.0
         self._found = False
 
 

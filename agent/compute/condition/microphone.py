@@ -1,12 +1,13 @@
 """Condition of one microphone: silent, clipped, or humming with the mains.
 
-A second of sound is examined every four seconds. Quiet is judged against the quietest that this microphone
+A second of sound is examined every two seconds. Quiet is judged against the quietest that this microphone
 has been: a microphone or a room that is quiet by itself is not silent.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 
 import numpy as np
 
@@ -14,11 +15,11 @@ from agent.compute.condition.problem import Delays, ProblemTimers
 from agent.config.condition import ConditionConfig, Problem
 from agent.types import Array, Samples
 
-_CHECK_S, _BLOCK_S = 4.0, 1.0
-"""Time between two examined blocks, and their length, s."""
+_CHECK_S, _BLOCK_S, _HUM_EVERY = 2.0, 1.0, 4
+"""Time between two examined blocks, and their length, s; every fourth one is searched for a hum."""
 _DELAYS: dict[Problem, Delays] = {
     "silent": Delays(24.0, 4.0),
-    "clipped": Delays(20.0, 20.0),
+    "clipped": Delays(4.0, 60.0),
     "humming": Delays(32.0, 20.0),
 }
 _FULL = 32768.0
@@ -26,9 +27,9 @@ _DEAD = 1
 """Greatest deviation from the mean of a block without any sound, of 32768."""
 _BELOW_DB = 24.0
 """Level below the quietest that was learned from which a microphone is silent, dB."""
-_LEARN_BLOCKS = 45
+_LEARN_BLOCKS = 90
 """Blocks from which the quietest level is known: three minutes."""
-_FORGET_DB = 0.002
+_FORGET_DB = 0.001
 """Rise of the quietest level per block, dB: 2 dB an hour."""
 _PAUSE_MAX_S = 600.0
 """Longest time without any sound that is learned as a habit of the microphone, s."""
@@ -36,8 +37,12 @@ _LOUD = 0.2
 """Least peak of sound that may be clipped, against full scale."""
 _TOP, _SHOULDER = 0.95, 0.80
 """Samples from `_TOP` of the peak on are at the top, those from `_SHOULDER` to there below it."""
-_CLIPPED_SHARE, _CLIPPED_RATIO = 0.01, 1.6
-"""Least share of samples at the top, and least ratio to those below it: 1 for a sine, less for other sound."""
+_FLAT_SHARE, _FLAT_RATIO = 0.01, 1.6
+"""Least share of samples at a flat top, and least ratio to those below it: 1 for a sine, less for other sound."""
+_RAIL, _RAIL_SHARE = 0.985, 0.001
+"""Level against full scale at which a converter ends, and least share of samples there."""
+_LOUD_BLOCKS, _CLIPPED_BLOCKS = 5, 3
+"""Newest loud blocks, and how many of them must be clipped."""
 _MAINS_HZ = (50.0, 60.0)
 _HARMONICS = 8
 _HUM_DB, _HUM_SHARE = -55.0, 0.7
@@ -53,10 +58,11 @@ class MicrophoneCondition:
         self._timers = ProblemTimers(_DELAYS, config.ignore)
         self._size, self._gap = round(_BLOCK_S * rate_hz), round((_CHECK_S - _BLOCK_S) * rate_hz)
         self._parts: list[Samples] = []
-        self._held, self._skip = 0, 0
+        self._held = self._skip = self._blocks = 0
         self._quietest = QuietestLevel()
         self._habit = SilentPauses()
         self._hum = Hum(self._size, rate_hz)
+        self._clipped: deque[bool] = deque(maxlen=_LOUD_BLOCKS)
 
     def update(self, samples: Samples, now_ns: int) -> None:
         """Add sound, int16 [n], that ends at a monotonic time."""
@@ -90,8 +96,13 @@ class MicrophoneCondition:
         level_db = 20.0 * math.log10(float(np.sqrt(np.vdot(sound, sound) / sound.size)) / _FULL + 1e-7)
         is_low = not is_dead and self._quietest.update(level_db)
         self._timers.update("silent", self._habit.is_unusual(now_ns) if is_dead else is_low, now_ns)
-        self._timers.update("clipped", is_clipped(sound, peak), now_ns)
-        self._timers.update("humming", not is_dead and level_db >= _HUM_DB and self._hum.dominates(sound), now_ns)
+        if peak >= _LOUD * _FULL:
+            self._clipped.append(is_clipped(sound, peak))
+            self._timers.update("clipped", sum(self._clipped) >= _CLIPPED_BLOCKS, now_ns)
+        self._blocks += 1
+        if self._blocks % _HUM_EVERY == 0:
+            hums = not is_dead and level_db >= _HUM_DB and self._hum.dominates(sound)
+            self._timers.update("humming", hums, now_ns)
 
 
 class QuietestLevel:
@@ -132,18 +143,18 @@ class SilentPauses:
 
 
 def is_clipped(sound: Array, peak: float) -> bool:
-    """Return True if the peaks of loud sound are cut off: more samples at the top than just below it.
+    """Return True if the peaks of a sound are cut off: at full scale, or flat further down.
 
     Args:
         sound: float32 [n], with a mean of 0.
         peak: its greatest absolute value.
     """
-    if peak < _LOUD * _FULL:
-        return False
     absolute = np.abs(sound)
+    if np.count_nonzero(absolute >= _RAIL * _FULL) >= _RAIL_SHARE * sound.size:
+        return True
     top = int(np.count_nonzero(absolute >= _TOP * peak))
     below = int(np.count_nonzero(absolute >= _SHOULDER * peak)) - top
-    return top >= _CLIPPED_SHARE * sound.size and top >= _CLIPPED_RATIO * below
+    return top >= _FLAT_SHARE * sound.size and top >= _FLAT_RATIO * below
 
 
 class Hum:

@@ -25,8 +25,10 @@ _ANCHOR = 0.06
 """Least mean length of the learned directions of a tile that counts."""
 _MATCH = 0.35
 """Cosine of now and learned directions from which a tile is the same."""
-_FAINT, _EDGE = 4.0, 1.5
-"""Gradient that may be noise, and least mean gradient above it of a tile that has texture, grey levels."""
+_NOISE = 1.0
+"""Difference of a pixel from those around it that may be noise, grey levels."""
+_EDGE = 8.0
+"""Least gradient of a tile that has texture, grey levels."""
 _LIGHT = 10.0
 """Added to a brightness that divides a gradient, grey levels: deep shadow has little of either."""
 
@@ -38,7 +40,7 @@ class Edges(Struct, frozen=True):
 
     Attributes:
         field: directions, float32 [rows, WIDTH, 2]: cosine and sine of the doubled angle, times clearness 0..1.
-        strength: mean gradient of each tile against its brightness, float32 [9, 12].
+        strength: mean contrast of neighbouring pixels of each tile against its brightness, float32 [9, 12].
         textured: True for tiles with texture.
         brightness: mean of each tile, grey levels, float32 [9, 12].
         sharpness: see `sharpness`; NaN: there is too little to measure it.
@@ -66,12 +68,12 @@ def describe(picture: Image, detail: Image) -> Edges:
     power = squares + squares_down
     clear = 1.0 / (power + _CLEAR)
     field = cv2.merge(((squares - squares_down) * clear, 2.0 * across * down * clear))
-    gradient = tiles(np.maximum(np.sqrt(power) - _FAINT, 0.0))
-    brightness = tiles(grey).astype(np.float32)
+    contour = cv2.absdiff(grey, cv2.blur(grey, (3, 3))).astype(np.float32) - _NOISE
+    contrast, brightness = tiles(np.maximum(contour, 0.0)), tiles(grey).astype(np.float32)
     return Edges(
         np.asarray(field, np.float32),
-        gradient / (brightness + _LIGHT),
-        gradient >= _EDGE,
+        contrast / (brightness + _LIGHT),
+        tiles(power) >= _EDGE**2,
         brightness,
         sharpness(detail),
     )
@@ -151,11 +153,11 @@ class Look(Struct):
 
     def lost(self, edges: Edges) -> float:
         """Return the share of the tiles with learned texture that have lost it, 0..1; NaN: there are too few."""
-        had = self.strength > 0.06
+        had = self.strength > _DETAIL
         count = int(np.count_nonzero(had))
         if count < _TILES_MIN:
             return float("nan")
-        return float(np.count_nonzero(edges.strength[had] < 0.35 * self.strength[had])) / count
+        return float(np.count_nonzero(edges.strength[had] < _FADED * self.strength[had])) / count
 
     def likeness(self, edges: Edges) -> float:
         """Return the correlation of the tiles' brightness with that learned, -1..1."""
@@ -164,6 +166,8 @@ class Look(Struct):
         return float((one * other).sum()) / norm if norm > 0.0 else 0.0
 
 
+_DETAIL, _FADED = 0.006, 0.35
+"""Least learned strength of a tile with texture, and the share of it from which on it is lost."""
 _TILES_MIN = 12
 """Tiles with edges that a comparison needs."""
 
