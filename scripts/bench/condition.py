@@ -2,8 +2,8 @@
 
 Pictures are parts of COCO photographs and of the packaged clip, larger than the view, so that a camera can be
 moved; passers-by are cut from other photographs. Sound is ESC-10 and wake words. Everything runs through the
-daemon's perceptions and its `StreamCondition` on a replayed clock. The limits were chosen on the other half of the
-photographs and recordings (`--tune`).
+daemon's perceptions and its `StreamCondition` on a replayed clock. The limits were chosen on the other half of
+the photographs and recordings (`--tune`).
 """
 
 from __future__ import annotations

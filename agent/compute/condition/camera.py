@@ -72,7 +72,7 @@ class CameraCondition:
         if self._accepts:
             self._accept()
         self._follower.step(passed_s)
-        if 0 <= self._next_ns - now_ns <= CHECK_S * 1e9:
+        if 0 < self._next_ns - now_ns <= CHECK_S * 1e9:
             return
         self._next_ns = now_ns + round(CHECK_S * 1e9)
         self._timers.begin_check(now_ns)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from agent.compute.condition.registration import Displacement, search
-from agent.compute.condition.view import Edges, Look
+from agent.compute.condition.view import Edges, LearnedView
 
 CHECK_S = 3.0
 """Time between two checks, s."""
@@ -32,7 +32,7 @@ _AGREE_SHIFT, _AGREE_TURN = 0.06, 4.0
 _TEXTURED = 0.4
 """Least share of tiles with texture of another view."""
 _LOST, _LIKE, _BLURRED, _DIM = 0.75, 0.72, 0.45, 0.5
-"""Share of tiles without their texture; likeness of a blurred picture; its sharpness, and that of brightness of a dim
+"""Share of tiles without their texture; likeness of a blurred picture; its sharpness, and the brightness of a dim
 one, against those learned."""
 _NEW_LOOK = 40
 """Checks with neither a match nor a displacement after which the present light is learned as another look."""
@@ -71,8 +71,8 @@ class ViewFollower:
         displacement: newest that was found; None: none.
     """
 
-    def __init__(self, looks: list[Look] | None = None) -> None:
-        self.looks: list[Look] = looks or []
+    def __init__(self, looks: list[LearnedView] | None = None) -> None:
+        self.looks: list[LearnedView] = looks or []
         self.moved = False
         self.displacement: Displacement | None = None
         self._search: Iterator[Displacement] | None = None
@@ -89,7 +89,7 @@ class ViewFollower:
     def check(self, edges: Edges) -> ViewSigns:
         """Compare a picture with what was learned, and learn from it."""
         if not self.looks:
-            self.looks = [Look.of(edges)]
+            self.looks = [LearnedView.of(edges)]
             return UNKNOWN
         look = self.looks[0]
         if look.field.shape != edges.field.shape:  # another format: nothing can be compared
@@ -173,7 +173,7 @@ class ViewFollower:
         self.looks[0].learn(edges, CHECK_S / _LEARN_S, CHECK_S / _SHARPNESS_S)
 
     def _add_look(self, edges: Edges) -> None:
-        self.looks = [Look.of(edges), *self.looks][:LOOKS]
+        self.looks = [LearnedView.of(edges), *self.looks][:LOOKS]
         self._strangers = 0
         self._stop_search()
 

@@ -8,13 +8,13 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.condition.looks import LOOKS, SETTLED
-from agent.compute.condition.view import TILES, WIDTH, Floats, Look
+from agent.compute.condition.view import TILES, WIDTH, Floats, LearnedView
 
 _ROWS_MAX = 2 * WIDTH
 
 
-class PackedLook(Struct, frozen=True):
-    """A `Look`.
+class PackedView(Struct, frozen=True):
+    """A `LearnedView`.
 
     Attributes:
         field: int8 [rows, WIDTH, 2], 127 for 1.
@@ -40,17 +40,17 @@ class CameraMemory(Struct, frozen=True):
         origin: of which pictures it was learned; that of others is of no use.
     """
 
-    looks: tuple[PackedLook, ...]
+    looks: tuple[PackedView, ...]
     moved: str = ""
     where: str = ""
     zones: str = ""
     origin: str = ""
 
 
-def pack_looks(looks: list[Look]) -> tuple[PackedLook, ...]:
+def pack_looks(looks: list[LearnedView]) -> tuple[PackedView, ...]:
     """Return looks for the disk, without those that are still being learned."""
     return tuple(
-        PackedLook(
+        PackedView(
             np.rint(one.field * 127.0).astype(np.int8).tobytes(),
             one.strength.astype("<f2").tobytes(),
             one.brightness.astype("<f2").tobytes(),
@@ -62,7 +62,7 @@ def pack_looks(looks: list[Look]) -> tuple[PackedLook, ...]:
     )
 
 
-def unpack_looks(packed: tuple[PackedLook, ...]) -> list[Look]:
+def unpack_looks(packed: tuple[PackedView, ...]) -> list[LearnedView]:
     """Return looks from the disk.
 
     Raises:
@@ -74,14 +74,14 @@ def unpack_looks(packed: tuple[PackedLook, ...]) -> list[Look]:
     return looks
 
 
-def _unpack(packed: PackedLook) -> Look:
+def _unpack(packed: PackedView) -> LearnedView:
     field = np.frombuffer(packed.field, np.int8).reshape(-1, WIDTH, 2).astype(np.float32) / 127.0
     strength, brightness = _tiles(packed.strength), _tiles(packed.brightness)
     sharpness = math.nan if packed.sharpness is None else packed.sharpness
     is_sound = TILES[1] <= len(field) <= _ROWS_MAX and packed.pictures >= SETTLED and not sharpness <= 0.0
     if not (is_sound and np.isfinite(strength).all() and np.isfinite(brightness).all()):
         raise ValueError("a look has other numbers than were written")
-    return Look(field, strength, brightness, sharpness, packed.pictures)
+    return LearnedView(field, strength, brightness, sharpness, packed.pictures)
 
 
 def _tiles(packed: bytes) -> Floats:

@@ -35,7 +35,7 @@ class ConstantAnswer:
 
     def update(self, now_ns: int, outputs: Callable[[], Sequence[Array]], view: Callable[[], Image]) -> None:
         """Add the answer `outputs` to the picture that `view` returns, small and grey, if one is due."""
-        if 0 <= self._next_ns - now_ns <= _CHECK_S * 1e9:
+        if 0 < self._next_ns - now_ns <= _CHECK_S * 1e9:
             return
         self._next_ns = now_ns + round(_CHECK_S * 1e9)
         found = outputs()

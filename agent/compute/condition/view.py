@@ -115,7 +115,7 @@ def _mean_length(differences: NDArray[np.int16]) -> float:
     return float(cv2.norm(differences, cv2.NORM_L1)) / differences.size
 
 
-class Look(Struct):
+class LearnedView(Struct):
     """A view that was learned in one kind of light.
 
     Attributes:
@@ -131,7 +131,7 @@ class Look(Struct):
     pictures: int = 1
 
     @classmethod
-    def of(cls, edges: Edges) -> Look:
+    def of(cls, edges: Edges) -> LearnedView:
         """Return a look that was learned from one picture."""
         return cls(edges.field.copy(), edges.strength.copy(), edges.brightness.copy(), edges.sharpness)
 

@@ -58,7 +58,8 @@ class StreamCondition:
         self._stream, self._watcher, self._reporter = stream, watcher, reporter
         self._told: dict[Problem, tuple[StreamProblem, int]] = {}
         self._suspended, self._published = False, False
-        self._next_ns = self._now_ns = 0
+        self._next_ns = self._now_ns = -(1 << 62)
+        self._suspend(watcher.problems)  # it may have moved in an earlier run
 
     @property
     def told(self) -> tuple[Problem, ...]:
@@ -73,13 +74,13 @@ class StreamCondition:
     def poll(self, now_ns: int, at: datetime) -> None:
         """Tell what has begun or ended, with the time of capture of the newest input."""
         self._now_ns = now_ns
-        if 0 <= self._next_ns - now_ns <= _POLL_NS:
+        if 0 < self._next_ns - now_ns <= _POLL_NS:
             return
         self._next_ns = now_ns + _POLL_NS
         found = self._watcher.problems
         changed = found.keys() != self._told.keys()
         if changed:
-            self._suspend(bool(found.keys() & {"moved", "tilted"}))
+            self._suspend(found)
             self._end(found, now_ns)
             self._begin(found, now_ns, at)
         if changed or not self._published:
@@ -102,7 +103,8 @@ class StreamCondition:
         """Write what was learned: the stream ends."""
         self._watcher.store(self._now_ns, at_once=True)
 
-    def _suspend(self, suspended: bool) -> None:
+    def _suspend(self, found: Mapping[Problem, str]) -> None:
+        suspended = bool(found.keys() & {"moved", "tilted"})
         if suspended is not self._suspended:
             self._suspended = self._watcher.suspend_zones(suspended) and suspended
 
