@@ -33,6 +33,7 @@ TOPICS = (
     "hardware",
     "commands",
     "clips",
+    "condition",
     "updates",
     "fleets",
     "troubleshooting",

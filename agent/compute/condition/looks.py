@@ -34,6 +34,8 @@ _TEXTURED = 0.4
 _LOST, _LIKE, _BLURRED, _DIM = 0.75, 0.72, 0.45, 0.5
 """Share of tiles without their texture; likeness of a blurred picture; its sharpness, and the brightness of a dim
 one, against those learned."""
+_HIDDEN = 0.3
+"""Match below which the view may be covered: at night it has little texture, but that is in its place."""
 _NEW_LOOK = 40
 """Checks with neither a match nor a displacement after which the present light is learned as another look."""
 LOOKS = 4
@@ -142,7 +144,8 @@ class ViewFollower:
         out_of_focus = fine < _BLURRED and self._match >= _SAME
         smooth = gone and like >= _LIKE and not is_dim
         blurred = out_of_focus or smooth
-        return blurred, (None if math.isnan(lost) else gone and like < _LIKE)
+        covered = gone and like < _LIKE and self._match < _HIDDEN
+        return blurred, (None if math.isnan(lost) else covered)
 
     def _placed(self, edges: Edges, blurred: bool | None, covered: bool | None) -> ViewSigns:
         if self._match >= _SURE:

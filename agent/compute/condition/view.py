@@ -152,8 +152,8 @@ class LearnedView(Struct):
         return match(edges.field, self.field)
 
     def lost(self, edges: Edges) -> float:
-        """Return the share of the tiles with learned texture that have lost it, 0..1; NaN: there are too few."""
-        had = self.strength > _DETAIL
+        """Return the share of the tiles that should have texture and have lost it, 0..1; NaN: too few should."""
+        had = self.strength * (edges.brightness + _LIGHT) > _DETAIL
         count = int(np.count_nonzero(had))
         if count < _TILES_MIN:
             return float("nan")
@@ -166,8 +166,9 @@ class LearnedView(Struct):
         return float((one * other).sum()) / norm if norm > 0.0 else 0.0
 
 
-_DETAIL, _FADED = 0.006, 0.35
-"""Least learned strength of a tile with texture, and the share of it from which on it is lost."""
+_DETAIL, _FADED = 0.6, 0.35
+"""Least contrast that the texture of a tile must have in the present light, grey levels, and the share of that
+from which on it is lost."""
 _TILES_MIN = 12
 """Tiles with edges that a comparison needs."""
 
