@@ -32,7 +32,8 @@ class StagedCamera:
     def view(self, right: float = 0.0, down: float = 0.0, degrees: float = 0.0) -> Image:
         """Return the view of a camera that was moved by shares of it, and turned; grey, without noise."""
         around = cv2.getRotationMatrix2D((240, 180), degrees, 1.0)
-        around[:, 2] -= 80 + right * WIDTH, 60 + down * HEIGHT
+        around[0, 2] -= 80 + right * WIDTH
+        around[1, 2] -= 60 + down * HEIGHT
         return np.asarray(cv2.warpAffine(self._around, around, (WIDTH, HEIGHT)), np.uint8)
 
     def picture(self, view: Image | None = None, gain: float = 1.0, noise: float = 2.0) -> Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import msgspec
@@ -57,12 +58,12 @@ def messages(broker: Mosquitto) -> Messages:
 
 
 @pytest.fixture
-def watched() -> dict[str, object]:
+def watched() -> dict[str, Any]:
     return {"zones": [ZONE], "condition": {"enabled": True}}
 
 
 def test_each_fault_is_told_once_when_it_begins_and_once_when_it_ends(
-    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, object]
+    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, Any]
 ) -> None:
     clip = staged((60, 0.0, 1.0), (60, 0.0, 0.02), (60, 0.0, 1.0), (60, 0.15, 1.0), (60, 0.0, 1.0))
     stream = camera(person_model(tmp_path), write_clip(tmp_path / "clip.avi", clip), **watched)
@@ -74,7 +75,7 @@ def test_each_fault_is_told_once_when_it_begins_and_once_when_it_ends(
 
 
 def test_the_view_of_a_camera_that_is_watched_can_be_accepted_by_command(
-    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, object]
+    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, Any]
 ) -> None:
     model = person_model(tmp_path)
     streams = {"front": camera(model, **watched), "back": camera(model)}
@@ -88,7 +89,7 @@ def test_the_view_of_a_camera_that_is_watched_can_be_accepted_by_command(
 
 
 def test_a_stream_that_is_off_has_no_condition(
-    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, object]
+    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, Any]
 ) -> None:
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path), **watched)).online_first():
         messages.wait(lambda m: told(m))
@@ -97,7 +98,7 @@ def test_a_stream_that_is_off_has_no_condition(
 
 
 def test_health_and_status_name_the_problems(
-    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, object]
+    tmp_path: Path, broker: Mosquitto, messages: Messages, watched: dict[str, Any]
 ) -> None:
     clip = write_clip(tmp_path / "clip.avi", staged((20, 0.0, 0.02)))
     source = clip.replace("pace=fast", "pace=realtime&loop=1")

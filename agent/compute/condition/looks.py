@@ -31,9 +31,10 @@ _AGREE_SHIFT, _AGREE_TURN = 0.06, 4.0
 """Greatest difference of displacements that are the same."""
 _TEXTURED = 0.4
 """Least share of tiles with texture of another view."""
-_LOST, _LIKE, _BLURRED, _DIM = 0.75, 0.72, 0.45, 0.5
-"""Share of tiles without their texture; likeness of a blurred picture; its sharpness, and the brightness of a dim
-one, against those learned."""
+_LOST, _LIKE, _BLURRED = 0.75, 0.72, 0.45
+"""Share of tiles without their texture; likeness of a blurred picture; its sharpness against that learned."""
+_NIGHT, _DIM = 16.0, 0.35
+"""Mean brightness, grey levels, and against that learned, below which missing texture says nothing."""
 _HIDDEN = 0.3
 """Match below which the view may be covered: at night it has little texture, but that is in its place."""
 _NEW_LOOK = 40
@@ -137,15 +138,20 @@ class ViewFollower:
     def _spoiled(self, edges: Edges) -> tuple[bool | None, bool | None]:
         """Return whether the picture is blurred, and whether the camera is covered."""
         look = self.looks[0]
+        if self._is_dim(edges):
+            return None, None
         lost, like = look.lost(edges), look.likeness(edges)
         fine = edges.sharpness / look.sharpness
-        is_dim = float(edges.brightness.mean()) < _DIM * float(look.brightness.mean())
         gone = lost >= _LOST  # False for NaN
         out_of_focus = fine < _BLURRED and self._match >= _SAME
-        smooth = gone and like >= _LIKE and not is_dim
+        smooth = gone and like >= _LIKE
         blurred = out_of_focus or smooth
         covered = gone and like < _LIKE and self._match < _HIDDEN
         return blurred, (None if math.isnan(lost) else covered)
+
+    def _is_dim(self, edges: Edges) -> bool:
+        """Return True in light in which texture that is missing says nothing."""
+        return float(edges.brightness.mean()) < max(_NIGHT, _DIM * float(self.looks[0].brightness.mean()))
 
     def _placed(self, edges: Edges, blurred: bool | None, covered: bool | None) -> ViewSigns:
         if self._match >= _SURE:
@@ -161,7 +167,8 @@ class ViewFollower:
             self._strangers += 1
             if self._strangers >= _NEW_LOOK and self.displacement is None:
                 self._add_look(edges)
-        return ViewSigns(blurred, covered, self._found, self._match <= _OTHER)
+        is_other = None if self._is_dim(edges) else self._match <= _OTHER
+        return ViewSigns(blurred, covered, self._found, is_other)
 
     def _begin_search(self, edges: Edges) -> None:
         is_worse = self._match < self._tried - _WORSE

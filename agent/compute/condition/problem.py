@@ -31,10 +31,8 @@ class ProblemTimer:
         self.active = False
 
     def update(self, sign: bool | None, now_ns: int) -> None:
-        """Record whether the sign is there; None: it cannot be told, so nothing changes."""
-        if sign is None:
-            return
-        if sign is self.active:
+        """Record whether the sign is there; None: it cannot be told, so nothing changes now."""
+        if sign is None or sign is self.active:
             self._since_ns = None
             return
         if self._since_ns is None:

@@ -25,11 +25,12 @@ class Problems:
 
     def __init__(self, *, zones: bool = True) -> None:
         self.problems: Mapping[Problem, str] = {}
-        self.suspended, self._has_zones = False, zones
+        self.suspensions: list[bool] = []
+        self._has_zones = zones
         self.stored: list[bool] = []
 
     def suspend_zones(self, suspended: bool) -> bool:
-        self.suspended = suspended
+        self.suspensions.append(suspended)
         return self._has_zones
 
     def accept(self) -> None:
@@ -86,13 +87,13 @@ def test_every_problem_has_a_text() -> None:
 def test_the_zones_of_a_moved_camera_are_suspended_until_it_is_back() -> None:
     told = Told()
     told.poll(0, moved="12% right")
-    assert told.watcher.suspended
+    assert told.watcher.suspensions == [True]
     assert told.messages[-1].zones_suspended
     assert told.condition.text == "the camera has moved (12% right): its zones are suspended"
     told.poll(10, moved="12% right", dark="")
     assert told.condition.told == ("moved", "dark")
     told.poll(20, dark="")
-    assert not told.watcher.suspended
+    assert told.watcher.suspensions == [True, False]
     assert not told.messages[-1].zones_suspended
     assert told.condition.text == "the picture is dark"
 

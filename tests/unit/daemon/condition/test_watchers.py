@@ -38,10 +38,9 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self.folder, self.camera, self.kept = folder, StagedCamera(), Kept()
         self._at_s = 0.0
-        self.problems: tuple[str, ...] = ()
 
-    def run(self, config: StreamConfig, *views: tuple[int, Image]) -> None:
-        """Show views for so many seconds each, one picture a second."""
+    def run(self, config: StreamConfig, *views: tuple[int, Image]) -> tuple[str, ...]:
+        """Show views for so many seconds each, one picture a second; return the problems at the end."""
         vision = VideoPerception("front", config, open_model(config.model))
         publish = config.publish
         reporter = Reporter(Topics("vedette", "porch"), "front", publish, ModelId("", ""), self.kept, self.kept)
@@ -49,10 +48,10 @@ class Runs:
         pipeline.condition = open_condition("front", config, vision, reporter, self.folder)
         assert pipeline.condition is not None
         pipeline.run(threading.Event())
-        self.problems = pipeline.condition.told
         for thread in threading.enumerate():
             if thread.name == "condition-front":
                 thread.join()
+        return pipeline.condition.told
 
     def _frames(self, views: tuple[tuple[int, Image], ...]) -> Iterator[Frame]:
         for seconds, view in views:
@@ -80,10 +79,9 @@ def test_cameras_and_microphones_are_watched_and_files_are_not(tmp_path: Path) -
 def test_a_track_that_lives_while_the_camera_moves_leaves_its_zone_and_ends(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     usual, moved = runs.camera.view(), runs.camera.view(0.15)
-    runs.run(
+    assert runs.run(
         config(tmp_path, zones=(EVERYWHERE,), publish=PublishConfig(only_zones=True)), (40, usual), (40, moved)
-    )
-    assert runs.problems == ("moved",)
+    ) == ("moved",)
     new, left, *_, end = runs.kept.events()
     assert (new.kind, new.track.zones) == ("new", ("drive",))
     assert (left.kind, left.reason, left.track.zones) == ("update", "stationary", ("drive",))
@@ -98,11 +96,9 @@ def test_only_zones_are_silent_while_the_camera_is_out_of_place_also_after_a_res
     watched = config(tmp_path, zones=(EVERYWHERE,), publish=PublishConfig(only_zones=True))
     runs.run(watched, (40, usual), (40, moved))
     before = len(runs.kept.events())
-    runs.run(watched, (30, moved))
-    assert runs.problems == ("moved",)
+    assert runs.run(watched, (30, moved)) == ("moved",)
     assert runs.kept.events()[before:] == []
-    runs.run(watched, (30, usual))
-    assert runs.problems == ()
+    assert runs.run(watched, (30, usual)) == ()
     assert runs.kept.events()[-1].track.zones == ("drive",)
 
 
@@ -110,24 +106,21 @@ def test_zones_that_were_drawn_anew_are_used(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     usual, moved = runs.camera.view(), runs.camera.view(0.15)
     runs.run(config(tmp_path, zones=(EVERYWHERE,)), (40, usual), (40, moved))
-    runs.run(config(tmp_path, zones=(NARROW,)), (60, moved))
-    assert runs.problems == ()
+    assert runs.run(config(tmp_path, zones=(NARROW,)), (60, moved)) == ()
 
 
 def test_another_source_is_learned_anew(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
     runs.run(config(tmp_path), (40, runs.camera.view()))
     assert runs.stored.is_file()
-    runs.run(config(tmp_path, "v4l2:/dev/video2"), (60, runs.camera.view(0.15)))
-    assert runs.problems == ()
+    assert runs.run(config(tmp_path, "v4l2:/dev/video2"), (60, runs.camera.view(0.15))) == ()
 
 
 def test_a_gate_that_is_off_changes_nothing(tmp_path: Path) -> None:
     runs = Runs(tmp_path)
-    runs.run(
+    assert runs.run(
         config(tmp_path, gate=GateConfig(motion=False)), (40, runs.camera.view()), (30, runs.camera.view(0.15))
-    )
-    assert runs.problems == ("moved",)
+    ) == ("moved",)
 
 
 def test_a_damaged_file_is_learned_anew_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,9 +128,8 @@ def test_a_damaged_file_is_learned_anew_and_said(tmp_path: Path, caplog: pytest.
     runs.stored.parent.mkdir()
     runs.stored.write_text('{"looks": [{"field": "AA=="}]}')
     with caplog.at_level(logging.WARNING):
-        runs.run(config(tmp_path), (40, runs.camera.view()))
+        assert runs.run(config(tmp_path), (40, runs.camera.view())) == ()
     assert [str(runs.stored) in message for message in caplog.messages] == [True]
-    assert runs.problems == ()
 
 
 def test_what_was_learned_is_small(tmp_path: Path) -> None:
@@ -156,5 +148,4 @@ def test_a_model_that_gives_one_answer_to_everything_is_told(tmp_path: Path) -> 
     runs = Runs(tmp_path)
     stuck = StreamConfig("v4l2:/dev/video0", str(tmp_path / "stuck.toml"), gate=GateConfig(motion=False))
     passing = [(1, StagedCamera(seed % 5).view(0.01 * seed)) for seed in range(50)]
-    runs.run(stuck, *passing)
-    assert "constant" in runs.problems
+    assert "constant" in runs.run(stuck, *passing)
