@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -218,6 +219,7 @@ def device_problems(
         partial(_check_clips_place, config),
         partial(_check_pins, config),
         partial(_check_fusion, config, sources),
+        partial(_check_metrics, config),
     ):
         try:
             check()
@@ -237,6 +239,24 @@ def _check_pins(config: Config) -> None:
                 keys = ("streams", name, "inspection", key)
                 raise ConfigError(f"{pin}: stream {users[pin]} uses it already", keys=keys)
             users[pin] = name
+
+
+def _check_metrics(config: Config) -> None:
+    if config.metrics is not None:
+        from agent.daemon.metrics.exporter import check_metrics
+
+        check_metrics(config.metrics)
+
+
+def _check_metrics_installed(config: Config) -> Iterator[ConfigError]:
+    """Yield what keeps metrics from being served, and nothing else: a daemon runs without them."""
+    if config.metrics is not None:
+        from agent.daemon.metrics.exposition import check_installed
+
+        try:
+            check_installed()
+        except ConfigError as error:
+            yield error
 
 
 def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
@@ -269,7 +289,12 @@ def _check_clips_place(config: Config) -> None:
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
     sources = sources_without_root(file.config) if file.config.fusion else None
-    for error in (*device_problems(file.config, sources), *_folder_problems(file.config)):
+    found = (
+        device_problems(file.config, sources),
+        _folder_problems(file.config),
+        _check_metrics_installed(file.config),
+    )
+    for error in chain(*found):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error
         seen.add(str(error))

@@ -18,6 +18,7 @@ from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.metrics.service import MetricsService
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.shadow import ShadowManager
@@ -184,6 +185,7 @@ class Daemon:
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        self._metrics = MetricsService(self._health.readings)
         self._shadows = ShadowManager(self.runtime)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
 
@@ -191,10 +193,12 @@ class Daemon:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
+            self._metrics.configure(self.runtime.config.metrics)
             self._watch()
         finally:
             self._systemd.stopping()
             self._commands.stop()
+            self._metrics.close()
             self._shadows.close()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
@@ -212,6 +216,8 @@ class Daemon:
                 self._wake()
             self._control.poll()
             self.runtime.poll_fusion()
+            self._metrics.poll()
+            self.runtime.metrics_trouble = self._metrics.trouble
             self._report_health()
             if self._is_done():
                 self._raise_failure()
@@ -288,5 +294,6 @@ class Daemon:
         finally:
             self._systemd.reloaded()
         self._health_file.count_reload()
+        self._metrics.configure(self.runtime.config.metrics)
         self._commands.listen()
         return changes

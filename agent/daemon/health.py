@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from agent import __version__
-from agent.board.proc import boot_id
+from agent.board.proc import boot_id, read_memory
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
 from agent.comms.messages import SpoolHealth
@@ -22,6 +22,7 @@ from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.metrics.readings import LoadMeter, Readings, read_all
 from agent.daemon.runtime import Runtime
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.stream import Stream
@@ -59,7 +60,7 @@ class HealthPublisher:
 
     def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._began, self._heat = time.monotonic(), TemperatureMonitor()
+        self._began, self._heat, self._load = time.monotonic(), TemperatureMonitor(), LoadMeter()
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
         self._published, self._published_at = "", 0.0
@@ -84,6 +85,7 @@ class HealthPublisher:
             runtime.pending_restart,
             runtime.commands_off,
             runtime.state_trouble,
+            runtime.metrics_trouble,
         ]
         self.changed = str(now) != self._published
         if not self.changed and time.monotonic() - self._published_at < runtime.config.health.every_s:
@@ -96,7 +98,11 @@ class HealthPublisher:
         runtime, control = self._runtime, self._control
         with self._reading("memory"):
             self._resident_mb = resident_mb()
-        self.streams = {name: control.with_settings(name, one.health()) for name, one in runtime.streams.items()}
+        shares, busy = self._load.shares(set(runtime.streams))
+        self.streams = {
+            name: replace(control.with_settings(name, one.health()), cpu=shares.get(name, 0.0))
+            for name, one in runtime.streams.items()
+        }
         celsius = self._heat.celsius
         message = messages.HealthMessage(
             version=__version__,
@@ -115,8 +121,16 @@ class HealthPublisher:
             state_folder=runtime.state_trouble,
             fusion=runtime.fusion.health() if runtime.fusion else {},
             texts_refused=runtime.fusion.refused() if runtime.fusion else {},
+            cpu=busy,
+            memory_available_mb=read_memory().available_mb or None,
+            metrics=runtime.metrics_trouble,
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
+
+    def readings(self) -> Readings:
+        """Return what the metrics show. Any thread may call this."""
+        heat = self._heat
+        return read_all(self._runtime, self._load, began_s=self._began, temperature_c=heat.celsius, hot=heat.hot)
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:

@@ -25,8 +25,9 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon import perception
+from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, open_pipeline
+from agent.daemon.pipeline import Input, Pipeline, open_pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -98,6 +99,7 @@ class Stream:
         config: in use.
         model: that it runs; None before it was opened.
         shadow: compares another model with its own; None: none does.
+        metrics: what it has handled since it was made.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
@@ -117,7 +119,7 @@ class Stream:
         self._taught: StreamStates | StreamWords | None = None
         self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
         self._captured: CaptureStats | None = None
-        self._metrics = StreamMetrics()
+        self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
         self._variant = config.variant  # that the model was opened with
@@ -338,17 +340,17 @@ class Stream:
     @property
     def has_result(self) -> bool:
         """True if the current run has made an inference."""
-        return self._metrics.has_result
+        return self.metrics.has_result
 
     @property
     def inferred(self) -> int:
         """Inferences since the start."""
-        return self._metrics.inferences
+        return self.metrics.inferences
 
     @property
     def infer_p95_ms(self) -> float | None:
         """95th percentile of the newest inference times, ms; None before the first inference."""
-        return self._metrics.latency.p95_ms
+        return self.metrics.latency.p95_ms
 
     @property
     def session(self) -> Session | None:
@@ -359,7 +361,7 @@ class Stream:
     @property
     def frames(self) -> int:
         """Inputs handled since the start."""
-        return self._metrics.frames
+        return self.metrics.frames
 
     @property
     def counted_labels(self) -> tuple[tuple[str, str], ...]:
@@ -371,12 +373,25 @@ class Stream:
         """Tracks that have been published and have not ended."""
         return self._reporter.open_tracks if self._reporter else []
 
+    @property
+    def capture(self) -> CaptureStats | None:
+        """Totals of the source of the current run, else of the last one; None before the first."""
+        return source.stats if (source := self._source) else self._captured
+
+    @property
+    def tracks(self) -> int:
+        """Number of tracks that are alive."""
+        return opened.tracker.alive if (opened := self._perception) else 0
+
+    @property
+    def answered_by(self) -> tuple[str, str]:
+        """Backend and variant of the newest answer; empty while it does not run."""
+        return opened.answered_by if (opened := self._perception) else ("", "")
+
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
-        rates, source = self._metrics.rates(), self._source
-        capture = source.stats if source else self._captured
-        opened, model = self._perception, self.model  # the stream's thread may close its own meanwhile
-        backend, variant = opened.answered_by if opened else ("", "")
+        rates, capture, model = self.metrics.rates(), self.capture, self.model
+        backend, variant = self.answered_by
         state, detail = self.status
         return StreamHealth(
             state=state,
@@ -387,7 +402,8 @@ class Stream:
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
-            tracks=opened.tracker.alive if opened else 0,
+            tracks=self.tracks,
+            p95_ms=self.metrics.p95_ms(),
             model=model.manifest.name if model else "",
             backend=backend,
             variant=variant,
@@ -460,11 +476,11 @@ class Stream:
         if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
         on_change, services = partial(_log_change, self.name), self._services
-        self._metrics.begin_run()
+        self.metrics.begin_run()
         with self._inspecting() as inspection:
             opened = self._perception
             self._taught = taught = self._open_taught(opened, reporter)
-            parts = services.recorder, self._metrics, inspection, taught, services.cameras
+            parts = services.recorder, self.metrics, inspection, taught, services.cameras
             source, pipeline, self._clips = open_pipeline(
                 self.name, self.config, opened, reporter, on_change, *parts
             )
@@ -497,10 +513,14 @@ class Stream:
     def _open_reporter(self, opened: Model) -> Reporter:
         shared, model = self._services, ModelId(opened.manifest.name, opened.sha256[:12])
         publish = self.config.publish
-        reporter = Reporter(shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap)
+        counts = self.metrics.events
+        counts.hides_labels = opened.manifest.gives_texts
+        reporter = Reporter(
+            shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap, counts
+        )
         self._reporter = reporter
-        counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
-        if counts and not self._stop.is_set():
+        has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
+        if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
             zones = {pair: 0 for pair in named if pair[0]}
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
