@@ -16,8 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import NamedTuple
 
-CAPACITY = 20_000
-"""Most spans that are kept, some 3 MB: four cameras with 15 pictures a second for half a minute."""
+CAPACITY = 16_000
+"""Most spans that are kept, some 3 MB, and as many as fit into one message: one camera with 15 pictures a second
+for two minutes, or four for half a minute."""
 
 
 class Span(NamedTuple):
