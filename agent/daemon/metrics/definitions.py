@@ -7,6 +7,7 @@ and at most 65 labels of events a stream. Each sample also gets the label `devic
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
@@ -93,9 +94,11 @@ def _stages(readings: Readings) -> Iterator[Labelled]:
 
 
 def _events(readings: Readings) -> Iterator[Labelled]:
+    totals: Counter[tuple[str, str, str]] = Counter()  # labels that differ may look alike as plain text
     for name, stream in readings.streams.items():
         for (label, kind), count in stream.metrics.events.all().items():
-            yield (name, plain(label), kind), count
+            totals[name, plain(label), kind] += count
+    yield from totals.items()
 
 
 def _dropped(readings: Readings) -> Iterator[Labelled]:
