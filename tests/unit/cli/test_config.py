@@ -51,6 +51,33 @@ def problems(file: Path, text: str) -> list[str]:
     return [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
 
 
+@pytest.mark.parametrize(
+    ("keys", "line", "facts"),
+    [
+        ('listen = "0.0.0.0:9469"', 2, ("0.0.0.0:9469", "password_file")),
+        ('listen = "[::]:9469"', 2, ("[::]:9469", "password_file")),
+        ('listen = "metrics.example:9469"', 2, ("metrics.example", "IP address")),
+        ('listen = "9469"', 2, ("listen", "127.0.0.1:9469")),
+        ('username = "x"', 2, ("password_file",)),
+        ("port = 9469", 2, ("port",)),
+    ],
+)
+def test_metrics_that_cannot_be_served_are_told_with_their_line(
+    file: Path, keys: str, line: int, facts: tuple[str, ...]
+) -> None:
+    (problem,) = problems(file, f"[metrics]\n{keys}\n{STREAM}")
+    assert problem.startswith(f"{file}:{line}: ")
+    assert [fact for fact in facts if fact not in problem] == []
+
+
+def test_metrics_without_their_package_are_told_with_the_command(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    (problem,) = problems(file, f"[metrics]\n{STREAM}")
+    assert "pip install 'vedette[metrics]'" in problem
+
+
 def test_a_sound_file_is_fine(file: Path) -> None:
     zone = f'[[streams.front.zones]]\nname = "yard"\npolygon = {SQUARE}\n'
     file.write_text(f'[streams.front]\nsource = "test:"\nmodel = "nanodet"\nvariant = "256"\n{zone}')
