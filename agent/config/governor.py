@@ -19,11 +19,14 @@ class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
             many; 0: none are promised.
         max_latency_ms: longest time from the capture of a picture to its result, for 95 of 100, ms; 0: none is
             promised.
+        smaller_variants: the model's smaller sizes may be used under load. They are kept in memory for it: 15 MB
+            of `nanodet`.
     """
 
     priority: Annotated[int, Meta(ge=0, le=100)] = 50
     min_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
     max_latency_ms: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    smaller_variants: bool = False
 
 
 class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -123,7 +123,7 @@ class Stream:
         self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
-        self._variant = config.variant  # that the model was opened with
+        self._variant = config.variants  # that the model was opened with
         self._adjustments: deque[StreamConfig] = deque()
         self._budget, self._budget_in_use = StreamBudget(), StreamBudget()
         self.reduced = self.unmet = ""
@@ -154,7 +154,7 @@ class Stream:
 
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed about it; `wait_s` as for `open_model`."""
-        variant = self.config.variant
+        variant = self.config.variants
         model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
         log_guesses(self.name, self.config.model)
@@ -369,6 +369,11 @@ class Stream:
     def frames(self) -> int:
         """Inputs handled since the start."""
         return self.metrics.frames
+
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of its thread; None: there is none."""
+        return None if self._thread is None else self._thread.native_id
 
     @property
     def captured(self) -> CaptureStats | None:

@@ -49,6 +49,7 @@ class BoardLoad:
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
         ticks: Callable[[], Ticks] = read_ticks,
+        cores: int = 0,
     ) -> None:
         """Start.
 
@@ -56,9 +57,10 @@ class BoardLoad:
             root: of the file system with the board's sensors.
             clock: monotonic, s.
             ticks: see `read_ticks`.
+            cores: processors; 0: those that this process may use.
         """
         self._root, self._clock, self._ticks = root, clock, ticks
-        self._cores = len(os.sched_getaffinity(0))
+        self._cores = cores or len(os.sched_getaffinity(0))
         self._known = deque([ticks()], maxlen=_WINDOWS + 1)
         self._heat = HeatModel()
         self._slowed, self._slowed_at = "", float("-inf")
