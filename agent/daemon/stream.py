@@ -174,10 +174,12 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones and a variant that is open may differ.
+        Only thresholds, zones, what is promised and a variant that is open may differ.
         """
-        alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
-        return alike == self.config and self._has_open(config.variant)
+        now = self.config
+        promised = replace(config.service, smaller_variants=now.service.smaller_variants)
+        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
         """True if a variant, or `auto`, needs only variants that are open."""
