@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
+from agent.board.proc import read_memory
 from agent.board.thermal import THERMAL, read_brakes, read_supply, read_zones
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config
@@ -84,7 +85,21 @@ class BoardLoad:
             left_s = self._heat.seconds_until(limit_c)
             limit_in = left_s if left_s != float("inf") else None
         others = min(1.0, max(0.0, 1.0 - idle - own))
-        return BoardReading(self._cores, idle, others, celsius, limit_c, settles, limit_in, self._why_slow())
+        return BoardReading(
+            self._cores,
+            idle,
+            others,
+            celsius,
+            limit_c,
+            settles,
+            limit_in,
+            self._why_slow(),
+            self._memory_free(),
+        )
+
+    def _memory_free(self) -> float | None:
+        memory = read_memory(self._root)
+        return memory.available_mb / memory.total_mb if memory.total_mb else None
 
     def _temperature(self, config: Config) -> tuple[float | None, float]:
         zones = read_zones(self._root / THERMAL)
