@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.board.thermal import TemperatureMonitor
+from agent.board.thermal import TemperatureMonitor, Zone
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.vision import VideoPerception
@@ -152,7 +152,7 @@ def test_another_broker_gets_everything_that_is_retained(
 def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heat = TemperatureMonitor(lambda: 76.5, every_s=0.1)
+    heat = TemperatureMonitor(lambda: Zone("cpu-thermal", 76.5), every_s=0.1)
     monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda: heat)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
