@@ -251,6 +251,7 @@ class PowerMonitor:
         supply: warnings now, and earlier: since the board's start where a firmware counts them, else since the
             monitor's; None: the board gives no warnings.
         battery: None: there is none.
+        measures_voltage: True if a firmware or kernel has told whether the voltage is high enough.
     """
 
     def __init__(
@@ -271,6 +272,7 @@ class PowerMonitor:
         self.power: PowerReading | None = None
         self.supply: Supply | None = None
         self.battery: Battery | None = None
+        self.measures_voltage = False
         self._root, self._clock, self._every_s = root, clock, every_s
         self._model, self._busy = power_model(root), BusyCores(root / "proc/stat")
         self._queries = {command: query(command) for command in firmware_commands(root)}
@@ -307,6 +309,7 @@ class PowerMonitor:
     def _read_supply(self) -> Supply | None:
         """Return the firmware's warnings, and that the kernel slows processors; earlier ones are kept."""
         found, slowed = read_supply(self._root, self._ask), bool(read_brakes(self._root / THERMAL))
+        self.measures_voltage = self.measures_voltage or found is not None
         if found is None and not slowed and not self._seen:
             return None
         now = found.now if found else ()
