@@ -90,7 +90,10 @@ class HealthPublisher:
             self._power.poll()
         link = runtime.mqtt.state
         now = [
-            *((name, s.status[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),
+            *(
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet))
+                for name, s in runtime.streams.items()
+            ),
             (self._heat.hot, self._power.supply, link.connects, runtime.recorder.stats.trouble),
             self._homeassistant.trouble,
             runtime.pending_restart,
