@@ -264,7 +264,7 @@ class HealthMessage(Struct, frozen=True):
         streams: by name.
         spool: see `SpoolHealth`.
         rss_mb: resident memory of the daemon, MB.
-        temperature_c: of the hottest thermal zone, °C; None: there is none.
+        temperature_c: of the processor's hottest thermal zone, °C; None: there is none.
         hot: True from `thermal.warn_c` until the temperature is 5 °C below it.
         power_w: power that the board takes, W; None: unknown.
         power_from: sensor that measured it, such as `ina219` or `pmic`; `estimate`: made from the load and

@@ -8,12 +8,12 @@ events in the first half of the clip; it is judged on the second half, as filmed
 
 Events are the beginnings and ends of visits: of tracks of the first run that live for a second or longer. A
 beginning is kept if the other run follows the same sort of thing at the same place within a second after it, an
-end if it does so within the last second before it. Beside it stands how many messages of all tracks, also of those
-that flicker around the threshold, have a counterpart in the sense of `stationary`.
+end if it does so within the last second before it. Beside it stands how many messages of all tracks, also of
+those that flicker around the threshold, have a counterpart in the sense of `stationary`.
 
 CPU time is that of gate, model, tracker and reports, without rendering the scene and without a camera. The energy
-is an estimate for a Raspberry Pi 4B: idle power and power per busy core as others have measured them, and CPU time
-scaled by the predicted time of NanoDet there.
+is an estimate for a Raspberry Pi 4B: idle power and power per busy core as others have measured them, and CPU
+time scaled by the predicted time of NanoDet there.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Outcome(Struct):
 
 
 class MeteredScene(Scene):
-    """A scene that charges CPU time to its parts, without that of rendering, and keeps the tracks of each frame."""
+    """A scene that charges CPU time to its parts, without that of rendering, and keeps each frame's tracks."""
 
     def __init__(
         self, shots: Iterable[Shot], parts: Sequence[Part], outcome: Outcome, vision: VideoPerception
