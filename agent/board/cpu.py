@@ -1,6 +1,6 @@
-"""Processor time: of the whole board, and of the threads of this process.
+"""Processor time of the threads of this process.
 
-Source: https://man7.org/linux/man-pages/man5/proc.5.html (`/proc/stat`, `/proc/[pid]/task/[tid]/stat`).
+Source: https://man7.org/linux/man-pages/man5/proc.5.html (`/proc/[pid]/task/[tid]/stat`).
 """
 
 from __future__ import annotations
@@ -10,41 +10,9 @@ import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from msgspec import Struct
-
 from agent.board.proc import read_text
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-
-
-class CpuTimes(Struct, frozen=True):
-    """Time of all processors together since the board's start, s.
-
-    Attributes:
-        busy: spent on work.
-        total: busy and idle.
-    """
-
-    busy: float
-    total: float
-
-
-def read_cpu_times(root: Path = Path("/")) -> CpuTimes | None:
-    """Read the time of all processors; None: it cannot be read."""
-    try:
-        ticks = [int(part) for part in read_text(root / "proc/stat").partition("\n")[0].split()[1:9]]
-    except ValueError:
-        return None
-    if len(ticks) < 5:
-        return None
-    return CpuTimes((sum(ticks) - sum(ticks[3:5])) / _TICKS_PER_S, sum(ticks) / _TICKS_PER_S)
-
-
-def busy_share(before: CpuTimes | None, now: CpuTimes | None) -> float | None:
-    """Return the share of all processors that was busy between two readings, 0..1; None: it is not known."""
-    if before is None or now is None or now.total <= before.total:
-        return None
-    return min(1.0, max(0.0, (now.busy - before.busy) / (now.total - before.total)))
 
 
 def thread_seconds(tasks: Path = Path("/proc/self/task")) -> dict[int, float]:

@@ -22,7 +22,7 @@ from agent.config import PublishConfig, StreamConfig
 from agent.config.source_uri import parse
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
-from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
+from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
@@ -137,6 +137,9 @@ class Pipeline(ABC, Generic[T]):
             self._report_values({}, math.inf)
         finally:
             self._end_tracks(why)
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Use no more than a budget from the next input on. For the stream's thread; sound uses what it needs."""
 
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
@@ -332,6 +335,9 @@ class VideoPipeline(Pipeline[Frame]):
         super().__init__(source, vision, reporter, clips, metrics)
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        self._vision.set_budget(budget)
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""

@@ -32,7 +32,7 @@ from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
-from agent.types import Track
+from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
@@ -99,7 +99,9 @@ class Stream:
         config: in use.
         model: that it runs; None before it was opened.
         shadow: compares another model with its own; None: none does.
-        metrics: what it has handled since it was made.
+        metrics: what it has handled.
+        reduced: what it has less of than everything, and why; empty: of nothing.
+        unmet: which promise of its service is not kept, and by whose doing; empty: all are.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
@@ -122,8 +124,10 @@ class Stream:
         self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
-        self._variant = config.variant  # that the model was opened with
+        self._variant = config.variants  # that the model was opened with
         self._adjustments: deque[StreamConfig] = deque()
+        self._budget, self._budget_in_use = StreamBudget(), StreamBudget()
+        self.reduced = self.unmet = ""
         self._is_announced = False
         self.shadow: Shadow | None = None
         self._abandoned_s: float | None = None
@@ -151,7 +155,7 @@ class Stream:
 
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed about it; `wait_s` as for `open_model`."""
-        variant = self.config.variant
+        variant = self.config.variants
         model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
         log_guesses(self.name, self.config.model)
@@ -171,10 +175,12 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones and a variant that is open may differ.
+        Only thresholds, zones, what is promised and a variant that is open may differ.
         """
-        alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
-        return alike == self.config and self._has_open(config.variant)
+        now = self.config
+        promised = replace(config.service, smaller_variants=now.service.smaller_variants)
+        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
         """True if a variant, or `auto`, needs only variants that are open."""
@@ -185,6 +191,10 @@ class Stream:
         except VedetteError:
             return False
         return set(wanted) <= set(self.model.manifest.variants) and not self.model_changed
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Use no more than a budget of the governor from the next input on. Any thread may call this."""
+        self._budget = budget
 
     def snapshot_now(self) -> None:
         """Publish the next picture as the snapshot. Raises CommandError if there will be none."""
@@ -364,6 +374,16 @@ class Stream:
         return self.metrics.frames
 
     @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of its thread; None: there is none."""
+        return None if self._thread is None else self._thread.native_id
+
+    @property
+    def captured(self) -> CaptureStats | None:
+        """Totals of the source; None before it was opened."""
+        return source.stats if (source := self._source) is not None else self._captured
+
+    @property
     def counted_labels(self) -> tuple[tuple[str, str], ...]:
         """Zones and labels with a count, see `Reporter.counted`."""
         return self._reporter.counted_labels if self._reporter else ()
@@ -372,11 +392,6 @@ class Stream:
     def open_tracks(self) -> list[Track]:
         """Tracks that have been published and have not ended."""
         return self._reporter.open_tracks if self._reporter else []
-
-    @property
-    def capture(self) -> CaptureStats | None:
-        """Totals of the source of the current run, else of the last one; None before the first."""
-        return source.stats if (source := self._source) else self._captured
 
     @property
     def tracks(self) -> int:
@@ -390,7 +405,7 @@ class Stream:
 
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
-        rates, capture, model = self.metrics.rates(), self.capture, self.model
+        rates, capture, model = self.metrics.rates(), self.captured, self.model
         backend, variant = self.answered_by
         state, detail = self.status
         return StreamHealth(
@@ -405,6 +420,8 @@ class Stream:
             tracks=self.tracks,
             p95_ms=self.metrics.p95_ms(),
             model=model.manifest.name if model else "",
+            reduced=self.reduced,
+            unmet=self.unmet,
             backend=backend,
             variant=variant,
         )
@@ -477,6 +494,7 @@ class Stream:
             return
         on_change, services = partial(_log_change, self.name), self._services
         self.metrics.begin_run()
+        self._budget_in_use = StreamBudget()
         with self._inspecting() as inspection:
             opened = self._perception
             self._taught = taught = self._open_taught(opened, reporter)
@@ -561,6 +579,9 @@ class Stream:
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
         pipeline.shadow = self.shadow
+        if (budget := self._budget) != self._budget_in_use:
+            self._budget_in_use = budget
+            pipeline.set_budget(budget)
         while self._adjustments:
             opened.configure(self._adjustments.popleft())
         if not self._is_announced and (capture := source.stats).state in ("running", "ended"):

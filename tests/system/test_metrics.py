@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from agent.board.thermal import temperature_c
 from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.prometheus import Prometheus
@@ -69,7 +68,9 @@ def test_every_panel_of_the_dashboard_shows_what_a_daemon_serves(tmp_path: Path,
             metric = VARIABLES[variable]["query"]["query"].removeprefix("label_values(").partition("{")[0]
             (series,) = prometheus.result(metric.partition(",")[0])
             assert series["metric"][variable] in (TOPICS.device, "front")
-        without = [] if temperature_c() is not None else ["Temperature"]
+        page = get(port, f"{USER}:{PASSWORD}")
+        sensors = {"Temperature": "vedette_board_temperature_celsius", "Power": "vedette_board_power_watts"}
+        without = [title for title, metric in sensors.items() if metric not in page]
         wait_for(lambda: [title for title, one in expressions() if not prometheus.result(one)] == without, 10.0)
         (frames,) = prometheus.query("vedette_stream_frames_total")
         page = get(port, f"{USER}:{PASSWORD}")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from msgspec import Struct
 
 from agent.comms.reporter import EventCounts
+from agent.daemon.resources.meter import StreamMeter
 from agent.types import StreamResult
 
 _WINDOW = 256
@@ -83,15 +84,17 @@ class StreamMetrics:
     Attributes:
         frames: inputs handled since the start: pictures, or chunks of sound.
         gated: of these, inputs for which the gate was closed.
+        predicted: of these, inputs that were not inferred although the gate was open, as the governor wanted it.
         inferences: made since the start.
         has_result: an inference was made in the current run.
         stages: times by stage; `infer` is that of one inference. Another thread adds those of `publish`.
         events: published events by label and kind.
+        meter: measures for the governor.
     """
 
     def __init__(self) -> None:
-        self.frames = self.gated = self.inferences = self._infer_ns = 0
-        self.has_result, self.events = False, EventCounts()
+        self.frames = self.gated = self.predicted = self.inferences = self._infer_ns = 0
+        self.has_result, self.events, self.meter = False, EventCounts(), StreamMeter()
         self.stages = {stage: StageTimer() for stage in STAGES}
         self._before, self._at = (0, 0, 0), time.monotonic()
 
@@ -109,12 +112,14 @@ class StreamMetrics:
     def add(self, result: StreamResult, inferences: int) -> None:
         """Count one input and the inferences that were made for it."""
         self.frames += 1
+        self.meter.add(result)
         times, stages = result.stages, self.stages
         stages["queue"].add(times.queue)
         stages["gate"].add(times.gate)
         stages["track"].add(times.track)
         if result.detections is None:
-            self.gated += 1
+            self.gated += result.predicted is None
+            self.predicted += result.predicted is not None
             return
         self.inferences += inferences
         self._infer_ns += times.infer

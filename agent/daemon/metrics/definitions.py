@@ -1,8 +1,8 @@
 """The metrics, as a table: name, kind, help, labels, and how the samples are read.
 
-To add one, add a row to `METRICS`; what it reads is in `Readings`. Names follow Prometheus' conventions: base
-units, and `_total` for what only grows. Every label has few values: names of streams, stages, states and reasons,
-and at most 65 labels of events a stream. Each sample also gets the label `device`.
+To add one, add a row to `METRICS`; what it reads is in `DaemonReadings`. Names follow Prometheus' conventions:
+base units, and `_total` for what only grows. Every label has few values: names of streams, stages, states and
+reasons, and at most 65 labels of events a stream. Each sample also gets the label `device`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 from agent.daemon.metrics.counters import StageTimer
-from agent.daemon.metrics.readings import Readings, StreamReading
+from agent.daemon.metrics.readings import DaemonReadings, StreamTotals
 from agent.daemon.stream import State
 from agent.storage.spool.pending import Reason
 from agent.text import plain
@@ -40,26 +40,26 @@ class MetricDefinition(Struct, frozen=True):
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...]
-    read: Callable[[Readings], Iterable[Labelled]]
+    read: Callable[[DaemonReadings], Iterable[Labelled]]
 
 
-Reader = Callable[[Readings], Iterable[Labelled]]
+Reader = Callable[[DaemonReadings], Iterable[Labelled]]
 
 
-def _one(value: Callable[[Readings], Value | None]) -> Reader:
+def _one(value: Callable[[DaemonReadings], Value | None]) -> Reader:
     """Return a reader of one sample without labels; None: there is none now."""
 
-    def read(readings: Readings) -> Iterator[Labelled]:
+    def read(readings: DaemonReadings) -> Iterator[Labelled]:
         if (found := value(readings)) is not None:
             yield (), found
 
     return read
 
 
-def _each(value: Callable[[StreamReading], Value | None]) -> Reader:
+def _each(value: Callable[[StreamTotals], Value | None]) -> Reader:
     """Return a reader of one sample a stream; None: the stream has none now."""
 
-    def read(readings: Readings) -> Iterator[Labelled]:
+    def read(readings: DaemonReadings) -> Iterator[Labelled]:
         for name, stream in readings.streams.items():
             if (found := value(stream)) is not None:
                 yield (name,), found
@@ -75,25 +75,25 @@ def _clips(key: str) -> Reader:
     return _one(lambda r: None if r.clips is None else float(getattr(r.clips, key)))
 
 
-def _states(readings: Readings) -> Iterator[Labelled]:
+def _states(readings: DaemonReadings) -> Iterator[Labelled]:
     for name, stream in readings.streams.items():
         for state in get_args(State):
             yield (name, state), float(stream.state == state)
 
 
-def _models(readings: Readings) -> Iterator[Labelled]:
+def _models(readings: DaemonReadings) -> Iterator[Labelled]:
     for name, stream in readings.streams.items():
         yield (name, stream.model, stream.backend, stream.variant), 1.0
 
 
-def _stages(readings: Readings) -> Iterator[Labelled]:
+def _stages(readings: DaemonReadings) -> Iterator[Labelled]:
     for name, stream in readings.streams.items():
         for stage, timer in stream.metrics.stages.items():
             if any(timer.counts):
                 yield (name, stage), timer
 
 
-def _events(readings: Readings) -> Iterator[Labelled]:
+def _events(readings: DaemonReadings) -> Iterator[Labelled]:
     totals: Counter[tuple[str, str, str]] = Counter()  # labels that differ may look alike as plain text
     for name, stream in readings.streams.items():
         for (label, kind), count in stream.metrics.events.all().items():
@@ -101,15 +101,20 @@ def _events(readings: Readings) -> Iterator[Labelled]:
     yield from totals.items()
 
 
-def _dropped(readings: Readings) -> Iterator[Labelled]:
+def _dropped(readings: DaemonReadings) -> Iterator[Labelled]:
     for reason in get_args(Reason):
         yield (reason,), readings.spool.dropped_by.get(reason, 0)
 
 
-def _cpu(readings: Readings) -> Iterator[Labelled]:
-    if (cpu := readings.cpu) is not None:
-        yield ("busy",), cpu.busy
-        yield ("idle",), cpu.total - cpu.busy
+def _cpu(readings: DaemonReadings) -> Iterator[Labelled]:
+    if (cpu := readings.cpu).total:
+        yield ("busy",), cpu.total - cpu.idle
+        yield ("idle",), cpu.idle
+
+
+def _power(readings: DaemonReadings) -> Iterator[Labelled]:
+    if (power := readings.power) is not None:
+        yield (power.source,), power.watts
 
 
 _STREAM = ("stream",)
@@ -167,6 +172,27 @@ METRICS: tuple[MetricDefinition, ...] = (
         "Of the handled ones, those for which the gate was closed, so that the model did not run.",
         _STREAM,
         _each(lambda s: s.metrics.gated),
+    ),
+    MetricDefinition(
+        "vedette_stream_predicted_frames_total",
+        "counter",
+        "Of the handled ones, those that were not inferred although the gate was open, by the governor.",
+        _STREAM,
+        _each(lambda s: s.metrics.predicted),
+    ),
+    MetricDefinition(
+        "vedette_stream_reduced",
+        "gauge",
+        "1 while the governor gives the stream less than everything.",
+        _STREAM,
+        _each(lambda s: s.reduced),
+    ),
+    MetricDefinition(
+        "vedette_stream_unmet",
+        "gauge",
+        "1 while a promise of the stream's service is not kept.",
+        _STREAM,
+        _each(lambda s: s.unmet),
     ),
     MetricDefinition(
         "vedette_stream_inferences_total",
@@ -274,6 +300,13 @@ METRICS: tuple[MetricDefinition, ...] = (
         "Temperature of the hottest thermal zone.",
         (),
         _one(lambda r: r.temperature_c),
+    ),
+    MetricDefinition(
+        "vedette_board_power_watts",
+        "gauge",
+        "Power that the board takes; the source estimate is not measured.",
+        ("source",),
+        _power,
     ),
     MetricDefinition(
         "vedette_board_hot",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from agent.comms.http.server import Page
 from agent.daemon.metrics.counters import BOUNDS_S, StageTimer
 from agent.daemon.metrics.definitions import METRICS, Labelled, MetricDefinition
-from agent.daemon.metrics.readings import Readings
+from agent.daemon.metrics.readings import DaemonReadings
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class Exposition:
         ConfigError: the client library is not installed.
     """
 
-    def __init__(self, read: Callable[[], Readings], definitions: Iterable[MetricDefinition] = METRICS) -> None:
+    def __init__(
+        self, read: Callable[[], DaemonReadings], definitions: Iterable[MetricDefinition] = METRICS
+    ) -> None:
         check_installed()
         from prometheus_client import CollectorRegistry, ProcessCollector
 

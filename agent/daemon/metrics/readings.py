@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from agent import __version__
-from agent.board.cpu import CpuTimes, StreamCpuMeter, busy_share, read_cpu_times, thread_names, thread_seconds
+from agent.board.cpu import StreamCpuMeter, thread_names, thread_seconds
+from agent.board.power import PowerReading
 from agent.board.proc import Memory, read_memory
 from agent.capture.supervisor import CaptureStats
 from agent.comms.mqtt.session import LinkState
 from agent.daemon.metrics.counters import StreamMetrics
+from agent.daemon.resources.load import Ticks, read_ticks
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.storage.spool.spool import SpoolStats
@@ -25,7 +27,7 @@ _THREADS = ("stream-", "capture-", "read-", "clips-", "shadow-", "reject-")
 """Beginnings of the names of a stream's threads."""
 
 
-class StreamReading(Struct, frozen=True):
+class StreamTotals(Struct, frozen=True):
     """One stream at a scrape.
 
     Attributes:
@@ -35,6 +37,8 @@ class StreamReading(Struct, frozen=True):
         tracks: alive now.
         model, backend, variant: in use; empty: not known.
         cpu_s: processor time of its threads, s.
+        reduced: True if the governor gives it less than everything.
+        unmet: True if a promise of its service is not kept.
     """
 
     state: str
@@ -45,9 +49,11 @@ class StreamReading(Struct, frozen=True):
     backend: str
     variant: str
     cpu_s: float
+    reduced: bool = False
+    unmet: bool = False
 
 
-class Readings(Struct, frozen=True):
+class DaemonReadings(Struct, frozen=True):
     """Everything at a scrape.
 
     Attributes:
@@ -60,22 +66,24 @@ class Readings(Struct, frozen=True):
         clips: of all streams; None: no stream makes any.
         temperature_c: of the hottest zone, °C; None: not known.
         hot: see `agent.comms.messages.HealthMessage`.
-        cpu: time of the board's processors; None: not known.
+        cpu: time of the board's processors; zeros: not known.
         memory: of the board.
+        power: that the board takes; None: not known.
     """
 
     version: str
     python: str
     device: str
     uptime_s: float
-    streams: dict[str, StreamReading]
+    streams: dict[str, StreamTotals]
     spool: SpoolStats
     link: LinkState
     clips: ClipStats | None
     temperature_c: float | None
     hot: bool
-    cpu: CpuTimes | None
+    cpu: Ticks
     memory: Memory
+    power: PowerReading | None = None
 
 
 class LoadMeter:
@@ -87,7 +95,7 @@ class LoadMeter:
     def __init__(self) -> None:
         self._threads = StreamCpuMeter()
         self._before: dict[str, float] = {}
-        self._at, self._board = time.monotonic(), read_cpu_times()
+        self._at, self._board = time.monotonic(), read_ticks()
 
     def stream_seconds(self, streams: set[str]) -> dict[str, float]:
         """Return the processor time of each stream's threads since the start, s."""
@@ -96,23 +104,34 @@ class LoadMeter:
 
     def shares(self, streams: set[str]) -> tuple[dict[str, float], float | None]:
         """Return the processors that each stream used since the last call, and the share of all that was busy."""
-        now, board, totals = time.monotonic(), read_cpu_times(), self.stream_seconds(streams)
+        now, board, totals = time.monotonic(), read_ticks(), self.stream_seconds(streams)
         seconds = max(1e-3, now - self._at)
         used = {name: total - self._before.get(name, 0.0) for name, total in totals.items()}
-        busy = busy_share(self._board, board)
+        busy = _busy_share(self._board, board)
         self._before, self._at, self._board = totals, now, board
         shares = {name: round(max(0.0, one) / seconds, 3) for name, one in used.items()}
         return shares, None if busy is None else round(busy, 3)
 
 
+def _busy_share(before: Ticks, now: Ticks) -> float | None:
+    total = now.total - before.total
+    return None if total <= 0.0 else min(1.0, max(0.0, 1.0 - (now.idle - before.idle) / total))
+
+
 def read_all(
-    runtime: Runtime, load: LoadMeter, *, began_s: float, temperature_c: float | None, hot: bool
-) -> Readings:
+    runtime: Runtime,
+    load: LoadMeter,
+    *,
+    began_s: float,
+    temperature_c: float | None,
+    hot: bool,
+    power: PowerReading | None = None,
+) -> DaemonReadings:
     """Read everything. Any thread may call this; `began_s` is when the daemon started, CLOCK_MONOTONIC, s."""
     streams = dict(runtime.streams)
     used = load.stream_seconds(set(streams))
     makes_clips = any(stream.config.clips is not None for stream in streams.values())
-    return Readings(
+    return DaemonReadings(
         version=__version__,
         python=platform.python_version(),
         device=runtime.topics.device,
@@ -123,20 +142,23 @@ def read_all(
         clips=runtime.recorder.stats if makes_clips else None,
         temperature_c=temperature_c,
         hot=hot,
-        cpu=read_cpu_times(),
+        cpu=read_ticks(),
         memory=read_memory(),
+        power=power,
     )
 
 
-def _reading(stream: Stream, cpu_s: float) -> StreamReading:
+def _reading(stream: Stream, cpu_s: float) -> StreamTotals:
     model, (backend, variant) = stream.model, stream.answered_by
-    return StreamReading(
+    return StreamTotals(
         stream.status[0],
         stream.metrics,
-        stream.capture,
+        stream.captured,
         stream.tracks,
         model.manifest.name if model else "",
         backend,
         variant,
         cpu_s,
+        bool(stream.reduced),
+        bool(stream.unmet),
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agent.config.metrics import MetricsConfig
-from agent.daemon.metrics.readings import Readings
+from agent.daemon.metrics.readings import DaemonReadings
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 class MetricsService:
     """Serves metrics while they are configured. For the daemon's thread; `read` is called in others."""
 
-    def __init__(self, read: Callable[[], Readings]) -> None:
+    def __init__(self, read: Callable[[], DaemonReadings]) -> None:
         self._read = read
         self._exporter: MetricsExporter | None = None
         self._missing = ""

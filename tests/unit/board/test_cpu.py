@@ -1,4 +1,4 @@
-"""Processor time of the board and of threads, from files as the kernel writes them."""
+"""Processor time of threads, from files as the kernel writes them."""
 
 from __future__ import annotations
 
@@ -6,39 +6,9 @@ import threading
 import time
 from pathlib import Path
 
-from agent.board.cpu import (
-    CpuTimes,
-    StreamCpuMeter,
-    busy_share,
-    read_cpu_times,
-    thread_names,
-    thread_seconds,
-)
+from agent.board.cpu import StreamCpuMeter, thread_names, thread_seconds
 
 PREFIXES = ("stream-", "clips-")
-
-
-def stat(root: Path, text: str) -> Path:
-    (root / "proc").mkdir(exist_ok=True)
-    (root / "proc/stat").write_text(text)
-    return root
-
-
-def test_waiting_for_the_disk_is_no_work(tmp_path: Path) -> None:
-    found = read_cpu_times(stat(tmp_path, "cpu  100 10 50 800 40 0 0 0 7 7\ncpu0 1 1\n"))
-    assert found == CpuTimes(1.6, 10.0)
-
-
-def test_a_file_that_cannot_be_read_is_not_known(tmp_path: Path) -> None:
-    assert read_cpu_times(tmp_path) is None
-    assert read_cpu_times(stat(tmp_path, "cpu x y\n")) is None
-    assert read_cpu_times(stat(tmp_path, "cpu 1 2\n")) is None
-
-
-def test_the_share_is_of_the_time_between() -> None:
-    assert busy_share(CpuTimes(1.0, 10.0), CpuTimes(3.0, 14.0)) == 0.5
-    assert busy_share(CpuTimes(1.0, 10.0), CpuTimes(1.0, 10.0)) is None
-    assert busy_share(None, CpuTimes(1.0, 10.0)) is None
 
 
 def test_a_thread_may_have_any_name(tmp_path: Path) -> None:

@@ -12,13 +12,14 @@ from msgspec.structs import replace
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from agent.board.cpu import CpuTimes
+from agent.board.power import PowerReading
 from agent.board.proc import Memory
 from agent.comms.mqtt.session import LinkState
 from agent.daemon.metrics.counters import STAGES, StreamMetrics
 from agent.daemon.metrics.definitions import METRICS, MetricDefinition
 from agent.daemon.metrics.exposition import Exposition, check_installed
-from agent.daemon.metrics.readings import Readings, StreamReading
+from agent.daemon.metrics.readings import DaemonReadings, StreamTotals
+from agent.daemon.resources.load import Ticks
 from agent.errors import ConfigError
 from agent.storage.clips.recorder import ClipStats
 from agent.storage.spool.spool import SpoolStats
@@ -30,16 +31,16 @@ SPOOL = SpoolStats(3, 4096, 5, "disk", {"age": 5})
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 
 
-def stream(*labels: str) -> StreamReading:
+def stream(*labels: str) -> StreamTotals:
     metrics = StreamMetrics()
     metrics.add(StreamResult([], [], StageTimes(*[2_000_000] * 7)), 1)
     for label in labels:
         metrics.events.add(Event("new", Track("a", label, 0.5, 0.5, 1, NOW, NOW), "appeared"))
-    return StreamReading("running", metrics, None, 1, "person", "cpu", "full", 1.5)
+    return StreamTotals("running", metrics, None, 1, "person", "cpu", "full", 1.5)
 
 
-def readings(**streams: StreamReading) -> Readings:
-    return Readings(
+def readings(**streams: StreamTotals) -> DaemonReadings:
+    return DaemonReadings(
         version="1.0",
         python="3.13.0",
         device="porch",
@@ -50,12 +51,13 @@ def readings(**streams: StreamReading) -> Readings:
         clips=ClipStats(1, 0, 0, 1, 5000, ""),
         temperature_c=48.5,
         hot=False,
-        cpu=CpuTimes(10.0, 40.0),
+        cpu=Ticks(40.0, 30.0),
         memory=Memory(1024, 512),
+        power=PowerReading(4.5, "pmic"),
     )
 
 
-def samples(found: Readings, accept: str = "") -> dict[str, list[tuple[dict[str, str], float]]]:
+def samples(found: DaemonReadings, accept: str = "") -> dict[str, list[tuple[dict[str, str], float]]]:
     page = Exposition(lambda: found).page(accept)
     parse: Any = parse_openmetrics if "openmetrics" in page.content_type else text_string_to_metric_families
     by_name: dict[str, list[tuple[dict[str, str], float]]] = {}
@@ -77,6 +79,7 @@ def test_what_is_read_is_what_a_parser_finds(accept: str) -> None:
         "busy": 10.0,
         "idle": 30.0,
     }
+    assert found["vedette_board_power_watts"] == [({"device": "porch", "source": "pmic"}, 4.5)]
     assert {one["stage"] for one, _ in found["vedette_stream_stage_seconds_count"]} == set(STAGES) - {"publish"}
     assert "process_resident_memory_bytes" in found
 
@@ -95,7 +98,7 @@ def test_the_buckets_of_a_histogram_grow_to_its_count() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    found = samples(replace(readings(), temperature_c=None, cpu=None, clips=None, memory=Memory()))
+    found = samples(replace(readings(), temperature_c=None, cpu=Ticks(), clips=None, memory=Memory()))
     missing = ("board_temperature_celsius", "board_cpu_seconds_total", "clips_saved_total", "board_memory_bytes")
     assert [name for name in missing if f"vedette_{name}" in found] == []
 

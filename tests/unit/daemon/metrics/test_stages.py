@@ -27,6 +27,12 @@ def test_a_closed_gate_counts_no_stage_that_did_not_run() -> None:
     assert counted(metrics) == {"queue": 3, "gate": 3, "prepare": 1, "infer": 1, "decode": 1, "track": 3}
 
 
+def test_a_picture_that_the_governor_leaves_out_is_not_one_of_a_closed_gate() -> None:
+    metrics = StreamMetrics()
+    metrics.add(StreamResult([], None, GATED.stages, predicted=[]), 1)
+    assert (metrics.frames, metrics.gated, metrics.predicted, metrics.inferences) == (1, 0, 1, 0)
+
+
 def test_the_newest_times_are_of_the_current_run_and_totals_stay() -> None:
     metrics = StreamMetrics()
     metrics.add(RAN, 2)

@@ -20,6 +20,7 @@ from agent.daemon.metrics.trace import TraceRecording, pack
 from agent.errors import CommandError
 from agent.spans import SpanRecorder
 from agent.types import StageTimes
+from tests.support.publishing import wait_for
 from tests.support.trace_events import Slice, read_trace
 
 Told = tuple[dict[str, Any] | None, str]
@@ -28,6 +29,10 @@ MAIN = {threading.get_native_id(): "stream-front"}
 
 def unpacked(result: dict[str, Any]) -> tuple[str, list[Slice]]:
     return read_trace(gzip.decompress(base64.b64decode(result["trace"])))
+
+
+def is_recording() -> bool:
+    return spans.active is not None
 
 
 def started(recording: TraceRecording, seconds: float, max_packet: int = 0) -> queue.SimpleQueue[Told]:
@@ -51,12 +56,11 @@ def filled(frames: int) -> SpanRecorder:
 
 def test_what_threads_do_meanwhile_is_in_the_trace() -> None:
     answers = started(TraceRecording("porch"), 0.3)
-    while spans.active is None:
-        time.sleep(0.001)
+    wait_for(is_recording)
     with spans.span("commit"):
         time.sleep(0.01)
     result, why = answers.get(timeout=20)
-    assert spans.active is None
+    assert not is_recording()
     assert (why, result is not None) == ("", True)
     assert result is not None
     process, (commit,) = unpacked(result)
@@ -71,19 +75,18 @@ def test_a_second_one_is_refused_while_one_is_recorded() -> None:
     with pytest.raises(CommandError, match="already"):
         started(recording, 0.1)
     answers.get(timeout=20)
-    recording._thread and recording._thread.join()
+    wait_for(lambda: recording._thread is None or not recording._thread.is_alive())
     assert started(recording, 0.01).get(timeout=20)[1] == ""
 
 
 def test_a_daemon_that_stops_ends_it_without_an_answer() -> None:
     recording = TraceRecording("porch")
     answers = started(recording, 100.0)
-    while spans.active is None:
-        time.sleep(0.001)
+    wait_for(is_recording)
     recording.stop()
     assert recording._thread is not None
     recording._thread.join(10)
-    assert spans.active is None
+    assert not is_recording()
     assert answers.empty()
 
 
