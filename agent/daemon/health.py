@@ -250,7 +250,7 @@ class HealthFile:
         now = replace(published, state=state, detail=detail)
         return StreamReport(
             **asdict(now),
-            inferred=stream.inferred,
-            infer_p95_ms=stream.infer_p95_ms,
+            inferred=stream.metrics.inferences,
+            infer_p95_ms=stream.metrics.latency.p95_ms,
             shadow=self._shadows.report(name),
         )

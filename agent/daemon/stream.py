@@ -353,25 +353,10 @@ class Stream:
         return self.metrics.has_result
 
     @property
-    def inferred(self) -> int:
-        """Inferences since the start."""
-        return self.metrics.inferences
-
-    @property
-    def infer_p95_ms(self) -> float | None:
-        """95th percentile of the newest inference times, ms; None before the first inference."""
-        return self.metrics.latency.p95_ms
-
-    @property
     def session(self) -> Session | None:
         """Session of the model; None before the first inference, and while the stream does not run."""
         opened, pipeline = self._perception, self._pipeline
         return opened.session if opened is not None and pipeline is not None and self.has_result else None
-
-    @property
-    def frames(self) -> int:
-        """Inputs handled since the start."""
-        return self.metrics.frames
 
     @property
     def thread_id(self) -> int | None:

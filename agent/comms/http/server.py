@@ -30,7 +30,7 @@ SERVER = "Vedette"
 """Value of the header `Server`, by which `vedette doctor` knows a daemon's port."""
 
 
-class ServerLimits(Struct, frozen=True):
+class HttpLimits(Struct, frozen=True):
     """Bounds of a server.
 
     Attributes:
@@ -46,7 +46,7 @@ class ServerLimits(Struct, frozen=True):
     request_bytes: int = 16 * 1024
 
 
-LIMITS = ServerLimits()
+LIMITS = HttpLimits()
 _POLL_S = 0.25
 _PAUSE_S = 1.0
 _BACKLOG = 16
@@ -96,7 +96,7 @@ class HttpServer:
     """
 
     def __init__(
-        self, listener: socket.socket, render: Render, access: Access, limits: ServerLimits = LIMITS
+        self, listener: socket.socket, render: Render, access: Access, limits: HttpLimits = LIMITS
     ) -> None:
         """Serve on a listening socket, see `listen`."""
         self._listener, self._render, self.access, self._limits = listener, render, access, limits
@@ -212,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def __init__(
-        self, connection: socket.socket, server: HttpServer, access: Access, until: float, limits: ServerLimits
+        self, connection: socket.socket, server: HttpServer, access: Access, until: float, limits: HttpLimits
     ) -> None:
         self._server, self._access, self._until, self._limits = server, access, until, limits
         super().__init__(connection, ("", 0), None)  # type: ignore[arg-type]  # it only keeps the server

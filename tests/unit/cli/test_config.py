@@ -27,6 +27,7 @@ from tests.support.sound import tone_model
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs" / "examples"
 STREAM = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+CAMERA = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
 
 
@@ -65,7 +66,7 @@ def problems(file: Path, text: str) -> list[str]:
 def test_metrics_that_cannot_be_served_are_told_with_their_line(
     file: Path, keys: str, line: int, facts: tuple[str, ...]
 ) -> None:
-    (problem,) = problems(file, f"[metrics]\n{keys}\n{STREAM}")
+    (problem,) = problems(file, f"[metrics]\n{keys}\n{CAMERA}")
     assert problem.startswith(f"{file}:{line}: ")
     assert [fact for fact in facts if fact not in problem] == []
 
@@ -74,7 +75,7 @@ def test_metrics_without_their_package_are_told_with_the_command(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    (problem,) = problems(file, f"[metrics]\n{STREAM}")
+    (problem,) = problems(file, f"[metrics]\n{CAMERA}")
     assert "pip install 'vedette[metrics]'" in problem
 
 
@@ -373,7 +374,7 @@ def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
 def test_the_schema_has_every_table() -> None:
     schema = json.loads(call("schema").stdout)
     tables = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal", "homeassistant"}
-    tables |= {"text", "fusion"}
+    tables |= {"text", "fusion", "governor", "metrics"}
     assert set(schema["$defs"]["Config"]["properties"]) == tables
 
 

@@ -14,19 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent.comms.http.server import Access, HttpServer, Page, ServerLimits, listen
+from agent.comms.http.server import Access, HttpLimits, HttpServer, Page, listen
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST
 
 PAGE = Page("text/plain; charset=utf-8", b"vedette_up 1\n")
-QUICK = ServerLimits(connections=2, request_s=0.3, answer_s=1.0, request_bytes=2048)
+QUICK = HttpLimits(connections=2, request_s=0.3, answer_s=1.0, request_bytes=2048)
 
 
 def page(accept: str) -> Page:
     return PAGE
 
 
-def running(access: Access = Access(), limits: ServerLimits = QUICK) -> HttpServer:  # noqa: B008 - it is frozen
+def running(access: Access = Access(), limits: HttpLimits = QUICK) -> HttpServer:  # noqa: B008 - it is frozen
     server = HttpServer(listen(HOST, 0), page, access, limits)
     server.start()
     return server
@@ -147,7 +147,7 @@ def test_https_serves_and_plain_text_at_its_port_disturbs_nobody(tmp_path: Path)
     make_certificates(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
-    made = running(Access(tls=context), ServerLimits(connections=2, request_s=2.0))
+    made = running(Access(tls=context), HttpLimits(connections=2, request_s=2.0))
     assert PAGE.body not in exchange(made, b"GET /metrics HTTP/1.1\r\n\r\n")
     trusting = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     client = http.client.HTTPSConnection(*made.address, timeout=5, context=trusting)
