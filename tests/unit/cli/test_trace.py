@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,28 +96,29 @@ def test_a_refusal_is_the_devices_words(device: Device) -> None:
     assert not Path("trace.json").exists()
 
 
-HUGE = base64.b64encode(gzip.compress(b"[" * 200_000_000, 1)).decode()
+def zipped(content: bytes) -> str:
+    return base64.b64encode(gzip.compress(content, 1)).decode()
 
 
-@pytest.mark.parametrize(
-    "packed",
-    [
-        None,
-        5,
-        "",
-        "!!!",
-        base64.b64encode(b"no gzip").decode(),
-        base64.b64encode(gzip.compress(b"{}")).decode(),
-        base64.b64encode(gzip.compress(b'{"traceEvents": 5}')).decode(),
-        base64.b64encode(gzip.compress(b"[" * 100_000)).decode(),
-        str(answer()["trace"])[:100],
-        HUGE,
-    ],
-    ids=lambda packed: str(packed)[:12],
-)
-def test_an_answer_that_holds_no_trace_writes_nothing(tmp_path: Path, packed: object) -> None:
+UNREADABLE: dict[str, Callable[[], object]] = {
+    "none": lambda: None,
+    "number": lambda: 5,
+    "empty": lambda: "",
+    "no base64": lambda: "!!!",
+    "no gzip": lambda: base64.b64encode(b"no gzip").decode(),
+    "no events": lambda: zipped(b"{}"),
+    "no list": lambda: zipped(b'{"traceEvents": 5}'),
+    "no events in it": lambda: zipped(b'{"traceEvents": [5]}'),
+    "nested": lambda: zipped(b"[" * 100_000),
+    "cut off": lambda: str(answer()["trace"])[:100],
+    "far too large": lambda: zipped(b"[" * 80_000_000),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_answer_that_holds_no_trace_writes_nothing(tmp_path: Path, kind: str) -> None:
     with pytest.raises(BrokerError):
-        module.write_trace(tmp_path / "t.json", packed)
+        module.write_trace(tmp_path / "t.json", UNREADABLE[kind]())
     assert list(tmp_path.iterdir()) == []
 
 
