@@ -26,6 +26,7 @@ from agent.compute.manifest import AUTO
 from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig
 from agent.config.load import ConfigFile, load
+from agent.config.metrics import is_loopback
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
@@ -102,7 +103,7 @@ def warnings(path: Path) -> list[str]:
         file = load(path)
     except ConfigError:
         return []
-    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file)]
+    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file), *_metrics_in_plain_text(file)]
     found += [read.describe_old_keys() for read in file.files if read.old_keys]
     found += [
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
@@ -128,6 +129,15 @@ def _texts_off(file: ConfigFile) -> Iterator[str]:
         yield f"{file.where('text', name)}: text {name} is not used: there is no [fusion]"
 
 
+def _metrics_in_plain_text(file: ConfigFile) -> Iterator[str]:
+    config = file.config.metrics
+    if config is not None and config.username and not config.cert_file:
+        with suppress(ConfigError):  # reported as a problem
+            if not is_loopback(config.address[0]):
+                where = file.where("metrics", "listen")
+                yield f"{where}: the password crosses the network in plain text; cert_file and key_file avoid that"
+
+
 def _not_checked(file: ConfigFile) -> Iterator[str]:
     """Yield the checks that only the service's user can make."""
     found = list(_device_problems(file))
@@ -140,8 +150,10 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 
 def _open_passwords(config: Config) -> list[str]:
     found = dict[str, None]()
-    for stream in config.streams.values():
-        if (name := stream.capture.password_file) and not wants_credentials(name):
+    of_streams = (stream.capture.password_file for stream in config.streams.values())
+    of_metrics = (config.metrics.password_file, config.metrics.key_file) if config.metrics is not None else ()
+    for name in (*of_streams, *of_metrics):
+        if name and not wants_credentials(name):
             with suppress(ConfigError):  # reported as a problem of the stream
                 path = expand(name, ConfigError)
                 found |= {str(path): None} if is_open_to_all(path) else {}

@@ -111,14 +111,10 @@ class HealthPublisher:
 
     def publish(self) -> None:
         """Publish the health message."""
-        runtime, control = self._runtime, self._control
+        runtime = self._runtime
         with self._reading("memory"):
             self._resident_mb = resident_mb()
-        shares, busy = self._load.shares(set(runtime.streams))
-        self.streams = {
-            name: replace(control.with_settings(name, one.health()), cpu=shares.get(name, 0.0))
-            for name, one in runtime.streams.items()
-        }
+        busy = self._read_streams()
         celsius, power = self._heat.celsius, self._power.power
         message = messages.HealthMessage(
             version=__version__,
@@ -146,6 +142,15 @@ class HealthPublisher:
             metrics=runtime.metrics_trouble,
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
+
+    def _read_streams(self) -> float | None:
+        """Read the health of each stream; return the share of all processors that was busy meanwhile."""
+        shares, busy = self._load.shares(set(self._runtime.streams))
+        self.streams = {
+            name: replace(self._control.with_settings(name, one.health()), cpu=shares.get(name, 0.0))
+            for name, one in self._runtime.streams.items()
+        }
+        return busy
 
     def readings(self) -> DaemonReadings:
         """Return what the metrics show. Any thread may call this."""

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from agent.cli.config import config, resolved_config
 from agent.config.load import RULE, load, parse
 from agent.config.toml import to_toml
+from agent.daemon.check import warnings
 from agent.daemon.overrides import FILE, Overrides, Value
 from agent.errors import ConfigError
 from agent.text import plain
@@ -69,6 +70,19 @@ def test_metrics_that_cannot_be_served_are_told_with_their_line(
     (problem,) = problems(file, f"[metrics]\n{keys}\n{CAMERA}")
     assert problem.startswith(f"{file}:{line}: ")
     assert [fact for fact in facts if fact not in problem] == []
+
+
+def test_a_password_of_metrics_that_others_may_learn_is_a_warning(file: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("xyz\n")
+    secret.chmod(0o644)
+    login = f'username = "x"\npassword_file = "{secret}"\n'
+    file.write_text(f'[metrics]\nlisten = "0.0.0.0:9469"\n{login}{CAMERA}')
+    told = warnings(file)
+    assert [f"{file}:2" in one or str(secret) in one for one in told] == [True, True]
+    secret.chmod(0o600)
+    file.write_text(f"[metrics]\n{login}{CAMERA}")
+    assert warnings(file) == []
 
 
 def test_metrics_without_their_package_are_told_with_the_command(
