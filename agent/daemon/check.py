@@ -135,7 +135,7 @@ def _metrics_in_plain_text(file: ConfigFile) -> Iterator[str]:
         with suppress(ConfigError):  # reported as a problem
             if not is_loopback(config.address[0]):
                 where = file.where("metrics", "listen")
-                yield f"{where}: the password crosses the network in plain text; cert_file and key_file avoid that"
+                yield f"{where}: the password crosses the network in plain text; set cert_file and key_file"
 
 
 def _not_checked(file: ConfigFile) -> Iterator[str]:
