@@ -204,6 +204,7 @@ class VideoPerception:
         wants_inference: infer the next frame, even if nothing moves.
         secondary: runs other models on what is found; None: there are none.
         camera, answers: watch the pictures, and the model; None: nobody does.
+        config: in use.
     """
 
     secondary: SecondaryStage | None = None
@@ -235,12 +236,12 @@ class VideoPerception:
         track = replace(config.track, min_hits=1) if self._texts else config.track
         self.tracker = Tracker(track, zones, stream)
         self._gives_numbers = model.manifest.gives_numbers
-        self._config, self._budget, self._left_out = config, StreamBudget(), _ANY
+        self.config, self._budget, self._left_out = config, StreamBudget(), _ANY
         self._zones_suspended = False
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds, zones and another open variant; tracks continue."""
-        self._config = config
+        self.config = config
         self._build_detector()
         self._set_zones()
         if self.camera is not None:
@@ -250,10 +251,10 @@ class VideoPerception:
         """Leave the zones out, or use them again; tracks continue. Return False if there are none."""
         self._zones_suspended = suspended
         self._set_zones()
-        return bool(self._config.zones)
+        return bool(self.config.zones)
 
     def _set_zones(self) -> None:
-        self.tracker.set_zones(Zones(() if self._zones_suspended else self._config.zones))
+        self.tracker.set_zones(Zones(() if self._zones_suspended else self.config.zones))
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Infer as many frames, and with the variant, that a budget allows; tracks continue."""
@@ -262,7 +263,7 @@ class VideoPerception:
             self._build_detector()
 
     def _build_detector(self) -> None:
-        config = self._config
+        config = self.config
         if self._budget.variant:
             config = replace(config, variant=self._budget.variant)
         self._detector = build_detector(self.session, self.model, config)

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from agent.config.condition import ConditionConfig
 from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.inspection import InspectionConfig
+from agent.config.metrics import MetricsConfig
 from agent.config.secondary import SecondaryConfig
 from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
 from agent.types import Point
@@ -439,6 +440,11 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return (self.model, *(one.model for one in self.secondary or ()))
 
     @property
+    def variants(self) -> str:
+        """Variants of its model to open, as `agent.models.library.open_model` takes them."""
+        return f"{self.variant}+" if self.service.smaller_variants else self.variant
+
+    @property
     def shows_part(self) -> bool:
         """True if the model is not shown whole pictures."""
         return self.gate.crop or self.crop != (0.0, 0.0, 1.0, 1.0)
@@ -515,6 +521,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         thermal: limit of the board's temperature.
         governor: what gives way when not all fits.
         homeassistant: how the device announces itself to Home Assistant.
+        metrics: metrics for Prometheus; left out: none are served.
         text: texts from the broker as evidence, by name.
         fusion: events from several streams and texts together, by name.
     """
@@ -528,5 +535,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     thermal: ThermalConfig = ThermalConfig()
     governor: GovernorConfig = GovernorConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
+    metrics: MetricsConfig | None = None
     text: dict[Name, TextConfig] = {}
     fusion: dict[Name, FusionConfig] = {}

@@ -18,7 +18,9 @@ from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.metrics.service import MetricsService
 from agent.daemon.overrides import OverridesFile
+from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.shadow import ShadowManager
@@ -117,6 +119,7 @@ class Daemon:
         file: Path | None = None,
         exit_when_done: bool = False,
         stop_times: StopTimes = STOP_TIMES,
+        board_load: BoardLoad | None = None,
     ) -> None:
         """Take a validated configuration.
 
@@ -128,8 +131,9 @@ class Daemon:
             file: of the configuration, for `doctor`; None: there is none.
             exit_when_done: return when the source of every stream has ended.
             stop_times: how long a stop may take.
+            board_load: reads load and temperature for the governor; None: those of this board.
         """
-        self._stop_times = stop_times
+        self._stop_times, self._board_load = stop_times, board_load
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
@@ -185,8 +189,9 @@ class Daemon:
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        self._metrics = MetricsService(self._health.readings)
         self._shadows = ShadowManager(self.runtime)
-        self._resources = ResourceManager(self.runtime)
+        self._resources = ResourceManager(self.runtime, self._board_load)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
 
     def _run(self) -> None:
@@ -194,11 +199,13 @@ class Daemon:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
             self._resources.start()
+            self._metrics.configure(self.runtime.config.metrics)
             self._watch()
         finally:
             self._systemd.stopping()
             self._resources.stop()
             self._commands.stop()
+            self._metrics.close()
             self._shadows.close()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
@@ -216,6 +223,8 @@ class Daemon:
                 self._wake()
             self._control.poll()
             self.runtime.poll_fusion()
+            self._metrics.poll()
+            self.runtime.metrics_trouble = self._metrics.trouble
             self._report_health()
             if self._is_done():
                 self._raise_failure()
@@ -230,7 +239,7 @@ class Daemon:
 
     def _report_health(self) -> None:
         is_due = self._health.due()
-        self._homeassistant.announce(has_temperature=self._health.has_temperature)
+        self._homeassistant.announce(self._health.sensors)
         if is_due:
             if self._health.changed:  # a stream that has started or stopped leaves much free memory behind
                 trim_heap()
@@ -292,5 +301,6 @@ class Daemon:
         finally:
             self._systemd.reloaded()
         self._health_file.count_reload()
+        self._metrics.configure(self.runtime.config.metrics)
         self._commands.listen()
         return changes

@@ -14,14 +14,17 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from agent import __version__
-from agent.board.proc import boot_id
+from agent.board.power import PowerMonitor
+from agent.board.proc import boot_id, read_memory
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
-from agent.comms.messages import SpoolHealth
+from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
+from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
 from agent.daemon.runtime import Runtime
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.stream import Stream
@@ -59,7 +62,9 @@ class HealthPublisher:
 
     def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._began, self._heat = time.monotonic(), TemperatureMonitor()
+        self._began, self._heat, self._power = time.monotonic(), TemperatureMonitor(), PowerMonitor()
+        self._load = LoadMeter()
+        self._sensors: frozenset[str] = frozenset()
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
         self._published, self._published_at = "", 0.0
@@ -67,26 +72,37 @@ class HealthPublisher:
         self.streams: dict[str, StreamHealth] = {}
 
     @property
-    def has_temperature(self) -> bool:
-        """True if the board has a temperature sensor that can be read."""
-        return self._heat.celsius is not None
+    def sensors(self) -> frozenset[str]:
+        """What the board has measured since the start: `temperature`, `power`, `under_voltage`, `battery`."""
+        power = self._power
+        measured = {
+            "temperature": self._heat.celsius is not None,
+            "power": power.power is not None and power.power.is_measured,
+            "under_voltage": power.measures_voltage,
+            "battery": power.battery is not None and power.battery.percent is not None,
+        }
+        self._sensors |= {name for name, there in measured.items() if there}
+        return self._sensors
 
     def due(self) -> bool:
         """Return True if the message is due: it is old, or something has changed. The caller publishes."""
         runtime, overridden = self._runtime, self._control.overridden
         with self._reading("temperature"):
             self._heat.poll(runtime.config.thermal.warn_c)
+        with self._reading("power"):
+            self._power.poll()
         link = runtime.mqtt.state
         now = [
             *(
-                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), s.problems)
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), problems_of(s.condition))
                 for name, s in runtime.streams.items()
             ),
-            (self._heat.hot, link.connects, runtime.recorder.stats.trouble),
+            (self._heat.hot, self._power.supply, link.connects, runtime.recorder.stats.trouble),
             self._homeassistant.trouble,
             runtime.pending_restart,
             runtime.commands_off,
             runtime.state_trouble,
+            runtime.metrics_trouble,
         ]
         self.changed = str(now) != self._published
         if not self.changed and time.monotonic() - self._published_at < runtime.config.health.every_s:
@@ -96,11 +112,11 @@ class HealthPublisher:
 
     def publish(self) -> None:
         """Publish the health message."""
-        runtime, control = self._runtime, self._control
+        runtime = self._runtime
         with self._reading("memory"):
             self._resident_mb = resident_mb()
-        self.streams = {name: control.with_settings(name, one.health()) for name, one in runtime.streams.items()}
-        celsius = self._heat.celsius
+        busy = self._read_streams()
+        celsius, power = self._heat.celsius, self._power.power
         message = messages.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
@@ -110,6 +126,10 @@ class HealthPublisher:
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if celsius is None else round(celsius, 1),
             hot=self._heat.hot,
+            power_w=power.watts if power else None,
+            power_from=power.source if power else "",
+            supply=_supply(self._power),
+            battery=_battery(self._power),
             link=link_health(runtime.mqtt.state),
             clips=_clips(runtime),
             homeassistant=self._homeassistant.trouble,
@@ -118,8 +138,31 @@ class HealthPublisher:
             state_folder=runtime.state_trouble,
             fusion=runtime.fusion.health() if runtime.fusion else {},
             texts_refused=runtime.fusion.refused() if runtime.fusion else {},
+            cpu=busy,
+            memory_available_mb=read_memory().available_mb or None,
+            metrics=runtime.metrics_trouble,
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
+
+    def _read_streams(self) -> float | None:
+        """Read the health of each stream; return the share of all processors that was busy meanwhile."""
+        shares, busy = self._load.shares(set(self._runtime.streams))
+        self.streams = {
+            name: replace(self._control.with_settings(name, one.health()), cpu=shares.get(name, 0.0))
+            for name, one in self._runtime.streams.items()
+        }
+        return busy
+
+    def readings(self) -> DaemonReadings:
+        """Return what the metrics show. Any thread may call this."""
+        return read_all(
+            self._runtime,
+            self._load,
+            began_s=self._began,
+            temperature_c=self._heat.celsius,
+            hot=self._heat.hot,
+            power=self._power.power,
+        )
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -134,6 +177,14 @@ class HealthPublisher:
             if what in self._unreadable:
                 log.info("%s: can be read again", what)
             self._unreadable.discard(what)
+
+
+def _supply(monitor: PowerMonitor) -> SupplyHealth | None:
+    return SupplyHealth(monitor.supply.now, monitor.supply.before) if monitor.supply else None
+
+
+def _battery(monitor: PowerMonitor) -> BatteryHealth | None:
+    return BatteryHealth(monitor.battery.status, monitor.battery.percent) if monitor.battery else None
 
 
 def _clips(runtime: Runtime) -> messages.ClipsHealth | None:
@@ -205,7 +256,7 @@ class HealthFile:
         now = replace(published, state=state, detail=detail)
         return StreamReport(
             **asdict(now),
-            inferred=stream.inferred,
-            infer_p95_ms=stream.infer_p95_ms,
+            inferred=stream.metrics.inferences,
+            infer_p95_ms=stream.metrics.latency.p95_ms,
             shadow=self._shadows.report(name),
         )

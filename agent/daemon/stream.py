@@ -25,9 +25,10 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon import perception
-from agent.daemon.condition.watchers import open_condition
+from agent.daemon.condition.told import problems_of
+from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, log_change, open_pipeline
+from agent.daemon.pipeline import Input, Pipeline, log_change, open_pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -125,7 +126,7 @@ class Stream:
         self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
-        self._variant = config.variant  # that the model was opened with
+        self._variant = config.variants  # that the model was opened with
         self._adjustments: deque[StreamConfig] = deque()
         self._budget, self._budget_in_use = StreamBudget(), StreamBudget()
         self.reduced = self.unmet = ""
@@ -156,7 +157,7 @@ class Stream:
 
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed about it; `wait_s` as for `open_model`."""
-        variant = self.config.variant
+        variant = self.config.variants
         model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
         log_guesses(self.name, self.config.model)
@@ -176,10 +177,12 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones and a variant that is open may differ.
+        Only thresholds, zones, what is promised and a variant that is open may differ.
         """
-        alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
-        return alike == self.config and self._has_open(config.variant)
+        now = self.config
+        promised = replace(config.service, smaller_variants=now.service.smaller_variants)
+        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
         """True if a variant, or `auto`, needs only variants that are open."""
@@ -260,11 +263,6 @@ class Stream:
     def condition(self) -> StreamCondition | None:
         """Tells what is wrong with its inputs; None: nobody watches them."""
         return pipeline.condition if (pipeline := self._pipeline) is not None else None
-
-    @property
-    def problems(self) -> tuple[str, ...]:
-        """Problems of its camera, microphone or model."""
-        return condition.told if (condition := self.condition) is not None else ()
 
     @property
     def has_sound(self) -> bool:
@@ -363,25 +361,15 @@ class Stream:
         return self.metrics.has_result
 
     @property
-    def inferred(self) -> int:
-        """Inferences since the start."""
-        return self.metrics.inferences
-
-    @property
-    def infer_p95_ms(self) -> float | None:
-        """95th percentile of the newest inference times, ms; None before the first inference."""
-        return self.metrics.latency.p95_ms
-
-    @property
     def session(self) -> Session | None:
         """Session of the model; None before the first inference, and while the stream does not run."""
         opened, pipeline = self._perception, self._pipeline
         return opened.session if opened is not None and pipeline is not None and self.has_result else None
 
     @property
-    def frames(self) -> int:
-        """Inputs handled since the start."""
-        return self.metrics.frames
+    def thread_id(self) -> int | None:
+        """The kernel's id of its thread; None: there is none."""
+        return None if self._thread is None else self._thread.native_id
 
     @property
     def captured(self) -> CaptureStats | None:
@@ -398,11 +386,20 @@ class Stream:
         """Tracks that have been published and have not ended."""
         return self._reporter.open_tracks if self._reporter else []
 
+    @property
+    def tracks(self) -> int:
+        """Number of tracks that are alive."""
+        return opened.tracker.alive if (opened := self._perception) else 0
+
+    @property
+    def answered_by(self) -> tuple[str, str]:
+        """Backend and variant of the newest answer; empty while it does not run."""
+        return opened.answered_by if (opened := self._perception) else ("", "")
+
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
-        rates, capture = self.metrics.rates(), self.captured
-        opened, model = self._perception, self.model  # the stream's thread may close its own meanwhile
-        backend, variant = opened.answered_by if opened else ("", "")
+        rates, capture, model = self.metrics.rates(), self.captured, self.model
+        backend, variant = self.answered_by
         state, detail = self.status
         return StreamHealth(
             state=state,
@@ -413,11 +410,12 @@ class Stream:
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
-            tracks=opened.tracker.alive if opened else 0,
+            tracks=self.tracks,
+            p95_ms=self.metrics.p95_ms(),
             model=model.manifest.name if model else "",
             reduced=self.reduced,
             unmet=self.unmet,
-            problems=self.problems,
+            problems=problems_of(self.condition),
             backend=backend,
             variant=variant,
         )
@@ -494,11 +492,10 @@ class Stream:
         with self._inspecting() as inspection:
             opened = self._perception
             self._taught = taught = self._open_taught(opened, reporter)
-            parts = services.recorder, self.metrics, inspection, taught, services.cameras
+            parts = services.recorder, self.metrics, inspection, taught, services.cameras, services.state
             source, pipeline, self._clips = open_pipeline(
                 self.name, self.config, opened, reporter, on_change, *parts
             )
-            pipeline.condition = open_condition(self.name, self.config, opened, reporter, services.state)
             self._run_pipeline(source, pipeline, opened)
 
     def _run_pipeline(self, source: Input, pipeline: Pipeline[Any], opened: Perception) -> None:
@@ -528,10 +525,14 @@ class Stream:
     def _open_reporter(self, opened: Model) -> Reporter:
         shared, model = self._services, ModelId(opened.manifest.name, opened.sha256[:12])
         publish = self.config.publish
-        reporter = Reporter(shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap)
+        counts = self.metrics.events
+        counts.hides_labels = opened.manifest.gives_texts
+        reporter = Reporter(
+            shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap, counts
+        )
         self._reporter = reporter
-        counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
-        if counts and not self._stop.is_set():
+        has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
+        if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
             zones = {pair: 0 for pair in named if pair[0]}
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)

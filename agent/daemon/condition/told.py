@@ -132,6 +132,11 @@ class StreamCondition:
         self._reporter.condition(ConditionMessage(device, stream, problems, self._suspended))
 
 
+def problems_of(condition: StreamCondition | None) -> tuple[Problem, ...]:
+    """Return the problems of a stream that last; none if nobody watches it."""
+    return condition.told if condition is not None else ()
+
+
 def _length(seconds: float) -> str:
     if seconds < 120.0:
         return f"{seconds:.0f} s"
