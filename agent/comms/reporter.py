@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
@@ -12,7 +14,7 @@ from msgspec.structs import replace
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, OpenTrack, PartVerdict, StageTimes, StreamResult, Track
+from agent.types import Event, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track
 
 
 class EventSink(Protocol):
@@ -46,10 +48,41 @@ class EventTap:
         self.listener: EventListener | None = None
 
 
+class SampleLimiter:
+    """Limits the rate of one stream's `detections`. One that comes too early waits until it is due, or a newer comes.
+
+    Times are s of CLOCK_MONOTONIC. The owner does the locking.
+
+    Attributes:
+        every_s: least time between two, s; 0: each passes at once.
+    """
+
+    def __init__(self) -> None:
+        self.every_s = 0.0
+        self._passed_s = -math.inf
+        self._waiting: messages.DetectionsMessage | None = None
+
+    def add(self, message: messages.DetectionsMessage, now_s: float) -> messages.DetectionsMessage | None:
+        """Add the newest; return what is to be sent now."""
+        self._waiting = message
+        return self.due(now_s)
+
+    def due(self, now_s: float) -> messages.DetectionsMessage | None:
+        """Return the one that has waited, if it is to be sent now."""
+        if self._waiting is None or now_s < self._passed_s + self.every_s:
+            return None
+        message, self._waiting, self._passed_s = self._waiting, None, now_s
+        return message
+
+    def drop(self) -> None:
+        """Drop the one that waits."""
+        self._waiting = None
+
+
 class Reporter:
     """Publishes the results of one stream, and remembers the tracks that need an `end`.
 
-    For the stream's thread; any thread may call `stop` and `close`.
+    For the stream's thread; any thread may call `set_budget`, `stop` and `close`.
     """
 
     def __init__(
@@ -69,6 +102,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._stopped = self._closed = False
         self._answered_by = ("", "")
+        self._samples = SampleLimiter()
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
@@ -92,9 +126,25 @@ class Reporter:
                     backend,
                     variant,
                 )
-                self._board.send(self._topics.detections(self._stream), messages.encode(message))
+                self._send_sample(self._samples.add(message, time.monotonic()))
+            else:
+                self._send_sample(self._samples.due(time.monotonic()))
             if result.events:
                 self._put_wanted(result.events, at, result.stages, backend, variant)
+
+    def _send_sample(self, message: messages.DetectionsMessage | None) -> None:
+        if message is not None:
+            self._board.send(self._topics.detections(self._stream), messages.encode(message))
+
+    def send_due_sample(self) -> None:
+        """Send the newest `detections` that had to wait, if it is due; call now and then while no input comes."""
+        with self._lock:
+            self._send_sample(self._samples.due(time.monotonic()))
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Send `detections` at the rate of a budget from now on. Any thread may call this."""
+        with self._lock:
+            self._samples.every_s = budget.samples_every_s
 
     def events(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
@@ -121,6 +171,7 @@ class Reporter:
         """From now on publish only ends of tracks, and counts of 0. Measurements and states are unknown then."""
         with self._lock:
             self._stopped = True
+            self._samples.drop()
             for label in self._values:
                 self._board.retain(self._topics.value(self._stream, label), b"")
             self._values.clear()

@@ -16,13 +16,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import PublishConfig, StreamConfig
 from agent.config.source_uri import parse
-from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
+from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
@@ -212,6 +213,12 @@ class Pipeline(ABC, Generic[T]):
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
 
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Keep to a budget's samples, snapshots and clips from the next input on. Any thread may call this."""
+        self._reporter.set_budget(budget)
+        if self._clips is not None:
+            self._clips.set_budget(budget)
+
     @property
     def _wait_s(self) -> float:
         """Longest wait for the next input, s."""
@@ -245,6 +252,7 @@ class Pipeline(ABC, Generic[T]):
     def _idle(self) -> None:
         """End the tracks of a lost source at once, those of a slow one when they are due."""
         self._report_values({})
+        self._reporter.send_due_sample()
         if self._source.lost:
             self._end_tracks("stall")
         elif self._perception.tracker.alive:
@@ -263,8 +271,10 @@ class Pipeline(ABC, Generic[T]):
                 self._clips.add_events(events)
 
 
-_SNAPSHOT_QUALITY = 80
-"""Quality of the JPEG, 1..100."""
+_FULL = StreamBudget()
+"""Of snapshots that were asked for."""
+_SMALL_BELOW, _SMALL_WIDTH = 60, 480
+"""Below this quality of the JPEG, snapshots are made so narrow, px: a fifth of the bytes at quality 40."""
 _BETTER = 1.1
 """A frame replaces an earlier one of the same track if its quality is so many times higher."""
 _CUT = 0.5
@@ -282,12 +292,16 @@ class BestShot:
     """
 
     def __init__(self, every_s: float) -> None:
-        self._every_ns = round(every_s * 1e9)
+        self.set_interval(every_s)
         self._shot_ns: int | None = None
         self._checked_ns: int | None = None
         self._id = ""
         self._hits = 0
         self._best = 0.0
+
+    def set_interval(self, every_s: float) -> None:
+        """Change the least time between frames, s. Any thread may call this."""
+        self._every_ns = round(every_s * 1e9)
 
     def is_due(self, now_ns: int) -> bool:
         """Return True if a frame without events is worth checking, a few times within `every_s`."""
@@ -350,31 +364,51 @@ class SnapshotStage:
     ) -> None:
         self._vision, self._reporter, self._config, self._states = vision, reporter, config, states
         self._best = BestShot(config.snapshot_every_s)
-        self._requested = False
+        self._requested, self._budget = False, _FULL
 
     def request(self) -> None:
-        """Publish the next frame, whatever is in it."""
+        """Publish the next frame, whatever is in it, in full quality."""
         self._requested = True
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Keep to quality and rate of a budget. Any thread may call this."""
+        self._budget = budget
+        self._best.set_interval(self._config.snapshot_every_s * budget.snapshot_factor)
 
     def process(self, frame: Frame, result: StreamResult, *, in_place: bool) -> None:
         """Publish the newest frame if it is the best, or was asked for; `in_place`: its image may be drawn on."""
-        if self._is_best(frame, result) or self._requested:
-            self._requested = False
-            self._publish(frame, in_place=in_place)
+        requested = self._requested
+        if self._is_best(frame, result) or requested:
+            if requested:
+                self._requested = False
+            self._publish(frame, _FULL if requested else self._budget, in_place=in_place)
 
     def _is_best(self, frame: Frame, result: StreamResult) -> bool:
         if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
             return False
         return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
 
-    def _publish(self, frame: Frame, *, in_place: bool) -> None:
-        from agent.compute.drawing import annotate, jpeg
+    def _publish(self, frame: Frame, budget: StreamBudget, *, in_place: bool) -> None:
+        from agent.compute.drawing import annotate
 
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         shown = [*(self._states.tracks if self._states is not None else ()), *found]
         picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
-        self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
+        self._reporter.snapshot(encode_snapshot(replace(frame, image=picture), budget))
+
+
+def encode_snapshot(frame: Frame, budget: StreamBudget) -> bytes:
+    """Return the JPEG of a frame in the quality of a budget; one of low quality is small, too.
+
+    Raises:
+        BackendError: OpenCV cannot encode it.
+    """
+    from agent.compute.drawing import FrameEncoder
+
+    quality = budget.snapshot_quality
+    width = _SMALL_WIDTH if quality < _SMALL_BELOW else frame.image.shape[1]
+    return FrameEncoder(width, quality).encode(frame).jpeg
 
 
 class VideoPipeline(Pipeline[Frame]):
@@ -397,6 +431,11 @@ class VideoPipeline(Pipeline[Frame]):
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
         self._snapshots.request()
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Keep to a budget's samples, snapshots and clips from the next frame on. Any thread may call this."""
+        super().set_budget(budget)
+        self._snapshots.set_budget(budget)
 
     def _process(self, frame: Frame) -> None:
         kept = False
