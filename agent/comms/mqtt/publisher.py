@@ -28,6 +28,7 @@ from agent.comms.mqtt.session import BrokerSession, LinkState, Stop
 from agent.comms.topics import OFFLINE, STOPPED, Topics
 from agent.config import MqttConfig
 from agent.errors import BrokerError, ConfigError
+from agent.types import LinkLoad
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +186,10 @@ class Publisher:
             session.events.acknowledged,
             session.transient.dropped,
         )
+
+    def load(self) -> LinkLoad:
+        """Return how busy the connection to the broker is. Any thread may call this."""
+        return self._session.load()
 
     def stop(self, timeout_s: float) -> None:
         """Send what waits, publish `stopped`, disconnect. Returns in time even if the broker does not answer.

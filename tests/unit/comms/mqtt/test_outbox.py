@@ -27,7 +27,6 @@ class Line:
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
         self.answered: list[tuple[str, bytes, bytes]] = []
-        self.is_clogged = False
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, kind: str = "state") -> int:
         if "+" in topic:
@@ -285,19 +284,18 @@ def test_an_answer_is_sent_to_whom_waits_and_to_nobody_after_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     answers, line = TransientQueue(), Line()
-    line.is_clogged = True
     answers.reply("me", b"{}", b"7")
-    answers.send(wire(line))
-    assert line.answered == []
-    line.is_clogged, line.max_packet = False, 50
+    answers.send(wire(line), 0)
+    assert line.answered == [] and answers.is_waiting
+    line.max_packet = 50
     answers.reply("me/+", b"{}", b"")
     answers.reply("me", bytes(100), b"")
-    answers.send(wire(line))
+    answers.send(wire(line), 1000)
     assert line.answered == [("me", b"{}", b"7")]
     assert len(caplog.records) == 2
     answers.reply("me", b"{}", b"8")
     answers.restart()
-    answers.send(wire(line))
+    answers.send(wire(line), 1000)
     assert len(line.answered) == 1
 
 
@@ -305,7 +303,7 @@ def test_answers_that_nobody_can_take_are_bounded() -> None:
     answers, line = TransientQueue(), Line()
     for number in range(1000):
         answers.reply("me", str(number).encode(), b"")
-    answers.send(wire(line))
+    answers.send(wire(line), 100_000)
     assert [payload for _, payload, _ in line.answered] == [str(n).encode() for n in range(936, 1000)]
 
 
@@ -327,20 +325,86 @@ def test_a_refused_state_is_said_once_until_it_is_taken(caplog: pytest.LogCaptur
 
 def test_samples_are_dropped_and_counted_when_the_network_is_slow() -> None:
     samples, line = TransientQueue(), Line()
-    line.is_clogged = True
     for number in range(100):
         samples.put("t", b"%d" % number)
-    samples.send(wire(line))
+    samples.send(wire(line), 0)
     assert not line.published
-    assert samples.dropped == 36
-    line.is_clogged, line.max_packet = False, 50
+    assert (samples.dropped, samples.bytes) == (36, 2 * 64)
+    line.max_packet = 50
     samples.put("t", bytes(100))
-    samples.send(wire(line))
+    samples.send(wire(line), 10_000)
+    assert (samples.is_waiting, samples.bytes) == (False, 0)
     assert [payload for _, payload in line.published] == [b"%d" % number for number in range(37, 100)]
     assert samples.dropped == 38
     samples.put("t", b"x")
     samples.drop(2)
     assert samples.dropped == 41
+
+
+def test_of_samples_only_a_few_bytes_are_handed_on_at_once() -> None:
+    samples, line = TransientQueue(), Line()
+    for _ in range(10):
+        samples.put("t", bytes(1000))
+    samples.send(wire(line), 2500)
+    assert len(line.published) == 3, "the one that goes beyond the room among them"
+    samples.put("t", bytes(100_000))
+    samples.send(wire(line), 1)
+    assert len(line.published) == 4
+
+
+def test_a_sample_that_has_waited_for_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, line = TransientQueue(), Line()
+    samples.put("t", b"old")
+    now_s = time.monotonic() + 1.5
+    monkeypatch.setattr("agent.comms.mqtt.outbox.time.monotonic", lambda: now_s)
+    samples.put("t", b"new")
+    samples.send(wire(line), 100)
+    assert line.published == [("t", b"new")]
+    assert samples.dropped == 1
+
+
+def test_large_states_wait_for_each_other_and_only_the_newest_of_a_topic_waits() -> None:
+    states, line = RetainedTopics("host:1883"), Line()
+    for content in (b"1", b"2"):
+        states.set("front/snapshot", content * 80_000)
+        states.set("back/snapshot", content * 50_000)
+    states.set("front/count", b"1")
+    states.send(wire(line), 9)
+    assert [topic for topic, _ in line.published] == ["front/count"]
+    assert (states.wants_large, states.large_bytes) == (True, 130_000)
+    states.send_large(wire(line))
+    states.send_large(wire(line))
+    assert line.published[1:] == [("front/snapshot", b"2" * 80_000)]
+    assert not states.wants_large, "one is in flight"
+    assert states.acknowledge(PubAck(2, 0))
+    states.send_large(wire(line))
+    assert line.published[2:] == [("back/snapshot", b"2" * 50_000)]
+    states.restart()
+    assert states.wants_large, "a new connection gets all of them again"
+
+
+def test_a_large_state_that_cannot_be_sent_does_not_hold_up_the_next() -> None:
+    states, line = RetainedTopics("host:1883"), Line()
+    states.set("+/snapshot", bytes(50_000))
+    states.set("front/snapshot", bytes(50_000))
+    states.send_large(wire(line))
+    states.send_large(wire(line))
+    assert [topic for topic, _ in line.published] == ["front/snapshot"]
+
+
+def test_the_age_of_the_oldest_event_in_flight_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    outgoing, line, now_s = kept(3), Line(), [time.monotonic()]
+    events = flow(outgoing)
+    assert events.oldest_s == 0.0
+    monkeypatch.setattr("agent.comms.mqtt.outbox.time.monotonic", lambda: now_s[0])
+    for _ in range(2):
+        send(events, line, 1)
+        now_s[0] += 1.0
+    assert events.oldest_s == pytest.approx(2.0)
+    events.acknowledge(PubAck(1, 0))
+    assert events.oldest_s == pytest.approx(1.0)
+    events.restart()
+    assert events.oldest_s == 0.0
 
 
 def test_a_topic_that_is_allowed_again_while_some_are_in_flight_forgets_none() -> None:
