@@ -255,11 +255,13 @@ class StreamResult(Struct, frozen=True):
         events: of the tracks.
         detections: None if the gate was closed and the model did not run.
         stages: see `StageTimes`.
+        predicted: where the tracks should be now, if the frame was not inferred although the gate was open.
     """
 
     events: list[Event]
     detections: list[Detection] | None
     stages: StageTimes
+    predicted: list[Detection] | None = None
 
 
 class StreamBudget(Struct, frozen=True, gc=False):

@@ -49,9 +49,9 @@ class EventTap:
 
 
 class SampleLimiter:
-    """Limits the rate of one stream's `detections`. One that comes too early waits until it is due, or a newer comes.
+    """Limits the rate of one stream's `detections`.
 
-    Times are s of CLOCK_MONOTONIC. The owner does the locking.
+    A message that comes too early waits until it is due, or a newer one takes its place. Times are s of CLOCK_MONOTONIC. The owner does the locking.
 
     Attributes:
         every_s: least time between two, s; 0: each passes at once.
@@ -114,17 +114,12 @@ class Reporter:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
         self._pass_on(result.events, at)
         with self._lock:
-            if self._config.detections and result.detections is not None and not self._stopped:
+            found = result.detections if result.detections is not None else result.predicted
+            if self._config.detections and found is not None and not self._stopped:
+                is_predicted = result.detections is None
                 message = messages.DetectionsMessage(
-                    self._topics.device,
-                    self._stream,
-                    seq,
-                    at,
-                    result.detections,
-                    _latency(result.stages),
-                    self._model,
-                    backend,
-                    variant,
+                    *(self._topics.device, self._stream, seq, at, found, _latency(result.stages), self._model),
+                    *(backend, variant, is_predicted),
                 )
                 self._send_sample(self._samples.add(message, time.monotonic()))
             else:

@@ -151,7 +151,7 @@ class PicturePace:
 
 
 class StreamClips:
-    """Clips of one stream. Any thread may call `record`, `end` and `set_budget`; the rest is for the stream's thread."""
+    """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`."""
 
     def __init__(
         self,

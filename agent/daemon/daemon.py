@@ -19,6 +19,7 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
+from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
@@ -185,15 +186,18 @@ class Daemon:
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
         self._shadows = ShadowManager(self.runtime)
+        self._resources = ResourceManager(self.runtime)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
 
     def _run(self) -> None:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
+            self._resources.start()
             self._watch()
         finally:
             self._systemd.stopping()
+            self._resources.stop()
             self._commands.stop()
             self._shadows.close()
             began = time.monotonic()

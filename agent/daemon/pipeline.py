@@ -23,6 +23,7 @@ from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import PublishConfig, StreamConfig
 from agent.config.source_uri import parse
+from agent.daemon.resources.meter import StreamMeter
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
@@ -85,9 +86,11 @@ class StreamMetrics:
         inferences: made since the start.
         has_result: an inference was made in the current run.
         latency: inference times of the current run.
+        meter: measures for the governor.
     """
 
     def __init__(self) -> None:
+        self.meter = StreamMeter()
         self.frames = self.inferences = self._infer_ns = 0
         self.has_result, self.latency = False, LatencyWindow()
         self._before, self._at = (0, 0, 0), time.monotonic()
@@ -99,6 +102,7 @@ class StreamMetrics:
     def add(self, result: StreamResult, inferences: int) -> None:
         """Count one input and the inferences that were made for it."""
         self.frames += 1
+        self.meter.add(result)
         if result.detections is not None:
             self.inferences += inferences
             self._infer_ns += result.stages.infer
@@ -214,7 +218,7 @@ class Pipeline(ABC, Generic[T]):
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
 
     def set_budget(self, budget: StreamBudget) -> None:
-        """Keep to a budget's samples, snapshots and clips from the next input on. Any thread may call this."""
+        """Use no more than a budget from the next input on. For the stream's thread; sound infers all the same."""
         self._reporter.set_budget(budget)
         if self._clips is not None:
             self._clips.set_budget(budget)
@@ -433,8 +437,8 @@ class VideoPipeline(Pipeline[Frame]):
         self._snapshots.request()
 
     def set_budget(self, budget: StreamBudget) -> None:
-        """Keep to a budget's samples, snapshots and clips from the next frame on. Any thread may call this."""
         super().set_budget(budget)
+        self._vision.set_budget(budget)
         self._snapshots.set_budget(budget)
 
     def _process(self, frame: Frame) -> None:

@@ -48,16 +48,18 @@ def test_samples_that_the_line_cannot_carry_are_dropped_and_hold_up_no_event(
     broker: Mosquitto, tmp_path: Path
 ) -> None:
     messages = broker.subscribe("vedette/#")
-    with SlowLink(broker.port, BYTES_PER_S) as link:
-        with device(tmp_path, broker.config(port=link.port)) as (spool, publisher):
-            messages.wait(lambda m: m.of(TOPICS.status) == [b"online"])
-            for number in range(300):
-                publisher.send(SAMPLES, b'{"n":%d}' % number + bytes(2000))
-            wait_for(lambda: publisher.load().unsent_bytes > 20_000)
-            spool.put(EVENTS, event())
-            messages.wait(lambda m: bool(m.of(EVENTS)))
-            wait_for(lambda: publisher.load().unsent_bytes == 0)
-            dropped = publisher.state.dropped_samples
+    with (
+        SlowLink(broker.port, BYTES_PER_S) as link,
+        device(tmp_path, broker.config(port=link.port)) as (spool, mqtt),
+    ):
+        messages.wait(lambda m: m.of(TOPICS.status) == [b"online"])
+        for number in range(300):
+            mqtt.send(SAMPLES, b'{"n":%d}' % number + bytes(2000))
+        wait_for(lambda: mqtt.load().unsent_bytes > 20_000)
+        spool.put(EVENTS, event())
+        messages.wait(lambda m: bool(m.of(EVENTS)))
+        wait_for(lambda: mqtt.load().unsent_bytes == 0)
+        dropped = mqtt.state.dropped_samples
     topics = [message.topic for message in messages if message.topic in (EVENTS, SAMPLES)]
     assert topics.index(EVENTS) < 64, "the samples that waited are behind it"
     assert len(messages.of(SAMPLES)) + dropped == 300
@@ -66,7 +68,10 @@ def test_samples_that_the_line_cannot_carry_are_dropped_and_hold_up_no_event(
 
 def test_on_a_slow_line_every_event_arrives_in_order(broker: Mosquitto, tmp_path: Path) -> None:
     messages = broker.subscribe("vedette/#")
-    with SlowLink(broker.port, BYTES_PER_S) as link, device(tmp_path, broker.config(port=link.port)) as (spool, mqtt):
+    with (
+        SlowLink(broker.port, BYTES_PER_S) as link,
+        device(tmp_path, broker.config(port=link.port)) as (spool, mqtt),
+    ):
         for number in range(100):
             spool.put(EVENTS, event())
             mqtt.send(SAMPLES, bytes(1000))

@@ -1,10 +1,10 @@
 """The spool: keeps events on the disk until the broker has acknowledged them. A put takes microseconds.
 
 The thread `spool-writer` commits all waiting events in one transaction. With durability `event`, an event is
-synced before it may be sent; on a slow disk it may wait a little, so that more events share one sync. With `batch`,
-it may be sent at once and is committed some seconds later, without a sync. Events are sent in the order of their
-numbers. While the disk cannot be written, events stay in memory under their numbers; they are written when the disk
-works again.
+synced before it may be sent; on a slow disk it may wait a little, so that more events share one sync. With
+`batch`, it may be sent at once and is committed some seconds later, without a sync. Events are sent in the order
+of their numbers. While the disk cannot be written, events stay in memory under their numbers; they are written
+when the disk works again.
 
 A put may carry a crash end: the `end` event of its track, which the next process publishes if this one dies while
 the track is open.
@@ -178,9 +178,11 @@ class Spool:
 
         More events share one sync then. At most `LINGER_S` is used.
         """
+        seconds = min(LINGER_S, max(0.0, seconds))
         with self._lock:
-            self._pending.set_sync_interval(min(LINGER_S, max(0.0, seconds)))
-            self._work.notify()
+            if seconds != self._pending.sync_interval_s:
+                self._pending.set_sync_interval(seconds)
+                self._work.notify()
 
     @property
     def is_gone(self) -> bool:

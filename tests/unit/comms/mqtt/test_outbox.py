@@ -286,7 +286,8 @@ def test_an_answer_is_sent_to_whom_waits_and_to_nobody_after_the_connection(
     answers, line = TransientQueue(), Line()
     answers.reply("me", b"{}", b"7")
     answers.send(wire(line), 0)
-    assert line.answered == [] and answers.is_waiting
+    assert line.answered == []
+    assert answers.is_waiting
     line.max_packet = 50
     answers.reply("me/+", b"{}", b"")
     answers.reply("me", bytes(100), b"")
