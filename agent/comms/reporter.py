@@ -51,7 +51,8 @@ class EventTap:
 class SampleLimiter:
     """Limits the rate of one stream's `detections`.
 
-    A message that comes too early waits until it is due, or a newer one takes its place. Times are s of CLOCK_MONOTONIC. The owner does the locking.
+    A message that comes too early waits until it is due, or a newer one takes its place. Times are s of
+    CLOCK_MONOTONIC. The owner does the locking.
 
     Attributes:
         every_s: least time between two, s; 0: each passes at once.

@@ -218,7 +218,7 @@ class Pipeline(ABC, Generic[T]):
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
 
     def set_budget(self, budget: StreamBudget) -> None:
-        """Use no more than a budget from the next input on. For the stream's thread; sound infers all the same."""
+        """Use no more than a budget from the next input on; sound is all inferred. For the stream's thread."""
         self._reporter.set_budget(budget)
         if self._clips is not None:
             self._clips.set_budget(budget)
