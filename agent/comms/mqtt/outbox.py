@@ -1,7 +1,8 @@
 """Queues of what is published: events at QoS 1, retained topics, and messages that are of use only now.
 
 On a slow network events go first. A message that is being written cannot be overtaken: so samples are handed on
-a few at a time and large retained topics, such as snapshots, one by one, when nothing else waits.
+a few at a time and large retained topics, such as snapshots, one by one, when no event waits, for a part of the
+time.
 
 Events are sent in the order of their numbers, and settled when the broker has acknowledged them. After a lost
 connection all that are not acknowledged are sent again, oldest first. Events of a topic that the broker refuses
@@ -316,7 +317,10 @@ class TransientQueue:
 
 
 _LARGE = 8192
-"""Payloads of retained topics above this size wait for a network without anything to do, bytes."""
+"""Payloads of retained topics above this size wait until the network has nothing better to do, bytes."""
+_LARGE_PAUSE, _LARGE_PAUSE_MAX_S = 3.0, 30.0
+"""Pause after a large payload, as a multiple of the time until its acknowledgement, and the longest, s: so they
+take a quarter of a slow network, and an event seldom comes while one is being written."""
 
 
 class RetainedTopics:
@@ -328,7 +332,8 @@ class RetainedTopics:
         self._payloads: dict[str, bytes] = {}
         self._due: dict[str, None] = {}
         self._flight: dict[int, str] = {}
-        self._large = 0  # its number, of the one large payload in flight; 0: there is none
+        self._large = 0  # number of the one large payload in flight; 0: there is none
+        self._large_at = 0.0  # when it was sent; or when the next one may be sent
         self._complained: set[str] = set()
 
     def set(self, topic: str, payload: bytes) -> bool:
@@ -365,7 +370,7 @@ class RetainedTopics:
         """Begin on a new connection: the broker may have lost everything."""
         with self._lock:
             self._flight.clear()
-            self._large = 0
+            self._large, self._large_at = 0, 0.0
             self._due = dict.fromkeys(self._payloads)
 
     @property
@@ -385,8 +390,12 @@ class RetainedTopics:
 
     @property
     def wants_large(self) -> bool:
-        """True if a large payload waits, and none is in flight."""
-        return not self._large and self.large_bytes > 0
+        """True if a large payload waits and may be sent."""
+        return self._may_send_large and self.large_bytes > 0
+
+    @property
+    def _may_send_large(self) -> bool:
+        return not self._large and time.monotonic() >= self._large_at
 
     def send(self, connection: Connection, room: int) -> None:
         """Send at most `room` payloads, large ones not among them."""
@@ -395,9 +404,9 @@ class RetainedTopics:
             room -= 1
 
     def send_large(self, connection: Connection) -> None:
-        """Send the large payload that has waited for longest, unless one is in flight."""
-        if not self._large and (due := self._next(large=True)) is not None:
-            self._large = self._publish(connection, *due)
+        """Send the large payload that has waited for longest, unless one is in flight or was just now."""
+        if self._may_send_large and (due := self._next(large=True)) is not None:
+            self._large, self._large_at = self._publish(connection, *due), time.monotonic()
 
     def _publish(self, connection: Connection, topic: str, payload: bytes) -> int:
         """Return the number of the message; 0: it cannot be sent."""
@@ -426,13 +435,18 @@ class RetainedTopics:
         if topic is None:
             return False
         if acknowledged.mid == self._large:
-            self._large = 0
+            self._end_large()
         if acknowledged.is_refusal:
             self._complain(topic, f"is refused: {reasons.in_words(acknowledged.code)}")
         else:
             self._complained.discard(topic)
             self._forget_deleted(topic)
         return True
+
+    def _end_large(self) -> None:
+        now_s = time.monotonic()
+        pause_s = min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * (now_s - self._large_at))
+        self._large, self._large_at = 0, now_s + pause_s
 
     def _forget_deleted(self, topic: str) -> None:
         """Forget a topic that the broker has deleted, so that it is not deleted again on each connection."""

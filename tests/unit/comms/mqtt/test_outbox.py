@@ -364,8 +364,11 @@ def test_a_sample_that_has_waited_for_too_long_is_not_sent(monkeypatch: pytest.M
     assert samples.dropped == 1
 
 
-def test_large_states_wait_for_each_other_and_only_the_newest_of_a_topic_waits() -> None:
-    states, line = RetainedTopics("host:1883"), Line()
+def test_large_states_wait_for_each_other_and_only_the_newest_of_a_topic_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states, line, now_s = RetainedTopics("host:1883"), Line(), [100.0]
+    monkeypatch.setattr("agent.comms.mqtt.outbox.time.monotonic", lambda: now_s[0])
     for content in (b"1", b"2"):
         states.set("front/snapshot", content * 80_000)
         states.set("back/snapshot", content * 50_000)
@@ -377,7 +380,12 @@ def test_large_states_wait_for_each_other_and_only_the_newest_of_a_topic_waits()
     states.send_large(wire(line))
     assert line.published[1:] == [("front/snapshot", b"2" * 80_000)]
     assert not states.wants_large, "one is in flight"
+    now_s[0] += 2.0
     assert states.acknowledge(PubAck(2, 0))
+    states.send_large(wire(line))
+    assert len(line.published) == 2, "the network was slow: it is left to others for a while"
+    now_s[0] += 6.0
+    assert states.wants_large
     states.send_large(wire(line))
     assert line.published[2:] == [("back/snapshot", b"2" * 50_000)]
     states.restart()
