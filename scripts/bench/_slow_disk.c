@@ -1,0 +1,120 @@
+/* A slow disk for one process: preloaded, it delays what is written to files below a folder.
+
+   $SLOW_DISK names the folder. In it, `.speed` holds two numbers: the time of a flush, ms, and the rate of
+   writing, bytes per second; without that file the disk is as it is. It is one device: flushes wait for each
+   other and write what is not written yet, and a writer that is too far ahead waits. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#define AHEAD 1000000.0 /* bytes that the system holds before writers wait */
+
+static pthread_mutex_t device = PTHREAD_MUTEX_INITIALIZER;
+static double unwritten;
+
+static int speed(double *flush_ms, double *rate) {
+    char path[4096];
+    const char *folder = getenv("SLOW_DISK");
+    if (!folder || snprintf(path, sizeof path, "%s/.speed", folder) >= (int)sizeof path)
+        return 0;
+    int file = open(path, O_RDONLY | O_CLOEXEC);
+    if (file < 0)
+        return 0;
+    char text[64] = {0};
+    ssize_t got = read(file, text, sizeof text - 1);
+    close(file);
+    return got > 0 && sscanf(text, "%lf %lf", flush_ms, rate) == 2;
+}
+
+static int is_slow(int file, double *flush_ms, double *rate) {
+    char link[64], path[4096];
+    const char *folder = getenv("SLOW_DISK");
+    if (!folder || !speed(flush_ms, rate))
+        return 0;
+    snprintf(link, sizeof link, "/proc/self/fd/%d", file);
+    ssize_t length = readlink(link, path, sizeof path - 1);
+    if (length < 0)
+        return 0;
+    path[length] = 0;
+    return strncmp(path, folder, strlen(folder)) == 0;
+}
+
+static void sleep_s(double seconds) {
+    struct timespec pause = {(time_t)seconds, (long)((seconds - (time_t)seconds) * 1e9)};
+    while (nanosleep(&pause, &pause))
+        ;
+}
+
+static void flush(int file) {
+    double flush_ms, rate;
+    if (!is_slow(file, &flush_ms, &rate))
+        return;
+    pthread_mutex_lock(&device);
+    sleep_s(flush_ms / 1e3 + unwritten / rate);
+    unwritten = 0;
+    pthread_mutex_unlock(&device);
+}
+
+static void add(int file, ssize_t count) {
+    double flush_ms, rate;
+    if (count <= 0 || !is_slow(file, &flush_ms, &rate))
+        return;
+    pthread_mutex_lock(&device);
+    unwritten += (double)count;
+    if (unwritten > AHEAD) {
+        sleep_s((unwritten - AHEAD) / rate);
+        unwritten = AHEAD;
+    }
+    pthread_mutex_unlock(&device);
+}
+
+#define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+
+int fsync(int file) {
+    REAL(fsync);
+    flush(file);
+    return real(file);
+}
+
+int fdatasync(int file) {
+    REAL(fdatasync);
+    flush(file);
+    return real(file);
+}
+
+ssize_t write(int file, const void *from, size_t count) {
+    REAL(write);
+    ssize_t done = real(file, from, count);
+    add(file, done);
+    return done;
+}
+
+ssize_t pwrite(int file, const void *from, size_t count, off_t at) {
+    REAL(pwrite);
+    ssize_t done = real(file, from, count, at);
+    add(file, done);
+    return done;
+}
+
+ssize_t pwrite64(int file, const void *from, size_t count, off64_t at) {
+    REAL(pwrite64);
+    ssize_t done = real(file, from, count, at);
+    add(file, done);
+    return done;
+}
+
+ssize_t writev(int file, const struct iovec *from, int count) {
+    REAL(writev);
+    ssize_t done = real(file, from, count);
+    add(file, done);
+    return done;
+}
