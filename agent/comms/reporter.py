@@ -36,6 +36,11 @@ class RetainedSink(Protocol):
         """Send once at QoS 0, or drop."""
         ...
 
+    @property
+    def quick_bytes(self) -> int:
+        """Size up to which a retained topic does not hold up a slow network for long, bytes."""
+        ...
+
 
 EventListener = Callable[[str, Sequence[Event], datetime], None]
 """Called with a stream, its events, and their UTC of capture, in the stream's thread: it must return quickly."""
@@ -337,6 +342,11 @@ class Reporter:
             if self._config.counts and not self._closed:
                 topic = self._topics.inspection(self._stream)
                 self._board.retain(topic, messages.encode(message), patient=self._config.events)
+
+    @property
+    def quick_bytes(self) -> int:
+        """Size up to which a snapshot does not hold up a slow network for long, bytes."""
+        return self._board.quick_bytes
 
     def snapshot(self, jpeg: bytes) -> None:
         """Publish the picture of the newest event; after `stop` drop it."""

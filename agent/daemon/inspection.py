@@ -37,7 +37,7 @@ from agent.comms.messages import InspectionMessage
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
 from agent.config.inspection import InspectionConfig
-from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline, StreamMetrics, encode_snapshot
+from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline, StreamMetrics, show_snapshot
 from agent.daemon.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
 from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
@@ -285,7 +285,7 @@ class InspectionPipeline(Pipeline[Frame]):
             self.metrics.add(result, 1)
             if self._snapshot_asked:
                 self._snapshot_asked = False
-                self._show(frame, result.detections or (), StreamBudget())
+                self._show(frame, result.detections or (), None)
             self._reporter.send_due_sample()
         finally:
             self._frames.give_back(frame)
@@ -390,11 +390,11 @@ class InspectionPipeline(Pipeline[Frame]):
             self._snapshot_s = now
             self._show(frame, detections, self._budget)
 
-    def _show(self, frame: Frame, detections: Iterable[Detection], budget: StreamBudget) -> None:
+    def _show(self, frame: Frame, detections: Iterable[Detection], budget: StreamBudget | None) -> None:
         from agent.compute.drawing import annotate_detections
 
         picture = annotate_detections(frame.image, detections, order=frame.order)
-        self._reporter.snapshot(encode_snapshot(replace(frame, image=picture), budget))
+        show_snapshot(self._reporter, replace(frame, image=picture), budget)
 
     def _report_counters(self) -> None:
         one = self._inspection.counters.counters

@@ -279,6 +279,8 @@ _FULL = StreamBudget()
 """Of snapshots that were asked for."""
 _SMALL_BELOW, _SMALL_WIDTH = 60, 480
 """Below this quality of the JPEG, snapshots are made so narrow, px: a fifth of the bytes at quality 40."""
+_QUICK = StreamBudget(snapshot_quality=40)
+"""Of snapshots that a slow network would take long for."""
 _BETTER = 1.1
 """A frame replaces an earlier one of the same track if its quality is so many times higher."""
 _CUT = 0.5
@@ -385,29 +387,42 @@ class SnapshotStage:
         if self._is_best(frame, result) or requested:
             if requested:
                 self._requested = False
-            self._publish(frame, _FULL if requested else self._budget, in_place=in_place)
+            self._publish(frame, None if requested else self._budget, in_place=in_place)
 
     def _is_best(self, frame: Frame, result: StreamResult) -> bool:
         if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
             return False
         return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
 
-    def _publish(self, frame: Frame, budget: StreamBudget, *, in_place: bool) -> None:
+    def _publish(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
         from agent.compute.drawing import annotate
 
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         shown = [*(self._states.tracks if self._states is not None else ()), *found]
         picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
-        self._reporter.snapshot(encode_snapshot(replace(frame, image=picture), budget))
+        show_snapshot(self._reporter, replace(frame, image=picture), budget)
 
 
-def encode_snapshot(frame: Frame, budget: StreamBudget) -> bytes:
-    """Return the JPEG of a frame in the quality of a budget; one of low quality is small, too.
+def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None) -> None:
+    """Publish a frame as the snapshot.
+
+    Args:
+        reporter: of its stream.
+        frame: to be encoded as JPEG.
+        budget: for its quality, which is lower where the network is slow; None: in full.
 
     Raises:
         BackendError: OpenCV cannot encode it.
     """
+    jpeg = _encode(frame, budget or _FULL)
+    if budget is not None and budget.snapshot_quality > _QUICK.snapshot_quality:
+        jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK)
+    reporter.snapshot(jpeg)
+
+
+def _encode(frame: Frame, budget: StreamBudget) -> bytes:
+    """Return the JPEG of a frame; one of low quality is small, too."""
     from agent.compute.drawing import FrameEncoder
 
     quality = budget.snapshot_quality

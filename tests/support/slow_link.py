@@ -40,6 +40,8 @@ class SlowLink:
             except OSError:
                 return
             theirs.settimeout(None)
+            for sock in (ours, theirs):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self._sockets += [ours, theirs]
             for one, other in ((ours, theirs), (theirs, ours)):
                 threading.Thread(target=self._pass_on, args=(one, other), name="slow-link", daemon=True).start()

@@ -165,7 +165,6 @@ class Connection:
         self._config, self._timings = config, timings
         self.wants_room = False
         self.lost, self.lost_code = "", 0
-        self._queued = 0  # bytes, since all that was queued had been written
         self._limits = ServerLimits(_WINDOW)
         self._answer: int | None = None
         self._error = self._broker_text = ""
@@ -233,7 +232,6 @@ class Connection:
         """
         properties: Any = self._properties.select(payload, kind) if self._properties is not None else None
         mid = self._client.publish(topic, payload, min(qos, self._limits.qos), retain, properties).mid
-        self._queued += len(topic) + len(payload)
         # paho reports QoS 0 as published by itself. Numbers repeat: a message that has waited for its answer that
         # long is sent again on the next connection.
         (self._unanswered.add if qos else self._unanswered.discard)(mid)
@@ -247,7 +245,6 @@ class Connection:
         """
         properties = reply_properties(correlation) if self._properties is not None else None
         self._client.publish(topic, payload, 0, properties=properties)
-        self._queued += len(topic) + len(payload)
 
     @property
     def window(self) -> int:
@@ -274,11 +271,11 @@ class Connection:
 
     @property
     def unsent_bytes(self) -> int:
-        """Bytes that were queued and that TCP has not sent yet; about, where a message is half written."""
-        if not self._client.want_write():
-            self._queued = 0
+        """Bytes that were queued and that TCP has not sent yet."""
         sock: Any = self._client.socket()
-        return self._queued + (_unsent_by_system(sock) if sock is not None else 0)
+        # paho tells only whether there are any.
+        queued: int = sum(packet["to_process"] for packet in tuple(getattr(self._client, "_out_packet", ())))
+        return queued + (_unsent_by_system(sock) if sock is not None else 0)
 
     def turn(self, timeout_s: float) -> list[PubAck]:
         """Write, wait for the network or the wake, read. Return the acknowledgements.

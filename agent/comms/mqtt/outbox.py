@@ -321,6 +321,10 @@ _LARGE = 8192
 _LARGE_PAUSE, _LARGE_PAUSE_MAX_S = 3.0, 30.0
 """Pause after a large payload, as a multiple of the time until its acknowledgement, and the longest, s: so they
 take a quarter of a slow network, and an event seldom comes while one is being written."""
+_QUICK_S = 1.5
+"""Time that one large payload should take on a slow network, s."""
+_FAST = 1e9
+"""Rate of a network that is not known yet, bytes per second."""
 
 
 class RetainedTopics:
@@ -334,6 +338,7 @@ class RetainedTopics:
         self._flight: dict[int, str] = {}
         self._large = 0  # number of the one large payload in flight; 0: there is none
         self._large_at = 0.0  # when it was sent; or when the next one may be sent
+        self._large_size, self._rate = 0, _FAST
         self._complained: set[str] = set()
 
     def set(self, topic: str, payload: bytes) -> bool:
@@ -370,7 +375,7 @@ class RetainedTopics:
         """Begin on a new connection: the broker may have lost everything."""
         with self._lock:
             self._flight.clear()
-            self._large, self._large_at = 0, 0.0
+            self._large, self._large_at, self._rate = 0, 0.0, _FAST
             self._due = dict.fromkeys(self._payloads)
 
     @property
@@ -387,6 +392,14 @@ class RetainedTopics:
         with self._lock:
             sizes = [len(self._payloads[topic]) for topic in self._due]
         return sum(size for size in sizes if size > _LARGE)
+
+    @property
+    def quick_bytes(self) -> int:
+        """Bytes that the network takes in 1.5 s, by the newest large payload. Any thread may read it."""
+        rate, elapsed_s = self._rate, time.monotonic() - self._large_at
+        if self._large and elapsed_s > _QUICK_S:
+            rate = min(rate, self._large_size / elapsed_s)
+        return round(rate * _QUICK_S)
 
     @property
     def wants_large(self) -> bool:
@@ -406,7 +419,8 @@ class RetainedTopics:
     def send_large(self, connection: Connection) -> None:
         """Send the large payload that has waited for longest, unless one is in flight or was just now."""
         if self._may_send_large and (due := self._next(large=True)) is not None:
-            self._large, self._large_at = self._publish(connection, *due), time.monotonic()
+            self._large_size, self._large_at = len(due[1]), time.monotonic()
+            self._large = self._publish(connection, *due)
 
     def _publish(self, connection: Connection, topic: str, payload: bytes) -> int:
         """Return the number of the message; 0: it cannot be sent."""
@@ -445,8 +459,9 @@ class RetainedTopics:
 
     def _end_large(self) -> None:
         now_s = time.monotonic()
-        pause_s = min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * (now_s - self._large_at))
-        self._large, self._large_at = 0, now_s + pause_s
+        took_s = now_s - self._large_at
+        self._rate = self._large_size / max(1e-3, took_s)
+        self._large, self._large_at = 0, now_s + min(_LARGE_PAUSE_MAX_S, _LARGE_PAUSE * took_s)
 
     def _forget_deleted(self, topic: str) -> None:
         """Forget a topic that the broker has deleted, so that it is not deleted again on each connection."""

@@ -129,6 +129,11 @@ class Publisher:
         if self._session.states.set(topic, payload) and not patient:
             self._wake.set()
 
+    @property
+    def quick_bytes(self) -> int:
+        """Size up to which a retained topic does not hold up a slow network for long, bytes."""
+        return self._session.states.quick_bytes
+
     def retained(self) -> dict[str, bytes]:
         return self._session.states.all()
 

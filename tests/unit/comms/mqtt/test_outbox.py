@@ -364,6 +364,10 @@ def test_a_sample_that_has_waited_for_too_long_is_not_sent(monkeypatch: pytest.M
     assert samples.dropped == 1
 
 
+def waits(states: RetainedTopics) -> bool:
+    return states.wants_large
+
+
 def test_large_states_wait_for_each_other_and_only_the_newest_of_a_topic_waits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -375,21 +379,45 @@ def test_large_states_wait_for_each_other_and_only_the_newest_of_a_topic_waits(
     states.set("front/count", b"1")
     states.send(wire(line), 9)
     assert [topic for topic, _ in line.published] == ["front/count"]
-    assert (states.wants_large, states.large_bytes) == (True, 130_000)
+    assert (waits(states), states.large_bytes) == (True, 130_000)
     states.send_large(wire(line))
     states.send_large(wire(line))
     assert line.published[1:] == [("front/snapshot", b"2" * 80_000)]
-    assert not states.wants_large, "one is in flight"
+    assert not waits(states), "one is in flight"
     now_s[0] += 2.0
     assert states.acknowledge(PubAck(2, 0))
     states.send_large(wire(line))
     assert len(line.published) == 2, "the network was slow: it is left to others for a while"
     now_s[0] += 6.0
-    assert states.wants_large
+    assert waits(states)
     states.send_large(wire(line))
     assert line.published[2:] == [("back/snapshot", b"2" * 50_000)]
     states.restart()
-    assert states.wants_large, "a new connection gets all of them again"
+    assert waits(states), "a new connection gets all of them again"
+
+
+def test_the_size_that_a_network_takes_quickly_is_known_from_the_newest_large_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states, line, now_s = RetainedTopics("host:1883"), Line(), [100.0]
+    monkeypatch.setattr("agent.comms.mqtt.outbox.time.monotonic", lambda: now_s[0])
+    quick = [states.quick_bytes]
+    states.set("front/snapshot", bytes(80_000))
+    states.send_large(wire(line))
+    now_s[0] += 4.0
+    quick.append(states.quick_bytes)
+    now_s[0] += 4.0
+    states.acknowledge(PubAck(1, 0))
+    quick.append(states.quick_bytes)
+    now_s[0] += 100.0
+    quick.append(states.quick_bytes)
+    states.set("front/snapshot", bytes(10_000))
+    states.send_large(wire(line))
+    now_s[0] += 0.1
+    states.acknowledge(PubAck(2, 0))
+    quick.append(states.quick_bytes)
+    assert quick[0] > 10**8
+    assert quick[1:] == [30_000, 15_000, 15_000, 150_000]
 
 
 def test_a_large_state_that_cannot_be_sent_does_not_hold_up_the_next() -> None:

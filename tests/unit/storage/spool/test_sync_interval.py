@@ -86,7 +86,12 @@ def test_no_event_is_lost_or_overtaken_and_none_waits_for_longer_than_the_interv
 def test_a_longer_wait_makes_fewer_syncs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spool, commits = Spool(tmp_path, StorageConfig()), list[Commit]()
     real = SpoolTable.commit
-    monkeypatch.setattr(SpoolTable, "commit", lambda table, one: (commits.append(one), real(table, one))[1])
+
+    def commit(table: SpoolTable, changes: Commit) -> None:
+        commits.append(changes)
+        real(table, changes)
+
+    monkeypatch.setattr(SpoolTable, "commit", commit)
     spool.set_sync_interval(0.3)
     for _ in range(20):
         spool.put(TOPIC, b"{}")
