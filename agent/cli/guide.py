@@ -31,6 +31,8 @@ TOPICS = (
     "messages",
     "home-assistant",
     "hardware",
+    "resources",
+    "power",
     "commands",
     "clips",
     "updates",
