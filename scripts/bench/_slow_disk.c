@@ -16,10 +16,27 @@
 #include <time.h>
 #include <unistd.h>
 
-#define AHEAD 1000000.0 /* bytes that the system holds before writers wait */
+#define AHEAD 256000.0 /* bytes that the system holds before writers wait */
 
-static pthread_mutex_t device = PTHREAD_MUTEX_INITIALIZER;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;
+static unsigned long given, served; /* who comes first is served first */
 static double unwritten;
+
+static void enter(void) {
+    pthread_mutex_lock(&lock);
+    unsigned long mine = given++;
+    while (mine != served)
+        pthread_cond_wait(&moved, &lock);
+    pthread_mutex_unlock(&lock);
+}
+
+static void leave(void) {
+    pthread_mutex_lock(&lock);
+    served++;
+    pthread_cond_broadcast(&moved);
+    pthread_mutex_unlock(&lock);
+}
 
 static int speed(double *flush_ms, double *rate) {
     char path[4096];
@@ -58,23 +75,23 @@ static void flush(int file) {
     double flush_ms, rate;
     if (!is_slow(file, &flush_ms, &rate))
         return;
-    pthread_mutex_lock(&device);
+    enter();
     sleep_s(flush_ms / 1e3 + unwritten / rate);
     unwritten = 0;
-    pthread_mutex_unlock(&device);
+    leave();
 }
 
 static void add(int file, ssize_t count) {
     double flush_ms, rate;
     if (count <= 0 || !is_slow(file, &flush_ms, &rate))
         return;
-    pthread_mutex_lock(&device);
+    enter();
     unwritten += (double)count;
     if (unwritten > AHEAD) {
         sleep_s((unwritten - AHEAD) / rate);
         unwritten = AHEAD;
     }
-    pthread_mutex_unlock(&device);
+    leave();
 }
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)

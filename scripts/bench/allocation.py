@@ -5,7 +5,7 @@ and a microphone in which words are spoken. Each disturbance has a daemon of its
 then the disturbance comes and stays. `swapped` is all at once with the priorities exchanged.
 
     cpu   twice as many processes as processors, which compute for ever, at the daemon's own priority
-    disk  a flush takes 600 ms and the disk writes 400 kB/s; delayed in the daemon's own calls by a preloaded
+    disk  a flush takes 300 ms and the disk writes 400 kB/s; delayed in the daemon's own calls by a preloaded
           library (`_slow_disk.c`), because few kernels that a bench runs on have device-mapper's `delay`
     link  100 kbit/s to the broker: a TCP proxy that holds no more than some kB itself
 
@@ -50,12 +50,12 @@ RATE = 16_000
 SPOKEN = common.ROOT / "agent" / "models" / "zoo" / "spoken.flac"
 SLOW_DISK = Path(__file__).with_name("_slow_disk.c")
 FAST, SLOW = 1e8, 100_000 / 8
-DISK = "600 400000"
+DISK = "300 400000"
 HOGS = 2 * (os.cpu_count() or 1)
 WARM_S, REST_S = 8.0, 10.0
 LAYERS = ("compute", "storage", "network")
 HITS = {"cpu": {"compute"}, "disk": {"storage"}, "link": {"network"}}
-PROMISED_FPS, PROMISED_MS = 4.0, 200.0
+PROMISED_FPS, PROMISED_MS = 4.0, 120.0
 FACTOR, SLACK_MS = 1.2, 2.0
 _STREAM = """
 [streams.{name}]

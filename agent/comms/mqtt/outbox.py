@@ -321,8 +321,9 @@ _LARGE = 8192
 _LARGE_PAUSE, _LARGE_PAUSE_MAX_S = 3.0, 30.0
 """Pause after a large payload, as a multiple of the time until its acknowledgement, and the longest, s: so they
 take a quarter of a slow network, and an event seldom comes while one is being written."""
-_QUICK_S = 1.5
-"""Time that one large payload should take on a slow network, s."""
+_QUICK_S, _UNQUICK_WAIT_S = 1.5, 30.0
+"""Time that one large payload should take on a slow network, s, and how long one that would take longer waits for
+a smaller one in its place."""
 _FAST = 1e9
 """Rate of a network that is not known yet, bytes per second."""
 
@@ -334,7 +335,7 @@ class RetainedTopics:
         self._where = where
         self._lock = threading.Lock()
         self._payloads: dict[str, bytes] = {}
-        self._due: dict[str, None] = {}
+        self._due: dict[str, float] = {}  # with the time from which the topic waits
         self._flight: dict[int, str] = {}
         self._large = 0  # number of the one large payload in flight; 0: there is none
         self._large_at = 0.0  # when it was sent; or when the next one may be sent
@@ -347,7 +348,7 @@ class RetainedTopics:
             if self._payloads.get(topic) == payload:
                 return False
             self._payloads[topic] = payload
-            self._due[topic] = None
+            self._due.setdefault(topic, time.monotonic())
             return True
 
     def set_if_new(self, topic: str, payload: bytes) -> bool:
@@ -356,7 +357,7 @@ class RetainedTopics:
             if topic in self._payloads:
                 return False
             self._payloads[topic] = payload
-            self._due[topic] = None
+            self._due.setdefault(topic, time.monotonic())
             return True
 
     def repeat(self, topic: str) -> bool:
@@ -364,7 +365,7 @@ class RetainedTopics:
         with self._lock:
             if topic not in self._payloads:
                 return False
-            self._due[topic] = None
+            self._due.setdefault(topic, time.monotonic())
             return True
 
     def all(self) -> dict[str, bytes]:
@@ -376,7 +377,7 @@ class RetainedTopics:
         with self._lock:
             self._flight.clear()
             self._large, self._large_at, self._rate = 0, 0.0, _FAST
-            self._due = dict.fromkeys(self._payloads)
+            self._due = dict.fromkeys(self._payloads, time.monotonic())
 
     @property
     def in_flight(self) -> int:
@@ -404,23 +405,24 @@ class RetainedTopics:
     @property
     def wants_large(self) -> bool:
         """True if a large payload waits and may be sent."""
-        return self._may_send_large and self.large_bytes > 0
-
-    @property
-    def _may_send_large(self) -> bool:
-        return not self._large and time.monotonic() >= self._large_at
+        with self._lock:
+            return self._next_large() is not None
 
     def send(self, connection: Connection, room: int) -> None:
         """Send at most `room` payloads, large ones not among them."""
-        while room > 0 and (due := self._next(large=False)) is not None:
+        while room > 0 and (due := self._next()) is not None:
             self._publish(connection, *due)
             room -= 1
 
     def send_large(self, connection: Connection) -> None:
         """Send the large payload that has waited for longest, unless one is in flight or was just now."""
-        if self._may_send_large and (due := self._next(large=True)) is not None:
-            self._large_size, self._large_at = len(due[1]), time.monotonic()
-            self._large = self._publish(connection, *due)
+        with self._lock:
+            if (topic := self._next_large()) is None:
+                return
+            del self._due[topic]
+            payload = self._payloads[topic]
+        self._large_size, self._large_at = len(payload), time.monotonic()
+        self._large = self._publish(connection, topic, payload)
 
     def _publish(self, connection: Connection, topic: str, payload: bytes) -> int:
         """Return the number of the message; 0: it cannot be sent."""
@@ -434,14 +436,26 @@ class RetainedTopics:
         self._flight[mid] = topic
         return mid
 
-    def _next(self, *, large: bool) -> tuple[str, bytes] | None:
+    def _next(self) -> tuple[str, bytes] | None:
         with self._lock:
             for topic in self._due:
                 payload = self._payloads[topic]
-                if (len(payload) > _LARGE) is large:
+                if len(payload) <= _LARGE:
                     del self._due[topic]
                     return topic, payload
             return None
+
+    def _next_large(self) -> str | None:
+        """Return the topic of the large payload that may be sent now. Call it with the lock held."""
+        now_s = time.monotonic()
+        if self._large or now_s < self._large_at:
+            return None
+        quick = self.quick_bytes
+        for topic, since_s in self._due.items():
+            size = len(self._payloads[topic])
+            if size > _LARGE and (size <= quick or now_s >= since_s + _UNQUICK_WAIT_S):
+                return topic
+        return None
 
     def acknowledge(self, acknowledged: PubAck) -> bool:
         """Record an acknowledgement. Return True if it was for a retained topic."""

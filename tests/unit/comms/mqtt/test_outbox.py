@@ -420,6 +420,29 @@ def test_the_size_that_a_network_takes_quickly_is_known_from_the_newest_large_st
     assert quick[1:] == [30_000, 15_000, 15_000, 150_000]
 
 
+def test_a_state_that_would_take_long_waits_for_a_smaller_one_in_its_place_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states, line, now_s = RetainedTopics("host:1883"), Line(), [100.0]
+    monkeypatch.setattr("agent.comms.mqtt.outbox.time.monotonic", lambda: now_s[0])
+    for name in ("front", "back", "yard"):
+        states.set(name, bytes(80_000))
+    states.send_large(wire(line))
+    now_s[0] += 6.0
+    states.acknowledge(PubAck(1, 0))
+    now_s[0] += 18.0
+    assert not waits(states)
+    states.set("yard", bytes(15_000))
+    states.send_large(wire(line))
+    assert [topic for topic, _ in line.published] == ["front", "yard"]
+    now_s[0] += 1.2
+    states.acknowledge(PubAck(2, 0))
+    now_s[0] += 6.0
+    assert waits(states)
+    states.send_large(wire(line))
+    assert [topic for topic, _ in line.published] == ["front", "yard", "back"]
+
+
 def test_a_large_state_that_cannot_be_sent_does_not_hold_up_the_next() -> None:
     states, line = RetainedTopics("host:1883"), Line()
     states.set("+/snapshot", bytes(50_000))
