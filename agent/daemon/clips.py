@@ -128,19 +128,23 @@ _LEAST_SHARE = 0.05
 
 
 class PicturePace:
-    """Chooses which frames become pictures of a clip, at a rate. One thread asks; any thread may set the rate."""
+    """Chooses which frames become pictures of a clip, at a rate. One thread asks; any thread may set the rate.
+
+    Attributes:
+        every_ns: between two pictures, ns.
+    """
 
     def __init__(self, fps: float) -> None:
-        self._fps, self._every_ns = fps, round(1e9 / fps)
-        self._used_ns, self._due_ns, self._taken_ns = self._every_ns, 0, 0
+        self._fps, self.every_ns = fps, round(1e9 / fps)
+        self._used_ns, self._due_ns, self._taken_ns = self.every_ns, 0, 0
 
     def set_share(self, share: float) -> None:
         """Take this part of the rate, 0..1."""
-        self._every_ns = round(1e9 / (self._fps * min(1.0, max(_LEAST_SHARE, share))))
+        self.every_ns = round(1e9 / (self._fps * min(1.0, max(_LEAST_SHARE, share))))
 
     def takes(self, at_ns: int, *, must: bool) -> bool:
         """Return True if a frame captured then is to be a picture; it is if it `must`."""
-        every_ns = self._every_ns
+        every_ns = self.every_ns
         if every_ns != self._used_ns:
             self._used_ns, self._due_ns = every_ns, self._taken_ns + every_ns
         # A frame may come a little early: cameras jitter, which must not halve the rate.
@@ -202,8 +206,11 @@ class StreamClips:
         return True
 
     def set_budget(self, budget: StreamBudget) -> None:
-        """Record at the share of a budget from the next frame on, also in a clip that has begun."""
+        """Record at the share of a budget, also what is in memory and not written yet."""
+        before_ns = self._pace.every_ns
         self._pace.set_share(budget.clips_share)
+        if self._pace.every_ns > before_ns:
+            self._ring.thin_out(self._pace.every_ns)
 
     def add_events(self, events: Sequence[Event]) -> None:
         """Process events that came without a frame."""

@@ -1,8 +1,9 @@
 /* A slow disk for one process: preloaded, it delays what is written to files below a folder.
 
    $SLOW_DISK names the folder. In it, `.speed` holds two numbers: the time of a flush, ms, and the rate of
-   writing, bytes per second; without that file the disk is as it is. It is one device: flushes wait for each
-   other and write what is not written yet, and a writer that is too far ahead waits. */
+   writing, bytes per second; without that file the disk is as it is. It is one device that does one thing after
+   the other: a flush waits
+   for all that was written before, and a writer of much does not get far ahead of it. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -16,27 +17,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#define AHEAD 256000.0 /* bytes that the system holds before writers wait */
+#define AHEAD_S 0.5 /* what takes the device longer than this is waited for, by writers of much */
+#define LARGE 16384
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t moved = PTHREAD_COND_INITIALIZER;
-static unsigned long given, served; /* who comes first is served first */
-static double unwritten;
-
-static void enter(void) {
-    pthread_mutex_lock(&lock);
-    unsigned long mine = given++;
-    while (mine != served)
-        pthread_cond_wait(&moved, &lock);
-    pthread_mutex_unlock(&lock);
-}
-
-static void leave(void) {
-    pthread_mutex_lock(&lock);
-    served++;
-    pthread_cond_broadcast(&moved);
-    pthread_mutex_unlock(&lock);
-}
+static double busy_until; /* CLOCK_MONOTONIC, s: what was given to the device is written then */
 
 static int speed(double *flush_ms, double *rate) {
     char path[4096];
@@ -71,27 +56,35 @@ static void sleep_s(double seconds) {
         ;
 }
 
+static double now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
+}
+
+/* Let the device work for so long after everything that it has to do; return how long that takes from now on. */
+static double work(double seconds) {
+    pthread_mutex_lock(&lock);
+    double now = now_s();
+    busy_until = (busy_until > now ? busy_until : now) + seconds;
+    double left = busy_until - now;
+    pthread_mutex_unlock(&lock);
+    return left;
+}
+
 static void flush(int file) {
     double flush_ms, rate;
-    if (!is_slow(file, &flush_ms, &rate))
-        return;
-    enter();
-    sleep_s(flush_ms / 1e3 + unwritten / rate);
-    unwritten = 0;
-    leave();
+    if (is_slow(file, &flush_ms, &rate))
+        sleep_s(work(flush_ms / 1e3));
 }
 
 static void add(int file, ssize_t count) {
     double flush_ms, rate;
     if (count <= 0 || !is_slow(file, &flush_ms, &rate))
         return;
-    enter();
-    unwritten += (double)count;
-    if (unwritten > AHEAD) {
-        sleep_s((unwritten - AHEAD) / rate);
-        unwritten = AHEAD;
-    }
-    leave();
+    double left = work((double)count / rate);
+    if (count >= LARGE && left > AHEAD_S)
+        sleep_s(left - AHEAD_S);
 }
 
 #define REAL(name) __typeof__(&name) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)

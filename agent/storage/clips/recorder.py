@@ -100,6 +100,17 @@ class FrameRing:
             self._pictures.popleft()
             self.bytes -= len(first.jpeg)
 
+    def thin_out(self, every_ns: int) -> None:
+        """Drop pictures so that those that stay are about so far apart, ns: a slow disk writes less of them."""
+        with self._lock:
+            kept = deque[EncodedFrame]()
+            for picture in self._pictures:
+                # Cameras jitter, which must not halve the rate.
+                if not kept or picture.captured_ns - kept[-1].captured_ns >= every_ns - every_ns // 4:
+                    kept.append(picture)
+            self._pictures, self.bytes = kept, sum(len(picture.jpeg) for picture in kept)
+            self._moved.notify_all()
+
     def hold(self, from_ns: int | None) -> None:
         """Keep pictures captured from `from_ns` on, whatever their age; None: no longer."""
         with self._lock:

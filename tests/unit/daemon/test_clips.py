@@ -220,7 +220,7 @@ def test_a_budget_makes_pictures_rarer_also_in_a_clip_that_runs_and_it_plays_at_
         4,
     }
     assert clip.duration_s == pytest.approx(6.1, abs=0.15)
-    assert clip.frames == len([number for number in numbers if number >= 0])
+    assert len(numbers) // 2 <= clip.frames <= len(numbers), "what was in memory is thinned out, too"
 
 
 def test_no_share_is_so_small_that_a_clip_stands_still(tmp_path: Path) -> None:
