@@ -348,11 +348,11 @@ class Reporter:
         """Size up to which a snapshot does not hold up a slow network for long, bytes."""
         return self._board.quick_bytes
 
-    def snapshot(self, jpeg: bytes) -> None:
-        """Publish the picture of the newest event; after `stop` drop it."""
+    def snapshot(self, jpeg: bytes, *, asked: bool = False) -> None:
+        """Publish the picture of the newest event, or one that was asked for; after `stop` drop it."""
         with self._lock:
             if not self._stopped:
-                self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=True)
+                self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=not asked)
 
     def _wanted(self, event: Event) -> Event | None:
         """Return the event to publish, if any. With `only_zones`, a track begins when it enters a zone."""

@@ -410,7 +410,7 @@ def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None)
     Args:
         reporter: of its stream.
         frame: to be encoded as JPEG.
-        budget: for its quality, which is lower where the network is slow; None: in full.
+        budget: for its quality, which is lower where the network is slow; None: it was asked for, and is full.
 
     Raises:
         BackendError: OpenCV cannot encode it.
@@ -418,7 +418,7 @@ def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None)
     jpeg = _encode(frame, budget or _FULL)
     if budget is not None and budget.snapshot_quality > _QUICK.snapshot_quality:
         jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK)
-    reporter.snapshot(jpeg)
+    reporter.snapshot(jpeg, asked=budget is None)
 
 
 def _encode(frame: Frame, budget: StreamBudget) -> bytes:

@@ -2,8 +2,7 @@
 
    $SLOW_DISK names the folder. In it, `.speed` holds two numbers: the time of a flush, ms, and the rate of
    writing, bytes per second; without that file the disk is as it is. It is one device that does one thing after
-   the other: a flush waits
-   for all that was written before, and a writer of much does not get far ahead of it. */
+   the other: a flush waits for all that was written before, and a writer of much does not get far ahead. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

@@ -124,9 +124,10 @@ class Publisher:
         Args:
             topic: of the device.
             payload: an empty one deletes the topic.
-            patient: wait up to a second to send it with something else, which costs less.
+            patient: wait up to a second to send it with something else, which costs less; a large payload also
+                waits while the network is slow.
         """
-        if self._session.states.set(topic, payload) and not patient:
+        if self._session.states.set(topic, payload, urgent=not patient) and not patient:
             self._wake.set()
 
     @property

@@ -12,9 +12,10 @@ from msgspec import Struct
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, PubAck
 from agent.comms.mqtt.inbox import Inbox, StaleTopics
-from agent.comms.mqtt.outbox import EventSender, EventSource, RetainedTopics, TransientQueue
+from agent.comms.mqtt.outbox import EventSender, EventSource, TransientQueue
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
+from agent.comms.mqtt.retained import RetainedTopics
 from agent.comms.topics import ONLINE, STOPPED, Topics
 from agent.types import LinkLoad
 

@@ -219,8 +219,9 @@ class PendingRows:
         self.sync_interval_s = 0.0
         # First number that waits for a sync, of what is pending and of what is being written; 0: none.
         self._urgent = self._urgent_writing = 0
-        # When the first of what is pending, and of what is being written, is to be on the disk.
-        self._urgent_at = self._writing_at = math.inf
+        self._urgent_at = math.inf  # when to write what waits for a sync
+        # When the first row of what is pending, and of what is being written, is to be on the disk.
+        self._row_at = self._writing_row_at = math.inf
 
     def configure(self, config: StorageConfig) -> None:
         self._config = config
@@ -229,10 +230,13 @@ class PendingRows:
     def put(self, topic: str, body: bytes, track: OpenTrack | None) -> None:
         """Number an event and add it, with the crash end of its track."""
         self.given += 1
+        now_s = time.monotonic()
         if self._config.durability == "event":
+            self._row_at = min(self._row_at, now_s + self.sync_interval_s)
             if not self._urgent:
-                self._urgent, self._urgent_at = self.given, time.monotonic() + self.sync_interval_s
+                self._urgent, self._urgent_at = self.given, now_s + self.sync_interval_s
         else:
+            self._row_at = min(self._row_at, now_s + 2.0 * LINGER_S)
             self._linger()
         if track is not None:
             self.tracks.set(topic, track)
@@ -256,13 +260,14 @@ class PendingRows:
 
     def set_sync_interval(self, seconds: float) -> None:
         """Let events that need a sync wait so long for others, also those that wait now."""
-        self._urgent_at += seconds - self.sync_interval_s
+        longer_s = seconds - self.sync_interval_s
+        self._urgent_at += longer_s
+        self._row_at += longer_s
         self.sync_interval_s = seconds
 
     def late_s(self, now_s: float) -> float:
         """How long ago the oldest row was to be on the disk, s; 0: none is late."""
-        lingering = self._since + LINGER_S
-        return max(0.0, now_s - min(self._urgent_at, self._writing_at, lingering))
+        return max(0.0, now_s - min(self._row_at, self._writing_row_at))
 
     def settle(self, seq: int) -> None:
         """Record that an event has been acknowledged."""
@@ -318,8 +323,9 @@ class PendingRows:
 
     def start_commit(self, *, final: bool = False) -> Commit:
         """Return everything that is pending, to be written; `finish_commit` must follow."""
-        self._writing_at = min(self._urgent_at, self._since + LINGER_S, time.monotonic())
-        self._writing, self._since, self._urgent_at = self.given, math.inf, math.inf
+        self._writing_row_at = min(self._row_at, time.monotonic()) if len(self.rows) else math.inf
+        self._writing, self._since = self.given, math.inf
+        self._urgent_at = self._row_at = math.inf
         self._urgent, self._urgent_writing = 0, self._urgent
         return Commit(
             list(self.rows),
@@ -336,10 +342,11 @@ class PendingRows:
         """Forget what has been written, or keep it where that failed; what came meanwhile stays."""
         self._writing = 0
         urgent, self._urgent_writing = self._urgent_writing, 0
-        due_at, self._writing_at = self._writing_at, math.inf
+        due_at, self._writing_row_at = self._writing_row_at, math.inf
         if not done:
+            self._row_at = min(self._row_at, due_at)
             if urgent:
-                self._urgent, self._urgent_at = urgent, due_at
+                self._urgent, self._urgent_at = urgent, -math.inf
             self._free_acknowledged()
             return
         for row in commit.insert:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.config import StorageConfig
+from agent.config import Durability, StorageConfig
 from agent.storage.spool.pending import LINGER_S, Commit, PendingRows
 from agent.storage.spool.spool import Spool
 from agent.storage.spool.table import SpoolTable
@@ -142,9 +142,21 @@ def test_the_load_of_a_disk_is_the_time_of_its_commits_and_the_delay_of_the_olde
     spool.close()
 
 
-def test_what_may_wait_is_not_late(tmp_path: Path) -> None:
-    spool = Spool(tmp_path, StorageConfig(durability="batch"))
-    spool.put(TOPIC, b"{}")
-    time.sleep(0.05)
-    assert spool.load().waiting_s == 0.0
-    spool.close()
+@pytest.mark.parametrize("durability", ["event", "batch"])
+def test_what_may_wait_and_what_is_only_acknowledged_is_not_late(durability: Durability) -> None:
+    pending = PendingRows(StorageConfig(durability=durability), 0)
+    pending.set_sync_interval(2.0)
+    with patch(CLOCK, return_value=100.0):
+        pending.settle(1)
+        pending.put(TOPIC, b"x", None)
+    may_wait_s = {"event": 2.0, "batch": 2.0 * LINGER_S}[durability]
+    assert pending.late_s(100.0 + may_wait_s) == 0.0
+    assert pending.late_s(103.0 + may_wait_s) == pytest.approx(3.0)
+    with patch(CLOCK, return_value=102.0):
+        commit = pending.start_commit()
+    assert pending.late_s(105.0) == pytest.approx(3.0), "the disk hangs"
+    pending.finish_commit(commit, done=True)
+    assert pending.late_s(1000.0) == 0.0
+    with patch(CLOCK, return_value=1000.0):
+        pending.settle(2)
+    assert pending.late_s(2000.0) == 0.0
