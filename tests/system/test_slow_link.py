@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import EVENTS, TOPICS, device, event, events_of, wait_for
+from tests.support.running import Vedette, camera, events, hear
 from tests.support.slow_link import SlowLink
 
 BYTES_PER_S = 60_000.0
@@ -78,3 +84,29 @@ def test_on_a_slow_line_every_event_arrives_in_order(broker: Mosquitto, tmp_path
             mqtt.retain(SNAPSHOTS[number % 4], b"\xff%d" % number + bytes(30_000))
         messages.wait(lambda m: len(m.of(EVENTS)) == 100, 30.0)
     assert [one.seq for one in events_of(messages.of(EVENTS))] == list(range(1, 101))
+
+
+def test_the_less_important_stream_sends_fewer_samples_and_every_event_arrives(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-litert")
+    model = person_model(tmp_path)
+    keys: dict[str, Any] = {"gate": {"motion": False}, "publish": {"detections": True}}
+    streams = {
+        name: camera(model, **keys, service={"priority": at}) for name, at in {"front": 80, "back": 20}.items()
+    }
+    messages = broker.subscribe("vedette/#")
+    vedette = Vedette(tmp_path, broker, **streams)
+    with SlowLink(broker.port, 8000.0) as link:
+        vedette.config["mqtt"]["port"] = link.port
+        with vedette:
+            wait_for(lambda: vedette.said("stream front: detections every "), 60.0)
+            assert "stream back: " in vedette.said(": detections every ")[0], (
+                "the one with the lower priority first"
+            )
+            link.bytes_per_s = 1e8
+            hear(messages, 100)
+            assert vedette.end()[0] == 0
+    numbers = [one.seq for name in streams for one in events(messages, name)]
+    assert sorted(numbers) == list(range(min(numbers), max(numbers) + 1))
+    assert all(earlier < later for earlier, later in pairwise([one.seq for one in events(messages, "front")]))
