@@ -1,10 +1,11 @@
 """A Raspberry Pi 4B without a heat sink, simulated: power, temperature, and how its firmware throttles.
 
-Power: 2.1 W without load, 6.41 W with four busy cores and a busy GPU (Gareth Halfacree, "Thermal testing Raspberry
-Pi 4", The MagPi 88, firmware of November 2019). Temperature: two bodies, the chip and the board, in air of 25 °C.
-Their resistances give 47 °C without load and 92 °C at full load if nothing throttled; with their time constants 80 °C
-is reached three minutes after full load begins, as measured there ("177 s"). Throttling: from 80 °C on the clock
-falls, to 600 MHz at 85 °C (raspberrypi.com, "Frequency management and thermal control").
+Power: 2.1 W without load, 6.41 W with four busy cores and a busy GPU (Gareth Halfacree, "Thermal testing
+Raspberry Pi 4", The MagPi 88, firmware of November 2019). Temperature: two bodies, the chip and the board, in air
+of 25 °C. Their resistances give 47 °C without load, and 92 °C at full load if nothing throttled: idle boards and
+throttling ones are reported there and elsewhere within some degrees of that. With their time constants 80 °C is
+reached about three minutes after full load begins. Throttling: from 80 °C on the clock falls, to 600 MHz at 85 °C
+(raspberrypi.com, "Frequency management and thermal control").
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class SimulatedPi:
         return round((AIR_C + self._board + self._chip) / STEP_C) * STEP_C
 
     def step(self, dt_s: float, busy_cores: float) -> None:
-        """Let time pass with so many busy cores. Power falls with the square of the clock, as its voltage does."""
+        """Let time pass with so many busy cores. Power falls with the square of the clock, by its voltage."""
         watts = IDLE_W + CORE_W * min(busy_cores, CORES) * (self.mhz / FULL_MHZ) ** 2
         scaled = dt_s * self._factor
         self._board += (BOARD_K_PER_W * watts - self._board) * min(1.0, scaled / BOARD_S)

@@ -1,10 +1,11 @@
-"""What the governor keeps: promises to a stream beside a CPU hog, and a board without a heat sink below its limit.
+"""What the governor keeps: promises beside a CPU hog, and a board without a heat sink below its limit.
 
-Real part: a real daemon with four streams on two cores, each the packaged clip at twice its pace, `nanodet` with one
-thread; a broker; a hog of four busy processes that comes and goes; and heat that comes and goes in a simulated
-thermal zone. `front` has priority 80 and is promised 10 pictures per second within 250 ms; `yard` and `gate` have 50,
-`back` 20. The same once more without the governor. A window is 5 s of `front`: kept if it had the inferences, and 95
-of 100 within the time. Read from the messages `detections` that a subscriber receives.
+Real part: a real daemon with four streams on two cores, each the packaged clip at twice its pace, `nanodet` with
+one thread; a broker; a hog of four busy processes that comes and goes; and heat that comes and goes in a simulated
+thermal zone. `front` has priority 80 and is promised 10 pictures per second within 250 ms; `yard` and `gate` have
+50, `back` 20. The same once more without the governor. A window is 5 s of `front`: kept if it had the inferences,
+and 95 of 100 within the time. Read from the messages `detections` that a subscriber receives. A change is a moment
+at which one or more budgets change.
 
 Simulated part: the governor with the daemon's own reader of temperatures on a simulated Raspberry Pi 4B without a
 heat sink (see `_thermal.py`), one hour of four busy streams that need 3.6 cores, in simulated time.
@@ -66,7 +67,7 @@ QUICK = (Phase(8.0), Phase(12.0, hog=True))
 
 
 class Seen(Struct, frozen=True, gc=False):
-    """One inference of a stream: when its message came, s of CLOCK_MONOTONIC, its latency, ms, and its variant."""
+    """One inference of a stream: when its message came, s (CLOCK_MONOTONIC), its latency, ms, and its variant."""
 
     at_s: float
     latency_ms: float
@@ -190,9 +191,9 @@ def listening(port: int) -> Iterator[dict[str, list[Seen]]]:
 
 @contextmanager
 def daemon(config: Path, root: Path) -> Iterator[list[tuple[float, str]]]:
-    """Run the daemon, which reads temperatures below `root`. Gives its log lines about budgets with their times."""
+    """Run the daemon, which reads temperatures below `root`. Gives log lines about budgets with their times."""
     code = (
-        "import sys; from pathlib import Path; import logging; logging.basicConfig(level=20, format='%(message)s');"
+        "import sys, logging; from pathlib import Path; logging.basicConfig(level=20, format='%(message)s');"
         "from agent.config.load import load; from agent.daemon.daemon import Daemon;"
         "from agent.daemon.resources.load import BoardLoad;"
         "import signal; d = Daemon(load(Path(sys.argv[1])).config, board_load=BoardLoad(Path(sys.argv[2])));"
@@ -204,9 +205,10 @@ def daemon(config: Path, root: Path) -> Iterator[list[tuple[float, str]]]:
     changes: list[tuple[float, str]] = []
 
     def follow() -> None:
+        words = "is inferred", "everything again", "size ", "give way", "promised"
         for line in process.stderr or ():
-            if any(word in line for word in ("is inferred", "everything again", "size ", "give way", "promised")):
-                changes.append((time.monotonic(), line.strip()))
+            if any(word in line for word in words):
+                changes += [(time.monotonic(), line.strip())]
 
     thread = threading.Thread(target=follow)
     thread.start()
@@ -242,10 +244,11 @@ def compare(runs: dict[bool, Run], phases: tuple[Phase, ...]) -> dict[str, float
         for name in PRIORITIES:
             figures[f"{name}_per_s{suffix}"] = round(len(after(one.seen[name], one.began_s)) / seconds, 2)
     governed_run = runs[True]
-    changes = [at for at, line in governed_run.changes if "stream " in line and "promised" not in line]
+    lines = [(at, line) for at, line in governed_run.changes if "stream " in line and "promised" not in line]
+    changes = [at for number, (at, _) in enumerate(lines) if not number or at - lines[number - 1][0] > 0.3]
     for at, line in governed_run.changes:
         print(f"{at - governed_run.began_s:7.1f} s  {line}")
-    figures["changes"] = len(changes)
+    figures |= {"changes": len(changes), "changed_budgets": len(lines)}
     figures["most_changes_per_minute"] = max(
         (sum(1 for other in changes if at <= other < at + 60.0) for at in changes), default=0
     )
@@ -258,7 +261,7 @@ def after(seen: list[Seen], from_s: float) -> list[Seen]:
 
 
 def windows(one: Run, phases: tuple[Phase, ...], hogged: bool | None) -> list[bool]:
-    """Whether each window of `front` kept its promises; with `hogged` only windows in which the hog ran or not."""
+    """Whether each window of `front` kept its promises; with `hogged` those in which the hog ran or not."""
     kept, at_s = [], one.began_s
     for phase in phases:
         count = int(phase.seconds / WINDOW_S)

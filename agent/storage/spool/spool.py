@@ -28,6 +28,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent import spans
 from agent.config import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import LINGER_S, MAX_AGE_S, Commit, PendingRows, Reason
@@ -352,7 +353,8 @@ class Spool:
 
     def _write(self, commit: Commit) -> None:
         began = time.monotonic()
-        done = self._disk.write(commit)
+        with spans.span("commit"):
+            done = self._disk.write(commit)
         with self._lock:
             self._wrote_at = time.monotonic()
             if done and commit.insert:
