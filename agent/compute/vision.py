@@ -197,6 +197,7 @@ class VideoPerception:
         last_crop: part of the newest frame that was inferred.
         wants_inference: infer the next frame, even if nothing moves.
         secondary: runs other models on what is found; None: there are none.
+        config: in use.
     """
 
     secondary: SecondaryStage | None = None
@@ -226,11 +227,11 @@ class VideoPerception:
         track = replace(config.track, min_hits=1) if self._texts else config.track
         self.tracker = Tracker(track, zones, stream)
         self._gives_numbers = model.manifest.gives_numbers
-        self._config, self._budget, self._left_out = config, StreamBudget(), _ANY
+        self.config, self._budget, self._left_out = config, StreamBudget(), _ANY
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds, zones and another open variant; tracks continue."""
-        self._config = config
+        self.config = config
         self._build_detector()
         self.tracker.set_zones(Zones(config.zones))
 
@@ -241,7 +242,7 @@ class VideoPerception:
             self._build_detector()
 
     def _build_detector(self) -> None:
-        config = self._config
+        config = self.config
         if self._budget.variant:
             config = replace(config, variant=self._budget.variant)
         self._detector = build_detector(self.session, self.model, config)

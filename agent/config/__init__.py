@@ -436,6 +436,11 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return (self.model, *(one.model for one in self.secondary or ()))
 
     @property
+    def variants(self) -> str:
+        """Variants of its model to open, as `agent.models.library.open_model` takes them."""
+        return f"{self.variant}+" if self.service.smaller_variants else self.variant
+
+    @property
     def shows_part(self) -> bool:
         """True if the model is not shown whole pictures."""
         return self.gate.crop or self.crop != (0.0, 0.0, 1.0, 1.0)

@@ -19,11 +19,14 @@ class ServiceConfig(Struct, frozen=True, forbid_unknown_fields=True):
             many; 0: none are promised.
         max_latency_ms: longest time from the capture of a picture to its result, for 95 of 100, ms; 0: none is
             promised.
+        smaller_variants: the model's smaller sizes may be used under load. They are kept in memory for it: 15 MB
+            of `nanodet`.
     """
 
     priority: Annotated[int, Meta(ge=0, le=100)] = 50
     min_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
     max_latency_ms: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    smaller_variants: bool = False
 
 
 class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,9 +40,12 @@ class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
             of `detections`; `snapshots`: their quality and rate; `clips`: their pictures per second;
             `inference`: pictures that are inferred, and the size of the model.
         max_stride: of the pictures in which something moves, at least one in so many is inferred.
+        save_below_percent: charge from which on every stream infers as little as it may, while the board runs on
+            its battery, 0..100; 0: never.
     """
 
     enabled: bool = True
     max_temperature_c: Annotated[float, Meta(ge=30.0, le=150.0)] | None = None
     order: tuple[Giving, ...] = ("samples", "snapshots", "clips", "inference")
     max_stride: Annotated[int, Meta(ge=1, le=100)] = 6
+    save_below_percent: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0

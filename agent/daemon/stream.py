@@ -123,7 +123,7 @@ class Stream:
         self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
-        self._variant = config.variant  # that the model was opened with
+        self._variant = config.variants  # that the model was opened with
         self._adjustments: deque[StreamConfig] = deque()
         self._budget, self._budget_in_use = StreamBudget(), StreamBudget()
         self.reduced = self.unmet = ""
@@ -154,7 +154,7 @@ class Stream:
 
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed about it; `wait_s` as for `open_model`."""
-        variant = self.config.variant
+        variant = self.config.variants
         model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
         log_guesses(self.name, self.config.model)
@@ -174,10 +174,12 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones and a variant that is open may differ.
+        Only thresholds, zones, what is promised and a variant that is open may differ.
         """
-        alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
-        return alike == self.config and self._has_open(config.variant)
+        now = self.config
+        promised = replace(config.service, smaller_variants=now.service.smaller_variants)
+        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
         """True if a variant, or `auto`, needs only variants that are open."""
@@ -369,6 +371,11 @@ class Stream:
     def frames(self) -> int:
         """Inputs handled since the start."""
         return self.metrics.frames
+
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of its thread; None: there is none."""
+        return None if self._thread is None else self._thread.native_id
 
     @property
     def captured(self) -> CaptureStats | None:

@@ -260,9 +260,17 @@ def run(scene: Parking, parts: Sequence[Part], model: str, budget: StreamBudget,
     """Take the scene through the pipeline."""
     publish = PublishConfig(snapshot=False)
     decode = DecodeConfig(labels=("person", *VEHICLES), score_threshold=THRESHOLD)
-    config = StreamConfig(source="test:", model=model, gate=GateConfig(motion=gate), decode=decode, threads=1)
-    vision, sink = VideoPerception("bench", config, open_model(model)), Sink(updates=True)
-    vision.set_budget(budget)
+    config = StreamConfig(
+        source="test:",
+        model=model,
+        variant=budget.variant,
+        gate=GateConfig(motion=gate),
+        decode=decode,
+        threads=1,
+    )
+    vision = VideoPerception("bench", config, open_model(model, budget.variant))
+    sink = Sink(updates=True)
+    vision.set_budget(StreamBudget(stride=budget.stride))
     outcome = Outcome(sink.events, [], Spent({False: 0, True: 0}, {False: 0.0, True: 0.0}))
     source = MeteredScene(scene.shots(parts), parts, outcome, vision)
     reporter = Reporter(Topics("vedette", "bench"), "bench", publish, ModelId("bench", ""), sink, sink)

@@ -13,22 +13,25 @@ from collections.abc import Iterator, Mapping
 from msgspec import Struct
 
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
-from agent.compute.governor.steps import Step, best_within, cheaper, cost_of, smaller_variant, steps
+from agent.compute.governor.steps import Step, cheaper, cost_of, dearer, smaller_variant, steps
 from agent.compute.governor.trouble import (
+    COLD_C,
     COOL_C,
     UNLOADED_C,
     broken_promise,
     disk_trouble,
     heat_trouble,
+    is_far_below,
     kept_share,
     link_trouble,
+    memory_trouble,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
 from agent.types import DiskLoad, LinkLoad, StreamBudget
 
 CHANGES_PER_MINUTE = 6
-"""Changes of budgets in any minute."""
+"""Decisions in any minute that change something; what one decision changes at once counts once."""
 _CONFIRM_S = 1.5
 """A promise is broken if it was in every window for so long, s."""
 _SETTLE_S = 2.5
@@ -36,16 +39,20 @@ _SETTLE_S = 2.5
 _CALM_S = 3.0
 """Time without trouble after which something comes back, s."""
 _HALF = 0.5
-"""Share of its cost that a stream keeps when it gives way."""
+"""Share of its cost that a stream keeps when it gives way; where a promise is far from kept, less important ones
+keep as little as they can."""
 _RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 _DEARER = 1.15
 """Factor on the estimated cost of what comes back."""
-_RETRY_S, _RETRY_MAX_S = 10.0, 300.0
+_TRIAL_S = 120.0
+"""Time without trouble after which a stream gets more for a trial although no time is idle, s."""
+_RETRY_S, _RETRY_MAX_S = 10.0, 1200.0
 """First and longest pause before something comes back again that had to give way soon after it came back, s."""
 
-_HEAT_SETTLE_S = 20.0
-"""Pause between two reductions because of heat, s: a chip takes minutes to follow."""
+_HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
+"""Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
+to follow."""
 _RELAX_S = 10.0
 """Pause between two steps back after the disk or the network was too slow, s."""
 
@@ -142,8 +149,10 @@ class Governor:
             self._give_everything()
         else:
             troubled = [
+                self._handle_battery(readings.board, streams),
                 self._handle_heat(readings.board, streams),
                 self._handle_service(readings.board, streams),
+                self._handle_memory(readings.board, streams),
                 self._handle_disk(readings.disk, streams),
                 self._handle_link(readings.link, streams),
             ]
@@ -170,12 +179,13 @@ class Governor:
         self._sync = 0
 
     def _may_change(self) -> bool:
-        """Return True if one more change fits into this minute."""
+        """Return True if a decision of this moment may change something."""
         at = self._changed_at
-        return len(at) < CHANGES_PER_MINUTE or self._now_s - at[0] >= 60.0
+        return len(at) < CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
 
     def _record(self, stream: str, text: str, why: str) -> None:
-        self._changed_at.append(self._now_s)
+        if not self._changed_at or self._changed_at[-1] != self._now_s:
+            self._changed_at.append(self._now_s)
         self._changes.append(Change(stream, f"{text}: {why}"))
         if stream:
             self._states[stream].why = f"{text}: {why}"
@@ -192,7 +202,18 @@ class Governor:
             state.why = ""
         return True
 
-    # Heat
+    # Battery and heat
+
+    def _handle_battery(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        """Let every stream infer as little as it may while the battery is low. Return True while it is."""
+        charge = board.battery_percent
+        if charge is None or charge >= self._config.save_below_percent:
+            return False
+        if "inference" in self._config.order:
+            for name, stream in streams.items():
+                least = self._cheaper(name, stream, 0.0)
+                self._set_step(name, least, stream, f"{charge:.0f} % of the battery are left")
+        return True
 
     def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Reduce the load that leads above the temperature's limit. Return True while it is too high."""
@@ -207,15 +228,21 @@ class Governor:
         return True
 
     def _shed(self, kept: float, why: str, streams: Mapping[str, StreamReading]) -> None:
-        """Reduce the load to a share of it, the least important stream first."""
-        costs = {name: self._states[name].step(stream).cost for name, stream in streams.items()}
-        excess = sum(costs.values()) * (1.0 - kept)
-        for name in sorted(streams, key=lambda one: (streams[one].priority, -costs[one])):
-            if excess <= 0.0:
-                break
-            step = self._cheaper(name, streams[name], max(0.0, costs[name] - excess))
-            if self._set_step(name, step, streams[name], why):
-                excess -= costs[name] - step.cost
+        """Reduce the load to a share of it: the least important streams first, equal ones by turns."""
+        now = {name: self._states[name].step(stream) for name, stream in streams.items()}
+        wanted = dict(now)
+        excess = sum(step.cost for step in now.values()) * (1.0 - kept)
+        for priority in sorted({stream.priority for stream in streams.values()}):
+            left = {name for name, stream in streams.items() if stream.priority == priority}
+            while left and excess > 0.0:
+                name = max(left, key=lambda one: (wanted[one].cost, one))
+                ladder = steps(streams[name], self._config.max_stride)
+                step = cheaper(ladder, wanted[name], wanted[name].cost)
+                left -= {name} if step == wanted[name] else set()
+                excess -= wanted[name].cost - step.cost
+                wanted[name] = step
+        for name, step in wanted.items():
+            self._set_step(name, step, streams[name], why)
 
     def _cheaper(self, name: str, stream: StreamReading, at_most: float) -> Step:
         now = self._states[name].step(stream)
@@ -250,13 +277,16 @@ class Governor:
 
     def _relieve(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
         """Let another stream give way, or this one itself. Return True if something has changed."""
-        why = f"{name} {broken[name]}"
+        why, far = f"{name} {broken[name]}", is_far_below(streams[name])
+        has_given = False
         for giving in self._donors(name, broken, streams):
             if self._now_s - self._states[giving].came_back_s < _RETRY_S:
                 self._postpone(giving)
-            if self._give_way(giving, streams[giving], why):
+            all_of_it = far and streams[giving].priority < streams[name].priority
+            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
+            if has_given and not all_of_it:
                 return True
-        return self._help_itself(name, streams[name], broken[name])
+        return has_given or self._help_itself(name, streams[name], broken[name])
 
     def _donors(
         self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]
@@ -269,13 +299,16 @@ class Governor:
             if one != name and (is_lower or is_equal) and (costs[one] > 0.0 or streams[one].has_clips):
                 yield one
 
-    def _give_way(self, name: str, stream: StreamReading, why: str) -> bool:
-        """Let a stream give up the first thing of the configured order that takes processor time."""
+    def _give_way(self, name: str, stream: StreamReading, why: str, kept: float) -> bool:
+        """Let a stream give up the first thing of the configured order that takes processor time.
+
+        Of inferences it keeps at most this share of their cost, or as little as it can.
+        """
         for giving in self._config.order:
             if giving == "clips" and stream.has_clips and self._lower(name, "clips", why):
                 return True
             if giving == "inference":
-                at_most = self._states[name].step(stream).cost * _HALF
+                at_most = self._states[name].step(stream).cost * kept
                 if self._set_step(name, self._cheaper(name, stream, at_most), stream, why):
                     return True
         return False
@@ -284,6 +317,8 @@ class Governor:
         """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
         if "inference" not in self._config.order:
             return False
+        if self._now_s - self._states[name].came_back_s < _RETRY_S:
+            self._postpone(name)
         return self._set_step(name, smaller_variant(stream, self._states[name].step(stream)), stream, what)
 
     def _can_be_helped(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
@@ -305,7 +340,14 @@ class Governor:
         state = self._states[name]
         state.retry_at, state.retry_s = self._now_s + state.retry_s, min(_RETRY_MAX_S, 2.0 * state.retry_s)
 
-    # Disk and network
+    # Memory, disk and network
+
+    def _handle_memory(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        """Keep fewer pictures for clips while memory is short. Return True while it is."""
+        why = memory_trouble(board)
+        if self._is_slow("memory", why) and "clips" in self._config.order:
+            self._lower_one("clips", why, streams)
+        return bool(why)
 
     def _handle_disk(self, disk: DiskLoad, streams: Mapping[str, StreamReading]) -> bool:
         why = disk_trouble(disk)
@@ -355,38 +397,59 @@ class Governor:
     # Back to everything
 
     def _bring_back(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
-        """Let streams have more again, the most important first, as far as there is idle time for it."""
-        if self._now_s - self._settled_at >= _CALM_S:
-            spare = self._spare(board)
-            for name in sorted(streams, key=lambda one: -streams[one].priority):
-                spare -= self._bring_back_inference(name, streams[name], spare)
+        """Let streams have more again as far as there is idle time for it."""
+        if self._now_s - self._settled_at >= _CALM_S and (spare := self._spare(board)) >= 0.0:
+            waiting = {
+                name: stream
+                for name, stream in streams.items()
+                if self._states[name].infers_less and self._now_s >= self._states[name].retry_at
+            }
+            if not self._raise(spare / _DEARER, waiting) and self._now_s - self._trouble_s >= _TRIAL_S:
+                self._try_one(waiting)
         if self._now_s - self._relax_at >= _RELAX_S:
             self._relax(streams)
 
+    def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
+        """Let the most important stream have a step more although no time is idle: others may give way to it."""
+        if streams:
+            name = max(streams, key=lambda one: (streams[one].priority, one))
+            stream = streams[name]
+            step = dearer(steps(stream, self._config.max_stride), self._states[name].step(stream))
+            self._trouble_s = self._now_s
+            if self._set_step(name, step, stream, "for a trial"):
+                self._settled_at = self._states[name].came_back_s = self._now_s
+
+    def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
+        """Let streams infer more: the most important first, equal ones by turns. Return False if none can."""
+        now = {name: self._states[name].step(stream) for name, stream in streams.items()}
+        wanted, left = dict(now), set(streams)
+        while left:
+            name = min(left, key=lambda one: (-streams[one].priority, wanted[one].cost, one))
+            step = dearer(steps(streams[name], self._config.max_stride), wanted[name])
+            if step == wanted[name] or step.cost - wanted[name].cost > spare:
+                left.discard(name)
+                continue
+            spare -= step.cost - wanted[name].cost
+            wanted[name] = step
+        for name, step in wanted.items():
+            if step != now[name] and self._set_step(name, step, streams[name], "there is room for it"):
+                self._settled_at = self._states[name].came_back_s = self._now_s
+        return wanted != now
+
     def _spare(self, board: BoardReading) -> float:
-        """Return the processor time per second that may be used in addition, as a share of one processor."""
+        """Return the processor time per second that may be used in addition, as a share of one processor.
+
+        It is negative where the temperature allows nothing, or is not known well enough yet.
+        """
         spare = (board.idle - _RESERVE) * board.cores
-        if board.settles_c is None:
-            cool = board.celsius is None or board.celsius < board.limit_c - 2.0 * COOL_C
-            return spare if cool else 0.0
+        if board.celsius is None or board.celsius < board.limit_c - COLD_C:
+            return max(0.0, spare)
+        if board.settles_c is None or self._now_s - self._heat_at < _HEAT_CALM_S:
+            return -1.0
         busy = max(0.05, 1.0 - board.idle) * board.cores
         allowed_c = board.limit_c - COOL_C - UNLOADED_C
         by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
-        return min(spare, by_heat)
-
-    def _bring_back_inference(self, name: str, stream: StreamReading, spare: float) -> float:
-        """Let a stream infer more if that fits. Return the processor time that it will take in addition."""
-        state = self._states[name]
-        if not state.infers_less or self._now_s < state.retry_at:
-            return 0.0
-        now = state.step(stream)
-        step = best_within(steps(stream, self._config.max_stride), now.cost + max(0.0, spare) / _DEARER)
-        if step.cost < now.cost or (step.cost == now.cost and step.cost > 0.0):
-            return 0.0
-        if not self._set_step(name, step, stream, "there is room for it"):
-            return 0.0
-        self._settled_at = state.came_back_s = self._now_s
-        return (step.cost - now.cost) * _DEARER
+        return max(0.0, min(spare, by_heat)) if by_heat >= 0.0 else -1.0
 
     def _relax(self, streams: Mapping[str, StreamReading]) -> None:
         """Give back one level of what the disk or the network took, of the most important stream first."""

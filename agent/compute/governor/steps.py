@@ -66,14 +66,17 @@ def cost_of(stream: StreamReading, stride: int, variant: VariantCost) -> float:
 
 
 def cheaper(ladder: Sequence[Step], now: Step, at_most: float) -> Step:
-    """Return the best step below the present one that costs at most so much, or the last one."""
+    """Return the best cheaper step that costs at most so much, or the cheapest; at the end, the present one."""
     below = [step for step in ladder if step.cost < now.cost]
     return next((step for step in below if step.cost <= at_most), below[-1] if below else now)
 
 
-def best_within(ladder: Sequence[Step], at_most: float) -> Step:
-    """Return the best step that costs at most so much, or the last one."""
-    return next((step for step in ladder if step.cost <= at_most), ladder[-1])
+def dearer(ladder: Sequence[Step], now: Step) -> Step:
+    """Return the next better step above the present one; the present one if it is the best."""
+    above = [step for step in ladder if step.cost > now.cost]
+    if above:
+        return above[-1]
+    return ladder[0] if now.cost == 0.0 else now
 
 
 def smaller_variant(stream: StreamReading, now: Step) -> Step:

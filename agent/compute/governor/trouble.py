@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from agent.compute.governor.readings import BoardReading, StreamReading
 from agent.types import DiskLoad, LinkLoad
 
-_AHEAD_S = 90.0
-"""The board cools its load down if it would reach its limit within this time, s."""
+_AHEAD_S, _NEAR_S = 90.0, 45.0
+"""The load is reduced if the limit would be reached within this time, s: by a curve, and by the slope alone."""
 UNLOADED_C = 40.0
 """Temperature of a board without load that is assumed, °C; in a warm place the load is reduced too far."""
+COLD_C, _WARM_C = 15.0, 6.0
+"""So far below its limit a board is cold, and everything may come back, °C; nearer than the second, the slope of
+the temperature alone is reason enough to reduce the load."""
 COOL_C = 2.0
 """What comes back must leave the temperature so far below its limit, °C."""
 _LEAST_KEPT, _MOST_KEPT = 0.3, 0.9
@@ -18,8 +21,14 @@ _LEAST_KEPT, _MOST_KEPT = 0.3, 0.9
 
 _COMMIT_MS, _WAITING_S, _BEHIND_S = 400.0, 1.5, 2.0
 """The disk is too slow from these times on: of a commit, of a waiting event, of a picture of a clip."""
+_MEMORY_FREE = 0.05
+"""Memory is short below this free share."""
 _UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
 """The network is too slow from so many waiting bytes, or such an age of an unacknowledged event, on."""
+
+
+_FAR = 0.7
+"""Share of a promise below which it is far from kept."""
 
 
 def broken_promise(stream: StreamReading) -> str:
@@ -30,6 +39,12 @@ def broken_promise(stream: StreamReading) -> str:
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
         return f"takes {stream.latency_ms:.0f} of {stream.max_latency_ms:g} ms"
     return ""
+
+
+def is_far_below(stream: StreamReading) -> bool:
+    """Return True if a stream gets much less than it is promised."""
+    slow = stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps)
+    return slow or (stream.latency_ms is not None and 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms)
 
 
 def who_has_it(name: str, board: BoardReading, streams: Mapping[str, StreamReading]) -> str:
@@ -53,7 +68,10 @@ def heat_trouble(board: BoardReading) -> str:
         return ""
     if board.celsius >= board.limit_c:
         return f"the board is at {board.celsius:.0f} °C"
-    if board.limit_in_s is not None and board.limit_in_s <= _AHEAD_S:
+    near = board.settles_c is None and board.celsius >= board.limit_c - _WARM_C
+    if board.limit_in_s is not None and board.limit_in_s <= (_NEAR_S if near else _AHEAD_S):
+        if board.settles_c is None and not near:
+            return ""
         return f"the board would reach {board.limit_c:.0f} °C in {board.limit_in_s:.0f} s"
     return ""
 
@@ -64,6 +82,13 @@ def kept_share(board: BoardReading) -> float:
         return 0.75
     kept = (board.limit_c - COOL_C - UNLOADED_C) / (board.settles_c - UNLOADED_C)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
+
+
+def memory_trouble(board: BoardReading) -> str:
+    """Return how memory is short; empty: it is not, or that is unknown."""
+    if board.memory_free is None or board.memory_free >= _MEMORY_FREE:
+        return ""
+    return f"{board.memory_free:.0%} of the memory are free"
 
 
 def disk_trouble(disk: DiskLoad) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
+from agent.board.proc import read_memory
 from agent.board.thermal import THERMAL, firmware_limit_c, read_brakes, read_supply, read_zones
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config
@@ -49,6 +50,7 @@ class BoardLoad:
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
         ticks: Callable[[], Ticks] = read_ticks,
+        cores: int = 0,
     ) -> None:
         """Start.
 
@@ -56,9 +58,10 @@ class BoardLoad:
             root: of the file system with the board's sensors.
             clock: monotonic, s.
             ticks: see `read_ticks`.
+            cores: processors; 0: those that this process may use.
         """
         self._root, self._clock, self._ticks = root, clock, ticks
-        self._cores = len(os.sched_getaffinity(0))
+        self._cores = cores or len(os.sched_getaffinity(0))
         self._known = deque([ticks()], maxlen=_WINDOWS + 1)
         self._heat = HeatModel()
         firmware_c = firmware_limit_c(root)
@@ -84,7 +87,21 @@ class BoardLoad:
             left_s = self._heat.seconds_until(limit_c)
             limit_in = left_s if left_s != float("inf") else None
         others = min(1.0, max(0.0, 1.0 - idle - own))
-        return BoardReading(self._cores, idle, others, celsius, limit_c, settles, limit_in, self._why_slow())
+        return BoardReading(
+            self._cores,
+            idle,
+            others,
+            celsius,
+            limit_c,
+            settles,
+            limit_in,
+            self._why_slow(),
+            self._memory_free(),
+        )
+
+    def _memory_free(self) -> float | None:
+        memory = read_memory(self._root)
+        return memory.available_mb / memory.total_mb if memory.total_mb else None
 
     def _temperature(self, config: Config) -> tuple[float | None, float]:
         zones = [zone for zone in read_zones(self._root / THERMAL) if zone.is_of_processor]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from statistics import median
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from msgspec import Struct
 
 from agent.compute.governor.governor import Decision, Governor
 from agent.compute.governor.readings import Readings, StreamReading, VariantCost
+from agent.compute.manifest import AUTO
 from agent.config.source_uri import parse
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.meter import Window, joined
@@ -28,10 +31,13 @@ EVERY_S = 1.0
 """Time between two decisions, s."""
 _LATE_S = 3.0
 """A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
-_WINDOWS, _OPEN_WINDOWS = 2, 30
-"""Windows over which rates are taken, and over which the share of open gates is the greatest."""
-_FPS_DECAY, _COST_RISE = 0.995, 1.01
-"""Per window: how fast a former rate of the source, and a former low cost, is forgotten."""
+_WINDOWS, _OPEN_WINDOWS, _RATES = 2, 30, 60
+"""Windows over which rates of inferences are taken, over which the share of open gates is the greatest, and over
+which the rate of the source is the upper quartile."""
+_NEWEST = 0.2
+"""Weight of the newest window in the cost of an inference."""
+_NICE = 5
+"""Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival."""
 _ALL = (VariantCost(),)
 
 
@@ -42,8 +48,9 @@ class StreamWatch:
         self.stream = stream
         self._windows: deque[Window] = deque(maxlen=_WINDOWS)
         self._open: deque[float] = deque(maxlen=_OPEN_WINDOWS)
-        self._captured, self._captured_at = 0, time.monotonic()
-        self._fps = 0.0
+        self._captured = 0
+        self._captured_at: float | None = None
+        self._rates: deque[float] = deque(maxlen=_RATES)
         self._cost_ms: float | None = None
         stream.metrics.meter.take()
 
@@ -65,7 +72,7 @@ class StreamWatch:
             priority=service.priority,
             min_fps=service.min_fps,
             max_latency_ms=service.max_latency_ms,
-            fps=self._fps,
+            fps=sorted(self._rates)[3 * len(self._rates) // 4] if self._rates else 0.0,
             open_share=max(self._open, default=0.0),
             inferred_fps=now.inferred / now.open_s if now.open_s >= EVERY_S else None,
             latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
@@ -82,33 +89,34 @@ class StreamWatch:
         return self.stream.config.inspection is None and not parse(self.stream.config.source).lossless
 
     def _update_fps(self) -> None:
-        """Follow the greatest rate of the source: under load its reader, too, comes too late."""
+        """Follow the rate of the source over a minute: under load its reader, too, comes too late."""
         captured = self.stream.captured
         now_s, frames = time.monotonic(), captured.frames if captured is not None else 0
-        passed_s = max(1e-3, now_s - self._captured_at)
-        rate = max(0, frames - self._captured) / passed_s
+        if self._captured_at is not None and now_s > self._captured_at:
+            self._rates.append(max(0, frames - self._captured) / (now_s - self._captured_at))
         self._captured, self._captured_at = frames, now_s
-        self._fps = max(self._fps * _FPS_DECAY, rate) if self._fps else rate
 
     def _update_cost(self, window: Window, relative: float) -> None:
-        """Follow the least cost of an inference of the largest variant: under load it takes longer."""
+        """Follow the processor time of an inference of the largest variant. All threads take about as much."""
         if not window.costs_ms:
             return
         threads = self.stream.config.threads or 1
         now = median(window.costs_ms) * threads / max(0.01, relative)
-        self._cost_ms = now if self._cost_ms is None else min(self._cost_ms * _COST_RISE, now)
+        self._cost_ms = now if self._cost_ms is None else self._cost_ms + _NEWEST * (now - self._cost_ms)
 
     def _variants(self) -> tuple[VariantCost, ...]:
-        """Return the sizes that may be used: the configured one alone if it was chosen, or states were taught."""
+        """Return the sizes that may be used; the configured one alone if states were taught with it."""
         stream, model = self.stream, self.stream.model
         assert model is not None
-        variants = model.manifest.variants
-        if stream.config.variant or len(variants) < 2 or model.manifest.exits("") or stream.states:
+        if not stream.config.service.smaller_variants or stream.states:
             return _ALL
-        most = variants[0].multiply_adds
-        if not all(0 < one.multiply_adds <= most for one in variants) or any(one.after for one in variants):
+        chosen = model.manifest.variant("" if stream.config.variant == AUTO else stream.config.variant)
+        if chosen.after or not chosen.multiply_adds:
             return _ALL
-        return (_ALL[0], *(VariantCost(one.name, one.multiply_adds / most) for one in variants[1:]))
+        most, others = chosen.multiply_adds, model.manifest.variants
+        smaller = [one for one in others if 0 < one.multiply_adds < most and not one.after]
+        smaller.sort(key=lambda one: -one.multiply_adds)
+        return (_ALL[0], *(VariantCost(one.name, one.multiply_adds / most) for one in smaller))
 
 
 class Told(Struct):
@@ -130,6 +138,7 @@ class ResourceManager:
         self._runtime, self._load = runtime, load or BoardLoad()
         self._governor = Governor(runtime.config.governor)
         self._watched: dict[str, StreamWatch] = {}
+        self._nice: dict[str, tuple[int, int]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._unmet: dict[str, Told] = {}
@@ -165,6 +174,8 @@ class ResourceManager:
         runtime = self._runtime
         config = runtime.config
         self._governor.configure(config.governor)
+        if config.governor.enabled:
+            self._set_nice(dict(runtime.streams))
         readings = Readings(time.monotonic(), self._load.read(config), self._read_streams())
         decision = self._governor.decide(readings)
         self._tell(decision)
@@ -174,12 +185,27 @@ class ResourceManager:
             stream.reduced, stream.unmet = decision.reduced.get(name, ""), decision.unmet.get(name, "")
         self.decision = decision
 
+    def _set_nice(self, streams: Mapping[str, Stream]) -> None:
+        """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
+
+        Without privileges a thread can only become nicer: a stream whose priority was raised by a reload runs in
+        a new thread.
+        """
+        highest = max((one.config.service.priority for one in streams.values()), default=0)
+        for name, stream in streams.items():
+            thread, nice = stream.thread_id, _NICE if stream.config.service.priority < highest else 0
+            if thread is None or self._nice.get(name) == (thread, nice):
+                continue
+            self._nice[name] = thread, nice
+            with suppress(OSError):  # the thread is over, or may not become less nice
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+
     def _read_streams(self) -> dict[str, StreamReading]:
         streams = dict(self._runtime.streams)
         self._watched = {name: one for name, one in self._watched.items() if streams.get(name) is one.stream}
         readings = {}
         for name, stream in streams.items():
-            watch = self._watched.setdefault(name, StreamWatch(stream))
+            watch = self._watched[name] = self._watched.get(name) or StreamWatch(stream)
             used = self.decision.budgets.get(name) if self.decision is not None else None
             reading = watch.read(used.variant if used is not None else "")
             if reading is not None:

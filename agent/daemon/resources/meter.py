@@ -24,7 +24,7 @@ class Window(Struct, frozen=True, gc=False):
         open_s, closed_s: time in which the gate was open, and closed, s.
         inferred: inputs that were inferred.
         latencies_ms: of these, from capture to result, ms.
-        costs_ms: of these, preparing, inferring and decoding, ms.
+        costs_ms: of these, processor time of the stream's thread, ms.
     """
 
     inputs: int = 0
@@ -53,11 +53,20 @@ class StreamMeter:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._before_ns: int | None = None
+        self._cpu_ns = 0
         self._clear()
 
-    def add(self, result: StreamResult, now_ns: int | None = None) -> None:
-        """Add the result of one input, at a time of CLOCK_MONOTONIC, ns; None: now."""
+    def add(self, result: StreamResult, now_ns: int | None = None, cpu_ns: int | None = None) -> None:
+        """Add the result of one input, in the stream's thread.
+
+        Args:
+            result: of the input.
+            now_ns: CLOCK_MONOTONIC, ns; None: now.
+            cpu_ns: processor time of this thread, ns; None: until now.
+        """
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        cpu_ns = time.thread_time_ns() if cpu_ns is None else cpu_ns
+        used_ms, self._cpu_ns = max(0, cpu_ns - self._cpu_ns) / 1e6, cpu_ns
         stages, is_inferred = result.stages, result.detections is not None
         with self._lock:
             gap_ns = 0 if self._before_ns is None else min(_GAP_NS, max(0, now_ns - self._before_ns))
@@ -70,7 +79,7 @@ class StreamMeter:
             self._inferred += is_inferred
             if is_inferred and len(self._latencies) < _KEPT:
                 self._latencies.append(stages.total / 1e6)
-                self._costs.append((stages.prepare + stages.infer + stages.decode) / 1e6)
+                self._costs.append(used_ms)
 
     def take(self) -> Window:
         """Return what was added since the call before."""
