@@ -11,6 +11,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
+from agent.board.power import read_battery
 from agent.board.proc import read_memory
 from agent.board.thermal import THERMAL, firmware_limit_c, read_brakes, read_supply, read_zones
 from agent.compute.governor.readings import BoardReading
@@ -97,7 +98,12 @@ class BoardLoad:
             limit_in,
             self._why_slow(),
             self._memory_free(),
+            self._battery_percent(),
         )
+
+    def _battery_percent(self) -> float | None:
+        battery = read_battery(self._root)
+        return battery.percent if battery is not None and battery.status == "discharging" else None
 
     def _memory_free(self) -> float | None:
         memory = read_memory(self._root)
