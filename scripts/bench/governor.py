@@ -4,7 +4,7 @@ Real part: a real daemon with four streams on two cores, each the packaged clip 
 one thread; a broker; a hog of four busy processes that comes and goes; and heat that comes and goes in a
 simulated thermal zone. `front` has priority 80 and is promised 10 pictures per second within 250 ms; `yard` and
 `gate` have 50, `back` 20. The same once more without the governor. A window is 5 s of `front`: kept if it had the
-inferences, and 95 of 100 within the time. Read from the messages `detections` that a subscriber receives. A change
+inferences, and 95 of 100 within the time. Read from the messages `detections` that a subscriber gets. A change
 is a moment at which one or more budgets change.
 
 Simulated part: the governor with the daemon's own reader of temperatures on a simulated Raspberry Pi 4B without a
