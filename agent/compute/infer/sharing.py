@@ -222,14 +222,14 @@ class SessionPools:
         opens: Callable[[], Session],
         rules: PoolRules,
     ) -> Session:
-        if model.manifest.audio is not None or any(one.after for one in model.manifest.variants):
+        if not _is_of_pictures(model):
             return opens()
         while True:
             with self._lock:
                 self._pools = {other: pool for other, pool in self._pools.items() if not pool.is_over}
                 is_first = key not in self._pools
                 pool = self._pools.setdefault(key, SessionPool(model.path, opens, rules))
-            if not is_first and not is_stateless(model):  # reading the file again costs 10 ms
+            if not is_first and not _is_stateless(model):  # reading the file again costs 10 ms
                 return opens()
             if pool.join():
                 return _shared(pool, options.variant or model.manifest.variants[0].name)
@@ -255,8 +255,18 @@ def _side_by_side(cores: int, threads: int) -> int:
     return max(1, cores // threads) + (threads > 1)
 
 
-def is_stateless(model: Model) -> bool:
-    """Return True if no inference of a model depends on earlier ones, and its tensors are numbers."""
+def is_shareable(model: Model) -> bool:
+    """Return True if streams can take turns on a model."""
+    return _is_of_pictures(model) and _is_stateless(model)
+
+
+def _is_of_pictures(model: Model) -> bool:
+    """Return True if a model takes pictures and has no exits."""
+    return model.manifest.audio is None and not any(one.after for one in model.manifest.variants)
+
+
+def _is_stateless(model: Model) -> bool:
+    """Return True if no inference depends on earlier ones, and all tensors are numbers."""
     from agent.compute.tflite.read import read_modelfile
 
     try:
