@@ -30,6 +30,8 @@ class StreamHealth(Struct, frozen=True):
         tracks: alive now.
         model, backend, variant: in use.
         set_by_command: settings that commands have changed from the configuration file.
+        reduced: what the governor gives it less of than everything, and why; empty: of nothing.
+        unmet: which promise of its service is not kept, and by whose doing; empty: all are.
     """
 
     state: str
@@ -45,6 +47,8 @@ class StreamHealth(Struct, frozen=True):
     backend: str = ""
     variant: str = ""
     set_by_command: tuple[str, ...] = ()
+    reduced: str = ""
+    unmet: str = ""
 
 
 class ShadowReport(Struct, frozen=True):

@@ -255,11 +255,62 @@ class StreamResult(Struct, frozen=True):
         events: of the tracks.
         detections: None if the gate was closed and the model did not run.
         stages: see `StageTimes`.
+        predicted: where the tracks should be now, if the frame was not inferred although the gate was open.
     """
 
     events: list[Event]
     detections: list[Detection] | None
     stages: StageTimes
+    predicted: list[Detection] | None = None
+
+
+class StreamBudget(Struct, frozen=True, gc=False):
+    """What one stream may use of the board, as the governor sets it. The default is everything.
+
+    Attributes:
+        stride: of the pictures that the gate lets through, one in so many is inferred; tracks are carried on by
+            their motion in between.
+        variant: size of the model; empty: the configured one.
+        samples_every_s: least time between two messages of `detections`, s; 0: each is sent.
+        snapshot_quality: of the JPEG, 1..100.
+        snapshot_factor: factor on `publish.snapshot_every_s`, at least 1.
+        clips_share: factor on `clips.fps`, 0..1.
+    """
+
+    stride: int = 1
+    variant: str = ""
+    samples_every_s: float = 0.0
+    snapshot_quality: int = 80
+    snapshot_factor: float = 1.0
+    clips_share: float = 1.0
+
+
+class DiskLoad(Struct, frozen=True, gc=False):
+    """How busy the disk of the state folder and of clips is.
+
+    Attributes:
+        commit_ms: 95th percentile of the newest commits of events to the disk, ms; None: there was none lately.
+        waiting_s: age of the oldest event that waits to be committed, s.
+        clips_behind_s: age of the oldest picture that waits to be written into a clip, s.
+    """
+
+    commit_ms: float | None = None
+    waiting_s: float = 0.0
+    clips_behind_s: float = 0.0
+
+
+class LinkLoad(Struct, frozen=True, gc=False):
+    """How busy the connection to the broker is.
+
+    Attributes:
+        connected: whether there is one.
+        unsent_bytes: handed to the client library and not yet to the system.
+        oldest_s: age of the oldest event that was sent and is not acknowledged, s.
+    """
+
+    connected: bool = False
+    unsent_bytes: int = 0
+    oldest_s: float = 0.0
 
 
 class OpenTrack(Struct, frozen=True, gc=False):

@@ -154,5 +154,8 @@ def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
         yield f"{state}={one.get('value') or 'unknown'}"
     for zone, on in (stream.get("zones") or {}).items():
         yield f"zone/{zone}={'on' if on else 'off'}"
+    for key in ("reduced", "unmet"):
+        if stream.get(key):
+            yield f"{key}: {stream[key]}"
     if by_command := ", ".join(stream.get("set_by_command") or ()):
         yield f"(set by command: {by_command})"

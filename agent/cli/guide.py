@@ -31,6 +31,7 @@ TOPICS = (
     "messages",
     "home-assistant",
     "hardware",
+    "resources",
     "commands",
     "clips",
     "updates",

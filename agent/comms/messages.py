@@ -354,6 +354,7 @@ class DetectionsMessage(Struct, frozen=True):
             inference with its score, however low, also one that is not a word, such as `silence`.
         latency_ms: see `Latency`.
         model, backend, variant: what computed it.
+        predicted: True if the picture was not inferred, to save time: tracks were carried on by their motion.
     """
 
     device: str
@@ -365,6 +366,7 @@ class DetectionsMessage(Struct, frozen=True):
     model: ModelId
     backend: str
     variant: str = ""
+    predicted: bool = False
 
 
 _encoder = msgspec.json.Encoder(decimal_format="number")

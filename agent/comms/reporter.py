@@ -80,17 +80,19 @@ class Reporter:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
         self._pass_on(result.events, at)
         with self._lock:
-            if self._config.detections and result.detections is not None and not self._stopped:
+            found = result.detections if result.detections is not None else result.predicted
+            if self._config.detections and found is not None and not self._stopped:
                 message = messages.DetectionsMessage(
                     self._topics.device,
                     self._stream,
                     seq,
                     at,
-                    result.detections,
+                    found,
                     _latency(result.stages),
                     self._model,
                     backend,
                     variant,
+                    result.detections is None,
                 )
                 self._board.send(self._topics.detections(self._stream), messages.encode(message))
             if result.events:

@@ -24,10 +24,27 @@ from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
-from agent.types import WHOLE, Array, Box, Detection, Event, Frame, Image, StageTimes, StreamResult
+from agent.types import (
+    WHOLE,
+    Array,
+    Box,
+    Detection,
+    Event,
+    Frame,
+    Image,
+    StageTimes,
+    StreamBudget,
+    StreamResult,
+)
 
 if TYPE_CHECKING:
     from agent.compute.secondary import SecondaryStage
+
+
+_ANY = 1 << 30
+"""Frames left out after which the next is inferred under any budget."""
+_MAY_WAIT = ("motion", "track", "hold", "off")
+"""Reasons of an open gate for which some frames may be left out."""
 
 
 class DetectorResult(Struct, frozen=True, gc=False):
@@ -180,6 +197,7 @@ class VideoPerception:
         last_crop: part of the newest frame that was inferred.
         wants_inference: infer the next frame, even if nothing moves.
         secondary: runs other models on what is found; None: there are none.
+        config: in use.
     """
 
     secondary: SecondaryStage | None = None
@@ -209,11 +227,25 @@ class VideoPerception:
         track = replace(config.track, min_hits=1) if self._texts else config.track
         self.tracker = Tracker(track, zones, stream)
         self._gives_numbers = model.manifest.gives_numbers
+        self.config, self._budget, self._left_out = config, StreamBudget(), _ANY
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds, zones and another open variant; tracks continue."""
-        self._detector = build_detector(self.session, self.model, config)
+        self.config = config
+        self._build_detector()
         self.tracker.set_zones(Zones(config.zones))
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Infer as many frames, and with the variant, that a budget allows; tracks continue."""
+        before, self._budget = self._budget, budget
+        if budget.variant != before.variant:
+            self._build_detector()
+
+    def _build_detector(self) -> None:
+        config = self.config
+        if self._budget.variant:
+            config = replace(config, variant=self._budget.variant)
+        self._detector = build_detector(self.session, self.model, config)
 
     def process(self, frame: Frame) -> StreamResult:
         """Process one frame. Raises BackendError if the inference fails."""
@@ -231,8 +263,14 @@ class VideoPerception:
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not gate.open:
+            self._left_out = _ANY
             events = tracker.rest(frame.captured_ns, frame.captured_at)
             return StreamResult(events, None, StageTimes(queue, gated - began, track=time.monotonic_ns() - gated))
+        if self._is_left_out(gate.reason):
+            events = tracker.tick(frame.captured_ns, frame.captured_at)
+            predicted = tracker.predicted(frame.captured_ns)
+            stages = StageTimes(queue, gated - began, track=time.monotonic_ns() - gated)
+            return StreamResult(events, None, stages, predicted)
         self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
         decoded = time.monotonic_ns()
@@ -244,6 +282,14 @@ class VideoPerception:
             secondary = time.monotonic_ns() - decoded - track
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, result.detections, stages)
+
+    def _is_left_out(self, reason: str) -> bool:
+        """Return True if the budget leaves a frame out that the gate has let through."""
+        self._left_out += 1
+        if self._left_out < self._budget.stride and reason in _MAY_WAIT and not self.wants_inference:
+            return True
+        self._left_out = 0
+        return False
 
     @property
     def _is_watching(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.secondary import SecondaryConfig
 from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
@@ -407,6 +408,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         clips: recording around events; left out: none.
         inspection: verdicts on parts instead of tracks of objects; left out: none.
         secondary: other models on each found object; left out: those of the model's manifest.
+        service: how important the stream is, and what it must keep under load.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -426,11 +428,17 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     clips: ClipsConfig | None = None
     inspection: InspectionConfig | None = None
     secondary: tuple[SecondaryConfig, ...] | None = None
+    service: ServiceConfig = ServiceConfig()
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names or paths of its models, without those that a manifest names."""
         return (self.model, *(one.model for one in self.secondary or ()))
+
+    @property
+    def variants(self) -> str:
+        """Variants of its model to open, as `agent.models.library.open_model` takes them."""
+        return f"{self.variant}+" if self.service.smaller_variants else self.variant
 
     @property
     def shows_part(self) -> bool:
@@ -507,6 +515,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         health: how often health is published.
         selection: how streams with `backend = "auto"` choose their backend.
         thermal: limit of the board's temperature.
+        governor: what gives way when not all fits.
         homeassistant: how the device announces itself to Home Assistant.
         text: texts from the broker as evidence, by name.
         fusion: events from several streams and texts together, by name.
@@ -519,6 +528,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     health: HealthConfig = HealthConfig()
     selection: SelectionConfig = SelectionConfig()
     thermal: ThermalConfig = ThermalConfig()
+    governor: GovernorConfig = GovernorConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
     text: dict[Name, TextConfig] = {}
     fusion: dict[Name, FusionConfig] = {}

@@ -247,6 +247,8 @@ class CommandHandler:
                 "set_by_command": self._control.overridden(name),
                 "states": stream.states,
                 "sound": stream.has_sound,
+                "reduced": stream.reduced,
+                "unmet": stream.unmet,
             }
         return {
             "version": __version__,

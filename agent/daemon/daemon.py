@@ -19,6 +19,8 @@ from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.overrides import OverridesFile
+from agent.daemon.resources.load import BoardLoad
+from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
@@ -116,6 +118,7 @@ class Daemon:
         file: Path | None = None,
         exit_when_done: bool = False,
         stop_times: StopTimes = STOP_TIMES,
+        board_load: BoardLoad | None = None,
     ) -> None:
         """Take a validated configuration.
 
@@ -127,8 +130,9 @@ class Daemon:
             file: of the configuration, for `doctor`; None: there is none.
             exit_when_done: return when the source of every stream has ended.
             stop_times: how long a stop may take.
+            board_load: reads load and temperature for the governor; None: those of this board.
         """
-        self._stop_times = stop_times
+        self._stop_times, self._board_load = stop_times, board_load
         self._config, self._reload, self._where, self._exit_when_done = config, reload, where, exit_when_done
         self._board = board
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
@@ -185,15 +189,18 @@ class Daemon:
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
         self._shadows = ShadowManager(self.runtime)
+        self._resources = ResourceManager(self.runtime, self._board_load)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
 
     def _run(self) -> None:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
+            self._resources.start()
             self._watch()
         finally:
             self._systemd.stopping()
+            self._resources.stop()
             self._commands.stop()
             self._shadows.close()
             began = time.monotonic()

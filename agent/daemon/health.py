@@ -78,7 +78,10 @@ class HealthPublisher:
             self._heat.poll(runtime.config.thermal.warn_c)
         link = runtime.mqtt.state
         now = [
-            *((name, s.status[0], s.has_result, overridden(name)) for name, s in runtime.streams.items()),
+            *(
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet))
+                for name, s in runtime.streams.items()
+            ),
             (self._heat.hot, link.connects, runtime.recorder.stats.trouble),
             self._homeassistant.trouble,
             runtime.pending_restart,

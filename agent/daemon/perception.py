@@ -47,7 +47,7 @@ def open_perception(
         ConfigError: the source does not fit the model, or zones, labels or clips cannot be used.
         SourceError, ModelError: see `agent.config.source_uri.parse`, `agent.models.library.open_model`.
     """
-    model = model or open_model(config.model, config.variant)
+    model = model or open_model(config.model, config.variants)
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
     if takes_sound is not address.sound:
         gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
@@ -124,7 +124,7 @@ def prepare_perception(
     """
     from agent.compute.infer.backends import NullBackend, opens_at_once, resolve_backend
 
-    model = model or open_model(config.model, config.variant)
+    model = model or open_model(config.model, config.variants)
     if opens_at_once(config.backend):
         ready = is_vetted(name, config, model, vetting, PREPARE_S) and not _has_gallery(name, config, model)
         return open_perception(name, config, model, opener) if ready else None

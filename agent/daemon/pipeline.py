@@ -22,7 +22,8 @@ from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import PublishConfig, StreamConfig
 from agent.config.source_uri import parse
-from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamResult, Track
+from agent.daemon.resources.meter import StreamMeter
+from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
@@ -84,9 +85,11 @@ class StreamMetrics:
         inferences: made since the start.
         has_result: an inference was made in the current run.
         latency: inference times of the current run.
+        meter: measures for the governor.
     """
 
     def __init__(self) -> None:
+        self.meter = StreamMeter()
         self.frames = self.inferences = self._infer_ns = 0
         self.has_result, self.latency = False, LatencyWindow()
         self._before, self._at = (0, 0, 0), time.monotonic()
@@ -98,6 +101,7 @@ class StreamMetrics:
     def add(self, result: StreamResult, inferences: int) -> None:
         """Count one input and the inferences that were made for it."""
         self.frames += 1
+        self.meter.add(result)
         if result.detections is not None:
             self.inferences += inferences
             self._infer_ns += result.stages.infer
@@ -208,6 +212,9 @@ class Pipeline(ABC, Generic[T]):
             self._report_values({}, math.inf)
         finally:
             self._end_tracks(why)
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Use no more than a budget from the next input on. For the stream's thread; sound uses what it needs."""
 
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
@@ -393,6 +400,9 @@ class VideoPipeline(Pipeline[Frame]):
         super().__init__(source, vision, reporter, clips, metrics)
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        self._vision.set_budget(budget)
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""

@@ -31,7 +31,7 @@ from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
-from agent.types import Track
+from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
@@ -98,6 +98,9 @@ class Stream:
         config: in use.
         model: that it runs; None before it was opened.
         shadow: compares another model with its own; None: none does.
+        metrics: what it has handled.
+        reduced: what it has less of than everything, and why; empty: of nothing.
+        unmet: which promise of its service is not kept, and by whose doing; empty: all are.
     """
 
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
@@ -117,11 +120,13 @@ class Stream:
         self._taught: StreamStates | StreamWords | None = None
         self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
         self._captured: CaptureStats | None = None
-        self._metrics = StreamMetrics()
+        self.metrics = StreamMetrics()
         self._reporter: Reporter | None = None
         self.model: Model | None = None
-        self._variant = config.variant  # that the model was opened with
+        self._variant = config.variants  # that the model was opened with
         self._adjustments: deque[StreamConfig] = deque()
+        self._budget, self._budget_in_use = StreamBudget(), StreamBudget()
+        self.reduced = self.unmet = ""
         self._is_announced = False
         self.shadow: Shadow | None = None
         self._abandoned_s: float | None = None
@@ -149,7 +154,7 @@ class Stream:
 
     def _open_model(self, wait_s: float | None) -> Model:
         """Find the model, and log what was guessed about it; `wait_s` as for `open_model`."""
-        variant = self.config.variant
+        variant = self.config.variants
         model = open_model(self.config.model, variant, wait_s, self._services.vetting)
         self.model, self._variant = model, variant
         log_guesses(self.name, self.config.model)
@@ -169,10 +174,12 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones and a variant that is open may differ.
+        Only thresholds, zones, what is promised and a variant that is open may differ.
         """
-        alike = replace(config, decode=self.config.decode, zones=self.config.zones, variant=self.config.variant)
-        return alike == self.config and self._has_open(config.variant)
+        now = self.config
+        promised = replace(config.service, smaller_variants=now.service.smaller_variants)
+        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
         """True if a variant, or `auto`, needs only variants that are open."""
@@ -183,6 +190,10 @@ class Stream:
         except VedetteError:
             return False
         return set(wanted) <= set(self.model.manifest.variants) and not self.model_changed
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Use no more than a budget of the governor from the next input on. Any thread may call this."""
+        self._budget = budget
 
     def snapshot_now(self) -> None:
         """Publish the next picture as the snapshot. Raises CommandError if there will be none."""
@@ -338,17 +349,17 @@ class Stream:
     @property
     def has_result(self) -> bool:
         """True if the current run has made an inference."""
-        return self._metrics.has_result
+        return self.metrics.has_result
 
     @property
     def inferred(self) -> int:
         """Inferences since the start."""
-        return self._metrics.inferences
+        return self.metrics.inferences
 
     @property
     def infer_p95_ms(self) -> float | None:
         """95th percentile of the newest inference times, ms; None before the first inference."""
-        return self._metrics.latency.p95_ms
+        return self.metrics.latency.p95_ms
 
     @property
     def session(self) -> Session | None:
@@ -359,7 +370,17 @@ class Stream:
     @property
     def frames(self) -> int:
         """Inputs handled since the start."""
-        return self._metrics.frames
+        return self.metrics.frames
+
+    @property
+    def thread_id(self) -> int | None:
+        """The kernel's id of its thread; None: there is none."""
+        return None if self._thread is None else self._thread.native_id
+
+    @property
+    def captured(self) -> CaptureStats | None:
+        """Totals of the source; None before it was opened."""
+        return source.stats if (source := self._source) is not None else self._captured
 
     @property
     def counted_labels(self) -> tuple[tuple[str, str], ...]:
@@ -373,8 +394,7 @@ class Stream:
 
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
-        rates, source = self._metrics.rates(), self._source
-        capture = source.stats if source else self._captured
+        rates, capture = self.metrics.rates(), self.captured
         opened, model = self._perception, self.model  # the stream's thread may close its own meanwhile
         backend, variant = opened.answered_by if opened else ("", "")
         state, detail = self.status
@@ -389,6 +409,8 @@ class Stream:
             reopened=capture.reopened if capture else 0,
             tracks=opened.tracker.alive if opened else 0,
             model=model.manifest.name if model else "",
+            reduced=self.reduced,
+            unmet=self.unmet,
             backend=backend,
             variant=variant,
         )
@@ -460,11 +482,12 @@ class Stream:
         if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
         on_change, services = partial(_log_change, self.name), self._services
-        self._metrics.begin_run()
+        self.metrics.begin_run()
+        self._budget_in_use = StreamBudget()
         with self._inspecting() as inspection:
             opened = self._perception
             self._taught = taught = self._open_taught(opened, reporter)
-            parts = services.recorder, self._metrics, inspection, taught, services.cameras
+            parts = services.recorder, self.metrics, inspection, taught, services.cameras
             source, pipeline, self._clips = open_pipeline(
                 self.name, self.config, opened, reporter, on_change, *parts
             )
@@ -541,6 +564,9 @@ class Stream:
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
         pipeline.shadow = self.shadow
+        if (budget := self._budget) != self._budget_in_use:
+            self._budget_in_use = budget
+            pipeline.set_budget(budget)
         while self._adjustments:
             opened.configure(self._adjustments.popleft())
         if not self._is_announced and (capture := source.stats).state in ("running", "ended"):

@@ -121,7 +121,8 @@ def open_model(
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
-        variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`.
+        variant: its name, `auto` or empty, see `agent.compute.manifest.Manifest.exits`; with `+` appended the
+            smaller sizes are opened, too.
         wait_s: longest wait for the runtime, see `agent.compute.infer.backends.ends_of`.
         vetting: see `agent.compute.infer.backends.ends_of`.
 
@@ -228,9 +229,24 @@ def prefixed_errors(name_or_path: str) -> Iterator[None]:
         raise type(error)(f"{name_or_path}: {first}", *more) from None
 
 
+AND_SMALLER = "+"
+"""Appended to the name of a variant, see `open_model`."""
+
+
 def _running_variants(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
-    """Return the variants that may run: a whole cascade, or the chain of one variant; deepest first."""
+    """Return the variants that may run: a whole cascade, the chain of one variant, deepest first, or sizes."""
+    if variant.endswith(AND_SMALLER):
+        return _sizes(manifest, variant.removesuffix(AND_SMALLER))
     return manifest.exits(variant)[::-1] or manifest.chain(variant)[::-1]
+
+
+def _sizes(manifest: Manifest, variant: str) -> tuple[Variant, ...]:
+    """Return a variant and those that need fewer multiply-adds; of exits those that run without them."""
+    chosen = _running_variants(manifest, variant)
+    if len(chosen) > 1:
+        return chosen
+    size = chosen[0].multiply_adds
+    return (*chosen, *(one for one in manifest.variants if one.multiply_adds < size and not one.after))
 
 
 def complete_manifest(

@@ -26,6 +26,7 @@ _RUNG = """
 [[variants]]
 name = "{name}"
 signature = "s{name}"
+multiply_adds = {work}
 """
 
 
@@ -45,7 +46,7 @@ def sizes_model(folder: Path, seen: dict[str, Things]) -> Path:
     (folder / "sizes.tflite").write_bytes(
         build.write(first.tensors, first.operations, first.inputs, first.outputs, keys, more=more)
     )
-    variants = [_RUNG.format(name=side) for side in seen]
+    variants = [_RUNG.format(name=side, work=1000 * int(side) ** 2) for side in seen]
     path = folder / "sizes.toml"
     path.write_text(_MANIFEST + "".join(variants))
     return path

@@ -123,6 +123,14 @@ class TrackState:
         """Return its predicted box; None without a box."""
         return None if self.motion is None else self.motion.predict(at_ns)
 
+    def predicted(self, at_ns: int) -> Detection:
+        """Return its newest detection, moved on to its predicted box, without what only a picture shows."""
+        box = self.expected(at_ns)
+        if box is None or self.stationary:
+            return Detection(self.detection.label, self.detection.score, self.detection.box)
+        x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in box)
+        return Detection(self.detection.label, self.detection.score, (x0, y0, x1, y1))
+
     def track(self) -> Track:
         """Return its present state."""
         seen = self.detection
@@ -221,6 +229,11 @@ class Tracker:
     def tracks(self) -> tuple[Track, ...]:
         """Return the announced tracks that have not ended."""
         return tuple(target.track() for target in self._states() if target.id)
+
+    def predicted(self, at_ns: int) -> list[Detection]:
+        """Return where the announced tracks should be by their motion, strongest first, without missed ones."""
+        found = [target.predicted(at_ns) for target in self._states() if target.id and not target.missed]
+        return sorted(found, key=lambda one: -one.score)
 
     def set_attributes(self, attributes: Mapping[str, dict[str, Attribute]]) -> None:
         """Set what is known about announced tracks, by id; also their later events have it."""

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from agent.comms.messages import EventMessage, ModelId
+from agent.comms.messages import DetectionsMessage, EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
@@ -51,6 +51,16 @@ def test_counted_is_what_was_there_once() -> None:
     speaking.counts({"cat": 0, "dog": 1}, {("yard", "dog"): 1, ("road", "dog"): 0})
     speaking.counts({"cat": 0, "dog": 0}, {})
     assert speaking.counted_labels == (("", "dog"), ("yard", "dog"))
+
+
+def test_a_picture_that_was_not_inferred_is_told_as_predicted() -> None:
+    kept, found = Kept(), [Detection("person", 0.9, (0.1, 0.1, 0.2, 0.2))]
+    speaking = reporter(kept, PublishConfig(detections=True))
+    speaking.report(1, NOW, StreamResult([], found, StageTimes()), "cpu", "full")
+    speaking.report(2, NOW, StreamResult([], None, StageTimes(), found), "cpu", "full")
+    speaking.report(3, NOW, StreamResult([], None, StageTimes()), "cpu", "full")
+    told = [msgspec.json.decode(body, type=DetectionsMessage) for _, body in kept.sent]
+    assert [(one.seq, one.predicted, one.detections) for one in told] == [(1, False, found), (2, True, found)]
 
 
 def test_without_zones_everything_is_told() -> None:

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig
+from agent.config.governor import ServiceConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.types import Detection, Frame, Keypoint
-from tests.support.doubles import person_model
+from agent.types import Detection, Frame, Keypoint, StreamBudget
+from tests.support.doubles import frames, person_model
 from tests.support.picture_cascade import SURE, UNSURE, colour_cascade
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
 from tests.support.sound import cascade_model
@@ -22,11 +24,14 @@ ONE: Things = [(0.95, LEFT)]
 BOTH: Things = [(0.95, LEFT), (0.9, RIGHT)]
 
 
-def perception(path: Path, variant: str) -> VideoPerception:
+def perception(path: Path, variant: str, *, smaller: bool = False) -> VideoPerception:
     patient = CascadeConfig(budget_ms=1e5)  # a busy machine may take long for an exit
     gate = GateConfig(motion=False)
-    config = StreamConfig("test:", str(path), variant=variant, gate=gate, threads=1, cascade=patient)
-    return VideoPerception("front", config, open_model(config.model, config.variant))
+    service = ServiceConfig(smaller_variants=smaller)
+    config = StreamConfig(
+        "test:", str(path), variant=variant, gate=gate, threads=1, cascade=patient, service=service
+    )
+    return VideoPerception("front", config, open_model(config.model, config.variants))
 
 
 def boxes(vision: VideoPerception) -> list[object]:
@@ -44,6 +49,41 @@ def test_the_largest_size_answers_unless_another_is_named(tmp_path: Path) -> Non
         assert [one.name for one in vision.model.manifest.variants] == [name], "no other size is loaded"
         assert boxes(vision) == expected
         assert vision.answered_by == ("cpu", name)
+
+
+def test_a_budget_leaves_pictures_out_and_carries_tracks_on(tmp_path: Path) -> None:
+    vision = perception(sizes_model(tmp_path, {"32": ONE}), "")
+    vision.set_budget(StreamBudget(stride=3))
+    results = [vision.process(frame) for frame in frames(10)]
+    assert [one.detections is not None for one in results] == [True, False, False] * 3 + [True]
+    assert [event.kind for one in results for event in one.events] == ["new"]
+    assert results[4].predicted == []
+    (carried,) = results[8].predicted or []
+    assert carried.label == "person"
+    assert carried.box == pytest.approx(LEFT)
+    assert all(one.predicted is None for one in results if one.detections is not None)
+    vision.set_budget(StreamBudget())
+    assert all(vision.process(frame).detections is not None for frame in frames(3))
+
+
+def test_a_picture_that_a_lesson_waits_for_is_never_left_out(tmp_path: Path) -> None:
+    vision = perception(sizes_model(tmp_path, {"32": ONE}), "")
+    vision.set_budget(StreamBudget(stride=6))
+    vision.wants_inference = True
+    assert all(vision.process(frame).detections is not None for frame in frames(4))
+
+
+def test_a_budget_uses_a_smaller_size_that_was_opened_for_it(tmp_path: Path) -> None:
+    path = sizes_model(tmp_path, {"32": BOTH, "16": ONE})
+    vision = perception(path, "", smaller=True)
+    assert [one.name for one in vision.model.manifest.variants] == ["32", "16"]
+    assert (boxes(vision), vision.answered_by) == ([LEFT, RIGHT], ("cpu", "32"))
+    vision.set_budget(StreamBudget(variant="16"))
+    assert (boxes(vision), vision.answered_by) == ([LEFT], ("cpu", "16"))
+    vision.configure(replace(vision.config, decode=DecodeConfig(score_threshold=0.99)))
+    assert (boxes(vision), vision.answered_by) == ([], ("cpu", "16"))
+    vision.set_budget(StreamBudget())
+    assert vision.answered_by == ("cpu", "32")
 
 
 def test_auto_is_refused_for_sizes_with_their_names(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The governor: shares a board's processors, disk and network out between streams, by priority."""

@@ -1,0 +1,462 @@
+"""Decides what each stream may use: a function of the newest readings and of what was decided before.
+
+What a stream is promised (`[streams.NAME.service]`) is kept as long as streams of a lower, then of the same,
+priority can give way. The load is reduced before the temperature reaches its limit, not when it has.
+What gave way comes back as soon as the processors have the idle time for it. Every change has a reason.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+from msgspec import Struct
+
+from agent.compute.governor.readings import BoardReading, Readings, StreamReading
+from agent.compute.governor.steps import Step, cheaper, cost_of, dearer, smaller_variant, steps
+from agent.compute.governor.trouble import (
+    COLD_C,
+    COOL_C,
+    UNLOADED_C,
+    broken_promise,
+    disk_trouble,
+    heat_trouble,
+    is_far_below,
+    kept_share,
+    link_trouble,
+    who_has_it,
+)
+from agent.config.governor import Giving, GovernorConfig
+from agent.types import DiskLoad, LinkLoad, StreamBudget
+
+CHANGES_PER_MINUTE = 6
+"""Decisions in any minute that change something; what one decision changes at once counts once."""
+_CONFIRM_S = 1.5
+"""A promise is broken if it was in every window for so long, s."""
+_SETTLE_S = 2.5
+"""Pause after a change until its effect can be judged, s."""
+_CALM_S = 3.0
+"""Time without trouble after which something comes back, s."""
+_HALF = 0.5
+"""Share of its cost that a stream keeps when it gives way; where a promise is far from kept, less important ones
+keep as little as they can."""
+_RESERVE = 0.08
+"""Share of all processors that stays idle when something comes back."""
+_DEARER = 1.15
+"""Factor on the estimated cost of what comes back."""
+_TRIAL_S = 120.0
+"""Time without trouble after which a stream gets more for a trial although no time is idle, s."""
+_RETRY_S, _RETRY_MAX_S = 10.0, 1200.0
+"""First and longest pause before something comes back again that had to give way soon after it came back, s."""
+
+_HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
+"""Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
+to follow."""
+_RELAX_S = 10.0
+"""Pause between two steps back after the disk or the network was too slow, s."""
+
+SAMPLES_S = (0.0, 1.0, 5.0)
+SNAPSHOTS = ((80, 1.0), (60, 3.0), (40, 10.0))
+CLIPS = (1.0, 0.5, 0.2)
+SYNC_S = (0.0, 0.5, 2.0)
+"""Levels: time between samples, s; quality and factor on the pause of snapshots; share of the pictures of clips;
+time that an event may wait for others to be synced with it, s."""
+_LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3}
+
+
+class Change(Struct, frozen=True):
+    """A change of what a stream, or for an empty name the event queue, may use; `text`: which, and why."""
+
+    stream: str
+    text: str
+
+
+class Decision(Struct, frozen=True):
+    """What holds from now on.
+
+    Attributes:
+        budgets: by stream.
+        sync_every_s: time that an event may wait for others to be synced to the disk with it, s.
+        changes: since the decision before.
+        reduced: why a stream has less than everything, by stream.
+        unmet: why a promise cannot be kept, by stream; empty name: the board.
+    """
+
+    budgets: dict[str, StreamBudget]
+    sync_every_s: float
+    changes: tuple[Change, ...]
+    reduced: dict[str, str]
+    unmet: dict[str, str]
+
+
+class _State:
+    """What was decided for one stream."""
+
+    def __init__(self) -> None:
+        self.stride, self.variant = 1, ""
+        self.levels: dict[Giving, int] = {"samples": 0, "snapshots": 0, "clips": 0}
+        self.why = ""
+        self.broken_s: float | None = None
+        self.came_back_s, self.retry_s, self.retry_at = float("-inf"), _RETRY_S, float("-inf")
+
+    def step(self, stream: StreamReading) -> Step:
+        """Return the present step with what it costs now."""
+        known = {variant.name: variant for variant in stream.variants}
+        variant = known.get(self.variant, stream.variants[0])
+        return Step(self.stride, variant.name, cost_of(stream, self.stride, variant))
+
+    @property
+    def infers_less(self) -> bool:
+        return self.stride > 1 or bool(self.variant)
+
+    @property
+    def is_reduced(self) -> bool:
+        return self.infers_less or any(self.levels.values())
+
+    @property
+    def budget(self) -> StreamBudget:
+        quality, factor = SNAPSHOTS[self.levels["snapshots"]]
+        samples_s, share = SAMPLES_S[self.levels["samples"]], CLIPS[self.levels["clips"]]
+        return StreamBudget(self.stride, self.variant, samples_s, quality, factor, share)
+
+
+class Governor:
+    """Keeps what streams are promised, and the board below its limits. For one thread; no clock, no I/O."""
+
+    def __init__(self, config: GovernorConfig) -> None:
+        self._config = config
+        self._states: dict[str, _State] = {}
+        self._sync = 0
+        self._now_s = 0.0
+        self._changed_at: deque[float] = deque(maxlen=CHANGES_PER_MINUTE)
+        self._changes: list[Change] = []
+        self._unmet: dict[str, str] = {}
+        self._settled_at = self._heat_at = self._relax_at = self._trouble_s = float("-inf")
+        self._slow_since: dict[str, float] = {}
+
+    def configure(self, config: GovernorConfig) -> None:
+        """Use another configuration from the next decision on."""
+        self._config = config
+
+    def decide(self, readings: Readings) -> Decision:
+        """Decide what holds from now on. Times of readings must not run backwards."""
+        self._now_s = readings.now_s
+        self._changes, self._unmet = [], {}
+        streams = readings.streams
+        self._states = {name: self._states.get(name) or _State() for name in streams}
+        if not self._config.enabled:
+            self._give_everything()
+        else:
+            troubled = [
+                self._handle_heat(readings.board, streams),
+                self._handle_service(readings.board, streams),
+                self._handle_disk(readings.disk, streams),
+                self._handle_link(readings.link, streams),
+            ]
+            if any(troubled):
+                self._trouble_s = self._now_s
+            if self._now_s - self._trouble_s >= _CALM_S:
+                self._bring_back(readings.board, streams)
+        return self._decision()
+
+    def _decision(self) -> Decision:
+        return Decision(
+            {name: state.budget for name, state in self._states.items()},
+            SYNC_S[self._sync],
+            tuple(self._changes),
+            {name: state.why for name, state in self._states.items() if state.is_reduced},
+            dict(self._unmet),
+        )
+
+    def _give_everything(self) -> None:
+        for name, state in self._states.items():
+            if state.is_reduced:
+                self._states[name] = _State()
+                self._changes.append(Change(name, "everything again: the governor is off"))
+        self._sync = 0
+
+    def _may_change(self) -> bool:
+        """Return True if a decision of this moment may change something."""
+        at = self._changed_at
+        return len(at) < CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
+
+    def _record(self, stream: str, text: str, why: str) -> None:
+        if not self._changed_at or self._changed_at[-1] != self._now_s:
+            self._changed_at.append(self._now_s)
+        self._changes.append(Change(stream, f"{text}: {why}"))
+        if stream:
+            self._states[stream].why = f"{text}: {why}"
+
+    def _set_step(self, name: str, step: Step, stream: StreamReading, why: str) -> bool:
+        """Run a stream that way; return False if it does already, or not now."""
+        state = self._states[name]
+        variant = "" if step.variant == stream.variants[0].name else step.variant
+        if (state.stride, state.variant) == (step.stride, variant) or not self._may_change():
+            return False
+        state.stride, state.variant = step.stride, variant
+        self._record(name, _described(state), why)
+        if not state.is_reduced:
+            state.why = ""
+        return True
+
+    # Heat
+
+    def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        """Reduce the load that leads above the temperature's limit. Return True while it is too high."""
+        why = heat_trouble(board)
+        if not why:
+            return False
+        if self._now_s - self._heat_at >= _HEAT_SETTLE_S and "inference" in self._config.order:
+            self._heat_at = self._now_s
+            self._shed(kept_share(board), why, streams)
+        if all(self._cheaper(name, one, 0.0) == self._states[name].step(one) for name, one in streams.items()):
+            self._unmet[""] = f"{why}, though every stream has given way"
+        return True
+
+    def _shed(self, kept: float, why: str, streams: Mapping[str, StreamReading]) -> None:
+        """Reduce the load to a share of it: the least important streams first, equal ones by turns."""
+        now = {name: self._states[name].step(stream) for name, stream in streams.items()}
+        wanted = dict(now)
+        excess = sum(step.cost for step in now.values()) * (1.0 - kept)
+        for priority in sorted({stream.priority for stream in streams.values()}):
+            left = {name for name, stream in streams.items() if stream.priority == priority}
+            while left and excess > 0.0:
+                name = max(left, key=lambda one: (wanted[one].cost, one))
+                ladder = steps(streams[name], self._config.max_stride)
+                step = cheaper(ladder, wanted[name], wanted[name].cost)
+                left -= {name} if step == wanted[name] else set()
+                excess -= wanted[name].cost - step.cost
+                wanted[name] = step
+        for name, step in wanted.items():
+            self._set_step(name, step, streams[name], why)
+
+    def _cheaper(self, name: str, stream: StreamReading, at_most: float) -> Step:
+        now = self._states[name].step(stream)
+        return cheaper(steps(stream, self._config.max_stride), now, at_most)
+
+    # What streams are promised
+
+    def _handle_service(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        """Take from others what a stream lacks that is promised more than it gets. Return True if one does."""
+        broken = self._confirmed(streams)
+        if broken and self._now_s - self._settled_at >= _SETTLE_S:
+            name = max(broken, key=lambda one: streams[one].priority)
+            if self._relieve(name, broken, streams):
+                self._settled_at = self._now_s
+        for name, what in broken.items():
+            if not self._can_be_helped(name, broken, streams):
+                self._unmet[name] = f"{what}: {who_has_it(name, board, streams)}"
+        return any(state.broken_s is not None for state in self._states.values())
+
+    def _confirmed(self, streams: Mapping[str, StreamReading]) -> dict[str, str]:
+        """Return what is not kept, by stream, of promises that have not been kept for some time."""
+        found = {}
+        for name, stream in streams.items():
+            state, what = self._states[name], broken_promise(stream)
+            if not what:
+                state.broken_s = None
+                continue
+            state.broken_s = self._now_s if state.broken_s is None else state.broken_s
+            if self._now_s - state.broken_s >= _CONFIRM_S:
+                found[name] = what
+        return found
+
+    def _relieve(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
+        """Let another stream give way, or this one itself. Return True if something has changed."""
+        why, far = f"{name} {broken[name]}", is_far_below(streams[name])
+        has_given = False
+        for giving in self._donors(name, broken, streams):
+            if self._now_s - self._states[giving].came_back_s < _RETRY_S:
+                self._postpone(giving)
+            all_of_it = far and streams[giving].priority < streams[name].priority
+            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
+            if has_given and not all_of_it:
+                return True
+        return has_given or self._help_itself(name, streams[name], broken[name])
+
+    def _donors(
+        self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]
+    ) -> Iterator[str]:
+        """Yield the streams that may give way for another: lower priorities first, then the dearest ones."""
+        costs = {one: self._states[one].step(stream).cost for one, stream in streams.items()}
+        for one in sorted(streams, key=lambda other: (streams[other].priority, -costs[other])):
+            is_lower = streams[one].priority < streams[name].priority
+            is_equal = streams[one].priority == streams[name].priority and one not in broken
+            if one != name and (is_lower or is_equal) and (costs[one] > 0.0 or streams[one].has_clips):
+                yield one
+
+    def _give_way(self, name: str, stream: StreamReading, why: str, kept: float) -> bool:
+        """Let a stream give up the first thing of the configured order that takes processor time.
+
+        Of inferences it keeps at most this share of their cost, or as little as it can.
+        """
+        for giving in self._config.order:
+            if giving == "clips" and stream.has_clips and self._lower(name, "clips", why):
+                return True
+            if giving == "inference":
+                at_most = self._states[name].step(stream).cost * kept
+                if self._set_step(name, self._cheaper(name, stream, at_most), stream, why):
+                    return True
+        return False
+
+    def _help_itself(self, name: str, stream: StreamReading, what: str) -> bool:
+        """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
+        if "inference" not in self._config.order:
+            return False
+        if self._now_s - self._states[name].came_back_s < _RETRY_S:
+            self._postpone(name)
+        return self._set_step(name, smaller_variant(stream, self._states[name].step(stream)), stream, what)
+
+    def _can_be_helped(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
+        """Return True if something is left that can give way for a stream."""
+        stream, infers = streams[name], "inference" in self._config.order
+        if infers and smaller_variant(stream, (now := self._states[name].step(stream))) != now:
+            return True
+        for one in self._donors(name, broken, streams):
+            state, donor = self._states[one], streams[one]
+            at = state.step(donor)
+            if infers and cheaper(steps(donor, self._config.max_stride), at, 0.0) != at:
+                return True
+            if donor.has_clips and "clips" in self._config.order and state.levels["clips"] < len(CLIPS) - 1:
+                return True
+        return False
+
+    def _postpone(self, name: str) -> None:
+        """Let what came back too early wait longer before it comes back again."""
+        state = self._states[name]
+        state.retry_at, state.retry_s = self._now_s + state.retry_s, min(_RETRY_MAX_S, 2.0 * state.retry_s)
+
+    # Disk and network
+
+    def _handle_disk(self, disk: DiskLoad, streams: Mapping[str, StreamReading]) -> bool:
+        why = disk_trouble(disk)
+        if not self._is_slow("disk", why):
+            return bool(why)
+        done = "clips" in self._config.order and self._lower_one("clips", why, streams)
+        if not done and self._sync < len(SYNC_S) - 1 and self._may_change():
+            self._sync += 1
+            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", why)
+        return True
+
+    def _handle_link(self, link: LinkLoad, streams: Mapping[str, StreamReading]) -> bool:
+        why = link_trouble(link)
+        if not self._is_slow("link", why):
+            return bool(why)
+        for giving in self._config.order:
+            if giving in ("samples", "snapshots") and self._lower_one(giving, why, streams):
+                break
+        return True
+
+    def _is_slow(self, what: str, why: str) -> bool:
+        """Return True if there has been trouble for some time, and the last change has had its effect."""
+        if not why:
+            self._slow_since.pop(what, None)
+            return False
+        since = self._slow_since.setdefault(what, self._now_s)
+        if self._now_s - since < _CONFIRM_S:
+            return False
+        self._slow_since[what] = self._now_s + _SETTLE_S - _CONFIRM_S
+        return True
+
+    def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading]) -> bool:
+        """Lower something of the least important stream that can. Return True if one could."""
+        for name in sorted(streams, key=lambda one: (streams[one].priority, self._states[one].levels[giving])):
+            if _has(streams[name], giving) and self._lower(name, giving, why):
+                return True
+        return False
+
+    def _lower(self, name: str, giving: Giving, why: str) -> bool:
+        state = self._states[name]
+        if state.levels[giving] >= _LEVELS[giving] - 1 or not self._may_change():
+            return False
+        state.levels[giving] += 1
+        self._record(name, _described(state), why)
+        return True
+
+    # Back to everything
+
+    def _bring_back(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
+        """Let streams have more again as far as there is idle time for it."""
+        if self._now_s - self._settled_at >= _CALM_S and (spare := self._spare(board)) >= 0.0:
+            waiting = {
+                name: stream
+                for name, stream in streams.items()
+                if self._states[name].infers_less and self._now_s >= self._states[name].retry_at
+            }
+            if not self._raise(spare / _DEARER, waiting) and self._now_s - self._trouble_s >= _TRIAL_S:
+                self._try_one(waiting)
+        if self._now_s - self._relax_at >= _RELAX_S:
+            self._relax(streams)
+
+    def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
+        """Let the most important stream have a step more although no time is idle: others may give way to it."""
+        if streams:
+            name = max(streams, key=lambda one: (streams[one].priority, one))
+            stream = streams[name]
+            step = dearer(steps(stream, self._config.max_stride), self._states[name].step(stream))
+            self._trouble_s = self._now_s
+            if self._set_step(name, step, stream, "for a trial"):
+                self._settled_at = self._states[name].came_back_s = self._now_s
+
+    def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
+        """Let streams infer more: the most important first, equal ones by turns. Return False if none can."""
+        now = {name: self._states[name].step(stream) for name, stream in streams.items()}
+        wanted, left = dict(now), set(streams)
+        while left:
+            name = min(left, key=lambda one: (-streams[one].priority, wanted[one].cost, one))
+            step = dearer(steps(streams[name], self._config.max_stride), wanted[name])
+            if step == wanted[name] or step.cost - wanted[name].cost > spare:
+                left.discard(name)
+                continue
+            spare -= step.cost - wanted[name].cost
+            wanted[name] = step
+        for name, step in wanted.items():
+            if step != now[name] and self._set_step(name, step, streams[name], "there is room for it"):
+                self._settled_at = self._states[name].came_back_s = self._now_s
+        return wanted != now
+
+    def _spare(self, board: BoardReading) -> float:
+        """Return the processor time per second that may be used in addition, as a share of one processor.
+
+        It is negative where the temperature allows nothing, or is not known well enough yet.
+        """
+        spare = (board.idle - _RESERVE) * board.cores
+        if board.celsius is None or board.celsius < board.limit_c - COLD_C:
+            return max(0.0, spare)
+        if board.settles_c is None or self._now_s - self._heat_at < _HEAT_CALM_S:
+            return -1.0
+        busy = max(0.05, 1.0 - board.idle) * board.cores
+        allowed_c = board.limit_c - COOL_C - UNLOADED_C
+        by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
+        return max(0.0, min(spare, by_heat)) if by_heat >= 0.0 else -1.0
+
+    def _relax(self, streams: Mapping[str, StreamReading]) -> None:
+        """Give back one level of what the disk or the network took, of the most important stream first."""
+        if self._sync and self._may_change():
+            self._relax_at, self._sync = self._now_s, self._sync - 1
+            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", "there is room")
+            return
+        for name in sorted(streams, key=lambda one: -streams[one].priority):
+            state = self._states[name]
+            given = next((one for one in reversed(self._config.order) if state.levels.get(one)), None)
+            if given is not None and self._may_change():
+                self._relax_at = self._now_s
+                state.levels[given] -= 1
+                self._record(name, _described(state), "there is room for it")
+                return
+
+
+def _has(stream: StreamReading, giving: Giving) -> bool:
+    return {"samples": stream.has_samples, "snapshots": stream.has_snapshots, "clips": stream.has_clips}[giving]
+
+
+def _described(state: _State) -> str:
+    """Return what a stream has now, for people."""
+    parts = [
+        f"one picture in {state.stride} is inferred" if state.stride > 1 else "",
+        f"size {state.variant}" if state.variant else "",
+        f"detections every {SAMPLES_S[state.levels['samples']]:g} s" if state.levels["samples"] else "",
+        f"snapshots {SNAPSHOTS[state.levels['snapshots']][1]:g} times rarer" if state.levels["snapshots"] else "",
+        f"clips with {CLIPS[state.levels['clips']]:.0%} of their pictures" if state.levels["clips"] else "",
+    ]
+    return ", ".join(part for part in parts if part) or "everything again"

@@ -1,0 +1,85 @@
+"""What the governor is told about the board and its streams, once a second."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from agent.types import DiskLoad, LinkLoad
+
+
+class VariantCost(Struct, frozen=True, gc=False):
+    """A size of a model, and its multiply-adds relative to the largest, 0..1."""
+
+    name: str = ""
+    cost: float = 1.0
+
+
+class StreamReading(Struct, frozen=True):
+    """One stream in the newest window.
+
+    Attributes:
+        priority: streams with a lower number give way first.
+        min_fps: inferences per second that it is to have while its gate is open; 0: none are promised.
+        max_latency_ms: from the capture of a picture to its result that it is to keep, ms; 0: none is promised.
+        fps: pictures per second that its source gives when nothing disturbs it.
+        open_share: share of them that the gate lets through, 0..1: the most of the last half minute.
+        inferred_fps: inferences per second while the gate was open; None: it was closed for most of the window.
+        latency_ms: 95th percentile of capture to result; None: nothing was inferred.
+        cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
+        variants: that may be used, the largest first.
+        has_samples, has_snapshots, has_clips: whether it publishes or records these.
+    """
+
+    priority: int = 50
+    min_fps: float = 0.0
+    max_latency_ms: float = 0.0
+    fps: float = 0.0
+    open_share: float = 0.0
+    inferred_fps: float | None = None
+    latency_ms: float | None = None
+    cost_ms: float = 0.0
+    variants: tuple[VariantCost, ...] = (VariantCost(),)
+    has_samples: bool = False
+    has_snapshots: bool = False
+    has_clips: bool = False
+
+
+class BoardReading(Struct, frozen=True, gc=False):
+    """The board in the newest window.
+
+    Attributes:
+        cores: processors.
+        idle: share of all processors that was idle, 0..1.
+        others: share of all processors that other programs used, 0..1.
+        celsius: temperature of the hottest zone, °C; None: unknown.
+        limit_c: temperature that is not to be exceeded, °C.
+        settles_c: temperature that the present load leads to, °C; None: unknown.
+        limit_in_s: time until `limit_c` is reached under the present load, s; None: never, or unknown.
+        slowed: why the hardware reduces its clock now; empty: it does not, or that is unknown.
+    """
+
+    cores: int = 1
+    idle: float = 1.0
+    others: float = 0.0
+    celsius: float | None = None
+    limit_c: float = 80.0
+    settles_c: float | None = None
+    limit_in_s: float | None = None
+    slowed: str = ""
+
+
+class Readings(Struct, frozen=True):
+    """Everything of one window.
+
+    Attributes:
+        now_s: CLOCK_MONOTONIC, s.
+        board: see `BoardReading`.
+        streams: that run, by name.
+        disk, link: how busy storage and communication are.
+    """
+
+    now_s: float
+    board: BoardReading
+    streams: dict[str, StreamReading]
+    disk: DiskLoad = DiskLoad()
+    link: LinkLoad = LinkLoad()

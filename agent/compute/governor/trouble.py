@@ -1,0 +1,104 @@
+"""What is wrong, in words: a broken promise, heat, a slow disk, a slow network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from agent.compute.governor.readings import BoardReading, StreamReading
+from agent.types import DiskLoad, LinkLoad
+
+_AHEAD_S, _NEAR_S = 90.0, 45.0
+"""The load is reduced if the limit would be reached within this time, s: by a curve, and by the slope alone."""
+UNLOADED_C = 40.0
+"""Temperature of a board without load that is assumed, °C; in a warm place the load is reduced too far."""
+COLD_C, _WARM_C = 15.0, 6.0
+"""So far below its limit a board is cold, and everything may come back, °C; nearer than the second, the slope of
+the temperature alone is reason enough to reduce the load."""
+COOL_C = 2.0
+"""What comes back must leave the temperature so far below its limit, °C."""
+_LEAST_KEPT, _MOST_KEPT = 0.3, 0.9
+"""Least and greatest share of the load that one reduction because of heat leaves."""
+
+_COMMIT_MS, _WAITING_S, _BEHIND_S = 400.0, 1.5, 2.0
+"""The disk is too slow from these times on: of a commit, of a waiting event, of a picture of a clip."""
+_UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
+"""The network is too slow from so many waiting bytes, or such an age of an unacknowledged event, on."""
+
+
+_FAR = 0.7
+"""Share of a promise below which it is far from kept."""
+
+
+def broken_promise(stream: StreamReading) -> str:
+    """Return which promise a stream's window breaks; empty: none."""
+    least = min(stream.min_fps, 0.9 * stream.fps)
+    if stream.inferred_fps is not None and stream.inferred_fps < least:
+        return f"infers {stream.inferred_fps:.1f} of {stream.min_fps:g} pictures per second"
+    if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
+        return f"takes {stream.latency_ms:.0f} of {stream.max_latency_ms:g} ms"
+    return ""
+
+
+def is_far_below(stream: StreamReading) -> bool:
+    """Return True if a stream gets much less than it is promised."""
+    slow = stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps)
+    return slow or (stream.latency_ms is not None and 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms)
+
+
+def who_has_it(name: str, board: BoardReading, streams: Mapping[str, StreamReading]) -> str:
+    """Return who uses what a stream lacks."""
+    if board.slowed:
+        return board.slowed
+    if board.others >= 0.25:
+        return f"other programs use {board.others:.0%} of the processors"
+    priority = streams[name].priority
+    rivals = [one for one, stream in streams.items() if one != name and stream.priority >= priority]
+    if rivals:
+        return f"{', '.join(rivals)} may not give way for it"
+    return "this board is too slow for it"
+
+
+def heat_trouble(board: BoardReading) -> str:
+    """Return why the load must be reduced to keep the board cool; empty: it need not."""
+    if board.slowed:
+        return board.slowed
+    if board.celsius is None:
+        return ""
+    if board.celsius >= board.limit_c:
+        return f"the board is at {board.celsius:.0f} °C"
+    near = board.settles_c is None and board.celsius >= board.limit_c - _WARM_C
+    if board.limit_in_s is not None and board.limit_in_s <= (_NEAR_S if near else _AHEAD_S):
+        if board.settles_c is None and not near:
+            return ""
+        return f"the board would reach {board.limit_c:.0f} °C in {board.limit_in_s:.0f} s"
+    return ""
+
+
+def kept_share(board: BoardReading) -> float:
+    """Return the share of the load that keeps the board a little below its limit."""
+    if board.settles_c is None or board.settles_c <= board.limit_c:
+        return 0.75
+    kept = (board.limit_c - COOL_C - UNLOADED_C) / (board.settles_c - UNLOADED_C)
+    return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
+
+
+def disk_trouble(disk: DiskLoad) -> str:
+    """Return how the disk is too slow; empty: it is not."""
+    if disk.commit_ms is not None and disk.commit_ms > _COMMIT_MS:
+        return f"the disk takes {disk.commit_ms:.0f} ms to store an event"
+    if disk.waiting_s > _WAITING_S:
+        return f"an event has been waiting for the disk for {disk.waiting_s:.1f} s"
+    if disk.clips_behind_s > _BEHIND_S:
+        return f"pictures of clips have been waiting for the disk for {disk.clips_behind_s:.1f} s"
+    return ""
+
+
+def link_trouble(link: LinkLoad) -> str:
+    """Return how the connection to the broker is too slow; empty: it is not, or there is none."""
+    if not link.connected:
+        return ""
+    if link.oldest_s > _OLDEST_S:
+        return f"the broker has not acknowledged an event for {link.oldest_s:.1f} s"
+    if link.unsent_bytes > _UNSENT_BYTES:
+        return f"{link.unsent_bytes // 1024} kB are waiting to be sent"
+    return ""

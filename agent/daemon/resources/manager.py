@@ -1,0 +1,236 @@
+"""Runs the governor: collects its readings once a second, gives streams their budgets, and tells what changes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from statistics import median
+from typing import TYPE_CHECKING
+
+from msgspec import Struct
+
+from agent.compute.governor.governor import Decision, Governor
+from agent.compute.governor.readings import Readings, StreamReading, VariantCost
+from agent.compute.manifest import AUTO
+from agent.config.source_uri import parse
+from agent.daemon.resources.load import BoardLoad
+from agent.daemon.resources.meter import Window, joined
+
+if TYPE_CHECKING:
+    from agent.daemon.runtime import Runtime
+    from agent.daemon.stream import Stream
+
+
+log = logging.getLogger(__name__)
+EVERY_S = 1.0
+"""Time between two decisions, s."""
+_LATE_S = 3.0
+"""A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
+_WINDOWS, _OPEN_WINDOWS, _RATES = 2, 30, 60
+"""Windows over which rates of inferences are taken, over which the share of open gates is the greatest, and over
+which the rate of the source is the upper quartile."""
+_NEWEST = 0.2
+"""Weight of the newest window in the cost of an inference."""
+_NICE = 5
+"""Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival."""
+_ALL = (VariantCost(),)
+
+
+class StreamWatch:
+    """Follows one stream, and makes its readings. For the manager's thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._windows: deque[Window] = deque(maxlen=_WINDOWS)
+        self._open: deque[float] = deque(maxlen=_OPEN_WINDOWS)
+        self._captured = 0
+        self._captured_at: float | None = None
+        self._rates: deque[float] = deque(maxlen=_RATES)
+        self._cost_ms: float | None = None
+        stream.metrics.meter.take()
+
+    def read(self, variant: str) -> StreamReading | None:
+        """Return the stream's newest reading, `variant` being what it may use; None: it does not run."""
+        stream = self.stream
+        if stream.status[0] not in ("running", "degraded") or stream.model is None or stream.has_sound:
+            return None
+        window = stream.metrics.meter.take()
+        self._windows.append(window)
+        if seen_s := window.open_s + window.closed_s:
+            self._open.append(window.open_s / seen_s)
+        variants = self._variants()
+        self._update_fps()
+        self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
+        now, service = joined(self._windows), stream.config.service
+        latencies = sorted(now.latencies_ms)
+        return StreamReading(
+            priority=service.priority,
+            min_fps=service.min_fps,
+            max_latency_ms=service.max_latency_ms,
+            fps=sorted(self._rates)[3 * len(self._rates) // 4] if self._rates else 0.0,
+            open_share=max(self._open, default=0.0),
+            inferred_fps=now.inferred / now.open_s if now.open_s >= EVERY_S else None,
+            latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
+            cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
+            variants=variants,
+            has_samples=stream.config.publish.detections,
+            has_snapshots=stream.config.publish.snapshot,
+            has_clips=stream.config.clips is not None,
+        )
+
+    @property
+    def _gives_way(self) -> bool:
+        """False for a stream that must infer every picture: of parts, or of a replay that waits."""
+        return self.stream.config.inspection is None and not parse(self.stream.config.source).lossless
+
+    def _update_fps(self) -> None:
+        """Follow the rate of the source over a minute: under load its reader, too, comes too late."""
+        captured = self.stream.captured
+        now_s, frames = time.monotonic(), captured.frames if captured is not None else 0
+        if self._captured_at is not None and now_s > self._captured_at:
+            self._rates.append(max(0, frames - self._captured) / (now_s - self._captured_at))
+        self._captured, self._captured_at = frames, now_s
+
+    def _update_cost(self, window: Window, relative: float) -> None:
+        """Follow the processor time of an inference of the largest variant. All threads take about as much."""
+        if not window.costs_ms:
+            return
+        threads = self.stream.config.threads or 1
+        now = median(window.costs_ms) * threads / max(0.01, relative)
+        self._cost_ms = now if self._cost_ms is None else self._cost_ms + _NEWEST * (now - self._cost_ms)
+
+    def _variants(self) -> tuple[VariantCost, ...]:
+        """Return the sizes that may be used; the configured one alone if states were taught with it."""
+        stream, model = self.stream, self.stream.model
+        assert model is not None
+        if not stream.config.service.smaller_variants or stream.states:
+            return _ALL
+        chosen = model.manifest.variant("" if stream.config.variant == AUTO else stream.config.variant)
+        if chosen.after or not chosen.multiply_adds:
+            return _ALL
+        most, others = chosen.multiply_adds, model.manifest.variants
+        smaller = [one for one in others if 0 < one.multiply_adds < most and not one.after]
+        smaller.sort(key=lambda one: -one.multiply_adds)
+        return (_ALL[0], *(VariantCost(one.name, one.multiply_adds / most) for one in smaller))
+
+
+class Told(Struct):
+    """What was told about a promise that is not kept, and since when, s of CLOCK_MONOTONIC."""
+
+    why: str
+    since_s: float
+
+
+class ResourceManager:
+    """Governs the streams of a runtime in a thread of its own.
+
+    Attributes:
+        decision: the newest; None before the first.
+        changes: of budgets, since the start.
+    """
+
+    def __init__(self, runtime: Runtime, load: BoardLoad | None = None) -> None:
+        self._runtime, self._load = runtime, load or BoardLoad()
+        self._governor = Governor(runtime.config.governor)
+        self._watched: dict[str, StreamWatch] = {}
+        self._nice: dict[str, tuple[int, int]] = {}
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._unmet: dict[str, Told] = {}
+        self.decision: Decision | None = None
+        self.changes = 0
+
+    def start(self) -> None:
+        """Govern from now on."""
+        self._thread = threading.Thread(target=self._run, name="governor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Govern no more; budgets stay as they are."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(EVERY_S)
+
+    def _run(self) -> None:
+        due_s, is_late = time.monotonic() + EVERY_S, False
+        while not self._stop.wait(max(0.0, due_s - time.monotonic())):
+            late_s = time.monotonic() - due_s
+            if (late_s > _LATE_S) is not is_late:
+                is_late = not is_late
+                if is_late:
+                    log.warning("governor: it runs %.1f s late: something takes all processor time", late_s)
+            due_s = time.monotonic() + EVERY_S
+            try:
+                self._govern()
+            except Exception:
+                log.exception("governor: internal error (please report); going on")
+
+    def _govern(self) -> None:
+        runtime = self._runtime
+        config = runtime.config
+        self._governor.configure(config.governor)
+        if config.governor.enabled:
+            self._set_nice(dict(runtime.streams))
+        readings = Readings(time.monotonic(), self._load.read(config), self._read_streams())
+        decision = self._governor.decide(readings)
+        self._tell(decision)
+        for name, budget in decision.budgets.items():
+            stream = self._watched[name].stream
+            stream.set_budget(budget)
+            stream.reduced, stream.unmet = decision.reduced.get(name, ""), decision.unmet.get(name, "")
+        self.decision = decision
+
+    def _set_nice(self, streams: Mapping[str, Stream]) -> None:
+        """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
+
+        Without privileges a thread can only become nicer: a stream whose priority was raised by a reload runs in
+        a new thread.
+        """
+        highest = max((one.config.service.priority for one in streams.values()), default=0)
+        for name, stream in streams.items():
+            thread, nice = stream.thread_id, _NICE if stream.config.service.priority < highest else 0
+            if thread is None or self._nice.get(name) == (thread, nice):
+                continue
+            self._nice[name] = thread, nice
+            with suppress(OSError):  # the thread is over, or may not become less nice
+                os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+
+    def _read_streams(self) -> dict[str, StreamReading]:
+        streams = dict(self._runtime.streams)
+        self._watched = {name: one for name, one in self._watched.items() if streams.get(name) is one.stream}
+        readings = {}
+        for name, stream in streams.items():
+            watch = self._watched[name] = self._watched.get(name) or StreamWatch(stream)
+            used = self.decision.budgets.get(name) if self.decision is not None else None
+            reading = watch.read(used.variant if used is not None else "")
+            if reading is not None:
+                readings[name] = reading
+        return readings
+
+    def _tell(self, decision: Decision) -> None:
+        """Log each change, and each promise that is not kept: once when that begins and once when it ends."""
+        for change in decision.changes:
+            log.info("%s", f"stream {change.stream}: {change.text}" if change.stream else change.text)
+        if decision.changes:
+            self.changes += len(decision.changes)
+            self._load.load_changed()
+        self._tell_unmet(decision.unmet)
+
+    def _tell_unmet(self, unmet: Mapping[str, str]) -> None:
+        now_s = time.monotonic()
+        for name, why in unmet.items():
+            if name not in self._unmet:
+                log.warning("%s%s, and nothing is left that could give way", _prefix(name), why)
+            self._unmet[name] = Told(why, self._unmet[name].since_s if name in self._unmet else now_s)
+        for name in self._unmet.keys() - unmet.keys():
+            told = self._unmet.pop(name)
+            log.info("%sas promised again, after %.0f s", _prefix(name), now_s - told.since_s)
+
+
+def _prefix(stream: str) -> str:
+    return f"stream {stream}: " if stream else "the board: "

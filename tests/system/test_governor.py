@@ -1,0 +1,53 @@
+"""A real daemon with a promise that cannot be kept: who gives way, what is told, and what a reload gives back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-litert")
+
+from agent.health import StreamHealth
+from tests.support.doubles import person_model
+from tests.support.mosquitto import Mosquitto
+from tests.support.publishing import TOPICS
+from tests.support.received import Messages
+from tests.support.running import Vedette, camera, events, health
+
+
+def detections(messages: Messages, stream: str) -> list[dict[str, Any]]:
+    return [json.loads(body) for body in messages.of(TOPICS.detections(stream))]
+
+
+def told(messages: Messages) -> dict[str, StreamHealth]:
+    newest = health(messages)
+    assert newest is not None
+    return newest.streams
+
+
+def test_a_less_important_stream_gives_way_and_says_why_until_a_reload(tmp_path: Path, broker: Mosquitto) -> None:
+    model = person_model(tmp_path)
+    keys: dict[str, Any] = {"gate": {"motion": False}, "publish": {"detections": True}}
+    front = camera(model, **keys, service={"priority": 80, "max_latency_ms": 0.001})
+    back = camera(model, "test:?size=160x120&fps=19", **keys, service={"priority": 20})
+    messages = broker.subscribe("#")
+    with Vedette(tmp_path, broker, front=front, back=back) as vedette:
+        messages.wait(lambda m: health(m) and told(m)["back"].reduced and told(m)["front"].unmet)
+        assert "one picture in 6 is inferred: front takes " in told(messages)["back"].reduced
+        assert "of 0.001 ms" in told(messages)["front"].unmet
+        assert vedette.said("stream back: one picture in 6 is inferred: front takes ")
+        known = len(detections(messages, "back"))
+        messages.wait(lambda m: len(detections(m, "back")) >= known + 24)
+        newest = detections(messages, "back")[-12:]
+        assert sum(not one["predicted"] for one in newest) == 2, "one picture in six is inferred"
+        assert all(one["detections"][0]["label"] == "person" for one in newest), "tracks are carried on"
+        assert not any(one["predicted"] for one in detections(messages, "front"))
+        vedette.config["governor"] = {"enabled": False}
+        vedette.reload()
+        messages.wait(lambda m: not told(m)["back"].reduced and not told(m)["front"].unmet)
+        assert vedette.said("stream back: everything again: the governor is off")
+        assert vedette.end()[0] == 0
+    assert {one.kind for one in events(messages, "back")} >= {"new", "end"}

@@ -1,0 +1,314 @@
+"""The governor: who gives way to whom, when it comes back, and what it says."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from agent.compute.governor.governor import CHANGES_PER_MINUTE, Decision, Governor
+from agent.compute.governor.readings import BoardReading, Readings, StreamReading, VariantCost
+from agent.config.governor import GovernorConfig
+from agent.types import DiskLoad, LinkLoad, StreamBudget
+
+FULL = StreamBudget()
+SIZES = (VariantCost(), VariantCost("320", 0.6), VariantCost("256", 0.4))
+IDLE, BUSY = BoardReading(cores=4, idle=0.9), BoardReading(cores=4, idle=0.0, others=0.6)
+CALM = StreamReading(fps=10.0, open_share=1.0, inferred_fps=10.0, latency_ms=40.0, cost_ms=50.0, variants=SIZES)
+FRONT = replace(CALM, priority=80, min_fps=8.0, max_latency_ms=200.0)
+YARD, BACK = CALM, replace(CALM, priority=20)
+STREAMS = {"front": FRONT, "yard": YARD, "back": BACK}
+STARVED = {**STREAMS, "front": replace(FRONT, inferred_fps=7.0)}
+HUNGRY = {**STREAMS, "front": replace(FRONT, inferred_fps=3.0)}
+
+DEFAULT, WELL, CONNECTED = GovernorConfig(), DiskLoad(), LinkLoad(connected=True)
+
+
+class Course:
+    """A governor and its clock. Keeps every decision and change."""
+
+    def __init__(self, config: GovernorConfig = DEFAULT) -> None:
+        self.governor = Governor(config)
+        self.now_s = 100.0
+        self.decisions: list[Decision] = []
+        self.changed: list[tuple[float, str, str]] = []
+
+    def run(
+        self,
+        seconds: int,
+        streams: dict[str, StreamReading],
+        board: BoardReading = IDLE,
+        disk: DiskLoad = WELL,
+        link: LinkLoad = CONNECTED,
+    ) -> Decision:
+        """Pass so many seconds with the same readings; return the last decision."""
+        for _ in range(seconds):
+            self.now_s += 1.0
+            decision = self.governor.decide(Readings(self.now_s, board, streams, disk, link))
+            self.decisions.append(decision)
+            self.changed += [(self.now_s, one.stream, one.text) for one in decision.changes]
+        return self.decisions[-1]
+
+
+def test_nothing_changes_while_every_promise_is_kept() -> None:
+    course = Course()
+    decision = course.run(100, STREAMS, BUSY)
+    assert decision.budgets == dict.fromkeys(STREAMS, FULL)
+    assert (course.changed, decision.reduced, decision.unmet) == ([], {}, {})
+
+
+def test_streams_without_a_promise_are_left_alone_however_slow_they_are() -> None:
+    course = Course()
+    slow = replace(YARD, inferred_fps=0.5, latency_ms=5000.0)
+    course.run(60, {"yard": slow, "back": slow}, BUSY)
+    assert course.changed == []
+
+
+def test_the_least_important_stream_gives_way_first() -> None:
+    course = Course()
+    decision = course.run(3, STARVED, BUSY)
+    assert [stream for _, stream, _ in course.changed] == ["back"]
+    assert decision.budgets["back"].stride == 2
+    assert "front infers 7.0 of 8 pictures per second" in decision.reduced["back"]
+    assert decision.budgets["front"] == decision.budgets["yard"] == FULL
+
+
+def test_one_bad_window_changes_nothing() -> None:
+    course = Course()
+    for _ in range(10):
+        course.run(1, STARVED, BUSY)
+        course.run(3, STREAMS, BUSY)
+    assert course.changed == []
+
+
+def test_a_promise_far_from_kept_takes_all_that_less_important_streams_can_give() -> None:
+    decision = Course().run(3, HUNGRY, BUSY)
+    assert {name: (b.stride, b.variant) for name, b in decision.budgets.items()} == {
+        "front": (1, ""),
+        "yard": (5, "256"),
+        "back": (5, "256"),
+    }
+
+
+def test_a_latency_that_is_not_kept_is_a_broken_promise_too() -> None:
+    course = Course()
+    course.run(3, {**STREAMS, "front": replace(FRONT, latency_ms=230.0)}, BUSY)
+    assert course.changed[0][1] == "back"
+    assert "front takes 230 of 200 ms" in course.changed[0][2]
+
+
+def test_streams_of_one_priority_give_way_to_each_other_but_never_below_their_own_promise() -> None:
+    promised = replace(CALM, min_fps=8.0)
+    course = Course()
+    decision = course.run(10, {"one": replace(promised, inferred_fps=4.0), "two": promised, "three": CALM}, BUSY)
+    assert decision.budgets["three"].stride > 1
+    assert decision.budgets["two"].stride == 1
+
+
+def test_a_more_important_stream_never_gives_way() -> None:
+    broken = replace(BACK, min_fps=8.0, inferred_fps=2.0, variants=SIZES[:1])
+    course = Course()
+    decision = course.run(30, {"front": FRONT, "back": broken}, replace(BUSY, others=0.1))
+    assert decision.budgets["front"] == FULL
+    assert decision.unmet == {"back": "infers 2.0 of 8 pictures per second: front may not give way for it"}
+
+
+def test_what_cannot_be_kept_says_who_uses_the_processors() -> None:
+    alone = {"front": replace(FRONT, inferred_fps=2.0, variants=SIZES[:1])}
+    assert Course().run(5, alone, BUSY).unmet["front"].endswith("other programs use 60% of the processors")
+    assert Course().run(5, alone, IDLE).unmet["front"].endswith("this board is too slow for it")
+    slowed = replace(BUSY, slowed="the firmware reports: under-voltage")
+    assert Course().run(5, alone, slowed).unmet["front"].endswith("the firmware reports: under-voltage")
+
+
+def test_a_stream_takes_a_smaller_size_itself_when_no_other_can_give_way() -> None:
+    course = Course()
+    decision = course.run(4, {"front": replace(FRONT, inferred_fps=7.0)}, BUSY)
+    assert decision.budgets["front"].variant == "320"
+    assert decision.budgets["front"].stride == 1
+
+
+def test_everything_is_back_within_ten_seconds_of_idle_processors() -> None:
+    course = Course()
+    course.run(20, HUNGRY, BUSY)
+    decision = course.run(10, STREAMS, IDLE)
+    assert decision.budgets == dict.fromkeys(STREAMS, FULL)
+    assert decision.reduced == {}
+
+
+def test_nothing_comes_back_while_the_processors_are_busy() -> None:
+    course = Course()
+    before = course.run(20, HUNGRY, BUSY)
+    assert course.run(60, STREAMS, BUSY).budgets == before.budgets
+
+
+def test_the_most_important_comes_back_first_where_there_is_room_for_one() -> None:
+    course = Course()
+    course.run(20, HUNGRY, BUSY)
+    room = BoardReading(cores=4, idle=0.25, others=0.5)  # 0.68 of a core besides the reserve
+    decision = course.run(5, STREAMS, room)
+    assert decision.budgets["yard"].stride < decision.budgets["back"].stride
+
+
+def test_what_came_back_too_early_waits_longer_each_time() -> None:
+    course = Course(GovernorConfig())
+    comes_back = []
+    for _ in range(6):
+        course.run(20, STARVED, BUSY)
+        began_s = course.now_s
+        for _ in range(400):
+            if course.run(1, STREAMS, IDLE).budgets["back"] == FULL:
+                break
+        comes_back.append(course.now_s - began_s)
+    assert comes_back[-1] > 2.0 * comes_back[0]
+
+
+def test_a_stream_is_tried_with_more_after_two_quiet_minutes_beside_a_lasting_load() -> None:
+    course = Course()
+    before = course.run(20, HUNGRY, BUSY)
+    after = course.run(140, STREAMS, BUSY)
+    assert (before.budgets["front"].variant, after.budgets["front"].variant) == ("256", "320")
+    assert after.budgets["back"] == before.budgets["back"]
+
+
+def test_heat_is_prevented_by_the_load_that_leads_to_it_least_important_first() -> None:
+    warm = replace(IDLE, idle=0.5, celsius=70.0, limit_c=77.0, settles_c=85.0, limit_in_s=60.0)
+    course = Course()
+    decision = course.run(1, STREAMS, warm)
+    assert decision.budgets["back"].stride > 1
+    assert decision.budgets["front"] == FULL
+    assert "would reach 77 °C in 60 s" in decision.reduced["back"]
+
+
+def test_equal_streams_share_the_reduction_because_of_heat() -> None:
+    hot = replace(IDLE, idle=0.5, celsius=78.0, limit_c=77.0)
+    decision = Course().run(1, dict.fromkeys(("one", "two", "three"), CALM), hot)
+    assert {budget.stride for budget in decision.budgets.values()} <= {1, 2}
+    assert sum(budget.stride == 2 for budget in decision.budgets.values()) >= 2
+
+
+def test_heat_that_stays_is_told() -> None:
+    hot = replace(IDLE, celsius=79.0, limit_c=77.0)
+    decision = Course().run(300, {"one": CALM}, hot)
+    assert decision.unmet[""] == "the board is at 79 °C, though every stream has given way"
+
+
+def test_an_unknown_or_cold_temperature_changes_nothing() -> None:
+    course = Course()
+    course.run(30, STREAMS, IDLE)
+    course.run(30, STREAMS, replace(IDLE, celsius=40.0, limit_in_s=20.0))
+    assert course.changed == []
+
+
+def test_nothing_comes_back_to_a_warm_board_whose_temperature_cannot_be_foreseen() -> None:
+    course = Course()
+    before = course.run(1, STREAMS, replace(IDLE, celsius=78.0, limit_c=77.0))
+    assert course.run(300, STREAMS, replace(IDLE, celsius=74.0, limit_c=77.0)).budgets == before.budgets
+    cold = course.run(30, STREAMS, replace(IDLE, celsius=55.0, limit_c=77.0))
+    assert cold.budgets == dict.fromkeys(STREAMS, FULL)
+
+
+def test_a_slow_disk_takes_clips_first_and_then_syncs_events_together() -> None:
+    recorded = {"front": replace(FRONT, has_clips=True), "back": replace(BACK, has_clips=True)}
+    course = Course()
+    decision = course.run(60, recorded, IDLE, DiskLoad(commit_ms=900.0))
+    assert course.changed[0][1] == "back"
+    assert decision.budgets["back"].clips_share == decision.budgets["front"].clips_share == 0.2
+    assert decision.sync_every_s == 2.0
+    assert {budget.stride for budget in decision.budgets.values()} == {1}
+    assert course.run(120, recorded).sync_every_s == 0.0
+    assert course.decisions[-1].budgets == dict.fromkeys(recorded, FULL)
+
+
+def test_a_slow_network_takes_samples_then_snapshots_in_the_configured_order() -> None:
+    shown = {"front": replace(FRONT, has_samples=True, has_snapshots=True)}
+    slow = LinkLoad(connected=True, unsent_bytes=200_000)
+    course = Course()
+    first = course.run(3, shown, link=slow).budgets["front"]
+    assert (first.samples_every_s, first.snapshot_factor) == (1.0, 1.0)
+    last = course.run(60, shown, link=slow).budgets["front"]
+    assert (last.samples_every_s, last.snapshot_factor, last.snapshot_quality) == (5.0, 10.0, 40)
+    other = Course(GovernorConfig(order=("snapshots", "samples")))
+    assert other.run(3, shown, link=slow).budgets["front"].snapshot_factor == 3.0
+
+
+def test_a_network_that_is_away_is_not_slow() -> None:
+    shown = {"front": replace(FRONT, has_samples=True)}
+    course = Course()
+    course.run(60, shown, link=LinkLoad(connected=False, unsent_bytes=1 << 30, oldest_s=1e6))
+    assert course.changed == []
+
+
+def test_what_the_order_leaves_out_is_never_reduced() -> None:
+    kept = Course(GovernorConfig(order=("samples",)))
+    decision = kept.run(60, HUNGRY, replace(BUSY, celsius=90.0, limit_c=77.0), DiskLoad(commit_ms=5000.0))
+    assert decision.budgets == dict.fromkeys(HUNGRY, FULL)
+    assert "front" in decision.unmet
+
+
+def test_a_governor_that_is_switched_off_gives_everything_back() -> None:
+    course = Course()
+    course.run(10, HUNGRY, BUSY)
+    course.governor.configure(GovernorConfig(enabled=False))
+    assert course.run(1, HUNGRY, BUSY).budgets == dict.fromkeys(HUNGRY, FULL)
+    assert course.run(60, HUNGRY, BUSY).changes == ()
+
+
+def test_a_stream_that_is_gone_is_forgotten() -> None:
+    course = Course()
+    course.run(10, HUNGRY, BUSY)
+    assert set(course.run(1, {"front": FRONT}, BUSY).budgets) == {"front"}
+    assert course.run(1, STREAMS, BUSY).budgets["back"] == FULL
+
+
+boards = st.builds(
+    BoardReading,
+    cores=st.integers(1, 8),
+    idle=st.floats(0.0, 1.0),
+    others=st.floats(0.0, 1.0),
+    celsius=st.none() | st.floats(-300.0, 200.0),
+    limit_c=st.floats(60.0, 90.0),
+    settles_c=st.none() | st.floats(0.0, 200.0),
+    limit_in_s=st.none() | st.floats(0.0, 1e4),
+    slowed=st.sampled_from(["", "throttled"]),
+)
+readings = st.builds(
+    StreamReading,
+    priority=st.integers(0, 100),
+    min_fps=st.sampled_from([0.0, 5.0, 20.0]),
+    max_latency_ms=st.sampled_from([0.0, 100.0]),
+    fps=st.floats(0.0, 60.0),
+    open_share=st.floats(0.0, 1.0),
+    inferred_fps=st.none() | st.floats(0.0, 60.0),
+    latency_ms=st.none() | st.floats(0.0, 1e4),
+    cost_ms=st.floats(0.0, 500.0),
+    variants=st.sampled_from([SIZES, SIZES[:1]]),
+    has_samples=st.booleans(),
+    has_snapshots=st.booleans(),
+    has_clips=st.booleans(),
+)
+disks = st.builds(DiskLoad, st.none() | st.floats(0.0, 1e4), st.floats(0.0, 100.0), st.floats(0.0, 100.0))
+links = st.builds(LinkLoad, st.booleans(), st.integers(0, 1 << 30), st.floats(0.0, 1e6))
+moments = st.tuples(
+    st.floats(0.1, 30.0), boards, st.dictionaries(st.sampled_from("abcd"), readings), disks, links
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(moments, max_size=80))
+def test_whatever_is_read_budgets_stay_within_their_bounds_and_changes_are_few(
+    course: list[tuple[float, BoardReading, dict[str, StreamReading], DiskLoad, LinkLoad]],
+) -> None:
+    governor, now_s, changed_at = Governor(GovernorConfig()), 0.0, []
+    for passed_s, board, streams, disk, link in course:
+        now_s += passed_s
+        decision = governor.decide(Readings(now_s, board, streams, disk, link))
+        assert set(decision.budgets) == set(streams)
+        for name, budget in decision.budgets.items():
+            assert 1 <= budget.stride <= GovernorConfig().max_stride
+            assert budget.variant in ("", *(one.name for one in SIZES))
+            assert (name in decision.reduced) is (budget != FULL)
+        changed_at += [now_s] if decision.changes else []
+        assert all(bool(change.text) for change in decision.changes)
+    for at in changed_at:
+        assert sum(at <= other < at + 60.0 for other in changed_at) <= CHANGES_PER_MINUTE

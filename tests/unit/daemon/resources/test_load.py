@@ -1,0 +1,102 @@
+"""Load and heat of the board, from the files of a kernel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from agent.config import Config, ThermalConfig
+from agent.config.governor import GovernorConfig
+from agent.daemon.resources.load import BoardLoad, Ticks, read_ticks
+
+CONFIG = Config(thermal=ThermalConfig(warn_c=85.0))
+
+
+class Kernel:
+    """Files below a root, and times of processors, that a test changes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.now_s, self.ticks = root, 0.0, Ticks()
+        self.load = BoardLoad(root, lambda: self.now_s, lambda: self.ticks, cores=4)
+
+    def zone(self, celsius: float, limit_c: float | None = None) -> None:
+        folder = self.root / "sys/class/thermal/thermal_zone0"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "type").write_text("cpu-thermal")
+        (folder / "temp").write_text(f"{celsius * 1000:.0f}")
+        if limit_c is not None:
+            (folder / "trip_point_0_type").write_text("passive")
+            (folder / "trip_point_0_temp").write_text(f"{limit_c * 1000:.0f}")
+
+    def firmware(self, bits: str) -> None:
+        folder = self.root / "sys/devices/platform/soc/soc:firmware"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "get_throttled").write_text(bits)
+
+    def second(self, busy: float, own: float) -> None:
+        """Let a second pass, with shares of four processors."""
+        self.now_s += 1.0
+        before = self.ticks
+        self.ticks = Ticks(before.total + 4.0, before.idle + 4.0 * (1.0 - busy), before.own + 4.0 * own)
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Kernel:
+    return Kernel(tmp_path)
+
+
+def test_the_shares_of_the_processors_are_those_of_the_last_two_seconds(kernel: Kernel) -> None:
+    for busy, own in ((1.0, 1.0), (0.5, 0.25), (0.75, 0.5)):
+        kernel.second(busy, own)
+        board = kernel.load.read(CONFIG)
+    assert board.cores == 4
+    assert (board.idle, board.others) == pytest.approx((0.375, 0.25))
+
+
+def test_the_limit_lies_below_the_kernels_unless_it_is_configured(kernel: Kernel) -> None:
+    kernel.zone(60.0, limit_c=80.0)
+    assert (kernel.load.read(CONFIG).celsius, kernel.load.read(CONFIG).limit_c) == (60.0, 77.0)
+    kernel.zone(60.0, limit_c=110.0)
+    assert kernel.load.read(CONFIG).limit_c == 85.0
+    stated = Config(governor=GovernorConfig(max_temperature_c=70.0))
+    assert kernel.load.read(stated).limit_c == 70.0
+
+
+def test_a_board_that_warms_up_is_told_when_it_reaches_the_limit(kernel: Kernel) -> None:
+    for second in range(100):
+        kernel.zone(50.0 + 0.2 * second, limit_c=80.0)
+        kernel.second(0.5, 0.5)
+        board = kernel.load.read(CONFIG)
+    assert board.limit_in_s is not None
+    assert 20.0 < board.limit_in_s < 120.0
+    kernel.load.load_changed()
+    assert kernel.load.read(CONFIG).limit_in_s is None
+
+
+def test_a_zone_that_lies_or_vanishes_is_an_unknown_temperature(kernel: Kernel) -> None:
+    kernel.zone(-273.0)
+    assert kernel.load.read(CONFIG).celsius is None
+    kernel.zone(61.0)
+    assert kernel.load.read(CONFIG).celsius == 61.0
+    (kernel.root / "sys/class/thermal/thermal_zone0/temp").unlink()
+    assert kernel.load.read(CONFIG).celsius is None
+
+
+def test_the_firmwares_warning_is_passed_on_and_ends(kernel: Kernel) -> None:
+    kernel.firmware("50005")
+    assert kernel.load.read(CONFIG).slowed == "the firmware reports: under-voltage, throttled"
+    kernel.firmware("50000")
+    assert kernel.load.read(CONFIG).slowed, "it is asked again after two seconds"
+    kernel.second(0.1, 0.1)
+    kernel.second(0.1, 0.1)
+    assert kernel.load.read(CONFIG).slowed == ""
+
+
+def test_ticks_are_read_from_the_kernel(tmp_path: Path) -> None:
+    now = read_ticks()
+    assert 0.0 < now.own < now.total
+    assert 0.0 <= now.idle <= now.total
+    assert read_ticks(tmp_path / "nothing") == Ticks()
+    (tmp_path / "stat").write_text("cpu  a b c\n")
+    assert read_ticks(tmp_path / "stat") == Ticks()
