@@ -163,6 +163,8 @@ class SessionPool:
         while not ticket.is_called(self._rules.check_s):
             with self._lock:
                 self._revoke_hanging()
+                if self._turns.is_awaited:
+                    self._grow()
         if ticket.session is None:
             raise BackendError(ticket.error)
         return ticket.session
@@ -247,7 +249,6 @@ class SessionPool:
             self.backend,
             limit_s,
         )
-        self._grow()
 
     def _open_another(self) -> None:
         """Open a session in a thread of its own: nobody has to wait for it who could have another one."""

@@ -131,6 +131,22 @@ def test_what_was_measured_before_is_used_at_once(state: Path, library: Path, mo
 
 
 @pytest.mark.usefixtures("no_measuring")
+def test_streams_that_share_go_over_to_one_device_together(state: Path, library: Path, model: Model) -> None:
+    chooser = AutoBackend(selection(library, after_s=LATE), state)
+    sessions = [opened(chooser, model) for _ in range(3)]
+    wait_for(lambda: all(one.plan.kind == "delegate" for one in sessions), 60.0)
+    for number, session in enumerate(sessions):
+        answers(session, number)
+    inner = [cast("FailoverSession", one._session) for one in sessions]
+    for part in ("_device", "_cpu"):
+        pools = {cast("SharedSession", getattr(one, part))._pool for one in inner}
+        assert [(pool.members, pool._turns.items) for pool in pools] == [(3, 1)]
+    for session in sessions:
+        session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
 def test_the_choice_changes_with_the_configuration(state: Path, library: Path, model: Model) -> None:
     (file,) = files(state)
     kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)

@@ -115,7 +115,7 @@ def interpreter(session: Any) -> Any:
     """Return the interpreter of a stream that shares its session with nobody, in its turn or between two."""
     pool = session._session._pool
     with pool._lock:
-        (shared,) = [*pool._turns._free, *(item for item, _ in pool._turns._held.values())]
+        (shared,) = list(pool._turns._free) or [item for item, _ in pool._turns._held.values()]
         return shared._interpreter
 
 
