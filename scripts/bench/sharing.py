@@ -3,7 +3,7 @@
 One, two, four and eight streams run the perception of the daemon (resize, inference, decoding, tracks; the gate
 is off) on pictures of the packaged clip, each from another picture on, as fast as they can. Memory is that of
 processes with one variant. The rest is measured in one process with both, which take turns of half a second.
-Turns in which other programs use the cores do not count, because of a core that is fought for more threads get more.
+Turns in which other programs use the cores do not count: of a core that is fought for more threads get more.
 
     own     every stream opens a session, as before sessions were shared
     shared  the daemon's opener: the streams take turns, on as many sessions as run side by side
@@ -34,7 +34,7 @@ WARM_UP_S = {"own": 0.5, "shared": 2.8}
 """The latter longer than the span over which a pool measures whether streams wait, s."""
 SLICE_S = 0.5
 OTHERS = 0.1
-"""Share of the cores that other programs may use in a pair of turns that counts; the quietest tenth always does."""
+"""Share of the cores that other programs may use in a pair of turns that counts; the quietest tenth does."""
 TARGETS = {
     "memory_ratio": "<= 0.5 of a session each: what the most streams need more than one stream",
     "cpu_ratio": "<= 1.05 of a session each, the worst count of streams",

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from agent.compute.infer.session import Session
 from agent.compute.infer.turns import Turns
-from agent.errors import BackendError, VedetteError, reason_of
+from agent.errors import BackendError, ModelError, VedetteError, reason_of
 from agent.text import plural
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ class SessionPool:
                 session.select(variant)
                 self._ends[variant] = session.inputs, session.outputs
             except BaseException as caught:
-                error = str(caught)
+                is_refusal = isinstance(caught, ModelError) and not isinstance(caught, BackendError)
+                error = "" if is_refusal else described(caught)
                 raise
             finally:
                 self.give_back(ticket, session, error)
@@ -286,6 +287,11 @@ class SessionPool:
         self._turns.add(session)
         self._serve()
         return True
+
+
+def described(error: BaseException) -> str:
+    """Return an error's message, or its name if it has none."""
+    return str(error) or type(error).__name__
 
 
 def _closed() -> Session:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from msgspec import Struct
 
-from agent.compute.infer.pool import PoolRules, SessionPool, Ticket
+from agent.compute.infer.pool import PoolRules, SessionPool, Ticket, described
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.errors import ModelError
 
@@ -124,7 +124,7 @@ class SharedSession:
             session.invoke()
             self._now.read_outputs(session)
         except BaseException as caught:
-            error = str(caught) or type(caught).__name__
+            error = described(caught)
             raise
         finally:
             self._own = None
@@ -152,7 +152,7 @@ class SharedSession:
             if session.variant != self.variant:
                 session.select(self.variant)
         except BaseException as caught:
-            self._pool.give_back(self._ticket, session, str(caught))
+            self._pool.give_back(self._ticket, session, described(caught))
             raise
         return session
 
