@@ -10,14 +10,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from msgspec import Struct
 
+from agent.board.heat import PLAUSIBLE_C, HeatModel
 from agent.board.proc import read_number, read_text
+from agent.board.vcgencmd import GET_THROTTLED, Ask
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,15 @@ _SLOWS = ("passive", "hot")
 _PROCESSORS = ("cpufreq", "Processor")
 """Parts of the types of the processors' cooling devices: `cpufreq-cpu0`, `thermal-cpufreq-0`, ACPI's
 `Processor`."""
+_OTHERS = re.compile(
+    r"batt|bms|chg|charg|ambient|skin|case|board|quiet|xo[-_]|wifi|wlan|modem|mdm|pa[-_]therm|usb|conn|nvme|pch|lcd"
+)
+"""Parts of the types of zones that are not the processor's."""
+USUAL_LIMIT_C = 80.0
+"""Limit where the kernel gives none: a Raspberry Pi slows its processors from here on, and more from 85 °C on;
+source: https://www.raspberrypi.com/documentation/computers/raspberry-pi.html#frequency-management-and-thermal-control"""
+_SOFT_LIMIT_C = 60.0
+"""A Raspberry Pi 3B+ goes from 1.4 to 1.2 GHz here; same source."""
 
 
 class Zone(Struct, frozen=True):
@@ -42,6 +54,16 @@ class Zone(Struct, frozen=True):
     name: str
     temperature_c: float
     limit_c: float | None = None
+
+    @property
+    def is_plausible(self) -> bool:
+        """False for what no sensor can have measured, such as −273 °C, 0 K, or 200 °C."""
+        return PLAUSIBLE_C[0] < self.temperature_c < PLAUSIBLE_C[1]
+
+    @property
+    def is_of_processor(self) -> bool:
+        """False for the zones of batteries, chargers, radios, cases and the air."""
+        return _OTHERS.search(self.name.lower()) is None
 
 
 class Brake(Struct, frozen=True):
@@ -58,7 +80,12 @@ class Brake(Struct, frozen=True):
 
 
 def read_zones(folder: Path) -> list[Zone]:
-    """Read the zones that have a temperature, hottest first."""
+    """Read the zones that have a temperature that can be right, hottest first."""
+    return [zone for zone in read_all_zones(folder) if zone.is_plausible]
+
+
+def read_all_zones(folder: Path) -> list[Zone]:
+    """Read the zones that have a number for a temperature, hottest first."""
     zones = []
     for path in folder.glob("thermal_zone*"):
         reading = read_number(path / "temp")
@@ -98,8 +125,47 @@ def resident_mb() -> float:
 
 
 def temperature_c(zones: Path = Path("/") / THERMAL) -> float | None:
-    """Return the temperature of the hottest thermal zone, °C; None: unknown."""
-    return next((zone.temperature_c for zone in read_zones(zones)), None)
+    """Return the temperature of the processor's hottest thermal zone, °C; None: unknown."""
+    return next((zone.temperature_c for zone in read_zones(zones) if zone.is_of_processor), None)
+
+
+def firmware_limit_c(root: Path = Path("/")) -> float | None:
+    """Return the temperature from which a Raspberry Pi's firmware throttles, °C; None: another board."""
+    names = read_text(root / "proc/device-tree/compatible").split("\0")
+    if not any(name.startswith("raspberrypi,") for name in names):
+        return None
+    return _SOFT_LIMIT_C if any("3-model-b-plus" in name for name in names) else USUAL_LIMIT_C
+
+
+class ProcessorSensor:
+    """Reads the processor's hottest zone. A zone whose reading cannot be right is left out, and logged once."""
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        """Read nothing yet; `root` is that of the file system."""
+        self._folder, self._limit_c = root / THERMAL, firmware_limit_c(root)
+        self._faulty: set[str] = set()
+        self._known: set[str] = set()
+
+    def read(self) -> Zone | None:
+        """Return the hottest zone, with the limit of the kernel or the firmware; None: there is none now."""
+        zones = [zone for zone in read_all_zones(self._folder) if zone.is_of_processor]
+        self._log_faults(zones)
+        hottest = next((zone for zone in zones if zone.is_plausible), None)
+        if hottest is None or hottest.limit_c is not None:
+            return hottest
+        return Zone(hottest.name, hottest.temperature_c, self._limit_c)
+
+    def _log_faults(self, zones: Sequence[Zone]) -> None:
+        faults = {zone.name: f"reads {zone.temperature_c:g} °C" for zone in zones if not zone.is_plausible}
+        right = {zone.name for zone in zones if zone.is_plausible}
+        faults = {name: why for name, why in faults.items() if name not in right}
+        faults |= dict.fromkeys(self._known - right - faults.keys(), "is gone")
+        for name in sorted(faults.keys() - self._faulty):
+            log.warning("thermal zone %s %s: left out", name, faults[name])
+        for name in sorted(self._faulty & right):
+            log.info("thermal zone %s can be read again", name)
+        self._known |= right
+        self._faulty = set(faults)
 
 
 class OtherLoad:
@@ -150,29 +216,33 @@ def is_hot(was: bool, celsius: float | None, warn_c: float) -> bool:
 
 
 class TemperatureMonitor:
-    """Logs overheating once when it starts and once when it ends.
+    """Logs overheating once when it starts and once when it ends, and foresees the temperature.
 
     Attributes:
-        celsius: of the hottest zone at the last reading, °C; None: unknown.
+        celsius: of the processor's hottest zone at the last reading, °C; None: unknown.
+        limit_c: temperature from which that zone's processors are throttled, °C; None: unknown.
         hot: see `is_hot`.
+        heat: slope and forecast, see `HeatModel`.
     """
 
     def __init__(
         self,
-        read: Callable[[], float | None] = temperature_c,
+        read: Callable[[], Zone | None] | None = None,
         clock: Callable[[], float] = time.monotonic,
         every_s: float = 5.0,
     ) -> None:
         """Read nothing yet.
 
         Args:
-            read: returns the temperature, °C; None: unknown.
+            read: returns the hottest zone; None: unknown. Default: a `ProcessorSensor`.
             clock: monotonic, s.
             every_s: between two readings, s: a chip with its heat sink takes tens of seconds to warm up.
         """
         self.celsius: float | None = None
+        self.limit_c: float | None = None
         self.hot = False
-        self._read, self._clock, self._every_s = read, clock, every_s
+        self.heat = HeatModel()
+        self._read, self._clock, self._every_s = read or ProcessorSensor().read, clock, every_s
         self._due_s = self._began_s = float("-inf")
 
     def poll(self, warn_c: float) -> None:
@@ -181,7 +251,10 @@ class TemperatureMonitor:
         if now_s < self._due_s:
             return
         self._due_s = now_s + self._every_s
-        self.celsius = self._read()
+        zone = self._read()
+        self.celsius, self.limit_c = (zone.temperature_c, zone.limit_c) if zone else (None, self.limit_c)
+        if zone:
+            self.heat.add(now_s, zone.temperature_c)
         was_hot, self.hot = self.hot, is_hot(self.hot, self.celsius, warn_c)
         if self.hot and not was_hot:
             self._began_s = now_s
@@ -193,12 +266,21 @@ class TemperatureMonitor:
         elif was_hot and not self.hot:
             log.info("the board is at %.1f °C again, after %.0f s", self.celsius, now_s - self._began_s)
 
+    @property
+    def slope_c_per_s(self) -> float:
+        """Rise of the temperature, °C/s; 0 while unknown."""
+        return 0.0 if self.celsius is None else self.heat.slope_c_per_s
 
-UNDER_VOLTAGE = "under-voltage"
-_BITS = (UNDER_VOLTAGE, "the frequency is capped", "throttled", "the soft temperature limit is reached")
+    def forecast(self, horizon_s: float) -> float | None:
+        """Return the temperature after a time under the present load, °C; None: unknown."""
+        return None if self.celsius is None else self.heat.forecast(horizon_s)
+
+
+UNDER_VOLTAGE, THROTTLING = "under-voltage", "throttled"
+_BITS = (UNDER_VOLTAGE, "the frequency is capped", THROTTLING, "the soft temperature limit is reached")
 _EVER = 16
 """Shift of the bits for what has happened since the board started."""
-_FIRMWARE = "sys/devices/platform/soc*/*firmware*/get_throttled"
+FIRMWARE = "sys/devices/platform/soc*/*firmware*/get_throttled"
 """`soc/soc:firmware` up to a Pi 4; with addresses on a Pi 5."""
 
 
@@ -209,12 +291,19 @@ class Supply(Struct, frozen=True):
     before: tuple[str, ...] = ()
 
 
-def read_supply(root: Path = Path("/")) -> Supply | None:
-    """Read the firmware's warnings from a file system with this root; None on boards but a Raspberry Pi."""
-    for path in sorted(root.glob(_FIRMWARE)):
+def read_supply(root: Path = Path("/"), ask: Ask = lambda _: "") -> Supply | None:
+    """Read the firmware's warnings; None on boards but a Raspberry Pi.
+
+    Args:
+        root: of the file system.
+        ask: asks the firmware where the kernel has no file with its warnings; default: nobody does.
+    """
+    for path in sorted(root.glob(FIRMWARE)):
         bits = read_number(path, 16)
         if bits is not None:
             return decode_throttled(bits)
+    if answer := re.fullmatch(r"throttled=0x([0-9a-fA-F]{1,8})", ask(GET_THROTTLED)):
+        return decode_throttled(int(answer[1], 16))
     for alarm in _alarms(root):
         return Supply((UNDER_VOLTAGE,) if alarm else ())
     return None

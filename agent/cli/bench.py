@@ -61,7 +61,12 @@ if TYPE_CHECKING:
     type=NumberRange(0.01, 1000.0),
     help="With --board: inferences in a second to reach; default: 15, or what a model of sound needs.",
 )
-@picture_option("the latencies")
+@click.option(
+    "--sustained",
+    metavar="TIME",
+    help="Run the model at full rate for so long, such as 10m, and tell the rate that the board can hold.",
+)
+@picture_option("the latencies, or with --sustained rate and temperature,")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
 @click.option(
@@ -80,6 +85,7 @@ def bench(
     patience: float,
     board: str,
     fps: float | None,
+    sustained: str | None,
     picture: Path | None,
     as_json: bool,
     loadgen: bool,
@@ -96,13 +102,24 @@ def bench(
 
     With --board nothing is measured: what each variant takes on that board's CPU is predicted from published
     times of other networks, with an interval.
+
+    With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature,
+    frequency and power are told over time. Ctrl-C ends it with what was measured until then.
     """
     if board:
-        _check_predicting(backends, picture, loadgen=loadgen, logs=loadgen_logs)
+        _check_predicting(backends, sustained, picture, loadgen=loadgen, logs=loadgen_logs)
         predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
         return
     if fps is not None:
         raise click.UsageError("--fps needs --board")
+    if sustained is not None:
+        from agent.cli.bench_sustained import bench_sustained
+
+        _check_sustained(backends, loadgen=loadgen, logs=loadgen_logs)
+        bench_sustained(
+            model, variant, "".join(backends), sustained, picture, patience_s=patience, as_json=as_json
+        )
+        return
     from agent.compute.infer.benchmark import choose
     from agent.daemon.measurements import spare_memory_mb
     from agent.models.library import golden, open_model_without_root
@@ -136,12 +153,28 @@ def bench(
         _print(verdict, asked=bool(backends), tested=tested)
 
 
-def _check_predicting(backends: Sequence[str], picture: Path | None, *, loadgen: bool, logs: Path | None) -> None:
+def _check_predicting(
+    backends: Sequence[str], sustained: str | None, picture: Path | None, *, loadgen: bool, logs: Path | None
+) -> None:
     """Refuse options that measure, beside --board."""
-    given = {"--backend": backends, "--picture": picture, "--loadgen": loadgen, "--loadgen-logs": logs}
+    given = {
+        "--backend": backends,
+        "--sustained": sustained,
+        "--picture": picture,
+        "--loadgen": loadgen,
+        "--loadgen-logs": logs,
+    }
     wrong = [name for name, value in given.items() if value]
     if wrong:
         raise click.UsageError(f"{wrong[0]} measures, and --board predicts: leave one of them out")
+
+
+def _check_sustained(backends: Sequence[str], *, loadgen: bool, logs: Path | None) -> None:
+    """Refuse options that --sustained has no use for."""
+    if loadgen or logs:
+        raise click.UsageError("--sustained and --loadgen are two measurements: leave one of them out")
+    if len(backends) > 1:
+        raise click.UsageError("--sustained runs one backend: name one")
 
 
 def _draw(verdict: Selection, title: str, picture: Path, *, asked: bool) -> None:

@@ -32,6 +32,7 @@ TOPICS = (
     "home-assistant",
     "hardware",
     "resources",
+    "power",
     "commands",
     "clips",
     "updates",

@@ -228,6 +228,32 @@ class FusionHealth(Struct, frozen=True):
     away: tuple[str, ...] = ()
 
 
+class SupplyHealth(Struct, frozen=True):
+    """Warnings of the board about its supply and heat.
+
+    Each is `under-voltage`, `throttled`, `the frequency is capped`, or `the soft temperature limit is reached`.
+
+    Attributes:
+        now: those that hold now.
+        before: others that held earlier: since the board started on a Raspberry Pi, else since the daemon did.
+    """
+
+    now: tuple[str, ...] = ()
+    before: tuple[str, ...] = ()
+
+
+class BatteryHealth(Struct, frozen=True):
+    """State of the board's battery.
+
+    Attributes:
+        status: `charging`, `discharging`, `not charging`, `full` or `unknown`.
+        percent: charge, 0 to 100; None: it does not tell.
+    """
+
+    status: str
+    percent: int | None = None
+
+
 class HealthMessage(Struct, frozen=True):
     """`<device>/health`, retained.
 
@@ -238,8 +264,13 @@ class HealthMessage(Struct, frozen=True):
         streams: by name.
         spool: see `SpoolHealth`.
         rss_mb: resident memory of the daemon, MB.
-        temperature_c: of the hottest thermal zone, °C; None: there is none.
+        temperature_c: of the processor's hottest thermal zone, °C; None: there is none.
         hot: True from `thermal.warn_c` until the temperature is 5 °C below it.
+        power_w: power that the board takes, W; None: unknown.
+        power_from: sensor that measured it, such as `ina219` or `pmic`; `estimate`: made from the load and
+            published figures; empty: unknown.
+        supply: see `SupplyHealth`; None: the board gives no warnings.
+        battery: see `BatteryHealth`; None: there is none.
         link: see `LinkHealth`; None: there was no connection when this was written.
         waits_for_restart: keys, such as `storage.state_dir`, that were changed in the file and need a restart.
         clips: see `ClipsHealth`; None: no stream makes any.
@@ -259,6 +290,10 @@ class HealthMessage(Struct, frozen=True):
     rss_mb: float
     temperature_c: float | None = None
     hot: bool = False
+    power_w: float | None = None
+    power_from: str = ""
+    supply: SupplyHealth | None = None
+    battery: BatteryHealth | None = None
     link: LinkHealth | None = None
     waits_for_restart: tuple[str, ...] = ()
     clips: ClipsHealth | None = None

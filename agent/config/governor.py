@@ -40,9 +40,12 @@ class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
             of `detections`; `snapshots`: their quality and rate; `clips`: their pictures per second;
             `inference`: pictures that are inferred, and the size of the model.
         max_stride: of the pictures in which something moves, at least one in so many is inferred.
+        save_below_percent: charge from which on every stream infers as little as it may, while the board runs on
+            its battery, 0..100; 0: never.
     """
 
     enabled: bool = True
     max_temperature_c: Annotated[float, Meta(ge=30.0, le=150.0)] | None = None
     order: tuple[Giving, ...] = ("samples", "snapshots", "clips", "inference")
     max_stride: Annotated[int, Meta(ge=1, le=100)] = 6
+    save_below_percent: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0

@@ -233,7 +233,7 @@ class Daemon:
 
     def _report_health(self) -> None:
         is_due = self._health.due()
-        self._homeassistant.announce(has_temperature=self._health.has_temperature)
+        self._homeassistant.announce(self._health.sensors)
         if is_due:
             if self._health.changed:  # a stream that has started or stopped leaves much free memory behind
                 trim_heap()

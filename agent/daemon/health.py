@@ -14,10 +14,11 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from agent import __version__
+from agent.board.power import PowerMonitor
 from agent.board.proc import boot_id
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
-from agent.comms.messages import SpoolHealth
+from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
@@ -59,7 +60,8 @@ class HealthPublisher:
 
     def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._began, self._heat = time.monotonic(), TemperatureMonitor()
+        self._began, self._heat, self._power = time.monotonic(), TemperatureMonitor(), PowerMonitor()
+        self._sensors: frozenset[str] = frozenset()
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
         self._published, self._published_at = "", 0.0
@@ -67,22 +69,32 @@ class HealthPublisher:
         self.streams: dict[str, StreamHealth] = {}
 
     @property
-    def has_temperature(self) -> bool:
-        """True if the board has a temperature sensor that can be read."""
-        return self._heat.celsius is not None
+    def sensors(self) -> frozenset[str]:
+        """What the board has measured since the start: `temperature`, `power`, `under_voltage`, `battery`."""
+        power = self._power
+        measured = {
+            "temperature": self._heat.celsius is not None,
+            "power": power.power is not None and power.power.is_measured,
+            "under_voltage": power.measures_voltage,
+            "battery": power.battery is not None and power.battery.percent is not None,
+        }
+        self._sensors |= {name for name, there in measured.items() if there}
+        return self._sensors
 
     def due(self) -> bool:
         """Return True if the message is due: it is old, or something has changed. The caller publishes."""
         runtime, overridden = self._runtime, self._control.overridden
         with self._reading("temperature"):
             self._heat.poll(runtime.config.thermal.warn_c)
+        with self._reading("power"):
+            self._power.poll()
         link = runtime.mqtt.state
         now = [
             *(
                 (name, s.status[0], s.has_result, overridden(name), bool(s.unmet))
                 for name, s in runtime.streams.items()
             ),
-            (self._heat.hot, link.connects, runtime.recorder.stats.trouble),
+            (self._heat.hot, self._power.supply, link.connects, runtime.recorder.stats.trouble),
             self._homeassistant.trouble,
             runtime.pending_restart,
             runtime.commands_off,
@@ -100,7 +112,7 @@ class HealthPublisher:
         with self._reading("memory"):
             self._resident_mb = resident_mb()
         self.streams = {name: control.with_settings(name, one.health()) for name, one in runtime.streams.items()}
-        celsius = self._heat.celsius
+        celsius, power = self._heat.celsius, self._power.power
         message = messages.HealthMessage(
             version=__version__,
             at=datetime.now(UTC),
@@ -110,6 +122,10 @@ class HealthPublisher:
             rss_mb=round(self._resident_mb, 1),
             temperature_c=None if celsius is None else round(celsius, 1),
             hot=self._heat.hot,
+            power_w=power.watts if power else None,
+            power_from=power.source if power else "",
+            supply=_supply(self._power),
+            battery=_battery(self._power),
             link=link_health(runtime.mqtt.state),
             clips=_clips(runtime),
             homeassistant=self._homeassistant.trouble,
@@ -134,6 +150,14 @@ class HealthPublisher:
             if what in self._unreadable:
                 log.info("%s: can be read again", what)
             self._unreadable.discard(what)
+
+
+def _supply(monitor: PowerMonitor) -> SupplyHealth | None:
+    return SupplyHealth(monitor.supply.now, monitor.supply.before) if monitor.supply else None
+
+
+def _battery(monitor: PowerMonitor) -> BatteryHealth | None:
+    return BatteryHealth(monitor.battery.status, monitor.battery.percent) if monitor.battery else None
 
 
 def _clips(runtime: Runtime) -> messages.ClipsHealth | None:

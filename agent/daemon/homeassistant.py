@@ -36,16 +36,16 @@ class HomeAssistant:
         self._announcer: Announcer | None = None
         self._announced_with: tuple[HomeAssistantConfig, MqttConfig] | None = None
 
-    def announce(self, *, has_temperature: bool) -> None:
+    def announce(self, sensors: frozenset[str]) -> None:
         """Announce what has changed.
 
         Args:
-            has_temperature: True if the board has a temperature sensor.
+            sensors: what the board measures, see `DeviceEntitySource`.
         """
         runtime = self._runtime
         fused = tuple(runtime.config.fusion)
         device = DeviceEntitySource(
-            runtime.topics, self._board, __version__, has_temperature, self._entity_sources(), fused
+            runtime.topics, self._board, __version__, sensors, self._entity_sources(), fused
         )
         used = runtime.config.homeassistant, runtime.config.mqtt
         if self._announcer is None or used != self._announced_with:

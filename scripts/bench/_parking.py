@@ -99,13 +99,24 @@ class Vehicle:
 class Parking:
     """Renders the scene."""
 
-    def __init__(self, walkers: Path) -> None:
-        self._people = read(walkers, 1000)
+    def __init__(
+        self, walkers: Path, *, section: tuple[float, float] = (0.0, 1.0), mirrored: bool = False
+    ) -> None:
+        """Read the clip.
+
+        Args:
+            walkers: the packaged clip.
+            section: part of the clip whose people pass, as shares of its length.
+            mirrored: swap left and right of the finished pictures.
+        """
+        self._people, self._mirrored = read(walkers, 1000), mirrored
         if not self._people:
             raise SystemExit(f"cannot read {walkers}: give the packaged clip with --clip")
         self._empty = np.median(np.stack(self._people[::12]), axis=0).astype(np.uint8)
         self._stays = Vehicle(self._empty, 1.5, 120, 150, mirrored=True)
         self._comes = Vehicle(self._empty, 1.3, 500, 200, mirrored=False)
+        first, last = (round(share * len(self._people)) for share in section)
+        self._people = self._people[first:last]
 
     @property
     def places(self) -> dict[str, Box]:
@@ -127,7 +138,9 @@ class Parking:
                 shift = _shift(part, into_s, is_there=is_there)
                 if shift is not None:
                     self._comes.paint(scene, shift, free)
-                yield Shot(_frame(scene, at_s + into_s, next(noise)), at_s + into_s, number, into_s)
+                image = _frame(scene, at_s + into_s, next(noise))
+                image = np.ascontiguousarray(image[:, ::-1]) if self._mirrored else image
+                yield Shot(image, at_s + into_s, number, into_s)
             at_s += part.seconds
             is_there = (is_there or part.arrives) and not part.leaves
 

@@ -36,7 +36,7 @@ DEVICE = DeviceEntitySource(
     _TOPICS,
     "Raspberry Pi 4 Model B Rev 1.4",
     "0.1.0",
-    True,
+    frozenset({"temperature", "power", "under_voltage", "battery"}),
     (
         _WHOLE,
         replace(_WHOLE, name="line_2", kind="verdicts"),

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.board.thermal import TemperatureMonitor
+from agent.board.power import PowerMonitor
+from agent.board.thermal import UNDER_VOLTAGE, TemperatureMonitor, Zone
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.compute.vision import VideoPerception
@@ -33,6 +34,7 @@ from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import Commit
 from agent.types import Frame, StreamResult
+from tests.support.boards import pi4, write
 from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
 from tests.support.mosquitto import Mosquitto
@@ -152,12 +154,29 @@ def test_another_broker_gets_everything_that_is_retained(
 def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heat = TemperatureMonitor(lambda: 76.5, every_s=0.1)
+    heat = TemperatureMonitor(lambda: Zone("cpu-thermal", 76.5), every_s=0.1)
     monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda: heat)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
         running.reload(replace(config, thermal=ThermalConfig(90.0)))
         messages.wait(lambda m: (told := health(m)) and not told.hot)
+
+
+def test_power_and_supply_are_in_the_health_and_what_is_measured_is_in_home_assistant(
+    config: Config, broker: Mosquitto, messages: Messages, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    announced = broker.subscribe("homeassistant/#")
+    sensor, firmware = "sys/class/hwmon/hwmon0", "sys/devices/platform/soc/soc:firmware/get_throttled"
+    root = write(pi4(tmp_path), {f"{sensor}/name": "ina219", f"{sensor}/power1_input": "4550000"})
+    monkeypatch.setattr("agent.daemon.health.PowerMonitor", lambda: PowerMonitor(root, every_s=0.1))
+    with inside(config):
+        messages.wait(lambda m: (told := health(m)) and (told.power_w, told.power_from) == (4.55, "ina219"))
+        discovery = f"homeassistant/device/{TOPICS.device}/config"
+        announced.wait(lambda m: any(b"value_json.power_w" in body for body in m.of(discovery)))
+        write(root, {firmware: "50005"})
+        messages.wait(lambda m: (told := health(m)) and told.supply and UNDER_VOLTAGE in told.supply.now)
+        write(root, {firmware: "50000"})
+        messages.wait(lambda m: (told := health(m)) and told.supply and UNDER_VOLTAGE in told.supply.before)
 
 
 @pytest.mark.parametrize(

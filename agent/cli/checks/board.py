@@ -9,14 +9,35 @@ from __future__ import annotations
 import platform
 import struct
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from agent import __version__
 from agent.board.identity import Board, has, known_features, read_board
+from agent.board.power import (
+    Battery,
+    PowerModel,
+    PowerReading,
+    firmware_commands,
+    power_model,
+    read_battery,
+    read_power,
+)
 from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
-from agent.board.thermal import THERMAL, UNDER_VOLTAGE, Brake, Supply, Zone, read_brakes, read_supply, read_zones
+from agent.board.thermal import (
+    THERMAL,
+    UNDER_VOLTAGE,
+    USUAL_LIMIT_C,
+    Brake,
+    Supply,
+    Zone,
+    read_all_zones,
+    read_brakes,
+    read_supply,
+)
+from agent.board.vcgencmd import ask_firmware
 from agent.capture.devices import Devices, devices
 from agent.capture.portaudio import NOT_PLUGGED
 from agent.cli.checks import Finding
@@ -131,9 +152,8 @@ def _standing(one: DelegateProbe) -> str:
 
 
 HEAT_SECTION = "heat and supply"
-_HOT_C = 80.0
-"""Limit where the kernel gives none: a Raspberry Pi slows its processors from here on; source:
-https://www.raspberrypi.com/documentation/computers/raspberry-pi.html#frequency-management-and-thermal-control"""
+_LOW_PERCENT = 15
+"""Charge of a battery below which it is worth a warning."""
 _NEAR_C = 10.0
 """Warn so far below the limit, °C: a hot day may reach it."""
 _COOL = "cool the board: a heat sink or a fan, shade, and air through its case"
@@ -145,18 +165,22 @@ _POWER = (
 
 def heat_findings(root: Path) -> Iterator[Finding]:
     """Report heat, processor frequencies and power supply as the kernel gives them."""
-    yield from check_heat(read_zones(root / THERMAL), read_brakes(root / THERMAL))
+    answers = defaultdict(str, {command: ask_firmware(command) for command in firmware_commands(root)})
+    ask = answers.__getitem__
+    yield from check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL))
     yield from check_frequencies(read_frequencies(root / CPUFREQ))
-    yield from check_supply(read_supply(root))
+    yield from check_supply(read_supply(root, ask))
+    yield from check_power(read_power(root, ask), power_model(root), read_battery(root))
 
 
 def check_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:
     """Report the hottest zone, every zone near its limit, and what is throttled."""
     if not zones:
         yield Finding(HEAT_SECTION, "temperature", "not reported by this kernel")
-    for number, zone in enumerate(zones):
+    hottest = next((zone for zone in zones if zone.is_plausible), None)
+    for zone in zones:
         finding = _check_zone(zone)
-        if number == 0 or finding.state != "ok":
+        if zone is hottest or finding.state != "ok":
             yield finding
     for brake in brakes:
         value = f"slowed by heat, step {brake.step} of {brake.steps}"
@@ -164,7 +188,10 @@ def check_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Findi
 
 
 def _check_zone(zone: Zone) -> Finding:
-    limit = _HOT_C if zone.limit_c is None else zone.limit_c
+    if not zone.is_plausible:
+        value = f"reads {zone.temperature_c:g} °C, which cannot be: left out"
+        return Finding(HEAT_SECTION, zone.name, value, "warning", "see `dmesg` for what is wrong with the sensor")
+    limit = USUAL_LIMIT_C if zone.limit_c is None else zone.limit_c
     value = f"{zone.temperature_c:.1f} °C; slows from {limit:g} °C on"
     if zone.temperature_c >= limit:
         return Finding(HEAT_SECTION, zone.name, value, "problem", _COOL)
@@ -203,6 +230,24 @@ def check_supply(supply: Supply | None) -> Iterator[Finding]:
         yield Finding(HEAT_SECTION, "supply", f"since the start: {what}", "warning", advice)
     if not supply.now and not supply.before:
         yield Finding(HEAT_SECTION, "supply", "no throttling reported by the firmware")
+
+
+def check_power(
+    power: PowerReading | None, model: PowerModel | None, battery: Battery | None
+) -> Iterator[Finding]:
+    """Report the measured power, or what is known of the board's; and the battery."""
+    if power is not None:
+        yield Finding(HEAT_SECTION, "power", f"{power.watts:.2f} W, measured ({power.source})")
+    elif model is not None:
+        value = f"not measured; by others {model.idle_w:g} W idle to {model.busy_w:g} W with all cores busy"
+        yield Finding(HEAT_SECTION, "power", value)
+    else:
+        yield Finding(HEAT_SECTION, "power", "not measured")
+    if battery is not None:
+        charge = "charge unknown" if battery.percent is None else f"{battery.percent} %"
+        low = battery.percent is not None and battery.percent <= _LOW_PERCENT and battery.status == "discharging"
+        advice = "charge the battery: the board will go out" if low else ""
+        yield Finding(HEAT_SECTION, "battery", f"{charge}, {battery.status}", "warning" if low else "ok", advice)
 
 
 def _remedy(complaints: Sequence[str]) -> str:

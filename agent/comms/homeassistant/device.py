@@ -171,7 +171,7 @@ class DeviceEntitySource(Struct, frozen=True):
         topics: of the device.
         board: model of the board; empty: not known.
         version: of Vedette.
-        has_temperature: True if it has a thermal sensor.
+        sensors: what it measures, of `temperature`, `power`, `under_voltage` and `battery`.
         streams: see `StreamEntitySource`.
         fused: names of the fused events.
     """
@@ -179,7 +179,7 @@ class DeviceEntitySource(Struct, frozen=True):
     topics: Topics
     board: str
     version: str
-    has_temperature: bool
+    sensors: frozenset[str]
     streams: tuple[StreamEntitySource, ...]
     fused: tuple[str, ...] = ()
 

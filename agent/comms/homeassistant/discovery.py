@@ -245,7 +245,7 @@ def device_entities(device: DeviceEntitySource) -> Iterator[tuple[str, Component
         ),
     )
     for key, (platform, name, expression, more) in _HEALTH_ENTITIES.items():
-        if key != "temperature" or device.has_temperature:
+        if key not in _MEASURED or key in device.sensors:
             state = {"value_template": f"{{{{ {expression} }}}}", "state_topic": device.topics.health}
             yield key, _entity(platform, name, **state, **diagnostic, **more)
 
@@ -257,6 +257,24 @@ _HEALTH_ENTITIES: dict[str, tuple[str, str, str, Component]] = {
         "Temperature",
         "value_json.temperature_c",
         {"device_class": "temperature", "unit_of_measurement": "°C", "state_class": "measurement"},
+    ),
+    "power": (
+        "sensor",
+        "Power",
+        "value_json.power_w",
+        {"device_class": "power", "unit_of_measurement": "W", "state_class": "measurement"},
+    ),
+    "under_voltage": (
+        "binary_sensor",
+        "Under-voltage",
+        "'ON' if 'under-voltage' in (value_json.supply or {}).get('now', []) else 'OFF'",
+        {"device_class": "problem"},
+    ),
+    "battery": (
+        "sensor",
+        "Battery",
+        "(value_json.battery or {}).get('percent')",
+        {"device_class": "battery", "unit_of_measurement": "%", "state_class": "measurement"},
     ),
     "waiting": ("sensor", "Events waiting", "value_json.spool.waiting", {"state_class": "measurement"}),
     "dropped": ("sensor", "Events lost", "value_json.spool.dropped", {"state_class": "total_increasing"}),
@@ -272,6 +290,8 @@ _HEALTH_ENTITIES: dict[str, tuple[str, str, str, Component]] = {
     ),
 }
 """By id: platform, name, template over the health message, and further keys."""
+_MEASURED = ("temperature", "power", "under_voltage", "battery")
+"""Those that exist only where the board measures them: an estimate of the power is none."""
 
 
 ORIGIN = "Vedette"

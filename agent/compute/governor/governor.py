@@ -24,6 +24,7 @@ from agent.compute.governor.trouble import (
     is_far_below,
     kept_share,
     link_trouble,
+    memory_trouble,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
@@ -148,8 +149,10 @@ class Governor:
             self._give_everything()
         else:
             troubled = [
+                self._handle_battery(readings.board, streams),
                 self._handle_heat(readings.board, streams),
                 self._handle_service(readings.board, streams),
+                self._handle_memory(readings.board, streams),
                 self._handle_disk(readings.disk, streams),
                 self._handle_link(readings.link, streams),
             ]
@@ -199,7 +202,18 @@ class Governor:
             state.why = ""
         return True
 
-    # Heat
+    # Battery and heat
+
+    def _handle_battery(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        """Let every stream infer as little as it may while the battery is low. Return True while it is."""
+        charge = board.battery_percent
+        if charge is None or charge >= self._config.save_below_percent:
+            return False
+        if "inference" in self._config.order:
+            for name, stream in streams.items():
+                least = self._cheaper(name, stream, 0.0)
+                self._set_step(name, least, stream, f"{charge:.0f} % of the battery are left")
+        return True
 
     def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Reduce the load that leads above the temperature's limit. Return True while it is too high."""
@@ -326,7 +340,14 @@ class Governor:
         state = self._states[name]
         state.retry_at, state.retry_s = self._now_s + state.retry_s, min(_RETRY_MAX_S, 2.0 * state.retry_s)
 
-    # Disk and network
+    # Memory, disk and network
+
+    def _handle_memory(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        """Keep fewer pictures for clips while memory is short. Return True while it is."""
+        why = memory_trouble(board)
+        if self._is_slow("memory", why) and "clips" in self._config.order:
+            self._lower_one("clips", why, streams)
+        return bool(why)
 
     def _handle_disk(self, disk: DiskLoad, streams: Mapping[str, StreamReading]) -> bool:
         why = disk_trouble(disk)

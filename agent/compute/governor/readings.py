@@ -56,6 +56,9 @@ class BoardReading(Struct, frozen=True, gc=False):
         settles_c: temperature that the present load leads to, °C; None: unknown.
         limit_in_s: time until `limit_c` is reached under the present load, s; None: never, or unknown.
         slowed: why the hardware reduces its clock now; empty: it does not, or that is unknown.
+        memory_free: share of the memory that programs can still have, 0..1; None: unknown.
+        battery_percent: charge of the battery that the board runs on, 0..100; None: it runs on none, or it is
+            unknown.
     """
 
     cores: int = 1
@@ -66,6 +69,8 @@ class BoardReading(Struct, frozen=True, gc=False):
     settles_c: float | None = None
     limit_in_s: float | None = None
     slowed: str = ""
+    memory_free: float | None = None
+    battery_percent: float | None = None
 
 
 class Readings(Struct, frozen=True):

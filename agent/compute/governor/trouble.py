@@ -21,6 +21,8 @@ _LEAST_KEPT, _MOST_KEPT = 0.3, 0.9
 
 _COMMIT_MS, _WAITING_S, _BEHIND_S = 400.0, 1.5, 2.0
 """The disk is too slow from these times on: of a commit, of a waiting event, of a picture of a clip."""
+_MEMORY_FREE = 0.05
+"""Memory is short below this free share."""
 _UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
 """The network is too slow from so many waiting bytes, or such an age of an unacknowledged event, on."""
 
@@ -80,6 +82,13 @@ def kept_share(board: BoardReading) -> float:
         return 0.75
     kept = (board.limit_c - COOL_C - UNLOADED_C) / (board.settles_c - UNLOADED_C)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
+
+
+def memory_trouble(board: BoardReading) -> str:
+    """Return how memory is short; empty: it is not, or that is unknown."""
+    if board.memory_free is None or board.memory_free >= _MEMORY_FREE:
+        return ""
+    return f"{board.memory_free:.0%} of the memory are free"
 
 
 def disk_trouble(disk: DiskLoad) -> str:

@@ -11,7 +11,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
-from agent.board.thermal import THERMAL, read_brakes, read_supply, read_zones
+from agent.board.power import read_battery
+from agent.board.proc import read_memory
+from agent.board.thermal import THERMAL, firmware_limit_c, read_brakes, read_supply, read_zones
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config
 
@@ -63,6 +65,8 @@ class BoardLoad:
         self._cores = cores or len(os.sched_getaffinity(0))
         self._known = deque([ticks()], maxlen=_WINDOWS + 1)
         self._heat = HeatModel()
+        firmware_c = firmware_limit_c(root)
+        self._firmware_limits = [] if firmware_c is None else [firmware_c]
         self._slowed, self._slowed_at = "", float("-inf")
 
     def load_changed(self) -> None:
@@ -84,11 +88,30 @@ class BoardLoad:
             left_s = self._heat.seconds_until(limit_c)
             limit_in = left_s if left_s != float("inf") else None
         others = min(1.0, max(0.0, 1.0 - idle - own))
-        return BoardReading(self._cores, idle, others, celsius, limit_c, settles, limit_in, self._why_slow())
+        return BoardReading(
+            self._cores,
+            idle,
+            others,
+            celsius,
+            limit_c,
+            settles,
+            limit_in,
+            self._why_slow(),
+            self._memory_free(),
+            self._battery_percent(),
+        )
+
+    def _battery_percent(self) -> float | None:
+        battery = read_battery(self._root)
+        return battery.percent if battery is not None and battery.status == "discharging" else None
+
+    def _memory_free(self) -> float | None:
+        memory = read_memory(self._root)
+        return memory.available_mb / memory.total_mb if memory.total_mb else None
 
     def _temperature(self, config: Config) -> tuple[float | None, float]:
-        zones = read_zones(self._root / THERMAL)
-        limits = [zone.limit_c for zone in zones if zone.limit_c is not None]
+        zones = [zone for zone in read_zones(self._root / THERMAL) if zone.is_of_processor]
+        limits = [zone.limit_c for zone in zones if zone.limit_c is not None] or self._firmware_limits
         limit_c = config.governor.max_temperature_c
         if limit_c is None:
             limit_c = min([config.thermal.warn_c, *(limit - _MARGIN_C for limit in limits)])

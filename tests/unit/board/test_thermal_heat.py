@@ -7,9 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.board.thermal import TemperatureMonitor, is_hot
+from agent.board.thermal import TemperatureMonitor, Zone, is_hot
 
 temperatures = st.floats(-50, 150)
+
+
+def zone(celsius: float | None, limit_c: float | None = None) -> Zone | None:
+    return None if celsius is None else Zone("cpu-thermal", celsius, limit_c)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +48,7 @@ def test_what_goes_up_and_down_by_less_than_five_degrees_changes_at_most_once(
 def test_heat_is_logged_once_when_it_begins_and_once_when_it_is_over(caplog: pytest.LogCaptureFixture) -> None:
     readings = iter([60.0, 75.5, 78.0, None, 71.0, 69.5, 60.0])
     seconds = iter(range(0, 70, 10))
-    heat = TemperatureMonitor(lambda: next(readings), lambda: next(seconds))
+    heat = TemperatureMonitor(lambda: zone(next(readings)), lambda: next(seconds))
     with caplog.at_level(logging.INFO):
         states = []
         for _ in range(7):
@@ -63,9 +67,31 @@ def test_heat_is_logged_once_when_it_begins_and_once_when_it_is_over(caplog: pyt
 def test_the_zones_are_not_read_at_every_look() -> None:
     seconds = iter([0.0, 0.5, 4.9, 5.0])
     readings = iter([20.0, 30.0])
-    heat = TemperatureMonitor(lambda: next(readings), lambda: next(seconds))
+    heat = TemperatureMonitor(lambda: zone(next(readings)), lambda: next(seconds))
     seen = []
     for _ in range(4):
         heat.poll(75.0)
         seen.append(heat.celsius)
     assert seen == [20.0, 20.0, 20.0, 30.0]
+
+
+def test_a_monitor_foresees_the_temperature_and_knows_the_limit() -> None:
+    seconds = iter(range(0, 1000, 5))
+    readings = iter([50.0 + 0.5 * n for n in range(20)])
+    heat = TemperatureMonitor(lambda: zone(next(readings), 80.0), lambda: next(seconds))
+    for _ in range(20):
+        heat.poll(90.0)
+    assert heat.limit_c == 80.0
+    assert heat.slope_c_per_s == pytest.approx(0.1, abs=0.01)
+    later = heat.forecast(30.0)
+    assert later is not None
+    assert later == pytest.approx(62.5, abs=1.0)
+
+
+def test_a_sensor_that_vanishes_has_no_forecast() -> None:
+    seconds = iter(range(0, 1000, 5))
+    readings = iter([50.0, 51.0, 52.0, 53.0, None])
+    heat = TemperatureMonitor(lambda: zone(next(readings), 80.0), lambda: next(seconds))
+    for _ in range(5):
+        heat.poll(90.0)
+    assert (heat.celsius, heat.forecast(30.0), heat.slope_c_per_s, heat.limit_c) == (None, None, 0.0, 80.0)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from agent.board.power import POWER_MODELS, Battery, PowerReading
 from agent.board.proc import Frequency
 from agent.board.thermal import UNDER_VOLTAGE, Brake, Supply, Zone
-from agent.cli.checks.board import check_frequencies, check_heat, check_supply, heat_findings
+from agent.cli.checks.board import check_frequencies, check_heat, check_power, check_supply, heat_findings
 from tests.support.boards import pi4
 
 
@@ -20,7 +21,7 @@ def test_a_board_that_is_well(tmp_path: Path) -> None:
 
 def test_a_board_that_does_not_tell_is_no_problem(tmp_path: Path) -> None:
     found = list(heat_findings(tmp_path))
-    assert [one.name for one in found] == ["temperature", "frequency", "supply"]
+    assert [one.name for one in found] == ["temperature", "frequency", "supply", "power"]
     assert {one.state for one in found} == {"ok"}
 
 
@@ -75,3 +76,33 @@ def test_a_weak_supply_is_a_problem_now_and_a_warning_afterwards() -> None:
 def test_throttled_without_under_voltage_is_heat() -> None:
     (found,) = check_supply(Supply(("throttled",), ()))
     assert found.advice.startswith("cool the board")
+
+
+def test_a_zone_that_cannot_be_right_is_a_warning_and_not_the_hottest() -> None:
+    lying, right = check_heat([Zone("a", 200.0), Zone("b", 50.0)], [])
+    assert (lying.state, right.state) == ("warning", "ok")
+    assert right.value.startswith("50.0 °C")
+
+
+def test_measured_power_is_told_apart_from_what_others_measured() -> None:
+    (measured,) = check_power(PowerReading(3.21, "ina219"), POWER_MODELS["raspberrypi,4-model-b"], None)
+    (published,) = check_power(None, POWER_MODELS["raspberrypi,4-model-b"], None)
+    (unknown,) = check_power(None, None, None)
+    assert "3.21 W" in measured.value
+    assert "ina219" in measured.value
+    assert published.value.startswith("not measured; by others 2.7 W idle")
+    assert unknown.value == "not measured"
+
+
+@pytest.mark.parametrize(
+    ("battery", "state"),
+    [
+        (Battery(80, "discharging"), "ok"),
+        (Battery(10, "discharging"), "warning"),
+        (Battery(10, "charging"), "ok"),
+        (Battery(None, "unknown"), "ok"),
+    ],
+)
+def test_a_battery_that_runs_out_is_a_warning(battery: Battery, state: str) -> None:
+    (_, found) = check_power(None, None, battery)
+    assert found.state == state

@@ -21,7 +21,9 @@ from agent.config import HomeAssistantConfig
 
 TOPIC, STATUS = "homeassistant/device/porch/config", "homeassistant/status"
 FRONT = StreamEntitySource("front", "things", ("person", "car"), (ZoneLabel("", "person"),))
-DEVICE = DeviceEntitySource(Topics("vedette", "porch"), "", "0.1.0", False, (FRONT, replace(FRONT, name="back")))
+DEVICE = DeviceEntitySource(
+    Topics("vedette", "porch"), "", "0.1.0", frozenset(), (FRONT, replace(FRONT, name="back"))
+)
 
 
 class World:

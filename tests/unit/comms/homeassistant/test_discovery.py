@@ -28,9 +28,9 @@ FRONT = StreamEntitySource(
 
 
 def device(
-    *streams: StreamEntitySource, topics: Topics = TOPICS, has_temperature: bool = True
+    *streams: StreamEntitySource, topics: Topics = TOPICS, sensors: tuple[str, ...] = ("temperature",)
 ) -> DeviceEntitySource:
-    return DeviceEntitySource(topics, "Raspberry Pi 4 Model B", "0.1.0", has_temperature, streams)
+    return DeviceEntitySource(topics, "Raspberry Pi 4 Model B", "0.1.0", frozenset(sensors), streams)
 
 
 def told(made: DeviceEntitySource, known: tuple[str, ...] = (), most: int = 16) -> dict[str, dict[str, Any]]:
@@ -73,7 +73,15 @@ def test_what_a_model_finds_decides_what_there_is(kind: Kind | None, ids: set[st
 def test_the_device_tells_of_itself() -> None:
     own = {name for name in told(device()) if "." not in name}
     assert own == {"connection", "hot", "temperature", "waiting", "dropped", "version", "seen", "update"}
-    assert "temperature" not in told(device(has_temperature=False))
+    assert "temperature" not in told(device(sensors=()))
+
+
+def test_what_the_board_measures_has_a_sensor() -> None:
+    found = told(device(sensors=("power", "under_voltage", "battery")))
+    assert found["power"]["unit_of_measurement"] == "W"
+    assert found["under_voltage"]["device_class"] == "problem"
+    assert found["battery"]["unit_of_measurement"] == "%"
+    assert not {"power", "under_voltage", "battery"} & told(device()).keys()
 
 
 @pytest.mark.parametrize(

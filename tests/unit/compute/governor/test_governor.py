@@ -220,6 +220,27 @@ def test_a_slow_disk_takes_clips_first_and_then_syncs_events_together() -> None:
     assert course.decisions[-1].budgets == dict.fromkeys(recorded, FULL)
 
 
+def test_short_memory_takes_pictures_of_clips() -> None:
+    recorded = {"front": replace(FRONT, has_clips=True), "back": replace(BACK, has_clips=True)}
+    course = Course()
+    decision = course.run(3, recorded, replace(IDLE, memory_free=0.03))
+    assert [(stream, text) for _, stream, text in course.changed] == [
+        ("back", "clips with 50% of their pictures: 3% of the memory are free")
+    ]
+    assert decision.budgets["front"] == FULL
+    assert course.run(60, recorded).budgets == dict.fromkeys(recorded, FULL)
+
+
+def test_a_low_battery_takes_all_that_is_not_promised_until_the_supply_is_back() -> None:
+    course = Course(GovernorConfig(save_below_percent=30.0))
+    assert course.run(5, STREAMS, replace(IDLE, battery_percent=31.0)).changes == ()
+    decision = course.run(1, STREAMS, replace(IDLE, battery_percent=29.0))
+    assert [(b.stride, b.variant) for b in decision.budgets.values()] == [(1, "256"), (5, "256"), (5, "256")]
+    assert "29 % of the battery are left" in decision.reduced["front"]
+    assert course.run(10, STREAMS, IDLE).budgets == dict.fromkeys(STREAMS, FULL)
+    assert Course().run(5, STREAMS, replace(IDLE, battery_percent=1.0)).changes == ()
+
+
 def test_a_slow_network_takes_samples_then_snapshots_in_the_configured_order() -> None:
     shown = {"front": replace(FRONT, has_samples=True, has_snapshots=True)}
     slow = LinkLoad(connected=True, unsent_bytes=200_000)
@@ -271,6 +292,8 @@ boards = st.builds(
     settles_c=st.none() | st.floats(0.0, 200.0),
     limit_in_s=st.none() | st.floats(0.0, 1e4),
     slowed=st.sampled_from(["", "throttled"]),
+    memory_free=st.none() | st.floats(0.0, 1.0),
+    battery_percent=st.none() | st.floats(0.0, 100.0),
 )
 readings = st.builds(
     StreamReading,
@@ -299,7 +322,7 @@ moments = st.tuples(
 def test_whatever_is_read_budgets_stay_within_their_bounds_and_changes_are_few(
     course: list[tuple[float, BoardReading, dict[str, StreamReading], DiskLoad, LinkLoad]],
 ) -> None:
-    governor, now_s, changed_at = Governor(GovernorConfig()), 0.0, []
+    governor, now_s, changed_at = Governor(GovernorConfig(save_below_percent=20.0)), 0.0, []
     for passed_s, board, streams, disk, link in course:
         now_s += passed_s
         decision = governor.decide(Readings(now_s, board, streams, disk, link))

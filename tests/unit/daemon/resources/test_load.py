@@ -100,3 +100,20 @@ def test_ticks_are_read_from_the_kernel(tmp_path: Path) -> None:
     assert read_ticks(tmp_path / "nothing") == Ticks()
     (tmp_path / "stat").write_text("cpu  a b c\n")
     assert read_ticks(tmp_path / "stat") == Ticks()
+
+
+def test_a_battery_counts_while_the_board_runs_on_it(kernel: Kernel) -> None:
+    folder = kernel.root / "sys/class/power_supply/BAT0"
+    folder.mkdir(parents=True)
+    for name, text in (("type", "Battery"), ("capacity", "18"), ("status", "Discharging")):
+        (folder / name).write_text(text)
+    assert kernel.load.read(CONFIG).battery_percent == 18
+    (folder / "status").write_text("Charging")
+    assert kernel.load.read(CONFIG).battery_percent is None
+
+
+def test_the_free_memory_is_a_share(kernel: Kernel) -> None:
+    assert kernel.load.read(CONFIG).memory_free is None
+    (kernel.root / "proc").mkdir()
+    (kernel.root / "proc/meminfo").write_text("MemTotal: 4096 kB\nMemAvailable: 1024 kB\n")
+    assert kernel.load.read(CONFIG).memory_free == 0.25
