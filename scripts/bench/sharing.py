@@ -3,7 +3,7 @@
 One, two, four and eight streams run the perception of the daemon (resize, inference, decoding, tracks; the gate
 is off) on pictures of the packaged clip, each from another picture on, as fast as they can. Memory is that of
 processes with one variant. The rest is measured in one process with both, which take turns of half a second.
-Turns in which other programs use the cores do not count: of a core that is fought for more threads get more.
+Only turns beside which the cores are free count, if there are some.
 
     own     every stream opens a session, as before sessions were shared
     shared  the daemon's opener: the streams take turns, on as many sessions as run side by side
@@ -34,7 +34,7 @@ WARM_UP_S = {"own": 0.5, "shared": 2.8}
 """The latter longer than the span over which a pool measures whether streams wait, s."""
 SLICE_S = 0.5
 OTHERS = 0.1
-"""Share of the cores that other programs may use in a pair of turns that counts; the quietest tenth does."""
+"""Share of the cores that other programs may use in a pair of turns that counts; all count if few are so."""
 TARGETS = {
     "memory_ratio": "<= 0.5 of a session each: what the most streams need more than one stream",
     "cpu_ratio": "<= 1.05 of a session each, the worst count of streams",
@@ -89,6 +89,7 @@ def memory(model: str, threads: str, count: str, name: str) -> None:
 
 def speed(model: str, threads: str, count: str, seconds: str) -> None:
     """Run both variants in turns, and print how the shared one compares."""
+    os.setsid()  # Linux gives a session its share of the cores (autogroup), however many threads it has
     both = {name: Runs(name, model, int(threads), int(count)) for name in OPENERS}
     for name, runs in both.items():
         runs.run_for(WARM_UP_S[name])
@@ -97,8 +98,8 @@ def speed(model: str, threads: str, count: str, seconds: str) -> None:
     ]
     pairs.sort(key=lambda pair: max(one.others for one in pair))
     quiet = [pair for pair in pairs if max(one.others for one in pair) <= OTHERS]
-    quiet = quiet if len(quiet) >= len(pairs) / 10 else pairs[: -(-len(pairs) // 10)]
-    figures = {"pairs": len(quiet), "others": max(one.others for one in quiet[-1])}
+    quiet = quiet if len(quiet) >= len(pairs) / 10 else pairs
+    figures = {"pairs": len(quiet), "others": sum(one.others for pair in quiet for one in pair) / len(quiet) / 2}
     for number, name in enumerate(OPENERS):
         turns = [pair[number] for pair in quiet]
         frames = [sum(one) for one in zip(*(turn.frames for turn in turns), strict=True)]
