@@ -370,16 +370,17 @@ def test_a_stream_that_hangs_is_left_behind(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    free, real = threading.Event(), VideoPerception.process
+    hangs, free, real = threading.Event(), threading.Event(), VideoPerception.process
 
     def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if self.tracker.alive:
+            hangs.set()
             free.wait(10)
         return real(self, frame)
 
     monkeypatch.setattr(VideoPerception, "process", look)
     with inside(replace(config, streams={"front": camera})) as running:
-        messages.wait(lambda m: "new" in kinds(m))
+        messages.wait(lambda m: "new" in kinds(m) and hangs.is_set())
         running.daemon.request_stop()
         running.wait()
     free.set()
