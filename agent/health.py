@@ -30,6 +30,9 @@ class StreamHealth(Struct, frozen=True):
         tracks: alive now.
         model, backend, variant: in use.
         set_by_command: settings that commands have changed from the configuration file.
+        p95_ms: 95th percentile of the newest 256 times of each stage that ran, ms, by stage.
+        cpu: processor time of its threads per second over the last interval; 1 is one whole processor. Threads of
+            the model's runtime and processes of accelerators are not among them. None: not known.
         reduced: what the governor gives it less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
     """
@@ -47,6 +50,8 @@ class StreamHealth(Struct, frozen=True):
     backend: str = ""
     variant: str = ""
     set_by_command: tuple[str, ...] = ()
+    p95_ms: dict[str, float] = {}
+    cpu: float | None = None
     reduced: str = ""
     unmet: str = ""
 

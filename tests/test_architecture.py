@@ -23,7 +23,15 @@ LINES_WARN, LINES_MAX = 500, 800
 MODULES_MAX = 20
 """In one folder. A verb of the command line is a file of its own and is not counted."""
 
-BASE = {"agent.backoff", "agent.types", "agent.errors", "agent.health", "agent.structs", "agent.text"}
+BASE = {
+    "agent.backoff",
+    "agent.types",
+    "agent.errors",
+    "agent.health",
+    "agent.spans",
+    "agent.structs",
+    "agent.text",
+}
 """Modules that every package may import."""
 
 MAY_IMPORT = {

@@ -33,6 +33,7 @@ TOPICS = (
     "hardware",
     "resources",
     "power",
+    "metrics",
     "commands",
     "clips",
     "updates",

@@ -30,6 +30,7 @@ _VERBS: dict[str, str] = {
     "models": "List, inspect and calibrate models.",
     "bench": "Measure a model on the CPU and on every accelerator of this board.",
     "profile": "Measure each operation of a model.",
+    "trace": "Record what a running device does, for Perfetto.",
     "teach": "Teach a stream a state, such as a gate that is open or closed.",
     "screening": "Screen pictures with a detector at a chosen operating point, and review them.",
     "fusion": "Try fused events on a recording, and calibrate them.",

@@ -156,6 +156,19 @@ def _check_host(access: BrokerOptions) -> None:
         raise click.UsageError(as_options(str(error))) from None
 
 
+def this_device() -> str:
+    """Return the name of the device that this machine's configuration gives, else the host name."""
+    from agent.config import Config
+    from agent.config.load import load
+    from agent.daemon.runtime import device_name as name_of
+    from agent.errors import ConfigError
+
+    try:
+        return name_of(load(DEFAULT_CONFIG).config)
+    except ConfigError:
+        return name_of(Config())
+
+
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from agent.cli.options import broker_options, device_name
+from agent.cli.options import broker_options, device_name, this_device
 from agent.cli.output import console, open_table, print_json
 from agent.errors import BrokerError, CommandError
 from agent.text import plain, plural
@@ -108,7 +108,7 @@ def teach(
 ) -> None:
     """Run `vedette teach`; `_HELP` is its help text."""
     _check(state, values, value, forget=forget)
-    taught = TaughtStream(access, prefix, device or _this_device(), stream)
+    taught = TaughtStream(access, prefix, device or this_device(), stream)
     if state is None:
         _print_states(taught.states(), as_json=as_json)
     elif forget:
@@ -149,20 +149,6 @@ def _check_lessons(state: str, values: tuple[str, ...], region: tuple[float, ...
 
 def _is_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def _this_device() -> str:
-    """Return the name of the device that this machine's configuration gives, else the host name."""
-    from agent.cli.options import DEFAULT_CONFIG
-    from agent.config import Config
-    from agent.config.load import load
-    from agent.daemon.runtime import device_name as name_of
-    from agent.errors import ConfigError
-
-    try:
-        return name_of(load(DEFAULT_CONFIG).config)
-    except ConfigError:
-        return name_of(Config())
 
 
 class TaughtStream:

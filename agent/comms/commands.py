@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Verb = Literal["set", "snapshot", "record", "inspect", "teach", "forget", "reload", "doctor", "status"]
+Verb = Literal["set", "snapshot", "record", "inspect", "teach", "forget", "reload", "doctor", "status", "trace"]
 Value = bool | float | str | None
 Given = bool | int | float | str | None
 
 ZONE = "zone/"
 DEFAULT = "default"
 """Value that stands for the one in the configuration file."""
-LONGEST_RECORD_S = 600.0
+LONGEST_RECORD_S, LONGEST_TRACE_S = 600.0, 120.0
 EXAMPLES = 10
 """Pictures that a state is taught from, by default."""
 _LONGEST = 128
@@ -60,7 +60,7 @@ class Command(Struct, frozen=True):
         stream: the stream that the command concerns; empty: the device.
         what: the setting to change: `enabled`, `threshold`, `variant` or `zone/NAME`.
         value: the new value: True or False for on or off, a number or a name; None: the file's.
-        seconds: length of the recording.
+        seconds: length of the recording, or of the trace.
         part: id of the part to inspect; empty: it gets one.
         state: name of the state to teach or to forget.
         name: value of the state that the next pictures show, or to forget; empty: forget the state.
@@ -101,6 +101,10 @@ class _Record(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seconds: Given
 
 
+class _Trace(_Body, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    seconds: Given
+
+
 class _Inspect(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
     part: str = ""
 
@@ -127,6 +131,7 @@ _BODIES: Mapping[str, type[_Body]] = {
     "reload": _Body,
     "doctor": _Body,
     "status": _Body,
+    "trace": _Trace,
 }
 
 
@@ -197,6 +202,8 @@ def _command(verb: str, body: Any) -> Command:
         return _setting(body.stream, body.what, body.value)
     if isinstance(body, _Record):
         return Command("record", body.stream, seconds=_seconds(body.seconds))
+    if isinstance(body, _Trace):
+        return Command("trace", seconds=_trace_seconds(body.seconds))
     if isinstance(body, _Inspect):
         return Command("inspect", body.stream, part=_part(body.part))
     if isinstance(body, _Teach):
@@ -251,6 +258,15 @@ def _seconds(given: Given) -> float:
     number = _number(given)
     if number is None or not 1.0 <= number <= LONGEST_RECORD_S:
         raise CommandError(f"record takes 1 to {LONGEST_RECORD_S:.0f} seconds, not {quoted(str(given))}")
+    return number
+
+
+def _trace_seconds(given: Given) -> float:
+    number = _number(given)
+    if number is None or not 0.0 < number <= LONGEST_TRACE_S:
+        raise CommandError(
+            f"trace takes more than 0 and at most {LONGEST_TRACE_S:.0f} seconds, not {quoted(str(given))}"
+        )
     return number
 
 

@@ -280,6 +280,9 @@ class HealthMessage(Struct, frozen=True):
             written to it yet; empty: nothing.
         fusion: fused events by name.
         texts_refused: texts that were refused since the start, by name of the input; without those of none.
+        cpu: share of all processors that any program used over the last interval, 0..1; None: not known.
+        memory_available_mb: memory that programs can still get without swapping, MB; None: not known.
+        metrics: why the metrics are not served as configured; empty: they are, or none are wanted.
     """
 
     version: str
@@ -302,6 +305,9 @@ class HealthMessage(Struct, frozen=True):
     state_folder: str = ""
     fusion: dict[str, FusionHealth] = {}
     texts_refused: dict[str, int] = {}
+    cpu: float | None = None
+    memory_available_mb: int | None = None
+    metrics: str = ""
 
 
 SCHEMA_VERSION = 1

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, OpenTrack, PartVerdict, StageTimes, StreamResult, Track
+from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamResult, Track
 
 
 class EventSink(Protocol):
@@ -46,6 +46,39 @@ class EventTap:
         self.listener: EventListener | None = None
 
 
+_LABELS_MAX, _LABEL_LENGTH = 64, 64
+_OTHER, _TEXT = "other", "text"
+
+
+class EventCounts:
+    """Number of published events of one stream since the start, by label and kind. One thread adds at a time.
+
+    The number of labels is bounded: those that come after 64 others count as `other`.
+
+    Attributes:
+        hides_labels: labels are texts that the model reads, such as number plates, and count as `text`.
+    """
+
+    def __init__(self) -> None:
+        self.hides_labels = False
+        self._counts: dict[tuple[str, EventKind], int] = {}
+        self._labels: set[str] = set()
+
+    def add(self, event: Event) -> None:
+        """Count an event."""
+        label = _TEXT if self.hides_labels else event.track.label[:_LABEL_LENGTH]
+        if label not in self._labels:
+            if len(self._labels) >= _LABELS_MAX:
+                label = _OTHER
+            self._labels.add(label)
+        key = label, event.kind
+        self._counts[key] = self._counts.get(key, 0) + 1
+
+    def all(self) -> dict[tuple[str, EventKind], int]:
+        """Return the counts by label and kind; any thread may ask."""
+        return self._counts.copy()
+
+
 class Reporter:
     """Publishes the results of one stream, and remembers the tracks that need an `end`.
 
@@ -61,8 +94,9 @@ class Reporter:
         events: EventSink,
         board: RetainedSink,
         tap: EventTap | None = None,
+        published: EventCounts | None = None,
     ) -> None:
-        self._tap = tap or EventTap()
+        self._tap, self._published = tap or EventTap(), published or EventCounts()
         self._topics, self._stream, self._config, self._model = topics, stream, config, model
         self._events, self._board = events, board
         self._open: dict[str, Track] = {}
@@ -160,6 +194,7 @@ class Reporter:
         latency = _latency(stages)
         for event in events:
             self._events.put(topic, self._body(event, at, latency), self._crash_end(event, at))
+            self._published.add(event)
 
     def _crash_end(self, event: Event, at: datetime) -> OpenTrack | None:
         """Return the `end` of a track to publish if the process dies; a keyword has none."""

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct
 
 from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.inspection import InspectionConfig
+from agent.config.metrics import MetricsConfig
 from agent.config.secondary import SecondaryConfig
 from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
 from agent.types import Point
@@ -517,6 +518,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         thermal: limit of the board's temperature.
         governor: what gives way when not all fits.
         homeassistant: how the device announces itself to Home Assistant.
+        metrics: metrics for Prometheus; left out: none are served.
         text: texts from the broker as evidence, by name.
         fusion: events from several streams and texts together, by name.
     """
@@ -530,5 +532,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     thermal: ThermalConfig = ThermalConfig()
     governor: GovernorConfig = GovernorConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
+    metrics: MetricsConfig | None = None
     text: dict[Name, TextConfig] = {}
     fusion: dict[Name, FusionConfig] = {}

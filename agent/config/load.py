@@ -237,8 +237,10 @@ def changes(old: Config, new: Config) -> ConfigDiff:
     )
 
 
-def _keys(old: Struct | Mapping[str, Struct], new: Struct | Mapping[str, Struct]) -> list[str]:
-    """Return the keys with another value; of a table of named tables, their names."""
+def _keys(old: Struct | Mapping[str, Struct] | None, new: Struct | Mapping[str, Struct] | None) -> list[str]:
+    """Return the keys with another value; of a table of named tables, their names; of a table that comes, all."""
+    if old is None or new is None:
+        return list((old or new).__struct_fields__)  # type: ignore[union-attr]  # one of them is a struct
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         return [name for name in {**old, **new} if old.get(name) != new.get(name)]
     assert isinstance(old, Struct)

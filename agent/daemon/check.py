@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from agent.compute.manifest import AUTO
 from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig
 from agent.config.load import ConfigFile, load
+from agent.config.metrics import is_loopback
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
@@ -101,7 +103,7 @@ def warnings(path: Path) -> list[str]:
         file = load(path)
     except ConfigError:
         return []
-    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file)]
+    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file), *_metrics_in_plain_text(file)]
     found += [read.describe_old_keys() for read in file.files if read.old_keys]
     found += [
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
@@ -127,6 +129,15 @@ def _texts_off(file: ConfigFile) -> Iterator[str]:
         yield f"{file.where('text', name)}: text {name} is not used: there is no [fusion]"
 
 
+def _metrics_in_plain_text(file: ConfigFile) -> Iterator[str]:
+    config = file.config.metrics
+    if config is not None and config.username and not config.cert_file:
+        with suppress(ConfigError):  # reported as a problem
+            if not is_loopback(config.address[0]):
+                where = file.where("metrics", "listen")
+                yield f"{where}: the password crosses the network in plain text; set cert_file and key_file"
+
+
 def _not_checked(file: ConfigFile) -> Iterator[str]:
     """Yield the checks that only the service's user can make."""
     found = list(_device_problems(file))
@@ -139,8 +150,10 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 
 def _open_passwords(config: Config) -> list[str]:
     found = dict[str, None]()
-    for stream in config.streams.values():
-        if (name := stream.capture.password_file) and not wants_credentials(name):
+    of_streams = (stream.capture.password_file for stream in config.streams.values())
+    of_metrics = (config.metrics.password_file, config.metrics.key_file) if config.metrics is not None else ()
+    for name in (*of_streams, *of_metrics):
+        if name and not wants_credentials(name):
             with suppress(ConfigError):  # reported as a problem of the stream
                 path = expand(name, ConfigError)
                 found |= {str(path): None} if is_open_to_all(path) else {}
@@ -218,6 +231,7 @@ def device_problems(
         partial(_check_clips_place, config),
         partial(_check_pins, config),
         partial(_check_fusion, config, sources),
+        partial(_check_metrics, config),
     ):
         try:
             check()
@@ -237,6 +251,24 @@ def _check_pins(config: Config) -> None:
                 keys = ("streams", name, "inspection", key)
                 raise ConfigError(f"{pin}: stream {users[pin]} uses it already", keys=keys)
             users[pin] = name
+
+
+def _check_metrics(config: Config) -> None:
+    if config.metrics is not None:
+        from agent.daemon.metrics.exporter import check_metrics
+
+        check_metrics(config.metrics)
+
+
+def _check_metrics_installed(config: Config) -> Iterator[ConfigError]:
+    """Yield what keeps metrics from being served, and nothing else: a daemon runs without them."""
+    if config.metrics is not None:
+        from agent.daemon.metrics.exposition import check_installed
+
+        try:
+            check_installed()
+        except ConfigError as error:
+            yield error
 
 
 def _check_fusion(config: Config, sources: Mapping[str, EvidenceSource] | None) -> None:
@@ -269,7 +301,12 @@ def _check_clips_place(config: Config) -> None:
 def _device_problems(file: ConfigFile) -> Iterator[tuple[Keys, VedetteError]]:
     seen = set[str]()
     sources = sources_without_root(file.config) if file.config.fusion else None
-    for error in (*device_problems(file.config, sources), *_folder_problems(file.config)):
+    found = (
+        device_problems(file.config, sources),
+        _folder_problems(file.config),
+        _check_metrics_installed(file.config),
+    )
+    for error in chain(*found):
         if str(error) not in seen:
             yield getattr(error, "keys", ()), error
         seen.add(str(error))

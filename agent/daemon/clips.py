@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 
+from agent import spans
 from agent.capture.handoff import LatestFrame
 from agent.compute.drawing import FrameEncoder
 from agent.config import ClipsConfig
@@ -263,6 +264,7 @@ class StreamClips:
             log.error("stream %s: clips: %s", self._stream, why)
 
     def _encode(self, frame: Frame) -> int:
-        picture = self._encoder.encode(frame)
+        with spans.span("encode"):
+            picture = self._encoder.encode(frame)
         self._ring.add(picture)
         return len(picture.jpeg)

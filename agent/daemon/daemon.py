@@ -18,6 +18,7 @@ from agent.daemon.command_handler import CommandHandler, DoctorProcess
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.metrics.service import MetricsService
 from agent.daemon.overrides import OverridesFile
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
@@ -188,6 +189,7 @@ class Daemon:
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        self._metrics = MetricsService(self._health.readings)
         self._shadows = ShadowManager(self.runtime)
         self._resources = ResourceManager(self.runtime, self._board_load)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
@@ -197,11 +199,13 @@ class Daemon:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
             self._resources.start()
+            self._metrics.configure(self.runtime.config.metrics)
             self._watch()
         finally:
             self._systemd.stopping()
             self._resources.stop()
             self._commands.stop()
+            self._metrics.close()
             self._shadows.close()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
@@ -219,6 +223,8 @@ class Daemon:
                 self._wake()
             self._control.poll()
             self.runtime.poll_fusion()
+            self._metrics.poll()
+            self.runtime.metrics_trouble = self._metrics.trouble
             self._report_health()
             if self._is_done():
                 self._raise_failure()
@@ -295,5 +301,6 @@ class Daemon:
         finally:
             self._systemd.reloaded()
         self._health_file.count_reload()
+        self._metrics.configure(self.runtime.config.metrics)
         self._commands.listen()
         return changes

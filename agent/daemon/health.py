@@ -15,7 +15,7 @@ from msgspec.structs import asdict, replace
 
 from agent import __version__
 from agent.board.power import PowerMonitor
-from agent.board.proc import boot_id
+from agent.board.proc import boot_id, read_memory
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
@@ -23,6 +23,7 @@ from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
+from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
 from agent.daemon.runtime import Runtime
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.stream import Stream
@@ -61,6 +62,7 @@ class HealthPublisher:
     def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
         self._began, self._heat, self._power = time.monotonic(), TemperatureMonitor(), PowerMonitor()
+        self._load = LoadMeter()
         self._sensors: frozenset[str] = frozenset()
         self._resident_mb = 0.0
         self._unreadable: set[str] = set()
@@ -99,6 +101,7 @@ class HealthPublisher:
             runtime.pending_restart,
             runtime.commands_off,
             runtime.state_trouble,
+            runtime.metrics_trouble,
         ]
         self.changed = str(now) != self._published
         if not self.changed and time.monotonic() - self._published_at < runtime.config.health.every_s:
@@ -108,10 +111,10 @@ class HealthPublisher:
 
     def publish(self) -> None:
         """Publish the health message."""
-        runtime, control = self._runtime, self._control
+        runtime = self._runtime
         with self._reading("memory"):
             self._resident_mb = resident_mb()
-        self.streams = {name: control.with_settings(name, one.health()) for name, one in runtime.streams.items()}
+        busy = self._read_streams()
         celsius, power = self._heat.celsius, self._power.power
         message = messages.HealthMessage(
             version=__version__,
@@ -134,8 +137,31 @@ class HealthPublisher:
             state_folder=runtime.state_trouble,
             fusion=runtime.fusion.health() if runtime.fusion else {},
             texts_refused=runtime.fusion.refused() if runtime.fusion else {},
+            cpu=busy,
+            memory_available_mb=read_memory().available_mb or None,
+            metrics=runtime.metrics_trouble,
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))
+
+    def _read_streams(self) -> float | None:
+        """Read the health of each stream; return the share of all processors that was busy meanwhile."""
+        shares, busy = self._load.shares(set(self._runtime.streams))
+        self.streams = {
+            name: replace(self._control.with_settings(name, one.health()), cpu=shares.get(name, 0.0))
+            for name, one in self._runtime.streams.items()
+        }
+        return busy
+
+    def readings(self) -> DaemonReadings:
+        """Return what the metrics show. Any thread may call this."""
+        return read_all(
+            self._runtime,
+            self._load,
+            began_s=self._began,
+            temperature_c=self._heat.celsius,
+            hot=self._heat.hot,
+            power=self._power.power,
+        )
 
     @contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -229,7 +255,7 @@ class HealthFile:
         now = replace(published, state=state, detail=detail)
         return StreamReport(
             **asdict(now),
-            inferred=stream.inferred,
-            infer_p95_ms=stream.infer_p95_ms,
+            inferred=stream.metrics.inferences,
+            infer_p95_ms=stream.metrics.latency.p95_ms,
             shadow=self._shadows.report(name),
         )

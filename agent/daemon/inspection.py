@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 from msgspec.structs import replace
 
+from agent import spans
 from agent.apps.inspection import (
     ClosedPart,
     Counters,
@@ -37,7 +38,9 @@ from agent.comms.messages import InspectionMessage
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
 from agent.config.inspection import InspectionConfig
-from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline, StreamMetrics
+from agent.daemon.metrics.counters import StreamMetrics
+from agent.daemon.metrics.stages import add_stages
+from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline
 from agent.daemon.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
 from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
@@ -302,6 +305,8 @@ class InspectionPipeline(Pipeline[Frame]):
         self._is_warm = True
         found = self._vision.infer_crop(frame, self._config.crop)
         stages = StageTimes(began - frame.read_ns, gate, found.prepare, found.infer, found.decode)
+        if (recorder := spans.active) is not None:
+            add_stages(recorder, began, stages, frame.seq)
         if wanted:
             is_cut = reading is not None and reading.covered and reading.is_cut
             self._judge(frame, judge_view(found.detections, self._config, is_cut=is_cut))

@@ -10,19 +10,18 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
-from msgspec import Struct
-
+from agent import spans
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import PublishConfig, StreamConfig
 from agent.config.source_uri import parse
-from agent.daemon.resources.meter import StreamMeter
+from agent.daemon.metrics.counters import StreamMetrics
+from agent.daemon.metrics.stages import add_stages
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
@@ -42,81 +41,6 @@ if TYPE_CHECKING:
 
 TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
-_WINDOW = 256
-
-
-class LatencyWindow:
-    """The newest 256 inference times of a stream. One thread adds; any thread may read."""
-
-    def __init__(self) -> None:
-        self._ns, self._added = array("q", bytes(8 * _WINDOW)), 0
-
-    def add(self, nanoseconds: int) -> None:
-        """Add the time of one inference, ns."""
-        self._ns[self._added % _WINDOW] = nanoseconds
-        self._added += 1
-
-    @property
-    def p95_ms(self) -> float | None:
-        """95th percentile of the window, ms; None before the first inference."""
-        newest = sorted(self._ns[: min(self._added, _WINDOW)])
-        return round(newest[(len(newest) * 19 - 1) // 20] / 1e6, 3) if newest else None
-
-
-class Rates(Struct, frozen=True):
-    """Rates of one stream since the previous call.
-
-    Attributes:
-        fps: inputs handled per second.
-        inferences_per_s: inferences per second.
-        infer_ms: mean time of an inference, ms; 0 without one.
-    """
-
-    fps: float
-    inferences_per_s: float
-    infer_ms: float
-
-
-class StreamMetrics:
-    """Count what one stream handles. The stream's thread adds; one other thread may ask for rates.
-
-    Attributes:
-        frames: inputs handled since the start: pictures, or chunks of sound.
-        inferences: made since the start.
-        has_result: an inference was made in the current run.
-        latency: inference times of the current run.
-        meter: measures for the governor.
-    """
-
-    def __init__(self) -> None:
-        self.meter = StreamMeter()
-        self.frames = self.inferences = self._infer_ns = 0
-        self.has_result, self.latency = False, LatencyWindow()
-        self._before, self._at = (0, 0, 0), time.monotonic()
-
-    def begin_run(self) -> None:
-        """Start a new run: totals continue, latencies and `has_result` start anew."""
-        self.has_result, self.latency = False, LatencyWindow()
-
-    def add(self, result: StreamResult, inferences: int) -> None:
-        """Count one input and the inferences that were made for it."""
-        self.frames += 1
-        self.meter.add(result)
-        if result.detections is not None:
-            self.inferences += inferences
-            self._infer_ns += result.stages.infer
-            self.latency.add(result.stages.infer // max(1, inferences))
-            self.has_result = True
-
-    def rates(self) -> Rates:
-        """Return the rates since the previous call."""
-        now, totals = time.monotonic(), (self.frames, self.inferences, self._infer_ns)
-        frames, inferences, infer_ns = (new - old for new, old in zip(totals, self._before, strict=True))
-        seconds = max(1e-3, now - self._at)
-        self._before, self._at = totals, now
-        infer_ms = round(infer_ns / 1e6 / inferences, 3) if inferences else 0.0
-        return Rates(round(frames / seconds, 2), round(inferences / seconds, 2), infer_ms)
-
 
 OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
@@ -203,7 +127,8 @@ class Pipeline(ABC, Generic[T]):
         try:
             while not stop.is_set() and not self._source.ended:
                 before_each()
-                item = self._source.take(self._wait_s)
+                with spans.span("wait"):
+                    item = self._source.take(self._wait_s)
                 if item is None:
                     self._idle()
                 else:
@@ -229,10 +154,16 @@ class Pipeline(ABC, Generic[T]):
 
     def _perceive(self, item: T) -> StreamResult:
         self._now = item.captured_ns, item.captured_at
-        return self._perception.process(item)
+        if (recorder := spans.active) is None:
+            return self._perception.process(item)
+        began_ns = time.monotonic_ns()
+        result = self._perception.process(item)
+        add_stages(recorder, began_ns, result.stages, item.seq if isinstance(item, Frame) else item.first)
+        return result
 
     def _report(self, seq: int, at: datetime, result: StreamResult) -> None:
-        self._reporter.report(seq, at, result, *self._perception.answered_by)
+        with spans.span("report"):
+            self._reporter.report(seq, at, result, *self._perception.answered_by)
         if result.events:
             self._report_counts()
         self._report_values(
@@ -375,6 +306,10 @@ class SnapshotStage:
         return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
 
     def _publish(self, frame: Frame, *, in_place: bool) -> None:
+        with spans.span("snapshot"):
+            self._draw(frame, in_place=in_place)
+
+    def _draw(self, frame: Frame, *, in_place: bool) -> None:
         from agent.compute.drawing import annotate, jpeg
 
         # The box of a track that was missed in this frame is where it was before: it is not drawn.

@@ -85,6 +85,7 @@ class Runtime:
         silent: streams that are off or removed: their clips are not announced.
         state_trouble: what happened to the state folder, or is not written to it yet; empty: nothing.
         fusion: runs the fused events; None: none was ever configured.
+        metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Runtime:
             lambda: read_clock().synchronised,
             lambda name: name in self.streams or name in self.config.fusion,
         )
+        self.mqtt.on_sent(self._count_sent)
         self._clips = clips_path(config.storage)
         self._recorder: Recorder | None = None
         self.streams: dict[str, Stream] = {}
@@ -123,7 +125,7 @@ class Runtime:
         self.pending_restart: tuple[Key, ...] = ()
         self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
-        self.state_trouble = ""
+        self.state_trouble = self.metrics_trouble = ""
         self.fusion: FusionRunner | None = None
         self._tap, self._cameras = EventTap(), Cameras()
         self._texts: dict[str, TextReceiver] = {}
@@ -147,6 +149,11 @@ class Runtime:
         message = clip_message(clip, self.topics.device)
         self.spool.put(self.topics.clips(clip.occasion.stream), encode(message))
         self.spool.flush(CLIP_FLUSH_S)
+
+    def _count_sent(self, topic: str, waited_s: float) -> None:
+        """Count how long an event of a stream waited to be sent. For the connection's thread."""
+        if (stream := self.streams.get(self.topics.stream_of(topic))) is not None:
+            stream.metrics.stages["publish"].add(round(waited_s * 1e9))
 
     def make_stream(
         self, name: str, config: StreamConfig, among: Mapping[str, StreamConfig] | None = None

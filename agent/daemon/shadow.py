@@ -23,8 +23,8 @@ from agent.compute.infer.backends import resolve_backend
 from agent.compute.infer.session import SwappableSession
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
+from agent.daemon.metrics.counters import LatencyWindow
 from agent.daemon.perception import Perception, open_perception
-from agent.daemon.pipeline import LatencyWindow
 from agent.daemon.runtime import Runtime
 from agent.daemon.stream import Stream
 from agent.errors import VedetteError

@@ -25,8 +25,9 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon import perception
+from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Input, Pipeline, StreamMetrics, open_pipeline
+from agent.daemon.pipeline import Input, Pipeline, open_pipeline
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -352,25 +353,10 @@ class Stream:
         return self.metrics.has_result
 
     @property
-    def inferred(self) -> int:
-        """Inferences since the start."""
-        return self.metrics.inferences
-
-    @property
-    def infer_p95_ms(self) -> float | None:
-        """95th percentile of the newest inference times, ms; None before the first inference."""
-        return self.metrics.latency.p95_ms
-
-    @property
     def session(self) -> Session | None:
         """Session of the model; None before the first inference, and while the stream does not run."""
         opened, pipeline = self._perception, self._pipeline
         return opened.session if opened is not None and pipeline is not None and self.has_result else None
-
-    @property
-    def frames(self) -> int:
-        """Inputs handled since the start."""
-        return self.metrics.frames
 
     @property
     def thread_id(self) -> int | None:
@@ -392,11 +378,20 @@ class Stream:
         """Tracks that have been published and have not ended."""
         return self._reporter.open_tracks if self._reporter else []
 
+    @property
+    def tracks(self) -> int:
+        """Number of tracks that are alive."""
+        return opened.tracker.alive if (opened := self._perception) else 0
+
+    @property
+    def answered_by(self) -> tuple[str, str]:
+        """Backend and variant of the newest answer; empty while it does not run."""
+        return opened.answered_by if (opened := self._perception) else ("", "")
+
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
-        rates, capture = self.metrics.rates(), self.captured
-        opened, model = self._perception, self.model  # the stream's thread may close its own meanwhile
-        backend, variant = opened.answered_by if opened else ("", "")
+        rates, capture, model = self.metrics.rates(), self.captured, self.model
+        backend, variant = self.answered_by
         state, detail = self.status
         return StreamHealth(
             state=state,
@@ -407,7 +402,8 @@ class Stream:
             frames=capture.frames if capture else 0,
             dropped=capture.dropped if capture else 0,
             reopened=capture.reopened if capture else 0,
-            tracks=opened.tracker.alive if opened else 0,
+            tracks=self.tracks,
+            p95_ms=self.metrics.p95_ms(),
             model=model.manifest.name if model else "",
             reduced=self.reduced,
             unmet=self.unmet,
@@ -520,10 +516,14 @@ class Stream:
     def _open_reporter(self, opened: Model) -> Reporter:
         shared, model = self._services, ModelId(opened.manifest.name, opened.sha256[:12])
         publish = self.config.publish
-        reporter = Reporter(shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap)
+        counts = self.metrics.events
+        counts.hides_labels = opened.manifest.gives_texts
+        reporter = Reporter(
+            shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap, counts
+        )
         self._reporter = reporter
-        counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
-        if counts and not self._stop.is_set():
+        has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
+        if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
             zones = {pair: 0 for pair in named if pair[0]}
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)

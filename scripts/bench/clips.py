@@ -151,7 +151,7 @@ def started(variant: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None
     stream = Stream("bench", config, StreamServices(Topics("vedette", "bench"), sink, sink, recorder=recorder))
     stream.prepare()
     stream.start()
-    while stream.frames < WARM_UP:
+    while stream.metrics.frames < WARM_UP:
         time.sleep(0.05)
 
     def close() -> None:

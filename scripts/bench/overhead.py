@@ -283,12 +283,12 @@ def agent(model: str, port: str, frames: str) -> None:
 def count(stream: Stream, wanted: int) -> None:
     """Wait for the warm-up and then for the wanted frames, looking twenty times a second."""
     pause = threading.Event()
-    while stream.frames < WARM_UP:
+    while stream.metrics.frames < WARM_UP:
         pause.wait(0.05)
-    first, wall, cpu = stream.frames, time.perf_counter(), time.process_time()
-    while stream.frames < first + wanted:
+    first, wall, cpu = stream.metrics.frames, time.perf_counter(), time.process_time()
+    while stream.metrics.frames < first + wanted:
         pause.wait(0.05)
-    report(stream.frames - first, time.perf_counter() - wall, time.process_time() - cpu)
+    report(stream.metrics.frames - first, time.perf_counter() - wall, time.process_time() - cpu)
 
 
 def naive(model: str, port: str, frames: str) -> None:

@@ -140,7 +140,7 @@ def test_the_commands_in_the_guide_are_those_that_are_accepted() -> None:
         "teach": b"gate=open",
         "forget": b"gate",
     }
-    verbs = ("set", "snapshot", "record", "inspect", "teach", "forget", "status", "reload", "doctor")
+    verbs = ("set", "snapshot", "record", "inspect", "teach", "forget", "trace", "status", "reload", "doctor")
     known = {*(topics.set("<stream>", what) for what in whats), *(topics.command(verb) for verb in verbs)}
     assert found - {"cmd/<verb>/answer"} == {topic.removeprefix("//") for topic in known}
     for what, payload in whats.items():

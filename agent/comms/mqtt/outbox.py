@@ -18,6 +18,7 @@ from typing import Protocol
 
 import msgspec
 
+from agent import spans
 from agent.backoff import Backoff
 from agent.comms.messages import complete_spooled
 from agent.comms.mqtt import reasons
@@ -56,6 +57,32 @@ _REREAD_S = 60.0
 """Interval at which older events are searched for: after a failure of the disk they come back late."""
 
 
+_CLOCK_JUMP_S = 1.0
+OnSent = Callable[[str, float], None]
+"""Called with the topic of an event, and how long it has waited in the source, s; it must be quick."""
+
+
+class WaitingTimes:
+    """Computes how long events have waited, from the wall-clock time at which they were put.
+
+    A wait that began before this process did, or before the wall clock was set last, is not known.
+    """
+
+    def __init__(
+        self, wall: Callable[[], float] = time.time, steady: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._wall, self._steady = wall, steady
+        self._since, self._offset = steady(), wall() - steady()
+
+    def waited_s(self, put_at: float) -> float | None:
+        """Return the time since `put_at`, Unix time, s; None: it is not known."""
+        wall, now = self._wall(), self._steady()
+        if abs(wall - now - self._offset) > _CLOCK_JUMP_S:
+            self._since, self._offset = now, wall - now
+        waited = wall - put_at
+        return waited if 0.0 <= waited <= now - self._since else None
+
+
 class _Hold:
     """A topic that the broker refuses.
 
@@ -80,11 +107,14 @@ class EventSender:
     Attributes:
         sent, acknowledged: counts since the start.
         retry_max_s: longest pause before a refused topic is tried again, s.
+        on_sent: see `OnSent`; None: nobody wants to know.
     """
 
     def __init__(self, source: EventSource, where: object, retry_max_s: float) -> None:
         self._source, self._where, self.retry_max_s = source, where, retry_max_s
         self.sent = self.acknowledged = 0
+        self.on_sent: OnSent | None = None
+        self._waiting = WaitingTimes()
         self._flight: dict[int, Stored] = {}
         self._flying: set[int] = set()
         self._settled: list[int] = []
@@ -137,7 +167,8 @@ class EventSender:
                 body = complete_spooled(stored)
                 if not connection.fits(stored.topic, body):
                     raise ValueError(f"{len(body)} bytes, the broker takes {connection.max_packet}")
-                mid = connection.publish(stored.topic, body, qos=1, kind="event")
+                with spans.span("send"):
+                    mid = connection.publish(stored.topic, body, qos=1, kind="event")
             except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 # It can never be sent, and would block all that follow.
                 log.error("event %d on %s cannot be sent and is dropped: %s", stored.seq, stored.topic, error)
@@ -149,6 +180,8 @@ class EventSender:
                 hold.trying = True
             self.sent += 1
             room -= 1
+            if self.on_sent is not None and (waited_s := self._waiting.waited_s(stored.put_at)) is not None:
+                self.on_sent(stored.topic, waited_s)
 
     def _rewind_if_due(self) -> None:
         now = time.monotonic()

@@ -21,7 +21,7 @@ from agent.comms.mqtt.brokers import RECONNECT_FIRST_S, RECONNECT_MAX_S, BrokerE
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
 from agent.comms.mqtt.inbox import Answer
-from agent.comms.mqtt.outbox import EventSource
+from agent.comms.mqtt.outbox import EventSource, OnSent
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.reasons import CertificateError, RefusedError, Synchronised
 from agent.comms.mqtt.session import BrokerSession, LinkState, Stop
@@ -169,6 +169,15 @@ class Publisher:
             return
         self._session.transient.put(topic, payload)
         self._wake.set()
+
+    def on_sent(self, function: OnSent) -> None:
+        """Call `function` with each event that is sent, see `OnSent`."""
+        self._session.events.on_sent = function
+
+    @property
+    def max_packet(self) -> int:
+        """Size of the largest packet that the broker takes, bytes; 0: it names no limit, or there is none."""
+        return self._session.max_packet
 
     @property
     def state(self) -> LinkState:

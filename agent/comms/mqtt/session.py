@@ -224,6 +224,7 @@ class BrokerSession:
         events, states, transient: queues of what to send.
         inbox: handlers of what arrives.
         link: logs how the connection is.
+        max_packet: largest packet that the broker of the newest connection takes, bytes; 0: it names no limit.
     """
 
     def __init__(
@@ -241,7 +242,7 @@ class BrokerSession:
         self.link = LinkLog(where, client_id)
         self._stale = StaleTopics(self.states, topics, has_stream)
         self._duplicate = DuplicateDevice(topics.status, ONLINE)
-        self._status_mid = 0
+        self._status_mid = self.max_packet = 0
         self._heard_at = 0.0
 
     def run(
@@ -273,7 +274,7 @@ class BrokerSession:
         return bool(last)
 
     def _restart(self, connection: Connection) -> None:
-        self._heard_at = time.monotonic()
+        self._heard_at, self.max_packet = time.monotonic(), connection.max_packet
         self.events.restart()
         self.states.restart()
         self.transient.restart()

@@ -27,6 +27,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from agent import spans
 from agent.config import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import LINGER_S, MAX_AGE_S, Commit, PendingRows, Reason
@@ -323,7 +324,8 @@ class Spool:
         return self._pending.start_commit(final=final) if is_due else None
 
     def _write(self, commit: Commit) -> None:
-        done = self._disk.write(commit)
+        with spans.span("commit"):
+            done = self._disk.write(commit)
         with self._lock:
             self._wrote_at = time.monotonic()
             if done:

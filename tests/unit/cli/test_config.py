@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from agent.cli.config import config, resolved_config
 from agent.config.load import RULE, load, parse
 from agent.config.toml import to_toml
+from agent.daemon.check import warnings
 from agent.daemon.overrides import FILE, Overrides, Value
 from agent.errors import ConfigError
 from agent.text import plain
@@ -27,6 +28,7 @@ from tests.support.sound import tone_model
 
 CONFIGS = Path(__file__).parent.parent.parent.parent / "firmware_configs" / "examples"
 STREAM = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+CAMERA = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
 SQUARE = "[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]"
 
 
@@ -49,6 +51,46 @@ def problems(file: Path, text: str) -> list[str]:
     assert result.exit_code == 1
     assert result.stdout == ""
     return [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+
+
+@pytest.mark.parametrize(
+    ("keys", "line", "facts"),
+    [
+        ('listen = "0.0.0.0:9469"', 2, ("0.0.0.0:9469", "password_file")),
+        ('listen = "[::]:9469"', 2, ("[::]:9469", "password_file")),
+        ('listen = "metrics.example:9469"', 2, ("metrics.example", "IP address")),
+        ('listen = "9469"', 2, ("listen", "127.0.0.1:9469")),
+        ('username = "x"', 2, ("password_file",)),
+        ("port = 9469", 2, ("port",)),
+    ],
+)
+def test_metrics_that_cannot_be_served_are_told_with_their_line(
+    file: Path, keys: str, line: int, facts: tuple[str, ...]
+) -> None:
+    (problem,) = problems(file, f"[metrics]\n{keys}\n{CAMERA}")
+    assert problem.startswith(f"{file}:{line}: ")
+    assert [fact for fact in facts if fact not in problem] == []
+
+
+def test_a_password_of_metrics_that_others_may_learn_is_a_warning(file: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("xyz\n")
+    secret.chmod(0o644)
+    login = f'username = "x"\npassword_file = "{secret}"\n'
+    file.write_text(f'[metrics]\nlisten = "0.0.0.0:9469"\n{login}{CAMERA}')
+    told = warnings(file)
+    assert [f"{file}:2" in one or str(secret) in one for one in told] == [True, True]
+    secret.chmod(0o600)
+    file.write_text(f"[metrics]\n{login}{CAMERA}")
+    assert warnings(file) == []
+
+
+def test_metrics_without_their_package_are_told_with_the_command(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    (problem,) = problems(file, f"[metrics]\n{CAMERA}")
+    assert "pip install 'vedette[metrics]'" in problem
 
 
 def test_a_sound_file_is_fine(file: Path) -> None:
@@ -346,7 +388,7 @@ def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
 def test_the_schema_has_every_table() -> None:
     schema = json.loads(call("schema").stdout)
     tables = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal", "homeassistant"}
-    tables |= {"text", "fusion"}
+    tables |= {"text", "fusion", "governor", "metrics"}
     assert set(schema["$defs"]["Config"]["properties"]) == tables
 
 

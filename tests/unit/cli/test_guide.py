@@ -98,7 +98,7 @@ def test_nothing_found_is_exit_code_1() -> None:
 
 def test_topics_are_completed() -> None:
     found = ShellComplete(vedette, {}, "vedette", "_VEDETTE_COMPLETE").get_completions(["guide"], "m")
-    assert [item.value for item in found] == ["models", "messages"]
+    assert [item.value for item in found] == ["models", "messages", "metrics"]
 
 
 def test_a_terminal_gets_formatted_pages() -> None:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import msgspec
 
 from agent.comms.messages import DetectionsMessage, EventMessage, ModelId
-from agent.comms.reporter import Reporter
+from agent.comms.reporter import EventCounts, Reporter
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.types import Detection, Event, EventKind, OpenTrack, StageTimes, StreamResult, Track
@@ -205,3 +205,39 @@ def test_measurements_are_not_set_where_nothing_is_to_be_retained() -> None:
     kept = Kept()
     reporter(kept, PublishConfig(counts=False)).values({"level": 1.0}, 0.0, 0.0)
     assert kept.history == []
+
+
+def counted(counts: EventCounts, config: PublishConfig, *events: Event) -> dict[tuple[str, EventKind], int]:
+    kept = Kept()
+    Reporter(
+        Topics("vedette", "porch"), "front", config, ModelId("person", "0"), kept, kept, None, counts
+    ).events(events, NOW, StageTimes(), "cpu", "full")
+    return counts.all()
+
+
+def test_events_that_are_published_are_counted_by_label_and_kind() -> None:
+    counts = EventCounts()
+    shown = event("new"), event("update"), event("update"), event("end"), event("end", track="front-2")
+    assert counted(counts, PublishConfig(), *shown) == {
+        ("person", "new"): 1,
+        ("person", "update"): 2,
+        ("person", "end"): 1,
+    }
+    assert counted(EventCounts(), PublishConfig(events=False), event("new")) == {}
+    assert counted(EventCounts(), PublishConfig(only_zones=True), event("new")) == {}
+
+
+def test_texts_that_a_model_reads_are_counted_without_their_words() -> None:
+    counts = EventCounts()
+    counts.hides_labels = True
+    assert counted(counts, PublishConfig(), event("new")) == {("text", "new"): 1}
+
+
+def test_only_so_many_labels_are_counted_apart() -> None:
+    counts = EventCounts()
+    for number in range(200):
+        track = Track("a", f"{number} " * 100, 0.9, 0.9, 3, NOW, NOW)
+        counts.add(Event("new", track, "because"))
+    assert len(counts.all()) == 65
+    assert counts.all()["other", "new"] == 200 - 64
+    assert max(len(label) for label, _ in counts.all()) <= 64

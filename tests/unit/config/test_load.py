@@ -131,7 +131,7 @@ def test_the_smallest_file_is_three_lines() -> None:
         ("[[mqtt]]\nhost = 'x'", "v.toml:1: `mqtt`: expected a table; found a list"),
         (
             "wat = 1",
-            "v.toml:1: unknown key `wat`; known: device, fusion, governor, health, homeassistant, mqtt, "
+            "v.toml:1: unknown key `wat`; known: device, fusion, governor, health, homeassistant, metrics, mqtt, "
             "selection, storage, streams, text, thermal",
         ),
     ],

@@ -101,7 +101,7 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     runtime.recorder.start()
     old = runtime.streams["front"]
     old.start()
-    wait_for(lambda: old.frames > 5)
+    wait_for(lambda: old.metrics.frames > 5)
     inferences.hang()
     old.snapshot_now()
     assert control.set("front", "enabled", False) == ""

@@ -155,7 +155,7 @@ def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_w
     wait_for(lambda: inferences.hanging == 3)
     inferences.answer()
     assert front.join(5.0)
-    wait_for(lambda: runtime.streams["front"].frames > 2)
+    wait_for(lambda: runtime.streams["front"].metrics.frames > 2)
     gc.collect()
     assert session() is None
 
@@ -194,12 +194,12 @@ def test_a_device_whose_inference_hangs_is_not_opened_twice(
     there = replace(camera, model=str(picture_model(tmp_path / "device")), backend=device)
     ReloadPlan(runtime, replace(runtime.config, streams={"device": there})).apply()
     old = runtime.streams["device"]
-    wait_for(lambda: old.frames == 10)
+    wait_for(lambda: old.metrics.frames == 10)
     ReloadPlan(runtime, runtime.config, only="device").apply()
     new = runtime.streams["device"]
     assert new.status[1] == "waiting for 1 earlier inference of this stream to end"
     assert len(set(device_processes()) - set(others)) == 1
-    wait_for(lambda: new.frames > 2)
+    wait_for(lambda: new.metrics.frames > 2)
     assert len(set(device_processes()) - set(others)) == 1
     assert old.join(0.0)
 

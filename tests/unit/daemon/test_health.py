@@ -55,7 +55,9 @@ def report(folder: Path) -> DaemonHealth:
 def test_each_stream_is_told_with_what_it_has_inferred(
     runtime: Runtime, publisher: HealthPublisher, tmp_path: Path
 ) -> None:
-    wait_for(lambda: runtime.streams["front"].inferred >= 3 and runtime.streams["away"].status[0] == "lost")
+    wait_for(
+        lambda: runtime.streams["front"].metrics.inferences >= 3 and runtime.streams["away"].status[0] == "lost"
+    )
     local = HealthFile(
         runtime, publisher, ShadowManager(runtime, {}), {"RUNTIME_DIRECTORY": f"{tmp_path}:/elsewhere"}
     )

@@ -49,7 +49,7 @@ class Board:
         self.runtime.prepare()
         self.front = self.runtime.streams["front"]
         self.front.start()
-        wait_for(lambda: self.front.inferred >= 3)
+        wait_for(lambda: self.front.metrics.inferences >= 3)
         self.environment = {"RUNTIME_DIRECTORY": str(folder / "run/vedette")}
         self.shadows = ShadowManager(self.runtime, self.environment)
 
@@ -129,9 +129,9 @@ def test_it_is_told_to_programs_on_the_board(board: Board, tmp_path: Path) -> No
 def test_only_every_so_many_th_picture_is_compared(board: Board, tmp_path: Path) -> None:
     person_model(tmp_path / "new", 0.8)
     board.ask(every=7)
-    before = board.front.inferred
+    before = board.front.metrics.inferences
     wait_for(lambda: board.compared >= 5)
-    assert board.front.inferred - before >= 7 * 4
+    assert board.front.metrics.inferences - before >= 7 * 4
 
 
 def test_the_same_model_is_not_run_twice(board: Board, workers: list[WorkerSession]) -> None:
@@ -183,10 +183,10 @@ def test_one_that_crashes_takes_nothing_along(board: Board, tmp_path: Path, work
         return found is not None and bool(found.failed)
 
     wait_for(failed)
-    found, before = board.shadows.report("front"), board.front.inferred
+    found, before = board.shadows.report("front"), board.front.metrics.inferences
     assert found is not None
     assert "killed by SIGKILL" in found.failed
-    wait_for(lambda: board.front.inferred > before + 5)
+    wait_for(lambda: board.front.metrics.inferences > before + 5)
     assert board.front.status[0] == "running"
 
 

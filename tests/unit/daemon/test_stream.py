@@ -95,7 +95,7 @@ def test_a_clip_runs_to_its_end(tmp_path: Path) -> None:
     kept = Kept()
     with running(stream(tmp_path, kept, f"{_WALK}&frames=20&pace=fast")) as made:
         wait_for(lambda: made.finished)
-    assert (made.status, made.frames, made.has_result) == (("ended", ""), 20, True)
+    assert (made.status, made.metrics.frames, made.has_result) == (("ended", ""), 20, True)
     assert kept.kinds() == ["new", "end"]
     assert kept.retained["vedette/porch/front/count/person"] == b"0"
 
@@ -149,7 +149,7 @@ def run_and_record(made: Stream, kept: Kept, saved: list[Clip]) -> dict[str, wea
         assert alive(parts) == list(parts)
     wait_for(lambda: saved)
     wait_for(lambda: alive(parts) == ["model"])
-    assert (made.has_result, made.frames > 0, made.health().frames > 0) == (True, True, True)
+    assert (made.has_result, made.metrics.frames > 0, made.health().frames > 0) == (True, True, True)
     return parts
 
 
@@ -303,7 +303,7 @@ def test_a_stop_ends_its_tracks(tmp_path: Path) -> None:
 
 def test_health_tells_rates_since_the_last_look(tmp_path: Path) -> None:
     with running(stream(tmp_path, Kept())) as made:
-        wait_for(lambda: made.frames > 5)
+        wait_for(lambda: made.metrics.frames > 5)
         health = made.health()
         assert (health.state, health.tracks, health.model, health.backend, health.variant) == (
             "running",
@@ -436,7 +436,7 @@ def test_what_is_set_before_it_runs_counts_when_it_does(tmp_path: Path) -> None:
     made.prepare()
     made.adjust(replace(made.config, decode=DecodeConfig(score_threshold=0.95)))
     made.start()
-    wait_for(lambda: made.frames > 10)
+    wait_for(lambda: made.metrics.frames > 10)
     made.ask_to_stop()
     assert made.join(2.0)
     assert kept.kinds() == []
@@ -446,7 +446,7 @@ def test_a_snapshot_is_published_when_it_is_asked_for_whatever_there_is_to_see(t
     kept = Kept()
     nothing = DecodeConfig(score_threshold=0.95)
     with running(stream(tmp_path, kept, decode=nothing, publish=PublishConfig(snapshot=False))) as made:
-        wait_for(lambda: made.frames > 2)
+        wait_for(lambda: made.metrics.frames > 2)
         assert "vedette/porch/front/snapshot" not in kept.retained
         made.snapshot_now()
         wait_for(lambda: "vedette/porch/front/snapshot" in kept.retained)

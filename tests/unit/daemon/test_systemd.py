@@ -163,8 +163,8 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
         wait_for(lambda: service.hanging(streams) == ["front"], 60.0)
         wait_for(lambda: streams["away"].status[0] == "lost")
         go_on.set()
-        wait_for(lambda: service.hanging(streams) == [] and streams["front"].inferred > 3)
-        p95_ms = streams["front"].infer_p95_ms
+        wait_for(lambda: service.hanging(streams) == [] and streams["front"].metrics.inferences > 3)
+        p95_ms = streams["front"].metrics.latency.p95_ms
         assert p95_ms is not None
         assert p95_ms >= 0.0
         assert service.hanging(streams) == []

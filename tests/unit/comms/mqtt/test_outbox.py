@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agent.comms.mqtt import outbox as events_module
 from agent.comms.mqtt.connection import Connection, PubAck
-from agent.comms.mqtt.outbox import EventSender, RetainedTopics, TransientQueue
+from agent.comms.mqtt.outbox import EventSender, RetainedTopics, TransientQueue, WaitingTimes
 from agent.types import Stored
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, events_of
 
@@ -355,3 +355,59 @@ def test_a_topic_that_is_allowed_again_while_some_are_in_flight_forgets_none() -
     send(events, line, 99)
     events.settle()
     assert 1 in line.numbers[5:]
+
+
+class Clocks:
+    """A wall clock that is set at will, and a steady one."""
+
+    def __init__(self) -> None:
+        self.wall, self.steady = 1_000_000.0, 50.0
+
+    def pass_by(self, seconds: float) -> None:
+        self.wall += seconds
+        self.steady += seconds
+
+    def times(self) -> WaitingTimes:
+        return WaitingTimes(lambda: self.wall, lambda: self.steady)
+
+
+def test_an_event_has_waited_since_it_was_put() -> None:
+    clocks = Clocks()
+    times = clocks.times()
+    clocks.pass_by(10.0)
+    assert times.waited_s(clocks.wall - 4.0) == 4.0
+    assert times.waited_s(clocks.wall) == 0.0
+
+
+@pytest.mark.parametrize("jump_s", [86400.0, -86400.0, 5.0, -5.0, 3e8])
+def test_a_clock_that_was_set_gives_no_false_wait(jump_s: float) -> None:
+    clocks = Clocks()
+    times = clocks.times()
+    clocks.pass_by(10.0)
+    put_at = clocks.wall
+    clocks.pass_by(2.0)
+    clocks.wall += jump_s
+    assert times.waited_s(put_at) is None
+    clocks.pass_by(1.0)
+    assert times.waited_s(put_at) is None
+    assert times.waited_s(clocks.wall - 0.5) == 0.5
+
+
+def test_what_the_process_before_put_is_not_counted() -> None:
+    clocks = Clocks()
+    times = clocks.times()
+    clocks.pass_by(10.0)
+    assert times.waited_s(clocks.wall - 11.0) is None
+
+
+def test_who_wants_to_know_is_told_of_each_event_that_is_sent() -> None:
+    now, told = time.time(), list[tuple[str, float]]()
+    rows = [Stored(1, EVENTS, event(), put_at=now + 3600.0), Stored(2, EVENTS, event(), put_at=now)]
+    sender = EventSender(Kept(rows), "broker", 60.0)
+    sender.on_sent = lambda topic, waited_s: told.append((topic, waited_s))
+    sender._waiting = WaitingTimes(steady=lambda: time.monotonic() + 100.0)
+    sender._waiting._since -= 50.0
+    send(sender, Line(), 10)
+    ((topic, waited_s),) = told
+    assert topic == EVENTS
+    assert 0.0 <= waited_s < 50.0

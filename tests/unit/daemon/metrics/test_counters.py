@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.daemon.pipeline import LatencyWindow
+from agent.daemon.metrics.counters import LatencyWindow
 
 
 def recent(*ms: float) -> LatencyWindow:

@@ -1,0 +1,66 @@
+"""Whether the port of `[metrics]` is free, or served by the running daemon."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator
+
+from agent.cli.checks import Finding
+from agent.comms.http.server import SERVER, listen
+from agent.config.metrics import MetricsConfig
+from agent.errors import ConfigError, reason_of
+
+NAME = "metrics"
+_TRY_S = 3.0
+
+
+def findings(section: str, config: MetricsConfig) -> Iterator[Finding]:
+    """Report who uses the port. Nothing is left listening on it."""
+    where = config.listen
+    try:
+        host, port = config.address
+    except ConfigError:
+        return  # reported by the configuration's section
+    try:
+        listen(host, port).close()
+    except OSError as error:
+        if is_served(host, port, encrypted=bool(config.cert_file)):
+            yield Finding(section, NAME, f"{where}: served by the running daemon")
+            return
+        why = reason_of(error)
+        advice = (
+            f"[metrics] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
+        )
+        yield Finding(section, NAME, f"{where}: {why}", "problem", advice)
+        return
+    yield Finding(section, NAME, f"{where}: free; no daemon serves it now")
+
+
+def is_served(host: str, port: int, *, encrypted: bool) -> bool:
+    """Return True if a daemon of Vedette answers there, with or without letting this program in."""
+    connection: http.client.HTTPConnection
+    target = _reachable(host)
+    if encrypted:
+        trusting = ssl.create_default_context()
+        trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE  # nothing is sent that is secret
+        connection = http.client.HTTPSConnection(target, port, timeout=_TRY_S, context=trusting)
+    else:
+        connection = http.client.HTTPConnection(target, port, timeout=_TRY_S)
+    try:
+        connection.request("HEAD", "/metrics")
+        return connection.getresponse().getheader("Server") == SERVER
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _reachable(host: str) -> str:
+    """Return an address at which a server on `host` answers: nobody connects to the unspecified one."""
+    try:
+        packed = socket.inet_pton(socket.AF_INET6 if ":" in host else socket.AF_INET, host)
+    except OSError:
+        return "127.0.0.1"  # localhost
+    return ("::1" if ":" in host else "127.0.0.1") if not any(packed) else host

@@ -1,0 +1,286 @@
+"""Serve one page over HTTP or HTTPS to a few clients at a time, without ever holding up its caller.
+
+Every connection has a thread and a deadline for each of its steps, whatever it sends: a client that sends a byte
+now and then is cut off like one that sends none. More connections than threads wait in the system's queue. One
+request is answered per connection.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import io
+import logging
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from agent.errors import reason_of
+
+log = logging.getLogger(__name__)
+SERVER = "Vedette"
+"""Value of the header `Server`, by which `vedette doctor` knows a daemon's port."""
+
+
+class HttpLimits(Struct, frozen=True):
+    """Bounds of a server.
+
+    Attributes:
+        connections: that are served at a time.
+        request_s: for the TLS handshake and a whole request, s.
+        answer_s: for sending the answer, s.
+        request_bytes: largest request: its line and all headers.
+    """
+
+    connections: int = 8
+    request_s: float = 5.0
+    answer_s: float = 10.0
+    request_bytes: int = 16 * 1024
+
+
+LIMITS = HttpLimits()
+_POLL_S = 0.25
+_PAUSE_S = 1.0
+_BACKLOG = 16
+
+
+class Access(Struct, frozen=True):
+    """Who is let in, and how.
+
+    Attributes:
+        username, password: for basic authentication (RFC 7617); an empty user name: none is asked for.
+        tls: for HTTPS; None: plain HTTP.
+    """
+
+    username: str = ""
+    password: str = ""
+    tls: ssl.SSLContext | None = None
+
+    def allows(self, header: str) -> bool:
+        """Return True if the value of an `Authorization` header gives user and password."""
+        if not self.username:
+            return True
+        scheme, _, coded = header.strip().partition(" ")
+        try:
+            given = base64.b64decode(coded.strip(), validate=True)
+        except (binascii.Error, ValueError):
+            return False
+        wanted = f"{self.username}:{self.password}".encode()
+        return hmac.compare_digest(given, wanted) and scheme.lower() == "basic"
+
+
+class Page(NamedTuple):
+    """Body of an answer and its media type."""
+
+    content_type: str
+    body: bytes
+
+
+Render = Callable[[str], Page]
+"""Function that returns the page for the value of an `Accept` header."""
+
+
+class HttpServer:
+    """Serves the page `/metrics` in threads of its own from `start` to `close`. Any thread may call every method.
+
+    Attributes:
+        access: who is let in; may be replaced while the server runs.
+    """
+
+    def __init__(
+        self, listener: socket.socket, render: Render, access: Access, limits: HttpLimits = LIMITS
+    ) -> None:
+        """Serve on a listening socket, see `listen`."""
+        self._listener, self._render, self.access, self._limits = listener, render, access, limits
+        self._slots = threading.BoundedSemaphore(limits.connections)
+        self._closed = threading.Event()
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Address and port that it listens on."""
+        host, port, *_ = self._listener.getsockname()
+        return host, port
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Free the port. Answers that are being sent go on to their end."""
+        self._closed.set()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        if self._thread.ident is not None:
+            self._thread.join(_POLL_S * 2)
+
+    def render(self, accept: str) -> Page | None:
+        """Return the page; None: making it has failed, which is logged once."""
+        try:
+            return self._render(accept)
+        except Exception:
+            if not self._has_failed:
+                log.exception("metrics: internal error (please report); the answer is 500")
+            self._has_failed = True
+            return None
+
+    def _run(self) -> None:
+        while not self._closed.is_set():
+            if not self._slots.acquire(timeout=_POLL_S):
+                continue
+            try:
+                connection, _ = self._listener.accept()
+            except OSError as error:
+                self._slots.release()
+                if not self._closed.is_set():  # such as without free file descriptors
+                    log.debug("metrics: %s", reason_of(error))
+                    self._closed.wait(_PAUSE_S)
+                continue
+            self._start_thread(connection)
+
+    def _start_thread(self, connection: socket.socket) -> None:
+        answering = threading.Thread(target=self._serve, args=(connection,), name="metrics-answer", daemon=True)
+        try:
+            answering.start()
+        except RuntimeError:  # no more threads are allowed
+            connection.close()
+            self._slots.release()
+            self._closed.wait(_PAUSE_S)
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                self._answer(connection)
+        except (OSError, ValueError) as error:  # the client is slow, gone, or speaks no TLS
+            log.debug("metrics: %s", reason_of(error))
+        finally:
+            self._slots.release()
+
+    def _answer(self, connection: socket.socket) -> None:
+        until = time.monotonic() + self._limits.request_s
+        access = self.access
+        if access.tls is not None:
+            connection.settimeout(self._limits.request_s)
+            connection = access.tls.wrap_socket(connection, server_side=True)
+        with connection:
+            _Handler(connection, self, access, until, self._limits)
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+                _drain(connection)
+
+
+def _drain(connection: socket.socket) -> None:
+    """Read what the client still sends, for a moment: a reset would delete an answer that it has not read."""
+    until = time.monotonic() + _POLL_S
+    while (left_s := until - time.monotonic()) > 0:
+        connection.settimeout(left_s)
+        if not connection.recv(4096):
+            return
+
+
+class _RequestReader(io.RawIOBase):
+    """Reads from a socket until a deadline and up to a number of bytes."""
+
+    def __init__(self, connection: socket.socket, until: float, most: int) -> None:
+        self._connection, self._until, self._left = connection, until, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: any buffer
+        left_s = self._until - time.monotonic()
+        if left_s <= 0.0 or self._left <= 0:
+            raise TimeoutError("the request is too slow or too long")
+        self._connection.settimeout(left_s)
+        count = self._connection.recv_into(buffer, min(len(buffer), self._left))
+        self._left -= count
+        return count
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers one request."""
+
+    protocol_version = "HTTP/1.1"
+
+    def __init__(
+        self, connection: socket.socket, server: HttpServer, access: Access, until: float, limits: HttpLimits
+    ) -> None:
+        self._server, self._access, self._until, self._limits = server, access, until, limits
+        super().__init__(connection, ("", 0), None)  # type: ignore[arg-type]  # it only keeps the server
+
+    def setup(self) -> None:
+        self.connection = self.request
+        reader = _RequestReader(self.request, self._until, self._limits.request_bytes)
+        self.rfile = io.BufferedReader(reader, 1024)
+        self.wfile = io.BytesIO()
+
+    def finish(self) -> None:
+        """Send the whole answer; sendall's time-out is for all of it."""
+        assert isinstance(self.wfile, io.BytesIO)
+        self.request.settimeout(self._limits.answer_s)
+        self.request.sendall(self.wfile.getvalue())
+
+    def handle(self) -> None:
+        self.handle_one_request()
+        self.close_connection = True
+
+    def do_GET(self) -> None:
+        if not self._access.allows(self.headers.get("Authorization", "")):
+            self._reply(401, Page("text/plain", b"user name or password is wrong\n"))
+        elif self.path.partition("?")[0] != "/metrics":
+            self._reply(404, Page("text/plain", b"there is only /metrics here\n"))
+        elif (page := self._server.render(self.headers.get("Accept", ""))) is None:
+            self._reply(500, Page("text/plain", b"internal error, see the log\n"))
+        else:
+            self._reply(200, page)
+
+    do_HEAD = do_GET  # noqa: N815 - as the base class looks it up
+
+    def _reply(self, code: int, page: Page) -> None:
+        self.send_response(code)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        self.send_header("Connection", "close")
+        if code == 401:
+            self.send_header("WWW-Authenticate", 'Basic realm="Vedette", charset="UTF-8"')
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(page.body)
+
+    def version_string(self) -> str:
+        return SERVER
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
+        log.debug("metrics: " + format, *args)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on an IP address, or on 127.0.0.1 for `localhost`. No name is looked up.
+
+    Raises:
+        OSError: the port is in use or not allowed, or this machine does not have the address.
+    """
+    number = "127.0.0.1" if host.lower() == "localhost" else host
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        number, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )[0]
+    opened = socket.socket(family, kind, protocol)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        opened.bind(address)
+        opened.listen(_BACKLOG)
+    except OSError:
+        opened.close()
+        raise
+    return opened

@@ -1,0 +1,146 @@
+"""Counters of one stream: inputs, inferences, times of its stages, and rates since the last health message."""
+
+from __future__ import annotations
+
+import time
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable
+
+from msgspec import Struct
+
+from agent.comms.reporter import EventCounts
+from agent.daemon.resources.meter import StreamMeter
+from agent.types import StreamResult
+
+_WINDOW = 256
+
+
+class LatencyWindow:
+    """The newest 256 times of one stage, such as inference. One thread adds; any thread may read."""
+
+    def __init__(self) -> None:
+        self._ns, self._added = array("q", bytes(8 * _WINDOW)), 0
+
+    def add(self, nanoseconds: int) -> None:
+        """Add one time, ns."""
+        self._ns[self._added % _WINDOW] = nanoseconds
+        self._added += 1
+
+    @property
+    def p95_ms(self) -> float | None:
+        """95th percentile of the window, ms; None before the first time."""
+        newest = sorted(self._ns[: min(self._added, _WINDOW)])
+        return round(newest[(len(newest) * 19 - 1) // 20] / 1e6, 3) if newest else None
+
+
+BOUNDS_S = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""Upper bounds of the buckets of a histogram, s, besides infinity: from a gate to an outage of the broker."""
+_BOUNDS_NS = tuple(round(bound * 1e9) for bound in BOUNDS_S)
+
+
+class StageTimer:
+    """Times of one stage: a histogram since the start, and the newest. One thread adds; any thread may read.
+
+    Attributes:
+        counts: times by bucket, each in one; the last is of those above all bounds.
+        sum_ns: of all times, ns.
+        window: the newest times of the current run.
+    """
+
+    def __init__(self) -> None:
+        self.counts, self.sum_ns = [0] * (len(BOUNDS_S) + 1), 0
+        self.window = LatencyWindow()
+
+    def add(self, nanoseconds: int) -> None:
+        """Add one time, ns. A negative one, which only a faulty clock gives, counts as 0."""
+        nanoseconds = max(0, nanoseconds)
+        self.counts[bisect_left(_BOUNDS_NS, nanoseconds)] += 1
+        self.sum_ns += nanoseconds
+        self.window.add(nanoseconds)
+
+
+STAGES = ("queue", "gate", "prepare", "infer", "decode", "track", "secondary", "publish")
+"""Stages whose times are kept, in their order; see `agent.comms.messages.Latency` for what each is."""
+
+
+class Rates(Struct, frozen=True):
+    """Rates of one stream since the previous call.
+
+    Attributes:
+        fps: inputs handled per second.
+        inferences_per_s: inferences per second.
+        infer_ms: mean time of an inference, ms; 0 without one.
+    """
+
+    fps: float
+    inferences_per_s: float
+    infer_ms: float
+
+
+class StreamMetrics:
+    """Count what one stream handles. The stream's thread adds; one other thread may ask for rates.
+
+    Attributes:
+        frames: inputs handled since the start: pictures, or chunks of sound.
+        gated: of these, inputs for which the gate was closed.
+        predicted: of these, inputs that were not inferred although the gate was open, as the governor wanted it.
+        inferences: made since the start.
+        has_result: an inference was made in the current run.
+        stages: times by stage; `infer` is that of one inference. Another thread adds those of `publish`.
+        events: published events by label and kind.
+        meter: measures for the governor.
+    """
+
+    def __init__(self) -> None:
+        self.frames = self.gated = self.predicted = self.inferences = self._infer_ns = 0
+        self.has_result, self.events, self.meter = False, EventCounts(), StreamMeter()
+        self.stages = {stage: StageTimer() for stage in STAGES}
+        self._before, self._at = (0, 0, 0), time.monotonic()
+
+    @property
+    def latency(self) -> LatencyWindow:
+        """Inference times of the current run."""
+        return self.stages["infer"].window
+
+    def begin_run(self) -> None:
+        """Start a new run: totals continue, the newest times and `has_result` start anew."""
+        self.has_result = False
+        for timer in self.stages.values():
+            timer.window = LatencyWindow()
+
+    def add(self, result: StreamResult, inferences: int) -> None:
+        """Count one input and the inferences that were made for it."""
+        self.frames += 1
+        self.meter.add(result)
+        times, stages = result.stages, self.stages
+        stages["queue"].add(times.queue)
+        stages["gate"].add(times.gate)
+        stages["track"].add(times.track)
+        if result.detections is None:
+            self.gated += result.predicted is None
+            self.predicted += result.predicted is not None
+            return
+        self.inferences += inferences
+        self._infer_ns += times.infer
+        stages["prepare"].add(times.prepare)
+        stages["infer"].add(times.infer // max(1, inferences))
+        stages["decode"].add(times.decode)
+        if times.secondary:
+            stages["secondary"].add(times.secondary)
+        self.has_result = True
+
+    def p95_ms(self) -> dict[str, float]:
+        """Return the 95th percentile of the newest times by stage, ms, of stages that ran."""
+        found: Iterable[tuple[str, float | None]]
+        found = ((stage, timer.window.p95_ms) for stage, timer in self.stages.items())
+        return {stage: round(ms, 1) for stage, ms in found if ms is not None}
+
+    def rates(self) -> Rates:
+        """Return the rates since the previous call."""
+        now, totals = time.monotonic(), (self.frames, self.inferences, self._infer_ns)
+        frames, inferences, infer_ns = (new - old for new, old in zip(totals, self._before, strict=True))
+        seconds = max(1e-3, now - self._at)
+        self._before, self._at = totals, now
+        infer_ms = round(infer_ns / 1e6 / inferences, 3) if inferences else 0.0
+        return Rates(round(frames / seconds, 2), round(inferences / seconds, 2), infer_ms)

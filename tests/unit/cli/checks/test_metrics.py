@@ -1,0 +1,58 @@
+"""The doctor finds out who has the port of the metrics."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from agent.cli.checks import metrics
+from agent.comms.http.server import Access, HttpServer, Page, listen
+from agent.config.metrics import MetricsConfig
+from agent.daemon.metrics.exporter import read_access
+from tests.support.certificates import make_certificates
+from tests.support.mosquitto import HOST, free_port
+
+
+def found(port: int, **fields: str) -> tuple[str, str]:
+    (one,) = metrics.findings("network", MetricsConfig(listen=f"{HOST}:{port}", **fields))
+    return one.state, one.value
+
+
+def serve(port: int, access: Access) -> HttpServer:
+    made = HttpServer(listen(HOST, port), lambda accept: Page("text/plain", b"x"), access)
+    made.start()
+    return made
+
+
+def test_a_free_port_is_no_problem_and_stays_free() -> None:
+    port = free_port()
+    assert found(port)[0] == "ok"
+    assert found(port)[0] == "ok"
+
+
+def test_the_daemons_own_port_is_none_either() -> None:
+    port = free_port()
+    made = serve(port, Access("grafana", "secret"))
+    assert found(port) == ("ok", f"{HOST}:{port}: served by the running daemon")
+    made.close()
+
+
+def test_nor_is_one_with_a_certificate(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    files = {"cert_file": str(tmp_path / "server.pem"), "key_file": str(tmp_path / "server.key")}
+    port = free_port()
+    made = serve(port, read_access(MetricsConfig(**files)))
+    assert found(port, **files)[0] == "ok"
+    made.close()
+
+
+def test_a_port_of_another_program_is_a_problem_with_advice() -> None:
+    with socket.create_server((HOST, 0)) as other:
+        port = other.getsockname()[1]
+        (one,) = metrics.findings("network", MetricsConfig(listen=f"{HOST}:{port}"))
+        assert one.state == "problem"
+        assert str(port) in one.advice
+
+
+def test_an_address_that_is_none_is_left_to_the_configurations_section() -> None:
+    assert list(metrics.findings("network", MetricsConfig(listen="nowhere:1"))) == []

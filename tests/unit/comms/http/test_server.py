@@ -1,0 +1,184 @@
+"""The server of one page, against real clients, among them bad ones."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from agent.comms.http.server import Access, HttpLimits, HttpServer, Page, listen
+from tests.support.certificates import make_certificates
+from tests.support.mosquitto import HOST
+
+PAGE = Page("text/plain; charset=utf-8", b"vedette_up 1\n")
+QUICK = HttpLimits(connections=2, request_s=0.3, answer_s=1.0, request_bytes=2048)
+
+
+def page(accept: str) -> Page:
+    return PAGE
+
+
+def running(access: Access = Access(), limits: HttpLimits = QUICK) -> HttpServer:  # noqa: B008 - it is frozen
+    server = HttpServer(listen(HOST, 0), page, access, limits)
+    server.start()
+    return server
+
+
+@pytest.fixture
+def server() -> Iterator[HttpServer]:
+    made = running()
+    yield made
+    made.close()
+
+
+def ask(server: HttpServer, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, bytes]:
+    client = http.client.HTTPConnection(*server.address, timeout=5)
+    client.request(method, path, headers=headers)
+    answer = client.getresponse()
+    return answer.status, answer.read()
+
+
+def exchange(server: HttpServer, sent: bytes) -> bytes:
+    """Send bytes, and return all that comes until the server closes."""
+    with socket.create_connection(server.address, timeout=5) as client:
+        try:
+            client.sendall(sent)
+            return b"".join(iter(lambda: client.recv(4096), b""))
+        except ConnectionError:
+            return b""
+
+
+def test_the_page_is_served_with_its_type(server: HttpServer) -> None:
+    client = http.client.HTTPConnection(*server.address, timeout=5)
+    client.request("GET", "/metrics?name[]=x")
+    answer = client.getresponse()
+    assert (answer.status, answer.read()) == (200, PAGE.body)
+    assert answer.getheader("Content-Type") == PAGE.content_type
+    assert answer.getheader("Server") == "Vedette"
+
+
+def test_the_head_has_the_length_and_no_body(server: HttpServer) -> None:
+    client = http.client.HTTPConnection(*server.address, timeout=5)
+    client.request("HEAD", "/metrics")
+    answer = client.getresponse()
+    assert (answer.status, answer.getheader("Content-Length"), answer.read()) == (200, str(len(PAGE.body)), b"")
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics/", "/etc/passwd", "/../metrics"])
+def test_there_is_no_other_page(server: HttpServer, path: str) -> None:
+    assert ask(server, path)[0] == 404
+
+
+def test_what_is_no_request_is_refused_and_the_next_one_answered(server: HttpServer) -> None:
+    assert b" 400 " in exchange(server, b"nonsense\r\n\r\n").partition(b"\r\n")[0]
+    assert b" 400 " in exchange(server, b"GET /metrics HTTP/x\r\n\r\n").partition(b"\r\n")[0]
+    assert ask(server, method="POST")[0] == 501
+    assert ask(server)[0] == 200
+
+
+@given(sent=st.binary(max_size=300))
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_end_the_server(server: HttpServer, sent: bytes) -> None:
+    exchange(server, sent + b"\r\n\r\n")
+    assert ask(server)[0] == 200
+
+
+def drip(client: socket.socket, until: float) -> None:
+    """Send a byte now and then."""
+    while time.monotonic() < until:
+        client.sendall(b"G")
+        time.sleep(0.02)
+
+
+def test_a_request_that_drips_is_cut_off(server: HttpServer) -> None:
+    with socket.create_connection(server.address, timeout=5) as client, pytest.raises(ConnectionError):
+        drip(client, time.monotonic() + 5.0)
+    assert ask(server)[0] == 200
+
+
+def test_a_request_that_is_too_long_is_cut_off(server: HttpServer) -> None:
+    assert PAGE.body not in exchange(server, b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 100_000)
+    assert ask(server)[0] == 200
+
+
+def test_silent_clients_delay_others_no_longer_than_a_request_may_take(server: HttpServer) -> None:
+    silent = [socket.create_connection(server.address) for _ in range(2 * QUICK.connections)]
+    assert ask(server)[0] == 200
+    for one in silent:
+        one.close()
+
+
+def test_a_client_that_does_not_read_holds_nobody_up() -> None:
+    body = b"x" * 20_000_000
+    made = HttpServer(listen(HOST, 0), lambda accept: Page("text/plain", body), Access(), QUICK)
+    made.start()
+    with socket.create_connection(made.address) as lazy:
+        lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        assert len(ask(made)[1]) == len(body)
+    made.close()
+
+
+def test_only_the_right_user_and_password_are_let_in() -> None:
+    made = running(Access("grafana", "a:sécret"))
+
+    def login(text: str) -> int:
+        return ask(made, Authorization=f"Basic {base64.b64encode(text.encode()).decode()}")[0]
+
+    assert login("grafana:a:sécret") == 200
+    wrong = ("grafana:", "grafana:a:secret", "Grafana:a:sécret", "grafana", ":", "grafana:a:sécret2")
+    assert [login(text) for text in wrong] == [401] * len(wrong)
+    for header in ("Bearer x", "Basic", "Basic !!!", "Basic ä", ""):
+        assert ask(made, Authorization=header)[0] == 401
+    assert ask(made, "/")[0] == 401
+    made.access = Access()
+    assert ask(made)[0] == 200
+    made.close()
+
+
+def test_https_serves_and_plain_text_at_its_port_disturbs_nobody(tmp_path: Path) -> None:
+    make_certificates(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "server.pem", tmp_path / "server.key")
+    made = running(Access(tls=context), HttpLimits(connections=2, request_s=2.0))
+    assert PAGE.body not in exchange(made, b"GET /metrics HTTP/1.1\r\n\r\n")
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one of Python 3.13 is strict with our CA
+    trusting.load_verify_locations(tmp_path / "ca.pem")
+    client = http.client.HTTPSConnection(*made.address, timeout=5, context=trusting)
+    client.request("GET", "/metrics")
+    assert client.getresponse().read() == PAGE.body
+    made.close()
+
+
+def test_a_page_that_fails_is_an_answer_and_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(accept: str) -> Page:
+        raise ValueError("broken")
+
+    made = HttpServer(listen(HOST, 0), failing, Access(), QUICK)
+    made.start()
+    assert [ask(made)[0], ask(made)[0]] == [500, 500]
+    assert len([one for one in caplog.records if one.exc_info]) == 1
+    made.close()
+
+
+def test_a_closed_server_has_freed_its_port() -> None:
+    made = running()
+    address = made.address
+    made.close()
+    with pytest.raises(OSError):
+        socket.create_connection(address, timeout=1)
+    listen(*address).close()
+
+
+def test_a_port_in_use_is_an_error_and_localhost_needs_no_name_server() -> None:
+    with listen("localhost", 0) as opened, pytest.raises(OSError):
+        listen(HOST, opened.getsockname()[1])
+    with pytest.raises(OSError):
+        listen("example.com", 0)
