@@ -111,6 +111,14 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
+def interpreter(session: Any) -> Any:
+    """Return the interpreter of a stream that shares its session with nobody, in its turn or between two."""
+    pool = session._session._pool
+    with pool._lock:
+        (shared,) = list(pool._turns._free) or [item for item, _ in pool._turns._held.values()]
+        return shared._interpreter
+
+
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     """Return the large objects of a stream that runs."""
     assert made._perception is not None
@@ -119,7 +127,7 @@ def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     parts = {
         "model": made.model,
         "session": session,
-        "interpreter": getattr(getattr(session, "_session", session), "_interpreter"),  # noqa: B009
+        "interpreter": interpreter(session),
         "gate and buffers": made._perception,
         "pipeline": made._pipeline,
         "clips": made._clips,
