@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
+from msgspec.structs import replace
+
 from agent import spans
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
@@ -138,11 +140,14 @@ class Pipeline(ABC, Generic[T]):
         finally:
             self._end_tracks(why)
 
-    def set_budget(self, budget: StreamBudget) -> None:
-        """Use no more than a budget from the next input on. For the stream's thread; sound uses what it needs."""
-
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Use no more than a budget from the next input on; sound is all inferred. For the stream's thread."""
+        self._reporter.set_budget(budget)
+        if self._clips is not None:
+            self._clips.set_budget(budget)
 
     @property
     def _wait_s(self) -> float:
@@ -183,6 +188,7 @@ class Pipeline(ABC, Generic[T]):
     def _idle(self) -> None:
         """End the tracks of a lost source at once, those of a slow one when they are due."""
         self._report_values({})
+        self._reporter.send_due_sample()
         if self._source.lost:
             self._end_tracks("stall")
         elif self._perception.tracker.alive:
@@ -201,8 +207,12 @@ class Pipeline(ABC, Generic[T]):
                 self._clips.add_events(events)
 
 
-_SNAPSHOT_QUALITY = 80
-"""Quality of the JPEG, 1..100."""
+_FULL = StreamBudget()
+"""Of snapshots that were asked for."""
+_SMALL_BELOW, _SMALL_WIDTH = 60, 480
+"""Below this quality of the JPEG, snapshots are made so narrow, px: a fifth of the bytes at quality 40."""
+_QUICK = StreamBudget(snapshot_quality=40)
+"""Of snapshots that a slow network would take long for."""
 _BETTER = 1.1
 """A frame replaces an earlier one of the same track if its quality is so many times higher."""
 _CUT = 0.5
@@ -220,12 +230,16 @@ class BestShot:
     """
 
     def __init__(self, every_s: float) -> None:
-        self._every_ns = round(every_s * 1e9)
+        self.set_interval(every_s)
         self._shot_ns: int | None = None
         self._checked_ns: int | None = None
         self._id = ""
         self._hits = 0
         self._best = 0.0
+
+    def set_interval(self, every_s: float) -> None:
+        """Change the least time between frames, s. Any thread may call this."""
+        self._every_ns = round(every_s * 1e9)
 
     def is_due(self, now_ns: int) -> bool:
         """Return True if a frame without events is worth checking, a few times within `every_s`."""
@@ -288,35 +302,68 @@ class SnapshotStage:
     ) -> None:
         self._vision, self._reporter, self._config, self._states = vision, reporter, config, states
         self._best = BestShot(config.snapshot_every_s)
-        self._requested = False
+        self._requested, self._budget = False, _FULL
 
     def request(self) -> None:
-        """Publish the next frame, whatever is in it."""
+        """Publish the next frame, whatever is in it, in full quality."""
         self._requested = True
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Keep to quality and rate of a budget. Any thread may call this."""
+        self._budget = budget
+        self._best.set_interval(self._config.snapshot_every_s * budget.snapshot_factor)
 
     def process(self, frame: Frame, result: StreamResult, *, in_place: bool) -> None:
         """Publish the newest frame if it is the best, or was asked for; `in_place`: its image may be drawn on."""
-        if self._is_best(frame, result) or self._requested:
-            self._requested = False
-            self._publish(frame, in_place=in_place)
+        requested = self._requested
+        if self._is_best(frame, result) or requested:
+            if requested:
+                self._requested = False
+            self._publish(frame, None if requested else self._budget, in_place=in_place)
 
     def _is_best(self, frame: Frame, result: StreamResult) -> bool:
         if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
             return False
         return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
 
-    def _publish(self, frame: Frame, *, in_place: bool) -> None:
+    def _publish(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
         with spans.span("snapshot"):
-            self._draw(frame, in_place=in_place)
+            self._draw(frame, budget, in_place=in_place)
 
-    def _draw(self, frame: Frame, *, in_place: bool) -> None:
-        from agent.compute.drawing import annotate, jpeg
+    def _draw(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
+        from agent.compute.drawing import annotate
 
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         shown = [*(self._states.tracks if self._states is not None else ()), *found]
         picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
-        self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
+        show_snapshot(self._reporter, replace(frame, image=picture), budget)
+
+
+def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None) -> None:
+    """Publish a frame as the snapshot.
+
+    Args:
+        reporter: of its stream.
+        frame: to be encoded as JPEG.
+        budget: for its quality, which is lower where the network is slow; None: it was asked for, and is full.
+
+    Raises:
+        BackendError: OpenCV cannot encode it.
+    """
+    jpeg = _encode(frame, budget or _FULL)
+    if budget is not None and budget.snapshot_quality > _QUICK.snapshot_quality:
+        jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK)
+    reporter.snapshot(jpeg, asked=budget is None)
+
+
+def _encode(frame: Frame, budget: StreamBudget) -> bytes:
+    """Return the JPEG of a frame; one of low quality is small, too."""
+    from agent.compute.drawing import FrameEncoder
+
+    quality = budget.snapshot_quality
+    width = _SMALL_WIDTH if quality < _SMALL_BELOW else frame.image.shape[1]
+    return FrameEncoder(width, quality).encode(frame).jpeg
 
 
 class VideoPipeline(Pipeline[Frame]):
@@ -336,12 +383,14 @@ class VideoPipeline(Pipeline[Frame]):
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
 
-    def set_budget(self, budget: StreamBudget) -> None:
-        self._vision.set_budget(budget)
-
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
         self._snapshots.request()
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        super().set_budget(budget)
+        self._vision.set_budget(budget)
+        self._snapshots.set_budget(budget)
 
     def _process(self, frame: Frame) -> None:
         kept = False

@@ -38,6 +38,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.totals: list[float] = []
+        self.quick_bytes = 1 << 30
 
     def put(self, topic: str, body: bytes, track: object = None) -> None:
         """An event."""
