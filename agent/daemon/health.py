@@ -21,6 +21,7 @@ from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
+from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
@@ -93,7 +94,7 @@ class HealthPublisher:
         link = runtime.mqtt.state
         now = [
             *(
-                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet))
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), problems_of(s.condition))
                 for name, s in runtime.streams.items()
             ),
             (self._heat.hot, self._power.supply, link.connects, runtime.recorder.stats.trouble),

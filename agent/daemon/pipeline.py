@@ -6,12 +6,14 @@ OpenCV is loaded for the first snapshot only: a board with nothing but microphon
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
 from msgspec.structs import replace
@@ -22,6 +24,7 @@ from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
 from agent.config import PublishConfig, StreamConfig
 from agent.config.source_uri import parse
+from agent.daemon.condition.watchers import open_condition
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
 from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
+    from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.perception import Perception
     from agent.daemon.shadow import Shadow
@@ -41,11 +45,19 @@ if TYPE_CHECKING:
     from agent.storage.clips.recorder import Recorder
 
 
+log = logging.getLogger("agent.daemon.stream")
 TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 
 OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
+
+
+def log_change(name: str, state: str, reason: str) -> None:
+    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
+    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)
+
+
 Input = Union["FrameStream", "AudioStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
@@ -94,7 +106,7 @@ class StreamPerception(Protocol[T_contra]):
 class Pipeline(ABC, Generic[T]):
     """Runs one stream until its source ends or it is told to stop.
 
-    `shadow` compares another model on the same inputs.
+    `shadow` compares another model on the same inputs, and `condition` tells what is wrong with them.
     """
 
     def __init__(
@@ -111,6 +123,7 @@ class Pipeline(ABC, Generic[T]):
         self._now: tuple[int, datetime] | None = None
         self.metrics = metrics or StreamMetrics()
         self.shadow: Shadow | None = None
+        self.condition: StreamCondition | None = None
         output = perception.model.manifest.output
         self._step = float(output.options.get("step", 0.0)) if output.decoder == "regression" else None
         self._counts = not perception.model.manifest.gives_texts  # each text would be a topic
@@ -139,6 +152,8 @@ class Pipeline(ABC, Generic[T]):
             self._report_values({}, math.inf)
         finally:
             self._end_tracks(why)
+            if self.condition is not None:
+                self.condition.close()
 
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
@@ -159,6 +174,13 @@ class Pipeline(ABC, Generic[T]):
 
     def _perceive(self, item: T) -> StreamResult:
         self._now = item.captured_ns, item.captured_at
+        result = self._process_item(item)
+        if self.condition is not None:
+            self.condition.poll(*self._now)
+        return result
+
+    def _process_item(self, item: T) -> StreamResult:
+        """Process an input, and record its stages while a trace is made."""
         if (recorder := spans.active) is None:
             return self._perception.process(item)
         began_ns = time.monotonic_ns()
@@ -190,6 +212,8 @@ class Pipeline(ABC, Generic[T]):
         self._report_values({})
         self._reporter.send_due_sample()
         if self._source.lost:
+            if self.condition is not None:
+                self.condition.pause()
             self._end_tracks("stall")
         elif self._perception.tracker.alive:
             at = datetime.now(UTC)
@@ -479,8 +503,31 @@ def open_pipeline(
     inspection: Inspection | None = None,
     taught: StreamStates | StreamWords | None = None,
     cameras: Cameras | None = None,
+    state: Path | None = None,
 ) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
-    """Return the source of a stream, not yet started, its pipeline, and its clips if it records any."""
+    """Return the source of a stream, not yet started, its pipeline, and its clips if it records any.
+
+    Its condition is watched if there is a folder for the daemon's `state`.
+    """
+    parts = recorder, metrics, inspection, taught, cameras
+    source, pipeline, clips = _open_pipeline(name, config, opened, reporter, on_change, *parts)
+    if state is not None:
+        pipeline.condition = open_condition(name, config, opened, reporter, state)
+    return source, pipeline, clips
+
+
+def _open_pipeline(
+    name: str,
+    config: StreamConfig,
+    opened: Perception,
+    reporter: Reporter,
+    on_change: OnChange,
+    recorder: Recorder | None,
+    metrics: StreamMetrics | None,
+    inspection: Inspection | None,
+    taught: StreamStates | StreamWords | None,
+    cameras: Cameras | None,
+) -> tuple[Input, VideoPipeline | AudioPipeline | InspectionPipeline, StreamClips | None]:
     if opened.model.manifest.audio is None:
         from agent.capture.streams import FrameStream
 
