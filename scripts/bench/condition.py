@@ -61,6 +61,7 @@ class Station:
         opened = open_model(model, self.config.variant)
         self.opened: Any = open_perception("bench", self.config, opened, opener)
         reporter = Reporter(Topics("vedette", "bench"), "bench", self.config.publish, ModelId("", ""), self, self)
+        self.quick_bytes = 1 << 30
         self.told: list[Told] = []
         self._now_s = 0.0
         found = open_condition("bench", self.config, self.opened, reporter, folder)
