@@ -35,7 +35,7 @@ from agent.config import StreamConfig
 from agent.config.condition import ConditionConfig
 from agent.daemon.condition.told import StreamCondition
 from agent.daemon.condition.watchers import open_condition
-from agent.daemon.perception import open_perception
+from agent.daemon.streams.perception import open_perception
 from agent.models.library import open_model
 from agent.types import AudioChunk, Frame
 
