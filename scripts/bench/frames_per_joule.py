@@ -44,7 +44,7 @@ from agent.compute.infer.session import CPU, SessionOptions
 from agent.compute.track.association import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.models.predict import predict_model
 from agent.types import Frame, StreamBudget, Track

@@ -5,7 +5,7 @@ memory, so that pictures are prepared and answers decoded beside the inferences 
 with nobody writes into the tensor's own memory: its turn begins with that.
 
 An accelerator has one session. The CPU has at most as many as keep it busy, and the second and further ones are
-opened only when streams have to wait for each other. Not shared are models that keep a state between
+opened only once streams have to wait for each other. Not shared are models that keep a state between
 inferences, models of sound and models with exits, whose parts belong to one input.
 """
 
@@ -46,6 +46,7 @@ _STATEFUL = frozenset(
     )
 )
 """Operations that keep tensors from one inference to the next."""
+_NUMBERS = frozenset(f"{kind}{bits}" for kind in ("float", "int", "uint") for bits in (8, 16, 32, 64)) | {"bool"}
 _HANGS_S = 10.0
 """Shortest inference on the CPU that counts as hanging, s; far below the watchdog's timeout."""
 
@@ -275,4 +276,4 @@ def _is_stateless(model: Model) -> bool:
     except ModelError:
         return False  # opening it reports that
     stateful = any(operation.name in _STATEFUL for _, operation in file.steps())
-    return not stateful and all(np.dtype(spec.dtype).kind in "biuf" for spec in ends)
+    return not stateful and all(spec.dtype in _NUMBERS for spec in ends)

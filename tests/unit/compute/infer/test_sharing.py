@@ -198,15 +198,13 @@ def test_sound_and_exits_are_not_shared(name: str) -> None:
         assert all(isinstance(one, CpuSession) for one in sessions)
 
 
-def test_a_model_that_keeps_a_state_is_not_shared(identity: Model) -> None:
-    tensors = [
-        build.T("in", (1, 4)),
-        build.T("weights", (4, 4), data=np.ones((4, 4), np.float32)),
-        build.T("out", (1, 4)),
-    ]
-    keeps = build.write(tensors, [build.Op("SVDF", (0, 1), (2,))], (0,), (2,))
+def test_a_model_that_keeps_a_state_or_gives_strings_is_not_shared(identity: Model) -> None:
+    weights = build.T("weights", (4, 4), data=np.ones((4, 4), np.float32))
+    for operation, dtype in (("SVDF", "float32"), ("ADD", "string")):
+        tensors = [build.T("in", (1, 4)), weights, build.T("out", (1, 4), dtype)]
+        content = build.write(tensors, [build.Op(operation, (0, 1), (2,))], (0,), (2,))
+        assert not is_shareable(replace(identity, content=content))
     assert is_shareable(identity)
-    assert not is_shareable(replace(identity, content=keeps))
     assert not is_shareable(replace(identity, content=b"no model"))
 
 
