@@ -35,6 +35,7 @@ class StreamHealth(Struct, frozen=True):
             the model's runtime and processes of accelerators are not among them. None: not known.
         reduced: what the governor gives it less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
+        problems: of its camera, microphone or model, such as `dark`; see `vedette guide condition`.
     """
 
     state: str
@@ -54,6 +55,7 @@ class StreamHealth(Struct, frozen=True):
     cpu: float | None = None
     reduced: str = ""
     unmet: str = ""
+    problems: tuple[str, ...] = ()
 
 
 class ShadowReport(Struct, frozen=True):

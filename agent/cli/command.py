@@ -43,6 +43,9 @@ _HELP = """Command a device, and print its answer.
   vedette command porch front record 20s
   vedette command porch front inspect
   vedette command porch front inspect A-1042
+  vedette command porch front accept
+
+`accept` takes what a camera sees now for its right view, after it was moved.
 
 `default` restores the value of the configuration file. A setting survives restarts; it lapses when the same key
 is changed in the file.
@@ -85,10 +88,10 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     if len(words) == 1 and words[0] in _VERBS:
         return words[0], {}
     stream, what, value = (*words, "", "")[:3]
-    if what == "snapshot":
+    if what in ("snapshot", "accept"):
         if len(words) > 2:
-            raise click.UsageError("snapshot takes no value")
-        return "snapshot", {"stream": stream}
+            raise click.UsageError(f"{what} takes no value")
+        return what, {"stream": stream}
     if what == "inspect" and len(words) in (2, 3):
         return "inspect", {"stream": stream, "part": value}
     if len(words) == 2 and (needed := _VALUES.get(what.partition("/")[0])):
@@ -157,5 +160,7 @@ def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
     for key in ("reduced", "unmet"):
         if stream.get(key):
             yield f"{key}: {stream[key]}"
+    if problems := ", ".join(stream.get("problems") or ()):
+        yield f"problems: {problems}"
     if by_command := ", ".join(stream.get("set_by_command") or ()):
         yield f"(set by command: {by_command})"

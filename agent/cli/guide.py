@@ -36,6 +36,7 @@ TOPICS = (
     "metrics",
     "commands",
     "clips",
+    "condition",
     "updates",
     "fleets",
     "troubleshooting",

@@ -40,6 +40,8 @@ _BREAKS = ("stream", "event", "what", "zones")
 """Columns whose text may wrap."""
 _LONGEST = 40
 """Longest count that is shown, characters."""
+_PROBLEMS_MAX, _LONGEST_PROBLEMS = 8, 200
+"""Problems that are shown of a stream, and characters."""
 _FOOTER = 4
 """Lines of the footer at most."""
 _GAP = "   "
@@ -67,6 +69,12 @@ class EventTable:
             key = f"{message.device}/{message.stream} parts"
             if key in self._counts or len(self._counts) < MOST:
                 self._counts[key] = f"{counters.ok} ok, {counters.ng} ng, {counters.unsure} unsure"
+        elif message.kind == "condition":
+            key = f"{message.device}/{message.stream} problems"
+            if not (problems := _problems(message)):
+                self._counts.pop(key, None)
+            elif key in self._counts or len(self._counts) < MOST:
+                self._counts[key] = problems
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
             if not message.payload:  # the stream was removed
@@ -167,13 +175,13 @@ def _as_table(messages: Iterable[ReceivedMessage | None], title: str) -> None:
 def _as_lines(messages: Iterable[ReceivedMessage | None], title: str) -> None:
     click.echo(title)
     click.echo(event_header())
-    roster = Roster()
+    roster, troubled = Roster(), dict[str, str]()
     for message in messages:
         if message is None:
             continue
         for gap in roster.add(message):
             click.echo(_missing(message.device, gap))
-        if text := _line(message):
+        if text := _condition_line(message, troubled) or _line(message):
             click.echo(text)
 
 
@@ -181,6 +189,36 @@ def _missing(device: str, gap: SequenceGap) -> str:
     numbers = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
     why = "no loss: the device restarted and skipped numbers" if gap.restart else "lost"
     return f"{local_time(datetime.now(UTC))}  {plain(device)} {numbers}: {why}"
+
+
+def _problems(message: ReceivedMessage) -> str:
+    """Return the problems of a stream in a line; empty: there are none."""
+    condition = message.condition()
+    words = (
+        [
+            f"{one.problem} ({one.detail})" if one.detail else one.problem
+            for one in condition.problems[:_PROBLEMS_MAX]
+        ]
+        if condition
+        else []
+    )
+    return plain(", ".join(words))[:_LONGEST_PROBLEMS]
+
+
+def _condition_line(message: ReceivedMessage, troubled: dict[str, str]) -> str:
+    """Return a line about problems that have changed; empty: none have. `troubled` keeps those by topic."""
+    if message.kind != "condition":
+        return ""
+    problems = _problems(message)
+    if problems == troubled.get(message.topic, ""):
+        return ""
+    if problems and len(troubled) < MOST:
+        troubled[message.topic] = problems
+    else:
+        troubled.pop(message.topic, None)
+    where = plain(f"{message.device}/{message.stream}")
+    told = f"problem: {problems}" if problems else "no problem any more"
+    return f"{local_time(datetime.now(UTC))}  {where} {told}"
 
 
 def _line(message: ReceivedMessage) -> str:

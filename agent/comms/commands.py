@@ -35,7 +35,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Verb = Literal["set", "snapshot", "record", "inspect", "teach", "forget", "reload", "doctor", "status", "trace"]
+Verb = Literal[
+    "set", "snapshot", "record", "inspect", "accept", "teach", "forget", "reload", "doctor", "status", "trace"
+]
 Value = bool | float | str | None
 Given = bool | int | float | str | None
 
@@ -126,6 +128,7 @@ _BODIES: Mapping[str, type[_Body]] = {
     "snapshot": _OfStream,
     "record": _Record,
     "inspect": _Inspect,
+    "accept": _OfStream,
     "teach": _Teach,
     "forget": _Forget,
     "reload": _Body,
@@ -148,8 +151,8 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
         raise CommandError(f"{quoted(what)}: the payload is not UTF-8") from None
     if len(text) > _LONGEST:
         raise CommandError(f"{quoted(what)}: {len(text)} characters are no value")
-    if what == "snapshot":
-        return Command("snapshot", stream)
+    if what in ("snapshot", "accept"):
+        return Command(convert(what, Verb), stream)
     if what == "record":
         return Command("record", stream, seconds=_seconds(text))
     if what == "inspect":
@@ -211,9 +214,7 @@ def _command(verb: str, body: Any) -> Command:
         return Command("teach", body.stream, "", None, 0.0, "", body.state, body.value, *asked)
     if isinstance(body, _Forget):
         return Command("forget", body.stream, state=body.state, name=body.value)
-    if isinstance(body, _OfStream):
-        return Command("snapshot", body.stream)
-    return Command(convert(verb, Verb))
+    return Command(convert(verb, Verb), body.stream if isinstance(body, _OfStream) else "")
 
 
 def _setting(stream: str, what: str, given: Given) -> Command:
@@ -299,7 +300,7 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "variant": _name,
     "zone": _switch,
 }
-_ACTIONS = ("snapshot", "record", "inspect", "teach", "forget")
+_ACTIONS = ("snapshot", "record", "inspect", "accept", "teach", "forget")
 """Commands of a stream that set nothing."""
 _NEAR = (*(name for name in _READERS if name != "zone"), *_ACTIONS)
 """Words that are suggested for a misspelt one."""

@@ -175,6 +175,35 @@ class InspectionMessage(Struct, frozen=True):
     last: Verdict | None = None
 
 
+class StreamProblem(Struct, frozen=True):
+    """A problem of a camera, a microphone or a model.
+
+    Attributes:
+        problem: dark | frozen | blurred | covered | moved | tilted | silent | clipped | humming | constant.
+        since: UTC of capture of the input at which it was told.
+        detail: how far the camera has moved, the frequency of a hum, or why; empty: nothing more is known.
+    """
+
+    problem: str
+    since: datetime
+    detail: str = ""
+
+
+class ConditionMessage(Struct, frozen=True):
+    """`<device>/<stream>/condition`, retained: what is wrong with a stream whose inputs come; empty: not known.
+
+    Attributes:
+        device, stream: where it is so.
+        problems: that last, oldest first; empty: there are none.
+        zones_suspended: True while the camera's zones are not used, since it has moved.
+    """
+
+    device: str
+    stream: str
+    problems: tuple[StreamProblem, ...]
+    zones_suspended: bool = False
+
+
 class SpoolHealth(Struct, frozen=True):
     """State of the spool.
 
@@ -420,6 +449,7 @@ MESSAGES: tuple[type[Struct], ...] = (
     ClipMessage,
     VerdictMessage,
     InspectionMessage,
+    ConditionMessage,
     HealthMessage,
 )
 

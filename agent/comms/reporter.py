@@ -149,6 +149,7 @@ class Reporter:
         self._measured: dict[str, float] = {}
         self._values: dict[str, tuple[float, float]] = {}
         self._sensors: set[str] = set()
+        self._has_condition = False
 
     def report(self, seq: int, at: datetime, result: StreamResult, backend: str, variant: str) -> None:
         """Publish the result of one frame, or of some sound, with its number and time of capture."""
@@ -203,7 +204,10 @@ class Reporter:
             self._put([wanted for event in events if (wanted := self._wanted(event))], at, stages)
 
     def stop(self) -> None:
-        """From now on publish only ends of tracks, and counts of 0. Measurements and states are unknown then."""
+        """From now on publish only ends of tracks, and counts of 0.
+
+        Measurements, states and condition are unknown then.
+        """
         with self._lock:
             self._stopped = True
             self._samples.drop()
@@ -213,6 +217,9 @@ class Reporter:
             for name in self._sensors:
                 self._board.retain(self._topics.sensor(self._stream, name), b"")
             self._sensors.clear()
+            if self._has_condition:
+                self._has_condition = False
+                self._board.retain(self._topics.condition(self._stream), b"")
 
     @property
     def stopped(self) -> bool:
@@ -377,6 +384,13 @@ class Reporter:
             if self._config.counts and not self._closed:
                 topic = self._topics.inspection(self._stream)
                 self._board.retain(topic, messages.encode(message), patient=self._config.events)
+
+    def condition(self, message: messages.ConditionMessage) -> None:
+        """Set the problems of the stream; after `stop` drop them."""
+        with self._lock:
+            if not self._stopped:
+                self._has_condition = True
+                self._board.retain(self._topics.condition(self._stream), messages.encode(message))
 
     @property
     def quick_bytes(self) -> int:

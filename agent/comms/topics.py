@@ -69,6 +69,10 @@ class Topics(Struct, frozen=True):
         """Retained JSON: counters of inspected parts."""
         return f"{self._own}/{stream}/inspection"
 
+    def condition(self, stream: str) -> str:
+        """Retained JSON: problems of a camera, a microphone or a model."""
+        return f"{self._own}/{stream}/condition"
+
     def sensor(self, stream: str, state: str) -> str:
         """Retained JSON: the value of a state that was taught."""
         return f"{self._own}/{stream}/sensor/{state}"
@@ -142,7 +146,7 @@ class Topics(Struct, frozen=True):
         """Return the prefixes of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
         levels = (f"{own}/{level}/" for level in ("value", "sensor", "count", "zone"))
-        return self.snapshot(stream), self.inspection(stream), *levels
+        return self.snapshot(stream), self.inspection(stream), self.condition(stream), *levels
 
 
 def _level(label: str) -> str:

@@ -14,6 +14,7 @@ from datetime import datetime, timedelta
 import numpy as np
 
 from agent.compute.cascade import EarlyExitModel, Prediction
+from agent.compute.condition.microphone import MicrophoneCondition
 from agent.compute.decode.keyword import Keyword
 from agent.compute.gate.voice import VOICE_HZ, Pauses, PreRoll, VoiceDecision, VoiceGate
 from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
@@ -51,7 +52,10 @@ class AudioPerception:
         rate_hz: of the samples that it takes.
         tracker: of continuing sounds; keywords give an event at once.
         inferences: number for the newest chunk.
+        microphone: watches the sound; None: nobody does.
     """
+
+    microphone: MicrophoneCondition | None = None
 
     def __init__(
         self,
@@ -113,6 +117,8 @@ class AudioPerception:
         if chunk.first != self._next:
             self.reset()
         self._next = chunk.first + chunk.samples.size
+        if self.microphone is not None:
+            self.microphone.update(chunk.samples, chunk.captured_ns)
         gate = self._gate.evaluate(chunk.samples)
         gated = time.monotonic_ns()
         queue = began - chunk.read_ns if chunk.read_ns else 0

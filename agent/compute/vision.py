@@ -21,7 +21,7 @@ from agent.compute.manifest import Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
 from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
-from agent.compute.track.zones import Zones
+from agent.compute.track.zones import Zones, describe_zones
 from agent.config import DecodeConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import (
@@ -38,13 +38,21 @@ from agent.types import (
 )
 
 if TYPE_CHECKING:
+    from agent.compute.condition.camera import CameraCondition
+    from agent.compute.condition.model import ConstantAnswer
     from agent.compute.secondary import SecondaryStage
 
 
 _ANY = 1 << 30
 """Frames left out after which the next is inferred under any budget."""
+_EXTRA, _EXTRA_MAX = 0.25, 4.0
+"""Inferences to confirm something new that each left out frame allows, and how many of them are kept."""
 _MAY_WAIT = ("motion", "track", "hold", "off")
 """Reasons of an open gate for which some frames may be left out."""
+
+
+_FEW_ANSWERS = ("ssd",)
+"""Decoders of models that output boxes found, instead of a score for each place."""
 
 
 class DetectorResult(Struct, frozen=True, gc=False):
@@ -197,10 +205,13 @@ class VideoPerception:
         last_crop: part of the newest frame that was inferred.
         wants_inference: infer the next frame, even if nothing moves.
         secondary: runs other models on what is found; None: there are none.
+        camera, answers: watch the pictures, and the model; None: nobody does.
         config: in use.
     """
 
     secondary: SecondaryStage | None = None
+    camera: CameraCondition | None = None
+    answers: ConstantAnswer | None = None
 
     def __init__(self, stream: str, config: StreamConfig, model: Model, opener: Opener = open_session) -> None:
         """Open the model and build the stages.
@@ -228,12 +239,25 @@ class VideoPerception:
         self.tracker = Tracker(track, zones, stream)
         self._gives_numbers = model.manifest.gives_numbers
         self.config, self._budget, self._left_out = config, StreamBudget(), _ANY
+        self._extra = _EXTRA_MAX
+        self._zones_suspended = False
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds, zones and another open variant; tracks continue."""
         self.config = config
         self._build_detector()
-        self.tracker.set_zones(Zones(config.zones))
+        self._set_zones()
+        if self.camera is not None:
+            self.camera.set_zones(describe_zones(config.zones))
+
+    def suspend_zones(self, suspended: bool) -> bool:
+        """Leave the zones out, or use them again; tracks continue. Return False if there are none."""
+        self._zones_suspended = suspended
+        self._set_zones()
+        return bool(self.config.zones)
+
+    def _set_zones(self) -> None:
+        self.tracker.set_zones(Zones(() if self._zones_suspended else self.config.zones))
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Infer as many frames, and with the variant, that a budget allows; tracks continue."""
@@ -252,14 +276,17 @@ class VideoPerception:
         began = time.monotonic_ns()
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
+        part = _part(frame.image, self._shown)
         gate = self._gate.evaluate(
-            _part(frame.image, self._shown),
+            part,
             frame.captured_ns,
             watching=self._is_watching,
             check=self.wants_inference or tracker.check_due(frame.captured_ns),
             keep=keep,
             resting=resting,
         )
+        if self.camera is not None:
+            self.camera.update(frame.captured_ns, lambda: self._gate.view(part))
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not gate.open:
@@ -273,6 +300,8 @@ class VideoPerception:
             return StreamResult(events, None, stages, predicted)
         self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
+        if self.answers is not None:
+            self.answers.update(frame.captured_ns, self._outputs, lambda: self._gate.view(part)[0])
         decoded = time.monotonic_ns()
         found = self._to_follow(result.detections)
         events = tracker.update(found, frame.captured_ns, frame.captured_at, gate.crop or WHOLE)
@@ -283,13 +312,24 @@ class VideoPerception:
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, result.detections, stages)
 
+    def _outputs(self) -> list[Array]:
+        """Return the newest answer of the model; empty: it may be the same for all pictures without an object."""
+        if self.model.manifest.output.decoder in _FEW_ANSWERS:
+            return []
+        return [self.session.output(index) for index in range(len(self.session.outputs))]
+
     def _is_left_out(self, reason: str) -> bool:
         """Return True if the budget leaves a frame out that the gate has let through."""
         self._left_out += 1
-        if self._left_out < self._budget.stride and reason in _MAY_WAIT and not self.wants_inference:
-            return True
-        self._left_out = 0
-        return False
+        due = self._left_out >= self._budget.stride or reason not in _MAY_WAIT or self.wants_inference
+        if not due and self.tracker.confirming and self._extra >= 1.0:
+            self._extra -= 1.0
+            due = True
+        if due:
+            self._left_out = 0
+        else:
+            self._extra = min(_EXTRA_MAX, self._extra + _EXTRA)
+        return not due
 
     @property
     def _is_watching(self) -> bool:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from agent.config.condition import ConditionConfig
 from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.metrics import MetricsConfig
@@ -410,6 +411,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         inspection: verdicts on parts instead of tracks of objects; left out: none.
         secondary: other models on each found object; left out: those of the model's manifest.
         service: how important the stream is, and what it must keep under load.
+        condition: which problems of its camera, microphone or model are told.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -430,6 +432,7 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     inspection: InspectionConfig | None = None
     secondary: tuple[SecondaryConfig, ...] | None = None
     service: ServiceConfig = ServiceConfig()
+    condition: ConditionConfig = ConditionConfig()
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -17,8 +17,10 @@ import msgspec
 from agent import __version__
 from agent.comms.commands import Command, Request, Requests
 from agent.config.load import names
+from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
+from agent.daemon.streams.stream import Stream
 from agent.errors import CommandError, VedetteError
 from agent.structs import from_json
 
@@ -108,7 +110,7 @@ def _decode(output: bytes, code: int) -> dict[str, Any]:
         raise CommandError(f"vedette doctor ended with exit status {code} without a report: {error}") from error
 
 
-_OF_STREAMS = ("set", "snapshot", "record", "inspect", "forget")
+_OF_STREAMS = ("set", "snapshot", "record", "inspect", "accept", "forget")
 _AT_ONCE = 8
 """Requests executed before the daemon turns to its other duties."""
 
@@ -210,6 +212,9 @@ class CommandHandler:
             return "", {"path": streams[command.stream].record(command.seconds)}
         if command.verb == "inspect":
             return "", {"part": streams[command.stream].inspect(command.part)}
+        if command.verb == "accept":
+            _accept(command.stream, streams[command.stream])
+            return "", {}
         if command.verb == "forget":
             streams[command.stream].forget_state(command.state, command.name)
             return "", {}
@@ -270,6 +275,7 @@ class CommandHandler:
                 "sound": stream.has_sound,
                 "reduced": stream.reduced,
                 "unmet": stream.unmet,
+                "problems": problems_of(stream.condition),
             }
         return {
             "version": __version__,
@@ -277,3 +283,12 @@ class CommandHandler:
             "streams": streams,
             "waits_for_restart": names(runtime.pending_restart),
         }
+
+
+def _accept(name: str, stream: Stream) -> None:
+    """Take what a camera sees now for its right view. Raises CommandError if nobody watches it."""
+    if (condition := stream.condition) is None:
+        (state, detail) = stream.status
+        why = "its camera is not watched" if state in ("running", "degraded") else f"it is {state}"
+        raise CommandError(f"stream {name}: {why}, so there is no view to accept{detail and f': {detail}'}")
+    condition.accept()

@@ -21,12 +21,13 @@ from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
 from agent.comms.mqtt.session import LinkState
 from agent.config.load import names
+from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
 from agent.daemon.runtime import Runtime
 from agent.daemon.shadow import ShadowManager
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import StorageError, reason_of
 from agent.health import HEALTH_FILE, DaemonHealth, LinkHealth, StreamHealth, StreamReport
 from agent.storage.files import write_atomic
@@ -93,7 +94,7 @@ class HealthPublisher:
         link = runtime.mqtt.state
         now = [
             *(
-                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet))
+                (name, s.status[0], s.has_result, overridden(name), bool(s.unmet), problems_of(s.condition))
                 for name, s in runtime.streams.items()
             ),
             (self._heat.hot, self._power.supply, link.connects, runtime.recorder.stats.trouble),

@@ -12,8 +12,9 @@ from agent.comms.homeassistant.announcer import Announcer
 from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
 from agent.compute.manifest import Manifest
 from agent.config import HomeAssistantConfig, MqttConfig, StreamConfig
+from agent.daemon.condition.watchers import is_watched
 from agent.daemon.runtime import Runtime
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError
 from agent.models.library import open_manifest
 from agent.models.secondary import attribute_names
@@ -106,6 +107,7 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
         events=publish.events,
         inspection=config.inspection is not None,
         announced=config.inspection is not None and config.inspection.trigger != "every",
+        condition=is_watched(config),
     )
     try:
         manifest = open_manifest(config.model, wait_s=0.0)

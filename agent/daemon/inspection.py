@@ -40,8 +40,9 @@ from agent.config import PublishConfig
 from agent.config.inspection import InspectionConfig
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
-from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline, show_snapshot
 from agent.daemon.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
+from agent.daemon.streams.pipeline import TAKE_S, FrameSource, Pipeline
+from agent.daemon.streams.snapshots import show_snapshot
 from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures, picture_name

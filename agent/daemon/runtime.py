@@ -24,7 +24,8 @@ from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
 from agent.daemon.overrides import StreamSettings
-from agent.daemon.stream import Stream, StreamServices
+from agent.daemon.streams.services import StreamServices
+from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import clips_path, state_path

@@ -120,6 +120,7 @@ def test_the_topics_in_the_guide_are_those_that_are_published() -> None:
         topics.verdicts(stream),
         topics.value(stream, "<label>"),
         topics.inspection(stream),
+        topics.condition(stream),
         topics.sensor(stream, "<state>"),
     }
     published.add(topics.text("<name>"))  # the one that others publish to
@@ -137,10 +138,23 @@ def test_the_commands_in_the_guide_are_those_that_are_accepted() -> None:
         "snapshot": b"",
         "record": b"9",
         "inspect": b"A-1042",
+        "accept": b"now",
         "teach": b"gate=open",
         "forget": b"gate",
     }
-    verbs = ("set", "snapshot", "record", "inspect", "teach", "forget", "trace", "status", "reload", "doctor")
+    verbs = (
+        "set",
+        "snapshot",
+        "record",
+        "inspect",
+        "accept",
+        "teach",
+        "forget",
+        "trace",
+        "status",
+        "reload",
+        "doctor",
+    )
     known = {*(topics.set("<stream>", what) for what in whats), *(topics.command(verb) for verb in verbs)}
     assert found - {"cmd/<verb>/answer"} == {topic.removeprefix("//") for topic in known}
     for what, payload in whats.items():

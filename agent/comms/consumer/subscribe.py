@@ -19,11 +19,22 @@ import paho.mqtt.client as mqtt
 from msgspec import Struct
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient
-from agent.comms.messages import EventMessage, HealthMessage, InspectionMessage, VerdictMessage
+from agent.comms.messages import ConditionMessage, EventMessage, HealthMessage, InspectionMessage, VerdictMessage
 from agent.errors import NO_JSON
 from agent.structs import json_decoder
 
-Kind = Literal["status", "health", "events", "verdicts", "detections", "clips", "inspection", "snapshot", "count"]
+Kind = Literal[
+    "status",
+    "health",
+    "events",
+    "verdicts",
+    "detections",
+    "clips",
+    "inspection",
+    "condition",
+    "snapshot",
+    "count",
+]
 
 _START_S = 20.0
 
@@ -39,6 +50,7 @@ class Numbered(Struct, frozen=True):
 _events = json_decoder(EventMessage)
 _verdicts = json_decoder(VerdictMessage)
 _inspections = json_decoder(InspectionMessage)
+_conditions = json_decoder(ConditionMessage)
 _numbered = json_decoder(Numbered)
 _health = json_decoder(HealthMessage)
 
@@ -82,6 +94,13 @@ class ReceivedMessage(Struct, frozen=True):
         """Return the counters of inspected parts, or None if the message cannot be read as such."""
         try:
             return _inspections.decode(self.payload) if self.kind == "inspection" else None
+        except NO_JSON:
+            return None
+
+    def condition(self) -> ConditionMessage | None:
+        """Return the problems of a stream, or None if the message cannot be read as such."""
+        try:
+            return _conditions.decode(self.payload) if self.kind == "condition" else None
         except NO_JSON:
             return None
 

@@ -109,6 +109,7 @@ class StreamEntitySource(Struct, frozen=True):
         unit: of measurements; empty: none.
         states: values by name of each state that was taught.
         attributes: names of what secondary models tell about an object.
+        condition: True if its camera, microphone and model are watched.
     """
 
     name: str
@@ -127,6 +128,7 @@ class StreamEntitySource(Struct, frozen=True):
     unit: str = ""
     states: dict[str, tuple[str, ...]] = {}
     attributes: tuple[str, ...] = ()
+    condition: bool = False
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

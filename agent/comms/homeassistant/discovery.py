@@ -28,9 +28,12 @@ from agent.structs import from_json
 Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
-"""States of a stream, as `agent.daemon.stream.State`."""
+"""States of a stream, as `agent.daemon.streams.stream.State`."""
 _STATE = "{{ value_json.value if value_json is defined else 'None' }}"
 """A state is unknown where its topic is empty: `None` says so."""
+_PROBLEM = "{{ ('ON' if value_json.problems else 'OFF') if value_json is defined else 'None' }}"
+_PROBLEMS = "{{ (value_json if value_json is defined else {}) | to_json }}"
+"""The topic of a condition is empty where it is not known."""
 UNSURE = "unsure"
 """A state's value that is not sure, as `agent.compute.states.UNSURE`."""
 VERDICTS = ("ok", "ng", UNSURE)
@@ -89,7 +92,24 @@ def stream_entities(
         yield source.id("picture"), _entity("image", display_name(source.name, "last event"), **image)
     if source.commands:
         yield from _control_entities(topics, source)
+    if source.condition:
+        yield source.id("problem"), _problem_entity(topics, source)
     yield from _diagnostic_entities(topics, source)
+
+
+def _problem_entity(topics: Topics, source: StreamEntitySource) -> Component:
+    """Return whether something is wrong with the camera, the microphone or the model; attributes say what."""
+    topic, name = topics.condition(source.name), display_name(source.name, "problem")
+    return _entity(
+        "binary_sensor",
+        name,
+        state_topic=topic,
+        value_template=_PROBLEM,
+        device_class="problem",
+        entity_category="diagnostic",
+        json_attributes_topic=topic,
+        json_attributes_template=_PROBLEMS,
+    )
 
 
 def _value_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
@@ -193,6 +213,9 @@ def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tu
         if source.announced:
             press |= {"command_topic": topics.set(name, "inspect"), "payload_press": ""}
             yield source.id("inspect"), _entity("button", display_name(name, "inspect part"), **press, **watching)
+        if source.condition:
+            press |= {"command_topic": topics.set(name, "accept"), "payload_press": "now", **config}
+            yield source.id("accept"), _entity("button", display_name(name, "accept view"), **press, **watching)
 
 
 def _switch_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
@@ -320,6 +343,8 @@ _SHORT = {
     "entity_category": "ent_cat",
     "event_types": "evt_typ",
     "image_topic": "img_t",
+    "json_attributes_template": "json_attr_tpl",
+    "json_attributes_topic": "json_attr_t",
     "options": "ops",
     "payload_off": "pl_off",
     "payload_on": "pl_on",

@@ -90,6 +90,21 @@ class Background:
         self._grey, self._before = self._before, self._grey
         return regions
 
+    def show(self, image: Image) -> None:
+        """Only make the small picture; learn the background if this picture has another size."""
+        if not self.fits(image):
+            self.learn(image)
+            return
+        self._shrink(image)
+        np.copyto(self._before, self._grey)
+
+    def view(self, image: Image) -> tuple[Image, Image]:
+        """Return the newest picture small and grey, and with twice as many columns or more; `image` is itself.
+
+        Both are valid until the next picture.
+        """
+        return self._before, self._halves[-2] if len(self._halves) > 1 else image
+
     def _shrink(self, image: Image) -> None:
         """Halve the picture exactly: OpenCV averages only 2×2 pixels with vector instructions."""
         picture = image[:: self._rows] if self._rows > 1 else image
@@ -295,6 +310,12 @@ class MotionGate:
             if decision.crop is None:
                 self._whole_ns = now_ns
         return decision
+
+    def view(self, image: Image) -> tuple[Image, Image]:
+        """Return the picture that was evaluated last in two sizes, see `Background.view`."""
+        if not self._config.motion:
+            self._background.show(image)
+        return self._background.view(image)
 
     def _moving(self, image: Image, now_ns: int, watching: bool) -> tuple[Box, ...] | None:
         """Return the moving regions; None for the first picture of its size."""

@@ -91,7 +91,7 @@ class KeywordSpotter:
         return Event("keyword", track, "word")
 
 
-CONSTANT_S = 300.0
+CONSTANT_S = 30.0
 """Length of audible sound with one answer before the check, s."""
 _SHAPES, _HELD = 40, 12
 """Made inputs: number of spectra, and of consecutive inputs of each, as stateful models need."""

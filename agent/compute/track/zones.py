@@ -63,6 +63,11 @@ class Zones:
         )
 
 
+def describe_zones(zones: Sequence[ZoneConfig]) -> str:
+    """Return names and corners of zones as text that differs if they were drawn anew; empty: there are none."""
+    return "; ".join(f"{zone.name} {list(map(list, zone.polygon))}" for zone in zones)
+
+
 def check_zones(zones: Sequence[ZoneConfig]) -> None:
     """Check zones.
 

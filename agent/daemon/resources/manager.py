@@ -23,7 +23,7 @@ from agent.daemon.resources.meter import Window, joined
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime
-    from agent.daemon.stream import Stream
+    from agent.daemon.streams.stream import Stream
 
 
 log = logging.getLogger(__name__)

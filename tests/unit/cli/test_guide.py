@@ -23,6 +23,7 @@ from agent.cli.main import vedette
 from agent.comms.commands import request_command
 from agent.comms.messages import (
     ClipMessage,
+    ConditionMessage,
     DetectionsMessage,
     EventMessage,
     HealthMessage,
@@ -44,6 +45,7 @@ PAGES = [FOLDER / f"{topic}.md" for topic in TOPICS]
 BLOCKS = [block for path in PAGES for block in blocks(path)]
 MESSAGES = {"event": EventMessage, "clip": ClipMessage, "detections": DetectionsMessage, "health": HealthMessage}
 MESSAGES |= {"verdict": VerdictMessage, "inspection": InspectionMessage, "sensor": SensorMessage}
+MESSAGES |= {"condition": ConditionMessage}
 
 
 def of(language: str) -> list[Block]:

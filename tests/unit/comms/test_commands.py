@@ -184,8 +184,8 @@ SET = b'{"stream":"front","what":"threshold","value":'
         (
             "reboot",
             b"",
-            "no command 'reboot'; there are: set, snapshot, record, inspect, teach, forget, reload, doctor, "
-            "status",
+            "no command 'reboot'; there are: set, snapshot, record, inspect, accept, teach, forget, reload, "
+            "doctor, status",
         ),
         ("", b"", "no command ''"),
     ],

@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from agent.compute.drawing import FrameEncoder
 from agent.config import ClipsConfig, PublishConfig, StorageConfig
 from agent.daemon.clips import PicturePace, StreamClips
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
 from agent.storage.clips.recorder import Recorder
 from agent.types import Clip, Event, Frame, StreamBudget
 from tests.support.clip_pictures import SECOND, frames_of, image, play
 from tests.support.doubles import FrameList, Kept
 from tests.support.publishing import wait_for
+from tests.unit.daemon.streams.test_pipeline import make_pipeline
 from tests.unit.daemon.test_clips_trigger import event
-from tests.unit.daemon.test_pipeline import make_pipeline
 
 
 class Camera:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.daemon.pipeline import BestShot, quality
+from agent.daemon.streams.snapshots import BestShot, quality
 from agent.types import Box, Event, EventKind, Track
 
 pytestmark = pytest.mark.numerics

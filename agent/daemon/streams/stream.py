@@ -9,25 +9,24 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.backoff import Backoff
 from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId
-from agent.comms.reporter import EventSink, EventTap, Reporter, RetainedSink
-from agent.comms.topics import Topics
+from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon import perception
+from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
-from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Input, Pipeline, open_pipeline
+from agent.daemon.streams import perception
+from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
+from agent.daemon.streams.pipeline import Input, Pipeline, log_change, open_pipeline
+from agent.daemon.streams.services import State, StreamServices
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -35,58 +34,23 @@ from agent.text import plural
 from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
-    from agent.capture.camera import Cameras
-    from agent.compute.infer.session import Opener, Session
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.session import Session
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
+    from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
     from agent.daemon.teaching.lessons import Done as LessonDone
     from agent.daemon.teaching.states import StreamStates
     from agent.daemon.teaching.taught import Lesson
     from agent.daemon.teaching.words import StreamWords
-    from agent.storage.clips.recorder import Recorder
 
 
 log = logging.getLogger(__name__)
 HANGING_MAX = 2
 """Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
 _POLL_S = 0.2
-
-State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
-
-
-class StreamServices(Struct, frozen=True):
-    """Services that all streams of a device share.
-
-    Attributes:
-        topics: of the device.
-        events: the spool.
-        board: publishes retained topics and samples.
-        opener: opens the models' sessions; None: `auto` is the CPU.
-        recorder: of clips; None: there are none.
-        vetting: see `agent.compute.infer.backends.open_session`.
-        state, clips: folders of the daemon's state, and of all clips.
-        tap: of the events of all streams; None: nobody listens.
-        cameras: that streams share; None: each opens its own.
-        restart_first_s, restart_last_s: first and longest pause before a stream that failed is started again, s;
-            after a run longer than the longest pause the first one comes again.
-    """
-
-    topics: Topics
-    events: EventSink
-    board: RetainedSink
-    opener: Opener | None = None
-    recorder: Recorder | None = None
-    vetting: Vetting | None = None
-    restart_first_s: float = 1.0
-    restart_last_s: float = 60.0
-    state: Path = Path()
-    clips: Path = Path()
-    tap: EventTap | None = None
-    cameras: Cameras | None = None
 
 
 class Stream:
@@ -258,6 +222,11 @@ class Stream:
         raise CommandError(f"stream {self.name} {why}: nothing is taught there")
 
     @property
+    def condition(self) -> StreamCondition | None:
+        """Tells what is wrong with its inputs; None: nobody watches them."""
+        return pipeline.condition if (pipeline := self._pipeline) is not None else None
+
+    @property
     def has_sound(self) -> bool:
         """True if its model takes sound."""
         return self.model is not None and self.model.manifest.audio is not None
@@ -339,12 +308,13 @@ class Stream:
         """State now and its reason; while the stream runs, those of its source."""
         if self.state == "running" and (source := self._source) is not None:
             capture, opened = source.stats, self._perception
-            if capture.state == "running" and opened is not None and (why := perception.degraded(opened)):
+            if capture.state != "running" or opened is None:
+                return capture.state, capture.detail
+            if why := perception.degraded(opened):
                 return "degraded", why
-            inspection = self._inspection
-            if capture.state == "running" and inspection is not None and (why := inspection.store.trouble):
-                return "running", why
-            return capture.state, capture.detail or (opened.alarm if opened is not None else "")
+            inspection, condition = self._inspection, self.condition
+            why = (inspection.store.trouble if inspection is not None else "") or opened.alarm
+            return "running", why or (condition.text if condition is not None else "") or capture.detail
         return self.state, self.detail
 
     @property
@@ -407,6 +377,7 @@ class Stream:
             model=model.manifest.name if model else "",
             reduced=self.reduced,
             unmet=self.unmet,
+            problems=problems_of(self.condition),
             backend=backend,
             variant=variant,
         )
@@ -477,13 +448,13 @@ class Stream:
         reporter = self._open_reporter(model)
         if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
-        on_change, services = partial(_log_change, self.name), self._services
+        on_change, services = partial(log_change, self.name), self._services
         self.metrics.begin_run()
         self._budget_in_use = StreamBudget()
         with self._inspecting() as inspection:
             opened = self._perception
             self._taught = taught = self._open_taught(opened, reporter)
-            parts = services.recorder, self.metrics, inspection, taught, services.cameras
+            parts = services.recorder, self.metrics, inspection, taught, services.cameras, services.state
             source, pipeline, self._clips = open_pipeline(
                 self.name, self.config, opened, reporter, on_change, *parts
             )
@@ -589,8 +560,3 @@ class Stream:
             self._abandoned_s = None
             stuck_s = time.monotonic() - abandoned_s
             log.info("stream %s: the call that was stuck returned %.0f s later", self.name, stuck_s)
-
-
-def _log_change(name: str, state: str, reason: str) -> None:
-    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
-    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)

@@ -15,7 +15,7 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
 from agent.types import StreamBudget, StreamResult

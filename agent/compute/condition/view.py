@@ -1,0 +1,194 @@
+"""What a camera looks at: directions of its edges, learned over time, and whether a picture still shows them.
+
+A picture is described by the direction of the edge at each pixel, as in orientation correlation (Fitch, Kadyrov,
+Christmas, Kittler, Orientation correlation, BMVC 2002): its angle is doubled, so that dark on bright and bright
+on dark are the same, and its length says how clear the edge is, not how strong. Light and exposure change little
+of it. Pictures are compared in tiles, so that what covers one part of the view says nothing of the others.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from agent.types import Array, Image
+
+WIDTH = 96
+"""Width of the pictures that are compared, px."""
+TILES = (12, 9)
+"""Columns and rows of the tiles."""
+_CLEAR = 12.0**2
+"""Squared gradient (Sobel, grey levels) of an edge that is half clear."""
+_ANCHOR = 0.06
+"""Least mean length of the learned directions of a tile that counts."""
+_MATCH = 0.35
+"""Cosine of now and learned directions from which a tile is the same."""
+_NOISE = 1.0
+"""Difference of a pixel from those around it that may be noise, grey levels."""
+_EDGE = 8.0
+"""Least gradient of a tile that has texture, grey levels."""
+_LIGHT = 10.0
+"""Added to a brightness that divides a gradient, grey levels: deep shadow has little of either."""
+
+Floats = NDArray[np.float32]
+
+
+class Edges(Struct, frozen=True):
+    """One picture.
+
+    Attributes:
+        field: directions, float32 [rows, WIDTH, 2]: cosine and sine of the doubled angle, times clearness 0..1.
+        strength: mean contrast of neighbouring pixels of each tile against its brightness, float32 [9, 12].
+        textured: True for tiles with texture.
+        brightness: mean of each tile, grey levels, float32 [9, 12].
+        sharpness: see `sharpness`; NaN: there is too little to measure it.
+    """
+
+    field: Floats
+    strength: Floats
+    textured: NDArray[np.bool_]
+    brightness: Floats
+    sharpness: float
+
+
+def small(picture: Image) -> Image:
+    """Return a grey picture at the size at which pictures are compared."""
+    height = min(2 * WIDTH, max(TILES[1], round(WIDTH * picture.shape[0] / picture.shape[1])))
+    return np.asarray(cv2.resize(picture, (WIDTH, height), interpolation=cv2.INTER_LINEAR), np.uint8)
+
+
+def describe(picture: Image, detail: Image) -> Edges:
+    """Describe a picture: `picture` grey and small, `detail` the same with more pixels, [rows, columns, 3]."""
+    grey = small(picture)
+    across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+    squares = across * across
+    squares_down = down * down
+    power = squares + squares_down
+    clear = 1.0 / (power + _CLEAR)
+    field = cv2.merge(((squares - squares_down) * clear, 2.0 * across * down * clear))
+    contour = cv2.absdiff(grey, cv2.blur(grey, (3, 3))).astype(np.float32) - _NOISE
+    contrast, brightness = tiles(np.maximum(contour, 0.0)), tiles(grey).astype(np.float32)
+    return Edges(
+        np.asarray(field, np.float32),
+        contrast / (brightness + _LIGHT),
+        tiles(power) >= _EDGE**2,
+        brightness,
+        sharpness(detail),
+    )
+
+
+def tiles(values: Array) -> Array:
+    """Return the mean of each tile."""
+    return np.asarray(cv2.resize(values, TILES, interpolation=cv2.INTER_AREA))
+
+
+_ROWS, _JOINED = 40, 3
+"""Places at which the sharpness is measured, and rows that are added at each against noise."""
+_FINE, _COARSE = 2, 24
+"""Distances of pixels that fine and coarse detail is measured over."""
+_CONTRAST = 2.0
+"""Least mean difference over the coarse distance to measure the sharpness, grey levels."""
+
+
+def sharpness(picture: Image) -> float:
+    """Return how much fine detail a picture has against coarse: some 0.2 to 0.6, less than half if out of focus.
+
+    It is the ratio of the mean second difference over 2 pixels and the mean difference over 24. NaN: the picture
+    has no contrast, or is too small.
+    """
+    places = min(_ROWS, picture.shape[0] // _JOINED)
+    if not places or picture.shape[1] < 3 * _COARSE:
+        return float("nan")
+    step = picture.shape[0] // places
+    joined = [np.ascontiguousarray(picture[row::step, :, 1][:places], np.int16) for row in range(_JOINED)]
+    rows = joined[0] + joined[1] + joined[2]
+    coarse = _mean_length(rows[:, _COARSE:] - rows[:, :-_COARSE])
+    if coarse < _CONTRAST * _JOINED:
+        return float("nan")
+    fine = rows[:, 2 * _FINE :] + rows[:, : -2 * _FINE] - 2 * rows[:, _FINE:-_FINE]
+    return _mean_length(fine) / coarse
+
+
+def _mean_length(differences: NDArray[np.int16]) -> float:
+    return float(cv2.norm(differences, cv2.NORM_L1)) / differences.size
+
+
+class LearnedView(Struct):
+    """A view that was learned in one kind of light.
+
+    Attributes:
+        field, strength, brightness: running means of those of `Edges`.
+        sharpness: running mean; NaN: not known.
+        pictures: number that it was learned from.
+    """
+
+    field: Floats
+    strength: Floats
+    brightness: Floats
+    sharpness: float
+    pictures: int = 1
+
+    @classmethod
+    def of(cls, edges: Edges) -> LearnedView:
+        """Return a look that was learned from one picture."""
+        return cls(edges.field.copy(), edges.strength.copy(), edges.brightness.copy(), edges.sharpness)
+
+    def learn(self, edges: Edges, weight: float, sharpness_weight: float) -> None:
+        """Learn from a picture; the first ones count equally, later ones with these weights."""
+        self.pictures += 1
+        young = 1.0 / self.pictures
+        weight, sharpness_weight = max(weight, young), max(sharpness_weight, young)
+        cv2.accumulateWeighted(edges.field, self.field, weight)
+        cv2.accumulateWeighted(edges.strength, self.strength, weight)
+        cv2.accumulateWeighted(edges.brightness, self.brightness, weight)
+        if edges.sharpness == edges.sharpness:
+            known = self.sharpness if self.sharpness == self.sharpness else edges.sharpness
+            self.sharpness = known + sharpness_weight * (edges.sharpness - known)
+
+    def match(self, edges: Edges) -> float:
+        """Return the share of the tiles with learned edges that show them, 0..1; NaN: there are too few."""
+        return match(edges.field, self.field)
+
+    def lost(self, edges: Edges) -> float:
+        """Return the share of the tiles that should have texture and have lost it, 0..1; NaN: too few should."""
+        had = self.strength * (edges.brightness + _LIGHT) > _DETAIL
+        count = int(np.count_nonzero(had))
+        if count < _TILES_MIN:
+            return float("nan")
+        return float(np.count_nonzero(edges.strength[had] < _FADED * self.strength[had])) / count
+
+    def likeness(self, edges: Edges) -> float:
+        """Return the correlation of the tiles' brightness with that learned, -1..1."""
+        one, other = edges.brightness - edges.brightness.mean(), self.brightness - self.brightness.mean()
+        norm = float(np.sqrt((one * one).sum() * (other * other).sum()))
+        return float((one * other).sum()) / norm if norm > 0.0 else 0.0
+
+
+_DETAIL, _FADED = 0.6, 0.35
+"""Least contrast that the texture of a tile must have in the present light, grey levels, and the share of that
+from which on it is lost."""
+_TILES_MIN = 12
+"""Tiles with edges that a comparison needs."""
+
+
+def match(now: Floats, learned: Floats) -> float:
+    """Return the share of the tiles with learned edges whose directions are the same, 0..1; NaN: too few tiles.
+
+    Both are fields of one size, see `Edges`.
+    """
+    both = cv2.multiply(now, learned)
+    together = tiles(both[:, :, 0] + both[:, :, 1])
+    own, other = tiles(_squares(now)), tiles(_squares(learned))
+    anchors = other > _ANCHOR**2
+    count = int(np.count_nonzero(anchors))
+    if count < _TILES_MIN:
+        return float("nan")
+    same = together[anchors] > _MATCH * np.sqrt(own[anchors] * other[anchors]) + 1e-9
+    return float(np.count_nonzero(same)) / count
+
+
+def _squares(field: Floats) -> Floats:
+    squares = cv2.multiply(field, field)
+    return np.asarray(squares[:, :, 0] + squares[:, :, 1], np.float32)
