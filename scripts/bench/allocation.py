@@ -121,7 +121,6 @@ class Listener:
         self.events: list[Heard] = []
         self.numbers: list[int] = []
         self.health: list[tuple[float, HealthMessage]] = []
-        self.bytes: Counter[str] = Counter()
         self._offset_s = time.time() - time.monotonic()
         self._subscriber = Subscriber(BrokerOptions("127.0.0.1", port))
         self._subscriber.start()
@@ -135,7 +134,6 @@ class Listener:
                 if self._over.is_set():
                     return
                 continue
-            self.bytes[message.kind] += len(message.payload)
             at_s = message.received_ns / 1e9
             if (health := message.health()) is not None:
                 self.health.append((at_s, health))
