@@ -186,6 +186,7 @@ def test_what_is_refused_changes_nothing_and_has_its_reason(vedette: Vedette, op
         "sound": False,
         "reduced": "",
         "unmet": "",
+        "problems": [],
     }
     assert not (vedette.state / "overrides.json").exists()
 
