@@ -290,8 +290,8 @@ class DiskLoad(Struct, frozen=True, gc=False):
 
     Attributes:
         commit_ms: 95th percentile of the newest commits of events to the disk, ms; None: there was none lately.
-        waiting_s: age of the oldest event that waits to be committed, s.
-        clips_behind_s: age of the oldest picture that waits to be written into a clip, s.
+        waiting_s: how much longer than wanted the oldest event has waited to be committed, s.
+        clips_behind_s: how much longer than usual the oldest picture has waited to be written into a clip, s.
     """
 
     commit_ms: float | None = None
@@ -304,7 +304,7 @@ class LinkLoad(Struct, frozen=True, gc=False):
 
     Attributes:
         connected: whether there is one.
-        unsent_bytes: handed to the client library and not yet to the system.
+        unsent_bytes: of messages that wait for the network, 0 while it takes all at once.
         oldest_s: age of the oldest event that was sent and is not acknowledged, s.
     """
 

@@ -101,7 +101,15 @@ HEAVY = {
     "rich",
     "msgspec",
 }
-SOUND = "agent.cli.run, agent.daemon.daemon, agent.daemon.pipeline, agent.capture.streams, agent.compute.hearing"
+SOUND = ", ".join(
+    (
+        "agent.cli.run",
+        "agent.daemon.daemon",
+        "agent.daemon.streams.pipeline",
+        "agent.capture.streams",
+        "agent.compute.hearing",
+    )
+)
 """Modules that run on a board with microphones only."""
 
 

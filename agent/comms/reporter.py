@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
@@ -12,7 +14,7 @@ from msgspec.structs import replace
 from agent.comms import messages
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
-from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamResult, Track
+from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track
 
 
 class EventSink(Protocol):
@@ -34,6 +36,11 @@ class RetainedSink(Protocol):
         """Send once at QoS 0, or drop."""
         ...
 
+    @property
+    def quick_bytes(self) -> int:
+        """Size up to which a retained topic does not hold up a slow network for long, bytes."""
+        ...
+
 
 EventListener = Callable[[str, Sequence[Event], datetime], None]
 """Called with a stream, its events, and their UTC of capture, in the stream's thread: it must return quickly."""
@@ -44,6 +51,38 @@ class EventTap:
 
     def __init__(self) -> None:
         self.listener: EventListener | None = None
+
+
+class SampleLimiter:
+    """Limits the rate of one stream's `detections`.
+
+    A message that comes too early waits until it is due, or a newer one takes its place. Times are s of
+    CLOCK_MONOTONIC. The owner does the locking.
+
+    Attributes:
+        every_s: least time between two, s; 0: each passes at once.
+    """
+
+    def __init__(self) -> None:
+        self.every_s = 0.0
+        self._passed_s = -math.inf
+        self._waiting: messages.DetectionsMessage | None = None
+
+    def add(self, message: messages.DetectionsMessage, now_s: float) -> messages.DetectionsMessage | None:
+        """Add the newest; return what is to be sent now."""
+        self._waiting = message
+        return self.due(now_s)
+
+    def due(self, now_s: float) -> messages.DetectionsMessage | None:
+        """Return the one that has waited, if it is to be sent now."""
+        if self._waiting is None or now_s < self._passed_s + self.every_s:
+            return None
+        message, self._waiting, self._passed_s = self._waiting, None, now_s
+        return message
+
+    def drop(self) -> None:
+        """Drop the one that waits."""
+        self._waiting = None
 
 
 _LABELS_MAX, _LABEL_LENGTH = 64, 64
@@ -82,7 +121,7 @@ class EventCounts:
 class Reporter:
     """Publishes the results of one stream, and remembers the tracks that need an `end`.
 
-    For the stream's thread; any thread may call `stop` and `close`.
+    For the stream's thread; any thread may call `set_budget`, `stop` and `close`.
     """
 
     def __init__(
@@ -103,6 +142,7 @@ class Reporter:
         self._lock = threading.Lock()
         self._stopped = self._closed = False
         self._answered_by = ("", "")
+        self._samples = SampleLimiter()
         self._counts: dict[str, int] = {}
         self._zone_counts: dict[tuple[str, str], int] = {}
         self._seen: dict[tuple[str, str], None] = {}
@@ -117,21 +157,30 @@ class Reporter:
         with self._lock:
             found = result.detections if result.detections is not None else result.predicted
             if self._config.detections and found is not None and not self._stopped:
+                is_predicted = result.detections is None
                 message = messages.DetectionsMessage(
-                    self._topics.device,
-                    self._stream,
-                    seq,
-                    at,
-                    found,
-                    _latency(result.stages),
-                    self._model,
-                    backend,
-                    variant,
-                    result.detections is None,
+                    *(self._topics.device, self._stream, seq, at, found, _latency(result.stages), self._model),
+                    *(backend, variant, is_predicted),
                 )
-                self._board.send(self._topics.detections(self._stream), messages.encode(message))
+                self._send_sample(self._samples.add(message, time.monotonic()))
+            else:
+                self._send_sample(self._samples.due(time.monotonic()))
             if result.events:
                 self._put_wanted(result.events, at, result.stages, backend, variant)
+
+    def _send_sample(self, message: messages.DetectionsMessage | None) -> None:
+        if message is not None:
+            self._board.send(self._topics.detections(self._stream), messages.encode(message))
+
+    def send_due_sample(self) -> None:
+        """Send the newest `detections` that had to wait, if it is due; call now and then while no input comes."""
+        with self._lock:
+            self._send_sample(self._samples.due(time.monotonic()))
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Send `detections` at the rate of a budget from now on. Any thread may call this."""
+        with self._lock:
+            self._samples.every_s = budget.samples_every_s
 
     def events(
         self, events: Sequence[Event], at: datetime, stages: StageTimes, backend: str, variant: str
@@ -161,6 +210,7 @@ class Reporter:
         """
         with self._lock:
             self._stopped = True
+            self._samples.drop()
             for label in self._values:
                 self._board.retain(self._topics.value(self._stream, label), b"")
             self._values.clear()
@@ -342,11 +392,16 @@ class Reporter:
                 self._has_condition = True
                 self._board.retain(self._topics.condition(self._stream), messages.encode(message))
 
-    def snapshot(self, jpeg: bytes) -> None:
-        """Publish the picture of the newest event; after `stop` drop it."""
+    @property
+    def quick_bytes(self) -> int:
+        """Size up to which a snapshot does not hold up a slow network for long, bytes."""
+        return self._board.quick_bytes
+
+    def snapshot(self, jpeg: bytes, *, asked: bool = False) -> None:
+        """Publish the picture of the newest event, or one that was asked for; after `stop` drop it."""
         with self._lock:
             if not self._stopped:
-                self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=True)
+                self._board.retain(self._topics.snapshot(self._stream), jpeg, patient=not asked)
 
     def _wanted(self, event: Event) -> Event | None:
         """Return the event to publish, if any. With `only_zones`, a track begins when it enters a zone."""

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
 
 _ANY = 1 << 30
 """Frames left out after which the next is inferred under any budget."""
+_EXTRA, _EXTRA_MAX = 0.25, 4.0
+"""Inferences to confirm something new that each left out frame allows, and how many of them are kept."""
 _MAY_WAIT = ("motion", "track", "hold", "off")
 """Reasons of an open gate for which some frames may be left out."""
 
@@ -237,6 +239,7 @@ class VideoPerception:
         self.tracker = Tracker(track, zones, stream)
         self._gives_numbers = model.manifest.gives_numbers
         self.config, self._budget, self._left_out = config, StreamBudget(), _ANY
+        self._extra = _EXTRA_MAX
         self._zones_suspended = False
 
     def configure(self, config: StreamConfig) -> None:
@@ -318,10 +321,15 @@ class VideoPerception:
     def _is_left_out(self, reason: str) -> bool:
         """Return True if the budget leaves a frame out that the gate has let through."""
         self._left_out += 1
-        if self._left_out < self._budget.stride and reason in _MAY_WAIT and not self.wants_inference:
-            return True
-        self._left_out = 0
-        return False
+        due = self._left_out >= self._budget.stride or reason not in _MAY_WAIT or self.wants_inference
+        if not due and self.tracker.confirming and self._extra >= 1.0:
+            self._extra -= 1.0
+            due = True
+        if due:
+            self._left_out = 0
+        else:
+            self._extra = min(_EXTRA_MAX, self._extra + _EXTRA)
+        return not due
 
     @property
     def _is_watching(self) -> bool:

@@ -19,9 +19,10 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.compute.infer.backends import fallback_spec, open_session, opens_at_once
+from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
 from agent.compute.infer.choice import Selection
-from agent.compute.infer.session import AUTO, BackendSpec, Session, SessionOptions, SwappableSession
+from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions, SwappableSession
+from agent.compute.infer.sharing import SessionPools
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
@@ -47,7 +48,10 @@ class _Candidate(Struct, frozen=True):
 
 
 class AutoBackend:
-    """Opens the sessions of all streams of a device, their models vetted, and improves those with `auto`."""
+    """Opens the sessions of all streams of a device, their models vetted, and improves those with `auto`.
+
+    Streams with the same model share sessions, see `agent.compute.infer.sharing`.
+    """
 
     def __init__(self, selection: SelectionConfig, state: Path) -> None:
         """Prepare; nothing is measured before a session is opened. `state` is the state folder."""
@@ -55,7 +59,7 @@ class AutoBackend:
             StoredMeasurements(MeasurementFiles(state), selection),
             VettingRecord(state),
         )
-        self.vetting = Vetting(self._vetted)
+        self.vetting, self._pools = Vetting(self._vetted), SessionPools()
         self._queued: queue.SimpleQueue[_Candidate | None] = queue.SimpleQueue()
         self._waiting: deque[_Candidate] = deque()
         self._lock = threading.Lock()  # of the two below: streams open their models in threads of their own
@@ -71,8 +75,10 @@ class AutoBackend:
             self._warn_if_root(model)
         if (plan := fallback_spec(backend)) is not None:
             return self._failover(model, plan, options, wait_s=0.0)
+        if backend == CPU:
+            return self._pools.open_cpu(model, options, self.vetting)
         if backend != AUTO:
-            return open_session(model, backend, options, self.vetting)
+            return self._pools.open_worker(model, resolve_backend(backend), options)
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
@@ -173,13 +179,14 @@ class AutoBackend:
 
     def _on_cpu(self, model: Model, plan: BackendSpec, options: SessionOptions) -> SwappableSession:
         options = replace(options, threads=options.threads or plan.threads)
-        return SwappableSession(self.vetting.open(model, options), plan)
+        return SwappableSession(self._pools.open_cpu(model, options, self.vetting), plan)
 
     def _failover(self, model: Model, plan: BackendSpec, options: SessionOptions, **more: float) -> Session:
         # Imports all that runs models in other processes, which most boards never need.
         from agent.compute.infer.failover import FailoverSession
 
-        return FailoverSession(model, plan, options, inputs=golden(model), vetting=self.vetting, **more)
+        inputs, vetting, pools = golden(model), self.vetting, self._pools
+        return FailoverSession(model, plan, options, inputs=inputs, vetting=vetting, pools=pools, **more)
 
     def _exchange(self, job: _Candidate, model: Model, selected: Selection) -> None:
         """Move the session to the selected backend, if it does not run there yet."""
@@ -188,7 +195,7 @@ class AutoBackend:
             return
         options = replace(job.options, threads=selected.cpu.threads)
         if plan == selected.cpu:
-            session.swap_to(self.vetting.open(model, options), plan)
+            session.swap_to(self._pools.open_cpu(model, options, self.vetting), plan)
         else:
             session.swap_to(self._failover(model, plan, options), plan)
 

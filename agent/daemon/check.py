@@ -30,7 +30,13 @@ from agent.config.metrics import is_loopback
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
-from agent.daemon.perception import Perception, check_clips, check_crop, open_perception, prepare_perception
+from agent.daemon.streams.perception import (
+    Perception,
+    check_clips,
+    check_crop,
+    open_perception,
+    prepare_perception,
+)
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.models.library import look_up, open_model
 from agent.models.secondary import secondary_configs

@@ -22,7 +22,7 @@ from agent.compute.drawing import FrameEncoder
 from agent.config import ClipsConfig
 from agent.errors import BackendError, CommandError
 from agent.storage.clips.recorder import ClipJob, FrameRing, Recorder
-from agent.types import ClipReason, Event, Frame, Track
+from agent.types import ClipReason, Event, Frame, StreamBudget, Track
 
 log = logging.getLogger(__name__)
 _TAKE_S = 0.5
@@ -124,8 +124,39 @@ class ClipTrigger:
         return track.best_score >= config.min_score
 
 
+_LEAST_SHARE = 0.05
+"""Least part of `clips.fps` that is recorded: a clip of one picture shows nothing."""
+
+
+class PicturePace:
+    """Chooses which frames become pictures of a clip, at a rate. One thread asks; any thread may set the rate.
+
+    Attributes:
+        every_ns: between two pictures, ns.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._fps, self.every_ns = fps, round(1e9 / fps)
+        self._used_ns, self._due_ns, self._taken_ns = self.every_ns, 0, 0
+
+    def set_share(self, share: float) -> None:
+        """Take this part of the rate, 0..1."""
+        self.every_ns = round(1e9 / (self._fps * min(1.0, max(_LEAST_SHARE, share))))
+
+    def takes(self, at_ns: int, *, must: bool) -> bool:
+        """Return True if a frame captured then is to be a picture; it is if it `must`."""
+        every_ns = self.every_ns
+        if every_ns != self._used_ns:
+            self._used_ns, self._due_ns = every_ns, self._taken_ns + every_ns
+        # A frame may come a little early: cameras jitter, which must not halve the rate.
+        if not must and at_ns < self._due_ns - every_ns // 4:
+            return False
+        self._due_ns, self._taken_ns = max(self._due_ns + every_ns, at_ns), at_ns
+        return True
+
+
 class StreamClips:
-    """Clips of one stream. Any thread may call `record` and `end`; the rest is for the stream's thread."""
+    """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`."""
 
     def __init__(
         self,
@@ -154,7 +185,7 @@ class StreamClips:
         self._slot = LatestFrame(lossless=lossless)
         self._lock = threading.Lock()
         self._job: ClipJob | None = None
-        self._every_ns, self._due_ns = round(1e9 / config.fps), 0
+        self._pace = PicturePace(config.fps)
         self._now_ns, self._now_s = 0, time.monotonic()
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, name=f"clips-{stream}", daemon=True)
@@ -166,16 +197,21 @@ class StreamClips:
         with self._lock:
             self._now_ns, self._now_s = at_ns, time.monotonic()
             begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
-        # A frame may come a little early: cameras jitter, which must not halve the rate.
-        if not begins and at_ns < self._due_ns - self._every_ns // 4:
+        if not self._pace.takes(at_ns, must=begins):
             return False
-        self._due_ns = max(self._due_ns + self._every_ns, at_ns)
         replaced = self._slot.put(frame)
         if replaced is frame:
             return False
         if replaced is not None:
             self._give_back(replaced)
         return True
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Record at the share of a budget, also what is in memory and not written yet."""
+        before_ns = self._pace.every_ns
+        self._pace.set_share(budget.clips_share)
+        if self._pace.every_ns > before_ns:
+            self._ring.thin_out(self._pace.every_ns)
 
     def add_events(self, events: Sequence[Event]) -> None:
         """Process events that came without a frame."""

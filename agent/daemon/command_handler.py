@@ -20,7 +20,7 @@ from agent.config.load import names
 from agent.daemon.condition.told import problems_of
 from agent.daemon.control import ConfigManager
 from agent.daemon.runtime import Runtime
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import CommandError, VedetteError
 from agent.structs import from_json
 

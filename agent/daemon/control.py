@@ -32,7 +32,7 @@ from agent.daemon.overrides import (
     settings_of,
 )
 from agent.daemon.runtime import Runtime
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.health import StreamHealth
 

@@ -27,7 +27,7 @@ from agent.daemon.homeassistant import HomeAssistant
 from agent.daemon.metrics.readings import DaemonReadings, LoadMeter, read_all
 from agent.daemon.runtime import Runtime
 from agent.daemon.shadow import ShadowManager
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import StorageError, reason_of
 from agent.health import HEALTH_FILE, DaemonHealth, LinkHealth, StreamHealth, StreamReport
 from agent.storage.files import write_atomic

@@ -14,7 +14,7 @@ from agent.compute.manifest import Manifest
 from agent.config import HomeAssistantConfig, MqttConfig, StreamConfig
 from agent.daemon.condition.watchers import is_watched
 from agent.daemon.runtime import Runtime
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError
 from agent.models.library import open_manifest
 from agent.models.secondary import attribute_names

@@ -40,14 +40,15 @@ from agent.config import PublishConfig
 from agent.config.inspection import InspectionConfig
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
-from agent.daemon.pipeline import TAKE_S, FrameSource, Pipeline
 from agent.daemon.reject_output import CLOSE_S, RejectOutput, Switch, Trigger
+from agent.daemon.streams.pipeline import TAKE_S, FrameSource, Pipeline
+from agent.daemon.streams.snapshots import show_snapshot
 from agent.errors import CommandError, StorageError
 from agent.storage.files import CLOCK_SET
 from agent.storage.part_pictures import PartPictures, picture_name
 from agent.storage.state_file import StateFile
 from agent.structs import from_json
-from agent.types import Box, Detection, Frame, Image, PartVerdict, StageTimes, StreamResult
+from agent.types import Box, Detection, Frame, Image, PartVerdict, StageTimes, StreamBudget, StreamResult
 
 if TYPE_CHECKING:
     from agent.compute.gate.barrier import BarrierReading
@@ -61,7 +62,6 @@ _WAITING_MAX = 1000
 """Most parts that wait for the stream's thread: more than a line brings until a stream that hangs is replaced."""
 _QUALITY = 90
 """Quality of the JPEG of a part, 1..100: a model may learn from it."""
-_SNAPSHOT_QUALITY = 80
 
 
 class CounterFile:
@@ -265,12 +265,17 @@ class InspectionPipeline(Pipeline[Frame]):
         self._kept: _Kept | None = None
         self._is_warm = self._snapshot_asked = self._has_dropped = False
         self._seq: int | None = None
-        self._snapshot_s = 0.0
+        self._snapshot_s, self._budget = 0.0, StreamBudget()
         self._report_counters()
 
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot. Any thread may call this."""
         self._snapshot_asked = True
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Keep to a budget's samples and snapshots from the next part on. Any thread may call this."""
+        super().set_budget(budget)
+        self._budget = budget
 
     @property
     def _wait_s(self) -> float:
@@ -284,7 +289,8 @@ class InspectionPipeline(Pipeline[Frame]):
             self.metrics.add(result, 1)
             if self._snapshot_asked:
                 self._snapshot_asked = False
-                self._show(frame, result.detections or ())
+                self._show(frame, result.detections or (), None)
+            self._reporter.send_due_sample()
         finally:
             self._frames.give_back(frame)
         self._write_counters()
@@ -384,16 +390,17 @@ class InspectionPipeline(Pipeline[Frame]):
 
     def _show_due(self, frame: Frame, detections: Iterable[Detection]) -> None:
         now = time.monotonic()
-        is_due = now - self._snapshot_s >= self._publish_config.snapshot_every_s or not self._snapshot_s
+        every_s = self._publish_config.snapshot_every_s * self._budget.snapshot_factor
+        is_due = now - self._snapshot_s >= every_s or not self._snapshot_s
         if self._publish_config.snapshot and is_due:
             self._snapshot_s = now
-            self._show(frame, detections)
+            self._show(frame, detections, self._budget)
 
-    def _show(self, frame: Frame, detections: Iterable[Detection]) -> None:
-        from agent.compute.drawing import annotate_detections, jpeg
+    def _show(self, frame: Frame, detections: Iterable[Detection], budget: StreamBudget | None) -> None:
+        from agent.compute.drawing import annotate_detections
 
         picture = annotate_detections(frame.image, detections, order=frame.order)
-        self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
+        show_snapshot(self._reporter, replace(frame, image=picture), budget)
 
     def _report_counters(self) -> None:
         one = self._inspection.counters.counters

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakSet
 
+from msgspec.structs import replace
+
 from agent.board.proc import ADVICE, cpu_info_unreadable, read_clock
 from agent.capture.camera import Cameras
 from agent.comms.messages import clip_message, encode
@@ -22,12 +24,13 @@ from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
 from agent.daemon.overrides import StreamSettings
-from agent.daemon.stream import Stream, StreamServices
+from agent.daemon.streams.services import StreamServices
+from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import clips_path, state_path
 from agent.text import plural
-from agent.types import Clip
+from agent.types import Clip, DiskLoad
 
 if TYPE_CHECKING:
     from agent.comms.texts import TextReceiver
@@ -141,6 +144,11 @@ class Runtime:
 
             self._recorder = Recorder(self._clips, self.config.storage, self._announce_clip)
         return self._recorder
+
+    def disk_load(self) -> DiskLoad:
+        """Return how busy the disk is with events and clips. Any thread may call this."""
+        behind_s = self._recorder.behind_s if self._recorder is not None else 0.0
+        return replace(self.spool.load(), clips_behind_s=round(behind_s, 3))
 
     def _announce_clip(self, clip: Clip) -> None:
         """Publish a clip's message, unless its stream is off."""

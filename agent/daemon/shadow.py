@@ -24,9 +24,9 @@ from agent.compute.infer.session import SwappableSession
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.daemon.metrics.counters import LatencyWindow
-from agent.daemon.perception import Perception, open_perception
 from agent.daemon.runtime import Runtime
-from agent.daemon.stream import Stream
+from agent.daemon.streams.perception import Perception, open_perception
+from agent.daemon.streams.stream import Stream
 from agent.errors import VedetteError
 from agent.health import ShadowReport
 from agent.models.library import open_model

@@ -12,7 +12,7 @@ import socket
 import time
 from collections.abc import Mapping
 
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import reason_of
 from agent.text import plural
 

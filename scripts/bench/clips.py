@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 if TYPE_CHECKING:
-    from agent.daemon.stream import Stream
+    from agent.daemon.streams.stream import Stream
 
 WARM_UP = 20
 TURN_S = 2.0
@@ -38,6 +38,7 @@ class Sink:
 
     def __init__(self) -> None:
         self.totals: list[float] = []
+        self.quick_bytes = 1 << 30
 
     def put(self, topic: str, body: bytes, track: object = None) -> None:
         """An event."""
@@ -135,7 +136,8 @@ def started(variant: str, folder: Path) -> tuple[Stream, Sink, Callable[[], None
     """
     from agent.comms.topics import Topics
     from agent.config import ClipsConfig, GateConfig, PublishConfig, StorageConfig, StreamConfig
-    from agent.daemon.stream import Stream, StreamServices
+    from agent.daemon.streams.services import StreamServices
+    from agent.daemon.streams.stream import Stream
     from agent.storage.clips.recorder import Recorder
 
     sink = Sink()

@@ -35,7 +35,7 @@ from agent.config import StreamConfig
 from agent.config.condition import ConditionConfig
 from agent.daemon.condition.told import StreamCondition
 from agent.daemon.condition.watchers import open_condition
-from agent.daemon.perception import open_perception
+from agent.daemon.streams.perception import open_perception
 from agent.models.library import open_model
 from agent.types import AudioChunk, Frame
 
@@ -61,6 +61,7 @@ class Station:
         opened = open_model(model, self.config.variant)
         self.opened: Any = open_perception("bench", self.config, opened, opener)
         reporter = Reporter(Topics("vedette", "bench"), "bench", self.config.publish, ModelId("", ""), self, self)
+        self.quick_bytes = 1 << 30
         self.told: list[Told] = []
         self._now_s = 0.0
         found = open_condition("bench", self.config, self.opened, reporter, folder)

@@ -24,6 +24,7 @@ sys.path.insert(0, str(common.ROOT))
 from agent.compute.infer.delegates import probe_delegates
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.session import BackendSpec, SessionOptions
+from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
 from agent.models.library import open_model
 from tests.support.delegates import compiled, identity_model
@@ -90,7 +91,7 @@ def run(model: Model, library: Path, fault: str, story: Story) -> None:
     for number in range(40):
         given = random.random((1, 20_000), np.float32)
         if number == 8 and fault != "wrong":
-            assert session._device is not None
+            assert isinstance(session._device, WorkerSession)
             os.kill(session._device.pid, signal.SIGKILL if fault == "kill" else signal.SIGSTOP)
         before = session.backend
         began = time.perf_counter()
@@ -127,7 +128,7 @@ def killed_gpu(times: int) -> Story:
         session = FailoverSession(model, found.plan, SessionOptions(), retry_s=0.2)
         given = np.zeros(session.inputs[0].shape, session.inputs[0].dtype)
         for number in range(6):
-            if number == 3 and session._device is not None:
+            if number == 3 and isinstance(session._device, WorkerSession):
                 os.kill(session._device.pid, signal.SIGKILL)
                 story.faults += 1
             try:

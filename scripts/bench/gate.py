@@ -31,7 +31,7 @@ from agent.compute.gate.motion import MotionGate
 from agent.compute.track.association import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.types import Frame, OpenTrack
 
@@ -92,6 +92,7 @@ class Sink:
 
     def __init__(self, *, updates: bool = False) -> None:
         self.events: list[EventMessage] = []
+        self.quick_bytes = 1 << 30
         self._updates = updates
         self._decoder = msgspec.json.Decoder(EventMessage)
 

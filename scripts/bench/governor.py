@@ -1,11 +1,11 @@
 """What the governor keeps: promises beside a CPU hog, and a board without a heat sink below its limit.
 
 Real part: a real daemon with four streams on two cores, each the packaged clip at twice its pace, `nanodet` with
-one thread; a broker; a hog of four busy processes that comes and goes; and heat that comes and goes in a simulated
-thermal zone. `front` has priority 80 and is promised 10 pictures per second within 250 ms; `yard` and `gate` have
-50, `back` 20. The same once more without the governor. A window is 5 s of `front`: kept if it had the inferences,
-and 95 of 100 within the time. Read from the messages `detections` that a subscriber receives. A change is a moment
-at which one or more budgets change.
+one thread; a broker; a hog of four busy processes that comes and goes; and heat that comes and goes in a
+simulated thermal zone. `front` has priority 80 and is promised 10 pictures per second within 250 ms; `yard` and
+`gate` have 50, `back` 20. The same once more without the governor. A window is 5 s of `front`: kept if it had the
+inferences, and 95 of 100 within the time. Read from the messages `detections` that a subscriber gets. A change
+is a moment at which one or more budgets change.
 
 Simulated part: the governor with the daemon's own reader of temperatures on a simulated Raspberry Pi 4B without a
 heat sink (see `_thermal.py`), one hour of four busy streams that need 3.6 cores, in simulated time.
@@ -208,7 +208,7 @@ def daemon(config: Path, root: Path) -> Iterator[list[tuple[float, str]]]:
         words = "is inferred", "everything again", "size ", "give way", "promised"
         for line in process.stderr or ():
             if any(word in line for word in words):
-                changes += [(time.monotonic(), line.strip())]
+                changes.append((time.monotonic(), line.strip()))  # noqa: PERF401  as they come
 
     thread = threading.Thread(target=follow)
     thread.start()

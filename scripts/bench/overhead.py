@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import common
 
 if TYPE_CHECKING:
-    from agent.daemon.stream import Stream
+    from agent.daemon.streams.stream import Stream
 
 WARM_UP = 20
 
@@ -254,7 +254,8 @@ def agent(model: str, port: str, frames: str) -> None:
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
     from agent.config import GateConfig, MqttConfig, StorageConfig, StreamConfig
-    from agent.daemon.stream import Stream, StreamServices
+    from agent.daemon.streams.services import StreamServices
+    from agent.daemon.streams.stream import Stream
     from agent.storage.spool.spool import Spool
 
     wanted = int(frames)

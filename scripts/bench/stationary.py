@@ -31,7 +31,7 @@ from agent.comms.topics import Topics
 from agent.compute.track.association import iou
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.types import Box, Frame
 

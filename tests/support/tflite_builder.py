@@ -42,6 +42,7 @@ CODES = {
     "MUL": 18,
     "RESHAPE": 22,
     "SOFTMAX": 25,
+    "SVDF": 27,
     "CUSTOM": 32,
     "TRANSPOSE_CONV": 67,
     "WHILE": 119,

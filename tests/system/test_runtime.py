@@ -16,6 +16,7 @@ from agent.board.power import PowerMonitor
 from agent.board.thermal import UNDER_VOLTAGE, TemperatureMonitor, Zone
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.publisher import Publisher
+from agent.compute.infer.litert import CpuSession
 from agent.compute.vision import VideoPerception
 from agent.config import (
     Config,
@@ -369,21 +370,44 @@ def test_a_stream_that_hangs_is_left_behind(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    free, real = threading.Event(), VideoPerception.process
+    hangs, free, real = threading.Event(), threading.Event(), VideoPerception.process
 
     def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if self.tracker.alive:
+            hangs.set()
             free.wait(10)
         return real(self, frame)
 
     monkeypatch.setattr(VideoPerception, "process", look)
     with inside(replace(config, streams={"front": camera})) as running:
-        messages.wait(lambda m: "new" in kinds(m))
+        messages.wait(lambda m: "new" in kinds(m) and hangs.is_set())
         running.daemon.request_stop()
         running.wait()
     free.set()
     assert any("did not stop in" in record.getMessage() for record in caplog.records)
     assert stopped(messages)
+
+
+def test_a_stream_that_hangs_in_its_turn_leaves_the_model_to_the_others(
+    config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    free, real = threading.Event(), CpuSession.invoke
+
+    def invoke(session: CpuSession) -> None:
+        if threading.current_thread().name == "stream-front" and "new" in kinds(messages):
+            free.wait(30.0)
+        real(session)
+
+    monkeypatch.setattr(CpuSession, "invoke", invoke)
+    monkeypatch.setattr("agent.compute.infer.sharing._HANGS_S", 0.5)
+    monkeypatch.setattr("agent.compute.infer.sharing._side_by_side", lambda *_: 1)
+    with inside(config):
+        wait_for(lambda: "an inference on cpu takes longer than" in caplog.text, 20.0)
+        hear(messages, 5, "back")
+        free.set()
+        hear(messages, 5)
+        hear(messages, 5, "back")
+    assert all(left_open(messages, stream) == set() for stream in ("front", "back"))
 
 
 @pytest.mark.parametrize("is_abandoned", [False, True])

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,6 +25,7 @@ from agent.compute.decode.decoder import FEATURES
 from agent.compute.infer.choice import Measurement, Selection
 from agent.compute.infer.delegates import DelegateProbe
 from agent.compute.infer.session import AUTO, BackendSpec, SessionOptions
+from agent.compute.infer.sharing import is_shareable
 from agent.compute.infer.vetting.unprivileged import without_root
 from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
@@ -72,6 +74,7 @@ def findings(
             progress(f"{name}, {what}")
 
         yield from _check_model(measurements, name, model, fresh, report)
+        yield from _check_sharing(config or Config(), name, variant, model)
 
 
 def _check_model(
@@ -92,6 +95,19 @@ def _check_model(
         yield from check_survey(model, made, measurements.select(made, found), found)
         if fresh:
             yield from _store(measurements, model, made)
+
+
+def _check_sharing(config: Config, name: str, variant: str, model: Model) -> Iterator[Finding]:
+    """Report how many streams take turns on a model's sessions."""
+    alike = Counter(
+        one.threads
+        for one in config.streams.values()
+        if one.enabled and (one.model, one.variant, one.backend) == (name, variant, AUTO)
+    )
+    if max(alike.values(), default=0) > 1 and is_shareable(model):
+        for count in alike.values():
+            if count > 1:
+                yield Finding(SECTION, "  shared by", f"{count} streams, which take turns")
 
 
 def _measured(

@@ -229,7 +229,7 @@ def _try_picture(model: Model, text: str, uri: str, options: TryOptions) -> None
 
 def _open_perception(config: StreamConfig, model: Model) -> VideoPerception:
     from agent.compute.vision import VideoPerception
-    from agent.daemon.perception import open_perception
+    from agent.daemon.streams.perception import open_perception
 
     found = open_perception("try", config, model, open_for_command, open_model_without_root)
     assert isinstance(found, VideoPerception)
@@ -323,7 +323,7 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
         raise SourceError(f"{mask(text)}: {model.path} takes sound: give a WAV, FLAC or OGG file")
     from agent.capture.audio_file import read_whole
     from agent.compute.hearing import AudioPerception
-    from agent.daemon.perception import open_perception
+    from agent.daemon.streams.perception import open_perception
 
     if model.manifest.is_embedding:
         raise ModelError(

@@ -28,7 +28,7 @@ from agent.structs import from_json
 Component = dict[str, Any]
 
 STATES = ("starting", "running", "degraded", "lost", "ended", "failed", "disabled")
-"""States of a stream, as `agent.daemon.stream.State`."""
+"""States of a stream, as `agent.daemon.streams.stream.State`."""
 _STATE = "{{ value_json.value if value_json is defined else 'None' }}"
 """A state is unknown where its topic is empty: `None` says so."""
 _PROBLEM = "{{ ('ON' if value_json.problems else 'OFF') if value_json is defined else 'None' }}"

@@ -8,9 +8,12 @@ the next connection are in `agent.comms.mqtt.publisher`.
 
 from __future__ import annotations
 
+import fcntl
+import os
 import select
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -120,10 +123,32 @@ _READ_FIRST = 8
 """Packets that are read before writing, so that the broker's DISCONNECT reason is not missed."""
 
 
+_UNSENT = 8192
+"""So many bytes may wait in the system before the socket counts as not writable: what waits there cannot be
+overtaken by events. The system takes up to a segment more (TCP_NOTSENT_LOWAT in tcp(7))."""
+_SIOCOUTQNSD = 0x894B
+"""Request for the bytes of a socket that TCP has not sent yet (linux/sockios.h)."""
+
+
+def _limit_unsent(sock: Any) -> None:
+    """Let the system hold few bytes that are not sent. A system without that option holds more."""
+    with suppress(OSError), socket.socket(fileno=os.dup(sock.fileno())) as twin:  # a WebSocket has no options
+        twin.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT)
+
+
+def _unsent_by_system(sock: Any) -> int:
+    try:
+        (count,) = struct.unpack("i", fcntl.ioctl(sock.fileno(), _SIOCOUTQNSD, bytes(4)))
+    except (OSError, ValueError):  # closed
+        return 0
+    return int(count)
+
+
 class Connection:
     """A connection that is opened once.
 
     Attributes:
+        wants_room: something waits for `has_room`: `turn` returns when there is room.
         lost: why it has ended; empty while it lasts.
         lost_code: MQTT 5 reason code that the broker ended it with; 0 without one.
         subscriptions: of this connection.
@@ -138,6 +163,7 @@ class Connection:
         timings: ConnectionTimings = TIMINGS,
     ) -> None:
         self._config, self._timings = config, timings
+        self.wants_room = False
         self.lost, self.lost_code = "", 0
         self._limits = ServerLimits(_WINDOW)
         self._answer: int | None = None
@@ -180,6 +206,7 @@ class Connection:
             raise explain_certificate(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:
             raise BrokerError(reasons.explain_opening(error, tls=uses_tls(self._config))) from error
+        _limit_unsent(self._client.socket())
         self._await_answer(left, time.monotonic() + patience_s)
 
     def _await_answer(self, left: Callable[[], float], deadline: float) -> None:
@@ -233,9 +260,22 @@ class Connection:
         return self._limits.fits(topic, payload)
 
     @property
-    def is_clogged(self) -> bool:
-        """True if queued messages are not written yet."""
-        return self._client.want_write()
+    def has_room(self) -> bool:
+        """True if the network has taken nearly everything that was queued before."""
+        sock: Any = self._client.socket()
+        if sock is None or self._client.want_write():
+            return False
+        poll = select.poll()
+        poll.register(sock, select.POLLOUT)
+        return bool(poll.poll(0))
+
+    @property
+    def unsent_bytes(self) -> int:
+        """Bytes that were queued and that TCP has not sent yet."""
+        sock: Any = self._client.socket()
+        # paho tells only whether there are any.
+        queued: int = sum(packet["to_process"] for packet in tuple(getattr(self._client, "_out_packet", ())))
+        return queued + (_unsent_by_system(sock) if sock is not None else 0)
 
     def turn(self, timeout_s: float) -> list[PubAck]:
         """Write, wait for the network or the wake, read. Return the acknowledgements.
@@ -265,7 +305,8 @@ class Connection:
         # What TLS has decrypted does not show on the socket; at QoS 0 writing is all that there is to wait for.
         pending = bool(getattr(sock, "pending", int)())
         at_once = pending or bool(self._acknowledged)
-        if self._wait(sock, 0.0 if at_once else timeout_s, to_write=client.want_write()) or pending:
+        to_write = client.want_write() or self.wants_room
+        if self._wait(sock, 0.0 if at_once else timeout_s, to_write=to_write) or pending:
             client.loop_read()
         if client.want_write():
             client.loop_write()

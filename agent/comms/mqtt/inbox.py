@@ -16,8 +16,8 @@ from agent.backoff import Backoff
 from agent.comms.commands import quoted
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import Connection
-from agent.comms.mqtt.outbox import RetainedTopics
 from agent.comms.mqtt.paho_client import IncomingMessage, OnMessage, Subscriptions
+from agent.comms.mqtt.retained import RetainedTopics
 from agent.comms.topics import Topics
 
 log = logging.getLogger(__name__)

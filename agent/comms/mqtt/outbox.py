@@ -1,4 +1,7 @@
-"""Queues of what is published: events at QoS 1, retained topics, and messages that are of use only now.
+"""Queues of what is published: events at QoS 1, and messages that are of use only now.
+
+On a slow network events go first. A message that is being written cannot be overtaken: so samples are handed on
+a few at a time. Retained topics have a queue of their own, `agent.comms.mqtt.retained`.
 
 Events are sent in the order of their numbers, and settled when the broker has acknowledged them. After a lost
 connection all that are not acknowledged are sent again, oldest first. Events of a topic that the broker refuses
@@ -115,7 +118,8 @@ class EventSender:
         self.sent = self.acknowledged = 0
         self.on_sent: OnSent | None = None
         self._waiting = WaitingTimes()
-        self._flight: dict[int, Stored] = {}
+        self._flight: dict[int, tuple[Stored, float]] = {}  # with the time of sending
+        self._oldest_at: float | None = None
         self._flying: set[int] = set()
         self._settled: list[int] = []
         self._holds: dict[str, _Hold] = {}
@@ -124,6 +128,7 @@ class EventSender:
     def restart(self) -> None:
         """Begin on a new connection: send again everything that has not been acknowledged."""
         self._flight.clear()
+        self._oldest_at = None
         self._flying.clear()
         for hold in self._holds.values():
             hold.trying = False
@@ -142,6 +147,15 @@ class EventSender:
     @property
     def in_flight(self) -> int:
         return len(self._flight)
+
+    @property
+    def oldest_s(self) -> float:
+        """Age of the oldest event in flight, s; 0: there is none. Any thread may read it."""
+        sent_at = self._oldest_at
+        return 0.0 if sent_at is None else max(0.0, time.monotonic() - sent_at)
+
+    def _find_oldest(self) -> None:
+        self._oldest_at = next((sent_at for _, sent_at in self._flight.values()), None)
 
     @property
     def is_waiting(self) -> bool:
@@ -174,7 +188,7 @@ class EventSender:
                 log.error("event %d on %s cannot be sent and is dropped: %s", stored.seq, stored.topic, error)
                 self._source.drop(stored.seq)
                 continue
-            self._flight[mid] = stored
+            self._flight[mid] = stored, time.monotonic()
             self._flying.add(stored.seq)
             if self._holds and (hold := self._holds.get(stored.topic)) is not None:
                 hold.trying = True
@@ -182,6 +196,7 @@ class EventSender:
             room -= 1
             if self.on_sent is not None and (waited_s := self._waiting.waited_s(stored.put_at)) is not None:
                 self.on_sent(stored.topic, waited_s)
+        self._find_oldest()
 
     def _rewind_if_due(self) -> None:
         now = time.monotonic()
@@ -216,9 +231,10 @@ class EventSender:
 
     def acknowledge(self, acknowledged: PubAck) -> bool:
         """Record an acknowledgement. Return True if it was for an event."""
-        stored = self._flight.pop(acknowledged.mid, None)
+        stored, _ = self._flight.pop(acknowledged.mid, (None, 0.0))
         if stored is None:
             return False
+        self._find_oldest()
         self._flying.discard(stored.seq)
         if acknowledged.is_refusal:
             self._hold(stored.topic, acknowledged.code)
@@ -249,6 +265,8 @@ class EventSender:
 
 _KEPT = 64
 """Samples, and replies, that wait while the network is slow; of more, the oldest are dropped."""
+_SAMPLE_AGE_S = 1.0
+"""Age from which a sample is dropped instead of sent: it is of use only now."""
 
 
 class TransientQueue:
@@ -256,20 +274,27 @@ class TransientQueue:
 
     Attributes:
         dropped: samples that were not sent.
+        bytes: of the samples that wait.
     """
 
     def __init__(self) -> None:
-        self.dropped = 0
+        self.dropped = self.bytes = 0
         self._lock = threading.Lock()
-        self._samples: deque[tuple[str, bytes]] = deque()
+        self._samples: deque[tuple[float, str, bytes]] = deque()
         self._replies: deque[tuple[str, bytes, bytes]] = deque(maxlen=_KEPT)
 
     def put(self, topic: str, payload: bytes) -> None:
         with self._lock:
             if len(self._samples) >= _KEPT:
-                self._samples.popleft()
+                self._pop()
                 self.dropped += 1
-            self._samples.append((topic, payload))
+            self._samples.append((time.monotonic(), topic, payload))
+            self.bytes += len(payload)
+
+    def _pop(self) -> tuple[float, str, bytes]:
+        sample = self._samples.popleft()
+        self.bytes -= len(sample[2])
+        return sample
 
     def reply(self, topic: str, payload: bytes, correlation: bytes) -> None:
         self._replies.append((topic, payload, correlation))
@@ -283,23 +308,35 @@ class TransientQueue:
         with self._lock:
             self.dropped += count + len(self._samples)
             self._samples.clear()
+            self.bytes = 0
 
-    def send(self, connection: Connection) -> None:
-        """Send what waits, unless the network has not accepted yet what was sent before."""
-        while self._replies and not connection.is_clogged:
+    @property
+    def is_waiting(self) -> bool:
+        return bool(self._samples or self._replies)
+
+    def send(self, connection: Connection, room: int) -> None:
+        """Send replies and then samples, about `room` bytes; what has waited for too long is dropped."""
+        while self._replies and room > 0:
             topic, payload, correlation = self._replies.popleft()
+            room -= len(payload)
             try:
                 if not connection.fits(topic, payload + correlation):
                     raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
                 connection.answer(topic, payload, correlation)
             except ValueError as error:
                 log.warning("the reply on %.100r cannot be sent: %s", topic, error)
-        while self._samples and not connection.is_clogged:
-            with self._lock:
-                waiting = list(self._samples)
-                self._samples.clear()
-            for topic, payload in waiting:
-                self._send_sample(connection, topic, payload)
+        while room > 0 and (sample := self._next()) is not None:
+            room -= len(sample[1])
+            self._send_sample(connection, *sample)
+
+    def _next(self) -> tuple[str, bytes] | None:
+        with self._lock:
+            while self._samples:
+                at_s, topic, payload = self._pop()
+                if time.monotonic() - at_s <= _SAMPLE_AGE_S:
+                    return topic, payload
+                self.dropped += 1
+        return None
 
     def _send_sample(self, connection: Connection, topic: str, payload: bytes) -> None:
         try:
@@ -307,104 +344,5 @@ class TransientQueue:
                 raise ValueError
             connection.publish(topic, payload, qos=0, kind="sample")
         except ValueError:
-            self.drop(1)
-
-
-class RetainedTopics:
-    """Newest payload by topic. Each connection gets them all. Any thread may call `set…`, `repeat` and `all`."""
-
-    def __init__(self, where: object) -> None:
-        self._where = where
-        self._lock = threading.Lock()
-        self._payloads: dict[str, bytes] = {}
-        self._due: dict[str, None] = {}
-        self._flight: dict[int, str] = {}
-        self._complained: set[str] = set()
-
-    def set(self, topic: str, payload: bytes) -> bool:
-        """Set a topic. Return True if its payload changes."""
-        with self._lock:
-            if self._payloads.get(topic) == payload:
-                return False
-            self._payloads[topic] = payload
-            self._due[topic] = None
-            return True
-
-    def set_if_new(self, topic: str, payload: bytes) -> bool:
-        """Set a topic unless it is set. Return True if it was not."""
-        with self._lock:
-            if topic in self._payloads:
-                return False
-            self._payloads[topic] = payload
-            self._due[topic] = None
-            return True
-
-    def repeat(self, topic: str) -> bool:
-        """Send a topic again. Return False if it is not set."""
-        with self._lock:
-            if topic not in self._payloads:
-                return False
-            self._due[topic] = None
-            return True
-
-    def all(self) -> dict[str, bytes]:
-        with self._lock:
-            return dict(self._payloads)
-
-    def restart(self) -> None:
-        """Begin on a new connection: the broker may have lost everything."""
-        with self._lock:
-            self._flight.clear()
-            self._due = dict.fromkeys(self._payloads)
-
-    @property
-    def in_flight(self) -> int:
-        return len(self._flight)
-
-    @property
-    def is_waiting(self) -> bool:
-        return bool(self._due)
-
-    def send(self, connection: Connection, room: int) -> None:
-        """Send at most `room` payloads."""
-        while room > 0 and (due := self._next()) is not None:
-            topic, payload = due
-            try:
-                if not connection.fits(topic, payload):
-                    raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
-                self._flight[connection.publish(topic, payload, qos=1, retain=True)] = topic
-            except ValueError as error:
-                self._complain(topic, f"cannot be sent: {error}")
-            room -= 1
-
-    def _next(self) -> tuple[str, bytes] | None:
-        with self._lock:
-            for topic in self._due:
-                del self._due[topic]
-                return topic, self._payloads[topic]
-            return None
-
-    def acknowledge(self, acknowledged: PubAck) -> bool:
-        """Record an acknowledgement. Return True if it was for a retained topic."""
-        topic = self._flight.pop(acknowledged.mid, None)
-        if topic is None:
-            return False
-        if acknowledged.is_refusal:
-            self._complain(topic, f"is refused: {reasons.in_words(acknowledged.code)}")
-        else:
-            self._complained.discard(topic)
-            self._forget_deleted(topic)
-        return True
-
-    def _forget_deleted(self, topic: str) -> None:
-        """Forget a topic that the broker has deleted, so that it is not deleted again on each connection."""
-        with self._lock:
-            is_sent_again = topic in self._due or topic in self._flight.values()
-            if not is_sent_again and self._payloads.get(topic) == b"":
-                del self._payloads[topic]
-
-    def _complain(self, topic: str, what: str) -> None:
-        """Log it once. The topic is tried again when its payload changes, or on the next connection."""
-        if topic not in self._complained:
-            self._complained.add(topic)
-            log.warning("broker %s: retained %s %s", self._where, topic, what)
+            with self._lock:
+                self.dropped += 1

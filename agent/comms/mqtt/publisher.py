@@ -28,6 +28,7 @@ from agent.comms.mqtt.session import BrokerSession, LinkState, Stop
 from agent.comms.topics import OFFLINE, STOPPED, Topics
 from agent.config import MqttConfig
 from agent.errors import BrokerError, ConfigError
+from agent.types import LinkLoad
 
 log = logging.getLogger(__name__)
 
@@ -123,10 +124,16 @@ class Publisher:
         Args:
             topic: of the device.
             payload: an empty one deletes the topic.
-            patient: wait up to a second to send it with something else, which costs less.
+            patient: wait up to a second to send it with something else, which costs less; a large payload also
+                waits while the network is slow.
         """
-        if self._session.states.set(topic, payload) and not patient:
+        if self._session.states.set(topic, payload, urgent=not patient) and not patient:
             self._wake.set()
+
+    @property
+    def quick_bytes(self) -> int:
+        """Size up to which a retained topic does not hold up a slow network for long, bytes."""
+        return self._session.states.quick_bytes
 
     def retained(self) -> dict[str, bytes]:
         return self._session.states.all()
@@ -194,6 +201,10 @@ class Publisher:
             session.events.acknowledged,
             session.transient.dropped,
         )
+
+    def load(self) -> LinkLoad:
+        """Return how busy the connection to the broker is. Any thread may call this."""
+        return self._session.load()
 
     def stop(self, timeout_s: float) -> None:
         """Send what waits, publish `stopped`, disconnect. Returns in time even if the broker does not answer.

@@ -12,10 +12,12 @@ from msgspec import Struct
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, PubAck
 from agent.comms.mqtt.inbox import Inbox, StaleTopics
-from agent.comms.mqtt.outbox import EventSender, EventSource, RetainedTopics, TransientQueue
+from agent.comms.mqtt.outbox import EventSender, EventSource, TransientQueue
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
+from agent.comms.mqtt.retained import RetainedTopics
 from agent.comms.topics import ONLINE, STOPPED, Topics
+from agent.types import LinkLoad
 
 log = logging.getLogger(__name__)
 
@@ -217,6 +219,10 @@ class Stop:
         return max(0.0, self.seconds_left() - self._reserve_s)
 
 
+_PIECE = 4096
+"""Bytes of samples and replies that are handed on at once: events wait behind them on a slow network."""
+
+
 class BrokerSession:
     """Sends and receives for the device, over one connection after another.
 
@@ -224,6 +230,7 @@ class BrokerSession:
         events, states, transient: queues of what to send.
         inbox: handlers of what arrives.
         link: logs how the connection is.
+        unsent_bytes: of messages that wait for the network, 0 while it takes all at once.
         max_packet: largest packet that the broker of the newest connection takes, bytes; 0: it names no limit.
     """
 
@@ -242,8 +249,14 @@ class BrokerSession:
         self.link = LinkLog(where, client_id)
         self._stale = StaleTopics(self.states, topics, has_stream)
         self._duplicate = DuplicateDevice(topics.status, ONLINE)
-        self._status_mid = self.max_packet = 0
+        self._status_mid = self.unsent_bytes = self.max_packet = 0
         self._heard_at = 0.0
+
+    def load(self) -> LinkLoad:
+        """Return how busy the connection is. Any thread may call this."""
+        if not self.link.connected:
+            return LinkLoad()
+        return LinkLoad(True, self.unsent_bytes, round(self.events.oldest_s, 3))
 
     def run(
         self,
@@ -267,8 +280,10 @@ class BrokerSession:
             longest_s = min(longest_pause_s, self._timings.pause_s)
             pause_s = min(longest_s, self.events.retry_in(), stop.drain_seconds_left())
             self._turn(connection, 0.0 if self._can_send_more(connection) else pause_s)
+            self.unsent_bytes = self._unsent_bytes(connection)
             self._stale.poll()
             self.link.stable()
+        self.unsent_bytes = 0
         if not connection.lost:
             self._leave(connection, stop) if stop.is_asked else self._move(connection, stop, last)
         return bool(last)
@@ -298,12 +313,22 @@ class BrokerSession:
     def _can_send_more(self, connection: Connection) -> bool:
         return self.events.is_waiting and connection.window > self._in_flight()
 
+    def _unsent_bytes(self, connection: Connection) -> int:
+        unsent = connection.unsent_bytes
+        return unsent + self.transient.bytes + self.states.large_bytes if unsent else 0
+
     def _send(self, connection: Connection) -> None:
-        self.transient.send(connection)
+        # Before anything is queued here.
+        has_room = (self.transient.is_waiting or self.states.wants_large) and connection.has_room
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, connection.window // 4) - self.states.in_flight
         self.states.send(connection, min(share, connection.window - self._in_flight()))
         self.events.send(connection, connection.window - self._in_flight())
+        self.transient.send(connection, _PIECE if has_room else 0)
+        can_send_large = not self.events.is_waiting and connection.window > self._in_flight()
+        if has_room and can_send_large:
+            self.states.send_large(connection)
+        connection.wants_room = self.transient.is_waiting or (can_send_large and self.states.wants_large)
         self.inbox.update(connection)
         if not self._status_mid and not connection.lost and self._duplicate.is_due():
             self._publish_status(connection, ONLINE)

@@ -53,8 +53,9 @@ _RETRY_S, _RETRY_MAX_S = 10.0, 1200.0
 _HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
 """Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
 to follow."""
-_RELAX_S = 10.0
-"""Pause between two steps back after the disk or the network was too slow, s."""
+_RELAX_S, _RELAX_MAX_S, _TOO_SOON_S = 10.0, 640.0, 30.0
+"""First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
+when trouble comes again so soon after a step, and halves with each step that lasts."""
 
 SAMPLES_S = (0.0, 1.0, 5.0)
 SNAPSHOTS = ((80, 1.0), (60, 3.0), (40, 10.0))
@@ -134,6 +135,7 @@ class Governor:
         self._unmet: dict[str, str] = {}
         self._settled_at = self._heat_at = self._relax_at = self._trouble_s = float("-inf")
         self._slow_since: dict[str, float] = {}
+        self._relax_s, self._was_too_soon = _RELAX_S, False
 
     def configure(self, config: GovernorConfig) -> None:
         """Use another configuration from the next decision on."""
@@ -373,6 +375,8 @@ class Governor:
         if not why:
             self._slow_since.pop(what, None)
             return False
+        if what not in self._slow_since and self._now_s - self._relax_at < _TOO_SOON_S:
+            self._relax_s, self._was_too_soon = min(_RELAX_MAX_S, 2.0 * self._relax_s), True
         since = self._slow_since.setdefault(what, self._now_s)
         if self._now_s - since < _CONFIRM_S:
             return False
@@ -406,8 +410,10 @@ class Governor:
             }
             if not self._raise(spare / _DEARER, waiting) and self._now_s - self._trouble_s >= _TRIAL_S:
                 self._try_one(waiting)
-        if self._now_s - self._relax_at >= _RELAX_S:
-            self._relax(streams)
+        if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(streams):
+            if not self._was_too_soon:
+                self._relax_s = max(_RELAX_S, 0.5 * self._relax_s)
+            self._relax_at, self._was_too_soon = self._now_s, False
 
     def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
         """Let the most important stream have a step more although no time is idle: others may give way to it."""
@@ -451,20 +457,23 @@ class Governor:
         by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
         return max(0.0, min(spare, by_heat)) if by_heat >= 0.0 else -1.0
 
-    def _relax(self, streams: Mapping[str, StreamReading]) -> None:
-        """Give back one level of what the disk or the network took, of the most important stream first."""
+    def _relax(self, streams: Mapping[str, StreamReading]) -> bool:
+        """Give back a level of what memory, disk or network took, of the most important stream first.
+
+        Return False if there is nothing to give back, or not now.
+        """
         if self._sync and self._may_change():
-            self._relax_at, self._sync = self._now_s, self._sync - 1
+            self._sync -= 1
             self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", "there is room")
-            return
+            return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
             given = next((one for one in reversed(self._config.order) if state.levels.get(one)), None)
             if given is not None and self._may_change():
-                self._relax_at = self._now_s
                 state.levels[given] -= 1
                 self._record(name, _described(state), "there is room for it")
-                return
+                return True
+        return False
 
 
 def _has(stream: StreamReading, giving: Giving) -> bool:

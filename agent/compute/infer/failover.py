@@ -18,6 +18,7 @@ from agent.backoff import Backoff
 from agent.compute.infer.chain import ModelChain
 from agent.compute.infer.choice import Inputs, describe_error, golden_inputs, output_error, tolerance
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
+from agent.compute.infer.sharing import SessionPools
 from agent.compute.infer.vetting.vetting import VETTING, Vetting
 from agent.compute.infer.worker.session import DEADLINE_S, PATIENCE_S, WorkerSession
 from agent.compute.manifest import Model
@@ -37,7 +38,7 @@ class DeviceReopener:
 
     def __init__(
         self,
-        opens: Callable[[], WorkerSession],
+        opens: Callable[[], Session],
         name: str,
         retry_s: float,
         longest_pause_s: float = 300.0,
@@ -55,8 +56,8 @@ class DeviceReopener:
         self.reason = f"{name} is being opened"
         self._opens, self._name = opens, name
         self._backoff, self._stable_s = Backoff(retry_s, longest_pause_s, jitter=0.0), stable_s
-        self._ready: WorkerSession | None = None
-        self._to_close: list[WorkerSession] = []
+        self._ready: Session | None = None
+        self._to_close: list[Session] = []
         self._lock, self._closed, self._tried = threading.Lock(), threading.Event(), threading.Event()
         self._pause_s, self._taken_at = 0.0, time.monotonic()
 
@@ -65,7 +66,7 @@ class DeviceReopener:
         self._start_thread()
         self._tried.wait(wait_s)
 
-    def reopen(self, session: WorkerSession | None, reason: str) -> None:
+    def reopen(self, session: Session | None, reason: str) -> None:
         """Close a failed session and open the device again after a pause."""
         if session is not None:
             self._to_close.append(session)
@@ -80,7 +81,7 @@ class DeviceReopener:
         """True if `take_ready` would return the device. Costs nothing."""
         return self._ready is not None
 
-    def take_ready(self) -> WorkerSession | None:
+    def take_ready(self) -> Session | None:
         """Return the reopened device once; None: it is not open."""
         with self._lock:
             session, self._ready = self._ready, None
@@ -128,7 +129,7 @@ class DeviceReopener:
         self.reason = reason
         log.warning("%s; the CPU answers until it comes back", reason)
 
-    def _hand_over(self, session: WorkerSession) -> None:
+    def _hand_over(self, session: Session) -> None:
         with self._lock:
             if not self._closed.is_set():
                 self._ready = session
@@ -142,7 +143,7 @@ class DeviceReopener:
                 self._to_close.pop().close()
 
 
-def _closed() -> WorkerSession:
+def _closed() -> Session:
     raise BackendError("closed")
 
 
@@ -169,6 +170,7 @@ class FailoverSession:
         retry_s: float = _FIRST_S,
         wait_s: float = PATIENCE_S,
         vetting: Vetting | None = None,
+        pools: SessionPools | None = None,
     ) -> None:
         """Open the model on the CPU and begin to open it on the device.
 
@@ -182,17 +184,19 @@ class FailoverSession:
             retry_s: pause before the device is reopened for the first time, s.
             wait_s: time to wait for the device, s. The CPU answers until it is open.
             vetting: see `agent.compute.infer.backends.open_session`.
+            pools: of the sessions that streams share, both on the CPU and on the device; None: it shares none.
 
         Raises:
             ModelError: not even the CPU runs the model. A device that cannot be opened is tried again later.
         """
         self._model, self._plan, self._options = model, plan, options
         self._check_s = check_s
-        self._cpu = (vetting or VETTING).open(model, options)
+        self._pools, vetting = pools, vetting or VETTING
+        self._cpu = vetting.open(model, options) if pools is None else pools.open_cpu(model, options, vetting)
         self._first_variant = self._cpu.variant
         mean_s = self._compute_reference(inputs)
         self._deadline_s = deadline_s or max(DEADLINE_S, _HANGS * mean_s)
-        self._device: WorkerSession | None = None
+        self._device: Session | None = None
         self._checked = time.monotonic()
         self._reopener = DeviceReopener(self._open_device, f"{model.path}: {plan.backend}", retry_s)
         self._reopener.start(wait_s)
@@ -242,7 +246,13 @@ class FailoverSession:
     def input(self, index: int) -> Array:
         if index == 0 and self._reopener.is_ready:
             self._switch_back()
-        return self._active.input(index)
+        try:
+            return self._active.input(index)
+        except ModelError as error:  # a device that is shared may fail before it is this stream's turn
+            if self._device is None:
+                raise
+            self._fall_back(str(error))
+            return self._cpu.input(index)
 
     def invoke(self) -> None:
         device = self._device
@@ -271,13 +281,13 @@ class FailoverSession:
     def _active(self) -> Session:
         return self._cpu if self._device is None else self._device
 
-    def _invoke_cpu(self, device: WorkerSession) -> None:
+    def _invoke_cpu(self, device: Session) -> None:
         """Run the CPU on the device's inputs, which lie in this process's memory."""
         for index in range(len(self.inputs)):
             np.copyto(self._cpu.input(index), device.input(index))
         self._cpu.invoke()
 
-    def _check(self, device: WorkerSession) -> None:
+    def _check(self, device: Session) -> None:
         self._checked = time.monotonic()
         self._invoke_cpu(device)
         outputs = range(len(self.outputs))
@@ -304,7 +314,7 @@ class FailoverSession:
         else:
             self._device, self._checked = device, time.monotonic()
 
-    def _select_on(self, device: WorkerSession) -> None:
+    def _select_on(self, device: Session) -> None:
         """Select the CPU's variant on the device. Raises ModelError if it lacks that or has other tensors."""
         device.select(self.variant)
         self._check_alike((*device.inputs, *device.outputs), (*self.inputs, *self.outputs))
@@ -314,10 +324,11 @@ class FailoverSession:
             found = ", ".join(map(str, there))
             raise BackendError(f"{self._plan.backend} has other tensors than the CPU: {found}")
 
-    def _open_device(self) -> WorkerSession:
+    def _open_device(self) -> Session:
         """Open the device and check its answers. Raises BackendError if it fails or answers wrongly."""
         options = SessionOptions(self._first_variant, self._options.threads)
-        session = WorkerSession(self._model, self._plan, options, deadline_s=self._deadline_s)
+        opens = WorkerSession if self._pools is None else self._pools.open_worker
+        session = opens(self._model, self._plan, options, deadline_s=self._deadline_s)
         try:
             chain = ModelChain(session, self._model.manifest)
             self._check_alike((*chain.inputs, *chain.outputs), (*self._chain_specs[0], *self._chain_specs[1]))

@@ -212,6 +212,11 @@ class Tracker:
         """
         return any(target.needs_inference for target in self._states())
 
+    @property
+    def confirming(self) -> bool:
+        """Return True if something was found by the newest inference that is not announced yet."""
+        return any(not target.id and not target.missed for target in self._states())
+
     def check_due(self, at_ns: int) -> bool:
         """Return True if a stationary track has not been checked for `stationary_check_s`."""
         return any(target.stationary and target.check_ns <= at_ns for target in self._states())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.daemon.perception import Perception
+    from agent.daemon.streams.perception import Perception
 
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from agent.daemon.metrics.counters import StageTimer
 from agent.daemon.metrics.readings import DaemonReadings, StreamTotals
-from agent.daemon.stream import State
+from agent.daemon.streams.services import State
 from agent.storage.spool.pending import Reason
 from agent.text import plain
 

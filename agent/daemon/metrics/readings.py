@@ -17,7 +17,7 @@ from agent.comms.mqtt.session import LinkState
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.resources.load import Ticks, read_ticks
 from agent.daemon.runtime import Runtime
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.storage.spool.spool import SpoolStats
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from agent.daemon.resources.meter import Window, joined
 
 if TYPE_CHECKING:
     from agent.daemon.runtime import Runtime
-    from agent.daemon.stream import Stream
+    from agent.daemon.streams.stream import Stream
 
 
 log = logging.getLogger(__name__)
@@ -176,9 +176,11 @@ class ResourceManager:
         self._governor.configure(config.governor)
         if config.governor.enabled:
             self._set_nice(dict(runtime.streams))
-        readings = Readings(time.monotonic(), self._load.read(config), self._read_streams())
+        loads = self._load.read(config), self._read_streams(), runtime.disk_load(), runtime.mqtt.load()
+        readings = Readings(time.monotonic(), *loads)
         decision = self._governor.decide(readings)
         self._tell(decision)
+        runtime.spool.set_sync_interval(decision.sync_every_s)
         for name, budget in decision.budgets.items():
             stream = self._watched[name].stream
             stream.set_budget(budget)

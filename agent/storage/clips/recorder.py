@@ -100,6 +100,17 @@ class FrameRing:
             self._pictures.popleft()
             self.bytes -= len(first.jpeg)
 
+    def thin_out(self, every_ns: int) -> None:
+        """Drop pictures so that those that stay are about so far apart, ns: a slow disk writes less of them."""
+        with self._lock:
+            kept = deque[EncodedFrame]()
+            for picture in self._pictures:
+                # Cameras jitter, which must not halve the rate.
+                if not kept or picture.captured_ns - kept[-1].captured_ns >= every_ns - every_ns // 4:
+                    kept.append(picture)
+            self._pictures, self.bytes = kept, sum(len(picture.jpeg) for picture in kept)
+            self._moved.notify_all()
+
     def hold(self, from_ns: int | None) -> None:
         """Keep pictures captured from `from_ns` on, whatever their age; None: no longer."""
         with self._lock:
@@ -111,6 +122,12 @@ class FrameRing:
         """Return the pictures captured in this time, both ends included, in order."""
         with self._lock:
             return [picture for picture in self._pictures if from_ns <= picture.captured_ns <= until_ns]
+
+    def age_s(self, from_ns: int) -> float:
+        """Return the age of the oldest picture captured from `from_ns` on, s; 0: there is none."""
+        with self._lock:
+            first = next((one.captured_ns for one in self._pictures if one.captured_ns >= from_ns), None)
+        return 0.0 if first is None else (self.now_ns() - first) / 1e9
 
     def now_ns(self) -> int:
         """Return the newest capture plus the time since it was added, ns; -1: there was none yet."""
@@ -198,6 +215,14 @@ class ClipJob:
     @property
     def _is_stale(self) -> bool:
         return time.monotonic() - self._wrote_s > (self._until_ns - self.next_ns + _GRACE_NS) / 1e9
+
+    @property
+    def behind_s(self) -> float:
+        """How much longer than usual pictures have waited to be written, s."""
+        waited_s = time.monotonic() - self._wrote_s
+        if not self.finished:
+            waited_s = min(waited_s, self.ring.age_s(self.next_ns))
+        return max(0.0, waited_s - _WAIT_S)
 
     @property
     def bytes(self) -> int:
@@ -310,6 +335,12 @@ class Recorder:
         """Counts of clips. Any thread may read it."""
         store = self._store
         return ClipStats(self._saved, self._failed, store.deleted, len(store), store.bytes, self._trouble)
+
+    @property
+    def behind_s(self) -> float:
+        """How much longer than usual the oldest picture has waited for the disk, s. Any thread may read it."""
+        with self._lock:
+            return max((job.behind_s for job in self._jobs), default=0.0)
 
     def wake(self) -> None:
         """Write soon: much is waiting."""

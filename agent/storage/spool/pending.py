@@ -207,6 +207,7 @@ class PendingRows:
         deleted: numbers of rows to be deleted for other reasons.
         tracks: open tracks on their way to the disk.
         dropped: rows that were dropped and are not counted on the disk yet.
+        sync_interval_s: longest wait of an event that needs a sync for others to share it, s.
     """
 
     def __init__(self, config: StorageConfig, given: int) -> None:
@@ -215,8 +216,12 @@ class PendingRows:
         self.settled, self.deleted, self.tracks = set[int](), set[int](), OpenTracks()
         self._config = config
         self._writing, self._since = 0, math.inf
+        self.sync_interval_s = 0.0
         # First number that waits for a sync, of what is pending and of what is being written; 0: none.
         self._urgent = self._urgent_writing = 0
+        self._urgent_at = math.inf  # when to write what waits for a sync
+        # When the first row of what is pending, and of what is being written, is to be on the disk.
+        self._row_at = self._writing_row_at = math.inf
 
     def configure(self, config: StorageConfig) -> None:
         self._config = config
@@ -225,9 +230,13 @@ class PendingRows:
     def put(self, topic: str, body: bytes, track: OpenTrack | None) -> None:
         """Number an event and add it, with the crash end of its track."""
         self.given += 1
+        now_s = time.monotonic()
         if self._config.durability == "event":
-            self._urgent = self._urgent or self.given
+            self._row_at = min(self._row_at, now_s + self.sync_interval_s)
+            if not self._urgent:
+                self._urgent, self._urgent_at = self.given, now_s + self.sync_interval_s
         else:
+            self._row_at = min(self._row_at, now_s + 2.0 * LINGER_S)
             self._linger()
         if track is not None:
             self.tracks.set(topic, track)
@@ -245,7 +254,20 @@ class PendingRows:
     def due_at(self) -> float:
         """When to write, s of the monotonic clock; ∞: nothing is pending; -∞: at once."""
         many = len(self.rows) + len(self.settled) + len(self.deleted) + len(self.tracks) >= _MANY
-        return -math.inf if self._urgent or many else self._since + LINGER_S
+        if many or (self._urgent and self._urgent_at <= time.monotonic()):
+            return -math.inf
+        return min(self._urgent_at, self._since + LINGER_S)
+
+    def set_sync_interval(self, seconds: float) -> None:
+        """Let events that need a sync wait so long for others, also those that wait now."""
+        longer_s = seconds - self.sync_interval_s
+        self._urgent_at += longer_s
+        self._row_at += longer_s
+        self.sync_interval_s = seconds
+
+    def late_s(self, now_s: float) -> float:
+        """How long ago the oldest row was to be on the disk, s; 0: none is late."""
+        return max(0.0, now_s - min(self._row_at, self._writing_row_at))
 
     def settle(self, seq: int) -> None:
         """Record that an event has been acknowledged."""
@@ -301,7 +323,9 @@ class PendingRows:
 
     def start_commit(self, *, final: bool = False) -> Commit:
         """Return everything that is pending, to be written; `finish_commit` must follow."""
+        self._writing_row_at = min(self._row_at, time.monotonic()) if len(self.rows) else math.inf
         self._writing, self._since = self.given, math.inf
+        self._urgent_at = self._row_at = math.inf
         self._urgent, self._urgent_writing = 0, self._urgent
         return Commit(
             list(self.rows),
@@ -318,8 +342,11 @@ class PendingRows:
         """Forget what has been written, or keep it where that failed; what came meanwhile stays."""
         self._writing = 0
         urgent, self._urgent_writing = self._urgent_writing, 0
+        due_at, self._writing_row_at = self._writing_row_at, math.inf
         if not done:
-            self._urgent = urgent or self._urgent
+            self._row_at = min(self._row_at, due_at)
+            if urgent:
+                self._urgent, self._urgent_at = urgent, -math.inf
             self._free_acknowledged()
             return
         for row in commit.insert:

@@ -1,9 +1,10 @@
 """The spool: keeps events on the disk until the broker has acknowledged them. A put takes microseconds.
 
 The thread `spool-writer` commits all waiting events in one transaction. With durability `event`, an event is
-synced before it may be sent; with `batch`, it may be sent at once and is committed some seconds later, without a
-sync. Events are sent in the order of their numbers. While the disk cannot be written, events stay in memory under
-their numbers; they are written when the disk works again.
+synced before it may be sent; on a slow disk it may wait a little, so that more events share one sync. With
+`batch`, it may be sent at once and is committed some seconds later, without a sync. Events are sent in the order
+of their numbers. While the disk cannot be written, events stay in memory under their numbers; they are written
+when the disk works again.
 
 A put may carry a crash end: the `end` event of its track, which the next process publishes if this one dies while
 the track is open.
@@ -20,7 +21,7 @@ import math
 import sqlite3
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
@@ -31,7 +32,7 @@ from agent import spans
 from agent.config import StorageConfig
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import LINGER_S, MAX_AGE_S, Commit, PendingRows, Reason
-from agent.types import OpenTrack, Stored
+from agent.types import DiskLoad, OpenTrack, Stored
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +77,8 @@ class SpoolTimings(Struct, frozen=True):
 
 
 _TIMINGS = SpoolTimings()
+_LATELY_S, _LATELY = 5.0, 100
+"""Age, s, and number of the commits whose times count as those of now."""
 
 
 class Spool:
@@ -111,6 +114,7 @@ class Spool:
         # Times are s of the monotonic clock.
         self._retry_at = self._wakes_at = self._wrote_at = 0.0
         self._expire_at = time.monotonic() + self._timings.expire_s
+        self._commits: deque[tuple[float, float]] = deque(maxlen=_LATELY)  # when one ended, and its length, s
         self._on_disk = disk.totals
         self._logged_drops = self._dropped
         self._dropping: dict[Reason, tuple[int, float, float]] = {}
@@ -170,6 +174,17 @@ class Spool:
             self._next = config
             self._work.notify()
 
+    def set_sync_interval(self, seconds: float) -> None:
+        """Let an event of durability `event` wait so long before it is synced and sent, s; 0: not at all.
+
+        More events share one sync then. At most `LINGER_S` is used.
+        """
+        seconds = min(LINGER_S, max(0.0, seconds))
+        with self._lock:
+            if seconds != self._pending.sync_interval_s:
+                self._pending.set_sync_interval(seconds)
+                self._work.notify()
+
     @property
     def is_gone(self) -> bool:
         """True if its files have been deleted or replaced; see `attach`."""
@@ -211,6 +226,19 @@ class Spool:
             size = self._on_disk.bytes + self._pending.rows.bytes if waiting else 0
             by = self._dropped
             return SpoolStats(waiting, size, sum(by.values()), "memory" if self._disk.failing else "disk", by)
+
+    def load(self) -> DiskLoad:
+        """Return how long commits take lately, and how late the oldest event is; clips are not in it.
+
+        An event is late that lies in memory for longer than its durability and the sync interval want, unless the
+        disk fails: that is no load, see `stats`.
+        """
+        now = time.monotonic()
+        with self._lock:
+            lately = sorted(seconds for ended, seconds in self._commits if ended > now - _LATELY_S)
+            late_s = 0.0 if self._disk.failing else self._pending.late_s(now)
+        commit_ms = round(lately[(len(lately) * 19 - 1) // 20] * 1e3, 3) if lately else None
+        return DiskLoad(commit_ms, round(late_s, 3))
 
     def close(self) -> None:
         """Commit what is left and close. Log how many events could not be kept."""
@@ -324,10 +352,13 @@ class Spool:
         return self._pending.start_commit(final=final) if is_due else None
 
     def _write(self, commit: Commit) -> None:
+        began = time.monotonic()
         with spans.span("commit"):
             done = self._disk.write(commit)
         with self._lock:
             self._wrote_at = time.monotonic()
+            if done and commit.insert:
+                self._commits.append((self._wrote_at, self._wrote_at - began))
             if done:
                 self._committed = commit.given
             else:

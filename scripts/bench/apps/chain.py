@@ -30,7 +30,7 @@ from agent.capture.streams import FrameStream
 from agent.compute.vision import VideoPerception
 from agent.config import CaptureConfig, StreamConfig
 from agent.config.secondary import SecondaryConfig
-from agent.daemon.perception import open_perception
+from agent.daemon.streams.perception import open_perception
 from agent.types import WHOLE, Box, Frame, Image
 
 STREAMS = (1, 2, 4)

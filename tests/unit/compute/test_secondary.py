@@ -14,7 +14,7 @@ from agent.compute.secondary import KnownVectors
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig, TrackConfig
 from agent.config.secondary import SecondaryConfig
-from agent.daemon.perception import open_perception
+from agent.daemon.streams.perception import open_perception
 from agent.types import Event, Frame
 from tests.support.chains import chained_model, dressed, tint_model
 from tests.support.tflite_builder import constant_model

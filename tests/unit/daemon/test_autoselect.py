@@ -25,6 +25,7 @@ from agent.compute.infer.choice import Measurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
 from agent.compute.infer.session import Session, SessionOptions, SwappableSession
+from agent.compute.infer.sharing import SharedSession
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
 from agent.daemon.autoselect import AutoBackend
@@ -130,6 +131,22 @@ def test_what_was_measured_before_is_used_at_once(state: Path, library: Path, mo
 
 
 @pytest.mark.usefixtures("no_measuring")
+def test_streams_that_share_go_over_to_one_device_together(state: Path, library: Path, model: Model) -> None:
+    chooser = AutoBackend(selection(library, after_s=LATE), state)
+    sessions = [opened(chooser, model) for _ in range(3)]
+    wait_for(lambda: all(one.plan.kind == "delegate" for one in sessions), 60.0)
+    for number, session in enumerate(sessions):
+        answers(session, number)
+    inner = [cast("FailoverSession", one._session) for one in sessions]
+    for part in ("_device", "_cpu"):
+        pools = {cast("SharedSession", getattr(one, part))._pool for one in inner}
+        assert [(pool.members, pool._turns.items) for pool in pools] == [(3, 1)]
+    for session in sessions:
+        session.close()
+    chooser.close()
+
+
+@pytest.mark.usefixtures("no_measuring")
 def test_the_choice_changes_with_the_configuration(state: Path, library: Path, model: Model) -> None:
     (file,) = files(state)
     kept = msgspec.json.decode(file.read_bytes(), type=StoredMeasurement)
@@ -139,7 +156,7 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
     by_energy = msgspec.structs.replace(selection(library, after_s=LATE), by="energy")
     chooser = AutoBackend(by_energy, state)
     session = opened(chooser, model)
-    assert isinstance(session._session, CpuSession)
+    assert isinstance(session._session, SharedSession)
     assert session.plan.threads == 1
     chooser.configure(selection(library, after_s=LATE))
     wait_for(lambda: session.plan.kind == "delegate", 60.0)
@@ -357,7 +374,7 @@ def test_threads_that_were_asked_for_are_given_even_where_they_were_refused(
 def test_an_explicit_backend_is_as_it_was_asked_for(tmp_path: Path, library: Path, model: Model) -> None:
     chooser = AutoBackend(selection(library, after_s=LATE), tmp_path)
     cpu = chooser.open(model, "cpu", SessionOptions())
-    assert isinstance(cpu, CpuSession)
+    assert isinstance(cpu, SharedSession)
     device = chooser.open(model, f"external:{library}?mode=fast,cpu", SessionOptions())
     assert isinstance(device, FailoverSession)
     answers(device, 7)

@@ -6,24 +6,27 @@ import random
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agent.compute.drawing import FrameEncoder
 from agent.config import ClipsConfig, PublishConfig, StorageConfig
-from agent.daemon.clips import StreamClips
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.clips import PicturePace, StreamClips
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, CommandError
 from agent.storage.clips.recorder import Recorder
-from agent.types import Clip, Event, Frame
+from agent.types import Clip, Event, Frame, StreamBudget
 from tests.support.clip_pictures import SECOND, frames_of, image, play
 from tests.support.doubles import FrameList, Kept
 from tests.support.publishing import wait_for
+from tests.unit.daemon.streams.test_pipeline import make_pipeline
 from tests.unit.daemon.test_clips_trigger import event
-from tests.unit.daemon.test_pipeline import make_pipeline
 
 
 class Camera:
@@ -196,3 +199,48 @@ def test_what_is_drawn_into_the_snapshot_is_not_in_the_clip(camera: Camera, tmp_
     shown = frames_of(Path(camera.clip().path))
     assert len(shown) == 20
     assert all(abs(picture.astype(int) - 128).max() <= 3 for picture in shown)
+
+
+def test_a_budget_makes_pictures_rarer_also_in_a_clip_that_runs_and_it_plays_at_its_own_speed(
+    camera: Camera,
+) -> None:
+    camera.add_frames(0, 29)
+    camera.add_frames(30, 59, event("new"))
+    camera.clips_of_stream.set_budget(StreamBudget(clips_share=0.5))
+    camera.add_frames(60, 119)
+    camera.clips_of_stream.set_budget(StreamBudget())
+    camera.add_frames(120, 149)
+    camera.add_frames(150, 200, event("end"))
+    clip = camera.clip()
+    numbers = [number for number in camera.taken if number <= 180]
+    assert {later - earlier for earlier, later in pairwise(numbers) if 63 <= earlier < 114} == {6}
+    assert {later - earlier for earlier, later in pairwise(numbers) if earlier < 54 or earlier >= 120} <= {
+        2,
+        3,
+        4,
+    }
+    assert clip.duration_s == pytest.approx(6.1, abs=0.15)
+    assert len(numbers) // 2 <= clip.frames <= len(numbers), "what was in memory is thinned out, too"
+
+
+def test_no_share_is_so_small_that_a_clip_stands_still(tmp_path: Path) -> None:
+    camera = Camera(tmp_path, fps=10.0)
+    camera.clips_of_stream.set_budget(StreamBudget(clips_share=0.0))
+    camera.add_frames(0, 299)
+    camera.clips_of_stream.close()
+    assert 4 <= len(camera.taken) <= 7, "a picture every two seconds"
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.sampled_from([0.05, 0.2, 0.5, 1.0])), min_size=1, max_size=8),
+    st.sampled_from([5.0, 10.0, 30.0]),
+)
+def test_the_pace_follows_its_share_from_the_next_frame_on(parts: list[tuple[int, float]], fps: float) -> None:
+    pace, at_ns = PicturePace(fps), 0
+    for count, share in parts:
+        pace.set_share(share)
+        taken = 0
+        for _ in range(count):
+            at_ns += SECOND // 30
+            taken += pace.takes(at_ns, must=False)
+        assert taken == pytest.approx(count / 30 * fps * share, abs=2)

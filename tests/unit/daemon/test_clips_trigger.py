@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agent.config import ClipsConfig, ZoneConfig
 from agent.daemon.clips import ClipTrigger
-from agent.daemon.perception import check_clips
+from agent.daemon.streams.perception import check_clips
 from agent.errors import CommandError, ConfigError
 from agent.types import ClipReason, Event, EventKind, Track
 

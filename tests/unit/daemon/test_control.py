@@ -20,10 +20,10 @@ from agent.config import (
     TrackConfig,
 )
 from agent.daemon import control as module
-from agent.daemon import perception
 from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
+from agent.daemon.streams import perception
 from agent.errors import CommandError, StorageError, VedetteError
 from agent.storage.spool.spool import Spool
 from tests.support.doubles import person_model

@@ -26,7 +26,7 @@ from agent.config import (
 from agent.config.load import changes
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.stream import Stream
+from agent.daemon.streams.stream import Stream
 from agent.errors import ConfigError, VedetteError
 from agent.storage.spool.spool import Spool
 from tests.support.delegates import COMPILER, NO_COMPILER, compiled, picture_model

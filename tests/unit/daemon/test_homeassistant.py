@@ -12,7 +12,7 @@ from agent.comms.homeassistant.device import Kind, ZoneLabel
 from agent.comms.homeassistant.discovery import STATES
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.homeassistant import entity_source
-from agent.daemon.stream import State
+from agent.daemon.streams.services import State
 from tests.support.doubles import person_model
 
 ALL = ZoneConfig("all", ((0, 0), (1, 0), (1, 1)))

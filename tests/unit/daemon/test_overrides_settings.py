@@ -9,7 +9,7 @@ import pytest
 
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
 from agent.daemon.overrides import settings_of
-from agent.daemon.perception import open_perception
+from agent.daemon.streams.perception import open_perception
 from tests.support.doubles import person_model
 from tests.support.sizes import sizes_model
 from tests.support.sound import cascade_model, tone_model

@@ -15,7 +15,8 @@ from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import StreamConfig
 from agent.daemon import systemd as service
-from agent.daemon.stream import State, Stream, StreamServices
+from agent.daemon.streams.services import State, StreamServices
+from agent.daemon.streams.stream import Stream
 from agent.daemon.systemd import Notifier, SystemdStatus, awaited, status_text
 from agent.types import Frame, StreamResult
 from tests.support.doubles import Kept, person_model

@@ -16,7 +16,8 @@ from agent.compute.infer.session import SessionOptions
 from agent.compute.tflite.read import read_modelfile
 from agent.compute.vision import Detector
 from agent.config import DecodeConfig, StreamConfig
-from agent.daemon.stream import Stream, StreamServices
+from agent.daemon.streams.services import StreamServices
+from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError
 from agent.models.files import ZOO
 from agent.models.library import look_up, open_model

@@ -70,11 +70,18 @@ def test_each_model_once_and_only_where_the_choice_is_left_to_us(tmp_path: Path)
     off = replace(front, model="other", enabled=False)
     asked = replace(front, model="small-speech", backend="cpu")
     config = Config({"front": front, "back": front, "off": off, "asked": asked})
-    (one,) = findings(config, tmp_path, fresh=False)
+    one, shared = findings(config, tmp_path, fresh=False)
     assert one.name == "nanodet"
+    assert (shared.name.strip(), shared.value) == ("shared by", "2 streams, which take turns")
     bundled = [one.name for one in findings(None, tmp_path, fresh=False)]
     assert bundled == ["blood-cells", "face", "nanodet", "small-speech", "speech-embedding"]
     assert list(findings(Config({"asked": asked}), tmp_path, fresh=False)) == []
+
+
+def test_streams_with_other_threads_and_models_of_sound_do_not_share(tmp_path: Path) -> None:
+    front, heard = StreamConfig("test:", "nanodet"), StreamConfig("mic:", "small-speech")
+    streams = {"front": front, "back": replace(front, threads=2), "porch": heard, "hall": heard}
+    assert [one.name for one in findings(Config(streams), tmp_path, fresh=False)] == ["nanodet", "small-speech"]
 
 
 def test_a_model_that_cannot_be_used_is_one_problem_of_the_whole_report(tmp_path: Path) -> None:

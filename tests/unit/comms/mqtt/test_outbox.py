@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 
 from agent.comms.mqtt import outbox as events_module
 from agent.comms.mqtt.connection import Connection, PubAck
-from agent.comms.mqtt.outbox import EventSender, RetainedTopics, TransientQueue, WaitingTimes
+from agent.comms.mqtt.outbox import EventSender, TransientQueue, WaitingTimes
 from agent.types import Stored
 from tests.support.publishing import EVENTS, TOPICS, Kept, event, events_of
 
 OTHER = TOPICS.events("other")
+
+
+CLOCK = "agent.comms.mqtt.outbox.time.monotonic"
 
 
 class Line:
@@ -27,7 +30,6 @@ class Line:
     def __init__(self) -> None:
         self.published: list[tuple[str, bytes]] = []
         self.answered: list[tuple[str, bytes, bytes]] = []
-        self.is_clogged = False
 
     def publish(self, topic: str, payload: bytes, *, qos: int, retain: bool = False, kind: str = "state") -> int:
         if "+" in topic:
@@ -251,53 +253,23 @@ def test_a_damaged_row_is_dropped_and_stands_in_nobodys_way(
     assert f"event 2 on {EVENTS} cannot be sent and is dropped" in caplog.text
 
 
-def test_of_a_state_only_the_newest_is_sent_and_never_twice() -> None:
-    states, line = RetainedTopics("host:1883"), Line()
-    assert states.set("a", b"1")
-    assert states.set("a", b"2")
-    assert not states.set("a", b"2")
-    states.set("b", b"x")
-    states.send(wire(line), 1)
-    assert line.published == [("a", b"2")]
-    assert states.is_waiting
-    states.send(wire(line), 9)
-    assert (line.published[1:], states.in_flight, states.is_waiting) == ([("b", b"x")], 2, False)
-    assert states.acknowledge(PubAck(1, 0))
-    assert not states.acknowledge(PubAck(1, 0))
-    states.restart()
-    again = Line()
-    states.send(wire(again), 9)
-    assert again.published == [("a", b"2"), ("b", b"x")]
-    assert states.all() == {"a": b"2", "b": b"x"}
-
-
-def test_a_state_is_sent_again_unchanged_for_whom_has_a_wrong_idea_of_it() -> None:
-    states, line = RetainedTopics("host:1883"), Line()
-    states.set("a", b"on")
-    states.send(wire(line), 9)
-    assert states.repeat("a")
-    assert not states.repeat("b"), "it is none of ours"
-    states.send(wire(line), 9)
-    assert line.published == [("a", b"on"), ("a", b"on")]
-
-
 def test_an_answer_is_sent_to_whom_waits_and_to_nobody_after_the_connection(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     answers, line = TransientQueue(), Line()
-    line.is_clogged = True
     answers.reply("me", b"{}", b"7")
-    answers.send(wire(line))
+    answers.send(wire(line), 0)
     assert line.answered == []
-    line.is_clogged, line.max_packet = False, 50
+    assert answers.is_waiting
+    line.max_packet = 50
     answers.reply("me/+", b"{}", b"")
     answers.reply("me", bytes(100), b"")
-    answers.send(wire(line))
+    answers.send(wire(line), 1000)
     assert line.answered == [("me", b"{}", b"7")]
     assert len(caplog.records) == 2
     answers.reply("me", b"{}", b"8")
     answers.restart()
-    answers.send(wire(line))
+    answers.send(wire(line), 1000)
     assert len(line.answered) == 1
 
 
@@ -305,42 +277,63 @@ def test_answers_that_nobody_can_take_are_bounded() -> None:
     answers, line = TransientQueue(), Line()
     for number in range(1000):
         answers.reply("me", str(number).encode(), b"")
-    answers.send(wire(line))
+    answers.send(wire(line), 100_000)
     assert [payload for _, payload, _ in line.answered] == [str(n).encode() for n in range(936, 1000)]
-
-
-def test_a_refused_state_is_said_once_until_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:
-    states, line = RetainedTopics("host:1883"), Line()
-    for code in (0x87, 0x87, 0, 0x87):
-        states.set("a", str(len(line.published)).encode())
-        states.send(wire(line), 9)
-        states.acknowledge(PubAck(len(line.published), code))
-    line.max_packet = 10
-    states.set("b", bytes(100))
-    states.send(wire(line), 9)
-    assert [("a is refused" in r.getMessage(), "b cannot be sent" in r.getMessage()) for r in caplog.records] == [
-        (True, False),
-        (True, False),
-        (False, True),
-    ]
 
 
 def test_samples_are_dropped_and_counted_when_the_network_is_slow() -> None:
     samples, line = TransientQueue(), Line()
-    line.is_clogged = True
     for number in range(100):
         samples.put("t", b"%d" % number)
-    samples.send(wire(line))
+    samples.send(wire(line), 0)
     assert not line.published
-    assert samples.dropped == 36
-    line.is_clogged, line.max_packet = False, 50
+    assert (samples.dropped, samples.bytes) == (36, 2 * 64)
+    line.max_packet = 50
     samples.put("t", bytes(100))
-    samples.send(wire(line))
+    samples.send(wire(line), 10_000)
+    assert (samples.is_waiting, samples.bytes) == (False, 0)
     assert [payload for _, payload in line.published] == [b"%d" % number for number in range(37, 100)]
     assert samples.dropped == 38
     samples.put("t", b"x")
     samples.drop(2)
     assert samples.dropped == 41
+
+
+def test_of_samples_only_a_few_bytes_are_handed_on_at_once() -> None:
+    samples, line = TransientQueue(), Line()
+    for _ in range(10):
+        samples.put("t", bytes(1000))
+    samples.send(wire(line), 2500)
+    assert len(line.published) == 3, "the one that goes beyond the room among them"
+    samples.put("t", bytes(100_000))
+    samples.send(wire(line), 1)
+    assert len(line.published) == 4
+
+
+def test_a_sample_that_has_waited_for_too_long_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples, line = TransientQueue(), Line()
+    samples.put("t", b"old")
+    now_s = time.monotonic() + 1.5
+    monkeypatch.setattr(CLOCK, lambda: now_s)
+    samples.put("t", b"new")
+    samples.send(wire(line), 100)
+    assert line.published == [("t", b"new")]
+    assert samples.dropped == 1
+
+
+def test_the_age_of_the_oldest_event_in_flight_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    outgoing, line, now_s = kept(3), Line(), [time.monotonic()]
+    events = flow(outgoing)
+    assert events.oldest_s == 0.0
+    monkeypatch.setattr(CLOCK, lambda: now_s[0])
+    for _ in range(2):
+        send(events, line, 1)
+        now_s[0] += 1.0
+    assert events.oldest_s == pytest.approx(2.0)
+    events.acknowledge(PubAck(1, 0))
+    assert events.oldest_s == pytest.approx(1.0)
+    events.restart()
+    assert events.oldest_s == 0.0
 
 
 def test_a_topic_that_is_allowed_again_while_some_are_in_flight_forgets_none() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -251,6 +253,23 @@ def test_a_slow_network_takes_samples_then_snapshots_in_the_configured_order() -
     assert (last.samples_every_s, last.snapshot_factor, last.snapshot_quality) == (5.0, 10.0, 40)
     other = Course(GovernorConfig(order=("snapshots", "samples")))
     assert other.run(3, shown, link=slow).budgets["front"].snapshot_factor == 3.0
+
+
+def test_what_is_short_again_at_once_comes_back_later_each_time() -> None:
+    shown = {"front": replace(FRONT, has_samples=True)}
+    slow = LinkLoad(connected=True, unsent_bytes=200_000)
+    course, pauses = Course(), []
+    for _ in range(5):
+        while not course.run(1, shown, link=slow).budgets["front"].samples_every_s:
+            pass
+        began_s = course.now_s
+        while course.run(1, shown).budgets["front"].samples_every_s:
+            pass
+        pauses.append(course.now_s - began_s)
+    assert all(later > earlier for earlier, later in pairwise(pauses))
+    course.run(3, shown, link=slow)
+    course.run(1000, shown)
+    assert course.decisions[-1].budgets["front"] == FULL
 
 
 def test_a_network_that_is_away_is_not_slow() -> None:

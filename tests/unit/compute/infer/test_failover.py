@@ -16,6 +16,7 @@ import pytest
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
+from agent.compute.infer.worker.session import WorkerSession
 from agent.compute.manifest import Model
 from agent.models.library import open_whole_model
 from tests.support.delegates import COMPILER, NO_COMPILER
@@ -136,7 +137,7 @@ def test_every_variant_is_answered_by_whoever_is_there() -> None:
             break
         assert time.monotonic() < deadline, both.degraded
         if turn == 9:
-            assert both._device is not None
+            assert isinstance(both._device, WorkerSession)
             os.kill(both._device.pid, signal.SIGKILL)
         cpu.select(variant)
         both.select(variant)
@@ -163,7 +164,7 @@ def test_a_depth_goes_on_from_what_the_device_has_answered_before_it_died() -> N
         one.input(0)[...] = given
         one.invoke()
         if one is both:
-            assert both._device is not None
+            assert isinstance(both._device, WorkerSession)
             os.kill(both._device.pid, signal.SIGKILL)
         place = [spec.name for spec in one.outputs].index("hidden")
         one.select("4")

@@ -17,7 +17,7 @@ from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
 from agent.config.condition import ConditionConfig
 from agent.daemon.condition.watchers import FOLDER, is_watched, open_condition
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
 from agent.types import Frame, Image
 from tests.support.doubles import FrameList, Kept, person_model

@@ -17,7 +17,7 @@ from agent.comms.topics import Topics
 from agent.compute.infer.litert import load_runtime
 from agent.compute.listening import UtterancePerception
 from agent.config import DecodeConfig, PublishConfig, StreamConfig
-from agent.daemon.pipeline import AudioPipeline
+from agent.daemon.streams.pipeline import AudioPipeline
 from agent.daemon.teaching.taught import Lesson
 from agent.daemon.teaching.words import StreamWords
 from agent.errors import CommandError

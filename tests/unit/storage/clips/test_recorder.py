@@ -361,3 +361,36 @@ def test_clips_are_made_again_after_their_folder_was_deleted(made: Made) -> None
     made.begin(2.5, 4.0)
     assert Path(made.clip(1).path).exists()
     assert made.recorder.stats.trouble == ""
+
+
+def test_a_recorder_whose_disk_hangs_tells_how_far_it_is_behind(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, goes_on, real = threading.Event(), threading.Event(), ClipFile.append
+
+    def append(self: ClipFile, some: Sequence[EncodedFrame]) -> None:
+        hangs.set()
+        goes_on.wait(10)
+        real(self, some)
+
+    monkeypatch.setattr(ClipFile, "append", append)
+    monkeypatch.setattr("agent.storage.clips.recorder._WAIT_S", 0.1)
+    assert made.recorder.behind_s == 0.0
+    made.add_frames(0, 3)
+    made.begin(0.0, 3.0)
+    assert hangs.wait(10)
+    wait_for(lambda: made.recorder.behind_s > 0.2)
+    goes_on.set()
+    made.add_frames(4, 8)
+    made.clip()
+    wait_for(lambda: made.recorder.behind_s == 0.0)
+
+
+def test_a_camera_that_gives_nothing_is_no_load_of_the_disk(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.storage.clips.recorder._WAIT_S", 0.05)
+    made.add_frames(0, 3)
+    job = made.begin(0.0, 30.0)
+    wait_for(lambda: job.bytes > 0)
+    time.sleep(0.2)
+    assert made.recorder.behind_s == 0.0
+    assert job.behind_s == 0.0

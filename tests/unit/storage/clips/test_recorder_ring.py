@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,3 +115,20 @@ def test_time_goes_on_when_no_picture_comes() -> None:
     footage.add(picture(5))
     wait_for(lambda: footage.now_ns() > 5.02 * SECOND)
     assert footage.newest_ns == 5 * SECOND
+
+
+@given(st.lists(st.integers(1, 30), max_size=60), st.integers(1, 50))
+def test_thinned_out_it_has_pictures_about_so_far_apart_and_no_long_gap(steps: list[int], every: int) -> None:
+    footage, now = FrameRing(1000.0, 1 << 20), 0
+    for step in steps:
+        now += step
+        footage.add(picture(now / 10))
+    before = times(footage)
+    footage.thin_out(every * SECOND // 10)
+    after = times(footage)
+    assert set(after) <= set(before)
+    assert after[:1] == before[:1]
+    assert all(later - earlier >= 0.075 * every - 1e-6 for earlier, later in pairwise(after))
+    widest = max((later - earlier for earlier, later in pairwise(before)), default=0.0)
+    assert all(later - earlier <= every / 10 + widest for earlier, later in pairwise(after))
+    assert footage.bytes == 10 * len(after)

@@ -23,7 +23,7 @@ from agent.compute.infer.session import AUTO, SessionOptions
 from agent.compute.infer.vetting import process, vetting
 from agent.compute.infer.vetting.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
-from agent.daemon.perception import prepare_perception
+from agent.daemon.streams.perception import prepare_perception
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
 from tests.support import tflite_builder as build

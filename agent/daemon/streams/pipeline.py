@@ -1,7 +1,7 @@
 """Takes the inputs of one stream through its stages: perceive, report, compare, record, snapshot, count.
 
 A pipeline also ends the tracks that are due while no input comes, and all of them when the stream is over.
-OpenCV is loaded for the first snapshot only: a board with nothing but microphones runs without it.
+OpenCV is loaded by what uses it: a board with nothing but microphones runs without it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
@@ -25,7 +25,8 @@ from agent.config.source_uri import parse
 from agent.daemon.condition.watchers import open_condition
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
-from agent.types import AudioChunk, Box, Event, Frame, StageTimes, StreamBudget, StreamResult, Track
+from agent.daemon.streams.snapshots import SnapshotStage
+from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
@@ -36,14 +37,14 @@ if TYPE_CHECKING:
     from agent.daemon.clips import StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection, InspectionPipeline
-    from agent.daemon.perception import Perception
     from agent.daemon.shadow import Shadow
+    from agent.daemon.streams.perception import Perception
     from agent.daemon.teaching.states import StreamStates
     from agent.daemon.teaching.words import StreamWords
     from agent.storage.clips.recorder import Recorder
 
 
-log = logging.getLogger("agent.daemon.stream")
+log = logging.getLogger("agent.daemon.streams.stream")
 TAKE_S = 0.25
 """Longest wait for an input, s; then ends that are due, a stop and a lost source are handled."""
 
@@ -153,11 +154,14 @@ class Pipeline(ABC, Generic[T]):
             if self.condition is not None:
                 self.condition.close()
 
-    def set_budget(self, budget: StreamBudget) -> None:
-        """Use no more than a budget from the next input on. For the stream's thread; sound uses what it needs."""
-
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Use no more than a budget from the next input on; sound is all inferred. For the stream's thread."""
+        self._reporter.set_budget(budget)
+        if self._clips is not None:
+            self._clips.set_budget(budget)
 
     @property
     def _wait_s(self) -> float:
@@ -205,6 +209,7 @@ class Pipeline(ABC, Generic[T]):
     def _idle(self) -> None:
         """End the tracks of a lost source at once, those of a slow one when they are due."""
         self._report_values({})
+        self._reporter.send_due_sample()
         if self._source.lost:
             if self.condition is not None:
                 self.condition.pause()
@@ -225,124 +230,6 @@ class Pipeline(ABC, Generic[T]):
                 self._clips.add_events(events)
 
 
-_SNAPSHOT_QUALITY = 80
-"""Quality of the JPEG, 1..100."""
-_BETTER = 1.1
-"""A frame replaces an earlier one of the same track if its quality is so many times higher."""
-_CUT = 0.5
-"""Factor on the quality of an object at the frame's edge."""
-_CHECKS = 0.125
-"""Interval between checks of frames without events, as a share of `every_s`."""
-_EDGE = 0.005
-"""A box touches the frame's edge within this distance, as a share of the side."""
-
-
-class BestShot:
-    """Follows the track of the newest `new` event and finds frames that show it better than all before.
-
-    After that track has ended it follows the track of the next event. Frames are `every_s` apart, or more.
-    """
-
-    def __init__(self, every_s: float) -> None:
-        self._every_ns = round(every_s * 1e9)
-        self._shot_ns: int | None = None
-        self._checked_ns: int | None = None
-        self._id = ""
-        self._hits = 0
-        self._best = 0.0
-
-    def is_due(self, now_ns: int) -> bool:
-        """Return True if a frame without events is worth checking, a few times within `every_s`."""
-        if self._checked_ns is not None and now_ns - self._checked_ns < self._every_ns * _CHECKS:
-            return False
-        self._checked_ns = now_ns
-        return True
-
-    def is_better(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
-        """Return True if a frame with these events, and these tracks alive after it, should be encoded now."""
-        alive = {track.id: track for track in tracks}
-        self._choose(events, alive)
-        track = alive.get(self._id)
-        # Without a hit the track's box is that of an earlier frame.
-        if track is None or track.hits <= self._hits:
-            return False
-        self._hits = track.hits
-        now = quality(track)
-        early = self._shot_ns is not None and now_ns - self._shot_ns < self._every_ns
-        if early or now <= self._best * _BETTER:
-            return False
-        self._shot_ns, self._best = now_ns, now
-        return True
-
-    def _choose(self, events: Iterable[Event], alive: dict[str, Track]) -> None:
-        current = [event for event in events if event.kind != "end" and event.track.id in alive]
-        candidates = [event.track for event in current if event.kind == "new"]
-        if not candidates and self._id not in alive:
-            candidates = [event.track for event in current]
-        if candidates:
-            self._id = max(candidates, key=quality).id
-            self._hits, self._best = 0, 0.0
-
-
-def quality(track: Track) -> float:
-    """Return how well a frame shows a track, 0..1: score × side of the visible box, halved at the frame's edge.
-
-    A track without a box counts its score alone.
-    """
-    if track.box is None:
-        return track.score
-    x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in track.box)
-    side = math.sqrt(max(0.0, x1 - x0) * max(0.0, y1 - y0))
-    return track.score * side * (_CUT if _cut_off((x0, y0, x1, y1)) else 1.0)
-
-
-def _cut_off(box: Box) -> bool:
-    return min(box[0], box[1]) < _EDGE or max(box[2], box[3]) > 1.0 - _EDGE
-
-
-class SnapshotStage:
-    """Publishes the best picture of what is in view, and the next picture when asked."""
-
-    def __init__(
-        self,
-        vision: VideoPerception,
-        reporter: Reporter,
-        config: PublishConfig,
-        states: StreamStates | None = None,
-    ) -> None:
-        self._vision, self._reporter, self._config, self._states = vision, reporter, config, states
-        self._best = BestShot(config.snapshot_every_s)
-        self._requested = False
-
-    def request(self) -> None:
-        """Publish the next frame, whatever is in it."""
-        self._requested = True
-
-    def process(self, frame: Frame, result: StreamResult, *, in_place: bool) -> None:
-        """Publish the newest frame if it is the best, or was asked for; `in_place`: its image may be drawn on."""
-        if self._is_best(frame, result) or self._requested:
-            self._requested = False
-            self._publish(frame, in_place=in_place)
-
-    def _is_best(self, frame: Frame, result: StreamResult) -> bool:
-        if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
-            return False
-        return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
-
-    def _publish(self, frame: Frame, *, in_place: bool) -> None:
-        with spans.span("snapshot"):
-            self._draw(frame, in_place=in_place)
-
-    def _draw(self, frame: Frame, *, in_place: bool) -> None:
-        from agent.compute.drawing import annotate, jpeg
-
-        # The box of a track that was missed in this frame is where it was before: it is not drawn.
-        found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
-        shown = [*(self._states.tracks if self._states is not None else ()), *found]
-        picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
-        self._reporter.snapshot(jpeg(picture, _SNAPSHOT_QUALITY, frame.order))
-
-
 class VideoPipeline(Pipeline[Frame]):
     """Frames of one stream: perceive, report, compare, record, snapshot."""
 
@@ -360,12 +247,14 @@ class VideoPipeline(Pipeline[Frame]):
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
 
-    def set_budget(self, budget: StreamBudget) -> None:
-        self._vision.set_budget(budget)
-
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
         self._snapshots.request()
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        super().set_budget(budget)
+        self._vision.set_budget(budget)
+        self._snapshots.set_budget(budget)
 
     def _process(self, frame: Frame) -> None:
         kept = False

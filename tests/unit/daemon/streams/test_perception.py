@@ -10,7 +10,7 @@ import pytest
 
 from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig
 from agent.config.inspection import InspectionConfig
-from agent.daemon.perception import open_perception
+from agent.daemon.streams.perception import open_perception
 from agent.errors import ConfigError
 from tests.support.doubles import person_model
 from tests.support.tflite_builder import constant_model

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from agent.daemon.pipeline import BestShot, quality
+from agent.daemon.streams.snapshots import BestShot, quality
 from agent.types import Box, Event, EventKind, Track
 
 pytestmark = pytest.mark.numerics
@@ -93,3 +93,11 @@ def test_after_its_end_the_next_event_takes_over() -> None:
 )
 def test_quality(better: Track, worse: Track) -> None:
     assert quality(better) > quality(worse)
+
+
+def test_another_interval_counts_from_the_next_frame_on() -> None:
+    best = begun()
+    best.set_interval(6.0)
+    assert not best.is_better([], [track("a", 4, box=LARGE)], 3 * SECOND)
+    best.set_interval(2.0)
+    assert best.is_better([], [track("a", 5, box=LARGE)], 3 * SECOND)

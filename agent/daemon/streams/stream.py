@@ -9,26 +9,24 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.backoff import Backoff
 from agent.capture.source import check_login, check_uri
 from agent.capture.supervisor import CaptureStats
 from agent.comms.messages import ModelId
-from agent.comms.reporter import EventSink, EventTap, Reporter, RetainedSink
-from agent.comms.topics import Topics
+from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon import perception
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
-from agent.daemon.perception import Perception, open_perception, prepare_perception
-from agent.daemon.pipeline import Input, Pipeline, log_change, open_pipeline
+from agent.daemon.streams import perception
+from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
+from agent.daemon.streams.pipeline import Input, Pipeline, log_change, open_pipeline
+from agent.daemon.streams.services import State, StreamServices
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
@@ -36,9 +34,7 @@ from agent.text import plural
 from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
-    from agent.capture.camera import Cameras
-    from agent.compute.infer.session import Opener, Session
-    from agent.compute.infer.vetting.vetting import Vetting
+    from agent.compute.infer.session import Session
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
     from agent.daemon.clips import StreamClips
@@ -49,46 +45,12 @@ if TYPE_CHECKING:
     from agent.daemon.teaching.states import StreamStates
     from agent.daemon.teaching.taught import Lesson
     from agent.daemon.teaching.words import StreamWords
-    from agent.storage.clips.recorder import Recorder
 
 
 log = logging.getLogger(__name__)
 HANGING_MAX = 2
 """Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
 _POLL_S = 0.2
-
-State = Literal["starting", "running", "degraded", "lost", "ended", "failed", "disabled"]
-
-
-class StreamServices(Struct, frozen=True):
-    """Services that all streams of a device share.
-
-    Attributes:
-        topics: of the device.
-        events: the spool.
-        board: publishes retained topics and samples.
-        opener: opens the models' sessions; None: `auto` is the CPU.
-        recorder: of clips; None: there are none.
-        vetting: see `agent.compute.infer.backends.open_session`.
-        state, clips: folders of the daemon's state, and of all clips.
-        tap: of the events of all streams; None: nobody listens.
-        cameras: that streams share; None: each opens its own.
-        restart_first_s, restart_last_s: first and longest pause before a stream that failed is started again, s;
-            after a run longer than the longest pause the first one comes again.
-    """
-
-    topics: Topics
-    events: EventSink
-    board: RetainedSink
-    opener: Opener | None = None
-    recorder: Recorder | None = None
-    vetting: Vetting | None = None
-    restart_first_s: float = 1.0
-    restart_last_s: float = 60.0
-    state: Path = Path()
-    clips: Path = Path()
-    tap: EventTap | None = None
-    cameras: Cameras | None = None
 
 
 class Stream:

@@ -4,19 +4,21 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agent.comms.messages import DetectionsMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.daemon.pipeline import VideoPipeline
+from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
-from agent.types import StreamResult
+from agent.types import StreamBudget, StreamResult
 from tests.support.doubles import FrameList, Kept, frames, person_model
 from tests.support.tflite_builder import constant_model
 
@@ -222,3 +224,44 @@ def test_a_text_is_an_event_and_part_of_no_topic(tmp_path: Path) -> None:
     VideoPipeline(FrameList(frames(5)), vision, reporter, PublishConfig()).run(threading.Event())
     assert [(event.kind, event.track.label) for event in kept.events()] == [("new", "#/+"), ("end", "#/+")]
     assert {topic for topic, _ in kept.history} == {"vedette/porch/front/snapshot"}
+
+
+def test_a_budget_makes_snapshots_small_unless_they_are_asked_for(tmp_path: Path) -> None:
+    kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    vision, reporter = make_pipeline(tmp_path, kept)
+    source = FrameList([replace(one, image=noise) for one in frames(4)])
+    pipeline = VideoPipeline(source, vision, reporter, PublishConfig())
+    pipeline.set_budget(StreamBudget(snapshot_quality=40))
+    pipeline.request_snapshot()
+    pipeline.run(threading.Event())
+    asked, best = (body for topic, body in kept.history if topic.endswith("/snapshot"))
+    widths = [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in (asked, best)]
+    assert [picture.shape[:2] for picture in widths if picture is not None] == [(480, 640), (360, 480)]
+    assert len(best) < len(asked) / 3
+
+
+@pytest.mark.parametrize(("quick_bytes", "width"), [(1_000_000, 640), (100_000, 480)])
+def test_a_snapshot_is_small_where_the_network_would_take_long_for_it(
+    tmp_path: Path, quick_bytes: int, width: int
+) -> None:
+    kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+    kept.quick_bytes = quick_bytes
+    run(tmp_path, kept, FrameList([replace(one, image=noise) for one in frames(4)]))
+    encoded = np.frombuffer(kept.retained["vedette/porch/front/snapshot"], np.uint8)
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert picture is not None
+    assert picture.shape[1] == width
+
+
+def test_a_budget_of_samples_is_kept_and_the_newest_is_sent_while_the_source_gives_nothing(
+    tmp_path: Path,
+) -> None:
+    kept, source = Kept(), FrameList(frames(3))
+    source.lost = True
+    publish = PublishConfig(detections=True)
+    vision, reporter = make_pipeline(tmp_path, kept, publish)
+    pipeline, stop = VideoPipeline(source, vision, reporter, publish), threading.Event()
+    pipeline.set_budget(StreamBudget(samples_every_s=0.2))
+    threading.Timer(1.0, stop.set).start()
+    pipeline.run(stop)
+    assert [msgspec.json.decode(body)["seq"] for _, body in kept.sent] == [0, 2]

@@ -6,7 +6,8 @@ import pytest
 
 from agent.comms.topics import Topics
 from agent.config import StreamConfig
-from agent.daemon.stream import HANGING_MAX, State, Stream, StreamServices
+from agent.daemon.streams.services import State, StreamServices
+from agent.daemon.streams.stream import HANGING_MAX, Stream
 from agent.errors import BackendError, ModelError
 from tests.support.doubles import Kept
 from tests.support.publishing import wait_for

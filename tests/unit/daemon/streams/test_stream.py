@@ -32,13 +32,14 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.config.inspection import InspectionConfig
-from agent.daemon import perception
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.check import keys_of
 from agent.daemon.homeassistant import entity_source
 from agent.daemon.measurements import VettingRecord
 from agent.daemon.overrides import settings_of
-from agent.daemon.stream import Stream, StreamServices
+from agent.daemon.streams import perception
+from agent.daemon.streams.services import StreamServices
+from agent.daemon.streams.stream import Stream
 from agent.errors import BackendError, CommandError, ModelError, SourceError
 from agent.models import library
 from agent.storage.clips.recorder import Recorder
@@ -111,6 +112,14 @@ def without_collector() -> Iterator[None]:
         gc.enable()
 
 
+def interpreter(session: Any) -> Any:
+    """Return the interpreter of a stream that shares its session with nobody, in its turn or between two."""
+    pool = session._session._pool
+    with pool._lock:
+        (shared,) = list(pool._turns._free) or [item for item, _ in pool._turns._held.values()]
+        return shared._interpreter
+
+
 def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     """Return the large objects of a stream that runs."""
     assert made._perception is not None
@@ -119,7 +128,7 @@ def large_parts(made: Stream) -> dict[str, weakref.ref[Any]]:
     parts = {
         "model": made.model,
         "session": session,
-        "interpreter": getattr(getattr(session, "_session", session), "_interpreter"),  # noqa: B009
+        "interpreter": interpreter(session),
         "gate and buffers": made._perception,
         "pipeline": made._pipeline,
         "clips": made._clips,
@@ -485,7 +494,7 @@ def test_the_log_tells_what_runs(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, keys: dict[str, Any], model: str
 ) -> None:
     def said() -> list[str]:
-        return [record.getMessage() for record in caplog.records if record.name == "agent.daemon.stream"]
+        return [record.getMessage() for record in caplog.records if record.name == "agent.daemon.streams.stream"]
 
     caplog.set_level(logging.INFO)
     with running(stream(tmp_path, Kept(), **keys)):

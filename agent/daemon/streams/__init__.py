@@ -1,0 +1,1 @@
+"""One configured stream: its model and source, its pipeline, and the thread that runs it."""

@@ -1,0 +1,180 @@
+"""Snapshots of one stream: the best picture of what is in view, or the next picture when asked.
+
+OpenCV is loaded for the first snapshot only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from agent import spans
+from agent.comms.reporter import Reporter
+from agent.config import PublishConfig
+from agent.types import Box, Event, Frame, StreamBudget, StreamResult, Track
+
+if TYPE_CHECKING:
+    from agent.compute.vision import VideoPerception
+    from agent.daemon.teaching.states import StreamStates
+
+
+_FULL = StreamBudget()
+"""Of snapshots that were asked for."""
+_SMALL_BELOW, _SMALL_WIDTH = 60, 480
+"""Below this quality of the JPEG, snapshots are made so narrow, px: a fifth of the bytes at quality 40."""
+_QUICK = StreamBudget(snapshot_quality=40)
+"""Of snapshots that a slow network would take long for."""
+_BETTER = 1.1
+"""A frame replaces an earlier one of the same track if its quality is so many times higher."""
+_CUT = 0.5
+"""Factor on the quality of an object at the frame's edge."""
+_CHECKS = 0.125
+"""Interval between checks of frames without events, as a share of `every_s`."""
+_EDGE = 0.005
+"""A box touches the frame's edge within this distance, as a share of the side."""
+
+
+class BestShot:
+    """Follows the track of the newest `new` event and finds frames that show it better than all before.
+
+    After that track has ended it follows the track of the next event. Frames are `every_s` apart, or more.
+    """
+
+    def __init__(self, every_s: float) -> None:
+        self.set_interval(every_s)
+        self._shot_ns: int | None = None
+        self._checked_ns: int | None = None
+        self._id = ""
+        self._hits = 0
+        self._best = 0.0
+
+    def set_interval(self, every_s: float) -> None:
+        """Change the least time between frames, s. Any thread may call this."""
+        self._every_ns = round(every_s * 1e9)
+
+    def is_due(self, now_ns: int) -> bool:
+        """Return True if a frame without events is worth checking, a few times within `every_s`."""
+        if self._checked_ns is not None and now_ns - self._checked_ns < self._every_ns * _CHECKS:
+            return False
+        self._checked_ns = now_ns
+        return True
+
+    def is_better(self, events: Iterable[Event], tracks: Sequence[Track], now_ns: int) -> bool:
+        """Return True if a frame with these events, and these tracks alive after it, should be encoded now."""
+        alive = {track.id: track for track in tracks}
+        self._choose(events, alive)
+        track = alive.get(self._id)
+        # Without a hit the track's box is that of an earlier frame.
+        if track is None or track.hits <= self._hits:
+            return False
+        self._hits = track.hits
+        now = quality(track)
+        early = self._shot_ns is not None and now_ns - self._shot_ns < self._every_ns
+        if early or now <= self._best * _BETTER:
+            return False
+        self._shot_ns, self._best = now_ns, now
+        return True
+
+    def _choose(self, events: Iterable[Event], alive: dict[str, Track]) -> None:
+        current = [event for event in events if event.kind != "end" and event.track.id in alive]
+        candidates = [event.track for event in current if event.kind == "new"]
+        if not candidates and self._id not in alive:
+            candidates = [event.track for event in current]
+        if candidates:
+            self._id = max(candidates, key=quality).id
+            self._hits, self._best = 0, 0.0
+
+
+def quality(track: Track) -> float:
+    """Return how well a frame shows a track, 0..1: score × side of the visible box, halved at the frame's edge.
+
+    A track without a box counts its score alone.
+    """
+    if track.box is None:
+        return track.score
+    x0, y0, x1, y1 = (min(1.0, max(0.0, value)) for value in track.box)
+    side = math.sqrt(max(0.0, x1 - x0) * max(0.0, y1 - y0))
+    return track.score * side * (_CUT if _cut_off((x0, y0, x1, y1)) else 1.0)
+
+
+def _cut_off(box: Box) -> bool:
+    return min(box[0], box[1]) < _EDGE or max(box[2], box[3]) > 1.0 - _EDGE
+
+
+class SnapshotStage:
+    """Publishes the best picture of what is in view, and the next picture when asked."""
+
+    def __init__(
+        self,
+        vision: VideoPerception,
+        reporter: Reporter,
+        config: PublishConfig,
+        states: StreamStates | None = None,
+    ) -> None:
+        self._vision, self._reporter, self._config, self._states = vision, reporter, config, states
+        self._best = BestShot(config.snapshot_every_s)
+        self._requested, self._budget = False, _FULL
+
+    def request(self) -> None:
+        """Publish the next frame, whatever is in it, in full quality."""
+        self._requested = True
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Keep to quality and rate of a budget. Any thread may call this."""
+        self._budget = budget
+        self._best.set_interval(self._config.snapshot_every_s * budget.snapshot_factor)
+
+    def process(self, frame: Frame, result: StreamResult, *, in_place: bool) -> None:
+        """Publish the newest frame if it is the best, or was asked for; `in_place`: its image may be drawn on."""
+        requested = self._requested
+        if self._is_best(frame, result) or requested:
+            if requested:
+                self._requested = False
+            self._publish(frame, None if requested else self._budget, in_place=in_place)
+
+    def _is_best(self, frame: Frame, result: StreamResult) -> bool:
+        if not self._config.snapshot or not (result.events or self._best.is_due(frame.captured_ns)):
+            return False
+        return self._best.is_better(result.events, self._vision.tracker.tracks(), frame.captured_ns)
+
+    def _publish(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
+        with spans.span("snapshot"):
+            self._draw(frame, budget, in_place=in_place)
+
+    def _draw(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
+        from agent.compute.drawing import annotate
+
+        # The box of a track that was missed in this frame is where it was before: it is not drawn.
+        found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
+        shown = [*(self._states.tracks if self._states is not None else ()), *found]
+        picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
+        show_snapshot(self._reporter, replace(frame, image=picture), budget)
+
+
+def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None) -> None:
+    """Publish a frame as the snapshot.
+
+    Args:
+        reporter: of its stream.
+        frame: to be encoded as JPEG.
+        budget: for its quality, which is lower where the network is slow; None: it was asked for, and is full.
+
+    Raises:
+        BackendError: OpenCV cannot encode it.
+    """
+    jpeg = _encode(frame, budget or _FULL)
+    if budget is not None and budget.snapshot_quality > _QUICK.snapshot_quality:
+        jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK)
+    reporter.snapshot(jpeg, asked=budget is None)
+
+
+def _encode(frame: Frame, budget: StreamBudget) -> bytes:
+    """Return the JPEG of a frame; one of low quality is small, too."""
+    from agent.compute.drawing import FrameEncoder
+
+    quality = budget.snapshot_quality
+    width = _SMALL_WIDTH if quality < _SMALL_BELOW else frame.image.shape[1]
+    return FrameEncoder(width, quality).encode(frame).jpeg
