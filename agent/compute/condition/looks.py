@@ -84,6 +84,7 @@ class ViewFollower:
         self._found = False
         self._strangers = 0
         self._tried, self._waits_s = 1.0, 0.0
+        self._dim = False
 
     def forget(self) -> None:
         """Learn the view anew."""
@@ -138,20 +139,19 @@ class ViewFollower:
     def _spoiled(self, edges: Edges) -> tuple[bool | None, bool | None]:
         """Return whether the picture is blurred, and whether the camera is covered."""
         look = self.looks[0]
-        if self._is_dim(edges):
+        light = float(edges.brightness.mean())
+        self._dim = light < max(_NIGHT, _DIM * float(look.brightness.mean()))
+        if self._dim:
             return None, None
-        lost, like = look.lost(edges), look.likeness(edges)
+        lost = look.lost(edges)
         fine = edges.sharpness / look.sharpness
         gone = lost >= _LOST  # False for NaN
+        like = look.likeness(edges) if gone else 1.0
         out_of_focus = fine < _BLURRED and self._match >= _SAME
         smooth = gone and like >= _LIKE
         blurred = out_of_focus or smooth
         covered = gone and like < _LIKE and self._match < _HIDDEN
         return blurred, (None if math.isnan(lost) else covered)
-
-    def _is_dim(self, edges: Edges) -> bool:
-        """Return True in light in which texture that is missing says nothing."""
-        return float(edges.brightness.mean()) < max(_NIGHT, _DIM * float(self.looks[0].brightness.mean()))
 
     def _placed(self, edges: Edges, blurred: bool | None, covered: bool | None) -> ViewSigns:
         if self._match >= _SURE:
@@ -167,7 +167,7 @@ class ViewFollower:
             self._strangers += 1
             if self._strangers >= _NEW_LOOK and self.displacement is None:
                 self._add_look(edges)
-        is_other = None if self._is_dim(edges) else self._match <= _OTHER
+        is_other = None if self._dim else self._match <= _OTHER
         return ViewSigns(blurred, covered, self._found, is_other)
 
     def _begin_search(self, edges: Edges) -> None:
