@@ -112,7 +112,7 @@ Answers = dict[str, list[Detection]]
 class SecondaryDetector:
     """Runs one secondary model, and those after it, on parts of frames. For one thread."""
 
-    def __init__(self, secondary: SecondaryModel, opener: Opener, backend: str, threads: int) -> None:
+    def __init__(self, secondary: SecondaryModel, opener: Opener, backend: str, options: SessionOptions) -> None:
         """Open the models; if that fails, the opener closes the sessions.
 
         Raises:
@@ -124,10 +124,10 @@ class SecondaryDetector:
         asked = DecodeConfig(score_threshold=self.config.score_threshold, labels=answers, pattern=pattern)
         stream = StreamConfig("", model.path, variant=self.config.variant, decode=asked)
         with _named(model.path):
-            self._session = opener(model, backend, SessionOptions(threads=threads))
+            self._session = opener(model, backend, options)
             self._detector = build_detector(self._session, model, stream)
             self._known = self._read_gallery(secondary)
-        self._then = [SecondaryDetector(one, opener, backend, threads) for one in secondary.then]
+        self._then = [SecondaryDetector(one, opener, backend, options) for one in secondary.then]
 
     def run(self, frame: Frame, box: Box, into: Answers) -> None:
         """Add the answers about the part of a frame that a box covers. Raises BackendError if a model fails."""
@@ -203,7 +203,8 @@ class SecondaryStage:
         self._states = [one.state for one in self._galleries]
         self._configs = [dict(_configs(one)) for one in models]
         self._known: dict[str, list[_Known]] = {}
-        self._detectors = [SecondaryDetector(one, opener, stream.backend, stream.threads) for one in models]
+        options = SessionOptions(threads=stream.threads, priority=stream.service.priority)
+        self._detectors = [SecondaryDetector(one, opener, stream.backend, options) for one in models]
 
     def process(self, frame: Frame, tracker: Tracker, events: Sequence[Event]) -> list[Event]:
         """Run the models on the objects of a frame that was inferred; return its events with attributes.

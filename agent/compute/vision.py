@@ -229,7 +229,8 @@ class VideoPerception:
         self.wants_inference = False
         zones = Zones(config.zones)
         variant = _variant(model, config)
-        self.session = opener(model, config.backend, SessionOptions(variant=variant, threads=config.threads))
+        options = SessionOptions(variant, config.threads, config.service.priority)
+        self.session = opener(model, config.backend, options)
         self._detector = build_detector(self.session, model, config)
         self._crops, self._shown = config.gate.crop, config.crop
         self._gate = MotionGate(config.gate)

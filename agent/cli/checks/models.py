@@ -100,7 +100,7 @@ def _check_model(
 def _check_sharing(config: Config, name: str, variant: str, model: Model) -> Iterator[Finding]:
     """Report how many streams take turns on a model's sessions."""
     alike = Counter(
-        one.threads
+        (one.threads, one.service.priority, one.variants)
         for one in config.streams.values()
         if one.enabled and (one.model, one.variant, one.backend) == (name, variant, AUTO)
     )

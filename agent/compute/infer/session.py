@@ -22,10 +22,12 @@ class SessionOptions(Struct, frozen=True):
     Attributes:
         variant: name of the variant to select first; empty: the manifest's first.
         threads: of the CPU; 0: chosen by the number of cores.
+        priority: of the stream; on the CPU, streams of different ones do not wait for each other.
     """
 
     variant: str = ""
     threads: int = 0
+    priority: int = 0
 
 
 class BackendSpec(Struct, frozen=True):

@@ -4,9 +4,10 @@ A turn begins when a stream runs the inference. What the stream writes before an
 memory, so that pictures are prepared and answers decoded beside the inferences of others. A stream that shares
 with nobody writes into the tensor's own memory: its turn begins with that.
 
-An accelerator has one session. The CPU has at most as many as keep it busy, and the second and further ones are
-opened only once streams have to wait for each other. Not shared are models that keep a state between
-inferences, models of sound and models with exits, whose parts belong to one input.
+An accelerator has one session. On the CPU, streams of one priority share. It has at most as many sessions as keep
+it busy, and the second and further ones are opened only once streams have to wait for each other. Not shared are
+models that keep a state between inferences, models of sound and models with exits, whose parts belong to one
+input.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.compute.infer.pool import PoolRules, SessionPool, Ticket, described
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
@@ -171,6 +173,7 @@ class _Key(Struct, frozen=True):
     variants: tuple[tuple[str, str], ...]
     plan: tuple[str, str, str, tuple[tuple[str, str], ...]]
     threads: int
+    priority: int = 0
     in_failover: bool = False
 
 
@@ -190,7 +193,8 @@ class SessionPools:
         vetting.check(model, options)  # first: a broken file is refused there
         threads = options.threads or default_threads(self._cores)
         rules = PoolRules(_side_by_side(self._cores, threads), hangs_s=_HANGS_S)
-        key = _key(model, BackendSpec(threads=threads), options)
+        # An inference of a less important stream runs with less weight: no other may wait for it.
+        key = replace(_key(model, BackendSpec(threads=threads), options), priority=options.priority)
         return self._open(key, model, options, partial(vetting.open, model, options), rules)
 
     def open_worker(
@@ -248,7 +252,7 @@ def _key(model: Model, plan: BackendSpec, options: SessionOptions, *, in_failove
     variants = tuple((one.name, one.signature) for one in model.manifest.variants)
     settings = plan.backend, plan.kind, plan.library, tuple(sorted(plan.settings.items()))
     threads = options.threads or plan.threads
-    return _Key(model.sha256, len(model.content), variants, settings, threads, in_failover)
+    return _Key(model.sha256, len(model.content), variants, settings, threads, in_failover=in_failover)
 
 
 def _side_by_side(cores: int, threads: int) -> int:

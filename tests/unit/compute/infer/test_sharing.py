@@ -169,6 +169,13 @@ def test_only_what_is_the_same_is_shared(identity: Model) -> None:
         assert [one._pool.members for one in sessions if isinstance(one, SharedSession)] == [2, 2, 1, 1]
 
 
+def test_streams_of_different_priorities_do_not_wait_for_each_other(identity: Model) -> None:
+    pools, other = SessionPools(), SessionOptions(threads=1, priority=20)
+    with opened(pools, identity, 2) as important, opened(pools, identity, 1, other) as less:
+        sessions = [*important, *less]
+        assert [one._pool.members for one in sessions if isinstance(one, SharedSession)] == [2, 2, 1]
+
+
 def test_a_variant_is_each_streams_own() -> None:
     model = open_model("small-speech", "auto")
     assert len(model.manifest.variants) > 1
