@@ -11,9 +11,27 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
-from agent.compute.governor.steps import Step, cheaper, cost_of, dearer, smaller_variant, steps
+from agent.compute.governor.state import (
+    CLIPS,
+    LEVELS,
+    RETRY_MAX_S,
+    RETRY_S,
+    SYNC_S,
+    StreamState,
+    described,
+    has,
+)
+from agent.compute.governor.steps import (
+    Step,
+    cheaper,
+    dearer,
+    longest_stride,
+    smaller_variant,
+    steps,
+)
 from agent.compute.governor.trouble import (
     COLD_C,
     COOL_C,
@@ -45,10 +63,10 @@ _RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 _DEARER = 1.15
 """Factor on the estimated cost of what comes back."""
+_FORGIVEN_S = 600.0
+"""Time after which it no longer counts that something came back too early, s."""
 _TRIAL_S = 120.0
 """Time without trouble after which a stream gets more for a trial although no time is idle, s."""
-_RETRY_S, _RETRY_MAX_S = 10.0, 1200.0
-"""First and longest pause before something comes back again that had to give way soon after it came back, s."""
 
 _HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
 """Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
@@ -56,14 +74,6 @@ to follow."""
 _RELAX_S, _RELAX_MAX_S, _TOO_SOON_S = 10.0, 640.0, 30.0
 """First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
 when trouble comes again so soon after a step, and halves with each step that lasts."""
-
-SAMPLES_S = (0.0, 1.0, 5.0)
-SNAPSHOTS = ((80, 1.0), (60, 3.0), (40, 10.0))
-CLIPS = (1.0, 0.5, 0.2)
-SYNC_S = (0.0, 0.5, 2.0)
-"""Levels: time between samples, s; quality and factor on the pause of snapshots; share of the pictures of clips;
-time that an event may wait for others to be synced with it, s."""
-_LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3}
 
 
 class Change(Struct, frozen=True):
@@ -91,43 +101,12 @@ class Decision(Struct, frozen=True):
     unmet: dict[str, str]
 
 
-class _State:
-    """What was decided for one stream."""
-
-    def __init__(self) -> None:
-        self.stride, self.variant = 1, ""
-        self.levels: dict[Giving, int] = {"samples": 0, "snapshots": 0, "clips": 0}
-        self.why = ""
-        self.broken_s: float | None = None
-        self.came_back_s, self.retry_s, self.retry_at = float("-inf"), _RETRY_S, float("-inf")
-
-    def step(self, stream: StreamReading) -> Step:
-        """Return the present step with what it costs now."""
-        known = {variant.name: variant for variant in stream.variants}
-        variant = known.get(self.variant, stream.variants[0])
-        return Step(self.stride, variant.name, cost_of(stream, self.stride, variant))
-
-    @property
-    def infers_less(self) -> bool:
-        return self.stride > 1 or bool(self.variant)
-
-    @property
-    def is_reduced(self) -> bool:
-        return self.infers_less or any(self.levels.values())
-
-    @property
-    def budget(self) -> StreamBudget:
-        quality, factor = SNAPSHOTS[self.levels["snapshots"]]
-        samples_s, share = SAMPLES_S[self.levels["samples"]], CLIPS[self.levels["clips"]]
-        return StreamBudget(self.stride, self.variant, samples_s, quality, factor, share)
-
-
 class Governor:
     """Keeps what streams are promised, and the board below its limits. For one thread; no clock, no I/O."""
 
     def __init__(self, config: GovernorConfig) -> None:
         self._config = config
-        self._states: dict[str, _State] = {}
+        self._states: dict[str, StreamState] = {}
         self._sync = 0
         self._now_s = 0.0
         self._changed_at: deque[float] = deque(maxlen=CHANGES_PER_MINUTE)
@@ -146,7 +125,9 @@ class Governor:
         self._now_s = readings.now_s
         self._changes, self._unmet = [], {}
         streams = readings.streams
-        self._states = {name: self._states.get(name) or _State() for name in streams}
+        self._states = {name: self._states.get(name) or StreamState() for name in streams}
+        for name, stream in streams.items():
+            self._states[name].forget_unknown(stream)
         if not self._config.enabled:
             self._give_everything()
         else:
@@ -176,7 +157,7 @@ class Governor:
     def _give_everything(self) -> None:
         for name, state in self._states.items():
             if state.is_reduced:
-                self._states[name] = _State()
+                self._states[name] = StreamState()
                 self._changes.append(Change(name, "everything again: the governor is off"))
         self._sync = 0
 
@@ -199,7 +180,7 @@ class Governor:
         if (state.stride, state.variant) == (step.stride, variant) or not self._may_change():
             return False
         state.stride, state.variant = step.stride, variant
-        self._record(name, _described(state), why)
+        self._record(name, described(state), why)
         if not state.is_reduced:
             state.why = ""
         return True
@@ -280,15 +261,26 @@ class Governor:
     def _relieve(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
         """Let another stream give way, or this one itself. Return True if something has changed."""
         why, far = f"{name} {broken[name]}", is_far_below(streams[name])
+        if self._keep_own_rate(name, streams[name]):
+            return True
         has_given = False
         for giving in self._donors(name, broken, streams):
-            if self._now_s - self._states[giving].came_back_s < _RETRY_S:
+            if self._now_s - self._states[giving].came_back_s < RETRY_S:
                 self._postpone(giving)
             all_of_it = far and streams[giving].priority < streams[name].priority
             has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
             if has_given and not all_of_it:
                 return True
         return has_given or self._help_itself(name, streams[name], broken[name])
+
+    def _keep_own_rate(self, name: str, stream: StreamReading) -> bool:
+        """Shorten a stride that leaves less than is promised: the promise or the camera is another one now."""
+        now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
+        if now.stride <= most:
+            return False
+        return self._set_step(
+            name, replace(now, stride=most), stream, f"it is promised {stream.min_fps:g} per second"
+        )
 
     def _donors(
         self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]
@@ -319,7 +311,7 @@ class Governor:
         """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
         if "inference" not in self._config.order:
             return False
-        if self._now_s - self._states[name].came_back_s < _RETRY_S:
+        if self._now_s - self._states[name].came_back_s < RETRY_S:
             self._postpone(name)
         return self._set_step(name, smaller_variant(stream, self._states[name].step(stream)), stream, what)
 
@@ -340,7 +332,9 @@ class Governor:
     def _postpone(self, name: str) -> None:
         """Let what came back too early wait longer before it comes back again."""
         state = self._states[name]
-        state.retry_at, state.retry_s = self._now_s + state.retry_s, min(_RETRY_MAX_S, 2.0 * state.retry_s)
+        if self._now_s - state.retry_at > _FORGIVEN_S:
+            state.retry_s = RETRY_S
+        state.retry_at, state.retry_s = self._now_s + state.retry_s, min(RETRY_MAX_S, 2.0 * state.retry_s)
 
     # Memory, disk and network
 
@@ -386,16 +380,16 @@ class Governor:
     def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading]) -> bool:
         """Lower something of the least important stream that can. Return True if one could."""
         for name in sorted(streams, key=lambda one: (streams[one].priority, self._states[one].levels[giving])):
-            if _has(streams[name], giving) and self._lower(name, giving, why):
+            if has(streams[name], giving) and self._lower(name, giving, why):
                 return True
         return False
 
     def _lower(self, name: str, giving: Giving, why: str) -> bool:
         state = self._states[name]
-        if state.levels[giving] >= _LEVELS[giving] - 1 or not self._may_change():
+        if state.levels[giving] >= LEVELS[giving] - 1 or not self._may_change():
             return False
         state.levels[giving] += 1
-        self._record(name, _described(state), why)
+        self._record(name, described(state), why)
         return True
 
     # Back to everything
@@ -471,22 +465,6 @@ class Governor:
             given = next((one for one in reversed(self._config.order) if state.levels.get(one)), None)
             if given is not None and self._may_change():
                 state.levels[given] -= 1
-                self._record(name, _described(state), "there is room for it")
+                self._record(name, described(state), "there is room for it")
                 return True
         return False
-
-
-def _has(stream: StreamReading, giving: Giving) -> bool:
-    return {"samples": stream.has_samples, "snapshots": stream.has_snapshots, "clips": stream.has_clips}[giving]
-
-
-def _described(state: _State) -> str:
-    """Return what a stream has now, for people."""
-    parts = [
-        f"one picture in {state.stride} is inferred" if state.stride > 1 else "",
-        f"size {state.variant}" if state.variant else "",
-        f"detections every {SAMPLES_S[state.levels['samples']]:g} s" if state.levels["samples"] else "",
-        f"snapshots {SNAPSHOTS[state.levels['snapshots']][1]:g} times rarer" if state.levels["snapshots"] else "",
-        f"clips with {CLIPS[state.levels['clips']]:.0%} of their pictures" if state.levels["clips"] else "",
-    ]
-    return ", ".join(part for part in parts if part) or "everything again"

@@ -130,6 +130,20 @@ def test_a_stream_takes_a_smaller_size_itself_when_no_other_can_give_way() -> No
     assert decision.budgets["front"].stride == 1
 
 
+def test_a_size_that_may_no_longer_be_used_is_forgotten() -> None:
+    course = Course()
+    assert course.run(20, HUNGRY, BUSY).budgets["back"].variant == "256"
+    chosen = {**HUNGRY, "back": replace(BACK, variants=(VariantCost(), VariantCost("160", 0.2)))}
+    assert course.run(1, chosen, BUSY).budgets["back"].variant in ("", "160")
+
+
+def test_a_new_promise_shortens_the_streams_own_stride() -> None:
+    course = Course()
+    assert course.run(20, HUNGRY, BUSY).budgets["back"].stride == 5
+    promised = {**HUNGRY, "back": replace(BACK, priority=90, min_fps=4.0, inferred_fps=2.0)}
+    assert course.run(6, promised, BUSY).budgets["back"].stride == 2
+
+
 def test_everything_is_back_within_ten_seconds_of_idle_processors() -> None:
     course = Course()
     course.run(20, HUNGRY, BUSY)
