@@ -217,9 +217,7 @@ class Reporter:
             for name in self._sensors:
                 self._board.retain(self._topics.sensor(self._stream, name), b"")
             self._sensors.clear()
-            if self._has_condition:
-                self._has_condition = False
-                self._board.retain(self._topics.condition(self._stream), b"")
+            self._clear_condition()
 
     @property
     def stopped(self) -> bool:
@@ -384,6 +382,16 @@ class Reporter:
             if self._config.counts and not self._closed:
                 topic = self._topics.inspection(self._stream)
                 self._board.retain(topic, messages.encode(message), patient=self._config.events)
+
+    def clear_condition(self) -> None:
+        """Make the condition of the stream unknown."""
+        with self._lock:
+            self._clear_condition()
+
+    def _clear_condition(self) -> None:
+        if self._has_condition:
+            self._has_condition = False
+            self._board.retain(self._topics.condition(self._stream), b"")
 
     def condition(self, message: messages.ConditionMessage) -> None:
         """Set the problems of the stream; after `stop` drop them."""

@@ -299,6 +299,7 @@ class VideoPerception:
             predicted = tracker.predicted(frame.captured_ns)
             stages = StageTimes(queue, gated - began, track=time.monotonic_ns() - gated)
             return StreamResult(events, None, stages, predicted)
+        self._keep_size_for_lesson()
         self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
         if self.answers is not None:
@@ -318,6 +319,12 @@ class VideoPerception:
         if self.model.manifest.output.decoder in _FEW_ANSWERS:
             return []
         return [self.session.output(index) for index in range(len(self.session.outputs))]
+
+    def _keep_size_for_lesson(self) -> None:
+        """Use the configured size while a lesson is given: what is taught with another one is of no use later."""
+        if self.wants_inference and self._budget.variant:
+            self._budget = replace(self._budget, variant="")
+            self._build_detector()
 
     def _is_left_out(self, reason: str) -> bool:
         """Return True if the budget leaves a frame out that the gate has let through."""

@@ -287,8 +287,8 @@ class CommandHandler:
 
 def _accept(name: str, stream: Stream) -> None:
     """Take what a camera sees now for its right view. Raises CommandError if nobody watches it."""
-    if (condition := stream.condition) is None:
-        (state, detail) = stream.status
+    (state, detail) = stream.status
+    if (condition := stream.condition) is None or state not in ("running", "degraded"):
         why = "its camera is not watched" if state in ("running", "degraded") else f"it is {state}"
         raise CommandError(f"stream {name}: {why}, so there is no view to accept{detail and f': {detail}'}")
     condition.accept()

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from agent.comms.commands import ZONE, quoted
 from agent.comms.mqtt.inbox import RateLimiter
-from agent.config import Config
+from agent.config import Config, StreamConfig
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
 from agent.daemon.check import check_device
 from agent.daemon.overrides import (
@@ -262,6 +262,7 @@ class ReloadPlan:
             self._changes.changed.update({name: [MODEL_FILE] for name in self._changed_models()})
         self._fusion = None if only else runtime.plan_fusion(config)
         self._streams: dict[str, Stream] = {}
+        self._adjusted: dict[str, StreamConfig] = {}
         try:
             self._prepare()
         except BaseException:
@@ -283,6 +284,9 @@ class ReloadPlan:
             is_new = name in self._changes.added or name in self._changes.changed or name == self._only
             if not is_new and (self._only or self._runtime.streams[name].state != "failed"):
                 continue
+            if name != self._only and self._promises_other(name, config):
+                self._adjusted[name] = config
+                continue
             self._streams[name], refusal = self._runtime.make_stream(name, config, self._config.streams)
             if refusal and is_new:
                 refused.append(refusal)
@@ -290,6 +294,13 @@ class ReloadPlan:
                 log.error(refusal)
         if refused:
             raise VedetteError("\n".join(refused))
+
+    def _promises_other(self, name: str, config: StreamConfig) -> bool:
+        """Return True if nothing but what a running stream is promised has changed: it goes on with that."""
+        stream = self._runtime.streams.get(name)
+        if stream is None or stream.state != "running" or stream.model_changed:
+            return False
+        return replace(config, service=stream.config.service) == stream.config and stream.can_adjust(config)
 
     def _discard(self) -> None:
         for stream in self._streams.values():
@@ -320,6 +331,8 @@ class ReloadPlan:
         for name in removed:
             runtime.remove(name)
         runtime.streams.update(self._streams)
+        for name, config in self._adjusted.items():
+            runtime.streams[name].adjust(config)
         if any(stream.config.clips is not None for stream in self._streams.values()):
             runtime.recorder.start()
         for name, stream in self._streams.items():

@@ -49,6 +49,8 @@ class HttpLimits(Struct, frozen=True):
 LIMITS = HttpLimits()
 _POLL_S = 0.25
 _PAUSE_S = 1.0
+_IDLE_S = 1.0
+"""A connection whose request has not come after this time is ended when others wait for its place, s."""
 _BACKLOG = 16
 
 
@@ -101,6 +103,7 @@ class HttpServer:
         """Serve on a listening socket, see `listen`."""
         self._listener, self._render, self.access, self._limits = listener, render, access, limits
         self._slots = threading.BoundedSemaphore(limits.connections)
+        self._reading: dict[socket.socket, float] = {}  # whose request has not come yet, and since when, s
         self._closed = threading.Event()
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
@@ -136,6 +139,7 @@ class HttpServer:
     def _run(self) -> None:
         while not self._closed.is_set():
             if not self._slots.acquire(timeout=_POLL_S):
+                self._cut_off_idle()
                 continue
             try:
                 connection, _ = self._listener.accept()
@@ -147,6 +151,18 @@ class HttpServer:
                 continue
             self._start_thread(connection)
 
+    def _cut_off_idle(self) -> None:
+        """End the connections that have sent no whole request for some time: others wait for their places."""
+        oldest_s = time.monotonic() - _IDLE_S
+        for connection, since_s in list(self._reading.items()):
+            if since_s < oldest_s:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    def request_read(self, connection: socket.socket) -> None:
+        """Record that a request has come: its connection is not idle."""
+        self._reading.pop(connection, None)
+
     def _start_thread(self, connection: socket.socket) -> None:
         answering = threading.Thread(target=self._serve, args=(connection,), name="metrics-answer", daemon=True)
         try:
@@ -157,12 +173,14 @@ class HttpServer:
             self._closed.wait(_PAUSE_S)
 
     def _serve(self, connection: socket.socket) -> None:
+        self._reading[connection] = time.monotonic()
         try:
             with connection:
                 self._answer(connection)
         except (OSError, ValueError) as error:  # the client is slow, gone, or speaks no TLS
             log.debug("metrics: %s", reason_of(error))
         finally:
+            self._reading.pop(connection, None)
             self._slots.release()
 
     def _answer(self, connection: socket.socket) -> None:
@@ -170,8 +188,18 @@ class HttpServer:
         access = self.access
         if access.tls is not None:
             connection.settimeout(self._limits.request_s)
-            connection = access.tls.wrap_socket(connection, server_side=True)
+            since_s = self._reading.pop(connection, time.monotonic())
+            connection = access.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+            self._reading[connection] = since_s
+        try:
+            self._answer_on(connection, access, until)
+        finally:
+            self._reading.pop(connection, None)
+
+    def _answer_on(self, connection: socket.socket, access: Access, until: float) -> None:
         with connection:
+            if isinstance(connection, ssl.SSLSocket):
+                connection.do_handshake()
             _Handler(connection, self, access, until, self._limits)
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_WR)
@@ -234,6 +262,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def do_GET(self) -> None:
+        self._server.request_read(self.request)
         if not self._access.allows(self.headers.get("Authorization", "")):
             self._reply(401, Page("text/plain", b"user name or password is wrong\n"))
         elif self.path.partition("?")[0] != "/metrics":

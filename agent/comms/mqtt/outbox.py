@@ -269,6 +269,10 @@ _SAMPLE_AGE_S = 1.0
 """Age from which a sample is dropped instead of sent: it is of use only now."""
 
 
+_SHORT_REPLY = 8192
+"""Bytes of a reply that is sent at once, also on a slow network."""
+
+
 class TransientQueue:
     """Samples and replies to requests: sent once at QoS 0, or dropped. Any thread may add.
 
@@ -315,19 +319,25 @@ class TransientQueue:
         return bool(self._samples or self._replies)
 
     def send(self, connection: Connection, room: int) -> None:
-        """Send replies and then samples, about `room` bytes; what has waited for too long is dropped."""
-        while self._replies and room > 0:
+        """Send replies and then samples, about `room` bytes; what has waited for too long is dropped.
+
+        A short reply needs no room: somebody waits for it.
+        """
+        while self._replies and (room > 0 or len(self._replies[0][1]) <= _SHORT_REPLY):
             topic, payload, correlation = self._replies.popleft()
             room -= len(payload)
-            try:
-                if not connection.fits(topic, payload + correlation):
-                    raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
-                connection.answer(topic, payload, correlation)
-            except ValueError as error:
-                log.warning("the reply on %.100r cannot be sent: %s", topic, error)
+            self._send_reply(connection, topic, payload, correlation)
         while room > 0 and (sample := self._next()) is not None:
             room -= len(sample[1])
             self._send_sample(connection, *sample)
+
+    def _send_reply(self, connection: Connection, topic: str, payload: bytes, correlation: bytes) -> None:
+        try:
+            if not connection.fits(topic, payload + correlation):
+                raise ValueError(f"{len(payload)} bytes, the broker takes {connection.max_packet}")
+            connection.answer(topic, payload, correlation)
+        except ValueError as error:
+            log.warning("the reply on %.100r cannot be sent: %s", topic, error)
 
     def _next(self) -> tuple[str, bytes] | None:
         with self._lock:

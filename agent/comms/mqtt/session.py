@@ -106,7 +106,7 @@ class LinkLog:
         """Record that a connected broker has acknowledged nothing for some time."""
         if self._logged:
             return
-        self._since, self._unlogged = time.monotonic() - for_s, self.detail
+        self._since, self._unlogged, self._is_acknowledged = time.monotonic() - for_s, self.detail, False
         self._logged.add("silent")
         log.warning(
             "broker %s has acknowledged nothing for %.0f s: it or the network is stuck; events wait in the spool",
@@ -322,6 +322,7 @@ class BrokerSession:
         has_room = (self.transient.is_waiting or self.states.wants_large) and connection.has_room
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, connection.window // 4) - self.states.in_flight
+        self.transient.send(connection, 0)  # short replies go first
         self.states.send(connection, min(share, connection.window - self._in_flight()))
         self.events.send(connection, connection.window - self._in_flight())
         self.transient.send(connection, _PIECE if has_room else 0)

@@ -104,10 +104,12 @@ class CameraCondition:
         return {name: self._where if name in ("moved", "tilted") else "" for name in self._timers.active()}
 
     def remember(self) -> CameraMemory | None:
-        """Return what was learned; None: too little."""
+        """Return what was learned, and nothing where a view was accepted just now; None: it has moved unseen."""
         looks = pack_looks(self._follower.looks)
         moved = next((name for name in ("moved", "tilted") if self._timers[name].active), "")
-        return CameraMemory(looks, moved, self._where, self._zones) if looks else None
+        return (
+            None if moved and not looks else CameraMemory(looks, moved, self._where if moved else "", self._zones)
+        )
 
     def _recall(self, memory: CameraMemory) -> None:
         self._follower.looks = unpack_looks(memory.looks)

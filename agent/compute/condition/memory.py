@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from agent.compute.condition.looks import LOOKS, SETTLED
 from agent.compute.condition.view import TILES, WIDTH, Floats, LearnedView
@@ -35,14 +36,14 @@ class CameraMemory(Struct, frozen=True):
     Attributes:
         looks: the one in use first.
         moved: `moved` or `tilted` while it is; else empty.
-        where: describes that.
+        where: describes that, at most 64 characters.
         zones: describes the zones that were drawn on the learned view.
         origin: of which pictures it was learned; that of others is of no use.
     """
 
     looks: tuple[PackedView, ...]
     moved: str = ""
-    where: str = ""
+    where: Annotated[str, Meta(max_length=64, pattern=r"^[ -~°]*$")] = ""
     zones: str = ""
     origin: str = ""
 

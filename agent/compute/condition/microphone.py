@@ -99,6 +99,9 @@ class MicrophoneCondition:
         if peak >= _LOUD * _FULL:
             self._clipped.append(is_clipped(sound, peak))
             self._timers.update("clipped", sum(self._clipped) >= _CLIPPED_BLOCKS, now_ns)
+        elif self._timers["clipped"].active:  # it ends in quiet, too
+            self._clipped.append(False)
+            self._timers.update("clipped", sum(self._clipped) >= _CLIPPED_BLOCKS, now_ns)
         self._blocks += 1
         if self._blocks % _HUM_EVERY == 0:
             hums = not is_dead and level_db >= _HUM_DB and self._hum.dominates(sound)
@@ -142,6 +145,10 @@ class SilentPauses:
         return self._since_ns is not None and now_ns - self._since_ns >= 2 * self._longest_ns
 
 
+_FLAT_PAIRS = 0.3
+"""Least share of the samples at the top that have another one behind them."""
+
+
 def is_clipped(sound: Array, peak: float) -> bool:
     """Return True if the peaks of a sound are cut off: at full scale, or flat further down.
 
@@ -152,9 +159,12 @@ def is_clipped(sound: Array, peak: float) -> bool:
     absolute = np.abs(sound)
     if np.count_nonzero(absolute >= _RAIL * _FULL) >= _RAIL_SHARE * sound.size:
         return True
-    top = int(np.count_nonzero(absolute >= _TOP * peak))
+    at_top = absolute >= _TOP * peak
+    top = int(np.count_nonzero(at_top))
     below = int(np.count_nonzero(absolute >= _SHOULDER * peak)) - top
-    return top >= _FLAT_SHARE * sound.size and top >= _FLAT_RATIO * below
+    # Of a tone whose period fits the rate, single samples lie at the peaks again and again.
+    flat = int(np.count_nonzero(at_top[1:] & at_top[:-1]))
+    return top >= _FLAT_SHARE * sound.size and top >= _FLAT_RATIO * below and flat >= _FLAT_PAIRS * top
 
 
 class Hum:

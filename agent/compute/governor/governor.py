@@ -63,6 +63,7 @@ _RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 _DEARER = 1.15
 """Factor on the estimated cost of what comes back."""
+_ROOM, _TRIAL = "there is room for it", "more again, for a trial"
 _FORGIVEN_S = 600.0
 """Time after which it no longer counts that something came back too early, s."""
 _TRIAL_S = 120.0
@@ -125,9 +126,11 @@ class Governor:
         self._now_s = readings.now_s
         self._changes, self._unmet = [], {}
         streams = readings.streams
-        self._states = {name: self._states.get(name) or StreamState() for name in streams}
+        for name in self._states.keys() - streams.keys() - readings.known:
+            del self._states[name]
         for name, stream in streams.items():
-            self._states[name].forget_unknown(stream)
+            state = self._states.setdefault(name, StreamState())
+            state.forget_unknown(stream, self._config.order)
         if not self._config.enabled:
             self._give_everything()
         else:
@@ -143,14 +146,14 @@ class Governor:
                 self._trouble_s = self._now_s
             if self._now_s - self._trouble_s >= _CALM_S:
                 self._bring_back(readings.board, streams)
-        return self._decision()
+        return self._decision({name: self._states[name] for name in streams})
 
-    def _decision(self) -> Decision:
+    def _decision(self, states: Mapping[str, StreamState]) -> Decision:
         return Decision(
-            {name: state.budget for name, state in self._states.items()},
+            {name: state.budget for name, state in states.items()},
             SYNC_S[self._sync],
             tuple(self._changes),
-            {name: state.why for name, state in self._states.items() if state.is_reduced},
+            {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
         )
 
@@ -167,11 +170,14 @@ class Governor:
         return len(at) < CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
 
     def _record(self, stream: str, text: str, why: str) -> None:
+        """Keep a change for the decision, and why the stream is reduced: not why it gets more than before."""
         if not self._changed_at or self._changed_at[-1] != self._now_s:
             self._changed_at.append(self._now_s)
         self._changes.append(Change(stream, f"{text}: {why}"))
         if stream:
-            self._states[stream].why = f"{text}: {why}"
+            state = self._states[stream]
+            state.cause = state.cause if why in (_ROOM, _TRIAL) else why
+            state.why = f"{text}: {state.cause}"
 
     def _set_step(self, name: str, step: Step, stream: StreamReading, why: str) -> bool:
         """Run a stream that way; return False if it does already, or not now."""
@@ -242,7 +248,7 @@ class Governor:
                 self._settled_at = self._now_s
         for name, what in broken.items():
             if not self._can_be_helped(name, broken, streams):
-                self._unmet[name] = f"{what}: {who_has_it(name, board, streams)}"
+                self._unmet[name] = f"{what}: {who_has_it(name, board, streams, self._config.order)}"
         return any(state.broken_s is not None for state in self._states.values())
 
     def _confirmed(self, streams: Mapping[str, StreamReading]) -> dict[str, str]:
@@ -416,7 +422,7 @@ class Governor:
             stream = streams[name]
             step = dearer(steps(stream, self._config.max_stride), self._states[name].step(stream))
             self._trouble_s = self._now_s
-            if self._set_step(name, step, stream, "for a trial"):
+            if self._set_step(name, step, stream, _TRIAL):
                 self._settled_at = self._states[name].came_back_s = self._now_s
 
     def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
@@ -432,7 +438,7 @@ class Governor:
             spare -= step.cost - wanted[name].cost
             wanted[name] = step
         for name, step in wanted.items():
-            if step != now[name] and self._set_step(name, step, streams[name], "there is room for it"):
+            if step != now[name] and self._set_step(name, step, streams[name], _ROOM):
                 self._settled_at = self._states[name].came_back_s = self._now_s
         return wanted != now
 
@@ -458,13 +464,13 @@ class Governor:
         """
         if self._sync and self._may_change():
             self._sync -= 1
-            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", "there is room")
+            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", _ROOM)
             return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
             given = next((one for one in reversed(self._config.order) if state.levels.get(one)), None)
             if given is not None and self._may_change():
                 state.levels[given] -= 1
-                self._record(name, described(state), "there is room for it")
+                self._record(name, described(state), _ROOM)
                 return True
         return False

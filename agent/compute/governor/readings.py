@@ -22,6 +22,7 @@ class StreamReading(Struct, frozen=True):
         min_fps: inferences per second that it is to have while its gate is open; 0: none are promised.
         max_latency_ms: from the capture of a picture to its result that it is to keep, ms; 0: none is promised.
         fps: pictures per second that its source gives when nothing disturbs it.
+        fps_now: pictures per second that it has given in the window.
         open_share: share of them that the gate lets through, 0..1: the most of the last half minute.
         inferred_fps: inferences per second while the gate was open; None: it was closed for most of the window.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
@@ -34,6 +35,7 @@ class StreamReading(Struct, frozen=True):
     min_fps: float = 0.0
     max_latency_ms: float = 0.0
     fps: float = 0.0
+    fps_now: float = 0.0
     open_share: float = 0.0
     inferred_fps: float | None = None
     latency_ms: float | None = None
@@ -81,6 +83,7 @@ class Readings(Struct, frozen=True):
         board: see `BoardReading`.
         streams: that run, by name.
         disk, link: how busy storage and communication are.
+        known: names of streams that do not run now and may come back, and of those that run.
     """
 
     now_s: float
@@ -88,3 +91,4 @@ class Readings(Struct, frozen=True):
     streams: dict[str, StreamReading]
     disk: DiskLoad = DiskLoad()
     link: LinkLoad = LinkLoad()
+    known: frozenset[str] = frozenset()

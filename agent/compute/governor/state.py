@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from agent.compute.governor.readings import StreamReading
 from agent.compute.governor.steps import Step, cost_of
@@ -27,7 +27,7 @@ class StreamState:
     def __init__(self) -> None:
         self.stride, self.variant = 1, ""
         self.levels: dict[Giving, int] = {"samples": 0, "snapshots": 0, "clips": 0}
-        self.why = ""
+        self.why = self.cause = ""
         self.broken_s: float | None = None
         self.came_back_s, self.retry_s, self.retry_at = float("-inf"), RETRY_S, float("-inf")
 
@@ -37,8 +37,13 @@ class StreamState:
         variant = known.get(self.variant, stream.variants[0])
         return Step(self.stride, variant.name, cost_of(stream, self.stride, variant))
 
-    def forget_unknown(self, stream: StreamReading) -> None:
-        """Use the configured size again if the one in use is no longer among those that may be used."""
+    def forget_unknown(self, stream: StreamReading, order: Container[Giving]) -> None:
+        """Give back what may no longer be reduced, and a size that is no longer among those that may be used."""
+        for giving in self.levels:
+            if giving not in order:
+                self.levels[giving] = 0
+        if "inference" not in order:
+            self.stride, self.variant = 1, ""
         if self.variant not in [variant.name for variant in stream.variants]:
             self.variant = ""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 
 from agent.compute.governor.readings import BoardReading, StreamReading
+from agent.config.governor import Giving
 from agent.types import DiskLoad, LinkLoad
 
 _AHEAD_S, _NEAR_S = 90.0, 45.0
@@ -33,7 +34,7 @@ _FAR = 0.7
 
 def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
-    least = min(stream.min_fps, 0.9 * stream.fps)
+    least = min(stream.min_fps, 0.9 * stream.fps_now)
     if stream.inferred_fps is not None and stream.inferred_fps < least:
         return f"infers {stream.inferred_fps:.1f} of {stream.min_fps:g} pictures per second"
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
@@ -43,14 +44,21 @@ def broken_promise(stream: StreamReading) -> str:
 
 def is_far_below(stream: StreamReading) -> bool:
     """Return True if a stream gets much less than it is promised."""
-    slow = stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps)
+    slow = stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps_now)
     return slow or (stream.latency_ms is not None and 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms)
 
 
-def who_has_it(name: str, board: BoardReading, streams: Mapping[str, StreamReading]) -> str:
+def who_has_it(
+    name: str, board: BoardReading, streams: Mapping[str, StreamReading], order: Container[Giving]
+) -> str:
     """Return who uses what a stream lacks."""
+    stream = streams[name]
     if board.slowed:
         return board.slowed
+    if 0.0 < stream.max_latency_ms < stream.cost_ms:
+        return f"an inference alone takes {stream.cost_ms:.0f} ms of processor time here"
+    if "inference" not in order:
+        return "`governor.order` lets no inference give way"
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
     priority = streams[name].priority

@@ -100,8 +100,9 @@ class StreamCondition:
         log.info("stream %s: the present view was accepted", self._stream)
 
     def close(self) -> None:
-        """Write what was learned: the stream ends."""
+        """Write what was learned, and tell nothing any more: the stream ends."""
         self._watcher.store(self._now_ns, at_once=True)
+        self._reporter.clear_condition()
 
     def _suspend(self, found: Mapping[Problem, str]) -> None:
         suspended = bool(found.keys() & {"moved", "tilted"})

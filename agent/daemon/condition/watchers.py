@@ -114,7 +114,7 @@ class CameraWatcher:
         self._stored_ns: int | None = None
         self._is_kept = memory is not None
         self._writing: threading.Thread | None = None
-        self._failed = False
+        self._failed = self._waits = False
 
     @property
     def problems(self) -> Mapping[Problem, str]:
@@ -137,12 +137,13 @@ class CameraWatcher:
         self._stored_ns = now_ns if self._stored_ns is None else self._stored_ns
         is_due = not 0 <= now_ns - self._stored_ns < _STORE_NS
         moved = self._camera.has_moved
-        if not is_due and not (at_once and (moved or not self._is_kept)):
+        if not is_due and not self._waits and not (at_once and (moved or not self._is_kept)):
             return
+        self._waits = self._writing is not None and self._writing.is_alive()
         memory = self._camera.remember()
-        if memory is None or (self._writing is not None and self._writing.is_alive()):
+        if memory is None or self._waits:
             return
-        self._stored_ns, self._is_kept = now_ns, not moved
+        self._stored_ns, self._is_kept = now_ns, not moved and bool(memory.looks)
         content = msgspec.json.encode(replace(memory, origin=self._origin))
         # Another thread: a slow disk must not stop the pictures.
         self._writing = threading.Thread(

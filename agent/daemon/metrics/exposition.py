@@ -48,7 +48,10 @@ class Exposition:
         """Return the metrics now, as text or as OpenMetrics, whichever an `Accept` header prefers."""
         from prometheus_client.exposition import choose_encoder
 
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # the library does not expect every header
+            encode, content_type = choose_encoder("")
         return Page(content_type, encode(self._registry))
 
     def describe(self) -> Iterator[Metric]:

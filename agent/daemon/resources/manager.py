@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from statistics import median
 from typing import TYPE_CHECKING
@@ -38,6 +38,9 @@ _NEWEST = 0.2
 """Weight of the newest window in the cost of an inference."""
 _NICE = 5
 """Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival."""
+_KEPT_S = 10.0
+"""Time for which a promise must be kept until that is told, s."""
+_RUNNING = ("running", "degraded")
 _ALL = (VariantCost(),)
 
 
@@ -57,7 +60,7 @@ class StreamWatch:
     def read(self, variant: str) -> StreamReading | None:
         """Return the stream's newest reading, `variant` being what it may use; None: it does not run."""
         stream = self.stream
-        if stream.status[0] not in ("running", "degraded") or stream.model is None or stream.has_sound:
+        if stream.status[0] not in _RUNNING or stream.model is None or stream.has_sound:
             return None
         window = stream.metrics.meter.take()
         self._windows.append(window)
@@ -72,6 +75,7 @@ class StreamWatch:
             priority=service.priority,
             min_fps=service.min_fps,
             max_latency_ms=service.max_latency_ms,
+            fps_now=self._fps_now,
             fps=sorted(self._rates)[3 * len(self._rates) // 4] if self._rates else 0.0,
             open_share=max(self._open, default=0.0),
             inferred_fps=now.inferred / now.open_s if now.open_s >= EVERY_S else None,
@@ -82,6 +86,11 @@ class StreamWatch:
             has_snapshots=stream.config.publish.snapshot,
             has_clips=stream.config.clips is not None,
         )
+
+    @property
+    def _fps_now(self) -> float:
+        newest = list(self._rates)[-_WINDOWS:]
+        return sum(newest) / len(newest) if newest else 0.0
 
     @property
     def _gives_way(self) -> bool:
@@ -119,11 +128,12 @@ class StreamWatch:
         return (_ALL[0], *(VariantCost(one.name, one.multiply_adds / most) for one in smaller))
 
 
-class Told(Struct):
-    """What was told about a promise that is not kept, and since when, s of CLOCK_MONOTONIC."""
+class Told(Struct, frozen=True):
+    """What was told about a promise that is not kept; since when, and when it was not kept last, s."""
 
     why: str
     since_s: float
+    last_s: float
 
 
 class ResourceManager:
@@ -163,7 +173,10 @@ class ResourceManager:
             if (late_s > _LATE_S) is not is_late:
                 is_late = not is_late
                 if is_late:
-                    log.warning("governor: it runs %.1f s late: something takes all processor time", late_s)
+                    log.warning(
+                        "governor: it runs %.1f s late: something takes all processor time, or stopped it",
+                        late_s,
+                    )
             due_s = time.monotonic() + EVERY_S
             try:
                 self._govern()
@@ -174,33 +187,35 @@ class ResourceManager:
         runtime = self._runtime
         config = runtime.config
         self._governor.configure(config.governor)
-        if config.governor.enabled:
-            self._set_nice(dict(runtime.streams))
-        loads = self._load.read(config), self._read_streams(), runtime.disk_load(), runtime.mqtt.load()
-        readings = Readings(time.monotonic(), *loads)
-        decision = self._governor.decide(readings)
-        self._tell(decision)
+        self._set_nice(dict(runtime.streams), governed=config.governor.enabled)
+        streams, everyone = self._read_streams(), frozenset(self._watched)
+        loads = runtime.disk_load(), runtime.mqtt.load()
+        board = self._load.read(config)
+        decision = self._governor.decide(Readings(time.monotonic(), board, streams, *loads, known=everyone))
+        self._tell(decision, streams)
         runtime.spool.set_sync_interval(decision.sync_every_s)
-        for name, budget in decision.budgets.items():
-            stream = self._watched[name].stream
-            stream.set_budget(budget)
-            stream.reduced, stream.unmet = decision.reduced.get(name, ""), decision.unmet.get(name, "")
+        for name, watch in self._watched.items():
+            if (budget := decision.budgets.get(name)) is not None:
+                watch.stream.set_budget(budget)
+            watch.stream.reduced = decision.reduced.get(name, "")
+            watch.stream.unmet = told.why if (told := self._unmet.get(name)) else ""
         self.decision = decision
 
-    def _set_nice(self, streams: Mapping[str, Stream]) -> None:
+    def _set_nice(self, streams: Mapping[str, Stream], *, governed: bool) -> None:
         """Let the kernel prefer the streams of the highest priority, also before the governor notices a load.
 
-        Without privileges a thread can only become nicer: a stream whose priority was raised by a reload runs in
-        a new thread.
+        Without privileges, or the unit's LimitNICE, a thread can only become nicer.
         """
-        highest = max((one.config.service.priority for one in streams.values()), default=0)
+        running = [one for one in streams.values() if one.status[0] in _RUNNING]
+        highest = max((one.config.service.priority for one in running), default=0)
         for name, stream in streams.items():
-            thread, nice = stream.thread_id, _NICE if stream.config.service.priority < highest else 0
-            if thread is None or self._nice.get(name) == (thread, nice):
+            is_less = governed and stream.config.service.priority < highest
+            thread, nice = stream.thread_id, _NICE if is_less else 0
+            if thread is None or self._nice.get(name, (thread, 0)) == (thread, nice):
                 continue
-            self._nice[name] = thread, nice
-            with suppress(OSError):  # the thread is over, or may not become less nice
+            with suppress(OSError):  # the thread is over, or may not become less nice: it is tried again
                 os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, 0) + nice)
+                self._nice[name] = thread, nice
 
     def _read_streams(self) -> dict[str, StreamReading]:
         streams = dict(self._runtime.streams)
@@ -214,24 +229,28 @@ class ResourceManager:
                 readings[name] = reading
         return readings
 
-    def _tell(self, decision: Decision) -> None:
-        """Log each change, and each promise that is not kept: once when that begins and once when it ends."""
+    def _tell(self, decision: Decision, running: Container[str]) -> None:
+        """Log each change, and each promise of a running stream that is not kept, when that begins and ends."""
         for change in decision.changes:
             log.info("%s", f"stream {change.stream}: {change.text}" if change.stream else change.text)
         if decision.changes:
             self.changes += len(decision.changes)
             self._load.load_changed()
-        self._tell_unmet(decision.unmet)
+        self._tell_unmet(decision.unmet, running)
 
-    def _tell_unmet(self, unmet: Mapping[str, str]) -> None:
+    def _tell_unmet(self, unmet: Mapping[str, str], running: Container[str]) -> None:
         now_s = time.monotonic()
         for name, why in unmet.items():
             if name not in self._unmet:
                 log.warning("%s%s, and nothing is left that could give way", _prefix(name), why)
-            self._unmet[name] = Told(why, self._unmet[name].since_s if name in self._unmet else now_s)
-        for name in self._unmet.keys() - unmet.keys():
-            told = self._unmet.pop(name)
-            log.info("%sas promised again, after %.0f s", _prefix(name), now_s - told.since_s)
+            since_s = self._unmet[name].since_s if name in self._unmet else now_s
+            self._unmet[name] = Told(why, since_s, now_s)
+        for name, told in list(self._unmet.items()):
+            if name and name not in running:  # it is lost, or off: nothing is kept or broken
+                del self._unmet[name]
+            elif now_s - told.last_s >= _KEPT_S:
+                del self._unmet[name]
+                log.info("%sas promised again, after %.0f s", _prefix(name), told.last_s - told.since_s)
 
 
 def _prefix(stream: str) -> str:

@@ -96,6 +96,13 @@ def test_a_budget_uses_a_smaller_size_that_was_opened_for_it(tmp_path: Path) -> 
     assert vision.answered_by == ("cpu", "32")
 
 
+def test_a_lesson_is_given_with_the_configured_size(tmp_path: Path) -> None:
+    vision = perception(sizes_model(tmp_path, {"32": BOTH, "16": ONE}), "", smaller=True)
+    vision.set_budget(StreamBudget(variant="16"))
+    vision.wants_inference = True
+    assert (boxes(vision), vision.answered_by) == ([LEFT, RIGHT], ("cpu", "32"))
+
+
 def test_auto_is_refused_for_sizes_with_their_names(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"sizes.toml: variant = 'auto' .* name one of 32, 16$"):
         perception(sizes_model(tmp_path, {"32": ONE, "16": ONE}), "auto")

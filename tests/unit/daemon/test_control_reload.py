@@ -23,6 +23,7 @@ from agent.config import (
     StreamConfig,
     TrackConfig,
 )
+from agent.config.governor import ServiceConfig
 from agent.config.load import changes
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, stop_streams
@@ -91,6 +92,19 @@ def test_only_what_is_different_is_swapped(
     assert back.finished
     assert runtime.mqtt.retained()[runtime.topics.count("back", "person")] == b""
     assert caplog.messages == ["reloaded: stream side is new; stream back is gone"]
+
+
+def test_another_promise_reaches_a_stream_that_goes_on(runtime: Runtime) -> None:
+    front = all_see(runtime)["front"]
+    promised = replace(front.config, service=ServiceConfig(priority=80, min_fps=5.0))
+    streams = {**runtime.config.streams, "front": promised}
+    ReloadPlan(runtime, replace(runtime.config, streams=streams)).apply()
+    assert runtime.streams["front"] is front
+    assert front.config.service == promised.service
+    assert not front.finished
+    smaller = replace(promised, service=ServiceConfig(smaller_variants=True))
+    ReloadPlan(runtime, replace(runtime.config, streams={**streams, "front": smaller})).apply()
+    assert runtime.streams["front"] is not front, "its model is opened with other sizes"
 
 
 def test_another_way_to_choose_the_size_is_another_stream(runtime: Runtime, tmp_path: Path) -> None:

@@ -116,6 +116,17 @@ def test_silent_clients_delay_others_no_longer_than_a_request_may_take(server: H
         one.close()
 
 
+def test_clients_that_send_nothing_lose_their_places_to_others() -> None:
+    server = running(limits=HttpLimits(connections=2, request_s=60.0))
+    silent = [socket.create_connection(server.address) for _ in range(4)]
+    try:
+        assert ask(server)[0] == 200
+    finally:
+        for one in silent:
+            one.close()
+        server.close()
+
+
 def test_a_client_that_does_not_read_holds_nobody_up() -> None:
     body = b"x" * 20_000_000
     made = HttpServer(listen(HOST, 0), lambda accept: Page("text/plain", body), Access(), QUICK)

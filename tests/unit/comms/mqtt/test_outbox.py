@@ -258,15 +258,17 @@ def test_an_answer_is_sent_to_whom_waits_and_to_nobody_after_the_connection(
 ) -> None:
     answers, line = TransientQueue(), Line()
     answers.reply("me", b"{}", b"7")
+    answers.reply("long", bytes(9000), b"7")
     answers.send(wire(line), 0)
-    assert line.answered == []
+    assert line.answered == [("me", b"{}", b"7")], "a short one needs no room"
     assert answers.is_waiting
     line.max_packet = 50
     answers.reply("me/+", b"{}", b"")
     answers.reply("me", bytes(100), b"")
     answers.send(wire(line), 1000)
+    answers.send(wire(line), 1000)
     assert line.answered == [("me", b"{}", b"7")]
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 3
     answers.reply("me", b"{}", b"8")
     answers.restart()
     answers.send(wire(line), 1000)

@@ -252,7 +252,20 @@ def test_zones_that_were_drawn_anew_meanwhile_accept_the_view() -> None:
 def test_nothing_is_remembered_of_the_first_seconds() -> None:
     watched = Watched()
     watched.show(10)
-    assert watched.condition.remember() is None
+    memory = watched.condition.remember()
+    assert memory is not None
+    assert (memory.looks, memory.moved) == ((), "")
+
+
+def test_an_accepted_view_is_no_longer_remembered_as_moved() -> None:
+    before = Watched(CameraCondition(ConditionConfig(), "drive"))
+    before.show(40)
+    before.show(30, before.moved(0.15))
+    before.condition.accept()
+    before.show(3, before.moved(0.15))
+    after = Watched(CameraCondition(ConditionConfig(), "drive", before.condition.remember()))
+    assert list(after.condition.problems) == []
+    assert after.show(60, after.moved(0.15)) == []
 
 
 @pytest.mark.parametrize(

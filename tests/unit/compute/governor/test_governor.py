@@ -16,7 +16,9 @@ from agent.types import DiskLoad, LinkLoad, StreamBudget
 FULL = StreamBudget()
 SIZES = (VariantCost(), VariantCost("320", 0.6), VariantCost("256", 0.4))
 IDLE, BUSY = BoardReading(cores=4, idle=0.9), BoardReading(cores=4, idle=0.0, others=0.6)
-CALM = StreamReading(fps=10.0, open_share=1.0, inferred_fps=10.0, latency_ms=40.0, cost_ms=50.0, variants=SIZES)
+CALM = StreamReading(
+    fps=10.0, fps_now=10.0, open_share=1.0, inferred_fps=10.0, latency_ms=40.0, cost_ms=50.0, variants=SIZES
+)
 FRONT = replace(CALM, priority=80, min_fps=8.0, max_latency_ms=200.0)
 YARD, BACK = CALM, replace(CALM, priority=20)
 STREAMS = {"front": FRONT, "yard": YARD, "back": BACK}
@@ -300,6 +302,44 @@ def test_what_the_order_leaves_out_is_never_reduced() -> None:
     assert "front" in decision.unmet
 
 
+def test_what_a_reload_takes_out_of_the_order_comes_back() -> None:
+    recorded = {"front": replace(FRONT, has_clips=True), "back": replace(BACK, has_clips=True)}
+    course = Course()
+    assert course.run(30, {**recorded, "front": replace(FRONT, inferred_fps=2.0)}, BUSY).reduced.keys() == {
+        "front",
+        "back",
+    }
+    course.governor.configure(GovernorConfig(order=("samples",)))
+    assert course.run(1, recorded, BUSY).budgets == dict.fromkeys(recorded, FULL)
+
+
+def test_a_camera_that_gives_less_than_is_promised_breaks_nothing() -> None:
+    course = Course()
+    assert course.run(60, {**STREAMS, "front": replace(FRONT, fps_now=4.0, inferred_fps=3.8)}, BUSY).unmet == {}
+    assert course.changed == []
+
+
+def test_a_stream_that_is_lost_for_some_time_keeps_what_was_decided() -> None:
+    course = Course()
+    before = course.run(20, HUNGRY, BUSY).budgets["back"]
+    known = frozenset(HUNGRY)
+    for _ in range(20):
+        course.now_s += 1.0
+        away = course.governor.decide(Readings(course.now_s, BUSY, {"front": FRONT}, known=known))
+    assert set(away.budgets) == {"front"}
+    assert course.run(1, STREAMS, BUSY).budgets["back"] == before
+
+
+def test_an_order_without_inferences_is_named_where_nothing_gives_way() -> None:
+    course = Course(GovernorConfig(order=("clips",)))
+    assert course.run(5, HUNGRY, BUSY).unmet["front"].endswith("`governor.order` lets no inference give way")
+
+
+def test_a_promise_shorter_than_an_inference_says_so() -> None:
+    alone = {"front": replace(FRONT, max_latency_ms=30.0, variants=SIZES[:1])}
+    assert "an inference alone takes 50 ms" in Course().run(5, alone, BUSY).unmet["front"]
+
+
 def test_a_governor_that_is_switched_off_gives_everything_back() -> None:
     course = Course()
     course.run(10, HUNGRY, BUSY)
@@ -334,6 +374,7 @@ readings = st.builds(
     min_fps=st.sampled_from([0.0, 5.0, 20.0]),
     max_latency_ms=st.sampled_from([0.0, 100.0]),
     fps=st.floats(0.0, 60.0),
+    fps_now=st.floats(0.0, 60.0),
     open_share=st.floats(0.0, 1.0),
     inferred_fps=st.none() | st.floats(0.0, 60.0),
     latency_ms=st.none() | st.floats(0.0, 1e4),

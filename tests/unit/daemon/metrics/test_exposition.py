@@ -84,6 +84,11 @@ def test_what_is_read_is_what_a_parser_finds(accept: str) -> None:
     assert "process_resident_memory_bytes" in found
 
 
+@pytest.mark.parametrize("accept", ["application/openmetrics-text; version=zzz", "\x00", "a" * 10_000, ";;q=,"])
+def test_a_header_that_nobody_understands_gets_the_text(accept: str) -> None:
+    assert "vedette_stream_frames_total" in samples(readings(front=stream("person")), accept)
+
+
 def test_the_buckets_of_a_histogram_grow_to_its_count() -> None:
     found = samples(readings(front=stream()))
     buckets = [
