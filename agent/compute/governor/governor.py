@@ -50,7 +50,7 @@ from agent.types import DiskLoad, LinkLoad, StreamBudget
 
 CHANGES_PER_MINUTE = 6
 """Decisions in any minute that change something; what one decision changes at once counts once."""
-_CONFIRM_S = 1.5
+_CONFIRM_S = 0.9
 """A promise is broken if it was in every window for so long, s."""
 _SETTLE_S = 2.5
 """Pause after a change until its effect can be judged, s."""
@@ -277,7 +277,9 @@ class Governor:
             has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
             if has_given and not all_of_it:
                 return True
-        return has_given or self._help_itself(name, streams[name], broken[name])
+        if has_given and not far:
+            return True
+        return self._help_itself(name, streams[name], broken[name]) or has_given
 
     def _keep_own_rate(self, name: str, stream: StreamReading) -> bool:
         """Shorten a stride that leaves less than is promised: the promise or the camera is another one now."""
@@ -408,7 +410,9 @@ class Governor:
                 for name, stream in streams.items()
                 if self._states[name].infers_less and self._now_s >= self._states[name].retry_at
             }
-            if not self._raise(spare / _DEARER, waiting) and self._now_s - self._trouble_s >= _TRIAL_S:
+            is_cold = board.celsius is None or board.celsius < board.limit_c - COLD_C
+            raised = self._raise(spare / _DEARER, waiting)
+            if not raised and is_cold and self._now_s - self._trouble_s >= _TRIAL_S:
                 self._try_one(waiting)
         if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(streams):
             if not self._was_too_soon:

@@ -85,10 +85,10 @@ def test_one_bad_window_changes_nothing() -> None:
     assert course.changed == []
 
 
-def test_a_promise_far_from_kept_takes_all_that_less_important_streams_can_give() -> None:
+def test_a_promise_far_from_kept_takes_all_that_others_can_give_and_a_smaller_size() -> None:
     decision = Course().run(3, HUNGRY, BUSY)
     assert {name: (b.stride, b.variant) for name, b in decision.budgets.items()} == {
-        "front": (1, ""),
+        "front": (1, "320"),
         "yard": (5, "256"),
         "back": (5, "256"),
     }
