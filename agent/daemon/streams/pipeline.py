@@ -351,7 +351,7 @@ def open_pipeline(
     """
     parts = recorder, metrics, inspection, taught, cameras
     source, pipeline, clips = _open_pipeline(name, config, opened, reporter, on_change, *parts)
-    if state is not None:
+    if state is not None and state != Path():  # no folder at all, as of services that were given none
         pipeline.condition = open_condition(name, config, opened, reporter, state)
     return source, pipeline, clips
 
