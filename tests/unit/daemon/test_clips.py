@@ -243,4 +243,5 @@ def test_the_pace_follows_its_share_from_the_next_frame_on(parts: list[tuple[int
         for _ in range(count):
             at_ns += SECOND // 30
             taken += pace.takes(at_ns, must=False)
-        assert taken == pytest.approx(count / 30 * fps * share, abs=2)
+        # Two may come at once where the rate changes: one that was due, and the first at the new rate.
+        assert taken == pytest.approx(count / 30 * fps * share, abs=3)
