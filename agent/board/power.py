@@ -16,7 +16,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from agent.board.proc import read_number, read_text
+from agent.board.proc import read_cpu_ticks, read_number, read_text
 from agent.board.thermal import FIRMWARE, THERMAL, THROTTLING, UNDER_VOLTAGE, Supply, read_brakes, read_supply
 from agent.board.vcgencmd import GET_THROTTLED, READ_PMIC, Ask, FirmwareQuery, has_firmware
 
@@ -235,12 +235,8 @@ class BusyCores:
 
     def _ticks(self) -> tuple[int, int, int]:
         """Return the ticks spent on work, all ticks, and the number of cores."""
-        lines = [line.split() for line in read_text(self._stat).splitlines() if line.startswith("cpu")]
-        try:
-            ticks = [int(part) for part in lines[0][1:9]]
-        except (IndexError, ValueError):
-            return 0, 0, 0
-        return sum(ticks) - sum(ticks[3:5]), sum(ticks), len(lines) - 1
+        cores = sum(line.startswith("cpu") for line in read_text(self._stat).splitlines()) - 1
+        return *read_cpu_ticks(self._stat), max(0, cores)
 
 
 class PowerMonitor:

@@ -115,6 +115,15 @@ def read_disk(folder: Path) -> DiskUsage | None:
     return None
 
 
+def read_cpu_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
+    """Return the ticks that all processors spent on work, and all ticks; zeros if they cannot be read."""
+    try:
+        ticks = [int(part) for part in read_text(stat).partition("\n")[0].split()[1:9]]
+    except ValueError:
+        return 0, 0
+    return sum(ticks) - sum(ticks[3:5]), sum(ticks)
+
+
 CPUFREQ = Path("sys/devices/system/cpu/cpufreq")
 """Below the root of the file system."""
 

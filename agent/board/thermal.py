@@ -19,7 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.board.heat import PLAUSIBLE_C, HeatModel
-from agent.board.proc import read_number, read_text
+from agent.board.proc import read_cpu_ticks, read_number, read_text
 from agent.board.vcgencmd import GET_THROTTLED, Ask
 
 log = logging.getLogger(__name__)
@@ -183,14 +183,7 @@ class OtherLoad:
         return min(1.0, max(0.0, (busy - own) / all_)) if all_ > 0 else 0.0
 
     def _ticks(self) -> tuple[int, int]:
-        """Return the ticks spent on work, and all ticks."""
-        try:
-            line = self._stat.read_text(encoding="ascii").partition("\n")[0]
-            ticks = [int(part) for part in line.split()[1:9]]
-        except (OSError, ValueError):
-            return 0, 0
-        idle = sum(ticks[3:5])
-        return sum(ticks) - idle, sum(ticks)
+        return read_cpu_ticks(self._stat)
 
 
 def _of_children() -> float:

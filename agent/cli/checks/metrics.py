@@ -1,4 +1,4 @@
-"""Whether the port of `[metrics]` is free, or served by the running daemon."""
+"""Check that the port of `[metrics]` is free, or served by the running daemon."""
 
 from __future__ import annotations
 

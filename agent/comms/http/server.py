@@ -55,7 +55,7 @@ _BACKLOG = 16
 
 
 class Access(Struct, frozen=True):
-    """Who is let in, and how.
+    """Login and encryption that a server asks of its clients.
 
     Attributes:
         username, password: for basic authentication (RFC 7617); an empty user name: none is asked for.

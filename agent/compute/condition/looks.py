@@ -46,7 +46,7 @@ _ANGLE_S = 0.15
 
 
 class ViewSigns(Struct, frozen=True):
-    """What one check says; None: it cannot tell.
+    """Result of one check of a view; None: it cannot tell.
 
     Attributes:
         blurred, covered: as the words say.

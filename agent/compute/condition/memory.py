@@ -1,4 +1,4 @@
-"""What was learned of a camera, to be kept over restarts."""
+"""Pack and unpack the learned views of a camera, which are kept over restarts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PackedView(Struct, frozen=True):
 
 
 class CameraMemory(Struct, frozen=True):
-    """What is kept of one camera.
+    """Learned views and place of one camera, as they are written to a file.
 
     Attributes:
         looks: the one in use first.

@@ -1,4 +1,4 @@
-"""What a camera looks at: directions of its edges, learned over time, and whether a picture still shows them.
+"""View of a camera: directions of its edges, learned over time, and whether a picture still shows them.
 
 A picture is described by the direction of the edge at each pixel, as in orientation correlation (Fitch, Kadyrov,
 Christmas, Kittler, Orientation correlation, BMVC 2002): its angle is doubled, so that dark on bright and bright

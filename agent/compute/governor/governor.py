@@ -85,7 +85,7 @@ class Change(Struct, frozen=True):
 
 
 class Decision(Struct, frozen=True):
-    """What holds from now on.
+    """Budgets that hold from now on, and what has changed.
 
     Attributes:
         budgets: by stream.

@@ -1,4 +1,4 @@
-"""What the governor is told about the board and its streams, once a second."""
+"""Readings of the board and its streams, from which the governor decides once a second."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from agent.board.heat import HeatModel
 from agent.board.power import read_battery
-from agent.board.proc import read_memory
+from agent.board.proc import read_cpu_ticks, read_memory
 from agent.board.thermal import THERMAL, firmware_limit_c, read_brakes, read_supply, read_zones
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config
@@ -35,12 +35,11 @@ class Ticks(Struct, frozen=True, gc=False):
 
 def read_ticks(stat: Path = Path("/proc/stat")) -> Ticks:
     """Read the times of all processors; zeros if they cannot be read. Time of a hypervisor is not idle."""
-    try:
-        fields = [int(part) for part in stat.read_text(encoding="ascii").partition("\n")[0].split()[1:9]]
-    except (OSError, ValueError):
+    busy, everything = read_cpu_ticks(stat)
+    if not everything:
         return Ticks()
     per_s = os.sysconf("SC_CLK_TCK")
-    return Ticks(sum(fields) / per_s, sum(fields[3:5]) / per_s, time.process_time())
+    return Ticks(everything / per_s, (everything - busy) / per_s, time.process_time())
 
 
 class BoardLoad:
