@@ -55,6 +55,52 @@ class Frame(Struct, frozen=True, gc=False):
     shared: bool = False
 
 
+class MediaTrack(Struct, frozen=True, gc=False):
+    """One elementary stream of a camera or file, whose packets are not decoded.
+
+    Plain data, that outlives the connection.
+
+    Attributes:
+        kind: what its packets hold.
+        codec: FFmpeg's name, such as `h264`, `hevc`, `mjpeg`, `aac` or `pcm_alaw`.
+        time_base: seconds per tick of its time stamps, as numerator and denominator.
+        header: initialisation segment of a fragmented MP4 file with this track alone (ISO/IEC 14496-12, `ftyp`
+            and `moov`), which holds the parameters that a decoder needs; empty: MP4 cannot hold this codec.
+        width, height: pixels; 0 for sound.
+        rate_hz, channels: samples per second and their channels; 0 for video.
+    """
+
+    kind: Literal["video", "sound"]
+    codec: str
+    time_base: tuple[int, int]
+    header: bytes
+    width: int = 0
+    height: int = 0
+    rate_hz: int = 0
+    channels: int = 0
+
+
+class MediaPacket(Struct, frozen=True, gc=False):
+    """One packet of a track: an encoded picture, or a piece of encoded sound.
+
+    Attributes:
+        track: what it belongs to; another object after a reconnection or a change of the codec or size.
+        data: the encoded bytes, as the demultiplexer gave them.
+        pts, dts: time stamps of presentation and of decoding, ticks of the track; None: the stream gives none.
+        duration: ticks; 0: unknown.
+        keyframe: whether decoding can begin with it.
+        captured_ns: CLOCK_MONOTONIC when it was read, ns.
+    """
+
+    track: MediaTrack
+    data: bytes
+    pts: int | None
+    dts: int | None
+    duration: int
+    keyframe: bool
+    captured_ns: int
+
+
 class AudioChunk(Struct, frozen=True, gc=False):
     """Audio of a stream, without a gap.
 

@@ -179,6 +179,12 @@ def health(messages: Messages) -> HealthMessage | None:
     return msgspec.json.decode(bodies[-1], type=HealthMessage) if bodies else None
 
 
+def has_rate(messages: Messages, stream: str) -> bool:
+    """Whether the newest health message tells a rate of the stream: it is measured over some seconds."""
+    newest = health(messages)
+    return newest is not None and newest.streams[stream].fps > 0
+
+
 def states(messages: Messages) -> dict[str, str]:
     """State by stream, as the newest health message tells."""
     newest = health(messages)

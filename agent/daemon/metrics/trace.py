@@ -94,7 +94,7 @@ class TraceRecording:
     def __init__(self, device: str) -> None:
         """Name the device in the traces."""
         self._device = device
-        self._thread: threading.Thread | None = None
+        self._recording = threading.Lock()
         self._stopped = threading.Event()
 
     def start(self, seconds: float, max_packet: int, done: Done) -> None:
@@ -108,24 +108,28 @@ class TraceRecording:
         Raises:
             CommandError: a trace is being recorded already.
         """
-        if self._thread is not None and self._thread.is_alive():
+        if not self._recording.acquire(blocking=False):
             raise CommandError("a trace is being recorded already; ask again when it has ended")
         most = min(LARGEST, max_packet - _BESIDE) if max_packet else LARGEST
-        self._thread = threading.Thread(target=self._run, args=(seconds, most, done), name="trace", daemon=True)
-        self._thread.start()
+        threading.Thread(target=self._run, args=(seconds, most, done), name="trace", daemon=True).start()
 
     def stop(self) -> None:
         """End a running trace."""
         self._stopped.set()
 
     def _run(self, seconds: float, most: int, done: Done) -> None:
+        result: Result | None = None
+        failed = ""
         try:
             recorder, names = self._record(seconds)
-            if not self._stopped.is_set():
-                done(pack(recorder, names, self._device, most), "")
+            result = pack(recorder, names, self._device, most)
         except Exception as error:
             log.exception("trace: internal error (please report)")
-            done(None, f"internal error: {type(error).__name__}: {error}")
+            failed = f"internal error: {type(error).__name__}: {error}"
+        finally:
+            self._recording.release()  # before the answer: whoever has it may ask for the next one
+        if not self._stopped.is_set():
+            done(result, failed)
 
     def _record(self, seconds: float) -> tuple[SpanRecorder, dict[int, str]]:
         recorder, names = SpanRecorder(), thread_names()
