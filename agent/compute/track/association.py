@@ -1,91 +1,180 @@
-"""Associates detections with tracks: by overlap, or by distance for small fast objects.
+"""Associates detections with tracks, in two passes.
 
-It is greedy, best pair first: worse than the optimal assignment only in crowds that no box can resolve, for the
-cost of a sort. There is no second round for weak detections as in ByteTrack (Zhang et al., ECCV 2022), because
-the decoder has dropped what is below the stream's threshold.
+The first is the optimal assignment by how likely each detection is at the place where a track should be. The
+uncertainty of that place grows with the time since the track was seen, so the distance that is allowed does too,
+and of two tracks that fit a detection alike the more certain one has it: a track that was missed takes no
+neighbour's detection. The cost of a pair is the squared Mahalanobis distance, and what its uncertainty costs.
+
+The second is for what no filter foresees: a box that changes its shape, and a small fast object that was detected
+once. It knows only tracks of the picture before, and is greedy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
 
 from msgspec import Struct
 
+from agent.compute.track.motion import Forecast, measured
 from agent.types import Box, Detection
 
-_REACH, _REACH_YOUNG = 1.0, 1.5
-"""Largest distance of centres, in mean diagonals of the two boxes; a young track has no velocity yet."""
+_GATE, _GATE_ROOT = 20.0, 20.0**0.5
+"""Largest squared Mahalanobis distance of a pair, of four dimensions, and its root."""
+_COST_MAX = 18.0
+"""Largest cost of a pair: that of leaving its track missed and its detection new."""
+_REACH_YOUNG = 1.5
+"""Largest distance of centres of a young track, which has no velocity yet, in mean diagonals of the two boxes."""
 _ALIKE = 3.0
 """Largest ratio of the areas of boxes that do not overlap."""
 _POINT = 1e-9
+_FAR = float("inf")
 _SAME = 0.5
 """Least overlap (IoU) of two boxes that stand for the same object."""
 
 
-class PredictedBox(Struct, frozen=True, gc=False):
-    """Predicted place of a track, and whether its velocity is known."""
+class Candidate(Struct, frozen=True, gc=False):
+    """A track to be found again.
 
+    Attributes:
+        forecast: where it should be.
+        box: the same, without the uncertainty.
+        settled: True if its velocity is known.
+        fresh: True if it was detected in the picture before.
+    """
+
+    forecast: Forecast
     box: Box
     settled: bool
+    fresh: bool
 
 
-def associate(
-    expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
-) -> list[tuple[int, int]]:
-    """Return pairs of indices (expected, found), each index at most once; overlaps precede distances.
+def associate(tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: float) -> list[tuple[int, int]]:
+    """Return pairs of indices (track, detection), each index at most once.
 
-    `found` are detections of one label; an IoU of at least `iou_threshold` counts as an overlap.
+    Args:
+        tracks: to be found.
+        found: detections of one label.
+        iou_threshold: least overlap (IoU) of a detection in the second pass.
     """
-    taken: set[int] = set()
-    given: set[int] = set()
-    chosen = []
-    for _, i, j in _candidates(expected, found, iou_threshold):
-        if i not in taken and j not in given:
-            taken.add(i)
-            given.add(j)
-            chosen.append((i, j))
-    return chosen
+    pairs = optimal(_costs([track.forecast for track in tracks], found))
+    tracked, used = {i for i, _ in pairs}, {j for _, j in pairs}
+    if len(used) == len(found) or len(tracked) == len(tracks):
+        return pairs
+    left = [i for i, track in enumerate(tracks) if track.fresh and i not in tracked]
+    unknown = [j for j in range(len(found)) if j not in used]
+    return pairs + _greedy(tracks, found, left, unknown, iou_threshold)
 
 
-def affinity(track: PredictedBox, box: Box, iou_threshold: float) -> float:
-    """Return 1 + IoU for an overlap, 0..1 for a small distance, 0 for boxes that are too far apart."""
+def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int, float]]:
+    """Return, of each track, the gain of each detection that may be its, below 0."""
+    # Sorted, so that only those nearby are compared: this runs for every picture.
+    seen = sorted((*measured(box), j) for j, box in enumerate(found))
+    xs = [one[0] for one in seen]
+    rows = []
+    for x, y, log_w, log_h, precision_x, precision_y, precision_side, spread, deviation in forecasts:
+        row: dict[int, float] = {}
+        reach = _GATE_ROOT * deviation
+        for other_x, other_y, other_w, other_h, j in seen[
+            bisect_left(xs, x - reach) : bisect_right(xs, x + reach)
+        ]:
+            dx, dy = other_x - x, other_y - y
+            distance = dx * dx * precision_x + dy * dy * precision_y
+            if distance < _GATE:
+                dw, dh = other_w - log_w, other_h - log_h
+                distance += (dw * dw + dh * dh) * precision_side
+                if distance < _GATE and distance + spread < _COST_MAX:
+                    row[j] = distance + spread - _COST_MAX
+        rows.append(row)
+    return rows
+
+
+def optimal(rows: Sequence[Mapping[int, float]]) -> list[tuple[int, int]]:
+    """Return the assignment of the least sum, as pairs (row, column); a row or a column may be left out at cost 0.
+
+    Args:
+        rows: cost of each column that a row may have; those that are not below 0 are left out.
+
+    Source: successive shortest paths with potentials; Jonker and Volgenant, A shortest augmenting path algorithm for
+    dense and sparse linear assignment problems, Computing 38 (1987).
+    """
+    row_of: dict[int, int] = {}
+    prices: dict[int, float] = {}
+    values = [0.0] * len(rows)
+    for start, row in enumerate(rows):
+        if row:
+            _augment(rows, start, row_of, prices, values)
+    return sorted((i, j) for j, i in row_of.items() if j >= 0)
+
+
+def _augment(
+    rows: Sequence[Mapping[int, float]],
+    start: int,
+    row_of: dict[int, int],
+    prices: dict[int, float],
+    values: list[float],
+) -> None:
+    """Assign one more row along the shortest path to a free column. Column -1 - i is for row i to be left out."""
+    open_: dict[int, float] = {}
+    closed: dict[int, float] = {}
+    before: dict[int, int | None] = {}
+    row, length, column = start, 0.0, None
+    while True:
+        offset = length - values[row]
+        for j, cost in rows[row].items():
+            if j not in closed and (total := offset + cost - prices.get(j, 0.0)) < open_.get(j, _FAR):
+                open_[j], before[j] = total, column
+        open_[-1 - row], before[-1 - row] = offset, column
+        column = min(open_, key=open_.__getitem__)
+        length = closed[column] = open_.pop(column)
+        if column not in row_of:
+            break
+        row = row_of[column]
+    values[start] += length
+    for j, distance in closed.items():
+        if j in row_of:
+            values[row_of[j]] += length - distance
+            prices[j] = prices.get(j, 0.0) - (length - distance)
+    while (previous := before[column]) is not None:
+        row_of[column] = row_of[previous]
+        column = previous
+    row_of[column] = start
+
+
+def _greedy(
+    tracks: Sequence[Candidate],
+    found: Sequence[Box],
+    left: Sequence[int],
+    unknown: Sequence[int],
+    iou_threshold: float,
+) -> list[tuple[int, int]]:
+    """Return pairs of what the first pass left, the most alike first."""
+    alike = [(affinity(tracks[i], found[j], iou_threshold), i, j) for i in left for j in unknown]
+    chosen: dict[int, int] = {}
+    for value, i, j in sorted(alike, key=itemgetter(0), reverse=True):
+        if value > 0.0 and i not in chosen and j not in chosen.values():
+            chosen[i] = j
+    return list(chosen.items())
+
+
+def affinity(track: Candidate, box: Box, iou_threshold: float) -> float:
+    """Return 1 + IoU for an overlap; of a young track 0..1 for a small distance; 0 for boxes that do not fit."""
     ax0, ay0, ax1, ay1 = track.box
     bx0, by0, bx1, by1 = box
-    aw, ah, bw, bh = ax1 - ax0, ay1 - ay0, bx1 - bx0, by1 - by0
-    # Without halves and roots, because this runs for every pair of every frame.
-    dx, dy = ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1
-    reach = _REACH if track.settled else _REACH_YOUNG
-    far = reach * reach * ((aw + bw) * (aw + bw) + (ah + bh) * (ah + bh)) + _POINT
-    distance = dx * dx + dy * dy
-    if distance >= far:
+    shared = iou(track.box, box)
+    if shared >= iou_threshold and shared > 0.0:
+        return 1.0 + shared
+    if track.settled:
         return 0.0
-    w = (ax1 if ax1 < bx1 else bx1) - (ax0 if ax0 > bx0 else bx0)
-    h = (ay1 if ay1 < by1 else by1) - (ay0 if ay0 > by0 else by0)
+    aw, ah, bw, bh = ax1 - ax0, ay1 - ay0, bx1 - bx0, by1 - by0
+    # Without halves and roots.
+    dx, dy = ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1
+    far = _REACH_YOUNG * _REACH_YOUNG * ((aw + bw) * (aw + bw) + (ah + bh) * (ah + bh)) + _POINT
+    distance = dx * dx + dy * dy
     a, b = aw * ah, bw * bh
-    if w > 0.0 and h > 0.0:
-        union = a + b - w * h
-        # Boxes may be so thin that they have no area.
-        if union > 0.0 and w * h / union >= iou_threshold:
-            return 1.0 + w * h / union
-    return 1.0 - distance / far if a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT else 0.0
-
-
-def _candidates(
-    expected: Sequence[PredictedBox], found: Sequence[Box], iou_threshold: float
-) -> list[tuple[float, int, int]]:
-    pairs = []
-    sums = [(x0 + x1, x1 - x0 + y1 - y0) for x0, y0, x1, y1 in found]
-    for i, track in enumerate(expected):
-        x0, y0, x1, y1 = track.box
-        middle, size = x0 + x1, x1 - x0 + y1 - y0
-        for j, (other, other_size) in enumerate(sums):
-            # Most pairs are far apart; this test costs a fifth of `affinity`.
-            if -_REACH_YOUNG * (size + other_size) <= middle - other <= _REACH_YOUNG * (size + other_size):
-                value = affinity(track, found[j], iou_threshold)
-                if value > 0.0:
-                    pairs.append((value, i, j))
-    pairs.sort(key=_strength)
-    return pairs
+    is_near = distance < far and a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT
+    return 1.0 - distance / far if is_near else 0.0
 
 
 def iou(a: Box, b: Box) -> float:
@@ -119,60 +208,3 @@ def overlap(a: Box, b: Box) -> float:
     """Return the area of the intersection."""
     w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return w * h if w > 0.0 and h > 0.0 else 0.0
-
-
-def _strength(pair: tuple[float, int, int]) -> float:
-    return -pair[0]
-
-
-_ALPHA = 0.7
-"""Weight of the position's error: detected boxes jitter little against people's steps."""
-_BETA = _ALPHA**2 / (2.0 - _ALPHA)
-"""Weight of the velocity's error. Source: Benedict and Bordner, Synthesis of an Optimal Set of Radar
-Track-While-Scan Smoothing Equations, IRE Trans. AC-7 (1962), eq. for the least transient error."""
-_FIRST_BETA = 0.8
-"""Weight of the first velocity, which comes from two boxes."""
-_MEMORY_S = 1.0
-"""An unseen object is predicted to move for so long, s, and then to stand."""
-
-
-class AlphaBetaFilter:
-    """Alpha-beta filter of one box at constant velocity, at rest at first. Units: fractions of the frame, s."""
-
-    __slots__ = ("_h", "_hits", "_seen_ns", "_vx", "_vy", "_w", "_x", "_y")
-
-    def __init__(self, box: Box, at_ns: int) -> None:
-        x0, y0, x1, y1 = box
-        self._x, self._y, self._w, self._h = (x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0
-        self._vx = self._vy = 0.0
-        self._seen_ns = at_ns
-        self._hits = 1
-
-    @property
-    def settled(self) -> bool:
-        """True if the velocity rests on more than two boxes."""
-        return self._hits > 2
-
-    def predict(self, at_ns: int) -> Box:
-        """Return the predicted box, which may lie outside the frame."""
-        dt = min(_MEMORY_S, max(0.0, (at_ns - self._seen_ns) / 1e9))
-        x, y = self._x + self._vx * dt, self._y + self._vy * dt
-        w, h = self._w / 2, self._h / 2
-        return (x - w, y - h, x + w, y + h)
-
-    def correct(self, box: Box, at_ns: int) -> None:
-        """Add a detected box."""
-        dt = max(0.0, (at_ns - self._seen_ns) / 1e9)
-        ahead = min(_MEMORY_S, dt)
-        x0, y0, x1, y1 = box
-        x, y = self._x + self._vx * ahead, self._y + self._vy * ahead
-        off_x, off_y = (x0 + x1) / 2 - x, (y0 + y1) / 2 - y
-        self._x, self._y = x + _ALPHA * off_x, y + _ALPHA * off_y
-        if dt > 0.0:
-            beta = (_BETA if self._hits > 1 else _FIRST_BETA) / dt
-            self._vx += beta * off_x
-            self._vy += beta * off_y
-        self._w += _ALPHA * (x1 - x0 - self._w)
-        self._h += _ALPHA * (y1 - y0 - self._h)
-        self._seen_ns = at_ns
-        self._hits += 1

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
 from agent.compute.manifest import PICTURE_HITS
-from agent.compute.track.association import AlphaBetaFilter, PredictedBox, associate, iou, overlap
+from agent.compute.track.association import Candidate, associate, iou, overlap
+from agent.compute.track.motion import BoxFilter
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Track
@@ -28,6 +29,8 @@ _LEFT_IOU = 0.5
 """A stationary object has left its place if its box overlaps less than this; detected boxes jitter."""
 _SMOOTHING = 0.25
 """Weight of the newest box in the mean that is compared with the place, so that one odd box has no effect."""
+_RESTING_NS = 1_000_000_000
+"""Time for which the place of a stationary object is unsure, however long ago it was detected."""
 _CLEARER = 0.1
 """Increase of the score since the newest event that gives an update."""
 
@@ -51,7 +54,7 @@ class TrackState:
         self.id, self.detection, self.hits = "", detection, 1
         self.zones: tuple[str, ...] = ()
         self.attributes: dict[str, Attribute] = {}
-        self.motion = None if detection.box is None else AlphaBetaFilter(detection.box, at_ns)
+        self.motion = None if detection.box is None else BoxFilter(detection.box, at_ns)
         self.missed = self.stationary = False
         self.renamed, self.due_ns = 0, due_ns
         self.reported_ns = self.seen_ns = self.place_ns = self.check_ns = at_ns
@@ -118,6 +121,23 @@ class TrackState:
         self.reported_ns = at_ns
         self._reported_box = self.detection.box
         self._reported_best = self._best
+
+    def candidate(self, at_ns: int, passed_ns: int) -> Candidate | None:
+        """Return what is known for finding it again; None without a box.
+
+        Args:
+            at_ns: of the picture.
+            passed_ns: since the picture before.
+        """
+        motion = self.motion
+        if motion is None:
+            return None
+        if self.stationary:  # nothing moved there in the meantime
+            at_ns = min(at_ns, self.seen_ns + _RESTING_NS)
+        overdue_s = max(0, at_ns - passed_ns - self.seen_ns) / 1e9 if self.missed else 0.0
+        return Candidate(
+            motion.forecast(at_ns, overdue_s), motion.predict(at_ns), motion.settled, not self.missed
+        )
 
     def expected(self, at_ns: int) -> Box | None:
         """Return its predicted box; None without a box."""
@@ -271,7 +291,9 @@ class Tracker:
         found = _by_kind(detections)
         missed: list[TrackState] = []
         for kind in [*self._targets, *(kind for kind in found if kind not in self._targets)]:
-            left, unknown = self._match(self._targets.get(kind, ()), found.get(kind, ()), at_ns, at, events)
+            left, unknown = self._match(
+                self._targets.get(kind, ()), found.get(kind, ()), at_ns, passed_ns, at, events
+            )
             missed += left
             found[kind] = unknown
         for kind, unknown in found.items():
@@ -312,12 +334,13 @@ class Tracker:
         targets: Sequence[TrackState],
         found: Sequence[Detection],
         at_ns: int,
+        passed_ns: int,
         at: datetime,
         events: list[Event],
     ) -> tuple[list[TrackState], list[Detection]]:
         """Update the tracks of one kind; return the tracks and the detections without a match."""
         due_ns = at_ns + self._lost_ns
-        pairs = self._pairs(targets, found, at_ns)
+        pairs = self._pairs(targets, found, at_ns, passed_ns)
         for i, j in pairs:
             targets[i].update(found[j], at_ns, at, due_ns)
             self._report(targets[i], at_ns, events)
@@ -358,11 +381,12 @@ class Tracker:
         return None
 
     def _pairs(
-        self, targets: Sequence[TrackState], found: Sequence[Detection], at_ns: int
+        self, targets: Sequence[TrackState], found: Sequence[Detection], at_ns: int, passed_ns: int
     ) -> list[tuple[int, int]]:
         if not targets or not found:
             return []
-        expected = [PredictedBox(t.motion.predict(at_ns), t.motion.settled) for t in targets if t.motion]
+        tracks = [target.candidate(at_ns, passed_ns) for target in targets]
+        expected = [track for track in tracks if track is not None]
         boxes = [detection.box for detection in found if detection.box is not None]
         # Without boxes there is one track per label.
         return associate(expected, boxes, self._config.iou_threshold) if expected else [(0, 0)]
