@@ -20,15 +20,18 @@ from msgspec import Struct
 from agent.compute.track.motion import Forecast, measured
 from agent.types import Box, Detection
 
-_GATE, _GATE_ROOT = 20.0, 20.0**0.5
+_GATE, _GATE_ROOT = 33.0, 33.0**0.5
 """Largest squared Mahalanobis distance of a pair, of four dimensions, and its root."""
-_COST_MAX = 18.0
+_COST_MAX = 12.0
 """Largest cost of a pair: that of leaving its track missed and its detection new."""
 _REACH_YOUNG = 1.5
 """Largest distance of centres of a young track, which has no velocity yet, in mean diagonals of the two boxes."""
 _ALIKE = 3.0
 """Largest ratio of the areas of boxes that do not overlap."""
 _POINT = 1e-9
+_STILL = (0.0, 0.0)
+_SHIFT_COUNT, _SHIFT_CLEAR = 4, 1.0
+_SHIFTS = 2
 _FAR = float("inf")
 _SAME = 0.5
 """Least overlap (IoU) of two boxes that stand for the same object."""
@@ -50,21 +53,54 @@ class Candidate(Struct, frozen=True, gc=False):
     fresh: bool
 
 
-def associate(tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: float) -> list[tuple[int, int]]:
-    """Return pairs of indices (track, detection), each index at most once.
+def associate(tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: float) -> tuple[list[tuple[int, int]], tuple[float, float]]:
+    """Return pairs of indices (track, detection), each index at most once, and how far the camera has moved.
 
     Args:
         tracks: to be found.
         found: detections of one label.
         iou_threshold: least overlap (IoU) of a detection in the second pass.
     """
-    pairs = optimal(_costs([track.forecast for track in tracks], found))
+    forecasts = [track.forecast for track in tracks]
+    pairs = optimal(_costs(forecasts, found))
+    shift = _STILL
+    for _ in range(_SHIFTS):
+        more = _common_shift(tracks, forecasts, found, pairs)
+        if more == _STILL:
+            break
+        forecasts = [one._replace(x=one.x + more[0], y=one.y + more[1]) for one in forecasts]
+        pairs = optimal(_costs(forecasts, found))
+        shift = (shift[0] + more[0], shift[1] + more[1])
     tracked, used = {i for i, _ in pairs}, {j for _, j in pairs}
-    if len(used) == len(found) or len(tracked) == len(tracks):
-        return pairs
-    left = [i for i, track in enumerate(tracks) if track.fresh and i not in tracked]
-    unknown = [j for j in range(len(found)) if j not in used]
-    return pairs + _greedy(tracks, found, left, unknown, iou_threshold)
+    if len(used) < len(found) and len(tracked) < len(tracks):
+        left = [i for i, track in enumerate(tracks) if track.fresh and i not in tracked]
+        unknown = [j for j in range(len(found)) if j not in used]
+        pairs += _greedy(tracks, found, left, unknown, iou_threshold)
+    return pairs, shift
+
+
+def _common_shift(
+    tracks: Sequence[Candidate], forecasts: Sequence[Forecast], found: Sequence[Box], pairs: Sequence[tuple[int, int]]
+) -> tuple[float, float]:
+    """Return how far all have moved beyond their forecasts: the camera did. (0, 0): not clearly."""
+    offsets_x, offsets_y = [], []
+    for i, j in pairs:
+        if tracks[i].settled and tracks[i].fresh:
+            box, forecast = found[j], forecasts[i]
+            offsets_x.append((box[0] + box[2]) / 2 - forecast.x)
+            offsets_y.append((box[1] + box[3]) / 2 - forecast.y)
+    if len(offsets_x) < _SHIFT_COUNT:
+        return _STILL
+    return _clear_median(offsets_x), _clear_median(offsets_y)
+
+
+def _clear_median(values: list[float]) -> float:
+    """Return the median, or 0 where it may be chance."""
+    values.sort()
+    middle = values[len(values) // 2]
+    deviation = sorted([abs(value - middle) for value in values])[len(values) // 2]
+    # 1.25 / sqrt(n) standard deviations of a median, 1.48 median deviations to a standard deviation.
+    return middle if abs(middle) > _SHIFT_CLEAR * 1.25 * 1.48 * deviation / len(values) ** 0.5 else 0.0
 
 
 def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int, float]]:

@@ -18,17 +18,17 @@ _ASPECT = 1.5
 """Assumed width of a frame by its height: a box is given in fractions of both."""
 _WIDTH_SHARE = 0.75
 """Share of a box's width in its size along x; the rest is its height, which varies less with the pose."""
-_CENTRE_NOISE = 0.09**2
+_CENTRE_NOISE = 0.12**2
 """Variance of a detected centre, sizes²."""
 _SIDE_NOISE = 0.14**2
 """Variance of the logarithm of a detected side."""
 _SPEED = 0.85**2
 """Variance of the velocity of an object that has been detected once, (sizes/s)²."""
-_ACCELERATION = 0.24**2
+_ACCELERATION = 0.1
 """Spectral density of the acceleration, sizes²/s³."""
-_WANDER = 0.05**2
+_WANDER = 0.06**2
 """Spectral density of the position beside that, sizes²/s: poses change, and detectors err for longer."""
-_GROWTH = 0.15**2
+_GROWTH = 0.11**2
 """Spectral density of the logarithm of a side, 1/s."""
 _MEMORY_S = 1.5
 """An unseen object is predicted to move for so long, s, and then to stand."""
@@ -126,6 +126,11 @@ class BoxFilter:
             + ahead * (2.0 * self._pv + ahead * self._vv)
             + (_ACCELERATION * dt * dt / 3.0 + _WANDER) * dt
         )
+
+    def shift(self, across: float, down: float) -> None:
+        """Move with the camera, by fractions of the frame."""
+        self._x += across
+        self._y += down
 
     def correct(self, box: Box, at_ns: int) -> None:
         """Add a detected box."""

@@ -42,6 +42,7 @@ class TrackState:
         motion: filter of its box; None without a box.
         due_ns: time at which it is lost unless seen before.
         missed: True if an inference since its newest detection did not find it.
+        misses: inferences since its newest detection that did not find it.
         reported_ns: time of the newest event.
         seen_ns: time of the newest detection.
         place_ns: time since which it has been at its place.
@@ -56,7 +57,7 @@ class TrackState:
         self.attributes: dict[str, Attribute] = {}
         self.motion = None if detection.box is None else BoxFilter(detection.box, at_ns)
         self.missed = self.stationary = False
-        self.renamed, self.due_ns = 0, due_ns
+        self.renamed, self.misses, self.due_ns = 0, 0, due_ns
         self.reported_ns = self.seen_ns = self.place_ns = self.check_ns = at_ns
         self._first_seen = self._last_seen = at
         self._best = self._reported_best = detection.score
@@ -73,6 +74,7 @@ class TrackState:
             self._update_place(detection.box, at_ns)
         self.due_ns = due_ns
         self.missed = False
+        self.misses = 0
         self._last_seen = at
         self._best = max(self._best, detection.score)
 
@@ -182,6 +184,8 @@ _RENAMED_COUNT, _RENAMED_NS = 20, 30_000_000_000
 """Consecutive inferences, and time, with another label after which that becomes a track of its own."""
 _COVERED = 0.15
 """Least share of a stationary box that a passing object must cover for its absence to be no miss."""
+_CANDIDATE_MISSES = 2
+"""Consecutive inferences that miss a candidate after which it is forgotten."""
 _COUNTED = 1000
 """Labels whose count is kept at 0; of more, the oldest that nothing has are forgotten."""
 _PASSING_NS = 2_000_000_000
@@ -361,11 +365,11 @@ class Tracker:
     ) -> None:
         """Start a track from a detection, unless it is a stationary object under another label."""
         known = self._renamed(detection, at_ns)
-        if known is None:
+        if known is None and detection.score >= self._config.start_score:
             target = TrackState(detection, at_ns, at, at_ns + self._lost_ns)
             self._targets.setdefault(kind, []).append(target)
             self._report(target, at_ns, events)
-        elif known in missed:
+        elif known is not None and known in missed:
             missed.remove(known)
             known.confirm(at_ns + self._lost_ns, at_ns + self._check_ns)
 
@@ -388,8 +392,14 @@ class Tracker:
         tracks = [target.candidate(at_ns, passed_ns) for target in targets]
         expected = [track for track in tracks if track is not None]
         boxes = [detection.box for detection in found if detection.box is not None]
-        # Without boxes there is one track per label.
-        return associate(expected, boxes, self._config.iou_threshold) if expected else [(0, 0)]
+        if not expected:  # without boxes there is one track per label
+            return [(0, 0)]
+        pairs, (across, down) = associate(expected, boxes, self._config.iou_threshold)
+        if across or down:
+            for target in targets:
+                if target.motion is not None:
+                    target.motion.shift(across, down)
+        return pairs
 
     def _report(self, target: TrackState, at_ns: int, events: list[Event]) -> None:
         """Add the event that a track's newest detection gives: new, other zones, or another update."""
@@ -444,6 +454,9 @@ class Tracker:
             if target.stationary and not target.missed:
                 target.due_ns = max(target.due_ns, at_ns - passed_ns + self._lost_ns)
             target.missed = True
+            target.misses += 1
+            if not target.id and target.misses >= _CANDIDATE_MISSES:
+                target.due_ns = at_ns
 
     def _is_covered(self, target: TrackState, at_ns: int) -> bool:
         box = target.detection.box
