@@ -53,7 +53,9 @@ class Candidate(Struct, frozen=True, gc=False):
     fresh: bool
 
 
-def associate(tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: float) -> tuple[list[tuple[int, int]], tuple[float, float]]:
+def associate(
+    tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: float
+) -> tuple[list[tuple[int, int]], tuple[float, float]]:
     """Return pairs of indices (track, detection), each index at most once, and how far the camera has moved.
 
     Args:
@@ -80,7 +82,10 @@ def associate(tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: 
 
 
 def _common_shift(
-    tracks: Sequence[Candidate], forecasts: Sequence[Forecast], found: Sequence[Box], pairs: Sequence[tuple[int, int]]
+    tracks: Sequence[Candidate],
+    forecasts: Sequence[Forecast],
+    found: Sequence[Box],
+    pairs: Sequence[tuple[int, int]],
 ) -> tuple[float, float]:
     """Return how far all have moved beyond their forecasts: the camera did. (0, 0): not clearly."""
     offsets_x, offsets_y = [], []

@@ -26,6 +26,8 @@ _SPEED = 0.85**2
 """Variance of the velocity of an object that has been detected once, (sizes/s)²."""
 _ACCELERATION = 0.1
 """Spectral density of the acceleration, sizes²/s³."""
+_SURPRISE = 16.0
+"""Squared distance of a detection, in variances, from which on the velocity is taken to be wrong."""
 _WANDER = 0.06**2
 """Spectral density of the position beside that, sizes²/s: poses change, and detectors err for longer."""
 _GROWTH = 0.11**2
@@ -136,12 +138,13 @@ class BoxFilter:
         """Add a detected box."""
         dt = max(0.0, (at_ns - self._seen_ns) / 1e9)
         ahead = min(_MEMORY_S, dt)
-        pp = self._spread(dt, ahead)
-        pv = self._pv + ahead * self._vv + _ACCELERATION * dt * dt / 2.0
-        gain, gain_v = pp / (pp + _CENTRE_NOISE), pv / (pp + _CENTRE_NOISE)
         x, y, log_w, log_h = measured(box)
         ahead_x, ahead_y = self._x + self._vx * ahead, self._y + self._vy * ahead
         off_x, off_y = x - ahead_x, y - ahead_y
+        self._doubt_velocity(off_x / self._size_x, off_y / self._size_y, dt, ahead)
+        pp = self._spread(dt, ahead)
+        pv = self._pv + ahead * self._vv + _ACCELERATION * dt * dt / 2.0
+        gain, gain_v = pp / (pp + _CENTRE_NOISE), pv / (pp + _CENTRE_NOISE)
         self._x, self._y = ahead_x + gain * off_x, ahead_y + gain * off_y
         if dt > 0.0:
             self._vx += gain_v * off_x
@@ -156,6 +159,12 @@ class BoxFilter:
         self._seen_ns = at_ns
         self._hits += 1
         self._resize()
+
+    def _doubt_velocity(self, across: float, down: float, dt: float, ahead: float) -> None:
+        """Let the velocity explain a detection that is much farther off than it should be, in sizes."""
+        off = across * across + down * down
+        if ahead > 0.0 and off > _SURPRISE * (self._spread(dt, ahead) + _CENTRE_NOISE):
+            self._vv = max(self._vv, off / (ahead * ahead))
 
 
 def measured(box: Box) -> tuple[float, float, float, float]:
