@@ -3,10 +3,11 @@
 The first is the optimal assignment by how likely each detection is at the place where a track should be. The
 uncertainty of that place grows with the time since the track was seen, so the distance that is allowed does too,
 and of two tracks that fit a detection alike the more certain one has it: a track that was missed takes no
-neighbour's detection. The cost of a pair is the squared Mahalanobis distance, and what its uncertainty costs.
+neighbour's detection. The cost of a pair is the squared Mahalanobis distance and what the uncertainty costs. A
+camera that turns moves all tracks: they are moved by the median of their errors, and assigned anew.
 
-The second is for what no filter foresees: a box that changes its shape, and a small fast object that was detected
-once. It knows only tracks of the picture before, and is greedy.
+The second pass is for what no filter foresees: a box that changes its shape, and a small fast object that was
+detected once. It knows only tracks of the picture before, and is greedy.
 """
 
 from __future__ import annotations
@@ -30,8 +31,12 @@ _ALIKE = 3.0
 """Largest ratio of the areas of boxes that do not overlap."""
 _POINT = 1e-9
 _STILL = (0.0, 0.0)
-_SHIFT_COUNT, _SHIFT_CLEAR = 4, 1.0
+_SHIFT_COUNT = 4
+"""Least number of tracks that tell a movement of the camera."""
 _SHIFTS = 2
+"""Most assignments anew in a picture, each by a better estimate of that movement."""
+_SHIFT_LEAST = 0.2
+"""Least movement that may change an assignment, squared, in variances."""
 _FAR = float("inf")
 _SAME = 0.5
 """Least overlap (IoU) of two boxes that stand for the same object."""
@@ -63,21 +68,32 @@ def associate(
         found: detections of one label.
         iou_threshold: least overlap (IoU) of a detection in the second pass.
     """
-    forecasts = [track.forecast for track in tracks]
-    pairs = optimal(_costs(forecasts, found))
-    shift = _STILL
-    for _ in range(_SHIFTS):
-        more = _common_shift(tracks, forecasts, found, pairs)
-        if more == _STILL:
-            break
-        forecasts = [one._replace(x=one.x + more[0], y=one.y + more[1]) for one in forecasts]
-        pairs = optimal(_costs(forecasts, found))
-        shift = (shift[0] + more[0], shift[1] + more[1])
+    if not tracks or not found:
+        return [], _STILL
+    pairs, shift = _assign(tracks, found)
     tracked, used = {i for i, _ in pairs}, {j for _, j in pairs}
     if len(used) < len(found) and len(tracked) < len(tracks):
         left = [i for i, track in enumerate(tracks) if track.fresh and i not in tracked]
         unknown = [j for j in range(len(found)) if j not in used]
         pairs += _greedy(tracks, found, left, unknown, iou_threshold)
+    return pairs, shift
+
+
+def _assign(
+    tracks: Sequence[Candidate], found: Sequence[Box]
+) -> tuple[list[tuple[int, int]], tuple[float, float]]:
+    """Return the pairs of the first pass, and how far the camera has moved."""
+    forecasts = [track.forecast for track in tracks]
+    pairs = optimal(_costs(forecasts, found))
+    shift = _STILL
+    for _ in range(_SHIFTS):
+        across, down = _common_shift(tracks, forecasts, found, pairs)
+        shift = (shift[0] + across, shift[1] + down)
+        far = max(across * across * one.precision_x + down * down * one.precision_y for one in forecasts)
+        if far < _SHIFT_LEAST:
+            break
+        forecasts = [one._replace(x=one.x + across, y=one.y + down) for one in forecasts]
+        pairs = optimal(_costs(forecasts, found))
     return pairs, shift
 
 
@@ -87,7 +103,7 @@ def _common_shift(
     found: Sequence[Box],
     pairs: Sequence[tuple[int, int]],
 ) -> tuple[float, float]:
-    """Return how far all have moved beyond their forecasts: the camera did. (0, 0): not clearly."""
+    """Return how far most have moved beyond their forecasts, by the medians; (0, 0): too few tell."""
     offsets_x, offsets_y = [], []
     for i, j in pairs:
         if tracks[i].settled and tracks[i].fresh:
@@ -96,16 +112,8 @@ def _common_shift(
             offsets_y.append((box[1] + box[3]) / 2 - forecast.y)
     if len(offsets_x) < _SHIFT_COUNT:
         return _STILL
-    return _clear_median(offsets_x), _clear_median(offsets_y)
-
-
-def _clear_median(values: list[float]) -> float:
-    """Return the median, or 0 where it may be chance."""
-    values.sort()
-    middle = values[len(values) // 2]
-    deviation = sorted([abs(value - middle) for value in values])[len(values) // 2]
-    # 1.25 / sqrt(n) standard deviations of a median, 1.48 median deviations to a standard deviation.
-    return middle if abs(middle) > _SHIFT_CLEAR * 1.25 * 1.48 * deviation / len(values) ** 0.5 else 0.0
+    middle = len(offsets_x) // 2
+    return sorted(offsets_x)[middle], sorted(offsets_y)[middle]
 
 
 def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int, float]]:
@@ -132,13 +140,13 @@ def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int
 
 
 def optimal(rows: Sequence[Mapping[int, float]]) -> list[tuple[int, int]]:
-    """Return the assignment of the least sum, as pairs (row, column); a row or a column may be left out at cost 0.
+    """Return the assignment of the least sum, as pairs (row, column); each may be left out at cost 0.
 
     Args:
-        rows: cost of each column that a row may have; those that are not below 0 are left out.
+        rows: cost of each column that a row may have, below 0.
 
-    Source: successive shortest paths with potentials; Jonker and Volgenant, A shortest augmenting path algorithm for
-    dense and sparse linear assignment problems, Computing 38 (1987).
+    Source: successive shortest paths with potentials, as in Jonker and Volgenant, A shortest augmenting path
+    algorithm for dense and sparse linear assignment problems, Computing 38 (1987).
     """
     row_of: dict[int, int] = {}
     prices: dict[int, float] = {}

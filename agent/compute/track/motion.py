@@ -1,10 +1,11 @@
 """Predicts the boxes of tracked objects, with how uncertain they are: a Kalman filter at constant velocity.
 
-Time is in seconds, because the motion gate and the governor leave out pictures. Lengths are in sizes of the object,
-so that one set of variances serves what is near and what is far: a person's step is the same share of its height
-anywhere. Both axes then have the same variances, and one 2×2 covariance serves both.
-Source: Bar-Shalom, Li and Kirubarajan, Estimation with Applications to Tracking and Navigation, 2001, sections 5.2
-and 6.2 (white noise acceleration).
+Time is in seconds, because the motion gate and the governor leave out pictures. Lengths are in sizes of the
+object, so that one set of variances serves what is near and what is far: a step is the same share of a person's
+height anywhere. Both axes then have the same variances, and one 2×2 covariance serves both.
+Source: Bar-Shalom, Li and Kirubarajan, Estimation with Applications to Tracking and Navigation, 2001, section 6.2
+(white noise acceleration). The variances were chosen with `scripts/bench/tracking.py`, on the half it does not
+report.
 """
 
 from __future__ import annotations
@@ -71,9 +72,22 @@ class BoxFilter:
     """Kalman filter of one box at constant velocity, at rest at first. Units: fractions of the frame, s."""
 
     __slots__ = (
-        "_growth", "_h", "_hits", "_log_h", "_log_w", "_pp", "_pv", "_seen_ns", "_size_x", "_size_y", "_vv", "_vx",
-        "_vy", "_w", "_x", "_y",
-    )  # fmt: skip
+        "_growth",
+        "_h",
+        "_hits",
+        "_log_h",
+        "_log_w",
+        "_pp",
+        "_pv",
+        "_seen_ns",
+        "_size_x",
+        "_vv",
+        "_vx",
+        "_vy",
+        "_w",
+        "_x",
+        "_y",
+    )
 
     def __init__(self, box: Box, at_ns: int) -> None:
         self._x, self._y, self._log_w, self._log_h = measured(box)
@@ -86,7 +100,6 @@ class BoxFilter:
     def _resize(self) -> None:
         self._w, self._h = math.exp(self._log_w), math.exp(self._log_h)
         self._size_x = _WIDTH_SHARE * self._w + (1.0 - _WIDTH_SHARE) * self._h / _ASPECT
-        self._size_y = self._h
 
     @property
     def settled(self) -> bool:
@@ -117,7 +130,7 @@ class BoxFilter:
         )
         if not (0.0 < x < 1.0 and 0.0 < y < 1.0):
             spread += _OUTSIDE_COST
-        across, down = centre * self._size_x * self._size_x, centre * self._size_y * self._size_y
+        across, down = centre * self._size_x * self._size_x, centre * self._h * self._h
         return Forecast(
             x, y, self._log_w, self._log_h, 1.0 / across, 1.0 / down, 1.0 / side, spread, math.sqrt(across)
         )
@@ -141,7 +154,7 @@ class BoxFilter:
         x, y, log_w, log_h = measured(box)
         ahead_x, ahead_y = self._x + self._vx * ahead, self._y + self._vy * ahead
         off_x, off_y = x - ahead_x, y - ahead_y
-        self._doubt_velocity(off_x / self._size_x, off_y / self._size_y, dt, ahead)
+        self._doubt_velocity(off_x / self._size_x, off_y / self._h, dt, ahead)
         pp = self._spread(dt, ahead)
         pv = self._pv + ahead * self._vv + _ACCELERATION * dt * dt / 2.0
         gain, gain_v = pp / (pp + _CENTRE_NOISE), pv / (pp + _CENTRE_NOISE)
