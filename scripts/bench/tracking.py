@@ -1,17 +1,17 @@
 """Identities that the tracker keeps, against SORT, ByteTrack and norfair, at three rates.
 
-Detections: of MOT15 the published ones of a Faster R-CNN; of MOT17 the ground truth, of which 20 % are dropped, and
-whose centres (in sides) and sides (by a factor) have a normal error of 6 %; the same for all trackers. Every frame,
-every 3rd and every 6th is given to them, since the motion gate and the governor leave frames out. The figures are
-those of motmetrics, at an overlap of one half.
+Detections: of MOT15 the published ones of a Faster R-CNN; of MOT17 the ground truth, of which 20 % are dropped,
+and whose centres (in sides) and sides (by a factor) have a normal error of 6 %; the same for all trackers. Every
+frame, every 3rd and every 6th is given to them, since the motion gate and the governor leave frames out. The
+figures are those of motmetrics, at an overlap of one half.
 
-- Halves: the sequences of each set are divided once, `TUNED` against the others, so that each half has cameras that
-  stand and one that moves. Vedette's constants were chosen on the first half, on its sequences and on copies of
-  three of them whose camera was moved at random. What a user sets, of Vedette and of the others, is chosen by
+- Halves: the sequences of each set are divided once, `TUNED` against the others, so that each half has cameras
+  that stand and one that moves. Vedette's constants were chosen on the first half, on its sequences and on copies
+  of three of them whose camera was moved at random. What a user sets, of Vedette and of the others, is chosen by
   `--tune` from `GRIDS` on the same half, for each set anew and for the three rates together: SORT and norfair by
   their mean IDF1, ByteTrack by its mean MOTA, Vedette by the mean of both. All is reported on the second half.
-- What a tracker reports: SORT and ByteTrack the detections that they have assigned; norfair those, or also where it
-  supposes what it has missed, whichever is better (`predict`); and so does Vedette (`missed_s`).
+- What a tracker reports: SORT and ByteTrack the detections that they have assigned; norfair those, or also where
+  it supposes what it has missed, whichever is better (`predict`); and so does Vedette (`missed_s`).
 - SORT and ByteTrack are those of PyPI `trackers`; times that they count in frames follow the rate.
 - Cost: time of `Tracker.update` for a frame.
 

@@ -12,6 +12,7 @@ detected once. It knows only tracks of the picture before, and is greedy.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
@@ -21,9 +22,7 @@ from msgspec import Struct
 from agent.compute.track.motion import Forecast, measured
 from agent.types import Box, Detection
 
-_GATE, _GATE_ROOT = 33.0, 33.0**0.5
-"""Largest squared Mahalanobis distance of a pair, of four dimensions, and its root."""
-_COST_MAX = 12.0
+_COST_MAX = 14.0
 """Largest cost of a pair: that of leaving its track missed and its detection new."""
 _REACH_YOUNG = 1.5
 """Largest distance of centres of a young track, which has no velocity yet, in mean diagonals of the two boxes."""
@@ -42,7 +41,7 @@ _SAME = 0.5
 """Least overlap (IoU) of two boxes that stand for the same object."""
 
 
-class Candidate(Struct, frozen=True, gc=False):
+class ExpectedTrack(Struct, frozen=True, gc=False):
     """A track to be found again.
 
     Attributes:
@@ -59,7 +58,7 @@ class Candidate(Struct, frozen=True, gc=False):
 
 
 def associate(
-    tracks: Sequence[Candidate], found: Sequence[Box], iou_threshold: float
+    tracks: Sequence[ExpectedTrack], found: Sequence[Box], iou_threshold: float
 ) -> tuple[list[tuple[int, int]], tuple[float, float]]:
     """Return pairs of indices (track, detection), each index at most once, and how far the camera has moved.
 
@@ -80,7 +79,7 @@ def associate(
 
 
 def _assign(
-    tracks: Sequence[Candidate], found: Sequence[Box]
+    tracks: Sequence[ExpectedTrack], found: Sequence[Box]
 ) -> tuple[list[tuple[int, int]], tuple[float, float]]:
     """Return the pairs of the first pass, and how far the camera has moved."""
     forecasts = [track.forecast for track in tracks]
@@ -98,7 +97,7 @@ def _assign(
 
 
 def _common_shift(
-    tracks: Sequence[Candidate],
+    tracks: Sequence[ExpectedTrack],
     forecasts: Sequence[Forecast],
     found: Sequence[Box],
     pairs: Sequence[tuple[int, int]],
@@ -124,18 +123,21 @@ def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int
     rows = []
     for x, y, log_w, log_h, precision_x, precision_y, precision_side, spread, deviation in forecasts:
         row: dict[int, float] = {}
-        reach = _GATE_ROOT * deviation
+        rows.append(row)
+        room = _COST_MAX - spread
+        if room <= 0.0:
+            continue
+        reach = math.sqrt(room) * deviation
         for other_x, other_y, other_w, other_h, j in seen[
             bisect_left(xs, x - reach) : bisect_right(xs, x + reach)
         ]:
             dx, dy = other_x - x, other_y - y
             distance = dx * dx * precision_x + dy * dy * precision_y
-            if distance < _GATE:
+            if distance < room:
                 dw, dh = other_w - log_w, other_h - log_h
                 distance += (dw * dw + dh * dh) * precision_side
-                if distance < _GATE and distance + spread < _COST_MAX:
-                    row[j] = distance + spread - _COST_MAX
-        rows.append(row)
+                if distance < room:
+                    row[j] = distance - room
     return rows
 
 
@@ -192,7 +194,7 @@ def _augment(
 
 
 def _greedy(
-    tracks: Sequence[Candidate],
+    tracks: Sequence[ExpectedTrack],
     found: Sequence[Box],
     left: Sequence[int],
     unknown: Sequence[int],
@@ -207,7 +209,7 @@ def _greedy(
     return list(chosen.items())
 
 
-def affinity(track: Candidate, box: Box, iou_threshold: float) -> float:
+def affinity(track: ExpectedTrack, box: Box, iou_threshold: float) -> float:
     """Return 1 + IoU for an overlap; of a young track 0..1 for a small distance; 0 for boxes that do not fit."""
     ax0, ay0, ax1, ay1 = track.box
     bx0, by0, bx1, by1 = box

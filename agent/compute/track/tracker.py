@@ -19,7 +19,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from agent.compute.manifest import PICTURE_HITS
-from agent.compute.track.association import Candidate, associate, iou, overlap
+from agent.compute.track.association import ExpectedTrack, associate, iou, overlap
 from agent.compute.track.motion import BoxFilter
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
@@ -126,7 +126,7 @@ class TrackState:
         self._reported_box = self.detection.box
         self._reported_best = self._best
 
-    def candidate(self, at_ns: int, passed_ns: int) -> Candidate | None:
+    def expectation(self, at_ns: int, passed_ns: int) -> ExpectedTrack | None:
         """Return what is known for finding it again; None without a box.
 
         Args:
@@ -139,7 +139,7 @@ class TrackState:
         if self.stationary:  # nothing moved there in the meantime
             at_ns = min(at_ns, self.seen_ns + _RESTING_NS)
         overdue_s = max(0, at_ns - passed_ns - self.seen_ns) / 1e9 if self.missed else 0.0
-        return Candidate(
+        return ExpectedTrack(
             motion.forecast(at_ns, overdue_s), motion.predict(at_ns), motion.settled, not self.missed
         )
 
@@ -407,7 +407,7 @@ class Tracker:
     ) -> list[tuple[int, int]]:
         if not targets or not found:
             return []
-        tracks = [target.candidate(at_ns, passed_ns) for target in targets]
+        tracks = [target.expectation(at_ns, passed_ns) for target in targets]
         expected = [track for track in tracks if track is not None]
         boxes = [detection.box for detection in found if detection.box is not None]
         if not expected:  # without boxes there is one track per label

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.compute.track.association import Candidate, associate, iou, optimal
+from agent.compute.track.association import ExpectedTrack, associate, iou, optimal
 from agent.compute.track.motion import BoxFilter
 from agent.types import Box
 
@@ -19,16 +19,16 @@ def box(x: float, y: float = 0.5, w: float = 0.05, h: float = 0.1) -> Box:
     return (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
 
 
-def candidate(at: Box, *, hits: int = 8, missed_s: float = 0.0) -> Candidate:
+def candidate(at: Box, *, hits: int = 8, missed_s: float = 0.0) -> ExpectedTrack:
     """A track that has stood there, and was last detected so long before the picture before."""
     motion = BoxFilter(at, 0)
     for step in range(1, hits):
         motion.correct(at, step * STEP_NS)
     at_ns = hits * STEP_NS + round(missed_s * 1e9)
-    return Candidate(motion.forecast(at_ns, missed_s), motion.predict(at_ns), motion.settled, not missed_s)
+    return ExpectedTrack(motion.forecast(at_ns, missed_s), motion.predict(at_ns), motion.settled, not missed_s)
 
 
-def pairs_of(tracks: list[Candidate], found: list[Box]) -> list[tuple[int, int]]:
+def pairs_of(tracks: list[ExpectedTrack], found: list[Box]) -> list[tuple[int, int]]:
     return sorted(associate(tracks, found, 0.2)[0])
 
 
