@@ -299,7 +299,6 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
         min_hits: detections before a track is announced by `new`; default: 3 for pictures, 1 for audio.
         lost_after_s: time without a detection until `end`, s.
         iou_threshold: least overlap of a detection with a track's predicted box where its motion does not fit.
-        start_score: least score of a detection that begins a track; weaker ones only continue tracks.
         update_every_s: least time between two `update` events of a track, unless its zones change, s.
         stationary_after_s: time without movement until a track is stationary, s; one `update` says so, and the
             track no longer keeps the motion gate open. 0: never.
@@ -310,7 +309,6 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
     min_hits: Count | None = None
     lost_after_s: Seconds = 2.5
     iou_threshold: Unit = 0.2
-    start_score: Unit = 0.0
     update_every_s: Seconds = 5.0
     stationary_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
     stationary_check_s: Seconds = 30.0

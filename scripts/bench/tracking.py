@@ -21,6 +21,7 @@ With --quick every 3rd and every 6th frame alone.
 from __future__ import annotations
 
 import argparse
+import importlib
 import itertools
 import logging
 import sys
@@ -59,7 +60,6 @@ Told = tuple[list[int], np.ndarray]
 GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "vedette": {
         "min_hits": (1, 2, 3),
-        "start_score": (0.0, 0.8, 0.9),
         "score": (0.0, 0.8, 0.9),
         "missed_s": (0.0, 0.2, 0.4),
     },
@@ -79,16 +79,28 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
         "delay": (0, 1, 2),
         "distance": (0.7, 0.8, 0.9),
         "lost_s": (0.25, 0.5, 1.0),
-        "score": (0.0, 0.8),
+        "score": (0.0, 0.8, 0.9),
         "predict": (0, 1),
     },
 }
 """Values of the settings that `--tune` tries."""
 CHOSEN: dict[str, dict[str, Settings]] = {
-    "vedette": {},
-    "sort": {},
-    "bytetrack": {},
-    "norfair": {},
+    "vedette": {
+        "MOT15": {"min_hits": 1, "score": 0.9, "missed_s": 0.0},
+        "MOT17": {"min_hits": 1, "score": 0.0, "missed_s": 0.2},
+    },
+    "sort": {
+        "MOT15": {"hits": 1, "overlap": 0.05, "lost_s": 2.5, "score": 0.9},
+        "MOT17": {"hits": 1, "overlap": 0.2, "lost_s": 1.0, "score": 0.0},
+    },
+    "bytetrack": {
+        "MOT15": {"hits": 2, "overlap": 0.1, "lost_s": 0.5, "score": 0.9},
+        "MOT17": {"hits": 1, "overlap": 0.1, "lost_s": 1.0, "score": 0.6},
+    },
+    "norfair": {
+        "MOT15": {"delay": 0, "distance": 0.8, "lost_s": 0.25, "score": 0.9, "predict": 0},
+        "MOT17": {"delay": 0, "distance": 0.9, "lost_s": 0.5, "score": 0.0, "predict": 1},
+    },
 }
 """What `--tune` chose, by set."""
 WEIGHTS = {"vedette": (1.0, 1.0), "sort": (0.0, 1.0), "bytetrack": (1.0, 0.0), "norfair": (0.0, 1.0)}
@@ -256,7 +268,7 @@ def measured(name: str, clips: Sequence[Clip], settings: Settings) -> Figures:
 
 def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """The tracker of the daemon."""
-    config = TrackConfig(min_hits=int(settings["min_hits"]), start_score=settings["start_score"])
+    config = TrackConfig(min_hits=int(settings["min_hits"]))
     tracker = Tracker(config, Zones(()), "bench", run="0")
     given = [
         [
@@ -280,18 +292,16 @@ def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
 
 def sort(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """SORT (Bewley et al., 2016) of PyPI `trackers`."""
-    from trackers import SORTTracker
-
-    return by_trackers(SORTTracker(**common_settings(clip, settings)), clip, settings["score"])
+    library = importlib.import_module("trackers")
+    return by_trackers(library.SORTTracker(**common_settings(clip, settings)), clip, settings["score"])
 
 
 def bytetrack(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """ByteTrack (Zhang et al., 2022) of PyPI `trackers`; weaker detections than `score` are its second round."""
-    from trackers import ByteTrackTracker
-
+    library = importlib.import_module("trackers")
     score = settings["score"]
     high = {"track_activation_threshold": score, "high_conf_det_threshold": score}
-    return by_trackers(ByteTrackTracker(**common_settings(clip, settings), **high), clip, 0.0)
+    return by_trackers(library.ByteTrackTracker(**common_settings(clip, settings), **high), clip, 0.0)
 
 
 def common_settings(clip: Clip, settings: Settings) -> dict[str, Any]:
@@ -304,8 +314,7 @@ def common_settings(clip: Clip, settings: Settings) -> dict[str, Any]:
 
 
 def by_trackers(tracker: Any, clip: Clip, score: float) -> tuple[list[Told], float]:
-    import supervision
-
+    supervision = importlib.import_module("supervision")
     told: list[Told] = []
     spent = 0.0
     for picture in clip.pictures:
@@ -321,8 +330,7 @@ def by_trackers(tracker: Any, clip: Clip, score: float) -> tuple[list[Told], flo
 
 def norfair(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """Library norfair with the overlap of boxes as its distance."""
-    import norfair as library
-
+    library = importlib.import_module("norfair")
     delay = int(settings["delay"])
     tracker = library.Tracker(
         distance_function="iou",
@@ -363,7 +371,7 @@ def tune(clips: Sequence[Clip], name: str) -> None:
     """Print the settings of a tracker that are best on the first half, for each set."""
     weight_mota, weight_idf1 = WEIGHTS[name]
     for part in SETS:
-        best = (-np.inf, {})
+        best: tuple[float, Settings] = (-np.inf, {})
         for settings in settings_of(name, part):
             by_rate = [
                 measured(name, [clip for clip in clips if (clip.set, clip.every) == (part, every)], settings)

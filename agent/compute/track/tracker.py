@@ -383,11 +383,11 @@ class Tracker:
     ) -> None:
         """Start a track from a detection, unless it is a stationary object under another label."""
         known = self._renamed(detection, at_ns)
-        if known is None and detection.score >= self._config.start_score:
+        if known is None:
             target = TrackState(detection, at_ns, at, at_ns + self._lost_ns)
             self._targets.setdefault(kind, []).append(target)
             self._report(target, at_ns, events)
-        elif known is not None and known in missed:
+        elif known in missed:
             missed.remove(known)
             known.confirm(at_ns + self._lost_ns, at_ns + self._check_ns)
 
