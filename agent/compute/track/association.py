@@ -32,6 +32,9 @@ _POINT = 1e-9
 _STILL = (0.0, 0.0)
 _SHIFT_COUNT = 4
 """Least number of tracks that tell a movement of the camera."""
+_SHIFT_AGREED, _SHIFT_SPREAD = 0.67, 0.25
+_SHIFT_MANY = 6
+"""Least share of these tracks that must agree, and how far each may be off, squared, as a share of the movement's."""
 _SHIFTS = 2
 """Most assignments anew in a picture, each by a better estimate of that movement."""
 _SHIFT_LEAST = 0.2
@@ -112,7 +115,10 @@ def _common_shift(
     if len(offsets_x) < _SHIFT_COUNT:
         return _STILL
     middle = len(offsets_x) // 2
-    return sorted(offsets_x)[middle], sorted(offsets_y)[middle]
+    across, down = sorted(offsets_x)[middle], sorted(offsets_y)[middle]
+    near = (across * across + down * down) * _SHIFT_SPREAD
+    agreed = sum((x - across) ** 2 + (y - down) ** 2 < near for x, y in zip(offsets_x, offsets_y, strict=True))
+    return (across, down) if len(offsets_x) >= _SHIFT_MANY or agreed >= _SHIFT_AGREED * len(offsets_x) else _STILL
 
 
 def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int, float]]:

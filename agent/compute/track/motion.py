@@ -19,17 +19,17 @@ _ASPECT = 1.5
 """Assumed width of a frame by its height: a box is given in fractions of both."""
 _WIDTH_SHARE = 0.57
 """Share of a box's width in its size along x; the rest is its height, which varies less with the pose."""
-_CENTRE_NOISE = 0.12**2
+_CENTRE_NOISE = 0.095**2
 """Variance of a detected centre, sizes²."""
 _SIDE_NOISE = 0.14**2
 """Variance of the logarithm of a detected side."""
-_SPEED = 0.63**2
+_SPEED = 0.73**2
 """Variance of the velocity of an object that has been detected once, (sizes/s)²."""
 _ACCELERATION = 0.3**2
 """Spectral density of the acceleration, sizes²/s³."""
 _SURPRISE = 12.0
 """Squared distance of a detection, in variances, from which on the velocity is taken to be wrong."""
-_WANDER = 0.083**2
+_WANDER = 0.055**2
 """Spectral density of the position beside that, sizes²/s: poses change, and detectors err for longer."""
 _GROWTH = 0.157**2
 """Spectral density of the logarithm of a side, 1/s."""
@@ -39,7 +39,7 @@ _LEAST = 1e-6
 """Least side of a box, a fraction of the frame: thinner boxes would have no size."""
 _SPREAD_WEIGHT = 1.5
 """Weight of the uncertainty in the cost of a pair; 1 would be the likelihood's."""
-_OVERDUE_COST = 1.5
+_OVERDUE_COST = 3.0
 """Cost of each second for which a track has been missed."""
 _OUTSIDE_COST = 3.8
 """Cost of a track whose centre should have left the frame."""
