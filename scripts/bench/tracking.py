@@ -62,6 +62,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
         "min_hits": (1, 2, 3),
         "score": (0.0, 0.8, 0.9),
         "missed_s": (0.0, 0.2, 0.4),
+        "lost_s": (2.5, 5.0),
     },
     "sort": {
         "hits": (1, 2, 3),
@@ -162,12 +163,8 @@ def main() -> None:
             )
     figures |= margins(told)
     figures["cpu_us"] = max(one.cpu_us for one in told["vedette"].values())
-    meets = (
-        figures["idf1_over_norfair"] > 0.0
-        and figures["idf1_over_sort"] > 0.0
-        and figures["mota_over_bytetrack"] >= 0.0
-        and figures["cpu_us"] <= 300.0
-    )
+    better = min(figures["idf1_over_norfair"], figures["idf1_over_sort"]) > 0.0
+    meets = better and figures["mota_over_bytetrack"] >= 0.0 and figures["cpu_us"] <= 300.0
     common.conclude("tracking", figures, TARGETS, meets)
 
 
@@ -268,7 +265,7 @@ def measured(name: str, clips: Sequence[Clip], settings: Settings) -> Figures:
 
 def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """The tracker of the daemon."""
-    config = TrackConfig(min_hits=int(settings["min_hits"]))
+    config = TrackConfig(min_hits=int(settings["min_hits"]), lost_after_s=settings["lost_s"])
     tracker = Tracker(config, Zones(()), "bench", run="0")
     given = [
         [

@@ -32,9 +32,9 @@ _POINT = 1e-9
 _STILL = (0.0, 0.0)
 _SHIFT_COUNT = 4
 """Least number of tracks that tell a movement of the camera."""
-_SHIFT_AGREED, _SHIFT_SPREAD = 0.67, 0.25
-_SHIFT_MANY = 6
-"""Least share of these tracks that must agree, and how far each may be off, squared, as a share of the movement's."""
+_SHIFT_MANY, _SHIFT_AGREED, _SHIFT_SPREAD = 6, 0.67, 0.25
+"""Fewer tracks than so many must agree, such a share of them, where each may be off by so much, squared, as a share
+of the movement's: of few people who walk about, the median moves by chance."""
 _SHIFTS = 2
 """Most assignments anew in a picture, each by a better estimate of that movement."""
 _SHIFT_LEAST = 0.2
