@@ -33,8 +33,8 @@ _STILL = (0.0, 0.0)
 _SHIFT_COUNT = 4
 """Least number of tracks that tell a movement of the camera."""
 _SHIFT_MANY, _SHIFT_AGREED, _SHIFT_SPREAD = 6, 0.67, 0.25
-"""Fewer tracks than so many must agree, such a share of them, where each may be off by so much, squared, as a share
-of the movement's: of few people who walk about, the median moves by chance."""
+"""Fewer tracks than so many must agree, such a share of them, each off by such a share of the movement at most,
+squared: of few people who walk about, the median moves by chance."""
 _SHIFTS = 2
 """Most assignments anew in a picture, each by a better estimate of that movement."""
 _SHIFT_LEAST = 0.2
