@@ -329,30 +329,22 @@ def norfair(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """Library norfair with the overlap of boxes as its distance."""
     library = importlib.import_module("norfair")
     delay = int(settings["delay"])
-    tracker = library.Tracker(
-        distance_function="iou",
-        distance_threshold=settings["distance"],
-        hit_counter_max=max(delay + 1, round(settings["lost_s"] * clip.fps)),
-        initialization_delay=delay,
-        past_detections_length=0,
-    )
+    most = max(delay + 1, round(settings["lost_s"] * clip.fps))
+    tracker = library.Tracker("iou", settings["distance"], most, delay, past_detections_length=0)
     told: list[Told] = []
     spent = 0.0
     for number, picture in enumerate(clip.pictures):
-        found = [
-            library.Detection(points=box.reshape(2, 2), data=(number, box))
-            for box, score in zip(picture.boxes, picture.scores, strict=True)
-            if score >= settings["score"]
-        ]
+        boxes = picture.boxes[picture.scores >= settings["score"]]
+        found = [library.Detection(points=box.reshape(2, 2), data=(number, box)) for box in boxes]
         begun = time.perf_counter()
         objects = tracker.update(found)
         spent += time.perf_counter() - begun
         if settings["predict"]:
-            boxes = [one.estimate.reshape(4) for one in objects]
+            shown = [one.estimate.reshape(4) for one in objects]
         else:
             objects = [one for one in objects if one.last_detection.data[0] == number]
-            boxes = [one.last_detection.data[1] for one in objects]
-        told.append(([one.id for one in objects], np.array(boxes, float).reshape(-1, 4)))
+            shown = [one.last_detection.data[1] for one in objects]
+        told.append(([one.id for one in objects], np.array(shown, float).reshape(-1, 4)))
     return told, spent
 
 

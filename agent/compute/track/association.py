@@ -172,31 +172,45 @@ def _augment(
     prices: dict[int, float],
     values: list[float],
 ) -> None:
-    """Assign one more row along the shortest path to a free column. Column -1 - i is for row i to be left out."""
+    """Assign one more row, and exchange columns of others where that is better."""
+    column, lengths, before = _shortest_path(rows, start, row_of, prices, values)
+    values[start] += lengths[column]
+    for j, length in lengths.items():
+        if j in row_of:
+            values[row_of[j]] += lengths[column] - length
+            prices[j] = prices.get(j, 0.0) - (lengths[column] - length)
+    while (previous := before[column]) is not None:
+        row_of[column] = row_of[previous]
+        column = previous
+    row_of[column] = start
+
+
+def _shortest_path(
+    rows: Sequence[Mapping[int, float]],
+    start: int,
+    row_of: Mapping[int, int],
+    prices: Mapping[int, float],
+    values: Sequence[float],
+) -> tuple[int, dict[int, float], dict[int, int | None]]:
+    """Return the free column that is nearest to a row, the lengths to columns, and the column before each.
+
+    Column -1 - i is for row i to be left out.
+    """
     open_: dict[int, float] = {}
-    closed: dict[int, float] = {}
+    lengths: dict[int, float] = {}
     before: dict[int, int | None] = {}
     row, length, column = start, 0.0, None
     while True:
         offset = length - values[row]
         for j, cost in rows[row].items():
-            if j not in closed and (total := offset + cost - prices.get(j, 0.0)) < open_.get(j, _FAR):
+            if j not in lengths and (total := offset + cost - prices.get(j, 0.0)) < open_.get(j, _FAR):
                 open_[j], before[j] = total, column
         open_[-1 - row], before[-1 - row] = offset, column
         column = min(open_, key=open_.__getitem__)
-        length = closed[column] = open_.pop(column)
+        length = lengths[column] = open_.pop(column)
         if column not in row_of:
-            break
+            return column, lengths, before
         row = row_of[column]
-    values[start] += length
-    for j, distance in closed.items():
-        if j in row_of:
-            values[row_of[j]] += length - distance
-            prices[j] = prices.get(j, 0.0) - (length - distance)
-    while (previous := before[column]) is not None:
-        row_of[column] = row_of[previous]
-        column = previous
-    row_of[column] = start
 
 
 def _greedy(
