@@ -104,7 +104,7 @@ CHOSEN: dict[str, dict[str, Settings]] = {
         "MOT17": {"delay": 0, "distance": 0.8, "lost_s": 1.0, "score": 0.0, "predict": 1},
     },
 }
-"""What `--tune` chose, by set; of norfair on MOT17 the best of 23 of the 54 combinations, which take an hour."""
+"""What `--tune` chose, by set; of norfair on MOT17 the best of a part of the combinations, which take hours."""
 WEIGHTS = {"vedette": (1.0, 1.0), "sort": (0.0, 1.0), "bytetrack": (1.0, 0.0), "norfair": (0.0, 1.0)}
 """Weights of MOTA and IDF1 by which settings are chosen."""
 TARGETS = {

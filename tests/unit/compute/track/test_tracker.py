@@ -89,6 +89,37 @@ def test_a_candidate_seen_too_seldom_is_forgotten() -> None:
     assert clip.tracker.boxes(0) == ((), ())
 
 
+def test_a_candidate_that_two_inferences_miss_is_forgotten() -> None:
+    clip = Clip()
+    known = []
+    for detections in ([person(0.3)], [], [person(0.3)], [], []):
+        clip.frame(*detections)
+        known.append(len(clip.tracker.boxes(0)[0]))
+    assert known == [1, 1, 1, 1, 0]
+
+
+def test_a_track_that_was_missed_is_followed_for_a_while() -> None:
+    clip = Clip()
+    for n in range(10):
+        clip.frame(person(0.3 + 0.01 * n))
+    clip.frame()
+    (followed,) = clip.tracker.followed(10**9, 0.2)
+    assert followed.box == pytest.approx(person(0.4).box, abs=0.005)
+    assert clip.tracker.followed(10**9, 0.05) == ()
+
+
+def test_a_neighbour_does_not_take_over_a_track_that_was_missed() -> None:
+    clip = Clip()
+    for _ in range(10):
+        clip.frame(person(0.3), person(0.36))
+    (left, right) = (track.id for track in clip.tracker.tracks())
+    for n in range(10):
+        clip.frame(person(0.36 - 0.006 * n))
+    ids = {track.id: track.last_seen for track in clip.tracker.tracks()}
+    assert ids[right] == START + timedelta(seconds=1.9)
+    assert ids[left] < ids[right]
+
+
 def test_a_candidate_is_a_place_to_look_at_and_no_track_yet() -> None:
     clip = Clip()
     clip.frame(person(0.3))
