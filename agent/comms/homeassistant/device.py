@@ -100,7 +100,7 @@ class StreamEntitySource(Struct, frozen=True):
         labels: that the model may find, in its order.
         named: by the configuration: these become entities at once.
         counted: found in this run, in that order.
-        zones: names.
+        zones, lines: names.
         variants: to choose from.
         counts, snapshot, events: True if these are published.
         commands: True if commands are accepted.
@@ -118,6 +118,7 @@ class StreamEntitySource(Struct, frozen=True):
     configured_labels: tuple[ZoneLabel, ...] = ()
     counted_labels: tuple[ZoneLabel, ...] = ()
     zones: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     counts: bool = True
     snapshot: bool = True
