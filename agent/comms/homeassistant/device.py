@@ -100,7 +100,7 @@ class StreamEntitySource(Struct, frozen=True):
         labels: that the model may find, in its order.
         named: by the configuration: these become entities at once.
         counted: found in this run, in that order.
-        zones, lines: names.
+        zones: names.
         variants: to choose from.
         counts, snapshot, events: True if these are published.
         commands: True if commands are accepted.
@@ -110,6 +110,7 @@ class StreamEntitySource(Struct, frozen=True):
         states: values by name of each state that was taught.
         attributes: names of what secondary models tell about an object.
         condition: True if its camera, microphone and model are watched.
+        lines: names.
     """
 
     name: str
@@ -118,7 +119,6 @@ class StreamEntitySource(Struct, frozen=True):
     configured_labels: tuple[ZoneLabel, ...] = ()
     counted_labels: tuple[ZoneLabel, ...] = ()
     zones: tuple[str, ...] = ()
-    lines: tuple[str, ...] = ()
     variants: tuple[str, ...] = ()
     counts: bool = True
     snapshot: bool = True
@@ -130,6 +130,7 @@ class StreamEntitySource(Struct, frozen=True):
     states: dict[str, tuple[str, ...]] = {}
     attributes: tuple[str, ...] = ()
     condition: bool = False
+    lines: tuple[str, ...] = ()
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""
