@@ -1,8 +1,8 @@
 """Lines: whose foot crosses one, and in which direction.
 
 A track has crossed a line when it was clear of it on one side, and is clear of it on the other: within a band
-around the line its foot may waver as it likes. The path between is that of the detections, so that who walks
-around an end has not crossed, and who is over the line between two inferences has.
+around the line its foot may waver as it likes. The path between is that of the detections, smoothed, so that who
+walks around an end has not crossed, and who is over the line between two inferences has, with the next one.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from agent.config.filters import LineConfig
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
 
-_BAND = 0.05
-"""Half of the band's width, as a share of the box's side: detected edges jitter by that."""
-_BAND_MIN, _BAND_MAX = 0.004, 0.02
+_BAND = 0.1
+"""Half of the band's width, as a share of the box's side: detected edges jitter by half of that."""
+_SMOOTHING = 0.5
+"""Weight of the newest foot. This and the band were chosen by `scripts/bench/zones.py --tune`."""
+_BAND_MIN, _BAND_MAX = 0.004, 0.04
 """Least and greatest half of the band, as a share of the frame."""
 _LEAST_LENGTH = 1e-3
 
@@ -28,7 +30,7 @@ class LineProgress:
     """What is known about one track at one line, private to `Lines`.
 
     Attributes:
-        at: its newest foot.
+        at: its foot, smoothed.
         net: crossings to the right of the line since it was clear of the line, less those to the left.
         clear: True if it has been clear of the line.
     """
@@ -86,11 +88,12 @@ class Lines:
 
 
 def _advance(one: LineProgress, line: _Line, foot: Point, unit: Point) -> int:
-    """Take a track on to its newest foot; return a number other than 0 if it has crossed, positive inwards."""
-    if foot != one.at:
-        one.net += net_crossings(line.points, one.at, foot)
-        one.at = foot
-    if distance(line.sides, foot, unit) < 1.0:
+    """Add the newest foot of a track; return a number other than 0 if it has crossed, positive inwards."""
+    x, y = one.at
+    at = x + _SMOOTHING * (foot[0] - x), y + _SMOOTHING * (foot[1] - y)
+    one.net += net_crossings(line.points, one.at, at)
+    one.at = at
+    if distance(line.sides, at, unit) < 1.0:
         return 0
     net = one.net if one.clear else 0  # where it appeared in the band, nobody knows from which side it came
     one.net, one.clear = 0, True

@@ -17,9 +17,9 @@ from agent.config.filters import LineConfig
 from agent.errors import ConfigError
 from agent.types import Box, Point
 
-_MARGIN = 0.05
-"""Distance outside a zone at which a box leaves it, as a share of the box's side."""
-_MARGIN_MIN, _MARGIN_MAX = 0.01, 0.02
+_MARGIN = 0.1
+"""Distance outside a zone at which a box leaves it, as a share of its side: detected edges jitter by half."""
+_MARGIN_MIN, _MARGIN_MAX = 0.01, 0.04
 """Least and greatest of this distance, as a share of the frame."""
 _LEAST_AREA = 1e-6
 """Least area of a polygon: one pixel of a 1000×1000 picture."""

@@ -65,7 +65,7 @@ def test_a_held_zone_is_left_only_with_a_little_distance() -> None:
     square, inside = zones(SQUARE), standing_at(0.5, 0.5)
     assert entered(square, "person", standing_at(0.5, 0.805)) == ()
     assert entered(square, "person", inside, standing_at(0.5, 0.805)) == ("z0",)
-    assert entered(square, "person", inside, standing_at(0.5, 0.82)) == ()
+    assert entered(square, "person", inside, standing_at(0.5, 0.83)) == ()
 
 
 def test_what_sticks_out_of_the_frame_stands_on_its_lower_edge() -> None:
