@@ -352,7 +352,7 @@ def test_what_a_filter_stops_is_no_detection(tmp_path: Path) -> None:
 
 
 def test_a_filter_may_let_a_weaker_detection_pass_than_the_stream(tmp_path: Path) -> None:
-    strict = {"decode": DecodeConfig(score_threshold=0.99)}
+    strict: dict[str, Any] = {"decode": DecodeConfig(score_threshold=0.99)}
     for filters, kinds in (((), []), ((FilterConfig(("person",), 0.3),), ["new", "end"])):
         kept = Kept()
         run(tmp_path, kept, FrameList(frames(5)), filters=filters, **strict)
