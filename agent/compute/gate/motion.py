@@ -39,6 +39,8 @@ picture before."""
 _GAIN_MAX = 3.0
 _GAIN_STRIDE = 5
 _REGIONS_MAX = 32
+_FAR = 100_000.0
+"""Coordinates of masks that reach beyond the picture are clipped to this, px."""
 _CLOSE = np.ones((5, 5), np.uint8)
 """Joins the parts of one person."""
 
@@ -96,9 +98,9 @@ class Background:
         if self._masks:
             self._counts = np.full((height, width), 255, np.uint8)
             scale = np.array((width, height), np.float64)
-            corners = [np.rint(np.array(mask) * scale).astype(np.int32) for mask in self._masks]
-            for one in corners:  # together, where two of them overlap would count again
-                cv2.fillPoly(self._counts, [one], (0,))
+            for mask in self._masks:  # one by one: where two filled together overlap, pixels would count again
+                corners = np.clip(np.rint(np.array(mask) * scale), -_FAR, _FAR).astype(np.int32)
+                cv2.fillPoly(self._counts, [corners], (0,))
             self._size = max(1, cv2.countNonZero(self._counts))
 
     def moving(self, image: Image, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
