@@ -136,13 +136,10 @@ paths = st.lists(st.tuples(unit, unit), min_size=2, max_size=20)
 polylines = st.lists(st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)), min_size=2, max_size=5)
 
 
-@given(paths, polylines)
-def test_in_less_out_is_what_the_path_crosses(path: list[Point], points: list[Point]) -> None:
-    assume(max(math.dist(points[0], one) for one in points) > 0.01)
-    found = directions(path, tuple(points))
-    crossed = abs(sum(net_crossings(points, a, b) for a, b in itertools.pairwise(path)))
-    assert abs(found.count("in") - found.count("out")) <= crossed + len(points)
-    assert len(found) < STAYS * len(path)
+@given(paths)
+def test_directions_alternate_at_a_line_that_nobody_can_walk_around(path: list[Point]) -> None:
+    found = directions(path, ((0.0, 0.5), (1.0, 0.5)))
+    assert all(one != other for one, other in itertools.pairwise(found))
 
 
 @given(st.lists(st.sampled_from([0.2, 0.35, 0.65, 0.8]), min_size=2, max_size=20), st.floats(0.3, 0.7))
