@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 
 from agent.compute.track.geometry import foot_of, holds
-from agent.compute.track.zones import polygon_problem
 from agent.config.filters import FilterConfig, Polygon
+from agent.config.polygon import polygon_problem
 from agent.errors import ConfigError
 from agent.types import Detection
 

@@ -6,14 +6,14 @@ several detections on the other side of the border, and stays in it within a nar
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
-from agent.compute.track.geometry import distance, foot_of, holds, sides_of, turn
+from agent.compute.track.geometry import distance, foot_of, holds, sides_of
 from agent.config import ZoneConfig
 from agent.config.filters import LineConfig
+from agent.config.polygon import polygon_problem
 from agent.errors import ConfigError
 from agent.types import Box, Point
 
@@ -21,8 +21,6 @@ _MARGIN = 0.1
 """Distance outside a zone at which a box leaves it, as a share of its side: detected edges jitter by half."""
 _MARGIN_MIN, _MARGIN_MAX = 0.01, 0.04
 """Least and greatest of this distance, as a share of the frame."""
-_LEAST_AREA = 1e-6
-"""Least area of a polygon: one pixel of a 1000×1000 picture."""
 
 
 class ZonePresence:
@@ -165,40 +163,3 @@ def _prepare(zone: ZoneConfig) -> _Zone:
         zone.inertia,
         round(zone.loitering_s * 1e9),
     )
-
-
-def polygon_problem(polygon: Sequence[Point]) -> str:
-    """Return why a polygon cannot be used; empty: it can."""
-    if len(polygon) < 3:
-        return f"the polygon has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
-    for x, y in polygon:
-        if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
-            size = "; divide pixels by the picture's width and height" if max(x, y) > 1.0 else ""
-            return f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1{size}"
-    if crossing := _crossing(polygon):
-        return (
-            f"the sides from corner {crossing[0]} and from corner {crossing[1]} cross: list the corners in order"
-        )
-    if abs(_area(polygon)) < _LEAST_AREA:
-        return "the polygon has no area: its corners lie on one line; move one of them"
-    return ""
-
-
-def _area(polygon: Sequence[Point]) -> float:
-    following = (*polygon[1:], polygon[0])
-    return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
-
-
-def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
-    """Return the numbers (from 1) of the first corners of two sides that cross. Touching is allowed."""
-    count = len(polygon)
-    sides = [(polygon[i], polygon[(i + 1) % count]) for i in range(count)]
-    for i in range(count):
-        for j in range(i + 2, count):
-            if (j + 1) % count != i and _cross(*sides[i], *sides[j]):
-                return i + 1, j + 1
-    return None
-
-
-def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    return turn(a, b, c) * turn(a, b, d) < 0.0 and turn(c, d, a) * turn(c, d, b) < 0.0
