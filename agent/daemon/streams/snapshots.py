@@ -161,6 +161,7 @@ class SnapshotStage:
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
         picture = self._marked(frame, found, in_place=in_place)
+        may_draw = in_place or picture is not frame.image
         if self._config.snapshot_crop:
             followed = [track for track in found if track.id == self._best.track and budget is not None]
             picture = cropped(picture, [track.box for track in followed or found if track.box is not None])
@@ -168,7 +169,7 @@ class SnapshotStage:
             from agent.compute.drawing import annotate
 
             local = f"{frame.captured_at.astimezone():%Y-%m-%d %H:%M:%S}"
-            picture = annotate(picture, (), order=frame.order, title=local, in_place=picture is not frame.image)
+            picture = annotate(picture, (), order=frame.order, title=local, in_place=may_draw)
         show_snapshot(self._reporter, replace(frame, image=picture), budget, self._config.snapshot_quality)
 
     def _marked(self, frame: Frame, found: Sequence[Track], *, in_place: bool) -> Image:

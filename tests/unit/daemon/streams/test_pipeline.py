@@ -357,3 +357,13 @@ def test_a_filter_may_let_a_weaker_detection_pass_than_the_stream(tmp_path: Path
         kept = Kept()
         run(tmp_path, kept, FrameList(frames(5)), filters=filters, **strict)
         assert kept.kinds() == kinds
+
+
+def test_a_snapshot_writes_nothing_into_a_picture_that_others_have(tmp_path: Path) -> None:
+    white = np.full((480, 640, 3), 255, np.uint8)
+    shared = [replace(one, image=white, shared=True) for one in frames(4)]
+    publish = PublishConfig(snapshot_boxes=False, snapshot_crop=True, snapshot_time=True, snapshot_zones=True)
+    run(tmp_path, Kept(), FrameList(shared), publish, zones=(LEFT,), lines=(ACROSS,))
+    plain = PublishConfig(snapshot_boxes=False, snapshot_time=True)
+    run(tmp_path, Kept(), FrameList(shared), plain)
+    assert white.min() == 255
