@@ -300,7 +300,7 @@ class InspectionPipeline(Pipeline[Frame]):
         self._now = frame.captured_ns, frame.captured_at
         self._note_dropped(frame)
         began = time.monotonic_ns()
-        reading = self._barrier.read(frame.image, frame.captured_ns) if self._barrier else None
+        reading = self._barrier.read(frame.model_image, frame.captured_ns) if self._barrier else None
         self._open_parts(frame, reading)
         self._conclude(self._inspector.overtaken(frame.captured_ns))
         self._conclude(self._inspector.due(time.monotonic_ns()))

@@ -13,6 +13,7 @@ from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.source_uri import parse
+from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
@@ -54,6 +55,7 @@ def open_perception(
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
+    check_privacy(name, config, takes_sound=takes_sound)
     _check_crop(name, config, model)
     if config.decode.pattern and not model.manifest.gives_texts:
         raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
@@ -63,7 +65,9 @@ def open_perception(
     secondary = open_secondary(name, config, model, open_one)
     with _closing(opener) as keeping:
         if not takes_sound:
-            return _open_vision(name, config, model, secondary, keeping)
+            vision = _open_vision(name, config, model, secondary, keeping)
+            vision.blur = open_blur(config, keeping, open_one)
+            return vision
         with prefixed_errors(model.path):
             if model.manifest.is_embedding:
                 from agent.compute.listening import UtterancePerception
@@ -152,6 +156,7 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     opens = partial(open_model, wait_s=wait_s, vetting=vetting)
     secondary = open_secondary(name, config, model, opens)
     models = model, *(each for one in secondary for each, _ in one.models())
+    models = *models, *(each for each, _ in opened_blur_models(config, opens))
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)

@@ -25,6 +25,7 @@ from agent.config.source_uri import parse
 from agent.daemon.condition.watchers import open_condition
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
+from agent.daemon.streams.privacy import privacy_of
 from agent.daemon.streams.snapshots import SnapshotStage
 from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
 
@@ -372,7 +373,10 @@ def _open_pipeline(
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        frames = FrameStream(name, config.source, config.capture, on_change=on_change, cameras=cameras)
+        hidden = privacy_of(config, vision)
+        frames = FrameStream(
+            name, config.source, config.capture, on_change=on_change, cameras=cameras, privacy=hidden
+        )
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 
