@@ -369,7 +369,8 @@ class InspectionPipeline(Pipeline[Frame]):
             self._inspection.counters.add(verdict)
             self._report_counters()
             if kept is not None and verdict.verdict != "ok":
-                self._show_due(replace(kept.frame, image=kept.image), verdict.detections)
+                shown = replace(kept.frame, image=kept.image, unmasked=None)
+                self._show_due(shown, verdict.detections)
 
     def _rejects(self, part: ClosedPart) -> bool:
         """Tell the reject output of a verdict; return True if it acts."""
