@@ -73,10 +73,11 @@ def _mark_side(touched: NDArray[np.bool_], begin: Point, end: Point) -> None:
     """Mark the pixels that a side of a polygon passes through; the border between two pixels is in neither."""
     height = touched.shape[0]
     (x0, y0), (x1, y1) = (begin, end) if begin[1] <= end[1] else (end, begin)
-    for row in range(math.floor(y0), min(height, max(math.ceil(y1), math.floor(y0) + 1))):
-        top, bottom = max(y0, row), min(y1, row + 1)
-        slope = (x1 - x0) / (y1 - y0) if y1 > y0 else 0.0
-        ends = (x0 + (top - y0) * slope, x0 + (bottom - y0) * slope) if y1 > y0 else (x0, x1)
+    for row in range(math.floor(y0), min(height, math.ceil(y1))):
+        ends = x0, x1
+        if y1 > y0:
+            top, bottom, slope = max(y0, row), min(y1, row + 1), (x1 - x0) / (y1 - y0)
+            ends = x0 + (top - y0) * slope, x0 + (bottom - y0) * slope
         touched[row, math.floor(min(ends)) : math.ceil(max(ends))] = True
 
 

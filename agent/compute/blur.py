@@ -22,7 +22,7 @@ from agent.types import WHOLE, Box, ChannelOrder, Frame, Image
 
 _FACE_THRESHOLD, _THRESHOLD = 0.5, 0.2
 """Least scores of faces and of other things that are blurred. Of 67 people in photographs of COCO who are taller
-than 0.15 of the picture, 64 are hidden by nine tenths at 0.2, and 56 at 0.3. For faces a lower one helps little."""
+than 0.15 of the picture, 64 are hidden by nine tenths at 0.2, and 56 at 0.3."""
 _EVERY_NS = 100_000_000
 """Time between two inferences, ns; a stream of fewer pictures has one for each."""
 _KEPT_S = 1.5

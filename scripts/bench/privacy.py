@@ -164,7 +164,7 @@ def bright(image: Gray, name: str) -> int:
 
 
 def inside(image: NDArray[Any], name: str) -> NDArray[Any]:
-    """The part that a pattern covers, of a picture or what was made of it, without half a square at its border."""
+    """The part that a pattern covers, of a picture or its edges, without half a square at its border."""
     height, width = image.shape
     left, top = (at + CELL // 2 for at in PLACES[name])
     right, bottom = left + (CELLS[0] - 1) * CELL, top + (CELLS[1] - 1) * CELL
