@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import Model
-from agent.compute.track.association import overlap
+from agent.compute.track.association import iou
 from agent.compute.vision import build_detector
 from agent.config import DecodeConfig, StreamConfig
 from agent.config.privacy import FACE, PERSON
@@ -25,12 +25,12 @@ _FACE_THRESHOLD, _THRESHOLD = 0.5, 0.2
 than 0.15 of the picture, 64 are hidden by nine tenths at 0.2, and 56 at 0.3."""
 _EVERY_NS = 100_000_000
 """Time between two inferences, ns; a stream of fewer pictures has one for each."""
-_KEPT_S = 1.5
+_KEPT_S = 1.0
 """Time for which a box stays after it was last found, s."""
 _PADDING, _GROWTH = 0.2, 0.3
 """Share of its sides by which a box is larger on each side than what was found; more for each second since."""
 _SAME = 0.1
-"""Least overlap of a box with what was found before, moved on, to be the same thing."""
+"""Least intersection over union of a box and one from before, moved on, that are the same thing."""
 _HEAD = 0.4
 """Share of a person's height, from above, that holds the head."""
 
@@ -43,8 +43,12 @@ class _Hidden(Struct):
     found_ns: int
 
     def moved(self, now_ns: int) -> Box:
-        x, y = (speed * self.age_s(now_ns) for speed in self.speed)
+        """Return where it should be: no farther away than its own size, since a speed is uncertain."""
         x0, y0, x1, y1 = self.box
+        x, y = (
+            max(-side, min(side, speed * self.age_s(now_ns)))
+            for speed, side in zip(self.speed, (x1 - x0, y1 - y0), strict=True)
+        )
         return (x0 + x, y0 + y, x1 + x, y1 + y)
 
     def age_s(self, now_ns: int) -> float:
@@ -61,7 +65,7 @@ class HiddenBoxes:
         """Add what was found in a picture. What was not found again is kept for some time."""
         left, known = list(self._known), []
         for box in found:
-            moved = [(overlap(box, one.moved(now_ns)), number) for number, one in enumerate(left)]
+            moved = [(iou(box, one.moved(now_ns)), number) for number, one in enumerate(left)]
             best, number = max(moved, default=(0.0, -1))
             before = left.pop(number) if best >= _SAME else None
             known.append(_Hidden(box, _speed(before, box, now_ns), now_ns))

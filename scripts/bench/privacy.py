@@ -262,7 +262,7 @@ def listen(port: int) -> Callable[[], list[tuple[str, bytes]]]:
     """Keep every message from now on; the function returned ends that."""
     kept: list[tuple[str, bytes]] = []
     client = paho.Client(CallbackAPIVersion.VERSION2)
-    client.on_message = lambda _, __, message: kept.append((message.topic, message.payload))
+    client.on_message = lambda _, __, message: kept.append((message.topic, bytes(message.payload)))
     subscribed = threading.Event()
     client.on_subscribe = lambda *_: subscribed.set()
     client.connect("127.0.0.1", port)

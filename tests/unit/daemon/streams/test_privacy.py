@@ -87,7 +87,8 @@ def test_the_gate_and_the_model_see_the_true_picture_only_where_there_is_one(tmp
 def test_what_is_learned_of_a_view_is_masked_also_where_the_gate_sees_the_true_picture(tmp_path: Path) -> None:
     config = StreamConfig("test:", str(person_model(tmp_path)))
     vision = VideoPerception("front", config, open_model(config.model))
-    black, seen = np.zeros((480, 640, 3), np.uint8), []
+    black = np.zeros((480, 640, 3), np.uint8)
+    seen: list[Image] = []
 
     class Camera:
         def update(self, now_ns: int, view: Callable[[], tuple[Image, Image]]) -> None:
