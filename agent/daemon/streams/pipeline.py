@@ -268,8 +268,10 @@ class VideoPipeline(Pipeline[Frame]):
             if self._states is not None and result.detections is not None:
                 self._states.process(frame)
             if not self._reporter.stopped:  # else this inference has outlasted the stream
+                self._snapshots.process(frame, result, in_place=self._clips is None and not frame.shared)
+                # Last: from here on the clips may give the frame back, and another picture, that is not masked
+                # yet, may be read into its memory.
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
-                self._snapshots.process(frame, result, in_place=not kept and not frame.shared)
             self.metrics.add(result, 1)
         finally:
             if not kept:
