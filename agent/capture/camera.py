@@ -65,11 +65,12 @@ class Picture(NamedTuple):
 
 
 class _Held(NamedTuple):
-    """A picture that streams have: so many of them, and whether its memory is wiped before it is used again."""
+    """A picture that streams have: so many of them, where its memory goes, and whether it is wiped before."""
 
     picture: Picture
     holders: int
-    private: bool
+    home: FrameBufferPool
+    wiped: bool
 
 
 class Camera:
@@ -93,6 +94,7 @@ class Camera:
         self._held: dict[int, _Held] = {}
         self._started = self._closed = self._private = False
         self._pool, self._address = FrameBufferPool(), parse_picture(uri)
+        self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
             stream,
             self._address,
@@ -121,31 +123,27 @@ class Camera:
         """
         with self._lock:
             self._consumers = tuple(one for one in self._consumers if one is not consumer)
+            used = {_kind(one) for one in self._consumers}
+            self._pools = {kind: pool for kind, pool in self._pools.items() if kind in used}
             is_last = not self._consumers
             self._closed = self._closed or is_last
         if is_last:
             self.supervisor.stop(wait=wait)
-            self._pool.close()
+            for pool in (self._pool, *self._pools.values()):
+                pool.close()
         return is_last
 
     def release(self, image: Image) -> None:
         """Give a picture back that was delivered to a consumer, once for each."""
         with self._lock:
-            held = self._held.get(id(image)) or _Held(Picture(image), 1, False)
+            held = self._held.get(id(image)) or _Held(Picture(image), 1, self._pool, False)
             if held.holders > 1:
                 self._held[id(image)] = held._replace(holders=held.holders - 1)
                 return
             self._held.pop(id(image), None)
-        self._reuse(*held.picture, private=held.private)
-
-    def _reuse(self, image: Image, unmasked: Image | None = None, *, private: bool) -> None:
-        """Use memory again, wiped of what must not be seen; memory that cannot be wiped is freed."""
-        for one, is_private in ((image, private), (unmasked, True)):
-            if one is None or not (one.flags.writeable or not is_private):
-                continue
-            if is_private:
-                one.fill(0)
-            self._pool.give(one)
+        _give(held.home, image, wiped=held.wiped)
+        if held.picture.unmasked is not None:
+            _give(self._pool, held.picture.unmasked, wiped=True)
 
     def _reader(self) -> FrameReader:
         return FrameReader(
@@ -168,41 +166,51 @@ class Camera:
             wanting = [one for one in self._wanting if one in self._consumers]
         is_current = reader is self.supervisor.current
         if not is_current or not wanting:
-            self._reuse(image, private=self._private)
+            _give(self._pool, image, wiped=self._private)
             return is_current and not self.supervisor.stopped
-        alike = _alike(wanting)
-        # The last ones get the memory that was read; every copy is made before that is masked.
-        copies = [self._copy(image) for _ in alike[1:]]
-        for copy, streams in zip((*copies, image), alike, strict=True):
-            self._deliver_to(streams, copy, stamp, order)
+        kinds = _by_kind(wanting)
+        bare = kinds.pop(None, ())
+        for number, (kind, streams) in enumerate(kinds.items(), 1):
+            is_free = number == len(kinds) and not bare
+            self._deliver_masked(kind, streams, image if is_free else _copy(image, self._pool), stamp, order)
+        if bare:
+            self._hand_on(bare, Picture(image), self._pool, stamp, order)
         return not self.supervisor.stopped
 
-    def _copy(self, image: Image) -> Image:
-        into = self._pool.take()
-        if into is None or into.shape != image.shape:
-            into = np.empty_like(image)
-        np.copyto(into, image)
-        return into
-
-    def _deliver_to(
-        self, streams: Sequence[FrameConsumer], image: Image, stamp: Timestamps, order: ChannelOrder
+    def _deliver_masked(
+        self, kind: object, streams: Sequence[FrameConsumer], raw: Image, stamp: Timestamps, order: ChannelOrder
     ) -> None:
-        """Mask a picture, and hand it to streams that hide the same of it."""
+        """Mask a picture, and hand a copy to streams that hide the same of it.
+
+        Memory that streams get only ever holds what they may show: who uses it longer than he may, while the next
+        picture is read, sees nothing of what is hidden.
+        """
         first = streams[0]
-        unmasked = None if first.privacy.mask_model or not first.privacy.hides else self._copy(image)
-        if first.painter is not None:
-            try:
-                first.painter.paint(image)
-            except Exception as error:  # whatever it is: nobody may see this picture
-                self._reuse(image, unmasked, private=True)
-                self._refuse(streams, f"its privacy masks cannot be applied, so it shows nothing: {error}")
-                return
-        picture, shared = Picture(image, unmasked), len(streams) > 1
-        # What is still to be blurred is wiped, if the stream has not come to it.
-        private = first.privacy.find is not None
-        if shared or unmasked is not None or private:
+        unmasked = None if first.privacy.mask_model else _copy(raw, self._pool)
+        try:
+            if first.painter is not None:
+                first.painter.paint(raw)
+        except Exception as error:  # whatever it is: nobody may see this picture
+            self._refuse(streams, f"its privacy masks cannot be applied, so it shows nothing: {error}")
+        else:
+            home = self._pools.setdefault(kind, FrameBufferPool())
+            self._hand_on(streams, Picture(_copy(raw, home), unmasked), home, stamp, order)
+        _give(self._pool, raw, wiped=True)
+
+    def _hand_on(
+        self,
+        streams: Sequence[FrameConsumer],
+        picture: Picture,
+        home: FrameBufferPool,
+        stamp: Timestamps,
+        order: ChannelOrder,
+    ) -> None:
+        shared, hides = len(streams) > 1, streams[0].privacy.hides
+        if shared or hides:
             with self._lock:
-                self._held[id(image)] = _Held(picture, len(streams), private)
+                # What is still to be blurred is wiped, if its stream has not come to it.
+                wiped = streams[0].privacy.find is not None
+                self._held[id(picture.image)] = _Held(picture, len(streams), home, wiped)
         for one in streams:
             dropped = one.deliver(picture, stamp, order, shared=shared)
             if dropped is not None:
@@ -226,14 +234,37 @@ class Camera:
             one.finish(error)
 
 
-def _alike(streams: Sequence[FrameConsumer]) -> list[list[FrameConsumer]]:
-    """Group streams that hide the same, and so may share memory; what is blurred is each stream's own."""
+def _copy(image: Image, pool: FrameBufferPool) -> Image:
+    into = pool.take()
+    if into is None or into.shape != image.shape:
+        into = np.empty_like(image)
+    np.copyto(into, image)
+    return into
+
+
+def _give(pool: FrameBufferPool, image: Image, *, wiped: bool) -> None:
+    """Use memory again; what cannot be wiped is freed."""
+    if wiped and not image.flags.writeable:
+        return
+    if wiped:
+        image.fill(0)
+    pool.give(image)
+
+
+def _kind(stream: FrameConsumer) -> object:
+    """Return what is equal for streams that hide the same; None: it hides nothing. A blur is its stream's own."""
+    privacy = stream.privacy
+    if privacy.find is not None:
+        return id(stream)
+    return (tuple(mask.polygon for mask in privacy.masks), privacy.mask_model) if privacy.masks else None
+
+
+def _by_kind(streams: Sequence[FrameConsumer]) -> dict[object, list[FrameConsumer]]:
+    """Group streams that hide the same, and so share memory."""
     found: dict[object, list[FrameConsumer]] = {}
     for one in streams:
-        polygons = tuple(mask.polygon for mask in one.privacy.masks)
-        key = id(one) if one.privacy.find else (polygons, one.privacy.mask_model or not polygons)
-        found.setdefault(key, []).append(one)
-    return list(found.values())
+        found.setdefault(_kind(one), []).append(one)
+    return found
 
 
 _Key = tuple[str, CaptureConfig]

@@ -118,6 +118,27 @@ def test_the_true_picture_is_wiped_when_the_frame_is_given_back(
     assert not frame.unmasked.any()
 
 
+def test_who_uses_a_frame_too_long_sees_nothing_that_is_hidden(
+    cameras: Cameras, open_streams: list[FrameStream]
+) -> None:
+    """Another picture is read, and masked, while somebody still looks at a frame that was given back."""
+    open_streams += [
+        _stream("left", cameras, Privacy((_LEFT,))),
+        _stream("right", cameras, Privacy((_RIGHT,), mask_model=False)),
+        _stream("bare", cameras, Privacy()),
+    ]
+    for one in open_streams:
+        one.start()
+    late: dict[int, Image] = {}
+    until = time.monotonic() + 1.0
+    while time.monotonic() < until:
+        frames = [_take(one) for one in open_streams]
+        late |= {id(frames[0].image): frames[0].image}
+        for one, frame in zip(open_streams, frames, strict=True):
+            one.give_back(frame)
+        assert not any(image[:, :32].any() for image in late.values())
+
+
 def test_memory_that_waits_for_a_picture_holds_nothing_that_is_hidden(
     cameras: Cameras, open_streams: list[FrameStream]
 ) -> None:
@@ -129,8 +150,10 @@ def test_memory_that_waits_for_a_picture_holds_nothing_that_is_hidden(
         time.sleep(0.02)  # the camera is faster: pictures are dropped, too
     camera = stream._camera
     assert isinstance(camera, Camera)
-    for image in list(camera._pool._free):
-        assert not image[:, :32].any()
+    pools = camera._pool, *camera._pools.values()
+    waiting = [image for pool in pools for image in list(pool._free)]
+    assert waiting
+    assert not any(image[:, :32].any() for image in waiting)
 
 
 @pytest.fixture
@@ -152,15 +175,18 @@ def test_a_stream_whose_masks_cannot_be_applied_gets_nothing_and_fails(
     cameras: Cameras, open_streams: list[FrameStream]
 ) -> None:
     uri = "rtsp://camera/1"
-    # The stream that was opened last gets the camera's own memory, the others copies.
-    open_streams += [_stream("bare", cameras, Privacy(), uri), _stream("masked", cameras, Privacy((_LEFT,)), uri)]
+    # The masks of the last stream are painted into the camera's own memory, the others into copies.
+    open_streams += [
+        _stream("a", cameras, Privacy((_RIGHT,)), uri),
+        _stream("b", cameras, Privacy((_LEFT,)), uri),
+    ]
     for one in open_streams:
         one.start()
-    bare, masked = open_streams
+    other, failing = open_streams
     with pytest.raises(SourceError, match="masks cannot be applied"):
-        _take(masked)
-    masked.stop()
-    assert _take(bare).image.any(), "the other stream goes on"
+        _take(failing)
+    failing.stop()
+    assert _take(other).image.any(), "the other stream goes on"
 
 
 def test_what_is_found_is_blurred_before_the_frame_is_taken(
