@@ -172,15 +172,18 @@ class Camera:
         bare = kinds.pop(None, ())
         for number, (kind, streams) in enumerate(kinds.items(), 1):
             is_free = number == len(kinds) and not bare
-            self._deliver_masked(kind, streams, image if is_free else _copy(image, self._pool), stamp, order)
+            raw = image if is_free else _copy(image, self._pool)
+            # Where all streams hide the same, what is left there after masking is nothing that is hidden.
+            is_safe = self._deliver_masked(kind, streams, raw, stamp, order) and len(kinds) == 1 and not bare
+            _give(self._pool, raw, wiped=not is_safe)
         if bare:
             self._hand_on(bare, Picture(image), self._pool, stamp, order)
         return not self.supervisor.stopped
 
     def _deliver_masked(
         self, kind: object, streams: Sequence[FrameConsumer], raw: Image, stamp: Timestamps, order: ChannelOrder
-    ) -> None:
-        """Mask a picture, and hand a copy to streams that hide the same of it.
+    ) -> bool:
+        """Mask a picture, and hand a copy to streams that hide the same of it. Return False if it is not masked.
 
         Memory that streams get only ever holds what they may show: who uses it longer than he may, while the next
         picture is read, sees nothing of what is hidden.
@@ -192,10 +195,12 @@ class Camera:
                 first.painter.paint(raw)
         except Exception as error:  # whatever it is: nobody may see this picture
             self._refuse(streams, f"its privacy masks cannot be applied, so it shows nothing: {error}")
-        else:
-            home = self._pools.setdefault(kind, FrameBufferPool())
-            self._hand_on(streams, Picture(_copy(raw, home), unmasked), home, stamp, order)
-        _give(self._pool, raw, wiped=True)
+            if unmasked is not None:
+                _give(self._pool, unmasked, wiped=True)
+            return False
+        home = self._pools.setdefault(kind, FrameBufferPool())
+        self._hand_on(streams, Picture(_copy(raw, home), unmasked), home, stamp, order)
+        return first.privacy.find is None
 
     def _hand_on(
         self,
