@@ -170,37 +170,38 @@ class Camera:
             return is_current and not self.supervisor.stopped
         kinds = _by_kind(wanting)
         bare = kinds.pop(None, ())
-        for number, (kind, streams) in enumerate(kinds.items(), 1):
-            is_free = number == len(kinds) and not bare
-            raw = image if is_free else _copy(image, self._pool)
-            # Where all streams hide the same, what is left there after masking is nothing that is hidden.
-            is_safe = self._deliver_masked(kind, streams, raw, stamp, order) and len(kinds) == 1 and not bare
-            _give(self._pool, raw, wiped=not is_safe)
+        for kind, streams in kinds.items():
+            self._deliver_masked(kind, streams, image, stamp, order)
         if bare:
             self._hand_on(bare, Picture(image), self._pool, stamp, order)
+        else:
+            _give(self._pool, image, wiped=True)
         return not self.supervisor.stopped
 
     def _deliver_masked(
         self, kind: object, streams: Sequence[FrameConsumer], raw: Image, stamp: Timestamps, order: ChannelOrder
-    ) -> bool:
-        """Mask a picture, and hand a copy to streams that hide the same of it. Return False if it is not masked.
+    ) -> None:
+        """Hand a masked copy of a picture to streams that hide the same of it.
 
         Memory that streams get only ever holds what they may show: who uses it longer than he may, while the next
         picture is read, sees nothing of what is hidden.
         """
-        first = streams[0]
-        unmasked = None if first.privacy.mask_model else _copy(raw, self._pool)
+        privacy, painter = streams[0].privacy, streams[0].painter
+        home = self._pools.setdefault(kind, FrameBufferPool())
         try:
-            if first.painter is not None:
-                first.painter.paint(raw)
+            image = _memory(raw, home)
+            if painter is not None:
+                painter.paint(raw, image)
+            else:
+                np.copyto(image, raw)
         except Exception as error:  # whatever it is: nobody may see this picture
             self._refuse(streams, f"its privacy masks cannot be applied, so it shows nothing: {error}")
-            if unmasked is not None:
-                _give(self._pool, unmasked, wiped=True)
-            return False
-        home = self._pools.setdefault(kind, FrameBufferPool())
-        self._hand_on(streams, Picture(_copy(raw, home), unmasked), home, stamp, order)
-        return first.privacy.find is None
+            return
+        unmasked = None
+        if not privacy.mask_model:
+            unmasked = _memory(raw, self._pool)
+            np.copyto(unmasked, raw)
+        self._hand_on(streams, Picture(image, unmasked), home, stamp, order)
 
     def _hand_on(
         self,
@@ -239,12 +240,10 @@ class Camera:
             one.finish(error)
 
 
-def _copy(image: Image, pool: FrameBufferPool) -> Image:
+def _memory(image: Image, pool: FrameBufferPool) -> Image:
+    """Return memory for a copy of a picture."""
     into = pool.take()
-    if into is None or into.shape != image.shape:
-        into = np.empty_like(image)
-    np.copyto(into, image)
-    return into
+    return into if into is not None and into.shape == image.shape else np.empty_like(image)
 
 
 def _give(pool: FrameBufferPool, image: Image, *, wiped: bool) -> None:

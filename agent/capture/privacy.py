@@ -1,7 +1,7 @@
-"""Privacy masks: hide parts of pictures, in their own memory, before anything else sees them.
+"""Privacy masks: hide parts of pictures before anything else sees them.
 
-A mask covers every pixel that its polygon touches. It is prepared for the size of a picture and applied by one
-operation on its bounding box.
+A mask covers every pixel that its polygon touches. All masks of a stream are prepared for the size of its
+pictures, and applied by one operation while a picture is copied.
 """
 
 from __future__ import annotations
@@ -81,55 +81,33 @@ def _mark_side(touched: NDArray[np.bool_], begin: Point, end: Point) -> None:
         touched[row, math.floor(min(ends)) : math.ceil(max(ends))] = True
 
 
-class _Patch(Struct, frozen=True):
-    """The bounding box of a mask in a picture, and the bits to keep there, H×W×3 uint8; None: all is covered."""
-
-    rows: slice
-    columns: slice
-    keep: Image | None
-
-
 class MaskPainter:
-    """Paints the masks of a stream black. For one thread."""
+    """Makes masks of a stream black. For one thread."""
 
     def __init__(self, masks: Sequence[PrivacyMask]) -> None:
         """Check the masks. Raises ConfigError as `agent.config.privacy.check_masks`."""
         check_masks(masks)
         self._masks = tuple(masks)
-        self._shape: tuple[int, ...] = ()
-        self._patches: tuple[_Patch, ...] = ()
+        self._keep: Image = np.empty((0, 0, 3), np.uint8)
 
-    def paint(self, image: Image) -> None:
-        """Paint the masks into a picture, H×W×3 uint8.
+    def paint(self, image: Image, into: Image) -> None:
+        """Copy a picture, H×W×3 uint8, with black masks; `into` has its size, and may be itself.
 
         Raises:
-            ValueError: its memory cannot be written to, or it has another form.
+            ValueError: it has another form.
         """
-        if image.shape != self._shape:
+        if image.shape != self._keep.shape:
             self._prepare(image)
-        for patch in self._patches:
-            part = image[patch.rows, patch.columns]
-            if patch.keep is None:
-                part.fill(0)
-            else:
-                np.bitwise_and(part, patch.keep, out=part)
+        np.bitwise_and(image, self._keep, out=into)
 
     def _prepare(self, image: Image) -> None:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"expected a picture of H×W×3 bytes, found {image.dtype} of {image.shape}")
         height, width = image.shape[:2]
-        found = (_patch(covered_pixels(mask.polygon, width, height)) for mask in self._masks)
-        self._patches, self._shape = tuple(found), image.shape
-
-
-def _patch(covered: NDArray[np.bool_]) -> _Patch:
-    rows, columns = (np.flatnonzero(covered.any(axis=axis)) for axis in (1, 0))
-    across, along = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    inside = covered[across, along]
-    if inside.all():
-        return _Patch(across, along, None)
-    keep = np.where(inside, np.uint8(0), np.uint8(255))
-    return _Patch(across, along, np.repeat(keep[:, :, None], 3, axis=2))
+        keep = np.full(image.shape, 255, np.uint8)
+        for mask in self._masks:
+            keep[covered_pixels(mask.polygon, width, height)] = 0
+        self._keep = keep
 
 
 _CELLS = 4

@@ -106,7 +106,7 @@ class FrameStream(SourceStream[Frame]):
         self._taken: set[int] = set()
         self.privacy = privacy
         self.painter = MaskPainter(privacy.masks) if privacy.masks else None
-        self._repainter = MaskPainter(privacy.masks)
+        self._repainter = MaskPainter(privacy.masks if privacy.find else ())
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
@@ -128,7 +128,7 @@ class FrameStream(SourceStream[Frame]):
             return
         try:
             blur(frame.image, find(frame.image, frame.order, frame.captured_ns))
-            self._repainter.paint(frame.image)  # a mosaic that reaches into a mask has brightened it
+            self._repainter.paint(frame.image, frame.image)  # a mosaic that reaches into a mask has brightened it
         except Exception as error:  # whatever it is: nobody may see this picture
             self.give_back(frame)
             self._queue.close()

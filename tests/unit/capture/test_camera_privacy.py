@@ -156,37 +156,42 @@ def test_memory_that_waits_for_a_picture_holds_nothing_that_is_hidden(
     assert not any(image[:, :32].any() for image in waiting)
 
 
-@pytest.fixture
-def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures whose memory cannot be written to."""
+def test_a_stream_whose_masks_cannot_be_applied_gets_nothing_and_fails(
+    cameras: Cameras, open_streams: list[FrameStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_streams += [
+        _stream("broken", cameras, Privacy((_LEFT,), mask_model=False)),
+        _stream("masked", cameras, Privacy((_RIGHT,))),
+        _stream("bare", cameras, Privacy()),
+    ]
+    broken, masked, bare = open_streams
 
+    def paint(image: Image, into: Image) -> None:
+        raise MemoryError("no memory for the mask")
+
+    monkeypatch.setattr(broken.painter, "paint", paint)
+    for one in open_streams:
+        one.start()
+    with pytest.raises(SourceError, match=r"masks cannot be applied.*no memory for the mask"):
+        _take(broken)
+    broken.stop()
+    assert _sides(_take(masked).image) == (True, False), "the others go on"
+    assert _sides(_take(bare).image) == (True, True)
+
+
+def test_a_picture_of_a_form_that_cannot_be_masked_goes_nowhere(
+    cameras: Cameras, open_streams: list[FrameStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def picture(self: object, into: Image | None) -> Image:
-        image = np.full((16, 16, 3), 200, np.uint8)
-        image.flags.writeable = False
-        return image
+        return np.full((16, 16, 4), 200, np.uint8)
 
     scripted.script.mood = "give"
     monkeypatch.setattr(scripted.Scripted, "picture", picture)
     monkeypatch.setattr(sources, "opener", lambda address: scripted.open_scripted)
-
-
-@pytest.mark.usefixtures("read_only")
-def test_a_stream_whose_masks_cannot_be_applied_gets_nothing_and_fails(
-    cameras: Cameras, open_streams: list[FrameStream]
-) -> None:
-    uri = "rtsp://camera/1"
-    # The masks of the last stream are painted into the camera's own memory, the others into copies.
-    open_streams += [
-        _stream("a", cameras, Privacy((_RIGHT,)), uri),
-        _stream("b", cameras, Privacy((_LEFT,)), uri),
-    ]
-    for one in open_streams:
-        one.start()
-    other, failing = open_streams
+    open_streams.append(_stream("masked", cameras, Privacy((_LEFT,)), "rtsp://camera/1"))
+    open_streams[0].start()
     with pytest.raises(SourceError, match="masks cannot be applied"):
-        _take(failing)
-    failing.stop()
-    assert _take(other).image.any(), "the other stream goes on"
+        _take(open_streams[0])
 
 
 def test_what_is_found_is_blurred_before_the_frame_is_taken(

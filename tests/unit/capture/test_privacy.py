@@ -72,7 +72,7 @@ def test_nothing_farther_than_a_pixel_from_the_polygon_is_covered(
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (2, 3), (641, 479), (1280, 720), (7, 1000)])
 def test_a_painted_picture_is_black_where_the_polygon_is_and_untouched_elsewhere(width: int, height: int) -> None:
     picture = _white(width, height)
-    _painter(TRIANGLE).paint(picture)
+    _painter(TRIANGLE).paint(picture, picture)
     covered = covered_pixels(TRIANGLE, width, height)
     assert not picture[covered].any()
     assert (picture[~covered] == 255).all()
@@ -80,19 +80,19 @@ def test_a_painted_picture_is_black_where_the_polygon_is_and_untouched_elsewhere
 
 def test_a_rectangle_on_borders_of_pixels_is_exact() -> None:
     picture = _white(8, 4)
-    _painter(((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))).paint(picture)
+    _painter(((0.25, 0.25), (0.75, 0.25), (0.75, 0.75), (0.25, 0.75))).paint(picture, picture)
     assert np.argwhere(picture[..., 0] == 0).tolist() == [[y, x] for y in (1, 2) for x in (2, 3, 4, 5)]
 
 
 def test_the_whole_picture_can_be_masked() -> None:
     picture = _white(33, 17)
-    _painter(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))).paint(picture)
+    _painter(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))).paint(picture, picture)
     assert not picture.any()
 
 
 def test_masks_that_overlap_cover_both() -> None:
     picture, other = _white(40, 30), ((0.3, 0.0), (0.6, 0.0), (0.6, 1.0), (0.3, 1.0))
-    _painter(TRIANGLE, other).paint(picture)
+    _painter(TRIANGLE, other).paint(picture, picture)
     covered = covered_pixels(TRIANGLE, 40, 30) | covered_pixels(other, 40, 30)
     assert ((picture == 0).all(axis=2) == covered).all()
 
@@ -101,13 +101,13 @@ def test_another_size_is_masked_anew_from_its_first_picture_on() -> None:
     painter = _painter(TRIANGLE)
     for width, height in ((64, 48), (320, 240), (48, 64), (64, 48)):
         picture = _white(width, height)
-        painter.paint(picture)
+        painter.paint(picture, picture)
         assert ((picture == 0).all(axis=2) == covered_pixels(TRIANGLE, width, height)).all()
 
 
 def test_a_part_of_a_larger_memory_is_masked_in_place() -> None:
     memory = _white(100, 100)
-    _painter(TRIANGLE).paint(memory[10:58, 20:84])
+    _painter(TRIANGLE).paint(memory[10:58, 20:84], memory[10:58, 20:84])
     assert ((memory[10:58, 20:84] == 0).all(axis=2) == covered_pixels(TRIANGLE, 64, 48)).all()
     assert (memory[58:] == 255).all()
 
@@ -115,14 +115,21 @@ def test_a_part_of_a_larger_memory_is_masked_in_place() -> None:
 @pytest.mark.parametrize("shape", [(48, 64), (48, 64, 1), (48, 64, 4)])
 def test_a_picture_of_another_form_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="H×W×3"):
-        _painter(TRIANGLE).paint(np.zeros(shape, np.uint8))
+        _painter(TRIANGLE).paint(np.zeros(shape, np.uint8), np.zeros(shape, np.uint8))
 
 
 def test_memory_that_cannot_be_written_to_is_refused() -> None:
     picture = _white(64, 48)
     picture.flags.writeable = False
     with pytest.raises(ValueError, match="read-only"):
-        _painter(TRIANGLE).paint(picture)
+        _painter(TRIANGLE).paint(_white(64, 48), picture)
+
+
+def test_a_copy_is_masked_and_the_picture_stays_as_it_is() -> None:
+    picture, copy = _white(64, 48), np.zeros((48, 64, 3), np.uint8)
+    _painter(TRIANGLE).paint(picture, copy)
+    assert (picture == 255).all()
+    assert ((copy == 0).all(axis=2) == covered_pixels(TRIANGLE, 64, 48)).all()
 
 
 def test_a_mask_of_two_points_is_refused() -> None:
