@@ -80,8 +80,7 @@ def test_a_wrong_mask_changes_nothing_and_is_told_by_its_name(
         vedette.reload()
         assert "2 corners" in vedette.wait_said("privacy mask 'door'")
         before = len(_snapshots(operator))
-        operator.set("front", "snapshot", 1)
-        operator.messages.wait(lambda _: len(_snapshots(operator)) > before)
+        wait_for(lambda: _ask(operator) and len(_snapshots(operator)) > before)
         assert _corner(_snapshots(operator)[-1]) < 8
 
 
