@@ -14,7 +14,7 @@ _LEAST_AREA = 1e-6
 def polygon_problem(polygon: Sequence[Point]) -> str:
     """Return what is wrong with a polygon, whose corners are fractions 0..1 of the frame; empty: nothing is."""
     if len(polygon) < 3:
-        return f"the polygon has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
+        return f"`polygon` has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
     for x, y in polygon:
         if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
             size = "; divide pixels by the picture's width and height" if max(x, y) > 1.0 else ""
@@ -24,7 +24,7 @@ def polygon_problem(polygon: Sequence[Point]) -> str:
             f"the sides from corner {crossing[0]} and from corner {crossing[1]} cross: list the corners in order"
         )
     if abs(_area(polygon)) < _LEAST_AREA:
-        return "the polygon has no area: its corners lie on one line; move one of them"
+        return "`polygon` has no area: its corners lie on one line; move one of them"
     return ""
 
 
