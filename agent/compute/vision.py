@@ -19,12 +19,12 @@ from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
-from agent.compute.track.filters import DetectionFilters, check_masks
+from agent.compute.track.filters import DetectionFilters, check_polygons
 from agent.compute.track.lines import Lines
 from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones, describe_zones
-from agent.config import DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import (
     WHOLE,
@@ -40,6 +40,7 @@ from agent.types import (
 )
 
 if TYPE_CHECKING:
+    from agent.compute.blur import BlurFinder
     from agent.compute.condition.camera import CameraCondition
     from agent.compute.condition.model import ConstantAnswer
     from agent.compute.secondary import SecondaryStage
@@ -104,7 +105,7 @@ class Detector:
         """Infer a crop, in fractions of the frame. The session must have this variant selected."""
         session = self._session
         began = time.monotonic_ns()
-        placement = self._placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
+        placement = self._placement = self._image.fill(session.input(0), frame.model_image, frame.order, crop)
         prepared = time.monotonic_ns()
         session.invoke()
         inferred = time.monotonic_ns()
@@ -143,7 +144,7 @@ class CascadeDetector:
 
         def fill(tensor: Array) -> None:
             nonlocal placement, prepared
-            placement = self._image.fill(tensor, frame.image, frame.order, crop)
+            placement = self._image.fill(tensor, frame.model_image, frame.order, crop)
             prepared = time.monotonic_ns()
 
         began = time.monotonic_ns()
@@ -216,10 +217,12 @@ class VideoPerception:
         wants_inference: infer the next frame, even if nothing moves.
         secondary: runs other models on what is found; None: there are none.
         camera, answers: watch the pictures, and the model; None: nobody does.
+        blur: finds what is blurred before this gets a frame; None: nothing is.
         config: in use.
     """
 
     secondary: SecondaryStage | None = None
+    blur: BlurFinder | None = None
     camera: CameraCondition | None = None
     answers: ConstantAnswer | None = None
 
@@ -238,13 +241,14 @@ class VideoPerception:
         self.last_crop: Box = WHOLE
         self.wants_inference = False
         zones, lines, self._filters = Zones(config.zones), Lines(config.lines), build_filters(model, config)
-        check_masks(config.gate.masks, "gate.masks")
+        check_polygons(config.gate.masks, "gate.masks")
         variant = _variant(model, config)
         options = SessionOptions(variant, config.threads, config.service.priority)
         self.session = opener(model, config.backend, options)
         self._detector = build_detector(self.session, model, config)
         self._crops, self._shown = config.gate.crop, config.crop
         self._gate = MotionGate(config.gate, config.crop)
+        self._masked: MotionGate | None = None
         hits = config.track.min_hits or model.manifest.min_hits
         self._texts = SteadyText(hits) if model.manifest.gives_texts else None
         track = replace(config.track, min_hits=1) if self._texts else config.track
@@ -295,7 +299,7 @@ class VideoPerception:
         began = time.monotonic_ns()
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
-        part = _part(frame.image, self._shown)
+        part = _part(frame.model_image, self._shown)
         gate = self._gate.evaluate(
             part,
             frame.captured_ns,
@@ -305,7 +309,7 @@ class VideoPerception:
             resting=resting,
         )
         if self.camera is not None:
-            self.camera.update(frame.captured_ns, lambda: self._gate.view(part))
+            self.camera.update(frame.captured_ns, lambda: self._view(frame))
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not gate.open:
@@ -332,6 +336,14 @@ class VideoPerception:
             secondary = time.monotonic_ns() - decoded - track
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, detections, stages)
+
+    def _view(self, frame: Frame) -> tuple[Image, Image]:
+        """Return the frame in two small sizes, with its masks: what is learned of it is stored."""
+        if frame.unmasked is None:
+            return self._gate.view(_part(frame.image, self._shown))
+        if self._masked is None:
+            self._masked = MotionGate(GateConfig(motion=False))
+        return self._masked.view(_part(frame.image, self._shown))
 
     def _outputs(self) -> list[Array]:
         """Return the newest answer of the model; empty: it may be the same for all pictures without an object."""
@@ -404,10 +416,11 @@ class VideoPerception:
         return self.tracker.finish(at_ns, at, reason)
 
     def close(self) -> None:
-        """Release the model, and the secondary ones."""
+        """Release the model, and the others."""
         self.session.close()
-        if self.secondary is not None:
-            self.secondary.close()
+        for one in (self.secondary, self.blur):
+            if one is not None:
+                one.close()
 
 
 def _part(image: Image, crop: Box) -> Image:

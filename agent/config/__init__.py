@@ -18,6 +18,7 @@ from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.metrics import MetricsConfig
+from agent.config.privacy import PrivacyMask, blur_models
 from agent.config.secondary import SecondaryConfig
 from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
 
@@ -433,6 +434,10 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         secondary: other models on each found object; left out: those of the model's manifest.
         service: how important the stream is, and what it must keep under load.
         condition: which problems of its camera, microphone or model are told.
+        privacy: polygons that are black in all of its pictures.
+        blur: labels, such as `face` or `person`: where a bundled model finds one, the picture is blurred.
+        mask_model: whether its models and its motion gate see masks and blurs, too. False: they see the true
+            picture, but nobody else does.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -456,11 +461,19 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     secondary: tuple[SecondaryConfig, ...] | None = None
     service: ServiceConfig = ServiceConfig()
     condition: ConditionConfig = ConditionConfig()
+    privacy: tuple[PrivacyMask, ...] = ()
+    blur: tuple[str, ...] = ()
+    mask_model: bool = True
+
+    @property
+    def hides(self) -> bool:
+        """True if parts of its pictures are hidden: packets of its camera must not be recorded or sent."""
+        return bool(self.privacy or self.blur)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names or paths of its models, without those that a manifest names."""
-        return (self.model, *(one.model for one in self.secondary or ()))
+        return (self.model, *(one.model for one in self.secondary or ()), *blur_models(self.blur))
 
     @property
     def variants(self) -> str:

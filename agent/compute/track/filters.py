@@ -89,10 +89,10 @@ def check_filters(filters: Sequence[FilterConfig]) -> None:
             raise ConfigError(
                 f"{name}: start_score, {one.start_score:g}, is less than min_score, {one.min_score:g}"
             )
-        check_masks(one.masks, name)
+        check_polygons(one.masks, name)
 
 
-def check_masks(masks: Iterable[Polygon], name: str) -> None:
+def check_polygons(masks: Iterable[Polygon], name: str) -> None:
     """Check masks. Raises ConfigError, with `name`, if one is not a polygon inside the frame."""
     for number, mask in enumerate(masks, 1):
         if problem := polygon_problem(mask):

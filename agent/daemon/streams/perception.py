@@ -12,12 +12,13 @@ from agent.apps.inspection import InspectedModel, check_inspection
 from agent.board.gpio import check_installed
 from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
-from agent.compute.track.filters import check_filters, check_masks
+from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
 from agent.config.source_uri import parse
+from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
@@ -59,6 +60,7 @@ def open_perception(
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
+    check_privacy(name, config, takes_sound=takes_sound)
     _check_crop(name, config, model)
     if config.decode.pattern and not model.manifest.gives_texts:
         raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
@@ -69,7 +71,9 @@ def open_perception(
     secondary = open_secondary(name, config, model, open_one)
     with _closing(opener) as keeping:
         if not takes_sound:
-            return _open_vision(name, config, model, secondary, keeping)
+            vision = _open_vision(name, config, model, secondary, keeping)
+            vision.blur = open_blur(config, keeping, open_one)
+            return vision
         with prefixed_errors(model.path):
             if model.manifest.is_embedding:
                 from agent.compute.listening import UtterancePerception
@@ -158,6 +162,7 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     opens = partial(open_model, wait_s=wait_s, vetting=vetting)
     secondary = open_secondary(name, config, model, opens)
     models = model, *(each for one in secondary for each, _ in one.models())
+    models = *models, *(each for each, _ in opened_blur_models(config, opens))
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
@@ -252,7 +257,7 @@ def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
     check_zones(config.zones)
     check_lines(config.lines)
     check_filters(config.filters)
-    check_masks(config.gate.masks, "gate.masks")
+    check_polygons(config.gate.masks, "gate.masks")
 
 
 def check_labels(key: str, tables: Iterable[FilterConfig | LineConfig], labels: Sequence[str]) -> None:

@@ -26,6 +26,7 @@ from agent.daemon.condition.watchers import open_condition
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
 from agent.daemon.streams.lines import LineCounters, open_lines
+from agent.daemon.streams.privacy import privacy_of
 from agent.daemon.streams.snapshots import SnapshotStage
 from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
 
@@ -288,8 +289,10 @@ class VideoPipeline(Pipeline[Frame]):
             if self._states is not None and result.detections is not None:
                 self._states.process(frame)
             if not self._reporter.stopped:  # else this inference has outlasted the stream
+                self._snapshots.process(frame, result, in_place=self._clips is None and not frame.shared)
+                # Last: from here on the clips may give the frame back, and another picture, that is not masked
+                # yet, may be read into its memory.
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
-                self._snapshots.process(frame, result, in_place=not kept and not frame.shared)
             self.metrics.add(result, 1)
         finally:
             if not kept:
@@ -395,7 +398,10 @@ def _open_pipeline(
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        frames = FrameStream(name, config.source, config.capture, on_change=on_change, cameras=cameras)
+        hidden = privacy_of(config, vision)
+        frames = FrameStream(
+            name, config.source, config.capture, on_change=on_change, cameras=cameras, privacy=hidden
+        )
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 

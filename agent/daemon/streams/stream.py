@@ -27,6 +27,7 @@ from agent.daemon.streams import perception
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, log_change, open_pipeline
+from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import State, StreamServices
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
@@ -228,6 +229,10 @@ class Stream:
             raise CommandError(f"stream {self.name} is {state}, so nothing is taught{detail and f': {detail}'}")
         if taught is not None:
             return taught
+        if self.config.hides and not self.config.mask_model:
+            raise CommandError(
+                f"stream {self.name}: mask_model is false: what is taught would be of what is hidden"
+            )
         why = "inspects parts" if self.config.inspection else "infers parts of its pictures (`crop`, `gate.crop`)"
         if self.has_sound:
             why = f"hears with {self.config.model}, which has its own words (speech-embedding is taught words)"
@@ -505,6 +510,9 @@ class Stream:
             shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap, counts
         )
         self._reporter = reporter
+        if self.config.hides:
+            log_privacy(self.name, self.config)
+            shared.board.retain(shared.topics.snapshot(self.name), b"")  # it may be from before the masks
         has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
         if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
@@ -515,7 +523,9 @@ class Stream:
     def _open_taught(self, opened: Perception, reporter: Reporter) -> StreamStates | StreamWords | None:
         """Read what was taught; None: this stream can be taught nothing."""
         manifest = opened.model.manifest
-        if self.config.inspection or self.config.shows_part or (self.has_sound and not manifest.is_embedding):
+        shows_hidden = self.config.hides and not self.config.mask_model
+        not_taught = self.config.inspection or self.config.shows_part or shows_hidden
+        if not_taught or (self.has_sound and not manifest.is_embedding):
             return None
         from agent.daemon.teaching.taught import FOLDER
 

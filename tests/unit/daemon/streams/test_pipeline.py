@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import msgspec
@@ -19,9 +19,12 @@ from agent.config.filters import FilterConfig, LineConfig
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
-from agent.types import Image, StreamBudget, StreamResult
+from agent.types import Frame, Image, StreamBudget, StreamResult
 from tests.support.doubles import FrameList, Kept, frames, person_model
 from tests.support.tflite_builder import constant_model
+
+if TYPE_CHECKING:
+    from agent.daemon.clips import StreamClips
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
@@ -367,3 +370,26 @@ def test_a_snapshot_writes_nothing_into_a_picture_that_others_have(tmp_path: Pat
     plain = PublishConfig(snapshot_boxes=False, snapshot_time=True)
     run(tmp_path, Kept(), FrameList(shared), plain)
     assert white.min() == 255
+
+
+def test_a_snapshot_is_made_before_the_clips_may_give_the_frame_back(tmp_path: Path) -> None:
+    """A camera reads its next picture, without masks, into the memory of a frame that was given back."""
+
+    class Clips:
+        def add_frame(self, frame: Frame, events: object) -> bool:
+            frame.image[:] = 255
+            return True
+
+        def add_events(self, events: object) -> None:
+            """Nothing is recorded."""
+
+    kept, given = Kept(), frames(4)
+    own = [replace(frame, image=np.zeros((240, 320, 3), np.uint8)) for frame in given]
+    vision, reporter = make_pipeline(tmp_path, kept)
+    VideoPipeline(FrameList(own), vision, reporter, PublishConfig(), cast("StreamClips", Clips())).run(
+        threading.Event()
+    )
+    jpeg = kept.retained["vedette/porch/front/snapshot"]
+    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert shown is not None
+    assert shown[:20, :20].max() < 8
