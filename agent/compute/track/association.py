@@ -7,7 +7,7 @@ neighbour's detection. The cost of a pair is the squared Mahalanobis distance an
 camera that turns moves all tracks: they are moved by the median of their errors, and assigned anew.
 
 The second pass is for what no filter foresees: a box that changes its shape, and a small fast object that was
-detected once. It knows only tracks of the picture before, and is greedy.
+detected once, or turns back with nothing else near it. It knows only tracks of the picture before, and is greedy.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from agent.types import Box, Detection
 
 _COST_MAX = 14.0
 """Largest cost of a pair: that of leaving its track missed and its detection new."""
-_REACH_YOUNG = 1.5
-"""Largest distance of centres of a young track, which has no velocity yet, in mean diagonals of the two boxes."""
+_REACH = 1.5
+"""Largest distance of centres in the second pass, in mean diagonals of the two boxes."""
 _ALIKE = 3.0
 """Largest ratio of the areas of boxes that do not overlap."""
 _POINT = 1e-9
@@ -224,28 +224,40 @@ def _greedy(
     alike = [(affinity(tracks[i], found[j], iou_threshold), i, j) for i in left for j in unknown]
     chosen: dict[int, int] = {}
     for value, i, j in sorted(alike, key=itemgetter(0), reverse=True):
-        if value > 0.0 and i not in chosen and j not in chosen.values():
+        if value <= 0.0 or i in chosen or j in chosen.values():
+            continue
+        # By distance alone a track that is known would take a neighbour's detection.
+        if value > 1.0 or not tracks[i].settled or _is_alone(tracks, found, i, j):
             chosen[i] = j
     return list(chosen.items())
 
 
 def affinity(track: ExpectedTrack, box: Box, iou_threshold: float) -> float:
-    """Return 1 + IoU for an overlap; of a young track 0..1 for a small distance; 0 for boxes that do not fit."""
+    """Return 1 + IoU for an overlap, 0..1 for a small distance, 0 for boxes that do not fit."""
     ax0, ay0, ax1, ay1 = track.box
     bx0, by0, bx1, by1 = box
     shared = iou(track.box, box)
     if shared >= iou_threshold and shared > 0.0:
         return 1.0 + shared
-    if track.settled:
-        return 0.0
-    aw, ah, bw, bh = ax1 - ax0, ay1 - ay0, bx1 - bx0, by1 - by0
+    a, b = (ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0)
+    is_alike = a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT
+    return _nearness(track.box, box) if is_alike else 0.0
+
+
+def _nearness(a: Box, b: Box) -> float:
+    """Return 1 for one centre, falling with the squared distance to 0 at `_REACH`."""
+    w, h = a[2] - a[0] + b[2] - b[0], a[3] - a[1] + b[3] - b[1]
     # Without halves and roots.
-    dx, dy = ax0 + ax1 - bx0 - bx1, ay0 + ay1 - by0 - by1
-    far = _REACH_YOUNG * _REACH_YOUNG * ((aw + bw) * (aw + bw) + (ah + bh) * (ah + bh)) + _POINT
-    distance = dx * dx + dy * dy
-    a, b = aw * ah, bw * bh
-    is_near = distance < far and a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT
-    return 1.0 - distance / far if is_near else 0.0
+    dx, dy = a[0] + a[2] - b[0] - b[2], a[1] + a[3] - b[1] - b[3]
+    far = _REACH * _REACH * (w * w + h * h) + _POINT
+    return max(0.0, 1.0 - (dx * dx + dy * dy) / far)
+
+
+def _is_alone(tracks: Sequence[ExpectedTrack], found: Sequence[Box], i: int, j: int) -> bool:
+    return not (
+        any(k != i and _nearness(track.box, found[j]) for k, track in enumerate(tracks))
+        or any(k != j and _nearness(tracks[i].box, box) for k, box in enumerate(found))
+    )
 
 
 def iou(a: Box, b: Box) -> float:

@@ -67,7 +67,7 @@ def test_a_track_that_was_missed_is_found_again_near_its_place() -> None:
 def test_a_young_track_reaches_further() -> None:
     found = [box(0.62)]
     assert pairs_of([candidate(box(0.5), hits=1)], found) == [(0, 0)]
-    assert pairs_of([candidate(box(0.5))], found) == []
+    assert pairs_of([candidate(box(0.5)), candidate(box(0.56), missed_s=0.3)], found) == []
     assert pairs_of([candidate(box(0.5), hits=1, missed_s=0.3)], found) == []
 
 
