@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.daemon.clips import StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.shadow import Shadow
@@ -387,7 +387,7 @@ def _open_pipeline(
 
 
 def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
-    from agent.daemon.clips import StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
 
     assert config.clips is not None
     only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
