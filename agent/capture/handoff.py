@@ -165,8 +165,8 @@ class FrameBufferPool:
             return None
 
     def give(self, image: Image) -> None:
-        """Keep the memory of a frame that is no longer in use."""
-        if len(self._free) < self._room:
+        """Keep the memory of a frame that is no longer in use, unless it belongs to a decoder."""
+        if image.flags.owndata and len(self._free) < self._room:
             self._free.append(image)
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.capture.audio_file import Resampler
 from agent.capture.handoff import FrameBufferPool
@@ -16,7 +16,7 @@ from agent.capture.source import Block, SoundSource, Source, open_sound, open_so
 from agent.config import CaptureConfig
 from agent.config.source_uri import mask, parse
 from agent.errors import SourceError
-from agent.types import ChannelOrder, Image, Samples
+from agent.types import ChannelOrder, Image, MediaPacket, Samples
 
 S = TypeVar("S", Source, SoundSource)
 
@@ -138,8 +138,25 @@ class Timestamps(NamedTuple):
     read_ns: int
 
 
-OnFrame = Callable[["FrameReader", Image, Timestamps, ChannelOrder], bool]
-"""Receives reader, image, timestamps and channel order of each picture; returns False to stop."""
+class FrameTaker(Protocol):
+    """Takes what readers of a picture source give: a camera. Called by the reader's thread."""
+
+    @property
+    def wants_packets(self) -> bool:
+        """Return True if `take_packet` is to be called, for an encoded source."""
+        ...
+
+    def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
+        """Take a packet of an encoded source; must not wait."""
+        ...
+
+    def passes(self, now_s: float) -> bool:
+        """Return True if the picture that is captured now is handed on."""
+        ...
+
+    def deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
+        """Take a picture. Return False to stop the reader."""
+        ...
 
 
 class FrameReader(SourceThread[Source]):
@@ -149,23 +166,30 @@ class FrameReader(SourceThread[Source]):
         self,
         uri: str,
         pool: FrameBufferPool,
-        deliver: OnFrame,
+        taker: FrameTaker,
         woken: threading.Event,
         *,
         config: CaptureConfig,
         name: str,
-        passes: Callable[[float], bool],
     ) -> None:
         super().__init__(uri, woken, name)
         self.goes_on = False
-        self._pool, self._deliver = pool, deliver
-        self._config, self._passes = config, passes
+        self._pool, self._taker, self._config = pool, taker, config
         self._fast = parse(uri).lossless
 
     def _open(self) -> Source:
         return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
 
+    @property
+    def wants_packets(self) -> bool:
+        return self._taker.wants_packets
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        if not self._abandoned.is_set():
+            self._taker.take_packet(self, packet)
+
     def _read(self, source: Source) -> None:
+        source.follow(self)
         due_s, number, paced = time.monotonic(), 0, source.pace_s > 0
         while not self._abandoned.is_set():
             if paced:
@@ -180,7 +204,7 @@ class FrameReader(SourceThread[Source]):
                 self.goes_on = True
                 self._woken.set()
             stamp = self._stamp(now_ns, recorded_s)
-            if self._passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
+            if self._taker.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
                 return
 
     def _pace(self, due_s: float, pace_s: float) -> float:
@@ -203,7 +227,7 @@ class FrameReader(SourceThread[Source]):
     def _deliver_all(self, source: Source, stamp: Timestamps) -> bool:
         image = source.picture(self._pool.take())
         self._asked_ns = 0
-        wanted = self._deliver(self, image, stamp, source.order)
+        wanted = self._taker.deliver(self, image, stamp, source.order)
         self._count()
         return wanted
 

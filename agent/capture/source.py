@@ -36,7 +36,7 @@ from msgspec.structs import replace
 from agent.config import CaptureConfig, secret_file
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound
 from agent.errors import SourceError, reason_of
-from agent.types import Array, ChannelOrder, Image, Samples
+from agent.types import Array, ChannelOrder, Image, MediaPacket, Samples
 
 _ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
@@ -95,6 +95,19 @@ def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
     return SourceError(f"{address.masked}: capture.{key} {what}")
 
 
+class PacketListener(Protocol):
+    """Takes the packets of an encoded source, whether they are decoded or not."""
+
+    @property
+    def wants_packets(self) -> bool:
+        """Return True if `take_packet` is to be called."""
+        ...
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        """Take a packet, in the order of the source. Called by the thread that reads; must not wait."""
+        ...
+
+
 class Source(Protocol):
     """Pictures, one after the other. Used by one thread at a time.
 
@@ -135,6 +148,10 @@ class Source(Protocol):
             SourceError: the source broke.
         """
         return self.picture(into) if self.grab() else None
+
+    def follow(self, listener: PacketListener) -> None:
+        """Hand packets to a listener from now on. A source that is not encoded has none."""
+        return
 
     def close(self) -> None:
         """Free the device or file. May be called twice."""

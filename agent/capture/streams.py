@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic
 
 from agent.capture.camera import Camera, Cameras
@@ -12,7 +13,7 @@ from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture, parse_sound
 from agent.errors import SourceError
-from agent.types import AudioChunk, ChannelOrder, Frame, Image
+from agent.types import AudioChunk, ChannelOrder, Frame, Image, MediaPacket
 
 
 class SourceStream(ABC, Generic[T]):
@@ -79,6 +80,7 @@ class FrameStream(SourceStream[Frame]):
         *,
         on_change: OnChange,
         cameras: Cameras | None = None,
+        on_packet: Callable[[MediaPacket], None] | None = None,
     ) -> None:
         """Prepare the stream; nothing is opened yet.
 
@@ -88,6 +90,8 @@ class FrameStream(SourceStream[Frame]):
             config: of the stream.
             on_change: see `OnChange`.
             cameras: that other streams use; None: the source is this stream's alone.
+            on_packet: called with every packet of an encoded source, decoded or not, from the thread that reads
+                it; must not wait. None: nobody takes packets.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
@@ -100,6 +104,7 @@ class FrameStream(SourceStream[Frame]):
         self._camera: Camera | None = None
         self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
+        self.wants_packets, self._on_packet = on_packet is not None, on_packet
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
@@ -137,6 +142,10 @@ class FrameStream(SourceStream[Frame]):
             return None
         self._dropped += 1
         return replaced.image
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        if self._on_packet is not None:
+            self._on_packet(packet)
 
     def change(self, state: str, reason: str) -> None:
         self._on_change(state, reason)
