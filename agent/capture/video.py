@@ -260,6 +260,20 @@ class NetworkStream(Video):
         self._grabbed += 1
         return True
 
+    def skip(self) -> None:
+        """Read a packet, and decode nothing.
+
+        Raises:
+            SourceError: none came in time, or the server stopped sending.
+        """
+        try:
+            packet = self._next_packet()
+        except av.FFmpegError:
+            packet = None
+        if packet is None or not packet.size:
+            raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
+        self._grabbed += 1
+
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
         why = find_refusal(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""

@@ -100,7 +100,13 @@ class PictureEncoder:
                 self._track = _video_track(data, width, height)
             pts, dts = packet.pts, packet.dts
             yield MediaPacket(
-                self._track, data, pts, dts, 0, packet.is_keyframe, self._captured.pop(pts or 0, frame.captured_ns)
+                self._track,
+                data,
+                pts,
+                dts,
+                0,
+                packet.is_keyframe,
+                self._captured.pop(pts or 0, frame.captured_ns),
             )
         if len(self._captured) > _TRIED:
             raise ValueError(f"it gave nothing for {_TRIED} pictures")

@@ -1,8 +1,8 @@
 """Clips of one stream: keep a ring of packets, and record around events or without a pause.
 
 Packets of a camera are copied as they are. Where there are none, or none that browsers play, the thread
-`clips-NAME` encodes pictures: the stream's thread hands frames over, and a frame that comes while another waits to
-be encoded replaces it, except in a replay that waits. The recorder's thread writes.
+`clips-NAME` encodes pictures: the stream's thread hands frames over, and a frame that comes while another waits
+to be encoded replaces it, except in a replay that waits. The recorder's thread writes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from agent import spans
 from agent.capture.handoff import LatestFrame
@@ -19,11 +20,15 @@ from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig
 from agent.daemon.clips.trigger import ASKED, ClipTrigger, PicturePace
 from agent.errors import BackendError
+from agent.storage.clips.job import ClipJob
 from agent.storage.clips.mp4 import SOUND_CODECS, VIDEO_CODECS
 from agent.storage.clips.packets import PacketRing
-from agent.storage.clips.recorder import ClipJob, Recorder
+from agent.storage.clips.recorder import Recorder
 from agent.storage.clips.retention import CONTINUOUS
 from agent.types import ClipReason, Event, Frame, MediaPacket, MediaTrack, StreamBudget
+
+if TYPE_CHECKING:
+    from agent.capture.packets import PacketStream
 
 log = logging.getLogger(__name__)
 _TAKE_S = 0.5
@@ -83,7 +88,11 @@ class _PacketInput:
 
 
 class StreamClips:
-    """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`."""
+    """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`.
+
+    Attributes:
+        other_source: that is recorded instead of the one that is looked at; it is closed with the clips.
+    """
 
     def __init__(
         self,
@@ -94,7 +103,8 @@ class StreamClips:
         *,
         only_zones: bool = False,
         lossless: bool = False,
-        encodes: bool = True,
+        copies: bool = True,
+        has_other_source: bool = False,
     ) -> None:
         """Start the encoding thread.
 
@@ -105,24 +115,37 @@ class StreamClips:
             give_back: called from another thread with each frame that `add_frame` has taken.
             only_zones: see `ClipTrigger`.
             lossless: True if the source waits, so that no frame needs to be dropped.
-            encodes: False if packets come from another source, so that no frame is needed.
+            copies: False if its packets must not be recorded, since parts of its pictures are hidden.
+            has_other_source: True if packets come from another source, so that no frame is recorded.
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
         self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
         self._ring = PacketRing(config.before_s, _RING_BYTES, patient=lossless)
-        self._input, self._encodes = _PacketInput(stream, self._ring), encodes
+        self._input, self._copies = _PacketInput(stream, self._ring), copies
+        self._has_other_source = has_other_source
         self._encoder = PictureEncoder(config.max_width, config.quality, config.fps)
         self._slot = LatestFrame(lossless=lossless)
         self._lock = threading.Lock()
         self._job: ClipJob | None = None
         self._whole: ClipJob | None = None
         self._pace = PicturePace(config.fps)
-        self._now_ns, self._now_s = 0, time.monotonic()
+        self._now_ns, self._now_s = time.monotonic_ns(), time.monotonic()
         self._waiting, self._has_failed, self._cut_was_told = 0, False, False
         self._thread: threading.Thread | None = None
+        self.other_source: PacketStream | None = None
         if config.record == CONTINUOUS:
             reason = ClipReason(stream, CONTINUOUS)
             self._whole = recorder.begin(self._ring, reason, datetime.now(UTC), 0, 0, segment_s=config.segment_s)
+
+    @property
+    def on_packet(self) -> Callable[[MediaPacket], None] | None:
+        """What takes the packets of the source that is looked at; None: they are not recorded."""
+        return self.add_packet if self._copies and not self._has_other_source else None
+
+    @property
+    def _encodes(self) -> bool:
+        """True if pictures are encoded: no packets come, or none that can be copied."""
+        return not self._has_other_source and not self._input.copies
 
     def add_packet(self, packet: MediaPacket) -> None:
         """Take a packet of the camera. For one thread, that of the capture."""
@@ -138,7 +161,7 @@ class StreamClips:
         with self._lock:
             self._now_ns, self._now_s = at_ns, time.monotonic()
             begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
-        if self._input.copies or not self._encodes or not self._pace.takes(at_ns, must=begins):
+        if not self._encodes or not self._pace.takes(at_ns, must=begins):
             return False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"clips-{self._stream}", daemon=True)
@@ -180,6 +203,8 @@ class StreamClips:
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""
+        if self.other_source is not None:
+            self.other_source.stop()
         self._slot.close()
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
@@ -252,8 +277,8 @@ class StreamClips:
         if self._ring.cut and not self._cut_was_told:
             self._cut_was_told = True
             log.warning(
-                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips begin "
-                "later; shorten before_s or the camera's key frame interval, or lower its bit rate",
+                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
+                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
                 self._stream,
                 self._config.before_s,
                 _RING_BYTES >> 20,

@@ -372,12 +372,15 @@ def _open_pipeline(
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        frames = FrameStream(name, config.source, config.capture, on_change=on_change, cameras=cameras)
+        clips = _open_clips(name, config, recorder, lambda one: frames.give_back(one)) if recorder else None
+        on_packet = clips.on_packet if clips else None
+        frames = FrameStream(
+            name, config.source, config.capture, on_change=on_change, cameras=cameras, on_packet=on_packet
+        )
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 
             return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
-        clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
         return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
     from agent.capture.streams import AudioStream
 
@@ -386,10 +389,23 @@ def _open_pipeline(
     return sound, AudioPipeline(sound, hearing, reporter, metrics, words), None
 
 
-def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
+def _open_clips(
+    name: str, config: StreamConfig, recorder: Recorder, give_back: Callable[[Frame], None]
+) -> StreamClips | None:
+    if config.clips is None or config.inspection is not None:
+        return None
+    from agent.daemon.clips.record_source import hides, open_record_source
     from agent.daemon.clips.stream_clips import StreamClips
 
-    assert config.clips is not None
-    only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
-    give_back = frames.give_back
-    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, lossless=lossless)
+    opened = StreamClips(
+        name,
+        config.clips,
+        recorder,
+        give_back,
+        only_zones=config.publish.only_zones,
+        lossless=parse(config.source).lossless,
+        copies=not hides(config),
+        has_other_source=bool(config.clips.record_source),
+    )
+    opened.other_source = open_record_source(name, config, opened.add_packet)
+    return opened

@@ -21,6 +21,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
+from agent.daemon.clips.record_source import check_record_source
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
@@ -106,6 +107,7 @@ class Stream:
         """
         try:
             check_uri(self.config.source)
+            check_record_source(self.name, self.config)
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
                 self._open_model(perception.PREPARE_S)

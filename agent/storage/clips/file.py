@@ -1,8 +1,9 @@
 """The file of one clip: whole fragments are appended as they come, and it gets its name when it is complete.
 
-Until then it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next start gives it
-its name, without what comes after the last whole fragment, or removes it if there is none. A complete clip keeps the
-partial name as a second name until it is settled, so that the next start publishes it if a crash came first.
+Until then it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next start
+gives it its name, without what comes after the last whole fragment, or removes it if there is none. A complete
+clip keeps the partial name as a second name until it is settled, so that the next start publishes it if a crash
+came first.
 """
 
 from __future__ import annotations
@@ -169,9 +170,7 @@ class ClipFile:
         frames: pictures so far.
     """
 
-    def __init__(
-        self, path: Path, label: ClipLabel, first: TimedPacket, sound: MediaTrack | None
-    ) -> None:
+    def __init__(self, path: Path, label: ClipLabel, first: TimedPacket, sound: MediaTrack | None) -> None:
         """Create the file; its folder exists. `first` is not added yet."""
         self.path, self.part, self._label, self.first = path, part_of(path), label, first
         self._muxer = Mp4Muxer(first.packet.track, sound, first)

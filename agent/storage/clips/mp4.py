@@ -1,8 +1,8 @@
 """Fragmented MP4 (ISO/IEC 14496-12): packets are put into fragments by FFmpeg, and nothing is encoded.
 
-A file is `ftyp`, `moov`, a box with the clip's label, fragments of `moof` and `mdat`, and, once it is complete, a box
-with its totals. A fragment begins at each key frame and after a second. Each is playable by itself, so that a file
-that is cut off anywhere plays up to the last one.
+A file is `ftyp`, `moov`, a box with the clip's label, fragments of `moof` and `mdat`, and, once it is complete,
+a box with its totals. A fragment begins at each key frame and after a second. Each is playable by itself, so
+that a file that is cut off anywhere plays up to the last one.
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ class _Sink:
         """Return the offset after the last whole `mdat`."""
         begin = whole = 0
         while begin + 8 <= len(self._data):
-            begin, kind = begin + int.from_bytes(self._data[begin : begin + 4], "big"), self._data[begin + 4 : begin + 8]
+            begin, kind = (
+                begin + int.from_bytes(self._data[begin : begin + 4], "big"),
+                self._data[begin + 4 : begin + 8],
+            )
             if begin > len(self._data):
                 break
             if kind == b"mdat":
@@ -143,7 +146,7 @@ class Mp4Muxer:
         added.time_base = Fraction(*track.time_base)
         return added
 
-    def _packet(self, timed: TimedPacket) -> Packet | None:
+    def _packet(self, timed: TimedPacket) -> Packet[AvStream] | None:
         stream = self._streams.get(timed.packet.track.kind)
         if stream is None or timed.dts_ns < self._zero_ns:  # sound of before the first picture
             return None

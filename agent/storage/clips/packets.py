@@ -1,8 +1,8 @@
 """Packets of one stream, in memory: time stamps that can be relied upon, and a ring of whole groups of pictures.
 
-A group (GOP) begins with a key frame, before which nothing can be decoded; sound that comes meanwhile is in it. All
-groups of a part belong to the same tracks and to one run of time stamps. A reconnection, another codec or size, and
-a jump of the time stamps begin a new part: packets of two parts do not go into one file.
+A group (GOP) begins with a key frame, before which nothing can be decoded; sound that comes meanwhile is in it.
+All groups of a part belong to the same tracks and to one run of time stamps. A reconnection, another codec or
+size, and a jump of the time stamps begin a new part: packets of two parts do not go into one file.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def ticks_ns(track: MediaTrack, ticks: int | None) -> int | None:
 class PacketClock:
     """Gives the packets of one stream their part and time stamps. For one thread.
 
-    A missing time stamp follows from the one before, one that goes back a little is put right, and any greater jump
-    begins a new part, at the next key frame.
+    A missing time stamp follows from the one before, one that goes back a little is put right, and any greater
+    jump begins a new part, at the next key frame.
     """
 
     def __init__(self) -> None:
@@ -223,7 +223,7 @@ class PacketRing:
             self._moved.notify_all()
 
     def start(self, from_ns: int) -> int:
-        """Return the number of the newest key frame captured at `from_ns` or before, else of the oldest there is."""
+        """Return the number of the newest key frame captured at `from_ns` or before, else of the oldest."""
         with self._lock:
             begin = next((one for one in reversed(self._groups) if one.at_ns <= from_ns), None)
             if begin is None:
