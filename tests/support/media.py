@@ -7,16 +7,20 @@ loudness.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import cv2
 import numpy as np
 
 from agent.capture.media import Media
-from agent.types import MediaPacket
-from tests.support.clip_pictures import SECOND, image
+from agent.compute.av_encoding import PictureEncoder
+from agent.storage.clips.packets import PacketClock, TimedPacket
+from agent.types import Frame, MediaPacket
+from tests.support.clip_pictures import SECOND, image, number_of
 
 FPS = 25
 
@@ -44,16 +48,20 @@ def make_video(
     """
     with av.open(str(path), "w") as file:
         video: Any = file.add_stream(codec, rate=FPS)
-        video.width, video.height, video.pix_fmt = *size, "yuv420p" if codec != "mjpeg" else "yuvj420p"
+        video.width, video.height, video.pix_fmt = *size, "yuvj420p" if codec == "mjpeg" else "yuv420p"
         video.gop_size, video.max_b_frames = group, between
         if codec.startswith("libx26"):
             fixed = f"keyint={group}:min-keyint={group}:scenecut=0:bframes={between}"
-            video.options = {"preset": "ultrafast", f"{codec[3:]}-params": fixed + ":log-level=none" * (codec == "libx265")}
+            video.options = {
+                "preset": "ultrafast", "crf": "6",
+                f"{codec[3:]}-params": fixed + ":log-level=none" * (codec == "libx265"),
+            }
         heard: Any = None
         if sound:
             heard = file.add_stream(sound, rate=_rate(sound), layout="mono")
         for number in range(round(seconds * FPS)):
-            shown = av.VideoFrame.from_ndarray(image(number, *size), format="bgr24")
+            planes = cv2.cvtColor(image(number, *size), cv2.COLOR_BGR2YUV_I420)
+            shown = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             shown.pts, shown.time_base = number, Fraction(1, FPS)
             file.mux(video.encode(shown))
             if heard is not None:
@@ -112,6 +120,34 @@ def _packets(media: Media, begin_ns: int) -> Iterator[MediaPacket]:
         if packet.size and packet.dts is not None and packet.time_base is not None:
             at_ns = begin_ns + max(0, round(float(packet.dts * packet.time_base) * SECOND))
             yield media.media_packet(packet, at_ns)
+
+
+class Encoder:
+    """Encodes pictures by number, as those of a V4L2 camera are: a key frame at least every two seconds."""
+
+    def __init__(self, size: tuple[int, int] = (64, 48)) -> None:
+        self._size = size
+        self._encoder = PictureEncoder(1280, 90, 2.0, ("libx264",))
+
+    def packet(self, number: int, at_ns: int) -> MediaPacket:
+        """Return one, captured then."""
+        frame = Frame(image(number, *self._size), "front", number, at_ns, datetime.now(UTC))
+        (made,) = self._encoder.encode(frame)
+        return made
+
+
+def number_in(shown: av.VideoFrame) -> int:
+    """Which picture a decoded one is, by its luminance."""
+    plane = shown.planes[0]
+    grey = np.frombuffer(memoryview(plane), np.uint8).reshape(shown.height, plane.line_size)[:, : shown.width]
+    return number_of(np.full(1, (float(grey.mean()) - 16) * 255 / 219))
+
+
+def timed(packets: Sequence[MediaPacket]) -> list[TimedPacket]:
+    """Packets with their time stamps as the ring gives them."""
+    clock = PacketClock()
+    found = [clock.stamp(packet, number) for number, packet in enumerate(packets)]
+    return [packet for packet in found if packet is not None]
 
 
 def video_of(packets: Sequence[MediaPacket]) -> list[MediaPacket]:

@@ -51,7 +51,7 @@ class _PacketInput:
         self._video: MediaTrack | None = None
         self._sound: MediaTrack | None = None
         self._transcoder: SoundTranscoder | None = None
-        self.copies = False
+        self.copies = self._copies_sound = False
 
     def add(self, packet: MediaPacket) -> int:
         """Add a packet; return the bytes that were put into the ring."""
@@ -65,8 +65,8 @@ class _PacketInput:
         if not self.copies:
             return 0
         if track is not self._sound:
-            self._begin_sound(track)
-        if track.header and track.codec in SOUND_CODECS:
+            self._begin_sound(packet)
+        if self._copies_sound:
             self._ring.add(packet)
         elif self._transcoder is not None:
             for made in self._transcoder.transcode(packet):
@@ -78,13 +78,20 @@ class _PacketInput:
         what = "is copied" if self.copies else "is not played by browsers: pictures are encoded as H.264"
         log.info("stream %s: clips: %s of %dx%d %s", self._stream, track.codec, track.width, track.height, what)
 
-    def _begin_sound(self, track: MediaTrack) -> None:
-        self._sound, self._transcoder = track, None
-        if not (track.header and track.codec in SOUND_CODECS):
+    def _begin_sound(self, packet: MediaPacket) -> None:
+        track = self._sound = packet.track
+        self._transcoder = None
+        self._copies_sound = bool(track.header) and track.codec in SOUND_CODECS and not _has_adts(packet)
+        if not self._copies_sound:
             try:
                 self._transcoder = SoundTranscoder(track)
             except BackendError as error:
                 log.warning("stream %s: clips have no sound: %s", self._stream, error)
+
+
+def _has_adts(packet: MediaPacket) -> bool:
+    """Return True if AAC has a header in each packet, as in MPEG-TS, which MP4 does not hold (ISO/IEC 14496-3)."""
+    return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
 
 
 class StreamClips:
