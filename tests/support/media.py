@@ -53,7 +53,8 @@ def make_video(
         if codec.startswith("libx26"):
             fixed = f"keyint={group}:min-keyint={group}:scenecut=0:bframes={between}"
             video.options = {
-                "preset": "ultrafast", "crf": "6",
+                "preset": "ultrafast",
+                "crf": "6",
                 f"{codec[3:]}-params": fixed + ":log-level=none" * (codec == "libx265"),
             }
         heard: Any = None

@@ -39,7 +39,7 @@ _TOTALS = bytes.fromhex("e1f3e3a90d0c4f7a8a37c2d8b6475c02")
 """Types of the two `uuid` boxes that are Vedette's."""
 _LARGEST_BOX = 1 << 20
 """A label or totals that claim more are damaged, bytes."""
-_TAIL = 64
+_TAIL = 16
 """No picture or sound ends with so many zeros; a power cut may leave them instead of data."""
 
 
