@@ -238,7 +238,7 @@ class FrameReader(SourceThread[Source]):
         return max(due_s, now_s - 1.0) + pace_s
 
     def _stamp(self, source: Source, read_ns: int, recorded_s: float) -> Timestamps:
-        """Return the source's times, or the present; of a replay at its own pace, its start plus recorded time."""
+        """Return the source's times, or the present; of a fast replay, its start plus recorded time."""
         now = datetime.now(UTC)
         if source.captured_ns:
             at = now - timedelta(microseconds=max(0, read_ns - source.captured_ns) // 1000)
