@@ -31,6 +31,7 @@ class SourceThread(ABC, Generic[S]):
         description: what the source gives, once it is open.
         decoding: what is decoded now, see `Source`.
         decoded: number of pictures that the source has given, also those that `max_fps` leaves out.
+        undecoded: number of pictures that it has left encoded.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -47,7 +48,7 @@ class SourceThread(ABC, Generic[S]):
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
-        self.decoding, self.decoded = "", 0
+        self.decoding, self.decoded, self.undecoded = "", 0, 0
         self.error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -215,7 +216,7 @@ class FrameReader(SourceThread[Source]):
             self._asked_ns = time.monotonic_ns()
             if not source.grab():
                 return
-            self.decoding = source.decoding
+            self.decoding, self.undecoded = source.decoding, source.undecoded
             if not source.holds:
                 continue
             self.decoded += 1

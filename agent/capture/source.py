@@ -132,6 +132,7 @@ class Source(Protocol):
         captured_ns, read_ns: of the held picture, see `Frame`; 0: now.
         late: whether the held picture was decoded later than it came, and must not be replaced by a newer one.
         decoding: what is decoded now, `packets`, `keyframes` or `full`; empty: the source is not encoded.
+        undecoded: number of pictures that were left encoded.
     """
 
     live: bool
@@ -144,6 +145,7 @@ class Source(Protocol):
     read_ns: int = 0
     late: bool = False
     decoding: str = ""
+    undecoded: int = 0
 
     def grab(self) -> bool:
         """Wait for the next picture and hold it. Return False at the end of a finite source.

@@ -134,6 +134,10 @@ class FrameStream(SourceStream[Frame]):
             while (left := self._queue.pop()) is not None:
                 camera.release(left.image)
 
+    def set_demand(self, demand: Demand) -> None:
+        """Have so much of an encoded camera decoded from its next packet on. Any thread may call this."""
+        self.demand = demand
+
     def passes(self, now_s: float) -> bool:
         return self._limiter.passes(now_s)
 
@@ -141,7 +145,17 @@ class FrameStream(SourceStream[Frame]):
         """Hand a picture on, from a reader's thread; return the one that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
         replaced = self._frames.put(
-            Frame(image, self._stream, seq, stamp.captured_ns, stamp.captured_at, order, stamp.read_ns, shared),
+            Frame(
+                image,
+                self._stream,
+                seq,
+                stamp.captured_ns,
+                stamp.captured_at,
+                order,
+                stamp.read_ns,
+                shared,
+                late=stamp.late,
+            ),
             keep=stamp.late,
         )
         if replaced is None:

@@ -266,6 +266,7 @@ class NetworkStream(Video):
         self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
         self._steps: deque[Step[Packet[Stream]]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
+        self.undecoded = 0
 
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
@@ -332,6 +333,7 @@ class NetworkStream(Video):
         facts = PacketFacts(packet.size, packet.is_keyframe, is_disposable(codec, packet), read_ns)
         demand = self._listener.demand if self._listener is not None else Demand()
         self._steps += self._policy.add(packet, facts, demand)
+        self.undecoded += not self._steps
         if len(self._steps) > 1:
             first = cast(_Arrival, self._steps[0].packet.opaque)
             self._burst.begin(first.captured_ns, self._arrived.captured_ns)
