@@ -43,6 +43,8 @@ class Frame(Struct, frozen=True, gc=False):
         order: order of the three channels.
         read_ns: CLOCK_MONOTONIC when it was read, ns; the start of its latency.
         shared: other streams have the same image: it must not be written to.
+        late: decoded later than it came, after something has drawn attention to it; its latency says nothing
+            about the board.
     """
 
     image: Image
@@ -53,6 +55,7 @@ class Frame(Struct, frozen=True, gc=False):
     order: ChannelOrder = "bgr"
     read_ns: int = 0
     shared: bool = False
+    late: bool = False
 
 
 class MediaTrack(Struct, frozen=True, gc=False):

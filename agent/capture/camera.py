@@ -11,6 +11,7 @@ from typing import Protocol
 
 from msgspec.structs import replace
 
+from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.reader import FrameReader, Timestamps
 from agent.capture.supervisor import SourceSupervisor
@@ -25,9 +26,11 @@ class FrameConsumer(Protocol):
 
     Attributes:
         wants_packets: whether it takes the packets of an encoded source, too.
+        demand: what it wants to be decoded of one; the highest demand of all consumers counts.
     """
 
     wants_packets: bool
+    demand: Demand
 
     def passes(self, now_s: float) -> bool:
         """Return True if the stream takes the picture that is captured now."""
@@ -127,6 +130,15 @@ class Camera:
             config=self._config,
             name=f"read-{self._stream}",
         )
+
+    @property
+    def demand(self) -> Demand:
+        """What any consumer wants to be decoded."""
+        demands = [one.demand for one in self._consumers]
+        if len(demands) == 1:
+            return demands[0]
+        mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
+        return Demand(mode, any(one.moved for one in demands))
 
     @property
     def wants_packets(self) -> bool:

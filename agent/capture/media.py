@@ -138,3 +138,27 @@ def mp4_header(stream: Stream) -> bytes:
         return b""
     # The container is never closed: that would add an index of fragments.
     return memory.getvalue()
+
+
+_START_CODE = b"\0\0\1"
+_HEAD = 512
+"""Bytes of a packet within which its first slice begins."""
+
+
+def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
+    """Return True if no other picture is predicted from a packet of H.264 or H.265 with start codes.
+
+    Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
+    """
+    if codec not in ("h264", "hevc"):
+        return False
+    head = bytes(memoryview(packet)[:_HEAD])
+    at = head.find(_START_CODE)
+    while 0 <= at < len(head) - 3:
+        unit = head[at + 3]
+        if codec == "h264" and 1 <= unit & 0x1F <= 5:
+            return unit >> 5 & 3 == 0
+        if codec == "hevc" and (kind := unit >> 1 & 0x3F) < 32:
+            return kind < 16 and kind % 2 == 0
+        at = head.find(_START_CODE, at + 3)
+    return False

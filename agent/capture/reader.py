@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.capture.audio_file import Resampler
+from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config import CaptureConfig
@@ -28,6 +29,9 @@ class SourceThread(ABC, Generic[S]):
         delivered: number of deliveries.
         goes_on: whether the source has given more than one picture; always true for audio.
         description: what the source gives, once it is open.
+        decoding: what is decoded now, see `Source`.
+        decoded: number of pictures that the source has given, also those that `max_fps` leaves out.
+        undecoded: number of pictures that it has left encoded.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -44,6 +48,7 @@ class SourceThread(ABC, Generic[S]):
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
+        self.decoding, self.decoded, self.undecoded = "", 0, 0
         self.error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -131,15 +136,21 @@ class FrameRateLimiter:
 
 
 class Timestamps(NamedTuple):
-    """When a picture was captured and read; see `Frame`."""
+    """When a picture was captured and read; see `Frame`. A `late` one must not be replaced by a newer one."""
 
     captured_ns: int
     captured_at: datetime
     read_ns: int
+    late: bool = False
 
 
 class FrameTaker(Protocol):
     """Takes what readers of a picture source give: a camera. Called by the reader's thread."""
+
+    @property
+    def demand(self) -> Demand:
+        """What a camera is to decode at least, see `SourceListener`."""
+        ...
 
     @property
     def wants_packets(self) -> bool:
@@ -181,6 +192,14 @@ class FrameReader(SourceThread[Source]):
         return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
 
     @property
+    def decode(self) -> DecodeChoice:
+        return self._config.decode
+
+    @property
+    def demand(self) -> Demand:
+        return self._taker.demand
+
+    @property
     def wants_packets(self) -> bool:
         return self._taker.wants_packets
 
@@ -197,13 +216,17 @@ class FrameReader(SourceThread[Source]):
             self._asked_ns = time.monotonic_ns()
             if not source.grab():
                 return
+            self.decoding, self.undecoded = source.decoding, source.undecoded
+            if not source.holds:
+                continue
+            self.decoded += 1
             now_ns = time.monotonic_ns()
             recorded_s = number * source.period_s if self._fast else 0.0
             number += 1
             if number == 2:  # also where `max_fps` leaves it out
                 self.goes_on = True
                 self._woken.set()
-            stamp = self._stamp(now_ns, recorded_s)
+            stamp = self._stamp(source, now_ns, recorded_s)
             if self._taker.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
                 return
 
@@ -215,9 +238,12 @@ class FrameReader(SourceThread[Source]):
             self._abandoned.wait(due_s - now_s)
         return max(due_s, now_s - 1.0) + pace_s
 
-    def _stamp(self, read_ns: int, recorded_s: float) -> Timestamps:
-        """Return the current time; for a replay at its own pace, its start plus the recorded time."""
+    def _stamp(self, source: Source, read_ns: int, recorded_s: float) -> Timestamps:
+        """Return the source's times, or the present; of a fast replay, its start plus recorded time."""
         now = datetime.now(UTC)
+        if source.captured_ns:
+            at = now - timedelta(microseconds=max(0, read_ns - source.captured_ns) // 1000)
+            return Timestamps(source.captured_ns, at, source.read_ns, source.late)
         if recorded_s <= 0.0:
             self._origin = Timestamps(read_ns, now, read_ns)
             return self._origin

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Generic
 
 from agent.capture.camera import Camera, Cameras
+from agent.capture.decode_policy import Demand
 from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
 from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, Timestamps
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
@@ -68,8 +69,11 @@ class SourceStream(ABC, Generic[T]):
 class FrameStream(SourceStream[Frame]):
     """Frames of one source, which other streams may share, see `agent.capture.camera`.
 
-    A live source, and a replay with `pace=realtime`, hands on its newest frame only; a replay with `pace=fast`
-    hands on every frame.
+    A live source, and a replay with `pace=realtime`, hands on its newest frame only, and frames that were decoded
+    late; a replay with `pace=fast` hands on every frame.
+
+    Attributes:
+        demand: what of an encoded camera is to be decoded; everything, until the consumer sets it.
     """
 
     def __init__(
@@ -105,6 +109,7 @@ class FrameStream(SourceStream[Frame]):
         self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
         self.wants_packets, self._on_packet = on_packet is not None, on_packet
+        self.demand = Demand()
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
@@ -129,6 +134,10 @@ class FrameStream(SourceStream[Frame]):
             while (left := self._queue.pop()) is not None:
                 camera.release(left.image)
 
+    def set_demand(self, demand: Demand) -> None:
+        """Have so much of an encoded camera decoded from its next packet on. Any thread may call this."""
+        self.demand = demand
+
     def passes(self, now_s: float) -> bool:
         return self._limiter.passes(now_s)
 
@@ -136,7 +145,18 @@ class FrameStream(SourceStream[Frame]):
         """Hand a picture on, from a reader's thread; return the one that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
         replaced = self._frames.put(
-            Frame(image, self._stream, seq, stamp.captured_ns, stamp.captured_at, order, stamp.read_ns, shared)
+            Frame(
+                image,
+                self._stream,
+                seq,
+                stamp.captured_ns,
+                stamp.captured_at,
+                order,
+                stamp.read_ns,
+                shared,
+                late=stamp.late,
+            ),
+            keep=stamp.late,
         )
         if replaced is None:
             return None

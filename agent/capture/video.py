@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -17,9 +18,11 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from agent.capture.media import Media, OpenError
+from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, Demand, PacketFacts, Step
+from agent.capture.media import Media, OpenError, is_disposable
+from agent.capture.packet_clock import PacketClock
 from agent.capture.server_probe import find_refusal, why_unreachable
-from agent.capture.source import PacketListener, Source, check_size, status
+from agent.capture.source import Source, SourceListener, check_size, status
 from agent.config.source_uri import SourceUri
 from agent.errors import SourceError
 from agent.types import Image
@@ -28,13 +31,14 @@ log = logging.getLogger(__name__)
 
 
 class Video(Source):
-    """Pictures of an open medium, every one of them decoded, by one thread.
+    """Pictures of an open medium, decoded by one thread.
 
     FFmpeg's own choice of threads, one per core, costs 15 % more CPU time and 2.5 MB more per stream of 768×576
     H.264, and holds back as many pictures as it has threads.
     """
 
     order = "bgr"
+    decoding = "full"
 
     def __init__(self, media: Media, shown: str) -> None:
         """Take an open medium.
@@ -46,7 +50,7 @@ class Video(Source):
         self._media = media
         self.live, self.pace_s, self.period_s = True, 0.0, 0.0
         self.description = describe(media)
-        self._listener: PacketListener | None = None
+        self._listener: SourceListener | None = None
         self._format = VideoReformatter()
         self._begin(media)
 
@@ -61,10 +65,11 @@ class Video(Source):
         self._packets: Iterator[Packet[Stream]] = media.packets()
         self._context: VideoCodecContext = media.video.codec_context
         self._context.thread_count, self._context.thread_type = 1, av.codec.context.ThreadType.NONE
+        self._context.copy_opaque = True  # a packet's times go to its picture
         self._decoded: deque[VideoFrame] = deque()
         self._held: VideoFrame | None = None
 
-    def follow(self, listener: PacketListener) -> None:
+    def follow(self, listener: SourceListener) -> None:
         self._listener = listener
 
     def grab(self) -> bool:
@@ -77,13 +82,15 @@ class Video(Source):
         return True
 
     def _next_packet(self) -> Packet[Stream] | None:
-        """Return the next packet, and hand it on; None at the end.
+        """Return the next packet of video, and hand each on; None at the end.
 
         Raises:
             av.FFmpegError: the connection broke, or nothing came in time. Its text may hold credentials.
         """
         packet = next(self._packets, None)
-        if packet is not None and packet.size and self._listener is not None and self._listener.wants_packets:
+        if packet is None:
+            return None
+        if packet.size and self._listener is not None and self._listener.wants_packets:
             self._listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet)))
         return packet
 
@@ -91,12 +98,14 @@ class Video(Source):
         """Return when a packet was captured, see `MediaPacket`."""
         return time.monotonic_ns()
 
+    def _is_picture(self, packet: Packet[Stream]) -> bool:
+        return packet.stream_index == self._media.video.index
+
     def _decode(self, packet: Packet[Stream]) -> None:
         """Decode a packet of video; an empty one gives what the decoder holds back."""
-        if packet.stream_index != self._media.video.index:
-            return
-        with suppress(av.error.InvalidDataError, av.error.EOFError):  # after a damaged packet whole ones may come
-            self._decoded += self._context.decode(packet if packet.size else None)
+        if self._is_picture(packet):
+            with suppress(av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+                self._decoded += self._context.decode(packet if packet.size else None)
 
     def picture(self, into: Image | None) -> Image:
         """Return the held picture.
@@ -239,26 +248,121 @@ _ASK_S = 2.0
 """Longest time to ask a server why it gives no stream, s."""
 
 
+class _Arrival(NamedTuple):
+    """When a packet was captured and read, ns of CLOCK_MONOTONIC."""
+
+    captured_ns: int
+    read_ns: int
+
+
 class NetworkStream(Video):
-    """Pictures of a stream from another machine."""
+    """Pictures of a stream from another machine, of which only those are decoded that are of use."""
 
     def __init__(self, media: Media, address: SourceUri, stall_s: float) -> None:
         super().__init__(media, address.masked)
         self._target, self._stall_s, self._grabbed = address.target, stall_s, 0
+        self._size = media.width, media.height
+        self._clock, self._burst = PacketClock(), BurstThinner()
+        self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
+        self._steps: deque[Step[Packet[Stream]]] = deque()
+        self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
+        self.undecoded = 0
+
+    def follow(self, listener: SourceListener) -> None:
+        super().follow(listener)
+        self._policy = DecodePolicy(listener.decode)
+
+    @property
+    def holds(self) -> bool:  # type: ignore[override]
+        return self._held is not None
+
+    @property
+    def decoding(self) -> str:  # type: ignore[override]
+        return self._policy.mode.name.lower()
 
     def grab(self) -> bool:
+        self._held = None
+        self._advance()
+        while self._listener is None and not self.holds:  # whoever only tries a camera wants a picture
+            self._advance()
+        self._grabbed += self.holds
+        return True
+
+    def _advance(self) -> None:
+        """Hold the next picture, or decode the next step, or read the next packet."""
+        if self._decoded:
+            self._hold(self._decoded.popleft())
+        elif self._steps:
+            self._run(self._steps.popleft())
+        else:
+            self._receive()
+        now_s = time.monotonic()
+        if self._held is not None or self._steps:
+            self._alive_s = now_s
+        # Sound may go on without pictures, and FFmpeg may end a silence with a picture from before it.
+        elif now_s - self._alive_s >= self._stall_s:
+            raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
+
+    def _receive(self) -> None:
+        """Read a packet, and plan what is to be decoded."""
         began_s = time.monotonic()
         try:
-            grabbed = super().grab()
+            packet = self._next_packet()
         except av.FFmpegError:
-            grabbed = False
-        # Sound may go on without pictures, and FFmpeg may end a silence with a picture from before it.
+            packet = None
         if time.monotonic() - began_s >= self._stall_s:
             raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
-        if not grabbed:
+        if packet is None:
             raise SourceError(f"{self._shown}: expected the next picture; {self._why_ended()}")
-        self._grabbed += 1
-        return True
+        if not self._is_picture(packet):
+            return
+        if not packet.size:  # the end: the decoder gives what it holds back
+            self._decode(packet)
+            return
+        if self._policy.mode is not DecodeMode.FULL:
+            self._alive_s = time.monotonic()
+        self._plan(packet)
+
+    def _plan(self, packet: Packet[Stream]) -> None:
+        pts, base = packet.pts, packet.time_base
+        read_ns = time.monotonic_ns()
+        pts_ns = None if pts is None else pts * base.numerator * 1_000_000_000 // base.denominator
+        self._arrived = _Arrival(self._clock.captured_ns(pts_ns, read_ns), read_ns)
+        packet.opaque = self._arrived
+        codec = self._context.name
+        facts = PacketFacts(packet.size, packet.is_keyframe, is_disposable(codec, packet), read_ns)
+        demand = self._listener.demand if self._listener is not None else Demand()
+        self._steps += self._policy.add(packet, facts, demand)
+        self.undecoded += not self._steps
+        if len(self._steps) > 1:
+            first = cast(_Arrival, self._steps[0].packet.opaque)
+            self._burst.begin(first.captured_ns, self._arrived.captured_ns)
+
+    def _run(self, step: Step[Packet[Stream]]) -> None:
+        """Decode one packet."""
+        if step.restart:
+            self._decoded.clear()
+            self._context.flush_buffers()
+        self._decode(step.packet)
+        if step.alone:
+            with suppress(av.error.EOFError, av.error.InvalidDataError):
+                self._decoded += self._context.decode(None)
+            self._context.flush_buffers()
+
+    def _hold(self, frame: VideoFrame) -> None:
+        """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
+        arrived = cast(_Arrival, frame.opaque or self._arrived)
+        captured_ns = min(arrived.captured_ns, time.monotonic_ns())
+        if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
+            return
+        if (frame.width, frame.height) != self._size and self._size != (0, 0):
+            raise SourceError(
+                f"{self._shown}: its pictures changed from {self._size[0]}x{self._size[1]} to "
+                f"{frame.width}x{frame.height}"
+            )
+        self._newest_ns, self._held = captured_ns, frame
+        self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
+        self.late = self._burst.is_late(captured_ns)
 
     def skip(self) -> None:
         """Read a packet, and decode nothing.

@@ -235,6 +235,8 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
         username: user name for a network camera whose URI has none.
         password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
             sets, is expanded. It is read each time that the camera is opened.
+        decode: which pictures of an encoded network camera are decoded: `auto`, a key frame now and then and all
+            while something may happen; `full`, all; `keyframes`, key frames alone.
     """
 
     stall_s: Patience = 10.0
@@ -242,6 +244,7 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
     username: str = ""
     password_file: str = ""
+    decode: Literal["auto", "full", "keyframes"] = "auto"
 
 
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -150,7 +150,7 @@ class StreamClips:
         return self.add_packet if self._copies and not self._has_other_source else None
 
     @property
-    def _encodes(self) -> bool:
+    def encodes(self) -> bool:
         """True if pictures are encoded: no packets come, or none that can be copied."""
         return not self._has_other_source and not self._input.copies
 
@@ -168,7 +168,7 @@ class StreamClips:
         with self._lock:
             self._now_ns, self._now_s = at_ns, time.monotonic()
             begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
-        if not self._encodes or not self._pace.takes(at_ns, must=begins):
+        if not self.encodes or not self._pace.takes(at_ns, must=begins):
             return False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"clips-{self._stream}", daemon=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
 from agent import spans
+from agent.capture.decode_policy import DecodeMode, Demand
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
@@ -230,8 +231,15 @@ class Pipeline(ABC, Generic[T]):
                 self._clips.add_events(events)
 
 
+_BUSY = ("hold", "off")
+"""Reasons of the gate for which each picture of a camera is of use, besides motion and tracks."""
+
+
 class VideoPipeline(Pipeline[Frame]):
-    """Frames of one stream: perceive, report, compare, record, snapshot."""
+    """Frames of one stream: perceive, report, compare, record, snapshot.
+
+    `on_demand` is told what of an encoded camera is to be decoded; None: everything is.
+    """
 
     def __init__(
         self,
@@ -246,6 +254,16 @@ class VideoPipeline(Pipeline[Frame]):
         super().__init__(source, vision, reporter, clips, metrics)
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
+        self.on_demand: Callable[[Demand], None] | None = None
+
+    def _update_demand(self) -> None:
+        """Tell the camera how much of it is to be decoded."""
+        if self.on_demand is not None:
+            vision = self._vision
+            moved = vision.gate_reason == "motion"
+            busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
+            busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
+            self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved))
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
@@ -269,10 +287,11 @@ class VideoPipeline(Pipeline[Frame]):
             if not self._reporter.stopped:  # else this inference has outlasted the stream
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
                 self._snapshots.process(frame, result, in_place=not kept and not frame.shared)
-            self.metrics.add(result, 1)
+            self.metrics.add(result, 1, late=frame.late)
         finally:
             if not kept:
                 self._frames.give_back(frame)
+            self._update_demand()
 
     def _idle(self) -> None:
         super()._idle()
@@ -280,6 +299,7 @@ class VideoPipeline(Pipeline[Frame]):
             if self._source.lost:
                 self._states.suspend()
             self._states.poll(time.monotonic_ns())
+        self._update_demand()
 
     def _end_tracks(self, reason: str) -> None:
         if self._states is not None and reason != "stall":
@@ -381,7 +401,9 @@ def _open_pipeline(
             from agent.daemon.inspection import InspectionPipeline
 
             return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
-        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
+        pipeline = VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states)
+        pipeline.on_demand = frames.set_demand
+        return frames, pipeline, clips
     from agent.capture.streams import AudioStream
 
     hearing, words = cast("AudioPerception", opened), cast("StreamWords | None", taught)

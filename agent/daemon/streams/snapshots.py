@@ -118,6 +118,11 @@ class SnapshotStage:
         self._best = BestShot(config.snapshot_every_s)
         self._requested, self._budget = False, _FULL
 
+    @property
+    def requested(self) -> bool:
+        """True if the next frame is to be published."""
+        return self._requested
+
     def request(self) -> None:
         """Publish the next frame, whatever is in it, in full quality."""
         self._requested = True

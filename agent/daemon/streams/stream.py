@@ -362,7 +362,8 @@ class Stream:
 
     def health(self) -> StreamHealth:
         """Return the state now, and rates since the previous call."""
-        rates, capture, model = self.metrics.rates(), self.captured, self.model
+        capture, model = self.captured, self.model
+        rates = self.metrics.rates(capture.decoded if capture else 0)
         backend, variant = self.answered_by
         state, detail = self.status
         return StreamHealth(
@@ -382,6 +383,8 @@ class Stream:
             problems=problems_of(self.condition),
             backend=backend,
             variant=variant,
+            decoding=capture.decoding if capture else "",
+            decoded_fps=rates.decoded_fps,
         )
 
     def _supervise(self) -> None:

@@ -23,6 +23,8 @@ _BACK_NS = 500_000_000
 """A time stamp that goes back by less is put right, ns: an order that was mixed up on the way."""
 _APART_NS = 2_000_000_000
 """Tracks that differ by more than this from when they came count from different moments, ns."""
+_LATE_NS = 1_000_000_000
+"""How long after a picture was captured it may still begin a clip, ns."""
 _USUAL_NS = 40_000_000
 """Duration of a packet that says none, before another has come, ns."""
 
@@ -182,7 +184,8 @@ class PacketRing:
         """Start empty.
 
         Args:
-            seconds: age that is kept, and as much more as the oldest group needs to be whole.
+            seconds: time before the newest group that is kept, and as much more as the oldest one needs to be
+                whole: what happens in a group may be found when it is over.
             max_bytes: bound; the oldest groups are dropped for it, held or not.
             patient: `add` waits for held packets to be written, as a replay can.
         """
@@ -268,7 +271,7 @@ class PacketRing:
         return self.bytes + more <= self._max_bytes
 
     def _trim(self) -> None:
-        oldest_ns = self._newest_ns - self._kept_ns
+        oldest_ns = self._groups[-1].at_ns - self._kept_ns - _LATE_NS if self._groups else 0
         while self._groups:
             first, is_last = self._groups[0], len(self._groups) == 1
             is_held = self._held is not None and first.last.seq >= self._held
