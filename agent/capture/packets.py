@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.capture.reader import SourceThread
 from agent.capture.source import Source, open_source
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
@@ -27,6 +28,14 @@ class PacketReader(SourceThread[Source]):
     @property
     def wants_packets(self) -> bool:
         return True
+
+    @property
+    def decode(self) -> DecodeChoice:
+        return "full"
+
+    @property
+    def demand(self) -> Demand:
+        return Demand()
 
     def take_packet(self, packet: MediaPacket) -> None:
         if not self._abandoned.is_set():

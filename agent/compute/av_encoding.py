@@ -1,6 +1,7 @@
 """Encode pictures as H.264 and sound as AAC, for clips of sources whose packets cannot be copied.
 
-PyAV is loaded by the first encoder. The board's own encoder of H.264 is used where it works, else libx264.
+PyAV is loaded by the first encoder, always as `import av`: two threads that import modules of it at once, one of
+them without the package, fail. The board's own encoder of H.264 is used where it works, else libx264.
 """
 
 from __future__ import annotations
@@ -126,21 +127,21 @@ class PictureEncoder:
         return planes
 
     def _picture(self, planes: NDArray[np.uint8], captured_ns: int) -> VideoFrame:
-        from av.video.frame import PictureType, VideoFrame
+        import av
 
-        made = VideoFrame.from_ndarray(planes, format="yuv420p")
+        made = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         self._last_pts = max(self._last_pts + 1, captured_ns * _HZ // 1_000_000_000)
         made.pts, made.time_base = self._last_pts, Fraction(1, _HZ)
         self._captured[self._last_pts] = captured_ns
         if captured_ns - self._key_ns >= _GROUP_NS:
-            made.pict_type, self._key_ns = PictureType.I, captured_ns
+            made.pict_type, self._key_ns = av.video.frame.PictureType.I, captured_ns
         return made
 
     def _open(self, width: int, height: int) -> None:
-        from av.codec import CodecContext
+        import av
 
         self.name = name = self._names[0]
-        made: Any = CodecContext.create(name, "w")
+        made: Any = av.CodecContext.create(name, "w")
         made.width, made.height, made.pix_fmt = width, height, "yuv420p"
         made.time_base, made.framerate = Fraction(1, _HZ), Fraction(self._fps).limit_denominator(1000)
         made.gop_size, made.max_b_frames = 600, 0
@@ -155,7 +156,7 @@ class PictureEncoder:
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    import av.error
+    import av
 
     return av.error.FFmpegError, ValueError
 
@@ -193,15 +194,14 @@ class SoundTranscoder:
         Raises:
             BackendError: there is no decoder for it.
         """
-        from av.audio.resampler import AudioResampler
-        from av.codec import CodecContext
+        import av
 
         rate_hz, layout = track.rate_hz, "stereo" if track.channels > 1 else "mono"
         try:
-            decoder: Any = CodecContext.create(track.codec, "r")
+            decoder: Any = av.CodecContext.create(track.codec, "r")
             decoder.sample_rate, decoder.layout = rate_hz, layout
             decoder.open()
-            encoder: Any = CodecContext.create("aac", "w")
+            encoder: Any = av.CodecContext.create("aac", "w")
             encoder.sample_rate, encoder.layout, encoder.format = rate_hz, layout, "fltp"
             encoder.time_base = Fraction(1, rate_hz)
             encoder.bit_rate = 4 * rate_hz * (2 if track.channels > 1 else 1)
@@ -210,7 +210,8 @@ class SoundTranscoder:
             raise BackendError(f"sound as {track.codec} cannot be recorded: {error}") from error
         self._decoder: AudioCodecContext = decoder
         self._encoder: AudioCodecContext = encoder
-        self._resampler: AudioResampler = AudioResampler("fltp", layout, rate_hz, frame_size=encoder.frame_size)
+        frame_size = encoder.frame_size
+        self._resampler: AudioResampler = av.AudioResampler("fltp", layout, rate_hz, frame_size=frame_size)
         self._rate_hz, self._source = rate_hz, track
         header = _sound_header(rate_hz, layout)
         self.track = MediaTrack("sound", "aac", (1, rate_hz), header, 0, 0, rate_hz, track.channels)

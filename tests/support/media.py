@@ -1,7 +1,6 @@
-"""Encoded video and sound for tests: files by PyAV's encoders, and their packets as a camera's capture gives them.
+"""Encoded video and sound for tests: files by PyAV's encoders, and their packets as a capture gives them.
 
-Each picture tells its number by its brightness, and each tenth of a second of sound tells whether it is odd by its
-loudness.
+Each picture tells its number by its brightness; a tone begins with each second.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ def make_video(
         if sound:
             heard = file.add_stream(sound, rate=_rate(sound), layout="mono")
         for number in range(round(seconds * FPS)):
-            planes = cv2.cvtColor(image(number, *size), cv2.COLOR_BGR2YUV_I420)
+            planes: Any = cv2.cvtColor(image(number, *size), cv2.COLOR_BGR2YUV_I420)
             shown = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             shown.pts, shown.time_base = number, Fraction(1, FPS)
             file.mux(video.encode(shown))

@@ -90,7 +90,7 @@ class _PacketInput:
 
 
 def _has_adts(packet: MediaPacket) -> bool:
-    """Return True if AAC has a header in each packet, as in MPEG-TS, which MP4 does not hold (ISO/IEC 14496-3)."""
+    """Return True if each packet of AAC has a header, as in MPEG-TS (ISO/IEC 14496-3): MP4 holds none."""
     return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
 
 

@@ -27,8 +27,8 @@ VIDEO_CODECS = frozenset({"h264", "hevc", "av1", "vp9"})
 _IN_UNITS = frozenset({"h264", "hevc"})
 SOUND_CODECS = frozenset({"aac", "mp3", "opus"})
 _OPTIONS = {
-    # Without `frag_discont` and edit lists FFmpeg would let each track begin at 0: the sound would lead by up to a
-    # picture's delay in decoding.
+    # Without `frag_discont` FFmpeg would let each track begin at 0: the sound would lead by the time that
+    # pictures wait to be decoded.
     "movflags": "frag_keyframe+empty_moov+default_base_moof+skip_trailer+frag_discont",
     "use_editlist": "0",
     "frag_duration": "1000000",

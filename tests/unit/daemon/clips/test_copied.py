@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class Camera:
         config = ClipsConfig(before_s=1.0, after_s=1.0, max_s=10.0, **options.pop("clips", {}))
         self.stream = StreamClips("front", config, self.recorder, lambda frame: None, **options)
 
-    def play(self, packets: Sequence[MediaPacket], events: dict[float, Sequence[Event]]) -> None:
+    def play(self, packets: Sequence[MediaPacket], events: Mapping[float, Sequence[Event]]) -> None:
         """Give it packets, and a frame for each picture; events come with the frame of that time, s."""
         due, takes = dict(events), self.stream.on_packet
         for packet in packets:
@@ -121,7 +121,7 @@ def test_packets_of_a_stream_that_hides_something_are_never_taken(tmp_path: Path
     camera = Camera(tmp_path / "clips", copies=False)
     assert camera.stream.on_packet is None
     camera.play(packets_of(make_video(tmp_path / "a.mp4", 9.0)), AROUND)
-    assert set(number for number, _ in shown_in(Path(camera.clip().path))) == {0}, "the frames that were given"
+    assert {number for number, _ in shown_in(Path(camera.clip().path))} == {0}, "the frames that were given"
     camera.close()
 
 

@@ -26,8 +26,8 @@ from agent.types import Clip, Event, Frame, StreamBudget
 from tests.support.clip_pictures import SECOND, frames_of, image, play
 from tests.support.doubles import FrameList, Kept
 from tests.support.publishing import wait_for
-from tests.unit.daemon.streams.test_pipeline import make_pipeline
 from tests.unit.daemon.clips.test_trigger import event
+from tests.unit.daemon.streams.test_pipeline import make_pipeline
 
 
 class Camera:

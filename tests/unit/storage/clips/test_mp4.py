@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import av
 import numpy as np
@@ -40,7 +40,7 @@ def shown_in(path: Path) -> list[tuple[int, float]]:
     with av.open(str(path)) as file:
         for packet in file.demux(video=0):
             with suppress(av.error.InvalidDataError, av.error.EOFError):
-                shown = cast(list[av.VideoFrame], packet.decode())
+                shown = packet.decode()
                 found += [(number_in(one), round(one.time or 0.0, 3)) for one in shown]
     return found
 

@@ -132,7 +132,12 @@ def test_a_replay_waits_for_the_disk() -> None:
     ring = PacketRing(1.0, 100, patient=True)
     ring.add(picture(0, key=True))
     ring.hold(0)
-    giver = threading.Thread(target=lambda: [ring.add(picture(at, key=True)) for at in range(1, 20)], daemon=True)
+
+    def give() -> None:
+        for at in range(1, 20):
+            ring.add(picture(at, key=True))
+
+    giver = threading.Thread(target=give, daemon=True)
     giver.start()
     wait_for(lambda: len(times(ring)) == 10)
     giver.join(0.2)
