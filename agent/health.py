@@ -36,8 +36,8 @@ class StreamHealth(Struct, frozen=True):
         reduced: what the governor gives it less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
         problems: of its camera, microphone or model, such as `dark`; see `vedette guide condition`.
-        decoding: what of an encoded camera or file is decoded now: packets (key frames now and then) | keyframes |
-            full; empty: it is not encoded.
+        decoding: what of an encoded source is decoded now: packets (key frames now and then) | keyframes | full;
+            empty: it is not encoded.
         decoded_fps: pictures decoded per second, over the last interval.
     """
 

@@ -83,7 +83,7 @@ class Limits(Struct, frozen=True):
     blind_s: float = 10.0
     hold_s: float = 2.0
     start_s: float = 3.0
-    alert_s: float = 600.0
+    alert_s: float = 300.0
     bytes: int = 8 * 1024 * 1024
     packets: int = 1500
 

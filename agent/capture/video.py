@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -258,9 +258,26 @@ class _Arrival(NamedTuple):
 class NetworkStream(Video):
     """Pictures of a stream from another machine, of which only those are decoded that are of use."""
 
-    def __init__(self, media: Media, address: SourceUri, stall_s: float) -> None:
+    def __init__(
+        self,
+        media: Media,
+        address: SourceUri,
+        stall_s: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Take an open medium.
+
+        Args:
+            media: of the address.
+            address: of the camera.
+            stall_s: longest time without a packet, s.
+            now_ns: clock of the packets' arrival, ns.
+
+        Raises:
+            SourceError: its pictures are too large; the medium is closed.
+        """
         super().__init__(media, address.masked)
-        self._target, self._stall_s, self._grabbed = address.target, stall_s, 0
+        self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
         self._size = media.width, media.height
         self._clock, self._burst = PacketClock(), BurstThinner()
         self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
@@ -325,7 +342,7 @@ class NetworkStream(Video):
 
     def _plan(self, packet: Packet[Stream]) -> None:
         pts, base = packet.pts, packet.time_base
-        read_ns = time.monotonic_ns()
+        read_ns = self._now_ns()
         pts_ns = None if pts is None else pts * base.numerator * 1_000_000_000 // base.denominator
         self._arrived = _Arrival(self._clock.captured_ns(pts_ns, read_ns), read_ns)
         packet.opaque = self._arrived
@@ -352,7 +369,7 @@ class NetworkStream(Video):
     def _hold(self, frame: VideoFrame) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
         arrived = cast(_Arrival, frame.opaque or self._arrived)
-        captured_ns = min(arrived.captured_ns, time.monotonic_ns())
+        captured_ns = min(arrived.captured_ns, self._now_ns())
         if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
             return
         if (frame.width, frame.height) != self._size and self._size != (0, 0):
