@@ -110,6 +110,7 @@ class PacketClock:
         self.part = -1
         self._video: _TrackClock | None = None
         self._sound: _TrackClock | None = None
+        self._unstamped = 0
 
     def stamp(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
         """Return the packet with its time stamps; None: it cannot be used, since no key frame came before it."""
@@ -126,13 +127,21 @@ class PacketClock:
         if clock is not None and clock.track is packet.track and (stamps := clock.stamps(packet)):
             return TimedPacket(packet, seq, self.part, *stamps)
         self.interrupt()
-        if not packet.keyframe:
+        if not packet.keyframe or self._waits_for_stamps(packet):
             return None
         self.part += 1
         self._video = _TrackClock(packet.track)
         stamps = self._video.stamps(packet)
         assert stamps is not None  # the first is taken as it is
         return TimedPacket(packet, seq, self.part, *stamps)
+
+    def _waits_for_stamps(self, packet: MediaPacket) -> bool:
+        """Return True if a key frame is left out since the next may have a time stamp: the first after a connection
+        often has none.
+        """
+        has_none = packet.pts is None and packet.dts is None
+        self._unstamped = self._unstamped + 1 if has_none else 0
+        return self._unstamped == 1
 
     def _stamp_sound(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
         video, clock = self._video, self._sound

@@ -170,6 +170,12 @@ def test_a_missing_time_stamp_follows_from_those_before() -> None:
     assert stamped(*packets) == [(0, 0.1), (0, 0.2), (0, 0.3), (0, 0.4), (0, 0.5)]
 
 
+def test_a_first_key_frame_without_a_time_stamp_is_left_out() -> None:
+    first, other = (msgspec.structs.replace(picture(at, key=True), pts=None, dts=None) for at in (50, 51))
+    assert stamped(first, picture(50.1, ms=100), picture(51, key=True, ms=1000)) == [(0, 1.0)]
+    assert stamped(first, other) == [(0, 51.0)], "this camera gives none"
+
+
 def test_a_time_stamp_that_goes_back_a_little_is_put_right() -> None:
     packets = picture(0.1, key=True), picture(0.2), picture(0.3, ms=200), picture(0.4, ms=150), picture(0.5)
     assert stamped(*packets) == [(0, 0.1), (0, 0.2), (0, 0.201), (0, 0.202), (0, 0.5)]
