@@ -204,6 +204,7 @@ class SoundTranscoder:
             encoder: Any = av.CodecContext.create("aac", "w")
             encoder.sample_rate, encoder.layout, encoder.format = rate_hz, layout, "fltp"
             encoder.time_base = Fraction(1, rate_hz)
+            encoder.options = {"aac_coder": "fast"}  # a third of the work of the usual one
             encoder.bit_rate = 4 * rate_hz * (2 if track.channels > 1 else 1)
             encoder.open()
         except _errors() as error:

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,7 +73,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Range", f"bytes {begin}-{begin + len(part) - 1}/{len(data)}")
         self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        self.wfile.write(part)
+        with suppress(ConnectionError):  # it has enough
+            self.wfile.write(part)
 
     def _send(self, data: bytes, kind: str) -> None:
         self.send_response(200)

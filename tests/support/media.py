@@ -17,7 +17,7 @@ import numpy as np
 
 from agent.capture.media import Media
 from agent.compute.av_encoding import PictureEncoder
-from agent.storage.clips.packets import PacketClock, TimedPacket
+from agent.storage.clips.packets import PacketTimeline, TimedPacket
 from agent.types import Frame, MediaPacket
 from tests.support.clip_pictures import SECOND, image, number_of
 
@@ -145,7 +145,7 @@ def number_in(shown: av.VideoFrame) -> int:
 
 def timed(packets: Sequence[MediaPacket]) -> list[TimedPacket]:
     """Packets with their time stamps as the ring gives them."""
-    clock = PacketClock()
+    clock = PacketTimeline()
     found = [clock.stamp(packet, number) for number, packet in enumerate(packets)]
     return [packet for packet in found if packet is not None]
 

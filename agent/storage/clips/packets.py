@@ -99,7 +99,7 @@ def ticks_ns(track: MediaTrack, ticks: int | None) -> int | None:
     return None if ticks is None else ticks * numerator * 1_000_000_000 // denominator
 
 
-class PacketClock:
+class PacketTimeline:
     """Gives the packets of one stream their part and time stamps. For one thread.
 
     A missing time stamp follows from the one before, one that goes back a little is put right, and any greater
@@ -200,7 +200,7 @@ class PacketRing:
         """
         self._kept_ns, self._max_bytes, self._patient = round(seconds * 1e9), max_bytes, patient
         self._groups: deque[_Group] = deque()
-        self._clock = PacketClock()
+        self._clock = PacketTimeline()
         self._lock = threading.Lock()
         self._moved = threading.Condition(self._lock)
         self._held: int | None = None

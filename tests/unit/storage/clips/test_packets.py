@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.storage.clips.packets import PacketClock, PacketRing, TimedPacket
+from agent.storage.clips.packets import PacketTimeline, PacketRing, TimedPacket
 from agent.types import MediaPacket, MediaTrack
 from tests.support.clip_pictures import SECOND
 from tests.support.publishing import wait_for
@@ -159,7 +159,7 @@ def test_time_goes_on_when_no_picture_comes() -> None:
 
 def stamped(*packets: MediaPacket) -> list[tuple[int, float]]:
     """Part and decoding time, s, of those that can be used."""
-    clock = PacketClock()
+    clock = PacketTimeline()
     found = [clock.stamp(packet, 0) for packet in packets]
     return [(one.part, round(one.dts_ns / SECOND, 3)) for one in found if one is not None]
 
