@@ -232,8 +232,8 @@ class ClipsHealth(Struct, frozen=True):
         saved, failed: since the start.
         deleted: since the start, because they were too old or to make room for newer ones.
         kept, bytes: number and size of the clips on the board's disk.
-        written: bytes written to the disk since the start: flash memory wears by them.
         trouble: why none can be saved; empty: no reason is known.
+        written: bytes written to the disk since the start: flash memory wears by them.
     """
 
     saved: int
@@ -241,7 +241,6 @@ class ClipsHealth(Struct, frozen=True):
     deleted: int
     kept: int
     bytes: int
-    written: int
     trouble: str = ""
 
 

@@ -1,15 +1,15 @@
 """Measure recording: CPU of a camera whose packets are copied, and what players make of the clips.
 
-The camera is a 1080p film of walking people at 15 pictures a second and 4 Mbit/s, with two B-frames and sound. In
-the first fifth of each second its upper edge is white and a tone sounds, by which pictures and sound are compared.
-An RTSP server in another process serves it, and only the processor time of the process that records counts, in
-turns with and without the recorder. Clips around events at random times are recorded from the same packets, opened
-by FFmpeg and by headless Chromium, cut off at random bytes, given their names as after a crash, and opened again.
+The camera is a 1080p film of walking people at 15 pictures a second and 4 Mbit/s, with two B-frames and sound.
+In the first fifth of each second its upper edge is white and a tone sounds, by which pictures and sound are
+compared. An RTSP server in another process serves it with sound as G.711, and only the processor time of the
+process that records counts, in turns with and without the recorder. Clips around events at random times are
+recorded from the same packets, opened by FFmpeg and by headless Chromium, cut off at random bytes, given their
+names as after a crash, and opened again.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import random
 import statistics
@@ -82,7 +82,8 @@ def film_video(path: Path, seconds: int) -> Path:
         fixed = f"keyint={every}:min-keyint={every}:scenecut=0:bframes=2"
         video.options = {"preset": "ultrafast", "x264-params": fixed}
         for number, picture in enumerate(pictures(seconds * FPS)):
-            shown = av.VideoFrame.from_ndarray(cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420), format="yuv420p")
+            planes: Any = cv2.cvtColor(picture, cv2.COLOR_BGR2YUV_I420)
+            shown = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             shown.pts, shown.time_base = number, Fraction(1, FPS)
             file.mux(video.encode(shown))
         file.mux(video.encode(None))
@@ -111,15 +112,11 @@ def film(path: Path, seen: Path, seconds: int, sound: str) -> Path:
 
 def pictures(count: int) -> Iterator[np.ndarray[Any, Any]]:
     """The packaged clip, scaled up, with camera noise."""
-    random_noise = (
-        np.random.default_rng(3).integers(-4, 5, (SIZE[1], SIZE[0], 3), np.int16).clip(0, 4).astype(np.uint8)
-    )
+    noise = np.random.default_rng(3).integers(0, 4, (SIZE[1], SIZE[0], 3), np.uint8)
     with av.open(str(common.CLIP)) as file:
         small = [one.to_ndarray(format="bgr24") for one in file.decode(video=0)]
     for number in range(count):
-        picture = cv2.add(
-            cv2.resize(small[number * 10 // FPS % len(small)], SIZE), np.roll(random_noise, number * 7, 1)
-        )
+        picture = cv2.add(cv2.resize(small[number * 10 // FPS % len(small)], SIZE), np.roll(noise, number * 7, 1))
         picture[:100] = 255 if number % FPS < FPS // 5 else 0
         yield picture
 
@@ -161,10 +158,11 @@ def serve(path: str, port: int) -> None:
     units = []
     with av.open(path) as file:
         stream = file.streams.video[0]
+        base = stream.time_base or Fraction(1)
         lengths = av.BitStreamFilterContext("h264_mp4toannexb", stream)
         for packet in file.demux(stream):
-            for one in lengths.filter(packet if packet.size else None):
-                units.append(Unit(bytes(one), one.is_keyframe, float(one.pts * one.time_base)))
+            found = lengths.filter(packet if packet.size else None)
+            units += [Unit(bytes(one), one.is_keyframe, float((one.pts or 0) * base)) for one in found]
     with PacketCamera(units, fps=FPS, sound=True, port=port):
         time.sleep(3600.0)
 
@@ -285,7 +283,8 @@ def unplayed(paths: Sequence[Path]) -> float:
 
 
 def has_preroll(shown: Shown, at_s: float) -> bool:
-    """Whether a clip begins at the key frame before the wanted time, by the flash with which each second begins."""
+    """Whether a clip begins at the key frame before the wanted time, by the flashes of the seconds."""
+    at_s += 2 / FPS  # what comes then is shown so much later: pictures between wait for it
     wanted_s = (at_s - BEFORE_S) // GROUP_S * GROUP_S
     begins_with_second = abs(shown.flashes[0] - shown.times[0] - 1.0) < 0.01  # the first flash has no dark before
     length_s = shown.times[-1] - shown.times[0]
@@ -294,7 +293,7 @@ def has_preroll(shown: Shown, at_s: float) -> bool:
 
 
 def cut_off(paths: Sequence[Path], folder: Path) -> tuple[list[Path], int]:
-    """Cut clips at random bytes, and name them as after a crash; return them, and how many did not open before."""
+    """Cut clips at random bytes, and name them as after a crash; return how many did not open before, too."""
     folder.mkdir()
     chance, named, unopened = random.Random(11), list[Path](), 0
     for number in range(CUTS):
@@ -345,7 +344,7 @@ def watch(path: Path) -> Shown:
 
 def tone_onsets(path: Path) -> list[float]:
     """Times at which tones begin in a clip, s."""
-    waves, begin_s, rate = [], 0.0, 1
+    waves, begin_s, rate = list[Any](), 0.0, 1
     with av.open(str(path)) as file:
         for heard in file.decode(audio=0):
             if not waves:

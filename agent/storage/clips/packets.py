@@ -136,9 +136,7 @@ class PacketTimeline:
         return TimedPacket(packet, seq, self.part, *stamps)
 
     def _waits_for_stamps(self, packet: MediaPacket) -> bool:
-        """Return True if a key frame is left out since the next may have a time stamp: the first after a connection
-        often has none.
-        """
+        """Return True if a key frame is left out: often only the first of a connection has no time stamp."""
         has_none = packet.pts is None and packet.dts is None
         self._unstamped = self._unstamped + 1 if has_none else 0
         return self._unstamped == 1

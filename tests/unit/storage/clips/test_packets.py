@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.storage.clips.packets import PacketTimeline, PacketRing, TimedPacket
+from agent.storage.clips.packets import PacketRing, PacketTimeline, TimedPacket
 from agent.types import MediaPacket, MediaTrack
 from tests.support.clip_pictures import SECOND
 from tests.support.publishing import wait_for
