@@ -189,7 +189,7 @@ def one_turn(uri: str, folder: Path, seconds: float, *, records: bool) -> tuple[
 def encoding(film_path: Path, g711: Path) -> dict[str, float]:
     """CPU of what cannot be copied: pictures that are encoded at five a second, and sound that is made AAC."""
     with av.open(str(film_path)) as file:
-        shown = [
+        shown: list[Any] = [
             frame.to_ndarray(format="bgr24") for frame, _ in zip(file.decode(video=0), range(90), strict=False)
         ]
     found = {}

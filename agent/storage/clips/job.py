@@ -22,6 +22,7 @@ _GRACE_NS = 2_000_000_000
 """How late a picture may come, ns."""
 
 
+_IDLE_S = 10.0
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
 FOREVER_NS = 1 << 62
@@ -93,6 +94,12 @@ class ClipJob:
     @property
     def _is_stale(self) -> bool:
         return time.monotonic() - self._wrote_s > (self._until_ns - self._from_ns + _GRACE_NS) / 1e9
+
+    @property
+    def is_idle(self) -> bool:
+        """True if a recording without an end has an open file, and its camera has given nothing for a while."""
+        is_open = self.is_continuous and self.file is not None
+        return is_open and time.monotonic() - self._wrote_s > _IDLE_S
 
     @property
     def behind_s(self) -> float:

@@ -65,6 +65,8 @@ class ClipStats(Struct, frozen=True):
     trouble: str
 
 
+_HEAD_S = 0.5
+"""Packets of so long a time are there before a file is begun, s: they tell whether there is sound."""
 _EXPIRE_S = 3600.0
 _ROOM, _ROOM_EACH = 4096, 64
 """Bytes of a file besides its packets, and besides each packet."""
@@ -247,9 +249,11 @@ class Recorder:
         try:
             packets = job.packets()
             if packets and (over or job.is_due(packets)):
-                over = self._write(job, packets) or over
+                over = self._write(job, packets, over=over) or over
             if over:
                 self._finish(job)
+            elif job.is_idle:
+                self._complete(job)
             if over and job.is_continuous and not ended:  # a file as large as all clips may be
                 job.pause()
         except (OSError, StorageError) as error:
@@ -262,13 +266,16 @@ class Recorder:
                 self._jobs.remove(job)
             self._hold(job.ring)
 
-    def _write(self, job: ClipJob, packets: Sequence[TimedPacket]) -> bool:
-        """Write packets; return True if the clip can take no more."""
+    def _write(self, job: ClipJob, packets: Sequence[TimedPacket], *, over: bool) -> bool:
+        """Write packets; return True if the clip can take no more. `over`: no more come."""
         for run in job.runs(packets):
             if job.must_change(run[0]):
                 self._complete(job)
             if job.file is None:
                 run = _from_key_frame(run)
+                if run and not over and _span_s(run) < _HEAD_S:
+                    job.next_seq = run[0].seq
+                    return False
             if run and self._write_run(job, run):
                 return True
         job.next_seq = packets[-1].seq + 1
@@ -364,6 +371,10 @@ def _from_key_frame(packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:
     """Return the packets from the first key frame on, with which a file must begin."""
     begin = next((number for number, one in enumerate(packets) if one.opens_group), len(packets))
     return packets[begin:]
+
+
+def _span_s(packets: Sequence[TimedPacket]) -> float:
+    return (packets[-1].packet.captured_ns - packets[0].packet.captured_ns) / 1e9
 
 
 def _sound_of(packets: Sequence[TimedPacket]) -> MediaTrack | None:

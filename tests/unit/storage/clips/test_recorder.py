@@ -193,6 +193,23 @@ def test_a_recording_without_an_end_goes_on_after_the_disk_was_full(
     assert len(said(caplog, logging.ERROR)) == 1
 
 
+def test_a_piece_is_completed_when_its_camera_gives_nothing_for_a_while(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.1)
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.05)
+    job = made.recorder.begin(made.footage, ClipReason("front", CONTINUOUS), NOW, 0, 0, segment_s=60.0)
+    made.add_frames(0, 3)
+    wait_for(lambda: made.recorder.stats.saved == 1)
+    assert not job.finished
+    made.add_frames(4, 6)
+    wait_for(lambda: made.recorder.stats.saved == 2)
+    assert [play(entry.path).numbers for entry in clips_in(made.folder)] in (
+        [[0, 1, 2, 3], [4, 5, 6]],
+        [[4, 5, 6], [0, 1, 2, 3]],
+    )
+
+
 def part_names(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*.part")]
 
