@@ -75,15 +75,17 @@ class Limits(Struct, frozen=True):
         blind_s: longest time without a picture, however rare key frames are, s.
         hold_s: time for which everything is decoded after the newest reason, s.
         start_s: time for which everything is decoded at the beginning, s.
-        alert_s: time for which every key frame is decoded after motion that no packet has shown, s.
+        alert_s: time for which every key frame is decoded after motion that no packet has shown, s; it doubles
+            up to `alert_max_s` each time that this happens again.
         bytes, packets: most that is kept. Beyond it all is decoded until the next key frame.
     """
 
-    check_s: float = 4.0
-    blind_s: float = 10.0
+    check_s: float = 8.0
+    blind_s: float = 12.0
     hold_s: float = 2.0
     start_s: float = 3.0
     alert_s: float = 300.0
+    alert_max_s: float = 3600.0
     bytes: int = 8 * 1024 * 1024
     packets: int = 1500
 
@@ -104,16 +106,18 @@ class Step(NamedTuple, Generic[P]):
 
 _SETTLE_S = 30.0
 """Time constant at which the usual size of packets is learned, s."""
-_YOUNG = 30
+_YOUNG = 20
 """Packets of a kind before its sizes are judged."""
-_LEAST_DEVIATION = 0.02
+_AFTER_KEY = 8
+"""Packets after a key frame that are kinds of their own: they are smaller."""
+_LEAST_DEVIATION = 0.01
 """Least deviation of the logarithm of sizes: encoders vary a little even where the picture does not."""
 _SLACK = 1.0
 """Deviations by which a size may exceed the usual one without adding to the sum."""
 _CLIPPED = 3.0
 """A packet changes what is usual by at most so many deviations."""
-_LIMIT, _LIMIT_MIN, _LIMIT_MAX = 7.0, 5.0, 20.0
-_RAISED, _LOWERED = 1.15, 0.7
+_LIMIT, _LIMIT_MIN, _LIMIT_MAX = 7.0, 5.0, 30.0
+_RAISED, _LOWERED = 1.3, 0.7
 """Factors on the limit after a false alarm, and after motion that was not noticed."""
 
 
@@ -152,27 +156,31 @@ class UsualSize:
 
 
 class SizeWatch:
-    """Tells when packets are larger than usual, by a cumulative sum (Page 1954) for each kind of packet.
+    """Tells when packets are larger than usual, by a cumulative sum (Page 1954).
 
     Attributes:
         limit: of the sum; adapts to the camera.
     """
 
     def __init__(self) -> None:
-        self._usual = {True: UsualSize(), False: UsualSize()}
-        self._sums = {True: 0.0, False: 0.0}
+        self._usual: dict[tuple[bool, int], UsualSize] = {}
+        self._sum, self._after_key = 0.0, _AFTER_KEY
         self.limit = _LIMIT
 
     def update(self, facts: PacketFacts, *, learns: bool) -> bool:
-        """Add a packet that is no key frame. Return True if there is reason for suspicion."""
-        kind, usual = facts.disposable, self._usual[facts.disposable]
+        """Add a packet. Return True if there is reason for suspicion."""
+        if facts.keyframe:
+            self._after_key = 0
+            return False
+        self._after_key = min(_AFTER_KEY, self._after_key + 1)
+        usual = self._usual.setdefault((facts.disposable, self._after_key), UsualSize())
         over = usual.deviations(facts.size)
         if learns:
             usual.learn(facts.size, facts.at_ns)
-        self._sums[kind] = max(0.0, self._sums[kind] + over - _SLACK)
-        if self._sums[kind] <= self.limit:
+        self._sum = max(0.0, self._sum + over - _SLACK)
+        if self._sum <= self.limit:
             return False
-        self._sums[kind] = 0.0
+        self._sum = 0.0
         return True
 
     def mark_false_alarm(self) -> None:
@@ -205,6 +213,7 @@ class DecodePolicy(Generic[P]):
         """Whether the decoder has what precedes the first kept packet; else that is a key frame."""
         self._sizes = SizeWatch()
         self._until_ns = self._alert_ns = self._shown_ns = -1
+        self._alert_s = self._limits.alert_s
         self._suspects = self._has_started = self._overflows = False
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[Step[P]]:
@@ -226,14 +235,16 @@ class DecodePolicy(Generic[P]):
             self._has_started, self._until_ns = True, now_ns + round(limits.start_s * _S)
         if demand.moved and self.mode is not DecodeMode.FULL:
             self._sizes.mark_missed()
-            self._alert_ns = now_ns + round(limits.alert_s * _S)
-        suspicious = not facts.keyframe and self._sizes.update(facts, learns=not demand.moved)
+            self._alert_ns = now_ns + round(self._alert_s * _S)
+            self._alert_s = min(limits.alert_max_s, 2.0 * self._alert_s)
+        suspicious = self._sizes.update(facts, learns=not demand.moved)
         if suspicious and self.mode is not DecodeMode.FULL:
             self._suspects = True
         if suspicious or demand.mode is DecodeMode.FULL:
             self._until_ns = max(self._until_ns, now_ns + round(limits.hold_s * _S))
-        if demand.moved:
+        if demand.moved and self._suspects:
             self._suspects = False
+            self._alert_s = max(limits.alert_s, 0.5 * self._alert_s)
 
     def _decode_all(self, packet: P, facts: PacketFacts) -> list[Step[P]]:
         """Decode what was kept, and this packet."""

@@ -47,7 +47,7 @@ def run(
 
 def settled(gop: int = 20, limits: Limits | None = None) -> tuple[DecodePolicy[int], Encoder]:
     policy, encoder = DecodePolicy[int](limits=limits), Encoder(gop)
-    run(policy, encoder, 20.0)
+    run(policy, encoder, 60.0)
     return policy, encoder
 
 
@@ -55,7 +55,7 @@ def test_while_nothing_happens_a_key_frame_is_decoded_now_and_then() -> None:
     policy, encoder = settled()
     steps = run(policy, encoder, 60.0)
     assert policy.mode is DecodeMode.PACKETS
-    assert 12 <= len(steps) <= 16
+    assert 6 <= len(steps) <= 9
     assert all(step.alone and step.packet % 20 == 0 for step in steps)
 
 
@@ -116,13 +116,13 @@ def test_false_alarms_become_rarer() -> None:
     assert alarms[1] < alarms[0] / 2
 
 
-def test_a_camera_without_key_frames_is_looked_at_every_ten_seconds() -> None:
+def test_a_camera_without_key_frames_is_looked_at_every_twelve_seconds() -> None:
     policy, encoder = settled(gop=0)
     steps = run(policy, encoder, 60.0)
     numbers = [step.packet for step in steps]
     assert numbers == list(range(numbers[0], numbers[-1] + 1)), "each picture needs the one before"
     assert not any(step.restart for step in steps)
-    assert encoder.number - numbers[-1] <= 10 * FPS
+    assert encoder.number - numbers[-1] <= 12 * FPS
 
 
 def test_key_frames_alone_are_decoded_on_request_whatever_happens() -> None:
