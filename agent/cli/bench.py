@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from agent.compute.infer.benchmark import Progress
-    from agent.compute.infer.choice import Measurement, Selection
+    from agent.compute.infer.choice import By, Measurement, Selection
     from agent.compute.infer.delegates import DelegateProbe
     from agent.compute.infer.session import BackendSpec
     from agent.compute.manifest import Model
@@ -66,6 +66,11 @@ if TYPE_CHECKING:
     metavar="TIME",
     help="Run the model at full rate for so long, such as 10m, and tell the rate that the board can hold.",
 )
+@click.option(
+    "--streams",
+    type=click.IntRange(1, 64),
+    help="Measure with how many threads so many streams of the model share the cores best.",
+)
 @picture_option("the latencies, or with --sustained rate and temperature,")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
@@ -86,6 +91,7 @@ def bench(
     board: str,
     fps: float | None,
     sustained: str | None,
+    streams: int | None,
     picture: Path | None,
     as_json: bool,
     loadgen: bool,
@@ -105,13 +111,22 @@ def bench(
 
     With --sustained one backend, the CPU unless --backend names another, is kept busy, and rate, temperature,
     frequency and power are told over time. Ctrl-C ends it with what was measured until then.
+
+    With --streams so many streams ask for inferences on the CPU without a pause, and take turns as in the daemon.
     """
     if board:
-        _check_predicting(backends, sustained, picture, loadgen=loadgen, logs=loadgen_logs)
+        _check_predicting(backends, sustained, streams, picture, loadgen=loadgen, logs=loadgen_logs)
         predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
         return
     if fps is not None:
         raise click.UsageError("--fps needs --board")
+    if streams is not None:
+        from agent.cli.bench_streams import bench_streams
+
+        _check_streams(backends, sustained, loadgen=loadgen, logs=loadgen_logs)
+        criterion: By = "energy" if by == "energy" else "latency"
+        bench_streams(model, variant, streams, criterion, picture, patience_s=patience, as_json=as_json)
+        return
     if sustained is not None:
         from agent.cli.bench_sustained import bench_sustained
 
@@ -154,12 +169,19 @@ def bench(
 
 
 def _check_predicting(
-    backends: Sequence[str], sustained: str | None, picture: Path | None, *, loadgen: bool, logs: Path | None
+    backends: Sequence[str],
+    sustained: str | None,
+    streams: int | None,
+    picture: Path | None,
+    *,
+    loadgen: bool,
+    logs: Path | None,
 ) -> None:
     """Refuse options that measure, beside --board."""
     given = {
         "--backend": backends,
         "--sustained": sustained,
+        "--streams": streams,
         "--picture": picture,
         "--loadgen": loadgen,
         "--loadgen-logs": logs,
@@ -175,6 +197,16 @@ def _check_sustained(backends: Sequence[str], *, loadgen: bool, logs: Path | Non
         raise click.UsageError("--sustained and --loadgen are two measurements: leave one of them out")
     if len(backends) > 1:
         raise click.UsageError("--sustained runs one backend: name one")
+
+
+def _check_streams(backends: Sequence[str], sustained: str | None, *, loadgen: bool, logs: Path | None) -> None:
+    """Refuse options that --streams has no use for."""
+    given = {"--sustained": sustained, "--loadgen": loadgen, "--loadgen-logs": logs}
+    wrong = [name for name, value in given.items() if value]
+    if wrong:
+        raise click.UsageError(f"--streams and {wrong[0]} are two measurements: leave one of them out")
+    if any(name != "cpu" for name in backends):
+        raise click.UsageError("--streams measures the CPU: an accelerator runs one inference at a time")
 
 
 def _draw(verdict: Selection, title: str, picture: Path, *, asked: bool) -> None:

@@ -16,7 +16,7 @@ from agent.text import plain
 
 if TYPE_CHECKING:
     from agent.apps.screening import ScreeningPoint
-    from agent.compute.infer.choice import Measurement, Selection
+    from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement
     from agent.compute.infer.sustained import SustainedRun
     from agent.optimise.calibrate import CalibrationResult
     from agent.optimise.evaluation.operating import Found
@@ -212,6 +212,26 @@ def _add_temperatures(axes: Any, run: SustainedRun) -> None:
     right.set_ylabel("°C (orange)")
     if (limit_c := warm[-1].board.limit_c) is not None:
         right.axhline(limit_c, color="tab:orange", linestyle=":")
+
+
+def draw_splits(found: Sequence[SplitMeasurement], title: str, path: Path) -> None:
+    """Draw how many inferences several streams get together with each number of threads.
+
+    Raises:
+        VedetteError: matplotlib is missing, or the picture cannot be written.
+    """
+    figure = _figure(2.0 + 0.4 * len(found))
+    axes = figure.add_subplot()
+    places = range(len(found))
+    axes.barh(places, [one.per_s for one in found])
+    axes.set_yticks(
+        places, [f"{one.threads} thread{'s' * (one.threads != 1)}, {one.at_once} at once" for one in found]
+    )
+    axes.set(xlabel="inferences per second of all streams")
+    axes.invert_yaxis()
+    axes.grid(alpha=0.3, axis="x")
+    _entitle(figure, title)
+    _save(figure, path)
 
 
 def _spread(timed: Sequence[Measurement]) -> float:

@@ -22,11 +22,11 @@ from msgspec.structs import replace
 from agent.compute.infer.backends import fallback_spec, opens_at_once, resolve_backend
 from agent.compute.infer.choice import Selection
 from agent.compute.infer.session import AUTO, CPU, BackendSpec, Session, SessionOptions, SwappableSession
-from agent.compute.infer.sharing import SessionPools
+from agent.compute.infer.sharing import SessionPools, is_shareable
 from agent.compute.infer.vetting.vetting import Vetting
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
-from agent.daemon.measurements import StoredMeasurements, VettingRecord
+from agent.daemon.measurements import StoredMeasurement, StoredMeasurements, VettingRecord
 from agent.errors import VedetteError
 from agent.models.files import is_packaged
 from agent.models.library import golden
@@ -45,6 +45,17 @@ class _Candidate(Struct, frozen=True):
     session: weakref.ref[SwappableSession]
     model: weakref.ref[Model]
     options: SessionOptions
+
+    def shares(self, model: Model, options: SessionOptions) -> bool:
+        """Return True if it is open, and of this model with these options."""
+        session, own = self.session(), self.model()
+        if session is None or session.closed or own is None:
+            return False
+        return (own.sha256, own.manifest.variants, self.options) == (
+            model.sha256,
+            model.manifest.variants,
+            options,
+        )
 
 
 class AutoBackend:
@@ -82,14 +93,27 @@ class AutoBackend:
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
-        selected = None if made is None else self._measurements.select(made, found, options.threads)
+        streams = 1 + len(self._sharing(model, options))
+        selected = None if made is None else self._measurements.select(made, found, options.threads, streams)
         session = self._on_cpu(model, BackendSpec() if selected is None else selected.cpu, options)
         job = _Candidate(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
             self._open = [one for one in self._open if one.session() is not None] + [job]
-        if selected is None or selected.chosen != selected.cpu:
+        sharing = self._sharing(model, options)  # with one more stream, other threads may suit all of them
+        if len(sharing) > 1:
+            for one in sharing:
+                self._queue(one)
+        elif selected is None or selected.chosen != selected.cpu:
             self._queue(job)
         return session
+
+    def _sharing(self, model: Model, options: SessionOptions) -> list[_Candidate]:
+        """Return the open sessions whose streams take turns on the model, on the CPU."""
+        if options.threads:
+            return []
+        with self._lock:
+            found = [one for one in self._open if one.shares(model, options)]
+        return found if found and is_shareable(model) else []
 
     def _warn_if_root(self, model: Model) -> None:
         """Warn once that this process opens models as root; models of installed packages are trusted."""
@@ -170,7 +194,17 @@ class AutoBackend:
             log.info("%s: measuring the backends of this board", model.path)
             made = self._measurements.measure_and_store(model, found, self._check_open)
             _log_selection(model, self._measurements.select(made, found, job.options.threads))
-        self._exchange(job, model, self._measurements.select(made, found, job.options.threads))
+        streams = max(1, len(self._sharing(model, job.options)))
+        selected = self._measurements.select(made, found, job.options.threads, streams)
+        if selected.chosen == selected.cpu and self._measurements.lacks_split(made, streams):
+            if not measure:
+                self._waiting.append(job)
+                return
+            log.info("%s: measuring how %d streams share the cores", model.path, streams)
+            made = self._measurements.measure_splits_and_store(model, made, streams, self._check_open)
+            _log_splits(model, made, streams)
+            selected = self._measurements.select(made, found, job.options.threads, streams)
+        self._exchange(job, model, selected)
 
     def _check_open(self, what: str) -> None:
         log.debug("measuring %s", what)
@@ -198,6 +232,19 @@ class AutoBackend:
             session.swap_to(self._pools.open_cpu(model, options, self.vetting), plan)
         else:
             session.swap_to(self._failover(model, plan, options), plan)
+
+
+def _log_splits(model: Model, made: StoredMeasurement, streams: int) -> None:
+    for one in made.splits:
+        if one.streams == min(streams, os.cpu_count() or 1):
+            gives = one.refused or f"{one.per_s:.0f} inferences per second, {one.cpu_ms:.2f} ms of CPU time each"
+            log.info(
+                "%s: %s with %s: %s",
+                model.path,
+                plural(one.streams, "stream"),
+                plural(one.threads, "thread"),
+                gives,
+            )
 
 
 def _log_selection(model: Model, selected: Selection) -> None:

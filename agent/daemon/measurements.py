@@ -18,12 +18,13 @@ from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from agent import __version__
 from agent.board.identity import read_board
 from agent.board.proc import read_memory
 from agent.board.thermal import OtherLoad
-from agent.compute.infer.choice import Measurement, Selection, decide
+from agent.compute.infer.choice import Measurement, Selection, SplitMeasurement, best_split, decide
 from agent.compute.infer.delegates import DelegateProbe, probe_delegates
 from agent.compute.infer.litert import RUNTIMES, Runtime, load_runtime, runtime_version
 from agent.compute.infer.session import BackendSpec
@@ -141,6 +142,7 @@ class StoredMeasurement(Struct, frozen=True):
         measured: every candidate that was tried, or is missing on this board.
         at: when, UTC.
         busy: share of the processor that other processes used, 0..1; above about 0.25 the times are unreliable.
+        splits: what several streams of the model get, for each number of streams that was measured.
     """
 
     version: int
@@ -149,6 +151,7 @@ class StoredMeasurement(Struct, frozen=True):
     measured: tuple[Measurement, ...]
     at: datetime
     busy: Annotated[float, Meta(ge=0.0, le=1.0)]
+    splits: tuple[SplitMeasurement, ...] = ()
 
 
 class StoredMeasurements:
@@ -217,6 +220,43 @@ class StoredMeasurements:
         )
         return StoredMeasurement(_VERSION, now, files, measured, datetime.now(UTC), round(busy.share(), 3))
 
+    def lacks_split(self, made: StoredMeasurement, streams: int) -> bool:
+        """Return True if there is a choice for so many streams, and it was not measured what they get."""
+        count = self._counted(streams)
+        return count > 1 and self._threads_max > 1 and all(one.streams != count for one in made.splits)
+
+    def measure_splits_and_store(
+        self, model: Model, made: StoredMeasurement, streams: int, progress: Callable[[str], None]
+    ) -> StoredMeasurement:
+        """Measure what so many streams get, and store that beside what was measured before.
+
+        `progress` is as of `measure_and_store`.
+
+        Raises:
+            ModelError, BackendError: not even the CPU runs the model.
+        """
+        from agent.compute.infer.split import measure_splits
+
+        splits = measure_splits(
+            model,
+            self._counted(streams),
+            read_board().cores,
+            self._threads_max,
+            inputs=golden(model),
+            spare_mb=spare_memory_mb(),
+            progress=progress,
+        )
+        made = replace(made, splits=(*made.splits, *splits))
+        try:
+            self.store(model, made)
+        except StorageError as error:
+            log.warning("%s; measuring again after the next start", error)
+        return made
+
+    def _counted(self, streams: int) -> int:
+        """Return the number to measure: more streams than cores wait for a turn, and change nothing."""
+        return min(streams, read_board().cores)
+
     def store(self, model: Model, made: StoredMeasurement) -> None:
         """Write a measurement. Raises StorageError if that fails."""
         self._files.write(model.manifest.name, _key(model), msgspec.json.encode(made))
@@ -228,8 +268,13 @@ class StoredMeasurements:
         except StorageError as error:
             log.warning("%s; measuring again after the next start", error)
 
-    def select(self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0) -> Selection:
-        """Select the best backend, see `decide`."""
+    def select(
+        self, made: StoredMeasurement, found: Sequence[DelegateProbe], threads: int = 0, streams: int = 1
+    ) -> Selection:
+        """Select the best backend, see `decide`; for several streams with the threads that suit all of them."""
+        count = self._counted(streams)
+        split = best_split(made.splits, count, self.selection.by) if count > 1 and not threads else None
+        threads = split.threads if split is not None else threads
         return decide(made.measured, found, self.selection.by, threads)
 
     @property
@@ -258,6 +303,9 @@ def _implausible(made: StoredMeasurement) -> str:
             return f"{one.name[:60]!r} with {one.threads} threads; at most {most} were measured"
         if not one.refused and not (one.here and one.p50_ms > 0.0):
             return f"{one.name[:60]!r} has no time"
+    for split in made.splits:
+        if not 1 <= split.threads <= most:
+            return f"{split.threads} threads for {split.streams} streams; at most {most} were measured"
     if all(one.refused for one in made.measured if one.name == cpu):
         return "no measurement of the CPU"
     return ""

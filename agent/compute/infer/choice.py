@@ -152,6 +152,56 @@ WORTH_A_THREAD = 0.97
 """More threads must save at least 3 %: the choice shall be within 5 % of the best, with errors of measurement."""
 
 
+class SplitMeasurement(Struct, frozen=True):
+    """What several streams of one model get together with so many threads for an inference.
+
+    Attributes:
+        streams: that ask for inferences without a pause.
+        threads: of an inference.
+        at_once: inferences that run side by side; the other streams wait for a turn.
+        per_s: inferences per second of all streams together.
+        latency_ms: mean time that a stream waits for its answer, with the wait for a turn.
+        cpu_ms: CPU time of one inference.
+        least_share: inferences of the stream that got the fewest, by the mean of all.
+        refused: why it could not be measured; empty: it was.
+    """
+
+    streams: Annotated[int, Meta(ge=1, le=64)]
+    threads: Annotated[int, Meta(ge=1, le=64)]
+    at_once: Annotated[int, Meta(ge=1, le=128)]
+    per_s: _Amount = 0.0
+    latency_ms: _Amount = 0.0
+    cpu_ms: _Amount = 0.0
+    least_share: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
+    refused: str = ""
+
+
+def side_by_side(cores: int, threads: int) -> int:
+    """Return how many inferences keep the CPU busy: of several threads some wait for the others at times."""
+    return max(1, cores // threads) + (threads > 1)
+
+
+def best_split(measured: Sequence[SplitMeasurement], streams: int, by: By) -> SplitMeasurement | None:
+    """Return the best way for so many streams, or for the nearest number that was measured; None: there is none.
+
+    By `latency` it gives the most inferences, by `energy` the least CPU time of each. More threads must be worth
+    it, see `WORTH_A_THREAD`.
+    """
+    usable = [one for one in measured if not one.refused and one.per_s > 0.0]
+    if not usable:
+        return None
+    nearest = min((one.streams for one in usable), key=lambda count: (abs(count - streams), -count))
+    best = None
+    for one in sorted((one for one in usable if one.streams == nearest), key=lambda one: one.threads):
+        if best is None or _split_cost(one, by) < WORTH_A_THREAD * _split_cost(best, by):
+            best = one
+    return best
+
+
+def _split_cost(one: SplitMeasurement, by: By) -> float:
+    return one.cpu_ms if by == "energy" else 1.0 / one.per_s
+
+
 class Selection(Struct, frozen=True):
     """The chosen backend, and what it was chosen from.
 

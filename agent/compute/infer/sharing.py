@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.compute.infer.choice import side_by_side
 from agent.compute.infer.pool import PoolRules, SessionPool, Ticket, described
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.errors import ModelError
@@ -192,7 +193,7 @@ class SessionPools:
 
         vetting.check(model, options)  # first: a broken file is refused there
         threads = options.threads or default_threads(self._cores)
-        rules = PoolRules(_side_by_side(self._cores, threads), hangs_s=_HANGS_S)
+        rules = PoolRules(side_by_side(self._cores, threads), hangs_s=_HANGS_S)
         # An inference of a less important stream runs with less weight: no other may wait for it.
         key = replace(_key(model, BackendSpec(threads=threads), options), priority=options.priority)
         return self._open(key, model, options, partial(vetting.open, model, options), rules)
@@ -253,11 +254,6 @@ def _key(model: Model, plan: BackendSpec, options: SessionOptions, *, in_failove
     settings = plan.backend, plan.kind, plan.library, tuple(sorted(plan.settings.items()))
     threads = options.threads or plan.threads
     return _Key(model.sha256, len(model.content), variants, settings, threads, in_failover=in_failover)
-
-
-def _side_by_side(cores: int, threads: int) -> int:
-    """Return how many inferences keep the CPU busy: of several threads some wait for the others at times."""
-    return max(1, cores // threads) + (threads > 1)
 
 
 def is_shareable(model: Model) -> bool:

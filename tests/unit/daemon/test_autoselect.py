@@ -19,15 +19,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from agent.board.identity import read_board
 from agent.compute.infer import benchmark as selecting
+from agent.compute.infer import split as splitting
 from agent.compute.infer.backends import open_session
-from agent.compute.infer.choice import Measurement
+from agent.compute.infer.choice import Measurement, SplitMeasurement
 from agent.compute.infer.failover import FailoverSession
 from agent.compute.infer.litert import CpuSession
 from agent.compute.infer.session import Session, SessionOptions, SwappableSession
 from agent.compute.infer.sharing import SharedSession
 from agent.compute.manifest import Model
 from agent.config import SelectionConfig
+from agent.daemon import measurements
 from agent.daemon.autoselect import AutoBackend
 from agent.daemon.measurements import StoredMeasurement, StoredMeasurements
 from agent.errors import BackendError
@@ -182,6 +185,9 @@ def test_what_two_streams_open_at_the_same_moment_is_not_forgotten(
             if not held.is_set():
                 held.set()
                 second.wait(0.3)
+
+        def shares(self, *_: object) -> bool:
+            return False
 
     chooser._open.append(cast("Any", Slow()))
     sessions: list[SwappableSession] = []
@@ -437,3 +443,32 @@ def test_without_a_chooser_auto_is_the_cpu(model: Model) -> None:
     session = open_session(model, "auto", SessionOptions())
     assert isinstance(session, CpuSession)
     session.close()
+
+
+def test_streams_of_one_model_get_the_threads_that_suit_all_of_them(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the two measurements find is replaced, since it depends on the machine; all else is real."""
+    alone = tuple(Measurement("cpu", threads=count, p50_ms=10.0 / count, cpu_ms=10.0) for count in (1, 2))
+    counts: list[int] = []
+
+    def measure_splits(model: Model, streams: int, *_: object, **__: object) -> tuple[SplitMeasurement, ...]:
+        counts.append(streams)
+        return tuple(SplitMeasurement(streams, count, 2, per_s=100.0 / count) for count in (1, 2))
+
+    monkeypatch.setattr(selecting, "survey", lambda *_, **__: alone)
+    monkeypatch.setattr(splitting, "measure_splits", measure_splits)
+    monkeypatch.setattr(measurements, "read_board", lambda: replace(read_board(), cores=2))
+    chooser = AutoBackend(SelectionConfig(candidates=(), threads_max=2, after_s=0.0), tmp_path)
+    first = opened(chooser, model)
+    wait_for(lambda: first.plan.threads == 2)
+    second = opened(chooser, model)
+    wait_for(lambda: first.plan.threads == second.plan.threads == 1)
+    for session in (first, second):
+        answers(session, 7)
+    third = opened(chooser, model)
+    assert third.plan.threads == 1
+    assert counts == [2]
+    for session in (first, second, third):
+        session.close()
+    chooser.close()

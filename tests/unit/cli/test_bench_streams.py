@@ -1,0 +1,65 @@
+"""`vedette bench --streams`: real worker processes of a small model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from agent.cli.main import vedette
+from agent.compute.infer import split
+from tests.support.doubles import person_model
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(split, "TURN_S", 0.05)
+
+
+def call(*args: object) -> Result:
+    return CliRunner().invoke(vedette, ["bench", *map(str, args)])
+
+
+def test_a_table_names_the_best_number_of_threads(tmp_path: Path) -> None:
+    done = call(person_model(tmp_path), "--streams", 3)
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    assert lines[0].split()[:3] == ["threads", "at", "once"]
+    assert sum(line.startswith("→") for line in lines) == 1
+    assert lines[-2].startswith("best: ") or lines[-1].startswith("best: ")
+
+
+def test_json_and_a_picture(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "streams.png"
+    done = call(person_model(tmp_path), "--streams", 2, "--json", "--picture", picture)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["streams"] == 2
+    assert found["threads"] in {one["threads"] for one in found["measured"]}
+    assert all(one["per_s"] > 0 and one["least_share"] > 0.5 for one in found["measured"])
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--streams", 0), "not in the range"),
+        (("--streams", 2, "--loadgen"), "two measurements"),
+        (("--streams", 2, "--sustained", "1s"), "two measurements"),
+        (("--streams", 2, "--backend", "gpu"), "measures the CPU"),
+        (("--streams", 2, "--board", "pi4b"), "predicts"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tmp_path: Path, options: tuple[object, ...], why: str) -> None:
+    done = call(person_model(tmp_path), *options)
+    assert done.exit_code == 2
+    assert why in done.output
+
+
+def test_a_model_whose_streams_do_not_share_is_refused() -> None:
+    done = call("small-speech", "--streams", 2)
+    assert done.exit_code == 2
+    assert "session of its own" in done.output
