@@ -67,8 +67,8 @@ class PacketFacts(Struct, frozen=True, gc=False):
     at_ns: int
 
 
-class Limits(Struct, frozen=True):
-    """Limits of a policy.
+class DecodeLimits(Struct, frozen=True):
+    """DecodeLimits of a policy.
 
     Attributes:
         check_s: least time between two key frames that are decoded while nothing happens, s.
@@ -90,7 +90,7 @@ class Limits(Struct, frozen=True):
     packets: int = 1500
 
 
-class Step(NamedTuple, Generic[P]):
+class DecodeStep(NamedTuple, Generic[P]):
     """One packet to decode.
 
     Attributes:
@@ -198,14 +198,14 @@ class DecodePolicy(Generic[P]):
         kept_bytes: size of the packets in memory.
     """
 
-    def __init__(self, choice: DecodeChoice = "auto", limits: Limits | None = None) -> None:
+    def __init__(self, choice: DecodeChoice = "auto", limits: DecodeLimits | None = None) -> None:
         """Start with everything decoded.
 
         Args:
             choice: `capture.decode`.
             limits: None: the usual ones.
         """
-        self._choice, self._limits = choice, limits or Limits()
+        self._choice, self._limits = choice, limits or DecodeLimits()
         self.mode = DecodeMode.FULL
         self.kept_bytes = 0
         self._kept: deque[P] = deque()
@@ -216,13 +216,13 @@ class DecodePolicy(Generic[P]):
         self._alert_s = self._limits.alert_s
         self._suspects = self._has_started = self._overflows = False
 
-    def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[Step[P]]:
+    def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
         if self._choice == "full":
-            return [Step(packet)]
+            return [DecodeStep(packet)]
         if self._choice == "keyframes":
             self.mode = DecodeMode.KEYFRAMES
-            return [Step(packet, restart=True, alone=True)] if facts.keyframe else []
+            return [DecodeStep(packet, restart=True, alone=True)] if facts.keyframe else []
         self._judge(facts, demand)
         if facts.at_ns < self._until_ns or demand.mode is DecodeMode.FULL or self._overflows:
             return self._decode_all(packet, facts)
@@ -246,23 +246,25 @@ class DecodePolicy(Generic[P]):
             self._suspects = False
             self._alert_s = max(limits.alert_s, 0.5 * self._alert_s)
 
-    def _decode_all(self, packet: P, facts: PacketFacts) -> list[Step[P]]:
+    def _decode_all(self, packet: P, facts: PacketFacts) -> list[DecodeStep[P]]:
         """Decode what was kept, and this packet."""
         if facts.keyframe:
             self._overflows = False
         self.mode = DecodeMode.FULL
         steps = self._caught_up()
-        steps.append(Step(packet))
+        steps.append(DecodeStep(packet))
         self._shown_ns = facts.at_ns
         return steps
 
-    def _caught_up(self) -> list[Step[P]]:
-        steps = [Step(one, restart=not number and not self._follows) for number, one in enumerate(self._kept)]
+    def _caught_up(self) -> list[DecodeStep[P]]:
+        steps = [
+            DecodeStep(one, restart=not number and not self._follows) for number, one in enumerate(self._kept)
+        ]
         self._forget()
         self._follows = True
         return steps
 
-    def _decode_little(self, packet: P, facts: PacketFacts, demand: Demand) -> list[Step[P]]:
+    def _decode_little(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Keep a packet, and decode it if it is a key frame that is due."""
         if self._suspects:
             self._suspects = False
@@ -277,7 +279,7 @@ class DecodePolicy(Generic[P]):
         self.kept_bytes += facts.size
         if facts.keyframe and (alert or unseen_s >= self._limits.check_s):
             self._shown_ns = facts.at_ns
-            return [Step(packet, restart=True, alone=True)]
+            return [DecodeStep(packet, restart=True, alone=True)]
         if self.kept_bytes > self._limits.bytes or len(self._kept) >= self._limits.packets:
             self._overflows = True
         if self._overflows or unseen_s >= self._limits.blind_s:

@@ -151,10 +151,10 @@ def _measured(viewers: list[list[_Viewer]]) -> list[list[float]]:
 def _serve(place: Place, clip: Path, ready: Any) -> None:
     seconds = max(8, place.seconds)
     gop = f"keyint={place.seconds * FPS}:min-keyint={place.seconds * FPS}:scenecut=0"
-    options = {"preset": "veryfast", "tune": "zerolatency", "x264_params": gop}
+    options = {"preset": "veryfast", "tune": "zerolatency", "x264-params": gop}
     if place.codec == "libx265":
-        options = {"preset": "ultrafast", "tune": "zerolatency", "x265_params": f"{gop}:log-level=none:bframes=0"}
-    units = packet_camera.encode(_pictures(place, clip, seconds * FPS), place.codec, FPS, **options)
+        options = {"preset": "ultrafast", "tune": "zerolatency", "x265-params": f"{gop}:log-level=none:bframes=0"}
+    units = packet_camera.encode(_pictures(place, clip, seconds * FPS), place.codec, FPS, options=options)
     name = "H265" if place.codec == "libx265" else "H264"
     with packet_camera.PacketCamera(units, codec=name, fps=FPS) as camera:
         ready.put(camera.uri)
@@ -266,7 +266,7 @@ def events(args: argparse.Namespace) -> dict[str, float]:
             visits = plan(seconds, len(street.walkers), np.random.default_rng((args.seed, number)))
             pictures = street.pictures(visits, seconds, weather, 100 * args.seed + number)
             encode(path, pictures, Encoding(gop=10 * gop_s))
-            full, ours = (watch(path, args.model, decode) for decode in ("full", "auto"))  # type: ignore[arg-type]
+            full, ours = (watch(path, args.model, decode) for decode in ("full", "auto"))
             _compare(kept, visits, full, ours)
             print(
                 f"{weather}, key frame every {gop_s} s: {ours.camera.cpu_s / full.camera.cpu_s:.2f} of the time, "
