@@ -72,6 +72,7 @@ class DecodeLimits(Struct, frozen=True):
 
     Attributes:
         check_s: least time between two key frames that are decoded while nothing happens, s.
+        intra_s: the same where each picture is a key frame, as of MJPEG: their sizes show no motion, s.
         blind_s: longest time without a picture, however rare key frames are, s.
         hold_s: time for which everything is decoded after the newest reason, s.
         start_s: time for which everything is decoded at the beginning, s.
@@ -81,6 +82,7 @@ class DecodeLimits(Struct, frozen=True):
     """
 
     check_s: float = 8.0
+    intra_s: float = 0.2
     blind_s: float = 12.0
     hold_s: float = 2.0
     start_s: float = 3.0
@@ -214,7 +216,7 @@ class DecodePolicy(Generic[P]):
         self._sizes = SizeWatch()
         self._until_ns = self._alert_ns = self._shown_ns = -1
         self._alert_s = self._limits.alert_s
-        self._suspects = self._has_started = self._overflows = False
+        self._suspects = self._has_started = self._overflows = self._after_key = False
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
@@ -272,12 +274,14 @@ class DecodePolicy(Generic[P]):
         alert = demand.mode is DecodeMode.KEYFRAMES or facts.at_ns < self._alert_ns
         self.mode = DecodeMode.KEYFRAMES if alert else DecodeMode.PACKETS
         unseen_s = (facts.at_ns - self._shown_ns) / _S
+        check_s = self._limits.intra_s if facts.keyframe and self._after_key else self._limits.check_s
+        self._after_key = facts.keyframe
         if facts.keyframe:
             self._forget()
             self._follows = False
         self._kept.append(packet)
         self.kept_bytes += facts.size
-        if facts.keyframe and (alert or unseen_s >= self._limits.check_s):
+        if facts.keyframe and (alert or unseen_s >= check_s):
             self._shown_ns = facts.at_ns
             return [DecodeStep(packet, restart=True, alone=True)]
         if self.kept_bytes > self._limits.bytes or len(self._kept) >= self._limits.packets:

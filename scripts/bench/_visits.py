@@ -117,15 +117,15 @@ def plan(seconds: float, walkers: int, random: np.random.Generator) -> list[Visi
     now_s = 12.0
     while True:
         kind = int(random.integers(3))
-        height = float(random.uniform(0.1, 0.16) if kind == 2 else random.uniform(0.2, 0.4))
-        lasts_s = float(random.uniform(25.0, 40.0) if kind == 1 else random.uniform(8.0, 16.0))
+        height = float(random.uniform(0.12, 0.18) if kind == 2 else random.uniform(0.2, 0.32))
+        lasts_s = float(random.uniform(20.0, 30.0) if kind == 1 else random.uniform(8.0, 16.0))
         if now_s + lasts_s > seconds - 5.0:
             return found
         y = float(random.uniform(0.45, 0.6) if kind == 2 else random.uniform(0.7, 0.95))
         found.append(
             Visit(now_s, now_s + lasts_s, int(random.integers(walkers)), height, y, bool(random.integers(2)))
         )
-        now_s += lasts_s + float(random.uniform(15.0, 40.0))
+        now_s += lasts_s + float(random.uniform(12.0, 25.0))
 
 
 def _walkers(pictures: Sequence[Image], empty: Image) -> list[Walker]:

@@ -125,6 +125,11 @@ def test_a_camera_without_key_frames_is_looked_at_every_twelve_seconds() -> None
     assert encoder.number - numbers[-1] <= 12 * FPS
 
 
+def test_pictures_without_any_prediction_are_looked_at_five_times_a_second() -> None:
+    policy, encoder = settled(gop=1)
+    assert 45 <= len(run(policy, encoder, 10.0)) <= 50
+
+
 def test_key_frames_alone_are_decoded_on_request_whatever_happens() -> None:
     policy = DecodePolicy[int]("keyframes")
     steps = run(policy, Encoder(), 20.0, MOVED, factor=3.0)
