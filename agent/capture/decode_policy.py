@@ -81,7 +81,7 @@ class DecodeLimits(Struct, frozen=True):
         bytes, packets: most that is kept. Beyond it all is decoded until the next key frame.
     """
 
-    check_s: float = 8.0
+    check_s: float = 4.0
     intra_s: float = 0.2
     blind_s: float = 12.0
     hold_s: float = 2.0
@@ -114,11 +114,11 @@ _AFTER_KEY = 8
 """Packets after a key frame that are kinds of their own: they are smaller."""
 _LEAST_DEVIATION = 0.01
 """Least deviation of the logarithm of sizes: encoders vary a little even where the picture does not."""
-_SLACK = 1.0
+_SLACK = 0.5
 """Deviations by which a size may exceed the usual one without adding to the sum."""
 _CLIPPED = 3.0
 """A packet changes what is usual by at most so many deviations."""
-_LIMIT, _LIMIT_MIN, _LIMIT_MAX = 7.0, 5.0, 30.0
+_LIMIT, _LIMIT_MIN, _LIMIT_MAX = 8.0, 6.0, 30.0
 _RAISED, _LOWERED = 1.3, 0.7
 """Factors on the limit after a false alarm, and after motion that was not noticed."""
 
