@@ -7,7 +7,17 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Problem = Literal[
-    "dark", "frozen", "blurred", "covered", "moved", "tilted", "silent", "clipped", "humming", "constant"
+    "dark",
+    "frozen",
+    "blurred",
+    "covered",
+    "moved",
+    "tilted",
+    "silent",
+    "clipped",
+    "humming",
+    "constant",
+    "drift",
 ]
 """What is wrong with a stream whose inputs come."""
 

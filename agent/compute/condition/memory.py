@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 from msgspec import Meta, Struct
 
+from agent.compute.condition.drift import DriftMemory
 from agent.compute.condition.looks import LOOKS, SETTLED
 from agent.compute.condition.view import TILES, WIDTH, Floats, LearnedView
 
@@ -39,6 +40,7 @@ class CameraMemory(Struct, frozen=True):
         where: describes that, at most 64 characters.
         zones: describes the zones that were drawn on the learned view.
         origin: of which pictures it was learned; that of others is of no use.
+        answers: what the model usually answers; None: nothing is known.
     """
 
     looks: tuple[PackedView, ...]
@@ -46,6 +48,7 @@ class CameraMemory(Struct, frozen=True):
     where: Annotated[str, Meta(max_length=64, pattern=r"^[ -~°]*$")] = ""
     zones: str = ""
     origin: str = ""
+    answers: DriftMemory | None = None
 
 
 def pack_looks(looks: list[LearnedView]) -> tuple[PackedView, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -11,6 +11,7 @@ from agent.comms.messages import ConditionMessage, StreamProblem
 from agent.comms.reporter import Reporter
 from agent.config.condition import Problem
 from agent.errors import CommandError
+from agent.types import Event
 
 log = logging.getLogger(__name__)
 _POLL_NS = 1_000_000_000
@@ -25,6 +26,7 @@ TEXTS: Mapping[Problem, str] = {
     "clipped": "the sound is clipped",
     "humming": "the microphone hums",
     "constant": "the model gives one answer to everything",
+    "drift": "the model's answers have changed",
 }
 
 
@@ -46,8 +48,20 @@ class Watcher(Protocol):
         """Record that no inputs come."""
         ...
 
+    def observe(self, events: Sequence[Event]) -> None:
+        """Learn from what the model has found."""
+        ...
+
+    def pass_time(self, now_ns: int) -> None:
+        """Let time pass, up to the capture of the newest input, ns."""
+        ...
+
     def store(self, now_ns: int, *, at_once: bool) -> None:
         """Write what was learned, if that is due."""
+        ...
+
+    def close(self) -> None:
+        """Write what was learned: the stream ends."""
         ...
 
 
@@ -71,12 +85,18 @@ class StreamCondition:
         """Describe the problems that last, in a line; empty: there are none."""
         return "; ".join(self._describe(problem, one.detail) for problem, (one, _) in self._told.copy().items())
 
+    def observe(self, events: Sequence[Event]) -> None:
+        """Learn from events, as far as nothing is wrong with the inputs."""
+        if not self._told.keys() - {"drift"}:
+            self._watcher.observe(events)
+
     def poll(self, now_ns: int, at: datetime) -> None:
         """Tell what has begun or ended, with the time of capture of the newest input."""
         self._now_ns = now_ns
         if 0 < self._next_ns - now_ns <= _POLL_NS:
             return
         self._next_ns = now_ns + _POLL_NS
+        self._watcher.pass_time(now_ns)
         found = self._watcher.problems
         changed = found.keys() != self._told.keys()
         if changed:
@@ -101,7 +121,7 @@ class StreamCondition:
 
     def close(self) -> None:
         """Write what was learned, and tell nothing any more: the stream ends."""
-        self._watcher.store(self._now_ns, at_once=True)
+        self._watcher.close()
         self._reporter.clear_condition()
 
     def _suspend(self, found: Mapping[Problem, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -21,6 +21,7 @@ from agent.errors import NO_JSON, CommandError, StorageError
 from agent.storage.files import make_folder
 from agent.storage.state_file import StateFile
 from agent.structs import from_json
+from agent.types import Event
 
 if TYPE_CHECKING:
     from agent.compute.condition.memory import CameraMemory
@@ -67,6 +68,10 @@ def open_condition(
     return StreamCondition(name, watcher, reporter)
 
 
+_CLOSE_S = 2.0
+"""Longest wait for the disk when a stream ends, s."""
+
+
 class MicrophoneWatcher:
     """Problems of a microphone, and of a model that hears."""
 
@@ -93,8 +98,17 @@ class MicrophoneWatcher:
     def pause(self) -> None:
         self._microphone.pause()
 
+    def observe(self, events: Sequence[Event]) -> None:
+        """Nothing is learned of sounds: they come and go with the seasons."""
+
+    def pass_time(self, now_ns: int) -> None:
+        """Nothing takes days."""
+
     def store(self, now_ns: int, *, at_once: bool) -> None:
         """Nothing is kept: a microphone is known in three minutes."""
+
+    def close(self) -> None:
+        """Nothing is kept."""
 
 
 class CameraWatcher:
@@ -102,6 +116,7 @@ class CameraWatcher:
 
     def __init__(self, name: str, config: StreamConfig, vision: VideoPerception, folder: Path) -> None:
         from agent.compute.condition.camera import CameraCondition
+        from agent.compute.condition.drift import AnswerDrift
         from agent.compute.condition.model import ConstantAnswer
         from agent.compute.track.zones import describe_zones
 
@@ -111,6 +126,9 @@ class CameraWatcher:
         self._camera = CameraCondition(config.condition, describe_zones(config.zones), memory)
         self._answers = None if "constant" in config.condition.ignore else ConstantAnswer()
         vision.camera, vision.answers = self._camera, self._answers
+        self._drift = None
+        if "drift" not in config.condition.ignore:
+            self._drift = AnswerDrift(_answers_of(config, vision), memory.answers if memory else None)
         self._stored_ns: int | None = None
         self._is_kept = memory is not None
         self._writing: threading.Thread | None = None
@@ -121,6 +139,8 @@ class CameraWatcher:
         found = self._camera.problems
         if self._answers is not None and self._answers.active:
             found["constant"] = ""
+        if self._drift is not None and self._drift.drifted:
+            found["drift"] = self._drift.drifted
         return found
 
     def suspend_zones(self, suspended: bool) -> bool:
@@ -128,12 +148,22 @@ class CameraWatcher:
 
     def accept(self) -> None:
         self._camera.accept()
+        if self._drift is not None:
+            self._drift.accept()
+
+    def pass_time(self, now_ns: int) -> None:
+        if self._drift is not None:
+            self._drift.pass_time(now_ns)
+
+    def observe(self, events: Sequence[Event]) -> None:
+        if self._drift is not None:
+            self._drift.add(events)
 
     def pause(self) -> None:
         self._camera.pause()
 
     def store(self, now_ns: int, *, at_once: bool) -> None:
-        """Write what was learned once an hour, when the camera has moved or is back, and at the end."""
+        """Write what was learned once an hour, and when the camera has moved or is back."""
         self._stored_ns = now_ns if self._stored_ns is None else self._stored_ns
         is_due = not 0 <= now_ns - self._stored_ns < _STORE_NS
         moved = self._camera.has_moved
@@ -144,12 +174,25 @@ class CameraWatcher:
         if memory is None or self._waits:
             return
         self._stored_ns, self._is_kept = now_ns, not moved and bool(memory.looks)
-        content = msgspec.json.encode(replace(memory, origin=self._origin))
+        self._begin_writing(memory)
+
+    def close(self) -> None:
+        """Write what was learned, unless the disk is too slow for it."""
+        if self._writing is not None:
+            self._writing.join(_CLOSE_S)
+        memory = self._camera.remember()
+        if memory is not None and not (self._writing is not None and self._writing.is_alive()):
+            self._begin_writing(memory).join(_CLOSE_S)
+
+    def _begin_writing(self, memory: CameraMemory) -> threading.Thread:
+        answers = self._drift.remember() if self._drift is not None else None
+        content = msgspec.json.encode(replace(memory, origin=self._origin, answers=answers))
         # Another thread: a slow disk must not stop the pictures.
         self._writing = threading.Thread(
             target=self._write, args=(content,), name=f"condition-{self._name}", daemon=True
         )
         self._writing.start()
+        return self._writing
 
     def _write(self, content: bytes) -> None:
         try:
@@ -180,3 +223,9 @@ class CameraWatcher:
 def _origin(config: StreamConfig) -> str:
     """Return what tells the pictures of one camera, at one size, from others; it does not show a login."""
     return hashlib.sha256(f"{config.source} {config.crop} {config.gate.motion}".encode()).hexdigest()[:16]
+
+
+def _answers_of(config: StreamConfig, vision: VideoPerception) -> str:
+    """Return what tells the answers of one model, and what counts of them, from others."""
+    settings = f"{vision.model.sha256} {config.variant} {config.decode} {config.track.min_hits}"
+    return hashlib.sha256(settings.encode()).hexdigest()[:16]

@@ -176,6 +176,7 @@ class Pipeline(ABC, Generic[T]):
         self._now = item.captured_ns, item.captured_at
         result = self._process_item(item)
         if self.condition is not None:
+            self.condition.observe(result.events)
             self.condition.poll(*self._now)
         return result
 
@@ -225,6 +226,8 @@ class Pipeline(ABC, Generic[T]):
 
     def _publish(self, events: Sequence[Event], at: datetime) -> None:
         if events:
+            if self.condition is not None:
+                self.condition.observe(events)
             self._reporter.events(events, at, StageTimes(), *self._perception.answered_by)
             self._report_counts()
             if self._clips is not None:

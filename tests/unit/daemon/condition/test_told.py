@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 
 import msgspec
@@ -14,6 +14,7 @@ from agent.config import PublishConfig
 from agent.config.condition import Problem
 from agent.daemon.condition.told import TEXTS, StreamCondition
 from agent.errors import CommandError
+from agent.types import Event, Track
 from tests.support.doubles import Kept
 
 BEGAN = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -28,6 +29,7 @@ class Problems:
         self.suspensions: list[bool] = []
         self._has_zones = zones
         self.stored: list[bool] = []
+        self.observed, self.closed = 0, False
 
     def suspend_zones(self, suspended: bool) -> bool:
         self.suspensions.append(suspended)
@@ -38,6 +40,15 @@ class Problems:
 
     def pause(self) -> None:
         """Nothing is compared."""
+
+    def observe(self, events: Sequence[Event]) -> None:
+        self.observed += len(events)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def pass_time(self, now_ns: int) -> None:
+        """Nothing takes time."""
 
     def store(self, now_ns: int, *, at_once: bool) -> None:
         self.stored.append(at_once)
@@ -109,7 +120,7 @@ def test_what_was_learned_is_written_when_a_problem_begins_or_ends_and_at_the_en
     told.poll(2, moved="")
     told.poll(4, moved="")
     told.condition.close()
-    assert told.watcher.stored == [False, True, False, True]
+    assert (told.watcher.stored, told.watcher.closed) == ([False, True, False], True)
 
 
 def test_a_stopped_stream_has_no_condition() -> None:
@@ -124,3 +135,17 @@ def test_a_stopped_stream_has_no_condition() -> None:
 def test_a_microphone_has_no_view_to_accept() -> None:
     with pytest.raises(CommandError, match="stream front"):
         Told().condition.accept()
+
+
+def test_events_are_learned_from_unless_something_is_wrong_with_the_inputs() -> None:
+    told = Told()
+    event = Event("end", Track("t", "person", 0.5, 0.6, 3, BEGAN, BEGAN), "lost")
+    told.poll(0.0)
+    told.condition.observe([event])
+    assert told.watcher.observed == 1
+    told.poll(1.0, covered="")
+    told.condition.observe([event])
+    assert told.watcher.observed == 1
+    told.poll(2.0, drift="scores 0.40 instead of 0.70")
+    told.condition.observe([event])
+    assert told.watcher.observed == 2

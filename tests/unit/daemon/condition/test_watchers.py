@@ -16,10 +16,11 @@ from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
 from agent.config.condition import ConditionConfig
+from agent.daemon.condition.told import StreamCondition
 from agent.daemon.condition.watchers import FOLDER, is_watched, open_condition
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.models.library import open_model
-from agent.types import Frame, Image
+from agent.types import Event, Frame, Image, Track
 from tests.support.doubles import FrameList, Kept, person_model
 from tests.support.staged_camera import StagedCamera
 
@@ -149,3 +150,33 @@ def test_a_model_that_gives_one_answer_to_everything_is_told(tmp_path: Path) -> 
     stuck = StreamConfig("v4l2:/dev/video0", str(tmp_path / "stuck.toml"), gate=GateConfig(motion=False))
     passing = [(1, StagedCamera(seed % 5).view(0.01 * seed)) for seed in range(50)]
     assert "constant" in runs.run(stuck, *passing)
+
+
+def test_drift_of_the_answers_is_told_and_kept_over_a_restart(tmp_path: Path) -> None:
+    kept, watched = Kept(), config(tmp_path)
+    reporter = Reporter(Topics("vedette", "porch"), "front", watched.publish, ModelId("", ""), kept, kept)
+    vision = VideoPerception("front", watched, open_model(watched.model))
+
+    def days(condition: StreamCondition, first: int, *scores: float) -> None:
+        for day, score in enumerate(scores, first):
+            track = Track("t", "person", score, score, 3, BEGAN, BEGAN)
+            condition.observe([Event("end", track, "lost")] * 30)
+            condition.poll(day * 86_400 * 10**9, BEGAN + timedelta(days=day))
+
+    def opened() -> StreamCondition:
+        found = open_condition("front", watched, vision, reporter, tmp_path)
+        assert found is not None
+        return found
+
+    before = opened()
+    days(before, 0, *[0.7, 0.71] * 5, *[0.5] * 4)
+    assert before.text == "the model's answers have changed (scores 0.50 instead of 0.71)"
+    before.close()
+    after = opened()
+    days(after, 0, 0.5)
+    assert after.text.startswith("the model's answers have changed")
+    after.accept()
+    days(after, 1, 0.5)
+    assert after.text == ""
+    after.close()
+    vision.close()

@@ -1,0 +1,218 @@
+"""Drift of a model's answers on one camera: its scores or its labels are no longer what they were.
+
+A lens gets dirty, a web grows, a lamp is replaced, a file was quantised badly: all goes on, and less is found,
+with less certainty. Each day is compared with the days before, because a day has all of a place's lights and
+habits. A day has `LEAST` tracks, or goes on for another day.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Annotated, NamedTuple
+
+from msgspec import Meta, Struct
+
+from agent.types import Event
+
+DAY_S = 24 * 3600.0
+LEAST = 20
+"""Tracks that a day needs."""
+KNOWN, KEPT = 7, 28
+"""Days after which the usual is known: a week has all days of one; and most days that are kept."""
+_SURE_SCORE, _SURE_LABELS = 0.01, 0.02
+"""Least standard deviation of the mean score, and of the share of other labels: few days are alike by chance."""
+_ODD, _MOST = 1.25, 3.0
+"""Standard deviations that a day may differ by without being suspect, and most that count of one day."""
+_LIMIT, _FULL, _AGAIN = 6.0, 9.0, 3.0
+"""Sum of what exceeds that from which the answers have drifted, its most, and below which they are as before: a
+few odd days are holidays. Source of the method: Page, Continuous Inspection Schemes, Biometrika 41 (1954)."""
+_UNUSUAL = 2.0
+"""Standard deviations from which a day teaches nothing."""
+_LABELS_MAX = 64
+"""Most labels of a day that are counted apart."""
+_TOLD = 3
+"""Labels that are told."""
+
+_Sum = Annotated[float, Meta(ge=0.0, le=_FULL)]
+_Label = Annotated[str, Meta(max_length=200)]
+_Labels = Annotated[dict[_Label, Annotated[int, Meta(ge=1, le=10**9)]], Meta(max_length=_LABELS_MAX + 1)]
+_Scores = Annotated[dict[_Label, Annotated[float, Meta(ge=0.0, le=1e9)]], Meta(max_length=_LABELS_MAX + 1)]
+
+
+class Day(Struct, frozen=True):
+    """Tracks of a day by their label: number, and sum of their best scores."""
+
+    labels: _Labels
+    scores: _Scores
+
+
+class DriftMemory(Struct, frozen=True):
+    """What was learned, as it is written to a file.
+
+    Attributes:
+        model: whose answers they are.
+        days: of before, the oldest first.
+        today: the present day so far.
+        passed_s: its length so far, s.
+        sums: of what made the newest days suspect, for scores and for labels.
+        drifted: what has drifted, in words; empty: nothing.
+    """
+
+    model: str = ""
+    days: Annotated[tuple[Day, ...], Meta(max_length=KEPT)] = ()
+    today: Day = Day({}, {})
+    passed_s: Annotated[float, Meta(ge=0.0, le=1e9)] = 0.0
+    sums: tuple[_Sum, _Sum] = (0.0, 0.0)
+    drifted: Annotated[str, Meta(max_length=400)] = ""
+
+
+class AnswerDrift:
+    """Compares the tracks of each day with those of the days before. For one thread, but for `accept`.
+
+    Attributes:
+        drifted: what has drifted, in words; empty: nothing.
+    """
+
+    def __init__(self, model: str, memory: DriftMemory | None = None) -> None:
+        """Start with what was learned of this model, if anything. `model` identifies it and its settings."""
+        self._model = model
+        self._accepts = False
+        self._before_ns: int | None = None
+        known = memory if memory is not None and memory.model == model else DriftMemory()
+        self._days = list(known.days)
+        self._labels, self._scores = Counter(known.today.labels), dict(known.today.scores)
+        self._passed_s = known.passed_s
+        self._sums, self.drifted = Odd(*known.sums), known.drifted
+
+    def add(self, events: Sequence[Event]) -> None:
+        """Add the tracks that have ended."""
+        for event in events:
+            if event.kind == "end":
+                label = event.track.label
+                if label not in self._labels and len(self._labels) >= _LABELS_MAX:
+                    label = "…"
+                self._labels[label] += 1
+                score = min(1.0, max(0.0, event.track.best_score))
+                self._scores[label] = self._scores.get(label, 0.0) + score
+
+    def pass_time(self, now_ns: int) -> None:
+        """Let time pass, ns, and judge the day when it is over."""
+        if self._accepts:
+            self._accepts = False
+            self._days.clear()
+            self._sums, self.drifted = Odd(0.0, 0.0), ""
+        passed_s = 0.0 if self._before_ns is None else (now_ns - self._before_ns) / 1e9
+        self._before_ns = now_ns
+        before, self._passed_s = self._passed_s // DAY_S, self._passed_s + min(DAY_S, max(0.0, passed_s))
+        if self._passed_s // DAY_S > before and self._labels.total() >= LEAST:
+            self._end_day(Day(dict(self._labels), self._scores))
+
+    def accept(self) -> None:
+        """Learn anew what is usual, from now on. Any thread may call this."""
+        self._accepts = True
+
+    def remember(self) -> DriftMemory:
+        """Return what was learned."""
+        return DriftMemory(
+            self._model,
+            tuple(self._days),
+            Day(dict(self._labels), dict(self._scores)),
+            round(self._passed_s, 3),
+            (self._sums.scores, self._sums.labels),
+            self.drifted,
+        )
+
+    def _end_day(self, day: Day) -> None:
+        self._labels, self._scores, self._passed_s = Counter(), {}, 0.0
+        odd = compare(day, self._days) if len(self._days) >= KNOWN else Odd(0.0, 0.0)
+        self._sums = Odd(_add(self._sums.scores, odd.scores), _add(self._sums.labels, odd.labels))
+        self._judge(day)
+        if max(odd) < _UNUSUAL and not self.drifted:
+            self._days = [*self._days, day][-KEPT:]
+
+    def _judge(self, day: Day) -> None:
+        limit = _AGAIN if self.drifted else _LIMIT
+        words = []
+        if self._sums.scores >= limit:
+            words.append(describe_scores(day, self._days))
+        if self._sums.labels >= limit:
+            words.append(describe_labels(day, self._days))
+        self.drifted = "; ".join(words)
+
+
+def _add(total: float, odd: float) -> float:
+    return min(_FULL, max(0.0, total + min(_MOST, odd) - _ODD))
+
+
+class Odd(NamedTuple):
+    """By how many standard deviations of the days before a day has lower scores, and more of other labels."""
+
+    scores: float
+    labels: float
+
+
+def compare(day: Day, before: Sequence[Day]) -> Odd:
+    """Compare a day with two or more before."""
+    others = [_pooled([*before[:at], *before[at + 1 :]]) for at in range(len(before))]
+    usual = _pooled(before)
+    gains = [_gain(one, rest) for one, rest in zip(before, others, strict=True)]
+    apart = [difference(_shares(one), _shares(rest)) for one, rest in zip(before, others, strict=True)]
+    return Odd(
+        (fmean(gains) - _gain(day, usual)) / _deviation(gains, _SURE_SCORE),
+        (difference(_shares(day), _shares(usual)) - fmean(apart)) / _deviation(apart, _SURE_LABELS),
+    )
+
+
+def describe_scores(day: Day, before: Sequence[Day]) -> str:
+    """Return the mean score of a day in words, and what it would be by the days before."""
+    score = sum(day.scores.values()) / sum(day.labels.values())
+    return f"scores {score:.2f} instead of {score - _gain(day, _pooled(before)):.2f}"
+
+
+def describe_labels(day: Day, before: Sequence[Day]) -> str:
+    """Return in words which labels have become more or less frequent than in the days before."""
+    shares, usual = _shares(day), _shares(_pooled(before))
+    changes = {label: shares.get(label, 0.0) - usual.get(label, 0.0) for label in {**usual, **shares}}
+    worst = sorted(changes, key=lambda label: (-round(abs(changes[label]), 2), -changes[label]))[:_TOLD]
+    return ", ".join(
+        f"{label[:40]} {shares.get(label, 0):.0%} instead of {usual.get(label, 0):.0%}" for label in worst
+    )
+
+
+def _deviation(values: Sequence[float], least: float) -> float:
+    """Return the standard deviation of a new value from the mean of these."""
+    return max(least, stdev(values)) * sqrt(1.0 + 1.0 / len(values))
+
+
+def _pooled(days: Sequence[Day]) -> Day:
+    labels: Counter[str] = Counter()
+    scores: dict[str, float] = {}
+    for day in days:
+        labels.update(day.labels)
+        for label, score in day.scores.items():
+            scores[label] = scores.get(label, 0.0) + score
+    return Day(labels, scores)
+
+
+def _gain(day: Day, usual: Day) -> float:
+    """Return by how much the scores of a day are higher than the usual ones of its labels, on average.
+
+    A label that is not usual is left out: that it is there is told by the labels.
+    """
+    known = [label for label in day.labels if usual.labels.get(label, 0) > 0]
+    expected = sum(day.labels[label] * usual.scores[label] / usual.labels[label] for label in known)
+    count = sum(day.labels[label] for label in known)
+    return (sum(day.scores[label] for label in known) - expected) / count if count else 0.0
+
+
+def _shares(day: Day) -> dict[str, float]:
+    total = sum(day.labels.values())
+    return {label: count / total for label, count in day.labels.items()}
+
+
+def difference(one: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Return the total variation distance of two distributions, 0..1: the share that has other labels."""
+    return sum(abs(one.get(label, 0.0) - other.get(label, 0.0)) for label in {**one, **other}) / 2.0
