@@ -67,28 +67,32 @@ class PacketFacts(Struct, frozen=True, gc=False):
     at_ns: int
 
 
-class Limits(Struct, frozen=True):
-    """Limits of a policy.
+class DecodeLimits(Struct, frozen=True):
+    """DecodeLimits of a policy.
 
     Attributes:
         check_s: least time between two key frames that are decoded while nothing happens, s.
+        intra_s: the same where each picture is a key frame, as of MJPEG: their sizes show no motion, s.
         blind_s: longest time without a picture, however rare key frames are, s.
         hold_s: time for which everything is decoded after the newest reason, s.
         start_s: time for which everything is decoded at the beginning, s.
-        alert_s: time for which every key frame is decoded after motion that no packet has shown, s.
+        alert_s: time for which every key frame is decoded after motion that no packet has shown, s; it doubles
+            up to `alert_max_s` each time that this happens again.
         bytes, packets: most that is kept. Beyond it all is decoded until the next key frame.
     """
 
     check_s: float = 4.0
-    blind_s: float = 10.0
+    intra_s: float = 0.2
+    blind_s: float = 12.0
     hold_s: float = 2.0
     start_s: float = 3.0
     alert_s: float = 300.0
+    alert_max_s: float = 3600.0
     bytes: int = 8 * 1024 * 1024
     packets: int = 1500
 
 
-class Step(NamedTuple, Generic[P]):
+class DecodeStep(NamedTuple, Generic[P]):
     """One packet to decode.
 
     Attributes:
@@ -104,16 +108,18 @@ class Step(NamedTuple, Generic[P]):
 
 _SETTLE_S = 30.0
 """Time constant at which the usual size of packets is learned, s."""
-_YOUNG = 30
+_YOUNG = 20
 """Packets of a kind before its sizes are judged."""
-_LEAST_DEVIATION = 0.02
+_AFTER_KEY = 8
+"""Packets after a key frame that are kinds of their own: they are smaller."""
+_LEAST_DEVIATION = 0.01
 """Least deviation of the logarithm of sizes: encoders vary a little even where the picture does not."""
-_SLACK = 1.0
+_SLACK = 0.5
 """Deviations by which a size may exceed the usual one without adding to the sum."""
 _CLIPPED = 3.0
 """A packet changes what is usual by at most so many deviations."""
-_LIMIT, _LIMIT_MIN, _LIMIT_MAX = 7.0, 5.0, 20.0
-_RAISED, _LOWERED = 1.15, 0.7
+_LIMIT, _LIMIT_MIN, _LIMIT_MAX = 8.0, 6.0, 30.0
+_RAISED, _LOWERED = 1.3, 0.7
 """Factors on the limit after a false alarm, and after motion that was not noticed."""
 
 
@@ -152,27 +158,31 @@ class UsualSize:
 
 
 class SizeWatch:
-    """Tells when packets are larger than usual, by a cumulative sum (Page 1954) for each kind of packet.
+    """Tells when packets are larger than usual, by a cumulative sum (Page 1954).
 
     Attributes:
         limit: of the sum; adapts to the camera.
     """
 
     def __init__(self) -> None:
-        self._usual = {True: UsualSize(), False: UsualSize()}
-        self._sums = {True: 0.0, False: 0.0}
+        self._usual: dict[tuple[bool, int], UsualSize] = {}
+        self._sum, self._after_key = 0.0, _AFTER_KEY
         self.limit = _LIMIT
 
     def update(self, facts: PacketFacts, *, learns: bool) -> bool:
-        """Add a packet that is no key frame. Return True if there is reason for suspicion."""
-        kind, usual = facts.disposable, self._usual[facts.disposable]
+        """Add a packet. Return True if there is reason for suspicion."""
+        if facts.keyframe:
+            self._after_key = 0
+            return False
+        self._after_key = min(_AFTER_KEY, self._after_key + 1)
+        usual = self._usual.setdefault((facts.disposable, self._after_key), UsualSize())
         over = usual.deviations(facts.size)
         if learns:
             usual.learn(facts.size, facts.at_ns)
-        self._sums[kind] = max(0.0, self._sums[kind] + over - _SLACK)
-        if self._sums[kind] <= self.limit:
+        self._sum = max(0.0, self._sum + over - _SLACK)
+        if self._sum <= self.limit:
             return False
-        self._sums[kind] = 0.0
+        self._sum = 0.0
         return True
 
     def mark_false_alarm(self) -> None:
@@ -190,14 +200,14 @@ class DecodePolicy(Generic[P]):
         kept_bytes: size of the packets in memory.
     """
 
-    def __init__(self, choice: DecodeChoice = "auto", limits: Limits | None = None) -> None:
+    def __init__(self, choice: DecodeChoice = "auto", limits: DecodeLimits | None = None) -> None:
         """Start with everything decoded.
 
         Args:
             choice: `capture.decode`.
             limits: None: the usual ones.
         """
-        self._choice, self._limits = choice, limits or Limits()
+        self._choice, self._limits = choice, limits or DecodeLimits()
         self.mode = DecodeMode.FULL
         self.kept_bytes = 0
         self._kept: deque[P] = deque()
@@ -205,15 +215,16 @@ class DecodePolicy(Generic[P]):
         """Whether the decoder has what precedes the first kept packet; else that is a key frame."""
         self._sizes = SizeWatch()
         self._until_ns = self._alert_ns = self._shown_ns = -1
-        self._suspects = self._has_started = self._overflows = False
+        self._alert_s = self._limits.alert_s
+        self._suspects = self._has_started = self._overflows = self._after_key = False
 
-    def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[Step[P]]:
+    def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
         if self._choice == "full":
-            return [Step(packet)]
+            return [DecodeStep(packet)]
         if self._choice == "keyframes":
             self.mode = DecodeMode.KEYFRAMES
-            return [Step(packet, restart=True, alone=True)] if facts.keyframe else []
+            return [DecodeStep(packet, restart=True, alone=True)] if facts.keyframe else []
         self._judge(facts, demand)
         if facts.at_ns < self._until_ns or demand.mode is DecodeMode.FULL or self._overflows:
             return self._decode_all(packet, facts)
@@ -226,32 +237,36 @@ class DecodePolicy(Generic[P]):
             self._has_started, self._until_ns = True, now_ns + round(limits.start_s * _S)
         if demand.moved and self.mode is not DecodeMode.FULL:
             self._sizes.mark_missed()
-            self._alert_ns = now_ns + round(limits.alert_s * _S)
-        suspicious = not facts.keyframe and self._sizes.update(facts, learns=not demand.moved)
+            self._alert_ns = now_ns + round(self._alert_s * _S)
+            self._alert_s = min(limits.alert_max_s, 2.0 * self._alert_s)
+        suspicious = self._sizes.update(facts, learns=not demand.moved)
         if suspicious and self.mode is not DecodeMode.FULL:
             self._suspects = True
         if suspicious or demand.mode is DecodeMode.FULL:
             self._until_ns = max(self._until_ns, now_ns + round(limits.hold_s * _S))
-        if demand.moved:
+        if demand.moved and self._suspects:
             self._suspects = False
+            self._alert_s = max(limits.alert_s, 0.5 * self._alert_s)
 
-    def _decode_all(self, packet: P, facts: PacketFacts) -> list[Step[P]]:
+    def _decode_all(self, packet: P, facts: PacketFacts) -> list[DecodeStep[P]]:
         """Decode what was kept, and this packet."""
         if facts.keyframe:
             self._overflows = False
         self.mode = DecodeMode.FULL
         steps = self._caught_up()
-        steps.append(Step(packet))
+        steps.append(DecodeStep(packet))
         self._shown_ns = facts.at_ns
         return steps
 
-    def _caught_up(self) -> list[Step[P]]:
-        steps = [Step(one, restart=not number and not self._follows) for number, one in enumerate(self._kept)]
+    def _caught_up(self) -> list[DecodeStep[P]]:
+        steps = [
+            DecodeStep(one, restart=not number and not self._follows) for number, one in enumerate(self._kept)
+        ]
         self._forget()
         self._follows = True
         return steps
 
-    def _decode_little(self, packet: P, facts: PacketFacts, demand: Demand) -> list[Step[P]]:
+    def _decode_little(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Keep a packet, and decode it if it is a key frame that is due."""
         if self._suspects:
             self._suspects = False
@@ -259,14 +274,16 @@ class DecodePolicy(Generic[P]):
         alert = demand.mode is DecodeMode.KEYFRAMES or facts.at_ns < self._alert_ns
         self.mode = DecodeMode.KEYFRAMES if alert else DecodeMode.PACKETS
         unseen_s = (facts.at_ns - self._shown_ns) / _S
+        check_s = self._limits.intra_s if facts.keyframe and self._after_key else self._limits.check_s
+        self._after_key = facts.keyframe
         if facts.keyframe:
             self._forget()
             self._follows = False
         self._kept.append(packet)
         self.kept_bytes += facts.size
-        if facts.keyframe and (alert or unseen_s >= self._limits.check_s):
+        if facts.keyframe and (alert or unseen_s >= check_s):
             self._shown_ns = facts.at_ns
-            return [Step(packet, restart=True, alone=True)]
+            return [DecodeStep(packet, restart=True, alone=True)]
         if self.kept_bytes > self._limits.bytes or len(self._kept) >= self._limits.packets:
             self._overflows = True
         if self._overflows or unseen_s >= self._limits.blind_s:

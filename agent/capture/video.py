@@ -18,7 +18,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, Demand, PacketFacts, Step
+from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.packet_clock import PacketClock
 from agent.capture.server_probe import find_refusal, why_unreachable
@@ -281,7 +281,7 @@ class NetworkStream(Video):
         self._size = media.width, media.height
         self._clock, self._burst = PacketClock(), BurstThinner()
         self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
-        self._steps: deque[Step[Packet[Stream]]] = deque()
+        self._steps: deque[DecodeStep[Packet[Stream]]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
         self.undecoded = 0
 
@@ -355,7 +355,7 @@ class NetworkStream(Video):
             first = cast(_Arrival, self._steps[0].packet.opaque)
             self._burst.begin(first.captured_ns, self._arrived.captured_ns)
 
-    def _run(self, step: Step[Packet[Stream]]) -> None:
+    def _run(self, step: DecodeStep[Packet[Stream]]) -> None:
         """Decode one packet."""
         if step.restart:
             self._decoded.clear()

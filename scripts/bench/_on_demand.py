@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
+from typing import cast
 
 import av
 from _stillness import BEGAN, LABEL, config_for
 from av.packet import Packet
 from av.stream import Stream
+from av.video.stream import VideoStream
 from gate import Sink
 from msgspec import Struct
 
@@ -50,10 +52,11 @@ class Encoding(Struct, frozen=True):
 def encode(path: Path, pictures: Iterator[Image], encoding: Encoding) -> None:
     """Write pictures, BGR, into an MPEG transport stream, without B pictures, as cameras send."""
     with av.open(str(path), "w", format="mpegts") as container:
-        stream = None
+        stream: VideoStream | None = None
         for number, picture in enumerate(pictures):
             if stream is None:
-                stream = container.add_stream(encoding.codec, rate=encoding.fps, options=_options(encoding))
+                added = container.add_stream(encoding.codec, rate=encoding.fps, options=_options(encoding))
+                stream = cast(VideoStream, added)
                 stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], "yuv420p"
             frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
             frame.pts, frame.time_base = number, Fraction(1, encoding.fps)

@@ -1,7 +1,8 @@
-"""People who come and go where nobody was, by day, in rain, at night and under a lamp. Part of the bench `decode`.
+"""People who come and go where nobody was: by day, in rain, at night, under a lamp. Part of the bench `decode`.
 
-The place and the people are those of the packaged clip. A walker is cut out of the clip, picture by picture, where
-it differs from the empty place, and walks from outside the view into it and on, at a size and a speed of its own.
+The place and the people are those of the packaged clip. A walker is cut out of the clip, picture by picture,
+where it differs from the empty place, and walks from outside the view into it and on, at a size and a speed of
+its own.
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from numpy.typing import NDArray
 from agent.types import Image
 
 FPS = 10
+SIZE = (480, 360)
+"""Width and height of the view, px: the second stream of a camera."""
 Weather = Literal["day", "rain", "night", "lamp"]
 _DIFFERS = 28
 """Grey levels by which a picture of the clip differs from the empty place where a person is."""
 _STEPS = 24
 """Pictures of a walker that are played forwards and backwards."""
+_ROOM = 64
 _TALL = 60
 """Least height of a walker in the clip, px."""
 
@@ -62,20 +66,17 @@ class Street:
         if not pictures:
             raise SystemExit(f"cannot read {clip}: give the packaged clip with --clip")
         median = np.median(np.stack(pictures[::12]), axis=0).astype(np.uint8)
-        self._empty = deserted(median, model)
+        self._empty = np.asarray(
+            cv2.resize(deserted(median, model), SIZE, interpolation=cv2.INTER_AREA), np.uint8
+        )
         self.walkers = _walkers(pictures, median)
         if not self.walkers:
             raise SystemExit(f"{clip}: found nobody to cut out")
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height, px."""
-        return self._empty.shape[1], self._empty.shape[0]
-
     def pictures(self, visits: Sequence[Visit], seconds: float, weather: Weather, seed: int) -> Iterator[Image]:
         """Render each picture of so many seconds."""
         random, height, width = np.random.default_rng(seed), *self._empty.shape[:2]
-        noise = _noise(random, (height, width, 3), 9.0 if weather == "night" else 3.0)
+        noise = _noise(random, (height, width, 3), 5.0 if weather == "night" else 2.0)
         lit_s = float(random.uniform(0.3, 0.6)) * seconds
         for number in range(round(seconds * FPS)):
             now_s = number / FPS
@@ -116,15 +117,15 @@ def plan(seconds: float, walkers: int, random: np.random.Generator) -> list[Visi
     now_s = 12.0
     while True:
         kind = int(random.integers(3))
-        height = float(random.uniform(0.1, 0.16) if kind == 2 else random.uniform(0.2, 0.4))
-        lasts_s = float(random.uniform(25.0, 40.0) if kind == 1 else random.uniform(8.0, 16.0))
+        height = float(random.uniform(0.12, 0.18) if kind == 2 else random.uniform(0.2, 0.32))
+        lasts_s = float(random.uniform(20.0, 30.0) if kind == 1 else random.uniform(8.0, 16.0))
         if now_s + lasts_s > seconds - 5.0:
             return found
         y = float(random.uniform(0.45, 0.6) if kind == 2 else random.uniform(0.7, 0.95))
         found.append(
             Visit(now_s, now_s + lasts_s, int(random.integers(walkers)), height, y, bool(random.integers(2)))
         )
-        now_s += lasts_s + float(random.uniform(15.0, 40.0))
+        now_s += lasts_s + float(random.uniform(12.0, 25.0))
 
 
 def _walkers(pictures: Sequence[Image], empty: Image) -> list[Walker]:
@@ -132,8 +133,8 @@ def _walkers(pictures: Sequence[Image], empty: Image) -> list[Walker]:
     found: list[Walker] = []
     for first in range(0, len(pictures) - _STEPS, _STEPS):
         for box in _people(pictures[first], empty):
-            if (walker := _follow(pictures[first : first + _STEPS], empty, box)) is not None:
-                found.append(walker)
+            walker = _follow(pictures[first : first + _STEPS], empty, box)
+            found += [walker] if walker is not None else []
     return found
 
 
@@ -171,10 +172,13 @@ def _follow(pictures: Sequence[Image], empty: Image, box: tuple[int, int, int, i
 
 
 def _noise(random: np.random.Generator, shape: tuple[int, ...], sigma: float) -> Iterator[NDArray[np.float32]]:
-    fields = [sigma * random.standard_normal(shape, np.float32) for _ in range(8)]
+    """Give a field of noise for each picture: a part, at random, of four larger ones."""
+    height, width, channels = shape
+    large = (height + _ROOM, width + _ROOM, channels)
+    fields = [sigma * random.standard_normal(large, np.float32) for _ in range(4)]
     while True:
-        field = fields[int(random.integers(len(fields)))]
-        yield field[:, ::-1] if random.random() < 0.5 else field[::-1]
+        field, (y, x) = fields[int(random.integers(len(fields)))], random.integers(_ROOM, size=2)
+        yield field[y : y + height, x : x + width]
 
 
 def _rain(view: NDArray[np.float32], random: np.random.Generator) -> None:

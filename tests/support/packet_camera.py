@@ -10,7 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from types import TracebackType
@@ -34,15 +34,17 @@ class Unit(Struct, frozen=True):
     pts_s: float
 
 
-def encode(pictures: Iterable[Image], codec: str = "libx264", fps: int = 15, **options: str) -> list[Unit]:
-    """Encode pictures, BGR; options are the encoder's, `x264_params` for `x264-params`."""
+def encode(
+    pictures: Iterable[Image], codec: str = "libx264", fps: int = 15, *, options: Mapping[str, str]
+) -> list[Unit]:
+    """Encode pictures, BGR; options are the encoder's."""
     context, units = None, []
     for number, picture in enumerate(pictures):
         if context is None:
             context = av.CodecContext.create(codec, "w")
             context.height, context.width = picture.shape[:2]  # type: ignore[attr-defined]
             context.pix_fmt, context.time_base = "yuv420p", Fraction(1, fps)  # type: ignore[attr-defined]
-            context.options = {key.replace("_", "-"): value for key, value in options.items()}
+            context.options = dict(options)
         frame = av.VideoFrame.from_ndarray(picture, format="bgr24")
         frame.pts, frame.time_base = number, Fraction(1, fps)
         units += context.encode(frame)  # type: ignore[attr-defined]

@@ -23,7 +23,7 @@ FAST = {"preset": "ultrafast"}
 
 
 def gop(frames: int) -> dict[str, str]:
-    return {**FAST, "tune": "zerolatency", "x264_params": f"keyint={frames}:min-keyint={frames}:scenecut=0"}
+    return {**FAST, "tune": "zerolatency", "x264-params": f"keyint={frames}:min-keyint={frames}:scenecut=0"}
 
 
 @contextmanager
@@ -66,7 +66,10 @@ def in_order(frames: list[Frame]) -> bool:
 
 def test_while_nothing_happens_little_is_decoded_and_motion_has_everything_decoded() -> None:
     still, moving = pattern(12 * FPS), pattern(18 * FPS, moves=range(12 * FPS, 18 * FPS))[12 * FPS :]
-    with PacketCamera(encode(still + moving, **gop(2 * FPS))) as camera, watching(camera.uri) as (stream, news):
+    with (
+        PacketCamera(encode(still + moving, options=gop(2 * FPS))) as camera,
+        watching(camera.uri) as (stream, news),
+    ):
         began = until(lambda: stream.stats.decoding == "packets", stream)
         assert len(began) > FPS, "everything is decoded at the beginning"
         before = stream.stats
@@ -83,7 +86,7 @@ def test_while_nothing_happens_little_is_decoded_and_motion_has_everything_decod
 
 def test_a_demand_gives_the_pictures_since_the_last_key_frame_at_once() -> None:
     with (
-        PacketCamera(encode(pattern(20 * FPS), **gop(4 * FPS))) as camera,
+        PacketCamera(encode(pattern(20 * FPS), options=gop(4 * FPS))) as camera,
         watching(camera.uri) as (stream, _),
     ):
         until(lambda: stream.stats.decoding == "packets", stream)
@@ -98,7 +101,7 @@ def test_a_demand_gives_the_pictures_since_the_last_key_frame_at_once() -> None:
 
 
 def test_key_frames_alone_and_everything_can_be_configured() -> None:
-    units = encode(pattern(4 * FPS), **gop(FPS))
+    units = encode(pattern(4 * FPS), options=gop(FPS))
     with PacketCamera(units) as camera:
         with watching(camera.uri, Demand(), decode="keyframes") as (stream, _):
             until(lambda: stream.stats.frames, stream)
@@ -116,19 +119,19 @@ def test_key_frames_alone_and_everything_can_be_configured() -> None:
         (
             "libx264",
             "H264",
-            {**FAST, "x264_params": "keyint=30:bframes=3:b-pyramid=normal:open-gop=1:scenecut=0"},
+            {**FAST, "x264-params": "keyint=30:bframes=3:b-pyramid=normal:open-gop=1:scenecut=0"},
         ),
-        ("libx264", "H264", {**FAST, "x264_params": "keyint=30:min-keyint=30:bframes=2:scenecut=0"}),
-        ("libx265", "H265", {**FAST, "x265_params": "keyint=30:bframes=3:open-gop=1:log-level=none"}),
-        ("libx265", "H265", {**FAST, "tune": "zerolatency", "x265_params": "keyint=30:log-level=none"}),
-        ("libx264", "H264", {**FAST, "tune": "zerolatency", "x264_params": "intra-refresh=1:keyint=30"}),
-        ("libx264", "H264", {**FAST, "tune": "zerolatency", "x264_params": "keyint=1"}),
+        ("libx264", "H264", {**FAST, "x264-params": "keyint=30:min-keyint=30:bframes=2:scenecut=0"}),
+        ("libx265", "H265", {**FAST, "x265-params": "keyint=30:bframes=3:open-gop=1:log-level=none"}),
+        ("libx265", "H265", {**FAST, "tune": "zerolatency", "x265-params": "keyint=30:log-level=none"}),
+        ("libx264", "H264", {**FAST, "tune": "zerolatency", "x264-params": "intra-refresh=1:keyint=30"}),
+        ("libx264", "H264", {**FAST, "tune": "zerolatency", "x264-params": "keyint=1"}),
     ],
     ids=["open-gop", "b-frames", "h265-open-gop", "h265", "intra-refresh", "only-key-frames"],
 )
 def test_pictures_are_whole_and_in_order(codec: str, name: str, options: dict[str, str]) -> None:
     pictures = pattern(6 * FPS, moves=range(6 * FPS))
-    units = encode(pictures, codec, **options)
+    units = encode(pictures, codec, options=options)
     with PacketCamera(units, codec=name) as camera, watching(camera.uri) as (stream, news):
         until(lambda: stream.stats.decoding == "full" and stream.stats.frames > FPS, stream)
         until(lambda: stream.stats.decoding in ("packets", "keyframes"), stream, 20)
@@ -144,7 +147,7 @@ def test_pictures_are_whole_and_in_order(codec: str, name: str, options: dict[st
 
 def test_a_camera_whose_key_frames_are_rare_is_still_looked_at() -> None:
     with (
-        PacketCamera(encode(pattern(30 * FPS), **gop(450))) as camera,
+        PacketCamera(encode(pattern(30 * FPS), options=gop(450))) as camera,
         watching(camera.uri) as (stream, news),
     ):
         until(lambda: stream.stats.decoding == "packets", stream)
@@ -155,7 +158,7 @@ def test_a_camera_whose_key_frames_are_rare_is_still_looked_at() -> None:
 def test_two_percent_of_lost_packets_end_nothing() -> None:
     random = np.random.default_rng(3)
     lost = set(np.flatnonzero(random.random(200_000) < 0.02).tolist())
-    units = encode(pattern(8 * FPS, moves=range(8 * FPS)), **gop(FPS))
+    units = encode(pattern(8 * FPS, moves=range(8 * FPS)), options=gop(FPS))
     with (
         PacketCamera(units, lost=lambda number: number > 60 and number in lost) as camera,
         watching(camera.uri, Demand()) as (stream, news),
@@ -168,7 +171,7 @@ def test_two_percent_of_lost_packets_end_nothing() -> None:
 
 @pytest.mark.parametrize("jump_s", [-3600.0, -2.0, 7200.0], ids=["back", "a-little-back", "ahead"])
 def test_time_stamps_that_jump_bend_no_capture_time(jump_s: float) -> None:
-    units = encode(pattern(4 * FPS, moves=range(4 * FPS)), **gop(FPS))
+    units = encode(pattern(4 * FPS, moves=range(4 * FPS)), options=gop(FPS))
     with (
         PacketCamera(units, shift_s=lambda number: 5000.0 + (jump_s if number > 3 * FPS else 0.0)) as camera,
         watching(camera.uri, Demand()) as (stream, news),
@@ -186,7 +189,10 @@ def test_a_camera_that_sends_sound_alone_says_so() -> None:
 
 
 def test_a_camera_that_changes_its_size_is_opened_again() -> None:
-    small, large = encode(pattern(2 * FPS), **gop(FPS)), encode(pattern(6 * FPS, 640, 480), **gop(FPS))
+    small, large = (
+        encode(pattern(2 * FPS), options=gop(FPS)),
+        encode(pattern(6 * FPS, 640, 480), options=gop(FPS)),
+    )
     with PacketCamera(small + large) as camera, watching(camera.uri, Demand()) as (stream, news):
         until(lambda: news, stream)
         assert "its pictures changed from 320x240 to 640x480" in news[0]
@@ -196,7 +202,7 @@ def test_a_camera_that_changes_its_size_is_opened_again() -> None:
 
 def test_the_sound_of_a_camera_is_handed_on_in_packets() -> None:
     packets: list[MediaPacket] = []
-    with PacketCamera(encode(pattern(2 * FPS), **gop(FPS)), sound=True) as camera:
+    with PacketCamera(encode(pattern(2 * FPS), options=gop(FPS)), sound=True) as camera:
         stream = FrameStream("yard", camera.uri, CaptureConfig(), on_change=print, on_packet=packets.append)
         stream.set_demand(QUIET)
         stream.start()
