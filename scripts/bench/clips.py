@@ -49,7 +49,7 @@ CUTS = 100
 
 def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
-    seconds, turns, events = (12, 2, 3) if args.quick else (60, 8, 25)
+    seconds, turns, events = (12, 2, 3) if args.quick else (60, 4, 25)
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as name:
         folder = Path(name)
         seen = film_video(folder / "film.mov", seconds)

@@ -22,6 +22,11 @@ from tests.system.test_clips import clips, one_clip
 
 FPS = 15
 SOON = {"before_s": 1.0, "after_s": 1.0, "max_s": 4.0}
+EVERY_SECOND = {
+    "preset": "ultrafast",
+    "tune": "zerolatency",
+    "x264-params": f"keyint={FPS}:min-keyint={FPS}:scenecut=0",
+}
 CAPTURE = {"stall_s": 2.0, "reopen_max_s": 0.5, "decode": "full"}
 
 
@@ -34,8 +39,7 @@ def messages(broker: Mosquitto) -> Messages:
 def units() -> list[Unit]:
     """Ten seconds, with a key frame every second."""
     moving = pattern(10 * FPS, moves=range(10 * FPS))
-    every_second = f"keyint={FPS}:min-keyint={FPS}:scenecut=0"
-    return encode(moving, preset="ultrafast", tune="zerolatency", x264_params=every_second)
+    return encode(moving, options=EVERY_SECOND)
 
 
 @pytest.fixture
@@ -92,7 +96,7 @@ def test_a_clip_of_a_camera_outlives_the_daemon(
 def test_a_second_source_may_come_later_and_is_recorded_instead(
     tmp_path: Path, broker: Mosquitto, messages: Messages, units: list[Unit]
 ) -> None:
-    main = encode(pattern(4 * FPS, 640, 480), preset="ultrafast", x264_params=f"keyint={FPS}:scenecut=0")
+    main = encode(pattern(4 * FPS, 640, 480), options=EVERY_SECOND)
     late = PacketCamera(main)
     late.__exit__(None, None, None)  # its address, where nobody listens
     with PacketCamera(units) as small:
