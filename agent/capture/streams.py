@@ -129,6 +129,7 @@ class FrameStream(SourceStream[Frame]):
     def stop(self, *, wait: bool = True) -> None:
         """Hand nothing more on, and close the source unless others use it; see `SourceStream.stop`."""
         self._queue.close()
+        self._on_packet = None  # who takes packets may hold this stream
         if (camera := self._camera) is not None:
             self._cameras.detach(camera, self, wait=wait)
             while (left := self._queue.pop()) is not None:
@@ -164,8 +165,8 @@ class FrameStream(SourceStream[Frame]):
         return replaced.image
 
     def take_packet(self, packet: MediaPacket) -> None:
-        if self._on_packet is not None:
-            self._on_packet(packet)
+        if (on_packet := self._on_packet) is not None:
+            on_packet(packet)
 
     def change(self, state: str, reason: str) -> None:
         self._on_change(state, reason)

@@ -242,6 +242,7 @@ class ClipsHealth(Struct, frozen=True):
     kept: int
     bytes: int
     trouble: str = ""
+    written: int = 0
 
 
 class FusionHealth(Struct, frozen=True):

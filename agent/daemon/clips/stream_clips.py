@@ -210,8 +210,9 @@ class StreamClips:
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""
-        if self.other_source is not None:
-            self.other_source.stop()
+        other, self.other_source = self.other_source, None
+        if other is not None:
+            other.stop()
         self._slot.close()
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
