@@ -201,6 +201,18 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
     age_s: float | None = None
 
 
+class Crossing(Struct, frozen=True, gc=False):
+    """A line that a track has crossed.
+
+    Attributes:
+        line: its name.
+        direction: see `LineConfig`.
+    """
+
+    line: str
+    direction: Literal["in", "out"]
+
+
 class Track(Struct, frozen=True, omit_defaults=True):
     """A detection over time, or a fused event.
 
@@ -217,6 +229,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
         stationary: whether it has not left its place for `track.stationary_after_s`.
         evidence: what a fused event rests on, newest first; its `hits` count the pieces.
         attributes: what secondary models tell about it, by their name in the configuration.
+        crossed: lines that it has crossed, the newest last, at most eight.
     """
 
     id: str
@@ -234,6 +247,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
     stationary: bool = False
     evidence: tuple[FusedEvidence, ...] = ()
     attributes: dict[str, Attribute] = {}
+    crossed: tuple[Crossing, ...] = ()
 
 
 class Event(Struct, frozen=True):
@@ -242,8 +256,8 @@ class Event(Struct, frozen=True):
     Attributes:
         kind: see `EventKind`.
         track: current state; a keyword's track has already ended.
-        reason: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`, `ended`,
-            `stall`, `shutdown`, `restart`, `word` …
+        reason: `appeared`, `zone`, `line`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`,
+            `ended`, `stall`, `shutdown`, `restart`, `word` …
     """
 
     kind: EventKind

@@ -28,6 +28,7 @@ TOPICS = (
     "screening",
     "teaching",
     "fusion",
+    "zones",
     "messages",
     "home-assistant",
     "hardware",

@@ -23,6 +23,8 @@ from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
 from agent.compute.manifest import AUTO
+from agent.compute.track.filters import check_filters, check_masks
+from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig
 from agent.config.load import ConfigFile, load
@@ -382,6 +384,11 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
+    for number in range(len(stream.lines)):
+        yield ("lines", number), partial(check_lines, stream.lines[: number + 1])
+    for number, one in enumerate(stream.filters):
+        yield ("filters", number), partial(check_filters, (one,))
+    yield ("gate", "masks"), partial(check_masks, stream.gate.masks, "gate.masks")
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
     yield ("crop",), partial(check_crop, stream.crop)
@@ -392,7 +399,8 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         return  # reported at its own line; whether it fits the model is unknown
     if stream.inspection is not None:
         yield ("inspection",), partial(check_inspection, stream.inspection, InspectedModel())
-    bare = replace(stream, clips=None, inspection=None, secondary=())
+    gate = replace(stream.gate, masks=())
+    bare = replace(stream, clips=None, inspection=None, secondary=(), lines=(), filters=(), gate=gate)
     plain = replace(bare, decode=replace(stream.decode, labels=(), pattern=""))
     yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.pattern:
@@ -402,6 +410,11 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         )
     if stream.decode.labels:
         yield ("decode", "labels"), lambda: _open(opens, name, bare)
+    for key in ("lines", "filters"):
+        if tables := getattr(stream, key):
+            yield (key,), partial(_open, opens, name, replace(bare, **{key: tables}))
+    if stream.gate.masks:
+        yield ("gate", "masks"), partial(_open, opens, name, replace(bare, gate=stream.gate))
     if stream.clips is not None:
         yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
     if stream.inspection is not None:

@@ -400,7 +400,8 @@ class InspectionPipeline(Pipeline[Frame]):
         from agent.compute.drawing import annotate_detections
 
         picture = annotate_detections(frame.image, detections, order=frame.order)
-        show_snapshot(self._reporter, replace(frame, image=picture), budget)
+        quality = self._publish_config.snapshot_quality
+        show_snapshot(self._reporter, replace(frame, image=picture), budget, quality)
 
     def _report_counters(self) -> None:
         one = self._inspection.counters.counters

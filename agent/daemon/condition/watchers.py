@@ -123,7 +123,7 @@ class CameraWatcher:
         self._name, self._vision, self._origin = name, vision, _origin(config)
         self._file = StateFile(folder / f"{name}.json")
         memory = self._read()
-        self._camera = CameraCondition(config.condition, describe_zones(config.zones), memory)
+        self._camera = CameraCondition(config.condition, describe_zones(config.zones, config.lines), memory)
         self._answers = None if "constant" in config.condition.ignore else ConstantAnswer()
         vision.camera, vision.answers = self._camera, self._answers
         self._drift = None

@@ -25,6 +25,7 @@ from agent.daemon.clips.record_source import check_record_source
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
+from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, log_change, open_pipeline
 from agent.daemon.streams.services import State, StreamServices
@@ -141,11 +142,13 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones, what is promised and a variant that is open may differ.
+        Only thresholds, filters, zones, lines, what is promised and a variant that is open may differ.
         """
         now = self.config
         promised = replace(config.service, smaller_variants=now.service.smaller_variants)
-        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        alike = replace(
+            with_live_settings(config, now), decode=now.decode, variant=now.variant, service=now.service
+        )
         return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
@@ -181,6 +184,15 @@ class Stream:
         if (clips := self._clips) is None:
             raise CommandError(f"stream {self.name} is {self.status[0]}, so there is nothing to record")
         return clips.record(seconds)
+
+    def reset_line(self, line: str) -> None:
+        """Count the crossings of a line anew; empty: of all lines. Raises CommandError or StorageError."""
+        pipeline, (state, detail) = self._pipeline, self.status
+        if not self.config.lines:
+            raise CommandError(f"stream {self.name} has no lines")
+        if pipeline is None or pipeline.lines is None:
+            raise CommandError(f"stream {self.name} is {state}: it counts nothing{detail and f': {detail}'}")
+        pipeline.lines.reset(line)
 
     def inspect(self, part: str) -> str:
         """Announce a part that is in place now, and return its id. Any thread may call this.
@@ -544,7 +556,9 @@ class Stream:
             self._budget_in_use = budget
             pipeline.set_budget(budget)
         while self._adjustments:
-            opened.configure(self._adjustments.popleft())
+            config = self._adjustments.popleft()
+            opened.configure(config)
+            pipeline.configure(config)
         if not self._is_announced and (capture := source.stats).state in ("running", "ended"):
             self._is_announced = True
             log.info("stream %s: %s", self.name, perception.describe(self.config, opened, capture.detail))
