@@ -135,7 +135,8 @@ def test_the_producer_of_late_frames_waits_for_the_consumer() -> None:
     thread.start()
     taken: list[int] = []
     while len(taken) < 8:
-        assert (got := slot.take(5)) is not None
+        got = slot.take(5)
+        assert got is not None
         taken.append(got.captured_ns)
     thread.join(5)
     assert taken == list(range(8))
