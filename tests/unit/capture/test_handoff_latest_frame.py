@@ -128,7 +128,8 @@ def test_frames_that_were_decoded_late_are_not_replaced() -> None:
 
 
 def test_the_producer_of_late_frames_waits_for_the_consumer() -> None:
-    slot, puts = LatestFrame(lossless=False), []
+    slot = LatestFrame(lossless=False)
+    puts: list[Frame | None] = []
     thread = threading.Thread(
         target=lambda: puts.extend(slot.put(frame(at), keep=True) for at in range(8)), daemon=True
     )
