@@ -15,7 +15,7 @@ from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config import CaptureConfig
-from agent.config.source_uri import mask, parse
+from agent.config.source_uri import mask, opener, parse
 from agent.errors import SourceError
 from agent.types import ChannelOrder, Image, MediaPacket, Samples
 
@@ -189,6 +189,9 @@ class FrameReader(SourceThread[Source]):
         self._fast = parse(uri).lossless
 
     def _open(self) -> Source:
+        self._asked_ns = 0  # the time to load a library is not the source's
+        opener(parse(self._uri))
+        self._asked_ns = time.monotonic_ns()
         return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
 
     @property

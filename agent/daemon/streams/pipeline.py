@@ -252,6 +252,10 @@ _BUSY = ("hold", "off")
 """Reasons of the gate for which each picture of a camera is of use, besides motion and tracks."""
 
 
+_RARE_S = 5.0
+"""A stream that is to infer more often than this has all of an encoded camera decoded, s."""
+
+
 class VideoPipeline(Pipeline[Frame]):
     """Frames of one stream: perceive, report, compare, record, snapshot.
 
@@ -280,6 +284,7 @@ class VideoPipeline(Pipeline[Frame]):
             moved = vision.gate_reason == "motion"
             busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
             busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
+            busy = busy or vision.config.gate.max_idle_s < _RARE_S
             self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved))
 
     def request_snapshot(self) -> None:
