@@ -36,6 +36,9 @@ class StreamHealth(Struct, frozen=True):
         reduced: what the governor gives it less of than everything, and why; empty: of nothing.
         unmet: which promise of its service is not kept, and by whose doing; empty: all are.
         problems: of its camera, microphone or model, such as `dark`; see `vedette guide condition`.
+        decoding: what of an encoded source is decoded now: packets (key frames now and then) | keyframes | full;
+            empty: it is not encoded.
+        decoded_fps: pictures decoded per second, over the last interval.
     """
 
     state: str
@@ -56,6 +59,8 @@ class StreamHealth(Struct, frozen=True):
     reduced: str = ""
     unmet: str = ""
     problems: tuple[str, ...] = ()
+    decoding: str = ""
+    decoded_fps: float = 0.0
 
 
 class ShadowReport(Struct, frozen=True):

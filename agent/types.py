@@ -46,6 +46,8 @@ class Frame(Struct, frozen=True, gc=False):
         shared: other streams have the same image: it must not be written to.
         unmasked: the picture without masks, of a stream with `mask_model = false`, as long as `image` is valid;
             None: `image` is all that may be seen. Only `model_image` reads it.
+        late: decoded later than it came, after something has drawn attention to it; its latency says nothing
+            about the board.
     """
 
     image: Image
@@ -57,6 +59,7 @@ class Frame(Struct, frozen=True, gc=False):
     read_ns: int = 0
     shared: bool = False
     unmasked: Image | None = None
+    late: bool = False
 
     @property
     def model_image(self) -> Image:
@@ -343,7 +346,7 @@ class StreamBudget(Struct, frozen=True, gc=False):
         samples_every_s: least time between two messages of `detections`, s; 0: each is sent.
         snapshot_quality: of the JPEG, 1..100.
         snapshot_factor: factor on `publish.snapshot_every_s`, at least 1.
-        clips_share: factor on `clips.fps`, 0..1.
+        clips_share: factor on `clips.fps`, 0..1, where pictures are encoded for clips.
     """
 
     stride: int = 1
@@ -413,7 +416,7 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 class EncodedFrame(Struct, frozen=True, gc=False):
-    """A frame as a JPEG, for clips.
+    """A frame as a JPEG.
 
     Attributes:
         jpeg: content of the file.

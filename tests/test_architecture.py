@@ -183,8 +183,10 @@ WRITERS = {
     "__main__.py": "/dev/null in place of a closed stdin, stdout or stderr",
     "board/process.py": "copies of stderr, and the names of threads in /proc",
     "capture/devices.py": "a V4L2 device, which takes its settings",
+    "capture/media.py": "a container in memory, for its header",
     "cli/main.py": "/dev/null in place of a closed stdout",
     "cli/update.py": "/dev/null in place of a closed stdout",
+    "compute/av_encoding.py": "a container in memory, for its header",
     "compute/infer/vetting/unprivileged.py": "a pipe to the parent, and /dev/null",
     "compute/infer/worker/main.py": "a setting of the process in /proc",
 }

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from msgspec.structs import replace
 
+from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.privacy import MaskPainter, Privacy
 from agent.capture.reader import FrameReader, Timestamps
@@ -22,17 +23,21 @@ from agent.capture.supervisor import SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture
 from agent.errors import SourceError
-from agent.types import ChannelOrder, Image
+from agent.types import ChannelOrder, Image, MediaPacket
 
 
 class FrameConsumer(Protocol):
     """Takes the frames of a camera: one stream. The methods are called by the camera's threads.
 
     Attributes:
+        wants_packets: whether it takes the packets of an encoded source, too.
+        demand: what it wants to be decoded of one; the highest demand of all consumers counts.
         privacy: what it hides.
         painter: of its masks; None: it has none.
     """
 
+    wants_packets: bool
+    demand: Demand
     privacy: Privacy
     painter: MaskPainter | None
 
@@ -46,6 +51,10 @@ class FrameConsumer(Protocol):
         Returns:
             the image that is dropped for it, or its own; None: there is none.
         """
+        ...
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        """Take a packet of an encoded source, before the picture in it; must not wait."""
         ...
 
     def change(self, state: str, reason: str) -> None:
@@ -149,18 +158,39 @@ class Camera:
         return FrameReader(
             self._uri,
             self._pool,
-            self._deliver,
+            self,
             self.supervisor.woken,
             config=self._config,
             name=f"read-{self._stream}",
-            passes=self._passes,
         )
 
-    def _passes(self, now_s: float) -> bool:
+    @property
+    def demand(self) -> Demand:
+        """What any consumer wants to be decoded."""
+        demands = [one.demand for one in self._consumers]
+        if len(demands) == 1:
+            return demands[0]
+        mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
+        return Demand(mode, any(one.moved for one in demands))
+
+    @property
+    def wants_packets(self) -> bool:
+        """True if a consumer takes packets."""
+        return any(one.wants_packets for one in self._consumers)
+
+    def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
+        """Hand a packet on, from a reader's thread."""
+        if reader is self.supervisor.current:
+            for one in self._consumers:
+                if one.wants_packets:
+                    one.take_packet(packet)
+
+    def passes(self, now_s: float) -> bool:
+        """Return True if a consumer takes the picture that is captured now. For the reader's thread."""
         self._wanting = tuple(one for one in self._consumers if one.passes(now_s))
         return bool(self._wanting)
 
-    def _deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
+    def deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread. Return False if this reader's are no longer wanted."""
         with self._lock:
             wanting = [one for one in self._wanting if one in self._consumers]

@@ -165,8 +165,8 @@ class FrameBufferPool:
             return None
 
     def give(self, image: Image) -> None:
-        """Keep the memory of a frame that is no longer in use."""
-        if len(self._free) < self._room:
+        """Keep the memory of a frame that is no longer in use, unless it belongs to a decoder."""
+        if image.flags.owndata and len(self._free) < self._room:
             self._free.append(image)
 
     def close(self) -> None:
@@ -175,28 +175,59 @@ class FrameBufferPool:
         self._free.clear()
 
 
+_LATE_MAX, _LATE_S = 3, 2.0
+"""Most frames that were decoded late in a live queue, and longest time that the producer waits for room, s."""
+
+
 class LatestFrame(HandoffQueue[Frame]):
     """Frames between two threads, in the order of their capture.
 
-    A live queue holds the newest frame only; a lossless one makes the producer wait while it is full.
+    A live queue holds the newest frame only, and those before it that are to be kept; a lossless one makes the
+    producer wait while it is full.
     """
 
     def __init__(self, *, lossless: bool) -> None:
         super().__init__(_FRAMES if lossless else None)
         self._newest_ns = -1
+        self._kept = 0
 
-    def put(self, frame: Frame) -> Frame | None:
+    def put(self, frame: Frame, *, keep: bool = False) -> Frame | None:
         """Add a frame. Return the frame that is dropped for it, if any.
 
         The frame itself is dropped if the queue is closed, or if it was captured before an earlier one: a reader
         that hung and came back must not deliver old frames.
+
+        Args:
+            frame: to add.
+            keep: no later frame replaces it in a live queue, whose producer waits for a while if too many are
+                kept; if the consumer takes none of them in this time, they are replaced all the same.
         """
         with self._changed:
             self._wait_for_room()
+            if keep and not self._lossless:
+                self._wait_for_late()
             if self._closed or frame.captured_ns < self._newest_ns:
                 return frame
             self._newest_ns = frame.captured_ns
-            replaced = self._items.popleft() if self._items and not self._lossless else None
+            replaced = None
+            if len(self._items) > self._kept and not self._lossless:
+                replaced = self._items.pop()
             self._items.append(frame)
+            self._kept += keep
             self._changed.notify()
             return replaced
+
+    def _wait_for_late(self) -> None:
+        """Wait until there is room for a frame to keep, or the consumer hangs. Called with the lock held."""
+        if not self._changed.wait_for(lambda: self._kept < _LATE_MAX or self._closed, _LATE_S):
+            self._kept -= 1  # the newest of them is replaced
+
+    def _next(self) -> Frame:
+        self._kept = max(0, self._kept - 1)
+        if not self._lossless:
+            self._changed.notify_all()
+        return super()._next()
+
+    def pop(self) -> Frame | None:
+        self._kept = 0
+        return super().pop()

@@ -8,15 +8,16 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.capture.audio_file import Resampler
+from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config import CaptureConfig
-from agent.config.source_uri import mask, parse
+from agent.config.source_uri import mask, opener, parse
 from agent.errors import SourceError
-from agent.types import ChannelOrder, Image, Samples
+from agent.types import ChannelOrder, Image, MediaPacket, Samples
 
 S = TypeVar("S", Source, SoundSource)
 
@@ -28,6 +29,9 @@ class SourceThread(ABC, Generic[S]):
         delivered: number of deliveries.
         goes_on: whether the source has given more than one picture; always true for audio.
         description: what the source gives, once it is open.
+        decoding: what is decoded now, see `Source`.
+        decoded: number of pictures that the source has given, also those that `max_fps` leaves out.
+        undecoded: number of pictures that it has left encoded.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -44,6 +48,7 @@ class SourceThread(ABC, Generic[S]):
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
+        self.decoding, self.decoded, self.undecoded = "", 0, 0
         self.error: SourceError | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -131,15 +136,38 @@ class FrameRateLimiter:
 
 
 class Timestamps(NamedTuple):
-    """When a picture was captured and read; see `Frame`."""
+    """When a picture was captured and read; see `Frame`. A `late` one must not be replaced by a newer one."""
 
     captured_ns: int
     captured_at: datetime
     read_ns: int
+    late: bool = False
 
 
-OnFrame = Callable[["FrameReader", Image, Timestamps, ChannelOrder], bool]
-"""Receives reader, image, timestamps and channel order of each picture; returns False to stop."""
+class FrameTaker(Protocol):
+    """Takes what readers of a picture source give: a camera. Called by the reader's thread."""
+
+    @property
+    def demand(self) -> Demand:
+        """What a camera is to decode at least, see `SourceListener`."""
+        ...
+
+    @property
+    def wants_packets(self) -> bool:
+        """Return True if `take_packet` is to be called, for an encoded source."""
+        ...
+
+    def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
+        """Take a packet of an encoded source; must not wait."""
+        ...
+
+    def passes(self, now_s: float) -> bool:
+        """Return True if the picture that is captured now is handed on."""
+        ...
+
+    def deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
+        """Take a picture. Return False to stop the reader."""
+        ...
 
 
 class FrameReader(SourceThread[Source]):
@@ -149,23 +177,41 @@ class FrameReader(SourceThread[Source]):
         self,
         uri: str,
         pool: FrameBufferPool,
-        deliver: OnFrame,
+        taker: FrameTaker,
         woken: threading.Event,
         *,
         config: CaptureConfig,
         name: str,
-        passes: Callable[[float], bool],
     ) -> None:
         super().__init__(uri, woken, name)
         self.goes_on = False
-        self._pool, self._deliver = pool, deliver
-        self._config, self._passes = config, passes
+        self._pool, self._taker, self._config = pool, taker, config
         self._fast = parse(uri).lossless
 
     def _open(self) -> Source:
+        self._asked_ns = 0  # the time to load a library is not the source's
+        opener(parse(self._uri))
+        self._asked_ns = time.monotonic_ns()
         return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
 
+    @property
+    def decode(self) -> DecodeChoice:
+        return self._config.decode
+
+    @property
+    def demand(self) -> Demand:
+        return self._taker.demand
+
+    @property
+    def wants_packets(self) -> bool:
+        return self._taker.wants_packets
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        if not self._abandoned.is_set():
+            self._taker.take_packet(self, packet)
+
     def _read(self, source: Source) -> None:
+        source.follow(self)
         due_s, number, paced = time.monotonic(), 0, source.pace_s > 0
         while not self._abandoned.is_set():
             if paced:
@@ -173,14 +219,18 @@ class FrameReader(SourceThread[Source]):
             self._asked_ns = time.monotonic_ns()
             if not source.grab():
                 return
+            self.decoding, self.undecoded = source.decoding, source.undecoded
+            if not source.holds:
+                continue
+            self.decoded += 1
             now_ns = time.monotonic_ns()
             recorded_s = number * source.period_s if self._fast else 0.0
             number += 1
             if number == 2:  # also where `max_fps` leaves it out
                 self.goes_on = True
                 self._woken.set()
-            stamp = self._stamp(now_ns, recorded_s)
-            if self._passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
+            stamp = self._stamp(source, now_ns, recorded_s)
+            if self._taker.passes(stamp.captured_ns / 1e9) and not self._deliver_all(source, stamp):
                 return
 
     def _pace(self, due_s: float, pace_s: float) -> float:
@@ -191,9 +241,12 @@ class FrameReader(SourceThread[Source]):
             self._abandoned.wait(due_s - now_s)
         return max(due_s, now_s - 1.0) + pace_s
 
-    def _stamp(self, read_ns: int, recorded_s: float) -> Timestamps:
-        """Return the current time; for a replay at its own pace, its start plus the recorded time."""
+    def _stamp(self, source: Source, read_ns: int, recorded_s: float) -> Timestamps:
+        """Return the source's times, or the present; of a fast replay, its start plus recorded time."""
         now = datetime.now(UTC)
+        if source.captured_ns:
+            at = now - timedelta(microseconds=max(0, read_ns - source.captured_ns) // 1000)
+            return Timestamps(source.captured_ns, at, source.read_ns, source.late)
         if recorded_s <= 0.0:
             self._origin = Timestamps(read_ns, now, read_ns)
             return self._origin
@@ -203,7 +256,7 @@ class FrameReader(SourceThread[Source]):
     def _deliver_all(self, source: Source, stamp: Timestamps) -> bool:
         image = source.picture(self._pool.take())
         self._asked_ns = 0
-        wanted = self._deliver(self, image, stamp, source.order)
+        wanted = self._taker.deliver(self, image, stamp, source.order)
         self._count()
         return wanted
 

@@ -33,10 +33,11 @@ from urllib.parse import quote, unquote, urlsplit
 import numpy as np
 from msgspec.structs import replace
 
+from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.config import CaptureConfig, secret_file
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound
 from agent.errors import SourceError, reason_of
-from agent.types import Array, ChannelOrder, Image, Samples
+from agent.types import Array, ChannelOrder, Image, MediaPacket, Samples
 
 _ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
@@ -95,6 +96,29 @@ def _wrong(address: SourceUri, key: str, what: str) -> SourceError:
     return SourceError(f"{address.masked}: capture.{key} {what}")
 
 
+class SourceListener(Protocol):
+    """Takes the packets of an encoded source, decoded or not, and tells what is to be decoded."""
+
+    @property
+    def decode(self) -> DecodeChoice:
+        """What the configuration says is to be decoded."""
+        ...
+
+    @property
+    def demand(self) -> Demand:
+        """What is to be decoded at least, if that is left to the source."""
+        ...
+
+    @property
+    def wants_packets(self) -> bool:
+        """Return True if `take_packet` is to be called."""
+        ...
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        """Take a packet, in the order of the source. Called by the thread that reads; must not wait."""
+        ...
+
+
 class Source(Protocol):
     """Pictures, one after the other. Used by one thread at a time.
 
@@ -104,6 +128,11 @@ class Source(Protocol):
         pace_s: time between pictures when replayed with `pace=realtime`, s; 0: as fast as they are read.
         period_s: time between pictures when recorded, s; 0: unknown.
         description: size and rate, for people.
+        holds: whether a picture is held after `grab`; False only for a camera of which not all is decoded.
+        captured_ns, read_ns: of the held picture, see `Frame`; 0: now.
+        late: whether the held picture was decoded later than it came, and must not be replaced by a newer one.
+        decoding: what is decoded now, `packets`, `keyframes` or `full`; empty: the source is not encoded.
+        undecoded: number of pictures that were left encoded.
     """
 
     live: bool
@@ -111,9 +140,17 @@ class Source(Protocol):
     pace_s: float
     period_s: float
     description: str
+    holds: bool = True
+    captured_ns: int = 0
+    read_ns: int = 0
+    late: bool = False
+    decoding: str = ""
+    undecoded: int = 0
 
     def grab(self) -> bool:
         """Wait for the next picture and hold it. Return False at the end of a finite source.
+
+        A camera of which not all is decoded returns also after a packet without a picture: see `holds`.
 
         Raises:
             SourceError: the source broke.
@@ -134,7 +171,14 @@ class Source(Protocol):
         Raises:
             SourceError: the source broke.
         """
-        return self.picture(into) if self.grab() else None
+        while self.grab():
+            if self.holds:
+                return self.picture(into)
+        return None
+
+    def follow(self, listener: SourceListener) -> None:
+        """Hand packets to a listener, and decode what it demands, from now on; of use to encoded sources."""
+        return
 
     def close(self) -> None:
         """Free the device or file. May be called twice."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Generic
 
 from agent.capture.camera import Camera, Cameras, Picture
+from agent.capture.decode_policy import Demand
 from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
 from agent.capture.privacy import NO_PRIVACY, MaskPainter, Privacy, blur
 from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, Timestamps
@@ -13,7 +15,7 @@ from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture, parse_sound
 from agent.errors import SourceError
-from agent.types import AudioChunk, ChannelOrder, Frame, Image
+from agent.types import AudioChunk, ChannelOrder, Frame, Image, MediaPacket
 
 
 class SourceStream(ABC, Generic[T]):
@@ -68,8 +70,11 @@ class SourceStream(ABC, Generic[T]):
 class FrameStream(SourceStream[Frame]):
     """Frames of one source, which other streams may share, see `agent.capture.camera`.
 
-    A live source, and a replay with `pace=realtime`, hands on its newest frame only; a replay with `pace=fast`
-    hands on every frame.
+    A live source, and a replay with `pace=realtime`, hands on its newest frame only, and frames that were decoded
+    late; a replay with `pace=fast` hands on every frame.
+
+    Attributes:
+        demand: what of an encoded camera is to be decoded; everything, until the consumer sets it.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class FrameStream(SourceStream[Frame]):
         on_change: OnChange,
         cameras: Cameras | None = None,
         privacy: Privacy = NO_PRIVACY,
+        on_packet: Callable[[MediaPacket], None] | None = None,
     ) -> None:
         """Prepare the stream; nothing is opened yet.
 
@@ -91,6 +97,8 @@ class FrameStream(SourceStream[Frame]):
             on_change: see `OnChange`.
             cameras: that other streams use; None: the source is this stream's alone.
             privacy: what is hidden in every frame.
+            on_packet: called with every packet of an encoded source, decoded or not, from the thread that reads
+                it; must not wait. None: nobody takes packets.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
@@ -107,6 +115,9 @@ class FrameStream(SourceStream[Frame]):
         self.privacy = privacy
         self.painter = MaskPainter(privacy.masks) if privacy.masks else None
         self._repainter = MaskPainter(privacy.masks if privacy.find else ())
+        self._on_packet = None if privacy.hides else on_packet
+        self.wants_packets = self._on_packet is not None
+        self.demand = Demand()
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
@@ -143,10 +154,15 @@ class FrameStream(SourceStream[Frame]):
     def stop(self, *, wait: bool = True) -> None:
         """Hand nothing more on, and close the source unless others use it; see `SourceStream.stop`."""
         self._queue.close()
+        self._on_packet = None  # who takes packets may hold this stream
         if (camera := self._camera) is not None:
             self._cameras.detach(camera, self, wait=wait)
             while (left := self._queue.pop()) is not None:
                 camera.release(left.image)
+
+    def set_demand(self, demand: Demand) -> None:
+        """Have so much of an encoded camera decoded from its next packet on. Any thread may call this."""
+        self.demand = demand
 
     def passes(self, now_s: float) -> bool:
         return self._limiter.passes(now_s)
@@ -155,11 +171,16 @@ class FrameStream(SourceStream[Frame]):
         """Hand a picture on, from a reader's thread; return the image that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
         stamps = stamp.captured_ns, stamp.captured_at, order, stamp.read_ns
-        replaced = self._frames.put(Frame(picture.image, self._stream, seq, *stamps, shared, picture.unmasked))
+        frame = Frame(picture.image, self._stream, seq, *stamps, shared, picture.unmasked, stamp.late)
+        replaced = self._frames.put(frame, keep=stamp.late)
         if replaced is None:
             return None
         self._dropped += 1
         return replaced.image
+
+    def take_packet(self, packet: MediaPacket) -> None:
+        if (on_packet := self._on_packet) is not None:
+            on_packet(packet)
 
     def change(self, state: str, reason: str) -> None:
         self._on_change(state, reason)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.backoff import Backoff
 from agent.capture.reader import SourceThread
@@ -131,6 +132,9 @@ class CaptureStats(Struct, frozen=True):
         dropped: pictures that a newer one replaced, or samples that were lost.
         reopened: times that the source came back after it was opened again.
         state, detail: see `SourceState`.
+        decoding: what of an encoded source is decoded now, see `agent.capture.source.Source`.
+        decoded: pictures that the source has given since it was opened.
+        undecoded: pictures that came since then and were left encoded.
     """
 
     frames: int
@@ -138,6 +142,9 @@ class CaptureStats(Struct, frozen=True):
     reopened: int
     state: CaptureState
     detail: str
+    decoding: str = ""
+    decoded: int = 0
+    undecoded: int = 0
 
 
 class SourceSupervisor:
@@ -206,7 +213,10 @@ class SourceSupervisor:
         return self._state.state == "lost"
 
     def stats(self, frames: int, dropped: int) -> CaptureStats:
-        return CaptureStats(frames, dropped, self._reopened, self._state.state, self._state.detail)
+        now = CaptureStats(frames, dropped, self._reopened, self._state.state, self._state.detail)
+        if (opening := self.current) is None:
+            return now
+        return replace(now, decoding=opening.decoding, decoded=opening.decoded, undecoded=opening.undecoded)
 
     def _supervise(self) -> None:
         while not self._stopped.is_set():

@@ -215,6 +215,7 @@ class VideoPerception:
         alarm: what is wrong with the model's answers; always empty for pictures.
         last_crop: part of the newest frame that was inferred.
         wants_inference: infer the next frame, even if nothing moves.
+        gate_reason: of the gate's newest decision; empty: there was none.
         secondary: runs other models on what is found; None: there are none.
         camera, answers: watch the pictures, and the model; None: nobody does.
         blur: finds what is blurred before this gets a frame; None: nothing is.
@@ -240,6 +241,7 @@ class VideoPerception:
         self.model, self.alarm = model, ""
         self.last_crop: Box = WHOLE
         self.wants_inference = False
+        self.gate_reason = ""
         zones, lines, self._filters = Zones(config.zones), Lines(config.lines), build_filters(model, config)
         check_polygons(config.gate.masks, "gate.masks")
         variant = _variant(model, config)
@@ -303,11 +305,12 @@ class VideoPerception:
         gate = self._gate.evaluate(
             part,
             frame.captured_ns,
-            watching=self._is_watching,
+            watching=self.is_watching,
             check=self.wants_inference or tracker.check_due(frame.captured_ns),
             keep=keep,
             resting=resting,
         )
+        self.gate_reason = gate.reason
         if self.camera is not None:
             self.camera.update(frame.captured_ns, lambda: self._view(frame))
         gated = time.monotonic_ns()
@@ -371,7 +374,8 @@ class VideoPerception:
         return not due
 
     @property
-    def _is_watching(self) -> bool:
+    def is_watching(self) -> bool:
+        """True while each picture must be inferred, because something moves or is not certain."""
         return self.tracker.watching or (self._texts is not None and self._texts.is_undecided)
 
     def _to_follow(self, found: Sequence[Detection]) -> Sequence[Detection]:

@@ -156,7 +156,7 @@ class Scheme(Struct, frozen=True):
 
 _SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme(
-    "agent.capture.opencv:open_stream", "a host, such as //camera.local:554/path", live=True, network=True
+    "agent.capture.video:open_stream", "a host, such as //camera.local:554/path", live=True, network=True
 )
 
 SCHEMES: dict[str, Scheme] = {
@@ -178,7 +178,7 @@ SCHEMES: dict[str, Scheme] = {
     "rtsps": _STREAM,
     "http": _STREAM,
     "https": _STREAM,
-    "file": Scheme("agent.capture.opencv:open_clip", "a video file, such as clip.mp4", ("pace", "loop")),
+    "file": Scheme("agent.capture.video:open_clip", "a video file, such as clip.mp4", ("pace", "loop")),
     "dir": Scheme(
         "agent.capture.images:open_pictures",
         "a folder of pictures, such as images/",

@@ -71,11 +71,13 @@ class Rates(Struct, frozen=True):
         fps: inputs handled per second.
         inferences_per_s: inferences per second.
         infer_ms: mean time of an inference, ms; 0 without one.
+        decoded_fps: pictures decoded per second.
     """
 
     fps: float
     inferences_per_s: float
     infer_ms: float
+    decoded_fps: float = 0.0
 
 
 class StreamMetrics:
@@ -96,7 +98,7 @@ class StreamMetrics:
         self.frames = self.gated = self.predicted = self.inferences = self._infer_ns = 0
         self.has_result, self.events, self.meter = False, EventCounts(), StreamMeter()
         self.stages = {stage: StageTimer() for stage in STAGES}
-        self._before, self._at = (0, 0, 0), time.monotonic()
+        self._before, self._at = (0, 0, 0, 0), time.monotonic()
 
     @property
     def latency(self) -> LatencyWindow:
@@ -109,12 +111,13 @@ class StreamMetrics:
         for timer in self.stages.values():
             timer.window = LatencyWindow()
 
-    def add(self, result: StreamResult, inferences: int) -> None:
-        """Count one input and the inferences that were made for it."""
+    def add(self, result: StreamResult, inferences: int, *, late: bool = False) -> None:
+        """Count one input and the inferences that were made for it; `late`: see `Frame`."""
         self.frames += 1
-        self.meter.add(result)
+        self.meter.add(result, late=late)
         times, stages = result.stages, self.stages
-        stages["queue"].add(times.queue)
+        if not late:
+            stages["queue"].add(times.queue)
         stages["gate"].add(times.gate)
         stages["track"].add(times.track)
         if result.detections is None:
@@ -136,11 +139,14 @@ class StreamMetrics:
         found = ((stage, timer.window.p95_ms) for stage, timer in self.stages.items())
         return {stage: round(ms, 1) for stage, ms in found if ms is not None}
 
-    def rates(self) -> Rates:
-        """Return the rates since the previous call."""
-        now, totals = time.monotonic(), (self.frames, self.inferences, self._infer_ns)
-        frames, inferences, infer_ns = (new - old for new, old in zip(totals, self._before, strict=True))
+    def rates(self, decoded: int = 0) -> Rates:
+        """Return the rates since the previous call; `decoded`: pictures since the source was opened."""
+        now, totals = time.monotonic(), (self.frames, self.inferences, self._infer_ns, decoded)
+        frames, inferences, infer_ns, pictures = (
+            new - old for new, old in zip(totals, self._before, strict=True)
+        )
         seconds = max(1e-3, now - self._at)
         self._before, self._at = totals, now
         infer_ms = round(infer_ns / 1e6 / inferences, 3) if inferences else 0.0
-        return Rates(round(frames / seconds, 2), round(inferences / seconds, 2), infer_ms)
+        decoded_fps = round(max(0, pictures) / seconds, 2)
+        return Rates(round(frames / seconds, 2), round(inferences / seconds, 2), infer_ms, decoded_fps)

@@ -101,6 +101,8 @@ class StreamWatch:
         """Follow the rate of the source over a minute: under load its reader, too, comes too late."""
         captured = self.stream.captured
         now_s, frames = time.monotonic(), captured.frames if captured is not None else 0
+        if captured is not None and captured.undecoded:
+            frames = captured.decoded + captured.undecoded  # what is left encoded comes when it is wanted
         if self._captured_at is not None and now_s > self._captured_at:
             self._rates.append(max(0, frames - self._captured) / (now_s - self._captured_at))
         self._captured, self._captured_at = frames, now_s

@@ -56,13 +56,21 @@ class StreamMeter:
         self._cpu_ns = 0
         self._clear()
 
-    def add(self, result: StreamResult, now_ns: int | None = None, cpu_ns: int | None = None) -> None:
+    def add(
+        self,
+        result: StreamResult,
+        now_ns: int | None = None,
+        cpu_ns: int | None = None,
+        *,
+        late: bool = False,
+    ) -> None:
         """Add the result of one input, in the stream's thread.
 
         Args:
             result: of the input.
             now_ns: CLOCK_MONOTONIC, ns; None: now.
             cpu_ns: processor time of this thread, ns; None: until now.
+            late: the input was decoded late, so that its latency says nothing about the board.
         """
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         cpu_ns = time.thread_time_ns() if cpu_ns is None else cpu_ns
@@ -78,7 +86,8 @@ class StreamMeter:
                 self._closed_ns += gap_ns
             self._inferred += is_inferred
             if is_inferred and len(self._latencies) < _KEPT:
-                self._latencies.append(stages.total / 1e6)
+                if not late:
+                    self._latencies.append(stages.total / 1e6)
                 self._costs.append(used_ms)
 
     def take(self) -> Window:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, Union, cast
 
 from agent import spans
+from agent.capture.decode_policy import DecodeMode, Demand
 from agent.comms.reporter import Reporter
 from agent.compute.manifest import Model
 from agent.compute.track.tracker import Tracker
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.daemon.clips import StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.shadow import Shadow
@@ -248,8 +249,19 @@ class Pipeline(ABC, Generic[T]):
                 self._clips.add_events(events)
 
 
+_BUSY = ("hold", "off")
+"""Reasons of the gate for which each picture of a camera is of use, besides motion and tracks."""
+
+
+_RARE_S = 5.0
+"""A stream that is to infer more often than this has all of an encoded camera decoded, s."""
+
+
 class VideoPipeline(Pipeline[Frame]):
-    """Frames of one stream: perceive, report, compare, record, snapshot."""
+    """Frames of one stream: perceive, report, compare, record, snapshot.
+
+    `on_demand` is told what of an encoded camera is to be decoded; None: everything is.
+    """
 
     def __init__(
         self,
@@ -264,6 +276,17 @@ class VideoPipeline(Pipeline[Frame]):
         super().__init__(source, vision, reporter, clips, metrics)
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
+        self.on_demand: Callable[[Demand], None] | None = None
+
+    def _update_demand(self) -> None:
+        """Tell the camera how much of it is to be decoded."""
+        if self.on_demand is not None:
+            vision = self._vision
+            moved = vision.gate_reason == "motion"
+            busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
+            busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
+            busy = busy or vision.config.gate.max_idle_s < _RARE_S
+            self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved))
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
@@ -293,10 +316,11 @@ class VideoPipeline(Pipeline[Frame]):
                 # Last: from here on the clips may give the frame back, and another picture, that is not masked
                 # yet, may be read into its memory.
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
-            self.metrics.add(result, 1)
+            self.metrics.add(result, 1, late=frame.late)
         finally:
             if not kept:
                 self._frames.give_back(frame)
+            self._update_demand()
 
     def _idle(self) -> None:
         super()._idle()
@@ -304,6 +328,7 @@ class VideoPipeline(Pipeline[Frame]):
             if self._source.lost:
                 self._states.suspend()
             self._states.poll(time.monotonic_ns())
+        self._update_demand()
 
     def _end_tracks(self, reason: str) -> None:
         if self._states is not None and reason != "stall":
@@ -398,16 +423,23 @@ def _open_pipeline(
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        hidden = privacy_of(config, vision)
+        clips = _open_clips(name, config, recorder, lambda one: frames.give_back(one)) if recorder else None
         frames = FrameStream(
-            name, config.source, config.capture, on_change=on_change, cameras=cameras, privacy=hidden
+            name,
+            config.source,
+            config.capture,
+            on_change=on_change,
+            cameras=cameras,
+            privacy=privacy_of(config, vision),
+            on_packet=clips.on_packet if clips else None,
         )
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 
             return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
-        clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
-        return frames, VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states), clips
+        pipeline = VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states)
+        pipeline.on_demand = frames.set_demand
+        return frames, pipeline, clips
     from agent.capture.streams import AudioStream
 
     hearing, words = cast("AudioPerception", opened), cast("StreamWords | None", taught)
@@ -415,10 +447,23 @@ def _open_pipeline(
     return sound, AudioPipeline(sound, hearing, reporter, metrics, words), None
 
 
-def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
-    from agent.daemon.clips import StreamClips
+def _open_clips(
+    name: str, config: StreamConfig, recorder: Recorder, give_back: Callable[[Frame], None]
+) -> StreamClips | None:
+    if config.clips is None or config.inspection is not None:
+        return None
+    from agent.daemon.clips.record_source import open_record_source
+    from agent.daemon.clips.stream_clips import StreamClips
 
-    assert config.clips is not None
-    only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
-    give_back = frames.give_back
-    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, lossless=lossless)
+    opened = StreamClips(
+        name,
+        config.clips,
+        recorder,
+        give_back,
+        only_zones=config.publish.only_zones,
+        lossless=parse(config.source).lossless,
+        copies=not config.hides,
+        has_other_source=bool(config.clips.record_source),
+    )
+    opened.other_source = open_record_source(name, config, opened.add_packet)
+    return opened

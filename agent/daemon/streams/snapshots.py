@@ -126,6 +126,11 @@ class SnapshotStage:
         self._best = BestShot(config.snapshot_every_s)
         self._requested, self._budget = False, _FULL
 
+    @property
+    def requested(self) -> bool:
+        """True if the next frame is to be published."""
+        return self._requested
+
     def configure(self, config: PublishConfig) -> None:
         """Make snapshots as another configuration says, from the next one on."""
         self._config = config

@@ -116,3 +116,40 @@ def test_a_pool_gives_memory_again_and_does_not_grow() -> None:
     for image in images:
         pool.give(image)
     assert sum(pool.take() is not None for _ in range(9)) == 6
+
+
+def test_frames_that_were_decoded_late_are_not_replaced() -> None:
+    slot = LatestFrame(lossless=False)
+    late, live, newest = [frame(at) for at in (1, 2)], frame(3), frame(4)
+    assert [slot.put(one, keep=True) for one in late] == [None, None]
+    assert slot.put(live) is None
+    assert slot.put(newest) is live
+    assert [slot.take(0) for _ in range(4)] == [*late, newest, None]
+
+
+def test_the_producer_of_late_frames_waits_for_the_consumer() -> None:
+    slot = LatestFrame(lossless=False)
+    puts: list[Frame | None] = []
+    thread = threading.Thread(
+        target=lambda: puts.extend(slot.put(frame(at), keep=True) for at in range(8)), daemon=True
+    )
+    thread.start()
+    taken: list[int] = []
+    while len(taken) < 8:
+        got = slot.take(5)
+        assert got is not None
+        taken.append(got.captured_ns)
+    thread.join(5)
+    assert taken == list(range(8))
+    assert puts == [None] * 8
+
+
+def test_a_consumer_that_hangs_does_not_hold_up_the_producer_of_late_frames(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.capture.handoff._LATE_S", 0.05)
+    slot = LatestFrame(lossless=False)
+    frames = [frame(at) for at in range(6)]
+    back = [slot.put(one, keep=True) for one in frames]
+    assert back == [None, None, None, *frames[2:5]]
+    assert [slot.take(0) for _ in range(4)] == [frames[0], frames[1], frames[5], None]

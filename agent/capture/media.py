@@ -1,0 +1,164 @@
+"""Encoded video and sound, demultiplexed by PyAV: FFmpeg's libraries.
+
+Only what opens an encoded source may import this module: PyAV takes 18 MB.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import av
+import av.logging
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from agent.types import MediaPacket, MediaTrack
+
+_FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+_FASTEST_FPS = 1000
+"""Rates above this are a container's time base, not a rate."""
+
+
+class OpenError(Exception):
+    """A medium could not be opened. The text may be shown: it holds no address.
+
+    Attributes:
+        kinds: codecs of what was found instead of video; empty: nothing could be read.
+    """
+
+    def __init__(self, kinds: tuple[str, ...] = ()) -> None:
+        super().__init__(f"it has no video, only {', '.join(kinds)}" if kinds else "it cannot be read")
+        self.kinds = kinds
+
+
+class Media:
+    """An open file or stream with one track of video and at most one of sound. For one thread.
+
+    Attributes:
+        video: the first track of video.
+        sound: the first track of sound; None: there is none.
+        width, height: of the pictures as announced, pixels; 0: unknown.
+        fps: pictures per second as announced; 0: unknown.
+        frames: number of pictures as announced, perhaps estimated; 0: unknown.
+    """
+
+    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
+        """Open a file or an address.
+
+        Args:
+            target: path or address; may hold credentials.
+            options: of FFmpeg's demultiplexer.
+            timeout_s: limit for each step of the opening, and for each packet, s; None: wait.
+
+        Raises:
+            OpenError: it cannot be opened, or has no video.
+        """
+        av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
+        try:
+            self._container: InputContainer = av.open(target, "r", options=options, timeout=timeout_s)
+        except (av.FFmpegError, OSError, ValueError, RuntimeError):
+            # Without the cause: its text holds the address.
+            raise OpenError from None
+        found = [one for one in self._container.streams.video if not one.disposition & _COVER]
+        if not found:
+            kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
+            self.close()
+            raise OpenError(kinds)
+        self.video: VideoStream = found[0]
+        self.sound = next(iter(self._container.streams.audio), None)
+        self.width, self.height = self.video.codec_context.width, self.video.codec_context.height
+        self.fps = _rate(self.video)
+        self.frames = self.video.frames or self._estimated_frames()
+        self._tracks: dict[int, MediaTrack] = {}
+
+    def packets(self) -> Iterator[Packet[Stream]]:
+        """Read packet by packet; at the end an empty packet of each track.
+
+        Raises:
+            av.FFmpegError: the connection broke, or no packet came in time. Its text may hold credentials.
+        """
+        return self._container.demux(*(one for one in (self.video, self.sound) if one is not None))
+
+    def media_packet(self, packet: Packet[Stream], captured_ns: int) -> MediaPacket:
+        """Return a packet as plain data."""
+        index = packet.stream_index
+        if (track := self._tracks.get(index)) is None:
+            track = self._tracks[index] = _track(packet.stream)
+        return MediaPacket(
+            track,
+            bytes(packet),
+            packet.pts,
+            packet.dts,
+            packet.duration or 0,
+            packet.is_keyframe,
+            captured_ns,
+        )
+
+    def close(self) -> None:
+        """Close it. May be called twice."""
+        self._container.close()
+
+    def _estimated_frames(self) -> int:
+        duration_us = self._container.duration
+        return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
+
+
+_COVER = av.stream.Disposition.attached_pic
+
+
+def _rate(video: VideoStream) -> float:
+    """Return the announced pictures per second; 0: unknown."""
+    for rate in (video.average_rate, video.guessed_rate, video.base_rate):
+        if rate and 0 < rate <= _FASTEST_FPS:
+            return float(rate)
+    return 0.0
+
+
+def _track(stream: Stream) -> MediaTrack:
+    context, base = stream.codec_context, stream.time_base
+    time_base = (base.numerator, base.denominator) if base else (1, 1_000_000_000)
+    header = mp4_header(stream)
+    if isinstance(stream, VideoStream):
+        return MediaTrack("video", context.name, time_base, header, stream.width, stream.height)
+    rate_hz, channels = int(getattr(context, "sample_rate", 0)), int(getattr(context, "channels", 0))
+    return MediaTrack("sound", context.name, time_base, header, rate_hz=rate_hz, channels=channels)
+
+
+def mp4_header(stream: Stream) -> bytes:
+    """Return the initialisation segment of a fragmented MP4 with this stream alone; empty: MP4 cannot hold it."""
+    memory = io.BytesIO()
+    try:
+        writer = av.open(memory, "w", format="mp4", options=dict(_FRAGMENTED))
+        writer.add_stream_from_template(stream)
+        writer.start_encoding()
+    except (av.FFmpegError, ValueError):  # no such codec in MP4, or its parameters are missing
+        return b""
+    # The container is never closed: that would add an index of fragments.
+    return memory.getvalue()
+
+
+_START_CODE = b"\0\0\1"
+_HEAD = 512
+"""Bytes of a packet within which its first slice begins."""
+
+
+def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
+    """Return True if no other picture is predicted from a packet of H.264 or H.265 with start codes.
+
+    Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
+    """
+    if codec not in ("h264", "hevc"):
+        return False
+    head = bytes(memoryview(packet)[:_HEAD])
+    at = head.find(_START_CODE)
+    while 0 <= at < len(head) - 3:
+        unit = head[at + 3]
+        if codec == "h264" and 1 <= unit & 0x1F <= 5:
+            return unit >> 5 & 3 == 0
+        if codec == "hevc" and (kind := unit >> 1 & 0x3F) < 32:
+            return kind < 16 and kind % 2 == 0
+        at = head.find(_START_CODE, at + 3)
+    return False

@@ -1,0 +1,415 @@
+"""Sources of encoded video: files, and RTSP or HTTP streams of network cameras."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import av
+import numpy as np
+from av.packet import Packet
+from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
+from av.video.frame import VideoFrame
+from av.video.reformatter import VideoReformatter
+
+from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
+from agent.capture.media import Media, OpenError, is_disposable
+from agent.capture.packet_clock import PacketClock
+from agent.capture.server_probe import find_refusal, why_unreachable
+from agent.capture.source import Source, SourceListener, check_size, status
+from agent.config.source_uri import SourceUri
+from agent.errors import SourceError
+from agent.types import Image
+
+log = logging.getLogger(__name__)
+
+
+class Video(Source):
+    """Pictures of an open medium, decoded by one thread.
+
+    FFmpeg's own choice of threads, one per core, costs 15 % more CPU time and 2.5 MB more per stream of 768×576
+    H.264, and holds back as many pictures as it has threads.
+    """
+
+    order = "bgr"
+    decoding = "full"
+
+    def __init__(self, media: Media, shown: str) -> None:
+        """Take an open medium.
+
+        Raises:
+            SourceError: its pictures are too large; the medium is closed.
+        """
+        self._shown = shown
+        self._media = media
+        self.live, self.pace_s, self.period_s = True, 0.0, 0.0
+        self.description = describe(media)
+        self._listener: SourceListener | None = None
+        self._format = VideoReformatter()
+        self._begin(media)
+
+    def _begin(self, media: Media) -> None:
+        """Read a medium from its first packet on."""
+        try:
+            check_size(self._shown, media.width, media.height)
+        except SourceError:
+            media.close()
+            raise
+        self._media = media
+        self._packets: Iterator[Packet[Stream]] = media.packets()
+        self._context: VideoCodecContext = media.video.codec_context
+        self._context.thread_count, self._context.thread_type = 1, av.codec.context.ThreadType.NONE
+        self._context.copy_opaque = True  # a packet's times go to its picture
+        self._decoded: deque[VideoFrame] = deque()
+        self._held: VideoFrame | None = None
+
+    def follow(self, listener: SourceListener) -> None:
+        self._listener = listener
+
+    def grab(self) -> bool:
+        self._held = None
+        while not self._decoded:
+            if (packet := self._next_packet()) is None:
+                return False
+            self._decode(packet)
+        self._held = self._decoded.popleft()
+        return True
+
+    def _next_packet(self) -> Packet[Stream] | None:
+        """Return the next packet of video, and hand each on; None at the end.
+
+        Raises:
+            av.FFmpegError: the connection broke, or nothing came in time. Its text may hold credentials.
+        """
+        packet = next(self._packets, None)
+        if packet is None:
+            return None
+        if packet.size and self._listener is not None and self._listener.wants_packets:
+            self._listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet)))
+        return packet
+
+    def _packet_ns(self, packet: Packet[Stream]) -> int:
+        """Return when a packet was captured, see `MediaPacket`."""
+        return time.monotonic_ns()
+
+    def _is_picture(self, packet: Packet[Stream]) -> bool:
+        return packet.stream_index == self._media.video.index
+
+    def _decode(self, packet: Packet[Stream]) -> None:
+        """Decode a packet of video; an empty one gives what the decoder holds back."""
+        if self._is_picture(packet):
+            with suppress(av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+                self._decoded += self._context.decode(packet if packet.size else None)
+
+    def picture(self, into: Image | None) -> Image:
+        """Return the held picture.
+
+        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory, and
+        copying that would take longer than allocating it.
+        """
+        assert self._held is not None
+        check_size(self._shown, self._held.width, self._held.height)  # a stream may change its size
+        try:
+            bgr = self._format.reformat(self._held, format="bgr24", threads=1)
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(
+                f"{self._shown}: expected a picture that can be decoded; found a damaged one"
+            ) from error
+        return _image(bgr, into)
+
+    def close(self) -> None:
+        self._media.close()
+
+
+def _image(bgr: VideoFrame, into: Image | None) -> Image:
+    """Return a picture as an array that keeps its memory alive."""
+    plane, row = bgr.planes[0], 3 * bgr.width
+    padded: Image = np.frombuffer(memoryview(plane), np.uint8).reshape(bgr.height, plane.line_size)
+    if plane.line_size == row:
+        return padded.reshape(bgr.height, bgr.width, 3)
+    shape = bgr.height, bgr.width, 3
+    image = into if into is not None and into.shape == shape else np.empty(shape, np.uint8)
+    np.copyto(image, padded[:, :row].reshape(shape))
+    return image
+
+
+def describe(media: Media) -> str:
+    """Describe the size, rate and codec that a medium has."""
+    size = f"{media.width}x{media.height}"
+    return f"{size} at {media.fps:g} fps" if media.fps else size
+
+
+_DEFAULT_FPS = 25.0
+_COUNT_TOLERANCE = 0.02
+"""Share by which a frame count may be wrong: containers without an index only estimate it."""
+
+
+class VideoFile(Video):
+    """Pictures of a video file, once or in a loop."""
+
+    def __init__(self, address: SourceUri) -> None:
+        super().__init__(_open(address), address.masked)
+        self._address, self._read, self._warned = address, 0, False
+        self._expected = self._media.frames
+        self.live = False
+        self.period_s = 1.0 / (self._media.fps or _DEFAULT_FPS)
+        self.pace_s = self.period_s if address.options.pace == "realtime" else 0.0
+        self._began_ns = self._sent_ns = 0
+
+    def grab(self) -> bool:
+        try:
+            if not super().grab() and not self._again():
+                return False
+        except av.FFmpegError:  # a damaged container
+            if not self._again():
+                return False
+        self._read += 1
+        return True
+
+    def _packet_ns(self, packet: Packet[Stream]) -> int:
+        """Return the present; of a replay at its own pace the recorded time since its first packet."""
+        now_ns = time.monotonic_ns()
+        if not self._address.lossless:
+            return now_ns
+        self._began_ns = self._began_ns or now_ns
+        return self._began_ns + round(self._read * self.period_s * 1e9)
+
+    def _again(self) -> bool:
+        if self._read == 0:
+            raise SourceError(f"{self._shown}: expected pictures; found none that can be decoded; cut off?")
+        self._warn_if_short()
+        if not self._address.options.loop:
+            return False
+        self._media.close()
+        self._begin(_open(self._address))
+        self._read = 0
+        return super().grab()
+
+    def _warn_if_short(self) -> None:
+        missing = self._expected - self._read
+        if missing > max(2, _COUNT_TOLERANCE * self._expected) and not self._warned:
+            self._warned = True
+            log.warning(
+                "%s: ended after %d of %d pictures: the file is cut off or damaged",
+                self._shown,
+                self._read,
+                self._expected,
+            )
+
+
+def open_clip(address: SourceUri, stall_s: float) -> VideoFile:
+    """Open a video file.
+
+    Raises:
+        SourceError: it is missing, cannot be read, or is no video.
+    """
+    return VideoFile(address)
+
+
+def _open(address: SourceUri) -> Media:
+    path = Path(address.target)
+    if status(address) is None:
+        raise SourceError(f"{address.masked}: expected a video file; there is no {path.absolute()}")
+    if path.is_dir():
+        raise SourceError(
+            f"{address.masked}: expected a video file; found a folder; for pictures write dir:{path}"
+        )
+    try:
+        return Media(f"file:{path}", {})
+    except OpenError as error:
+        raise SourceError(f"{address.masked}: expected a video file; {_describe_content(path, error)}") from None
+
+
+def _describe_content(path: Path, error: OpenError) -> str:
+    if error.kinds:
+        return str(error)
+    if not path.is_file():
+        return "found a device or pipe that gives no video"
+    try:
+        with path.open("rb"):
+            size = path.stat().st_size
+    except OSError as problem:
+        return f"it cannot be read: {problem.strerror}; check its owner and mode"
+    if size == 0:
+        return "found an empty file"
+    return f"found {size:,} bytes that are none that FFmpeg can read: cut off, or another kind of file"
+
+
+_OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "300000", "probesize": "100000"}
+"""TCP: a lost packet would smear the picture until the next key frame. Looking at 0.3 s (µs here) instead of 5 s
+of the stream opens a camera in 0.5 s instead of 2."""
+_ASK_S = 2.0
+"""Longest time to ask a server why it gives no stream, s."""
+
+
+class _Arrival(NamedTuple):
+    """When a packet was captured and read, ns of CLOCK_MONOTONIC."""
+
+    captured_ns: int
+    read_ns: int
+
+
+class NetworkStream(Video):
+    """Pictures of a stream from another machine, of which only those are decoded that are of use."""
+
+    def __init__(
+        self,
+        media: Media,
+        address: SourceUri,
+        stall_s: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Take an open medium.
+
+        Args:
+            media: of the address.
+            address: of the camera.
+            stall_s: longest time without a packet, s.
+            now_ns: clock of the packets' arrival, ns.
+
+        Raises:
+            SourceError: its pictures are too large; the medium is closed.
+        """
+        super().__init__(media, address.masked)
+        self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
+        self._size = media.width, media.height
+        self._clock, self._burst = PacketClock(), BurstThinner()
+        self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
+        self._steps: deque[DecodeStep[Packet[Stream]]] = deque()
+        self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
+        self.undecoded = 0
+
+    def follow(self, listener: SourceListener) -> None:
+        super().follow(listener)
+        self._policy = DecodePolicy(listener.decode)
+
+    @property
+    def holds(self) -> bool:  # type: ignore[override]
+        return self._held is not None
+
+    @property
+    def decoding(self) -> str:  # type: ignore[override]
+        return self._policy.mode.name.lower()
+
+    def grab(self) -> bool:
+        self._held = None
+        self._advance()
+        while self._listener is None and not self.holds:  # whoever only tries a camera wants a picture
+            self._advance()
+        self._grabbed += self.holds
+        return True
+
+    def _advance(self) -> None:
+        """Hold the next picture, or decode the next step, or read the next packet."""
+        if self._decoded:
+            self._hold(self._decoded.popleft())
+        elif self._steps:
+            self._run(self._steps.popleft())
+        else:
+            self._receive()
+        now_s = time.monotonic()
+        if self._held is not None or self._steps:
+            self._alive_s = now_s
+        # Sound may go on without pictures, and FFmpeg may end a silence with a picture from before it.
+        elif now_s - self._alive_s >= self._stall_s:
+            raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
+
+    def _receive(self) -> None:
+        """Read a packet, and plan what is to be decoded."""
+        began_s = time.monotonic()
+        try:
+            packet = self._next_packet()
+        except av.FFmpegError:
+            packet = None
+        if time.monotonic() - began_s >= self._stall_s:
+            raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
+        if packet is None:
+            raise SourceError(f"{self._shown}: expected the next picture; {self._why_ended()}")
+        if not self._is_picture(packet):
+            return
+        if not packet.size:  # the end: the decoder gives what it holds back
+            self._decode(packet)
+            return
+        if self._policy.mode is not DecodeMode.FULL:
+            self._alive_s = time.monotonic()
+        self._plan(packet)
+
+    def _plan(self, packet: Packet[Stream]) -> None:
+        pts, base = packet.pts, packet.time_base
+        read_ns = self._now_ns()
+        pts_ns = None if pts is None else pts * base.numerator * 1_000_000_000 // base.denominator
+        self._arrived = _Arrival(self._clock.captured_ns(pts_ns, read_ns), read_ns)
+        packet.opaque = self._arrived
+        codec = self._context.name
+        facts = PacketFacts(packet.size, packet.is_keyframe, is_disposable(codec, packet), read_ns)
+        demand = self._listener.demand if self._listener is not None else Demand()
+        self._steps += self._policy.add(packet, facts, demand)
+        self.undecoded += not self._steps
+        if len(self._steps) > 1:
+            first = cast(_Arrival, self._steps[0].packet.opaque)
+            self._burst.begin(first.captured_ns, self._arrived.captured_ns)
+
+    def _run(self, step: DecodeStep[Packet[Stream]]) -> None:
+        """Decode one packet."""
+        if step.restart:
+            self._decoded.clear()
+            self._context.flush_buffers()
+        self._decode(step.packet)
+        if step.alone:
+            with suppress(av.error.EOFError, av.error.InvalidDataError):
+                self._decoded += self._context.decode(None)
+            self._context.flush_buffers()
+
+    def _hold(self, frame: VideoFrame) -> None:
+        """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
+        arrived = cast(_Arrival, frame.opaque or self._arrived)
+        captured_ns = min(arrived.captured_ns, self._now_ns())
+        if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
+            return
+        if (frame.width, frame.height) != self._size and self._size != (0, 0):
+            raise SourceError(
+                f"{self._shown}: its pictures changed from {self._size[0]}x{self._size[1]} to "
+                f"{frame.width}x{frame.height}"
+            )
+        self._newest_ns, self._held = captured_ns, frame
+        self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
+        self.late = self._burst.is_late(captured_ns)
+
+    def skip(self) -> None:
+        """Read a packet, and decode nothing.
+
+        Raises:
+            SourceError: none came in time, or the server stopped sending.
+        """
+        try:
+            packet = self._next_packet()
+        except av.FFmpegError:
+            packet = None
+        if packet is None or not packet.size:
+            raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
+        self._grabbed += 1
+
+    def _why_ended(self) -> str:
+        # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
+        why = find_refusal(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
+        return why or "the server stopped sending"
+
+
+def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
+    """Open an RTSP or HTTP stream.
+
+    Raises:
+        SourceError: there is no answer within `stall_s`, or it is no video.
+    """
+    try:
+        media = Media(address.target, dict(_OPTIONS), stall_s)
+    except OpenError as error:
+        why = str(error) if error.kinds else why_unreachable(address.target, min(stall_s, _ASK_S))
+        raise SourceError(f"{address.masked}: expected a video stream; {why}") from None
+    return NetworkStream(media, address, stall_s)

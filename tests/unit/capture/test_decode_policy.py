@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from agent.capture.decode_policy import (
+    BurstThinner,
+    DecodeLimits,
+    DecodeMode,
+    DecodePolicy,
+    DecodeStep,
+    Demand,
+    PacketFacts,
+)
+
+S = 1_000_000_000
+QUIET, ALL, MOVED = Demand(DecodeMode.PACKETS), Demand(), Demand(moved=True)
+FPS = 10
+
+
+class Encoder:
+    """A camera that gives a packet each 100 ms, whose sizes vary by 3 %."""
+
+    def __init__(self, gop: int = 20, seed: int = 0) -> None:
+        self.gop, self.number, self._random = gop, 0, np.random.default_rng(seed)
+
+    def packet(self, factor: float = 1.0) -> PacketFacts:
+        keyframe = self.gop > 0 and self.number % self.gop == 0
+        size = (20_000 if keyframe else 2_000 * factor) * self._random.normal(1.0, 0.03)
+        self.number += 1
+        return PacketFacts(max(1, round(size)), keyframe, False, self.number * S // FPS)
+
+
+def run(
+    policy: DecodePolicy[int], encoder: Encoder, seconds: float, demand: Demand = QUIET, factor: float = 1.0
+) -> list[DecodeStep[int]]:
+    """Give a policy the packets of some seconds, each by its number; return what is decoded."""
+    steps: list[DecodeStep[int]] = []
+    for _ in range(round(seconds * FPS)):
+        number = encoder.number
+        steps += policy.add(number, encoder.packet(factor), demand)
+    return steps
+
+
+def settled(gop: int = 20, limits: DecodeLimits | None = None) -> tuple[DecodePolicy[int], Encoder]:
+    policy, encoder = DecodePolicy[int](limits=limits), Encoder(gop)
+    run(policy, encoder, 600.0)
+    return policy, encoder
+
+
+def test_while_nothing_happens_a_key_frame_is_decoded_now_and_then() -> None:
+    policy, encoder = settled()
+    steps = run(policy, encoder, 60.0)
+    assert policy.mode == DecodeMode.PACKETS
+    assert 12 <= len(steps) <= 16
+    assert all(step.alone and step.packet % 20 == 0 for step in steps)
+
+
+def test_larger_packets_have_everything_decoded_from_the_last_key_frame_on() -> None:
+    policy, encoder = settled()
+    run(policy, encoder, 0.5)
+    begin = encoder.number
+    steps = run(policy, encoder, 1.0, factor=1.5)
+    assert policy.mode == DecodeMode.FULL
+    assert [step.packet for step in steps] == list(range(begin - begin % 20, encoder.number))
+    assert [step.restart for step in steps] == [True] + [False] * (len(steps) - 1)
+
+
+def test_it_is_noticed_within_three_packets() -> None:
+    policy, encoder = settled()
+    steps = run(policy, encoder, 0.3, factor=1.5)
+    assert policy.mode == DecodeMode.FULL
+    assert steps
+
+
+def test_after_quiet_only_key_frames_are_decoded_again() -> None:
+    policy, encoder = settled()
+    run(policy, encoder, 0.5, factor=1.5)
+    run(policy, encoder, 5.0, MOVED, factor=1.5)
+    assert policy.mode.name == "FULL"
+    run(policy, encoder, 5.0)
+    assert policy.mode.name == "PACKETS"
+
+
+def test_a_demand_keeps_everything_decoded() -> None:
+    policy, encoder = settled()
+    steps = run(policy, encoder, 600.0, ALL)
+    numbers = [step.packet for step in steps]
+    assert numbers == list(range(numbers[0], encoder.number))
+
+
+def test_motion_that_no_packet_has_shown_has_every_key_frame_decoded() -> None:
+    policy, encoder = settled()
+    run(policy, encoder, 1.0, MOVED)
+    run(policy, encoder, 10.0)
+    assert policy.mode.name == "KEYFRAMES"
+    keyframes = [step for step in run(policy, encoder, 60.0) if step.alone]
+    assert len(keyframes) >= 25
+    run(policy, encoder, 600.0)
+    assert policy.mode.name == "PACKETS"
+
+
+def test_false_alarms_become_rarer() -> None:
+    policy, encoder, random = *settled(), np.random.default_rng(1)
+    alarms = []
+    for _ in range(2):
+        count = 0
+        for _ in range(3000):
+            before = policy.mode
+            factor = 1.4 if random.random() < 0.05 else 1.0
+            policy.add(encoder.number, encoder.packet(factor), QUIET)
+            count += policy.mode is DecodeMode.FULL and before is not DecodeMode.FULL
+        alarms.append(count)
+    assert alarms[1] < alarms[0] / 2
+
+
+def test_a_camera_without_key_frames_is_looked_at_every_twelve_seconds() -> None:
+    policy, encoder = settled(gop=0)
+    steps = run(policy, encoder, 60.0)
+    numbers = [step.packet for step in steps]
+    assert numbers == list(range(numbers[0], numbers[-1] + 1)), "each picture needs the one before"
+    assert not any(step.restart for step in steps)
+    assert encoder.number - numbers[-1] <= 12 * FPS
+
+
+def test_pictures_without_any_prediction_are_looked_at_five_times_a_second() -> None:
+    policy, encoder = settled(gop=1)
+    assert 45 <= len(run(policy, encoder, 10.0)) <= 50
+
+
+def test_key_frames_alone_are_decoded_on_request_whatever_happens() -> None:
+    policy = DecodePolicy[int]("keyframes")
+    steps = run(policy, Encoder(), 20.0, MOVED, factor=3.0)
+    assert [step.packet for step in steps] == list(range(0, 200, 20))
+
+
+def test_everything_is_decoded_on_request() -> None:
+    policy = DecodePolicy[int]("full")
+    assert [step.packet for step in run(policy, Encoder(), 20.0)] == list(range(200))
+
+
+Packets = Sequence[tuple[int, bool, int, Demand]]
+packets = st.lists(
+    st.tuples(
+        st.integers(1, 400_000),
+        st.booleans(),
+        st.sampled_from([0, 1, 40, 66, 100, 3_000, 20_000]),
+        st.sampled_from([QUIET, QUIET, QUIET, Demand(DecodeMode.KEYFRAMES), ALL, MOVED]),
+    ),
+    max_size=400,
+)
+LIMITS = DecodeLimits(start_s=0.5, bytes=1_000_000, packets=60)
+
+
+def replayed(
+    given_packets: Packets, policy: DecodePolicy[int]
+) -> Iterator[tuple[PacketFacts, Demand, list[DecodeStep[int]]]]:
+    at_ns = S
+    for number, (size, keyframe, after_ms, demand) in enumerate(given_packets):
+        at_ns += after_ms * 1_000_000
+        facts = PacketFacts(size, keyframe, False, at_ns)
+        yield facts, demand, policy.add(number, facts, demand)
+
+
+@settings(max_examples=200)
+@given(packets)
+def test_a_decoder_gets_each_packet_after_the_one_before_it_or_a_key_frame(given_packets: Packets) -> None:
+    policy, decoded = DecodePolicy[int](limits=LIMITS), -1
+    for _, _, steps in replayed(given_packets, policy):
+        for step in steps:
+            if step.restart:
+                assert given_packets[step.packet][1], "it begins with a key frame"
+            else:
+                assert step.packet == decoded + 1, "nothing between is missing"
+            decoded = -2 if step.alone else step.packet
+
+
+@settings(max_examples=200)
+@given(packets)
+def test_while_everything_is_decoded_nothing_is_left_out_up_to_now(given_packets: Packets) -> None:
+    policy = DecodePolicy[int](limits=LIMITS)
+    for number, (_, demand, steps) in enumerate(replayed(given_packets, policy)):
+        if demand.mode is DecodeMode.FULL:
+            assert policy.mode == DecodeMode.FULL
+        if policy.mode is DecodeMode.FULL:
+            assert steps[-1].packet == number
+            assert not steps[-1].alone
+
+
+@settings(max_examples=200)
+@given(packets)
+def test_memory_is_bounded(given_packets: Packets) -> None:
+    policy = DecodePolicy[int](limits=LIMITS)
+    for facts, _, _ in replayed(given_packets, policy):
+        assert policy.kept_bytes <= LIMITS.bytes + facts.size
+
+
+@settings(max_examples=100)
+@given(packets)
+def test_after_a_while_of_quiet_little_is_decoded(given_packets: Packets) -> None:
+    policy, at_ns = DecodePolicy[int](limits=LIMITS), S
+    for facts, _, _ in replayed(given_packets, policy):
+        at_ns = facts.at_ns
+    for number in range(30):
+        policy.add(number, PacketFacts(2_000, number == 0, False, at_ns + number * S // 10), QUIET)
+    assert policy.mode != DecodeMode.FULL
+
+
+def test_a_burst_is_thinned_and_ends_with_the_present() -> None:
+    thinner = BurstThinner(every_s=0.2, most=5)
+    thinner.begin(10 * S, 14 * S)
+    handed_on = [at for at in range(10 * S, 15 * S, S // 10) if thinner.passes(at)]
+    assert [at for at in handed_on if at < 14 * S] == [10 * S + one * 8 * S // 10 for one in range(5)]
+    assert [at for at in handed_on if at >= 14 * S] == list(range(14 * S, 15 * S, S // 10))
+    assert thinner.is_late(13 * S)
+    assert not thinner.is_late(14 * S)
