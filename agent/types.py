@@ -34,7 +34,8 @@ class Frame(Struct, frozen=True, gc=False):
     """One picture of a stream.
 
     Attributes:
-        image: H×W×3 uint8. Valid until the frame is given back to its `FrameStream`.
+        image: H×W×3 uint8, with the stream's privacy masks. Valid until the frame is given back to its
+            `FrameStream`.
         stream: name of the stream.
         seq: running number within the stream, from 0; a gap is a dropped frame.
         captured_ns: CLOCK_MONOTONIC at capture, ns. A replay at `pace=fast` counts recorded time from its
@@ -43,6 +44,8 @@ class Frame(Struct, frozen=True, gc=False):
         order: order of the three channels.
         read_ns: CLOCK_MONOTONIC when it was read, ns; the start of its latency.
         shared: other streams have the same image: it must not be written to.
+        unmasked: the picture without masks, of a stream with `mask_model = false`, as long as `image` is valid;
+            None: `image` is all that may be seen. Only `model_image` reads it.
         late: decoded later than it came, after something has drawn attention to it; its latency says nothing
             about the board.
     """
@@ -55,7 +58,13 @@ class Frame(Struct, frozen=True, gc=False):
     order: ChannelOrder = "bgr"
     read_ns: int = 0
     shared: bool = False
+    unmasked: Image | None = None
     late: bool = False
+
+    @property
+    def model_image(self) -> Image:
+        """What models and the motion gate are shown. It must not be stored, sent or shown to people."""
+        return self.image if self.unmasked is None else self.unmasked
 
 
 class MediaTrack(Struct, frozen=True, gc=False):
@@ -201,6 +210,18 @@ class FusedEvidence(Struct, frozen=True, omit_defaults=True):
     age_s: float | None = None
 
 
+class Crossing(Struct, frozen=True, gc=False):
+    """A line that a track has crossed.
+
+    Attributes:
+        line: its name.
+        direction: see `LineConfig`.
+    """
+
+    line: str
+    direction: Literal["in", "out"]
+
+
 class Track(Struct, frozen=True, omit_defaults=True):
     """A detection over time, or a fused event.
 
@@ -217,6 +238,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
         stationary: whether it has not left its place for `track.stationary_after_s`.
         evidence: what a fused event rests on, newest first; its `hits` count the pieces.
         attributes: what secondary models tell about it, by their name in the configuration.
+        crossed: lines that it has crossed, the newest last, at most eight.
     """
 
     id: str
@@ -234,6 +256,7 @@ class Track(Struct, frozen=True, omit_defaults=True):
     stationary: bool = False
     evidence: tuple[FusedEvidence, ...] = ()
     attributes: dict[str, Attribute] = {}
+    crossed: tuple[Crossing, ...] = ()
 
 
 class Event(Struct, frozen=True):
@@ -242,8 +265,8 @@ class Event(Struct, frozen=True):
     Attributes:
         kind: see `EventKind`.
         track: current state; a keyword's track has already ended.
-        reason: `appeared`, `zone`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`, `ended`,
-            `stall`, `shutdown`, `restart`, `word` …
+        reason: `appeared`, `zone`, `line`, `moved`, `clearer`, `still here`, `stationary`, `attribute`, `lost`,
+            `ended`, `stall`, `shutdown`, `restart`, `word` …
     """
 
     kind: EventKind

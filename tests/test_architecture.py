@@ -320,3 +320,15 @@ def test_each_entry_of_the_compat_list_selects_a_test() -> None:
     here = Path(__file__).parent
     files = [path.relative_to(here).as_posix() for path in here.rglob("test_*.py")]
     assert [entry for entry in COMPAT if not any(file.startswith(entry) for file in files)] == []
+
+
+def test_only_models_and_the_gate_are_shown_pictures_without_masks() -> None:
+    """What stores, sends or shows pictures takes `Frame.image`, which is always masked."""
+    masked_here = {"agent/types.py", "agent/capture/camera.py", "agent/capture/streams.py"}
+    perceives = {f"agent/compute/{name}.py" for name in ("vision", "secondary")}
+    perceives |= {f"agent/daemon/{name}.py" for name in ("inspection", "shadow")}
+    words = re.compile(r"\b(unmasked|model_image)\b")
+    found = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py") if words.search(path.read_text())
+    }
+    assert found == masked_here | perceives

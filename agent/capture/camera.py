@@ -1,18 +1,23 @@
 """A camera, opened once, whose frames go to every stream that asks for the same source.
 
 Streams with the same `source` and the same `[capture]`, except `max_fps`, share a camera: it is opened with
-the first and closed with the last. A picture is in memory once; that is used again when all have given it back.
+the first and closed with the last. A picture is in memory once for all streams that hide the same of it; that is
+used again when all have given it back. Masks are painted here, by the thread that has read the picture, before a
+stream gets it. Where that fails, the stream fails, and gets nothing.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
+import numpy as np
 from msgspec.structs import replace
 
 from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.handoff import FrameBufferPool
+from agent.capture.privacy import MaskPainter, Privacy
 from agent.capture.reader import FrameReader, Timestamps
 from agent.capture.supervisor import SourceSupervisor
 from agent.config import CaptureConfig
@@ -27,20 +32,24 @@ class FrameConsumer(Protocol):
     Attributes:
         wants_packets: whether it takes the packets of an encoded source, too.
         demand: what it wants to be decoded of one; the highest demand of all consumers counts.
+        privacy: what it hides.
+        painter: of its masks; None: it has none.
     """
 
     wants_packets: bool
     demand: Demand
+    privacy: Privacy
+    painter: MaskPainter | None
 
     def passes(self, now_s: float) -> bool:
         """Return True if the stream takes the picture that is captured now."""
         ...
 
-    def deliver(self, image: Image, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
-        """Take a picture, which is to be released, and which others take if it is `shared`.
+    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
+        """Take a picture, whose image is to be released, and which others take if it is `shared`.
 
         Returns:
-            the picture that is dropped for it, or itself; None: there is none.
+            the image that is dropped for it, or its own; None: there is none.
         """
         ...
 
@@ -55,6 +64,22 @@ class FrameConsumer(Protocol):
     def finish(self, error: SourceError | None) -> None:
         """Take nothing more: a finite source is over, or has failed."""
         ...
+
+
+class Picture(NamedTuple):
+    """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
+
+    image: Image
+    unmasked: Image | None = None
+
+
+class _Held(NamedTuple):
+    """A picture that streams have: so many of them, where its memory goes, and whether it is wiped before."""
+
+    picture: Picture
+    holders: int
+    home: FrameBufferPool
+    wiped: bool
 
 
 class Camera:
@@ -75,12 +100,13 @@ class Camera:
         self._lock = threading.Lock()
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
-        self._held: dict[int, tuple[Image, int]] = {}
-        self._closed = False
-        self._pool = FrameBufferPool()
+        self._held: dict[int, _Held] = {}
+        self._started = self._closed = self._private = False
+        self._pool, self._address = FrameBufferPool(), parse_picture(uri)
+        self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
             stream,
-            parse_picture(uri),
+            self._address,
             config,
             open_next=self._reader,
             finish=self._finish,
@@ -92,7 +118,9 @@ class Camera:
         with self._lock:
             if self._closed:
                 return False
-            is_first, self._consumers = not self._consumers, (*self._consumers, consumer)
+            is_first, self._started = not self._started, True
+            self._consumers = (*self._consumers, consumer)
+            self._private = self._private or consumer.privacy.hides
         if is_first:
             self.supervisor.start()
         return True
@@ -104,22 +132,27 @@ class Camera:
         """
         with self._lock:
             self._consumers = tuple(one for one in self._consumers if one is not consumer)
+            used = {_kind(one) for one in self._consumers}
+            self._pools = {kind: pool for kind, pool in self._pools.items() if kind in used}
             is_last = not self._consumers
             self._closed = self._closed or is_last
         if is_last:
             self.supervisor.stop(wait=wait)
-            self._pool.close()
+            for pool in (self._pool, *self._pools.values()):
+                pool.close()
         return is_last
 
     def release(self, image: Image) -> None:
         """Give a picture back that was delivered to a consumer, once for each."""
         with self._lock:
-            _, holders = self._held.get(id(image), (image, 1))
-            if holders > 1:
-                self._held[id(image)] = image, holders - 1
+            held = self._held.get(id(image)) or _Held(Picture(image), 1, self._pool, False)
+            if held.holders > 1:
+                self._held[id(image)] = held._replace(holders=held.holders - 1)
                 return
             self._held.pop(id(image), None)
-        self._pool.give(image)
+        _give(held.home, image, wiped=held.wiped)
+        if held.picture.unmasked is not None:
+            _give(self._pool, held.picture.unmasked, wiped=True)
 
     def _reader(self) -> FrameReader:
         return FrameReader(
@@ -159,19 +192,72 @@ class Camera:
 
     def deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread. Return False if this reader's are no longer wanted."""
-        if reader is not self.supervisor.current:
-            return False
         with self._lock:
             wanting = [one for one in self._wanting if one in self._consumers]
-            if len(wanting) > 1:
-                self._held[id(image)] = image, len(wanting)
-        for one in wanting:
-            dropped = one.deliver(image, stamp, order, shared=len(wanting) > 1)
+        is_current = reader is self.supervisor.current
+        if not is_current or not wanting:
+            _give(self._pool, image, wiped=self._private)
+            return is_current and not self.supervisor.stopped
+        kinds = _by_kind(wanting)
+        bare = kinds.pop(None, ())
+        for kind, streams in kinds.items():
+            self._deliver_masked(kind, streams, image, stamp, order)
+        if bare:
+            self._hand_on(bare, Picture(image), self._pool, stamp, order)
+        else:
+            _give(self._pool, image, wiped=True)
+        return not self.supervisor.stopped
+
+    def _deliver_masked(
+        self, kind: object, streams: Sequence[FrameConsumer], raw: Image, stamp: Timestamps, order: ChannelOrder
+    ) -> None:
+        """Hand a masked copy of a picture to streams that hide the same of it.
+
+        Memory that streams get only ever holds what they may show: who uses it longer than he may, while the next
+        picture is read, sees nothing of what is hidden.
+        """
+        privacy, painter = streams[0].privacy, streams[0].painter
+        home = self._pools.setdefault(kind, FrameBufferPool())
+        try:
+            image = _memory(raw, home)
+            if painter is not None:
+                painter.paint(raw, image)
+            else:
+                np.copyto(image, raw)
+        except Exception as error:  # whatever it is: nobody may see this picture
+            self._refuse(streams, f"its privacy masks cannot be applied, so it shows nothing: {error}")
+            return
+        unmasked = None
+        if not privacy.mask_model:
+            unmasked = _memory(raw, self._pool)
+            np.copyto(unmasked, raw)
+        self._hand_on(streams, Picture(image, unmasked), home, stamp, order)
+
+    def _hand_on(
+        self,
+        streams: Sequence[FrameConsumer],
+        picture: Picture,
+        home: FrameBufferPool,
+        stamp: Timestamps,
+        order: ChannelOrder,
+    ) -> None:
+        shared, hides = len(streams) > 1, streams[0].privacy.hides
+        if shared or hides:
+            with self._lock:
+                # What is still to be blurred is wiped, if its stream has not come to it.
+                wiped = streams[0].privacy.find is not None
+                self._held[id(picture.image)] = _Held(picture, len(streams), home, wiped)
+        for one in streams:
+            dropped = one.deliver(picture, stamp, order, shared=shared)
             if dropped is not None:
                 self.release(dropped)
-        if not wanting:
-            self._pool.give(image)
-        return not self.supervisor.stopped
+
+    def _refuse(self, streams: Sequence[FrameConsumer], why: str) -> None:
+        """Hand nothing more to streams, which fail."""
+        with self._lock:
+            self._consumers = tuple(one for one in self._consumers if one not in streams)
+        for one in streams:
+            one.finish(SourceError(f"{self._address.masked}: {why}"))
 
     def _change(self, state: str, reason: str) -> None:
         for one in self._consumers:
@@ -182,6 +268,37 @@ class Camera:
             self._closed = True
         for one in self._consumers:
             one.finish(error)
+
+
+def _memory(image: Image, pool: FrameBufferPool) -> Image:
+    """Return memory for a copy of a picture."""
+    into = pool.take()
+    return into if into is not None and into.shape == image.shape else np.empty_like(image)
+
+
+def _give(pool: FrameBufferPool, image: Image, *, wiped: bool) -> None:
+    """Use memory again; what cannot be wiped is freed."""
+    if wiped and not image.flags.writeable:
+        return
+    if wiped:
+        image.fill(0)
+    pool.give(image)
+
+
+def _kind(stream: FrameConsumer) -> object:
+    """Return what is equal for streams that hide the same; None: it hides nothing. A blur is its stream's own."""
+    privacy = stream.privacy
+    if privacy.find is not None:
+        return id(stream)
+    return (tuple(mask.polygon for mask in privacy.masks), privacy.mask_model) if privacy.masks else None
+
+
+def _by_kind(streams: Sequence[FrameConsumer]) -> dict[object, list[FrameConsumer]]:
+    """Group streams that hide the same, and so share memory."""
+    found: dict[object, list[FrameConsumer]] = {}
+    for one in streams:
+        found.setdefault(_kind(one), []).append(one)
+    return found
 
 
 _Key = tuple[str, CaptureConfig]

@@ -6,9 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic
 
-from agent.capture.camera import Camera, Cameras
+from agent.capture.camera import Camera, Cameras, Picture
 from agent.capture.decode_policy import Demand
 from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
+from agent.capture.privacy import NO_PRIVACY, MaskPainter, Privacy, blur
 from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, Timestamps
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
@@ -85,6 +86,7 @@ class FrameStream(SourceStream[Frame]):
         on_change: OnChange,
         cameras: Cameras | None = None,
         on_packet: Callable[[MediaPacket], None] | None = None,
+        privacy: Privacy = NO_PRIVACY,
     ) -> None:
         """Prepare the stream; nothing is opened yet.
 
@@ -96,9 +98,11 @@ class FrameStream(SourceStream[Frame]):
             cameras: that other streams use; None: the source is this stream's alone.
             on_packet: called with every packet of an encoded source, decoded or not, from the thread that reads
                 it; must not wait. None: nobody takes packets.
+            privacy: what is hidden in every frame.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
+            ConfigError: a mask cannot be used.
         """
         address = parse_picture(uri)
         self._frames = LatestFrame(lossless=address.lossless)
@@ -110,15 +114,35 @@ class FrameStream(SourceStream[Frame]):
         self._taken: set[int] = set()
         self.wants_packets, self._on_packet = on_packet is not None, on_packet
         self.demand = Demand()
+        self.privacy = privacy
+        self.painter = MaskPainter(privacy.masks) if privacy.masks else None
+        self._repainter = MaskPainter(privacy.masks if privacy.find else ())
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
 
     def take(self, timeout_s: float) -> Frame | None:
+        """Return the next frame, with everything hidden, or None if none came in time.
+
+        Raises:
+            SourceError: a finite source failed, or what is to be hidden cannot be: the stream gets nothing more.
+        """
         frame = super().take(timeout_s)
         if frame is not None:
             self._taken.add(frame.seq)
+            self._blur(frame)
         return frame
+
+    def _blur(self, frame: Frame) -> None:
+        if (find := self.privacy.find) is None:
+            return
+        try:
+            blur(frame.image, find(frame.image, frame.order, frame.captured_ns))
+            self._repainter.paint(frame.image, frame.image)  # a mosaic that reaches into a mask has brightened it
+        except Exception as error:  # whatever it is: nobody may see this picture
+            self.give_back(frame)
+            self._queue.close()
+            raise SourceError(f"its pictures cannot be blurred, so it shows nothing: {error}") from error
 
     def give_back(self, frame: Frame) -> None:
         """Allow the frame's memory to be used again. Calling this twice does no harm."""
@@ -141,21 +165,12 @@ class FrameStream(SourceStream[Frame]):
     def passes(self, now_s: float) -> bool:
         return self._limiter.passes(now_s)
 
-    def deliver(self, image: Image, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
-        """Hand a picture on, from a reader's thread; return the one that is dropped."""
+    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
+        """Hand a picture on, from a reader's thread; return the image that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
+        stamps = stamp.captured_ns, stamp.captured_at, order, stamp.read_ns
         replaced = self._frames.put(
-            Frame(
-                image,
-                self._stream,
-                seq,
-                stamp.captured_ns,
-                stamp.captured_at,
-                order,
-                stamp.read_ns,
-                shared,
-                late=stamp.late,
-            ),
+            Frame(picture.image, self._stream, seq, *stamps, shared, picture.unmasked, late=stamp.late),
             keep=stamp.late,
         )
         if replaced is None:

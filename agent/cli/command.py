@@ -21,6 +21,8 @@ _VERBS = ("status", "reload", "doctor")
 _VALUES = {
     "enabled": "on, off or default",
     "zone": "on, off or default",
+    "line": "on, off or default",
+    "only_moving": "on, off or default",
     "threshold": "a number from 0 to 1, or default",
     "variant": "the name of a variant, auto or default",
     "record": "a time, such as 20s",
@@ -39,11 +41,16 @@ _HELP = """Command a device, and print its answer.
   vedette command porch front threshold default
   vedette command porch front variant 256
   vedette command porch front zone/drive off
+  vedette command porch front line/gate off
+  vedette command porch front only_moving on
+  vedette command porch front reset gate
   vedette command porch front snapshot
   vedette command porch front record 20s
   vedette command porch front inspect
   vedette command porch front inspect A-1042
   vedette command porch front accept
+
+`reset` counts the crossings of a line anew, without a name those of all lines of the stream.
 
 `accept` takes what a camera sees now for its right view, after it was moved.
 
@@ -94,6 +101,8 @@ def _request(words: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         return what, {"stream": stream}
     if what == "inspect" and len(words) in (2, 3):
         return "inspect", {"stream": stream, "part": value}
+    if what == "reset" and len(words) in (2, 3):
+        return "reset", {"stream": stream, "line": value}
     if len(words) == 2 and (needed := _VALUES.get(what.partition("/")[0])):
         raise click.UsageError(f"{what} needs {needed}")
     if len(words) != 3:
@@ -155,8 +164,11 @@ def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={stream[key]}"
     for state, one in (stream.get("states") or {}).items():
         yield f"{state}={one.get('value') or 'unknown'}"
-    for zone, on in (stream.get("zones") or {}).items():
-        yield f"zone/{zone}={'on' if on else 'off'}"
+    for kind in ("zone", "line"):
+        for name, on in (stream.get(f"{kind}s") or {}).items():
+            yield f"{kind}/{name}={'on' if on else 'off'}"
+    if stream.get("only_moving"):
+        yield "only_moving=on"
     for key in ("reduced", "unmet"):
         if stream.get(key):
             yield f"{key}: {stream[key]}"

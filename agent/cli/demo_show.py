@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.capture.source import open_sound, open_source
 from agent.comms.consumer.client import BrokerOptions
@@ -35,7 +36,9 @@ from agent.config import (
     StorageConfig,
     StreamConfig,
     TrackConfig,
+    ZoneConfig,
 )
+from agent.config.filters import LineConfig
 from agent.config.source_uri import mask, parse
 from agent.daemon.check import check_stream
 from agent.daemon.daemon import Daemon
@@ -372,8 +375,16 @@ def choose_streams(*, hear: bool, source: str | None, model: str | None, loop: b
     return DemoStreams(title, {name: _stream(uri, used) for name, used in models.items()}, hint)
 
 
+_ZONES = (ZoneConfig("left", ((0.0, 0.3), (0.46, 0.36), (0.46, 0.58), (0.0, 0.58))),)
+_LINES = (LineConfig("kerb", ((0.72, 0.3), (0.7, 0.8))),)
+"""Drawn for the bundled clip."""
+
+
 def _stream(source: str, model: str) -> StreamConfig:
     publish = PublishConfig(snapshot_every_s=_SNAPSHOT_S)
+    if source.startswith(f"file:{CLIP}?"):
+        shown = replace(publish, snapshot_zones=True)
+        return StreamConfig(source, model, zones=_ZONES, lines=_LINES, publish=shown)
     if not source.startswith("dir:"):
         return StreamConfig(source, model, publish=publish)
     uri = _with_pace(source)

@@ -28,6 +28,7 @@ TOPICS = (
     "screening",
     "teaching",
     "fusion",
+    "zones",
     "messages",
     "home-assistant",
     "hardware",
@@ -41,6 +42,7 @@ TOPICS = (
     "fleets",
     "troubleshooting",
     "security",
+    "privacy",
     "glossary",
 )
 """In reading order. Each is a file `TOPIC.md` whose first line is `# Topic: summary`."""

@@ -75,6 +75,10 @@ class EventTable:
                 self._counts.pop(key, None)
             elif key in self._counts or len(self._counts) < MOST:
                 self._counts[key] = problems
+        elif (line := message.line()) is not None:
+            key = plain(f"{message.device}/{message.stream} {line.name}")[:_LONGEST]
+            if key in self._counts or len(self._counts) < MOST:
+                self._counts[key] = f"{line.inwards} in, {line.outwards} out"
         elif message.kind == "count":
             key = f"{message.device}/{message.stream} {message.topic.rsplit('/', 1)[-1]}"
             if not message.payload:  # the stream was removed

@@ -95,7 +95,7 @@ def format_event(event: EventMessage) -> dict[str, str]:
     texts = (
         local_time(event.captured_at),
         event.stream,
-        f"{event.kind} ({event.reason})",
+        f"{event.kind} ({_reason(event)})",
         " ".join([track.label, track.id.rsplit("-", 1)[-1], *_told(track)]),
         f"{track.score:.2f}",
         _where(event),
@@ -104,6 +104,13 @@ def format_event(event: EventMessage) -> dict[str, str]:
         f"{latency.total:.0f} ms" if latency.has_frame else NO_VALUE,
     )
     return dict(zip(EVENT_COLUMNS, map(plain, texts), strict=True))
+
+
+def _reason(event: EventMessage) -> str:
+    """Return the reason of an event; of a crossed line with its name and the direction."""
+    crossed = event.track.crossed
+    named = event.reason == "line" and crossed
+    return f"line {crossed[-1].line} {crossed[-1].direction}" if named else event.reason
 
 
 def format_verdict(verdict: VerdictMessage) -> dict[str, str]:

@@ -94,7 +94,16 @@ def json_line(message: ReceivedMessage) -> str:
     body: object = message.payload.decode(errors="replace")
     if message.kind == "snapshot":
         body = {"jpeg_bytes": len(message.payload)}
-    elif message.kind in ("events", "verdicts", "detections", "clips", "inspection", "condition", "health"):
+    elif message.kind in (
+        "events",
+        "verdicts",
+        "detections",
+        "clips",
+        "inspection",
+        "condition",
+        "line",
+        "health",
+    ):
         with suppress(*NO_JSON):  # any client may publish there; invalid JSON stays text
             body = msgspec.json.decode(message.payload)
     line = {"topic": message.topic, "retained": message.retained, "payload": body}

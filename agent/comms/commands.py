@@ -36,12 +36,25 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Verb = Literal[
-    "set", "snapshot", "record", "inspect", "accept", "teach", "forget", "reload", "doctor", "status", "trace"
+    "set",
+    "snapshot",
+    "record",
+    "inspect",
+    "accept",
+    "reset",
+    "teach",
+    "forget",
+    "reload",
+    "doctor",
+    "status",
+    "trace",
 ]
 Value = bool | float | str | None
 Given = bool | int | float | str | None
 
-ZONE = "zone/"
+ZONE, LINE, ONLY_MOVING = "zone/", "line/", "only_moving"
+ALL = "all"
+"""Value that stands for every line of a stream."""
 DEFAULT = "default"
 """Value that stands for the one in the configuration file."""
 LONGEST_RECORD_S, LONGEST_TRACE_S = 600.0, 120.0
@@ -60,7 +73,7 @@ class Command(Struct, frozen=True):
     Attributes:
         verb: see the guide page `commands`.
         stream: the stream that the command concerns; empty: the device.
-        what: the setting to change: `enabled`, `threshold`, `variant` or `zone/NAME`.
+        what: the setting to change: `enabled`, `threshold`, `variant`, `only_moving`, `zone/NAME` or `line/NAME`.
         value: the new value: True or False for on or off, a number or a name; None: the file's.
         seconds: length of the recording, or of the trace.
         part: id of the part to inspect; empty: it gets one.
@@ -68,6 +81,7 @@ class Command(Struct, frozen=True):
         name: value of the state that the next pictures show, or to forget; empty: forget the state.
         examples: number of pictures to learn from.
         region: of the picture, left, top, right, bottom as fractions; None: that of the state.
+        line: whose crossings are counted anew; empty: all of the stream.
     """
 
     verb: Verb
@@ -80,6 +94,7 @@ class Command(Struct, frozen=True):
     name: str = ""
     examples: int = 0
     region: Box | None = None
+    line: str = ""
 
 
 class _Body(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +126,10 @@ class _Inspect(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True)
     part: str = ""
 
 
+class _Reset(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    line: str = ""
+
+
 class _Teach(_OfStream, frozen=True, forbid_unknown_fields=True, kw_only=True):
     state: str
     value: str
@@ -129,6 +148,7 @@ _BODIES: Mapping[str, type[_Body]] = {
     "record": _Record,
     "inspect": _Inspect,
     "accept": _OfStream,
+    "reset": _Reset,
     "teach": _Teach,
     "forget": _Forget,
     "reload": _Body,
@@ -157,6 +177,8 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
         return Command("record", stream, seconds=_seconds(text))
     if what == "inspect":
         return Command("inspect", stream, part=_part(text))
+    if what == "reset":
+        return Command("reset", stream, line="" if text == ALL else text)
     if what in ("teach", "forget"):
         state, _, value = text.partition("=")
         return Command(convert(what, Verb), stream, state=state, name=value, examples=EXAMPLES)
@@ -188,7 +210,7 @@ def _decoded(verb: str, payload: bytes, kind: type[_Body]) -> _Body:
         raise CommandError(f"{verb}: the JSON is nested too deeply") from None
     except (msgspec.MsgspecError, ValueError) as error:  # a ValueError: not UTF-8, or far too many digits
         raise CommandError(f"{verb}: {_describe(error)}") from None
-    for name in ("id", "stream", "what", "value", "part", "state"):
+    for name in ("id", "stream", "what", "value", "part", "state", "line"):
         if isinstance(text := getattr(body, name, None), str) and len(text) > _LONGEST:
             raise CommandError(f"{verb}: `{name}` has {len(text)} characters, at most {_LONGEST} are taken")
     return body
@@ -209,6 +231,8 @@ def _command(verb: str, body: Any) -> Command:
         return Command("trace", seconds=_trace_seconds(body.seconds))
     if isinstance(body, _Inspect):
         return Command("inspect", body.stream, part=_part(body.part))
+    if isinstance(body, _Reset):
+        return Command("reset", body.stream, line=body.line)
     if isinstance(body, _Teach):
         asked = body.examples, body.region
         return Command("teach", body.stream, "", None, 0.0, "", body.state, body.value, *asked)
@@ -218,13 +242,14 @@ def _command(verb: str, body: Any) -> Command:
 
 
 def _setting(stream: str, what: str, given: Given) -> Command:
-    read = _READERS.get("zone" if what.startswith(ZONE) and len(what) > len(ZONE) else what)
+    kind, _, name = what.partition("/")
+    read = _READERS.get(kind if name and kind in _NAMED else what if what not in _NAMED else "")
     if read is None:
         if what == "rung":
             raise CommandError("'rung' is called 'variant' now: set that")
         if what in _ACTIONS:
             raise CommandError(f"{what} is not a setting but a command of its own: cmd/{what}")
-        known = ", ".join(name if name != "zone" else "zone/NAME" for name in _READERS)
+        known = ", ".join(f"{name}/NAME" if name in _NAMED else name for name in _READERS)
         near = difflib.get_close_matches(what, _NEAR, 1)
         meant = f"did you mean {near[0]!r}? " if near else ""
         raise CommandError(f"{quoted(what)} cannot be set; {meant}there are: {known}")
@@ -298,11 +323,15 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "enabled": _switch,
     "threshold": _share,
     "variant": _name,
+    ONLY_MOVING: _switch,
     "zone": _switch,
+    "line": _switch,
 }
-_ACTIONS = ("snapshot", "record", "inspect", "accept", "teach", "forget")
+_NAMED = ("zone", "line")
+"""Settings that each zone or line has."""
+_ACTIONS = ("snapshot", "record", "inspect", "accept", "reset", "teach", "forget")
 """Commands of a stream that set nothing."""
-_NEAR = (*(name for name in _READERS if name != "zone"), *_ACTIONS)
+_NEAR = (*(name for name in _READERS if name not in _NAMED), *_ACTIONS)
 """Words that are suggested for a misspelt one."""
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct
 
+from agent.comms.crossings import LineMessage
 from agent.health import LinkHealth, StreamHealth
 from agent.structs import json_decoder
 from agent.types import Clip, Detection, EventKind, Stored, Track, Verdict
@@ -450,6 +451,7 @@ MESSAGES: tuple[type[Struct], ...] = (
     VerdictMessage,
     InspectionMessage,
     ConditionMessage,
+    LineMessage,
     HealthMessage,
 )
 

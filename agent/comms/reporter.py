@@ -12,6 +12,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from agent.comms import messages
+from agent.comms.crossings import LineMessage
 from agent.comms.topics import Topics
 from agent.config import PublishConfig
 from agent.types import Event, EventKind, OpenTrack, PartVerdict, StageTimes, StreamBudget, StreamResult, Track
@@ -382,6 +383,17 @@ class Reporter:
             if self._config.counts and not self._closed:
                 topic = self._topics.inspection(self._stream)
                 self._board.retain(topic, messages.encode(message), patient=self._config.events)
+
+    def line(self, message: LineMessage) -> None:
+        """Set the crossings of a line; after `close` they stay as they are."""
+        with self._lock:
+            if self._config.counts and not self._closed:
+                topic = self._topics.line(self._stream, message.name)
+                self._board.retain(topic, messages.encode(message), patient=self._config.events)
+
+    def clear_line(self, name: str) -> None:
+        """Delete the topic of a line that is gone."""
+        self._board.retain(self._topics.line(self._stream, name), b"")
 
     def clear_condition(self) -> None:
         """Make the condition of the stream unknown."""

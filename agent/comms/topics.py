@@ -93,6 +93,10 @@ class Topics(Struct, frozen=True):
         """Retained number of live tracks in a zone."""
         return f"{self._own}/{stream}/zone/{zone}/count/{_level(label)}"
 
+    def line(self, stream: str, line: str) -> str:
+        """Retained JSON: crossings of a line."""
+        return f"{self._own}/{stream}/line/{line}"
+
     def set(self, stream: str, what: str) -> str:
         """Command to one stream, never retained; `what` may have two levels, such as `zone/drive`."""
         return f"{self._own}/{stream}/set/{what}"
@@ -119,7 +123,7 @@ class Topics(Struct, frozen=True):
 
         `+/set/#` would match `cmd/set`, too: `#` matches the parent level.
         """
-        return self.set("+", "+"), self.set("+", "zone/+"), self.command("+")
+        return self.set("+", "+"), self.set("+", "zone/+"), self.set("+", "line/+"), self.command("+")
 
     def addressed(self, topic: str) -> Addressed | None:
         """Return the target of a command topic; None: it is not one of this device."""
@@ -145,7 +149,7 @@ class Topics(Struct, frozen=True):
     def retained_of(self, stream: str) -> tuple[str, ...]:
         """Return the prefixes of the topics that a stream leaves retained."""
         own = f"{self._own}/{stream}"
-        levels = (f"{own}/{level}/" for level in ("value", "sensor", "count", "zone"))
+        levels = (f"{own}/{level}/" for level in ("value", "sensor", "count", "zone", "line"))
         return self.snapshot(stream), self.inspection(stream), self.condition(stream), *levels
 
 

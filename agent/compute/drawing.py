@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import zlib
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from agent.config import ZoneConfig
+from agent.config.filters import LineConfig
 from agent.errors import BackendError
 from agent.text import attribute_texts
 from agent.types import Attribute, ChannelOrder, Detection, EncodedFrame, Frame, Image, Keypoint, Point, Track
@@ -169,6 +172,43 @@ def annotate(
     # Labels last, so that no other box crosses them.
     _write_labels(picture, tracks, title, pen)
     return picture
+
+
+def draw_places(
+    image: Image,
+    zones: Iterable[ZoneConfig],
+    lines: Iterable[LineConfig],
+    *,
+    order: ChannelOrder,
+    in_place: bool = False,
+) -> Image:
+    """Draw the enabled zones and lines, each with its name, into a copy of a picture, H×W×3 uint8.
+
+    An arrow in the middle of a line points `in`. With `in_place` a contiguous image is drawn on itself.
+    """
+    picture = image if in_place and image.flags.c_contiguous else np.array(image, order="C")
+    pen = _pen_for(picture, order)
+    for zone in zones:
+        if zone.enabled:
+            colour = pen.colour(f"zone {zone.name}")
+            cv2.polylines(picture, [_pixels(zone.polygon, pen)], True, colour, pen.line, cv2.LINE_AA)
+            _caption(picture, zone.name, pen.at(*zone.polygon[0]), colour, pen)
+    for line in lines:
+        if line.enabled:
+            _draw_line(picture, line, pen)
+    return picture
+
+
+def _draw_line(picture: Image, line: LineConfig, pen: _Pen) -> None:
+    colour, corners = pen.colour(f"line {line.name}"), _pixels(line.points, pen)
+    cv2.polylines(picture, [corners], False, colour, 2 * pen.line, cv2.LINE_AA)
+    middle = (len(corners) - 1) // 2
+    (ax, ay), (bx, by) = corners[middle].tolist(), corners[middle + 1].tolist()
+    x, y, length = (ax + bx) / 2, (ay + by) / 2, math.hypot(bx - ax, by - ay) or 1.0
+    size = 12.0 * pen.line
+    tip = round(x - (by - ay) / length * size), round(y + (bx - ax) / length * size)
+    cv2.arrowedLine(picture, (round(x), round(y)), tip, colour, 2 * pen.line, cv2.LINE_AA, tipLength=0.5)
+    _caption(picture, line.name, pen.at(*line.points[0]), colour, pen)
 
 
 def jpeg(image: Image, quality: int, order: ChannelOrder) -> bytes:

@@ -208,6 +208,11 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return self.output.decoder not in ("keyword", FEATURES) and not self.gives_numbers
 
     @property
+    def finds_objects(self) -> bool:
+        """True if it finds objects that have a place in the picture and may move."""
+        return self.audio is None and self.has_tracks and self.output.decoder not in ("classify", "ctc")
+
+    @property
     def is_embedding(self) -> bool:
         """True for a model of sound that gives embeddings, of which words are taught."""
         return self.audio is not None and self.output.decoder == FEATURES

@@ -19,10 +19,12 @@ from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.states import EMBEDDING_CELLS, Floats, is_feature_map, pool_region
+from agent.compute.track.filters import DetectionFilters, check_polygons
+from agent.compute.track.lines import Lines
 from agent.compute.track.texts import SteadyText
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones, describe_zones
-from agent.config import DecodeConfig, StreamConfig
+from agent.config import DecodeConfig, GateConfig, StreamConfig
 from agent.errors import ModelError
 from agent.types import (
     WHOLE,
@@ -38,6 +40,7 @@ from agent.types import (
 )
 
 if TYPE_CHECKING:
+    from agent.compute.blur import BlurFinder
     from agent.compute.condition.camera import CameraCondition
     from agent.compute.condition.model import ConstantAnswer
     from agent.compute.secondary import SecondaryStage
@@ -102,7 +105,7 @@ class Detector:
         """Infer a crop, in fractions of the frame. The session must have this variant selected."""
         session = self._session
         began = time.monotonic_ns()
-        placement = self._placement = self._image.fill(session.input(0), frame.image, frame.order, crop)
+        placement = self._placement = self._image.fill(session.input(0), frame.model_image, frame.order, crop)
         prepared = time.monotonic_ns()
         session.invoke()
         inferred = time.monotonic_ns()
@@ -141,7 +144,7 @@ class CascadeDetector:
 
         def fill(tensor: Array) -> None:
             nonlocal placement, prepared
-            placement = self._image.fill(tensor, frame.image, frame.order, crop)
+            placement = self._image.fill(tensor, frame.model_image, frame.order, crop)
             prepared = time.monotonic_ns()
 
         began = time.monotonic_ns()
@@ -155,19 +158,27 @@ class CascadeDetector:
 def build_detector(session: Session, model: Model, config: StreamConfig) -> Detector | CascadeDetector:
     """Build what runs the variant, or the exits, that a stream asks for; see the classes for what they raise."""
     variant = model.manifest.variant(_variant(model, config))
+    config = replace(config, decode=_decode_config(model, config))
     if variant.after or variant.temperature != 1.0:
         return CascadeDetector(session, model, config)
-    return Detector(session, model, variant.name, _decode_config(model, config))
+    return Detector(session, model, variant.name, config.decode)
 
 
 def _decode_config(model: Model, config: StreamConfig) -> DecodeConfig:
-    """Return which results count: of an inspection all from `ng_score` on, whatever threshold is set."""
+    """Return which results count: all that a filter may let pass; of an inspection all from `ng_score` on."""
     decode, inspection = config.decode, config.inspection
-    if inspection is None:
+    if inspection is None and not config.filters:
         return decode
-    threshold = decode.score_threshold
-    threshold = model.manifest.output.score_threshold if threshold is None else threshold
-    return replace(decode, score_threshold=min(threshold, inspection.ng_score))
+    least = build_filters(model, config).least_score
+    return replace(decode, score_threshold=least if inspection is None else min(least, inspection.ng_score))
+
+
+def build_filters(model: Model, config: StreamConfig) -> DetectionFilters:
+    """Return the filters of a stream. Raises ConfigError if one cannot be used."""
+    threshold = config.decode.score_threshold
+    return DetectionFilters(
+        config.filters, model.manifest.output.score_threshold if threshold is None else threshold
+    )
 
 
 def _image_input(session: Session, model: Model) -> ImageInput:
@@ -207,10 +218,12 @@ class VideoPerception:
         gate_reason: of the gate's newest decision; empty: there was none.
         secondary: runs other models on what is found; None: there are none.
         camera, answers: watch the pictures, and the model; None: nobody does.
+        blur: finds what is blurred before this gets a frame; None: nothing is.
         config: in use.
     """
 
     secondary: SecondaryStage | None = None
+    blur: BlurFinder | None = None
     camera: CameraCondition | None = None
     answers: ConstantAnswer | None = None
 
@@ -220,7 +233,7 @@ class VideoPerception:
         Raises:
             ModelError: the model is broken, cannot run here, does not fit its decoder, or has no exits for
                 `variant = "auto"`.
-            ConfigError: a zone or a label cannot be used.
+            ConfigError: a zone, a line, a filter, a mask or a label cannot be used.
         """
         # Streams are what runs in parallel. OpenCV's own threads halve the time of a resize at best, wait for
         # each other by spinning, and cost half as much CPU again.
@@ -229,38 +242,47 @@ class VideoPerception:
         self.last_crop: Box = WHOLE
         self.wants_inference = False
         self.gate_reason = ""
-        zones = Zones(config.zones)
+        zones, lines, self._filters = Zones(config.zones), Lines(config.lines), build_filters(model, config)
+        check_polygons(config.gate.masks, "gate.masks")
         variant = _variant(model, config)
         options = SessionOptions(variant, config.threads, config.service.priority)
         self.session = opener(model, config.backend, options)
         self._detector = build_detector(self.session, model, config)
         self._crops, self._shown = config.gate.crop, config.crop
-        self._gate = MotionGate(config.gate)
+        self._gate = MotionGate(config.gate, config.crop)
+        self._masked: MotionGate | None = None
         hits = config.track.min_hits or model.manifest.min_hits
         self._texts = SteadyText(hits) if model.manifest.gives_texts else None
         track = replace(config.track, min_hits=1) if self._texts else config.track
-        self.tracker = Tracker(track, zones, stream)
+        self.tracker = Tracker(track, zones, stream, lines=lines, filters=self._filters)
         self._gives_numbers = model.manifest.gives_numbers
         self.config, self._budget, self._left_out = config, StreamBudget(), _ANY
         self._extra = _EXTRA_MAX
         self._zones_suspended = False
 
     def configure(self, config: StreamConfig) -> None:
-        """Apply other thresholds, zones and another open variant; tracks continue."""
-        self.config = config
+        """Apply other thresholds, filters, masks, zones, lines and another open variant; tracks continue."""
+        before, self.config = self.config, config
         self._build_detector()
-        self._set_zones()
+        self._filters = build_filters(self.model, config)
+        self.tracker.set_filters(self._filters, only_moving=config.track.only_moving)
+        self._gate.set_masks(config.gate.masks)
+        if (config.zones, config.lines) != (before.zones, before.lines):
+            self._set_places()
         if self.camera is not None:
-            self.camera.set_zones(describe_zones(config.zones))
+            self.camera.set_zones(describe_zones(config.zones, config.lines))
 
     def suspend_zones(self, suspended: bool) -> bool:
-        """Leave the zones out, or use them again; tracks continue. Return False if there are none."""
+        """Leave zones and lines out, or use them again; tracks continue. Return False if there are none."""
         self._zones_suspended = suspended
-        self._set_zones()
-        return bool(self.config.zones)
+        self._set_places()
+        return bool(self.config.zones or self.config.lines)
 
-    def _set_zones(self) -> None:
-        self.tracker.set_zones(Zones(() if self._zones_suspended else self.config.zones))
+    def _set_places(self) -> None:
+        used = not self._zones_suspended
+        self.tracker.set_places(
+            Zones(self.config.zones if used else ()), Lines(self.config.lines if used else ())
+        )
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Infer as many frames, and with the variant, that a budget allows; tracks continue."""
@@ -279,7 +301,7 @@ class VideoPerception:
         began = time.monotonic_ns()
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
-        part = _part(frame.image, self._shown)
+        part = _part(frame.model_image, self._shown)
         gate = self._gate.evaluate(
             part,
             frame.captured_ns,
@@ -290,7 +312,7 @@ class VideoPerception:
         )
         self.gate_reason = gate.reason
         if self.camera is not None:
-            self.camera.update(frame.captured_ns, lambda: self._gate.view(part))
+            self.camera.update(frame.captured_ns, lambda: self._view(frame))
         gated = time.monotonic_ns()
         queue = began - frame.read_ns
         if not gate.open:
@@ -308,14 +330,23 @@ class VideoPerception:
         if self.answers is not None:
             self.answers.update(frame.captured_ns, self._outputs, lambda: self._gate.view(part)[0])
         decoded = time.monotonic_ns()
-        found = self._to_follow(result.detections)
+        detections = self._keep(frame, result.detections)
+        found = self._to_follow(detections)
         events = tracker.update(found, frame.captured_ns, frame.captured_at, gate.crop or WHOLE)
         track, secondary = time.monotonic_ns() - decoded, 0
         if self.secondary is not None:
             events = self.secondary.process(frame, tracker, events)
             secondary = time.monotonic_ns() - decoded - track
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
-        return StreamResult(events, result.detections, stages)
+        return StreamResult(events, detections, stages)
+
+    def _view(self, frame: Frame) -> tuple[Image, Image]:
+        """Return the frame in two small sizes, with its masks: what is learned of it is stored."""
+        if frame.unmasked is None:
+            return self._gate.view(_part(frame.image, self._shown))
+        if self._masked is None:
+            self._masked = MotionGate(GateConfig(motion=False))
+        return self._masked.view(_part(frame.image, self._shown))
 
     def _outputs(self) -> list[Array]:
         """Return the newest answer of the model; empty: it may be the same for all pictures without an object."""
@@ -355,7 +386,11 @@ class VideoPerception:
 
     def infer_crop(self, frame: Frame, crop: Box) -> DetectorResult:
         """Infer a crop of a frame without gate and tracker. Raises BackendError if that fails."""
-        return self._detector.run(frame, crop)
+        result = self._detector.run(frame, crop)
+        return replace(result, detections=self._keep(frame, result.detections))
+
+    def _keep(self, frame: Frame, found: list[Detection]) -> list[Detection]:
+        return self._filters.keep(found, frame.image.shape[1] / frame.image.shape[0])
 
     @property
     def has_features(self) -> bool:
@@ -385,10 +420,11 @@ class VideoPerception:
         return self.tracker.finish(at_ns, at, reason)
 
     def close(self) -> None:
-        """Release the model, and the secondary ones."""
+        """Release the model, and the others."""
         self.session.close()
-        if self.secondary is not None:
-            self.secondary.close()
+        for one in (self.secondary, self.blur):
+            if one is not None:
+                one.close()
 
 
 def _part(image: Image, crop: Box) -> Image:

@@ -14,12 +14,13 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 from agent.config.condition import ConditionConfig
+from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig
 from agent.config.inspection import InspectionConfig
 from agent.config.metrics import MetricsConfig
+from agent.config.privacy import PrivacyMask, blur_models
 from agent.config.secondary import SecondaryConfig
 from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
-from agent.types import Point
 
 Durability = Literal["event", "batch"]
 Host = Annotated[str, Meta(min_length=1)]
@@ -255,6 +256,7 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
         pre_roll_s: length of the audio before the gate opened that is processed as well, s; at least the model's
             own window.
         crop: infer on the moving regions instead of the whole frame if they are small (distant objects).
+        masks: polygons in the frame; what moves there opens no gate.
     """
 
     motion: bool = True
@@ -265,6 +267,7 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_idle_s: Seconds = 30.0
     pre_roll_s: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.5
     crop: bool = False
+    masks: tuple[Polygon, ...] = ()
 
 
 class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -307,6 +310,7 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
             track no longer keeps the motion gate open. 0: never.
         stationary_check_s: longest time between two inferences on a stationary track, even without motion, s.
         stationary_update_s: time between two `update` events of an unchanged stationary track, s; 0: none.
+        only_moving: announce an object only when it has left the place where it was first seen.
     """
 
     min_hits: Count | None = None
@@ -316,6 +320,7 @@ class TrackConfig(Struct, frozen=True, forbid_unknown_fields=True):
     stationary_after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 10.0
     stationary_check_s: Seconds = 30.0
     stationary_update_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 0.0
+    only_moving: bool = False
 
 
 class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -326,12 +331,16 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
         polygon: at least three corners, fractions 0..1 of the frame.
         labels: only these count; empty: all.
         enabled: whether tracks are assigned to it.
+        inertia: consecutive detections inside until a track is in the zone, and outside until it is not.
+        loitering_s: time that a track must have been inside before it is in the zone, s.
     """
 
     name: Name
-    polygon: tuple[Point, ...]
+    polygon: Polygon
     labels: tuple[str, ...] = ()
     enabled: bool = True
+    inertia: Annotated[int, Meta(ge=1, le=100)] = 3
+    loitering_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 0.0
 
 
 class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -341,9 +350,15 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
         events: `new`, `update`, `end` of tracks, QoS 1.
         only_zones: leave out tracks that have never been in a zone.
         detections: every processed frame's detections, QoS 0; for keywords the best label with its score.
-        counts: number of live tracks per label, measurements, taught states and counters of parts, retained.
+        counts: number of live tracks per label, crossings of lines, measurements, taught states and counters of
+            parts, retained.
         snapshot: JPEG of the best frame of the newest event, retained.
         snapshot_every_s: least time between two snapshots, s.
+        snapshot_boxes: draw boxes and labels into it.
+        snapshot_zones: draw zones and lines into it.
+        snapshot_crop: only the object with some of its surroundings.
+        snapshot_time: write the local time of capture into it.
+        snapshot_quality: of the JPEG, 1 to 100.
         values_every_s: least time between two values of a measurement, s.
     """
 
@@ -353,6 +368,11 @@ class PublishConfig(Struct, frozen=True, forbid_unknown_fields=True):
     counts: bool = True
     snapshot: bool = True
     snapshot_every_s: Seconds = 5.0
+    snapshot_boxes: bool = True
+    snapshot_zones: bool = False
+    snapshot_crop: bool = False
+    snapshot_time: bool = False
+    snapshot_quality: Annotated[int, Meta(ge=1, le=100)] = 80
     values_every_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 1.0
 
 
@@ -408,13 +428,19 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
         cascade: time budget of a model with calibrated exits.
         decode: which results of the model count.
         track: how detections become tracks.
+        filters: which detections count, by label.
         zones: polygons in the frame.
+        lines: in the frame, whose crossings are counted.
         publish: which messages are published.
         clips: recording around events; left out: none.
         inspection: verdicts on parts instead of tracks of objects; left out: none.
         secondary: other models on each found object; left out: those of the model's manifest.
         service: how important the stream is, and what it must keep under load.
         condition: which problems of its camera, microphone or model are told.
+        privacy: polygons that are black in all of its pictures.
+        blur: labels, such as `face` or `person`: where a bundled model finds one, the picture is blurred.
+        mask_model: whether its models and its motion gate see masks and blurs, too. False: they see the true
+            picture, but nobody else does.
     """
 
     source: Annotated[str, Meta(min_length=1)]
@@ -429,18 +455,28 @@ class StreamConfig(Struct, frozen=True, forbid_unknown_fields=True):
     cascade: CascadeConfig = CascadeConfig()
     decode: DecodeConfig = DecodeConfig()
     track: TrackConfig = TrackConfig()
+    filters: tuple[FilterConfig, ...] = ()
     zones: tuple[ZoneConfig, ...] = ()
+    lines: tuple[LineConfig, ...] = ()
     publish: PublishConfig = PublishConfig()
     clips: ClipsConfig | None = None
     inspection: InspectionConfig | None = None
     secondary: tuple[SecondaryConfig, ...] | None = None
     service: ServiceConfig = ServiceConfig()
     condition: ConditionConfig = ConditionConfig()
+    privacy: tuple[PrivacyMask, ...] = ()
+    blur: tuple[str, ...] = ()
+    mask_model: bool = True
+
+    @property
+    def hides(self) -> bool:
+        """True if parts of its pictures are hidden: packets of its camera must not be recorded or sent."""
+        return bool(self.privacy or self.blur)
 
     @property
     def models(self) -> tuple[str, ...]:
         """Names or paths of its models, without those that a manifest names."""
-        return (self.model, *(one.model for one in self.secondary or ()))
+        return (self.model, *(one.model for one in self.secondary or ()), *blur_models(self.blur))
 
     @property
     def variants(self) -> str:

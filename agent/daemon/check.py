@@ -23,10 +23,13 @@ from agent.comms.mqtt.endpoint import problems as problems_of_brokers
 from agent.comms.mqtt.endpoint import remarks as unwise
 from agent.comms.topics import COMMANDS
 from agent.compute.manifest import AUTO
+from agent.compute.track.filters import check_filters, check_polygons
+from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig
 from agent.config.load import ConfigFile, load
 from agent.config.metrics import is_loopback
+from agent.config.privacy import check_masks, seen_without_masks, shows_without_masks
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
@@ -115,6 +118,10 @@ def warnings(path: Path) -> list[str]:
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
         "works only where a sound server shares it"
         for name, other in shared_microphones(file.config.streams).items()
+    ]
+    found += [
+        f"{file.where('streams', other, 'source')}: {shows_without_masks(name, other)}"
+        for name, other in seen_without_masks(file.config.streams)
     ]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
     if is_open_to_all(path):
@@ -382,6 +389,13 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
 
     for number in range(len(stream.zones)):
         yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
+    for number in range(len(stream.lines)):
+        yield ("lines", number), partial(check_lines, stream.lines[: number + 1])
+    for number, one in enumerate(stream.filters):
+        yield ("filters", number), partial(check_filters, (one,))
+    yield ("gate", "masks"), partial(check_polygons, stream.gate.masks, "gate.masks")
+    for number in range(len(stream.privacy)):
+        yield ("privacy", number), partial(check_masks, stream.privacy[: number + 1])
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
     yield ("crop",), partial(check_crop, stream.crop)
@@ -392,7 +406,18 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         return  # reported at its own line; whether it fits the model is unknown
     if stream.inspection is not None:
         yield ("inspection",), partial(check_inspection, stream.inspection, InspectedModel())
-    bare = replace(stream, clips=None, inspection=None, secondary=())
+    gate = replace(stream.gate, masks=())
+    bare = replace(
+        stream,
+        clips=None,
+        inspection=None,
+        secondary=(),
+        lines=(),
+        filters=(),
+        gate=gate,
+        blur=(),
+        mask_model=True,
+    )
     plain = replace(bare, decode=replace(stream.decode, labels=(), pattern=""))
     yield ("model",), lambda: _open(opens, name, plain)
     if stream.decode.pattern:
@@ -402,6 +427,15 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         )
     if stream.decode.labels:
         yield ("decode", "labels"), lambda: _open(opens, name, bare)
+    for key in ("lines", "filters"):
+        if tables := getattr(stream, key):
+            yield (key,), partial(_open, opens, name, replace(bare, **{key: tables}))
+    if stream.gate.masks:
+        yield ("gate", "masks"), partial(_open, opens, name, replace(bare, gate=stream.gate))
+    if stream.blur:
+        yield ("blur",), lambda: _open(opens, name, replace(bare, blur=stream.blur))
+    if not stream.mask_model:
+        yield ("mask_model",), lambda: _open(opens, name, replace(bare, blur=stream.blur, mask_model=False))
     if stream.clips is not None:
         yield ("clips",), lambda: _open(opens, name, replace(stream, inspection=None, secondary=()))
     if stream.inspection is not None:

@@ -110,7 +110,7 @@ def _decode(output: bytes, code: int) -> dict[str, Any]:
         raise CommandError(f"vedette doctor ended with exit status {code} without a report: {error}") from error
 
 
-_OF_STREAMS = ("set", "snapshot", "record", "inspect", "accept", "forget")
+_OF_STREAMS = ("set", "snapshot", "record", "inspect", "accept", "reset", "forget")
 _AT_ONCE = 8
 """Requests executed before the daemon turns to its other duties."""
 
@@ -215,6 +215,9 @@ class CommandHandler:
         if command.verb == "accept":
             _accept(command.stream, streams[command.stream])
             return "", {}
+        if command.verb == "reset":
+            streams[command.stream].reset_line(command.line)
+            return "", {}
         if command.verb == "forget":
             streams[command.stream].forget_state(command.state, command.name)
             return "", {}
@@ -270,6 +273,8 @@ class CommandHandler:
                 "variant": one.variant,
                 "variants": one.variants,
                 "zones": one.zones,
+                "lines": one.lines,
+                "only_moving": one.only_moving,
                 "set_by_command": self._control.overridden(name),
                 "states": stream.states,
                 "sound": stream.has_sound,

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from agent.comms.commands import ZONE, quoted
+from agent.comms.commands import ONLY_MOVING, quoted
 from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config, StreamConfig
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
@@ -32,8 +32,10 @@ from agent.daemon.overrides import (
     settings_of,
 )
 from agent.daemon.runtime import Runtime
+from agent.daemon.streams.live_settings import with_live_settings
+from agent.daemon.streams.perception import check_live_settings
 from agent.daemon.streams.stream import Stream
-from agent.errors import CommandError, StorageError, VedetteError
+from agent.errors import CommandError, ConfigError, StorageError, VedetteError
 from agent.health import StreamHealth
 
 log = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ class ConfigManager:
 
         Args:
             stream: its name, as sent.
-            what: `enabled`, `threshold`, `variant` or `zone/NAME`, as sent.
+            what: `enabled`, `threshold`, `variant`, `only_moving`, `zone/NAME` or `line/NAME`, as sent.
             value: of the type that `agent.comms.commands` returns; None: use the file's value.
 
         Raises:
@@ -170,10 +172,14 @@ class ConfigManager:
             raise CommandError(f"no stream {quoted(stream)}; there are: {', '.join(self.config.streams)}")
 
     def _check_setting(self, stream: str, what: str) -> None:
-        if basis_of(self._from_file.streams[stream], what) is None:
-            zones = ", ".join(zone.name for zone in self.config.streams[stream].zones)
-            name, known = quoted(what.removeprefix(ZONE)), f"it has: {zones}" if zones else "it has none"
-            raise CommandError(f"stream {stream} has no zone {name}; {known}")
+        config = self._from_file.streams[stream]
+        if basis_of(config, what) is None:
+            kind, _, name = what.partition("/")
+            names = ", ".join(one.name for one in (config.zones if kind == "zone" else config.lines))
+            known = f"it has: {names}" if names else "it has none"
+            raise CommandError(f"stream {stream} has no {kind} {quoted(name)}; {known}")
+        if what == ONLY_MOVING and self._runtime.settings[stream].only_moving is None:
+            raise CommandError(f"stream {stream} finds no objects that may move")
 
     def _check_variant(self, stream: str, variant: str) -> None:
         settings: StreamSettings = self._runtime.settings[stream]
@@ -284,7 +290,7 @@ class ReloadPlan:
             is_new = name in self._changes.added or name in self._changes.changed or name == self._only
             if not is_new and (self._only or self._runtime.streams[name].state != "failed"):
                 continue
-            if name != self._only and self._promises_other(name, config):
+            if name != self._only and self._goes_on(name, config):
                 self._adjusted[name] = config
                 continue
             self._streams[name], refusal = self._runtime.make_stream(name, config, self._config.streams)
@@ -295,12 +301,30 @@ class ReloadPlan:
         if refused:
             raise VedetteError("\n".join(refused))
 
-    def _promises_other(self, name: str, config: StreamConfig) -> bool:
-        """Return True if nothing but what a running stream is promised has changed: it goes on with that."""
+    def _goes_on(self, name: str, config: StreamConfig) -> bool:
+        """Return True if a running stream can go on with what has changed."""
         stream = self._runtime.streams.get(name)
         if stream is None or stream.state != "running" or stream.model_changed:
             return False
-        return replace(config, service=stream.config.service) == stream.config and stream.can_adjust(config)
+        if replace(config, service=stream.config.service) == stream.config:
+            return stream.can_adjust(config)
+        return self._filters_other(stream, config)
+
+    def _filters_other(self, stream: Stream, config: StreamConfig) -> bool:
+        """Return True if only filters, masks, places and the kind of snapshots have changed, and can be used.
+
+        Zones and lines that come or go have topics and entities of their own: the stream is replaced.
+        """
+        now = stream.config
+        same_names = [one.name for one in config.zones] == [one.name for one in now.zones]
+        same_topics = same_names and config.labels_to_count == now.labels_to_count
+        if not same_topics or with_live_settings(config, now) != now or stream.model is None:
+            return False
+        try:
+            check_live_settings(stream.name, config, stream.model)
+        except ConfigError:  # told when it is prepared as a new stream
+            return False
+        return stream.can_adjust(config)
 
     def _discard(self) -> None:
         for stream in self._streams.values():

@@ -102,6 +102,7 @@ def entity_source(name: str, config: StreamConfig) -> StreamEntitySource:
         name,
         configured_labels=tuple(ZoneLabel(*pair) for pair in config.labels_to_count),
         zones=tuple(zone.name for zone in config.zones),
+        lines=tuple(line.name for line in config.lines),
         counts=publish.counts,
         snapshot=publish.snapshot,
         events=publish.events,

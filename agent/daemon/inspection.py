@@ -300,7 +300,7 @@ class InspectionPipeline(Pipeline[Frame]):
         self._now = frame.captured_ns, frame.captured_at
         self._note_dropped(frame)
         began = time.monotonic_ns()
-        reading = self._barrier.read(frame.image, frame.captured_ns) if self._barrier else None
+        reading = self._barrier.read(frame.model_image, frame.captured_ns) if self._barrier else None
         self._open_parts(frame, reading)
         self._conclude(self._inspector.overtaken(frame.captured_ns))
         self._conclude(self._inspector.due(time.monotonic_ns()))
@@ -369,7 +369,8 @@ class InspectionPipeline(Pipeline[Frame]):
             self._inspection.counters.add(verdict)
             self._report_counters()
             if kept is not None and verdict.verdict != "ok":
-                self._show_due(replace(kept.frame, image=kept.image), verdict.detections)
+                shown = replace(kept.frame, image=kept.image, unmasked=None)
+                self._show_due(shown, verdict.detections)
 
     def _rejects(self, part: ClosedPart) -> bool:
         """Tell the reject output of a verdict; return True if it acts."""
@@ -400,7 +401,8 @@ class InspectionPipeline(Pipeline[Frame]):
         from agent.compute.drawing import annotate_detections
 
         picture = annotate_detections(frame.image, detections, order=frame.order)
-        show_snapshot(self._reporter, replace(frame, image=picture), budget)
+        quality = self._publish_config.snapshot_quality
+        show_snapshot(self._reporter, replace(frame, image=picture), budget, quality)
 
     def _report_counters(self) -> None:
         one = self._inspection.counters.counters

@@ -15,9 +15,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.comms.commands import ZONE
+from agent.comms.commands import LINE, ONLY_MOVING, ZONE
 from agent.compute.manifest import AUTO, Manifest
-from agent.config import Config, StreamConfig
+from agent.config import Config, StreamConfig, ZoneConfig
+from agent.config.filters import LineConfig
 from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
@@ -53,7 +54,8 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
     """All overrides of a device.
 
     Attributes:
-        streams: overrides by stream and by setting: `enabled`, `threshold`, `variant`, `zone/NAME`.
+        streams: overrides by stream and by setting: `enabled`, `threshold`, `variant`, `only_moving`,
+            `zone/NAME`, `line/NAME`.
     """
 
     streams: dict[str, dict[str, Override]] = {}
@@ -228,25 +230,36 @@ def _decoded_or_none(file: StateFile) -> Overrides | None:
 
 
 def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
-    """Return the file's values that an override depends on; None: the stream has no such zone."""
+    """Return the file's values that an override depends on; None: the stream has no such zone or line."""
     if what == "enabled":
         return [stream.enabled]
     if what == "threshold":
         return [stream.model, stream.decode.score_threshold]
     if what == "variant":
         return [stream.model, stream.variant]
-    for zone in stream.zones:
-        if f"{ZONE}{zone.name}" == what:
-            return [zone.enabled]
+    if what == ONLY_MOVING:
+        return [stream.track.only_moving]
+    for key, one in _places(stream):
+        if key == what:
+            return [one.enabled]
     return None
+
+
+def _places(stream: StreamConfig) -> Iterator[tuple[str, ZoneConfig | LineConfig]]:
+    """Yield the zones and lines of a stream, each with the name of its setting."""
+    yield from ((f"{ZONE}{zone.name}", zone) for zone in stream.zones)
+    yield from ((f"{LINE}{line.name}", line) for line in stream.lines)
 
 
 def _keys(stream: StreamConfig, what: str) -> Keys:
     if what == "threshold":
         return ("decode", "score_threshold")
-    for number, zone in enumerate(stream.zones):
-        if f"{ZONE}{zone.name}" == what:
-            return ("zones", number, "enabled")
+    if what == ONLY_MOVING:
+        return ("track", what)
+    for table, prefix in (("zones", ZONE), ("lines", LINE)):
+        for number, one in enumerate(getattr(stream, table)):
+            if f"{prefix}{one.name}" == what:
+                return (table, number, "enabled")
     return (what,)
 
 
@@ -263,10 +276,13 @@ def _changed(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
         return replace(stream, decode=replace(stream.decode, score_threshold=float(value)))
     if what == "variant":
         return replace(stream, variant=str(value))
-    zones = tuple(
-        replace(zone, enabled=bool(value)) if f"{ZONE}{zone.name}" == what else zone for zone in stream.zones
+    if what == ONLY_MOVING:
+        return replace(stream, track=replace(stream.track, only_moving=bool(value)))
+    zones, lines = (
+        tuple(replace(one, enabled=bool(value)) if f"{prefix}{one.name}" == what else one for one in tables)
+        for prefix, tables in ((ZONE, stream.zones), (LINE, stream.lines))
     )
-    return replace(stream, zones=zones)
+    return replace(stream, zones=zones, lines=lines)
 
 
 class StreamSettings(Struct, frozen=True):
@@ -277,8 +293,9 @@ class StreamSettings(Struct, frozen=True):
         threshold: least score of a detection; None: not known before the model can be opened.
         variant: its name, or `auto` for calibrated exits; empty: the model cannot be opened.
         variants: that may be set, `auto` among them for a model with calibrated exits.
-        zones: True for each zone that is on, by name.
+        zones, lines: True for each that is on, by name.
         pictures: True if the stream has pictures, and so snapshots.
+        only_moving: True if only objects that have moved are announced; None: it has no objects.
     """
 
     enabled: bool
@@ -287,6 +304,8 @@ class StreamSettings(Struct, frozen=True):
     variants: tuple[str, ...]
     zones: dict[str, bool]
     pictures: bool
+    lines: dict[str, bool] = {}
+    only_moving: bool | None = None
 
     def state_payloads(self) -> dict[str, str]:
         """Return the payload of `state/<what>` by `what`."""
@@ -295,29 +314,39 @@ class StreamSettings(Struct, frozen=True):
             states["threshold"] = f"{self.threshold:.6g}"
         if self.variant:
             states["variant"] = self.variant
-        return states | {f"zone/{name}": _switch(on) for name, on in self.zones.items()}
+        if self.only_moving is not None:
+            states[ONLY_MOVING] = _switch(self.only_moving)
+        states |= {f"{ZONE}{name}": _switch(on) for name, on in self.zones.items()}
+        return states | {f"{LINE}{name}": _switch(on) for name, on in self.lines.items()}
 
 
 def settings_of(config: StreamConfig) -> StreamSettings:
     """Return the settings of a stream, without asking the TFLite runtime about its model, which may take long."""
-    zones = {zone.name: zone.enabled for zone in config.zones}
+    places = [{one.name: one.enabled for one in tables} for tables in (config.zones, config.lines)]
     try:
         manifest = open_manifest(config.model, wait_s=0.0)
         variant = AUTO if manifest.exits(config.variant) else manifest.variant(config.variant).name
     except ModelError:
-        return StreamSettings(config.enabled, config.decode.score_threshold, config.variant, (), zones, True)
+        asked = config.decode.score_threshold, config.variant, ()
+        return StreamSettings(config.enabled, *asked, places[0], True, places[1])
     wish, usual = config.decode.score_threshold, manifest.output.score_threshold
     threshold = usual if wish is None else wish
     pictures = manifest.audio is None
-    return StreamSettings(config.enabled, threshold, variant, _variants(manifest), zones, pictures)
+    has_objects = pictures and config.inspection is None and manifest.finds_objects
+    known = config.enabled, threshold, variant, _variants(manifest), places[0], pictures, places[1]
+    return StreamSettings(*known, config.track.only_moving if has_objects else None)
 
 
 def settings_after(known: StreamSettings, config: StreamConfig, what: str, value: Value | None) -> StreamSettings:
     """Return `settings_of` a stream after a command, from those before it where the model says nothing new."""
     if known.variants and isinstance(value, float) and what == "threshold":
         return replace(known, threshold=value)
-    if known.variants and isinstance(value, bool) and what != "enabled":
+    if known.variants and isinstance(value, bool) and what.startswith(ZONE):
         return replace(known, zones={**known.zones, what.removeprefix(ZONE): value})
+    if known.variants and isinstance(value, bool) and what.startswith(LINE):
+        return replace(known, lines={**known.lines, what.removeprefix(LINE): value})
+    if known.variants and isinstance(value, bool) and what == ONLY_MOVING:
+        return replace(known, only_moving=value)
     return settings_of(config)
 
 

@@ -20,6 +20,7 @@ from agent.comms.reporter import EventTap
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.config.load import Key
+from agent.config.privacy import seen_without_masks, shows_without_masks
 from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
@@ -176,6 +177,9 @@ class Runtime:
         opener, vetting = (
             (self.auto_backend.open, self.auto_backend.vetting) if self.auto_backend else (None, None)
         )
+        for hidden, other in seen_without_masks(among or {}):
+            if hidden == name:
+                log.warning("%s", shows_without_masks(name, other))
         recorder = None if config.clips is None else self.recorder
         services = StreamServices(
             self.topics,

@@ -112,7 +112,7 @@ class Shadow:
         """Compare a frame whose crop the stream has inferred in `infer_ns`; it is copied unless it is skipped."""
         self._offered += 1
         if self._offered % self._every == 0 and self._has_room:
-            kept = replace(frame, image=frame.image.copy())
+            kept = replace(frame, image=frame.model_image.copy(), unmasked=None)  # for its model alone
             self._enqueue(_Crop(kept, crop), _Answer(detections, infer_ns))
 
     def compare_audio(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:
@@ -131,7 +131,8 @@ class Shadow:
     def _run(self) -> None:
         opened: Perception | None = None
         try:
-            opened = open_perception(self._name, self._config, self._model, self._open_worker)
+            config = replace(self._config, blur=(), mask_model=True)  # it gets what the stream's own model saw
+            opened = open_perception(self._name, config, self._model, self._open_worker)
             while (taken := self._inputs.get()) is not None and not self._closed:
                 item, present = taken
                 self._add(item, present, _infer(opened, item))

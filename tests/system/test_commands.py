@@ -181,6 +181,8 @@ def test_what_is_refused_changes_nothing_and_has_its_reason(vedette: Vedette, op
         "variant": "full",
         "variants": ["full"],
         "zones": {"drive": True},
+        "lines": {},
+        "only_moving": False,
         "set_by_command": [],
         "states": {},
         "sound": False,

@@ -19,6 +19,7 @@ import paho.mqtt.client as mqtt
 from msgspec import Struct
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient
+from agent.comms.crossings import LineMessage
 from agent.comms.messages import ConditionMessage, EventMessage, HealthMessage, InspectionMessage, VerdictMessage
 from agent.errors import NO_JSON
 from agent.structs import json_decoder
@@ -34,6 +35,7 @@ Kind = Literal[
     "condition",
     "snapshot",
     "count",
+    "line",
 ]
 
 _START_S = 20.0
@@ -51,6 +53,7 @@ _events = json_decoder(EventMessage)
 _verdicts = json_decoder(VerdictMessage)
 _inspections = json_decoder(InspectionMessage)
 _conditions = json_decoder(ConditionMessage)
+_lines = json_decoder(LineMessage)
 _numbered = json_decoder(Numbered)
 _health = json_decoder(HealthMessage)
 
@@ -101,6 +104,13 @@ class ReceivedMessage(Struct, frozen=True):
         """Return the problems of a stream, or None if the message cannot be read as such."""
         try:
             return _conditions.decode(self.payload) if self.kind == "condition" else None
+        except NO_JSON:
+            return None
+
+    def line(self) -> LineMessage | None:
+        """Return the crossings of a line, or None if the message cannot be read as such."""
+        try:
+            return _lines.decode(self.payload) if self.kind == "line" else None
         except NO_JSON:
             return None
 

@@ -110,6 +110,7 @@ class StreamEntitySource(Struct, frozen=True):
         states: values by name of each state that was taught.
         attributes: names of what secondary models tell about an object.
         condition: True if its camera, microphone and model are watched.
+        lines: names.
     """
 
     name: str
@@ -129,6 +130,7 @@ class StreamEntitySource(Struct, frozen=True):
     states: dict[str, tuple[str, ...]] = {}
     attributes: tuple[str, ...] = ()
     condition: bool = False
+    lines: tuple[str, ...] = ()
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

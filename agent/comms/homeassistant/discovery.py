@@ -81,6 +81,7 @@ def stream_entities(
             yield from _label_entities(topics, source, one)
     if source.counts:
         yield from _state_entities(topics, source)
+        yield from _line_entities(topics, source)
     if source.events:
         yield from _attribute_entities(topics, source)
     if source.events and source.kind == "words" and source.labels:
@@ -127,6 +128,24 @@ def _state_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tupl
         topic = {"state_topic": topics.sensor(source.name, state), **_while_watching(topics, source.name)}
         value = {"device_class": "enum", "options": [*values, UNSURE], "value_template": _STATE}
         yield source.id("sensor", state), _entity("sensor", display_name(source.name, state), **value, **topic)
+
+
+def _line_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
+    """Yield two sensors for each line: how many have crossed it in either direction."""
+    for line in source.lines:
+        for direction in ("in", "out"):
+            counter = {"value_template": f"{{{{ value_json.{direction} if value_json is defined else 'None' }}}}"}
+            name = display_name(source.name, line, direction)
+            yield (
+                source.id("line", line, direction),
+                _entity(
+                    "sensor",
+                    name,
+                    state_topic=topics.line(source.name, line),
+                    state_class="total_increasing",
+                    **counter,
+                ),
+            )
 
 
 def _attribute_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tuple[str, Component]]:
@@ -210,6 +229,9 @@ def _control_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tu
         press = {"command_topic": topics.set(name, "snapshot"), "payload_press": "now", "qos": 1}
         watching = _while_watching(topics, name)  # else the command would be refused
         yield source.id("snapshot"), _entity("button", display_name(name, "take picture"), **press, **watching)
+        if source.lines and source.counts:
+            reset = {**press, "command_topic": topics.set(name, "reset"), "payload_press": "all", **config}
+            yield source.id("reset"), _entity("button", display_name(name, "reset lines"), **reset, **watching)
         if source.announced:
             press |= {"command_topic": topics.set(name, "inspect"), "payload_press": ""}
             yield source.id("inspect"), _entity("button", display_name(name, "inspect part"), **press, **watching)
@@ -227,6 +249,10 @@ def _switch_entities(topics: Topics, source: StreamEntitySource) -> Iterator[tup
     yield source.id("enabled"), switch("enabled", "enabled")
     for zone in source.zones if source.kind == "things" else ():
         yield source.id("zone", zone, "enabled"), switch(f"zone/{zone}", zone, "zone", entity_category="config")
+    for line in source.lines if source.kind == "things" else ():
+        yield source.id("line", line, "enabled"), switch(f"line/{line}", line, "line", entity_category="config")
+    if source.kind == "things" and not source.inspection:
+        yield source.id("only_moving"), switch("only_moving", "only moving", entity_category="config")
 
 
 def _set_by(topics: Topics, stream: str, what: str) -> Component:

@@ -279,8 +279,8 @@ class StaleTopics:
 
     A run that was killed, or that ended while the broker was away, leaves them. A count that no stream of this
     run has set becomes 0. Counts of a stream that no longer exists are deleted, and its snapshot before them. A
-    setting or a sensor that this run has not set is deleted. `vedette cleanup` deletes what is left under a
-    former name.
+    setting, a sensor or a line that this run has not set is deleted. `vedette cleanup` deletes what is left under
+    a former name.
     """
 
     def __init__(self, states: RetainedTopics, topics: Topics, has_stream: Callable[[str], bool]) -> None:
@@ -293,7 +293,8 @@ class StaleTopics:
         """Subscribe on a new connection, unless the corrections at that broker are done."""
         self._until, self._where, self._subscriptions = 0.0, where, []
         if where not in self._done:
-            patterns = (*self._topics.counts, self._topics.state("+", "#"), self._topics.sensor("+", "+"))
+            topics = self._topics
+            patterns = (*topics.counts, topics.state("+", "#"), topics.sensor("+", "+"), topics.line("+", "+"))
             self._subscriptions = [RetainedSubscription(connection.subscriptions, one) for one in patterns]
 
     def poll(self) -> None:
@@ -319,8 +320,8 @@ class StaleTopics:
         if self._topics.addressed(topic) is not None:
             return  # a request `cmd/state`: `#` matches the parent level too
         exists = self._has_stream(stream)
-        is_state = topic.startswith((self._topics.state(stream, ""), self._topics.sensor(stream, "")))
-        correct = b"0" if exists and not is_state else b""
+        others = self._topics.state(stream, ""), self._topics.sensor(stream, ""), self._topics.line(stream, "")
+        correct = b"0" if exists and not topic.startswith(others) else b""
         if message.payload in (b"", correct) or self._corrected >= _MAX_CORRECTED:
             return
         if not exists:

@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from agent.compute.track.association import overlap
 from agent.config import GateConfig
-from agent.types import Box, Image
+from agent.config.filters import Polygon
+from agent.types import WHOLE, Box, Image
 
 _WIDTH = 240
 """Greatest width of the small picture, px; it has at least half of that."""
@@ -38,6 +39,8 @@ picture before."""
 _GAIN_MAX = 3.0
 _GAIN_STRIDE = 5
 _REGIONS_MAX = 32
+_FAR = 100_000.0
+"""Coordinates of masks that reach beyond the picture are clipped to this, px."""
 _CLOSE = np.ones((5, 5), np.uint8)
 """Joins the parts of one person."""
 
@@ -45,10 +48,18 @@ _CLOSE = np.ones((5, 5), np.uint8)
 class Background:
     """Learns one camera's background. Its memory is allocated for the first picture of a size."""
 
-    def __init__(self, sensitivity: float, min_area: float) -> None:
-        """Set the sensitivity, 0 for differences of 32 grey levels to 1 for 3, and a region's least share."""
+    def __init__(self, sensitivity: float, min_area: float, masks: Sequence[Polygon] = ()) -> None:
+        """Start without a background.
+
+        Args:
+            sensitivity: 0 for differences of 32 grey levels to 1 for 3.
+            min_area: least share of the picture of a region.
+            masks: polygons, fractions of the picture, in which nothing moves.
+        """
         self._floor = 32.0 * 0.1**sensitivity
-        self._min_area = min_area
+        self._min_area, self._masks = min_area, tuple(masks)
+        self._counts: Image | None = None
+        self._size = 0
         self._shape: tuple[int, ...] = ()
 
     def fits(self, image: Image) -> bool:
@@ -70,8 +81,27 @@ class Background:
         self._mean = np.empty(size, np.float32)
         self._noise = np.full(size, 1.0, np.float32)
         self._min_pixels = max(4.0, self._min_area * height * width)
+        self._apply_masks()
         self._shrink(image)
         self._restart()
+
+    def set_masks(self, masks: Sequence[Polygon]) -> None:
+        """Use other masks from the next picture on."""
+        self._masks = tuple(masks)
+        if self._shape:
+            self._apply_masks()
+
+    def _apply_masks(self) -> None:
+        """Set which pixels count, 255 each, and how many; None: all."""
+        height, width = self._mask.shape
+        self._counts, self._size = None, self._mask.size
+        if self._masks:
+            self._counts = np.full((height, width), 255, np.uint8)
+            scale = np.array((width, height), np.float64)
+            for mask in self._masks:  # one by one: where two filled together overlap, pixels would count again
+                corners = np.clip(np.rint(np.array(mask) * scale), -_FAR, _FAR).astype(np.int32)
+                cv2.fillPoly(self._counts, [corners], (0,))
+            self._size = max(1, cv2.countNonZero(self._counts))
 
     def moving(self, image: Image, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
         """Return the moving regions, largest first, and learn from this picture, which has the size learned.
@@ -134,6 +164,8 @@ class Background:
         factor = _NOISE_FACTOR * max(1.0, gain)
         cv2.convertScaleAbs(self._noise, dst=self._limit, alpha=factor, beta=self._floor)
         cv2.compare(self._diff, self._limit, cv2.CMP_GT, dst=self._mask)
+        if self._counts is not None:
+            cv2.bitwise_and(self._mask, self._counts, dst=self._mask)
 
     def _regions(self) -> Iterator[Box]:
         height, width = self._mask.shape
@@ -149,12 +181,14 @@ class Background:
 
     def _light_changed(self, changed: int, gain: float) -> bool:
         """Return True if much differs but nothing moves: a lamp, a cloud, the exposure, or a turned camera."""
-        if changed < _RELEARN_SHARE * self._mask.size and 1 / _RELEARN_GAIN < gain < _RELEARN_GAIN:
+        if changed < _RELEARN_SHARE * self._size and 1 / _RELEARN_GAIN < gain < _RELEARN_GAIN:
             return False
         # Both are free until the next picture; the difference and its mask are still needed for learning.
         step, stepped = self._expected, self._raw
         cv2.absdiff(self._grey, self._before, dst=step)
         cv2.compare(step, self._limit, cv2.CMP_GT, dst=stepped)
+        if self._counts is not None:
+            cv2.bitwise_and(stepped, self._counts, dst=stepped)
         return cv2.countNonZero(stepped) <= _RELEARN_STILL * changed
 
     def _restart(self) -> None:
@@ -267,12 +301,17 @@ _LONG_AGO = -(1 << 62)
 class MotionGate:
     """Decides for one stream which pictures are worth an inference. For one thread."""
 
-    def __init__(self, config: GateConfig) -> None:
-        self._config = config
-        self._background = Background(config.sensitivity, config.min_area)
+    def __init__(self, config: GateConfig, shown: Box = WHOLE) -> None:
+        """Start closed. `shown` is the part of the frame that the pictures show; masks are of the frame."""
+        self._config, self._shown = config, shown
+        self._background = Background(config.sensitivity, config.min_area, _within(config.masks, shown))
         self._hold_ns = round(config.hold_s * 1e9)
         self._idle_ns = round(config.max_idle_s * 1e9)
         self._before_ns = self._moved_ns = self._opened_ns = self._whole_ns = _LONG_AGO
+
+    def set_masks(self, masks: Sequence[Polygon]) -> None:
+        """Use other masks, polygons in the frame, from the next picture on."""
+        self._background.set_masks(_within(masks, self._shown))
 
     def evaluate(
         self,
@@ -343,3 +382,9 @@ class MotionGate:
         if not self._config.crop or now_ns - self._whole_ns >= self._idle_ns:
             return None
         return crop_around(boxes)
+
+
+def _within(masks: Sequence[Polygon], part: Box) -> tuple[Polygon, ...]:
+    """Return polygons as fractions of a part of the frame; they may reach beyond it."""
+    x0, y0, x1, y1 = part
+    return tuple(tuple(((x - x0) / (x1 - x0), (y - y0) / (y1 - y0)) for x, y in mask) for mask in masks)

@@ -18,6 +18,9 @@ from datetime import datetime
 
 from agent.compute.manifest import PICTURE_HITS
 from agent.compute.track.association import AlphaBetaFilter, PredictedBox, associate, iou, overlap
+from agent.compute.track.filters import DetectionFilters
+from agent.compute.track.lines import Lines
+from agent.compute.track.places import TrackPlaces
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
 from agent.types import WHOLE, Attribute, Box, Detection, Event, Track
@@ -45,11 +48,13 @@ class TrackState:
         check_ns: time at which a stationary object needs an inference.
         renamed: consecutive inferences that found another label at its place.
         attributes: what secondary models tell about it.
+        places: its zones and lines.
+        has_moved: True if it has left the place where it was first seen.
     """
 
     def __init__(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
         self.id, self.detection, self.hits = "", detection, 1
-        self.zones: tuple[str, ...] = ()
+        self.places, self.has_moved = TrackPlaces(), detection.box is None
         self.attributes: dict[str, Attribute] = {}
         self.motion = None if detection.box is None else AlphaBetaFilter(detection.box, at_ns)
         self.missed = self.stationary = False
@@ -57,7 +62,7 @@ class TrackState:
         self.reported_ns = self.seen_ns = self.place_ns = self.check_ns = at_ns
         self._first_seen = self._last_seen = at
         self._best = self._reported_best = detection.score
-        self._reported_box = self._place = self._mean = detection.box
+        self._reported_box = self._place = self._mean = self._origin = detection.box
 
     def update(self, detection: Detection, at_ns: int, at: datetime, due_ns: int) -> None:
         """Add its newest detection."""
@@ -94,17 +99,23 @@ class TrackState:
         self._mean = mean
         if iou(mean, place) < (_LEFT_IOU if self.stationary else _MOVED_IOU):
             self._place, self.place_ns = mean, at_ns
+            self.has_moved = self.has_moved or (self._origin is not None and iou(mean, self._origin) < _LEFT_IOU)
 
     @property
     def needs_inference(self) -> bool:
         """Return True if each picture must be inferred for it.
 
         That is so while an announced object moves, after a stationary one was missed, and for a candidate until
-        it is missed.
+        it is missed or stationary.
         """
         if not self.id:
-            return not self.missed
+            return not (self.missed or self.stationary)
         return self.missed or not self.stationary
+
+    @property
+    def best_score(self) -> float:
+        """Highest score so far."""
+        return self._best
 
     def change_reason(self) -> str:
         """Return the change since the newest event: `moved`, `clearer`, or `still here`."""
@@ -146,9 +157,10 @@ class TrackState:
             seen.keypoints,
             seen.outline,
             seen.area,
-            self.zones,
+            self.places.zones,
             self.stationary,
             attributes=self.attributes,
+            crossed=self.places.crossed,
         )
 
 
@@ -172,14 +184,23 @@ class Tracker:
     """Tracks the objects of one stream. For one thread; times must not run backwards."""
 
     def __init__(
-        self, config: TrackConfig, zones: Zones, stream: str, *, min_hits: int = PICTURE_HITS, run: str = ""
+        self,
+        config: TrackConfig,
+        zones: Zones,
+        stream: str,
+        *,
+        min_hits: int = PICTURE_HITS,
+        run: str = "",
+        lines: Lines | None = None,
+        filters: DetectionFilters | None = None,
     ) -> None:
         """Start without tracks.
 
         Ids begin with the stream's name and `run`, unique over restarts; default: random, because a board's clock
         may restart.
         """
-        self._config, self._zones = config, zones
+        self._config, self._zones, self._lines = config, zones, lines or Lines()
+        self._filters, self._only_moving = filters, config.only_moving
         self._min_hits = config.min_hits or min_hits
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
         self._lost_ns = round(config.lost_after_s * 1e9)
@@ -193,11 +214,19 @@ class Tracker:
         self._alive = 0
         self._now_ns: int | None = None
 
-    def set_zones(self, zones: Zones) -> None:
-        """Use other zones from the next detections on. Tracks continue; stationary ones are checked at once."""
-        self._zones = zones
+    def set_places(self, zones: Zones, lines: Lines) -> None:
+        """Use other zones and lines from the next detections on.
+
+        Tracks continue; stationary ones are checked at once, and one detection decides in which zones each is.
+        """
+        self._zones, self._lines = zones, lines
         for target in self._states():
             target.check_ns = min(target.check_ns, self._now_ns or 0)
+            target.places.settles = bool(target.id)
+
+    def set_filters(self, filters: DetectionFilters, *, only_moving: bool) -> None:
+        """Announce other objects from the next detections on; those that were announced stay."""
+        self._filters, self._only_moving = filters, only_moving
 
     @property
     def alive(self) -> int:
@@ -215,7 +244,9 @@ class Tracker:
     @property
     def confirming(self) -> bool:
         """Return True if something was found by the newest inference that is not announced yet."""
-        return any(not target.id and not target.missed for target in self._states())
+        return any(
+            not target.id and not target.missed and target.hits < self._min_hits for target in self._states()
+        )
 
     def check_due(self, at_ns: int) -> bool:
         """Return True if a stationary track has not been checked for `stationary_check_s`."""
@@ -253,7 +284,10 @@ class Tracker:
     def zone_counts(self) -> dict[tuple[str, str], int]:
         """Return the number of announced tracks alive, by zone and label, without zeros."""
         standing = (
-            (zone, target.detection.label) for target in self._states() if target.id for zone in target.zones
+            (zone, target.detection.label)
+            for target in self._states()
+            if target.id
+            for zone in target.places.zones
         )
         return dict(Counter(standing))
 
@@ -287,6 +321,7 @@ class Tracker:
         events: list[Event] = []
         if self._targets:
             self._end_due(at_ns, events)
+            self._report_loitering(at_ns, events)
         self._now_ns = at_ns
         return events
 
@@ -368,22 +403,41 @@ class Tracker:
         return associate(expected, boxes, self._config.iou_threshold) if expected else [(0, 0)]
 
     def _report(self, target: TrackState, at_ns: int, events: list[Event]) -> None:
-        """Add the event that a track's newest detection gives: new, other zones, or another update."""
-        if not target.id and target.hits < self._min_hits:
+        """Add the events that a track's newest detection gives: new, other zones or another update, and lines."""
+        target.places.add(self._zones, self._lines, target.detection.label, target.detection.box, at_ns)
+        if not target.id and not self._may_begin(target, at_ns):
             return
-        label, box = target.detection.label, target.detection.box
-        zones = self._zones.names_at(label, box, target.zones)
-        changed, target.zones = zones != target.zones, zones
+        changed = target.places.enter(self._zones, at_ns)
+        if reason := self._change_reason(target, at_ns, zone_changed=changed):
+            events.append(Event("new" if reason == "appeared" else "update", target.track(), reason))
+            target.mark_reported(at_ns)
+        while target.places.tell_crossing():
+            events.append(Event("update", target.track(), "line"))
+
+    def _may_begin(self, target: TrackState, at_ns: int) -> bool:
+        """Return True if a candidate is to be announced; one that is not yet may become stationary."""
+        if target.hits < self._min_hits:
+            return False
+        if (self._only_moving and not target.has_moved) or (
+            self._filters is not None and not self._filters.may_begin(target.detection.label, target.best_score)
+        ):
+            self._update_reason(target, at_ns)
+            return False
+        return True
+
+    def _change_reason(self, target: TrackState, at_ns: int, *, zone_changed: bool) -> str:
+        """Announce a track that is new; return the reason for an event; empty: none."""
         if not target.id:
             self._announce(target)
-            events.append(Event("new", target.track(), "appeared"))
-        elif changed:
-            events.append(Event("update", target.track(), "zone"))
-        elif not (reason := self._update_reason(target, at_ns)):
-            return
-        else:
-            events.append(Event("update", target.track(), reason))
-        target.mark_reported(at_ns)
+            return "appeared"
+        return "zone" if zone_changed else self._update_reason(target, at_ns)
+
+    def _report_loitering(self, at_ns: int, events: list[Event]) -> None:
+        """Add an update for each track that time alone has brought into a zone."""
+        for target in self._states() if self._zones.has_loitering else ():
+            if target.id and not target.missed and target.places.enter(self._zones, at_ns):
+                events.append(Event("update", target.track(), "zone"))
+                target.mark_reported(at_ns)
 
     def _update_reason(self, target: TrackState, at_ns: int) -> str:
         """Update whether a track is stationary; return the reason for an update event; empty: none."""
@@ -393,7 +447,8 @@ class Tracker:
             target.check_ns = at_ns + self._check_ns
             if not was_stationary:
                 return "stationary"
-            return "still here" if 0 < self._stationary_update_ns <= since_reported_ns else ""
+            is_due = 0 < self._stationary_update_ns <= since_reported_ns and not self._only_moving
+            return "still here" if is_due else ""
         if was_stationary:
             return "moved"
         reason = target.change_reason() if since_reported_ns >= self._update_ns else ""

@@ -1,71 +1,139 @@
-"""Zones: named polygons in the picture, and which of them a box stands in."""
+"""Zones: named polygons in the picture, and which of them a track is in.
+
+A box stands where the middle of its lower edge is. Detected boxes jitter: a track enters and leaves a zone after
+several detections on the other side of the border, and stays in it within a narrow margin outside.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Container, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
+from agent.compute.track.geometry import distance, foot_of, holds, sides_of
 from agent.config import ZoneConfig
+from agent.config.filters import LineConfig
+from agent.config.polygon import polygon_problem
 from agent.errors import ConfigError
 from agent.types import Box, Point
 
-_MARGIN = 0.01
-"""Distance outside a zone at which a box leaves it, as a share of the frame; without it borders would flicker."""
-_LEAST_AREA = 1e-6
-"""Least area of a polygon: one pixel of a 1000×1000 picture."""
+_MARGIN = 0.1
+"""Distance outside a zone at which a box leaves it, as a share of its side: detected edges jitter by half."""
+_MARGIN_MIN, _MARGIN_MAX = 0.01, 0.04
+"""Least and greatest of this distance, as a share of the frame."""
+
+
+class ZonePresence:
+    """What is known about one track and one zone, private to `Zones`.
+
+    Attributes:
+        inside: True if it is inside, by several detections.
+        streak: consecutive detections on the other side of the border.
+        streak_ns: time of the first of these.
+        since_ns: time since which it is inside.
+    """
+
+    __slots__ = ("inside", "since_ns", "streak", "streak_ns")
+
+    def __init__(self) -> None:
+        self.inside, self.streak, self.since_ns, self.streak_ns = False, 0, 0, 0
+
+    def add(self, inside: bool, at_ns: int, needed: int) -> None:
+        """Add a detection; after `needed` consecutive ones on the other side, the track is there."""
+        if inside is self.inside:
+            self.streak = 0
+            return
+        self.streak += 1
+        if self.streak == 1:
+            self.streak_ns = at_ns
+        if self.streak >= needed:
+            self.inside, self.since_ns, self.streak = inside, self.streak_ns, 0
 
 
 class _Zone(Struct, frozen=True):
-    """A zone prepared for tests: corners as N×1×2 float32, their bounds, and the labels that count."""
+    """A zone prepared for tests: its sides and bounds, the labels that count, and its delays."""
 
     name: str
-    corners: NDArray[np.float32]
-    left: float
-    top: float
-    right: float
-    bottom: float
+    polygon: tuple[Point, ...]
+    sides: tuple[tuple[Point, Point], ...]
+    bounds: Box
     labels: frozenset[str]
+    inertia: int
+    loitering_ns: int
+
+
+Presences = dict[str, ZonePresence]
+"""By name of the zone."""
 
 
 class Zones:
-    """The enabled zones of one stream."""
+    """The enabled zones of one stream.
+
+    Attributes:
+        has_loitering: True if a track may enter one without a new detection, see `names_in`.
+    """
 
     def __init__(self, zones: Sequence[ZoneConfig]) -> None:
         """Check and prepare the zones. Raises ConfigError as `check_zones`."""
         check_zones(zones)
         self._zones = tuple(_prepare(zone) for zone in zones if zone.enabled)
+        self.has_loitering = any(zone.loitering_ns for zone in self._zones)
 
-    def names_at(self, label: str, box: Box | None, held: Container[str] = ()) -> tuple[str, ...]:
-        """Return the names of the zones that a box stands in, in config order. The border belongs to the zone.
+    def update(
+        self, known: Mapping[str, ZonePresence], label: str, box: Box | None, at_ns: int, *, at_once: bool = False
+    ) -> Presences:
+        """Add a detection of a track.
 
         Args:
+            known: what the call before returned for this track; empty: it is its first.
             label: its class; a zone with labels counts only those.
-            box: stands where the middle of its lower edge is; None stands nowhere.
-            held: zones that it stood in before, which it leaves only at some distance.
+            box: its place; None is in no zone.
+            at_ns: time of the detection.
+            at_once: this detection alone decides, as after zones were drawn anew.
         """
         if not self._zones or box is None:
-            return ()
-        # Imported here: checking a configuration of sound must not load it.
-        import cv2
+            return {}
+        foot, unit = foot_of(box), _margin(box)
+        found: Presences = {}
+        for zone in self._counting(label):
+            one = found[zone.name] = known.get(zone.name) or ZonePresence()
+            one.add(_stands(zone, foot, unit, one.inside), at_ns, 1 if at_once else zone.inertia)
+        return found
 
-        x, y = _inside((box[0] + box[2]) / 2), _inside(box[3])
+    def names_in(self, known: Mapping[str, ZonePresence], at_ns: int) -> tuple[str, ...]:
+        """Return the names of the zones that a track is in at a time, in config order."""
+        if not known:
+            return ()
         return tuple(
             zone.name
             for zone in self._zones
-            if zone.left <= x <= zone.right
-            and zone.top <= y <= zone.bottom
-            and (not zone.labels or label in zone.labels)
-            and cv2.pointPolygonTest(zone.corners, (x, y), True) >= (-_MARGIN if zone.name in held else 0.0)
+            if (one := known.get(zone.name)) is not None
+            and one.inside
+            and at_ns - one.since_ns >= zone.loitering_ns
         )
 
+    def _counting(self, label: str) -> Iterator[_Zone]:
+        return (zone for zone in self._zones if not zone.labels or label in zone.labels)
 
-def describe_zones(zones: Sequence[ZoneConfig]) -> str:
-    """Return names and corners of zones as text that differs if they were drawn anew; empty: there are none."""
-    return "; ".join(f"{zone.name} {list(map(list, zone.polygon))}" for zone in zones)
+
+def _stands(zone: _Zone, foot: Point, unit: Point, is_held: bool) -> bool:
+    x, y = foot
+    left, top, right, bottom = zone.bounds
+    if not (left - _MARGIN_MAX <= x <= right + _MARGIN_MAX and top - _MARGIN_MAX <= y <= bottom + _MARGIN_MAX):
+        return False
+    return holds(zone.polygon, foot) or (is_held and distance(zone.sides, foot, unit) <= 1.0)
+
+
+def _margin(box: Box) -> Point:
+    """Return the distance at which a zone is left, along x and y."""
+    width, height = _MARGIN * (box[2] - box[0]), _MARGIN * (box[3] - box[1])
+    return min(_MARGIN_MAX, max(_MARGIN_MIN, width)), min(_MARGIN_MAX, max(_MARGIN_MIN, height))
+
+
+def describe_zones(zones: Sequence[ZoneConfig], lines: Sequence[LineConfig] = ()) -> str:
+    """Return names and corners as text that differs if zones or lines were drawn anew; empty: there are none."""
+    drawn = [(zone.name, zone.polygon) for zone in zones] + [(line.name, line.points) for line in lines]
+    return "; ".join(f"{name} {list(map(list, points))}" for name, points in drawn)
 
 
 def check_zones(zones: Sequence[ZoneConfig]) -> None:
@@ -80,58 +148,18 @@ def check_zones(zones: Sequence[ZoneConfig]) -> None:
         if zone.name in names:
             raise ConfigError(f"two zones are named {zone.name!r}: give each zone of a stream its own name")
         names.add(zone.name)
-        if problem := _problem(zone.polygon):
+        if problem := polygon_problem(zone.polygon):
             raise ConfigError(f"zone {zone.name!r}: {problem}")
 
 
-def _inside(value: float) -> float:
-    """Clip a coordinate: a box that reaches below the frame stands on its lower edge."""
-    return min(1.0, max(0.0, value))
-
-
 def _prepare(zone: ZoneConfig) -> _Zone:
-    corners = np.array(zone.polygon, np.float32).reshape(-1, 1, 2)
-    left, top = (float(v) - _MARGIN for v in corners.min(axis=(0, 1)))
-    right, bottom = (float(v) + _MARGIN for v in corners.max(axis=(0, 1)))
-    return _Zone(zone.name, corners, left, top, right, bottom, frozenset(zone.labels))
-
-
-def _problem(polygon: Sequence[Point]) -> str:
-    if len(polygon) < 3:
-        return f"`polygon` has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
-    for x, y in polygon:
-        if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
-            size = "; divide pixels by the picture's width and height" if max(x, y) > 1.0 else ""
-            return f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1{size}"
-    if crossing := _crossing(polygon):
-        return (
-            f"the sides from corner {crossing[0]} and from corner {crossing[1]} cross: list the corners in order"
-        )
-    if abs(_area(polygon)) < _LEAST_AREA:
-        return "`polygon` has no area: its corners lie on one line; move one of them"
-    return ""
-
-
-def _area(polygon: Sequence[Point]) -> float:
-    following = (*polygon[1:], polygon[0])
-    return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
-
-
-def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
-    """Return the numbers (from 1) of the first corners of two sides that cross. Touching is allowed."""
-    count = len(polygon)
-    sides = [(polygon[i], polygon[(i + 1) % count]) for i in range(count)]
-    for i in range(count):
-        for j in range(i + 2, count):
-            if (j + 1) % count != i and _cross(*sides[i], *sides[j]):
-                return i + 1, j + 1
-    return None
-
-
-def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    return _turn(a, b, c) * _turn(a, b, d) < 0.0 and _turn(c, d, a) * _turn(c, d, b) < 0.0
-
-
-def _turn(a: Point, b: Point, c: Point) -> float:
-    """Return a positive number if c lies left of the line from a to b, 0 on it."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    xs, ys = [x for x, _ in zone.polygon], [y for _, y in zone.polygon]
+    return _Zone(
+        zone.name,
+        zone.polygon,
+        tuple(sides_of(zone.polygon, closed=True)),
+        (min(xs), min(ys), max(xs), max(ys)),
+        frozenset(zone.labels),
+        zone.inertia,
+        round(zone.loitering_s * 1e9),
+    )

@@ -123,7 +123,7 @@ class CameraWatcher:
         self._name, self._vision, self._origin = name, vision, _origin(config)
         self._file = StateFile(folder / f"{name}.json")
         memory = self._read()
-        self._camera = CameraCondition(config.condition, describe_zones(config.zones), memory)
+        self._camera = CameraCondition(config.condition, describe_zones(config.zones, config.lines), memory)
         self._answers = None if "constant" in config.condition.ignore else ConstantAnswer()
         vision.camera, vision.answers = self._camera, self._answers
         self._drift = None
@@ -221,8 +221,13 @@ class CameraWatcher:
 
 
 def _origin(config: StreamConfig) -> str:
-    """Return what tells the pictures of one camera, at one size, from others; it does not show a login."""
-    return hashlib.sha256(f"{config.source} {config.crop} {config.gate.motion}".encode()).hexdigest()[:16]
+    """Return what tells the pictures of one camera, at one size, from others; it does not show a login.
+
+    What was learned without masks is not used with them.
+    """
+    hidden = f" {config.privacy} {config.blur}" if config.hides else ""
+    shown = f"{config.source} {config.crop} {config.gate.motion}{hidden}"
+    return hashlib.sha256(shown.encode()).hexdigest()[:16]
 
 
 def _answers_of(config: StreamConfig, vision: VideoPerception) -> str:

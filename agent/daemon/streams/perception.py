@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Union
@@ -11,8 +12,13 @@ from agent.apps.inspection import InspectedModel, check_inspection
 from agent.board.gpio import check_installed
 from agent.comms.topics import Topics
 from agent.compute.manifest import AUTO, ONLY_VARIANT, Model
+from agent.compute.track.filters import check_filters, check_polygons
+from agent.compute.track.lines import check_lines
+from agent.compute.track.zones import check_zones
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
+from agent.config.filters import FilterConfig, LineConfig
 from agent.config.source_uri import parse
+from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
@@ -54,16 +60,20 @@ def open_perception(
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )
+    check_privacy(name, config, takes_sound=takes_sound)
     _check_crop(name, config, model)
     if config.decode.pattern and not model.manifest.gives_texts:
         raise ConfigError(f"stream {name}: decode.pattern is for texts, and {config.model} reads none")
     _check_numbers(name, config, model)
+    _check_places(name, config, model)
     _check_clips(name, config, model)
     _check_inspection(name, config, model)
     secondary = open_secondary(name, config, model, open_one)
     with _closing(opener) as keeping:
         if not takes_sound:
-            return _open_vision(name, config, model, secondary, keeping)
+            vision = _open_vision(name, config, model, secondary, keeping)
+            vision.blur = open_blur(config, keeping, open_one)
+            return vision
         with prefixed_errors(model.path):
             if model.manifest.is_embedding:
                 from agent.compute.listening import UtterancePerception
@@ -152,6 +162,7 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     opens = partial(open_model, wait_s=wait_s, vetting=vetting)
     secondary = open_secondary(name, config, model, opens)
     models = model, *(each for one in secondary for each, _ in one.models())
+    models = *models, *(each for each, _ in opened_blur_models(config, opens))
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
@@ -228,11 +239,41 @@ def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
         check_clips(config.clips, config.zones, _labels(config, model))
 
 
+def _check_places(name: str, config: StreamConfig, model: Model) -> None:
+    """Refuse lines, filters and masks of a stream of sound, and labels that the stream never reports."""
+    if model.manifest.audio is not None:
+        masks = ("gate.masks",) if config.gate.masks else ()
+        for key in (*masks, *(key for key in ("lines", "filters") if getattr(config, key))):
+            raise ConfigError(f"stream {name}: {key} is for pictures, and {config.model} takes sound")
+    check_labels("filters", config.filters, _labels(config, model))
+    check_labels("lines", config.lines, _labels(config, model))
+
+
+def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
+    """Check the filters, masks, zones and lines of a stream. Raises ConfigError if one cannot be used."""
+    _check_numbers(name, config, model)
+    _check_places(name, config, model)
+    _check_inspection(name, config, model)
+    check_zones(config.zones)
+    check_lines(config.lines)
+    check_filters(config.filters)
+    check_polygons(config.gate.masks, "gate.masks")
+
+
+def check_labels(key: str, tables: Iterable[FilterConfig | LineConfig], labels: Sequence[str]) -> None:
+    """Refuse tables with a label that is never reported. Without `labels` it is unknown what is. ConfigError."""
+    for label in (label for table in tables for label in table.labels):
+        if labels and label not in labels:
+            near = difflib.get_close_matches(label, labels, 1) or list(labels[:5])
+            meant = " or ".join(map(repr, near))
+            raise ConfigError(f"{key}: the stream never reports {label!r}; did you mean {meant}?")
+
+
 def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
     """Refuse what needs events of a model that gives numbers, and labels that would share a topic."""
     if not model.manifest.gives_numbers:
         return
-    for key in ("clips", "zones"):
+    for key in ("clips", "zones", "lines", "filters"):
         if getattr(config, key):
             raise ConfigError(f"stream {name}: {key} need events, and {config.model} gives numbers; delete them")
     if config.publish.detections is False and model.manifest.output.decoder == "raw":
@@ -253,7 +294,7 @@ def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
         raise ConfigError(f"stream {name}: inspection is of pictures, and {config.model} takes sound")
     if model.manifest.gives_numbers:
         raise ConfigError(f"stream {name}: {config.model} gives numbers, and inspection needs labels with scores")
-    for key in ("clips", "zones"):
+    for key in ("clips", "zones", "lines", "filters"):
         if getattr(config, key):
             raise ConfigError(
                 f"stream {name}: {key} belong to tracks of objects, and inspection has none; "

@@ -26,6 +26,8 @@ from agent.config.source_uri import parse
 from agent.daemon.condition.watchers import open_condition
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.metrics.stages import add_stages
+from agent.daemon.streams.lines import LineCounters, open_lines
+from agent.daemon.streams.privacy import privacy_of
 from agent.daemon.streams.snapshots import SnapshotStage
 from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, StreamResult
 
@@ -106,7 +108,8 @@ class StreamPerception(Protocol[T_contra]):
 class Pipeline(ABC, Generic[T]):
     """Runs one stream until its source ends or it is told to stop.
 
-    `shadow` compares another model on the same inputs, and `condition` tells what is wrong with them.
+    `shadow` compares another model on the same inputs, `condition` tells what is wrong with them, and `lines`
+    counts who crosses one.
     """
 
     def __init__(
@@ -124,6 +127,7 @@ class Pipeline(ABC, Generic[T]):
         self.metrics = metrics or StreamMetrics()
         self.shadow: Shadow | None = None
         self.condition: StreamCondition | None = None
+        self.lines: LineCounters | None = None
         output = perception.model.manifest.output
         self._step = float(output.options.get("step", 0.0)) if output.decoder == "regression" else None
         self._counts = not perception.model.manifest.gives_texts  # each text would be a topic
@@ -142,6 +146,8 @@ class Pipeline(ABC, Generic[T]):
         try:
             while not stop.is_set() and not self._source.ended:
                 before_each()
+                if self.lines is not None:
+                    self.lines.store()
                 with spans.span("wait"):
                     item = self._source.take(self._wait_s)
                 if item is None:
@@ -154,9 +160,16 @@ class Pipeline(ABC, Generic[T]):
             self._end_tracks(why)
             if self.condition is not None:
                 self.condition.close()
+            if self.lines is not None:
+                self.lines.close()
 
     def request_snapshot(self) -> None:
         """Publish the next picture as the snapshot; sound has none. Any thread may call this."""
+
+    def configure(self, config: StreamConfig) -> None:
+        """Use another configuration from the next input on, see `Stream.can_adjust`. For the stream's thread."""
+        if self.lines is not None:
+            self.lines.configure(config.lines)
 
     def set_budget(self, budget: StreamBudget) -> None:
         """Use no more than a budget from the next input on; sound is all inferred. For the stream's thread."""
@@ -193,7 +206,7 @@ class Pipeline(ABC, Generic[T]):
         with spans.span("report"):
             self._reporter.report(seq, at, result, *self._perception.answered_by)
         if result.events:
-            self._report_counts()
+            self._report_counts(result.events)
         self._report_values(
             {one.label: one.values[0] for one in result.detections or () if self._step is not None}
         )
@@ -202,7 +215,9 @@ class Pipeline(ABC, Generic[T]):
         if self._step is not None:
             self._reporter.values(measured, self._step, time.monotonic() if now_s is None else now_s)
 
-    def _report_counts(self) -> None:
+    def _report_counts(self, events: Sequence[Event]) -> None:
+        if self.lines is not None:
+            self.lines.add(events)
         if not self._counts:
             return
         tracker = self._perception.tracker
@@ -229,7 +244,7 @@ class Pipeline(ABC, Generic[T]):
             if self.condition is not None:
                 self.condition.observe(events)
             self._reporter.events(events, at, StageTimes(), *self._perception.answered_by)
-            self._report_counts()
+            self._report_counts(events)
             if self._clips is not None:
                 self._clips.add_events(events)
 
@@ -277,6 +292,10 @@ class VideoPipeline(Pipeline[Frame]):
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
         self._snapshots.request()
 
+    def configure(self, config: StreamConfig) -> None:
+        super().configure(config)
+        self._snapshots.configure(config.publish)
+
     def set_budget(self, budget: StreamBudget) -> None:
         super().set_budget(budget)
         self._vision.set_budget(budget)
@@ -293,8 +312,10 @@ class VideoPipeline(Pipeline[Frame]):
             if self._states is not None and result.detections is not None:
                 self._states.process(frame)
             if not self._reporter.stopped:  # else this inference has outlasted the stream
+                self._snapshots.process(frame, result, in_place=self._clips is None and not frame.shared)
+                # Last: from here on the clips may give the frame back, and another picture, that is not masked
+                # yet, may be read into its memory.
                 kept = self._clips is not None and self._clips.add_frame(frame, result.events)
-                self._snapshots.process(frame, result, in_place=not kept and not frame.shared)
             self.metrics.add(result, 1, late=frame.late)
         finally:
             if not kept:
@@ -379,8 +400,10 @@ def open_pipeline(
     """
     parts = recorder, metrics, inspection, taught, cameras
     source, pipeline, clips = _open_pipeline(name, config, opened, reporter, on_change, *parts)
-    if state is not None and state != Path():  # no folder at all, as of services that were given none
-        pipeline.condition = open_condition(name, config, opened, reporter, state)
+    folder = None if state == Path() else state  # no folder at all, as of services that were given none
+    if folder is not None:
+        pipeline.condition = open_condition(name, config, opened, reporter, folder)
+    pipeline.lines = open_lines(name, config.lines, folder, reporter)
     return source, pipeline, clips
 
 
@@ -400,7 +423,10 @@ def _open_pipeline(
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        frames = FrameStream(name, config.source, config.capture, on_change=on_change, cameras=cameras)
+        hidden = privacy_of(config, vision)
+        frames = FrameStream(
+            name, config.source, config.capture, on_change=on_change, cameras=cameras, privacy=hidden
+        )
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 

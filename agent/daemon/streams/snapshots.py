@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent import spans
 from agent.comms.reporter import Reporter
 from agent.config import PublishConfig
-from agent.types import Box, Event, Frame, StreamBudget, StreamResult, Track
+from agent.types import Box, Event, Frame, Image, StreamBudget, StreamResult, Track
 
 if TYPE_CHECKING:
     from agent.compute.vision import VideoPerception
@@ -29,6 +29,8 @@ _QUICK = StreamBudget(snapshot_quality=40)
 """Of snapshots that a slow network would take long for."""
 _BETTER = 1.1
 """A frame replaces an earlier one of the same track if its quality is so many times higher."""
+_CROP_PADDING, _CROP_MIN = 0.15, 64.0
+"""Surroundings on each side of a cropped object, as a share of its longer side; and the least size, px."""
 _CUT = 0.5
 """Factor on the quality of an object at the frame's edge."""
 _CHECKS = 0.125
@@ -50,6 +52,11 @@ class BestShot:
         self._id = ""
         self._hits = 0
         self._best = 0.0
+
+    @property
+    def track(self) -> str:
+        """Id of the track that it follows; empty: there was none yet."""
+        return self._id
 
     def set_interval(self, every_s: float) -> None:
         """Change the least time between frames, s. Any thread may call this."""
@@ -114,6 +121,7 @@ class SnapshotStage:
         config: PublishConfig,
         states: StreamStates | None = None,
     ) -> None:
+        """Publish snapshots as `config` says; zones and lines are those of `vision`."""
         self._vision, self._reporter, self._config, self._states = vision, reporter, config, states
         self._best = BestShot(config.snapshot_every_s)
         self._requested, self._budget = False, _FULL
@@ -122,6 +130,11 @@ class SnapshotStage:
     def requested(self) -> bool:
         """True if the next frame is to be published."""
         return self._requested
+
+    def configure(self, config: PublishConfig) -> None:
+        """Make snapshots as another configuration says, from the next one on."""
+        self._config = config
+        self._best.set_interval(config.snapshot_every_s * self._budget.snapshot_factor)
 
     def request(self) -> None:
         """Publish the next frame, whatever is in it, in full quality."""
@@ -150,36 +163,73 @@ class SnapshotStage:
             self._draw(frame, budget, in_place=in_place)
 
     def _draw(self, frame: Frame, budget: StreamBudget | None, *, in_place: bool) -> None:
-        from agent.compute.drawing import annotate
-
         # The box of a track that was missed in this frame is where it was before: it is not drawn.
         found = [track for track in self._vision.tracker.tracks() if track.last_seen == frame.captured_at]
-        shown = [*(self._states.tracks if self._states is not None else ()), *found]
-        picture = annotate(frame.image, shown, order=frame.order, in_place=in_place)
-        show_snapshot(self._reporter, replace(frame, image=picture), budget)
+        picture = self._marked(frame, found, in_place=in_place)
+        may_draw = in_place or picture is not frame.image
+        if self._config.snapshot_crop:
+            followed = [track for track in found if track.id == self._best.track and budget is not None]
+            picture = cropped(picture, [track.box for track in followed or found if track.box is not None])
+        if self._config.snapshot_time:
+            from agent.compute.drawing import annotate
+
+            local = f"{frame.captured_at.astimezone():%Y-%m-%d %H:%M:%S}"
+            picture = annotate(picture, (), order=frame.order, title=local, in_place=may_draw)
+        show_snapshot(self._reporter, replace(frame, image=picture), budget, self._config.snapshot_quality)
+
+    def _marked(self, frame: Frame, found: Sequence[Track], *, in_place: bool) -> Image:
+        """Return the picture with what the configuration wants drawn."""
+        picture, config = frame.image, self._config
+        if config.snapshot_zones:
+            from agent.compute.drawing import draw_places
+
+            used = self._vision.config
+            picture = draw_places(picture, used.zones, used.lines, order=frame.order, in_place=in_place)
+            in_place = True
+        if config.snapshot_boxes:
+            from agent.compute.drawing import annotate
+
+            shown = [*(self._states.tracks if self._states is not None else ()), *found]
+            picture = annotate(picture, shown, order=frame.order, in_place=in_place)
+        return picture
 
 
-def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None) -> None:
+def cropped(image: Image, boxes: Sequence[Box]) -> Image:
+    """Return the part of a picture that holds boxes with some surroundings; the whole if there are none."""
+    if not boxes:
+        return image
+    height, width = image.shape[:2]
+    x0, y0 = min(box[0] for box in boxes) * width, min(box[1] for box in boxes) * height
+    x1, y1 = max(box[2] for box in boxes) * width, max(box[3] for box in boxes) * height
+    pad = max(_CROP_PADDING * max(x1 - x0, y1 - y0), (_CROP_MIN - min(x1 - x0, y1 - y0)) / 2)
+    left, top = max(0, math.floor(x0 - pad)), max(0, math.floor(y0 - pad))
+    right, bottom = min(width, math.ceil(x1 + pad)), min(height, math.ceil(y1 + pad))
+    return image[top:bottom, left:right] if left < right and top < bottom else image
+
+
+def show_snapshot(reporter: Reporter, frame: Frame, budget: StreamBudget | None, quality: int) -> None:
     """Publish a frame as the snapshot.
 
     Args:
         reporter: of its stream.
         frame: to be encoded as JPEG.
         budget: for its quality, which is lower where the network is slow; None: it was asked for, and is full.
+        quality: of the JPEG, 1..100, where the budget allows it.
 
     Raises:
         BackendError: OpenCV cannot encode it.
     """
-    jpeg = _encode(frame, budget or _FULL)
+    jpeg = _encode(frame, budget or _FULL, quality)
     if budget is not None and budget.snapshot_quality > _QUICK.snapshot_quality:
-        jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK)
+        jpeg = jpeg if len(jpeg) <= reporter.quick_bytes else _encode(frame, _QUICK, quality)
     reporter.snapshot(jpeg, asked=budget is None)
 
 
-def _encode(frame: Frame, budget: StreamBudget) -> bytes:
-    """Return the JPEG of a frame; one of low quality is small, too."""
+def _encode(frame: Frame, budget: StreamBudget, quality: int) -> bytes:
+    """Return the JPEG of a frame; one of a low budget is small, too."""
     from agent.compute.drawing import FrameEncoder
 
-    quality = budget.snapshot_quality
-    width = _SMALL_WIDTH if quality < _SMALL_BELOW else frame.image.shape[1]
+    if budget.snapshot_quality < _FULL.snapshot_quality:
+        quality = min(quality, budget.snapshot_quality)
+    width = _SMALL_WIDTH if budget.snapshot_quality < _SMALL_BELOW else frame.image.shape[1]
     return FrameEncoder(width, quality).encode(frame).jpeg

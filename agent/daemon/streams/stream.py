@@ -24,8 +24,10 @@ from agent.config import StreamConfig
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
+from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
 from agent.daemon.streams.pipeline import Input, Pipeline, log_change, open_pipeline
+from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import State, StreamServices
 from agent.errors import BackendError, CommandError, VedetteError
 from agent.health import StreamHealth
@@ -139,11 +141,13 @@ class Stream:
     def can_adjust(self, config: StreamConfig) -> bool:
         """True if a configuration can be used without opening the source or the model again.
 
-        Only thresholds, zones, what is promised and a variant that is open may differ.
+        Only thresholds, filters, zones, lines, what is promised and a variant that is open may differ.
         """
         now = self.config
         promised = replace(config.service, smaller_variants=now.service.smaller_variants)
-        alike = replace(config, decode=now.decode, zones=now.zones, variant=now.variant, service=now.service)
+        alike = replace(
+            with_live_settings(config, now), decode=now.decode, variant=now.variant, service=now.service
+        )
         return alike == now and promised == config.service and self._has_open(config.variant)
 
     def _has_open(self, variant: str) -> bool:
@@ -179,6 +183,15 @@ class Stream:
         if (clips := self._clips) is None:
             raise CommandError(f"stream {self.name} is {self.status[0]}, so there is nothing to record")
         return clips.record(seconds)
+
+    def reset_line(self, line: str) -> None:
+        """Count the crossings of a line anew; empty: of all lines. Raises CommandError or StorageError."""
+        pipeline, (state, detail) = self._pipeline, self.status
+        if not self.config.lines:
+            raise CommandError(f"stream {self.name} has no lines")
+        if pipeline is None or pipeline.lines is None:
+            raise CommandError(f"stream {self.name} is {state}: it counts nothing{detail and f': {detail}'}")
+        pipeline.lines.reset(line)
 
     def inspect(self, part: str) -> str:
         """Announce a part that is in place now, and return its id. Any thread may call this.
@@ -216,6 +229,10 @@ class Stream:
             raise CommandError(f"stream {self.name} is {state}, so nothing is taught{detail and f': {detail}'}")
         if taught is not None:
             return taught
+        if self.config.hides and not self.config.mask_model:
+            raise CommandError(
+                f"stream {self.name}: mask_model is false: what is taught would be of what is hidden"
+            )
         why = "inspects parts" if self.config.inspection else "infers parts of its pictures (`crop`, `gate.crop`)"
         if self.has_sound:
             why = f"hears with {self.config.model}, which has its own words (speech-embedding is taught words)"
@@ -496,6 +513,9 @@ class Stream:
             shared.topics, self.name, publish, model, shared.events, shared.board, shared.tap, counts
         )
         self._reporter = reporter
+        if self.config.hides:
+            log_privacy(self.name, self.config)
+            shared.board.retain(shared.topics.snapshot(self.name), b"")  # it may be from before the masks
         has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
         if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count
@@ -506,7 +526,9 @@ class Stream:
     def _open_taught(self, opened: Perception, reporter: Reporter) -> StreamStates | StreamWords | None:
         """Read what was taught; None: this stream can be taught nothing."""
         manifest = opened.model.manifest
-        if self.config.inspection or self.config.shows_part or (self.has_sound and not manifest.is_embedding):
+        shows_hidden = self.config.hides and not self.config.mask_model
+        not_taught = self.config.inspection or self.config.shows_part or shows_hidden
+        if not_taught or (self.has_sound and not manifest.is_embedding):
             return None
         from agent.daemon.teaching.taught import FOLDER
 
@@ -542,7 +564,9 @@ class Stream:
             self._budget_in_use = budget
             pipeline.set_budget(budget)
         while self._adjustments:
-            opened.configure(self._adjustments.popleft())
+            config = self._adjustments.popleft()
+            opened.configure(config)
+            pipeline.configure(config)
         if not self._is_announced and (capture := source.stats).state in ("running", "ended"):
             self._is_announced = True
             log.info("stream %s: %s", self.name, perception.describe(self.config, opened, capture.detail))

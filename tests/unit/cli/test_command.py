@@ -29,6 +29,8 @@ from agent.errors import BrokerError
         ("doctor", "doctor", {}),
         ("front enabled off", "set", {"stream": "front", "what": "enabled", "value": "off"}),
         ("front threshold 0.5", "set", {"stream": "front", "what": "threshold", "value": "0.5"}),
+        ("front reset", "reset", {"stream": "front", "line": ""}),
+        ("front reset gate", "reset", {"stream": "front", "line": "gate"}),
         ("front zone/drive default", "set", {"stream": "front", "what": "zone/drive", "value": "default"}),
         ("status enabled off", "set", {"stream": "status", "what": "enabled", "value": "off"}),
         ("front snapshot", "snapshot", {"stream": "front"}),
@@ -120,6 +122,8 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
         "variant": "416",
         "states": {"gate": {"value": "open"}, "door": {"value": None}},
         "zones": {"drive": False},
+        "lines": {"gate": True},
+        "only_moving": True,
         "set_by_command": ["variant"],
     }
     back = {"state": "lost", "detail": "rtsp://camera/: no picture for 10 s", "enabled": True}
@@ -129,7 +133,7 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
         "  front  running  threshold=0.5  variant=416  gate=open  door=unknown  zone/drive=off  "
-        "(set by command: variant)",
+        "line/gate=on  only_moving=on  (set by command: variant)",
         "  back  lost: rtsp://camera/: no picture for 10 s",
         "  x\\n  None",
         "waits for a restart: [device] name",

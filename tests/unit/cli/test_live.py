@@ -22,6 +22,7 @@ from agent.cli.live import (
 )
 from agent.comms import messages as payload
 from agent.comms.consumer.subscribe import Kind, ReceivedMessage
+from agent.comms.crossings import LineMessage
 from agent.health import StreamHealth
 from agent.types import Detection, Verdict
 from tests.support.publishing import event
@@ -257,3 +258,11 @@ def test_what_another_client_sends_in_their_place_is_left_out(
     bodies = [b"{", b"[]", b"\xff", verdict(1, verdict="maybe"), verdict(1, part="\x1b[2J" * 3, views="many")]
     follow([message("porch", kind, body, "line") for body in bodies], "title")
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_the_crossings_of_a_line_are_shown_below() -> None:
+    told = LineMessage("porch", "front", "gate", 3, 2, datetime(2026, 1, 1, tzinfo=UTC))
+    shown = events_of(
+        message("porch", "line", msgspec.json.encode(told), "front"), message("porch", "line", b"{")
+    )
+    assert "porch/front gate: 3 in, 2 out" in shown

@@ -147,6 +147,13 @@ def test_zones_have_a_column_where_there_are_some() -> None:
     assert "yard, door" in drawn(message("events", changed(track={"zones": ["yard", "door"]})))
 
 
+def test_a_crossed_line_is_named_with_its_direction() -> None:
+    crossed = [{"line": "road", "direction": "out"}, {"line": "gate", "direction": "in"}]
+    told = cells_of(changed(kind="update", reason="line", track={"crossed": crossed}))
+    assert told["event"] == "update (line gate in)"
+    assert cells_of(changed(kind="end", reason="lost", track={"crossed": crossed}))["event"] == "end (lost)"
+
+
 def test_what_an_event_without_a_frame_does_not_have_is_a_dash() -> None:
     none = dict.fromkeys(("queue", "gate", "prepare", "infer", "decode", "track"), 0.0)
     ended = changed(kind="end", reason="shutdown", latency_ms={**none, "publish": 6.0, "total": 6.0})

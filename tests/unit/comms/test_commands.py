@@ -93,6 +93,8 @@ def sound(command: Command) -> None:
         ("enabled", b"on", True),
         ("enabled", b" OFF\n", False),
         ("zone/drive", b"Off", False),
+        ("line/gate", b"on", True),
+        ("only_moving", b"on", True),
         ("threshold", b"0.45", 0.45),
         ("threshold", b"1", 1.0),
         ("threshold", b"5e-1", 0.5),
@@ -115,6 +117,17 @@ def test_a_request_says_the_same_as_a_setting(value: object) -> None:
     assert request_command("set", b'{"stream":"front","what":"threshold","value":null}')[0].value is None
     assert request_command("record", b'{"stream":"front","seconds":9}')[0] == set_command("front", "record", b"9")
     assert request_command("snapshot", b'{"stream":"front"}')[0] == set_command("front", "snapshot", b"PRESS")
+
+
+def test_a_reset_names_a_line_or_all_of_them() -> None:
+    assert set_command("front", "reset", b"gate") == Command("reset", "front", line="gate")
+    assert (
+        set_command("front", "reset", b"all") == set_command("front", "reset", b"") == Command("reset", "front")
+    )
+    assert request_command("reset", b'{"stream":"front","line":"gate"}')[0] == Command(
+        "reset", "front", line="gate"
+    )
+    assert request_command("reset", b'{"stream":"front"}')[0] == Command("reset", "front")
 
 
 @pytest.mark.parametrize("verb", ["status", "reload", "doctor"])
@@ -140,7 +153,7 @@ def test_what_needs_nothing_takes_nothing(verb: str) -> None:
         ("variant", b" ", "variant is the name of one, or auto, not ''"),
         ("record", b"0", "record takes 1 to 600 seconds, not '0'"),
         ("record", b"1e9", "record takes 1 to 600 seconds, not '1e9'"),
-        ("zone/", b"on", "'zone/' cannot be set; there are: enabled, threshold, variant, zone/NAME"),
+        ("zone/", b"on", "'zone/' cannot be set; there are: enabled, threshold, variant, only_moving, zone/NAME"),
         ("thresold", b"0.5", "'thresold' cannot be set; did you mean 'threshold'? there are: enabled"),
         ("rung", b"416", "'rung' is called 'variant' now"),
         ("source", b"file:/etc/shadow", "'source' cannot be set; there are: enabled"),
@@ -184,8 +197,8 @@ SET = b'{"stream":"front","what":"threshold","value":'
         (
             "reboot",
             b"",
-            "no command 'reboot'; there are: set, snapshot, record, inspect, accept, teach, forget, reload, "
-            "doctor, status",
+            "no command 'reboot'; there are: set, snapshot, record, inspect, accept, reset, teach, forget, "
+            "reload, doctor, status",
         ),
         ("", b"", "no command ''"),
     ],

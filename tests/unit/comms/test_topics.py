@@ -22,7 +22,12 @@ def test_every_topic_begins_with_the_device() -> None:
 
 
 def test_what_a_stream_leaves_is_told_from_what_another_leaves() -> None:
-    left = (TOPICS.snapshot("front"), TOPICS.count("front", "cat"), TOPICS.zone_count("front", "road", "cat"))
+    left = (
+        TOPICS.snapshot("front"),
+        TOPICS.count("front", "cat"),
+        TOPICS.zone_count("front", "road", "cat"),
+        TOPICS.line("front", "gate"),
+    )
     assert all(topic.startswith(TOPICS.retained_of("front")) for topic in left)
     assert not any(topic.startswith(TOPICS.retained_of("fro")) for topic in left)
 

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,13 +17,17 @@ from agent.compute.infer.worker.session import WorkerSession
 from agent.config import (
     Config,
     DeviceConfig,
+    GateConfig,
     HealthConfig,
     MqttConfig,
+    PublishConfig,
     SelectionConfig,
     StorageConfig,
     StreamConfig,
     TrackConfig,
+    ZoneConfig,
 )
+from agent.config.filters import FilterConfig
 from agent.config.governor import ServiceConfig
 from agent.config.load import changes
 from agent.daemon.control import ReloadPlan
@@ -105,6 +110,31 @@ def test_another_promise_reaches_a_stream_that_goes_on(runtime: Runtime) -> None
     smaller = replace(promised, service=ServiceConfig(smaller_variants=True))
     ReloadPlan(runtime, replace(runtime.config, streams={**streams, "front": smaller})).apply()
     assert runtime.streams["front"] is not front, "its model is opened with other sizes"
+
+
+SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0))
+
+
+def test_filters_and_places_reach_a_stream_that_goes_on(runtime: Runtime) -> None:
+    front = all_see(runtime)["front"]
+
+    def reload(**changed: Any) -> None:
+        streams = {**runtime.config.streams, "front": replace(front.config, **changed)}
+        ReloadPlan(runtime, replace(runtime.config, streams=streams)).apply()
+
+    reload(filters=(FilterConfig(("person",), start_score=0.6),))
+    reload(gate=GateConfig(masks=(SQUARE,)), track=TrackConfig(only_moving=True))
+    reload(publish=PublishConfig(snapshot_crop=True, snapshot_quality=90))
+    assert runtime.streams["front"] is front
+    assert front.config.filters
+    with pytest.raises(VedetteError, match="filters: the stream never reports 'persn'"):
+        reload(filters=(FilterConfig(("persn",)),))
+    reload(zones=(ZoneConfig("drive", SQUARE),))
+    drawn = all_see(runtime)["front"]
+    assert drawn is not front, "a zone has topics of its own"
+    front = drawn
+    reload(zones=(ZoneConfig("drive", SQUARE[1:], loitering_s=5.0),))
+    assert runtime.streams["front"] is front
 
 
 def test_another_way_to_choose_the_size_is_another_stream(runtime: Runtime, tmp_path: Path) -> None:

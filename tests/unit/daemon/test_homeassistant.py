@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from agent.comms.homeassistant.device import Kind, ZoneLabel
 from agent.comms.homeassistant.discovery import STATES
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
+from agent.config.filters import LineConfig
 from agent.daemon.homeassistant import entity_source
 from agent.daemon.streams.services import State
 from tests.support.doubles import person_model
@@ -81,3 +82,8 @@ def test_a_model_of_many_sounds_is_none_of_words(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there_leaves_open_what_it_finds(tmp_path: Path) -> None:
     made = entity_source("front", StreamConfig("test:", str(tmp_path / "gone.tflite")))
     assert (made.kind, made.labels) == (None, ())
+
+
+def test_lines_are_there_from_the_start() -> None:
+    lines = (LineConfig("gate", ((0.0, 0.5), (1.0, 0.5))), LineConfig("road", ((0.5, 0.0), (0.5, 1.0))))
+    assert entity_source("front", StreamConfig("test:", "nanodet", lines=lines)).lines == ("gate", "road")

@@ -11,19 +11,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import Config, DecodeConfig, StreamConfig, ZoneConfig
+from agent.config import Config, DecodeConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.config.filters import LineConfig
 from agent.daemon.overrides import Override, Overrides, OverridesFile, Value, basis_of, decode
 from agent.errors import StorageError
 
 SQUARE = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
-FRONT = StreamConfig("test:", "nanodet", zones=(ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE)))
+FRONT = StreamConfig(
+    "test:",
+    "nanodet",
+    zones=(ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE)),
+    lines=(LineConfig("gate", SQUARE),),
+)
 FILE = Config({"front": FRONT, "back": StreamConfig("test:", "nanodet", enabled=False)})
 
 SETTINGS = st.one_of(
     st.tuples(st.just("enabled"), st.booleans()),
     st.tuples(st.just("threshold"), st.floats(0.0, 1.0)),
     st.tuples(st.just("variant"), st.sampled_from(["416", "256", "auto"])),
-    st.tuples(st.sampled_from(["zone/drive", "zone/lawn"]), st.booleans()),
+    st.tuples(st.sampled_from(["zone/drive", "zone/lawn", "line/gate", "only_moving"]), st.booleans()),
 )
 
 
@@ -46,6 +52,8 @@ def test_what_is_set_is_used_and_survives_a_restart(settings: list[tuple[str, Va
     assert {zone.name: zone.enabled for zone in used.zones} == {
         name: last.get(f"zone/{name}", True) for name in ("drive", "lawn")
     }
+    assert used.lines[0].enabled is last.get("line/gate", True)
+    assert used.track.only_moving is last.get("only_moving", False)
     assert again.apply_to(FILE).streams["back"] == FILE.streams["back"]
 
 
@@ -76,6 +84,8 @@ def test_what_the_file_says_anyway_is_no_override() -> None:
         ("variant", "256", {"model": "other"}),
         ("zone/drive", False, {"zones": (ZoneConfig("drive", SQUARE, enabled=False),)}),
         ("zone/drive", False, {"zones": (ZoneConfig("path", SQUARE),)}),
+        ("line/gate", False, {"lines": ()}),
+        ("only_moving", True, {"track": TrackConfig(only_moving=True)}),
     ],
 )
 def test_the_file_counts_again_when_it_says_something_else(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from agent.config import DecodeConfig, StreamConfig, ZoneConfig
+from agent.config.filters import LineConfig
 from agent.daemon.overrides import settings_of
 from agent.daemon.streams.perception import open_perception
 from tests.support.doubles import person_model
@@ -20,14 +21,17 @@ SEEN: dict[str, Any] = {"64": [(0.9, (0.0, 0.0, 1.0, 1.0))], "32": []}
 
 def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
     zones = (ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE, enabled=False))
-    stream = StreamConfig("test:", str(person_model(tmp_path)), enabled=False, zones=zones)
+    lines = (LineConfig("gate", SQUARE[:2], enabled=False),)
+    stream = StreamConfig("test:", str(person_model(tmp_path)), enabled=False, zones=zones, lines=lines)
     settings = settings_of(stream)
     assert settings.state_payloads() == {
         "enabled": "off",
         "threshold": "0.4",
         "variant": "full",
+        "only_moving": "off",
         "zone/drive": "on",
         "zone/lawn": "off",
+        "line/gate": "off",
     }
     assert (settings.variants, settings.pictures) == (("full",), True)
 
@@ -35,7 +39,8 @@ def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
 def test_the_file_comes_before_the_manifest(tmp_path: Path) -> None:
     model = str(sizes_model(tmp_path, SEEN))
     stream = StreamConfig("test:", model, variant="32", decode=DecodeConfig(score_threshold=0.25))
-    assert settings_of(stream).state_payloads() == {"enabled": "on", "threshold": "0.25", "variant": "32"}
+    states = settings_of(stream).state_payloads()
+    assert states == {"enabled": "on", "threshold": "0.25", "variant": "32", "only_moving": "off"}
     assert settings_of(StreamConfig("test:", model)).variant == "64"
 
 

@@ -74,7 +74,7 @@ polygon = [[0.1, 0.1], [0.9, 0.9]]
         (3, {"source": "wav:x.wav"}, "wav:x.wav gives sound, and model MODEL takes pictures"),
         (3, {"model": "nanodett"}, "no bundled model is called 'nanodett'"),
         (4, {"variant": "9"}, "MODEL: has no variant '9'"),
-        (6, {"end": ZONES}, "zone 'line': `polygon` has 2 corners"),
+        (6, {"end": ZONES}, "zone 'line': the polygon has 2 corners"),
         (6, {"end": '[streams.front.decode]\nlabels = ["persn"]'}, "MODEL: no label "),
         (5, {"end": "crop = [0.5, 0.0, 0.5, 1.0]"}, "crop: expected left, top, right, bottom"),
         (6, {"end": '[streams.front.decode]\npattern = "[0-9]+"'}, "decode.pattern is for texts"),

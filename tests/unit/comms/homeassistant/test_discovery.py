@@ -56,6 +56,7 @@ _PICTURES = {"front.picture", "front.snapshot", "front.variant"}
                 "front.zone.drive.occupancy.person",
                 "front.zone.drive.count.person",
                 "front.zone.drive.enabled",
+                "front.only_moving",
                 *_PICTURES,
             },
         ),
@@ -254,6 +255,17 @@ def test_a_message_in_our_name_cannot_have_us_announce_what_we_do_not_know() -> 
     assert told(device(FRONT), tuple(found.alive)).keys() == told(device(FRONT)).keys()
 
 
+def test_a_line_has_counters_and_a_switch_and_its_stream_a_button_that_counts_anew() -> None:
+    made = told(device(replace(FRONT, lines=("gate",))))
+    inwards = made["front.line.gate.in"]
+    assert inwards["state_topic"] == made["front.line.gate.out"]["state_topic"] == "vedette/porch/front/line/gate"
+    assert (inwards["name"], inwards["state_class"]) == ("Front gate in", "total_increasing")
+    assert made["front.line.gate.enabled"]["command_topic"] == "vedette/porch/front/set/line/gate"
+    reset = made["front.reset"]
+    assert (reset["command_topic"], reset["payload_press"]) == ("vedette/porch/front/set/reset", "all")
+    assert not [name for name in told(device(replace(FRONT, lines=("gate",), counts=False))) if "gate.in" in name]
+
+
 _name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,12}", fullmatch=True)
 _text = st.one_of(
     st.sampled_from(
@@ -273,7 +285,8 @@ def _subjects(draw: st.DrawFn) -> StreamEntitySource:
     variants = tuple(draw(st.lists(_name, unique=True, max_size=3)))
     told = tuple(draw(st.lists(_name, unique=True, max_size=2)))
     given = labels, tuple(draw(some)), tuple(draw(some)), zones, variants
-    return StreamEntitySource(draw(_name), kind, *given, attributes=told)
+    lines = tuple(draw(st.lists(_name, unique=True, max_size=2))) if kind == "things" else ()
+    return StreamEntitySource(draw(_name), kind, *given, attributes=told, lines=lines)
 
 
 @given(
@@ -305,7 +318,9 @@ def _expected(subject: StreamEntitySource) -> int:
     labels = 0 if subject.kind in ("words", None) else pairs * (2 if things else 1)
     labels = {"numbers": len(subject.labels), "texts": 1}.get(subject.kind or "", labels)
     heard = subject.kind == "words" and bool(subject.labels)
-    zones = len(subject.zones) if things else 0
+    # Of a line two sensors and a switch; of all lines a button; of things one more switch.
+    lines = 3 * len(subject.lines) + bool(subject.lines) + things
+    zones = (len(subject.zones) if things else 0) + lines
     # Of numbers there is a button for a snapshot in place of a threshold.
     return len(subject.attributes) + labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
 

@@ -277,3 +277,41 @@ def _inside(box: Box, outer: Box) -> bool:
         outer[0] - slack <= box[0] <= box[2] <= outer[2] + slack
         and outer[1] - slack <= box[1] <= box[3] <= outer[3] + slack
     )
+
+
+LOWER = ((0.0, 0.6), (1.0, 0.6), (1.0, 1.0), (0.0, 1.0))
+
+
+def reasons(gate: MotionGate) -> Counter[str]:
+    return Counter(one.reason for one in sights(gate, walk((20, 50), 2.0, 60.0, 20, 60)))
+
+
+def test_what_moves_in_a_mask_opens_no_gate() -> None:
+    assert reasons(MotionGate(GateConfig()))["motion"] > 30
+    masked = MotionGate(GateConfig(masks=(LOWER,)))
+    assert reasons(masked) == {"first": 1, "still": 59}
+
+
+def test_what_moves_beside_a_mask_opens_it() -> None:
+    beside = ((0.0, 0.0), (1.0, 0.0), (1.0, 0.6), (0.0, 0.6))
+    assert reasons(MotionGate(GateConfig(masks=(beside,)))) == reasons(MotionGate(GateConfig()))
+
+
+def test_masks_lie_in_the_frame_although_only_a_part_of_it_is_shown() -> None:
+    shown = (0.0, 0.5, 1.0, 1.0)
+    upper = ((0.0, 0.0), (1.0, 0.0), (1.0, 0.45), (0.0, 0.45))
+    assert reasons(MotionGate(GateConfig(masks=(upper,)), shown)) == reasons(MotionGate(GateConfig(), shown))
+    half = ((0.0, 0.8), (1.0, 0.8), (1.0, 1.0), (0.0, 1.0))  # below 0.6 of what is shown
+    assert reasons(MotionGate(GateConfig(masks=(half,)), shown))["motion"] == 0
+
+
+def test_other_masks_count_from_the_next_picture_on() -> None:
+    gate = MotionGate(GateConfig())
+    gate.set_masks((LOWER,))
+    assert reasons(gate)["motion"] == 0
+    gate.set_masks(())
+    moved = [
+        gate.evaluate(image, (100 + n) * FRAME_NS, watching=False)
+        for n, image in enumerate(walk((20, 50), 2.0, 60.0, 0, 20))
+    ]
+    assert any(one.reason == "motion" for one in moved)

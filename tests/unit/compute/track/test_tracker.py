@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,11 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from agent.compute.track.filters import DetectionFilters
+from agent.compute.track.lines import Lines
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig, ZoneConfig
-from agent.types import WHOLE, Box, Detection, Event
+from agent.config.filters import FilterConfig, LineConfig
+from agent.types import WHOLE, Box, Crossing, Detection, Event
 from tests.support.examples import examples
 
 pytestmark = pytest.mark.numerics
@@ -30,8 +35,16 @@ def person(x: float, y: float = 0.5, w: float = 0.05, h: float = 0.15, score: fl
 class Clip:
     """Feeds a tracker frame by frame and keeps its events."""
 
-    def __init__(self, fps: float = 10.0, zones: Sequence[ZoneConfig] = (), **config: Any) -> None:
-        self.tracker = Tracker(TrackConfig(**config), Zones(zones), "front", run="abc123")
+    def __init__(
+        self,
+        fps: float = 10.0,
+        zones: Sequence[ZoneConfig] = (),
+        lines: Sequence[LineConfig] = (),
+        filters: Sequence[FilterConfig] = (),
+        **config: Any,
+    ) -> None:
+        more: Any = {"lines": Lines(lines), "filters": DetectionFilters(filters, 0.5)}
+        self.tracker = Tracker(TrackConfig(**config), Zones(zones), "front", run="abc123", **more)
         self.events: list[Event] = []
         self.now_s = 0.0
         self._step_s = 1.0 / fps
@@ -310,7 +323,7 @@ def test_a_stationary_track_that_is_always_called_otherwise_ends_and_begins_unde
 def test_other_zones_make_a_stationary_track_due_for_a_check() -> None:
     clip = Clip(stationary_after_s=5.0, min_hits=1)
     stand(clip, 6.0, person(0.7))
-    clip.tracker.set_zones(Zones([RIGHT]))
+    clip.tracker.set_places(Zones([RIGHT]), Lines())
     assert clip.tracker.check_due(round(clip.now_s * 1e9))
     assert told(clip.frame(person(0.7))) == [("update", "zone")]
 
@@ -329,10 +342,10 @@ def test_without_a_time_nothing_is_stationary() -> None:
     assert {reason for _, reason in told(clip.events)} == {"appeared", "still here"}
 
 
-def test_a_change_of_zones_is_told_at_once() -> None:
+def test_a_change_of_zones_is_told_at_the_third_detection_inside() -> None:
     clip = Clip(zones=[RIGHT], min_hits=1)
-    kinds = [told(clip.frame(person(0.44 + 0.02 * n))) for n in range(5)]
-    assert kinds == [[("new", "appeared")], [], [], [("update", "zone")], []]
+    kinds = [told(clip.frame(person(0.44 + 0.02 * n))) for n in range(7)]
+    assert kinds == [[("new", "appeared")], [], [], [], [], [("update", "zone")], []]
     assert clip.events[-1].track.zones == ("right",)
     assert clip.tracker.tracks()[0].zones == ("right",)
 
@@ -341,7 +354,99 @@ def test_trembling_on_a_border_is_no_change_of_zones() -> None:
     clip = Clip(zones=[RIGHT], min_hits=1)
     for n in range(19):
         clip.frame(person(0.5 + 0.004 * (-1) ** (n + 1)))
-    assert told(clip.events) == [("new", "appeared"), ("update", "zone")]
+    assert told(clip.events) == [("new", "appeared")]
+
+
+def test_a_track_that_appears_in_a_zone_is_announced_in_it() -> None:
+    clip = Clip(zones=[RIGHT])
+    stand(clip, 1.0, person(0.7))
+    assert told(clip.events) == [("new", "appeared")]
+    assert clip.events[0].track.zones == ("right",)
+
+
+def test_zones_drawn_anew_count_from_one_detection_on() -> None:
+    clip = Clip(min_hits=1, stationary_after_s=5.0)
+    stand(clip, 6.0, person(0.7))
+    clip.tracker.set_places(Zones([RIGHT]), Lines())
+    assert told(clip.frame(person(0.7))) == [("update", "zone")]
+    clip.tracker.set_places(Zones([]), Lines())
+    assert told(clip.frame(person(0.7))) == [("update", "zone")]
+    assert clip.tracker.tracks()[0].zones == ()
+
+
+def test_who_loiters_is_told_when_the_time_is_over_although_nothing_moves() -> None:
+    clip = Clip(zones=[replace(RIGHT, loitering_s=30.0)], stationary_after_s=5.0)
+    stand(clip, 10.0, person(0.7))
+    assert told(clip.events) == [("new", "appeared"), ("update", "stationary")]
+    assert told(clip.rest(19.0)) == []
+    assert told(clip.rest(1.5)) == [("update", "zone")]
+    assert clip.tracker.zone_counts() == {("right", "person"): 1}
+
+
+def test_who_passes_through_does_not_loiter() -> None:
+    clip = Clip(zones=[replace(RIGHT, loitering_s=3.0)])
+    for n in range(100):
+        clip.frame(person(0.4 + 0.2 * math.sin(n / 4.0)))
+    assert {reason for _, reason in told(clip.events)} <= {"appeared", "moved"}
+
+
+MIDDLE = LineConfig("middle", ((0.5, 0.0), (0.5, 1.0)))
+
+
+def test_who_crosses_a_line_is_told_once_with_the_direction() -> None:
+    clip = Clip(lines=[MIDDLE])
+    for n in range(30):
+        clip.frame(person(0.35 + 0.01 * n))
+    (crossed,) = [event for event in clip.events if event.reason == "line"]
+    assert (crossed.kind, crossed.track.crossed) == ("update", (Crossing("middle", "out"),))
+    assert clip.finish()[0].track.crossed == (Crossing("middle", "out"),)
+
+
+def test_a_line_crossed_before_the_track_is_announced_is_told_after_that() -> None:
+    clip = Clip(lines=[MIDDLE])
+    for x in (0.45, 0.55, 0.6):
+        clip.frame(person(x, w=0.2))
+    assert told(clip.events) == [("new", "appeared"), ("update", "line")]
+    assert [event.track.crossed for event in clip.events] == [(), (Crossing("middle", "out"),)]
+
+
+def test_only_a_track_that_was_sure_once_is_announced() -> None:
+    clip = Clip(filters=[FilterConfig(("person",), 0.3, start_score=0.7)])
+    for score in (0.4, 0.5, 0.6, 0.4, 0.69):
+        clip.frame(person(0.3, score=score))
+    assert clip.events == []
+    assert told(clip.frame(person(0.3, score=0.7))) == [("new", "appeared")]
+    assert told(clip.frame(person(0.3, score=0.3))) == []
+    assert clip.tracker.alive == 1
+
+
+def test_a_doubtful_object_that_stands_still_takes_no_more_inferences_than_a_sure_one() -> None:
+    clip = Clip(filters=[FilterConfig(start_score=0.7)], stationary_after_s=5.0, stationary_check_s=30.0)
+    stand(clip, 6.0, person(0.3, score=0.5))
+    assert not clip.tracker.watching
+    assert not clip.tracker.confirming
+    assert clip.events == []
+
+
+def test_only_moving_announces_a_parked_car_when_it_drives_off() -> None:
+    clip = Clip(only_moving=True, stationary_after_s=5.0, stationary_update_s=1.0)
+    car = replace(person(0.3, w=0.2), label="car")
+    stand(clip, 60.0, car)
+    assert (clip.events, clip.tracker.counts(), clip.tracker.watching) == ([], {}, False)
+    for n in range(20):
+        clip.frame(replace(person(0.3 + 0.01 * n, w=0.2), label="car"))
+    assert told(clip.events)[0] == ("new", "appeared")
+    clip.events.clear()
+    stand(clip, 60.0, replace(person(0.5, w=0.2), label="car"))
+    assert told(clip.events) == [("update", "moved"), ("update", "stationary")]
+
+
+def test_only_moving_leaves_out_what_trembles() -> None:
+    clip = Clip(only_moving=True)
+    noise = np.random.default_rng(1).normal(0.0, 0.005, (600, 4))
+    for dx0, dy0, dx1, dy1 in noise:
+        clip.frame(Detection("person", 0.8, (0.3 + dx0, 0.3 + dy0, 0.4 + dx1, 0.6 + dy1)))
+    assert clip.events == []
 
 
 def test_what_lies_outside_the_crop_is_not_missed() -> None:

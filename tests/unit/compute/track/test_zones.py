@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from agent.compute.track.zones import Zones, check_zones
+from agent.compute.track.zones import Presences, ZonePresence, Zones, check_zones
 from agent.config import ZoneConfig
 from agent.errors import ConfigError
 from agent.types import Box, Point
@@ -21,7 +24,15 @@ def standing_at(x: float, y: float) -> Box:
 
 
 def zones(*polygons: tuple[Point, ...], labels: tuple[str, ...] = ()) -> Zones:
-    return Zones([ZoneConfig(f"z{n}", polygon, labels) for n, polygon in enumerate(polygons)])
+    return Zones([ZoneConfig(f"z{n}", polygon, labels, inertia=1) for n, polygon in enumerate(polygons)])
+
+
+def entered(zones: Zones, label: str, *boxes: Box | None) -> tuple[str, ...]:
+    """Names of the zones that a track is in after detections at these places."""
+    known: Presences = {}
+    for at, box in enumerate(boxes):
+        known = zones.update(known, label, box, at)
+    return zones.names_in(known, len(boxes))
 
 
 @pytest.mark.parametrize(
@@ -36,29 +47,30 @@ def zones(*polygons: tuple[Point, ...], labels: tuple[str, ...] = ()) -> Zones:
     ],
 )
 def test_a_thing_stands_where_its_foot_is(box: Box | None, inside: bool) -> None:
-    assert zones(SQUARE).names_at("person", box) == (("z0",) if inside else ())
+    assert entered(zones(SQUARE), "person", box) == (("z0",) if inside else ())
 
 
 def test_a_zone_with_labels_counts_only_those() -> None:
     only_cars = zones(SQUARE, labels=("car",))
-    assert only_cars.names_at("car", standing_at(0.5, 0.5)) == ("z0",)
-    assert only_cars.names_at("person", standing_at(0.5, 0.5)) == ()
+    assert entered(only_cars, "car", standing_at(0.5, 0.5)) == ("z0",)
+    assert entered(only_cars, "person", standing_at(0.5, 0.5)) == ()
 
 
 def test_names_come_in_config_order() -> None:
     both = zones(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)), SQUARE)
-    assert both.names_at("person", standing_at(0.5, 0.5)) == ("z0", "z1")
+    assert entered(both, "person", standing_at(0.5, 0.5)) == ("z0", "z1")
 
 
 def test_a_held_zone_is_left_only_with_a_little_distance() -> None:
-    square = zones(SQUARE)
-    assert square.names_at("person", standing_at(0.5, 0.805), held=("z0",)) == ("z0",)
-    assert square.names_at("person", standing_at(0.5, 0.82), held=("z0",)) == ()
+    square, inside = zones(SQUARE), standing_at(0.5, 0.5)
+    assert entered(square, "person", standing_at(0.5, 0.805)) == ()
+    assert entered(square, "person", inside, standing_at(0.5, 0.805)) == ("z0",)
+    assert entered(square, "person", inside, standing_at(0.5, 0.83)) == ()
 
 
 def test_what_sticks_out_of_the_frame_stands_on_its_lower_edge() -> None:
     floor = zones(((0.0, 0.5), (1.0, 0.5), (1.0, 1.0), (0.0, 1.0)))
-    assert floor.names_at("person", (0.4, 0.5, 0.6, 1.1)) == ("z0",)
+    assert entered(floor, "person", (0.4, 0.5, 0.6, 1.1)) == ("z0",)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +99,8 @@ def test_two_zones_of_one_name_are_refused() -> None:
 
 def test_a_concave_polygon_is_taken() -> None:
     hook = zones(((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.7, 0.9), (0.7, 0.3), (0.1, 0.3)))
-    assert hook.names_at("person", standing_at(0.8, 0.8)) == ("z0",)
-    assert hook.names_at("person", standing_at(0.3, 0.8)) == ()
+    assert entered(hook, "person", standing_at(0.8, 0.8)) == ("z0",)
+    assert entered(hook, "person", standing_at(0.3, 0.8)) == ()
 
 
 @st.composite
@@ -115,7 +127,7 @@ def _depth(polygon: tuple[Point, ...], x: float, y: float) -> float:
 
 
 def _stands(polygon: tuple[Point, ...], x: float, y: float) -> bool:
-    return bool(zones(polygon).names_at("person", standing_at(x, y)))
+    return bool(entered(zones(polygon), "person", standing_at(x, y)))
 
 
 @given(convex(), st.floats(0.0, 1.0), st.floats(0.0, 1.0))
@@ -148,3 +160,66 @@ def test_moving_zone_and_thing_together_changes_nothing(
     assume(abs(_depth(polygon, x, y)) > 1e-4)
     moved = tuple((px + dx, py + dy) for px, py in polygon)
     assert _stands(polygon, x, y) is _stands(moved, x + dx, y + dy)
+
+
+SLOW = ZoneConfig("slow", SQUARE, inertia=3)
+INSIDE, OUTSIDE = standing_at(0.5, 0.5), standing_at(0.5, 0.95)
+
+
+def history(zone: ZoneConfig, places: Sequence[bool], *, step_ns: int = 100_000_000) -> list[bool]:
+    """Whether a track is in a zone after each detection, that is inside or far outside."""
+    zones, known, told = Zones([zone]), dict[str, ZonePresence](), []
+    for number, inside in enumerate(places):
+        known = zones.update(known, "person", INSIDE if inside else OUTSIDE, number * step_ns)
+        told.append(bool(zones.names_in(known, number * step_ns)))
+    return told
+
+
+def test_a_zone_is_entered_and_left_after_three_consecutive_detections() -> None:
+    assert history(SLOW, [True, True, False, True, True, True]) == [False] * 5 + [True]
+    assert history(SLOW, [True] * 3 + [False, False, True, False, False, False])[3:] == [True] * 5 + [False]
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 5))
+def test_a_track_changes_sides_only_with_that_many_detections_behind_it(places: list[bool], inertia: int) -> None:
+    told = history(replace(SLOW, inertia=inertia), places)
+    for number, (before, now) in enumerate(itertools.pairwise([False, *told])):
+        recent = places[max(0, number + 1 - inertia) : number + 1]
+        agrees = len(recent) == inertia and all(one is not before for one in recent)
+        assert (now is not before) is agrees
+
+
+@given(st.lists(st.booleans(), max_size=60), st.integers(1, 5))
+def test_a_change_that_lasts_is_followed(places: list[bool], inertia: int) -> None:
+    last = places[-1] if places else False
+    assert history(replace(SLOW, inertia=inertia), [*places, *[last] * inertia])[-1] is last
+
+
+@given(st.lists(st.integers(1, 9), max_size=20), st.integers(1, 5))
+def test_no_rate_of_inferences_makes_a_zone_flicker(lengths: list[int], inertia: int) -> None:
+    places = [bool(number % 2) for number, length in enumerate(lengths) for _ in range(length)]
+    changes = sum(a is not b for a, b in itertools.pairwise([False, *history(SLOW, places)]))
+    assert changes <= sum(length >= 3 for length in lengths)
+
+
+def test_loitering_counts_from_the_first_detection_inside() -> None:
+    second = 1_000_000_000
+    told = history(replace(SLOW, loitering_s=10.0), [True] * 15, step_ns=second)
+    assert told == [False] * 10 + [True] * 5
+
+
+def test_who_leaves_for_a_moment_goes_on_loitering() -> None:
+    second, brief = 1_000_000_000, [True] * 5 + [False] * 2 + [True] * 5
+    assert history(replace(SLOW, loitering_s=10.0), brief, step_ns=second)[-1]
+    long = [True] * 5 + [False] * 3 + [True] * 5
+    assert not history(replace(SLOW, loitering_s=10.0), long, step_ns=second)[-1]
+
+
+def test_one_detection_decides_at_once_where_it_is_asked_to() -> None:
+    known = Zones([SLOW]).update({}, "person", INSIDE, 0, at_once=True)
+    assert Zones([SLOW]).names_in(known, 0) == ("slow",)
+
+
+def test_what_reaches_below_the_frame_stands_on_the_border_of_a_zone_that_ends_there() -> None:
+    corner = zones(((0.5, 0.5), (1.0, 0.5), (1.0, 1.0), (0.5, 1.0)))
+    assert entered(corner, "person", (0.9, 0.8, 1.1, 1.2)) == ("z0",)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig
+from agent.config.filters import FilterConfig, LineConfig
 from agent.config.inspection import InspectionConfig
 from agent.daemon.streams.perception import open_perception
 from agent.errors import ConfigError
 from tests.support.doubles import person_model
 from tests.support.tflite_builder import constant_model
 
+LINE = ((0.0, 0.5), (1.0, 0.5))
 PART = (0.25, 0.25, 0.75, 0.75)
 
 
@@ -26,6 +28,15 @@ PART = (0.25, 0.25, 0.75, 0.75)
         ({"crop": PART, "gate": GateConfig(crop=True)}, "gate.crop"),
         ({"crop": PART, "inspection": InspectionConfig()}, "inspection.crop"),
         ({"decode": DecodeConfig(pattern="[0-9]+")}, "reads none"),
+        (
+            {"filters": (FilterConfig(("persn",)),)},
+            "filters: the stream never reports 'persn'; did you mean 'person'",
+        ),
+        ({"lines": (LineConfig("gate", LINE, ("car",)),)}, "lines: the stream never reports 'car'"),
+        ({"lines": (LineConfig("gate", LINE[:1]),)}, "line 'gate': `points` has 1 point"),
+        ({"filters": (FilterConfig(min_area=0.5, max_area=0.1),)}, "min_area, 0.5, is more than max_area, 0.1"),
+        ({"gate": GateConfig(masks=(LINE,))}, "gate.masks: mask 1: the polygon has 2 corners"),
+        ({"inspection": InspectionConfig(), "lines": (LineConfig("gate", LINE),)}, "lines belong to tracks"),
     ],
 )
 def test_what_the_model_cannot_do_is_refused(tmp_path: Path, settings: dict[str, Any], named: str) -> None:
@@ -36,6 +47,19 @@ def test_what_the_model_cannot_do_is_refused(tmp_path: Path, settings: dict[str,
 def test_sound_has_no_crop() -> None:
     with pytest.raises(ConfigError, match="takes sound"):
         open_perception("kitchen", StreamConfig("mic:default", "small-speech", crop=PART))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lines": (LineConfig("gate", LINE),)},
+        {"filters": (FilterConfig(),)},
+        {"gate": GateConfig(masks=((*LINE, (0.5, 0.9)),))},
+    ],
+)
+def test_sound_has_no_lines_filters_and_masks(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="takes sound"):
+        open_perception("kitchen", StreamConfig("mic:default", "small-speech", **settings))
 
 
 def test_clips_may_be_of_any_text(tmp_path: Path) -> None:

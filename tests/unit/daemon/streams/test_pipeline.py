@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import cv2
 import msgspec
@@ -15,12 +15,16 @@ from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.config.filters import FilterConfig, LineConfig
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
-from agent.types import StreamBudget, StreamResult
+from agent.types import Frame, Image, StreamBudget, StreamResult
 from tests.support.doubles import FrameList, Kept, frames, person_model
 from tests.support.tflite_builder import constant_model
+
+if TYPE_CHECKING:
+    from agent.daemon.clips import StreamClips
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
@@ -265,3 +269,127 @@ def test_a_budget_of_samples_is_kept_and_the_newest_is_sent_while_the_source_giv
     threading.Timer(1.0, stop.set).start()
     pipeline.run(stop)
     assert [msgspec.json.decode(body)["seq"] for _, body in kept.sent] == [0, 2]
+
+
+ACROSS = LineConfig("across", ((0.0, 0.5), (1.0, 0.5)))
+
+
+def snapshot(folder: Path, size: tuple[int, int] = (480, 640), **publish: Any) -> Image:
+    kept, white = Kept(), np.full((*size, 3), 255, np.uint8)
+    source = FrameList([replace(one, image=white.copy()) for one in frames(4)])
+    places = {"zones": (LEFT,), "lines": (ACROSS,)}
+    run(folder, kept, source, PublishConfig(snapshot_every_s=60.0, **publish), **places)
+    encoded = np.frombuffer(kept.retained["vedette/porch/front/snapshot"], np.uint8)
+    picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+    assert picture is not None
+    return np.asarray(picture, np.uint8)
+
+
+def ink(picture: Image) -> int:
+    """Number of pixels that are not white."""
+    return int(np.count_nonzero(picture.min(axis=2) < 200))
+
+
+def test_a_clean_snapshot_shows_the_picture_alone(tmp_path: Path) -> None:
+    assert ink(snapshot(tmp_path, snapshot_boxes=False)) == 0
+    assert ink(snapshot(tmp_path)) > 0
+
+
+def test_a_snapshot_shows_zones_and_lines_if_asked_to(tmp_path: Path) -> None:
+    plain, with_places = snapshot(tmp_path), snapshot(tmp_path, snapshot_zones=True)
+    assert ink(plain[236:244, 400:]) == 0
+    assert ink(with_places[236:244, 400:]) > 0
+    assert ink(with_places) > ink(plain)
+
+
+def test_a_cropped_snapshot_shows_the_object_and_little_else(tmp_path: Path) -> None:
+    # Of 640×480, the person is 160×240 pixels, with 0.15 × 240 on each side.
+    assert snapshot(tmp_path, snapshot_crop=True).shape[:2] == (312, 232)
+
+
+def test_a_snapshot_shows_its_time_if_asked_to(tmp_path: Path) -> None:
+    timed = snapshot(tmp_path, snapshot_boxes=False, snapshot_time=True)
+    assert ink(timed[:40]) > 0
+    assert ink(timed[80:]) == 0
+
+
+def test_a_snapshot_has_the_quality_that_is_asked_for(tmp_path: Path) -> None:
+    sizes = []
+    for quality in (30, 80, 95):
+        kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
+        kept.quick_bytes = 10_000_000
+        source = FrameList([replace(one, image=noise.copy()) for one in frames(4)])
+        run(tmp_path, kept, source, PublishConfig(snapshot_quality=quality))
+        sizes.append(len(kept.retained["vedette/porch/front/snapshot"]))
+    assert sizes == sorted(sizes)
+    assert sizes[2] > 1.5 * sizes[1] > 3 * sizes[0] / 2
+
+
+@pytest.mark.parametrize(
+    ("one", "kinds"),
+    [
+        (FilterConfig(("person",), max_area=0.1), []),
+        (FilterConfig(("person",), min_area=0.1), ["new", "end"]),
+        (FilterConfig(start_score=0.95), []),
+        (FilterConfig(masks=(((0.0, 0.7), (0.5, 0.7), (0.5, 0.9), (0.0, 0.9)),)), []),
+        (FilterConfig(masks=(((0.0, 0.2), (0.5, 0.2), (0.5, 0.7), (0.0, 0.7)),)), ["new", "end"]),
+    ],
+)
+def test_what_a_filter_stops_gives_no_events(tmp_path: Path, one: FilterConfig, kinds: list[str]) -> None:
+    kept = Kept()
+    run(tmp_path, kept, FrameList(frames(5)), filters=(one,))
+    assert kept.kinds() == kinds
+
+
+def test_what_a_filter_stops_is_no_detection(tmp_path: Path) -> None:
+    kept = Kept()
+    run(
+        tmp_path,
+        kept,
+        FrameList(frames(2)),
+        PublishConfig(detections=True),
+        filters=(FilterConfig(max_area=0.1),),
+    )
+    sent = [msgspec.json.decode(body, type=DetectionsMessage) for _, body in kept.sent]
+    assert [message.detections for message in sent] == [[], []]
+
+
+def test_a_filter_may_let_a_weaker_detection_pass_than_the_stream(tmp_path: Path) -> None:
+    strict: dict[str, Any] = {"decode": DecodeConfig(score_threshold=0.99)}
+    for filters, kinds in (((), []), ((FilterConfig(("person",), 0.3),), ["new", "end"])):
+        kept = Kept()
+        run(tmp_path, kept, FrameList(frames(5)), filters=filters, **strict)
+        assert kept.kinds() == kinds
+
+
+def test_a_snapshot_writes_nothing_into_a_picture_that_others_have(tmp_path: Path) -> None:
+    white = np.full((480, 640, 3), 255, np.uint8)
+    shared = [replace(one, image=white, shared=True) for one in frames(4)]
+    publish = PublishConfig(snapshot_boxes=False, snapshot_crop=True, snapshot_time=True, snapshot_zones=True)
+    run(tmp_path, Kept(), FrameList(shared), publish, zones=(LEFT,), lines=(ACROSS,))
+    plain = PublishConfig(snapshot_boxes=False, snapshot_time=True)
+    run(tmp_path, Kept(), FrameList(shared), plain)
+    assert white.min() == 255
+
+
+def test_a_snapshot_is_made_before_the_clips_may_give_the_frame_back(tmp_path: Path) -> None:
+    """A camera reads its next picture, without masks, into the memory of a frame that was given back."""
+
+    class Clips:
+        def add_frame(self, frame: Frame, events: object) -> bool:
+            frame.image[:] = 255
+            return True
+
+        def add_events(self, events: object) -> None:
+            """Nothing is recorded."""
+
+    kept, given = Kept(), frames(4)
+    own = [replace(frame, image=np.zeros((240, 320, 3), np.uint8)) for frame in given]
+    vision, reporter = make_pipeline(tmp_path, kept)
+    VideoPipeline(FrameList(own), vision, reporter, PublishConfig(), cast("StreamClips", Clips())).run(
+        threading.Event()
+    )
+    jpeg = kept.retained["vedette/porch/front/snapshot"]
+    shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert shown is not None
+    assert shown[:20, :20].max() < 8

@@ -1,0 +1,69 @@
+"""What a user may write about privacy."""
+
+from __future__ import annotations
+
+import pytest
+
+from agent.config import StreamConfig
+from agent.config.privacy import PrivacyMask, blur_models, check_masks, seen_without_masks
+from agent.errors import ConfigError
+from agent.types import Point
+
+DOOR = PrivacyMask("door", ((0.1, 0.1), (0.4, 0.1), (0.4, 0.6)))
+
+
+def _stream(source: str = "test:", **keys: object) -> StreamConfig:
+    return StreamConfig(source, "nanodet", **keys)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("polygon", "named"),
+    [
+        (((0.0, 0.0), (1.0, 1.0)), "2 corners"),
+        ((), "0 corners"),
+        (((0.1, 0.1), (0.4, 0.1), (1.4, 0.6)), "outside the frame"),
+        (((0.1, 0.1), (float("nan"), 0.1), (0.4, 0.6)), "outside the frame"),
+        (((100.0, 100.0), (400.0, 100.0), (400.0, 600.0)), "divide pixels"),
+        (((0.1, 0.1), (0.2, 0.2), (0.3, 0.3)), "no area"),
+        (((0.0, 0.0), (1.0, 1.0), (1.0, 0.0), (0.0, 1.0)), "cross"),
+    ],
+)
+def test_a_mask_that_covers_nothing_for_certain_is_refused_by_name(
+    polygon: tuple[Point, ...], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named) as refused:
+        check_masks([DOOR, PrivacyMask("window", polygon)])
+    assert "'window'" in str(refused.value)
+    assert refused.value.keys == ("privacy", 1, "polygon")
+
+
+def test_two_masks_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two masks are named 'door'"):
+        check_masks([DOOR, DOOR])
+
+
+def test_a_stream_hides_something_if_it_masks_or_blurs() -> None:
+    assert not _stream().hides
+    assert _stream(privacy=(DOOR,)).hides
+    assert _stream(blur=("face",)).hides
+
+
+def test_of_blurred_faces_the_heads_of_all_people_are_searched_too() -> None:
+    assert blur_models(()) == {}
+    assert blur_models(("person", "car")) == {"nanodet": ("person", "car")}
+    assert blur_models(("face",)) == {"face": ("face",), "nanodet": ("person",)}
+    assert blur_models(("person", "face", "car")) == {"face": ("face",), "nanodet": ("person", "car")}
+
+
+def test_the_models_of_a_stream_include_those_that_find_what_it_blurs() -> None:
+    assert _stream(blur=("face",)).models == ("nanodet", "face", "nanodet")
+
+
+def test_a_stream_that_shows_what_another_hides_is_named() -> None:
+    streams = {
+        "door": _stream("rtsp://camera/1", privacy=(DOOR,)),
+        "yard": _stream("rtsp://camera/1"),
+        "off": _stream("rtsp://camera/1", enabled=False),
+        "other": _stream("rtsp://camera/2"),
+    }
+    assert list(seen_without_masks(streams)) == [("door", "yard")]
