@@ -346,7 +346,7 @@ class StreamBudget(Struct, frozen=True, gc=False):
         samples_every_s: least time between two messages of `detections`, s; 0: each is sent.
         snapshot_quality: of the JPEG, 1..100.
         snapshot_factor: factor on `publish.snapshot_every_s`, at least 1.
-        clips_share: factor on `clips.fps`, 0..1.
+        clips_share: factor on `clips.fps`, 0..1, where pictures are encoded for clips.
     """
 
     stride: int = 1
@@ -416,7 +416,7 @@ class Stored(Struct, frozen=True, gc=False):
 
 
 class EncodedFrame(Struct, frozen=True, gc=False):
-    """A frame as a JPEG, for clips.
+    """A frame as a JPEG.
 
     Attributes:
         jpeg: content of the file.

@@ -186,6 +186,7 @@ WRITERS = {
     "capture/media.py": "a container in memory, for its header",
     "cli/main.py": "/dev/null in place of a closed stdout",
     "cli/update.py": "/dev/null in place of a closed stdout",
+    "compute/av_encoding.py": "a container in memory, for its header",
     "compute/infer/vetting/unprivileged.py": "a pipe to the parent, and /dev/null",
     "compute/infer/worker/main.py": "a setting of the process in /proc",
 }

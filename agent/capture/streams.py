@@ -85,8 +85,8 @@ class FrameStream(SourceStream[Frame]):
         *,
         on_change: OnChange,
         cameras: Cameras | None = None,
-        on_packet: Callable[[MediaPacket], None] | None = None,
         privacy: Privacy = NO_PRIVACY,
+        on_packet: Callable[[MediaPacket], None] | None = None,
     ) -> None:
         """Prepare the stream; nothing is opened yet.
 
@@ -96,9 +96,9 @@ class FrameStream(SourceStream[Frame]):
             config: of the stream.
             on_change: see `OnChange`.
             cameras: that other streams use; None: the source is this stream's alone.
+            privacy: what is hidden in every frame.
             on_packet: called with every packet of an encoded source, decoded or not, from the thread that reads
                 it; must not wait. None: nobody takes packets.
-            privacy: what is hidden in every frame.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
@@ -112,11 +112,12 @@ class FrameStream(SourceStream[Frame]):
         self._camera: Camera | None = None
         self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
-        self.wants_packets, self._on_packet = on_packet is not None, on_packet
-        self.demand = Demand()
         self.privacy = privacy
         self.painter = MaskPainter(privacy.masks) if privacy.masks else None
         self._repainter = MaskPainter(privacy.masks if privacy.find else ())
+        self._on_packet = None if privacy.hides else on_packet
+        self.wants_packets = self._on_packet is not None
+        self.demand = Demand()
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
@@ -153,6 +154,7 @@ class FrameStream(SourceStream[Frame]):
     def stop(self, *, wait: bool = True) -> None:
         """Hand nothing more on, and close the source unless others use it; see `SourceStream.stop`."""
         self._queue.close()
+        self._on_packet = None  # who takes packets may hold this stream
         if (camera := self._camera) is not None:
             self._cameras.detach(camera, self, wait=wait)
             while (left := self._queue.pop()) is not None:
@@ -169,18 +171,16 @@ class FrameStream(SourceStream[Frame]):
         """Hand a picture on, from a reader's thread; return the image that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
         stamps = stamp.captured_ns, stamp.captured_at, order, stamp.read_ns
-        replaced = self._frames.put(
-            Frame(picture.image, self._stream, seq, *stamps, shared, picture.unmasked, late=stamp.late),
-            keep=stamp.late,
-        )
+        frame = Frame(picture.image, self._stream, seq, *stamps, shared, picture.unmasked, stamp.late)
+        replaced = self._frames.put(frame, keep=stamp.late)
         if replaced is None:
             return None
         self._dropped += 1
         return replaced.image
 
     def take_packet(self, packet: MediaPacket) -> None:
-        if self._on_packet is not None:
-            self._on_packet(packet)
+        if (on_packet := self._on_packet) is not None:
+            on_packet(packet)
 
     def change(self, state: str, reason: str) -> None:
         self._on_change(state, reason)

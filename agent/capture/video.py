@@ -381,6 +381,20 @@ class NetworkStream(Video):
         self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
         self.late = self._burst.is_late(captured_ns)
 
+    def skip(self) -> None:
+        """Read a packet, and decode nothing.
+
+        Raises:
+            SourceError: none came in time, or the server stopped sending.
+        """
+        try:
+            packet = self._next_packet()
+        except av.FFmpegError:
+            packet = None
+        if packet is None or not packet.size:
+            raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
+        self._grabbed += 1
+
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
         why = find_refusal(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""

@@ -220,7 +220,7 @@ def _with_clips_bound(config: Config) -> tuple[Config, dict[Keys, str]]:
     from agent.storage.clips.retention import clips_max_bytes
     from agent.storage.state_folder import clips_path, folder_of
 
-    if config.storage.clips_max_bytes is not None:
+    if config.storage.clips_max_bytes is not None or config.storage.clips_max_share is not None:
         return config, {}
     try:
         folder = clips_path(config.storage, folder_of(config.storage))

@@ -30,7 +30,7 @@ class ClipMessage(Struct, frozen=True):
     Attributes:
         id: unique; a repeated delivery has the same, also one after a crash.
         device, stream: where it was recorded.
-        path: of the file on the device, Matroska with JPEG pictures.
+        path: of the file on the device, MP4.
         began_at, ended_at: UTC of the first picture, and of the end of the last.
         duration_s: between the two, s.
         frames: number of pictures.
@@ -234,6 +234,7 @@ class ClipsHealth(Struct, frozen=True):
         deleted: since the start, because they were too old or to make room for newer ones.
         kept, bytes: number and size of the clips on the board's disk.
         trouble: why none can be saved; empty: no reason is known.
+        written: bytes written to the disk since the start: flash memory wears by them.
     """
 
     saved: int
@@ -242,6 +243,7 @@ class ClipsHealth(Struct, frozen=True):
     kept: int
     bytes: int
     trouble: str = ""
+    written: int = 0
 
 
 class FusionHealth(Struct, frozen=True):

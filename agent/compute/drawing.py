@@ -2,9 +2,6 @@
 
 OpenCV 5 unpacks a whole font for its first character, which keeps over 8 MB: printable ASCII comes from a strip
 of glyphs instead, and only other text uses OpenCV.
-
-Clips are made of newly encoded JPEGs of bounded size and rate. Cameras that give JPEGs are decoded for the model
-anyway, and OpenCV returns either pictures or packets, not both; packets of RTSP cameras depend on each other.
 """
 
 from __future__ import annotations
@@ -322,7 +319,7 @@ def _luminance(colour: _Colour, order: ChannelOrder) -> float:
 
 
 class FrameEncoder:
-    """Encodes the frames of one stream's clips. For one thread."""
+    """Encodes the frames of one stream as JPEGs of bounded width. For one thread."""
 
     def __init__(self, max_width: int, quality: int) -> None:
         """Set the width, px, to which wider frames are resized, and the quality of the JPEG, 1..100."""

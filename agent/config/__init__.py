@@ -147,9 +147,12 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
         history_max_age_s: age from which delivered events are deleted, or up to an hour later, s.
         clips_folder: folder for clips, with a subfolder for each stream; `~` and `$STATE_DIRECTORY` are expanded.
             Empty: `clips` in the state folder. A change waits for a restart.
-        clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: a tenth of the size of the
-            file system, 1 GiB at most.
+        clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: as `clips_max_share` says.
+        clips_max_share: share of their file system that all clips may take, 0..1. Left out, as is
+            `clips_max_bytes`: a tenth of it, 1 GiB at most.
         clips_max_age_s: age from which clips are deleted, s.
+        recordings_max_age_s: likewise of the pieces of continuous recordings, which also are deleted first where
+            room is short, s.
         clips_keep_free_bytes: free space on the disk that clips leave to other programs, bytes: the oldest clips
             are deleted for it, and when that is not enough, no more are saved.
     """
@@ -161,7 +164,9 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
     history_max_age_s: Seconds = 7 * 86400.0
     clips_folder: str = ""
     clips_max_bytes: Annotated[int, Meta(ge=1048576)] | None = None
+    clips_max_share: Annotated[float, Meta(gt=0.0, le=0.95)] | None = None
     clips_max_age_s: Seconds = 30 * 86400.0
+    recordings_max_age_s: Seconds = 3 * 86400.0
     clips_keep_free_bytes: Annotated[int, Meta(ge=0)] = 256 * 1024 * 1024
 
 
@@ -390,9 +395,13 @@ class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
         after_s: length of the clip after the end of its last event, s.
         max_s: longest time from the first event to the clip's end, s; an event for which less than `after_s` is
             left starts the next clip.
-        fps: most pictures per second.
-        max_width: wider pictures are scaled down, px.
-        quality: JPEG quality.
+        record: `continuous`: also record without a pause, in pieces of `segment_s`.
+        segment_s: length of the pieces of a continuous recording, s.
+        record_source: another URI of the camera that is recorded instead of `source`: mostly its main stream,
+            while `source` is its small one.
+        fps: most pictures per second, of a source whose pictures are encoded here.
+        max_width: likewise; wider pictures are scaled down, px.
+        quality: likewise, 1..100.
     """
 
     events: bool = True
@@ -402,6 +411,9 @@ class ClipsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     before_s: Annotated[float, Meta(ge=0.0, le=120.0)] = 5.0
     after_s: Annotated[float, Meta(ge=0.0, le=600.0)] = 5.0
     max_s: Annotated[float, Meta(ge=1.0, le=600.0)] = 60.0
+    record: Literal["events", "continuous"] = "events"
+    segment_s: Annotated[float, Meta(ge=5.0, le=3600.0)] = 60.0
+    record_source: str = ""
     fps: Annotated[float, Meta(ge=0.1, le=60.0)] = 5.0
     max_width: Annotated[int, Meta(ge=64, le=8192)] = 1280
     quality: Annotated[int, Meta(ge=1, le=100)] = 75

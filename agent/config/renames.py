@@ -30,7 +30,7 @@ RENAMED: Mapping[str, str] = {
 REMOVED: Mapping[str, str] = {
     "mqtt.inflight": "at most 20 messages wait for an acknowledgement, or fewer if the broker says so",
     "storage.spool_max_age_s": "undelivered events are kept for 7 days",
-    "streams.*.clips.ring_max_bytes": "the pictures before a clip take 16 MiB at most",
+    "streams.*.clips.ring_max_bytes": "the pictures before a clip take 32 MiB at most",
 }
 """Hints by removed key: what to know or do instead."""
 

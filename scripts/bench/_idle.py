@@ -49,7 +49,7 @@ def hours(folder: Path, seconds: float, speed: int) -> dict[str, float]:
     if shutil.which("faketime") is None:
         return {"hourly_measured_h": 0.0}
     common.child("_idle:seed", str(folder))
-    aged, clips = _aged(folder), len(list(folder.glob("clips/*/*.mkv")))
+    aged, clips = _aged(folder), len(list(folder.glob("clips/*/*.mp4")))
     found = _measure(folder, seconds, speed)
     return {
         "hourly_kb": found["idle_hour_kb"],
@@ -57,7 +57,7 @@ def hours(folder: Path, seconds: float, speed: int) -> dict[str, float]:
         "hourly_ran_h": (seconds + START_S) * speed / 3600.0,
         "hourly_log_kb": found["idle_hour_log_kb"],
         "hourly_events_cut": float(aged - _aged(folder)),
-        "hourly_clips_deleted": float(clips - len(list(folder.glob("clips/*/*.mkv")))),
+        "hourly_clips_deleted": float(clips - len(list(folder.glob("clips/*/*.mp4")))),
     }
 
 
@@ -88,7 +88,7 @@ def seed(folder: str) -> None:
     folder_of_stream.mkdir(parents=True)
     for hour in range(HOURS_KEPT):
         made = datetime.now(UTC) - CLIPS_AGE + timedelta(hours=hour, minutes=30)
-        (folder_of_stream / f"{made:%Y-%m-%dT%H-%M-%SZ}-person-{hour}.mkv").write_bytes(os.urandom(CLIP_BYTES))
+        (folder_of_stream / f"{made:%Y-%m-%dT%H-%M-%SZ}-person-{hour}.mp4").write_bytes(os.urandom(CLIP_BYTES))
     print("{}")
 
 

@@ -1,16 +1,16 @@
-"""Pictures for clips: real JPEGs whose brightness tells their number; and what a player makes of a clip."""
+"""Pictures for clips, whose brightness tells their number; and what a player makes of a clip."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
-from agent.types import Array, EncodedFrame, Image
+from agent.types import Array, Image
 
 BEGAN = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 SECOND = 1_000_000_000
@@ -25,18 +25,6 @@ def image(number: int, width: int = 64, height: int = 48) -> Image:
 def number_of(picture: Array) -> int:
     """Which one it is."""
     return round((float(picture.mean()) - 8) / _STEP)
-
-
-def picture(number: int, at_ns: int, width: int = 64, height: int = 48) -> EncodedFrame:
-    """One as a JPEG, captured then."""
-    done, encoded = cv2.imencode(".jpg", image(number, width, height))
-    assert done
-    return EncodedFrame(encoded.tobytes(), width, height, at_ns, BEGAN + timedelta(microseconds=at_ns / 1e3))
-
-
-def pictures(times_s: Iterable[float]) -> list[EncodedFrame]:
-    """One at each of these times."""
-    return [picture(number, round(at_s * SECOND)) for number, at_s in enumerate(times_s)]
 
 
 class Played(NamedTuple):

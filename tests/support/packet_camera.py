@@ -86,6 +86,7 @@ class PacketCamera:
         shift_s: Callable[[int], float] = lambda number: 0.0,
         speed: float = 1.0,
         sound: bool = False,
+        port: int = 0,
     ) -> None:
         """Listen; nothing is sent yet.
 
@@ -97,10 +98,11 @@ class PacketCamera:
             shift_s: what is added to the time stamp of a unit, by its number, s.
             speed: factor on `fps` at which it sends.
             sound: whether there is a track of G.711 A-law, of silence.
+            port: where it listens; 0: on a free one.
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self.uri = f"rtsp://127.0.0.1:{self.port}/cam"
         self._stopped = threading.Event()

@@ -83,17 +83,17 @@ def test_a_person_makes_a_clip_of_the_seconds_around_him(
     new = next(event for event in events(messages) if event.track.id == told.track)
     assert (told.device, told.stream, told.label, told.reason) == ("porch", "front", "person", "appeared")
     assert path.parent == vedette.state.resolve() / "clips" / "front"
-    assert path.name == f"{new.captured_at:%Y-%m-%dT%H-%M-%SZ}-person-{told.track}.mkv"
+    assert path.name == f"{new.captured_at:%Y-%m-%dT%H-%M-%SZ}-person-{told.track}.mp4"
     assert told.bytes == path.stat().st_size
     assert told.tracks[0] == told.track
-    # A machine that is busy with other things leaves frames out.
-    assert 0.4 < (new.captured_at - told.began_at).total_seconds() < 1.05
+    # Its camera has a key frame every five seconds.
+    assert 0.9 < (new.captured_at - told.began_at).total_seconds() < 6.5
     assert (told.ended_at - told.began_at).total_seconds() == pytest.approx(told.duration_s, abs=0.01)
-    assert 2.0 < told.duration_s < 5.6
+    assert 2.0 < told.duration_s < 11.0
 
     played, shown = play(path), frames_of(path)
     assert len(shown) == told.frames
-    assert told.duration_s * 2.5 - 2 < told.frames < told.duration_s * 5 + 3
+    assert told.frames == pytest.approx(told.duration_s * 10, abs=3)
     assert played.length_s == pytest.approx(told.duration_s, abs=0.3)
     assert shown[0].shape[1::-1] == (768, 576)
     # Each picture is that of its time in the source, which has ten in a second.
@@ -122,7 +122,7 @@ def test_a_killed_daemon_leaves_a_clip_that_the_next_start_completes(
     front = camera(person_model(tmp_path), STAYS, clips={**SOON, "max_s": 60.0, "fps": 10.0})
     with Vedette(tmp_path, broker, front=front) as vedette:
         folder = vedette.state / "clips" / "front"
-        wait_for(lambda: [part for part in folder.glob(".*.part") if part.stat().st_size > 20_000])
+        wait_for(lambda: [part for part in folder.glob(".*.part") if part.stat().st_size > 5_000])
         time.sleep(3.0)
         vedette.end(signal.SIGKILL)
         (part,) = folder.glob(".*.part")
@@ -256,12 +256,12 @@ def test_the_oldest_clips_make_room_for_the_newest(tmp_path: Path, broker: Mosqu
     folder = vedette.state / "clips" / "back"
     folder.mkdir(parents=True)
     began = [datetime.now(UTC) - timedelta(days=days) for days in (2, 1)]
-    old = [folder / f"{at:%Y-%m-%dT%H-%M-%SZ}-person-back-1-1.mkv" for at in began]
+    old = [folder / f"{at:%Y-%m-%dT%H-%M-%SZ}-person-back-1-1.mp4" for at in began]
     for path in old:
-        path.write_bytes(bytes(520_000))
+        path.write_bytes(bytes(522_000))
     with vedette:
         told = one_clip(messages)
-    assert told.bytes + 2 * 520_000 > 1 << 20
+    assert told.bytes + 2 * 522_000 > 1 << 20
     assert [path.exists() for path in old] == [False, True]
 
 

@@ -293,6 +293,13 @@ METRICS: tuple[MetricDefinition, ...] = (
     ),
     MetricDefinition("vedette_clips", "gauge", "Clips on the disk.", (), _clips("kept")),
     MetricDefinition("vedette_clips_bytes", "gauge", "Size of these.", (), _clips("bytes")),
+    MetricDefinition(
+        "vedette_clips_written_bytes_total",
+        "counter",
+        "Bytes of clips written to the disk.",
+        (),
+        _clips("written"),
+    ),
     # The board
     MetricDefinition(
         "vedette_board_temperature_celsius",

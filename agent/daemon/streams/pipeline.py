@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.daemon.clips import StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection, InspectionPipeline
     from agent.daemon.shadow import Shadow
@@ -284,7 +284,7 @@ class VideoPipeline(Pipeline[Frame]):
             vision = self._vision
             moved = vision.gate_reason == "motion"
             busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
-            busy = busy or self._snapshots.requested or self._clips is not None
+            busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
             busy = busy or vision.config.gate.max_idle_s < _RARE_S
             self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved))
 
@@ -423,15 +423,20 @@ def _open_pipeline(
         from agent.capture.streams import FrameStream
 
         vision, states = cast("VideoPerception", opened), cast("StreamStates | None", taught)
-        hidden = privacy_of(config, vision)
+        clips = _open_clips(name, config, recorder, lambda one: frames.give_back(one)) if recorder else None
         frames = FrameStream(
-            name, config.source, config.capture, on_change=on_change, cameras=cameras, privacy=hidden
+            name,
+            config.source,
+            config.capture,
+            on_change=on_change,
+            cameras=cameras,
+            privacy=privacy_of(config, vision),
+            on_packet=clips.on_packet if clips else None,
         )
         if inspection is not None:
             from agent.daemon.inspection import InspectionPipeline
 
             return frames, InspectionPipeline(frames, vision, reporter, inspection, config.publish, metrics), None
-        clips = _open_clips(name, config, recorder, frames) if recorder and config.clips else None
         pipeline = VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states)
         pipeline.on_demand = frames.set_demand
         return frames, pipeline, clips
@@ -442,10 +447,23 @@ def _open_pipeline(
     return sound, AudioPipeline(sound, hearing, reporter, metrics, words), None
 
 
-def _open_clips(name: str, config: StreamConfig, recorder: Recorder, frames: FrameStream) -> StreamClips:
-    from agent.daemon.clips import StreamClips
+def _open_clips(
+    name: str, config: StreamConfig, recorder: Recorder, give_back: Callable[[Frame], None]
+) -> StreamClips | None:
+    if config.clips is None or config.inspection is not None:
+        return None
+    from agent.daemon.clips.record_source import open_record_source
+    from agent.daemon.clips.stream_clips import StreamClips
 
-    assert config.clips is not None
-    only_zones, lossless = config.publish.only_zones, parse(config.source).lossless
-    give_back = frames.give_back
-    return StreamClips(name, config.clips, recorder, give_back, only_zones=only_zones, lossless=lossless)
+    opened = StreamClips(
+        name,
+        config.clips,
+        recorder,
+        give_back,
+        only_zones=config.publish.only_zones,
+        lossless=parse(config.source).lossless,
+        copies=not config.hides,
+        has_other_source=bool(config.clips.record_source),
+    )
+    opened.other_source = open_record_source(name, config, opened.add_packet)
+    return opened

@@ -21,6 +21,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
+from agent.daemon.clips.record_source import check_record_source
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from agent.compute.infer.session import Session
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
-    from agent.daemon.clips import StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
@@ -108,6 +109,7 @@ class Stream:
         """
         try:
             check_uri(self.config.source)
+            check_record_source(self.name, self.config)
             if self.config.enabled:
                 check_login(self.config.source, self.config.capture)
                 self._open_model(perception.PREPARE_S)

@@ -1,8 +1,9 @@
-"""The file of one clip: pictures are appended as they come, and it gets its name when it is complete.
+"""The file of one clip: whole fragments are appended as they come, and it gets its name when it is complete.
 
 Until then it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next start
-completes it up to the last whole cluster, or removes it if there is none. A complete clip keeps the partial name
-as a second name until it is settled, so that the next start publishes it if a crash came first.
+gives it its name, without what comes after the last whole fragment, or removes it if there is none. A complete
+clip keeps the partial name as a second name until it is settled, so that the next start publishes it if a crash
+came first.
 """
 
 from __future__ import annotations
@@ -10,238 +11,188 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import struct
-from collections.abc import Iterator, Sequence
-from datetime import datetime, timedelta
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from agent.errors import StorageError, reason_of
-from agent.storage.clips import matroska as mkv
-from agent.storage.clips.matroska import Element, read_elements
+from agent.storage.clips.mp4 import Box, Mp4Muxer, make_box, read_boxes
+from agent.storage.clips.packets import TimedPacket
 from agent.storage.files import sync_folder
 from agent.structs import from_json
-from agent.types import Clip, ClipReason, EncodedFrame
+from agent.types import Clip, ClipReason, MediaTrack
 
-TAG = "VEDETTE"
-"""Name of the tag that holds the `ClipReason`, as JSON."""
-_MAX_CLUSTER = 256 * 1024 * 1024
-"""A cluster that claims more is damaged, bytes."""
-_MAX_MS = 86400_000
-"""A clip is shorter than this, ms."""
-_MAX_SIDE = 65535
-"""No JPEG is larger, px."""
-_DATE = 0x4461
+SUFFIX = ".mp4"
+OLD_SUFFIX = ".mkv"
+"""Of clips that were recorded before clips were MP4; they are listed and deleted like others."""
+NAME = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-([A-Za-z0-9_-]+)({SUFFIX}|{OLD_SUFFIX})")
+"""Name of a clip: time, label and track, suffix."""
+TIME = "%Y-%m-%dT%H-%M-%SZ"
+
+_LABEL = bytes.fromhex("5b0d0a6e3c2146c79f6b1a4f52d7e3b1")
+_TOTALS = bytes.fromhex("e1f3e3a90d0c4f7a8a37c2d8b6475c02")
+"""Types of the two `uuid` boxes that are Vedette's."""
+_LARGEST_BOX = 1 << 20
+"""A label or totals that claim more are damaged, bytes."""
+_TAIL = 16
+"""No picture or sound ends with so many zeros; a power cut may leave them instead of data."""
+
+
+class ClipLabel(Struct, frozen=True):
+    """Content of the label of a clip: why it was made, and the UTC of its first picture."""
+
+    occasion: ClipReason
+    began_at: datetime
+
+
+class ClipTotals(Struct, frozen=True):
+    """Content of the box at the end of a complete clip.
+
+    Attributes:
+        duration_s: length, s.
+        frames: number of pictures.
+        tracks: ids of the tracks that it was made for.
+    """
+
+    duration_s: float
+    frames: int
+    tracks: tuple[str, ...] = ()
 
 
 class ClipHeader(Struct, frozen=True):
-    """Content of the head of a clip.
+    """What a clip says about itself.
 
     Attributes:
-        occasion: why it was made.
-        width, height: of its pictures, px.
+        occasion: why it was made; of an old clip what its name says.
         began_at: UTC of its first picture.
-        duration_s: length; None: the clip was not completed.
-        head_bytes: length of the head.
+        duration_s: length, s; None: it does not say.
     """
 
     occasion: ClipReason
-    width: int
-    height: int
     began_at: datetime
     duration_s: float | None
-    head_bytes: int
-
-
-class ClipIndex(Struct, frozen=True):
-    """The clusters of a clip that can be played.
-
-    Attributes:
-        cues: of its clusters.
-        frames: number of pictures.
-        last_ms: time of the last picture.
-        end: offset after the clusters.
-    """
-
-    cues: tuple[mkv.Cue, ...]
-    frames: int
-    last_ms: int
-    end: int
-
-    @property
-    def duration_ms(self) -> float:
-        """Length, with the last picture as long as the mean of the others; a single picture lasts a second."""
-        if self.frames < 2:
-            return 1000.0
-        return self.last_ms * self.frames / (self.frames - 1)
 
 
 def read_header(path: Path) -> ClipHeader:
-    """Read the header of a clip.
+    """Read what a clip says about itself.
 
     Raises:
         StorageError: it cannot be read, or is not a clip of Vedette's.
     """
+    if path.suffix == OLD_SUFFIX:
+        return _header_of_name(path)
     try:
         with path.open("rb") as file:
-            return header_of(file)
+            label, totals, _ = _scan(file)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise StorageError(f"{path}: is not a clip of Vedette's, or {error}") from error
+    return ClipHeader(label.occasion, label.began_at, totals.duration_s if totals else None)
 
 
-def header_of(file: BinaryIO) -> ClipHeader:
-    """Read the header of an open file.
+def _header_of_name(path: Path) -> ClipHeader:
+    named = NAME.fullmatch(path.name)
+    if named is None:
+        raise StorageError(f"{path}: is not named like a clip of Vedette's")
+    began_at = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
+    return ClipHeader(ClipReason(path.parent.name, named[2]), began_at, None)
+
+
+def _scan(file: BinaryIO) -> tuple[ClipLabel, ClipTotals | None, int]:
+    """Return label, totals and the offset after the last whole fragment.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is not a clip of Vedette's, or damaged.
+        ValueError: it has no label, or a damaged one.
     """
+    label = totals = None
+    end, has_moof = 0, False
+    for box in read_boxes(file):
+        if box.type == b"uuid":
+            kind, content = _uuid(file, box)
+            if kind == _LABEL:
+                label, end = _decode(content, ClipLabel), box.end
+            elif kind == _TOTALS and label is not None:
+                totals = _decode(content, ClipTotals)
+        elif box.type == b"mdat":
+            if not (has_moof and _has_content(file, box)):
+                break
+            end = box.end
+        has_moof = box.type == b"moof"
+    if label is None:
+        raise ValueError("its head is damaged")
+    return label, totals, end
+
+
+def _uuid(file: BinaryIO, box: Box) -> tuple[bytes, bytes]:
+    if box.end - box.body > _LARGEST_BOX:
+        raise ValueError("its head is damaged")
+    file.seek(box.body)
+    content = file.read(box.end - box.body)
+    return content[:16], content[16:]
+
+
+T = TypeVar("T", ClipLabel, ClipTotals)
+
+
+def _decode(content: bytes, kind: type[T]) -> T:
     try:
-        return _header(file)
-    except (ValueError, KeyError, OverflowError, struct.error, msgspec.MsgspecError) as error:
+        return from_json(content, kind)
+    except (msgspec.MsgspecError, ValueError) as error:
         raise ValueError("its head is damaged") from error
 
 
-def _header(file: BinaryIO) -> ClipHeader:
-    parts = {part.id: part for part in _parts(file) if part.id != mkv.CLUSTER}
-    info = _values(file, parts[mkv.INFO])
-    (entry,) = _children(file, parts[mkv.TRACKS])
-    (video,) = (part for part in _children(file, entry) if part.id == mkv.VIDEO)
-    size = _values(file, video)
-    duration = info.get(mkv.DURATION)
-    width, height = (int.from_bytes(size[number], "big") for number in (mkv.WIDTH, mkv.HEIGHT))
-    if not (0 < width <= _MAX_SIDE and 0 < height <= _MAX_SIDE and len(info[_DATE]) == 8):
-        raise ValueError(f"{width}x{height}, {len(info[_DATE])} bytes of date")
-    return ClipHeader(
-        from_json(_tags(file, parts[mkv.TAGS])[TAG], ClipReason),
-        width,
-        height,
-        mkv.EPOCH + timedelta(microseconds=int.from_bytes(info[_DATE], "big", signed=True) / 1e3),
-        round(struct.unpack(">d", duration)[0] / 1e3, 3) if duration else None,
-        parts[mkv.TAGS].end or 0,
-    )
+def _has_content(file: BinaryIO, box: Box) -> bool:
+    file.seek(max(box.body, box.end - _TAIL))
+    return any(file.read(box.end - file.tell()))
 
 
-def playable_part(file: BinaryIO, begin: int) -> ClipIndex:
-    """Find the clusters from an offset on, up to the first that is not whole.
-
-    A power cut may leave zeros instead of data, so each picture must begin and end like a JPEG.
-    """
-    cues, end, frames, last_ms = list[mkv.Cue](), begin, 0, 0
-    for part in read_elements(file, begin, _length(file)):
-        if part.id != mkv.CLUSTER or part.end is None or part.end - part.body > _MAX_CLUSTER:
-            break
-        times = _times(file, part)
-        if times is None or times != sorted(times) or not last_ms <= times[0] <= times[-1] < _MAX_MS:
-            break
-        cues.append(mkv.Cue(times[0], part.begin))
-        end, frames, last_ms = part.end, frames + len(times), times[-1]
-    return ClipIndex(tuple(cues), frames, last_ms, end)
-
-
-def _times(file: BinaryIO, cluster: Element) -> list[int] | None:
-    """Return the times of a cluster's pictures, ms; None: it is damaged."""
-    base, times, end = 0, list[int](), cluster.body
-    for part in _children(file, cluster):
-        body = _body(file, part)
-        if part.id == mkv.CLUSTER_TIME:
-            base = int.from_bytes(body, "big")
-        elif part.id == mkv.SIMPLE_BLOCK and _is_jpeg(body[mkv.BLOCK_HEAD :]):
-            times.append(base + int(struct.unpack(">h", body[1:3])[0]))
-        else:
-            return None
-        end = part.end or 0
-    return times if times and end == cluster.end else None
-
-
-def _is_jpeg(data: bytes) -> bool:
-    return data.startswith(b"\xff\xd8") and data.endswith(b"\xff\xd9")
-
-
-def _parts(file: BinaryIO) -> Iterator[Element]:
-    """Yield the elements of the segment up to the first cluster."""
-    (segment,) = (part for part in read_elements(file, 0, _length(file)) if part.id == mkv.SEGMENT)
-    for part in read_elements(file, segment.body, min(segment.end or _length(file), _length(file))):
-        if part.id == mkv.CLUSTER:
-            return
-        yield part
-
-
-def _children(file: BinaryIO, parent: Element) -> Iterator[Element]:
-    return read_elements(file, parent.body, parent.end or parent.body)
-
-
-def _values(file: BinaryIO, parent: Element) -> dict[int, bytes]:
-    return {part.id: _body(file, part) for part in _children(file, parent)}
-
-
-def _body(file: BinaryIO, part: Element) -> bytes:
-    file.seek(part.body)
-    return file.read((part.end or part.body) - part.body)
-
-
-def _tags(file: BinaryIO, tags: Element) -> dict[str, str]:
-    found = {}
-    for tag in _children(file, tags):
-        for simple in _children(file, tag):
-            if simple.id == mkv.SIMPLE_TAG:
-                values = _values(file, simple)
-                found[values[mkv.TAG_NAME].decode()] = values[mkv.TAG_STRING].decode()
-    return found
-
-
-def _length(file: BinaryIO) -> int:
-    return file.seek(0, 2)
+def _uuid_box(kind: bytes, content: Struct) -> bytes:
+    return make_box(b"uuid", kind + msgspec.json.encode(content))
 
 
 _MODE = 0o640
-_CLUSTER_MS = 2000
-"""Longest cluster: players jump to clusters, and a power cut loses the last, ms."""
 
 
 class ClipFile:
-    """A clip that is being written, by one thread. Every method may raise an OSError.
+    """A clip that is being written, by one thread. Every method may raise an OSError or a StorageError.
 
     Attributes:
         path: that it will have.
+        first: the key frame that it begins with.
         bytes: written so far.
-        frames: pictures written so far.
+        frames: pictures so far.
     """
 
-    def __init__(self, path: Path, occasion: ClipReason, first: EncodedFrame) -> None:
-        """Create the file; its folder exists."""
-        self.path, self._first = path, first
-        self._header = ClipHeader(occasion, first.width, first.height, first.captured_at, None, 0)
-        self.part = part_of(path)
+    def __init__(self, path: Path, label: ClipLabel, first: TimedPacket, sound: MediaTrack | None) -> None:
+        """Create the file; its folder exists. `first` is not added yet."""
+        self.path, self.part, self._label, self.first = path, part_of(path), label, first
+        self._muxer = Mp4Muxer(first.packet.track, sound, first)
         # Unbuffered, so that a crash loses nothing that was written.
         self._file = os.fdopen(
             os.open(self.part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE), "r+b", buffering=0
         )
-        self._cues: list[mkv.Cue] = []
-        self.bytes = self.frames = self._last_ms = 0
+        self.bytes = self.frames = self._end_ns = 0
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._write(_head_of(self._header))
+            self._write(self._muxer.head + _uuid_box(_LABEL, label))
         except BaseException:
             self.drop()
             raise
 
-    def fits(self, picture: EncodedFrame) -> bool:
-        """Return True if a picture has the size of the first one."""
-        return (picture.width, picture.height) == (self._first.width, self._first.height)
-
-    def append(self, pictures: Sequence[EncodedFrame]) -> None:
-        first_ns = self._first.captured_ns
-        for some in _clusters(pictures):
-            self._cues.append(mkv.Cue(mkv.milliseconds(some[0].captured_ns - first_ns), self.bytes))
-            self._write(mkv.cluster(some, first_ns))
-            self.frames += len(some)
-            self._last_ms = mkv.milliseconds(some[-1].captured_ns - first_ns)
+    def append(self, packets: Sequence[TimedPacket]) -> None:
+        """Add packets; what they complete is written."""
+        for packet in packets:
+            if packet.is_video:
+                self.frames += 1
+                self._end_ns = max(self._end_ns, packet.pts_ns + packet.duration_ns - self.first.pts_ns)
+        self._write(self._muxer.add(packets))
 
     def sync(self) -> None:
         """Sync what was written, so that it survives a power cut."""
@@ -249,8 +200,9 @@ class ClipFile:
 
     def finish(self, tracks: tuple[str, ...]) -> Clip:
         """Complete the file and give it its name."""
-        index = ClipIndex(tuple(self._cues), self.frames, self._last_ms, self.bytes)
-        return _complete(self._file, self.path, self._header, index, tracks)
+        self._write(self._muxer.finish())
+        totals = ClipTotals(round(self._end_ns / 1e9, 3), self.frames, tracks)
+        return _complete(self._file, self.path, self._label, totals, self.bytes)
 
     def drop(self) -> None:
         """Close the file and remove it."""
@@ -267,11 +219,18 @@ def part_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.part")
 
 
-def repair(part: Path) -> Clip | None:
-    """Complete a clip that was cut off or not settled; return None if another process is writing it.
+def path_of(part: Path) -> Path:
+    """Return the path that a partial clip will have."""
+    return part.with_name(part.name.removeprefix(".").removesuffix(".part"))
+
+
+def recover(part: Path) -> Clip | None:
+    """Name a clip that was cut off or not settled; return None if another process is writing it.
+
+    What comes after the last whole fragment is cut off.
 
     Raises:
-        OSError: it cannot be completed now.
+        OSError: it cannot be done now.
         ValueError: nothing in it can be played.
     """
     with part.open("r+b", buffering=0) as file:
@@ -279,17 +238,57 @@ def repair(part: Path) -> Clip | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        header = header_of(file)
-        if len(_head_of(header)) != header.head_bytes:
-            raise ValueError("its head is damaged")  # a new head would overwrite pictures
-        playable = playable_part(file, header.head_bytes)
-        if not playable.frames:
-            raise ValueError("no picture in it is whole")
-        os.ftruncate(file.fileno(), playable.end)
-        tracks = (header.occasion.track,) if header.occasion.track else ()
-        path = part.with_name(part.name.removeprefix(".").removesuffix(".part"))
-        cut_off = not path.exists()
-        return msgspec.structs.replace(_complete(file, path, header, playable, tracks), repaired=cut_off)
+        label, totals, end = _scan(file)
+        path = path_of(part)
+        cut_off = totals is None
+        if totals is None:
+            os.ftruncate(file.fileno(), end)
+            tracks = (label.occasion.track,) if label.occasion.track else ()
+            totals = msgspec.structs.replace(_count(part), tracks=tracks)
+            clip = _complete(file, path, label, totals, end)
+        else:
+            clip = _name(path, label, totals, file.seek(0, os.SEEK_END))
+        return msgspec.structs.replace(clip, repaired=cut_off)
+
+
+def recover_old(part: Path) -> Path | None:
+    """Name a clip of an earlier version that was cut off; return None if another process is writing it.
+
+    Players play it up to where it ends.
+    """
+    with part.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return None
+        _give_name(path_of(part))
+        part.unlink(missing_ok=True)
+        return path_of(part)
+
+
+def _count(path: Path) -> ClipTotals:
+    """Count what is in a file without totals.
+
+    Raises:
+        ValueError: there is no picture in it.
+    """
+    import av
+
+    frames, first_s, end_s = 0, None, 0.0
+    try:
+        with av.open(str(path), format="mp4") as file:
+            for packet in file.demux(video=0):
+                if packet.pts is None or packet.time_base is None:
+                    continue
+                at_s = float(packet.pts * packet.time_base)
+                first_s = at_s if first_s is None else min(first_s, at_s)
+                end_s = max(end_s, at_s + float((packet.duration or 0) * packet.time_base))
+                frames += 1
+    except (av.error.FFmpegError, IndexError) as error:
+        raise ValueError(f"nothing in it can be played: {error}") from error
+    if first_s is None:
+        raise ValueError("no picture in it is whole")
+    return ClipTotals(round(end_s - first_s, 3), frames)
 
 
 def settle(path: Path) -> None:
@@ -301,29 +300,21 @@ def settle(path: Path) -> None:
     part_of(path).unlink(missing_ok=True)
 
 
-def _complete(file: BinaryIO, path: Path, header: ClipHeader, index: ClipIndex, tracks: tuple[str, ...]) -> Clip:
-    tail = mkv.cues(index.cues)
-    size = index.end + len(tail)
-    file.seek(index.end)
+def _complete(file: BinaryIO, path: Path, label: ClipLabel, totals: ClipTotals, size: int) -> Clip:
+    tail = _uuid_box(_TOTALS, totals)
+    file.seek(size)
     _write_all(file, tail)
-    os.fsync(file.fileno())  # the head must not promise what is not there
-    file.seek(0)
-    _write_all(file, _head_of(header, mkv.Totals(index.duration_ms, index.frames, index.end, size)))
-    os.fsync(file.fileno())
+    os.fsync(file.fileno())  # the name must not promise what is not there
     file.close()
+    return _name(path, label, totals, size + len(tail))
+
+
+def _name(path: Path, label: ClipLabel, totals: ClipTotals, size: int) -> Clip:
     _give_name(path)
     sync_folder(path.parent)
-    ended: datetime = header.began_at + timedelta(milliseconds=index.duration_ms)
-    return Clip(
-        str(path),
-        header.occasion,
-        tracks,
-        header.began_at,
-        ended,
-        round(index.duration_ms / 1e3, 3),
-        index.frames,
-        size,
-    )
+    began, length = label.began_at, totals.duration_s
+    ended = began + timedelta(seconds=length)
+    return Clip(str(path), label.occasion, totals.tracks, began, ended, length, totals.frames, size)
 
 
 def _give_name(path: Path) -> None:
@@ -333,23 +324,6 @@ def _give_name(path: Path) -> None:
         pass
     except OSError:  # a file system without links, as on memory sticks: a crash may leave it unpublished
         part_of(path).rename(path)
-
-
-def _head_of(header: ClipHeader, totals: mkv.Totals | None = None) -> bytes:
-    occasion = header.occasion
-    tags = {
-        "TITLE": f"{occasion.label or 'clip'} at {occasion.stream}",
-        TAG: msgspec.json.encode(occasion).decode(),
-    }
-    return mkv.head(header.width, header.height, header.began_at, tags, totals)
-
-
-def _clusters(pictures: Sequence[EncodedFrame]) -> Iterator[Sequence[EncodedFrame]]:
-    begin = 0
-    for end in range(1, len(pictures) + 1):
-        if end == len(pictures) or pictures[end].captured_ns - pictures[begin].captured_ns > _CLUSTER_MS * 1e6:
-            yield pictures[begin:end]
-            begin = end
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -19,21 +19,21 @@ from msgspec import Struct
 
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.file import repair
+from agent.storage.clips.file import NAME, OLD_SUFFIX, SUFFIX, TIME, recover, recover_old
 from agent.storage.files import CLOCK_SET, storage_errors
 from agent.text import file_name
 from agent.types import Clip, ClipReason
 
 log = logging.getLogger(__name__)
 
-SUFFIX = ".mkv"
-_TIME = "%Y-%m-%dT%H-%M-%SZ"
-_NAME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\dZ)-[A-Za-z0-9_-]+" + re.escape(SUFFIX))
+CONTINUOUS = "continuous"
+"""Reason of a recording that goes on without an end; it is a word of the names of its files."""
+_CONTINUOUS_NAME = re.compile(rf"{CONTINUOUS}-[0-9a-f]{{6}}")
 _LONGEST = 48
 """Longest part of a name that comes from a label or a track's id, characters."""
 _FOLDER_MODE = 0o750
 _SHARE, _LEAST_BYTES, _MOST_BYTES = 0.1, 1 << 20, 1 << 30
-"""Default of `clips_max_bytes`: share of the file system, and its bounds."""
+"""Default of `clips_max_share`, and the bounds of what it comes to."""
 
 
 class Entry(Struct, frozen=True):
@@ -43,11 +43,13 @@ class Entry(Struct, frozen=True):
         path: of its file.
         began_at: UTC, from its name.
         bytes: of the file.
+        continuous: whether it is a piece of a recording that goes on without an end.
     """
 
     path: Path
     began_at: datetime
     bytes: int
+    continuous: bool = False
 
 
 def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str = "") -> Path:
@@ -59,7 +61,7 @@ def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str
         began_at: UTC of the event or the command.
         token: makes the name unique where there is no track id.
     """
-    when = began_at.astimezone(UTC).strftime(_TIME)
+    when = began_at.astimezone(UTC).strftime(TIME)
     about = (occasion.label or occasion.reason, occasion.track or token)
     parts = (when, *(file_name(text, _LONGEST) for text in about))
     return folder / folder_name(occasion.stream) / ("-".join(part for part in parts if part) + SUFFIX)
@@ -99,18 +101,22 @@ def clips_in(folder: Path) -> list[Entry]:
 def _entries(folder: Path) -> Iterator[Entry]:
     for stream in _folders(folder):
         for file in os.scandir(stream):
-            named = _NAME.fullmatch(file.name)
+            named = NAME.fullmatch(file.name)
             if named is None or not file.is_file(follow_symlinks=False):
                 continue
             try:
-                began = datetime.strptime(named[1], _TIME).replace(tzinfo=UTC)
-                yield Entry(Path(file.path), began, file.stat(follow_symlinks=False).st_size)
+                began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
+                size = file.stat(follow_symlinks=False).st_size
+                yield Entry(Path(file.path), began, size, bool(_CONTINUOUS_NAME.fullmatch(named[2])))
             except (ValueError, FileNotFoundError):  # no time; or deleted meanwhile
                 continue
 
 
 def _folders(folder: Path) -> list[str]:
     return [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+
+
+_PARTS = (f"{SUFFIX}.part", f"{OLD_SUFFIX}.part")
 
 
 def parts_in(folder: Path) -> list[Path]:
@@ -125,12 +131,12 @@ def parts_in(folder: Path) -> list[Path]:
         part
         for stream in _folders(folder)
         for part in Path(stream).iterdir()
-        if part.name.startswith(".") and part.name.endswith(f"{SUFFIX}.part") and part.is_file()
+        if part.name.startswith(".") and part.name.endswith(_PARTS) and part.is_file()
     )
 
 
 def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> None:
-    """Complete the partial clips in a folder, or remove those that cannot be played.
+    """Name the partial clips in a folder, or remove those that cannot be played.
 
     Raises:
         OSError: the folder cannot be made or read, or a broken clip cannot be removed.
@@ -142,7 +148,11 @@ def recover_partial_clips(folder: Path, on_complete: Callable[[Clip], None]) -> 
 
 def _recover(part: Path, on_complete: Callable[[Clip], None]) -> None:
     try:
-        clip = repair(part)
+        if part.name.endswith(_PARTS[1]):
+            if (old := recover_old(part)) is not None:
+                log.info("clip %s: was cut off, and plays up to where it ends", old)
+            return
+        clip = recover(part)
         if clip is not None and folder_name(clip.occasion.stream) != part.parent.name:
             raise ValueError("it is in another stream's folder")
     except ValueError as error:
@@ -186,17 +196,20 @@ class ClipStore:
         Raises:
             StorageError: the folder cannot be read.
         """
-        self._entries = clips_in(self.folder)
+        self._entries = sorted(clips_in(self.folder), key=lambda entry: not entry.continuous)
         self.bytes = sum(entry.bytes for entry in self._entries)
 
     def expire(self, now: datetime) -> int:
         """Delete clips that are too old; return how many."""
-        oldest = now.timestamp() - self._config.clips_max_age_s
-        old = [e for e in self._entries if CLOCK_SET <= e.began_at.timestamp() < oldest]
+        config, at_s = self._config, now.timestamp()
+        oldest = {False: at_s - config.clips_max_age_s, True: at_s - config.recordings_max_age_s}
+        old = [e for e in self._entries if CLOCK_SET <= e.began_at.timestamp() < oldest[e.continuous]]
         return sum(self._delete(entry) for entry in old)
 
     def make_room(self, more: int, other: int = 0) -> int:
         """Delete the oldest clips until `more` bytes fit besides `other` that are being written; return how many.
+
+        Pieces of continuous recordings go first.
 
         Raises:
             StorageError: they do not fit even after every clip is deleted.
@@ -231,14 +244,19 @@ class ClipStore:
 
 
 def clips_max_bytes(folder: Path, config: StorageConfig) -> int:
-    """Return the bound of the bytes of all clips: as configured, or a share of the file system."""
-    if config.clips_max_bytes is not None:
-        return config.clips_max_bytes
+    """Return the bound of the bytes of all clips: as configured, in bytes or as a share of the file system."""
+    most = config.clips_max_bytes
+    if config.clips_max_share is None and most is not None:
+        return most
     try:
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        return max(_LEAST_BYTES, min(_MOST_BYTES, int(shutil.disk_usage(there).total * _SHARE)))
+        size = shutil.disk_usage(there).total
     except (OSError, StopIteration):
-        return _MOST_BYTES
+        return _MOST_BYTES if most is None else most
+    if config.clips_max_share is None:
+        return max(_LEAST_BYTES, min(_MOST_BYTES, int(size * _SHARE)))
+    share = max(_LEAST_BYTES, int(size * config.clips_max_share))
+    return share if most is None else min(share, most)
 
 
 def _why_disk_is_full(folder: Path, config: StorageConfig, free: int, more: int) -> str:

@@ -8,9 +8,10 @@ from click.testing import CliRunner, Result
 
 from agent.cli.main import vedette
 from agent.errors import ConfigError
-from agent.storage.clips.file import ClipFile
+from agent.storage.clips.file import ClipFile, ClipLabel
 from agent.types import ClipReason
-from tests.support.clip_pictures import pictures
+from tests.support.clip_pictures import BEGAN, SECOND
+from tests.support.media import Encoder, timed
 
 
 def call(*args: str) -> Result:
@@ -18,10 +19,11 @@ def call(*args: str) -> Result:
 
 
 def clip(folder: Path, name: str, occasion: ClipReason) -> Path:
-    path = folder / "clips" / occasion.stream / f"{name}.mkv"
+    path = folder / "clips" / occasion.stream / f"{name}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
-    shown = pictures([0.0, 1.0, 2.0])
-    file = ClipFile(path, occasion, shown[0])
+    encoder = Encoder()
+    shown = timed([encoder.packet(number, number * SECOND) for number in range(3)])
+    file = ClipFile(path, ClipLabel(occasion, BEGAN), shown[0], None)
     file.append(shown)
     file.finish(())
     return path
@@ -44,14 +46,14 @@ def test_a_table_of_what_there_is_the_oldest_first(config: str, tmp_path: Path) 
     assert first.split()[2:4] == ["front", "[red]\\x1b[2Jperson"]
     assert "3.0 s" in first
     assert "asked" in second
-    assert second.rstrip().endswith("/clips/back/2026-11-25T10-15-04Z-asked-1a2b3c.mkv")
+    assert second.rstrip().endswith("/clips/back/2026-11-25T10-15-04Z-asked-1a2b3c.mp4")
     assert total.startswith("2 clips, 0.0 MB")
 
 
 def test_as_json(config: str, tmp_path: Path) -> None:
     first, second = json.loads(call("-c", config, "--json").stdout)
     path = Path(first["path"])
-    assert path == tmp_path / "clips" / "front" / "2026-11-25T10-15-03Z-person-1.mkv"
+    assert path == tmp_path / "clips" / "front" / "2026-11-25T10-15-03Z-person-1.mp4"
     assert first == {
         "path": str(path),
         "stream": "front",
@@ -99,7 +101,7 @@ def test_folder_is_the_state_folder_for_every_verb_and_another_is_refused_with_t
 
 
 def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: Path) -> None:
-    damaged = tmp_path / "clips" / "front" / "2026-11-25T10-15-05Z-person-2.mkv"
+    damaged = tmp_path / "clips" / "front" / "2026-11-25T10-15-05Z-person-2.mp4"
     damaged.write_bytes(b"no clip")
     shown = call("-c", config)
     assert shown.exit_code == 1

@@ -142,8 +142,8 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
 
 
 def test_a_clip_that_is_recorded_is_not_there_yet(asked: list[Any]) -> None:
-    asked += [CommandReply(True, "", {"path": "/clips/front/a.mkv"})]
-    assert call("front", "record", "20s").output.endswith(" /clips/front/a.mkv\n")
+    asked += [CommandReply(True, "", {"path": "/clips/front/a.mp4"})]
+    assert call("front", "record", "20s").output.endswith(" /clips/front/a.mp4\n")
 
 
 @pytest.mark.parametrize("device", ["a/b", "+", "#", ""])

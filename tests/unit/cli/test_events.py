@@ -192,7 +192,7 @@ CLIP = ClipMessage(
     "clip-1",
     "porch",
     "front",
-    "/var/lib/vedette/clips/front/2026-11-25T10-15-03Z-person-1.mkv",
+    "/var/lib/vedette/clips/front/2026-11-25T10-15-03Z-person-1.mp4",
     datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC),
     datetime(2026, 11, 25, 10, 15, 13, tzinfo=UTC),
     10.0,

@@ -139,8 +139,8 @@ def test_news_of_a_clip_get_their_number_and_are_else_as_they_were(message: Clip
 
 def test_a_path_that_is_no_text_can_be_told() -> None:
     now = datetime.now(UTC)
-    lying = Clip(os.fsdecode(b"/state/\xff/clip.mkv"), ClipReason("s", "asked"), (), now, now, 1.0, 1, 1)
-    assert b'"path":"/state/?/clip.mkv"' in messages.encode(clip_message(lying, "d"))
+    lying = Clip(os.fsdecode(b"/state/\xff/clip.mp4"), ClipReason("s", "asked"), (), now, now, 1.0, 1, 1)
+    assert b'"path":"/state/?/clip.mp4"' in messages.encode(clip_message(lying, "d"))
 
 
 def test_a_clock_that_was_set_back_gives_no_negative_wait() -> None:

@@ -43,12 +43,12 @@ def test_the_oldest_pictures_make_room(tmp_path: Path) -> None:
 def test_pictures_of_earlier_runs_count_and_other_files_stay(tmp_path: Path) -> None:
     (tmp_path / named(0)).write_bytes(bytes(400))
     (tmp_path / named(1)).write_bytes(bytes(400))
-    (tmp_path / "2026-11-28T10-00-00Z-person-front-1.mkv").write_bytes(bytes(5000))
+    (tmp_path / "2026-11-28T10-00-00Z-person-front-1.mp4").write_bytes(bytes(5000))
     kept = PartPictures(tmp_path, 1000)
     kept.keep(named(2), lambda: bytes(400))
     kept.close(20.0)
     found = sorted(one.name for one in tmp_path.iterdir())
-    assert found == sorted([named(1), named(2), "2026-11-28T10-00-00Z-person-front-1.mkv"])
+    assert found == sorted([named(1), named(2), "2026-11-28T10-00-00Z-person-front-1.mp4"])
 
 
 def test_a_picture_that_is_larger_than_all_may_be_is_told_and_deletes_none(tmp_path: Path) -> None:

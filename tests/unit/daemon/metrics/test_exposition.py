@@ -48,7 +48,7 @@ def readings(**streams: StreamTotals) -> DaemonReadings:
         streams=streams,
         spool=SPOOL,
         link=LINK,
-        clips=ClipStats(1, 0, 0, 1, 5000, ""),
+        clips=ClipStats(1, 0, 0, 1, 5000, 6000, ""),
         temperature_c=48.5,
         hot=False,
         cpu=Ticks(40.0, 30.0),

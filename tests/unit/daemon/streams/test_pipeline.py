@@ -24,7 +24,7 @@ from tests.support.doubles import FrameList, Kept, frames, person_model
 from tests.support.tflite_builder import constant_model
 
 if TYPE_CHECKING:
-    from agent.daemon.clips import StreamClips
+    from agent.daemon.clips.stream_clips import StreamClips
 
 RIGHT = ZoneConfig("right", ((0.5, 0.0), (1.0, 0.0), (1.0, 1.0), (0.5, 1.0)))
 LEFT = ZoneConfig("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
-from agent.storage.clips.retention import ClipStore, clip_path, clips_in, parts_in
+from agent.storage.clips.file import read_header
+from agent.storage.clips.retention import CONTINUOUS, ClipStore, clip_path, clips_in, parts_in
 from agent.types import ClipReason
 
 NOW = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
@@ -44,12 +45,12 @@ def clip_store(folder: Path, **config: float) -> ClipStore:
 
 def test_a_name_tells_when_and_what(tmp_path: Path) -> None:
     path = clip_path(tmp_path, ClipReason("front", "appeared", "front-1a2b3c4d-7", "person"), NOW)
-    assert path == tmp_path / "front" / "2026-11-25T10-15-03Z-person-front-1a2b3c4d-7.mkv"
+    assert path == tmp_path / "front" / "2026-11-25T10-15-03Z-person-front-1a2b3c4d-7.mp4"
 
 
 def test_a_clip_that_was_asked_for_has_a_name_of_its_own(tmp_path: Path) -> None:
     path = clip_path(tmp_path, ClipReason("front", "asked"), NOW, "1a2b3c")
-    assert path.name == "2026-11-25T10-15-03Z-asked-1a2b3c.mkv"
+    assert path.name == "2026-11-25T10-15-03Z-asked-1a2b3c.mp4"
 
 
 @pytest.mark.parametrize(
@@ -66,12 +67,12 @@ def test_a_clip_that_was_asked_for_has_a_name_of_its_own(tmp_path: Path) -> None
 def test_a_label_is_never_more_than_a_part_of_a_name(tmp_path: Path, label: str, said: str) -> None:
     path = clip_path(tmp_path, ClipReason("front", "appeared", "7", label), NOW)
     assert path.parent == tmp_path / "front"
-    assert path.name == f"2026-11-25T10-15-03Z-{said}-7.mkv"
+    assert path.name == f"2026-11-25T10-15-03Z-{said}-7.mp4"
 
 
 def test_a_label_of_nothing_but_dots_leaves_the_rest_of_the_name(tmp_path: Path) -> None:
     assert clip_path(tmp_path, ClipReason("..", "appeared", "7", "../.."), NOW) == (
-        tmp_path / "stream" / "2026-11-25T10-15-03Z-7.mkv"
+        tmp_path / "stream" / "2026-11-25T10-15-03Z-7.mp4"
     )
 
 
@@ -176,23 +177,56 @@ def test_what_is_too_old_goes(tmp_path: Path, days_old: float, goes: bool) -> No
 def test_only_clips_are_deleted(tmp_path: Path) -> None:
     put(tmp_path, 400, MB)
     others = [
-        "holiday.mkv",
-        "2020-01-01T00-00-00Z.mkv",
+        "holiday.mp4",
+        "2020-01-01T00-00-00Z.mp4",
         "2020-01-01T00-00-00Z-a.txt",
-        ".2020-01-01T00-00-00Z-a.mkv.part",
+        ".2020-01-01T00-00-00Z-a.mp4.part",
     ]
     for name in others:
         (tmp_path / "front" / name).write_bytes(bytes(MB))
-    (tmp_path / "2020-01-01T00-00-00Z-a.mkv").write_bytes(b"")
-    outside = tmp_path.parent / f"{tmp_path.name}-outside.mkv"
+    (tmp_path / "2020-01-01T00-00-00Z-a.mp4").write_bytes(b"")
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.mp4"
     outside.write_bytes(b"")
-    (tmp_path / "front" / "2020-01-01T00-00-00Z-link.mkv").symlink_to(outside)
+    (tmp_path / "front" / "2020-01-01T00-00-00Z-link.mp4").symlink_to(outside)
     made = clip_store(tmp_path, clips_max_age_s=1.0, clips_max_bytes=MB)
     made.expire(NOW)
     made.make_room(0)
     assert left(tmp_path) == []
-    assert {path.name for path in (tmp_path / "front").iterdir()} == {*others, "2020-01-01T00-00-00Z-link.mkv"}
+    assert {path.name for path in (tmp_path / "front").iterdir()} == {*others, "2020-01-01T00-00-00Z-link.mp4"}
     assert parts_in(tmp_path) == [tmp_path / "front" / others[3]]
+
+
+def test_clips_of_an_earlier_version_are_listed_and_deleted_like_others(tmp_path: Path) -> None:
+    name = put(tmp_path, 3, MB)
+    old = (tmp_path / "front" / name).rename((tmp_path / "front" / name).with_suffix(".mkv"))
+    kept = put(tmp_path, 1, MB)
+    assert left(tmp_path) == sorted([old.name, kept])
+    assert read_header(old).occasion == ClipReason("front", "person-front-1a-1048576")
+    assert read_header(old).duration_s is None
+    clip_store(tmp_path, clips_max_bytes=MB).make_room(0)
+    assert left(tmp_path) == [kept]
+
+
+def test_pieces_of_continuous_recordings_go_before_clips_and_have_an_age_of_their_own(tmp_path: Path) -> None:
+    clip = put(tmp_path, 9, MB)
+    pieces = []
+    for days in (5, 4, 1):
+        path = clip_path(tmp_path, ClipReason("front", CONTINUOUS), NOW - timedelta(days=days), f"abcde{days}")
+        path.write_bytes(bytes(MB))
+        pieces.append(path.name)
+    made = clip_store(tmp_path, clips_max_bytes=3 * MB, recordings_max_age_s=4.5 * 86400.0)
+    assert made.expire(NOW) == 1
+    assert left(tmp_path) == sorted([clip, *pieces[1:]])
+    made.make_room(MB)
+    assert left(tmp_path) == sorted([clip, pieces[2]])
+
+
+def test_clips_may_have_a_share_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = SimpleNamespace(total=100 << 30, free=50 << 30)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    assert ClipStore(tmp_path, StorageConfig(clips_max_share=0.5)).max_bytes == 50 << 30
+    both = StorageConfig(clips_max_share=0.5, clips_max_bytes=3 * MB)
+    assert ClipStore(tmp_path, both).max_bytes == 3 * MB, "the smaller counts"
 
 
 def test_one_that_is_gone_already_is_no_error(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def test_where_nothing_can_be_written_the_reason_is_told(tmp_path: Path, place: 
 
 def test_clips_that_could_go_count_as_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "front").mkdir()
-    (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mkv").write_bytes(bytes(3000))
+    (tmp_path / "front" / "2026-01-01T00-00-00Z-person-front-1-1.mp4").write_bytes(bytes(3000))
 
     def usage(path: Path) -> tuple[int, int, int]:
         return usage_type(10_000, 9000, 1000)

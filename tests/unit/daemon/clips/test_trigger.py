@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.config import ClipsConfig, ZoneConfig
-from agent.daemon.clips import ClipTrigger
+from agent.daemon.clips.trigger import ClipTrigger
 from agent.daemon.streams.perception import check_clips
 from agent.errors import CommandError, ConfigError
 from agent.types import ClipReason, Event, EventKind, Track

@@ -1,0 +1,293 @@
+"""Clips of one stream: keep a ring of packets, and record around events or without a pause.
+
+Packets of a camera are copied as they are. Where there are none, or none that browsers play, the thread
+`clips-NAME` encodes pictures: the stream's thread hands frames over, and a frame that comes while another waits
+to be encoded replaces it, except in a replay that waits. The recorder's thread writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from agent import spans
+from agent.capture.handoff import LatestFrame
+from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
+from agent.config import ClipsConfig
+from agent.daemon.clips.trigger import ASKED, ClipTrigger, PicturePace
+from agent.errors import BackendError
+from agent.storage.clips.job import ClipJob
+from agent.storage.clips.mp4 import SOUND_CODECS, VIDEO_CODECS
+from agent.storage.clips.packets import PacketRing
+from agent.storage.clips.recorder import Recorder
+from agent.storage.clips.retention import CONTINUOUS
+from agent.types import ClipReason, Event, Frame, MediaPacket, MediaTrack, StreamBudget
+
+if TYPE_CHECKING:
+    from agent.capture.packets import PacketStream
+
+log = logging.getLogger(__name__)
+_TAKE_S = 0.5
+_CLOSE_S = 0.4
+_RING_BYTES = 32 * 1024 * 1024
+"""Memory for the packets before a clip, bytes."""
+_WAKE_BYTES = 1024 * 1024
+"""Bytes after which the recorder is woken; slower streams are served by its own polling."""
+
+
+class _PacketInput:
+    """Puts the packets of a camera into a ring, with sound that browsers play. For the thread that reads it.
+
+    Attributes:
+        copies: True if the newest video can be copied.
+    """
+
+    def __init__(self, stream: str, ring: PacketRing) -> None:
+        self._stream, self._ring = stream, ring
+        self._video: MediaTrack | None = None
+        self._sound: MediaTrack | None = None
+        self._transcoder: SoundTranscoder | None = None
+        self.copies = self._copies_sound = False
+
+    def add(self, packet: MediaPacket) -> int:
+        """Add a packet; return the bytes that were put into the ring."""
+        track = packet.track
+        if track.kind == "video":
+            if track is not self._video:
+                self._begin_video(track)
+            if self.copies:
+                self._ring.add(packet)
+            return len(packet.data) if self.copies else 0
+        if not self.copies:
+            return 0
+        if track is not self._sound:
+            self._begin_sound(packet)
+        if self._copies_sound:
+            self._ring.add(packet)
+        elif self._transcoder is not None:
+            for made in self._transcoder.transcode(packet):
+                self._ring.add(made)
+        return len(packet.data)
+
+    def _begin_video(self, track: MediaTrack) -> None:
+        self._video, self.copies = track, bool(track.header) and track.codec in VIDEO_CODECS
+        what = "is copied" if self.copies else "is not played by browsers: pictures are encoded as H.264"
+        log.info("stream %s: clips: %s of %dx%d %s", self._stream, track.codec, track.width, track.height, what)
+
+    def _begin_sound(self, packet: MediaPacket) -> None:
+        track = self._sound = packet.track
+        self._transcoder = None
+        self._copies_sound = bool(track.header) and track.codec in SOUND_CODECS and not _has_adts(packet)
+        if not self._copies_sound:
+            try:
+                self._transcoder = SoundTranscoder(track)
+            except BackendError as error:
+                log.warning("stream %s: clips have no sound: %s", self._stream, error)
+
+
+def _has_adts(packet: MediaPacket) -> bool:
+    """Return True if each packet of AAC has a header, as in MPEG-TS (ISO/IEC 14496-3): MP4 holds none."""
+    return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
+
+
+class StreamClips:
+    """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`.
+
+    Attributes:
+        other_source: that is recorded instead of the one that is looked at; it is closed with the clips.
+    """
+
+    def __init__(
+        self,
+        stream: str,
+        config: ClipsConfig,
+        recorder: Recorder,
+        give_back: Callable[[Frame], None],
+        *,
+        only_zones: bool = False,
+        lossless: bool = False,
+        copies: bool = True,
+        has_other_source: bool = False,
+    ) -> None:
+        """Start the encoding thread.
+
+        Args:
+            stream: its name.
+            config: of its clips.
+            recorder: of the device.
+            give_back: called from another thread with each frame that `add_frame` has taken.
+            only_zones: see `ClipTrigger`.
+            lossless: True if the source waits, so that no frame needs to be dropped.
+            copies: False if its packets must not be recorded, since parts of its pictures are hidden.
+            has_other_source: True if packets come from another source, so that no frame is recorded.
+        """
+        self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
+        self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
+        self._ring = PacketRing(config.before_s, _RING_BYTES, patient=lossless)
+        self._input, self._copies = _PacketInput(stream, self._ring), copies
+        self._has_other_source = has_other_source
+        self._encoder = PictureEncoder(config.max_width, config.quality, config.fps)
+        self._slot = LatestFrame(lossless=lossless)
+        self._lock = threading.Lock()
+        self._job: ClipJob | None = None
+        self._whole: ClipJob | None = None
+        self._pace = PicturePace(config.fps)
+        self._now_ns, self._now_s = time.monotonic_ns(), time.monotonic()
+        self._waiting, self._has_failed, self._cut_was_told = 0, False, False
+        self._thread: threading.Thread | None = None
+        self.other_source: PacketStream | None = None
+        if config.record == CONTINUOUS:
+            reason = ClipReason(stream, CONTINUOUS)
+            self._whole = recorder.begin(self._ring, reason, datetime.now(UTC), 0, 0, segment_s=config.segment_s)
+
+    @property
+    def on_packet(self) -> Callable[[MediaPacket], None] | None:
+        """What takes the packets of the source that is looked at; None: they are not recorded."""
+        return self.add_packet if self._copies and not self._has_other_source else None
+
+    @property
+    def encodes(self) -> bool:
+        """True if pictures are encoded: no packets come, or none that can be copied."""
+        return not self._has_other_source and not self._input.copies
+
+    def add_packet(self, packet: MediaPacket) -> None:
+        """Take a packet of the camera. For one thread, that of the capture."""
+        self._waiting += self._input.add(packet)
+        if self._waiting > _WAKE_BYTES:
+            self._waiting = 0
+            self._recorder.wake()
+            self._tell_cut()
+
+    def add_frame(self, frame: Frame, events: Sequence[Event]) -> bool:
+        """Process a frame and its events. Return True if it was taken; `give_back` is called with it later."""
+        at_ns = frame.captured_ns
+        with self._lock:
+            self._now_ns, self._now_s = at_ns, time.monotonic()
+            begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
+        if not self.encodes or not self._pace.takes(at_ns, must=begins):
+            return False
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=f"clips-{self._stream}", daemon=True)
+            self._thread.start()
+        replaced = self._slot.put(frame)
+        if replaced is frame:
+            return False
+        if replaced is not None:
+            self._give_back(replaced)
+        return True
+
+    def set_budget(self, budget: StreamBudget) -> None:
+        """Encode pictures at the share of a budget; packets that are copied stay as they are."""
+        self._pace.set_share(budget.clips_share)
+
+    def add_events(self, events: Sequence[Event]) -> None:
+        """Process events that came without a frame."""
+        with self._lock:
+            self._trigger_on(events, self._time_ns(), datetime.now(UTC))
+
+    def record(self, seconds: float) -> str:
+        """Save the newest seconds and the next ones; return the path of the clip.
+
+        Raises:
+            CommandError: it would be longer than the configuration allows.
+            StorageError: it could not be saved, with the reason.
+        """
+        kept_s = max(1.0, self._config.before_s)
+        self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
+        with self._lock:
+            now_ns, now = self._time_ns(), datetime.now(UTC)
+            begins = self._trigger.request(seconds, now_ns)
+            if begins is None and not self._move_end():
+                begins = ClipReason(self._stream, ASKED)
+            if begins is not None:
+                self._begin(begins, now_ns, now)
+            assert self._job is not None
+            return str(self._job.path)
+
+    def close(self) -> None:
+        """End a running recording, and stop encoding."""
+        other, self.other_source = self.other_source, None
+        if other is not None:
+            other.stop()
+        self._slot.close()
+        if self._thread is not None:
+            self._thread.join(_CLOSE_S)
+        self.end()
+
+    def end(self) -> None:
+        """End a running recording with the packets that it has. Any thread may call this."""
+        with self._lock:
+            for job in (self._job, self._whole):
+                if job is not None:
+                    job.end()
+
+    def _time_ns(self) -> int:
+        """Time now by the clock of the frames, ns."""
+        return self._now_ns + round((time.monotonic() - self._now_s) * 1e9)
+
+    def _trigger_on(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
+        """Begin or prolong a clip where the events ask for it. Return True if one begins."""
+        begins = self._trigger.on_events(events, at_ns)
+        if begins is not None:
+            self._begin(begins, at_ns, at)
+        else:
+            self._move_end()
+        return begins is not None
+
+    def _begin(self, reason: ClipReason, at_ns: int, at: datetime) -> None:
+        from_ns = at_ns - round(self._config.before_s * 1e9)
+        until_ns = self._trigger.until_ns
+        self._job = self._recorder.begin(self._ring, reason, at, at_ns, from_ns, until_ns)
+        self._job.tracks = self._trigger.tracks
+
+    def _move_end(self) -> bool:
+        """Move the end of a running recording. Return False if none runs any more."""
+        job = self._job
+        if job is None or job.finished:
+            return False
+        job.tracks = self._trigger.tracks
+        return job.move_end(self._trigger.until_ns)
+
+    def _run(self) -> None:
+        while not self._slot.drained:
+            frame = self._slot.take(_TAKE_S)
+            if frame is None:
+                continue
+            try:
+                self._encode(frame)
+            except BackendError as error:
+                self._log_once(str(error))
+            except Exception as error:  # else a replay would wait forever
+                self._log_once(f"internal error (please report): {type(error).__name__}: {error}")
+            finally:
+                self._give_back(frame)
+
+    def _encode(self, frame: Frame) -> None:
+        with spans.span("encode"):
+            packets = self._encoder.encode(frame)
+        for packet in packets:
+            self._ring.add(packet)
+            self._waiting += len(packet.data)
+        if self._waiting > _WAKE_BYTES:
+            self._waiting = 0
+            self._recorder.wake()
+
+    def _log_once(self, why: str) -> None:
+        if not self._has_failed:
+            self._has_failed = True
+            log.error("stream %s: clips: %s", self._stream, why)
+
+    def _tell_cut(self) -> None:
+        if self._ring.cut and not self._cut_was_told:
+            self._cut_was_told = True
+            log.warning(
+                "stream %s: clips: before_s = %g and a group of pictures take more than %d MiB of memory: clips "
+                "begin later; shorten before_s or the camera's key frame interval, or lower its bit rate",
+                self._stream,
+                self._config.before_s,
+                _RING_BYTES >> 20,
+            )

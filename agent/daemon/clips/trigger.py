@@ -1,0 +1,136 @@
+"""Decide when the clips of one stream begin and end, and which frames become pictures of them.
+
+A clip lasts while a track that it was made for is alive, and a little longer. Further tracks extend it, up to its
+greatest length. A track that appears shortly before that starts the next clip, while the first runs to its end,
+so that no track is cut off at once. No track starts two clips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from agent.config import ClipsConfig
+from agent.errors import CommandError
+from agent.types import ClipReason, Event, Track
+
+ASKED = "asked"
+"""Reason of a clip that a command requested."""
+
+
+class ClipTrigger:
+    """Starts and ends the clips of one stream. For one thread at a time.
+
+    With `only_zones`, tracks are published only after they have stood in a zone. `tracks` are those of the newest
+    clip.
+    """
+
+    def __init__(self, stream: str, config: ClipsConfig, *, only_zones: bool = False) -> None:
+        self._stream, self._config, self._only_zones = stream, config, only_zones
+        self._after_ns, self._max_ns = round(config.after_s * 1e9), round(config.max_s * 1e9)
+        self._known: set[str] = set()  # alive, and in a clip once
+        self._awaited: set[str] = set()  # of these, those that the newest clip waits for
+        self._limit_ns = self._after_end_ns = self._requested_ns = -(1 << 62)
+        self.tracks: tuple[str, ...] = ()
+
+    @property
+    def until_ns(self) -> int:
+        """End of the newest clip as far as is known now, ns."""
+        if self._awaited:
+            return self._limit_ns
+        return max(self._requested_ns, min(self._limit_ns, self._after_end_ns))
+
+    def on_events(self, events: Iterable[Event], now_ns: int) -> ClipReason | None:
+        """Add the stream's events of that time; return the reason of a new clip, None if none starts."""
+        begins = None
+        for event in events:
+            track = event.track
+            if event.kind == "end":
+                self._remove(track.id, now_ns)
+            elif track.id not in self._known and self._wanted(track):
+                begins = self._add(event, now_ns) or begins
+        return begins
+
+    def request(self, seconds: float, now_ns: int) -> ClipReason | None:
+        """Record for `seconds` from now on; return the reason of a new clip, None if the newest one continues.
+
+        Raises:
+            CommandError: the clip would be too long.
+        """
+        if not 0.0 < seconds <= self._config.max_s:
+            raise CommandError(
+                f"stream {self._stream}: a clip of {seconds:g} s cannot be recorded; expected more than 0 and at "
+                f"most clips.max_s, {self._config.max_s:g}"
+            )
+        until_ns, begins = now_ns + round(seconds * 1e9), None
+        if not self._has_room(now_ns, until_ns):
+            begins = ClipReason(self._stream, ASKED)
+            self._begin(now_ns)
+        self._requested_ns = until_ns
+        return begins
+
+    def _add(self, event: Event, now_ns: int) -> ClipReason | None:
+        track, begins = event.track, None
+        if not self._has_room(now_ns, now_ns + self._after_ns):
+            begins = ClipReason(self._stream, event.reason, track.id, track.label)
+            self._begin(now_ns)
+        self._known.add(track.id)
+        self._awaited.add(track.id)
+        self.tracks = (*self.tracks, track.id)
+        return begins
+
+    def _remove(self, track: str, now_ns: int) -> None:
+        self._known.discard(track)
+        if track in self._awaited:
+            self._awaited.discard(track)
+            self._after_end_ns = now_ns + self._after_ns
+
+    def _has_room(self, now_ns: int, until_ns: int) -> bool:
+        """Return True if the newest clip is not over and can last until then."""
+        return now_ns <= self.until_ns and until_ns <= self._limit_ns
+
+    def _begin(self, now_ns: int) -> None:
+        self._limit_ns = now_ns + self._max_ns
+        self._after_end_ns = self._requested_ns = now_ns
+        self._awaited.clear()  # tracks of the clip before do not extend this one
+        self.tracks = ()
+
+    def _wanted(self, track: Track) -> bool:
+        config = self._config
+        if not config.events or (config.labels and track.label not in config.labels):
+            return False
+        if config.zones or self._only_zones:
+            stands = not config.zones or not set(config.zones).isdisjoint(track.zones)
+            if not track.zones or not stands:
+                return False
+        return track.best_score >= config.min_score
+
+
+_LEAST_SHARE = 0.05
+"""Least part of `clips.fps` that is recorded: a clip of one picture shows nothing."""
+
+
+class PicturePace:
+    """Chooses which frames become pictures of a clip, at a rate. One thread asks; any thread may set the rate.
+
+    Attributes:
+        every_ns: between two pictures, ns.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._fps, self.every_ns = fps, round(1e9 / fps)
+        self._used_ns, self._due_ns, self._taken_ns = self.every_ns, 0, 0
+
+    def set_share(self, share: float) -> None:
+        """Take this part of the rate, 0..1."""
+        self.every_ns = round(1e9 / (self._fps * min(1.0, max(_LEAST_SHARE, share))))
+
+    def takes(self, at_ns: int, *, must: bool) -> bool:
+        """Return True if a frame captured then is to be a picture; it is if it `must`."""
+        every_ns = self.every_ns
+        if every_ns != self._used_ns:
+            self._used_ns, self._due_ns = every_ns, self._taken_ns + every_ns
+        # A frame may come a little early: cameras jitter, which must not halve the rate.
+        if not must and at_ns < self._due_ns - every_ns // 4:
+            return False
+        self._due_ns, self._taken_ns = max(self._due_ns + every_ns, at_ns), at_ns
+        return True

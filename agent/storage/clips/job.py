@@ -1,0 +1,169 @@
+"""One clip that is being recorded: which packets of its stream's ring go into which file, and when it is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from agent.storage.clips.file import ClipFile
+from agent.storage.clips.packets import PacketRing, TimedPacket
+from agent.types import ClipReason
+
+_PIECE = 1024 * 1024
+"""Bytes that are worth a write; fewer wait up to `_WAIT_S`."""
+_WAIT_S = 2.0
+"""Longest wait for more pictures, s: what is not written is lost in a crash."""
+_SYNC_S = 5.0
+"""A power cut costs no more than this of a clip, s."""
+_GRACE_NS = 2_000_000_000
+"""How late a picture may come, ns."""
+
+
+_IDLE_S = 10.0
+_RETRY_S = 10.0
+"""After a failure a continuous recording begins anew so much later, s."""
+FOREVER_NS = 1 << 62
+"""End of a recording that goes on until it is ended, ns."""
+
+
+class ClipJob:
+    """A clip that is being recorded. The thread of its stream moves its end; the recorder does the rest.
+
+    Attributes:
+        path: of its first file.
+        reason: what it is made for.
+        ring: packets of its stream.
+        tracks: ids of the tracks that it was made for.
+        at, at_ns: UTC of its event or command, and the same by the clock of the captures, ns.
+        next_seq: number of the first packet in the ring that is not written yet.
+        file: that is being written; None: nothing is written yet.
+        files: number of its files that are complete.
+        finished: True if nothing more is added.
+        segment_ns: longest file, ns; 0: the clip is one file.
+        paused_until_s: nothing is written before that time of CLOCK_MONOTONIC, s.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        occasion: ClipReason,
+        ring: PacketRing,
+        next_seq: int,
+        until_ns: int,
+        segment_ns: int = 0,
+    ) -> None:
+        self.path, self.reason, self.ring = path, occasion, ring
+        self.tracks: tuple[str, ...] = ()
+        self.next_seq, self._until_ns, self.segment_ns = next_seq, until_ns, segment_ns
+        self._from_ns = ring.now_ns()
+        self.at, self.at_ns = datetime.now(UTC), self._from_ns
+        self.file: ClipFile | None = None
+        self.finished = self._ended = False
+        self.files, self.paused_until_s = 0, 0.0
+        self._lock = threading.Lock()
+        self._lost_before = ring.lost
+        self._wrote_s = self._synced_s = time.monotonic()
+
+    @property
+    def is_continuous(self) -> bool:
+        """True if it goes on until it is ended."""
+        return self.segment_ns > 0
+
+    def end(self) -> None:
+        """End the clip with the packets that there are now."""
+        self._ended = True
+
+    def move_end(self, until_ns: int) -> bool:
+        """Move the clip's end to `until_ns`. Return False if it is already over."""
+        with self._lock:
+            self._until_ns = until_ns
+            return not self.finished
+
+    def check_over(self) -> bool:
+        """Return True if the clip is over: by its pictures, or by the clock when none come any more."""
+        ring = self.ring
+        with self._lock:
+            if not self.finished:
+                late = ring.now_ns() > self._until_ns + _GRACE_NS or (ring.newest_ns < 0 and self._is_stale)
+                self.finished = self._ended or ring.newest_ns > self._until_ns or late
+            return self.finished
+
+    @property
+    def _is_stale(self) -> bool:
+        return time.monotonic() - self._wrote_s > (self._until_ns - self._from_ns + _GRACE_NS) / 1e9
+
+    @property
+    def is_idle(self) -> bool:
+        """True if a recording without an end has an open file, and its camera has given nothing for a while."""
+        is_open = self.is_continuous and self.file is not None
+        return is_open and time.monotonic() - self._wrote_s > _IDLE_S
+
+    @property
+    def behind_s(self) -> float:
+        """How much longer than usual packets have waited to be written, s."""
+        waited_s = time.monotonic() - self._wrote_s
+        if not self.finished:
+            waited_s = min(waited_s, self.ring.age_s(self.next_seq))
+        return max(0.0, waited_s - _WAIT_S)
+
+    @property
+    def bytes(self) -> int:
+        return self.file.bytes if self.file else 0
+
+    @property
+    def lost(self) -> int:
+        """Pictures that were dropped before they could be written."""
+        return self.ring.lost - self._lost_before
+
+    def utc_of(self, captured_ns: int) -> datetime:
+        """Return the UTC of a capture; of a long recording by the clock as it is now, which may have been set."""
+        at, at_ns = self.at, self.at_ns
+        if self.is_continuous:
+            at, at_ns = datetime.now(UTC), self.ring.now_ns()
+        return at + timedelta(microseconds=(captured_ns - at_ns) // 1000)
+
+    def packets(self) -> list[TimedPacket]:
+        return self.ring.between(self.next_seq, self._until_ns)
+
+    def is_due(self, packets: Sequence[TimedPacket]) -> bool:
+        """Return True if it is time to write these packets."""
+        waited_s = time.monotonic() - self._wrote_s
+        return waited_s >= _WAIT_S or sum(len(one.packet.data) for one in packets) >= _PIECE
+
+    def runs(self, packets: Sequence[TimedPacket]) -> Iterator[Sequence[TimedPacket]]:
+        """Yield these packets by the file that they go into."""
+        begin = 0
+        first = self.file.first if self.file is not None else packets[0]
+        for end, packet in enumerate(packets):
+            if packet.part != first.part or (packet.opens_group and self._is_full(first, packet)):
+                if end > begin:
+                    yield packets[begin:end]
+                begin, first = end, packet
+        yield packets[begin:]
+
+    def _is_full(self, first: TimedPacket, packet: TimedPacket) -> bool:
+        return 0 < self.segment_ns <= packet.dts_ns - first.dts_ns
+
+    def must_change(self, first: TimedPacket) -> bool:
+        """Return True if packets that begin with this one go into another file than the open one."""
+        file = self.file
+        if file is None:
+            return False
+        return first.part != file.first.part or (first.opens_group and self._is_full(file.first, first))
+
+    def write(self, file: ClipFile, packets: Sequence[TimedPacket]) -> None:
+        """Write packets."""
+        now = self._wrote_s = time.monotonic()
+        file.append(packets)
+        self.next_seq = packets[-1].seq + 1
+        if now - self._synced_s >= _SYNC_S:
+            file.sync()
+            self._synced_s = time.monotonic()
+
+    def pause(self) -> None:
+        """Begin anew with what comes, in a while."""
+        self.file, self.finished = None, False
+        self.paused_until_s, self.next_seq = time.monotonic() + _RETRY_S, self.ring.next_seq

@@ -1,0 +1,291 @@
+"""Packets of one stream, in memory: time stamps that can be relied upon, and a ring of whole groups of pictures.
+
+A group (GOP) begins with a key frame, before which nothing can be decoded; sound that comes meanwhile is in it.
+All groups of a part belong to the same tracks and to one run of time stamps. A reconnection, another codec or
+size, and a jump of the time stamps begin a new part: packets of two parts do not go into one file.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+
+from msgspec import Struct
+
+from agent.types import MediaPacket, MediaTrack
+
+_PATIENCE_S = 5.0
+"""How long a replay waits for the disk before a picture is lost, s."""
+_JUMP_NS = 5_000_000_000
+"""A time stamp that is so much further ahead than the clock says has jumped, ns."""
+_BACK_NS = 500_000_000
+"""A time stamp that goes back by less is put right, ns: an order that was mixed up on the way."""
+_APART_NS = 2_000_000_000
+"""Tracks that differ by more than this from when they came count from different moments, ns."""
+_LATE_NS = 1_000_000_000
+"""How long after a picture was captured it may still begin a clip, ns."""
+_USUAL_NS = 40_000_000
+"""Duration of a packet that says none, before another has come, ns."""
+
+
+class TimedPacket(Struct, frozen=True, gc=False):
+    """A packet with time stamps that can be relied upon.
+
+    Attributes:
+        packet: as it came.
+        seq: running number within its ring.
+        part: number of the unbroken part that it belongs to.
+        pts_ns, dts_ns: presentation and decoding on the clock of the part's video, ns; dts rises in each track.
+        duration_ns: ns; of a packet that says none the time since the one before.
+    """
+
+    packet: MediaPacket
+    seq: int
+    part: int
+    pts_ns: int
+    dts_ns: int
+    duration_ns: int
+
+    @property
+    def is_video(self) -> bool:
+        return self.packet.track.kind == "video"
+
+    @property
+    def opens_group(self) -> bool:
+        """True if it is a key frame of the video."""
+        return self.packet.keyframe and self.is_video
+
+
+class _TrackClock:
+    """Time stamps of one track within a part."""
+
+    def __init__(self, track: MediaTrack, offset_ns: int = 0) -> None:
+        self.track, self.offset_ns = track, offset_ns
+        self.dts_ns: int | None = None
+        self.came_ns = 0
+        self._step_ns = _USUAL_NS
+
+    def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
+        """Return pts, dts and duration of a packet, ns; None: the time stamps have jumped."""
+        own = ticks_ns(self.track, packet.dts if packet.dts is not None else packet.pts)
+        pts_ns, dts_ns = ticks_ns(self.track, packet.pts), self._dts_ns(own, packet.captured_ns)
+        if dts_ns is None:
+            return None
+        step_ns = _USUAL_NS if self.dts_ns is None else dts_ns - self.dts_ns
+        if 0 < step_ns < _JUMP_NS:
+            self._step_ns = step_ns
+        self.dts_ns, self.came_ns = dts_ns, packet.captured_ns
+        duration_ns = ticks_ns(self.track, packet.duration) or self._step_ns
+        shown_ns = dts_ns if pts_ns is None else pts_ns + self.offset_ns
+        return max(shown_ns, dts_ns), dts_ns, duration_ns
+
+    def _dts_ns(self, own_ns: int | None, came_ns: int) -> int | None:
+        last_ns = self.dts_ns
+        if last_ns is None:
+            return (came_ns if own_ns is None else own_ns) + self.offset_ns
+        if own_ns is None:
+            return last_ns + self._step_ns
+        step_ns = own_ns + self.offset_ns - last_ns
+        if step_ns < -_BACK_NS or step_ns - (came_ns - self.came_ns) > _JUMP_NS:
+            return None
+        # One tick of any usual clock: two packets at the same time cannot be stored.
+        return last_ns + max(step_ns, 1_000_000)
+
+
+def ticks_ns(track: MediaTrack, ticks: int | None) -> int | None:
+    """Return ticks of a track as ns; None stays None."""
+    numerator, denominator = track.time_base
+    return None if ticks is None else ticks * numerator * 1_000_000_000 // denominator
+
+
+class PacketTimeline:
+    """Gives the packets of one stream their part and time stamps. For one thread.
+
+    A missing time stamp follows from the one before, one that goes back a little is put right, and any greater
+    jump begins a new part, at the next key frame.
+    """
+
+    def __init__(self) -> None:
+        self.part = -1
+        self._video: _TrackClock | None = None
+        self._sound: _TrackClock | None = None
+        self._unstamped = 0
+
+    def stamp(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
+        """Return the packet with its time stamps; None: it cannot be used, since no key frame came before it."""
+        if packet.track.kind == "video":
+            return self._stamp_video(packet, seq)
+        return self._stamp_sound(packet, seq)
+
+    def interrupt(self) -> None:
+        """Begin a new part at the next key frame."""
+        self._video = self._sound = None
+
+    def _stamp_video(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
+        clock = self._video
+        if clock is not None and clock.track is packet.track and (stamps := clock.stamps(packet)):
+            return TimedPacket(packet, seq, self.part, *stamps)
+        self.interrupt()
+        if not packet.keyframe or self._waits_for_stamps(packet):
+            return None
+        self.part += 1
+        self._video = _TrackClock(packet.track)
+        stamps = self._video.stamps(packet)
+        assert stamps is not None  # the first is taken as it is
+        return TimedPacket(packet, seq, self.part, *stamps)
+
+    def _waits_for_stamps(self, packet: MediaPacket) -> bool:
+        """Return True if a key frame is left out: often only the first of a connection has no time stamp."""
+        has_none = packet.pts is None and packet.dts is None
+        self._unstamped = self._unstamped + 1 if has_none else 0
+        return self._unstamped == 1
+
+    def _stamp_sound(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
+        video, clock = self._video, self._sound
+        if video is None:
+            return None
+        if clock is None:
+            clock = self._sound = _TrackClock(packet.track, self._offset_ns(packet, video))
+        stamps = clock.stamps(packet) if clock.track is packet.track else None
+        if stamps is None:
+            self.interrupt()
+            return None
+        return TimedPacket(packet, seq, self.part, *stamps)
+
+    @staticmethod
+    def _offset_ns(packet: MediaPacket, video: _TrackClock) -> int:
+        """Return what is to be added to the sound's time stamps: 0 where both tracks count from one moment."""
+        own_ns = ticks_ns(packet.track, packet.pts if packet.pts is not None else packet.dts)
+        wanted_ns = (video.dts_ns or 0) + packet.captured_ns - video.came_ns
+        if own_ns is None:
+            return wanted_ns - packet.captured_ns
+        return 0 if abs(wanted_ns - own_ns) <= _APART_NS else wanted_ns - own_ns
+
+
+class _Group:
+    """A key frame and what follows until the next."""
+
+    def __init__(self, first: TimedPacket) -> None:
+        self.at_ns, self.packets, self.bytes = first.packet.captured_ns, [first], len(first.packet.data)
+
+    def add(self, packet: TimedPacket) -> None:
+        self.packets.append(packet)
+        self.bytes += len(packet.packet.data)
+
+    @property
+    def last(self) -> TimedPacket:
+        return self.packets[-1]
+
+
+class PacketRing:
+    """A ring of whole groups of pictures. Any thread may call every method; one at a time adds packets.
+
+    Attributes:
+        bytes: of all packets in it.
+        lost: pictures that were held and had to be dropped.
+        cut: True if pictures that are young enough to be kept were dropped since they take too much memory.
+    """
+
+    def __init__(self, seconds: float, max_bytes: int, *, patient: bool = False) -> None:
+        """Start empty.
+
+        Args:
+            seconds: time before the newest group that is kept, and as much more as the oldest one needs to be
+                whole: what happens in a group may be found when it is over.
+            max_bytes: bound; the oldest groups are dropped for it, held or not.
+            patient: `add` waits for held packets to be written, as a replay can.
+        """
+        self._kept_ns, self._max_bytes, self._patient = round(seconds * 1e9), max_bytes, patient
+        self._groups: deque[_Group] = deque()
+        self._clock = PacketTimeline()
+        self._lock = threading.Lock()
+        self._moved = threading.Condition(self._lock)
+        self._held: int | None = None
+        self._added_s = time.monotonic()
+        self._newest_ns, self._next_seq = -1, 0
+        self.bytes = self.lost = 0
+        self.cut = False
+
+    def add(self, packet: MediaPacket) -> None:
+        """Add a packet; one that cannot be decoded for want of a key frame is ignored."""
+        with self._lock:
+            if self._patient and self._held is not None:
+                self._moved.wait_for(lambda: self._has_room(len(packet.data)), _PATIENCE_S)
+            timed = self._clock.stamp(packet, self._next_seq)
+            if timed is None or not (self._groups or timed.opens_group):
+                return
+            if timed.opens_group:
+                self._groups.append(_Group(timed))
+            else:
+                self._groups[-1].add(timed)
+            self._next_seq += 1
+            self.bytes += len(packet.data)
+            if timed.is_video:
+                self._newest_ns, self._added_s = packet.captured_ns, time.monotonic()
+            self._trim()
+
+    def hold(self, seq: int | None) -> None:
+        """Keep packets from that number on, whatever their age; None: no longer."""
+        with self._lock:
+            self._held = seq
+            self._trim()
+            self._moved.notify_all()
+
+    def start(self, from_ns: int) -> int:
+        """Return the number of the newest key frame captured at `from_ns` or before, else of the oldest."""
+        with self._lock:
+            begin = next((one for one in reversed(self._groups) if one.at_ns <= from_ns), None)
+            if begin is None:
+                begin = self._groups[0] if self._groups else None
+            return self._next_seq if begin is None else begin.packets[0].seq
+
+    def between(self, seq: int, until_ns: int) -> list[TimedPacket]:
+        """Return the packets from a number on, captured until then, in the order in which they came."""
+        with self._lock:
+            groups = [one for one in self._groups if one.last.seq >= seq]
+        found = [packet for one in groups for packet in one.packets[:] if packet.seq >= seq]
+        return [packet for packet in found if packet.packet.captured_ns <= until_ns]
+
+    def age_s(self, seq: int) -> float:
+        """Return the age of the oldest packet from that number on, s; 0: there is none."""
+        with self._lock:
+            group = next((one for one in self._groups if one.last.seq >= seq), None)
+            first = None if group is None else next((p for p in group.packets if p.seq >= seq), None)
+        return 0.0 if first is None else (self.now_ns() - first.packet.captured_ns) / 1e9
+
+    def now_ns(self) -> int:
+        """Return the newest capture plus the time since it was added, ns; -1: there was none yet."""
+        with self._lock:
+            if self._newest_ns < 0:
+                return -1
+            return self._newest_ns + round((time.monotonic() - self._added_s) * 1e9)
+
+    @property
+    def newest_ns(self) -> int:
+        """Capture of the newest picture, ns; -1: there was none yet."""
+        return self._newest_ns
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the packet that comes next."""
+        return self._next_seq
+
+    def _has_room(self, more: int) -> bool:
+        held = self._held
+        if held is None or not self._groups or self._groups[0].last.seq < held:
+            return True
+        return self.bytes + more <= self._max_bytes
+
+    def _trim(self) -> None:
+        oldest_ns = self._groups[-1].at_ns - self._kept_ns - _LATE_NS if self._groups else 0
+        while self._groups:
+            first, is_last = self._groups[0], len(self._groups) == 1
+            is_held = self._held is not None and first.last.seq >= self._held
+            if self.bytes > self._max_bytes:
+                self.lost += sum(one.is_video for one in first.packets) if is_held else 0
+                self.cut = self.cut or is_last or self._groups[1].at_ns > oldest_ns
+            elif is_last or is_held or self._groups[1].at_ns > oldest_ns:
+                return
+            self._groups.popleft()
+            self.bytes -= first.bytes

@@ -1,0 +1,172 @@
+"""Packets of cameras on their way into clips."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import av
+import msgspec
+import pytest
+
+from agent.config import ClipsConfig, StorageConfig
+from agent.daemon.clips.stream_clips import StreamClips
+from agent.storage.clips.recorder import Recorder
+from agent.storage.clips.retention import clips_in
+from agent.types import Clip, Event, Frame, MediaPacket
+from tests.support.clip_pictures import SECOND, image
+from tests.support.media import make_video, packets_of
+from tests.support.publishing import wait_for
+from tests.unit.daemon.clips.test_trigger import event
+from tests.unit.storage.clips.test_mp4 import loud_at, shown_in
+
+
+class Camera:
+    """A camera whose packets come with every picture, and the clips of it."""
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        self.clips: list[Clip] = []
+        self.folder, self.taken = folder, 0
+        storage = StorageConfig(clips_keep_free_bytes=0)
+        self.recorder = Recorder(folder, storage, self.clips.append, turn_s=0.02)
+        config = ClipsConfig(before_s=1.0, after_s=1.0, max_s=10.0, **options.pop("clips", {}))
+        self.stream = StreamClips("front", config, self.recorder, lambda frame: None, **options)
+
+    def play(self, packets: Sequence[MediaPacket], events: Mapping[float, Sequence[Event]]) -> None:
+        """Give it packets, and a frame for each picture; events come with the frame of that time, s."""
+        due, takes = dict(events), self.stream.on_packet
+        for packet in packets:
+            if takes is not None:
+                takes(packet)
+            if packet.track.kind == "video":
+                now = [key for key in due if packet.captured_ns >= key * SECOND]
+                with_it = [one for key in now for one in due.pop(key)]
+                frame = Frame(image(0), "front", 0, packet.captured_ns, datetime.now(UTC))
+                self.taken += self.stream.add_frame(frame, with_it)
+
+    def clip(self, number: int = 0) -> Clip:
+        wait_for(lambda: len(self.clips) > number)
+        return self.clips[number]
+
+    def close(self) -> None:
+        self.stream.close()
+        self.recorder.close(5.0)
+
+
+@pytest.fixture
+def camera(tmp_path: Path) -> Iterator[Camera]:
+    made = Camera(tmp_path / "clips")
+    yield made
+    made.close()
+
+
+AROUND = {5.0: [event("new")], 6.0: [event("end")]}
+"""An event in the fifth second, of a file whose first packet comes at 1 s."""
+
+
+def test_a_clip_has_the_packets_of_the_time_around_an_event_and_no_picture_is_encoded(
+    camera: Camera, tmp_path: Path
+) -> None:
+    camera.play(packets_of(make_video(tmp_path / "a.mp4", 9.0, sound="aac", between=2)), AROUND)
+    clip = camera.clip()
+    shown = shown_in(Path(clip.path))
+    assert shown[0][0] == 75 % 60, "the key frame a second before the event"
+    # At the end a picture is there, and those between it and the one before it have not come yet.
+    numbers = [number for number, _ in shown][:-2]
+    assert numbers == [number % 60 for number in range(75, 75 + len(numbers))]
+    assert clip.duration_s == pytest.approx(3.0, abs=0.2)
+    assert loud_at(Path(clip.path))
+    assert camera.taken == 0
+
+
+@pytest.mark.parametrize("sound", ["pcm_alaw", "pcm_mulaw"])
+def test_sound_that_browsers_do_not_play_becomes_aac_and_stays_in_step(
+    camera: Camera, tmp_path: Path, sound: str
+) -> None:
+    camera.play(packets_of(make_video(tmp_path / "a.mov", 9.0, sound=sound)), AROUND)
+    path = Path(camera.clip().path)
+    with av.open(str(path)) as file:
+        assert file.streams.audio[0].codec_context.name == "aac"
+    first = shown_in(path)[0][1]
+    onsets = [
+        at for (_, before), (at, loud) in zip(loud_at(path), loud_at(path)[1:], strict=False) if loud > before
+    ]
+    assert onsets
+    # A piece of AAC at 8 kHz lasts 0.128 s.
+    assert all(min((at - first) % 1.0, 1.0 - (at - first) % 1.0) < 0.13 for at in onsets)
+
+
+def test_aac_with_headers_of_mpeg_ts_is_recorded(camera: Camera, tmp_path: Path) -> None:
+    camera.play(packets_of(make_video(tmp_path / "a.ts", 9.0, sound="aac")), AROUND)
+    path = Path(camera.clip().path)
+    assert loud_at(path)
+    assert shown_in(path)
+
+
+def test_packets_that_browsers_do_not_play_are_not_copied_and_pictures_are_encoded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    camera = Camera(tmp_path / "clips", lossless=True)
+    camera.play(packets_of(make_video(tmp_path / "a.mkv", 9.0, codec="mjpeg")), AROUND)
+    with av.open(camera.clip().path) as file:
+        assert file.streams.video[0].codec_context.name == "h264"
+    assert camera.taken > 10
+    camera.close()
+    assert any("mjpeg of 64x48 is not played by browsers" in record.getMessage() for record in caplog.records)
+
+
+def test_packets_of_a_stream_that_hides_something_are_never_taken(tmp_path: Path) -> None:
+    camera = Camera(tmp_path / "clips", copies=False, lossless=True)
+    assert camera.stream.on_packet is None
+    camera.play(packets_of(make_video(tmp_path / "a.mp4", 9.0)), AROUND)
+    assert {number for number, _ in shown_in(Path(camera.clip().path))} == {0}, "the frames that were given"
+    camera.close()
+
+
+def test_what_another_source_gives_is_recorded_instead(tmp_path: Path) -> None:
+    camera = Camera(tmp_path / "clips", has_other_source=True)
+    assert camera.stream.on_packet is None
+    other = packets_of(make_video(tmp_path / "a.mp4", 9.0))
+    for packet in other:
+        camera.stream.add_packet(packet)
+        camera.play([packet], {5.0: [event("new")]} if packet is other[100] else {})
+        camera.play([packet], {6.0: [event("end")]} if packet is other[125] else {})
+    assert shown_in(Path(camera.clip().path))[0][0] == 75 % 60
+    assert camera.taken == 0
+    camera.close()
+
+
+def test_a_camera_that_changes_its_codec_begins_the_clip_anew(camera: Camera, tmp_path: Path) -> None:
+    first = packets_of(make_video(tmp_path / "a.mp4", 5.0))
+    second = packets_of(make_video(tmp_path / "b.mp4", 4.0, codec="libx265", size=(128, 96)), 6 * SECOND)
+    camera.play([*first, *second], {5.0: [event("new")], 7.0: [event("end")]})
+    names = []
+    for number in (0, 1):
+        with av.open(camera.clip(number).path) as file:
+            names.append(file.streams.video[0].codec_context.name)
+    assert names == ["h264", "hevc"]
+
+
+def test_a_continuous_recording_has_every_picture(tmp_path: Path) -> None:
+    camera = Camera(tmp_path / "clips", clips={"record": "continuous", "segment_s": 5.0, "events": False})
+    camera.play(packets_of(make_video(tmp_path / "a.mp4", 13.0)), {})
+    camera.close()
+    pieces = clips_in(tmp_path / "clips")
+    assert sorted(len(shown_in(entry.path)) for entry in pieces) == [75, 125, 125]
+    assert camera.clips == []
+
+
+def test_a_group_that_does_not_fit_into_memory_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agent.daemon.clips.stream_clips._RING_BYTES", 5000)
+    monkeypatch.setattr("agent.daemon.clips.stream_clips._WAKE_BYTES", 1000)
+    camera = Camera(tmp_path / "clips")
+    packets = packets_of(make_video(tmp_path / "a.mp4", 5.0, group=100))
+    camera.play([msgspec.structs.replace(one, data=one.data + bytes(500)) for one in packets], {})
+    camera.close()
+    assert len([1 for one in caplog.records if "MiB of memory" in one.getMessage()]) == 1
