@@ -84,19 +84,25 @@ def test_while_nothing_happens_little_is_decoded_and_motion_has_everything_decod
         assert news == []
 
 
-def test_a_demand_gives_the_pictures_since_the_last_key_frame_at_once() -> None:
+def test_a_demand_gives_the_pictures_that_were_left_encoded_at_once() -> None:
     with (
-        PacketCamera(encode(pattern(20 * FPS), options=gop(4 * FPS))) as camera,
+        PacketCamera(encode(pattern(20 * FPS), options=gop(20 * FPS))) as camera,
         watching(camera.uri) as (stream, _),
     ):
-        until(lambda: stream.stats.decoding == "packets", stream)
-        frames_of(stream, 2.0)
+        begun = 0
+
+        def has_kept_some() -> bool:
+            nonlocal begun
+            begun = stream.stats.undecoded if stream.stats.decoding == "full" else begun
+            return stream.stats.undecoded >= begun + 2 * FPS
+
+        until(has_kept_some, stream)
         stream.set_demand(Demand())
-        frames = frames_of(stream, 1.0)
+        frames = frames_of(stream, 2.0)
         late = [frame for frame in frames if frame.late]
         assert 1 <= len(late) <= 13, "the burst is thinned"
         assert frames[-1].captured_ns - frames[0].captured_ns > 1e9
-        assert time.monotonic_ns() - frames[-1].captured_ns < 0.5e9
+        assert time.monotonic_ns() - frames[-1].captured_ns < 1e9
         assert in_order(frames)
 
 
