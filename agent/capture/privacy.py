@@ -46,8 +46,8 @@ NO_PRIVACY = Privacy()
 def covered_pixels(polygon: Sequence[Point], width: int, height: int) -> NDArray[np.bool_]:
     """Return which pixels of a picture a polygon touches, bool [height, width].
 
-    A pixel is a square: it is touched if a side of the polygon passes through it, or if its middle lies inside.
-    Corners are fractions 0..1 of the picture.
+    A pixel is a square: it is touched if a side of the polygon passes through it, or if its middle lies inside:
+    the sides wind around it, in either direction and however often. Corners are fractions 0..1 of the picture.
     """
     touched = np.zeros((height, width), np.bool_)
     corners = [(x * width, y * height) for x, y in polygon]
@@ -55,17 +55,24 @@ def covered_pixels(polygon: Sequence[Point], width: int, height: int) -> NDArray
     for begin, end in sides:
         _mark_side(touched, begin, end)
     for row in range(height):
-        crossings = sorted(_crossings(sides, row + 0.5))
-        for left, right in zip(crossings[::2], crossings[1::2], strict=True):
-            # Middles at left ≤ column + 0.5 ≤ right.
-            touched[row, max(0, math.ceil(left - 0.5)) : max(0, math.floor(right - 0.5) + 1)] = True
+        winding, left = 0, 0.0
+        for x, direction in sorted(_crossings(sides, row + 0.5)):
+            if winding:
+                # Middles at left ≤ column + 0.5 ≤ x.
+                touched[row, max(0, math.ceil(left - 0.5)) : max(0, math.floor(x - 0.5) + 1)] = True
+            winding, left = winding + direction, x
     return touched
 
 
-def _crossings(sides: Sequence[tuple[Point, Point]], y: float) -> list[float]:
-    """Return where the sides cross a horizontal line; a corner on the line counts as below it."""
+def _crossings(sides: Sequence[tuple[Point, Point]], y: float) -> list[tuple[float, int]]:
+    """Return where the sides cross a horizontal line, with 1 for downwards and -1 for upwards.
+
+    A corner on the line counts as below it.
+    """
     return [
-        x0 + (y - y0) / (y1 - y0) * (x1 - x0) for (x0, y0), (x1, y1) in sides if (y0 <= y < y1) or (y1 <= y < y0)
+        (x0 + (y - y0) / (y1 - y0) * (x1 - x0), 1 if y0 < y1 else -1)
+        for (x0, y0), (x1, y1) in sides
+        if (y0 <= y < y1) or (y1 <= y < y0)
     ]
 
 

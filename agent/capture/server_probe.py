@@ -13,9 +13,8 @@ from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from msgspec import Struct, structs
 
-from agent.config.source_uri import mask
+from agent.config.source_uri import DEFAULT_PORTS, mask
 
-_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _LARGEST_HEAD = 16 * 1024
 _BEGINNING, _LARGEST_PICTURE = 64, 4 * 1024 * 1024
 """Bytes of a body to read: its beginning; or a whole picture whose length is not given."""
@@ -140,7 +139,7 @@ def _redirection(uri: str, location: str) -> tuple[str, str]:
 def _where(parts: SplitResult, uri: str) -> str:
     if mask(uri).endswith("***"):
         return "its host"
-    return f"{parts.hostname}:{parts.port or _PORTS[parts.scheme]}"
+    return f"{parts.hostname}:{parts.port or DEFAULT_PORTS[parts.scheme]}"
 
 
 def _hint(uri: str) -> str:
@@ -215,7 +214,7 @@ def _exchange(parts: SplitResult, authorization: str, until: float) -> _Answer:
     else:
         head = f"GET {target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
     request = f"{head}{authorization}\r\n".encode("utf-8", "replace")
-    address = parts.hostname or "", parts.port or _PORTS[parts.scheme]
+    address = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
     with socket.create_connection(address, _remaining_s(until)) as plain:
         plain.settimeout(_remaining_s(until))
         if not parts.scheme.endswith("s"):

@@ -47,7 +47,11 @@ if TYPE_CHECKING:
     help="Criterion of the choice.",
 )
 @click.option(
-    "--patience", default=120.0, show_default=True, help="Time limit for opening and the first inference, s."
+    "--patience",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Time limit for opening and the first inference, s.",
 )
 @click.option(
     "--board",

@@ -29,7 +29,13 @@ _LONGEST_S = 3600.0
 @click.option("--variant", default="", help="Size or depth; default: the model's first.")
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Inferences to measure.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default: as the daemon chooses.")
-@click.option("--patience", default=120.0, show_default=True, help="Time limit, s.")
+@click.option(
+    "--patience",
+    type=click.FloatRange(min=0.0, min_open=True),
+    default=120.0,
+    show_default=True,
+    help="Time limit, s.",
+)
 @click.option("--each", is_flag=True, help="Show every operation in its order, instead of one row per kind.")
 @picture_option("the times")
 @click.option("--json", "as_json", is_flag=True, help="Print every operation as JSON instead of a table.")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+_Number = Annotated[int, Meta(ge=0, le=2**53)]
+"""Number of crossings that every JSON reader takes exactly."""
 _IN_OUT = {"inwards": "in", "outwards": "out"}
 
 
@@ -16,8 +19,8 @@ class LabelCrossings(Struct, frozen=True, rename=_IN_OUT):
         inwards, outwards: their number; `in` and `out` in JSON.
     """
 
-    inwards: int = 0
-    outwards: int = 0
+    inwards: _Number = 0
+    outwards: _Number = 0
 
 
 class LineMessage(Struct, frozen=True, rename=_IN_OUT):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from msgspec import Struct
 
 COMMANDS = "cmd"
@@ -92,6 +94,11 @@ class Topics(Struct, frozen=True):
     def zone_count(self, stream: str, zone: str, label: str) -> str:
         """Retained number of live tracks in a zone."""
         return f"{self._own}/{stream}/zone/{zone}/count/{_level(label)}"
+
+    def is_of_other_zone(self, stream: str, zones: Collection[str], topic: str) -> bool:
+        """Return True if a topic is about a zone of the stream that is not among `zones`."""
+        own = f"{self._own}/{stream}/zone/"
+        return topic.startswith(own) and topic.removeprefix(own).partition("/")[0] not in zones
 
     def line(self, stream: str, line: str) -> str:
         """Retained JSON: crossings of a line."""

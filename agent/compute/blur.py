@@ -103,7 +103,11 @@ def head_of(person: Box) -> Box:
 
 
 class BlurFinder:
-    """Finds what one stream blurs. For one thread."""
+    """Finds what one stream blurs. For one thread.
+
+    Attributes:
+        models: that find it.
+    """
 
     def __init__(
         self,
@@ -126,6 +130,7 @@ class BlurFinder:
         """
         for model, labels in models:
             _check_labels(model, labels)
+        self.models = tuple(model for model, _ in models)
         options = SessionOptions(threads=threads)
         self._heads = PERSON not in wanted
         self._sessions = [opener(model, "cpu", options) for model, _ in models]

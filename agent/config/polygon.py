@@ -9,22 +9,50 @@ from agent.types import Point
 
 _LEAST_AREA = 1e-6
 """Least area of a polygon: one pixel of a 1000×1000 picture."""
+MOST_CORNERS = 100
+"""Most corners of a polygon, and points of a line: every pair of sides is compared, and pictures are drawn."""
+_EXACT = 1e-12
+"""Areas below this are zero: coordinates are rounded."""
 
 
 def polygon_problem(polygon: Sequence[Point]) -> str:
-    """Return what is wrong with a polygon, whose corners are fractions 0..1 of the frame; empty: nothing is."""
+    """Return what is wrong with a polygon, whose corners are fractions 0..1 of the frame; empty: nothing is.
+
+    Its sides may meet at common corners only: elsewhere it would be unclear what lies inside.
+    """
     if len(polygon) < 3:
         return f"the polygon has {len(polygon)} corners: give at least three, such as [[0, 0], [1, 0], [1, 1]]"
+    if len(polygon) > MOST_CORNERS:
+        return f"the polygon has {len(polygon)} corners: give at most {MOST_CORNERS}"
     for x, y in polygon:
         if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
             size = "; divide pixels by the picture's width and height" if max(x, y) > 1.0 else ""
             return f"corner [{x:g}, {y:g}] lies outside the frame: corners are fractions 0 to 1{size}"
-    if crossing := _crossing(polygon):
+    return _repeated(polygon) or _misshapen(polygon)
+
+
+def _repeated(polygon: Sequence[Point]) -> str:
+    first = dict[Point, int]()
+    for number, (x, y) in enumerate(polygon, 1):
+        same = first.setdefault((x, y), number)
+        if same == 1 and number == len(polygon):
+            return "its last corner repeats the first: leave it out, the polygon closes by itself"
+        if same != number:
+            return f"its corners {same} and {number} are at one place: list each corner once"
+    return ""
+
+
+def _misshapen(polygon: Sequence[Point]) -> str:
+    far = max(polygon, key=lambda one: math.dist(polygon[0], one))
+    if all(_turn(polygon[0], far, one) == 0.0 for one in polygon):
+        return "the polygon has no area: its corners lie on one line; move one of them"
+    if meeting := _meeting(polygon):
         return (
-            f"the sides from corner {crossing[0]} and from corner {crossing[1]} cross: list the corners in order"
+            f"the sides from corner {meeting[0]} and from corner {meeting[1]} cross or touch: list the corners "
+            "in order, each side apart from the others"
         )
     if abs(_area(polygon)) < _LEAST_AREA:
-        return "the polygon has no area: its corners lie on one line; move one of them"
+        return "the polygon is too small: it is less than a pixel of a picture of 1000×1000; make it larger"
     return ""
 
 
@@ -33,21 +61,40 @@ def _area(polygon: Sequence[Point]) -> float:
     return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
 
 
-def _crossing(polygon: Sequence[Point]) -> tuple[int, int] | None:
-    """Return the numbers (from 1) of the first corners of two sides that cross. Touching is allowed."""
+def _meeting(polygon: Sequence[Point]) -> tuple[int, int] | None:
+    """Return the numbers (from 1) of the first corners of two sides that share more than a common corner."""
     count = len(polygon)
     sides = [(polygon[i], polygon[(i + 1) % count]) for i in range(count)]
     for i in range(count):
+        if _folds_back(*sides[i], polygon[(i + 2) % count]):
+            return i + 1, (i + 1) % count + 1
         for j in range(i + 2, count):
-            if (j + 1) % count != i and _cross(*sides[i], *sides[j]):
+            if (j + 1) % count != i and _meet(*sides[i], *sides[j]):
                 return i + 1, j + 1
     return None
 
 
-def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
-    return _turn(a, b, c) * _turn(a, b, d) < 0.0 and _turn(c, d, a) * _turn(c, d, b) < 0.0
+def _folds_back(a: Point, b: Point, c: Point) -> bool:
+    """Return True if the way from b to c goes back on the way from a to b."""
+    return _turn(a, b, c) == 0.0 and (b[0] - a[0]) * (c[0] - b[0]) + (b[1] - a[1]) * (c[1] - b[1]) < 0.0
+
+
+def _meet(a: Point, b: Point, c: Point, d: Point) -> bool:
+    """Return True if the line from a to b and the one from c to d have a point in common."""
+    of_c, of_d, of_a, of_b = _turn(a, b, c), _turn(a, b, d), _turn(c, d, a), _turn(c, d, b)
+    if of_c * of_d < 0.0 and of_a * of_b < 0.0:
+        return True
+    on_first = (turn == 0.0 and _is_between(a, b, one) for turn, one in ((of_c, c), (of_d, d)))
+    on_second = (turn == 0.0 and _is_between(c, d, one) for turn, one in ((of_a, a), (of_b, b)))
+    return any(on_first) or any(on_second)
+
+
+def _is_between(a: Point, b: Point, c: Point) -> bool:
+    """Return True if c, which is on the line through a and b, lies in the rectangle that they span."""
+    return all(min(a[k], b[k]) - _EXACT <= c[k] <= max(a[k], b[k]) + _EXACT for k in (0, 1))
 
 
 def _turn(a: Point, b: Point, c: Point) -> float:
     """Return a positive number if c lies left of the line from a to b, 0 on it."""
-    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    area = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+    return area if abs(area) > _EXACT else 0.0

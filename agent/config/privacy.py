@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 from msgspec import Struct
 
@@ -11,10 +10,6 @@ from agent.config.polygon import polygon_problem
 from agent.config.values import Name
 from agent.errors import ConfigError
 from agent.types import Point
-
-if TYPE_CHECKING:
-    from agent.config import StreamConfig
-
 
 FACE, PERSON, FACE_MODEL, OBJECT_MODEL = "face", "person", "face", "nanodet"
 """Labels of faces and people, and the bundled models that find near faces, and all else that can be blurred."""
@@ -60,17 +55,3 @@ def blur_models(labels: Sequence[str]) -> dict[str, tuple[str, ...]]:
         return {OBJECT_MODEL: tuple(labels)} if labels else {}
     others = (label for label in labels if label not in (FACE, PERSON))
     return {FACE_MODEL: (FACE,), OBJECT_MODEL: (PERSON, *others)}
-
-
-def shows_without_masks(name: str, other: str) -> str:
-    """Return the warning about a pair of streams, see `seen_without_masks`."""
-    return f"stream {other} shows the source of stream {name}, and hides nothing of it"
-
-
-def seen_without_masks(streams: Mapping[str, StreamConfig]) -> Iterator[tuple[str, str]]:
-    """Yield pairs of a stream with masks and another one that shows pictures of the same source without any."""
-    running = {name: stream for name, stream in streams.items() if stream.enabled}
-    for name, stream in running.items():
-        for other, its in running.items():
-            if stream.hides and not its.hides and stream.source == its.source:
-                yield name, other

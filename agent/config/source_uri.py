@@ -322,6 +322,25 @@ def opener(address: SourceUri) -> Callable[..., object]:
     return cast(Callable[..., object], getattr(importlib.import_module(module), function))
 
 
+def origin_of(uri: str) -> str:
+    """Return what two URIs of one source have in common: scheme, host, port, path and query, or device.
+
+    A login, the case of scheme and host, the scheme's own port and the pace of files make no difference.
+    """
+    try:
+        address = parse(uri)
+        parts = urlsplit(uri, allow_fragments=False)
+        port = parts.port or DEFAULT_PORTS.get(address.scheme, 0)
+    except (SourceError, ValueError):  # told elsewhere
+        return uri
+    if address.scheme == "test":
+        return uri
+    if not SCHEMES[address.scheme].network:
+        return f"{address.scheme}:{address.target}"
+    host = (parts.hostname or "").removesuffix(".")
+    return f"{address.scheme}://{host}:{port}{parts.path or '/'}?{parts.query}"
+
+
 def parse_picture(uri: str) -> SourceUri:
     """Parse the URI of a source of pictures.
 
@@ -376,6 +395,7 @@ def _unknown(uri: str, scheme: str) -> str:
     return f"{shown}: expected one of {', '.join(f'{name}:' for name in SCHEMES)}; found {scheme}:{hint}"
 
 
+DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "http": 80, "https": 443}
 _EXCLUSIVE = ("v4l2", "libcamera")
 
 

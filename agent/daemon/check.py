@@ -6,12 +6,12 @@ No camera, microphone, broker or state folder is opened.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -26,13 +26,15 @@ from agent.compute.manifest import AUTO
 from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
-from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig
+from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig, ZoneConfig
+from agent.config.filters import LineConfig
 from agent.config.load import ConfigFile, load
 from agent.config.metrics import is_loopback
-from agent.config.privacy import check_masks, seen_without_masks, shows_without_masks
+from agent.config.privacy import PrivacyMask, check_masks
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
+from agent.config.twins import unmasked_twins
 from agent.daemon.streams.perception import (
     Perception,
     check_clips,
@@ -120,8 +122,8 @@ def warnings(path: Path) -> list[str]:
         for name, other in shared_microphones(file.config.streams).items()
     ]
     found += [
-        f"{file.where('streams', other, 'source')}: {shows_without_masks(name, other)}"
-        for name, other in seen_without_masks(file.config.streams)
+        f"{file.where('streams', twin.other, *twin.keys)}: {twin.text}"
+        for twin in unmasked_twins(file.config.streams)
     ]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
     if is_open_to_all(path):
@@ -383,19 +385,29 @@ def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_the
     yield ("capture",), lambda: check_login(stream.source, stream.capture)
 
 
+_Table = TypeVar("_Table", ZoneConfig, LineConfig, PrivacyMask)
+
+
+def _steps_of_each(
+    key: str, tables: Sequence[_Table], check: Callable[[Sequence[_Table]], None]
+) -> Iterator[Step]:
+    """Yield a check of each table, together with the first one of the same name, if there is one."""
+    first = dict[str, _Table]()
+    for number, table in enumerate(tables):
+        same = first.setdefault(table.name, table)
+        yield (key, number), partial(check, (table,) if same is table else (same, table))
+
+
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
     """Yield the steps from the zones to the opened model; `wait_s` as for `open_model`."""
     from agent.compute.infer.backends import resolve_backend
 
-    for number in range(len(stream.zones)):
-        yield ("zones", number), partial(check_zones, stream.zones[: number + 1])
-    for number in range(len(stream.lines)):
-        yield ("lines", number), partial(check_lines, stream.lines[: number + 1])
+    yield from _steps_of_each("zones", stream.zones, check_zones)
+    yield from _steps_of_each("lines", stream.lines, check_lines)
     for number, one in enumerate(stream.filters):
         yield ("filters", number), partial(check_filters, (one,))
     yield ("gate", "masks"), partial(check_polygons, stream.gate.masks, "gate.masks")
-    for number in range(len(stream.privacy)):
-        yield ("privacy", number), partial(check_masks, stream.privacy[: number + 1])
+    yield from _steps_of_each("privacy", stream.privacy, check_masks)
     if stream.clips is not None:
         yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
     yield ("crop",), partial(check_crop, stream.crop)

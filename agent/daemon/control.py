@@ -31,7 +31,7 @@ from agent.daemon.overrides import (
     settings_after,
     settings_of,
 )
-from agent.daemon.runtime import Runtime
+from agent.daemon.runtime import Runtime, warn_of_unmasked
 from agent.daemon.streams.live_settings import with_live_settings
 from agent.daemon.streams.perception import check_live_settings
 from agent.daemon.streams.stream import Stream
@@ -340,6 +340,7 @@ class ReloadPlan:
         if "storage" in self._changes.tables:
             self._runtime.spool.configure(self._config.storage)
             self._runtime.recorder.configure(self._config.storage)
+        warn_of_unmasked(self._config.streams, self._runtime.config.streams)
         self._runtime.config = self._config
         self._runtime.run_fusion(self._fusion)
         if not self._only:
@@ -355,6 +356,8 @@ class ReloadPlan:
         for name in removed:
             runtime.remove(name)
         runtime.streams.update(self._streams)
+        for name in self._streams:
+            runtime.delete_outdated(name)
         for name, config in self._adjusted.items():
             runtime.streams[name].adjust(config)
         if any(stream.config.clips is not None for stream in self._streams.values()):

@@ -20,9 +20,9 @@ from agent.comms.reporter import EventTap
 from agent.comms.topics import Topics
 from agent.config import Config, StreamConfig
 from agent.config.load import Key
-from agent.config.privacy import seen_without_masks, shows_without_masks
 from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
+from agent.config.twins import unmasked_twins
 from agent.daemon.check import check_device, keys_of
 from agent.daemon.overrides import StreamSettings
 from agent.daemon.streams.services import StreamServices
@@ -120,6 +120,7 @@ class Runtime:
             spool,
             lambda: read_clock().synchronised,
             lambda name: name in self.streams or name in self.config.fusion,
+            lambda: {name: stream.config for name, stream in dict(self.streams).items()},
         )
         self.mqtt.on_sent(self._count_sent)
         self._clips = clips_path(config.storage)
@@ -177,9 +178,6 @@ class Runtime:
         opener, vetting = (
             (self.auto_backend.open, self.auto_backend.vetting) if self.auto_backend else (None, None)
         )
-        for hidden, other in seen_without_masks(among or {}):
-            if hidden == name:
-                log.warning("%s", shows_without_masks(name, other))
         recorder = None if config.clips is None else self.recorder
         services = StreamServices(
             self.topics,
@@ -256,6 +254,7 @@ class Runtime:
             StreamError: no stream can run.
         """
         _warn_of_hidden_processors()
+        warn_of_unmasked(self.config.streams)
         refused = []
         for name, config in self.config.streams.items():
             self.streams[name], refusal = self.make_stream(name, config, self.config.streams)
@@ -280,8 +279,7 @@ class Runtime:
 
         Args:
             settings: by stream.
-            disabled: streams that a command has switched off. Their snapshots are deleted at the broker: whoever
-                switches a camera off does not want its last picture to be seen.
+            disabled: streams that a command has switched off.
         """
         self.settings, self.disabled_by_operator = settings, disabled
         states = {
@@ -294,8 +292,6 @@ class Runtime:
         for topic, payload in states.items():
             self.mqtt.retain(topic, payload)
         self._state_topics = set(states)
-        for name in disabled:
-            self.mqtt.retain(self.topics.snapshot(name), b"")
 
     def log_unclean_shutdown(self) -> None:
         """Log how many tracks of a killed process the event queue has ended."""
@@ -344,12 +340,36 @@ class Runtime:
         if self._recorder is not None:
             self._recorder.configure(self.config.storage)  # lists the clips that there are
 
+    def delete_outdated(self, name: str) -> None:
+        """Delete at the broker what a stream that was replaced has published, and its configuration forbids now.
+
+        These are counts in zones that are gone, and pictures of a stream that hides something or is off: they may
+        be from before its masks, and whoever switches a camera off does not want its last picture to be seen.
+        """
+        config = self.streams[name].config
+        zones = {zone.name for zone in config.zones}
+        for topic in self.mqtt.retained():
+            if self.topics.is_of_other_zone(name, zones, topic):
+                self.mqtt.retain(topic, b"")
+        if config.hides or not config.enabled:
+            self.mqtt.retain(self.topics.snapshot(name), b"")
+
     def remove(self, name: str) -> None:
         """Remove a stream that has stopped, and delete its retained topics at the broker."""
         del self.streams[name]
         for topic in self.mqtt.retained():
             if topic.startswith(self.topics.retained_of(name)):
                 self.mqtt.retain(topic, b"")
+
+
+def warn_of_unmasked(
+    streams: Mapping[str, StreamConfig], before: Mapping[str, StreamConfig] | None = None
+) -> None:
+    """Log which streams show what others hide, unless the streams `before` did so, too."""
+    known = set(unmasked_twins(before or {}))
+    for twin in unmasked_twins(streams):
+        if twin not in known:
+            log.warning("%s", twin.text)
 
 
 def _warn_of_hidden_processors() -> None:

@@ -73,12 +73,16 @@ class StateFile:
         Its old name stays until another file is written: after a power cut, damage must not look like a missing
         file. What is not a plain file is moved.
         """
-        aside = self.path.with_name(self.path.name + _ASIDE)
+        aside, number = self.path.with_name(self.path.name + _ASIDE), 1
+        while aside.is_dir():  # of an earlier time; nothing can take its place
+            number += 1
+            aside = self.path.with_name(f"{self.path.name}{_ASIDE}-{number}")
         with suppress(OSError):
             if stat.S_ISREG(self.path.lstat().st_mode):
                 aside.unlink(missing_ok=True)
                 os.link(self.path, aside)
             else:
+                aside.unlink(missing_ok=True)
                 self.path.replace(aside)
         return aside
 

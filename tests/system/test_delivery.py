@@ -21,13 +21,17 @@ from msgspec.structs import replace
 
 from agent.comms.mqtt import publisher as mqtt
 from agent.comms.mqtt.publisher import Publisher
-from agent.config import StorageConfig
+from agent.config import StorageConfig, StreamConfig, ZoneConfig
+from agent.config.filters import LineConfig
 from agent.config.mqtt import MqttConfig
+from agent.config.privacy import PrivacyMask
 from agent.storage.spool.history import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, Kept, device, event, events_of, in_order, wait_for
 from tests.support.received import Messages
+
+TRIANGLE = ((0.1, 0.1), (0.4, 0.1), (0.4, 0.6))
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -353,6 +357,61 @@ def test_counts_that_a_run_before_left_are_set_to_0_and_no_others(
         assert f"{topic!r}: set to 0, an earlier run left it at {payload.decode()!r}" in caplog.messages
     for topic, payload in kept.items():
         assert set(messages.of(topic)) == {payload}
+
+
+def test_lines_stay_zones_that_are_gone_and_pictures_from_before_masks_are_deleted(broker: Mosquitto) -> None:
+    import paho.mqtt.publish as publish
+
+    line, zone = LineConfig("gate", ((0.0, 0.5), (1.0, 0.5))), ZoneConfig("yard", TRIANGLE)
+    seen = StreamConfig("test:", "nobody", zones=(zone,), lines=(line,))
+    streams = {
+        "front": seen,
+        "masked": StreamConfig("test:", "nobody", privacy=(PrivacyMask("door", TRIANGLE),)),
+        "off": StreamConfig("test:", "nobody", enabled=False),
+    }
+    deleted = {
+        TOPICS.line("front", "old"),
+        TOPICS.zone_count("front", "old", "person"),
+        TOPICS.snapshot("masked"),
+        TOPICS.snapshot("off"),
+    }
+    kept = {TOPICS.line("front", "gate"), TOPICS.snapshot("front")}
+    reset = TOPICS.zone_count("front", "yard", "person")
+    for topic in (*deleted, *kept, reset):
+        publish.single(topic, b"1", retain=True, hostname="127.0.0.1", port=broker.port)
+    messages = broker.subscribe("vedette/#")
+    publisher = Publisher(broker.config(), TOPICS, Kept(), streams=lambda: streams)
+    publisher.start()
+    try:
+        messages.wait(
+            lambda m: m.of(reset)[-1:] == [b"0"] and all(m.of(topic)[-1:] == [b""] for topic in deleted)
+        )
+        time.sleep(4.0)
+    finally:
+        publisher.stop(2.0)
+    for topic in kept:
+        assert set(messages.of(topic)) == {b"1"}
+
+
+def test_a_picture_from_before_the_masks_is_deleted_at_each_broker_that_is_used(tmp_path: Path) -> None:
+    import paho.mqtt.publish as publish
+
+    streams = {"masked": StreamConfig("test:", "nobody", privacy=(PrivacyMask("door", TRIANGLE),))}
+    topic = TOPICS.snapshot("masked")
+    publisher: Publisher | None = None
+    for number in range(2):
+        with Mosquitto(tmp_path / str(number)) as broker:
+            publish.single(topic, b"1", retain=True, hostname="127.0.0.1", port=broker.port)
+            messages = broker.subscribe(topic)
+            messages.wait(lambda m: m.of(topic) == [b"1"])
+            if publisher is None:
+                publisher = Publisher(broker.config(), TOPICS, Kept(), streams=lambda: streams)
+                publisher.start()
+            else:
+                publisher.reconfigure(broker.config())
+            messages.wait(lambda m: m.of(topic)[-1:] == [b""])
+    assert publisher is not None
+    publisher.stop(0.5)
 
 
 def test_two_devices_with_one_client_id_say_so_once(

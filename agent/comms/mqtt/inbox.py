@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from agent.backoff import Backoff
@@ -19,6 +19,7 @@ from agent.comms.mqtt.connection import Connection
 from agent.comms.mqtt.paho_client import IncomingMessage, OnMessage, Subscriptions
 from agent.comms.mqtt.retained import RetainedTopics
 from agent.comms.topics import Topics
+from agent.config import StreamConfig
 
 log = logging.getLogger(__name__)
 
@@ -270,6 +271,8 @@ class Inbox:
             return list(self._handlers.values())
 
 
+StreamConfigs = Callable[[], Mapping[str, StreamConfig]]
+"""Returns the configured streams by name. Any thread may call it."""
 _MAX_CORRECTED, _MAX_LOGGED = 1000, 20
 """Stale topics that are corrected, and of those logged: no device has more, whatever a broker sends."""
 
@@ -279,12 +282,15 @@ class StaleTopics:
 
     A run that was killed, or that ended while the broker was away, leaves them. A count that no stream of this
     run has set becomes 0. Counts of a stream that no longer exists are deleted, and its snapshot before them. A
-    setting, a sensor or a line that this run has not set is deleted. `vedette cleanup` deletes what is left under
+    setting or a sensor that this run has not set is deleted, and so is what is told of lines and zones that are
+    not configured: the others are published when their stream runs. `vedette cleanup` deletes what is left under
     a former name.
     """
 
-    def __init__(self, states: RetainedTopics, topics: Topics, has_stream: Callable[[str], bool]) -> None:
-        self._states, self._topics, self._has_stream = states, topics, has_stream
+    def __init__(
+        self, states: RetainedTopics, topics: Topics, has_stream: Callable[[str], bool], streams: StreamConfigs
+    ) -> None:
+        self._states, self._topics, self._has_stream, self._streams = states, topics, has_stream, streams
         self._done: set[str] = set()
         self._where, self._until, self._corrected = "", 0.0, 0
         self._subscriptions: list[RetainedSubscription] = []
@@ -321,7 +327,13 @@ class StaleTopics:
             return  # a request `cmd/state`: `#` matches the parent level too
         exists = self._has_stream(stream)
         others = self._topics.state(stream, ""), self._topics.sensor(stream, ""), self._topics.line(stream, "")
-        correct = b"0" if exists and not topic.startswith(others) else b""
+        config = self._streams().get(stream)
+        if config is not None and config.publish.counts and topic in self._lines_of(stream, config):
+            return
+        is_gone = config is not None and self._topics.is_of_other_zone(
+            stream, {zone.name for zone in config.zones}, topic
+        )
+        correct = b"0" if exists and not is_gone and not topic.startswith(others) else b""
         if message.payload in (b"", correct) or self._corrected >= _MAX_CORRECTED:
             return
         if not exists:
@@ -336,3 +348,6 @@ class StaleTopics:
                 "set to 0" if correct else what,
                 quoted(message.payload.decode(errors="replace")),
             )
+
+    def _lines_of(self, stream: str, config: StreamConfig) -> set[str]:
+        return {self._topics.line(stream, line.name) for line in config.lines}

@@ -20,7 +20,7 @@ from agent.comms.mqtt import reasons
 from agent.comms.mqtt.brokers import RECONNECT_FIRST_S, RECONNECT_MAX_S, BrokerEndpoint, BrokerFailover
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, client_id, problems, remarks
-from agent.comms.mqtt.inbox import Answer
+from agent.comms.mqtt.inbox import Answer, StreamConfigs
 from agent.comms.mqtt.outbox import EventSource, OnSent
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.reasons import CertificateError, RefusedError, Synchronised
@@ -63,6 +63,7 @@ class Publisher:
         source: EventSource,
         synchronised: Synchronised = lambda: None,
         has_stream: Callable[[str], bool] = lambda name: True,
+        streams: StreamConfigs = dict,
         timings: ConnectionTimings = TIMINGS,
     ) -> None:
         """Check the configuration; nothing is sent before `start`.
@@ -73,6 +74,7 @@ class Publisher:
             source: of the events.
             synchronised: True if the clock is synchronised: certificates are judged by it.
             has_stream: True if there is a stream of that name; the topics of others are deleted.
+            streams: returns the streams; what an earlier run published of them and no longer fits is deleted.
             timings: see `ConnectionTimings`.
 
         Raises:
@@ -82,7 +84,7 @@ class Publisher:
             raise problem
         self._topics, self._client_id, self._synchronised = topics, client_id(topics), synchronised
         self._source, self._timings = source, timings
-        self._session = BrokerSession(topics, source, self, self._client_id, has_stream, timings)
+        self._session = BrokerSession(topics, source, self, self._client_id, has_stream, timings, streams)
         self._wake, self._stop, self._interrupt = WakeupPipe(), Stop(), threading.Event()
         self._configs: deque[MqttConfig] = deque()
         self._configure(config)

@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from agent.comms.mqtt import reasons
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, PubAck
-from agent.comms.mqtt.inbox import Inbox, StaleTopics
+from agent.comms.mqtt.inbox import Inbox, StaleTopics, StreamConfigs
 from agent.comms.mqtt.outbox import EventSender, EventSource, TransientQueue
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.reasons import TAKEN_OVER, in_words
@@ -242,12 +242,14 @@ class BrokerSession:
         client_id: str,
         has_stream: Callable[[str], bool],
         timings: ConnectionTimings = TIMINGS,
+        streams: StreamConfigs = dict,
     ) -> None:
         self._status, self._where, self._timings = topics.status, where, timings
         self.events = EventSender(source, where, math.inf)
         self.states, self.transient, self.inbox = RetainedTopics(where), TransientQueue(), Inbox(where)
         self.link = LinkLog(where, client_id)
-        self._stale = StaleTopics(self.states, topics, has_stream)
+        self._topics, self._streams = topics, streams
+        self._stale = StaleTopics(self.states, topics, has_stream, streams)
         self._duplicate = DuplicateDevice(topics.status, ONLINE)
         self._status_mid = self.unsent_bytes = self.max_packet = 0
         self._heard_at = 0.0
@@ -291,12 +293,22 @@ class BrokerSession:
     def _restart(self, connection: Connection) -> None:
         self._heard_at, self.max_packet = time.monotonic(), connection.max_packet
         self.events.restart()
+        self._delete_snapshots()
         self.states.restart()
         self.transient.restart()
         self.inbox.restart(connection)  # first: a client that sees `online` may send commands
         self._publish_status(connection, ONLINE)
         self._duplicate.restart(connection)
         self._stale.restart(connection, str(self._where))
+
+    def _delete_snapshots(self) -> None:
+        """Delete pictures of streams that hide something, or are off, and have published none in this run.
+
+        An earlier run may have left them, without masks. On each connection: every broker has its own.
+        """
+        for name, config in self._streams().items():
+            if config.hides or not config.enabled:
+                self.states.set_if_new(self._topics.snapshot(name), b"")
 
     def _publish_status(self, connection: Connection, status: bytes) -> None:
         self._status_mid = connection.publish(self._status, status, qos=1, retain=True)

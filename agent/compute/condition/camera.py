@@ -45,15 +45,22 @@ View = tuple[Image, Image]
 class CameraCondition:
     """Watches the pictures of one stream. For one thread, but for `accept`."""
 
-    def __init__(self, config: ConditionConfig, zones: str = "", memory: CameraMemory | None = None) -> None:
+    def __init__(
+        self,
+        config: ConditionConfig,
+        zones: str = "",
+        memory: CameraMemory | None = None,
+        seen_share: float = 1.0,
+    ) -> None:
         """Start with what an earlier run has learned, if anything.
 
         Args:
             config: of the stream.
             zones: describes its zones; empty: it has none. A moved camera is in place where these have changed.
             memory: see `remember`.
+            seen_share: share of the pictures that no privacy mask makes black.
         """
-        self._config, self._zones = config, zones
+        self._config, self._zones, self._seen_share = config, zones, seen_share
         self._timers = ProblemTimers(_DELAYS, config.ignore)
         self._still = StillPicture()
         self._accepts = False
@@ -130,7 +137,10 @@ class CameraCondition:
         self._follow_place(signs, now_ns)
 
     def _is_dark(self, picture: Image) -> bool:
+        if self._seen_share <= 0.0:
+            return False
         bright = cv2.countNonZero(cv2.threshold(picture, _DARK, 255, cv2.THRESH_BINARY)[1]) / picture.size
+        bright /= self._seen_share  # masked pixels are black, whatever the light
         return bright < (_LIT_SHARE if self._timers["dark"].active else _DARK_SHARE)
 
     def _follow_place(self, signs: ViewSigns, now_ns: int) -> None:

@@ -14,6 +14,7 @@ from msgspec import Struct
 
 from agent.compute.track.geometry import distance, foot_of, net_crossings, sides_of
 from agent.config.filters import LineConfig
+from agent.config.polygon import MOST_CORNERS
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
 
@@ -23,7 +24,10 @@ _SMOOTHING = 0.5
 """Weight of the newest foot. This and the band were chosen by `scripts/bench/zones.py --tune`."""
 _BAND_MIN, _BAND_MAX = 0.004, 0.04
 """Least and greatest half of the band, as a share of the frame."""
-_LEAST_LENGTH = 1e-3
+_LEAST_LENGTH = 0.01
+"""Least length of a line, as a share of the frame: the narrowest band around it is almost as wide."""
+RESERVED = "all"
+"""Name that no line may have: the command that resets every line gives it."""
 
 
 class LineProgress:
@@ -110,14 +114,16 @@ def check_lines(lines: Sequence[LineConfig]) -> None:
     """Check lines.
 
     Raises:
-        ConfigError: two lines have one name, or a line has fewer than two points, points outside the frame, or no
-            length. The error names the line.
+        ConfigError: two lines have one name, one is called `all`, or a line has fewer than two points, too many,
+            points outside the frame, or is shorter than a hundredth of the frame. The error names the line.
     """
     names: set[str] = set()
     for line in lines:
         if line.name in names:
             raise ConfigError(f"two lines are named {line.name!r}: give each line of a stream its own name")
         names.add(line.name)
+        if line.name == RESERVED:
+            raise ConfigError(f"no line can be called {RESERVED!r}: a reset of {RESERVED!r} is of every line")
         if problem := _problem(line.points):
             raise ConfigError(f"line {line.name!r}: {problem}")
 
@@ -126,10 +132,17 @@ def _problem(points: Sequence[Point]) -> str:
     if len(points) < 2:
         found = "1 point" if points else "0 points"
         return f"`points` has {found}: give at least two, such as [[0, 0.5], [1, 0.5]]"
+    if len(points) > MOST_CORNERS:
+        return f"`points` has {len(points)} points: give at most {MOST_CORNERS}"
     for x, y in points:
         if not (0.0 <= x <= 1.0 and 0.0 <= y <= 1.0):
             size = "; divide pixels by the picture's width and height" if max(x, y) > 1.0 else ""
             return f"point [{x:g}, {y:g}] lies outside the frame: points are fractions 0 to 1{size}"
-    if max(math.dist(points[0], one) for one in points) < _LEAST_LENGTH:
+    length = max(math.dist(points[0], one) for one in points)
+    if length == 0.0:
         return "`points` has no length: all of them are at one place; move one"
+    if length < _LEAST_LENGTH:
+        return (
+            f"`points` is too short to be crossed: give at least {_LEAST_LENGTH:g} of the frame, as from 0 to 1"
+        )
     return ""

@@ -68,6 +68,8 @@ def open_condition(
     return StreamCondition(name, watcher, reporter)
 
 
+_GRID = 160, 120
+"""Columns and rows of a picture in which masks are measured."""
 _CLOSE_S = 2.0
 """Longest wait for the disk when a stream ends, s."""
 
@@ -111,6 +113,20 @@ class MicrophoneWatcher:
         """Nothing is kept."""
 
 
+def _seen_share(config: StreamConfig) -> float:
+    """Return the share of the pictures that models see and no mask makes black."""
+    if not config.privacy or not config.mask_model:
+        return 1.0
+    import numpy as np
+
+    from agent.capture.privacy import covered_pixels
+
+    covered = np.zeros(_GRID[::-1], np.bool_)
+    for mask in config.privacy:
+        covered |= covered_pixels(mask.polygon, *_GRID)
+    return 1.0 - float(covered.mean())
+
+
 class CameraWatcher:
     """Problems of a camera, and of a model that sees."""
 
@@ -123,7 +139,8 @@ class CameraWatcher:
         self._name, self._vision, self._origin = name, vision, _origin(config)
         self._file = StateFile(folder / f"{name}.json")
         memory = self._read()
-        self._camera = CameraCondition(config.condition, describe_zones(config.zones, config.lines), memory)
+        zones = describe_zones(config.zones, config.lines)
+        self._camera = CameraCondition(config.condition, zones, memory, _seen_share(config))
         self._answers = None if "constant" in config.condition.ignore else ConstantAnswer()
         vision.camera, vision.answers = self._camera, self._answers
         self._drift = None

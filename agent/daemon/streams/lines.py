@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from agent.comms.crossings import LabelCrossings, LineMessage
@@ -38,7 +39,7 @@ class LineCount(Struct, frozen=True):
         labels: crossings by label, at most 64 labels and `other`.
     """
 
-    since: datetime
+    since: Annotated[datetime, Meta(tz=True)]
     labels: dict[str, LabelCrossings] = {}
 
     def plus(self, label: str, crossing: Crossing) -> LineCount:
@@ -146,8 +147,10 @@ class LineCounters:
             content = self._file.read()
             return {} if content is None else from_json(content, dict[str, LineCount])
         except (StorageError, msgspec.MsgspecError, ValueError) as error:
-            log.warning("stream %s: the counts of lines begin anew: %s: %s", self._stream, self._file.path, error)
-            self._file.set_aside()
+            reason = str(error).removeprefix(f"{self._file.path}: ")
+            aside = self._file.set_aside()
+            text = "stream %s: the counts of lines begin anew: %s: %s; see %s"
+            log.warning(text, self._stream, self._file.path, reason, aside)
             return {}
 
     def _write_or_log(self) -> None:

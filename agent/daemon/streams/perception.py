@@ -17,6 +17,7 @@ from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
+from agent.config.privacy import BLUR_VARIANTS
 from agent.config.source_uri import parse
 from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
 from agent.errors import ConfigError, VedetteError
@@ -25,6 +26,7 @@ from agent.models.secondary import OpenModel, open_secondary
 from agent.types import WHOLE, Box
 
 if TYPE_CHECKING:
+    from agent.compute.blur import BlurFinder
     from agent.compute.hearing import AudioPerception
     from agent.compute.infer.session import Opener, Session, SessionOptions
     from agent.compute.infer.vetting.vetting import Vetting
@@ -189,7 +191,9 @@ def models_changed(model: Model, variant: str, opened: Perception | None) -> boo
     secondary = _secondary_of(opened)
     if secondary is not None and secondary.galleries_changed:
         return True
-    for old, of in ((model, variant), *(secondary.models if secondary is not None else ())):
+    blur: BlurFinder | None = getattr(opened, "blur", None)  # sound has none
+    of_blur = [(one, BLUR_VARIANTS.get(one.manifest.name, "")) for one in (blur.models if blur else ())]
+    for old, of in ((model, variant), *(secondary.models if secondary is not None else ()), *of_blur):
         try:
             now = open_model(old.path, of, 0.0)
         except VedetteError:

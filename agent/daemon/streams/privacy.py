@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.config.privacy import BLUR_VARIANTS, blur_models, check_masks
-from agent.errors import ConfigError
+from agent.errors import ConfigError, ModelError
 from agent.models.library import open_model
 from agent.models.secondary import OpenModel
 
@@ -39,8 +40,21 @@ def check_privacy(name: str, config: StreamConfig, *, takes_sound: bool) -> None
 def opened_blur_models(
     config: StreamConfig, opens: OpenModel = open_model
 ) -> list[tuple[Model, tuple[str, ...]]]:
-    """Open the models that find what a stream blurs, each with its labels. Raises ModelError."""
-    return [(opens(model, BLUR_VARIANTS[model]), labels) for model, labels in blur_models(config.blur).items()]
+    """Open the models that find what a stream blurs, each with its labels.
+
+    Raises:
+        ConfigError: one cannot be used; it names `blur`, since the stream's own model is another one.
+        NotYetError: its tensors are not known yet.
+    """
+    found = []
+    for model, labels in blur_models(config.blur).items():
+        try:
+            found.append((opens(model, BLUR_VARIANTS[model]), labels))
+        except NotYetError:
+            raise
+        except ModelError as error:
+            raise ConfigError(f"blur: model {model}: {error}", keys=("blur",)) from error
+    return found
 
 
 def open_blur(config: StreamConfig, opener: Opener, opens: OpenModel = open_model) -> BlurFinder | None:

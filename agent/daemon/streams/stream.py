@@ -517,7 +517,6 @@ class Stream:
         self._reporter = reporter
         if self.config.hides:
             log_privacy(self.name, self.config)
-            shared.board.retain(shared.topics.snapshot(self.name), b"")  # it may be from before the masks
         has_counts = opened.manifest.has_tracks and not opened.manifest.gives_texts
         if has_counts and not self._stop.is_set():
             named = self.config.labels_to_count

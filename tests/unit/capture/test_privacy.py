@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -154,3 +155,30 @@ def test_a_box_that_reaches_out_of_the_picture_blurs_what_is_in_it(
     picture = _white(31, 21)
     blur(picture, [(x0, y0, x1, y1), (-1.0, -1.0, 0.01, 0.01)])
     assert (picture == 255).all()
+
+
+def _winding(polygon: Sequence[Point], x: float, y: float) -> int:
+    """How often the sides go around a point, by the angles at which it sees them."""
+    total = 0.0
+    for (x0, y0), (x1, y1) in zip(polygon, (*polygon[1:], polygon[0]), strict=True):
+        a, b = (x0 - x, y0 - y), (x1 - x, y1 - y)
+        total += math.atan2(a[0] * b[1] - a[1] * b[0], a[0] * b[0] + a[1] * b[1])
+    return round(total / math.tau)
+
+
+@given(polygons, st.integers(1, 3), sides, sides)
+def test_every_pixel_that_the_outline_winds_around_is_covered(
+    polygon: list[Point], times: int, width: int, height: int
+) -> None:
+    outline = polygon * times
+    covered = covered_pixels(outline, width, height)
+    corners = [(x * width, y * height) for x, y in outline]
+    for row, column in np.argwhere(~covered):  # no side passes through these: the middle is as good as any point
+        assert _winding(corners, column + 0.5, row + 0.5) == 0
+
+
+@given(polygons, st.data())
+def test_an_outline_that_is_traced_twice_is_refused(polygon: list[Point], data: st.DataObject) -> None:
+    assert polygon_problem(polygon * 2)
+    assume(not polygon_problem(polygon))
+    assert polygon_problem([*polygon, data.draw(st.sampled_from(polygon))])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from agent.config import StreamConfig
-from agent.config.privacy import PrivacyMask, blur_models, check_masks, seen_without_masks
+from agent.config import ClipsConfig, StreamConfig
+from agent.config.polygon import polygon_problem
+from agent.config.privacy import PrivacyMask, blur_models, check_masks
+from agent.config.twins import unmasked_twins
 from agent.errors import ConfigError
 from agent.types import Point
 
@@ -66,4 +68,48 @@ def test_a_stream_that_shows_what_another_hides_is_named() -> None:
         "off": _stream("rtsp://camera/1", enabled=False),
         "other": _stream("rtsp://camera/2"),
     }
-    assert list(seen_without_masks(streams)) == [("door", "yard")]
+    assert [(one.name, one.other) for one in unmasked_twins(streams)] == [("door", "yard")]
+
+
+SQUARE = ((0.2, 0.2), (0.8, 0.2), (0.8, 0.8), (0.2, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("polygon", "named"),
+    [
+        (SQUARE * 2, "1 and 5 are at one place"),
+        ((*SQUARE, SQUARE[0]), "repeats the first"),
+        ((*SQUARE, (0.5, 0.2)), "cross or touch"),
+        (((0.1, 0.1), (0.9, 0.1), (0.5, 0.1), (0.5, 0.9)), "cross or touch"),
+        (((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.5, 0.1), (0.1, 0.9)), "cross or touch"),
+        (((0.5, 0.5), (0.5005, 0.5), (0.5, 0.5005)), "too small"),
+        (tuple((number / 200, number * number / 40000) for number in range(101)), "at most 100"),
+    ],
+)
+def test_an_outline_that_repeats_or_touches_itself_is_refused_with_the_reason(
+    polygon: tuple[Point, ...], named: str
+) -> None:
+    assert named in polygon_problem(polygon)
+
+
+def test_a_corner_on_a_straight_side_is_allowed() -> None:
+    assert not polygon_problem(((0.1, 0.1), (0.5, 0.1), (0.9, 0.1), (0.9, 0.9)))
+
+
+def test_who_shows_less_hidden_or_records_the_masked_camera_is_named() -> None:
+    left, right = PrivacyMask("left", SQUARE), DOOR
+    streams = {
+        "door": _stream("rtsp://me:pw@Camera:554/1", privacy=(left, right)),
+        "part": _stream("RTSP://camera/1", privacy=(right,)),
+        "blur": _stream("rtsp://camera/1", blur=("face",)),
+        "same": _stream("rtsp://camera:554/1", privacy=(PrivacyMask("a", DOOR.polygon), left)),
+        "clips": _stream("rtsp://camera/sub", clips=ClipsConfig(record_source="rtsp://camera/1")),
+        "port": _stream("rtsp://camera:8554/1"),
+    }
+    found = {(one.other, one.keys) for one in unmasked_twins(streams) if one.name == "door"}
+    assert found == {("part", ("source",)), ("blur", ("source",)), ("clips", ("clips", "record_source"))}
+
+
+def test_all_that_one_stream_hides_may_be_missing_in_another_that_hides_something() -> None:
+    streams = {"a": _stream(privacy=(DOOR,)), "b": _stream(privacy=(DOOR,), blur=("face",))}
+    assert [(one.name, one.other) for one in unmasked_twins(streams)] == [("b", "a")]

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig
+from agent.config import Config, DeviceConfig, StorageConfig, StreamConfig, ZoneConfig
 from agent.config.load import Rereadable
+from agent.config.privacy import PrivacyMask
+from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, device_name
-from agent.errors import ConfigError, StreamError
+from agent.daemon.streams.privacy import opened_blur_models
+from agent.errors import ConfigError, ModelError, StreamError
 from agent.storage.spool.spool import Spool
 from tests.support.doubles import person_model
 
@@ -105,3 +108,64 @@ def test_the_hosts_name_is_made_fit_for_a_topic(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr("socket.gethostname", lambda host=host: host)
         assert device_name(Config()) == name
     assert device_name(Config(device=DeviceConfig("porch"))) == "porch"
+
+
+MASK = PrivacyMask("door", ((0.1, 0.1), (0.4, 0.1), (0.4, 0.6)))
+
+
+def test_a_stream_that_shows_what_another_hides_is_logged_once(
+    spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = str(person_model(tmp_path))
+    masked, bare = StreamConfig("test:", model, privacy=(MASK,)), StreamConfig("test:", model)
+    Runtime(Config({"masked": masked, "bare": bare}), spool).prepare()
+    assert [one for one in caplog.messages if "hides nothing of it" in one] == [
+        "stream bare shows the source of stream masked, and hides nothing of it"
+    ]
+
+
+def test_a_reload_that_adds_such_a_stream_logs_it_and_the_next_one_does_not(
+    spool: Spool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = str(person_model(tmp_path))
+    masked, bare = StreamConfig("test:", model, privacy=(MASK,)), StreamConfig("test:", model, enabled=False)
+    runtime = Runtime(Config({"masked": masked, "bare": bare}), spool)
+    runtime.prepare()
+    assert "hides nothing of it" not in caplog.text
+    on = Config({"masked": masked, "bare": replace(bare, enabled=True)})
+    try:
+        for _ in range(2):
+            ReloadPlan(runtime, on).apply()
+    finally:
+        runtime.stop_streams(runtime.streams)
+    assert caplog.text.count("hides nothing of it") == 1
+
+
+def test_a_reload_deletes_pictures_from_before_the_masks_and_counts_of_zones_that_are_gone(
+    spool: Spool, tmp_path: Path
+) -> None:
+    zone = ZoneConfig("drive", MASK.polygon)
+    front = StreamConfig("test:", str(person_model(tmp_path)), zones=(zone,))
+    runtime = Runtime(Config({"front": front}), spool)
+    runtime.prepare()
+    topics = runtime.topics
+    gone, kept = topics.zone_count("front", "drive", "person"), topics.count("front", "person")
+    for topic in (gone, kept, topics.snapshot("front")):
+        runtime.mqtt.retain(topic, b"1")
+    try:
+        ReloadPlan(runtime, Config({"front": replace(front, zones=(), privacy=(MASK,), enabled=False)})).apply()
+    finally:
+        runtime.stop_streams(runtime.streams)
+    assert runtime.mqtt.retained() == {gone: b"", kept: b"1", topics.snapshot("front"): b""}
+
+
+def test_the_error_about_a_model_that_blurs_names_that_model(
+    tmp_path: Path,
+) -> None:
+    def opens(model: str, *_: object) -> None:
+        raise ModelError("is damaged")
+
+    config = StreamConfig("test:", str(person_model(tmp_path)), blur=("face",))
+    with pytest.raises(ConfigError, match="blur: model face: is damaged") as refused:
+        opened_blur_models(config, opens)  # type: ignore[arg-type]
+    assert refused.value.keys == ("blur",)

@@ -184,3 +184,16 @@ def test_a_line_that_cannot_be_used_is_refused_in_one_line(points: tuple[Point, 
 def test_two_lines_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="two lines are named 'gate'"):
         Lines([LineConfig("gate", ACROSS), LineConfig("gate", ACROSS)])
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        (LineConfig("all", ((0.0, 0.5), (1.0, 0.5))), "'all'"),
+        (LineConfig("short", ((0.5, 0.5), (0.5, 0.505))), "too short"),
+        (LineConfig("long", tuple((number / 200, 0.5) for number in range(101))), "at most 100"),
+    ],
+)
+def test_a_line_that_cannot_be_reset_alone_crossed_or_drawn_is_refused(line: LineConfig, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        check_lines([line])

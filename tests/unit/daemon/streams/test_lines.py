@@ -150,3 +150,30 @@ def test_many_labels_are_counted_together(kept: Kept, tmp_path: Path) -> None:
 def test_without_counts_nothing_is_published(kept: Kept, tmp_path: Path) -> None:
     LineCounters("front", (GATE,), tmp_path, reporter(kept, PublishConfig(counts=False))).add([crossed()])
     assert kept.retained == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"gate":{"since":"2026-01-01T00:00:00Z","labels":{"person":{"in":-1,"out":0}}}}',
+        '{"gate":{"since":"2026-01-01T00:00:00Z","labels":{"person":{"in":1e300,"out":0}}}}',
+        '{"gate":{"since":"2026-01-01T00:00:00Z","labels":{"person":{"in":99999999999999999999999,"out":0}}}}',
+        '{"gate":{"since":"2026-01-01T00:00:00","labels":{}}}',
+    ],
+)
+def test_counts_that_cannot_be_are_set_aside(kept: Kept, tmp_path: Path, content: str) -> None:
+    (tmp_path / "front.json").write_text(content)
+    LineCounters("front", (GATE,), tmp_path, reporter(kept))
+    assert counts(kept) == (0, 0)
+    assert (tmp_path / "front.json.damaged").read_text() == content
+
+
+def test_a_folder_in_the_place_of_the_counts_is_moved_each_time_and_named_once(
+    kept: Kept, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        (tmp_path / "front.json" / "inside").mkdir(parents=True)
+        LineCounters("front", (GATE,), tmp_path, reporter(kept))
+        assert not (tmp_path / "front.json").exists()
+    for message in caplog.messages:
+        assert message.count(f"{tmp_path / 'front.json'}:") == 1

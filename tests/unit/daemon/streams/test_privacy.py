@@ -54,13 +54,6 @@ def test_a_snapshot_is_black_where_a_mask_is(tmp_path: Path, mask_model: bool) -
     assert picture[200:].max() > 60
 
 
-def test_the_snapshot_of_an_earlier_run_is_deleted_first(tmp_path: Path) -> None:
-    kept = Kept()
-    with running(stream(tmp_path, kept, _BRIGHT, privacy=(_UPPER,))):
-        _picture(kept)
-    assert next(payload for topic, payload in kept.history if topic == _SNAPSHOT) == b""
-
-
 def test_a_stream_that_hides_nothing_keeps_its_snapshot(tmp_path: Path) -> None:
     kept = Kept()
     with running(stream(tmp_path, kept, _BRIGHT)):
