@@ -128,7 +128,7 @@ class CameraCondition:
 
     def _check(self, picture: Image, detail: Image, now_ns: int) -> None:
         is_dark = self._is_dark(picture)
-        self._timers.update("dark", is_dark, now_ns)
+        self._timers.update("dark", is_dark and self._seen_share > 0.0, now_ns)
         is_still = None if is_dark else self._still.update(picture, now_ns)
         self._timers.update("frozen", is_still, now_ns)
         signs = UNKNOWN if is_dark else self._follower.check(describe(picture, detail))
@@ -137,10 +137,8 @@ class CameraCondition:
         self._follow_place(signs, now_ns)
 
     def _is_dark(self, picture: Image) -> bool:
-        if self._seen_share <= 0.0:
-            return False
         bright = cv2.countNonZero(cv2.threshold(picture, _DARK, 255, cv2.THRESH_BINARY)[1]) / picture.size
-        bright /= self._seen_share  # masked pixels are black, whatever the light
+        bright /= max(self._seen_share, 1e-9)  # masked pixels are black, whatever the light
         return bright < (_LIT_SHARE if self._timers["dark"].active else _DARK_SHARE)
 
     def _follow_place(self, signs: ViewSigns, now_ns: int) -> None:

@@ -332,3 +332,17 @@ def test_views_of_different_places_do_not_match(one: int, other: int) -> None:
     fields = [describe(StagedCamera(seed).view(), StagedCamera(seed).picture()).field for seed in (one, other)]
     assert match(fields[0], fields[1]) < 0.3
     assert match(fields[0], fields[0]) == 1.0
+
+
+@pytest.mark.parametrize(("seen_share", "problems"), [(0.005, []), (1.0, ["dark"]), (0.0, [])])
+def test_what_a_mask_makes_black_is_not_taken_for_darkness(seen_share: float, problems: list[str]) -> None:
+    ignored = ConditionConfig(ignore=("moved", "covered", "blurred", "frozen"))
+    watched = Watched(CameraCondition(ignored, seen_share=seen_share))
+
+    def masked(_: int) -> Image:
+        picture = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+        if seen_share > 0.0:
+            picture[: HEIGHT // 12, : WIDTH // 12] = 150
+        return picture
+
+    assert watched.show(60, masked) == problems

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import cv2
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from agent.compute.blur import BlurFinder
 from agent.compute.vision import VideoPerception
@@ -17,7 +18,7 @@ from agent.config import GateConfig, StreamConfig
 from agent.config.privacy import PrivacyMask
 from agent.daemon.check import problems, warnings
 from agent.daemon.condition.watchers import _origin
-from agent.daemon.streams.perception import open_perception
+from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import BackendError, CommandError, ConfigError
 from agent.models.library import open_model
 from agent.types import Box, ChannelOrder, Frame, Image
@@ -167,3 +168,17 @@ def test_a_stream_that_shows_what_another_hides_is_a_warning(tmp_path: Path) -> 
     mask = '[[streams.front.privacy]]\nname = "door"\npolygon = [[0, 0], [1, 0], [1, 1]]\n'
     path = _written(tmp_path, f"[streams.front]\n{head}{mask}[streams.back]\n{head}")
     assert any("stream back shows the source of stream front, and hides nothing" in one for one in warnings(path))
+
+
+def test_a_model_that_blurs_and_has_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = StreamConfig("test:", str(person_model(tmp_path)), blur=("face",))
+    vision = open_perception("front", config)
+    try:
+        assert not models_changed(vision.model, "", vision)
+        assert isinstance(vision, VideoPerception)
+        assert vision.blur is not None
+        first, *others = vision.blur.models
+        vision.blur.models = (replace(first, sha256="0" * 64), *others)
+        assert models_changed(vision.model, "", vision)
+    finally:
+        vision.close()
