@@ -6,8 +6,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
+from pathlib import Path
 
 import av
 import numpy as np
@@ -19,7 +20,12 @@ from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from agent.types import AudioChunk, Frame, Samples
+from tests.support.doubles import person_model
+from tests.support.mosquitto import Mosquitto
 from tests.support.packet_camera import PacketCamera, Unit, encode, pattern
+from tests.support.rtsp import RtspServer, has_element
+from tests.support.running import Vedette, events
+from tests.support.sound import quiet, tone_model, word
 
 FPS, RATE = 15, 16_000
 GOP = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=15:min-keyint=15:scenecut=0"}
@@ -229,8 +235,8 @@ def test_sound_goes_on_after_an_outage_also_at_another_rate(still: list[Unit]) -
             assert stream.stats.reopened >= 1
 
 
-def test_the_sound_of_a_video_file_is_heard(tmp_path: object) -> None:
-    path = f"{tmp_path}/talk.mp4"
+def test_the_sound_of_a_video_file_is_heard(tmp_path: Path) -> None:
+    path = tmp_path / "talk.mp4"
     with av.open(path, "w") as file:
         video = file.add_stream("libx264", rate=FPS)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
@@ -250,14 +256,70 @@ def test_the_sound_of_a_video_file_is_heard(tmp_path: object) -> None:
     stream = open_sound_stream("gate", f"file:{path}?pace=fast", CONFIG, RATE, on_change=lambda *_: None)
     stream.start()
     chunks = []
-    with suppress(TimeoutError):
-        while not stream.ended:
-            if (chunk := stream.take(1.0)) is not None:
-                chunks.append(chunk)
+    while not stream.ended:
+        if (chunk := stream.take(1.0)) is not None:
+            chunks.append(chunk)
     stream.stop()
     samples = np.concatenate([chunk.samples for chunk in chunks])
     assert abs(len(samples) / RATE - 2.0) < 0.1
     assert abs(pitch_hz(samples) - 500) < 3
+
+
+@pytest.mark.parametrize(
+    ("codec", "element", "told"),
+    [
+        ("pcma", "alawenc", "8000 Hz, 1 channel, pcm_alaw"),
+        ("aac", "voaacenc", "44100 Hz, 2 channels, aac"),
+        ("opus", "opusenc", "48000 Hz, 2 channels, opus"),
+    ],
+)
+def test_the_codecs_of_cameras_are_heard_from_a_real_server(codec: str, element: str, told: str) -> None:
+    if not has_element(element):
+        pytest.skip(f"GStreamer has no {element}")
+    with RtspServer() as server, hearing(server.sounding + codec) as (stream, news):
+        first(stream)
+        heard(stream, 0.5)  # an encoder begins softly
+        chunks = heard(stream, 2.5)
+        assert is_whole(chunks)
+        samples = np.concatenate([chunk.samples for chunk in chunks])
+        assert len(samples) > 2 * RATE
+        assert abs(pitch_hz(samples) - 440) < 3
+        assert np.abs(samples).max() > 3000
+        assert (stream.stats.detail, news) == (told, [])
+
+
+def test_a_server_that_hangs_is_told_and_heard_again() -> None:
+    if not has_element("alawenc"):
+        pytest.skip("GStreamer has no alawenc")
+    with RtspServer() as server, hearing(server.sounding + "pcma") as (stream, news):
+        before = first(stream)
+        server.freeze()
+        wait(lambda: stream.lost)
+        server.thaw()
+        heard(stream, 0.1)
+        wait(lambda: stream.take(0.0) is not None)
+        assert [one.partition(":")[0] for one in news] == ["lost", "running"]
+        assert "no sound for 2 s" in news[0]
+        assert first(stream).first > before.end + RATE
+
+
+def test_a_stream_of_pictures_and_one_of_words_share_a_camera(tmp_path: Path, broker: Mosquitto) -> None:
+    said = np.concatenate((quiet(2.0), word("low"), quiet(2.0), word("high"), quiet(1.0)))
+    said = np.resize(said, len(said) // FPS * FPS)
+    messages = broker.subscribe("vedette/#")
+    units = encode(pattern(2 * FPS, moves=range(2 * FPS)), options=GOP)
+    with PacketCamera(units, sound=a_law(said, RATE), rate_hz=RATE) as camera:
+        gate = {"source": camera.uri, "model": str(tone_model(tmp_path))}
+        yard = {"source": camera.uri, "model": str(person_model(tmp_path))}
+        wrong = {"source": "v4l2:/dev/video77", "model": gate["model"]}
+        with Vedette(tmp_path, broker, gate=gate, yard=yard, wrong=wrong) as vedette:
+            assert "gives pictures, and model" in vedette.wait_said("stream wrong")
+            messages.wait(lambda m: {one.track.label for one in events(m, "gate")} >= {"low", "high"})
+            messages.wait(lambda m: events(m, "yard"))
+            assert camera.viewers == 1
+            vedette.end()
+    words = events(messages, "gate")
+    assert {(one.kind, one.reason) for one in words} == {("keyword", "word")}
 
 
 def test_who_hears_a_camera_loads_no_opencv_and_who_hears_a_microphone_no_pyav() -> None:
