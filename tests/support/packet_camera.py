@@ -88,6 +88,7 @@ class PacketCamera:
         speed: float = 1.0,
         sound: bool | bytes = False,
         rate_hz: int = 8000,
+        lag: int = 0,
         port: int = 0,
     ) -> None:
         """Listen; nothing is sent yet.
@@ -101,11 +102,12 @@ class PacketCamera:
             speed: factor on `fps` at which it sends.
             sound: whether there is a track of G.711 A-law, of silence; or its samples, again and again.
             rate_hz: samples of sound per second.
+            lag: units by which pictures are sent later than the sound of the same moment.
             port: where it listens; 0: on a free one.
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
-        self._rate_hz, self.viewers = rate_hz, 0
+        self._rate_hz, self._lag, self.viewers = rate_hz, lag, 0
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self.uri = f"rtsp://127.0.0.1:{self.port}/cam"
@@ -189,18 +191,19 @@ class PacketCamera:
         sound_channel, self.viewers = 2 if self._units else 0, self.viewers + 1
         began_s, number, sequence, fps = time.monotonic(), 0, 0, self._fps * self._speed
         while not self._stopped.wait(max(0.0, began_s + number / fps - time.monotonic())):
-            if self._units:
-                unit = self._units[number % len(self._units)]
-                round_s = number // len(self._units) * len(self._units) / self._fps
-                at_s = unit.pts_s + round_s + self._shift_s(number)
+            if self._units and number >= self._lag:
+                shown = number - self._lag
+                unit = self._units[shown % len(self._units)]
+                round_s = shown // len(self._units) * len(self._units) / self._fps
+                at_s = unit.pts_s + round_s + self._shift_s(shown)
                 for payload, last in _payloads(unit.data, self._codec):
                     if not self._lost(sequence):
                         _send(connection, 0, 96, sequence, round(at_s * CLOCK_HZ), payload, last=last)
                     sequence += 1
-            if self._sound or not self._units:
+            if (self._sound or not self._units) and number:  # sound is sent when its last sample is there
                 samples = self._rate_hz // self._fps
-                said = self._said(number * samples, samples)
-                _send(connection, sound_channel, 97, number, number * samples, said, last=False)
+                said, at = self._said((number - 1) * samples, samples), (number - 1) * samples
+                _send(connection, sound_channel, 97, number, at, said, last=False)
             number += 1
 
     def _said(self, first: int, count: int) -> bytes:

@@ -127,8 +127,12 @@ def test_the_sound_of_a_camera_is_heard_without_a_gap_and_no_picture_is_decoded(
         assert news == []
 
 
-def test_a_flash_is_seen_when_its_beep_is_heard() -> None:
-    """The camera shows a white picture, and beeps, for 0.2 s of every two seconds."""
+@pytest.mark.parametrize("lag", [0, 4])
+def test_a_flash_is_seen_when_its_beep_is_heard(lag: int) -> None:
+    """The camera shows a white picture, and beeps, for 0.2 s of every two seconds.
+
+    Encoding its pictures takes so many periods longer than encoding its sound.
+    """
     frames = round(FLASH_EVERY_S * FPS)
     pictures = pattern(frames)
     for number in range(FPS, FPS + round(FLASH_S * FPS)):
@@ -138,7 +142,7 @@ def test_a_flash_is_seen_when_its_beep_is_heard() -> None:
     beep = tone(FLASH_S, pitch_hz=1000)
     samples[begin : begin + len(beep)] = beep
     cameras = Cameras()
-    with PacketCamera(encode(pictures, options=GOP), sound=a_law(samples)) as camera:
+    with PacketCamera(encode(pictures, options=GOP), sound=a_law(samples), lag=lag) as camera:
         with seeing(camera.uri, cameras) as yard, hearing(camera.uri, cameras) as (gate, _):
             first(gate)
             seen_ns, heard_ns, until = [], [], time.monotonic() + 9.0
