@@ -374,10 +374,12 @@ class NetworkStream(Video):
         return began_ns
 
     def _plan(self, packet: Packet[Stream]) -> None:
-        packet.opaque = self._arrived
-        codec = self._context.name
-        facts = PacketFacts(packet.size, packet.is_keyframe, is_disposable(codec, packet), self._arrived.read_ns)
         demand = self._listener.demand if self._listener is not None else Demand()
+        is_seen = demand.mode is not DecodeMode.NOTHING
+        if is_seen:
+            packet.opaque = self._arrived
+        disposable = is_seen and is_disposable(self._context.name, packet)
+        facts = PacketFacts(packet.size, packet.is_keyframe, disposable, self._arrived.read_ns)
         self._steps += self._policy.add(packet, facts, demand)
         self.undecoded += not self._steps
         if len(self._steps) > 1:
