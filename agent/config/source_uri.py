@@ -347,25 +347,6 @@ def _import(path: str) -> Callable[..., object]:
     return cast(Callable[..., object], getattr(importlib.import_module(module), function))
 
 
-def origin_of(uri: str) -> str:
-    """Return what two URIs of one source have in common: scheme, host, port, path and query, or device.
-
-    A login, the case of scheme and host, the scheme's own port and the pace of files make no difference.
-    """
-    try:
-        address = parse(uri)
-        parts = urlsplit(uri, allow_fragments=False)
-        port = parts.port or DEFAULT_PORTS.get(address.scheme, 0)
-    except (SourceError, ValueError):  # told elsewhere
-        return uri
-    if address.scheme == "test":
-        return uri
-    if not SCHEMES[address.scheme].network:
-        return f"{address.scheme}:{address.target}"
-    host = (parts.hostname or "").removesuffix(".")
-    return f"{address.scheme}://{host}:{port}{parts.path or '/'}?{parts.query}"
-
-
 def parse_picture(uri: str) -> SourceUri:
     """Parse the URI of a source of pictures.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from agent.config import StreamConfig
-from agent.config.source_uri import origin_of
+from agent.config.source_uri import DEFAULT_PORTS, SCHEMES, parse
+from agent.errors import SourceError
 
 
 class UnmaskedTwin(NamedTuple):
@@ -30,7 +32,7 @@ def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin
 
     Masks are compared as they are drawn: one that lies within another is told, too.
     """
-    running = {name: (stream, origin_of(stream.source)) for name, stream in streams.items() if stream.enabled}
+    running = {name: (stream, _origin_of(stream.source)) for name, stream in streams.items() if stream.enabled}
     for name, (stream, origin) in running.items():
         for other, (its, its_origin) in running.items():
             if not stream.hides or other == name:
@@ -40,7 +42,7 @@ def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin
                 text = f"stream {other} shows the source of stream {name}, and hides {hides}"
                 yield UnmaskedTwin(name, other, ("source",), text)
             recorded = its.clips.record_source if its.clips is not None else ""
-            if recorded and origin_of(recorded) == origin:
+            if recorded and _origin_of(recorded) == origin:
                 text = f"the clips of stream {other} show the source of stream {name}, and hide nothing of it"
                 yield UnmaskedTwin(name, other, ("clips", "record_source"), text)
 
@@ -48,3 +50,22 @@ def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin
 def _shows_more(stream: StreamConfig, than: StreamConfig) -> bool:
     masks, others = ({mask.polygon for mask in one.privacy} for one in (stream, than))
     return not (others <= masks and set(than.blur) <= set(stream.blur))
+
+
+def _origin_of(uri: str) -> str:
+    """Return what two URIs of one source have in common: scheme, host, port, path and query, or device.
+
+    A login, the case of scheme and host, the scheme's own port and the pace of files make no difference.
+    """
+    try:
+        address = parse(uri)
+        parts = urlsplit(uri, allow_fragments=False)
+        port = parts.port or DEFAULT_PORTS.get(address.scheme, 0)
+    except (SourceError, ValueError):  # told elsewhere
+        return uri
+    if address.scheme == "test":
+        return uri
+    if not SCHEMES[address.scheme].network:
+        return f"{address.scheme}:{address.target}"
+    host = (parts.hostname or "").removesuffix(".")
+    return f"{address.scheme}://{host}:{port}{parts.path or '/'}?{parts.query}"

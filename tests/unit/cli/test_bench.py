@@ -164,3 +164,10 @@ def test_a_prediction_measures_nothing() -> None:
     assert done.exit_code == 1
     assert "did you mean 'pi4b'" in str(done.exception)
     assert "sd865" in str(done.exception)
+
+
+@pytest.mark.parametrize("patience", ["0", "-1"])
+def test_a_patience_that_nothing_can_keep_is_refused_as_that(patience: str) -> None:
+    result = call("nanodet", "--patience", patience)
+    assert result.exit_code == 2
+    assert "--patience" in result.output
