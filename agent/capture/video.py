@@ -17,7 +17,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
-from agent.capture.hardware.failover import FailoverDecoder, FailoverLimits
+from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.packet_clock import PacketClock
 from agent.capture.server_probe import find_refusal, why_unreachable
@@ -66,7 +66,7 @@ class Video(Source):
         context.thread_count, context.thread_type = 1, av.codec.context.ThreadType.NONE
         context.copy_opaque = True  # a packet's times go to its picture
         self._decoder = FailoverDecoder(media.video, self._shown)
-        self._decoded: deque[VideoFrame] = deque()
+        self._decoded: deque[DecodedPicture] = deque()
         self._held: VideoFrame | None = None
 
     def follow(self, listener: SourceListener) -> None:
@@ -78,7 +78,7 @@ class Video(Source):
             if (packet := self._next_packet()) is None:
                 return False
             self._decode(packet)
-        self._held = self._decoded.popleft()
+        self._held = self._decoded.popleft().frame
         return True
 
     def _next_packet(self) -> Packet[Stream] | None:
@@ -310,7 +310,7 @@ class NetworkStream(Video):
     def _advance(self) -> None:
         """Hold the next picture, or decode the next step, or read the next packet."""
         if self._decoded:
-            self._hold(self._decoded.popleft())
+            self._hold(*self._decoded.popleft())
         elif self._steps:
             self._run(self._steps.popleft())
         else:
@@ -369,9 +369,9 @@ class NetworkStream(Video):
             self._decoder.prefer(self._listener.decoder(self._codec))
         self._decode(step.packet)
 
-    def _hold(self, frame: VideoFrame) -> None:
+    def _hold(self, frame: VideoFrame, opaque: object) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
-        arrived = cast(_Arrival, frame.opaque or self._arrived)
+        arrived = cast(_Arrival, opaque or self._arrived)
         captured_ns = min(arrived.captured_ns, self._now_ns())
         if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
             return

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from agent.config.capture import CaptureConfig
+from agent.config.capture import CaptureConfig as CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import cast
+from typing import NamedTuple, cast
 
 import av
 import numpy as np
@@ -34,7 +34,7 @@ class FailoverLimits(Struct, frozen=True):
     """When a hardware decoder has failed.
 
     Attributes:
-        answer_s: longest time until it has taken a packet, s; three times that for its opening with the first one.
+        answer_s: longest time until it has taken a packet, s; three times that for its opening and first one.
         silent_packets, silent_s: as many packets without a picture, in at least this time, s.
         check_s: time between two comparisons of a key frame, s.
         difference: mean difference of a picture to the software decoder's, of 255.
@@ -77,7 +77,6 @@ class DecoderRecord:
 
 _RECORD = DecoderRecord()
 _UNKNOWN = object()
-_Request = Packet[Stream] | None
 _Answer = list[VideoFrame] | Exception
 
 
@@ -140,35 +139,52 @@ class _Comparison:
     def __init__(self, limits: FailoverLimits) -> None:
         self._limits, self._due_s = limits, float("-inf")
         self._pts: int | None = None
-        self._expected: VideoFrame | None = None
+        self._expected: SmallPicture | None = None
 
     def is_due(self) -> bool:
         return time.monotonic() >= self._due_s
 
     def expect(self, pts: int | None, picture: VideoFrame) -> None:
         self._due_s = time.monotonic() + self._limits.check_s
-        self._pts, self._expected = pts, picture
+        self._pts, self._expected = pts, small_picture(picture)
 
     def check(self, picture: VideoFrame) -> None:
         """Raise DecoderError if a picture is the expected one, and looks different."""
         if (expected := self._expected) is None or picture.pts != self._pts:
             return
         self._expected = None
-        difference = picture_difference(picture, expected)
+        difference = picture_difference(small_picture(picture), expected)
         if difference > self._limits.difference:
             raise DecoderError(f"its pictures are wrong: they differ by {difference:.0f} of 255")
 
 
-def picture_difference(one: VideoFrame, other: VideoFrame) -> float:
-    """Return the mean difference of two pictures in small, 0..255; 255 if their sizes differ."""
-    if (one.width, one.height) != (other.width, other.height):
-        return 255.0
-    return float(np.abs(_small(one) - _small(other)).mean())
+class SmallPicture(NamedTuple):
+    """A picture in small, RGB, with the size that it had, px."""
+
+    size: tuple[int, int]
+    pixels: Array
 
 
-def _small(picture: VideoFrame) -> Array:
+def small_picture(picture: VideoFrame) -> SmallPicture:
+    """Return a picture in small."""
     small = picture.reformat(width=64, height=36, format="rgb24", threads=1)
-    return small.to_ndarray().astype(np.int16)
+    return SmallPicture((picture.width, picture.height), small.to_ndarray().astype(np.int16))
+
+
+def picture_difference(one: SmallPicture, other: SmallPicture) -> float:
+    """Return the mean difference of two pictures, 0..255; 255 if their sizes differ."""
+    return float(np.abs(one.pixels - other.pixels).mean()) if one.size == other.size else 255.0
+
+
+class DecodedPicture(NamedTuple):
+    """A picture, and the opaque data of its packet.
+
+    The data is not in the picture: PyAV forgets an object that two packets or pictures share as soon as it frees
+    the first of them.
+    """
+
+    frame: VideoFrame
+    opaque: object
 
 
 class FailoverDecoder:
@@ -205,7 +221,7 @@ class FailoverDecoder:
         self._kept: list[Packet[Stream]] = []
         self._kept_bytes = 0
         self._opaque: dict[int, object] = {}
-        self._before: list[VideoFrame] = []
+        self._before: list[DecodedPicture] = []
         self._silent, self._silent_s = 0, 0.0
         self._waits = False
         """Whether the software decoder lacks what precedes the next packet: it waits for a key frame."""
@@ -234,13 +250,13 @@ class FailoverDecoder:
             self._hardware.flush()
         self._forget()
 
-    def decode_alone(self, packet: Packet[Stream]) -> list[VideoFrame]:
+    def decode_alone(self, packet: Packet[Stream]) -> list[DecodedPicture]:
         """Return the picture of a key frame at once. Software does that: hardware may wait for more packets."""
         self._software.flush_buffers()
         found = self._in_software(packet)
         return found + self._drained()
 
-    def decode(self, packet: Packet[Stream] | None) -> list[VideoFrame]:
+    def decode(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         """Decode the next packet; None: the end, at which the software decoder gives what it holds back."""
         before, self._before = self._before, []
         if self._hardware is None:
@@ -264,34 +280,33 @@ class FailoverDecoder:
             self._hardware.end()
         self._hardware, self.name = None, ""
 
-    def _in_software(self, packet: Packet[Stream] | None) -> list[VideoFrame]:
+    def _in_software(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         with suppress(av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
-            return self._software.decode(packet)
+            return [DecodedPicture(one, one.opaque) for one in self._software.decode(packet)]
         return []
 
-    def _drained(self) -> list[VideoFrame]:
+    def _drained(self) -> list[DecodedPicture]:
         found = self._in_software(None)
         self._software.flush_buffers()
         return found
 
-    def _in_hardware(self, hardware: _DecoderThread, packet: Packet[Stream]) -> list[VideoFrame]:
+    def _in_hardware(self, hardware: _DecoderThread, packet: Packet[Stream]) -> list[DecodedPicture]:
         if packet.pts is None:
             raise DecoderError("it needs time stamps, and the camera sends none")
         if packet.is_keyframe and self._comparison.is_due():
             for expected in self.decode_alone(packet)[:1]:
-                self._comparison.expect(expected.pts, expected)
+                self._comparison.expect(expected.frame.pts, expected.frame)
         found = []
         for picture in hardware.decode(packet, self._limits.answer_s):
             # A driver keeps no opaque data, and may give pictures from before a restart.
             opaque = self._opaque.pop(cast(int, picture.pts), _UNKNOWN)
             if opaque is not _UNKNOWN:
-                picture.opaque = opaque
                 self._comparison.check(picture)
-                found.append(picture)
+                found.append(DecodedPicture(picture, opaque))
         self._watch(found)
         return found
 
-    def _watch(self, found: list[VideoFrame]) -> None:
+    def _watch(self, found: list[DecodedPicture]) -> None:
         """Raise DecoderError after too many packets without a picture."""
         if found or not self._silent:
             self._silent_s = time.monotonic()
@@ -313,7 +328,7 @@ class FailoverDecoder:
         elif self._kept or packet.is_keyframe:
             self._kept.append(packet)
 
-    def _fail(self, why: str, hanging: threading.Thread | None = None) -> list[VideoFrame]:
+    def _fail(self, why: str, hanging: threading.Thread | None = None) -> list[DecodedPicture]:
         """Go on in software; return the pictures since the newest key frame."""
         log.warning("%s: hardware decoder %s: %s; decoding in software", self._shown, self.name, why)
         self._record.add(self.name, hanging)

@@ -9,13 +9,14 @@ from typing import NamedTuple
 import av
 
 from agent.capture.media import Media, OpenError
+from agent.capture.server_probe import why_unreachable
 from agent.capture.source import with_login
 from agent.capture.video import OPTIONS
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture
 from agent.errors import SourceError
 
-_STALL_S = 10.0
+_STALL_S, _ASK_S = 10.0, 2.0
 _LARGEST = 256 * 1024 * 1024
 
 
@@ -56,7 +57,9 @@ def record_video(uri: str, seconds: float, login: CaptureConfig | None = None) -
     try:
         media = Media(target, dict(OPTIONS) if address.on_network else {}, _STALL_S)
     except OpenError as error:
-        raise SourceError(f"{address.masked}: expected video; {error}") from None
+        unread = address.on_network and not error.kinds
+        why = why_unreachable(address.target, _ASK_S) if unread else str(error)
+        raise SourceError(f"{address.masked}: expected encoded video; {why}") from None
     try:
         return _recorded(media, seconds, address.masked)
     except (av.FFmpegError, ValueError):  # without its text, which may hold the address

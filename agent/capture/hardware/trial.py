@@ -6,11 +6,10 @@ It may hang or crash with the driver: `agent.capture.hardware.trials` starts it,
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import cast
 
@@ -26,7 +25,7 @@ from av.video.stream import VideoStream
 from msgspec.structs import replace
 
 from agent.capture.hardware.decoders import DecoderError, PictureDecoder, open_decoder
-from agent.capture.hardware.failover import picture_difference
+from agent.capture.hardware.failover import SmallPicture, picture_difference, small_picture
 from agent.capture.hardware.table import SOFTWARE, DecoderTrial
 from agent.capture.hardware.trials import HEAD, TrialRequest
 from agent.structs import from_json
@@ -75,7 +74,7 @@ def try_decoder(
         return _measured(trial, decoder, clip, _expected(clip))
     except DecoderError as error:
         return replace(trial, refused=str(error))
-    except (av.FFmpegError, ValueError, RuntimeError, IndexError) as error:
+    except (av.FFmpegError, OSError, ValueError, RuntimeError, IndexError) as error:
         return replace(trial, refused=f"failed: {getattr(error, 'strerror', None) or error}")
 
 
@@ -114,21 +113,22 @@ def _in_one_thread(context: VideoCodecContext) -> VideoCodecContext:
     return context
 
 
-def _packets(container: av.container.InputContainer) -> itertools.chain[Packet[Stream] | None]:
-    """Return the packets of a clip, and None at the end."""
-    packets = (one for one in container.demux(container.streams.video[0]) if one.size)
-    return itertools.chain(packets, (None,))
+def _packets(clip: bytes) -> Iterator[Packet[Stream] | None]:
+    """Give the packets of a clip, and None at the end."""
+    with av.open(io.BytesIO(clip)) as container:
+        yield from (one for one in container.demux(container.streams.video[0]) if one.size)
+    yield None
 
 
-def _expected(clip: bytes) -> dict[int, VideoFrame]:
+def _expected(clip: bytes) -> dict[int, SmallPicture]:
     """Return the software decoder's pictures in small, by their time stamps."""
-    found: dict[int, VideoFrame] = {}
+    found: dict[int, SmallPicture] = {}
     with av.open(io.BytesIO(clip)) as container:
         context = _in_one_thread(container.streams.video[0].codec_context)
-        for packet in _packets(container):
+        for packet in _packets(clip):
             for picture in _decoded(context, packet):
                 if picture.pts is not None:
-                    found[picture.pts] = picture
+                    found[picture.pts] = small_picture(picture)
     return found
 
 
@@ -140,20 +140,19 @@ def _decoded(decoder: PictureDecoder, packet: Packet[Stream] | None) -> list[Vid
 
 
 def _measured(
-    trial: DecoderTrial, decoder: PictureDecoder, clip: bytes, expected: dict[int, VideoFrame]
+    trial: DecoderTrial, decoder: PictureDecoder, clip: bytes, expected: dict[int, SmallPicture]
 ) -> DecoderTrial:
     """Decode a clip; time that, and compare its pictures with those expected."""
     count, spent_s, cpu_s, differences = 0, 0.0, 0.0, []
     converter = VideoReformatter()
-    with av.open(io.BytesIO(clip)) as container:
-        for packet in _packets(container):
-            began_s, began_cpu_s = time.perf_counter(), time.process_time()
-            pictures = _decoded(decoder, packet)
-            for picture in pictures:
-                converter.reformat(picture, format="bgr24", threads=1)
-            spent_s, cpu_s = spent_s + time.perf_counter() - began_s, cpu_s + time.process_time() - began_cpu_s
-            count += len(pictures)
-            differences += [_difference(picture, expected) for picture in pictures] if expected else []
+    for packet in _packets(clip):
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
+        pictures = _decoded(decoder, packet)
+        for picture in pictures:
+            converter.reformat(picture, format="bgr24", threads=1)
+        spent_s, cpu_s = spent_s + time.perf_counter() - began_s, cpu_s + time.process_time() - began_cpu_s
+        count += len(pictures)
+        differences += [_difference(picture, expected) for picture in pictures] if expected else []
     trial = replace(
         trial,
         pictures=count,
@@ -164,9 +163,9 @@ def _measured(
     return replace(trial, refused=_refusal(trial, len(expected)))
 
 
-def _difference(picture: VideoFrame, expected: dict[int, VideoFrame]) -> float:
+def _difference(picture: VideoFrame, expected: dict[int, SmallPicture]) -> float:
     known = expected.get(cast(int, picture.pts))
-    return 255.0 if known is None else picture_difference(picture, known)
+    return 255.0 if known is None else picture_difference(small_picture(picture), known)
 
 
 def _refusal(trial: DecoderTrial, expected: int) -> str:
