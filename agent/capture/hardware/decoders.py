@@ -5,6 +5,7 @@ V4L2's memory-to-memory devices are in /dev/video*: `bcm2835-codec` of a Raspber
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -17,6 +18,9 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from agent.capture.hardware.table import DECODERS, DecoderKind
+
+TIME_BASE = Fraction(1, 1_000_000)
+"""Unit of the time stamps of packets for hardware decoders, s."""
 
 
 class DecoderError(Exception):
@@ -46,7 +50,7 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
         DecoderError: there is no such decoder here, or it is not for this codec.
     """
     kind = DECODERS[name]
-    known, base = track.codec_context, track.time_base
+    known = track.codec_context
     codec = known.name
     if codec not in kind.codecs:
         raise DecoderError(f"it is for {' and '.join(kind.codecs)}; the camera sends {codec}")
@@ -54,8 +58,8 @@ def open_decoder(name: str, track: VideoStream) -> PictureDecoder:
         raise DecoderError(f"there is no such device: no /dev/{kind.nodes}")
     context = _context(kind, codec)
     context.extradata, context.width, context.height = known.extradata, known.width, known.height
-    if base is not None:  # without it, drivers of V4L2 lose the time stamps
-        context.options = {"pkt_timebase": f"{base.numerator}/{base.denominator}"}
+    # Without it, FFmpeg's V4L2 decoders lose the time stamps; what a stamp counts is all the same to them.
+    context.options = {"pkt_timebase": f"{TIME_BASE.numerator}/{TIME_BASE.denominator}"}
     try:
         context.open()
     except (av.FFmpegError, ValueError) as error:

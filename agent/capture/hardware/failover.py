@@ -23,7 +23,7 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from msgspec import Struct
 
-from agent.capture.hardware.decoders import DecoderError, PictureDecoder, open_decoder
+from agent.capture.hardware.decoders import TIME_BASE, DecoderError, PictureDecoder, open_decoder
 from agent.types import Array
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ class DecoderRecord:
 
 _RECORD = DecoderRecord()
 _UNKNOWN = object()
+_STEP = 40_000
+"""Distance of the time stamps of packets, in `TIME_BASE`: drivers may expect a usual rate."""
 _Answer = list[VideoFrame] | Exception
 
 
@@ -221,6 +223,7 @@ class FailoverDecoder:
         self._kept: list[Packet[Stream]] = []
         self._kept_bytes = 0
         self._opaque: dict[int, object] = {}
+        self._stamp = 0
         self._before: list[DecodedPicture] = []
         self._silent, self._silent_s = 0, 0.0
         self._waits = False
@@ -291,13 +294,12 @@ class FailoverDecoder:
         return found
 
     def _in_hardware(self, hardware: _DecoderThread, packet: Packet[Stream]) -> list[DecodedPicture]:
-        if packet.pts is None:
-            raise DecoderError("it needs time stamps, and the camera sends none")
+        numbered = self._numbered(packet)
         if packet.is_keyframe and self._comparison.is_due():
             for expected in self.decode_alone(packet)[:1]:
-                self._comparison.expect(expected.frame.pts, expected.frame)
+                self._comparison.expect(numbered.pts, expected.frame)
         found = []
-        for picture in hardware.decode(packet, self._limits.answer_s):
+        for picture in hardware.decode(numbered, self._limits.answer_s):
             # A driver keeps no opaque data, and may give pictures from before a restart.
             opaque = self._opaque.pop(cast(int, picture.pts), _UNKNOWN)
             if opaque is not _UNKNOWN:
@@ -305,6 +307,17 @@ class FailoverDecoder:
                 found.append(DecodedPicture(picture, opaque))
         self._watch(found)
         return found
+
+    def _numbered(self, packet: Packet[Stream]) -> Packet[Stream]:
+        """Return a copy whose time stamp tells its picture: a camera's may be missing, or come twice."""
+        self._stamp += _STEP
+        numbered: Packet[Stream] = Packet(bytes(packet))
+        numbered.time_base, numbered.pts, numbered.dts = TIME_BASE, self._stamp, self._stamp
+        numbered.is_keyframe = packet.is_keyframe
+        self._opaque[self._stamp] = packet.opaque
+        while len(self._opaque) > self._limits.kept_packets:
+            self._opaque.pop(next(iter(self._opaque)))
+        return numbered
 
     def _watch(self, found: list[DecodedPicture]) -> None:
         """Raise DecoderError after too many packets without a picture."""
@@ -318,10 +331,6 @@ class FailoverDecoder:
     def _keep(self, packet: Packet[Stream]) -> None:
         if packet.is_keyframe:
             self._kept, self._kept_bytes = [], 0
-        if packet.pts is not None:
-            self._opaque[packet.pts] = packet.opaque
-            while len(self._opaque) > self._limits.kept_packets:
-                self._opaque.pop(next(iter(self._opaque)))
         self._kept_bytes += packet.size
         if self._kept_bytes > self._limits.kept_bytes or len(self._kept) >= self._limits.kept_packets:
             self._kept = []

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.capture.hardware.trial import encode_clip
-from agent.cli.main import main
+from agent.cli.main import vedette
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def clip(tmp_path: Path) -> Path:
 
 
 def test_each_decoder_is_measured_on_a_file(clip: Path) -> None:
-    done = CliRunner().invoke(main, ["bench", "--decode", str(clip), "--seconds", "2", "--json"])
+    done = CliRunner().invoke(vedette, ["bench", "--decode", str(clip), "--seconds", "2", "--json"])
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout)
     assert (told["codec"], told["width"], told["height"]) == ("h264", 640, 480)
@@ -29,7 +29,7 @@ def test_each_decoder_is_measured_on_a_file(clip: Path) -> None:
 
 
 def test_the_table_tells_why_a_decoder_is_refused(clip: Path) -> None:
-    done = CliRunner().invoke(main, ["bench", "--decode", f"file:{clip}"])
+    done = CliRunner().invoke(vedette, ["bench", "--decode", f"file:{clip}"])
     assert done.exit_code == 0, done.output
     assert "h264, 640x480, 60 pictures" in done.stdout
     assert "h264_v4l2m2m: " in done.stdout
@@ -44,13 +44,13 @@ def test_the_table_tells_why_a_decoder_is_refused(clip: Path) -> None:
     ],
 )
 def test_a_model_and_a_video_are_two_measurements(arguments: list[str], named: str) -> None:
-    done = CliRunner().invoke(main, ["bench", *arguments])
+    done = CliRunner().invoke(vedette, ["bench", *arguments])
     assert done.exit_code == 2
     assert named in done.stderr
 
 
 @pytest.mark.parametrize("source", ["nothing.mp4", "v4l2:/dev/video0", "file:/dev/null", "rtsp://127.0.0.1:9/x"])
 def test_a_source_without_encoded_video_is_refused(source: str) -> None:
-    done = CliRunner().invoke(main, ["bench", "--decode", source])
+    done = CliRunner().invoke(vedette, ["bench", "--decode", source])
     assert done.exit_code != 0
     assert done.exception is not None
