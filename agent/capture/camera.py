@@ -178,7 +178,8 @@ class Camera:
         if len(demands) == 1:
             return demands[0]
         mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
-        return Demand(mode, any(one.moved for one in demands))
+        most = max((one.most for one in demands), default=DecodeMode.FULL)
+        return Demand(mode, any(one.moved for one in demands), most)
 
     @property
     def wants_packets(self) -> bool:

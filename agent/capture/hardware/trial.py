@@ -115,8 +115,10 @@ def _in_one_thread(context: VideoCodecContext) -> VideoCodecContext:
 
 def _packets(clip: bytes) -> Iterator[Packet[Stream] | None]:
     """Give the packets of a clip, and None at the end."""
-    with av.open(io.BytesIO(clip)) as container:
-        yield from (one for one in container.demux(container.streams.video[0]) if one.size)
+    with av.open(io.BytesIO(clip), "r") as container:
+        for packet in container.demux(container.streams.video[0]):
+            if packet.size:
+                yield cast("Packet[Stream]", packet)
     yield None
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from av.packet import Packet
@@ -56,9 +56,9 @@ def decoded(media: Media, own: FailoverDecoder, name: str = NAME) -> list[Decode
 
 
 def _number(picture: DecodedPicture) -> int:
-    what, number = picture.opaque  # type: ignore[misc]
+    what, number = cast("tuple[str, int]", picture.opaque)
     assert what == "came"
-    return int(number)
+    return number
 
 
 def numbers(pictures: list[DecodedPicture]) -> list[int]:
