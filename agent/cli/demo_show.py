@@ -30,7 +30,6 @@ from agent.config import (
     DeviceConfig,
     GateConfig,
     HomeAssistantConfig,
-    MqttConfig,
     PublishConfig,
     SelectionConfig,
     StorageConfig,
@@ -39,6 +38,7 @@ from agent.config import (
     ZoneConfig,
 )
 from agent.config.filters import LineConfig
+from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import mask, parse
 from agent.daemon.check import check_stream
 from agent.daemon.daemon import Daemon

@@ -11,7 +11,8 @@ from agent.board.identity import read_board
 from agent.comms.homeassistant.announcer import Announcer
 from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
 from agent.compute.manifest import Manifest
-from agent.config import HomeAssistantConfig, MqttConfig, StreamConfig
+from agent.config import HomeAssistantConfig, StreamConfig
+from agent.config.mqtt import MqttConfig
 from agent.daemon.condition.watchers import is_watched
 from agent.daemon.runtime import Runtime
 from agent.daemon.streams.stream import Stream

@@ -23,7 +23,8 @@ sys.path.insert(0, str(common.ROOT))
 from agent.comms import messages
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import MqttConfig, StorageConfig
+from agent.config import StorageConfig
+from agent.config.mqtt import MqttConfig
 from agent.health import StreamHealth
 from agent.storage.spool.spool import Spool
 from agent.types import Track

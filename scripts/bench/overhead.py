@@ -253,7 +253,8 @@ def agent(model: str, port: str, frames: str) -> None:
     """The real stream: grabber, vision, reporter, spool and publisher, with the default configuration."""
     from agent.comms.mqtt.publisher import Publisher
     from agent.comms.topics import Topics
-    from agent.config import GateConfig, MqttConfig, StorageConfig, StreamConfig
+    from agent.config import GateConfig, StorageConfig, StreamConfig
+    from agent.config.mqtt import MqttConfig
     from agent.daemon.streams.services import StreamServices
     from agent.daemon.streams.stream import Stream
     from agent.storage.spool.spool import Spool

@@ -11,7 +11,7 @@ import common
 from agent.comms import messages
 from agent.comms.mqtt.connection import Connection, WakeupPipe
 from agent.comms.mqtt.paho_client import Protocol, PublishProperties
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from agent.types import Track
 
 TOPIC = "vedette/porch/front/events"

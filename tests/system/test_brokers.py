@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from agent.comms.mqtt.connection import ConnectionTimings
-from agent.config import FallbackConfig, MqttConfig
+from agent.config.mqtt import FallbackConfig, MqttConfig
 from tests.support.hostile import forwarder, peer
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import EVENTS, TOPICS, event, events_of, in_order, wait_for

@@ -15,7 +15,8 @@ import pytest
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.reasons import Synchronised
-from agent.config import MqttConfig, StorageConfig
+from agent.config import StorageConfig
+from agent.config.mqtt import MqttConfig
 from agent.storage.spool.spool import Spool
 from tests.support.certificates import make_certificate
 from tests.support.mosquitto import Mosquitto

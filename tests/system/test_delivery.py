@@ -21,7 +21,8 @@ from msgspec.structs import replace
 
 from agent.comms.mqtt import publisher as mqtt
 from agent.comms.mqtt.publisher import Publisher
-from agent.config import MqttConfig, StorageConfig
+from agent.config import StorageConfig
+from agent.config.mqtt import MqttConfig
 from agent.storage.spool.history import History
 from tests.support.killed import process
 from tests.support.mosquitto import HOST, Mosquitto, free_port

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from agent.board.thermal import resident_mb
 from agent.comms.mqtt import connection as connection_module
 from agent.comms.mqtt.connection import ConnectionTimings
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from tests.support.hostile import (
     CONNACK_5,
     forwarder,

@@ -22,13 +22,13 @@ from agent.config import (
     Config,
     DeviceConfig,
     HealthConfig,
-    MqttConfig,
     PublishConfig,
     StorageConfig,
     StreamConfig,
     ThermalConfig,
     TrackConfig,
 )
+from agent.config.mqtt import MqttConfig
 from agent.daemon.daemon import Daemon
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError, StorageError, VedetteError

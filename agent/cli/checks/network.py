@@ -19,7 +19,8 @@ from agent.cli.checks import Finding, metrics
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
-from agent.config import Config, MqttConfig, StreamConfig
+from agent.config import Config, StreamConfig
+from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
 from agent.errors import BrokerError, ConfigError, SourceError
 from agent.health import HEALTH_FILE, DaemonHealth

@@ -18,7 +18,7 @@ from agent.comms.mqtt import endpoint, reasons
 from agent.comms.mqtt.endpoint import shown_host
 from agent.comms.mqtt.paho_client import VERSIONS, Protocol
 from agent.comms.mqtt.reasons import RefusedError, UnansweredError
-from agent.config import MqttConfig, Transport
+from agent.config.mqtt import MqttConfig, Transport
 from agent.errors import BrokerError, ConfigError
 
 KEYS = (

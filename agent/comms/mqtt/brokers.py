@@ -19,7 +19,7 @@ from agent.comms.mqtt.reasons import (
     Synchronised,
     UnansweredError,
 )
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import is_local
 from agent.errors import BrokerError, ConfigError
 

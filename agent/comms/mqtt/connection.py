@@ -37,7 +37,7 @@ from agent.comms.mqtt.paho_client import (
     reply_properties,
 )
 from agent.comms.mqtt.reasons import RefusedError, Synchronised, UnansweredError, explain_certificate
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from agent.errors import BrokerError
 
 

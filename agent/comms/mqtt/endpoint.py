@@ -18,7 +18,8 @@ from pathlib import Path
 from msgspec import structs
 
 from agent.comms.topics import Topics
-from agent.config import Config, FallbackConfig, MqttConfig, secret_file
+from agent.config import Config, secret_file
+from agent.config.mqtt import FallbackConfig, MqttConfig
 from agent.errors import ConfigError, reason_of
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")

@@ -17,7 +17,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from agent.comms.messages import SCHEMA_VERSION
 from agent.comms.mqtt.endpoint import port, read_certificates, read_password
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 
 Protocol = Literal["5", "3.1.1"]
 Will = tuple[str, bytes] | None

@@ -26,7 +26,7 @@ from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.reasons import CertificateError, RefusedError, Synchronised
 from agent.comms.mqtt.session import BrokerSession, LinkState, Stop
 from agent.comms.topics import OFFLINE, STOPPED, Topics
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from agent.errors import BrokerError, ConfigError
 from agent.types import LinkLoad
 

@@ -16,7 +16,7 @@ from typing import Any
 from msgspec import Struct
 
 from agent.comms.mqtt.endpoint import port, read_certificates, tls_reason
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from agent.errors import BrokerError, ConfigError, reason_of
 from agent.text import plain
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import Config, DeviceConfig, HealthConfig, MqttConfig, StorageConfig
+from agent.config import Config, DeviceConfig, HealthConfig, StorageConfig
 from agent.config.load import describe_pending, keep_until_restart, names
+from agent.config.mqtt import MqttConfig
 
 OLD = Config(device=DeviceConfig("porch"))
 durabilities = st.sampled_from(["event", "batch"])

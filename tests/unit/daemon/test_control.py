@@ -13,12 +13,12 @@ from agent.config import (
     ClipsConfig,
     Config,
     DecodeConfig,
-    MqttConfig,
     PublishConfig,
     StorageConfig,
     StreamConfig,
     TrackConfig,
 )
+from agent.config.mqtt import MqttConfig
 from agent.daemon import control as module
 from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile

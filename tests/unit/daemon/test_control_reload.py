@@ -19,7 +19,6 @@ from agent.config import (
     DeviceConfig,
     GateConfig,
     HealthConfig,
-    MqttConfig,
     PublishConfig,
     SelectionConfig,
     StorageConfig,
@@ -30,6 +29,7 @@ from agent.config import (
 from agent.config.filters import FilterConfig
 from agent.config.governor import ServiceConfig
 from agent.config.load import changes
+from agent.config.mqtt import MqttConfig
 from agent.daemon.control import ReloadPlan
 from agent.daemon.runtime import Runtime, stop_streams
 from agent.daemon.streams.stream import Stream

@@ -16,15 +16,9 @@ import pytest
 from agent.comms.messages import EventMessage
 from agent.comms.topics import Topics
 from agent.compute.track.fusion_rule import Judgement
-from agent.config import (
-    Config,
-    FusionConfig,
-    MqttConfig,
-    StorageConfig,
-    StreamConfig,
-    TextConfig,
-)
+from agent.config import Config, FusionConfig, StorageConfig, StreamConfig, TextConfig
 from agent.config.inspection import InspectionConfig
+from agent.config.mqtt import MqttConfig
 from agent.daemon.fusion import FusionRunner, FusionServices, evidence_sources, open_vectors, plan_fusion
 from agent.daemon.runtime import Runtime
 from agent.errors import BackendError, ConfigError

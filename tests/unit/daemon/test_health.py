@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from agent import __version__
-from agent.config import Config, MqttConfig, StorageConfig, StreamConfig
+from agent.config import Config, StorageConfig, StreamConfig
+from agent.config.mqtt import MqttConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant

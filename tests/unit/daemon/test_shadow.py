@@ -16,7 +16,8 @@ from msgspec.structs import replace
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.worker.session import WorkerSession
-from agent.config import Config, DecodeConfig, GateConfig, MqttConfig, StorageConfig, StreamConfig
+from agent.config import Config, DecodeConfig, GateConfig, StorageConfig, StreamConfig
+from agent.config.mqtt import MqttConfig
 from agent.daemon.control import ConfigManager
 from agent.daemon.health import HealthFile, HealthPublisher
 from agent.daemon.homeassistant import HomeAssistant

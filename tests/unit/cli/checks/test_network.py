@@ -15,7 +15,8 @@ from msgspec.structs import replace
 
 from agent.board.proc import boot_id
 from agent.cli.checks import Finding, network
-from agent.config import CaptureConfig, Config, FallbackConfig, MqttConfig, StreamConfig
+from agent.config import CaptureConfig, Config, StreamConfig
+from agent.config.mqtt import FallbackConfig, MqttConfig
 from agent.health import DaemonHealth, LinkHealth, StreamReport
 from tests.support.mosquitto import HOST, Mosquitto
 

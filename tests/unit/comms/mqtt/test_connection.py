@@ -18,7 +18,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from agent.comms.mqtt.connection import TIMINGS, Connection, ConnectionTimings, WakeupPipe
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import OFFLINE
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from agent.types import Stored
 from tests.support.hostile import CONNACK_5, peer, receive_until
 from tests.support.mosquitto import HOST, free_port

@@ -23,7 +23,8 @@ from agent.comms.mqtt.endpoint import (
 )
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.topics import Topics
-from agent.config import FallbackConfig, MqttConfig, secret_file
+from agent.config import secret_file
+from agent.config.mqtt import FallbackConfig, MqttConfig
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
 from tests.support.publishing import Kept

@@ -12,7 +12,7 @@ import pytest
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.reasons import Synchronised
-from agent.config import MqttConfig
+from agent.config.mqtt import MqttConfig
 from tests.support.hostile import CONNACK_5, peer, receive_until
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, Kept, wait_for
