@@ -33,6 +33,7 @@ from agent.config.privacy import check_masks, seen_without_masks, shows_without_
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
+from agent.daemon.clips.record_source import check_record_source
 from agent.daemon.streams.perception import (
     Perception,
     check_clips,
@@ -131,6 +132,12 @@ def warnings(path: Path) -> list[str]:
             for name, stream in file.config.streams.items()
             if holds_secret(stream.source)
         ]
+        found += [
+            f"{file.where('streams', name, 'clips', 'record_source')}: holds a password, and {OPEN}; chmod o= "
+            f"{path}, or put the password into a file of its own, see capture.password_file"
+            for name, stream in file.config.streams.items()
+            if stream.clips is not None and holds_secret(stream.clips.record_source)
+        ]
     return found
 
 
@@ -205,7 +212,11 @@ def check_selection(selection: SelectionConfig) -> None:
 
 def check_stream(name: str, stream: StreamConfig) -> None:
     """Check one stream. Raises VedetteError, its first problem."""
-    for _, step in (*_source_steps(stream), *_steps(name, stream, _open_perception)):
+    for _, step in (
+        *_source_steps(stream),
+        *_other_source(name, stream),
+        *_steps(name, stream, _open_perception),
+    ):
         step()
 
 
@@ -218,7 +229,11 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     def prepare(name: str, stream: StreamConfig) -> Perception | None:
         return prepare_perception(name, stream, open_model(stream.model, stream.variant, 0.0))
 
-    for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare, 0.0)):
+    for keys, step in (
+        *_source_steps(stream),
+        *_other_source(name, stream),
+        *_steps(name, stream, prepare, 0.0),
+    ):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
             return keys
     return ()
@@ -351,7 +366,11 @@ def _stream_problems(file: ConfigFile) -> Iterator[str]:
     for name, stream in streams.items():
         found = [
             (keys, str(error))
-            for steps in (_source_steps(stream, check_opens), _shared(file, name))
+            for steps in (
+                _source_steps(stream, check_opens),
+                _other_source(name, stream),
+                _shared(file, name),
+            )
             for keys, error in _first_problem(steps)
             if not _is_of_another_user(error)
         ]
@@ -381,6 +400,10 @@ def _shared(file: ConfigFile, name: str) -> Iterator[Step]:
 def _source_steps(stream: StreamConfig, check: Callable[[str], None] = check_there) -> Iterator[Step]:
     yield ("source",), lambda: check(stream.source)
     yield ("capture",), lambda: check_login(stream.source, stream.capture)
+
+
+def _other_source(name: str, stream: StreamConfig) -> Iterator[Step]:
+    yield ("clips", "record_source"), partial(check_record_source, name, stream)
 
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:
