@@ -141,7 +141,7 @@ def test_a_group_larger_than_everything_goes_on_while_it_is_written() -> None:
     ring = PacketRing(1.0, 100)
     ring.add(picture(0, key=True))
     ring.hold(0)
-    seen = []
+    seen = list[int]()
     for at in range(1, 40):
         ring.add(picture(at))
         if at % 5 == 0:
