@@ -80,6 +80,7 @@ class MediaTrack(Struct, frozen=True, gc=False):
             and `moov`), which holds the parameters that a decoder needs; empty: MP4 cannot hold this codec.
         width, height: pixels; 0 for sound.
         rate_hz, channels: samples per second and their channels; 0 for video.
+        setup: parameters that a decoder of sound needs, FFmpeg's `extradata`; empty: none.
     """
 
     kind: Literal["video", "sound"]
@@ -90,6 +91,7 @@ class MediaTrack(Struct, frozen=True, gc=False):
     height: int = 0
     rate_hz: int = 0
     channels: int = 0
+    setup: bytes = b""
 
 
 class MediaPacket(Struct, frozen=True, gc=False):
@@ -102,6 +104,8 @@ class MediaPacket(Struct, frozen=True, gc=False):
         duration: ticks; 0: unknown.
         keyframe: whether decoding can begin with it.
         captured_ns: CLOCK_MONOTONIC when it was read, ns.
+        began_ns: CLOCK_MONOTONIC when its picture, or its first sample, was captured, ns: its time stamp on the
+            clock of all tracks of a camera; 0: unknown, as of a file.
     """
 
     track: MediaTrack
@@ -111,6 +115,7 @@ class MediaPacket(Struct, frozen=True, gc=False):
     duration: int
     keyframe: bool
     captured_ns: int
+    began_ns: int = 0
 
 
 class AudioChunk(Struct, frozen=True, gc=False):

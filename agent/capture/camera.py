@@ -30,13 +30,15 @@ class FrameConsumer(Protocol):
     """Takes the frames of a camera: one stream. The methods are called by the camera's threads.
 
     Attributes:
-        wants_packets: whether it takes the packets of an encoded source, too.
+        wants_packets: whether it takes all packets of an encoded source, too.
+        wants_sound: whether it takes its packets of sound.
         demand: what it wants to be decoded of one; the highest demand of all consumers counts.
         privacy: what it hides.
         painter: of its masks; None: it has none.
     """
 
     wants_packets: bool
+    wants_sound: bool
     demand: Demand
     privacy: Privacy
     painter: MaskPainter | None
@@ -175,14 +177,20 @@ class Camera:
 
     @property
     def wants_packets(self) -> bool:
-        """True if a consumer takes packets."""
+        """True if a consumer takes all packets."""
         return any(one.wants_packets for one in self._consumers)
+
+    @property
+    def wants_sound(self) -> bool:
+        """True if a consumer takes packets of sound."""
+        return any(one.wants_sound for one in self._consumers)
 
     def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
         """Hand a packet on, from a reader's thread."""
         if reader is self.supervisor.current:
+            is_sound = packet.track.kind == "sound"
             for one in self._consumers:
-                if one.wants_packets:
+                if one.wants_packets or (is_sound and one.wants_sound):
                     one.take_packet(packet)
 
     def passes(self, now_s: float) -> bool:

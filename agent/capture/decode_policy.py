@@ -27,11 +27,13 @@ _S = 1_000_000_000
 class DecodeMode(IntEnum):
     """How much of a stream is decoded."""
 
-    PACKETS = 0
+    NOTHING = 0
+    """No picture at all: only the sound is of use."""
+    PACKETS = 1
     """A key frame now and then; the sizes of packets tell when more is needed."""
-    KEYFRAMES = 1
+    KEYFRAMES = 2
     """Every key frame."""
-    FULL = 2
+    FULL = 3
     """Every picture."""
 
 
@@ -217,9 +219,20 @@ class DecodePolicy(Generic[P]):
         self._until_ns = self._alert_ns = self._shown_ns = -1
         self._alert_s = self._limits.alert_s
         self._suspects = self._has_started = self._overflows = self._after_key = False
+        self._began_blind_ns = 0
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
+        if demand.mode is DecodeMode.NOTHING:
+            self._forget()
+            self.mode, self._follows, self._began_blind_ns = DecodeMode.NOTHING, False, facts.at_ns
+            return []
+        if self.mode is DecodeMode.NOTHING:
+            blind_s = (facts.at_ns - self._began_blind_ns) / _S
+            if not facts.keyframe and blind_s < self._limits.blind_s:
+                return []
+            self.mode, self._follows, self._has_started = DecodeMode.FULL, True, False
+            return [DecodeStep(packet, restart=True, alone=self._choice == "keyframes")]
         if self._choice == "full":
             return [DecodeStep(packet)]
         if self._choice == "keyframes":

@@ -86,8 +86,8 @@ class Media:
         """
         return self._container.demux(*(one for one in (self.video, self.sound) if one is not None))
 
-    def media_packet(self, packet: Packet[Stream], captured_ns: int) -> MediaPacket:
-        """Return a packet as plain data."""
+    def media_packet(self, packet: Packet[Stream], captured_ns: int, began_ns: int = 0) -> MediaPacket:
+        """Return a packet as plain data; the times are those of `MediaPacket`."""
         index = packet.stream_index
         if (track := self._tracks.get(index)) is None:
             track = self._tracks[index] = _track(packet.stream)
@@ -101,6 +101,7 @@ class Media:
             packet.duration or 0,
             packet.is_keyframe,
             captured_ns,
+            began_ns,
         )
 
     def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
@@ -140,7 +141,8 @@ def _track(stream: Stream) -> MediaTrack:
     if isinstance(stream, VideoStream):
         return MediaTrack("video", context.name, time_base, header, stream.width, stream.height)
     rate_hz, channels = int(getattr(context, "sample_rate", 0)), int(getattr(context, "channels", 0))
-    return MediaTrack("sound", context.name, time_base, header, rate_hz=rate_hz, channels=channels)
+    setup = bytes(context.extradata or b"")
+    return MediaTrack("sound", context.name, time_base, header, rate_hz=rate_hz, channels=channels, setup=setup)
 
 
 def _read_parameters(track: MediaTrack, key_frame: bytes) -> MediaTrack:

@@ -33,6 +33,10 @@ class PacketReader(SourceThread[Source]):
         return True
 
     @property
+    def wants_sound(self) -> bool:
+        return True
+
+    @property
     def decode(self) -> DecodeChoice:
         return "full"
 

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from agent.capture.audio_file import Resampler
-from agent.capture.decode_policy import DecodeChoice, Demand
+from agent.capture.decode_policy import DecodeChoice, DecodeMode, Demand
 from agent.capture.handoff import FrameBufferPool
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config import CaptureConfig
@@ -32,6 +32,7 @@ class SourceThread(ABC, Generic[S]):
         decoding: what is decoded now, see `Source`.
         decoded: number of pictures that the source has given, also those that `max_fps` leaves out.
         undecoded: number of pictures that it has left encoded.
+        has_sound: whether an open source of pictures has a track of sound, too; None: not known yet.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -50,6 +51,7 @@ class SourceThread(ABC, Generic[S]):
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
         self.decoding, self.decoded, self.undecoded = "", 0, 0
         self.error: SourceError | None = None
+        self.has_sound: bool | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -154,7 +156,12 @@ class FrameTaker(Protocol):
 
     @property
     def wants_packets(self) -> bool:
-        """Return True if `take_packet` is to be called, for an encoded source."""
+        """Return True if `take_packet` is to be called with every packet of an encoded source."""
+        ...
+
+    @property
+    def wants_sound(self) -> bool:
+        """Return True if `take_packet` is to be called with packets of sound."""
         ...
 
     def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
@@ -206,12 +213,21 @@ class FrameReader(SourceThread[Source]):
     def wants_packets(self) -> bool:
         return self._taker.wants_packets
 
+    @property
+    def wants_sound(self) -> bool:
+        return self._taker.wants_sound
+
     def take_packet(self, packet: MediaPacket) -> None:
-        if not self._abandoned.is_set():
-            self._taker.take_packet(self, packet)
+        if self._abandoned.is_set():
+            return
+        self._taker.take_packet(self, packet)
+        if packet.track.kind == "sound" and self.demand.mode is DecodeMode.NOTHING:
+            self.goes_on = True
+            self._count()
 
     def _read(self, source: Source) -> None:
         source.follow(self)
+        self.has_sound = source.has_sound
         due_s, number, paced = time.monotonic(), 0, source.pace_s > 0
         while not self._abandoned.is_set():
             if paced:

@@ -9,7 +9,7 @@ Pictures:
     dir:images/?pace=fast|realtime&fps=10&loop=1        jpg, png and bmp in order of their names
     test:?size=640x480&fps=10&frames=100&pace=fast      moving pattern, always the same
 
-Audio:
+Audio, which `rtsp:`, `rtsps:`, `http:`, `https:` and `file:` may give, too:
 
     mic:default?rate=16000&channel=0                    the system's preferred microphone
     mic:3                                               by number
@@ -35,7 +35,7 @@ from msgspec.structs import replace
 
 from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.config import CaptureConfig, secret_file
-from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound
+from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound, sound_opener
 from agent.errors import SourceError, reason_of
 from agent.types import Array, ChannelOrder, Image, MediaPacket, Samples
 
@@ -111,7 +111,12 @@ class SourceListener(Protocol):
 
     @property
     def wants_packets(self) -> bool:
-        """Return True if `take_packet` is to be called."""
+        """Return True if `take_packet` is to be called with every packet."""
+        ...
+
+    @property
+    def wants_sound(self) -> bool:
+        """Return True if `take_packet` is to be called with packets of sound."""
         ...
 
     def take_packet(self, packet: MediaPacket) -> None:
@@ -133,6 +138,7 @@ class Source(Protocol):
         late: whether the held picture was decoded later than it came, and must not be replaced by a newer one.
         decoding: what is decoded now, `packets`, `keyframes` or `full`; empty: the source is not encoded.
         undecoded: number of pictures that were left encoded.
+        has_sound: whether it has a track of sound that a listener can take.
     """
 
     live: bool
@@ -146,6 +152,7 @@ class Source(Protocol):
     late: bool = False
     decoding: str = ""
     undecoded: int = 0
+    has_sound: bool = False
 
     def grab(self) -> bool:
         """Wait for the next picture and hold it. Return False at the end of a finite source.
@@ -224,7 +231,10 @@ def check_opens(uri: str) -> None:
     found = status(address) if address.scheme in _ON_DISK else None
     if found is None or stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
         return
-    source: Any = opener(address)(address, _STALL_S, *([_RATE_HZ] if address.sound else []))
+    if address.gives_pictures:
+        source: Any = opener(address)(address, _STALL_S)
+    else:
+        source = sound_opener(address)(address, _STALL_S, _RATE_HZ)
     try:
         if address.scheme == "file":
             source.grab()
@@ -301,7 +311,7 @@ SoundOpener = Callable[[SourceUri, float, int], SoundSource]
 
 
 def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
-    """Open a source of audio.
+    """Open a microphone or a file; of a camera on the network see `agent.capture.camera_sound`.
 
     Args:
         uri: see the module.
@@ -309,10 +319,12 @@ def open_sound(uri: str, rate_hz: int, *, stall_s: float) -> SoundSource:
         stall_s: a microphone that gives nothing for this long has failed, s.
 
     Raises:
-        SourceError: the URI is wrong or names pictures, or the source cannot be opened.
+        SourceError: the URI is wrong or names pictures or a camera, or the source cannot be opened.
     """
     address = parse_sound(uri)
-    return cast(SoundOpener, opener(address))(address, stall_s, rate_hz)
+    if address.on_network:
+        raise SourceError(f"{address.masked}: expected a microphone or a file; its sound comes with its pictures")
+    return cast(SoundOpener, sound_opener(address))(address, stall_s, rate_hz)
 
 
 def mono(frames: Array, channel: int | None) -> Array:

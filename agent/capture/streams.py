@@ -116,7 +116,7 @@ class FrameStream(SourceStream[Frame]):
         self.painter = MaskPainter(privacy.masks) if privacy.masks else None
         self._repainter = MaskPainter(privacy.masks if privacy.find else ())
         self._on_packet = None if privacy.hides else on_packet
-        self.wants_packets = self._on_packet is not None
+        self.wants_packets, self.wants_sound = self._on_packet is not None, False
         self.demand = Demand()
 
     def start(self) -> None:
@@ -193,8 +193,28 @@ class FrameStream(SourceStream[Frame]):
         return self._camera.supervisor if self._camera is not None else None
 
 
-class AudioStream(SourceStream[AudioChunk]):
-    """Audio of one source: int16, one channel, at exactly the rate that was asked for.
+class SoundStream(SourceStream[AudioChunk]):
+    """Audio: int16, one channel, at exactly the rate that was asked for."""
+
+    def __init__(self, stream: str, rate_hz: int, *, lossless: bool) -> None:
+        """Prepare the stream, whose `rate_hz` is in samples per second."""
+        self._stream, self._rate_hz = stream, rate_hz
+        self._chunks = AudioQueue(rate_hz, lossless=lossless)
+        super().__init__(self._chunks)
+        self._end = 0
+
+    def _hand_on(self, sound: AudioBlock, lost: int) -> None:
+        """Hand audio on, before which so many samples are missing."""
+        first = self._end + lost
+        self._end = first + len(sound.samples)
+        self._delivered += len(sound.samples)
+        stamps = sound.captured_ns, sound.captured_at, sound.read_ns
+        chunk = AudioChunk(sound.samples, self._rate_hz, self._stream, first, *stamps)
+        self._dropped += sound.lost + self._chunks.put(chunk)
+
+
+class AudioStream(SoundStream):
+    """Audio of a microphone or a file.
 
     A microphone, and a replay with `pace=realtime`, does not wait: if more than 5 s were not taken, the oldest
     is dropped. A replay with `pace=fast` waits, and hands on every sample in chunks of about 0.1 s, the same ones
@@ -217,10 +237,8 @@ class AudioStream(SourceStream[AudioChunk]):
             SourceError: the URI is wrong, or names a source of pictures.
         """
         address = parse_sound(uri)
-        self._stream, self._config, self._uri, self._rate_hz = stream, config, uri, rate_hz
-        self._chunks = AudioQueue(rate_hz, lossless=address.lossless)
-        super().__init__(self._chunks)
-        self._end = self._end_ns = 0
+        super().__init__(stream, rate_hz, lossless=address.lossless)
+        self._config, self._uri, self._end_ns = config, uri, 0
         self._newest_reader: AudioReader | None = None
         self._source = SourceSupervisor(
             stream, address, config, open_next=self._reader, finish=self._queue.close, on_change=on_change
@@ -248,15 +266,11 @@ class AudioStream(SourceStream[AudioChunk]):
         """Hand audio on, from a reader's thread. Return False if this reader's audio is no longer wanted."""
         if reader is not self._supervisor.current:
             return False
-        samples, lost = sound.samples, sound.lost
-        first = self._end + lost
+        lost = sound.lost
         if reader is not self._newest_reader and self._newest_reader is not None:
-            first = max(first, self._end + self._silence(sound))
-        self._newest_reader = reader
-        self._end, self._end_ns = first + len(samples), sound.captured_ns
-        self._delivered += len(samples)
-        stamps = sound.captured_ns, sound.captured_at, sound.read_ns
-        self._dropped += lost + self._chunks.put(AudioChunk(samples, self._rate_hz, self._stream, first, *stamps))
+            lost = max(lost, self._silence(sound))
+        self._newest_reader, self._end_ns = reader, sound.captured_ns
+        self._hand_on(sound, lost)
         return not self._supervisor.stopped
 
     def _silence(self, sound: AudioBlock) -> int:

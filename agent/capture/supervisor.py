@@ -179,7 +179,9 @@ class SourceSupervisor:
         """
         self._address = address
         self._live, self._config = address.live, config
-        self._missed = f"{address.masked}: no {'sound' if address.sound else 'picture'} for {config.stall_s:g} s"
+        self._missed = (
+            f"{address.masked}: no {'picture' if address.gives_pictures else 'sound'} for {config.stall_s:g} s"
+        )
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
         self._state = SourceState()
         self._backoff = Backoff(_FIRST_PAUSE_S, longest_pause_s(address, config), jitter=0.5)

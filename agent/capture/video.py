@@ -20,7 +20,7 @@ from av.video.reformatter import VideoReformatter
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.media import Media, OpenError, is_disposable
-from agent.capture.packet_clock import PacketClock
+from agent.capture.packet_clock import MediaClock
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import Source, SourceListener, check_size, status
 from agent.config.source_uri import SourceUri
@@ -90,9 +90,17 @@ class Video(Source):
         packet = next(self._packets, None)
         if packet is None:
             return None
-        if packet.size and self._listener is not None and self._listener.wants_packets:
-            self._listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet)))
+        began_ns = self._stamp(packet) if packet.size else 0
+        listener = self._listener
+        if packet.size and listener is not None:
+            wanted = listener.wants_packets or (listener.wants_sound and not self._is_picture(packet))
+            if wanted:
+                listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet), began_ns))
         return packet
+
+    def _stamp(self, packet: Packet[Stream]) -> int:
+        """Return `MediaPacket.began_ns` of a packet."""
+        return 0
 
     def _packet_ns(self, packet: Packet[Stream]) -> int:
         """Return when a packet was captured, see `MediaPacket`."""
@@ -279,7 +287,8 @@ class NetworkStream(Video):
         super().__init__(media, address.masked)
         self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
         self._size = media.width, media.height
-        self._clock, self._burst = PacketClock(), BurstThinner()
+        self._clock, self._burst = MediaClock(), BurstThinner()
+        self.has_sound = media.sound is not None
         self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
         self._steps: deque[DecodeStep[Packet[Stream]]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
@@ -321,17 +330,19 @@ class NetworkStream(Video):
         if has_picture:
             self._alive_s = now_s
         elif now_s - self._alive_s >= self._stall_s:
-            raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
+            raise self._silence()
 
     def _read_in_time(self, what: str) -> Packet[Stream]:
         """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
         began_s = time.monotonic()
+        if self._hears_only and not self.has_sound:
+            raise SourceError(f"{self._shown}: {no_sound(self._context.name)}")
         try:
             packet = self._next_packet()
         except av.FFmpegError:
             packet = None
         if time.monotonic() - began_s >= self._stall_s:
-            raise SourceError(f"{self._shown}: no picture for {self._stall_s:g} s")
+            raise self._silence()
         if packet is None:
             raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
         return packet
@@ -340,23 +351,43 @@ class NetworkStream(Video):
         """Read a packet, and plan what is to be decoded."""
         packet = self._read_in_time("picture")
         if not self._is_picture(packet):
+            if self._hears_only:
+                self._alive_s = time.monotonic()
             return
         if not packet.size:  # the end: the decoder gives what it holds back
             self._decode(packet)
             return
-        if self._policy.mode is not DecodeMode.FULL:
+        if self._policy.mode is not DecodeMode.FULL and not self._hears_only:
             self._alive_s = time.monotonic()
         self._plan(packet)
 
+    @property
+    def _hears_only(self) -> bool:
+        """True if only the sound is of use."""
+        return self._listener is not None and self._listener.demand.mode is DecodeMode.NOTHING
+
+    def _silence(self) -> SourceError:
+        what = "sound" if self._hears_only else "picture"
+        return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s")
+
+    def _stamp(self, packet: Packet[Stream]) -> int:
+        pts, base, read_ns = packet.pts, packet.time_base, self._now_ns()
+        tick_ns = base.numerator * 1_000_000_000
+        pts_ns = None if pts is None else pts * tick_ns // base.denominator
+        is_picture = self._is_picture(packet)
+        length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // base.denominator
+        began_ns = self._clock.captured_ns(packet.stream_index, pts_ns, read_ns, length_ns)
+        if is_picture:
+            self._arrived = _Arrival(began_ns, read_ns)
+        return began_ns
+
     def _plan(self, packet: Packet[Stream]) -> None:
-        pts, base = packet.pts, packet.time_base
-        read_ns = self._now_ns()
-        pts_ns = None if pts is None else pts * base.numerator * 1_000_000_000 // base.denominator
-        self._arrived = _Arrival(self._clock.captured_ns(pts_ns, read_ns), read_ns)
-        packet.opaque = self._arrived
-        codec = self._context.name
-        facts = PacketFacts(packet.size, packet.is_keyframe, is_disposable(codec, packet), read_ns)
         demand = self._listener.demand if self._listener is not None else Demand()
+        is_seen = demand.mode is not DecodeMode.NOTHING
+        if is_seen:
+            packet.opaque = self._arrived
+        disposable = is_seen and is_disposable(self._context.name, packet)
+        facts = PacketFacts(packet.size, packet.is_keyframe, disposable, self._arrived.read_ns)
         self._steps += self._policy.add(packet, facts, demand)
         self.undecoded += not self._steps
         if len(self._steps) > 1:
@@ -407,6 +438,11 @@ class NetworkStream(Video):
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
         why = find_refusal(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
         return why or "the server stopped sending"
+
+
+def no_sound(codec: str) -> str:
+    """Return what is said of a source that has pictures alone."""
+    return f"expected sound; it has none, only pictures ({codec}): turn its sound on"
 
 
 def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:

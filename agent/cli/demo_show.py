@@ -198,7 +198,7 @@ def _check_readable(uri: str) -> None:
     """
     address = parse(uri)
     patience_s = _OPEN_LIVE_S if address.live else _OPEN_S
-    if address.sound:
+    if not address.gives_pictures:
         open_sound(uri, _RATE_HZ, stall_s=patience_s).close()
         return
     source = open_source(uri, stall_s=patience_s)

@@ -134,11 +134,11 @@ class Scheme(Struct, frozen=True):
     """One kind of source.
 
     Attributes:
-        opener: `module:function` that opens it; imported only when used.
+        opener: `module:function` that opens its pictures; imported only when used. Empty: it gives none.
+        sound_opener: the same of its sound, except of a camera on the network, see `agent.capture.camera_sound`.
         target: what stands behind the colon, and an example of it.
         keys: of the query.
         live: whether it continues unread: only the newest picture counts, and an outage is waited out.
-        sound: whether it gives audio instead of pictures.
         network: whether it is on another machine: its URI may hold secrets, and its query belongs to its server.
         pace: default of the key `pace`.
         pattern: of the target.
@@ -148,7 +148,7 @@ class Scheme(Struct, frozen=True):
     target: str
     keys: tuple[str, ...] = ()
     live: bool = False
-    sound: bool = False
+    sound_opener: str = ""
     network: bool = False
     pace: Literal["realtime", "fast"] = "realtime"
     pattern: str = r".+"
@@ -156,7 +156,10 @@ class Scheme(Struct, frozen=True):
 
 _SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme(
-    "agent.capture.video:open_stream", "a host, such as //camera.local:554/path", live=True, network=True
+    "agent.capture.video:open_stream",
+    "a host, such as //camera.local:554/path",
+    live=True,
+    network=True,
 )
 
 SCHEMES: dict[str, Scheme] = {
@@ -178,7 +181,12 @@ SCHEMES: dict[str, Scheme] = {
     "rtsps": _STREAM,
     "http": _STREAM,
     "https": _STREAM,
-    "file": Scheme("agent.capture.video:open_clip", "a video file, such as clip.mp4", ("pace", "loop")),
+    "file": Scheme(
+        "agent.capture.video:open_clip",
+        "a video file, such as clip.mp4",
+        ("pace", "loop"),
+        sound_opener="agent.capture.camera_sound.decoder:open_file_sound",
+    ),
     "dir": Scheme(
         "agent.capture.images:open_pictures",
         "a folder of pictures, such as images/",
@@ -192,17 +200,17 @@ SCHEMES: dict[str, Scheme] = {
         pattern=r"",
     ),
     "mic": Scheme(
-        "agent.capture.microphone:open_microphone",
+        "",
         "default, a microphone's number, or part of its name, such as USB PnP Sound",
         ("rate", "channel"),
         live=True,
-        sound=True,
+        sound_opener="agent.capture.microphone:open_microphone",
     ),
     "wav": Scheme(
-        "agent.capture.audio_file:open_recording",
+        "",
         "a WAV, FLAC or OGG file, such as speech.wav",
         ("pace", "loop", "channel"),
-        sound=True,
+        sound_opener="agent.capture.audio_file:open_recording",
     ),
 }
 """Every kind of source by its scheme."""
@@ -216,7 +224,7 @@ class SourceUri(Struct, frozen=True):
         target: path, device or number; for a stream the whole URI, credentials included: never show it.
         options: of the query; a stream's query belongs to its server.
         masked: the URI for messages, see `mask`.
-        live, sound: see `Scheme`.
+        live: see `Scheme`.
         host: of a stream; empty for a source on this machine.
     """
 
@@ -225,11 +233,19 @@ class SourceUri(Struct, frozen=True):
     options: SourceOptions
     masked: str
     live: bool
-    sound: bool = False
     host: str = ""
 
     def __repr__(self) -> str:
         return f"SourceUri({self.masked})"  # keeps passwords out of logs and tracebacks
+
+    @property
+    def gives_pictures(self) -> bool:
+        return bool(SCHEMES[self.scheme].opener)
+
+    @property
+    def gives_sound(self) -> bool:
+        """True if it may give sound: a camera or a video file may turn out to have none."""
+        return bool(SCHEMES[self.scheme].sound_opener) or self.on_network
 
     @property
     def on_network(self) -> bool:
@@ -317,8 +333,17 @@ def _can_be_resolved(host: str) -> bool:
 
 
 def opener(address: SourceUri) -> Callable[..., object]:
-    """Import and return the function that opens this kind of source."""
-    module, _, function = SCHEMES[address.scheme].opener.partition(":")
+    """Import and return the function that opens the pictures of this kind of source."""
+    return _import(SCHEMES[address.scheme].opener)
+
+
+def sound_opener(address: SourceUri) -> Callable[..., object]:
+    """Import and return the function that opens the sound of this kind of source."""
+    return _import(SCHEMES[address.scheme].sound_opener)
+
+
+def _import(path: str) -> Callable[..., object]:
+    module, _, function = path.partition(":")
     return cast(Callable[..., object], getattr(importlib.import_module(module), function))
 
 
@@ -329,7 +354,7 @@ def parse_picture(uri: str) -> SourceUri:
         SourceError: see `parse`; or the source gives audio.
     """
     address = parse(uri)
-    if address.sound:
+    if not address.gives_pictures:
         raise SourceError(f"{address.masked}: expected a source of pictures; {address.scheme}: gives sound")
     return address
 
@@ -338,13 +363,13 @@ def parse_sound(uri: str) -> SourceUri:
     """Parse the URI of a source of audio.
 
     Raises:
-        SourceError: see `parse`; or the source gives pictures.
+        SourceError: see `parse`; or the source gives pictures only.
     """
     address = parse(uri)
-    if not address.sound:
-        raise SourceError(
-            f"{address.masked}: expected a source of sound, mic: or wav:; {address.scheme}: gives pictures"
-        )
+    if not address.gives_sound:
+        sources = ", ".join(f"{name}:" for name, one in SCHEMES.items() if one.sound_opener or one.network)
+        expected = f"expected a source of sound, one of {sources}"
+        raise SourceError(f"{address.masked}: {expected}; {address.scheme}: gives pictures only")
     return address
 
 
@@ -359,7 +384,7 @@ def _local(parts: SplitResult, scheme: Scheme, shown: str) -> SourceUri:
         raise SourceError(f"{shown}: expected {parts.scheme}: and {scheme.target}; {found}")
     pairs = parse_qsl(parts.query, keep_blank_values=True)
     options = _read_options(pairs, scheme.keys, scheme.pace, shown)
-    return SourceUri(parts.scheme, target, options, shown, scheme.live, scheme.sound)
+    return SourceUri(parts.scheme, target, options, shown, scheme.live)
 
 
 def _unknown(uri: str, scheme: str) -> str:

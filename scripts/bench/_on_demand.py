@@ -100,7 +100,7 @@ class Camera:
         full_s: recorded time during which everything was decoded, s.
     """
 
-    lost = wants_packets = False
+    lost = wants_packets = wants_sound = False
 
     def __init__(self, path: Path, decode: DecodeChoice) -> None:
         self._media = _Recorded(path)

@@ -10,8 +10,8 @@ figures are those of motmetrics, at an overlap of one half.
   of three of them whose camera was moved at random. What a user sets, of Vedette and of the others, is chosen by
   `--tune` from `GRIDS` on the same half, for each set anew and for the three rates together: SORT and norfair by
   their mean IDF1, ByteTrack by its mean MOTA, Vedette by the mean of both. All is reported on the second half.
-- What a tracker reports: SORT and ByteTrack the detections that they have assigned; norfair those, or also where
-  it supposes what it has missed, whichever is better (`predict`); and so does Vedette (`missed_s`).
+- What a tracker reports: Vedette, SORT and ByteTrack the detections that they have assigned; norfair those, or
+  also where it supposes what it has missed, whichever is better (`predict`).
 - SORT and ByteTrack are those of PyPI `trackers`; times that they count in frames follow the rate.
 - Cost: processor time of `Tracker.update` for a frame, of the set and rate where it is most; of the others time
   by the wall clock.
@@ -31,7 +31,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,6 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "vedette": {
         "min_hits": (1, 2, 3),
         "score": (0.0, 0.8, 0.9),
-        "missed_s": (0.0, 0.2, 0.4),
         "lost_s": (2.5, 5.0),
     },
     "sort": {
@@ -88,8 +87,8 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
 """Values of the settings that `--tune` tries."""
 CHOSEN: dict[str, dict[str, Settings]] = {
     "vedette": {
-        "MOT15": {"min_hits": 1, "score": 0.9, "missed_s": 0.0, "lost_s": 2.5},
-        "MOT17": {"min_hits": 1, "score": 0.0, "missed_s": 0.2, "lost_s": 2.5},
+        "MOT15": {"min_hits": 1, "score": 0.9, "lost_s": 2.5},
+        "MOT17": {"min_hits": 1, "score": 0.0, "lost_s": 2.5},
     },
     "sort": {
         "MOT15": {"hits": 1, "overlap": 0.05, "lost_s": 2.5, "score": 0.9},
@@ -278,9 +277,9 @@ def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     ]
     told, numbers = [], dict[str, int]()
     for picture, detections in zip(clip.pictures, given, strict=True):
-        at_ns = round(picture.at_s * 1e9)
-        tracker.update(detections, at_ns, _AT)
-        shown = tracker.followed(at_ns, settings["missed_s"])
+        at = _AT + timedelta(seconds=picture.at_s)
+        tracker.update(detections, round(picture.at_s * 1e9), at)
+        shown = [one for one in tracker.tracks() if one.last_seen == at]
         boxes = np.array([one.box for one in shown], float).reshape(-1, 4) * clip.size
         told.append(([numbers.setdefault(one.id, len(numbers)) for one in shown], boxes))
     again = Tracker(config, Zones(()), "bench", run="0")

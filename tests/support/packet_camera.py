@@ -74,6 +74,7 @@ class PacketCamera:
     Attributes:
         port: where it listens.
         uri: of the camera.
+        viewers: number of connections that have begun to play.
     """
 
     def __init__(
@@ -85,7 +86,9 @@ class PacketCamera:
         lost: Callable[[int], bool] = lambda number: False,
         shift_s: Callable[[int], float] = lambda number: 0.0,
         speed: float = 1.0,
-        sound: bool = False,
+        sound: bool | bytes = False,
+        rate_hz: int = 8000,
+        lag: int = 0,
         port: int = 0,
     ) -> None:
         """Listen; nothing is sent yet.
@@ -97,11 +100,14 @@ class PacketCamera:
             lost: tells by its number whether an RTP packet of video is lost.
             shift_s: what is added to the time stamp of a unit, by its number, s.
             speed: factor on `fps` at which it sends.
-            sound: whether there is a track of G.711 A-law, of silence.
+            sound: whether there is a track of G.711 A-law, of silence; or its samples, again and again.
+            rate_hz: samples of sound per second.
+            lag: units by which pictures are sent later than the sound of the same moment.
             port: where it listens; 0: on a free one.
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
+        self._rate_hz, self._lag, self.viewers = rate_hz, lag, 0
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self.uri = f"rtsp://127.0.0.1:{self.port}/cam"
@@ -178,25 +184,32 @@ class PacketCamera:
             lines += ["a=fmtp:96 packetization-mode=1"] * (self._codec == "H264")
             lines += ["a=control:track0"]
         if self._sound or not self._units:
-            lines += ["m=audio 0 RTP/AVP 8", "a=rtpmap:8 PCMA/8000", "a=control:track1"]
+            lines += ["m=audio 0 RTP/AVP 97", f"a=rtpmap:97 PCMA/{self._rate_hz}", "a=control:track1"]
         return "\r\n".join([*lines, ""])
 
     def _play(self, connection: socket.socket) -> None:
-        sound_channel = 2 if self._units else 0
+        sound_channel, self.viewers = 2 if self._units else 0, self.viewers + 1
         began_s, number, sequence, fps = time.monotonic(), 0, 0, self._fps * self._speed
         while not self._stopped.wait(max(0.0, began_s + number / fps - time.monotonic())):
-            if self._units:
-                unit = self._units[number % len(self._units)]
-                round_s = number // len(self._units) * len(self._units) / self._fps
-                at_s = unit.pts_s + round_s + self._shift_s(number)
+            if self._units and number >= self._lag:
+                shown = number - self._lag
+                unit = self._units[shown % len(self._units)]
+                round_s = shown // len(self._units) * len(self._units) / self._fps
+                at_s = unit.pts_s + round_s + self._shift_s(shown)
                 for payload, last in _payloads(unit.data, self._codec):
                     if not self._lost(sequence):
                         _send(connection, 0, 96, sequence, round(at_s * CLOCK_HZ), payload, last=last)
                     sequence += 1
-            if self._sound or not self._units:
-                samples = 8000 // self._fps
-                _send(connection, sound_channel, 8, number, number * samples, b"\xd5" * samples, last=False)
+            if (self._sound or not self._units) and number:  # sound is sent when its last sample is there
+                samples = self._rate_hz // self._fps
+                said, at = self._said((number - 1) * samples, samples), (number - 1) * samples
+                _send(connection, sound_channel, 97, number, at, said, last=False)
             number += 1
+
+    def _said(self, first: int, count: int) -> bytes:
+        """Return so many samples of the sound."""
+        sound = self._sound if isinstance(self._sound, bytes) else b"\xd5"
+        return bytes(sound[at % len(sound)] for at in range(first, first + count))
 
 
 def _payloads(data: bytes, codec: str) -> Iterable[tuple[bytes, bool]]:

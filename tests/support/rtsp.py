@@ -34,8 +34,17 @@ def _works() -> bool:
         return False
 
 
+def has_element(name: str) -> bool:
+    """Return True if GStreamer has an element."""
+    probe = f"{_PROBE}assert Gst.ElementFactory.find({name!r})"
+    return _works() and not subprocess.run([_PYTHON, "-c", probe], capture_output=True, timeout=30).returncode
+
+
 class RtspServer:
-    """One camera at `uri`. Skips the test where Debian's packages are missing."""
+    """One camera at `uri`. Skips the test where Debian's packages are missing.
+
+    At `sounding` with `pcma`, `aac` or `opus` behind it the camera has sound: a tone of 440 Hz.
+    """
 
     def __init__(self, *account: str) -> None:
         if not _works():
@@ -43,6 +52,7 @@ class RtspServer:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = int(free.getsockname()[1])
         self.uri = f"rtsp://127.0.0.1:{self.port}/cam"
+        self.sounding = f"rtsp://127.0.0.1:{self.port}/"
         self._account = account
         self._process: subprocess.Popen[str] | None = None
 

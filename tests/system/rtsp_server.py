@@ -2,6 +2,7 @@
 
 /usr/bin/python3 rtsp_server.py PORT [USER PASSWORD]
 rtsp://127.0.0.1:PORT/cam
+rtsp://127.0.0.1:PORT/pcma, /aac, /opus    the same with a tone of 440 Hz
 """
 
 import sys
@@ -18,6 +19,12 @@ CAMERA = (
     " ! x264enc tune=zerolatency speed-preset=ultrafast bitrate=500 key-int-max=15"
     " ! rtph264pay name=pay0 pt=96 config-interval=1 )"
 )
+TONE = "audiotestsrc is-live=true freq=440 volume=0.3 ! audioconvert ! audioresample"
+SOUND = {
+    "pcma": f"{TONE} ! audio/x-raw,rate=8000,channels=1 ! alawenc ! rtppcmapay name=pay1 pt=8",
+    "aac": f"{TONE} ! audio/x-raw,rate=44100,channels=2 ! voaacenc ! rtpmp4gpay name=pay1 pt=97",
+    "opus": f"{TONE} ! audio/x-raw,rate=48000,channels=2 ! opusenc ! rtpopuspay name=pay1 pt=98",
+}
 
 
 def protect(server: Any, factory: Any, user: str, password: str) -> None:
@@ -36,14 +43,16 @@ def protect(server: Any, factory: Any, user: str, password: str) -> None:
 def main(port: str, *account: str) -> None:
     """Serve until killed."""
     Gst.init(None)
-    server, factory = GstRtspServer.RTSPServer(), GstRtspServer.RTSPMediaFactory()
+    server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(port)
-    factory.set_launch(CAMERA)
-    factory.set_shared(True)
-    if account:
-        protect(server, factory, *account)
-    server.get_mount_points().add_factory("/cam", factory)
+    for name in ("cam", *SOUND):
+        factory = GstRtspServer.RTSPMediaFactory()
+        factory.set_launch(CAMERA.replace(" )", f" {SOUND[name]} )") if name in SOUND else CAMERA)
+        factory.set_shared(True)
+        if account:
+            protect(server, factory, *account)
+        server.get_mount_points().add_factory(f"/{name}", factory)
     server.attach(None)
     print("ready", flush=True)
     GLib.MainLoop().run()

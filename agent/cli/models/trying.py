@@ -197,7 +197,7 @@ def _threshold(model: Model, options: TryOptions) -> float:
 
 
 def _try_picture(model: Model, text: str, uri: str, options: TryOptions) -> None:
-    if uri and parse(uri).sound:
+    if uri and not parse(uri).gives_pictures:
         raise SourceError(f"{mask(text)}: gives sound, and {model.path} takes pictures")
     frame = _first_frame(text, uri)
     config = _config(model, uri, options)

@@ -16,8 +16,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 
-from msgspec.structs import replace
-
 from agent.compute.manifest import PICTURE_HITS
 from agent.compute.track.association import ExpectedTrack, associate, iou, overlap
 from agent.compute.track.filters import DetectionFilters
@@ -291,22 +289,6 @@ class Tracker:
     def tracks(self) -> tuple[Track, ...]:
         """Return the announced tracks that have not ended."""
         return tuple(target.track() for target in self._states() if target.id)
-
-    def followed(self, at_ns: int, missed_s: float) -> tuple[Track, ...]:
-        """Return the announced tracks with a box, those that are missed where they should be by their motion.
-
-        Args:
-            at_ns: CLOCK_MONOTONIC, ns.
-            missed_s: tracks that have been missed for longer, s, are left out.
-        """
-        shown = []
-        for target in self._states():
-            if target.id and target.detection.box is not None:
-                if not target.missed:
-                    shown.append(target.track())
-                elif at_ns - target.seen_ns <= missed_s * 1e9:
-                    shown.append(replace(target.track(), box=target.predicted(at_ns).box))
-        return tuple(shown)
 
     def predicted(self, at_ns: int) -> list[Detection]:
         """Return where the announced tracks should be by their motion, strongest first, without missed ones."""

@@ -55,8 +55,8 @@ def open_perception(
     """
     model = model or open_model(config.model, config.variants)
     takes_sound, address = model.manifest.audio is not None, parse(config.source)
-    if takes_sound is not address.sound:
-        gives, takes = ("sound", "pictures") if address.sound else ("pictures", "sound")
+    if not (address.gives_sound if takes_sound else address.gives_pictures):
+        gives, takes = ("pictures", "sound") if takes_sound else ("sound", "pictures")
         raise ConfigError(
             f"stream {name}: {address.masked} gives {gives}, and model {config.model} takes {takes}"
         )

@@ -33,7 +33,7 @@ from agent.types import AudioChunk, Event, Frame, StageTimes, StreamBudget, Stre
 
 if TYPE_CHECKING:
     from agent.capture.camera import Cameras
-    from agent.capture.streams import AudioStream, FrameStream
+    from agent.capture.streams import FrameStream, SoundStream
     from agent.compute.hearing import AudioPerception
     from agent.compute.listening import UtterancePerception
     from agent.compute.vision import VideoPerception
@@ -60,14 +60,14 @@ def log_change(name: str, state: str, reason: str) -> None:
     (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)
 
 
-Input = Union["FrameStream", "AudioStream"]
+Input = Union["FrameStream", "SoundStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
 T_contra = TypeVar("T_contra", contravariant=True)
 
 
 class PipelineSource(Protocol[T_co]):
-    """Gives inputs: `FrameStream` or `AudioStream` of `agent.capture.streams`, or a test's list.
+    """Gives inputs: `FrameStream` or `SoundStream` of `agent.capture.streams`, or a test's list.
 
     It is `lost` while nothing comes for longer than the stall time, and a finite one has `ended` when every input
     was taken. `take` returns None when none came in time.
@@ -440,10 +440,11 @@ def _open_pipeline(
         pipeline = VideoPipeline(frames, vision, reporter, config.publish, clips, metrics, states)
         pipeline.on_demand = frames.set_demand
         return frames, pipeline, clips
-    from agent.capture.streams import AudioStream
+    from agent.capture.camera_sound.stream import open_sound_stream
 
     hearing, words = cast("AudioPerception", opened), cast("StreamWords | None", taught)
-    sound = AudioStream(name, config.source, config.capture, hearing.rate_hz, on_change=on_change)
+    settings = config.source, config.capture, hearing.rate_hz
+    sound = open_sound_stream(name, *settings, on_change=on_change, cameras=cameras)
     return sound, AudioPipeline(sound, hearing, reporter, metrics, words), None
 
 

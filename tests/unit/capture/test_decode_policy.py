@@ -190,6 +190,30 @@ def test_while_everything_is_decoded_nothing_is_left_out_up_to_now(given_packets
             assert not steps[-1].alone
 
 
+NOTHING = Demand(DecodeMode.NOTHING)
+
+
+@settings(max_examples=200)
+@given(packets, st.lists(st.booleans(), max_size=400))
+def test_nothing_is_decoded_for_who_only_hears_and_pictures_begin_with_a_key_frame(
+    given_packets: Packets, hears: Sequence[bool]
+) -> None:
+    policy, limits = DecodePolicy[int](limits=LIMITS), LIMITS
+    only = [*hears, *[False] * len(given_packets)]
+    mixed = [(*one[:3], NOTHING if only[at] else one[3]) for at, one in enumerate(given_packets)]
+    waits, since_ns = False, 0
+    for facts, demand, steps in replayed(mixed, policy):
+        if demand is NOTHING:
+            assert steps == []
+            assert policy.kept_bytes == 0
+            waits, since_ns = True, facts.at_ns
+        elif waits:
+            is_patient = facts.at_ns - since_ns < limits.blind_s * S
+            assert bool(steps) == (facts.keyframe or not is_patient)
+            assert all(step.restart for step in steps[:1])
+            waits = not steps
+
+
 @settings(max_examples=200)
 @given(packets)
 def test_memory_is_bounded(given_packets: Packets) -> None:

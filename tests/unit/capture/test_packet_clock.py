@@ -5,7 +5,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.packet_clock import PacketClock
+from agent.capture.packet_clock import MediaClock, PacketClock
 
 S, MS = 1_000_000_000, 1_000_000
 
@@ -38,3 +38,38 @@ def test_no_packet_was_captured_after_it_came_or_long_before(packets: list[tuple
         arrived_ns += after_ns
         captured_ns = clock.captured_ns(pts_ns, arrived_ns)
         assert arrived_ns - 1.1 * S <= captured_ns <= arrived_ns
+
+
+def test_sound_has_the_time_of_the_picture_that_it_belongs_to() -> None:
+    clock, apart = MediaClock(), []
+    for number in range(200):
+        at_ns = number * 40 * MS
+        heard_ns = clock.captured_ns(1, at_ns, 9 * S + at_ns + 45 * MS, 40 * MS)
+        seen_ns = clock.captured_ns(0, at_ns, 9 * S + at_ns + (230 if number % 25 == 0 else 160) * MS)
+        apart.append(abs(seen_ns - heard_ns))
+    assert max(apart[1:]) < 2 * MS
+
+
+def test_a_track_that_counts_another_time_counts_for_itself() -> None:
+    clock = MediaClock()
+    clock.captured_ns(1, 500 * S, 9 * S)
+    assert clock.captured_ns(0, 0, 9 * S + 30 * MS) == 9 * S + 30 * MS
+
+
+def test_the_last_sample_of_a_packet_was_captured_before_it_came() -> None:
+    assert MediaClock().captured_ns(0, None, 7 * S, 20 * MS) == 7 * S - 20 * MS
+    assert MediaClock().captured_ns(0, 5 * S, 7 * S, 20 * MS) == 7 * S - 20 * MS
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(-(10**12), 10**12), st.integers(0, 5 * S), st.integers(0, S)),
+        max_size=50,
+    )
+)
+def test_no_packet_of_any_track_was_captured_after_it_came(packets: list[tuple[int, int, int, int]]) -> None:
+    clock, arrived_ns = MediaClock(), 100 * S
+    for track, pts_ns, after_ns, length_ns in packets:
+        arrived_ns += after_ns
+        began_ns = clock.captured_ns(track, pts_ns, arrived_ns, length_ns)
+        assert arrived_ns - 1.7 * S <= began_ns + length_ns <= arrived_ns

@@ -100,12 +100,15 @@ def test_a_wrong_uri_names_what_is_right(uri: str, wants: str) -> None:
 
 
 def test_sound_is_told_from_pictures() -> None:
-    assert {scheme for scheme in SCHEMES if SCHEMES[scheme].sound} == {"mic", "wav"}
-    assert parse("mic:default").sound
-    assert not parse("test:").sound
+    assert {scheme for scheme in SCHEMES if not SCHEMES[scheme].opener} == {"mic", "wav"}
+    assert not parse("mic:default").gives_pictures
+    assert not parse("test:").gives_sound
+    assert all(parse(f"{one}://camera/1").gives_sound for one in ("rtsp", "rtsps", "http", "https"))
+    assert parse_sound("file:clip.mp4").gives_pictures
     assert parse_sound("wav:a.wav").target == "a.wav"
+    sources = "rtsp:, rtsps:, http:, https:, file:, mic:, wav:"
     with pytest.raises(
-        SourceError, match=r"test:: expected a source of sound, mic: or wav:; test: gives pictures"
+        SourceError, match=f"test:: expected a source of sound, one of {sources}; test: gives pictures only"
     ):
         parse_sound("test:")
     with pytest.raises(SourceError, match="expected a source of pictures; mic: gives sound"):

@@ -111,16 +111,6 @@ def test_a_candidate_that_two_inferences_miss_is_forgotten() -> None:
     assert known == [1, 1, 1, 1, 0]
 
 
-def test_a_track_that_was_missed_is_followed_for_a_while() -> None:
-    clip = Clip()
-    for n in range(10):
-        clip.frame(person(0.3 + 0.01 * n))
-    clip.frame()
-    (followed,) = clip.tracker.followed(10**9, 0.2)
-    assert followed.box == pytest.approx(person(0.4).box, abs=0.005)
-    assert clip.tracker.followed(10**9, 0.05) == ()
-
-
 def test_a_neighbour_does_not_take_over_a_track_that_was_missed() -> None:
     clip = Clip()
     for _ in range(10):
