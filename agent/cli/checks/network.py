@@ -23,7 +23,7 @@ from agent.config import Config, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
 from agent.errors import BrokerError, ConfigError, SourceError
-from agent.health import HEALTH_FILE, DaemonHealth, StreamHealth
+from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
 from agent.update.install.service import read_health
 
 SECTION = "broker and network"
@@ -116,7 +116,7 @@ def _check_anonymous(config: MqttConfig) -> Iterator[Finding]:
     )
 
 
-def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamHealth | None) -> Iterator[Finding]:
+def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamReport | None) -> Iterator[Finding]:
     """Report whether a source on the network answers; `health`: of its stream in the running daemon."""
     try:
         source = parse(uri)

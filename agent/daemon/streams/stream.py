@@ -333,9 +333,8 @@ class Stream:
                 return "degraded", why
             inspection, condition = self._inspection, self.condition
             why = (inspection.store.trouble if inspection is not None else "") or clips_trouble(self._clips)
-            return "running", why or opened.alarm or (
-                condition.text if condition is not None else ""
-            ) or capture.detail
+            why = why or opened.alarm or (condition.text if condition is not None else "")
+            return "running", why or capture.detail
         return self.state, self.detail
 
     @property
