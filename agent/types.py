@@ -352,6 +352,8 @@ class StreamBudget(Struct, frozen=True, gc=False):
         snapshot_quality: of the JPEG, 1..100.
         snapshot_factor: factor on `publish.snapshot_every_s`, at least 1.
         clips_share: factor on `clips.fps`, 0..1, where pictures are encoded for clips.
+        decode: `keyframes`: of an encoded camera whose decoding is left to the stream, key frames alone are
+            decoded, and each is inferred; empty: what the stream wants.
     """
 
     stride: int = 1
@@ -360,6 +362,7 @@ class StreamBudget(Struct, frozen=True, gc=False):
     snapshot_quality: int = 80
     snapshot_factor: float = 1.0
     clips_share: float = 1.0
+    decode: Literal["", "keyframes"] = ""
 
 
 class DiskLoad(Struct, frozen=True, gc=False):

@@ -9,7 +9,7 @@ stream gets it. Where that fails, the stream fails, and gets nothing.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +24,9 @@ from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture
 from agent.errors import SourceError
 from agent.types import ChannelOrder, Image, MediaPacket
+
+BestDecoder = Callable[[str], str]
+"""Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
 
 
 class FrameConsumer(Protocol):
@@ -87,18 +90,22 @@ class _Held(NamedTuple):
 class Camera:
     """One source of pictures with its consumers. Any thread may call it."""
 
-    def __init__(self, stream: str, uri: str, config: CaptureConfig) -> None:
+    def __init__(
+        self, stream: str, uri: str, config: CaptureConfig, best_decoder: BestDecoder | None = None
+    ) -> None:
         """Prepare it; nothing is opened yet.
 
         Args:
             stream: that it was made for, for the names of threads.
             uri: see `agent.capture.source`.
             config: of the stream; `max_fps` is each consumer's own.
+            best_decoder: see `BestDecoder`; None: there is no hardware decoder.
 
         Raises:
             SourceError: the URI is wrong, or names a source of sound.
         """
         self._stream, self._uri, self._config = stream, uri, config
+        self._best_decoder = best_decoder
         self._lock = threading.Lock()
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
@@ -173,7 +180,8 @@ class Camera:
         if len(demands) == 1:
             return demands[0]
         mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
-        return Demand(mode, any(one.moved for one in demands))
+        most = max((one.most for one in demands), default=DecodeMode.FULL)
+        return Demand(mode, any(one.moved for one in demands), most)
 
     @property
     def wants_packets(self) -> bool:
@@ -184,6 +192,10 @@ class Camera:
     def wants_sound(self) -> bool:
         """True if a consumer takes packets of sound."""
         return any(one.wants_sound for one in self._consumers)
+
+    def best_decoder(self, codec: str) -> str:
+        """Return the best hardware decoder of this board for a codec; empty: there is none."""
+        return self._best_decoder(codec) if self._best_decoder is not None else ""
 
     def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
         """Hand a packet on, from a reader's thread."""
@@ -315,7 +327,9 @@ _Key = tuple[str, CaptureConfig]
 class Cameras:
     """The open cameras of a daemon, by source. Any thread may call it."""
 
-    def __init__(self) -> None:
+    def __init__(self, best_decoder: BestDecoder | None = None) -> None:
+        """Open nothing yet; `best_decoder` is for streams with `capture.decoder = "auto"`."""
+        self._best_decoder = best_decoder
         self._lock = threading.Lock()
         self._open: dict[_Key, Camera] = {}
 
@@ -333,7 +347,7 @@ class Cameras:
             camera = self._open.get(key) if shared else None
             if camera is not None and camera.attach(consumer):
                 return camera
-            camera = Camera(stream, uri, config)
+            camera = Camera(stream, uri, config, self._best_decoder)
             if shared:
                 self._open[key] = camera
             camera.attach(consumer)

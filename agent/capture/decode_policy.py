@@ -47,10 +47,12 @@ class Demand(Struct, frozen=True, gc=False):
     Attributes:
         mode: see `DecodeMode`.
         moved: whether it wants that because something moves in the newest picture.
+        most: what is decoded at most, while that is left to the source: `KEYFRAMES` or `FULL`.
     """
 
     mode: DecodeMode = DecodeMode.FULL
     moved: bool = False
+    most: DecodeMode = DecodeMode.FULL
 
 
 class PacketFacts(Struct, frozen=True, gc=False):
@@ -239,6 +241,9 @@ class DecodePolicy(Generic[P]):
             self.mode = DecodeMode.KEYFRAMES
             return [DecodeStep(packet, restart=True, alone=True)] if facts.keyframe else []
         self._judge(facts, demand)
+        if demand.most is DecodeMode.KEYFRAMES and not self._overflows:
+            self._suspects = False  # nobody looks whether something moves
+            return self._decode_little(packet, facts, Demand(DecodeMode.KEYFRAMES))
         if facts.at_ns < self._until_ns or demand.mode is DecodeMode.FULL or self._overflows:
             return self._decode_all(packet, facts)
         return self._decode_little(packet, facts, demand)

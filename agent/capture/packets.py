@@ -44,6 +44,9 @@ class PacketReader(SourceThread[Source]):
     def demand(self) -> Demand:
         return Demand()
 
+    def decoder(self, codec: str) -> str:
+        return ""
+
     def take_packet(self, packet: MediaPacket) -> None:
         if not self._abandoned.is_set():
             self._stream.deliver(self, packet)

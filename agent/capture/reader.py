@@ -13,6 +13,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from agent.capture.audio_file import Resampler
 from agent.capture.decode_policy import DecodeChoice, DecodeMode, Demand
 from agent.capture.handoff import FrameBufferPool
+from agent.capture.hardware.table import SOFTWARE
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config import CaptureConfig
 from agent.config.source_uri import mask, opener, parse
@@ -164,6 +165,10 @@ class FrameTaker(Protocol):
         """Return True if `take_packet` is to be called with packets of sound."""
         ...
 
+    def best_decoder(self, codec: str) -> str:
+        """Return the best hardware decoder of this board for a codec; empty: there is none. Must not wait."""
+        ...
+
     def take_packet(self, reader: FrameReader, packet: MediaPacket) -> None:
         """Take a packet of an encoded source; must not wait."""
         ...
@@ -216,6 +221,12 @@ class FrameReader(SourceThread[Source]):
     @property
     def wants_sound(self) -> bool:
         return self._taker.wants_sound
+
+    def decoder(self, codec: str) -> str:
+        choice = self._config.decoder
+        if choice == "auto":
+            return self._taker.best_decoder(codec)
+        return "" if choice == SOFTWARE else choice
 
     def take_packet(self, packet: MediaPacket) -> None:
         if self._abandoned.is_set():

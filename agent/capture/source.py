@@ -119,6 +119,10 @@ class SourceListener(Protocol):
         """Return True if `take_packet` is to be called with packets of sound."""
         ...
 
+    def decoder(self, codec: str) -> str:
+        """Return the hardware decoder to use for a codec from its next key frame on; empty: software."""
+        ...
+
     def take_packet(self, packet: MediaPacket) -> None:
         """Take a packet, in the order of the source. Called by the thread that reads; must not wait."""
         ...

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -14,11 +13,11 @@ import av
 import numpy as np
 from av.packet import Packet
 from av.stream import Stream
-from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
+from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.packet_clock import MediaClock
 from agent.capture.server_probe import find_refusal, why_unreachable
@@ -63,10 +62,11 @@ class Video(Source):
             raise
         self._media = media
         self._packets: Iterator[Packet[Stream]] = media.packets()
-        self._context: VideoCodecContext = media.video.codec_context
-        self._context.thread_count, self._context.thread_type = 1, av.codec.context.ThreadType.NONE
-        self._context.copy_opaque = True  # a packet's times go to its picture
-        self._decoded: deque[VideoFrame] = deque()
+        context = media.video.codec_context
+        context.thread_count, context.thread_type = 1, av.codec.context.ThreadType.NONE
+        context.copy_opaque = True  # a packet's times go to its picture
+        self._decoder = FailoverDecoder(media.video, self._shown)
+        self._decoded: deque[DecodedPicture] = deque()
         self._held: VideoFrame | None = None
 
     def follow(self, listener: SourceListener) -> None:
@@ -78,7 +78,7 @@ class Video(Source):
             if (packet := self._next_packet()) is None:
                 return False
             self._decode(packet)
-        self._held = self._decoded.popleft()
+        self._held = self._decoded.popleft().frame
         return True
 
     def _next_packet(self) -> Packet[Stream] | None:
@@ -112,8 +112,7 @@ class Video(Source):
     def _decode(self, packet: Packet[Stream]) -> None:
         """Decode a packet of video; an empty one gives what the decoder holds back."""
         if self._is_picture(packet):
-            with suppress(av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
-                self._decoded += self._context.decode(packet if packet.size else None)
+            self._decoded += self._decoder.decode(packet if packet.size else None)
 
     def picture(self, into: Image | None) -> Image:
         """Return the held picture.
@@ -132,6 +131,7 @@ class Video(Source):
         return _image(bgr, into)
 
     def close(self) -> None:
+        self._decoder.close()
         self._media.close()
 
 
@@ -249,7 +249,7 @@ def _describe_content(path: Path, error: OpenError) -> str:
     return f"found {size:,} bytes that are none that FFmpeg can read: cut off, or another kind of file"
 
 
-_OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "300000", "probesize": "100000"}
+OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "300000", "probesize": "100000"}
 """TCP: a lost packet would smear the picture until the next key frame. Looking at 0.3 s (µs here) instead of 5 s
 of the stream opens a camera in 0.5 s instead of 2."""
 _ASK_S = 2.0
@@ -285,8 +285,10 @@ class NetworkStream(Video):
             SourceError: its pictures are too large; the medium is closed.
         """
         super().__init__(media, address.masked)
+        limits = FailoverLimits(answer_s=min(2.0, stall_s / 5.0))
+        self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
         self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
-        self._size = media.width, media.height
+        self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._burst = MediaClock(), BurstThinner()
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
@@ -317,7 +319,7 @@ class NetworkStream(Video):
     def _advance(self) -> None:
         """Hold the next picture, or decode the next step, or read the next packet."""
         if self._decoded:
-            self._hold(self._decoded.popleft())
+            self._hold(*self._decoded.popleft())
         elif self._steps:
             self._run(self._steps.popleft())
         else:
@@ -336,7 +338,7 @@ class NetworkStream(Video):
         """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
         began_s = time.monotonic()
         if self._hears_only and not self.has_sound:
-            raise SourceError(f"{self._shown}: {no_sound(self._context.name)}")
+            raise SourceError(f"{self._shown}: {no_sound(self._codec)}")
         try:
             packet = self._next_packet()
         except av.FFmpegError:
@@ -386,7 +388,7 @@ class NetworkStream(Video):
         is_seen = demand.mode is not DecodeMode.NOTHING
         if is_seen:
             packet.opaque = self._arrived
-        disposable = is_seen and is_disposable(self._context.name, packet)
+        disposable = is_seen and is_disposable(self._codec, packet)
         facts = PacketFacts(packet.size, packet.is_keyframe, disposable, self._arrived.read_ns)
         self._steps += self._policy.add(packet, facts, demand)
         self.undecoded += not self._steps
@@ -398,16 +400,17 @@ class NetworkStream(Video):
         """Decode one packet."""
         if step.restart:
             self._decoded.clear()
-            self._context.flush_buffers()
-        self._decode(step.packet)
+            self._decoder.restart()
         if step.alone:
-            with suppress(av.error.EOFError, av.error.InvalidDataError):
-                self._decoded += self._context.decode(None)
-            self._context.flush_buffers()
+            self._decoded += self._decoder.decode_alone(step.packet)
+            return
+        if step.packet.is_keyframe and self._listener is not None:
+            self._decoder.prefer(self._listener.decoder(self._codec))
+        self._decode(step.packet)
 
-    def _hold(self, frame: VideoFrame) -> None:
+    def _hold(self, frame: VideoFrame, opaque: object) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
-        arrived = cast(_Arrival, frame.opaque or self._arrived)
+        arrived = cast(_Arrival, opaque or self._arrived)
         captured_ns = min(arrived.captured_ns, self._now_ns())
         if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
             return
@@ -452,7 +455,7 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
         SourceError: there is no answer within `stall_s`, or it is no video.
     """
     try:
-        media = Media(address.target, dict(_OPTIONS), stall_s)
+        media = Media(address.target, dict(OPTIONS), stall_s)
     except OpenError as error:
         why = str(error) if error.kinds else why_unreachable(address.target, min(stall_s, _ASK_S))
         raise SourceError(f"{address.masked}: expected a video stream; {why}") from None

@@ -1,4 +1,4 @@
-"""`vedette bench`: measure a model on every backend of this board, also with MLPerf LoadGen."""
+"""`vedette bench`: measure a model, or the decoders of video, on everything that this board has."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", default="")
 @click.option("--variant", default="", help="Size or depth; default: the model's first.")
 @click.option(
     "--backend",
@@ -71,6 +71,16 @@ if TYPE_CHECKING:
     type=click.IntRange(1, 64),
     help="Measure with how many threads so many streams of the model share the cores best.",
 )
+@click.option(
+    "--decode",
+    metavar="URI|FILE",
+    help="Measure the video decoders of this board on a camera's stream or a file instead of a model.",
+)
+@click.option(
+    "--seconds",
+    type=NumberRange(0.5, 600.0),
+    help="With --decode: length of the video, s; default: 10.",
+)
 @picture_option("the latencies, or with --sustained rate and temperature,")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option("--loadgen", is_flag=True, help="Run MLPerf LoadGen's SingleStream and Offline, too.")
@@ -92,6 +102,8 @@ def bench(
     fps: float | None,
     sustained: str | None,
     streams: int | None,
+    decode: str | None,
+    seconds: float | None,
     picture: Path | None,
     as_json: bool,
     loadgen: bool,
@@ -113,7 +125,15 @@ def bench(
     frequency and power are told over time. Ctrl-C ends it with what was measured until then.
 
     With --streams so many streams ask for inferences on the CPU without a pause, and take turns as in the daemon.
+
+    With --decode, and without MODEL, FFmpeg's software and every hardware decoder decode the same video, each in
+    a process of its own; their pictures are compared.
     """
+    if _decodes(model, decode, seconds, picture):
+        from agent.cli.bench_decode import bench_decode
+
+        bench_decode(str(decode), seconds or 10.0, as_json=as_json)
+        return
     if board:
         _check_predicting(backends, sustained, streams, picture, loadgen=loadgen, logs=loadgen_logs)
         predict_and_print(model, board, variant, fps or 0.0, as_json=as_json)
@@ -166,6 +186,19 @@ def bench(
         _print_json(verdict, tested)
     else:
         _print(verdict, asked=bool(backends), tested=tested)
+
+
+def _decodes(model: str, decode: str | None, seconds: float | None, picture: Path | None) -> bool:
+    """Return True if decoders are measured, not a model."""
+    if decode is None:
+        if seconds is not None:
+            raise click.UsageError("--seconds needs --decode")
+        if not model:
+            raise click.UsageError("Missing argument 'MODEL'.")
+        return False
+    if model or picture:
+        raise click.UsageError(f"--decode measures no model: leave out {'MODEL' if model else '--picture'}")
+    return True
 
 
 def _check_predicting(

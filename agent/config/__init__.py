@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from agent.config.capture import CaptureConfig as CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig
@@ -21,7 +22,7 @@ from agent.config.metrics import MetricsConfig
 from agent.config.mqtt import MqttConfig, Prefix
 from agent.config.privacy import PrivacyMask, blur_models
 from agent.config.secondary import SecondaryConfig
-from agent.config.values import NAME, Count, Edges, Name, Patience, Seconds, Unit
+from agent.config.values import NAME, Count, Edges, Name, Seconds, Unit
 
 Durability = Literal["event", "batch"]
 
@@ -134,29 +135,6 @@ class SelectionConfig(Struct, frozen=True, forbid_unknown_fields=True):
     candidates: tuple[str, ...] | None = None
     threads_max: Annotated[int, Meta(ge=1, le=64)] = 4
     after_s: Annotated[float, Meta(ge=0.0, le=1e8)] = 30.0
-
-
-class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """`[streams.NAME.capture]`: how the source is opened and watched.
-
-    Attributes:
-        stall_s: time without a frame after which the source is closed and reopened, s; at least 0.1.
-        reopen_max_s: longest pause between two attempts to reopen, s; at least 0.1. Left out: 5 for a camera of
-            the local network, 30 for other sources. A device that is plugged in is opened at once.
-        max_fps: most frames per second that are processed; 0: all.
-        username: user name for a network camera whose URI has none.
-        password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
-            sets, is expanded. It is read each time that the camera is opened.
-        decode: which pictures of an encoded network camera are decoded: `auto`, a key frame now and then and all
-            while something may happen; `full`, all; `keyframes`, key frames alone.
-    """
-
-    stall_s: Patience = 10.0
-    reopen_max_s: Patience | None = None
-    max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
-    username: str = ""
-    password_file: str = ""
-    decode: Literal["auto", "full", "keyframes"] = "auto"
 
 
 class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):

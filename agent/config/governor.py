@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-Giving = Literal["samples", "snapshots", "clips", "inference"]
+Giving = Literal["samples", "snapshots", "clips", "inference", "decoding"]
 """What of a stream can be reduced."""
 
 
@@ -38,7 +38,8 @@ class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
             at which the kernel throttles, or `thermal.warn_c` where that is not known.
         order: what a stream gives up, the first at first; what is left out is never reduced. `samples`: messages
             of `detections`; `snapshots`: their quality and rate; `clips`: their pictures per second;
-            `inference`: pictures that are inferred, and the size of the model.
+            `inference`: pictures that are inferred, and the size of the model; `decoding`: pictures of an encoded
+            camera between its key frames, for a stream of a higher priority.
         max_stride: of the pictures in which something moves, at least one in so many is inferred.
         save_below_percent: charge from which on every stream infers as little as it may, while the board runs on
             its battery, 0..100; 0: never.
@@ -46,6 +47,6 @@ class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     enabled: bool = True
     max_temperature_c: Annotated[float, Meta(ge=30.0, le=150.0)] | None = None
-    order: tuple[Giving, ...] = ("samples", "snapshots", "clips", "inference")
+    order: tuple[Giving, ...] = ("samples", "snapshots", "clips", "inference", "decoding")
     max_stride: Annotated[int, Meta(ge=1, le=100)] = 6
     save_below_percent: Annotated[float, Meta(ge=0.0, le=100.0)] = 0.0

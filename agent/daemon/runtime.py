@@ -25,6 +25,7 @@ from agent.config.source_uri import check_not_shared
 from agent.config.toml import Where
 from agent.daemon.check import check_device, keys_of
 from agent.daemon.overrides import StreamSettings
+from agent.daemon.streams.decoders import DecoderSelection
 from agent.daemon.streams.services import StreamServices
 from agent.daemon.streams.stream import Stream
 from agent.errors import ModelError, StreamError, VedetteError
@@ -131,7 +132,8 @@ class Runtime:
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
         self.state_trouble = self.metrics_trouble = ""
         self.fusion: FusionRunner | None = None
-        self._tap, self._cameras = EventTap(), Cameras()
+        self._tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))
+        self._cameras = Cameras(decoders.best)
         self._texts: dict[str, TextReceiver] = {}
         self._fusion_plan = self.plan_fusion(config)
         self._state_topics: set[str] = set()

@@ -106,6 +106,22 @@ def test_a_demand_gives_the_pictures_that_were_left_encoded_at_once() -> None:
         assert in_order(frames)
 
 
+def test_no_more_than_key_frames_is_decoded_as_long_as_a_consumer_says_so() -> None:
+    units = encode(pattern(20 * FPS, moves=range(20 * FPS)), options=gop(FPS))
+    with (
+        PacketCamera(units) as camera,
+        watching(camera.uri, Demand(most=DecodeMode.KEYFRAMES)) as (stream, _),
+    ):
+        until(lambda: stream.stats.decoding == "keyframes", stream)
+        before, capped = stream.stats, frames_of(stream, 4.0)
+        assert 2 <= len(capped) <= 6
+        assert stream.stats.undecoded >= before.undecoded + 3 * (FPS - 1)
+        stream.set_demand(Demand())
+        frames = until(lambda: stream.stats.decoding == "full", stream) + frames_of(stream, 1.0)
+        assert len(frames) > FPS / 2
+        assert in_order([*capped, *frames])
+
+
 def test_key_frames_alone_and_everything_can_be_configured() -> None:
     units = encode(pattern(4 * FPS), options=gop(FPS))
     with PacketCamera(units) as camera:

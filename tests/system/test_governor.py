@@ -13,6 +13,7 @@ pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-li
 from agent.health import StreamHealth
 from tests.support.doubles import person_model
 from tests.support.mosquitto import Mosquitto
+from tests.support.packet_camera import PacketCamera, encode, pattern
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages
 from tests.support.running import Vedette, camera, events, health
@@ -51,3 +52,23 @@ def test_a_less_important_stream_gives_way_and_says_why_until_a_reload(tmp_path:
         assert vedette.said("stream back: everything again: the governor is off")
         assert vedette.end()[0] == 0
     assert {one.kind for one in events(messages, "back")} >= {"new", "end"}
+
+
+def test_a_less_important_encoded_camera_has_its_key_frames_decoded_at_last(
+    tmp_path: Path, broker: Mosquitto
+) -> None:
+    model = person_model(tmp_path)
+    keys: dict[str, Any] = {"gate": {"motion": False}}
+    front = camera(model, **keys, service={"priority": 80, "max_latency_ms": 0.001})
+    options = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=10:min-keyint=10:scenecut=0"}
+    messages = broker.subscribe("#")
+    with PacketCamera(encode(pattern(100), fps=10, options=options), fps=10) as yard:
+        back = camera(model, yard.uri, **keys, service={"priority": 20})
+        with Vedette(tmp_path, broker, front=front, back=back) as vedette:
+            messages.wait(lambda m: health(m) and "key frames alone are decoded" in told(m)["back"].reduced, 60)
+            messages.wait(lambda m: told(m)["back"].decoding == "keyframes", 60)
+            assert "front takes " in told(messages)["back"].reduced
+            vedette.config["governor"] = {"order": ["inference"]}
+            vedette.reload()
+            messages.wait(lambda m: told(m)["back"].decoding == "full", 60)
+            assert vedette.end()[0] == 0

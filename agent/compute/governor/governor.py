@@ -275,6 +275,8 @@ class Governor:
                 self._postpone(giving)
             all_of_it = far and streams[giving].priority < streams[name].priority
             has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
+            if not has_given and streams[giving].priority < streams[name].priority:
+                has_given = self._decode_less(giving, streams[giving], why)
             if has_given and not all_of_it:
                 return True
         if has_given and not far:
@@ -315,6 +317,11 @@ class Governor:
                     return True
         return False
 
+    def _decode_less(self, name: str, stream: StreamReading, why: str) -> bool:
+        """Decode key frames alone, after everything else: what moves is hardly tracked then."""
+        allowed = "decoding" in self._config.order and stream.has_decoding
+        return allowed and self._lower(name, "decoding", why)
+
     def _help_itself(self, name: str, stream: StreamReading, what: str) -> bool:
         """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
         if "inference" not in self._config.order:
@@ -334,6 +341,9 @@ class Governor:
             if infers and cheaper(steps(donor, self._config.max_stride), at, 0.0) != at:
                 return True
             if donor.has_clips and "clips" in self._config.order and state.levels["clips"] < len(CLIPS) - 1:
+                return True
+            is_lower = donor.priority < stream.priority and "decoding" in self._config.order
+            if is_lower and donor.has_decoding and not state.levels["decoding"]:
                 return True
         return False
 
@@ -414,7 +424,7 @@ class Governor:
             raised = self._raise(spare / _DEARER, waiting)
             if not raised and is_cold and self._now_s - self._trouble_s >= _TRIAL_S:
                 self._try_one(waiting)
-        if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(streams):
+        if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(board, streams):
             if not self._was_too_soon:
                 self._relax_s = max(_RELAX_S, 0.5 * self._relax_s)
             self._relax_at, self._was_too_soon = self._now_s, False
@@ -461,8 +471,10 @@ class Governor:
         by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
         return max(0.0, min(spare, by_heat)) if by_heat >= 0.0 else -1.0
 
-    def _relax(self, streams: Mapping[str, StreamReading]) -> bool:
+    def _relax(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Give back a level of what memory, disk or network took, of the most important stream first.
+
+        What takes processor time comes back when there is some.
 
         Return False if there is nothing to give back, or not now.
         """
@@ -472,9 +484,14 @@ class Governor:
             return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
-            given = next((one for one in reversed(self._config.order) if state.levels.get(one)), None)
-            if given is not None and self._may_change():
+            waits = self._now_s < state.retry_at or self._spare(board) <= 0.0
+            left_out = ("decoding",) if waits else ()
+            levels = (
+                one for one in reversed(self._config.order) if state.levels.get(one) and one not in left_out
+            )
+            if (given := next(levels, None)) is not None and self._may_change():
                 state.levels[given] -= 1
+                state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
                 self._record(name, described(state), _ROOM)
                 return True
         return False

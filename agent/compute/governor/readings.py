@@ -29,6 +29,8 @@ class StreamReading(Struct, frozen=True):
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
         variants: that may be used, the largest first.
         has_samples, has_snapshots, has_clips: whether it publishes or records these.
+        has_decoding: whether less of its camera may be decoded: that is encoded, decoded as needed, and the
+            stream is promised no rate.
     """
 
     priority: int = 50
@@ -44,6 +46,7 @@ class StreamReading(Struct, frozen=True):
     has_samples: bool = False
     has_snapshots: bool = False
     has_clips: bool = False
+    has_decoding: bool = False
 
 
 class BoardReading(Struct, frozen=True, gc=False):

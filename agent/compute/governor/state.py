@@ -18,7 +18,7 @@ CLIPS = (1.0, 0.5, 0.2)
 SYNC_S = (0.0, 0.5, 2.0)
 """Levels: time between samples, s; quality and factor on the pause of snapshots; share of the pictures of clips;
 time that an event may wait for others to be synced with it, s."""
-LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3}
+LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3, "decoding": 2}
 
 
 class StreamState:
@@ -26,7 +26,7 @@ class StreamState:
 
     def __init__(self) -> None:
         self.stride, self.variant = 1, ""
-        self.levels: dict[Giving, int] = {"samples": 0, "snapshots": 0, "clips": 0}
+        self.levels: dict[Giving, int] = dict.fromkeys(LEVELS, 0)
         self.why = self.cause = ""
         self.broken_s: float | None = None
         self.came_back_s, self.retry_s, self.retry_at = float("-inf"), RETRY_S, float("-inf")
@@ -59,18 +59,27 @@ class StreamState:
     def budget(self) -> StreamBudget:
         quality, factor = SNAPSHOTS[self.levels["snapshots"]]
         samples_s, share = SAMPLES_S[self.levels["samples"]], CLIPS[self.levels["clips"]]
-        return StreamBudget(self.stride, self.variant, samples_s, quality, factor, share)
+        if not self.levels["decoding"]:
+            return StreamBudget(self.stride, self.variant, samples_s, quality, factor, share)
+        # Key frames are rarer than any stride leaves.
+        return StreamBudget(1, self.variant, samples_s, quality, factor, share, "keyframes")
 
 
 def has(stream: StreamReading, giving: Giving) -> bool:
     """Return True if a stream has something that can be reduced."""
-    return {"samples": stream.has_samples, "snapshots": stream.has_snapshots, "clips": stream.has_clips}[giving]
+    return {
+        "samples": stream.has_samples,
+        "snapshots": stream.has_snapshots,
+        "clips": stream.has_clips,
+        "decoding": stream.has_decoding,
+    }[giving]
 
 
 def described(state: StreamState) -> str:
     """Return what a stream has now, for people."""
     parts = [
-        f"one picture in {state.stride} is inferred" if state.stride > 1 else "",
+        "key frames alone are decoded" if state.levels["decoding"] else "",
+        f"one picture in {state.stride} is inferred" if state.stride > 1 and not state.levels["decoding"] else "",
         f"size {state.variant}" if state.variant else "",
         f"detections every {SAMPLES_S[state.levels['samples']]:g} s" if state.levels["samples"] else "",
         f"snapshots {SNAPSHOTS[state.levels['snapshots']][1]:g} times rarer" if state.levels["snapshots"] else "",

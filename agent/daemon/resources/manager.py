@@ -85,6 +85,7 @@ class StreamWatch:
             has_samples=stream.config.publish.detections,
             has_snapshots=stream.config.publish.snapshot,
             has_clips=stream.config.clips is not None,
+            has_decoding=self._gives_way and self._decodes_as_needed and not service.min_fps,
         )
 
     @property
@@ -96,6 +97,12 @@ class StreamWatch:
     def _gives_way(self) -> bool:
         """False for a stream that must infer every picture: of parts, or of a replay that waits."""
         return self.stream.config.inspection is None and not parse(self.stream.config.source).lossless
+
+    @property
+    def _decodes_as_needed(self) -> bool:
+        """True for a camera whose video is encoded, and whose decoding is left to the stream."""
+        captured = self.stream.captured
+        return self.stream.config.capture.decode == "auto" and captured is not None and bool(captured.decoding)
 
     def _update_fps(self) -> None:
         """Follow the rate of the source over a minute: under load its reader, too, comes too late."""

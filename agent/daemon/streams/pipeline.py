@@ -277,6 +277,7 @@ class VideoPipeline(Pipeline[Frame]):
         self._frames, self._vision, self._states = source, vision, states
         self._snapshots = SnapshotStage(vision, reporter, config, states)
         self.on_demand: Callable[[Demand], None] | None = None
+        self._most = DecodeMode.FULL
 
     def _update_demand(self) -> None:
         """Tell the camera how much of it is to be decoded."""
@@ -286,7 +287,7 @@ class VideoPipeline(Pipeline[Frame]):
             busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
             busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
             busy = busy or vision.config.gate.max_idle_s < _RARE_S
-            self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved))
+            self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved, self._most))
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""
@@ -300,6 +301,7 @@ class VideoPipeline(Pipeline[Frame]):
         super().set_budget(budget)
         self._vision.set_budget(budget)
         self._snapshots.set_budget(budget)
+        self._most = DecodeMode.KEYFRAMES if budget.decode == "keyframes" else DecodeMode.FULL
 
     def _process(self, frame: Frame) -> None:
         kept = False

@@ -241,3 +241,34 @@ def test_a_burst_is_thinned_and_ends_with_the_present() -> None:
     assert [at for at in handed_on if at >= 14 * S] == list(range(14 * S, 15 * S, S // 10))
     assert thinner.is_late(13 * S)
     assert not thinner.is_late(14 * S)
+
+
+LITTLE = Demand(most=DecodeMode.KEYFRAMES)
+
+
+def test_key_frames_alone_are_decoded_as_long_as_no_more_is_allowed() -> None:
+    policy, encoder = settled()
+    steps = run(policy, encoder, 20.0, LITTLE, factor=3.0)
+    assert [step.packet % 20 for step in steps] == [0] * 10
+    assert all(step.alone and step.restart for step in steps)
+    assert policy.mode is DecodeMode.KEYFRAMES
+
+
+def test_everything_since_the_key_frame_is_decoded_when_more_is_allowed_again() -> None:
+    policy, encoder = settled()
+    run(policy, encoder, 10.0, LITTLE)
+    run(policy, encoder, 0.7, LITTLE)
+    first = encoder.number
+    steps = run(policy, encoder, 1.0, ALL)
+    assert steps[0].restart
+    assert steps[0].packet == first - first % 20
+    assert [step.packet for step in steps] == list(range(first - first % 20, first + 10))
+
+
+def test_a_camera_without_key_frames_is_kept_in_bounds_also_then() -> None:
+    limits = DecodeLimits(bytes=60_000)
+    policy, encoder = settled(limits=limits)
+    encoder.gop = 0
+    for _ in range(1000):
+        policy.add(encoder.number, encoder.packet(), LITTLE)
+        assert policy.kept_bytes <= limits.bytes + 10_000

@@ -295,6 +295,33 @@ def test_a_network_that_is_away_is_not_slow() -> None:
     assert course.changed == []
 
 
+ENCODED = {"front": replace(FRONT, has_decoding=True), "back": replace(BACK, has_decoding=True)}
+ENCODED_HUNGRY = {**ENCODED, "front": replace(FRONT, inferred_fps=3.0)}
+
+
+def test_a_less_important_camera_has_its_key_frames_decoded_after_it_infers_as_little_as_it_can() -> None:
+    course = Course()
+    decision = course.run(20, ENCODED_HUNGRY, BUSY)
+    told = [text for _, stream, text in course.changed if stream == "back"]
+    assert told[0].startswith("one picture in 5 is inferred, size 256: ")
+    assert told[1].startswith("key frames alone are decoded, size 256: front infers 3.0 of 8")
+    assert (decision.budgets["back"].decode, decision.budgets["back"].stride) == ("keyframes", 1)
+    assert decision.budgets["front"].decode == ""
+    assert "key frames alone are decoded" in decision.reduced["back"]
+    assert course.run(60, ENCODED).budgets == dict.fromkeys(ENCODED, FULL)
+
+
+def test_cameras_of_one_priority_keep_their_pictures() -> None:
+    equal = {name: replace(one, priority=50) for name, one in ENCODED_HUNGRY.items()}
+    assert Course().run(60, equal, BUSY).budgets["back"].decode == ""
+
+
+def test_decoding_does_not_come_back_while_no_processor_is_idle() -> None:
+    course = Course()
+    course.run(20, ENCODED_HUNGRY, BUSY)
+    assert course.run(60, ENCODED, BUSY).budgets["back"].decode == "keyframes"
+
+
 def test_what_the_order_leaves_out_is_never_reduced() -> None:
     kept = Course(GovernorConfig(order=("samples",)))
     decision = kept.run(60, HUNGRY, replace(BUSY, celsius=90.0, limit_c=77.0), DiskLoad(commit_ms=5000.0))
@@ -383,6 +410,7 @@ readings = st.builds(
     has_samples=st.booleans(),
     has_snapshots=st.booleans(),
     has_clips=st.booleans(),
+    has_decoding=st.booleans(),
 )
 disks = st.builds(DiskLoad, st.none() | st.floats(0.0, 1e4), st.floats(0.0, 100.0), st.floats(0.0, 100.0))
 links = st.builds(LinkLoad, st.booleans(), st.integers(0, 1 << 30), st.floats(0.0, 1e6))

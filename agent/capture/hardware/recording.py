@@ -1,0 +1,93 @@
+"""Records some seconds of a source's packets into memory, for trials of decoders."""
+
+from __future__ import annotations
+
+import io
+import time
+from typing import NamedTuple
+
+import av
+
+from agent.capture.media import Media, OpenError
+from agent.capture.server_probe import why_unreachable
+from agent.capture.source import with_login
+from agent.capture.video import OPTIONS
+from agent.config import CaptureConfig
+from agent.config.source_uri import parse_picture
+from agent.errors import SourceError
+
+_STALL_S, _ASK_S = 10.0, 2.0
+_LARGEST = 256 * 1024 * 1024
+
+
+class RecordedVideo(NamedTuple):
+    """A clip in memory.
+
+    Attributes:
+        codec: FFmpeg's name.
+        width, height: of its pictures, px.
+        content: Matroska; begins with a key frame.
+        pictures: encoded in it.
+    """
+
+    codec: str
+    width: int
+    height: int
+    content: bytes
+    pictures: int
+
+
+def record_video(uri: str, seconds: float, login: CaptureConfig | None = None) -> RecordedVideo:
+    """Record a camera on the network, or the beginning of a file.
+
+    Args:
+        uri: `file:`, `rtsp:` or `http:`.
+        seconds: length, s.
+        login: user name and password file; None: those of the URI.
+
+    Raises:
+        SourceError: it cannot be opened, has no key frame, or is no encoded video.
+    """
+    address = parse_picture(uri)
+    if not (address.on_network or address.scheme == "file"):
+        raise SourceError(f"{address.masked}: expected a camera on the network or a video file")
+    if login is not None:
+        address = with_login(address, login)
+    target = address.target if address.on_network else f"file:{address.target}"
+    try:
+        media = Media(target, dict(OPTIONS) if address.on_network else {}, _STALL_S)
+    except OpenError as error:
+        unread = address.on_network and not error.kinds
+        why = why_unreachable(address.target, _ASK_S) if unread else str(error)
+        raise SourceError(f"{address.masked}: expected encoded video; {why}") from None
+    try:
+        return _recorded(media, seconds, address.masked)
+    except (av.FFmpegError, ValueError):  # without its text, which may hold the address
+        raise SourceError(f"{address.masked}: its packets cannot be read or recorded") from None
+    finally:
+        media.close()
+
+
+def _recorded(media: Media, seconds: float, shown: str) -> RecordedVideo:
+    memory, count, size, began_s = io.BytesIO(), 0, 0, time.monotonic()
+    base = media.video.time_base
+    first: int | None = None
+    with av.open(memory, "w", format="matroska") as container:
+        track = container.add_stream_from_template(media.video)
+        for packet in media.packets():
+            if packet.stream_index != media.video.index or not packet.size or packet.dts is None:
+                continue
+            if count == 0 and not packet.is_keyframe:
+                if time.monotonic() - began_s > seconds + _STALL_S:
+                    break
+                continue
+            first = packet.dts if first is None else first
+            if (base is not None and (packet.dts - first) * base > seconds) or size > _LARGEST:
+                break
+            packet.stream = track
+            size, count = size + packet.size, count + 1
+            container.mux(packet)
+    if not count:
+        raise SourceError(f"{shown}: it sent no key frame")
+    codec = media.video.codec_context.name
+    return RecordedVideo(codec, media.width, media.height, memory.getvalue(), count)

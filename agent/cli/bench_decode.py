@@ -1,0 +1,69 @@
+"""`vedette bench --decode`: measure the video decoders of this board on one video."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from agent.cli.output import NO_VALUE, console, open_table, print_json
+from agent.text import plain
+
+if TYPE_CHECKING:
+    from agent.capture.hardware.recording import RecordedVideo
+    from agent.capture.hardware.table import DecoderTrial
+
+
+def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
+    """Record a video into memory, have every decoder of its codec decode it, and print what they need."""
+    from agent.capture.hardware.recording import record_video
+    from agent.capture.hardware.table import best_decoder
+    from agent.capture.hardware.trials import measure_decoders
+    from agent.config.source_uri import mask
+
+    _progress(f"recording {seconds:g} s")
+    video = record_video(f"file:{source}" if Path(source).is_file() else source, seconds)
+    found = measure_decoders(video.codec, video.content, progress=lambda name: _progress(f"measuring {name}"))
+    _progress("")
+    best = best_decoder(found)
+    if as_json:
+        print_json(
+            {
+                "source": mask(source),
+                "codec": video.codec,
+                "width": video.width,
+                "height": video.height,
+                "pictures": video.pictures,
+                "best": best or "software",
+                "measured": found,
+            }
+        )
+    else:
+        _print(video, found, best or "software")
+
+
+def _progress(what: str) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r\x1b[K{f'{what} …' if what else ''}", err=True, nl=False)
+
+
+def _print(video: RecordedVideo, found: tuple[DecoderTrial, ...], best: str) -> None:
+    out = console(100, markup=False)
+    out.print(f"{video.codec}, {video.width}x{video.height}, {video.pictures} pictures")
+    figures = ("pictures", "ms", "CPU ms", "difference")
+    table = open_table("", "decoder", *figures, right=figures)
+    for one in found:
+        if not one.pictures:
+            table.add_row("", one.name, *[NO_VALUE] * len(figures))
+            continue
+        difference = NO_VALUE if one.difference is None else f"{one.difference:.1f}"
+        figured = str(one.pictures), f"{one.ms:.2f}", f"{one.cpu_ms:.2f}", difference
+        table.add_row("→" if one.name == best else "", one.name, *figured)
+    out.print(table)
+    for one in found:
+        if one.refused:
+            out.print(f"{one.name}: {plain(one.refused)}")
+    if best != "software":
+        out.print(f'use it: decoder = "{best}" or "auto" in [streams.NAME.capture]')
