@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import av
 import av.logging
+import msgspec
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -73,6 +74,9 @@ class Media:
         self.fps = _rate(self.video)
         self.frames = self.video.frames or self._estimated_frames()
         self._tracks: dict[int, MediaTrack] = {}
+        # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
+        self._repeats_parameters = (self.video.codec_context.extradata or b"")[:1] != b"\1"
+        self._parameters = b""
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.
@@ -87,6 +91,8 @@ class Media:
         index = packet.stream_index
         if (track := self._tracks.get(index)) is None:
             track = self._tracks[index] = _track(packet.stream)
+        if self._repeats_parameters and track.codec in _PARAMETERS and packet.is_keyframe:
+            track = self._tracks[index] = self._with_parameters(track, bytes(packet))
         return MediaPacket(
             track,
             bytes(packet),
@@ -97,6 +103,16 @@ class Media:
             captured_ns,
             began_ns,
         )
+
+    def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
+        """Return the track with the parameters that a key frame holds: another one if they have changed."""
+        found = parameters(track.codec, key_frame)
+        is_known = track.header and track.width
+        if not found or (is_known and self._parameters in (b"", found)):
+            self._parameters = found or self._parameters
+            return track
+        self._parameters = found
+        return _read_parameters(track, key_frame)
 
     def close(self) -> None:
         """Close it. May be called twice."""
@@ -129,6 +145,17 @@ def _track(stream: Stream) -> MediaTrack:
     return MediaTrack("sound", context.name, time_base, header, rate_hz=rate_hz, channels=channels, setup=setup)
 
 
+def _read_parameters(track: MediaTrack, key_frame: bytes) -> MediaTrack:
+    """Return a track with the header and size that a key frame with start codes holds, or as it is."""
+    try:
+        with av.open(io.BytesIO(key_frame), "r", format=track.codec) as medium:
+            stream = medium.streams.video[0]
+            header, width, height = mp4_header(stream), stream.width, stream.height
+    except (av.FFmpegError, ValueError, IndexError):
+        return track
+    return msgspec.structs.replace(track, header=header, width=width, height=height) if header else track
+
+
 def mp4_header(stream: Stream) -> bytes:
     """Return the initialisation segment of a fragmented MP4 with this stream alone; empty: MP4 cannot hold it."""
     memory = io.BytesIO()
@@ -145,6 +172,25 @@ def mp4_header(stream: Stream) -> bytes:
 _START_CODE = b"\0\0\1"
 _HEAD = 512
 """Bytes of a packet within which its first slice begins."""
+
+
+_PARAMETERS = {"h264": (0x1F, 0, 7), "hevc": (0x3F, 1, 33)}
+"""Mask, shift and type of the units with the parameters of a sequence (SPS), of codecs that may hold them in key
+frames: ITU-T H.264, table 7-1; ITU-T H.265, table 7-1."""
+
+
+def parameters(codec: str, key_frame: bytes) -> bytes:
+    """Return the first sequence parameter set in a key frame with start codes; empty: there is none."""
+    mask, shift, wanted = _PARAMETERS[codec]
+    at = key_frame.find(_START_CODE)
+    while 0 <= at < len(key_frame) - 3:
+        end = key_frame.find(_START_CODE, at + 3)
+        if key_frame[at + 3] >> shift & mask == wanted:
+            return key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
+        if at > _HEAD:
+            break
+        at = end
+    return b""
 
 
 def is_disposable(codec: str, packet: Packet[Stream]) -> bool:

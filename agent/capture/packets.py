@@ -17,13 +17,16 @@ from agent.config.source_uri import parse_picture
 from agent.errors import SourceError
 from agent.types import MediaPacket
 
+_STEADY_S = 5.0
+"""An outage ends when pictures have come for so long, s: a camera that drops each connection is still lost."""
+
 
 class PacketReader(SourceThread[Source]):
     """Reads one opening of a camera."""
 
     def __init__(self, uri: str, config: CaptureConfig, stream: PacketStream, name: str) -> None:
         super().__init__(uri, stream.supervisor.woken, name)
-        self._config, self._stream = config, stream
+        self._config, self._stream, self.goes_on = config, stream, False
 
     @property
     def wants_packets(self) -> bool:
@@ -53,11 +56,14 @@ class PacketReader(SourceThread[Source]):
 
     def _read(self, source: Source) -> None:
         source.follow(self)
-        camera = cast(NetworkStream, source)
+        camera, began_s = cast(NetworkStream, source), time.monotonic()
         while not self._abandoned.is_set():
             self._asked_ns = time.monotonic_ns()
-            camera.skip()
-            self._count()
+            if camera.skip():
+                self._count()
+                if not self.goes_on and time.monotonic() - began_s >= _STEADY_S:
+                    self.goes_on = True
+                    self._woken.set()
 
 
 class PacketStream:

@@ -324,15 +324,18 @@ class NetworkStream(Video):
             self._run(self._steps.popleft())
         else:
             self._receive()
+        self._check_alive(self._held is not None or bool(self._steps))
+
+    def _check_alive(self, has_picture: bool) -> None:
+        """Raise SourceError if there was no picture for too long: sound may go on without pictures."""
         now_s = time.monotonic()
-        if self._held is not None or self._steps:
+        if has_picture:
             self._alive_s = now_s
-        # Sound may go on without pictures, and FFmpeg may end a silence with a picture from before it.
         elif now_s - self._alive_s >= self._stall_s:
             raise self._silence()
 
-    def _receive(self) -> None:
-        """Read a packet, and plan what is to be decoded."""
+    def _read_in_time(self, what: str) -> Packet[Stream]:
+        """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
         began_s = time.monotonic()
         if self._hears_only and not self.has_sound:
             raise SourceError(f"{self._shown}: {no_sound(self._codec)}")
@@ -343,7 +346,12 @@ class NetworkStream(Video):
         if time.monotonic() - began_s >= self._stall_s:
             raise self._silence()
         if packet is None:
-            raise SourceError(f"{self._shown}: expected the next picture; {self._why_ended()}")
+            raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
+        return packet
+
+    def _receive(self) -> None:
+        """Read a packet, and plan what is to be decoded."""
+        packet = self._read_in_time("picture")
         if not self._is_picture(packet):
             if self._hears_only:
                 self._alive_s = time.monotonic()
@@ -415,19 +423,19 @@ class NetworkStream(Video):
         self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
         self.late = self._burst.is_late(captured_ns)
 
-    def skip(self) -> None:
-        """Read a packet, and decode nothing.
+    def skip(self) -> bool:
+        """Read a packet, and decode nothing. Return True if it is a picture.
 
         Raises:
-            SourceError: none came in time, or the server stopped sending.
+            SourceError: no picture came in time, or the server stopped sending.
         """
-        try:
-            packet = self._next_packet()
-        except av.FFmpegError:
-            packet = None
-        if packet is None or not packet.size:
+        packet = self._read_in_time("packet")
+        if not packet.size:
             raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
-        self._grabbed += 1
+        is_picture = self._is_picture(packet)
+        self._grabbed += is_picture
+        self._check_alive(is_picture)
+        return is_picture
 
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.

@@ -35,6 +35,7 @@ from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
 from agent.config.toml import Keys
 from agent.config.twins import unmasked_twins
+from agent.daemon.clips.record_source import check_record_source
 from agent.daemon.streams.perception import (
     Perception,
     check_clips,
@@ -133,6 +134,12 @@ def warnings(path: Path) -> list[str]:
             for name, stream in file.config.streams.items()
             if holds_secret(stream.source)
         ]
+        found += [
+            f"{file.where('streams', name, 'clips', 'record_source')}: holds a password, and {OPEN}; chmod o= "
+            f"{path}, or put the password into a file of its own, see capture.password_file"
+            for name, stream in file.config.streams.items()
+            if stream.clips is not None and holds_secret(stream.clips.record_source)
+        ]
     return found
 
 
@@ -207,7 +214,11 @@ def check_selection(selection: SelectionConfig) -> None:
 
 def check_stream(name: str, stream: StreamConfig) -> None:
     """Check one stream. Raises VedetteError, its first problem."""
-    for _, step in (*_source_steps(stream), *_steps(name, stream, _open_perception)):
+    for _, step in (
+        *_source_steps(stream),
+        *_other_source(name, stream),
+        *_steps(name, stream, _open_perception),
+    ):
         step()
 
 
@@ -220,7 +231,11 @@ def keys_of(error: VedetteError, name: str, stream: StreamConfig) -> Keys:
     def prepare(name: str, stream: StreamConfig) -> Perception | None:
         return prepare_perception(name, stream, open_model(stream.model, stream.variant, 0.0))
 
-    for keys, step in (*_source_steps(stream), *_steps(name, stream, prepare, 0.0)):
+    for keys, step in (
+        *_source_steps(stream),
+        *_other_source(name, stream),
+        *_steps(name, stream, prepare, 0.0),
+    ):
         if any(str(found) == str(error) for _, found in _first_problem([(keys, step)])):
             return keys
     return ()
@@ -353,7 +368,11 @@ def _stream_problems(file: ConfigFile) -> Iterator[str]:
     for name, stream in streams.items():
         found = [
             (keys, str(error))
-            for steps in (_source_steps(stream, check_opens), _shared(file, name))
+            for steps in (
+                _source_steps(stream, check_opens),
+                _other_source(name, stream),
+                _shared(file, name),
+            )
             for keys, error in _first_problem(steps)
             if not _is_of_another_user(error)
         ]
@@ -396,6 +415,10 @@ def _steps_of_each(
     for number, table in enumerate(tables):
         same = first.setdefault(table.name, table)
         yield (key, number), partial(check, (table,) if same is table else (same, table))
+
+
+def _other_source(name: str, stream: StreamConfig) -> Iterator[Step]:
+    yield ("clips", "record_source"), partial(check_record_source, name, stream)
 
 
 def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None = None) -> Iterator[Step]:

@@ -23,7 +23,7 @@ from agent.config import Config, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
 from agent.errors import BrokerError, ConfigError, SourceError
-from agent.health import HEALTH_FILE, DaemonHealth
+from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
 from agent.update.install.service import read_health
 
 SECTION = "broker and network"
@@ -48,7 +48,12 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
     if config.metrics is not None:
         jobs.append(("metrics", partial(metrics.findings, SECTION, config.metrics)))
     for name, stream in config.streams.items():
-        jobs.append((f"stream {name}", partial(_check_source, name, stream, health)))
+        at = None if health is None or name not in health.streams else health.streams[name]
+        jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))
+        if stream.clips is not None and (uri := stream.clips.record_source):
+            about = f"stream {name}: record_source"
+            lost = at is not None and at.detail.startswith("record_source")
+            jobs.append((about, partial(_check_source, about, uri, stream, None if lost else at)))
     yield from _run_parallel(jobs)
     yield _check_commands(config)
 
@@ -111,23 +116,23 @@ def _check_anonymous(config: MqttConfig) -> Iterator[Finding]:
     )
 
 
-def _check_source(name: str, stream: StreamConfig, health: DaemonHealth | None) -> Iterator[Finding]:
+def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamReport | None) -> Iterator[Finding]:
+    """Report whether a source on the network answers; `health`: of its stream in the running daemon."""
     try:
-        source = parse(stream.source)
+        source = parse(uri)
         if not (stream.enabled and source.on_network):
             return
-        if health is not None and name in health.streams and health.streams[name].state in _FLOWING:
-            yield Finding(SECTION, f"stream {name}", f"{source.masked}: in use by the running daemon; not tried")
+        if health is not None and health.state in _FLOWING:
+            yield Finding(SECTION, about, f"{source.masked}: in use by the running daemon; not tried")
             return
         why = find_refusal(with_login(source, stream.capture).target, TRY_S)
     except SourceError as error:  # also reported by the configuration's section
-        yield Finding(SECTION, f"stream {name}", f"not tried: {error}", "warning", str(error))
+        yield Finding(SECTION, about, f"not tried: {error}", "warning", str(error))
         return
     if why:
-        advice = f"stream {name}: {why}"
-        yield Finding(SECTION, f"stream {name}", f"{source.masked}: {why}", "problem", advice)
+        yield Finding(SECTION, about, f"{source.masked}: {why}", "problem", f"{about}: {why}")
     else:
-        yield Finding(SECTION, f"stream {name}", f"{source.masked}: answers, and provides the stream")
+        yield Finding(SECTION, about, f"{source.masked}: answers, and provides the stream")
 
 
 def _check_commands(config: Config) -> Finding:

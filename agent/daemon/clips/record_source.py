@@ -14,6 +14,7 @@ from agent.types import MediaPacket
 
 if TYPE_CHECKING:
     from agent.capture.packets import PacketStream
+    from agent.daemon.clips.stream_clips import StreamClips
 
 log = logging.getLogger("agent.daemon.streams.stream")
 _SCHEMES = ("rtsp", "rtsps", "http", "https")
@@ -37,6 +38,11 @@ def check_record_source(name: str, config: StreamConfig) -> None:
         raise SourceError(f"{key}: expected a camera on the network ({', '.join(_SCHEMES)}); {found}")
     if config.hides:
         raise SourceError(f"{key}: what `privacy` and `blur` hide would be seen in it: leave it out")
+
+
+def clips_trouble(clips: StreamClips | None) -> str:
+    """Return why nothing is recorded of the second source of a stream; empty: it is, or there is none."""
+    return "" if clips is None else clips.trouble
 
 
 def open_record_source(

@@ -19,7 +19,7 @@ from agent.capture.handoff import LatestFrame
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig
 from agent.daemon.clips.trigger import ASKED, ClipTrigger, PicturePace
-from agent.errors import BackendError
+from agent.errors import BackendError, CommandError
 from agent.storage.clips.job import ClipJob
 from agent.storage.clips.mp4 import SOUND_CODECS, VIDEO_CODECS
 from agent.storage.clips.packets import PacketRing
@@ -44,14 +44,19 @@ class _PacketInput:
 
     Attributes:
         copies: True if the newest video can be copied.
+        waits: True if it can be copied once the camera has sent its parameters.
+        trouble: why the newest video is not recorded; empty: it is, or its pictures are encoded.
     """
 
-    def __init__(self, stream: str, ring: PacketRing) -> None:
-        self._stream, self._ring = stream, ring
+    def __init__(self, stream: str, ring: PacketRing, *, is_only: bool) -> None:
+        """Prepare; `is_only`: nothing is recorded where packets cannot be copied."""
+        self._stream, self._ring, self._is_only = stream, ring, is_only
         self._video: MediaTrack | None = None
         self._sound: MediaTrack | None = None
         self._transcoder: SoundTranscoder | None = None
-        self.copies = self._copies_sound = False
+        self._told: tuple[str, int, int] | None = None
+        self.copies = self.waits = self._copies_sound = False
+        self.trouble = ""
 
     def add(self, packet: MediaPacket) -> int:
         """Add a packet; return the bytes that were put into the ring."""
@@ -74,7 +79,22 @@ class _PacketInput:
         return len(packet.data)
 
     def _begin_video(self, track: MediaTrack) -> None:
-        self._video, self.copies = track, bool(track.header) and track.codec in VIDEO_CODECS
+        self._video, known = track, bool(track.header) and track.width > 0
+        self.copies = known and track.codec in VIDEO_CODECS
+        self.waits = not known and track.codec in VIDEO_CODECS
+        if self.waits:
+            return
+        self.trouble = ""
+        if not self.copies and self._is_only:
+            self.trouble = f"record_source gives {track.codec}, which clips cannot hold: set it to H.264 or H.265"
+        if (about := (track.codec, track.width, track.height)) != self._told:
+            self._told = about
+            self._tell(track)
+
+    def _tell(self, track: MediaTrack) -> None:
+        if self.trouble:
+            log.error("stream %s: clips: nothing is recorded: %s", self._stream, self.trouble)
+            return
         what = "is copied" if self.copies else "is not played by browsers: pictures are encoded as H.264"
         log.info("stream %s: clips: %s of %dx%d %s", self._stream, track.codec, track.width, track.height, what)
 
@@ -128,7 +148,7 @@ class StreamClips:
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
         self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
         self._ring = PacketRing(config.before_s, _RING_BYTES, patient=lossless)
-        self._input, self._copies = _PacketInput(stream, self._ring), copies
+        self._input, self._copies = _PacketInput(stream, self._ring, is_only=has_other_source), copies
         self._has_other_source = has_other_source
         self._encoder = PictureEncoder(config.max_width, config.quality, config.fps)
         self._slot = LatestFrame(lossless=lossless)
@@ -152,7 +172,15 @@ class StreamClips:
     @property
     def encodes(self) -> bool:
         """True if pictures are encoded: no packets come, or none that can be copied."""
-        return not self._has_other_source and not self._input.copies
+        return not self._has_other_source and not self._input.copies and not self._input.waits
+
+    @property
+    def trouble(self) -> str:
+        """Why nothing can be recorded of the other source; empty: it can, or there is none."""
+        if (other := self.other_source) is None:
+            return ""
+        stats = other.stats
+        return f"record_source: lost: {stats.detail}" if stats.state == "lost" else self._input.trouble
 
     def add_packet(self, packet: MediaPacket) -> None:
         """Take a packet of the camera. For one thread, that of the capture."""
@@ -189,13 +217,24 @@ class StreamClips:
         with self._lock:
             self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
-    def record(self, seconds: float) -> str:
+    def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
         """Save the newest seconds and the next ones; return the path of the clip.
 
+        Args:
+            seconds: that are recorded from now on.
+            state: of the source that is looked at.
+            detail: its reason.
+
         Raises:
-            CommandError: it would be longer than the configuration allows.
+            CommandError: there is nothing to record, or it would be longer than the configuration allows.
             StorageError: it could not be saved, with the reason.
         """
+        if (other := self.other_source) is not None:
+            state, detail = other.stats.state, self.trouble
+        if state in ("starting", "lost") or (other is not None and detail):
+            what = "record_source" if other is not None else "it"
+            why = detail or f"{what} is {state}"
+            raise CommandError(f"stream {self._stream}: there is nothing to record: {why}")
         kept_s = max(1.0, self._config.before_s)
         self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
         with self._lock:

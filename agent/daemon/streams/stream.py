@@ -21,7 +21,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon.clips.record_source import check_record_source
+from agent.daemon.clips.record_source import check_record_source, clips_trouble
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
@@ -184,7 +184,7 @@ class Stream:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
         if (clips := self._clips) is None:
             raise CommandError(f"stream {self.name} is {self.status[0]}, so there is nothing to record")
-        return clips.record(seconds)
+        return clips.record(seconds, *self.status)
 
     def reset_line(self, line: str) -> None:
         """Count the crossings of a line anew; empty: of all lines. Raises CommandError or StorageError."""
@@ -332,8 +332,9 @@ class Stream:
             if why := perception.degraded(opened):
                 return "degraded", why
             inspection, condition = self._inspection, self.condition
-            why = (inspection.store.trouble if inspection is not None else "") or opened.alarm
-            return "running", why or (condition.text if condition is not None else "") or capture.detail
+            why = (inspection.store.trouble if inspection is not None else "") or clips_trouble(self._clips)
+            why = why or opened.alarm or (condition.text if condition is not None else "")
+            return "running", why or capture.detail
         return self.state, self.detail
 
     @property

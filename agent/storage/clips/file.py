@@ -204,6 +204,15 @@ class ClipFile:
         totals = ClipTotals(round(self._end_ns / 1e9, 3), self.frames, tracks)
         return _complete(self._file, self.path, self._label, totals, self.bytes)
 
+    def close_cut_off(self) -> Clip | None:
+        """Close the file after a write that failed, and complete it with its whole fragments.
+
+        Raises:
+            ValueError: nothing in it can be played.
+        """
+        self._file.close()
+        return recover(self.part)
+
     def drop(self) -> None:
         """Close the file and remove it."""
         self._file.close()

@@ -43,6 +43,7 @@ class ClipJob:
         files: number of its files that are complete.
         finished: True if nothing more is added.
         segment_ns: longest file, ns; 0: the clip is one file.
+        piece_bytes: size after which a recording without an end goes on in another file.
         paused_until_s: nothing is written before that time of CLOCK_MONOTONIC, s.
     """
 
@@ -58,14 +59,14 @@ class ClipJob:
         self.path, self.reason, self.ring = path, occasion, ring
         self.tracks: tuple[str, ...] = ()
         self.next_seq, self._until_ns, self.segment_ns = next_seq, until_ns, segment_ns
-        self._from_ns = ring.now_ns()
-        self.at, self.at_ns = datetime.now(UTC), self._from_ns
+        self.piece_bytes = 1 << 62
+        self.at, self.at_ns = datetime.now(UTC), ring.now_ns()
         self.file: ClipFile | None = None
         self.finished = self._ended = False
         self.files, self.paused_until_s = 0, 0.0
         self._lock = threading.Lock()
         self._lost_before = ring.lost
-        self._wrote_s = self._synced_s = time.monotonic()
+        self._wrote_s = self._synced_s = self._over_s = time.monotonic()
 
     @property
     def is_continuous(self) -> bool:
@@ -89,11 +90,12 @@ class ClipJob:
             if not self.finished:
                 late = ring.now_ns() > self._until_ns + _GRACE_NS or (ring.newest_ns < 0 and self._is_stale)
                 self.finished = self._ended or ring.newest_ns > self._until_ns or late
+                self._over_s = time.monotonic()
             return self.finished
 
     @property
     def _is_stale(self) -> bool:
-        return time.monotonic() - self._wrote_s > (self._until_ns - self._from_ns + _GRACE_NS) / 1e9
+        return time.monotonic() - self._wrote_s > (self._until_ns - self.at_ns + _GRACE_NS) / 1e9
 
     @property
     def is_idle(self) -> bool:
@@ -102,11 +104,18 @@ class ClipJob:
         return is_open and time.monotonic() - self._wrote_s > _IDLE_S
 
     @property
+    def is_silent(self) -> bool:
+        """True if its camera has given nothing for a while: no more is worth waiting for."""
+        return self.ring.silent_s > _WAIT_S
+
+    @property
     def behind_s(self) -> float:
         """How much longer than usual packets have waited to be written, s."""
-        waited_s = time.monotonic() - self._wrote_s
-        if not self.finished:
-            waited_s = min(waited_s, self.ring.age_s(self.next_seq))
+        now_s = time.monotonic()
+        if self.finished:
+            waited_s = now_s - self._over_s
+        else:
+            waited_s = min(now_s - self._wrote_s, self.ring.age_s(self.next_seq, self._until_ns))
         return max(0.0, waited_s - _WAIT_S)
 
     @property
@@ -114,9 +123,16 @@ class ClipJob:
         return self.file.bytes if self.file else 0
 
     @property
-    def lost(self) -> int:
-        """Pictures that were dropped before they could be written."""
-        return self.ring.lost - self._lost_before
+    def shown(self) -> str:
+        """The file that it is about now: the open one, or where the next one goes."""
+        if self.file is not None:
+            return str(self.file.path)
+        return str(self.path.parent if self.files or self.is_continuous else self.path)
+
+    def take_lost(self) -> int:
+        """Return how many pictures were dropped before they could be written, since the last call."""
+        lost, self._lost_before = self.ring.lost - self._lost_before, self.ring.lost
+        return lost
 
     def utc_of(self, captured_ns: int) -> datetime:
         """Return the UTC of a capture; of a long recording by the clock as it is now, which may have been set."""
@@ -135,24 +151,30 @@ class ClipJob:
 
     def runs(self, packets: Sequence[TimedPacket]) -> Iterator[Sequence[TimedPacket]]:
         """Yield these packets by the file that they go into."""
-        begin = 0
+        begin, size = 0, self.bytes
         first = self.file.first if self.file is not None else packets[0]
         for end, packet in enumerate(packets):
-            if packet.part != first.part or (packet.opens_group and self._is_full(first, packet)):
+            if packet.part != first.part or (packet.opens_group and self._is_full(first, packet, size)):
                 if end > begin:
                     yield packets[begin:end]
-                begin, first = end, packet
+                begin, first, size = end, packet, 0
+            size += len(packet.packet.data)
         yield packets[begin:]
 
-    def _is_full(self, first: TimedPacket, packet: TimedPacket) -> bool:
-        return 0 < self.segment_ns <= packet.dts_ns - first.dts_ns
+    def _is_full(self, first: TimedPacket, packet: TimedPacket, size: int) -> bool:
+        """Return True if a file of this size that begins with `first` ends before a key frame."""
+        if not self.is_continuous:
+            return False
+        return packet.dts_ns - first.dts_ns >= self.segment_ns or size >= self.piece_bytes
 
     def must_change(self, first: TimedPacket) -> bool:
         """Return True if packets that begin with this one go into another file than the open one."""
         file = self.file
         if file is None:
             return False
-        return first.part != file.first.part or (first.opens_group and self._is_full(file.first, first))
+        return first.part != file.first.part or (
+            first.opens_group and self._is_full(file.first, first, file.bytes)
+        )
 
     def write(self, file: ClipFile, packets: Sequence[TimedPacket]) -> None:
         """Write packets."""
@@ -163,7 +185,11 @@ class ClipJob:
             file.sync()
             self._synced_s = time.monotonic()
 
+    def go_on(self) -> None:
+        """Go on in another file with the packets that are not written yet."""
+        self.file, self.finished = None, False
+
     def pause(self) -> None:
         """Begin anew with what comes, in a while."""
-        self.file, self.finished = None, False
+        self.go_on()
         self.paused_until_s, self.next_seq = time.monotonic() + _RETRY_S, self.ring.next_seq

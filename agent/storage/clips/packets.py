@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 
+import msgspec
 from msgspec import Struct
 
 from agent.types import MediaPacket, MediaTrack
@@ -25,6 +26,8 @@ _APART_NS = 2_000_000_000
 """Tracks that differ by more than this from when they came count from different moments, ns."""
 _LATE_NS = 1_000_000_000
 """How long after a picture was captured it may still begin a clip, ns."""
+_GAP_NS = 2_000_000_000
+"""A group whose last picture is so much older than the wanted begin is from before an outage, ns."""
 _USUAL_NS = 40_000_000
 """Duration of a packet that says none, before another has come, ns."""
 
@@ -99,6 +102,16 @@ def ticks_ns(track: MediaTrack, ticks: int | None) -> int | None:
     return None if ticks is None else ticks * numerator * 1_000_000_000 // denominator
 
 
+def _stamped_before(first: MediaPacket, second: MediaPacket) -> MediaPacket:
+    """Return a packet with the time stamp that precedes the next one's; without any if that one has none."""
+    own = second.dts if second.dts is not None else second.pts
+    if own is None:
+        return first
+    numerator, denominator = first.track.time_base
+    step = first.duration or second.duration or max(1, _USUAL_NS * denominator // (numerator * 1_000_000_000))
+    return msgspec.structs.replace(first, pts=own - step, dts=own - step)
+
+
 class PacketTimeline:
     """Gives the packets of one stream their part and time stamps. For one thread.
 
@@ -110,7 +123,25 @@ class PacketTimeline:
         self.part = -1
         self._video: _TrackClock | None = None
         self._sound: _TrackClock | None = None
-        self._unstamped = 0
+        self._unstamped: MediaPacket | None = None
+
+    def ready(self, packet: MediaPacket) -> list[MediaPacket]:
+        """Return the packets that can be stamped now.
+
+        A key frame that begins a connection without a time stamp, as FFmpeg gives them of RTSP, waits for the
+        next picture and gets the time stamp before that one's.
+        """
+        first, self._unstamped = self._unstamped, None
+        if packet.track.kind != "video":
+            self._unstamped = first
+            return [packet] if first is None else []
+        if first is not None and first.track is packet.track:
+            return [_stamped_before(first, packet), packet]
+        begins = self._video is None or self._video.track is not packet.track
+        if begins and packet.keyframe and packet.pts is None and packet.dts is None:
+            self._unstamped = packet
+            return []
+        return [packet]
 
     def stamp(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
         """Return the packet with its time stamps; None: it cannot be used, since no key frame came before it."""
@@ -127,19 +158,13 @@ class PacketTimeline:
         if clock is not None and clock.track is packet.track and (stamps := clock.stamps(packet)):
             return TimedPacket(packet, seq, self.part, *stamps)
         self.interrupt()
-        if not packet.keyframe or self._waits_for_stamps(packet):
+        if not packet.keyframe:
             return None
         self.part += 1
         self._video = _TrackClock(packet.track)
         stamps = self._video.stamps(packet)
         assert stamps is not None  # the first is taken as it is
         return TimedPacket(packet, seq, self.part, *stamps)
-
-    def _waits_for_stamps(self, packet: MediaPacket) -> bool:
-        """Return True if a key frame is left out: often only the first of a connection has no time stamp."""
-        has_none = packet.pts is None and packet.dts is None
-        self._unstamped = self._unstamped + 1 if has_none else 0
-        return self._unstamped == 1
 
     def _stamp_sound(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
         video, clock = self._video, self._sound
@@ -164,10 +189,15 @@ class PacketTimeline:
 
 
 class _Group:
-    """A key frame and what follows until the next."""
+    """A key frame and what follows until the next.
+
+    Attributes:
+        is_whole: False if its first packets were dropped once they were written.
+    """
 
     def __init__(self, first: TimedPacket) -> None:
         self.at_ns, self.packets, self.bytes = first.packet.captured_ns, [first], len(first.packet.data)
+        self.is_whole = True
 
     def add(self, packet: TimedPacket) -> None:
         self.packets.append(packet)
@@ -176,6 +206,26 @@ class _Group:
     @property
     def last(self) -> TimedPacket:
         return self.packets[-1]
+
+    def covers(self, from_ns: int) -> bool:
+        """Return True if it can be decoded and its pictures go on until about then."""
+        pictures = [one.packet.captured_ns for one in self.packets if one.is_video]
+        step_ns = (pictures[-1] - pictures[0]) // max(1, len(pictures) - 1) if pictures else 0
+        return self.is_whole and bool(pictures) and from_ns - pictures[-1] <= max(_GAP_NS, 2 * step_ns)
+
+    def bytes_before(self, seq: int) -> int:
+        """Return the bytes of what comes before a packet, or before the last one."""
+        seq = min(seq, self.last.seq)
+        return sum(len(one.packet.data) for one in self.packets if one.seq < seq)
+
+    def drop_before(self, seq: int) -> int:
+        """Drop what comes before a packet, or before the last one; return its bytes."""
+        dropped = self.bytes_before(seq)
+        if dropped:
+            self.packets = [one for one in self.packets if one.seq >= min(seq, self.last.seq)]
+            self.bytes -= dropped
+            self.is_whole = False
+        return dropped
 
 
 class PacketRing:
@@ -205,25 +255,32 @@ class PacketRing:
         self._added_s = time.monotonic()
         self._newest_ns, self._next_seq = -1, 0
         self.bytes = self.lost = 0
-        self.cut = False
+        self.cut = self._drops_group = False
 
     def add(self, packet: MediaPacket) -> None:
         """Add a packet; one that cannot be decoded for want of a key frame is ignored."""
         with self._lock:
             if self._patient and self._held is not None:
                 self._moved.wait_for(lambda: self._has_room(len(packet.data)), _PATIENCE_S)
-            timed = self._clock.stamp(packet, self._next_seq)
-            if timed is None or not (self._groups or timed.opens_group):
-                return
-            if timed.opens_group:
-                self._groups.append(_Group(timed))
-            else:
-                self._groups[-1].add(timed)
-            self._next_seq += 1
-            self.bytes += len(packet.data)
-            if timed.is_video:
-                self._newest_ns, self._added_s = packet.captured_ns, time.monotonic()
-            self._trim()
+            for one in self._clock.ready(packet):
+                timed = self._clock.stamp(one, self._next_seq)
+                if timed is not None:
+                    self._put(timed)
+
+    def _put(self, timed: TimedPacket) -> None:
+        if not (self._groups or timed.opens_group):
+            self.lost += timed.is_video and self._drops_group
+            return
+        if timed.opens_group:
+            self._groups.append(_Group(timed))
+            self._drops_group = False
+        else:
+            self._groups[-1].add(timed)
+        self._next_seq += 1
+        self.bytes += len(timed.packet.data)
+        if timed.is_video:
+            self._newest_ns, self._added_s = timed.packet.captured_ns, time.monotonic()
+        self._trim()
 
     def hold(self, seq: int | None) -> None:
         """Keep packets from that number on, whatever their age; None: no longer."""
@@ -233,11 +290,15 @@ class PacketRing:
             self._moved.notify_all()
 
     def start(self, from_ns: int) -> int:
-        """Return the number of the newest key frame captured at `from_ns` or before, else of the oldest."""
+        """Return the number of the newest key frame captured at `from_ns` or before, else of the next one.
+
+        A group that ended long before, as before an outage, does not count.
+        """
         with self._lock:
             begin = next((one for one in reversed(self._groups) if one.at_ns <= from_ns), None)
-            if begin is None:
-                begin = self._groups[0] if self._groups else None
+            if begin is None or not begin.covers(from_ns):
+                later = (one for one in self._groups if one.at_ns > from_ns and one.is_whole)
+                begin = next(later, None)
             return self._next_seq if begin is None else begin.packets[0].seq
 
     def between(self, seq: int, until_ns: int) -> list[TimedPacket]:
@@ -247,12 +308,14 @@ class PacketRing:
         found = [packet for one in groups for packet in one.packets[:] if packet.seq >= seq]
         return [packet for packet in found if packet.packet.captured_ns <= until_ns]
 
-    def age_s(self, seq: int) -> float:
-        """Return the age of the oldest packet from that number on, s; 0: there is none."""
+    def age_s(self, seq: int, until_ns: int) -> float:
+        """Return the age of the oldest packet from that number on, captured until then, s; 0: there is none."""
         with self._lock:
             group = next((one for one in self._groups if one.last.seq >= seq), None)
             first = None if group is None else next((p for p in group.packets if p.seq >= seq), None)
-        return 0.0 if first is None else (self.now_ns() - first.packet.captured_ns) / 1e9
+        if first is None or first.packet.captured_ns > until_ns:
+            return 0.0
+        return (self.now_ns() - first.packet.captured_ns) / 1e9
 
     def now_ns(self) -> int:
         """Return the newest capture plus the time since it was added, ns; -1: there was none yet."""
@@ -260,6 +323,11 @@ class PacketRing:
             if self._newest_ns < 0:
                 return -1
             return self._newest_ns + round((time.monotonic() - self._added_s) * 1e9)
+
+    @property
+    def silent_s(self) -> float:
+        """Time since the newest picture was added, s."""
+        return time.monotonic() - self._added_s
 
     @property
     def newest_ns(self) -> int:
@@ -272,10 +340,10 @@ class PacketRing:
         return self._next_seq
 
     def _has_room(self, more: int) -> bool:
-        held = self._held
-        if held is None or not self._groups or self._groups[0].last.seq < held:
+        held, groups = self._held, self._groups
+        if held is None or not groups or groups[0].last.seq < held or self.bytes + more <= self._max_bytes:
             return True
-        return self.bytes + more <= self._max_bytes
+        return self.bytes - groups[0].bytes_before(held) + more <= self._max_bytes
 
     def _trim(self) -> None:
         oldest_ns = self._groups[-1].at_ns - self._kept_ns - _LATE_NS if self._groups else 0
@@ -283,9 +351,26 @@ class PacketRing:
             first, is_last = self._groups[0], len(self._groups) == 1
             is_held = self._held is not None and first.last.seq >= self._held
             if self.bytes > self._max_bytes:
-                self.lost += sum(one.is_video for one in first.packets) if is_held else 0
                 self.cut = self.cut or is_last or self._groups[1].at_ns > oldest_ns
+                if (is_held or is_last) and (freed := self._drop_written(first)):
+                    self.bytes -= freed
+                    continue
+                self._count_lost(first)
+            elif self._held is None and not first.is_whole:
+                pass  # nothing goes on in it
             elif is_last or is_held or self._groups[1].at_ns > oldest_ns:
                 return
             self._groups.popleft()
             self.bytes -= first.bytes
+
+    def _drop_written(self, group: _Group) -> int:
+        """Drop what is written of a group that goes on in an open file; return its bytes."""
+        return 0 if self._held is None else group.drop_before(self._held)
+
+    def _count_lost(self, group: _Group) -> None:
+        """Count the pictures of a group that was to be written and is dropped."""
+        if self._held is not None and (
+            lost := sum(one.is_video and one.seq >= self._held for one in group.packets)
+        ):
+            self.lost += lost
+            self._drops_group = len(self._groups) == 1

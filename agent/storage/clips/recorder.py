@@ -68,6 +68,8 @@ class ClipStats(Struct, frozen=True):
 _HEAD_S = 0.5
 """Packets of so long a time are there before a file is begun, s: they tell whether there is sound."""
 _EXPIRE_S = 3600.0
+_PIECES = 4
+"""Files of one recording without an end that fit into what all clips may take, at least."""
 _ROOM, _ROOM_EACH = 4096, 64
 """Bytes of a file besides its packets, and besides each packet."""
 
@@ -223,8 +225,8 @@ class Recorder:
     def _expire(self) -> None:
         try:
             self._store.scan()
-            if count := self._store.expire(datetime.now(UTC)):
-                log.info("clips: %d deleted, older than clips_max_age_s", count)
+            for key, count in self._store.expire(datetime.now(UTC)).items():
+                log.info("clips: %d deleted, older than %s", count, key)
             self._store.make_room(0)
         except StorageError as error:
             self._report_trouble(str(error))
@@ -246,6 +248,7 @@ class Recorder:
             job.next_seq = job.ring.next_seq
             return
         ended = over = job.check_over()
+        files = job.files
         try:
             packets = job.packets()
             if packets and (over or job.is_due(packets)):
@@ -254,12 +257,12 @@ class Recorder:
                 self._finish(job)
             elif job.is_idle:
                 self._complete(job)
-            if over and job.is_continuous and not ended:  # a file as large as all clips may be
-                job.pause()
+            if over and job.is_continuous and not ended:  # it could take no more
+                job.go_on() if job.files > files else job.pause()
         except (OSError, StorageError) as error:
             self._drop(job, error)
         except Exception:
-            log.exception("clip %s: internal error (please report); it is dropped", job.path)
+            log.exception("clip %s: internal error (please report); it ends", job.shown)
             self._drop(job, None)
         with self._lock:
             if job.finished and job in self._jobs:
@@ -268,12 +271,13 @@ class Recorder:
 
     def _write(self, job: ClipJob, packets: Sequence[TimedPacket], *, over: bool) -> bool:
         """Write packets; return True if the clip can take no more. `over`: no more come."""
+        job.piece_bytes = self._store.max_bytes // _PIECES
         for run in job.runs(packets):
             if job.must_change(run[0]):
                 self._complete(job)
             if job.file is None:
                 run = _from_key_frame(run)
-                if run and not over and _span_s(run) < _HEAD_S:
+                if run and not over and _span_s(run) < _HEAD_S and not job.is_silent:
                     job.next_seq = run[0].seq
                     return False
             if run and self._write_run(job, run):
@@ -291,7 +295,12 @@ class Recorder:
             return True
         if job.file is None:
             make_clips_folder(job.path.parent)
-        self._store.make_room(fitting[-1], sum(other.bytes for other in self._jobs))
+        try:
+            self._store.make_room(fitting[-1], sum(other.bytes for other in self._jobs))
+        except StorageError:
+            if job.file is None:
+                raise
+            return True  # what there is stays, and may be deleted later as the oldest
         file = self._open(job, packets) if job.file is None else job.file
         before = file.bytes if job.file is file else 0
         job.file = file
@@ -322,7 +331,7 @@ class Recorder:
         clip = job.file.finish(job.tracks)
         self._written += clip.bytes - before
         job.file, job.files = None, job.files + 1
-        if lost := job.lost:
+        if lost := job.take_lost():
             log.warning("clip %s: %s missing: the disk was too slow", clip.path, plural(lost, "picture"))
         self._saved += 1
         if self._trouble:
@@ -348,17 +357,35 @@ class Recorder:
             log.exception("clip %s: cannot be published", clip.path)
 
     def _drop(self, job: ClipJob, error: Exception | None) -> None:
-        is_over, job.finished = job.finished, True
-        if job.file is not None:
-            with suppress(OSError):
-                job.file.drop()
+        is_over, job.finished, about = job.finished, True, job.shown
+        clip = self._close_cut_off(job)
         if job.is_continuous and not is_over:
             job.pause()
         if error is not None:
             self._report_trouble(
-                str(error) if isinstance(error, StorageError) else f"{job.path}: {reason_of(error)}"
+                str(error) if isinstance(error, StorageError) else f"{about}: {reason_of(error)}"
             )
-        self._failed += 1
+        if clip is None:
+            self._failed += 1
+            return
+        self._saved += 1
+        job.files += 1
+        self._publish(clip)
+        self._expire()
+
+    def _close_cut_off(self, job: ClipJob) -> Clip | None:
+        """Complete the open file of a clip with what was written; None: that cannot be done."""
+        file, job.file = job.file, None
+        if file is None:
+            return None
+        try:
+            return file.close_cut_off()
+        except ValueError:
+            with suppress(OSError):
+                file.drop()
+        except (OSError, StorageError) as error:
+            log.warning("clip %s: is completed at the next start: %s", file.path, reason_of(error))
+        return None
 
     def _report_trouble(self, why: str) -> None:
         """Record why clips cannot be saved, and log it once."""

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -199,12 +200,15 @@ class ClipStore:
         self._entries = sorted(clips_in(self.folder), key=lambda entry: not entry.continuous)
         self.bytes = sum(entry.bytes for entry in self._entries)
 
-    def expire(self, now: datetime) -> int:
-        """Delete clips that are too old; return how many."""
+    def expire(self, now: datetime) -> dict[str, int]:
+        """Delete clips that are too old; return how many, by the key that says so."""
         config, at_s = self._config, now.timestamp()
         oldest = {False: at_s - config.clips_max_age_s, True: at_s - config.recordings_max_age_s}
         old = [e for e in self._entries if CLOCK_SET <= e.began_at.timestamp() < oldest[e.continuous]]
-        return sum(self._delete(entry) for entry in old)
+        counts = Counter[str]()
+        for entry in old:
+            counts["recordings_max_age_s" if entry.continuous else "clips_max_age_s"] += self._delete(entry)
+        return {key: count for key, count in counts.items() if count}
 
     def make_room(self, more: int, other: int = 0) -> int:
         """Delete the oldest clips until `more` bytes fit besides `other` that are being written; return how many.

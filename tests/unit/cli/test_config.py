@@ -607,6 +607,22 @@ def test_a_password_that_every_user_may_read_is_warned_of(file: Path, mode: int,
     assert told["ok"]
 
 
+def test_a_password_of_the_source_that_is_recorded_is_warned_of(file: Path) -> None:
+    head = '[streams.front]\nsource = "rtsp://cam/"\nmodel = "nanodet"\n[streams.front.clips]\n'
+    file.write_text(f'{head}record_source = "rtsp://ann:Zx9@cam/main"\n')
+    file.chmod(0o644)
+    result = call("check", str(file))
+    assert result.exit_code == 0
+    assert f"warning: {file}:5: holds a password" in result.stderr
+    assert "Zx9" not in result.output
+
+
+def test_a_source_that_cannot_be_recorded_is_told_with_its_line(file: Path) -> None:
+    head = '[streams.front]\nsource = "rtsp://cam/"\nmodel = "nanodet"\n[streams.front.clips]\n'
+    (wrong,) = problems(file, f'{head}record_source = "v4l2:/dev/video7"\n')
+    assert wrong.startswith(f"{file}:5: streams.front.clips.record_source: expected a camera on the network")
+
+
 def test_a_password_file_of_a_camera_is_checked(file: Path) -> None:
     secret = file.parent / "password"
     head = '[streams.front]\nsource = "rtsp://ann@cam/"\nmodel = "nanodet"\n[streams.front.capture]\n'

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from agent.board.proc import boot_id
 from agent.cli.checks import Finding, network
-from agent.config import CaptureConfig, Config, StreamConfig
+from agent.config import CaptureConfig, ClipsConfig, Config, StreamConfig
 from agent.config.mqtt import FallbackConfig, MqttConfig
 from agent.health import DaemonHealth, LinkHealth, StreamReport
 from tests.support.mosquitto import HOST, Mosquitto
@@ -173,6 +173,18 @@ def test_a_camera_that_the_daemon_has_is_left_alone(tmp_path: Path) -> None:
     assert told.state == "ok"
     assert told.value.startswith("rtsp://camera.invalid: ")
     assert "not tried" in told.value
+
+
+def test_a_source_that_is_recorded_and_lost_is_asked_while_the_daemon_runs(tmp_path: Path) -> None:
+    with camera(b"RTSP/1.0 404 No\r\n\r\n") as uri:
+        stream = StreamConfig("rtsp://camera.invalid/", "nanodet", clips=ClipsConfig(record_source=uri))
+        config = Config({"front": stream}, mqtt=MqttConfig(HOST, port=1))
+        told = {}
+        for detail in ("640x480", "record_source: lost: no answer"):
+            running(root := tmp_path / detail[:6], streams={"front": StreamReport("running", detail)})
+            found = network.findings(config, root)
+            told[detail] = next(one for one in found if one.name == "stream front: record_source")
+    assert [one.state for one in told.values()] == ["ok", "problem"]
 
 
 def test_what_is_not_on_the_network_or_disabled_is_not_tried(tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ import av
 import msgspec
 import pytest
 
+from agent.capture.supervisor import CaptureStats
 from agent.config import ClipsConfig, StorageConfig
 from agent.daemon.clips.stream_clips import StreamClips
+from agent.errors import CommandError
 from agent.storage.clips.recorder import Recorder
 from agent.storage.clips.retention import clips_in
 from agent.types import Clip, Event, Frame, MediaPacket
@@ -170,3 +172,65 @@ def test_a_group_that_does_not_fit_into_memory_is_told_once(
     camera.play([msgspec.structs.replace(one, data=one.data + bytes(500)) for one in packets], {})
     camera.close()
     assert len([1 for one in caplog.records if "MiB of memory" in one.getMessage()]) == 1
+
+
+class Other:
+    """A second source in a state that a test chooses."""
+
+    def __init__(self, state: str = "running", detail: str = "") -> None:
+        self.stats = CaptureStats(0, 0, 0, state, detail)  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """There is nothing to stop."""
+
+
+@pytest.fixture
+def doubled(tmp_path: Path) -> Iterator[Camera]:
+    made = Camera(tmp_path / "clips", has_other_source=True)
+    yield made
+    made.close()
+
+
+def test_a_record_source_whose_packets_cannot_be_stored_is_said_and_refused(
+    doubled: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    doubled.stream.other_source = Other()  # type: ignore[assignment]
+    packets = packets_of(make_video(tmp_path / "a.mkv", 1.0, codec="mjpeg"))
+    for packet in packets:
+        doubled.stream.add_packet(packet)
+    assert "record_source gives mjpeg" in doubled.stream.trouble
+    with pytest.raises(CommandError, match="nothing to record: record_source gives mjpeg"):
+        doubled.stream.record(1.0)
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+
+
+@pytest.mark.parametrize("state", ["starting", "lost"])
+def test_nothing_is_recorded_of_a_source_that_is_away(doubled: Camera, state: str) -> None:
+    doubled.stream.other_source = Other(state, "no route")  # type: ignore[assignment]
+    with pytest.raises(CommandError, match="nothing to record"):
+        doubled.stream.record(1.0)
+    assert doubled.stream.trouble == ("record_source: lost: no route" if state == "lost" else "")
+    doubled.stream.other_source = None
+    with pytest.raises(CommandError, match="nothing to record"):
+        doubled.stream.record(1.0, state)
+
+
+def test_a_connection_that_begins_anew_says_what_is_copied_once(
+    camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = make_video(tmp_path / "a.mp4", 1.0)
+    camera.play([*packets_of(path), *packets_of(path, 5 * SECOND)], {})
+    assert sum("is copied" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_video_without_parameters_waits_for_them_and_nothing_is_encoded_meanwhile(
+    camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    packets = packets_of(make_video(tmp_path / "a.mp4", 9.0))
+    bare = msgspec.structs.replace(packets[0].track, header=b"", width=0, height=0)
+    early = [msgspec.structs.replace(packet, track=bare, keyframe=False) for packet in packets[:25]]
+    camera.play([*early, *packets[25:]], AROUND)
+    assert shown_in(Path(camera.clip().path))
+    assert camera.taken == 0
+    assert not any("browsers" in record.getMessage() for record in caplog.records)

@@ -128,6 +128,48 @@ def test_a_group_larger_than_everything_is_not_kept_and_the_next_one_is() -> Non
     assert times(ring) == [3.0]
 
 
+def test_what_was_there_before_an_outage_begins_no_clip() -> None:
+    ring = PacketRing(100.0, 1 << 20)
+    filled(ring, 10)
+    assert ring.start(70 * SECOND) == ring.next_seq, "with what comes"
+    ring.add(picture(100, key=True))
+    assert ring.start(70 * SECOND) == 10, "with the first picture after it"
+    assert ring.start(9 * SECOND) == 8
+
+
+def test_a_group_larger_than_everything_goes_on_while_it_is_written() -> None:
+    ring = PacketRing(1.0, 100)
+    ring.add(picture(0, key=True))
+    ring.hold(0)
+    seen = list[int]()
+    for at in range(1, 40):
+        ring.add(picture(at))
+        if at % 5 == 0:
+            new = ring.between(seen[-1] + 1 if seen else 0, END)
+            seen += [one.seq for one in new]
+            ring.hold(seen[-1] + 1)
+        assert ring.bytes <= 100
+    assert seen == list(range(36))
+    assert (ring.lost, ring.cut) == (0, True)
+    assert ring.start(END) == ring.next_seq, "what is left of it cannot be decoded"
+    ring.hold(None)
+    assert (times(ring), ring.bytes) == ([], 0)
+
+
+def test_of_a_group_that_is_too_large_only_what_is_not_written_is_lost() -> None:
+    ring = PacketRing(1.0, 100)
+    ring.add(picture(0, key=True))
+    ring.hold(0)
+    for at in range(1, 5):
+        ring.add(picture(at))
+    ring.hold(3)
+    for at in range(5, 25):
+        ring.add(picture(at))
+    ring.add(picture(25, key=True))
+    assert ring.lost == 22
+    assert times(ring) == [25.0]
+
+
 def test_a_replay_waits_for_the_disk() -> None:
     ring = PacketRing(1.0, 100, patient=True)
     ring.add(picture(0, key=True))
@@ -160,7 +202,7 @@ def test_time_goes_on_when_no_picture_comes() -> None:
 def stamped(*packets: MediaPacket) -> list[tuple[int, float]]:
     """Part and decoding time, s, of those that can be used."""
     clock = PacketTimeline()
-    found = [clock.stamp(packet, 0) for packet in packets]
+    found = [clock.stamp(one, 0) for packet in packets for one in clock.ready(packet)]
     return [(one.part, round(one.dts_ns / SECOND, 3)) for one in found if one is not None]
 
 
@@ -170,10 +212,14 @@ def test_a_missing_time_stamp_follows_from_those_before() -> None:
     assert stamped(*packets) == [(0, 0.1), (0, 0.2), (0, 0.3), (0, 0.4), (0, 0.5)]
 
 
-def test_a_first_key_frame_without_a_time_stamp_is_left_out() -> None:
+def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_picture() -> None:
     first, other = (msgspec.structs.replace(picture(at, key=True), pts=None, dts=None) for at in (50, 51))
-    assert stamped(first, picture(50.1, ms=100), picture(51, key=True, ms=1000)) == [(0, 1.0)]
-    assert stamped(first, other) == [(0, 51.0)], "this camera gives none"
+    assert stamped(first, picture(50.1, ms=100), picture(51, ms=1000)) == [(0, 0.06), (0, 0.1), (0, 1.0)]
+    lasting = msgspec.structs.replace(first, duration=66)
+    assert stamped(lasting, sound(50.05), picture(50.1, ms=100)) == [(0, 0.034), (0, 0.1)]
+    assert [part for part, _ in stamped(first, other)] == [0, 0], "this camera gives none"
+    again = msgspec.structs.replace(picture(52, key=True), track=msgspec.structs.replace(VIDEO))
+    assert stamped(first, again) == [(0, 52.0)], "the connection broke at once"
 
 
 def test_a_time_stamp_that_goes_back_a_little_is_put_right() -> None:

@@ -479,3 +479,73 @@ def test_a_camera_that_gives_nothing_is_no_load_of_the_disk(made: Made, monkeypa
     time.sleep(0.2)
     assert made.recorder.behind_s == 0.0
     assert job.behind_s == 0.0
+
+
+def test_a_disk_that_becomes_full_costs_only_what_was_not_written(
+    made: Made, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.05)
+    made.add_frames(0, 7)
+    job = made.begin(0, 100)
+    wait_for(lambda: job.next_seq == 8 and job.bytes > 0)
+
+    def append(self: ClipFile, shown: Sequence[TimedPacket]) -> None:
+        os.write(self._file.fileno(), b"\0\0\1\0moof")  # the beginning of a fragment
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ClipFile, "append", append)
+    made.add_frames(8, 12)
+    clip = made.clip()
+    assert clip.path == str(job.path)
+    assert play(job.path).numbers == list(range(clip.frames))
+    assert clip.frames >= 4
+    assert str(job.path) in said(caplog, logging.ERROR)[0]
+    wait_for(lambda: (made.recorder.stats.saved, made.recorder.stats.failed) == (1, 0))
+
+
+def test_recordings_that_fill_what_all_clips_may_take_are_completed_and_go_on(
+    made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.02)
+    storage = StorageConfig(clips_max_bytes=1 << 20, clips_keep_free_bytes=0)
+    made.recorder = Recorder(made.folder, storage, made.clips.append, turn_s=0.02)
+    made.footage = PacketRing(30.0, 8 << 20)
+    jobs = [
+        made.recorder.begin(made.footage, ClipReason(name, CONTINUOUS), NOW, 0, 0, segment_s=3600.0)
+        for name in ("front", "back")
+    ]
+    for number in range(120):
+        made.footage.add(large(made.encoder.packet(number, number * SECOND // 2)))
+        if number % 8 == 7:
+            wait_for(lambda number=number: all(job.next_seq > number for job in jobs))
+    for job in jobs:
+        job.end()
+    wait_for(lambda: not part_names(made.folder))
+    pieces = clips_in(made.folder)
+    assert len(pieces) >= 2
+    assert sum(entry.bytes for entry in pieces) <= 1 << 20
+    assert all(play(entry.path).numbers for entry in pieces)
+    assert 119 % 60 in {play(entry.path).numbers[-1] for entry in pieces}
+    assert (said(caplog, logging.ERROR), said(caplog, logging.WARNING)) == ([], [])
+    made.recorder.close(5.0)
+
+
+def test_a_clip_of_a_camera_that_never_gave_a_picture_fails(made: Made) -> None:
+    at_ns = time.monotonic_ns()
+    job = made.recorder.begin(made.footage, PERSON, NOW, at_ns, at_ns - SECOND, at_ns + SECOND // 10)
+    wait_for(lambda: job.finished)
+    wait_for(lambda: made.recorder.stats.failed == 1)
+
+
+def test_a_clip_that_waits_for_a_lost_camera_is_no_load_of_the_disk(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.05)
+    made.add_frames(0, 0)
+    job = made.begin(0.0, 1.0)
+    behind = []
+    while not job.finished:
+        behind.append(made.recorder.behind_s)
+        time.sleep(0.01)
+    assert max(behind[20:]) == 0.0
+    assert made.clip().frames == 1

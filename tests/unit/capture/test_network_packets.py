@@ -1,0 +1,129 @@
+"""Packets of cameras on the network whose video or sound stops, or whose parameters come late or change."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+from msgspec.structs import replace
+
+from agent.capture.media import parameters
+from agent.capture.packets import PacketStream
+from agent.capture.source import open_source
+from agent.capture.video import NetworkStream
+from agent.config import CaptureConfig
+from agent.errors import SourceError
+from agent.types import MediaPacket
+from tests.support.packet_camera import CLOCK_HZ, PacketCamera, Unit, _payloads, _send, encode, pattern
+from tests.support.publishing import wait_for
+
+FPS = 15
+OPTIONS = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=15:min-keyint=15:scenecut=0"}
+
+
+class StoppingCamera(PacketCamera):
+    """Gives no more video after 2 s; its sound goes on if it has any."""
+
+    def _play(self, connection: socket.socket) -> None:
+        began_s, number, sequence = time.monotonic(), 0, 0
+        while not self._stopped.wait(max(0.0, began_s + number / FPS - time.monotonic())):
+            if number < 2 * FPS:
+                for payload, last in _payloads(self._units[number].data, "H264"):
+                    at = round(number / FPS * CLOCK_HZ)
+                    _send(connection, 0, 96, sequence, at, payload, last=last)
+                    sequence += 1
+            if self._sound:
+                _send(connection, 2, 8, number, number * 533, b"\xd5" * 533, last=False)
+            number += 1
+
+
+@pytest.fixture(scope="module")
+def units() -> list[Unit]:
+    return encode(pattern(4 * FPS), options=OPTIONS)
+
+
+def skip_all(source: NetworkStream) -> None:
+    while True:
+        source.skip()
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["sound goes on", "all is silent"])
+def test_video_that_stops_is_noticed_in_time_by_who_only_wants_packets(units: list[Unit], sound: bool) -> None:
+    with StoppingCamera(units, sound=sound) as camera:
+        source = open_source(camera.uri, stall_s=2.0)
+        assert isinstance(source, NetworkStream)
+        began_s = time.monotonic()
+        with pytest.raises(SourceError, match="no picture for 2 s"):
+            skip_all(source)
+        assert time.monotonic() - began_s < 7.0
+        source.close()
+
+
+@contextmanager
+def recorded(uri: str) -> Iterator[tuple[list[MediaPacket], list[str]]]:
+    """Packets of video that come from a camera, and its outages."""
+    found: list[MediaPacket] = []
+    news: list[str] = []
+    config = CaptureConfig(stall_s=2.0, reopen_max_s=0.3)
+    stream = PacketStream(
+        "yard", uri, config, on_packet=found.append, on_change=lambda state, why: news.append(state)
+    )
+    stream.start()
+    try:
+        yield found, news
+    finally:
+        stream.stop()
+
+
+class DroppingCamera(PacketCamera):
+    """Closes each connection after a second."""
+
+    def _play(self, connection: socket.socket) -> None:
+        threading.Timer(1.0, self._drop, (connection,)).start()
+        super()._play(connection)
+
+    @staticmethod
+    def _drop(connection: socket.socket) -> None:
+        with suppress(OSError):  # the viewer has gone
+            connection.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_camera_that_drops_each_connection_is_one_outage(units: list[Unit]) -> None:
+    with DroppingCamera(units) as camera, recorded(camera.uri) as (found, news):
+        wait_for(lambda: len({id(packet.track) for packet in found}) >= 3, 30.0)
+    assert news in (["lost"], ["running", "lost"])
+
+
+def test_a_size_that_changes_within_a_connection_makes_another_track(units: list[Unit]) -> None:
+    larger = [replace(u, pts_s=u.pts_s + 4) for u in encode(pattern(4 * FPS, 640, 480), options=OPTIONS)]
+    with PacketCamera([*units, *larger]) as camera, recorded(camera.uri) as (found, news):
+        wait_for(lambda: any(packet.track.width == 640 for packet in found), 20.0)
+        tracks = {id(packet.track): packet.track for packet in found}
+        assert [(one.width, one.height) for one in tracks.values()] == [(320, 240), (640, 480)]
+        assert all(one.header for one in tracks.values())
+        assert len({one.time_base for one in tracks.values()}) == 1
+        first = next(packet for packet in found if packet.track.width == 640)
+        assert first.keyframe
+        assert news == []
+
+
+def test_a_camera_whose_parameters_come_late_has_its_size_from_the_first_key_frame(units: list[Unit]) -> None:
+    late = [unit for unit in units if not unit.keyframe][: 2 * FPS]
+    shown = [replace(unit, pts_s=number / FPS) for number, unit in enumerate([*late, *units])]
+    with PacketCamera(shown) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: any(packet.keyframe for packet in found), 20.0)
+        first = next(packet for packet in found if packet.keyframe)
+        assert (first.track.width, first.track.height) == (320, 240)
+        assert first.track.header
+        before = found[: found.index(first)]
+        assert {(packet.track.width, packet.track.header) for packet in before} <= {(0, b"")}
+
+
+def test_parameters_are_found_in_a_key_frame_alone(units: list[Unit]) -> None:
+    assert parameters("h264", units[0].data)[0] & 0x1F == 7
+    assert parameters("h264", units[1].data) == b""
+    assert parameters("h264", b"") == b""
