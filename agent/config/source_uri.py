@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -340,6 +341,15 @@ def opener(address: SourceUri) -> Callable[..., object]:
 def sound_opener(address: SourceUri) -> Callable[..., object]:
     """Import and return the function that opens the sound of this kind of source."""
     return _import(SCHEMES[address.scheme].sound_opener)
+
+
+def import_openers() -> None:
+    """Import what opens files and folders, as far as it is installed; later this process may not be able to."""
+    for scheme in SCHEMES.values():
+        for name in (scheme.opener, scheme.sound_opener):
+            if name and not scheme.live:
+                with suppress(ImportError):
+                    _import(name)
 
 
 def _import(path: str) -> Callable[..., object]:

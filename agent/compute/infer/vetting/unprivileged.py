@@ -305,6 +305,8 @@ def _import_all() -> None:
             with suppress(ImportError):
                 importlib.import_module(module.name)
     from agent.compute.infer.litert import load_runtime, runtime_version
+    from agent.config.source_uri import import_openers
 
+    import_openers()
     with suppress(VedetteError):
         runtime_version(load_runtime()[0])
