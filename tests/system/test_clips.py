@@ -75,7 +75,8 @@ def source_pictures() -> list[Array]:
 def test_a_person_makes_a_clip_of_the_seconds_around_him(
     tmp_path: Path, broker: Mosquitto, messages: Messages
 ) -> None:
-    front = {"source": f"file:{WALKERS}", "model": "nanodet", "clips": SOON}
+    people = {"labels": ["person"]}  # cars are parked in sight
+    front = {"source": f"file:{WALKERS}", "model": "nanodet", "clips": SOON, "decode": people}
     with Vedette(tmp_path, broker, front=front) as vedette:
         told = one_clip(messages, 2)
         assert vedette.wait_said(f"clip {told.path}")
@@ -166,7 +167,7 @@ def test_an_operator_records_a_clip_when_he_wants_to(tmp_path: Path, broker: Mos
         without = operator.ask("record", stream="back", seconds=2)
     assert answer["ok"]
     assert (told.path, told.reason, told.track) == (answer["path"], "asked", "")
-    assert 2.0 < told.duration_s < 3.5
+    assert 2.0 < told.duration_s < 4.5  # from the key frame before, of which there is one a second
     assert len(frames_of(Path(told.path))) == told.frames > 10
     assert (too_long["ok"], without["ok"]) == (False, False)
     assert "at most clips.max_s, 60" in too_long["reason"]
