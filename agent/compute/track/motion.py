@@ -27,6 +27,8 @@ _SPEED = 0.73**2
 """Variance of the velocity of an object that has been detected once, (sizes/s)²."""
 _ACCELERATION = 0.3**2
 """Spectral density of the acceleration, sizes²/s³."""
+_FASTEST = 1e8
+"""Most variance of a velocity, squared sizes per second: two stamps may be nanoseconds apart."""
 _SURPRISE = 12.0
 """Squared distance of a detection, in variances, from which on the velocity is taken to be wrong."""
 _WANDER = 0.055**2
@@ -136,11 +138,9 @@ class BoxFilter:
         )
 
     def _spread(self, dt: float, ahead: float) -> float:
-        return (
-            self._pp
-            + ahead * (2.0 * self._pv + ahead * self._vv)
-            + (_ACCELERATION * dt * dt / 3.0 + _WANDER) * dt
-        )
+        known = self._pp + ahead * (2.0 * self._pv + ahead * self._vv)
+        # Rounding may leave a negative variance after a velocity that nothing moves at.
+        return max(0.0, known) + (_ACCELERATION * dt * dt / 3.0 + _WANDER) * dt
 
     def shift(self, across: float, down: float) -> None:
         """Move with the camera, by fractions of the frame."""
@@ -163,7 +163,7 @@ class BoxFilter:
             self._vx += gain_v * off_x
             self._vy += gain_v * off_y
         self._pp, self._pv = (1.0 - gain) * pp, (1.0 - gain) * pv
-        self._vv = self._vv + _ACCELERATION * dt - gain_v * pv
+        self._vv = max(0.0, self._vv + _ACCELERATION * dt - gain_v * pv)
         growth = self._growth + _GROWTH * dt
         share = growth / (growth + _SIDE_NOISE)
         self._log_w += share * (log_w - self._log_w)
@@ -177,7 +177,7 @@ class BoxFilter:
         """Let the velocity explain a detection that is much farther off than it should be, in sizes."""
         off = across * across + down * down
         if ahead > 0.0 and off > _SURPRISE * (self._spread(dt, ahead) + _CENTRE_NOISE):
-            self._vv = max(self._vv, off / (ahead * ahead))
+            self._vv = max(self._vv, min(_FASTEST, off / (ahead * ahead)))
 
 
 def measured(box: Box) -> tuple[float, float, float, float]:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from agent.compute.track.motion import BoxFilter
@@ -81,7 +81,11 @@ _box = st.tuples(_fraction, _fraction, _fraction, _fraction).map(
 )
 
 
+NOTHING = (0.0, 0.0, 0.0, 0.0)
+
+
 @given(st.lists(st.tuples(_box, st.integers(0, 100 * SECOND)), min_size=1, max_size=20))
+@example([(NOTHING, 0), ((0.0, 0.0, 0.0, 1.0), 4), (NOTHING, 0), (NOTHING, 9516391)])
 def test_any_boxes_at_any_times_give_a_finite_forecast(seen: list[tuple[Box, int]]) -> None:
     at_ns = 0
     motion = BoxFilter(seen[0][0], at_ns)
