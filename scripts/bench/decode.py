@@ -146,6 +146,8 @@ def _measured(viewers: list[list[_Viewer]], warm_s: float) -> list[list[float]]:
     ]
     for viewer in (one for group in viewers for one in group):
         viewer.stopped.set()
+    for viewer in (one for group in viewers for one in group):
+        viewer.join(10.0)  # a decoder that works while the program ends would abort it
     return used
 
 
