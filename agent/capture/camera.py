@@ -175,7 +175,7 @@ class Camera:
 
     @property
     def demand(self) -> Demand:
-        """What any consumer wants to be decoded."""
+        """The highest demand of its consumers."""
         demands = [one.demand for one in self._consumers]
         if len(demands) == 1:
             return demands[0]

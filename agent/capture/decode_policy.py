@@ -42,7 +42,7 @@ DecodeChoice = Literal["auto", "full", "keyframes"]
 
 
 class Demand(Struct, frozen=True, gc=False):
-    """What a consumer wants to be decoded at least.
+    """Least that a consumer wants to be decoded.
 
     Attributes:
         mode: see `DecodeMode`.
@@ -56,7 +56,7 @@ class Demand(Struct, frozen=True, gc=False):
 
 
 class PacketFacts(Struct, frozen=True, gc=False):
-    """What is known about a packet of video that is not decoded.
+    """Size, kind and time of a packet of video that is not decoded.
 
     Attributes:
         size: bytes.
@@ -216,7 +216,7 @@ class DecodePolicy(Generic[P]):
         self.kept_bytes = 0
         self._kept: deque[P] = deque()
         self._follows = True
-        """Whether the decoder has what precedes the first kept packet; else that is a key frame."""
+        """True if the decoder has decoded the packets before the first kept one; else that is a key frame."""
         self._sizes = SizeWatch()
         self._until_ns = self._alert_ns = self._shown_ns = -1
         self._alert_s = self._limits.alert_s

@@ -22,7 +22,7 @@ its capture, CLOCK_MONOTONIC in ns."""
 
 
 class Privacy(Struct, frozen=True):
-    """What one stream hides.
+    """Masks and blurs of one stream.
 
     Attributes:
         masks: polygons that are black.

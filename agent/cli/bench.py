@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from agent.cli.models.predicting import complete_board, predict_and_print
+from agent.cli.optimise import show_progress
 from agent.cli.options import NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.text import plain
@@ -275,9 +275,8 @@ def _candidates(backends: Sequence[str]) -> list[DelegateProbe]:
 
 
 def _progress(what: str) -> None:
-    """Show on one terminal line what is being measured; an empty text clears it."""
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{f'measuring {plain(what)} …' if what else ''}", err=True, nl=False)
+    """Show what is being measured; an empty text ends that."""
+    show_progress(f"measuring {what}" if what else "")
 
 
 def _print_json(verdict: Selection, tested: list[ScenarioResult] | None) -> None:

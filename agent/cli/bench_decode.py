@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import click
-
+from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.text import plain
 
@@ -23,10 +21,10 @@ def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
     from agent.capture.hardware.trials import measure_decoders
     from agent.config.source_uri import mask
 
-    _progress(f"recording {seconds:g} s")
+    show_progress(f"recording {seconds:g} s")
     video = record_video(f"file:{source}" if Path(source).is_file() else source, seconds)
-    found = measure_decoders(video.codec, video.content, progress=lambda name: _progress(f"measuring {name}"))
-    _progress("")
+    found = measure_decoders(video.codec, video.content, progress=lambda name: show_progress(f"measuring {name}"))
+    show_progress("")
     best = best_decoder(found)
     if as_json:
         print_json(
@@ -42,11 +40,6 @@ def bench_decode(source: str, seconds: float, *, as_json: bool) -> None:
         )
     else:
         _print(video, found, best or "software")
-
-
-def _progress(what: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{f'{what} …' if what else ''}", err=True, nl=False)
 
 
 def _print(video: RecordedVideo, found: tuple[DecoderTrial, ...], best: str) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.text import plain, plural
 
@@ -48,9 +48,9 @@ def bench_streams(
         inputs=golden(opened),
         patience_s=patience_s,
         spare_mb=spare_memory_mb(),
-        progress=_progress,
+        progress=lambda what: show_progress(f"measuring {what}"),
     )
-    _progress("")
+    show_progress("")
     best = best_split(found, streams, by)
     if picture is not None:
         from agent.cli.chart import draw_splits
@@ -62,11 +62,6 @@ def bench_streams(
         )
     else:
         _print(found, best)
-
-
-def _progress(what: str) -> None:
-    if sys.stderr.isatty():
-        click.echo(f"\r\x1b[K{f'measuring {what} …' if what else ''}", err=True, nl=False)
 
 
 def _print(found: tuple[SplitMeasurement, ...], best: SplitMeasurement | None) -> None:

@@ -93,26 +93,25 @@ class AutoBackend:
         self.vetting.check(model, options)  # first: also the runtime may end the process that imports it
         found = self._measurements.delegates()
         made = self._measurements.load_valid(model, found)
-        streams = 1 + len(self._sharing(model, options))
+        streams = 1 + len(self._others(model, options))
         selected = None if made is None else self._measurements.select(made, found, options.threads, streams)
         session = self._on_cpu(model, BackendSpec() if selected is None else selected.cpu, options)
         job = _Candidate(weakref.ref(session), weakref.ref(model), options)
         with self._lock:
             self._open = [one for one in self._open if one.session() is not None] + [job]
-        sharing = self._sharing(model, options)  # with one more stream, other threads may suit all of them
-        if len(sharing) > 1:
-            for one in sharing:
-                self._queue(one)
-        elif selected is None or selected.chosen != selected.cpu:
+        others = self._others(model, options, job)  # again: another stream may have opened it meanwhile
+        if others or selected is None or selected.chosen != selected.cpu:
             self._queue(job)
+        for other in others:  # with one more stream, other threads may suit all of them
+            self._queue(other)
         return session
 
-    def _sharing(self, model: Model, options: SessionOptions) -> list[_Candidate]:
-        """Return the open sessions whose streams take turns on the model, on the CPU."""
+    def _others(self, model: Model, options: SessionOptions, own: _Candidate | None = None) -> list[_Candidate]:
+        """Return the open sessions, besides a stream's own, that take turns with it on the CPU."""
         if options.threads:
             return []
         with self._lock:
-            found = [one for one in self._open if one.shares(model, options)]
+            found = [one for one in self._open if one is not own and one.shares(model, options)]
         return found if found and is_shareable(model) else []
 
     def _warn_if_root(self, model: Model) -> None:
@@ -194,7 +193,7 @@ class AutoBackend:
             log.info("%s: measuring the backends of this board", model.path)
             made = self._measurements.measure_and_store(model, found, self._check_open)
             _log_selection(model, self._measurements.select(made, found, job.options.threads))
-        streams = max(1, len(self._sharing(model, job.options)))
+        streams = 1 + len(self._others(model, job.options, job))
         selected = self._measurements.select(made, found, job.options.threads, streams)
         if selected.chosen == selected.cpu and self._measurements.lacks_split(made, streams):
             if not measure:

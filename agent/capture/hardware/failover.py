@@ -227,7 +227,7 @@ class FailoverDecoder:
         self._before: list[DecodedPicture] = []
         self._silent, self._silent_s = 0, 0.0
         self._waits = False
-        """Whether the software decoder lacks what precedes the next packet: it waits for a key frame."""
+        """True while the software decoder lacks the packets before the next one, and waits for a key frame."""
 
     def prefer(self, name: str) -> None:
         """Use a hardware decoder from the next packet on, which is a key frame; empty: software.

@@ -37,7 +37,7 @@ DECODERS = {
 
 
 class DecoderTrial(Struct, frozen=True):
-    """What a trial of one decoder has found.
+    """Result of the trial of one decoder.
 
     Attributes:
         name: of `DECODERS`, or `SOFTWARE`.

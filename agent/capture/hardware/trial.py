@@ -31,7 +31,7 @@ from agent.capture.hardware.trials import HEAD, TrialRequest
 from agent.structs import from_json
 
 _PICTURES, _FPS, _SIZE = 60, 15, (640, 480)
-"""Of the clip that is encoded for a trial without one."""
+"""Number, rate and size of the pictures that are encoded where a trial is given no video."""
 _ENCODERS = {"h264": "libx264", "hevc": "libx265"}
 _DIFFERENCE = 4.0
 """Mean difference of a picture, of 255, beyond which it is wrong."""
