@@ -8,6 +8,7 @@ for a smaller one in its place, unless it is urgent.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 
@@ -113,16 +114,20 @@ class RetainedTopics:
         with self._lock:
             return self._next_large() is not None
 
-    def send(self, connection: Connection, room: int) -> None:
-        """Send at most `room` payloads, large ones not among them."""
-        while room > 0 and (due := self._next()) is not None:
+    def send(self, connection: Connection, room: int, *, set_by: float = math.inf) -> None:
+        """Send at most `room` payloads, large ones not among them.
+
+        Args:
+            set_by: what has waited for less time than since then waits on, by the monotonic clock.
+        """
+        while room > 0 and (due := self._next(set_by)) is not None:
             self._publish(connection, *due)
             room -= 1
 
-    def send_large(self, connection: Connection) -> None:
+    def send_large(self, connection: Connection, *, set_by: float = math.inf) -> None:
         """Send the large payload that has waited for longest, unless one is in flight or was just now."""
         with self._lock:
-            if (topic := self._next_large()) is None:
+            if (topic := self._next_large()) is None or self._due[topic] > set_by:
                 return
             del self._due[topic]
             payload = self._payloads[topic]
@@ -141,11 +146,11 @@ class RetainedTopics:
         self._flight[mid] = topic
         return mid
 
-    def _next(self) -> tuple[str, bytes] | None:
+    def _next(self, set_by: float) -> tuple[str, bytes] | None:
         with self._lock:
-            for topic in self._due:
+            for topic, waits_from in self._due.items():
                 payload = self._payloads[topic]
-                if len(payload) <= _LARGE:
+                if len(payload) <= _LARGE and waits_from <= set_by:
                     del self._due[topic]
                     return topic, payload
             return None

@@ -332,17 +332,19 @@ class BrokerSession:
     def _send(self, connection: Connection) -> None:
         # Before anything is queued here.
         has_room = (self.transient.is_waiting or self.states.wants_large) and connection.has_room
+        # Who sees a topic may answer it at once: what was subscribed before it was set is subscribed before it.
+        began = time.monotonic()
+        self.inbox.update(connection)
         # States are few and newest-wins; a quarter of the window leaves the rest to the events.
         share = max(1, connection.window // 4) - self.states.in_flight
         self.transient.send(connection, 0)  # short replies go first
-        self.states.send(connection, min(share, connection.window - self._in_flight()))
+        self.states.send(connection, min(share, connection.window - self._in_flight()), set_by=began)
         self.events.send(connection, connection.window - self._in_flight())
         self.transient.send(connection, _PIECE if has_room else 0)
         can_send_large = not self.events.is_waiting and connection.window > self._in_flight()
         if has_room and can_send_large:
-            self.states.send_large(connection)
+            self.states.send_large(connection, set_by=began)
         connection.wants_room = self.transient.is_waiting or (can_send_large and self.states.wants_large)
-        self.inbox.update(connection)
         if not self._status_mid and not connection.lost and self._duplicate.is_due():
             self._publish_status(connection, ONLINE)
 

@@ -39,6 +39,21 @@ def test_a_state_is_sent_again_unchanged_for_whom_has_a_wrong_idea_of_it() -> No
     assert line.published == [("a", b"on"), ("a", b"on")]
 
 
+def test_what_is_set_after_the_turn_began_waits_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, line, now_s = RetainedTopics("host:1883"), Line(), [100.0]
+    monkeypatch.setattr(CLOCK, lambda: now_s[0])
+    states.set("a", b"1")
+    now_s[0] = 101.0
+    states.set("b", b"2")
+    states.set("c", bytes(10_000))
+    states.send(wire(line), 9, set_by=100.5)
+    states.send_large(wire(line), set_by=100.5)
+    assert line.published == [("a", b"1")]
+    states.send(wire(line), 9, set_by=101.0)
+    states.send_large(wire(line), set_by=101.0)
+    assert line.published[1:] == [("b", b"2"), ("c", bytes(10_000))]
+
+
 def test_a_refused_state_is_said_once_until_it_is_taken(caplog: pytest.LogCaptureFixture) -> None:
     states, line = RetainedTopics("host:1883"), Line()
     for code in (0x87, 0x87, 0, 0x87):
