@@ -287,6 +287,7 @@ class CommandHandler:
             "device": runtime.topics.device,
             "streams": streams,
             "waits_for_restart": names(runtime.pending_restart),
+            "unmet": runtime.board_trouble,
         }
 
 

@@ -8,11 +8,11 @@ What gave way comes back as soon as the processors have the idle time for it. Ev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
-from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.compute.governor.decision import Change, Decision
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
 from agent.compute.governor.state import (
     CLIPS,
@@ -23,6 +23,7 @@ from agent.compute.governor.state import (
     StreamState,
     described,
     has,
+    sharers,
 )
 from agent.compute.governor.steps import (
     Step,
@@ -31,22 +32,25 @@ from agent.compute.governor.steps import (
     longest_stride,
     smaller_variant,
     steps,
+    strides_too_far,
 )
 from agent.compute.governor.trouble import (
     COLD_C,
     COOL_C,
+    NO_INFERENCE,
     UNLOADED_C,
     broken_promise,
     disk_trouble,
     heat_trouble,
     is_far_below,
+    is_hopeless,
     kept_share,
     link_trouble,
     memory_trouble,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
-from agent.types import DiskLoad, LinkLoad, StreamBudget
+from agent.types import DiskLoad, LinkLoad
 
 CHANGES_PER_MINUTE = 6
 """Decisions in any minute that change something; what one decision changes at once counts once."""
@@ -64,6 +68,11 @@ _RESERVE = 0.08
 _DEARER = 1.15
 """Factor on the estimated cost of what comes back."""
 _ROOM, _TRIAL = "there is room for it", "more again, for a trial"
+_SLOWER = "its camera gives fewer pictures now"
+CONFIGURED = "as it is configured now"
+"""Reason of a change that no load has caused, but the configuration of a stream or of the governor."""
+_BATTERY_BACK = 5.0
+"""The battery is no longer low when its charge has risen by so much, percentage points."""
 _FORGIVEN_S = 600.0
 """Time after which it no longer counts that something came back too early, s."""
 _TRIAL_S = 120.0
@@ -72,34 +81,11 @@ _TRIAL_S = 120.0
 _HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
 """Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
 to follow."""
+_BLIND_S = 600.0
+"""Time for which nothing comes back to a warm board whose temperature cannot be read any more, s."""
 _RELAX_S, _RELAX_MAX_S, _TOO_SOON_S = 10.0, 640.0, 30.0
 """First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
 when trouble comes again so soon after a step, and halves with each step that lasts."""
-
-
-class Change(Struct, frozen=True):
-    """A change of what a stream, or for an empty name the event queue, may use; `text`: which, and why."""
-
-    stream: str
-    text: str
-
-
-class Decision(Struct, frozen=True):
-    """Budgets that hold from now on, and what has changed.
-
-    Attributes:
-        budgets: by stream.
-        sync_every_s: time that an event may wait for others to be synced to the disk with it, s.
-        changes: since the decision before.
-        reduced: why a stream has less than everything, by stream.
-        unmet: why a promise cannot be kept, by stream; empty name: the board.
-    """
-
-    budgets: dict[str, StreamBudget]
-    sync_every_s: float
-    changes: tuple[Change, ...]
-    reduced: dict[str, str]
-    unmet: dict[str, str]
 
 
 class Governor:
@@ -114,6 +100,7 @@ class Governor:
         self._changes: list[Change] = []
         self._unmet: dict[str, str] = {}
         self._settled_at = self._heat_at = self._relax_at = self._trouble_s = float("-inf")
+        self._warm_at, self._saves = float("-inf"), False
         self._slow_since: dict[str, float] = {}
         self._relax_s, self._was_too_soon = _RELAX_S, False
 
@@ -129,8 +116,8 @@ class Governor:
         for name in self._states.keys() - streams.keys() - readings.known:
             del self._states[name]
         for name, stream in streams.items():
-            state = self._states.setdefault(name, StreamState())
-            state.forget_unknown(stream, self._config.order)
+            self._states.setdefault(name, StreamState())
+            self._apply_configuration(name, stream)
         if not self._config.enabled:
             self._give_everything()
         else:
@@ -146,19 +133,34 @@ class Governor:
                 self._trouble_s = self._now_s
             if self._now_s - self._trouble_s >= _CALM_S:
                 self._bring_back(readings.board, streams)
-        return self._decision({name: self._states[name] for name in streams})
+        return self._decision(readings.board, streams)
 
-    def _decision(self, states: Mapping[str, StreamState]) -> Decision:
+    def _decision(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> Decision:
+        states = {name: self._states[name] for name in streams}
+        broken = {name for name, state in states.items() if state.broken_s is not None}
+        if self._config.enabled and heat_trouble(board):
+            broken.add("")
         return Decision(
-            {name: state.budget for name, state in states.items()},
+            {name: state.budget(streams[name]) for name, state in states.items()},
             SYNC_S[self._sync],
             tuple(self._changes),
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
+            frozenset(broken),
         )
+
+    def _apply_configuration(self, name: str, stream: StreamReading) -> None:
+        """Give back what may no longer be reduced, at once."""
+        state = self._states[name]
+        before = described(state)
+        state.forget_unknown(stream, self._config)
+        if (now := described(state)) != before:
+            self._changes.append(Change(name, f"{now}: {CONFIGURED}"))
+            state.why = f"{now}: {state.cause}" if state.is_reduced else ""
 
     def _give_everything(self) -> None:
         for name, state in self._states.items():
+            state.broken_s = None
             if state.is_reduced:
                 self._states[name] = StreamState()
                 self._changes.append(Change(name, "everything again: the governor is off"))
@@ -196,7 +198,9 @@ class Governor:
     def _handle_battery(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Let every stream infer as little as it may while the battery is low. Return True while it is."""
         charge = board.battery_percent
-        if charge is None or charge >= self._config.save_below_percent:
+        limit = self._config.save_below_percent
+        self._saves = charge is not None and charge < limit + (_BATTERY_BACK if self._saves and limit else 0.0)
+        if charge is None or not self._saves:
             return False
         if "inference" in self._config.order:
             for name, stream in streams.items():
@@ -206,10 +210,16 @@ class Governor:
 
     def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Reduce the load that leads above the temperature's limit. Return True while it is too high."""
+        if board.celsius is not None:
+            is_warm = board.celsius >= board.limit_c - COLD_C
+            self._warm_at = self._now_s if is_warm else float("-inf")
         why = heat_trouble(board)
         if not why:
             return False
-        if self._now_s - self._heat_at >= _HEAT_SETTLE_S and "inference" in self._config.order:
+        if "inference" not in self._config.order:
+            self._unmet[""] = f"{why}: {NO_INFERENCE}"
+            return True
+        if self._now_s - self._heat_at >= _HEAT_SETTLE_S:
             self._heat_at = self._now_s
             self._shed(kept_share(board), why, streams)
         if all(self._cheaper(name, one, 0.0) == self._states[name].step(one) for name, one in streams.items()):
@@ -242,14 +252,20 @@ class Governor:
     def _handle_service(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Take from others what a stream lacks that is promised more than it gets. Return True if one does."""
         broken = self._confirmed(streams)
-        if broken and self._now_s - self._settled_at >= _SETTLE_S:
-            name = max(broken, key=lambda one: streams[one].priority)
-            if self._relieve(name, broken, streams):
+        helped = {name: what for name, what in broken.items() if not is_hopeless(streams[name])}
+        if self._keep_own_rates(broken, streams):
+            self._settled_at = self._now_s
+        elif helped and self._now_s - self._settled_at >= _SETTLE_S:
+            name = max(helped, key=lambda one: streams[one].priority)
+            if self._relieve(name, helped, streams):
                 self._settled_at = self._now_s
-        for name, what in broken.items():
-            if not self._can_be_helped(name, broken, streams):
+        for name, what in self._confirmed(streams).items():
+            if name not in helped or not self._can_be_helped(name, helped, streams):
                 self._unmet[name] = f"{what}: {who_has_it(name, board, streams, self._config.order)}"
-        return any(state.broken_s is not None for state in self._states.values())
+        return any(
+            self._states[name].broken_s is not None and not is_hopeless(stream)
+            for name, stream in streams.items()
+        )
 
     def _confirmed(self, streams: Mapping[str, StreamReading]) -> dict[str, str]:
         """Return what is not kept, by stream, of promises that have not been kept for some time."""
@@ -267,8 +283,6 @@ class Governor:
     def _relieve(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
         """Let another stream give way, or this one itself. Return True if something has changed."""
         why, far = f"{name} {broken[name]}", is_far_below(streams[name])
-        if self._keep_own_rate(name, streams[name]):
-            return True
         has_given = False
         for giving in self._donors(name, broken, streams):
             if self._now_s - self._states[giving].came_back_s < RETRY_S:
@@ -276,21 +290,28 @@ class Governor:
             all_of_it = far and streams[giving].priority < streams[name].priority
             has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
             if not has_given and streams[giving].priority < streams[name].priority:
-                has_given = self._decode_less(giving, streams[giving], why)
+                has_given = self._decode_less(giving, streams[name].priority, streams, why)
             if has_given and not all_of_it:
                 return True
         if has_given and not far:
             return True
         return self._help_itself(name, streams[name], broken[name]) or has_given
 
-    def _keep_own_rate(self, name: str, stream: StreamReading) -> bool:
-        """Shorten a stride that leaves less than is promised: the promise or the camera is another one now."""
-        now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
-        if now.stride <= most:
-            return False
-        return self._set_step(
-            name, replace(now, stride=most), stream, f"it is promised {stream.min_fps:g} per second"
-        )
+    def _keep_own_rates(self, broken: Container[str], streams: Mapping[str, StreamReading]) -> bool:
+        """Shorten strides that leave less than is promised: a promise or a camera is another one now.
+
+        Return True if something has changed.
+        """
+        has_changed = False
+        for name, stream in streams.items():
+            now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
+            if now.stride > most and (name in broken or strides_too_far(stream, now.stride)):
+                why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else _SLOWER
+                if self._set_step(name, replace(now, stride=most), stream, why):
+                    has_changed = True
+                    if self._states[name].broken_s is not None:  # until the change can be judged
+                        self._states[name].broken_s = self._now_s + _SETTLE_S - _CONFIRM_S
+        return has_changed
 
     def _donors(
         self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]
@@ -317,10 +338,18 @@ class Governor:
                     return True
         return False
 
-    def _decode_less(self, name: str, stream: StreamReading, why: str) -> bool:
+    def _decode_less(self, name: str, priority: int, streams: Mapping[str, StreamReading], why: str) -> bool:
         """Decode key frames alone, after everything else: what moves is hardly tracked then."""
-        allowed = "decoding" in self._config.order and stream.has_decoding
-        return allowed and self._lower(name, "decoding", why)
+        if not self._may_decode_less(name, priority, streams):
+            return False
+        lowered = [self._lower(one, "decoding", why) for one in sharers(name, streams)]
+        return any(lowered)
+
+    def _may_decode_less(self, name: str, priority: int, streams: Mapping[str, StreamReading]) -> bool:
+        """Return True if all streams of a camera may have less decoded, for a stream of this priority."""
+        allowed = "decoding" in self._config.order
+        users = [streams[one] for one in sharers(name, streams)]
+        return allowed and all(one.has_decoding and one.priority < priority for one in users)
 
     def _help_itself(self, name: str, stream: StreamReading, what: str) -> bool:
         """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
@@ -342,8 +371,7 @@ class Governor:
                 return True
             if donor.has_clips and "clips" in self._config.order and state.levels["clips"] < len(CLIPS) - 1:
                 return True
-            is_lower = donor.priority < stream.priority and "decoding" in self._config.order
-            if is_lower and donor.has_decoding and not state.levels["decoding"]:
+            if not state.levels["decoding"] and self._may_decode_less(one, stream.priority, streams):
                 return True
         return False
 
@@ -462,6 +490,8 @@ class Governor:
         It is negative where the temperature allows nothing, or is not known well enough yet.
         """
         spare = (board.idle - _RESERVE) * board.cores
+        if board.celsius is None and self._now_s - self._warm_at < _BLIND_S:
+            return -1.0
         if board.celsius is None or board.celsius < board.limit_c - COLD_C:
             return max(0.0, spare)
         if board.settles_c is None or self._now_s - self._heat_at < _HEAT_CALM_S:
@@ -490,8 +520,15 @@ class Governor:
                 one for one in reversed(self._config.order) if state.levels.get(one) and one not in left_out
             )
             if (given := next(levels, None)) is not None and self._may_change():
-                state.levels[given] -= 1
-                state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
-                self._record(name, described(state), _ROOM)
+                self._give_back(name, given, streams)
                 return True
         return False
+
+    def _give_back(self, name: str, given: Giving, streams: Mapping[str, StreamReading]) -> None:
+        """Give a level back; all streams of a camera get its pictures together."""
+        for one in sharers(name, streams) if given == "decoding" else (name,):
+            state = self._states[one]
+            if state.levels[given]:
+                state.levels[given] -= 1
+                state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
+                self._record(one, described(state), _ROOM)
