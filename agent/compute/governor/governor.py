@@ -12,6 +12,7 @@ from collections.abc import Container, Iterator, Mapping
 
 from msgspec.structs import replace
 
+from agent.compute.governor import pace
 from agent.compute.governor.decision import Change, Decision
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
 from agent.compute.governor.state import (
@@ -52,41 +53,6 @@ from agent.compute.governor.trouble import (
 from agent.config.governor import Giving, GovernorConfig
 from agent.types import DiskLoad, LinkLoad
 
-CHANGES_PER_MINUTE = 6
-"""Decisions in any minute that change something; what one decision changes at once counts once."""
-_CONFIRM_S = 0.9
-"""A promise is broken if it was in every window for so long, s."""
-_SETTLE_S = 2.5
-"""Pause after a change until its effect can be judged, s."""
-_CALM_S = 3.0
-"""Time without trouble after which something comes back, s."""
-_HALF = 0.5
-"""Share of its cost that a stream keeps when it gives way; where a promise is far from kept, less important ones
-keep as little as they can."""
-_RESERVE = 0.08
-"""Share of all processors that stays idle when something comes back."""
-_DEARER = 1.15
-"""Factor on the estimated cost of what comes back."""
-_ROOM, _TRIAL = "there is room for it", "more again, for a trial"
-_SLOWER = "its camera gives fewer pictures now"
-CONFIGURED = "as it is configured now"
-"""Reason of a change that no load has caused, but the configuration of a stream or of the governor."""
-_BATTERY_BACK = 5.0
-"""The battery is no longer low when its charge has risen by so much, percentage points."""
-_FORGIVEN_S = 600.0
-"""Time after which it no longer counts that something came back too early, s."""
-_TRIAL_S = 120.0
-"""Time without trouble after which a stream gets more for a trial although no time is idle, s."""
-
-_HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
-"""Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
-to follow."""
-_BLIND_S = 600.0
-"""Time for which nothing comes back to a warm board whose temperature cannot be read any more, s."""
-_RELAX_S, _RELAX_MAX_S, _TOO_SOON_S = 10.0, 640.0, 30.0
-"""First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
-when trouble comes again so soon after a step, and halves with each step that lasts."""
-
 
 class Governor:
     """Keeps what streams are promised, and the board below its limits. For one thread; no clock, no I/O."""
@@ -96,13 +62,13 @@ class Governor:
         self._states: dict[str, StreamState] = {}
         self._sync = 0
         self._now_s = 0.0
-        self._changed_at: deque[float] = deque(maxlen=CHANGES_PER_MINUTE)
+        self._changed_at: deque[float] = deque(maxlen=pace.CHANGES_PER_MINUTE)
         self._changes: list[Change] = []
         self._unmet: dict[str, str] = {}
         self._settled_at = self._heat_at = self._relax_at = self._trouble_s = float("-inf")
         self._warm_at, self._saves = float("-inf"), False
         self._slow_since: dict[str, float] = {}
-        self._relax_s, self._was_too_soon = _RELAX_S, False
+        self._relax_s, self._was_too_soon = pace.RELAX_S, False
 
     def configure(self, config: GovernorConfig) -> None:
         """Use another configuration from the next decision on."""
@@ -131,7 +97,7 @@ class Governor:
             ]
             if any(troubled):
                 self._trouble_s = self._now_s
-            if self._now_s - self._trouble_s >= _CALM_S:
+            if self._now_s - self._trouble_s >= pace.CALM_S:
                 self._bring_back(readings.board, streams)
         return self._decision(readings.board, streams)
 
@@ -155,7 +121,7 @@ class Governor:
         before = described(state)
         state.forget_unknown(stream, self._config)
         if (now := described(state)) != before:
-            self._changes.append(Change(name, f"{now}: {CONFIGURED}"))
+            self._changes.append(Change(name, f"{now}: {pace.CONFIGURED}"))
             state.why = f"{now}: {state.cause}" if state.is_reduced else ""
 
     def _give_everything(self) -> None:
@@ -169,7 +135,7 @@ class Governor:
     def _may_change(self) -> bool:
         """Return True if a decision of this moment may change something."""
         at = self._changed_at
-        return len(at) < CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
+        return len(at) < pace.CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
 
     def _record(self, stream: str, text: str, why: str) -> None:
         """Keep a change for the decision, and why the stream is reduced: not why it gets more than before."""
@@ -178,7 +144,7 @@ class Governor:
         self._changes.append(Change(stream, f"{text}: {why}"))
         if stream:
             state = self._states[stream]
-            state.cause = state.cause if why in (_ROOM, _TRIAL) else why
+            state.cause = state.cause if why in (pace.ROOM, pace.TRIAL) else why
             state.why = f"{text}: {state.cause}"
 
     def _set_step(self, name: str, step: Step, stream: StreamReading, why: str) -> bool:
@@ -199,7 +165,9 @@ class Governor:
         """Let every stream infer as little as it may while the battery is low. Return True while it is."""
         charge = board.battery_percent
         limit = self._config.save_below_percent
-        self._saves = charge is not None and charge < limit + (_BATTERY_BACK if self._saves and limit else 0.0)
+        self._saves = charge is not None and charge < limit + (
+            pace.BATTERY_BACK if self._saves and limit else 0.0
+        )
         if charge is None or not self._saves:
             return False
         if "inference" in self._config.order:
@@ -219,7 +187,7 @@ class Governor:
         if "inference" not in self._config.order:
             self._unmet[""] = f"{why}: {NO_INFERENCE}"
             return True
-        if self._now_s - self._heat_at >= _HEAT_SETTLE_S:
+        if self._now_s - self._heat_at >= pace.HEAT_SETTLE_S:
             self._heat_at = self._now_s
             self._shed(kept_share(board), why, streams)
         if all(self._cheaper(name, one, 0.0) == self._states[name].step(one) for name, one in streams.items()):
@@ -255,7 +223,7 @@ class Governor:
         helped = {name: what for name, what in broken.items() if not is_hopeless(streams[name])}
         if self._keep_own_rates(broken, streams):
             self._settled_at = self._now_s
-        elif helped and self._now_s - self._settled_at >= _SETTLE_S:
+        elif helped and self._now_s - self._settled_at >= pace.SETTLE_S:
             name = max(helped, key=lambda one: streams[one].priority)
             if self._relieve(name, helped, streams):
                 self._settled_at = self._now_s
@@ -276,7 +244,7 @@ class Governor:
                 state.broken_s = None
                 continue
             state.broken_s = self._now_s if state.broken_s is None else state.broken_s
-            if self._now_s - state.broken_s >= _CONFIRM_S:
+            if self._now_s - state.broken_s >= pace.CONFIRM_S:
                 found[name] = what
         return found
 
@@ -288,7 +256,7 @@ class Governor:
             if self._now_s - self._states[giving].came_back_s < RETRY_S:
                 self._postpone(giving)
             all_of_it = far and streams[giving].priority < streams[name].priority
-            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
+            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else pace.HALF)
             if not has_given and streams[giving].priority < streams[name].priority:
                 has_given = self._decode_less(giving, streams[name].priority, streams, why)
             if has_given and not all_of_it:
@@ -306,11 +274,11 @@ class Governor:
         for name, stream in streams.items():
             now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
             if now.stride > most and (name in broken or strides_too_far(stream, now.stride)):
-                why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else _SLOWER
+                why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else pace.SLOWER
                 if self._set_step(name, replace(now, stride=most), stream, why):
                     has_changed = True
                     if self._states[name].broken_s is not None:  # until the change can be judged
-                        self._states[name].broken_s = self._now_s + _SETTLE_S - _CONFIRM_S
+                        self._states[name].broken_s = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
         return has_changed
 
     def _donors(
@@ -378,7 +346,7 @@ class Governor:
     def _postpone(self, name: str) -> None:
         """Let what came back too early wait longer before it comes back again."""
         state = self._states[name]
-        if self._now_s - state.retry_at > _FORGIVEN_S:
+        if self._now_s - state.retry_at > pace.FORGIVEN_S:
             state.retry_s = RETRY_S
         state.retry_at, state.retry_s = self._now_s + state.retry_s, min(RETRY_MAX_S, 2.0 * state.retry_s)
 
@@ -415,12 +383,12 @@ class Governor:
         if not why:
             self._slow_since.pop(what, None)
             return False
-        if what not in self._slow_since and self._now_s - self._relax_at < _TOO_SOON_S:
-            self._relax_s, self._was_too_soon = min(_RELAX_MAX_S, 2.0 * self._relax_s), True
+        if what not in self._slow_since and self._now_s - self._relax_at < pace.TOO_SOON_S:
+            self._relax_s, self._was_too_soon = min(pace.RELAX_MAX_S, 2.0 * self._relax_s), True
         since = self._slow_since.setdefault(what, self._now_s)
-        if self._now_s - since < _CONFIRM_S:
+        if self._now_s - since < pace.CONFIRM_S:
             return False
-        self._slow_since[what] = self._now_s + _SETTLE_S - _CONFIRM_S
+        self._slow_since[what] = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
         return True
 
     def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading]) -> bool:
@@ -442,19 +410,19 @@ class Governor:
 
     def _bring_back(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
         """Let streams have more again as far as there is idle time for it."""
-        if self._now_s - self._settled_at >= _CALM_S and (spare := self._spare(board)) >= 0.0:
+        if self._now_s - self._settled_at >= pace.CALM_S and (spare := self._spare(board)) >= 0.0:
             waiting = {
                 name: stream
                 for name, stream in streams.items()
                 if self._states[name].infers_less and self._now_s >= self._states[name].retry_at
             }
             is_cold = board.celsius is None or board.celsius < board.limit_c - COLD_C
-            raised = self._raise(spare / _DEARER, waiting)
-            if not raised and is_cold and self._now_s - self._trouble_s >= _TRIAL_S:
+            raised = self._raise(spare / pace.DEARER, waiting)
+            if not raised and is_cold and self._now_s - self._trouble_s >= pace.TRIAL_S:
                 self._try_one(waiting)
         if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(board, streams):
             if not self._was_too_soon:
-                self._relax_s = max(_RELAX_S, 0.5 * self._relax_s)
+                self._relax_s = max(pace.RELAX_S, 0.5 * self._relax_s)
             self._relax_at, self._was_too_soon = self._now_s, False
 
     def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
@@ -464,7 +432,7 @@ class Governor:
             stream = streams[name]
             step = dearer(steps(stream, self._config.max_stride), self._states[name].step(stream))
             self._trouble_s = self._now_s
-            if self._set_step(name, step, stream, _TRIAL):
+            if self._set_step(name, step, stream, pace.TRIAL):
                 self._settled_at = self._states[name].came_back_s = self._now_s
 
     def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
@@ -480,7 +448,7 @@ class Governor:
             spare -= step.cost - wanted[name].cost
             wanted[name] = step
         for name, step in wanted.items():
-            if step != now[name] and self._set_step(name, step, streams[name], _ROOM):
+            if step != now[name] and self._set_step(name, step, streams[name], pace.ROOM):
                 self._settled_at = self._states[name].came_back_s = self._now_s
         return wanted != now
 
@@ -489,12 +457,12 @@ class Governor:
 
         It is negative where the temperature allows nothing, or is not known well enough yet.
         """
-        spare = (board.idle - _RESERVE) * board.cores
-        if board.celsius is None and self._now_s - self._warm_at < _BLIND_S:
+        spare = (board.idle - pace.RESERVE) * board.cores
+        if board.celsius is None and self._now_s - self._warm_at < pace.BLIND_S:
             return -1.0
         if board.celsius is None or board.celsius < board.limit_c - COLD_C:
             return max(0.0, spare)
-        if board.settles_c is None or self._now_s - self._heat_at < _HEAT_CALM_S:
+        if board.settles_c is None or self._now_s - self._heat_at < pace.HEAT_CALM_S:
             return -1.0
         busy = max(0.05, 1.0 - board.idle) * board.cores
         allowed_c = board.limit_c - COOL_C - UNLOADED_C
@@ -510,7 +478,7 @@ class Governor:
         """
         if self._sync and self._may_change():
             self._sync -= 1
-            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", _ROOM)
+            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", pace.ROOM)
             return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
@@ -531,4 +499,4 @@ class Governor:
             if state.levels[given]:
                 state.levels[given] -= 1
                 state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
-                self._record(one, described(state), _ROOM)
+                self._record(one, described(state), pace.ROOM)

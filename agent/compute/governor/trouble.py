@@ -100,7 +100,7 @@ def kept_share(board: BoardReading) -> float:
     """Return the share of the load that keeps the board a little below its limit."""
     if board.settles_c is None or board.settles_c <= board.limit_c:
         return 0.75
-    kept = (board.limit_c - COOL_C - UNLOADED_C) / (board.settles_c - UNLOADED_C)
+    kept = (board.limit_c - COOL_C - UNLOADED_C) / max(1.0, board.settles_c - UNLOADED_C)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
 
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.compute.governor.decision import Decision
-from agent.compute.governor.governor import CHANGES_PER_MINUTE, CONFIGURED, Governor
+from agent.compute.governor.governor import Governor
+from agent.compute.governor.pace import CHANGES_PER_MINUTE, CONFIGURED
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading, VariantCost
 from agent.config.governor import GovernorConfig
 from agent.types import DiskLoad, LinkLoad, StreamBudget
