@@ -151,6 +151,7 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
             own window.
         crop: infer on the moving regions instead of the whole frame if they are small (distant objects).
         masks: polygons in the frame; what moves there opens no gate.
+        masks_enabled: whether `masks` are used.
     """
 
     motion: bool = True
@@ -162,6 +163,11 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     pre_roll_s: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.5
     crop: bool = False
     masks: tuple[Polygon, ...] = ()
+    masks_enabled: bool = True
+
+    @property
+    def masks_in_use(self) -> tuple[Polygon, ...]:
+        return self.masks if self.masks_enabled else ()
 
 
 class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -20,7 +20,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient, as_options
-from agent.comms.homeassistant import discovery
+from agent.comms.homeassistant import message as discovery
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError, in_words
 from agent.comms.topics import ONLINE, Topics

@@ -111,6 +111,8 @@ class StreamEntitySource(Struct, frozen=True):
         attributes: names of what secondary models tell about an object.
         condition: True if its camera, microphone and model are watched.
         lines: names.
+        filters: names of those that have one.
+        motion_masks: True if it has any.
     """
 
     name: str
@@ -131,6 +133,8 @@ class StreamEntitySource(Struct, frozen=True):
     attributes: tuple[str, ...] = ()
     condition: bool = False
     lines: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+    motion_masks: bool = False
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

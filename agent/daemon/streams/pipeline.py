@@ -284,7 +284,7 @@ class VideoPipeline(Pipeline[Frame]):
         if self.on_demand is not None:
             vision = self._vision
             moved = vision.gate_reason == "motion"
-            busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
+            busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.must_infer
             busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
             busy = busy or vision.config.gate.max_idle_s < _RARE_S
             self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved, self._most))
