@@ -17,8 +17,8 @@ from agent.config.capture import CaptureConfig as CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig
+from agent.config.http import MetricsConfig, PageConfig
 from agent.config.inspection import InspectionConfig
-from agent.config.metrics import MetricsConfig
 from agent.config.mqtt import MqttConfig, Prefix
 from agent.config.privacy import PrivacyMask, blur_models
 from agent.config.secondary import SecondaryConfig
@@ -468,6 +468,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         governor: what gives way when not all fits.
         homeassistant: how the device announces itself to Home Assistant.
         metrics: metrics for Prometheus; left out: none are served.
+        page: page of the newest clips; left out: none is served.
         text: texts from the broker as evidence, by name.
         fusion: events from several streams and texts together, by name.
     """
@@ -482,5 +483,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     governor: GovernorConfig = GovernorConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
     metrics: MetricsConfig | None = None
+    page: PageConfig | None = None
     text: dict[Name, TextConfig] = {}
     fusion: dict[Name, FusionConfig] = {}

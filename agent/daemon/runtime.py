@@ -90,6 +90,7 @@ class Runtime:
         silent: streams that are off or removed: their clips are not announced.
         state_trouble: what happened to the state folder, or is not written to it yet; empty: nothing.
         fusion: runs the fused events; None: none was ever configured.
+        clips_folder: of all clips.
         metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
     """
 
@@ -124,7 +125,7 @@ class Runtime:
             lambda: {name: stream.config for name, stream in dict(self.streams).items()},
         )
         self.mqtt.on_sent(self._count_sent)
-        self._clips = clips_path(config.storage)
+        self.clips_folder = clips_path(config.storage)
         self._recorder: Recorder | None = None
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, StreamSettings] = {}
@@ -146,7 +147,7 @@ class Runtime:
         if self._recorder is None:
             from agent.storage.clips.recorder import Recorder
 
-            self._recorder = Recorder(self._clips, self.config.storage, self._announce_clip)
+            self._recorder = Recorder(self.clips_folder, self.config.storage, self._announce_clip)
         return self._recorder
 
     def disk_load(self) -> DiskLoad:
@@ -189,7 +190,7 @@ class Runtime:
             recorder,
             vetting,
             state=state_path(self.config.storage),
-            clips=self._clips,
+            clips=self.clips_folder,
             tap=self._tap,
             cameras=self._cameras,
         )
