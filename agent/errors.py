@@ -64,6 +64,10 @@ class SourceError(VedetteError):
     """A source cannot be opened or read."""
 
 
+class SoundAloneError(SourceError):
+    """A stream of the network has sound and no pictures: of use to a stream that only hears."""
+
+
 class ModelError(VedetteError):
     """A model file or its manifest cannot be used.
 

@@ -57,12 +57,7 @@ class Media:
         Raises:
             OpenError: it cannot be opened, or has no video.
         """
-        av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
-        try:
-            self._container: InputContainer = av.open(target, "r", options=options, timeout=timeout_s)
-        except (av.FFmpegError, OSError, ValueError, RuntimeError):
-            # Without the cause: its text holds the address.
-            raise OpenError from None
+        self._container = _opened(target, options, timeout_s)
         found = [one for one in self._container.streams.video if not one.disposition & _COVER]
         if not found:
             kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
@@ -93,16 +88,7 @@ class Media:
             track = self._tracks[index] = _track(packet.stream)
         if self._repeats_parameters and track.codec in _PARAMETERS and packet.is_keyframe:
             track = self._tracks[index] = self._with_parameters(track, bytes(packet))
-        return MediaPacket(
-            track,
-            bytes(packet),
-            packet.pts,
-            packet.dts,
-            packet.duration or 0,
-            packet.is_keyframe,
-            captured_ns,
-            began_ns,
-        )
+        return _plain(packet, track, captured_ns, began_ns)
 
     def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
         """Return the track with the parameters that a key frame holds: another one if they have changed."""
@@ -121,6 +107,49 @@ class Media:
     def _estimated_frames(self) -> int:
         duration_us = self._container.duration
         return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
+
+
+class SoundMedia:
+    """An open stream of which only a track of sound is of use. For one thread.
+
+    Attributes:
+        sound: the first track of sound.
+    """
+
+    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
+        """Open an address, see `Media`. Raises OpenError if it cannot be opened, or has no sound."""
+        self._container = _opened(target, options, timeout_s)
+        found = next(iter(self._container.streams.audio), None)
+        if found is None:
+            self.close()
+            raise OpenError
+        self.sound, self._track = found, _track(found)
+
+    def packets(self) -> Iterator[Packet[Stream]]:
+        """Read packet by packet, see `Media.packets`."""
+        return self._container.demux(self.sound)
+
+    def media_packet(self, packet: Packet[Stream], captured_ns: int, began_ns: int) -> MediaPacket:
+        """Return a packet as plain data; the times are those of `MediaPacket`."""
+        return _plain(packet, self._track, captured_ns, began_ns)
+
+    def close(self) -> None:
+        """Close it. May be called twice."""
+        self._container.close()
+
+
+def _opened(target: str, options: dict[str, str], timeout_s: float | None) -> InputContainer:
+    av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
+    try:
+        return av.open(target, "r", options=options, timeout=timeout_s)
+    except (av.FFmpegError, OSError, ValueError, RuntimeError):
+        # Without the cause: its text holds the address.
+        raise OpenError from None
+
+
+def _plain(packet: Packet[Stream], track: MediaTrack, captured_ns: int, began_ns: int) -> MediaPacket:
+    stamps = packet.pts, packet.dts, packet.duration or 0
+    return MediaPacket(track, bytes(packet), *stamps, packet.is_keyframe, captured_ns, began_ns)
 
 
 _COVER = av.stream.Disposition.attached_pic
