@@ -269,6 +269,7 @@ class Daemon:
         return over and (self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"}))
 
     def _raise_failure(self) -> None:
+        self.runtime.wait_to_delete_hidden_pictures()
         for stream in self.runtime.streams.values():
             if stream.state == "failed":
                 log.error("every stream has ended, and %s has failed: the daemon exits", stream.name)

@@ -66,6 +66,8 @@ class StopTimes(NamedTuple):
 
 
 STOP_TIMES = StopTimes()
+_CONNECT_S, _DELETE_S, _POLL_S = 5.0, 1.0, 0.05
+"""Longest waits for a broker, and for it to delete pictures, before a daemon ends without a stream, s."""
 
 
 def device_name(config: Config) -> str:
@@ -265,7 +267,23 @@ class Runtime:
                 log.error(refusal)
                 refused.append(refusal)
         if refused and all(stream.finished for stream in self.streams.values()) and not self.disabled_by_operator:
+            self._delete_hidden_pictures()
             raise StreamError("\n".join(refused))
+
+    def _delete_hidden_pictures(self) -> None:
+        """Connect to the broker for a moment: that deletes snapshots from before the masks of a stream."""
+        if any(stream.config.hides for stream in self.streams.values()):
+            self.mqtt.start()
+            self.wait_to_delete_hidden_pictures()
+            self.mqtt.stop(_DELETE_S)
+
+    def wait_to_delete_hidden_pictures(self) -> None:
+        """Wait a moment for the broker before the daemon ends, if a stream hides something."""
+        until = time.monotonic() + _CONNECT_S
+        while any(stream.config.hides for stream in self.streams.values()) and time.monotonic() < until:
+            if self.mqtt.state.connected:
+                return
+            time.sleep(_POLL_S)
 
     @property
     def commands(self) -> bool:

@@ -55,11 +55,6 @@ OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
 
 
-def log_change(name: str, state: str, reason: str) -> None:
-    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
-    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)
-
-
 Input = Union["FrameStream", "SoundStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
