@@ -343,17 +343,16 @@ class StreamSettings(Struct, frozen=True):
 
 def settings_of(config: StreamConfig) -> StreamSettings:
     """Return the settings of a stream, without asking the TFLite runtime about its model, which may take long."""
-    wish, usual = config.decode.score_threshold, None
+    wish = config.decode.score_threshold
     try:
         manifest = open_manifest(config.model, wait_s=0.0)
         variant = AUTO if manifest.exits(config.variant) else manifest.variant(config.variant).name
     except ModelError:
         known = StreamSettings(config.enabled, wish, config.variant, (), {}, pictures=True)
     else:
-        usual = manifest.output.score_threshold
         pictures = manifest.audio is None
-        threshold, variants = usual if wish is None else wish, _variants(manifest)
-        known = StreamSettings(config.enabled, threshold, variant, variants, {}, pictures)
+        threshold = manifest.output.score_threshold if wish is None else wish
+        known = StreamSettings(config.enabled, threshold, variant, _variants(manifest), {}, pictures)
         if pictures and config.inspection is None and manifest.finds_objects:
             known = replace(known, only_moving=config.track.only_moving)
     masks = config.gate.masks_enabled if config.gate.masks and known.pictures else None

@@ -1,6 +1,6 @@
 """Home Assistant's device: its topic, its name, and the parts of which ids and names are made.
 
-The entities and their names are in `agent.comms.homeassistant.discovery`.
+The entities and their names are in `discovery` beside it, the message is in `message`.
 """
 
 from __future__ import annotations
