@@ -12,6 +12,8 @@ from paho.mqtt.client import topic_matches_sub
 
 from agent.comms import commands
 from agent.comms.commands import (
+    _NAMED,
+    _READERS,
     Command,
     Request,
     Requests,
@@ -260,6 +262,11 @@ def test_no_answer_is_itself_a_command(topic: str) -> None:
     else:
         for device in ("porch", "shed"):
             assert Topics("vedette", device).addressed(topic) is None
+
+
+@pytest.mark.parametrize("what", [f"{name}/x" if name in _NAMED else name for name in _READERS])
+def test_every_setting_is_heard(what: str) -> None:
+    assert any(topic_matches_sub(pattern, TOPICS.set("front", what)) for pattern in TOPICS.commands)
 
 
 LEVELS = st.sampled_from(["cmd", "set", "answer", "zone", "front", "state", "status", ""])
