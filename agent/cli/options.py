@@ -26,12 +26,12 @@ DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 
 
 class NumberRange(click.FloatRange):
-    """A range of numbers that NaN is not in, which compares as neither below nor above."""
+    """A range of finite numbers; NaN compares as neither below nor above."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         found = super().convert(value, param, ctx)
-        if math.isnan(found):
-            self.fail(f"{value!r} is not a number", param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
         return found
 
 

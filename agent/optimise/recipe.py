@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from agent.compute.manifest import Mean, Std
 from agent.config.toml import Problem, TomlFile, parse_toml, read_toml
 from agent.errors import ConfigError
 from agent.structs import convert
@@ -22,11 +23,14 @@ from agent.structs import convert
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
 Objective = Literal["accuracy", "latency", "size"]
-Count = Annotated[int, Meta(ge=1)]
-Positive = Annotated[float, Meta(gt=0.0)]
+Whole = Annotated[int, Meta(ge=0, le=2**31)]
+Count = Annotated[int, Meta(ge=1, le=2**31)]
+Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 _NEAR, _NEAREST = 0.3, 3
+_LARGEST = 2**53
+"""Largest number of a space of networks: whole numbers up to it are exact as floats, too."""
 
 
 class LayerRule(Struct, frozen=True, forbid_unknown_fields=True):
@@ -79,8 +83,8 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     importance: Importance | Literal[""] = ""
     structured: bool = False
     rounds: Count = 16
-    round_steps: Annotated[int, Meta(ge=0)] = 6
-    anneal_epochs: Annotated[float, Meta(ge=0.0)] = 2.0
+    round_steps: Whole = 6
+    anneal_epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
     anneal_factor: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.4
     layers: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ("*",)
 
@@ -114,7 +118,7 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """`[train]`: training, and the anneal of `prune`.
 
     Attributes:
-        epochs: passes over the data; may be a fraction.
+        epochs: passes over the data; may be a fraction; 0: as many as make 1,500 steps, and at least 12.
         batch: examples a step; 0: 16 to 1024, a sixteenth of the examples, with a learning rate in proportion; 16
             of a detector.
         learning_rate: at the peak; of a detector relative to the usual one.
@@ -128,8 +132,8 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         seed: of order and augmentation.
     """
 
-    epochs: Positive = 12.0
-    batch: Annotated[int, Meta(ge=0)] = 0
+    epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
+    batch: Whole = 0
     learning_rate: Positive = 1.0
     decay: Share = 0.0005
     momentum: Share = 0.9
@@ -137,7 +141,7 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     flip: bool = True
     turn: bool = False
     light: Annotated[float, Meta(ge=0.0, lt=1.0)] = 0.1
-    seed: int = 0
+    seed: Whole = 0
 
 
 class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -156,7 +160,7 @@ class DepthRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     exits: Annotated[int, Meta(ge=2, le=16)] = 3
     at: tuple[Annotated[str, Meta(min_length=1)], ...] = ()
-    epochs: Annotated[float, Meta(ge=0.0)] = 2.0
+    epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
     taught: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.5
     grid: Annotated[int, Meta(ge=1, le=8)] = 2
     bands: bool = False
@@ -173,7 +177,7 @@ class DataRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     path: str = ""
-    limit: Annotated[int, Meta(ge=0)] = 0
+    limit: Whole = 0
     held_out: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.5
 
 
@@ -195,6 +199,9 @@ class SearchParameter(Struct, frozen=True, forbid_unknown_fields=True):
 
     def fault(self) -> str:
         """Say what does not go together; empty: all does."""
+        numbers = [one for one in (*self.choices, self.low, self.high, self.step) if isinstance(one, int | float)]
+        if wrong := [one for one in numbers if not abs(one) <= _LARGEST]:
+            return f"expected finite numbers of at most 2**53, got {wrong[0]}"
         if self.choices:
             others = [name for name in ("low", "high", "step") if getattr(self, name) is not None]
             return f"has choices, and {others[0]} as well" if others else ""
@@ -233,12 +240,12 @@ class SearchRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     space: str = ""
     shape: tuple[Count, Count, Annotated[int, Meta(ge=1, le=3)]] = (32, 32, 3)
-    mean: float = 128.0
-    std: Positive = 64.0
+    mean: Mean = 128.0
+    std: Std = 64.0
     objectives: Annotated[tuple[Objective, ...], Meta(min_length=1)] = ("accuracy", "latency", "size")
     budget: str = ""
     rungs: Annotated[tuple[Positive, ...], Meta(min_length=1)] = (1.0, 3.0, 9.0)
-    seed: Annotated[int, Meta(ge=0, le=2**31)] = 0
+    seed: Whole = 0
     parameters: dict[Annotated[str, Meta(min_length=1)], SearchParameter] = {}
 
 
@@ -471,7 +478,7 @@ loss = 0.005    # accuracy that the cascade may lose on the examples of the cali
 """,
     "train": """\
 [train]
-epochs = 12.0          # passes over the data
+epochs = 0.0           # passes over the data; 0: as many as make 1500 steps, of a detector 1000, and at least 12
 batch = 0              # examples a step; 0: 1024, or a sixteenth of the examples if fewer; 16 of a detector
 learning_rate = 1.0    # at the peak; of a detector relative to the usual one
 decay = 0.0005         # share of a weight that one step at the peak takes away

@@ -30,6 +30,7 @@ from torch.nn import functional
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.graph.from_torch import first_line
 from agent.storage.files import remove
 from agent.structs import from_json
 
@@ -275,14 +276,38 @@ def predict(
     with torch.no_grad(), nullcontext() if exact else _mixed(device):
         for start in range(0, len(pictures), batch):
             raw = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).to(device)
-            found = module(normalisation.apply(raw, torch.float32 if exact else torch.bfloat16))
-            outputs.append((found[-1] if isinstance(found, tuple | list) else found).float().cpu())
+            found = run_module(module, normalisation.apply(raw, torch.float32 if exact else torch.bfloat16))
+            outputs.append(_last_tensor(module, found, len(raw)).float().cpu())
     return torch.cat(outputs)
 
 
+def run_module(module: Any, inputs: Any) -> Any:
+    """Return what a module gives.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
+    try:
+        return module(inputs)
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{type(module).__name__} on {list(inputs.shape)}: {told}") from error
+
+
+def _last_tensor(module: Any, found: Any, count: int) -> Any:
+    """Return the last tensor of a module's outputs, with a row for each picture; else raise ModelError."""
+    last = found[-1] if isinstance(found, tuple | list) and found else found
+    if isinstance(last, torch.Tensor) and last.ndim and len(last) == count:
+        return last
+    told = f"a tensor {list(last.shape)}" if isinstance(last, torch.Tensor) else type(last).__name__
+    raise ModelError(
+        f"{type(module).__name__}: gives {told} for {count} pictures: expected a tensor [{count}, classes]"
+    )
+
+
 def device_of(module: Any) -> Any:
-    """Return the device of a module's parameters."""
-    return next(module.parameters()).device
+    """Return the device of a module's parameters; of one without any, the processor."""
+    return next((one.device for one in module.parameters()), torch.device("cpu"))
 
 
 def fastest_device() -> Any:
@@ -311,10 +336,9 @@ def _check_module(
 ) -> None:
     try:
         outputs = predict(module, pictures[:2], settings.normalisation)
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
+    except ModelError as error:
         raise ModelError(
-            f"training pictures of {list(pictures.shape[1:])} do not fit the module: {reason}"
+            f"training pictures of {list(pictures.shape[1:])} do not fit the module: {error}"
         ) from error
     if classes and (outputs.ndim != 2 or labels.max() >= outputs.shape[1]):
         found = f"outputs of the module have the shape {list(outputs.shape[1:])}"
@@ -323,6 +347,8 @@ def _check_module(
 
 def _cross_entropy(settings: TrainingSettings) -> Objective:
     def loss(outputs: Any, inputs: Any, labels: Any) -> Any:
+        if not isinstance(outputs, torch.Tensor):
+            raise ModelError(f"the module gives {type(outputs).__name__} in training: expected a tensor")
         scaled = outputs.float() / settings.temperature
         return functional.cross_entropy(scaled, labels, label_smoothing=settings.label_smoothing)
 
@@ -376,7 +402,7 @@ class _Run:
         self.labels = torch.from_numpy(labels).to(self.device)
         self.batch = min(settings.batch, len(pictures))
         self.steps_per_epoch = len(pictures) // self.batch
-        self.total = math.ceil(self.steps_per_epoch * settings.epochs - _ROUNDING)
+        self.total = max(1, math.ceil(self.steps_per_epoch * settings.epochs - _ROUNDING))
         self.optimiser = _optimiser(module, settings)
         self.average = {name: one.clone() for name, one in self._averaged()}
         self.done, self.losses, self.cpu_s = 0, 0.0, 0.0
@@ -414,7 +440,7 @@ class _Run:
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
         with _mixed(self.device):
-            outputs = self.module(inputs)
+            outputs = run_module(self.module, inputs)
         loss = self.objective(outputs, inputs, labels)
         value = float(loss.detach())
         if not math.isfinite(value):

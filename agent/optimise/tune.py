@@ -1,7 +1,8 @@
 """Make a model smaller and faster in steps, and keep of them what helps.
 
 Every step is measured on this machine, in turns with the model before it, and on examples that no step has seen.
-A step is kept if the model loses no more than is allowed, and gets smaller or faster by more than noise.
+A step is kept if the model loses no more than is allowed, and gets smaller or faster by more than noise, and not
+slower or larger, unless it comes nearer to the budget by that.
 
 The energy is an estimate: CPU time on this machine times the power that a busy core of the target takes beyond an
 idle board. On another machine than the target it compares steps with each other, and says nothing of the target.
@@ -59,6 +60,8 @@ ALLOWED_LOSS = 0.01
 _NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
 """Shares of time and of size by which a step has to help. If the model, timed against itself, differs by more, it
 is that share of time."""
+_NOISE_MS = 0.01
+"""Times of an inference that differ by less are the same, whatever their share."""
 _COPIES = 3
 """Number of copies of the first model that are timed against each other."""
 _CASES = 16
@@ -198,7 +201,7 @@ class _Run:
         self._first_score = self._score(model.content)
         same = meters.times([model.content] * _COPIES)
         latency = min(same)
-        self._noise = max(_NOISE_TIME, max(same) / latency - 1)
+        self._noise = max(_NOISE_TIME, max(same) / latency - 1, _NOISE_MS / latency)
         self._best = self._result("before", model.content, self._first_score, latency)
         self._steps = [self._best]
 
@@ -247,11 +250,18 @@ class _Run:
         assert best.latency_ms is not None
         assert result.latency_ms is not None
         time, size = result.latency_ms / best.latency_ms - 1, result.size / best.size - 1
-        helps = time < -self._noise or size < -_NOISE_SIZE
-        harms = time > self._noise or size > _NOISE_SIZE
-        if helps and (not harms or len(self._missed(result)) < len(self._missed(best))):
+        faster, smaller = time < -self._noise, size < -_NOISE_SIZE
+        before, after = self._missed(best), self._missed(result)
+        slower = time > self._noise and not (smaller and self._only_misses("size", before, after))
+        larger = size > _NOISE_SIZE and not (faster and self._only_misses("latency", before, after))
+        if (faster or smaller) and (not (slower or larger) or len(after) < len(before)):
             return []
         return [f"does not help: time {time:+.1%}, size {size:+.1%}"]
+
+    @staticmethod
+    def _only_misses(limit: str, before: Sequence[str], after: Sequence[str]) -> bool:
+        """Return True if a limit was missed before, and no other one is now."""
+        return any(one.startswith(limit) for one in before) and all(one.startswith(limit) for one in after)
 
     def _loss(self, result: StepResult) -> float:
         assert result.score is not None
@@ -300,8 +310,17 @@ class _Run:
             tuple(steps),
             self.state.layers,
             tuple(_times(profiles)),
-            (*_bottlenecks(profiles), *remark, energy),
+            (*self._nearest(), *_bottlenecks(profiles), *remark, energy),
         )
+
+    def _nearest(self) -> Iterator[str]:
+        """Yield which result came nearer to the budget than the best one, and why it was not kept."""
+        tried = [one for one in self._steps if not one.kept and one.score is not None]
+        if self._missed(self._best) and tried:
+            near = min((self._best, *tried), key=lambda one: (len(self._missed(one)), one.size))
+            if near is not self._best:
+                missed = "; ".join(self._missed(near)) or "meets it"
+                yield f"{near.name} came nearer to the budget ({missed}), and was not kept: {near.notes[-1]}"
 
     def _profile(self, content: bytes) -> ModelProfile | str:
         self._progress("profiling")

@@ -21,7 +21,17 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult
 from agent.optimise.source import open_source
-from agent.optimise.tune import ALLOWED_LOSS, TARGETS, ModelState, Progress, TunedModel, TuningStep, split, tune
+from agent.optimise.tune import (
+    ALLOWED_LOSS,
+    TARGETS,
+    ModelState,
+    Progress,
+    TunedModel,
+    TuningStep,
+    is_float,
+    split,
+    tune,
+)
 
 if TYPE_CHECKING:
     from agent.optimise.quantise import QuantisedLayer, QuantisedModel
@@ -77,6 +87,8 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
             f"{request.model}: has exits, which tune cannot measure: quantise takes it, or tune the model "
             "first and give it exits then"
         )
+    if not is_float(model.content):
+        tell(f"{request.model}: is quantised already: give the float model; of this one, only the graph is fused")
     limit = request.limit or file.recipe.data.limit or None
     path, parts = examples_path(request.data, request.recipe, file.recipe), []
     for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants

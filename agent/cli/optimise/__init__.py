@@ -243,7 +243,7 @@ def _complete_network(_context: click.Context, _option: click.Parameter, incompl
     "--weights", type=click.Path(path_type=Path, dir_okay=False), help="To begin with, as torch saves them."
 )
 @click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe train data`.")
-@click.option("--epochs", type=NumberRange(min=0.0, min_open=True), help="Passes over the pictures.")
+@click.option("--epochs", type=NumberRange(0.0, 1e6, min_open=True), help="Passes over the pictures.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for a checkpoint.")
 @click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
@@ -355,7 +355,7 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
 @click.option(
     "--at", callback=_tensor_names, metavar="TENSOR,…", help="Tensors behind which the early exits are."
 )
-@click.option("--epochs", type=NumberRange(min=0.0, min_open=True), help="Passes of the joint training.")
+@click.option("--epochs", type=NumberRange(0.0, 1e6, min_open=True), help="Passes of the joint training.")
 @click.option("--freeze", is_flag=True, help="Train the heads alone: MODEL's own answers stay as they are.")
 @click.option(
     "--loss",
@@ -417,11 +417,9 @@ def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: boo
     its checkpoint, in the folder OUT.work unless --work names another, and ends with the same bytes.
     """  # noqa: D301
     from agent.cli.optimise.quantise import quantise_and_write
-    from agent.optimise.quantisation.request import QuantiseRequest
 
     command = shlex.join(["vedette", *sys.argv[1:]])
-    request = QuantiseRequest(model, command=command, **options)
-    quantise_and_write(request, out, work=work, force=force, as_json=as_json)
+    quantise_and_write(out, work=work, force=force, as_json=as_json, model=model, command=command, **options)
 
 
 @optimise.command()
@@ -459,7 +457,8 @@ def search(**options: Any) -> None:
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
 @click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
-def search_export(study: str, trial: int, out: Path, work: Path | None, force: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def search_export(study: str, trial: int, out: Path, work: Path | None, force: bool, as_json: bool) -> None:
     """Write the INT8 file of TRIAL of a search as OUT, with its manifest and a report.
 
     The report has the accuracy on examples that have decided nothing in the search.
@@ -467,4 +466,4 @@ def search_export(study: str, trial: int, out: Path, work: Path | None, force: b
     from agent.cli.optimise.search import export_and_print
 
     command = without_logins(shlex.join(["vedette", *sys.argv[1:]]))
-    export_and_print(study, trial, out, work=work, command=command, force=force)
+    export_and_print(study, trial, out, work=work, command=command, force=force, as_json=as_json)

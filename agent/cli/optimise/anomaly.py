@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
@@ -96,8 +95,7 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
 
 
 def _show(what: str, share: float) -> None:
-    if sys.stderr.isatty():
-        show_progress(f"{what} {int(share * 100)} %" if share else f"{what} …")
+    show_progress(f"{what} {int(share * 100)} %" if share else what)
 
 
 def _tell(line: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,7 +143,7 @@ def _shown() -> Callable[[ExitProgress], None]:
             return
         text = f"{state.what} {int(state.share * 100)} %"
         text += "" if state.loss is None else f", loss {state.loss:.3f}"
-        if text != last[0] and sys.stderr.isatty():
+        if text != last[0]:
             last[0] = text
             show_progress(text)
 

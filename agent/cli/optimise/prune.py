@@ -17,6 +17,7 @@ from agent.cli.optimise.work import files_of, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
+from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of
@@ -71,7 +72,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     recipe = read_recipe(options.recipe).recipe if options.recipe else parse_recipe("", "").recipe
     model = open_source(name, _tell)
     examples = _examples(model, recipe, options)
-    with work_folder(folder, _CHECKPOINTS):
+    with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}
@@ -116,7 +117,7 @@ def _bar() -> Callable[[PruningState], None]:
 
     def show(state: PruningState) -> None:
         percent = int(state.share * 100)
-        if percent != shown[0] and sys.stderr.isatty():
+        if percent != shown[0]:
             shown[0] = percent
             done = round(_BAR * state.share)
             show_progress(f"pruning [{'#' * done}{'.' * (_BAR - done)}] {percent} %, loss {state.loss:.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -15,32 +16,37 @@ from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.inputs import inputs_of
-from agent.optimise.quantisation.request import QuantiseRequest, quantise_file
 from agent.optimise.report import METRICS, OptimiseReport, short_number
 from agent.storage.files import remove
 from agent.text import plain
+
+if TYPE_CHECKING:
+    from agent.optimise.quantisation.request import QuantiseRequest
 
 _WIDTH = 100
 _CHECKPOINT = "qat.checkpoint"
 
 
-def quantise_and_write(
-    request: QuantiseRequest, out: Path, *, work: Path | None, force: bool, as_json: bool
-) -> None:
+def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bool, **options: Any) -> None:
     """Quantise a model, print the figures, and write the result with manifest and report.
 
     Args:
-        request: see `QuantiseRequest`; the checkpoint of its training is put into `work`.
         out: path of the new file.
         work: folder for the checkpoint; None: beside the result.
         force: replace files.
         as_json: print the report as JSON.
+        options: see `agent.optimise.quantisation.request.QuantiseRequest`.
 
     Raises:
-        ModelError: the model cannot be quantised, the budget is not met, or a file is there already.
+        ModelError: the extra is missing, the model cannot be quantised, the budget is not met, or a file is there
+            already.
         StorageError: a file or the checkpoint cannot be written.
     """
-    folder = work or out.with_suffix(".work")
+    try:
+        from agent.optimise.quantisation.request import QuantiseRequest
+    except ImportError as error:
+        raise ModelError(f"quantising needs pip install '.[optimise]' in the clone: {error}") from error
+    request, folder = QuantiseRequest(**options), work or out.with_suffix(".work")
     inputs = inputs_of(data=request.data, recipe=request.recipe)
     check_version(request.model, out, force=force, inputs=inputs)
     refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
@@ -54,6 +60,8 @@ def quantise_and_write(
 
 def _write(request: QuantiseRequest, out: Path, *, force: bool, as_json: bool) -> OptimiseReport:
     """Quantise, print the figures, and write the files if the budget is met."""
+    from agent.optimise.quantisation.request import quantise_file
+
     try:
         with prefixed_errors(request.model):
             found = quantise_file(request, show_progress, _tell)

@@ -42,7 +42,7 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
         options: see `agent.optimise.search.run.SearchRequest`.
 
     Raises:
-        VedetteError: see `agent.optimise.search.run.search`.
+        VedetteError: no trial was trained to the end, or see `agent.optimise.search.run.search`.
     """
     _check_extra()
     from agent.optimise.search.results import draw_front
@@ -60,10 +60,14 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
     write_atomic(chart, draw_front(found))
     _print_json(found) if as_json else _print(found)
     _tell(f"{chart}: written")
+    if reason := found.reason_of_none:
+        raise ModelError(f"{found.study}: {reason}")
 
 
-def export_and_print(study: str, number: int, out: Path, *, work: Path | None, command: str, force: bool) -> None:
-    """Write the INT8 file of a trial with manifest and report.
+def export_and_print(
+    study: str, number: int, out: Path, *, work: Path | None, command: str, force: bool, as_json: bool
+) -> None:
+    """Write the INT8 file of a trial with manifest and report, and print a line, or the report as JSON.
 
     Raises:
         ModelError: there is no such trial, it was not trained to the end, or a file is there already.
@@ -76,6 +80,9 @@ def export_and_print(study: str, number: int, out: Path, *, work: Path | None, c
     found = read_candidate(study, number, work, command)
     write_first(out, found.content, found.keys, msgspec.to_builtins(found.report), force=force)
     score = found.report.steps[0].score or 0.0
+    if as_json:
+        print_json(found.report)
+        return
     click.echo(
         f"{plain(str(out))}: {len(found.content)} bytes, {score:.2%} on examples that decided nothing; "
         "manifest and report beside it"

@@ -44,7 +44,7 @@ class TrainOptions(Struct, frozen=True):
             an array.
         weights: to begin with; None: random ones, or the function loads some.
         recipe: path; None: defaults.
-        epochs: passes over the examples; None: the recipe's, if it states them, or by the number of examples.
+        epochs: passes over the examples; None: the recipe's, which may be by the number of examples.
         limit: number of examples; None: the recipe's.
         work: folder for the checkpoint; None: beside the result.
         command: for the report.
@@ -108,11 +108,10 @@ def _shape(size: str | None) -> tuple[int, int, int] | None:
 
 def _recipe(options: TrainOptions) -> tuple[Recipe, float | None]:
     """Return the recipe, and the epochs that it or an option states."""
-    file = read_recipe(options.recipe) if options.recipe else parse_recipe("", "")
-    recipe, stated = file.recipe, "epochs" in file.file.data.get("train", {})
+    recipe = (read_recipe(options.recipe) if options.recipe else parse_recipe("", "")).recipe
     if options.limit:
         recipe = replace(recipe, data=replace(recipe.data, limit=options.limit))
-    return recipe, options.epochs or (recipe.train.epochs if stated else None)
+    return recipe, options.epochs or recipe.train.epochs or None
 
 
 def _trained(

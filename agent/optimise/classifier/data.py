@@ -48,7 +48,10 @@ def read_class_examples(
     probe = _probe(shape, classes, preparation)
     manifest = Manifest(name="network", output=OutputManifest(labels=content.names), input=preparation)
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
-    return read_examples(path, model, limit=limit or None), classes
+    examples = read_examples(path, model, limit=limit or None)
+    if len(np.unique(np.asarray(examples.labels))) < 2:
+        raise ModelError(f"{examples.description}: all of one class: training needs examples of two or more")
+    return examples, classes
 
 
 def usual_shape(content: FoundData) -> Shape:

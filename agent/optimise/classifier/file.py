@@ -88,6 +88,7 @@ def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Ex
     Raises:
         ModelError: they cannot be read, are no pictures with classes, or too many for the memory.
     """
+    _check_side(request.network, request.shape)
     examples, count = read_class_examples(
         path, request.shape, PREPARATION, limit=recipe.data.limit, source=request.network
     )
@@ -96,6 +97,13 @@ def read_pictures(path: Path, request: TrainRequest, recipe: Recipe) -> tuple[Ex
     examples.picture(0)  # real values are no pictures
     check_memory(len(examples), examples.shape)
     return examples, tuple(examples.names) or tuple(map(str, range(count)))
+
+
+def _check_side(network: str, shape: Shape | None) -> None:
+    """Raise ModelError if pictures of a shape are too small for one of our networks."""
+    least = SMALLEST.get(network, 1)
+    if shape is not None and min(shape[:2]) < least:
+        raise ModelError(f"{network}: takes pictures of {least} pixels or more: give --size {least}")
 
 
 def check_memory(count: int, shape: Sequence[int]) -> None:
@@ -132,8 +140,7 @@ def train_classifier(
     """
     seen, measured = split(examples, recipe.data.held_out)
     shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
-    if min(shape[:2]) < (least := SMALLEST.get(request.network, 1)):
-        raise ModelError(f"{request.network}: takes pictures of {least} pixels or more: give --size {least}")
+    _check_side(request.network, shape)
     torch.manual_seed(recipe.train.seed)
     module, parameters = build_network(request, len(names))
     exported = _checked(module, request.network, shape, len(names))

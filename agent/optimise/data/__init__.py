@@ -45,9 +45,9 @@ Kind = Literal["classes", "boxes", "none"]
 _FEWEST = 8
 _SHOWN = 5
 _PREVIEW = cv2.IMREAD_REDUCED_COLOR_8
-_BEYOND, _NARROW = 0.25, 0.05
-"""How far real values may lie outside the range that pixels have, and how little of it they may span, as shares
-of it."""
+_BEYOND, _NARROW, _DOUBTFUL = 0.25, 0.05, 0.55
+"""How far real values may lie outside the range that pixels have, how little of it they may span, and below what
+span their preparation is doubtful, as shares of it."""
 
 
 class Examples:
@@ -73,9 +73,10 @@ class Examples:
         rows: NDArray[np.intp] | None = None,
         *,
         mirrored: bool = False,
+        sound: bool = False,
         remarks: tuple[str, ...] = (),
     ) -> None:
-        self._content, self._preparation, self._path = content, preparation, path
+        self._content, self._preparation, self._path, self._sound = content, preparation, path, sound
         self._rows = np.arange(len(content.pictures)) if rows is None else rows
         self._mirrored = mirrored
         self._inputs: dict[TensorSpec, ImageInput] = {}
@@ -182,29 +183,58 @@ class Examples:
             self._path,
             rows,
             mirrored=mirrored,
+            sound=self._sound,
             remarks=self.remarks,
         )
 
     def value_range(self) -> tuple[float, float]:
-        """Return least and greatest real value: of pixels, or of the arrays that were found."""
-        pictures = self._content.pictures
-        if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
-            return float(pictures.min()), float(pictures.max())
-        return _pixel_range(self._preparation)
+        """Return least and greatest real value: of pixels, or of arrays that are no pictures.
 
-    def check(self, spec: TensorSpec, *, sound: bool = False) -> None:
+        The range of pixels is that of the manifest, whatever the examples show: a board will see others.
+        """
+        if self._are_pixels:
+            return _pixel_range(self._preparation)
+        values = self._content.pictures
+        assert isinstance(values, np.ndarray)
+        return float(values.min()), float(values.max())
+
+    @property
+    def _has_values(self) -> bool:
+        """True for real values, False for pictures."""
+        pictures = self._content.pictures
+        return isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8
+
+    @property
+    def _are_pixels(self) -> bool:
+        return not self._has_values or (not self._sound and len(self.shape) == 3 and self.shape[2] in (1, 3))
+
+    def doubts(self) -> tuple[str, ...]:
+        """Return a doubt about real values that may not be prepared as the manifest states."""
+        if not (self._has_values and self._are_pixels):
+            return ()
+        values = self._content.pictures
+        assert isinstance(values, np.ndarray)
+        least, most = float(values.min()), float(values.max())
+        low, high = _pixel_range(self._preparation)
+        if most - least >= _DOUBTFUL * (high - low):
+            return ()
+        return (
+            f"{self._path}: `x` has values from {least:.4g} to {most:.4g} only; with the manifest's [input] mean "
+            f"and std, pixels lie within {low:.4g} to {high:.4g}: was it prepared otherwise?",
+        )
+
+    def check(self, spec: TensorSpec) -> None:
         """Check that each example fits an input tensor and can be read.
 
         Args:
             spec: of the tensor.
-            sound: real values are no pixels, whatever their shape.
 
         Raises:
             ModelError: names the first that cannot be used.
         """
         pictures = self._content.pictures
         if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
-            self._check_values(pictures, spec, sound=sound)
+            self._check_values(pictures, spec)
             return
         ImageInput(spec, self._preparation)
         if not isinstance(pictures, np.ndarray):
@@ -216,7 +246,7 @@ class Examples:
                 except ModelError:
                     _decode(content, shown)  # less than eight pixels have no preview
 
-    def _check_values(self, values: Array, spec: TensorSpec, *, sound: bool) -> None:
+    def _check_values(self, values: Array, spec: TensorSpec) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""
         if values.shape[1:] != self.shape:
             expected = ", ".join(map(str, self.shape))
@@ -224,11 +254,13 @@ class Examples:
         least, most = float(values.min()), float(values.max())
         if not np.isfinite(least + most):
             raise ModelError(f"{self._path}: `x` has values that are not finite")
-        if sound or len(self.shape) != 3 or self.shape[2] not in (1, 3):
+        if not self._are_pixels:
             return
         low, high = _pixel_range(self._preparation)
         span = high - low
-        if least < low - _BEYOND * span or most > high + _BEYOND * span or most - least < _NARROW * span:
+        are_fractions = low < -_BEYOND * span and least >= 0 and most <= 1  # as pixels / 255 are
+        outside = least < low - _BEYOND * span or most > high + _BEYOND * span
+        if are_fractions or outside or most - least < _NARROW * span:
             raise ModelError(
                 f"{self._path}: `x` has values from {least:.4g} to {most:.4g}; with the manifest's [input] mean "
                 f"and std, pixels lie within {low:.4g} to {high:.4g}: correct the manifest, or the values"
@@ -303,11 +335,13 @@ def read_examples(
     remarks: tuple[str, ...] = ()
     if not (own_classes and content.classes is not None):
         content, remarks = _matched(content, path, model, outputs)
-    examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), remarks=remarks)
+    sound = model.manifest.audio is not None
+    examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), sound=sound)
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
-    examples.check(inputs[0], sound=model.manifest.audio is not None)
+    examples.check(inputs[0])
+    examples.remarks = (*remarks, *examples.doubts())
     return examples
 
 

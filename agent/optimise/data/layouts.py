@@ -311,6 +311,8 @@ def _read_arrays(path: Path) -> FoundData:
     if labels.dtype.kind not in "iu" or labels.shape != (len(values),):
         shape = list(labels.shape)
         raise ModelError(f"{path}: `y` is {labels.dtype} {shape}; expected whole numbers, [{len(values)}]")
+    if labels.dtype.kind == "u" and labels.max(initial=0) > _CLASSES_MAX:
+        raise ModelError(f"{path}: `y` has class {labels.max()}; expected at most {_CLASSES_MAX}")
     classes = labels.astype(np.int64)
     words += f" of {plural(len(np.unique(classes)), 'class', 'classes')}"
     return FoundData(values, words, classes, names=names)
@@ -324,4 +326,5 @@ def _checked_values(path: Path, values: Array) -> Array:
         raise ModelError(f"{path}: `x` is uint8 {shape}; expected pictures, [n, height, width, 3 or 1]")
     if values.dtype != np.uint8 and values.dtype.kind != "f":
         raise ModelError(f"{path}: `x` is {values.dtype}; expected uint8, pictures, or float32, real values")
-    return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):  # what is too large becomes infinite, which is refused
+        return values if values.dtype == np.uint8 else values.astype(np.float32, copy=False)

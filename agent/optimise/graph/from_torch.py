@@ -245,7 +245,7 @@ def _traced(module: Any, shape: Shape) -> tuple[Any, Any]:
             results = fixed(example)
             with _silenced():
                 return torch.export.export(fixed, (example,), strict=False), results
-    except Exception as error:  # the module's own code runs, which may raise anything
+    except (Exception, SystemExit) as error:  # the module's own code runs, which may raise anything
         told = f"{type(error).__name__}: {first_line(error)}"
         if "data-dependent" in str(error):
             told = "a branch or a shape in it depends on the values of its input"

@@ -167,7 +167,7 @@ def training_settings(
     batch = train.batch or min(_BATCH, max(_LEAST_BATCH, count // _STEPS))
     changes = Augmentation(shift=min(shape[:2]) // 16, flip=train.flip, turn=train.turn, light=train.light)
     settings = TrainingSettings(
-        epochs=train.epochs,
+        epochs=train.epochs or TrainingSettings().epochs,
         batch=batch,
         learning_rate=train.learning_rate,
         decay=train.decay,
@@ -212,9 +212,8 @@ def _check_same(module: Any, model: Model, examples: Examples, preparation: Inpu
     normalisation = normalisation_of(preparation, few.shape[2])
     try:
         own = predict(module, pixels(few, preparation), normalisation, exact=True).flatten(1).numpy()
-    except RuntimeError as error:
-        reason = str(error).partition("\n")[0]
-        raise ModelError(f"{model.path}: its pictures do not fit the module: {reason}") from error
+    except ModelError as error:
+        raise ModelError(f"{model.path}: its pictures do not fit the module: {error}") from error
     with open_content(model.content, model.manifest) as session:
         if session.inputs[0].quantised:
             raise ModelError(f"{model.path}: is quantised already: give the float model that it was made from")

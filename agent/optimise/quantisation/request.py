@@ -20,7 +20,7 @@ from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
 from agent.optimise.qat import train_quantised
-from agent.optimise.quantise import QuantisedModel, float_file, quantise
+from agent.optimise.quantise import QuantisedModel, float_file, quantise, spread
 from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, read_recipe
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import open_source
@@ -29,6 +29,10 @@ from agent.structs import convert
 
 Progress = Callable[[str], None]
 _DOUBTFUL = 0.02
+_ALIKE = "of {} examples for calibration {}: the ranges are those of these alone, and others will be cut off"
+_DIFFERENT = 8
+"""Different examples for calibration, below which a doubt is told."""
+_NO_BETTER = "it loses no less, and the file without it is kept: try more [qat] steps, or a lower learning_rate"
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
@@ -93,10 +97,11 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
     if request.qat or (request.qat is None and job.missed(found)):
         trained = job.trained(found)
         steps.append(job.measured("qat", trained.content))
-        if request.qat or job.loss(trained.content) < job.loss(found.content):
+        gain = job.loss(found.content) - job.loss(trained.content)
+        if gain > 0 or (request.qat and gain == 0):
             found = trained
         else:
-            steps[-1] = replace(steps[-1], kept=False, notes=("it loses no less",))
+            steps[-1] = replace(steps[-1], kept=False, notes=(_NO_BETTER,))
     return QuantisedFile(job.file(found.content), job.report(found, steps))
 
 
@@ -202,6 +207,13 @@ class _Job:
         size = len(self.file(content))
         return StepResult(name, found.metric, found.value, found.interval, size, latency)
 
+    def _doubts(self) -> Iterator[str]:
+        """Yield a doubt about examples that show hardly any range of activations."""
+        few = spread(self._seen[0], self._recipe.examples)
+        different = len({few.digest(index) for index in range(len(few))})
+        if different < min(_DIFFERENT, len(few)):
+            yield _ALIKE.format(len(few), "all are the same" if different == 1 else f"only {different} differ")
+
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
         first, last = steps[0], [step for step in steps if step.kept][-1]
@@ -211,6 +223,9 @@ class _Job:
         )
         if self._stages:
             remarks.append(_RELEARN)
+        if not steps[-1].kept:
+            remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
+        remarks += self._doubts()
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         return OptimiseReport(
             "quantise",

@@ -15,13 +15,13 @@ from optuna.trial import TrialState
 
 from agent.errors import ModelError
 from agent.models.files import read
-from agent.optimise.recipe import Objective
+from agent.optimise.recipe import Budget, Objective, parse_budget
 from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.search.candidate import INT8, trial_folder
 from agent.optimise.search.comparison import Figures, pareto_front
 from agent.optimise.search.study import counts, is_url, open_study, study_errors, worker_of
 from agent.structs import convert
-from agent.text import without_logins
+from agent.text import plural, without_logins
 
 State = Literal["complete", "stopped", "failed", "running", "waiting"]
 _STATES: dict[Any, State] = {
@@ -72,6 +72,7 @@ class SearchResult(Struct, frozen=True):
         measured_on: where the latency is from.
         examples: where they are from.
         trials: all, in order.
+        budget: limits that were checked before a network was trained; empty: none.
     """
 
     study: str
@@ -79,6 +80,18 @@ class SearchResult(Struct, frozen=True):
     measured_on: str
     examples: str
     trials: tuple[TrialResult, ...]
+    budget: str = ""
+
+    @property
+    def reason_of_none(self) -> str:
+        """Why all trials have ended, and none was trained to the end; empty: that is not so."""
+        if not self.trials or any(one.state in ("complete", "running", "waiting") for one in self.trials):
+            return ""
+        stopped = [one for one in self.trials if one.state == "stopped"]
+        if not stopped:
+            return f"all {plural(len(self.trials), 'trial')} failed: {self.trials[-1].reason}"
+        near = min(stopped, key=lambda one: _excess(one, parse_budget(self.budget) if self.budget else Budget()))
+        return f"no trial meets the budget {self.budget}; the nearest, {near.number}, is {near.reason}"
 
     @property
     def front(self) -> tuple[TrialResult, ...]:
@@ -107,7 +120,14 @@ def result_of(location: str, study: Any) -> SearchResult:
         facts.get("measured_on", ""),
         facts.get("examples", ""),
         tuple(replace(one, front=one.number in front) for one in trials),
+        facts.get("budget", ""),
     )
+
+
+def _excess(trial: TrialResult, budget: Budget) -> float:
+    """Return the largest of a trial's figures, relative to its limit."""
+    known = ((trial.size, budget.size), (trial.latency_ms, budget.latency_ms))
+    return max((value / limit for value, limit in known if value is not None and limit is not None), default=0.0)
 
 
 def figures_of(trial: TrialResult) -> Figures:

@@ -50,6 +50,15 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
         ("[quantise\n", 1, ("not TOML",)),
         ('[quantise]\nlayers = [{match = "", bits = 8}]', 2, ("quantise.layers", "not empty")),
         ("[data]\nheld_out = 0.0", 2, ("data.held_out",)),
+        ("[train]\nepochs = inf", 2, ("train.epochs",)),
+        ("[train]\nseed = 99999999999999999999", 2, ("train.seed",)),
+        ("[prune]\nanneal_epochs = inf", 2, ("prune.anneal_epochs",)),
+        ("[qat]\nlearning_rate = 1e30", 2, ("qat.learning_rate",)),
+        ("[search]\nrungs = [inf]", 2, ("search.rungs",)),
+        ("[search]\nmean = nan", 2, ("search.mean",)),
+        ("[search.parameters]\nwidth = {low = nan, high = 16}", 2, ("width", "finite")),
+        ("[search.parameters]\nwidth = {low = 1.0, high = inf}", 2, ("width", "finite")),
+        ("[search.parameters]\nwidth = {choices = [1, nan]}", 2, ("width", "finite")),
     ],
 )
 def test_a_mistake_is_told_with_its_line(text: str, line: int, facts: tuple[str, ...]) -> None:

@@ -248,9 +248,43 @@ def test_data_that_do_not_fit_are_refused_before_training(pictures: Any, labels:
         fit(network(), pictures, labels, FEW, progress=stop_at(1))
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (lambda x: x.nothing, "AttributeError"),
+        (lambda x: exit(3), "SystemExit: 3"),
+        (lambda x: {"scores": x}, "gives dict"),
+        (lambda x: None, "gives NoneType"),
+        (lambda x: (), "gives tuple"),
+        (lambda x: x.mean(), r"gives a tensor \[\]"),
+        (lambda x: (x, x.mean((2, 3))), "gives tuple in training"),
+    ],
+)
+def test_a_module_that_misbehaves_is_told(answer: Any, told: str) -> None:
+    class Wrong(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Any) -> Any:
+            return answer(self.scale * x)
+
+    with pytest.raises(ModelError, match=told):
+        fit(Wrong(), *examples(), FEW)
+
+
+def test_a_tiny_part_of_an_epoch_is_one_step() -> None:
+    assert fit(network(), *examples(), replace(FEW, epochs=1e-9)).steps == 1
+
+
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
     with pytest.raises(ModelError, match="loss of step"):
         fit(network(), *examples(), replace(FEW, learning_rate=1e30))
+
+
+def test_a_module_without_parameters_is_refused() -> None:
+    with pytest.raises(ModelError, match="no parameters to train"):
+        fit(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), *examples(), FEW)
 
 
 def test_a_module_without_parameters_to_train_is_refused() -> None:

@@ -84,10 +84,14 @@ def test_a_step_that_does_not_help_is_not_kept() -> None:
     assert [step.kept for step in found.report.steps] == [True, True, False, True]
 
 
-def test_a_step_that_loses_too_much_is_not_kept() -> None:
+def without_weights() -> bytes:
     weights = next(tensor for tensor in read_modelfile(INT8).subgraphs[0].tensors if tensor.name == "weights")
     begin = INT8.index(weights.size.to_bytes(4, "little")) + 4  # behind the length of its buffer
-    found = tuned(gives(INT8[:begin] + bytes(weights.size) + INT8[begin + weights.size :]))
+    return INT8[:begin] + bytes(weights.size) + INT8[begin + weights.size :]
+
+
+def test_a_step_that_loses_too_much_is_not_kept() -> None:
+    found = tuned(gives(without_weights()))
     assert found.content == FLOAT
     assert [step.kept for step in found.report.steps] == [True, False]
     assert "pp" in step_of(found, "convert").notes[-1]
@@ -111,6 +115,30 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_came() -> None:
     found = tuned(gives(INT8), budget=parse_budget("size<1kB, latency<1ms"))
     assert len(found.report.missed) == 2
     assert found.content == INT8
+
+
+def slower(times: float) -> Meters:
+    """Say that what a step makes takes so many times as long."""
+    return Meters(lambda contents: [1.0 if one == FLOAT else times for one in contents], *METERS[1:])
+
+
+def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> None:
+    given = [gives(INT8)]
+    without = tune(MODEL, examples(), given, Budget(), meters=slower(1.5))
+    near = tune(MODEL, examples(), given, Budget(size=10.0), meters=slower(1.5))
+    both = tune(MODEL, examples(), given, Budget(size=10.0, latency_ms=1.2), meters=slower(1.5))
+    assert (without.content, near.content, both.content) == (FLOAT, INT8, FLOAT)
+
+
+def test_times_that_nobody_can_tell_apart_are_the_same() -> None:
+    short = Meters(lambda contents: [0.02 if one == FLOAT else 0.021 for one in contents], *METERS[1:])
+    assert tune(MODEL, examples(), [gives(INT8)], Budget(), meters=short).content == INT8
+
+
+def test_a_missed_budget_tells_what_came_nearer_and_was_not_kept() -> None:
+    report = tuned(gives(without_weights()), budget=Budget(size=len(FLOAT) - 1.0)).report
+    assert report.missed
+    assert "convert came nearer to the budget (meets it), and was not kept: loses" in report.remarks[0]
 
 
 def test_without_labels_the_first_model_is_the_reference() -> None:

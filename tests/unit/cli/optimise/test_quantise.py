@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tomllib
 from functools import partial
 from pathlib import Path
@@ -43,8 +45,8 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", partial(time_ms, rounds=1))
 
 
-def call(model: Path, out: Path, data: Path) -> Result:
-    args = ["optimise", "quantise", str(model), str(out), "--data", str(data), "--method", "int8"]
+def call(model: Path, out: Path, data: Path, *words: str) -> Result:
+    args = ["optimise", "quantise", str(model), str(out), "--data", str(data), "--method", "int8", *words]
     return CliRunner().invoke(vedette, args)
 
 
@@ -73,6 +75,45 @@ def test_descriptions_name_the_new_numbers(tmp_path: Path) -> None:
     assert tomllib.loads(out.with_suffix(".toml").read_text())["description"] == "Blobs, INT8"
     described = load(out.read_bytes()).description
     assert described in (b"Net, INT8", "Net, INT8")
+
+
+def test_pixels_are_taken_as_they_are_whatever_the_examples_show(tmp_path: Path) -> None:
+    model, out = write_model(tmp_path, float_file(classifier())), tmp_path / "out.tflite"
+    dark = (pictures(32) * 0.6).astype(np.uint8)
+    np.savez(tmp_path / "dark.npz", x=(dark.astype(np.float32) - 128) / 64, y=np.arange(32) % 4)
+    done = call(model, out, tmp_path / "dark.npz")
+    assert done.exit_code == 0, said(done)
+    (pixels,) = read_modelfile(out.read_bytes()).ends("serving_default")[0]
+    assert (pixels.scale, pixels.zero_point) == (pytest.approx(1 / 64), 128)
+
+
+def test_examples_that_are_all_the_same_are_doubted(tmp_path: Path) -> None:
+    model = write_model(tmp_path, float_file(classifier()))
+    np.savez(tmp_path / "black.npz", x=np.zeros((40, 12, 12, 3), np.uint8))
+    done = call(model, tmp_path / "out.tflite", tmp_path / "black.npz")
+    assert "20 examples for calibration all are the same" in done.stdout
+
+
+def test_a_training_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
+    model = write_model(tmp_path, float_file(classifier()))
+    data, recipe = tmp_path / "x.npz", tmp_path / "recipe.toml"
+    np.savez(data, x=pictures(32))  # without labels it counts that the answers stay as they were
+    recipe.write_text("[qat]\nsteps = 12\nbatch = 8\nlearning_rate = 1e5\n")
+    call(model, tmp_path / "plain.tflite", data)
+    done = call(model, tmp_path / "out.tflite", data, "--recipe", str(recipe), "--qat")
+    assert done.exit_code == 0, said(done)
+    assert "qat: it loses no less" in done.stdout
+    assert (tmp_path / "out.tflite").read_bytes() == (tmp_path / "plain.tflite").read_bytes()
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    """In a process of its own, for which PyTorch is not there."""
+    words = ["optimise", "quantise", "net.tflite", str(tmp_path / "out.tflite"), "--data", "x.npz"]
+    code = "import sys; sys.modules['torch'] = None; from agent.cli.main import vedette; vedette(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "quantising needs pip install '.[optimise]'" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_model_that_cannot_be_quantised_is_told_before_the_examples(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
 
 from agent.cli.main import vedette
+from agent.cli.optimise.train import TrainOptions, _recipe
 from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
 from agent.optimise.evaluate import time_ms
@@ -127,6 +128,21 @@ def test_a_network_that_is_not_there_is_told(folder: Path, network: str, told: s
     done = call(folder, network=network)
     assert done.exit_code == 1
     assert told in said(done)
+
+
+def test_the_printed_recipe_changes_nothing(folder: Path) -> None:
+    (folder / "recipe.toml").write_text("")
+    plain = call(folder, "--epochs", "inf").exit_code, _recipe(TrainOptions())
+    (folder / "recipe.toml").write_text(run("recipe").stdout)
+    assert plain == (2, _recipe(TrainOptions(recipe=folder / "recipe.toml")))
+
+
+def test_examples_of_one_class_are_refused(folder: Path) -> None:
+    x, _ = pictures()
+    np.savez(folder / "data.npz", x=x, y=np.zeros(len(x), int), names=["left", "right"])
+    done = call(folder)
+    assert done.exit_code == 1
+    assert "all of one class" in said(done)
 
 
 @pytest.mark.parametrize("size", ["x", "1", "0x30", "128x", "-5", "9999", "64x2000"])

@@ -172,6 +172,30 @@ def test_real_values_are_given_to_the_model_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored[0], np.clip(np.rint(values[3].astype(float) * 64) + 1, -128, 127))
 
 
+def values_file(folder: Path, low: float, high: float) -> Path:
+    values = np.linspace(low, high, 8 * SIDE * SIDE * 3).reshape(8, SIDE, SIDE, 3)
+    np.savez(folder / "x.npz", x=values.astype(np.float32))
+    return folder / "x.npz"
+
+
+def test_the_range_of_pixels_is_the_manifests_whatever_the_examples_show(tmp_path: Path) -> None:
+    examples = read_examples(values_file(tmp_path, -1.0, 0.3), MODEL)
+    assert examples.value_range() == (-1.0, 1.0)
+    assert examples.remarks == ()
+
+
+def test_real_values_of_a_narrow_range_are_doubted(tmp_path: Path) -> None:
+    (doubt,) = read_examples(values_file(tmp_path, -0.5, 0.5), MODEL).remarks
+    assert "-0.5 to 0.5" in doubt
+    assert "-1 to 1" in doubt
+
+
+@pytest.mark.parametrize("most", [0.6, 1.0])
+def test_fractions_are_refused_where_the_manifest_has_a_mean(tmp_path: Path, most: float) -> None:
+    with pytest.raises(ModelError, match="mean and std, pixels lie within -1 to 1"):
+        read_examples(values_file(tmp_path, 0.0, most), MODEL)
+
+
 def test_a_limit_takes_the_same_examples_each_time(tmp_path: Path) -> None:
     by_class(tmp_path, 10)
     one, other = (read_examples(tmp_path, MODEL, limit=12) for _ in range(2))
