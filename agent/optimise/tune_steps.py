@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
+CHECKPOINTS = (
+    *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
+    "rounds.checkpoint",
+    "anneal.checkpoint",
+)
+"""Files that steps may leave in the folder of a request: of quantised models that are trained, and of pruning."""
 
 
 class TuneRequest(Struct, frozen=True):
@@ -54,6 +60,8 @@ class TuneRequest(Struct, frozen=True):
         qat: train quantised models that lose too much.
         module: `path.py:factory` that the model was imported from, for pruning; empty: it is not pruned.
         weights: of the module; None: the factory loads them.
+        folder: existing one for `CHECKPOINTS`, from which trainings of an interrupted run go on; None: they begin
+            anew.
     """
 
     model: str
@@ -66,6 +74,7 @@ class TuneRequest(Struct, frozen=True):
     qat: bool = True
     module: str = ""
     weights: Path | None = None
+    folder: Path | None = None
 
 
 def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], None]) -> TunedModel:
@@ -116,7 +125,7 @@ def steps_of(
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
-        steps += quantise_steps(model, seen, recipe, budget, one, request.qat)
+        steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
     return [*steps, prune_step(model, seen[0], recipe.recipe, request), fuse(model.path)]
 
 
@@ -127,6 +136,7 @@ def quantise_steps(
     budget: Budget,
     method: Method,
     trains: bool = True,
+    folder: Path | None = None,
 ) -> list[TuningStep]:
     """Return the step that quantises the float model by a method, and one that trains it afterwards.
 
@@ -140,6 +150,7 @@ def quantise_steps(
         budget: that the result must meet.
         method: one of those of a recipe.
         trains: False: there is no step that trains.
+        folder: for checkpoints; None: none are written.
     """
 
     @cache
@@ -173,7 +184,9 @@ def quantise_steps(
         found = quantised(source, progress)
         from agent.optimise.qat import train_quantised
 
-        found = train_quantised(found, seen[0], recipe.recipe.qat, progress=progress)
+        name = f"{method}{'' if source == model.content else '-pruned'}.checkpoint"
+        checkpoint = folder and folder / name
+        found = train_quantised(found, seen[0], recipe.recipe.qat, checkpoint=checkpoint, progress=progress)
         return ModelState(found.content, source, tuple(map(_reported, found.layers)), (), derive_trained)
 
     def train(state: ModelState, progress: Progress) -> ModelState:
@@ -213,7 +226,12 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
         source = replace(model, content=state.source, sha256=hashlib.sha256(state.source).hexdigest())
         channels = replace(recipe, prune=replace(recipe.prune, structured=True))
         pruned = prune_model(
-            source, module, seen, channels, progress=lambda at: progress(f"pruning: {at.share:.0%}")
+            source,
+            module,
+            seen,
+            channels,
+            folder=request.folder,
+            progress=lambda at: progress(f"pruning: {at.share:.0%}"),
         )
         notes = pruned.report.steps[-1].notes[:1]
         if state.derive is None:

@@ -207,23 +207,28 @@ def report(file: Path, out: Path | None, force: bool) -> None:
 @click.option("--qat/--no-qat", default=True, help="Train a quantised model that loses too much; by default.")
 @click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
+@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-def tune(model: str, out: Path, limit: int | None, force: bool, as_json: bool, **options: Any) -> None:
+def tune(
+    model: str, out: Path, limit: int | None, work: Path | None, force: bool, as_json: bool, **options: Any
+) -> None:
     """Measure MODEL, try what makes it smaller and faster, keep what helps, and write OUT with reports.
 
     One part of the examples is for the steps, on the other everything is measured. The time is that of one thread
     of this machine; so is a limit for it in the budget. The reports lie beside OUT: .report.json, .report.md and
     .report.html.
 
-    If the budget cannot be met, nothing is written, and the exit code is 1.
+    If the budget cannot be met, nothing is written, and the exit code is 1. In an interrupted run, given again,
+    trainings go on from their checkpoints, in the folder OUT.work unless --work names another; what was measured
+    is measured anew.
     """
     from agent.cli.optimise.tune import tune_and_write
     from agent.optimise.tune_steps import TuneRequest
 
     command = shlex.join(["vedette", *sys.argv[1:]])
     request = TuneRequest(model, limit=limit or 0, command=command, **options)
-    tune_and_write(request, out, force=force, as_json=as_json)
+    tune_and_write(request, out, work=work, force=force, as_json=as_json)
 
 
 def _complete_network(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -9,22 +9,33 @@ from pathlib import Path
 
 import click
 import msgspec
+from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
+from agent.cli.optimise.work import files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
-from agent.models.version_writer import check_version, write_version
+from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.inputs import inputs_of
 from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
-from agent.optimise.tune_steps import TuneRequest, tune_file
+from agent.optimise.tune import TunedModel
+from agent.optimise.tune_steps import CHECKPOINTS, TuneRequest, tune_file
+from agent.storage.files import remove
 from agent.text import plain
 
 _WIDTH = 110
 _RENDERED: dict[str, Callable[[OptimiseReport], str]] = {".report.md": markdown, ".report.html": to_html}
 
 
-def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: bool) -> None:
+def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force: bool, as_json: bool) -> None:
     """Tune a model, print what each step did, and write the result with its reports.
+
+    Args:
+        request: see `TuneRequest`; the checkpoints of its trainings are put into `work`.
+        out: path of the new file.
+        work: folder for the checkpoints; None: beside the result.
+        force: replace files.
+        as_json: print the report as JSON.
 
     Raises:
         ModelError: the model cannot be tuned, the budget is not met, or no step helps and one has failed; or a
@@ -33,25 +44,40 @@ def tune_and_write(request: TuneRequest, out: Path, *, force: bool, as_json: boo
     module, weights = request.module, request.weights
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=module, weights=weights)
     check_version(request.model, out, force=force, inputs=inputs, others=_RENDERED)
+    folder = work or out.with_suffix(".work")
+    refuse_inputs(files_of(folder, CHECKPOINTS), [Path(request.model), *inputs])
+    with work_folder(folder, CHECKPOINTS):
+        found = _tuned(replace(request, folder=folder))
+        report = found.report
+        print_json(report) if as_json else _print(report)
+        if not report.missed and report.sha256_before != report.sha256_after:
+            others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
+            write_version(
+                request.model, out, found.content, msgspec.to_builtins(report), force=force, others=others
+            )
+        remove(*(folder / one for one in CHECKPOINTS))
+    _tell_end(request, out, found)
+
+
+def _tuned(request: TuneRequest) -> TunedModel:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
-            found = tune_file(request, show_progress, _tell)
+            return tune_file(request, show_progress, _tell)
     finally:
         show_progress("")
+
+
+def _tell_end(request: TuneRequest, out: Path, found: TunedModel) -> None:
+    """Say what was written, or why nothing was; raises as `tune_and_write`."""
     report = found.report
-    print_json(report) if as_json else _print(report)
     if report.missed:
         raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
-    if report.sha256_before == report.sha256_after:
-        if found.failures:
-            raise ModelError(
-                f"{request.model}: nothing is written, since steps failed: {'; '.join(found.failures)}"
-            )
+    if report.sha256_before != report.sha256_after:
+        _tell(f"{out}: written, with .report.json, .report.md and .report.html beside it")
+    elif found.failures:
+        raise ModelError(f"{request.model}: nothing is written, since steps failed: {'; '.join(found.failures)}")
+    else:
         _tell(f"{request.model}: no step helps, and nothing is written")
-        return
-    others = {suffix: render(report).encode() for suffix, render in _RENDERED.items()}
-    write_version(request.model, out, found.content, msgspec.to_builtins(report), force=force, others=others)
-    _tell(f"{out}: written, with .report.json, .report.md and .report.html beside it")
 
 
 def _tell(line: str) -> None:

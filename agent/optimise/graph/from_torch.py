@@ -302,7 +302,7 @@ def _output_names(results: Any, names: Sequence[str]) -> list[str]:
 def _output(build: Emission, value: Any, name: str) -> Value:
     """Return a result in the module's order of axes; a picture stays NHWC."""
     if not isinstance(value, Value) or value.name == INPUT:
-        raise ModelError(f"{name}: this result does not depend on the input, or is the input")
+        raise ModelError(f"{name or 'output'}: this result does not depend on the input, or is the input")
     return value if value.order == NHWC else build.plain(value)
 
 

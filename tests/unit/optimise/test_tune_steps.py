@@ -23,7 +23,7 @@ from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import Budget, PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.train import fit
-from agent.optimise.tune import ModelState, Progress, is_float, tune
+from agent.optimise.tune import ModelState, Progress, TuningStep, is_float, tune
 from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
@@ -158,6 +158,32 @@ def test_what_loses_too_much_is_trained(model: Model, seen: Examples, monkeypatc
     assert score(trained.content, seen, model.manifest).value > 0.8
     assert trained.derive is not None
     assert trained.derive(model.content, quiet).content == trained.content
+
+
+def test_an_interrupted_training_goes_on(
+    model: Model, seen: Examples, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def told(content: bytes, *_: object, **__: object) -> Score:
+        return Score("top-1", 1.0 if content == model.content else 0.9, 160)
+
+    def interrupt(what: str) -> None:
+        if "step 11 " in what:
+            raise KeyboardInterrupt
+
+    def step(folder: Path | None) -> TuningStep:
+        file = parse_recipe("[quantise]\nexamples = 32\n[qat]\nsteps = 12\nbatch = 32", "r")
+        return quantise_steps(model, [seen], file, Budget(), "int8", folder=folder)[1]
+
+    monkeypatch.setattr(tune_steps, "score", told)
+    monkeypatch.setattr("agent.optimise.qat._SAVE_EVERY_S", 0.0)
+    begin = ModelState(model.content, model.content)
+    with pytest.raises(KeyboardInterrupt):
+        step(tmp_path).apply(begin, interrupt)
+    assert {path.name for path in tmp_path.iterdir()} == {"int8.checkpoint"} <= set(tune_steps.CHECKPOINTS)
+    lines: list[str] = []
+    found = step(tmp_path).apply(begin, lines.append)
+    assert not any("step 1 of" in line for line in lines)
+    assert found.content == step(None).apply(begin, quiet).content
 
 
 def test_what_loses_little_is_not_trained(model: Model, seen: Examples) -> None:

@@ -126,8 +126,9 @@ def test_the_front_and_its_files_are_written_and_a_trial_becomes_a_model(folder:
     assert not list(folder.glob("study/trials/*/*.checkpoint"))
 
     best = next(one for one in found["trials"] if one["number"] == found["front"][0])
-    done = run("search-export", folder / "study", best["number"], folder / "out.tflite")
+    done = run("search-export", folder / "study", best["number"], folder / "out.tflite", "--json")
     assert done.exit_code == 0, said(done)
+    assert json.loads(done.stdout) == json.loads((folder / "out.report.json").read_text())
     assert (folder / "out.tflite").stat().st_size == best["size"]
     manifest = look_up(str(folder / "out.tflite")).manifest
     assert manifest.input.mean == (128.0, 128.0, 128.0)
@@ -159,11 +160,25 @@ def test_all_of_a_small_space_is_tried_and_a_network_that_fails_is_left_out(fold
 def test_a_network_over_the_budget_is_not_trained(folder: Path) -> None:
     change(folder, "rungs = [1, 2]", 'rungs = [1, 2]\nbudget = "size<1kB"')
     done = search(folder, "--trials", 2, "--json")
-    assert done.exit_code == 0, said(done)
-    trials = json.loads(done.stdout)["trials"]
+    assert done.exit_code == 1
+    assert "no trial meets the budget size<1kB; the nearest, " in said(done)
+    trials = json.loads(done.stdout.splitlines()[0])["trials"]
     assert [one["state"] for one in trials] == ["stopped", "stopped"]
     assert "over the budget: size" in trials[0]["reason"]
     assert trials[0]["rungs"] == {}
+
+
+def test_trials_that_all_fail_are_no_success(folder: Path) -> None:
+    change(folder, "choices = [4, 8]", "choices = [6]")
+    done = search(folder, "--trials", 2)
+    assert done.exit_code == 1
+    assert "all 2 trials failed: " in said(done)
+
+
+def test_examples_of_one_class_are_refused(folder: Path) -> None:
+    np.savez(folder / "data.npz", x=np.zeros((20, 12, 12, 3), np.uint8), y=np.zeros(20, int), names=["a", "b"])
+    assert "all of one class" in said(search(folder))
+    assert not (folder / "study").exists()
 
 
 def test_a_search_in_which_all_fail_ends_with_the_reason(folder: Path) -> None:
