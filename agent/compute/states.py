@@ -41,9 +41,10 @@ _BAND = 0.3
 _FAR, _FAR_MIN = 2.0, 0.6
 """A picture is unlike its value if it is farther from the mean than this times the farthest example, and than
 this times the distance between two values."""
-_TOLD = 0.8
-"""Share of the examples of two values of which more must be right by the others. Of examples without any
-difference so many of 5 and 5 are right by chance once in a hundred times, and of 10 and 10 once in a thousand."""
+_TOLD = 0.7
+"""Least share of the examples of two values that the others must tell rightly. Of those without any difference
+less than half are right, since what is left out moves its own mean away; so many are in a few of a hundred cases
+at most."""
 _LEAST = 1e-9
 
 
@@ -223,14 +224,14 @@ def confused_values(examples: Pictures) -> tuple[str, ...]:
     """Return the values that the examples do not tell from another one.
 
     Each picture is told by a head that learns from all others, see `leave_one_out`. Two values are confused if
-    not more than `_TOLD` of their pictures that are nearest to either of them are nearest to their own.
+    fewer than `_TOLD` of their pictures that are nearest to either of them are nearest to their own.
     """
     answers = _left_out_answers(examples, StateHead)
     nearest = {value: [one.nearest if one else "" for one in some] for value, some in answers.items()}
     found = set[str]()
     for pair in itertools.combinations(examples, 2):
         told = [one == value for value in pair for one in nearest[value] if one in (*pair, "")]
-        if sum(told) <= _TOLD * len(told):
+        if sum(told) < _TOLD * len(told):
             found.update(pair)
     return tuple(value for value in examples if value in found)
 
