@@ -126,8 +126,8 @@ def cost_figures(args: argparse.Namespace) -> dict[str, float]:
 def all_costs(args: argparse.Namespace) -> dict[Place, list[float]]:
     """Return the processor time per second of camera of each viewer, in their order, by camera.
 
-    All cameras are watched at the same time. A second of camera is `FPS` pictures that the viewer has got: fewer come
-    in a second where the machine is too busy.
+    All cameras are watched at the same time. A second of camera is `FPS` pictures that the viewer has got: fewer
+    come in a second where the machine is too busy.
     """
     places = [one for one in PLACES[:3] if args.quick] or PLACES
     places = [one for one in PLACES if one.name in args.camera] or places
