@@ -61,13 +61,13 @@ class Visit(Struct, frozen=True):
 class Street:
     """Renders the place of the packaged clip with visitors."""
 
-    def __init__(self, clip: Path, model: str) -> None:
+    def __init__(self, clip: Path, model: str, size: tuple[int, int] = SIZE) -> None:
         pictures = read(clip, 300)
         if not pictures:
             raise SystemExit(f"cannot read {clip}: give the packaged clip with --clip")
         median = np.median(np.stack(pictures[::12]), axis=0).astype(np.uint8)
         self._empty = np.asarray(
-            cv2.resize(deserted(median, model), SIZE, interpolation=cv2.INTER_AREA), np.uint8
+            cv2.resize(deserted(median, model), size, interpolation=cv2.INTER_AREA), np.uint8
         )
         self.walkers = _walkers(pictures, median)
         if not self.walkers:

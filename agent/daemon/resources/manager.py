@@ -102,7 +102,11 @@ class StreamWatch:
     def _decodes_as_needed(self) -> bool:
         """True for a camera whose video is encoded, and whose decoding is left to the stream."""
         captured = self.stream.captured
-        return self.stream.config.capture.decode == "auto" and captured is not None and bool(captured.decoding)
+        return (
+            self.stream.config.capture.decode in ("auto", "saving")
+            and captured is not None
+            and bool(captured.decoding)
+        )
 
     def _update_fps(self) -> None:
         """Follow the rate of the source over a minute: under load its reader, too, comes too late."""
