@@ -122,8 +122,8 @@ _SMALL = 0.006
 """Share by which somebody who walks far away, a seventh of the picture high, enlarges a packet: of the difference
 between a key frame and another packet."""
 _TELLS, _TELLS_NO_MORE = 3.0, 2.2
-"""Deviations that such a person must add to the size of a packet, so that sizes show her in time; and before it is
-given up."""
+"""Deviations that such a person must add to a size, so that sizes show her in time; and so that they are still
+relied on."""
 _YOUNG = 20
 """Packets before sizes are judged."""
 _SETTLED = 16
@@ -133,8 +133,8 @@ _LONGEST = 600
 _LEAST_DEVIATION = 0.02
 """Least deviation of the logarithm of sizes: encoders vary a little even where the picture does not."""
 _LEVEL, _SHAPE, _SPREAD, _MEAN = 0.08, 0.1, 0.02, 0.1
-"""Weights of the newest packet in the level, of the newest group in its shape, of the newest in the deviation, and
-of the newest packet in the mean sizes."""
+"""Weights of the newest packet in the level, of the newest group in its shape, and of the newest packet in the
+deviation and in the mean sizes."""
 _SLACK = 0.5
 """Deviations by which a size may exceed the usual one without adding to the sum."""
 _CLIPPED, _ADDED = 3.0, 6.0
@@ -177,7 +177,7 @@ class UsualSize:
         self._groups += 1
 
     def add(self, size: int, *, learns: bool) -> float:
-        """Add another packet. Return by how many deviations it is larger than expected; 0 while that is unknown."""
+        """Add another packet. Return by how many deviations it is larger than expected; 0: unknown."""
         self._place = min(_LONGEST, self._place + 1)
         value = math.log(max(1, size))
         base = self._shape.get(self._place)
