@@ -26,8 +26,8 @@ SIZE = (480, 360)
 """Width and height of the view, px: the second stream of a camera."""
 Weather = Literal["day", "rain", "night", "lamp", "clear"]
 _SIGMA = {"night": 5.0, "clear": 1.0}
-"""Deviation of the noise, grey levels, where it is not 2: at night it is amplified, and a camera that averages over
-time leaves less of it."""
+"""Deviation of the noise, grey levels, where it is not 2: at night it is amplified, and a camera that averages
+over time leaves less of it."""
 _DIFFERS = 28
 """Grey levels by which a picture of the clip differs from the empty place where a person is."""
 _STEPS = 24
