@@ -14,7 +14,6 @@ from _stillness import BEGAN
 from gate import Sink
 from msgspec import Struct
 
-from agent.capture.decode_policy import DecodeChoice
 from agent.comms.messages import EventMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
@@ -106,9 +105,9 @@ class _OpenCV:
         """Each frame has memory of its own."""
 
 
-def run_on_demand(path: Path, vision: VideoPerception, fps: float, decode: DecodeChoice = "auto") -> Run:
+def run_on_demand(path: Path, vision: VideoPerception, fps: float) -> Run:
     """Take a recorded camera through the pipeline, decoded on demand."""
-    camera = _OnDemand(path, decode)
+    camera = _OnDemand(path, "auto")
     camera.tracks = _Tracks(vision, fps)
     return _run(camera, vision, camera.tracks)
 

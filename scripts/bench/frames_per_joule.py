@@ -223,19 +223,21 @@ def camera_figures(args: argparse.Namespace, budget: StreamBudget) -> dict[str, 
     """Compare a camera that is decoded on demand with the same one of which OpenCV decodes everything."""
     seconds = args.camera_seconds
     parts = QUICK_CAMERA_PARTS if args.quick else scene_parts(seconds)
-    scene, tally = Parking(args.clip, section=(0.5, 1.0)), Tally()
+    scene, tally, strong_tally = Parking(args.clip, section=(0.5, 1.0)), Tally(), Tally()
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
         path = Path(folder, "camera.ts")
         encode(path, (shot.image for shot in scene.shots(parts)), Encoding(fps=round(FPS), gop=round(2 * FPS)))
         wanted = run_opencv(path, opened(args.model, FULL, gate=False), FPS)
         found = run_on_demand(path, opened(args.model, budget, gate=True), FPS)
-        keys = run_on_demand(path, opened(args.model, budget, gate=True), FPS, "keyframes")
+        strong = run_on_demand(path, opened(args.model, STRONG, gate=True), FPS)
     tally.add(outcome_of(wanted), outcome_of(found), parts)
+    strong_tally.add(outcome_of(wanted), outcome_of(strong), parts)
     return {
         "camera_factor": wanted.cpu_s / found.cpu_s,
-        "camera_keyframes_factor": wanted.cpu_s / keys.cpu_s,
         "camera_events_kept": tally.kept,
         "camera_events_compared": tally.compared,
+        "camera_stride_3_factor": wanted.cpu_s / strong.cpu_s,
+        "camera_stride_3_events_kept": strong_tally.kept,
         "camera_frames": wanted.decoded,
         "camera_frames_decoded": found.decoded,
         "camera_inferences": found.inferences,
