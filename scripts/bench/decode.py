@@ -9,6 +9,8 @@ Events: people who come and go (see `_visits`), encoded as H.264, taken through 
 their own time, with everything decoded and on demand; not with `--quick`. A visit is kept if its person is
 announced as with everything decoded; its delay is the recorded time from the one announcement to the other. The
 model's answers are shared by both runs, which see mostly the same pictures.
+
+Sizes (`--part sizes`): the policy alone on such scenes, see `_sizes`.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import common
 import cv2
 import numpy as np
 from _on_demand import Answers, Encoding, Watched, encode, watch
+from _sizes import Noticed, notice, read_packets
 from _stillness import read
 from _visits import Street, Visit, Weather, plan
 from msgspec import Struct
@@ -80,8 +83,12 @@ BLOCKS: tuple[tuple[Weather, int], ...] = (
 
 def main() -> None:
     args = arguments()
-    figures = {} if args.part == "events" else cost_figures(args)
-    figures |= {} if args.quick or args.part == "costs" else events(args)
+    if args.part == "sizes":
+        figures = sizes(args)
+        common.conclude("decode", figures, {"all_auto_late": "== 0"}, figures["all_auto_late"] == 0.0)
+        return
+    figures = cost_figures(args) if args.part in (None, "costs") else {}
+    figures |= events(args) if args.part == "events" or (args.part is None and not args.quick) else {}
     targets = {
         "still_share_max": "<= 0.10",
         "busy_share": "<= 1.0",
@@ -100,7 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=REPORTED, help="of the visits")
     parser.add_argument("--seconds", type=float, default=200.0, help="length of each of the ten scenes")
     parser.add_argument("--weathers", help="these alone, such as day,rain")
-    parser.add_argument("--part", choices=("costs", "events"), help="measure this part alone")
+    parser.add_argument("--part", choices=("costs", "events", "sizes"), help="measure this part alone")
     return parser.parse_args()
 
 
@@ -241,6 +248,26 @@ def _decode_with_filters(viewer: _Viewer) -> None:
                 bytes(graph.pull().planes[0])
         if viewer.stopped.is_set():
             return
+
+
+def sizes(args: argparse.Namespace) -> dict[str, float]:
+    """Return how late visitors are noticed by the policy alone, and what is decoded while nobody is there."""
+    street, found = Street(args.clip, args.model), dict[str, Noticed]()
+    with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
+        for number, (weather, gop_s) in enumerate(BLOCKS):
+            if args.weathers and weather not in args.weathers.split(","):
+                continue
+            path = Path(folder, f"{number}.ts")
+            visits = plan(args.seconds, len(street.walkers), np.random.default_rng((args.seed, number)))
+            pictures = street.pictures(visits, args.seconds, weather, 100 * args.seed + number)
+            encode(path, pictures, Encoding(gop=10 * gop_s))
+            packets = read_packets(path)
+            for choice in ("auto", "saving"):
+                noticed = notice(packets, visits, choice)
+                found.setdefault(f"{weather}_{choice}", Noticed()).add(noticed)
+                found.setdefault(f"all_{choice}", Noticed()).add(noticed)
+            path.unlink()
+    return {name: value for kind, noticed in found.items() for name, value in noticed.figures(kind).items()}
 
 
 class Kept(Struct):
