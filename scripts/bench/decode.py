@@ -8,7 +8,10 @@ decode, and of ours that of converting each picture for which its gate is open, 
 
 Events: people who come and go (see `_visits`), encoded as H.264, taken through the real pipeline and model on
 their own time, with everything decoded and on demand; not with `--quick`. A visit is kept if its person is
-announced as with everything decoded; its delay is the recorded time from the one announcement to the other.
+announced as with everything decoded; its delay is the recorded time from the one announcement to the other. The
+model's answers are shared by both runs, which see mostly the same pictures.
+
+Sizes (`--part sizes`): the policy alone on such scenes, see `_sizes`.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ import av
 import common
 import cv2
 import numpy as np
-from _on_demand import Encoding, Watched, encode, watch
+from _on_demand import Answers, Encoding, Watched, encode, watch
+from _sizes import Noticed, notice, read_packets
 from _stillness import read
 from _visits import Street, Visit, Weather, plan
 from msgspec import Struct
@@ -72,14 +76,20 @@ BLOCKS: tuple[tuple[Weather, int], ...] = (
     ("night", 8),
     ("lamp", 2),
     ("lamp", 8),
+    ("clear", 2),
+    ("clear", 8),
 )
 """Weather, and seconds from one key frame to the next."""
 
 
 def main() -> None:
     args = arguments()
-    figures = {} if args.part == "events" else cost_figures(args)
-    figures |= {} if args.quick or args.part == "costs" else events(args)
+    if args.part == "sizes":
+        figures = sizes(args)
+        common.conclude("decode", figures, {"all_auto_late": "== 0"}, figures["all_auto_late"] == 0.0)
+        return
+    figures = cost_figures(args) if args.part in (None, "costs") else {}
+    figures |= events(args) if args.part == "events" or (args.part is None and not args.quick) else {}
     targets = {
         "still_share_max": "<= 0.10",
         "busy_share": "<= 1.0",
@@ -96,10 +106,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clip", type=Path, default=common.CLIP, help="the packaged clip")
     parser.add_argument("--model", default="nanodet", help="name or path of a detector of persons")
     parser.add_argument("--seed", type=int, default=REPORTED, help="of the visits")
-    parser.add_argument("--seconds", type=float, default=240.0, help="length of each of the eight scenes")
+    parser.add_argument("--seconds", type=float, default=200.0, help="length of each of the ten scenes")
+    parser.add_argument("--weathers", help="these alone, such as day,rain")
     names = [one.name for one in PLACES]
     parser.add_argument("--camera", choices=names, action="append", default=[], help="measure the cost of this")
-    parser.add_argument("--part", choices=("costs", "events"), help="measure this part alone")
+    parser.add_argument("--part", choices=("costs", "events", "sizes"), help="measure this part alone")
     return parser.parse_args()
 
 
@@ -274,6 +285,26 @@ def _decode_with_filters(viewer: _Viewer) -> None:
             return
 
 
+def sizes(args: argparse.Namespace) -> dict[str, float]:
+    """Return how late visitors are noticed by the policy alone, and what is decoded while nobody is there."""
+    street, found = Street(args.clip, args.model), dict[str, Noticed]()
+    with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
+        for number, (weather, gop_s) in enumerate(BLOCKS):
+            if args.weathers and weather not in args.weathers.split(","):
+                continue
+            path = Path(folder, f"{number}.ts")
+            visits = plan(args.seconds, len(street.walkers), np.random.default_rng((args.seed, number)))
+            pictures = street.pictures(visits, args.seconds, weather, 100 * args.seed + number)
+            encode(path, pictures, Encoding(gop=10 * gop_s))
+            packets = read_packets(path)
+            for choice in ("auto", "saving"):
+                noticed = notice(packets, visits, choice)
+                found.setdefault(f"{weather}_{choice}", Noticed()).add(noticed)
+                found.setdefault(f"all_{choice}", Noticed()).add(noticed)
+            path.unlink()
+    return {name: value for kind, noticed in found.items() for name, value in noticed.figures(kind).items()}
+
+
 class Kept(Struct):
     """What became of the visits.
 
@@ -296,14 +327,16 @@ class Kept(Struct):
 
 def events(args: argparse.Namespace) -> dict[str, float]:
     """Take visits through the pipeline with everything decoded and on demand."""
-    street, kept = Street(args.clip, args.model), Kept()
+    street, kept, shares = Street(args.clip, args.model), Kept(), dict[str, float]()
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
         for number, (weather, gop_s) in enumerate(BLOCKS):
-            seconds, path = args.seconds, Path(folder, f"{number}.ts")
+            if args.weathers and weather not in args.weathers.split(","):
+                continue
+            seconds, path, answers = args.seconds, Path(folder, f"{number}.ts"), Answers()
             visits = plan(seconds, len(street.walkers), np.random.default_rng((args.seed, number)))
             pictures = street.pictures(visits, seconds, weather, 100 * args.seed + number)
             encode(path, pictures, Encoding(gop=10 * gop_s))
-            full, ours = (watch(path, args.model, decode) for decode in ("full", "auto"))
+            full, ours = (watch(path, args.model, decode, answers) for decode in ("full", "auto"))
             _compare(kept, visits, full, ours)
             print(
                 f"{weather}, key frame every {gop_s} s: {ours.camera.cpu_s / full.camera.cpu_s:.2f} of the time, "
@@ -312,6 +345,7 @@ def events(args: argparse.Namespace) -> dict[str, float]:
                 flush=True,
             )
             kept.scene_s += seconds
+            shares[weather] = ours.camera.full_s / seconds / 2 + shares.get(weather, 0.0)
             path.unlink()
     delays = np.array(kept.delays_s or [0.0])
     return {
@@ -322,6 +356,7 @@ def events(args: argparse.Namespace) -> dict[str, float]:
         "scenes_minutes": kept.scene_s / 60.0,
         "scenes_cpu_of_full": kept.ours_s / kept.full_s,
         "scenes_share_in_full": kept.decoded_s / kept.scene_s,
+        **{f"{weather}_share_in_full": share for weather, share in shares.items()},
     }
 
 
