@@ -14,12 +14,12 @@ import numpy as np
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.packet_clock import MediaClock
+from agent.capture.pictures.bgr import BgrConverter
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import Source, SourceListener, check_size, status
 from agent.config.source_uri import SourceUri
@@ -30,11 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class Video(Source):
-    """Pictures of an open medium, decoded by one thread.
-
-    FFmpeg's own choice of threads, one per core, costs 15 % more CPU time and 2.5 MB more per stream of 768×576
-    H.264, and holds back as many pictures as it has threads.
-    """
+    """Pictures of an open medium, decoded by one thread."""
 
     order = "bgr"
     decoding = "full"
@@ -50,7 +46,7 @@ class Video(Source):
         self.live, self.pace_s, self.period_s = True, 0.0, 0.0
         self.description = describe(media)
         self._listener: SourceListener | None = None
-        self._format = VideoReformatter()
+        self._format = BgrConverter()
         self._begin(media)
 
     def _begin(self, media: Media) -> None:
@@ -62,9 +58,6 @@ class Video(Source):
             raise
         self._media = media
         self._packets: Iterator[Packet[Stream]] = media.packets()
-        context = media.video.codec_context
-        context.thread_count, context.thread_type = 1, av.codec.context.ThreadType.NONE
-        context.copy_opaque = True  # a packet's times go to its picture
         self._decoder = FailoverDecoder(media.video, self._shown)
         self._decoded: deque[DecodedPicture] = deque()
         self._held: VideoFrame | None = None
@@ -117,13 +110,12 @@ class Video(Source):
     def picture(self, into: Image | None) -> Image:
         """Return the held picture.
 
-        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory, and
-        copying that would take longer than allocating it.
+        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory.
         """
         assert self._held is not None
         check_size(self._shown, self._held.width, self._held.height)  # a stream may change its size
         try:
-            bgr = self._format.reformat(self._held, format="bgr24", threads=1)
+            bgr = self._format.convert(self._held)
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{self._shown}: expected a picture that can be decoded; found a damaged one"
@@ -401,6 +393,7 @@ class NetworkStream(Video):
         if step.restart:
             self._decoded.clear()
             self._decoder.restart()
+        self._format.keep(not step.alone)  # the next picture may come in seconds
         if step.alone:
             self._decoded += self._decoder.decode_alone(step.packet)
             return
