@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple, cast
 
 import av
@@ -287,9 +286,10 @@ class FailoverDecoder:
         self._hardware, self.name = None, ""
 
     def _in_software(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
-        with suppress(av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+        try:
             return [DecodedPicture(one, one.opaque) for one in self._software.decode(packet)]
-        return []
+        except (av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+            return []
 
     def _drained(self) -> list[DecodedPicture]:
         found = self._in_software(None)

@@ -133,7 +133,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         region = self._region(course.lesson)
         rows = [self._perception.embed(region)]
         for image in vary(frame.image):
-            self._perception.infer_crop(replace(frame, image=image), WHOLE)
+            self._perception.infer_crop(replace(frame, pixels=image), WHOLE)
             rows.append(self._perception.embed(region))
         self._add_example(course, np.stack(rows), frame.captured_ns)
 
