@@ -29,7 +29,10 @@ from agent.structs import from_json
 from agent.text import plain
 
 _FILE = Path(__file__).with_name("boards.json")
-CLASSES = ("point", "small", "dense", "depth", "weights", "values", "small_values", "moved", "operations")
+CLASSES = (
+    "point", "small", "dense", "large", "depth", "weights", "values", "small_values", "moved", "far",
+    "operations",
+)  # fmt: skip
 """Classes of work, in the order of a row of costs."""
 WINOGRAD_WEIGHTS = 4
 """Weights that Winograd's method reads for each of a 3×3 kernel: F(4×4, 3×3) has 36 for 9."""
@@ -122,10 +125,11 @@ def row_of(work: Work, *, winograd: bool) -> tuple[float, ...]:
     """
     if winograd:
         weights, small = work.weights + WINOGRAD_WEIGHTS * work.small_weights, work.small_values
-        counts = (work.point, work.small, work.dense, work.depth, weights, work.values, small, work.moved)
+        products, values = (work.point, work.small), (work.values, small)
     else:
-        weights, values = work.weights + work.small_weights, work.values + work.small_values
-        counts = (work.point + work.small, 0, work.dense, work.depth, weights, values, 0, work.moved)
+        weights = work.weights + work.small_weights
+        products, values = (work.point + work.small, 0), (work.values + work.small_values, 0)
+    counts = (*products, work.dense, work.large, work.depth, weights, *values, work.moved, work.far)
     return (*(min(count, _MOST) / _MILLION for count in counts), float(work.operations))
 
 

@@ -1,10 +1,10 @@
 """Count the files of `agent/` that a frame, a command and an update run through.
 
 The daemon runs in a process with a profiler in every thread, on the packaged clip, with a real mosquitto. A file
-counts if at least one of its functions is called. For the frame: in all threads but the daemon's own, for two
-seconds up to the acknowledgement of an event. For the command, of a stream that is off: in all threads from its
-arrival to its answer, without the functions that the daemon's own thread calls by the clock. What runs at import
-does not count.
+counts if at least one of its functions is called. For the frame: in all threads but the daemon's own and the
+governor's, which run by the clock, for two seconds up to the acknowledgement of an event. For the command, of a
+stream that is off: in all threads from its arrival to its answer, without the functions that these two threads
+call by the clock. What runs at import does not count.
 
 For the update: `vedette update apply FILE --here` in a process of its own, from its command line until a full
 bundle is committed, without the start of the program, which every command shares. Slots, journal, bundle,
@@ -136,11 +136,14 @@ def run(config: str, out: str) -> None:
     """Run the daemon with a profiler, which SIGUSR1 turns on and SIGUSR2 off."""
     seen: set[tuple[bool, str, str]] = set()
     on, own = threading.Event(), threading.get_ident()
+    by_clock = threading.local()
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
         code = frame.f_code
         if event == "call" and on.is_set() and code.co_filename.startswith(AGENT):
-            seen.add((threading.get_ident() == own, code.co_filename, code.co_qualname))
+            if not hasattr(by_clock, "is_it"):
+                by_clock.is_it = threading.get_ident() == own or threading.current_thread().name == "governor"
+            seen.add((by_clock.is_it, code.co_filename, code.co_qualname))
 
     def off(*_: Any) -> None:
         on.clear()

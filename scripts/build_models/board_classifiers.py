@@ -222,7 +222,7 @@ def blazeface(net: Network) -> None:
     """BlazeFace without its heads, as ncnn has it."""
     net.side = 64
     net.channels = 3
-    net.work += Work(dense=64 * 64 * 24 * 75, weights=1800, values=128 * 128 * 3 + 64 * 64 * 24, operations=1)
+    net.work += Work(large=64 * 64 * 24 * 75, weights=1800, values=128 * 128 * 3 + 64 * 64 * 24, operations=1)
     net.channels = 24
     for channels, stride in [
         (24, 1), (28, 1), (32, 2), (36, 1), (42, 1), (48, 2), (56, 1), (64, 1), (72, 1), (80, 1), (88, 1),

@@ -6,7 +6,7 @@ What ncnn merges into a convolution (batch normalisation, ReLU) is no layer.
 
 from __future__ import annotations
 
-from agent.compute.tflite.work import Work, convolution
+from agent.compute.tflite.work import Work, convolution, moving
 
 Place = tuple[int, int]
 """Side of the square picture, and channels."""
@@ -58,14 +58,14 @@ class Network:
     def moves(self, inputs: float = 1.0, outputs: float = 1.0) -> None:
         """Add an operation that reads and writes so many times the picture."""
         values = int(self.side * self.side * self.channels * (inputs + outputs))
-        self.work += Work(moved=values, operations=1)
+        self.work += moving(values)
 
     def pool(self, kernel: int, stride: int, *, up: bool = False) -> None:
         """Add a pooling; `up`: partial windows at the edge count."""
         before = self.side * self.side * self.channels
         more = self.side - kernel
         self.side = (-(-more // stride) if up else more // stride) + 1
-        self.work += Work(moved=before + self.side**2 * self.channels, operations=1)
+        self.work += moving(before + self.side**2 * self.channels)
 
     def full(self, inputs: int, outputs: int) -> None:
         """Add a fully connected layer."""
@@ -120,6 +120,6 @@ class Network:
             self.moves(2.0)
 
     def own(self, count: int) -> None:
-        """Add activations that are operations of their own."""
+        """Add activations that are operations of their own, in place."""
         for _ in range(count):
-            self.moves()
+            self.moves(0.5, 0.5)

@@ -30,15 +30,15 @@ _HERE = Path(__file__).parent
 OUT = _HERE.parent.parent / "agent" / "models" / "boards.json"
 KINDS = ("float32", "float16", "int8", "xnnpack float32", "xnnpack int8")
 """Kinds of arithmetic, in ncnn but for those of XNNPACK."""
-_PRIOR = (0.1, 0.04, 0.12, 0.4, 0.5, 0.3, 0.5, 0.5, 0.02)
-"""Costs of `CLASSES` on a Cortex-A72 to begin with, ms: 10 GMAC/s, and 4 GB/s for weights of 4 bytes and half
-of that for values that are read and written in other orders."""
+_PRIOR = (0.1, 0.04, 0.12, 0.2, 0.4, 0.5, 0.3, 0.5, 0.5, 0.3, 0.02)
+"""Costs of `CLASSES` on a Cortex-A72 to begin with, ms: 10 GMAC/s, half of that for large kernels, and 4 GB/s for
+weights of 4 bytes and half of that for values that are read and written in other orders."""
 _SHARES = (
-    (1.0,) * 9,
-    (*(0.5,) * 8, 1.0),
-    (*(0.6,) * 4, 0.25, *(1.0,) * 4),
-    (1.0,) * 9,
-    (*(0.4,) * 4, *(0.25,) * 4, 1.0),
+    (1.0,) * 11,
+    (*(0.5,) * 10, 1.0),
+    (*(0.6,) * 5, 0.25, *(1.0,) * 5),
+    (1.0,) * 11,
+    (*(0.4,) * 5, *(0.25,) * 5, 1.0),
 )
 """What a kind takes of it to begin with: half the bytes and twice the lanes of half floats; a quarter of the
 bytes of INT8, which is multiplied in 16 bits. ncnn converts between INT8 layers, XNNPACK does not."""

@@ -2,8 +2,8 @@
 
 The classes follow what libraries for ARM do: a 3×3 convolution of stride 1 may be computed by Winograd's method
 (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, CVPR 2016), a 1×1 one is a product of
-matrices, a depthwise one has few multiply-adds for each value that it reads, a fully connected layer reads each
-weight once.
+matrices, one with a larger kernel gathers its windows first, a depthwise one has few multiply-adds for each value
+that it reads, a fully connected layer reads each weight once. What no cache holds comes from memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,11 @@ Arithmetic = Literal["int8", "float32"]
 _CONVOLUTIONS = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED", "BATCH_MATMUL"}
 _FREE = {"RESHAPE", "EXPAND_DIMS", "SQUEEZE"}
 """Operations that copy nothing."""
+_IN_PLACE = {"ELU", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "RELU", "RELU6", "TANH"}
+"""Operations whose output may take the place of their input."""
+_CACHED = 1_200_000
+"""Most values of an operation that caches hold: published times are explained best by it, see
+`scripts/build_models/board_rates.py`."""
 
 
 class Work(Struct, frozen=True):
@@ -29,25 +34,29 @@ class Work(Struct, frozen=True):
     Attributes:
         point: multiply-adds of 1×1 convolutions and products of matrices, but those with a single row.
         small: of 3×3 convolutions of stride 1.
-        dense: of other convolutions.
+        dense: of other convolutions with kernels up to 3×3.
+        large: of those with larger ones.
         depth: of depthwise convolutions.
         weights: number of weights but those of `small`.
         small_weights: of 3×3 convolutions of stride 1.
         values: read and written by convolutions but those of `small`.
         small_values: by 3×3 convolutions of stride 1.
-        moved: values that other operations read and write.
+        moved: values that other operations read and write; half of them if that happens in place.
+        far: values of operations with more of them than caches hold; they count among the others as well.
         operations: number of them.
     """
 
     point: int = 0
     small: int = 0
     dense: int = 0
+    large: int = 0
     depth: int = 0
     weights: int = 0
     small_weights: int = 0
     values: int = 0
     small_values: int = 0
     moved: int = 0
+    far: int = 0
     operations: int = 0
 
     def __add__(self, other: Work) -> Work:
@@ -68,14 +77,27 @@ def convolution(
         weights: number, without biases.
         values: read and written.
     """
+    far = far_of(values)
     if groups == channels > 1:
-        return Work(depth=products, weights=weights, values=values, operations=1)
+        return Work(depth=products, weights=weights, values=values, far=far, operations=1)
     operations = 1 if groups == 1 else 1 + groups  # each group is a convolution of its own
     if kernel == (1, 1):
-        return Work(point=products, weights=weights, values=values, operations=operations)
+        return Work(point=products, weights=weights, values=values, far=far, operations=operations)
     if kernel == (3, 3) and stride == 1:
-        return Work(small=products, small_weights=weights, small_values=values, operations=operations)
-    return Work(dense=products, weights=weights, values=values, operations=operations)
+        return Work(small=products, small_weights=weights, small_values=values, far=far, operations=operations)
+    if max(kernel) > 3:
+        return Work(large=products, weights=weights, values=values, far=far, operations=operations)
+    return Work(dense=products, weights=weights, values=values, far=far, operations=operations)
+
+
+def moving(values: int) -> Work:
+    """Return the work of an operation that reads and writes so many values and multiplies none of them."""
+    return Work(moved=values, far=far_of(values), operations=1)
+
+
+def far_of(values: int) -> int:
+    """Return how many of an operation's values come from memory: all, or none."""
+    return values if values > _CACHED else 0
 
 
 def work_of(graph: Subgraph) -> dict[Arithmetic, Work]:
@@ -113,14 +135,14 @@ def _work(graph: Subgraph, operation: Operation) -> Work:
     values = sum(map(_size, [one for one in tensors if not one.size])) + sum(map(_size, outputs))
     products = multiply_adds_of(graph, operation)
     if operation.name not in _CONVOLUTIONS or not products or len(tensors) < 2:
-        return Work(moved=values, operations=1)
+        return moving(values // 2 if operation.name in _IN_PLACE else values)
     weights = sum(_size(one) for one in tensors[:3] if one.size and len(one.shape) > 1)
     if operation.name in ("CONV_2D", "DEPTHWISE_CONV_2D"):
         return _convolution(operation, tensors, outputs[0], products, values)
     if operation.name == "TRANSPOSE_CONV":
-        return Work(dense=products, weights=weights, values=values, operations=1)
+        return Work(dense=products, weights=weights, values=values, far=far_of(values), operations=1)
     point = 0 if products == weights else products  # one row: reading the weights takes longer than multiplying
-    return Work(point=point, weights=weights, values=values, operations=1)
+    return Work(point=point, weights=weights, values=values, far=far_of(values), operations=1)
 
 
 def _convolution(
@@ -128,7 +150,7 @@ def _convolution(
 ) -> Work:
     inputs, weights = tensors[0].shape, tensors[1].shape
     if len(inputs) != 4 or len(weights) != 4 or len(output.shape) != 4:
-        return Work(dense=products, values=values, operations=1)
+        return Work(dense=products, values=values, far=far_of(values), operations=1)
     channels = max(1, inputs[3])
     groups = channels if operation.name == "DEPTHWISE_CONV_2D" else max(1, channels // max(1, weights[3]))
     strides = (

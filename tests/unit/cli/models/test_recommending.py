@@ -17,7 +17,7 @@ def test_the_table_has_the_command_of_each_figure_and_what_to_set() -> None:
     assert done.exit_code == 0, done.exception
     assert "scripts/bench/run accuracy" in done.output
     assert "vedette bench nanodet --board pi4b --variant 320 --fps 15" in done.output
-    assert 'model = "nanodet"\nvariant = "320"\nthreads = 4\n' in done.output
+    assert 'model = "nanodet"\nvariant = "320"\nthreads = 3\n' in done.output
     assert "left out: nanodet 416: takes " in done.output
 
 

@@ -28,7 +28,7 @@ def test_each_convolution_is_of_the_class_that_libraries_compute_it_by() -> None
     small = work("CONV_2D", (1, 8, 8, 4), (16, 3, 3, 4), (1, 8, 8, 16))
     assert (small.small, small.small_weights, small.small_values) == (8 * 8 * 16 * 36, 576, 8 * 8 * (4 + 16))
     assert work("CONV_2D", (1, 8, 8, 4), (16, 3, 3, 4), (1, 4, 4, 16)).dense == 4 * 4 * 16 * 36
-    assert work("CONV_2D", (1, 8, 8, 4), (16, 5, 5, 4), (1, 8, 8, 16)).dense == 8 * 8 * 16 * 100
+    assert work("CONV_2D", (1, 8, 8, 4), (16, 5, 5, 4), (1, 8, 8, 16)).large == 8 * 8 * 16 * 100
     assert work("DEPTHWISE_CONV_2D", (1, 8, 8, 4), (1, 3, 3, 4), (1, 8, 8, 4)).depth == 8 * 8 * 4 * 9
     assert work("TRANSPOSE_CONV", (1, 2), (1, 1), (1, 2)).operations == 1
 
@@ -55,6 +55,18 @@ def test_other_operations_move_values_and_a_reshape_does_not() -> None:
     assert work_of(file.subgraphs[0]) == {"float32": Work(moved=18, operations=1)}
 
 
+def test_an_activation_takes_the_place_of_its_input() -> None:
+    file = read_modelfile(write([T("a", (1, 6)), T("b", (1, 6))], [Op("LOGISTIC", (0,), (1,))], (0,), (1,)))
+    assert work_of(file.subgraphs[0]) == {"float32": Work(moved=6, operations=1)}
+
+
+def test_values_that_no_cache_holds_come_from_memory() -> None:
+    near = work("CONV_2D", (1, 100, 100, 4), (96, 1, 1, 4), (1, 100, 100, 96))
+    far = work("CONV_2D", (1, 112, 112, 4), (96, 1, 1, 4), (1, 112, 112, 96))
+    assert (near.far, far.far) == (0, 112 * 112 * 100)
+    assert far.values == far.far
+
+
 def test_integer_weights_of_float_activations_are_multiplied_as_integers() -> None:
     tensors = [T("x", (1, 64)), T("w", (10, 64), "int8", np.zeros((10, 64), np.int8)), T("y", (1, 10))]
     file = read_modelfile(write(tensors, [Op("FULLY_CONNECTED", (0, 1), (2,))], (0,), (2,)))
@@ -64,7 +76,7 @@ def test_integer_weights_of_float_activations_are_multiplied_as_integers() -> No
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 64), st.integers(1, 10**9))
 def test_the_multiply_adds_are_of_one_class(kernel: int, stride: int, channels: int, products: int) -> None:
     found = convolution((kernel, kernel), stride, 1, channels, products=products, weights=5, values=7)
-    assert sorted((found.point, found.small, found.dense, found.depth)) == [0, 0, 0, products]
+    assert sorted((found.point, found.small, found.dense, found.large, found.depth)) == [0, 0, 0, 0, products]
     assert found.weights + found.small_weights == 5
     assert found.values + found.small_values == 7
 
@@ -74,5 +86,5 @@ def test_the_work_of_a_bundled_model_is_that_of_its_manifest() -> None:
     file = read_modelfile(model.content)
     for variant in model.manifest.variants:
         found = added([work_of(file.graph(variant.signature))])["int8"]
-        total = found.point + found.small + found.dense + found.depth
+        total = found.point + found.small + found.dense + found.large + found.depth
         assert total == pytest.approx(variant.multiply_adds, rel=0.01)
