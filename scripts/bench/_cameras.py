@@ -7,10 +7,11 @@ show the same, each from another moment on, so that people do not come to all of
 from __future__ import annotations
 
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 import cv2
@@ -62,22 +63,30 @@ QUICK = Scene((2,), 18)
 """That is soon encoded."""
 
 
+class Served(NamedTuple):
+    """Cameras that are served: their URIs, and how many pictures each has sent."""
+
+    uris: list[str]
+    sent: Any
+
+
 @contextmanager
-def served(scene: Scene, count: int, clip: Path = common.CLIP) -> Iterator[list[str]]:
-    """Serve so many cameras; give their URIs."""
+def served(scene: Scene, count: int, clip: Path = common.CLIP) -> Iterator[Served]:
+    """Serve so many cameras."""
     context = multiprocessing.get_context("spawn")
     queue: Any = context.Queue()
-    server = context.Process(target=_serve, args=(scene, count, clip, queue), daemon=True)
+    sent = context.Array("q", count, lock=False)
+    server = context.Process(target=_serve, args=(scene, clip, queue, sent), daemon=True)
     server.start()
     try:
-        yield queue.get()
+        yield Served(queue.get(), sent)
     finally:
         server.kill()
         server.join()
 
 
-def _serve(scene: Scene, count: int, clip: Path, ready: Any) -> None:
-    units = encoded(scene, clip)
+def _serve(scene: Scene, clip: Path, ready: Any, sent: Any) -> None:
+    units, count = encoded(scene, clip), len(sent)
     gops = len(units) // (_GOP_S * FPS)
     cameras = [
         PacketCamera(_from(units, number * gops // count * _GOP_S * FPS), fps=FPS) for number in range(count)
@@ -85,7 +94,10 @@ def _serve(scene: Scene, count: int, clip: Path, ready: Any) -> None:
     for camera in cameras:
         camera.__enter__()
     ready.put([camera.uri for camera in cameras])
-    multiprocessing.Event().wait()  # until this process is killed
+    stopped = threading.Event()
+    while not stopped.wait(0.1):  # until this process is killed
+        for number, camera in enumerate(cameras):
+            sent[number] = camera.sent
 
 
 def _from(units: list[Unit], first: int) -> list[Unit]:

@@ -126,7 +126,7 @@ def network_cameras(folder: Path, port: int, *, quick: bool) -> dict[str, float]
     """Memory with one RTSP camera, with one of which everything is decoded, and with eight, MB."""
     figures: dict[str, float] = {}
     scene = _cameras.QUICK if quick else _cameras.Scene()
-    with _cameras.served(scene, CAMERAS) as uris:
+    with _cameras.served(scene, CAMERAS) as (uris, _):
         for name, sources, capture in (
             ("rtsp", uris[:1], ""),
             ("rtsp_full", uris[:1], 'decode = "full"'),
