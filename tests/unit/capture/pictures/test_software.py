@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import cast
 
 import av
 import numpy as np
 import pytest
+from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
@@ -25,7 +27,7 @@ def track() -> Iterator[VideoStream]:
 
 
 def packets(track: VideoStream) -> list[Packet[Stream]]:
-    return [one for one in track.container.demux(track) if one.size]
+    return [one for one in cast(InputContainer, track.container).demux(track) if one.size]
 
 
 def decoded(decoder: SoftwareDecoder, some: list[Packet[Stream]]) -> list[np.ndarray]:
