@@ -106,10 +106,10 @@ def arguments() -> argparse.Namespace:
 def cost_figures(args: argparse.Namespace) -> dict[str, float]:
     """Measure the cost of still and busy cameras."""
     figures, still = {}, []
-    for place, (ours, fifth, opencv, pipe) in all_costs(args).items():
+    for place, (ours, fifth, opencv, pipe, fps) in all_costs(args).items():
         print(
             f"{place.name}: ours {ours:.4f}, with max_fps = 5 {fifth:.4f}, OpenCV {opencv:.4f}, "
-            f"filters {pipe:.4f} s of CPU per second"
+            f"filters {pipe:.4f} s of CPU per second; OpenCV saw {fps:.1f} of {FPS} pictures a second"
         )
         figures[f"{place.name}_of_opencv"] = ours / opencv
         figures[f"{place.name}_of_filters"] = ours / pipe
@@ -124,9 +124,9 @@ def cost_figures(args: argparse.Namespace) -> dict[str, float]:
 
 
 def all_costs(args: argparse.Namespace) -> dict[Place, list[float]]:
-    """Return the processor time per second of ours, of OpenCV, and of FFmpeg's filters, by camera.
+    """Return the processor time per second of each viewer, in their order, by camera; last OpenCV's pictures.
 
-    All cameras are watched at the same time.
+    All cameras are watched at the same time. Where the machine is too busy, they send less than they should.
     """
     places = [one for one in PLACES[:3] if args.quick] or PLACES
     places = [one for one in PLACES if one.name in args.camera] or places
@@ -152,17 +152,22 @@ def _measured(viewers: list[list[_Viewer]], warm_s: float) -> list[list[float]]:
     for viewer in (one for group in viewers for one in group):
         viewer.start()
     time.sleep(warm_s)
-    before = [[viewer.cpu_s() for viewer in group] for group in viewers]
+    before = [_totals(group) for group in viewers]
     time.sleep(MEASURED_S)
     used = [
-        [(viewer.cpu_s() - begun) / MEASURED_S for viewer, begun in zip(*pair, strict=True)]
-        for pair in zip(viewers, before, strict=True)
+        [(total - begun) / MEASURED_S for total, begun in zip(_totals(group), first, strict=True)]
+        for group, first in zip(viewers, before, strict=True)
     ]
     for viewer in (one for group in viewers for one in group):
         viewer.stopped.set()
     for viewer in (one for group in viewers for one in group):
         viewer.join(10.0)  # a decoder that works while the program ends would abort it
     return used
+
+
+def _totals(group: list[_Viewer]) -> list[float]:
+    """Return the processor time of each viewer of a camera, s, and the number of counted pictures."""
+    return [*(viewer.cpu_s() for viewer in group), float(sum(viewer.pictures for viewer in group))]
 
 
 def _serve(place: Place, clip: Path, ready: Any) -> None:
@@ -198,12 +203,14 @@ class _Viewer(threading.Thread):
     Attributes:
         counted: the thread whose processor time counts, if it is not this one.
         added_s: processor time that counts besides, s.
+        pictures: that were decoded, where everything is.
     """
 
     def __init__(self, read_all: Callable[[_Viewer], None], uri: str) -> None:
         super().__init__(daemon=True)
         self._read_all, self.uri = read_all, uri
         self.stopped, self.counted, self.added_s = threading.Event(), "", 0.0
+        self.pictures = 0
 
     def run(self) -> None:
         self._read_all(self)
@@ -245,6 +252,7 @@ def _decode_with_opencv(viewer: _Viewer) -> None:
     image = None
     while not viewer.stopped.is_set() and capture.grab():
         _, image = capture.retrieve(image)
+        viewer.pictures += 1
 
 
 def _decode_with_filters(viewer: _Viewer) -> None:

@@ -35,7 +35,7 @@ _LEFT = PrivacyMask("left", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)))
 def _decoded(width: int, height: int, form: str = "yuv420p", seed: int = 1) -> VideoFrame:
     """A smooth picture in a decoder's format."""
     small = np.random.default_rng(seed).integers(20, 230, (3, 4, 3), np.uint8)
-    bgr = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
+    bgr: Image = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
     return VideoFrame.from_ndarray(bgr, format="bgr24").reformat(format=form)
 
 
