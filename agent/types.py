@@ -410,7 +410,7 @@ class StreamBudget(Struct, frozen=True, gc=False):
         snapshot_factor: factor on `publish.snapshot_every_s`, at least 1.
         clips_share: factor on `clips.fps`, 0..1, where pictures are encoded for clips.
         decode: `keyframes`: of an encoded camera whose decoding is left to the stream, key frames alone are
-            decoded, and each is inferred; empty: what the stream wants.
+            decoded; empty: what the stream wants.
     """
 
     stride: int = 1

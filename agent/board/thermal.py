@@ -28,6 +28,8 @@ THERMAL = Path("sys/class/thermal")
 """Below the root of the file system."""
 _SLOWS = ("passive", "hot")
 """Types of trip points above which the kernel throttles."""
+_PLAUSIBLE_LIMIT_C = (40.0, PLAUSIBLE_C[1])
+"""Range of such trip points, °C: some firmware leaves 0, 1 or 200 °C in its tables, which say nothing."""
 _PROCESSORS = ("cpufreq", "Processor")
 """Parts of the types of the processors' cooling devices: `cpufreq-cpu0`, `thermal-cpufreq-0`, ACPI's
 `Processor`."""
@@ -98,7 +100,8 @@ def read_all_zones(folder: Path) -> list[Zone]:
 def _limits(zone: Path) -> Iterator[float]:
     for kind in zone.glob("trip_point_*_type"):
         limit = read_number(kind.with_name(kind.name.replace("_type", "_temp")))
-        if read_text(kind) in _SLOWS and limit is not None and limit > 0:
+        lowest, highest = _PLAUSIBLE_LIMIT_C
+        if read_text(kind) in _SLOWS and limit is not None and lowest <= limit / 1000 <= highest:
             yield limit / 1000
 
 

@@ -119,21 +119,22 @@ def _print(run: SustainedRun) -> None:
 
 
 def _rows(samples: Sequence[RateSample]) -> Iterator[list[RateSample]]:
-    """Yield the samples in at most `_ROWS` groups."""
-    each = -(-len(samples) // _ROWS)
+    """Yield the samples in at most `_ROWS` groups, of a second or more."""
+    rows = min(_ROWS, max(1, int(samples[-1].at_s))) if samples else _ROWS
+    each = -(-len(samples) // rows)
     for _, group in groupby(enumerate(samples), lambda numbered: numbered[0] // each):
         yield [sample for _, sample in group]
 
 
 def _cells(samples: Sequence[RateSample]) -> tuple[str, ...]:
-    last = samples[-1].board
+    last, at_s = samples[-1].board, round(samples[-1].at_s)
     power = NO_VALUE if last.watts is None else f"{last.watts:.2f}{'~' if last.power_from == 'estimate' else ''}"
     remarks = {
         "throttled": any(one.board.throttled for one in samples),
         "under-voltage": any(one.board.under_voltage for one in samples),
     }
     return (
-        f"{samples[-1].at_s // 60:.0f}:{samples[-1].at_s % 60:02.0f}",
+        f"{at_s // 60}:{at_s % 60:02}",
         f"{sum(one.per_s for one in samples) / len(samples):.1f}",
         NO_VALUE if last.celsius is None else f"{last.celsius:.1f}",
         str(last.mhz or NO_VALUE),

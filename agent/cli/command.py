@@ -152,6 +152,8 @@ def _print_status(body: dict[str, Any]) -> None:
     streams = body.get("streams")
     for name, one in streams.items() if isinstance(streams, dict) else ():
         click.echo(plain("  ".join([f"  {name}", *_describe_stream(one)])))
+    if unmet := body.get("unmet"):
+        click.echo(plain(f"unmet: {unmet}"))
     if waiting := body.get("waits_for_restart"):
         click.echo(plain(f"waits for a restart: {', '.join(map(str, waiting))}"))
 

@@ -178,7 +178,7 @@ def duration(text: str) -> float:
     Raises:
         click.BadParameter: the text has another form.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text)
     seconds = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if seconds <= 0.0:
         raise click.BadParameter(f"expected a duration such as 20s or 2m, found {text!r}")

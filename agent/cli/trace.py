@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 _PATIENCE_S = 20.0
 """Longest wait for the answer after the end of the trace, s."""
+_END_S = 3.0
+"""Longest wait for the end of a trace that Ctrl-C has interrupted, s."""
 _LARGEST = 64 * 1024 * 1024
 """Largest trace that is unpacked, bytes: the device is trusted no further than that."""
 _SHORTEST_S, _LONGEST_S = 0.001, 120.0
@@ -30,6 +34,7 @@ _HELP = """Record what the threads of a running device do, stage by stage, and w
 Open the file at ui.perfetto.dev, or in Chrome at chrome://tracing. Each thread has a row: a stream's with its
 `wait` for a picture and each `frame` with gate, prepare, infer, decode and track; `encode` of clips; `commit` of
 events to the disk; `send` to the broker. The device records nothing, and loses no time, while no trace runs.
+Ctrl-C ends a trace at the device, too.
 
 A trace of many fast streams may be too large for one message: then its first part is written, and that is said.
 """
@@ -38,7 +43,7 @@ _CODES = "Exit code: 0 done, 1 refused or no broker, 2 wrong usage, 3 no answer.
 
 def _length(context: click.Context, option: click.Parameter, seconds: float) -> float:
     if not _SHORTEST_S <= seconds <= _LONGEST_S:
-        raise click.BadParameter(f"expected more than 0 and at most {_LONGEST_S:.0f}s, found {seconds:g}s")
+        raise click.BadParameter(f"expected {_SHORTEST_S:g}s to {_LONGEST_S:.0f}s, found {seconds:g}s")
     return seconds
 
 
@@ -76,7 +81,12 @@ def trace(
     _check_folder(output)
     topics = Topics(prefix, device or this_device())
     click.echo(f"{topics.device}: recording for {seconds:g} s …", err=True)
-    answer = send_command(access, topics, "trace", {"seconds": seconds}, seconds + _PATIENCE_S)
+    try:
+        answer = send_command(access, topics, "trace", {"seconds": seconds}, seconds + _PATIENCE_S)
+    except KeyboardInterrupt:
+        with suppress(BrokerError):
+            send_command(access, topics, "trace", {"seconds": 0}, _END_S)
+        raise
     if not answer.ok:
         raise CommandError(f"{topics.device}: {plain(answer.reason)}")
     threads = write_trace(output, answer.body.get("trace"))
@@ -84,8 +94,11 @@ def trace(
 
 
 def _check_folder(output: Path) -> None:
-    if not output.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no folder {output.absolute().parent}", param_hint="--output")
+    folder = output.absolute().parent
+    if not folder.is_dir():
+        raise click.BadParameter(f"there is no folder {folder}", param_hint="--output")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise click.BadParameter(f"{folder} cannot be written", param_hint="--output")
 
 
 def write_trace(output: Path, packed: object) -> int:

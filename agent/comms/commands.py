@@ -75,7 +75,7 @@ class Command(Struct, frozen=True):
         stream: the stream that the command concerns; empty: the device.
         what: the setting to change: `enabled`, `threshold`, `variant`, `only_moving`, `zone/NAME` or `line/NAME`.
         value: the new value: True or False for on or off, a number or a name; None: the file's.
-        seconds: length of the recording, or of the trace.
+        seconds: length of the recording, or of the trace; 0: end a running trace.
         part: id of the part to inspect; empty: it gets one.
         state: name of the state to teach or to forget.
         name: value of the state that the next pictures show, or to forget; empty: forget the state.
@@ -264,34 +264,34 @@ def _switch(given: Given, what: str) -> bool:
         return given
     if isinstance(given, str) and given.lower() in words:
         return words[given.lower()]
-    raise CommandError(f"{quoted(what)} is on or off, not {quoted(str(given))}")
+    raise CommandError(f"{quoted(what)} is on or off, not {_shown(given)}")
 
 
 def _share(given: Given, what: str) -> float:
     number = _number(given)
     if number is None or not 0.0 <= number <= 1.0:
-        raise CommandError(f"{what} is a number from 0 to 1, not {quoted(str(given))}")
+        raise CommandError(f"{what} is a number from 0 to 1, not {_shown(given)}")
     return number + 0.0  # of -0.0, too
 
 
 def _name(given: Given, what: str) -> str:
     if not isinstance(given, str) or not given:
-        raise CommandError(f"{what} is the name of one, or auto, not {quoted(str(given))}")
+        raise CommandError(f"{what} is the name of one, or auto, not {_shown(given)}")
     return given
 
 
 def _seconds(given: Given) -> float:
     number = _number(given)
     if number is None or not 1.0 <= number <= LONGEST_RECORD_S:
-        raise CommandError(f"record takes 1 to {LONGEST_RECORD_S:.0f} seconds, not {quoted(str(given))}")
+        raise CommandError(f"record takes 1 to {LONGEST_RECORD_S:.0f} seconds, not {_shown(given)}")
     return number
 
 
 def _trace_seconds(given: Given) -> float:
     number = _number(given)
-    if number is None or not 0.0 < number <= LONGEST_TRACE_S:
+    if number is None or not 0.0 <= number <= LONGEST_TRACE_S:
         raise CommandError(
-            f"trace takes more than 0 and at most {LONGEST_TRACE_S:.0f} seconds, not {quoted(str(given))}"
+            f"trace takes at most {LONGEST_TRACE_S:.0f} seconds, and 0 to end a running one, not {_shown(given)}"
         )
     return number
 
@@ -301,6 +301,15 @@ def _part(given: str) -> str:
     if not given.isprintable():
         raise CommandError(f"inspect: the id of a part has only printable characters, not {quoted(given)}")
     return given
+
+
+def _shown(given: Given) -> str:
+    """Return a value for people, as it is written in JSON; a text in quotes."""
+    if given is None:
+        return "null"
+    if isinstance(given, bool):
+        return str(given).lower()
+    return quoted(given) if isinstance(given, str) else str(given)[:_SHOWN]
 
 
 def _number(given: Given) -> float | None:

@@ -34,12 +34,12 @@ class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         enabled: whether anything gives way. If false, each stream takes what it gets.
-        max_temperature_c: temperature of the hottest zone that is not exceeded, °C. Left out: 3 °C below the one
-            at which the kernel throttles, or `thermal.warn_c` where that is not known.
-        order: what a stream gives up, the first at first; what is left out is never reduced. `samples`: messages
-            of `detections`; `snapshots`: their quality and rate; `clips`: their pictures per second;
-            `inference`: pictures that are inferred, and the size of the model; `decoding`: pictures of an encoded
-            camera between its key frames, for a stream of a higher priority.
+        max_temperature_c: temperature of the hottest zone that is not exceeded, °C. Left out: of each zone 3 °C
+            below the one at which the kernel throttles for it, and at most `thermal.warn_c`.
+        order: what a stream gives up, the first at first, and decoding always at last; what is left out is never
+            reduced. `samples`: messages of `detections`; `snapshots`: their quality and rate; `clips`: their
+            pictures per second; `inference`: pictures that are inferred, and the size of the model; `decoding`:
+            pictures of an encoded camera between its key frames, for a stream of a higher priority.
         max_stride: of the pictures in which something moves, at least one in so many is inferred.
         save_below_percent: charge from which on every stream infers as little as it may, while the board runs on
             its battery, 0..100; 0: never.

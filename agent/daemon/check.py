@@ -27,6 +27,7 @@ from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig, ZoneConfig
+from agent.config.doubtful import doubts
 from agent.config.filters import LineConfig
 from agent.config.load import ConfigFile, load
 from agent.config.metrics import is_loopback
@@ -125,6 +126,9 @@ def warnings(path: Path) -> list[str]:
     found += [
         f"{file.where('streams', twin.other, *twin.keys)}: {twin.text}"
         for twin in unmasked_twins(file.config.streams)
+    ]
+    found += [
+        f"{file.where(*one.keys)}: [{one.keys[-2]}] {one.keys[-1]}: {one.text}" for one in doubts(file.config)
     ]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
     if is_open_to_all(path):

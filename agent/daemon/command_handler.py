@@ -249,7 +249,7 @@ class CommandHandler:
         self._runtime.streams[command.stream].teach(lesson, done)
 
     def _record_trace(self, request: Request, seconds: float) -> None:
-        """Begin a trace, which is answered at its end."""
+        """Begin a trace, which is answered at its end, or end the running one."""
         from agent.daemon.metrics.trace import TraceRecording
 
         def done(result: dict[str, Any] | None, why: str) -> None:
@@ -257,6 +257,10 @@ class CommandHandler:
 
         if self._trace is None:
             self._trace = TraceRecording(self._runtime.topics.device)
+        if not seconds:
+            remark = "" if self._trace.end() else "no trace is being recorded"
+            self._requests.answer(request, ok=True, reason=remark)
+            return
         self._trace.start(seconds, self._runtime.mqtt.max_packet, done)
         log.info("command: trace for %g s", seconds)
 
@@ -287,6 +291,7 @@ class CommandHandler:
             "device": runtime.topics.device,
             "streams": streams,
             "waits_for_restart": names(runtime.pending_restart),
+            "unmet": runtime.board_trouble,
         }
 
 

@@ -90,6 +90,8 @@ class Runtime:
         silent: streams that are off or removed: their clips are not announced.
         state_trouble: what happened to the state folder, or is not written to it yet; empty: nothing.
         fusion: runs the fused events; None: none was ever configured.
+        board_trouble: why the board as a whole cannot be kept below its limits; empty: it is, or a stream can
+            still give way.
         metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
     """
 
@@ -131,7 +133,7 @@ class Runtime:
         self.pending_restart: tuple[Key, ...] = ()
         self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
-        self.state_trouble = self.metrics_trouble = ""
+        self.state_trouble = self.metrics_trouble = self.board_trouble = ""
         self.fusion: FusionRunner | None = None
         self._tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))
         self._cameras = Cameras(decoders.best)

@@ -44,10 +44,15 @@ def test_a_length_that_is_not_allowed_and_a_second_trace_are_refused(tmp_path: P
     operator = Operator(broker)
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path))):
         hear(operator.messages, 1)
-        for seconds in (0, -1, 121, "x", None, 1e300):
+        for seconds in (-1, 121, "x", None, 1e300):
             assert operator.ask("trace", seconds=seconds)["ok"] is False
         operator.request("trace", b'{"seconds": 2}', operator.topics.answer("trace"), b"first")
         refused = operator.ask("trace", seconds=1)
         assert (refused["ok"], "already" in refused["reason"]) == (False, True)
         operator.messages.wait(lambda m: m.of(operator.topics.answer("trace")))
         assert operator.ask("trace", seconds=0.1)["ok"] is True
+        assert operator.ask("trace", seconds=0)["reason"] == "no trace is being recorded"
+        came = len(operator.messages.of(operator.topics.answer("trace")))
+        operator.request("trace", b'{"seconds": 120}', operator.topics.answer("trace"), b"long")
+        operator.request("trace", b'{"seconds": 0}', operator.topics.answer("trace"), b"end")
+        operator.messages.wait(lambda m: len(m.of(operator.topics.answer("trace"))) == came + 2)

@@ -57,7 +57,7 @@ class CameraSoundStream(SoundStream):
     """
 
     wants_packets, wants_sound = False, True
-    demand, privacy = Demand(DecodeMode.NOTHING), NO_PRIVACY
+    demand, privacy = Demand(DecodeMode.NOTHING, most=DecodeMode.KEYFRAMES), NO_PRIVACY
     painter: MaskPainter | None = None
 
     def __init__(

@@ -165,10 +165,12 @@ class _Exchange:
         if message.topic == self._topics.health:
             with suppress(*NO_JSON):
                 self._commands_off = from_json(message.payload, _Health).commands_off
+            self._end_if_off()
             return
         if message.topic not in self._answer_topics:
             device = message.topic.removeprefix(f"{self._topics.prefix}/").removesuffix("/status")
             self._statuses[device] = message.payload.decode(errors="replace")[:20]
+            self._end_if_off()
             return
         try:
             answer = from_json(message.payload, _Answer)
@@ -178,6 +180,11 @@ class _Exchange:
         correlation = getattr(message.properties, "CorrelationData", b"")
         if self._mark in (body.get("id"), correlation.decode(errors="replace")):
             self._answers.put(CommandReply(answer.ok, answer.reason, body))
+
+    def _end_if_off(self) -> None:
+        """End the wait for a device that says that it takes no commands: it does not answer any."""
+        if self._commands_off and self._topics.device in self._statuses:
+            self._answers.put(_NO_SUBSCRIBER)
 
     def _why_refused(self, code: int) -> str:
         device = self._topics.device

@@ -115,11 +115,7 @@ class RetainedTopics:
             return self._next_large() is not None
 
     def send(self, connection: Connection, room: int, *, set_by: float = math.inf) -> None:
-        """Send at most `room` payloads, large ones not among them.
-
-        Args:
-            set_by: what has waited for less time than since then waits on, by the monotonic clock.
-        """
+        """Send at most `room` payloads that wait since `set_by` (monotonic clock), large ones not among them."""
         while room > 0 and (due := self._next(set_by)) is not None:
             self._publish(connection, *due)
             room -= 1

@@ -8,11 +8,12 @@ What gave way comes back as soon as the processors have the idle time for it. Ev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 
-from msgspec import Struct
 from msgspec.structs import replace
 
+from agent.compute.governor import pace
+from agent.compute.governor.decision import Change, Decision
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
 from agent.compute.governor.state import (
     CLIPS,
@@ -23,6 +24,7 @@ from agent.compute.governor.state import (
     StreamState,
     described,
     has,
+    sharers,
 )
 from agent.compute.governor.steps import (
     Step,
@@ -31,75 +33,25 @@ from agent.compute.governor.steps import (
     longest_stride,
     smaller_variant,
     steps,
+    strides_too_far,
 )
 from agent.compute.governor.trouble import (
     COLD_C,
     COOL_C,
+    NO_INFERENCE,
     UNLOADED_C,
     broken_promise,
     disk_trouble,
     heat_trouble,
     is_far_below,
+    is_hopeless,
     kept_share,
     link_trouble,
     memory_trouble,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
-from agent.types import DiskLoad, LinkLoad, StreamBudget
-
-CHANGES_PER_MINUTE = 6
-"""Decisions in any minute that change something; what one decision changes at once counts once."""
-_CONFIRM_S = 0.9
-"""A promise is broken if it was in every window for so long, s."""
-_SETTLE_S = 2.5
-"""Pause after a change until its effect can be judged, s."""
-_CALM_S = 3.0
-"""Time without trouble after which something comes back, s."""
-_HALF = 0.5
-"""Share of its cost that a stream keeps when it gives way; where a promise is far from kept, less important ones
-keep as little as they can."""
-_RESERVE = 0.08
-"""Share of all processors that stays idle when something comes back."""
-_DEARER = 1.15
-"""Factor on the estimated cost of what comes back."""
-_ROOM, _TRIAL = "there is room for it", "more again, for a trial"
-_FORGIVEN_S = 600.0
-"""Time after which it no longer counts that something came back too early, s."""
-_TRIAL_S = 120.0
-"""Time without trouble after which a stream gets more for a trial although no time is idle, s."""
-
-_HEAT_SETTLE_S, _HEAT_CALM_S = 20.0, 60.0
-"""Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
-to follow."""
-_RELAX_S, _RELAX_MAX_S, _TOO_SOON_S = 10.0, 640.0, 30.0
-"""First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
-when trouble comes again so soon after a step, and halves with each step that lasts."""
-
-
-class Change(Struct, frozen=True):
-    """A change of what a stream, or for an empty name the event queue, may use; `text`: which, and why."""
-
-    stream: str
-    text: str
-
-
-class Decision(Struct, frozen=True):
-    """Budgets that hold from now on, and what has changed.
-
-    Attributes:
-        budgets: by stream.
-        sync_every_s: time that an event may wait for others to be synced to the disk with it, s.
-        changes: since the decision before.
-        reduced: why a stream has less than everything, by stream.
-        unmet: why a promise cannot be kept, by stream; empty name: the board.
-    """
-
-    budgets: dict[str, StreamBudget]
-    sync_every_s: float
-    changes: tuple[Change, ...]
-    reduced: dict[str, str]
-    unmet: dict[str, str]
+from agent.types import DiskLoad, LinkLoad
 
 
 class Governor:
@@ -110,12 +62,13 @@ class Governor:
         self._states: dict[str, StreamState] = {}
         self._sync = 0
         self._now_s = 0.0
-        self._changed_at: deque[float] = deque(maxlen=CHANGES_PER_MINUTE)
+        self._changed_at: deque[float] = deque(maxlen=pace.CHANGES_PER_MINUTE)
         self._changes: list[Change] = []
         self._unmet: dict[str, str] = {}
         self._settled_at = self._heat_at = self._relax_at = self._trouble_s = float("-inf")
+        self._warm_at, self._saves = float("-inf"), False
         self._slow_since: dict[str, float] = {}
-        self._relax_s, self._was_too_soon = _RELAX_S, False
+        self._relax_s, self._was_too_soon = pace.RELAX_S, False
 
     def configure(self, config: GovernorConfig) -> None:
         """Use another configuration from the next decision on."""
@@ -129,8 +82,8 @@ class Governor:
         for name in self._states.keys() - streams.keys() - readings.known:
             del self._states[name]
         for name, stream in streams.items():
-            state = self._states.setdefault(name, StreamState())
-            state.forget_unknown(stream, self._config.order)
+            self._states.setdefault(name, StreamState())
+            self._apply_configuration(name, stream)
         if not self._config.enabled:
             self._give_everything()
         else:
@@ -144,21 +97,36 @@ class Governor:
             ]
             if any(troubled):
                 self._trouble_s = self._now_s
-            if self._now_s - self._trouble_s >= _CALM_S:
+            if self._now_s - self._trouble_s >= pace.CALM_S:
                 self._bring_back(readings.board, streams)
-        return self._decision({name: self._states[name] for name in streams})
+        return self._decision(readings.board, streams)
 
-    def _decision(self, states: Mapping[str, StreamState]) -> Decision:
+    def _decision(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> Decision:
+        states = {name: self._states[name] for name in streams}
+        broken = {name for name, state in states.items() if state.broken_s is not None}
+        if self._config.enabled and heat_trouble(board):
+            broken.add("")
         return Decision(
-            {name: state.budget for name, state in states.items()},
+            {name: state.budget(streams[name]) for name, state in states.items()},
             SYNC_S[self._sync],
             tuple(self._changes),
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
+            frozenset(broken),
         )
+
+    def _apply_configuration(self, name: str, stream: StreamReading) -> None:
+        """Give back what may no longer be reduced, at once."""
+        state = self._states[name]
+        before = described(state)
+        state.forget_unknown(stream, self._config)
+        if (now := described(state)) != before:
+            self._changes.append(Change(name, f"{now}: {pace.CONFIGURED}"))
+            state.why = f"{now}: {state.cause}" if state.is_reduced else ""
 
     def _give_everything(self) -> None:
         for name, state in self._states.items():
+            state.broken_s = None
             if state.is_reduced:
                 self._states[name] = StreamState()
                 self._changes.append(Change(name, "everything again: the governor is off"))
@@ -167,7 +135,7 @@ class Governor:
     def _may_change(self) -> bool:
         """Return True if a decision of this moment may change something."""
         at = self._changed_at
-        return len(at) < CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
+        return len(at) < pace.CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
 
     def _record(self, stream: str, text: str, why: str) -> None:
         """Keep a change for the decision, and why the stream is reduced: not why it gets more than before."""
@@ -176,7 +144,7 @@ class Governor:
         self._changes.append(Change(stream, f"{text}: {why}"))
         if stream:
             state = self._states[stream]
-            state.cause = state.cause if why in (_ROOM, _TRIAL) else why
+            state.cause = state.cause if why in (pace.ROOM, pace.TRIAL) else why
             state.why = f"{text}: {state.cause}"
 
     def _set_step(self, name: str, step: Step, stream: StreamReading, why: str) -> bool:
@@ -196,7 +164,11 @@ class Governor:
     def _handle_battery(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Let every stream infer as little as it may while the battery is low. Return True while it is."""
         charge = board.battery_percent
-        if charge is None or charge >= self._config.save_below_percent:
+        limit = self._config.save_below_percent
+        self._saves = charge is not None and charge < limit + (
+            pace.BATTERY_BACK if self._saves and limit else 0.0
+        )
+        if charge is None or not self._saves:
             return False
         if "inference" in self._config.order:
             for name, stream in streams.items():
@@ -206,10 +178,16 @@ class Governor:
 
     def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Reduce the load that leads above the temperature's limit. Return True while it is too high."""
+        if board.celsius is not None:
+            is_warm = board.celsius >= board.limit_c - COLD_C
+            self._warm_at = self._now_s if is_warm else float("-inf")
         why = heat_trouble(board)
         if not why:
             return False
-        if self._now_s - self._heat_at >= _HEAT_SETTLE_S and "inference" in self._config.order:
+        if "inference" not in self._config.order:
+            self._unmet[""] = f"{why}: {NO_INFERENCE}"
+            return True
+        if self._now_s - self._heat_at >= pace.HEAT_SETTLE_S:
             self._heat_at = self._now_s
             self._shed(kept_share(board), why, streams)
         if all(self._cheaper(name, one, 0.0) == self._states[name].step(one) for name, one in streams.items()):
@@ -242,14 +220,20 @@ class Governor:
     def _handle_service(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Take from others what a stream lacks that is promised more than it gets. Return True if one does."""
         broken = self._confirmed(streams)
-        if broken and self._now_s - self._settled_at >= _SETTLE_S:
-            name = max(broken, key=lambda one: streams[one].priority)
-            if self._relieve(name, broken, streams):
+        helped = {name: what for name, what in broken.items() if not is_hopeless(streams[name])}
+        if self._keep_own_rates(broken, streams):
+            self._settled_at = self._now_s
+        elif helped and self._now_s - self._settled_at >= pace.SETTLE_S:
+            name = max(helped, key=lambda one: streams[one].priority)
+            if self._relieve(name, helped, streams):
                 self._settled_at = self._now_s
-        for name, what in broken.items():
-            if not self._can_be_helped(name, broken, streams):
+        for name, what in self._confirmed(streams).items():
+            if name not in helped or not self._can_be_helped(name, helped, streams):
                 self._unmet[name] = f"{what}: {who_has_it(name, board, streams, self._config.order)}"
-        return any(state.broken_s is not None for state in self._states.values())
+        return any(
+            self._states[name].broken_s is not None and not is_hopeless(stream)
+            for name, stream in streams.items()
+        )
 
     def _confirmed(self, streams: Mapping[str, StreamReading]) -> dict[str, str]:
         """Return what is not kept, by stream, of promises that have not been kept for some time."""
@@ -260,37 +244,42 @@ class Governor:
                 state.broken_s = None
                 continue
             state.broken_s = self._now_s if state.broken_s is None else state.broken_s
-            if self._now_s - state.broken_s >= _CONFIRM_S:
+            if self._now_s - state.broken_s >= pace.CONFIRM_S:
                 found[name] = what
         return found
 
     def _relieve(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
         """Let another stream give way, or this one itself. Return True if something has changed."""
         why, far = f"{name} {broken[name]}", is_far_below(streams[name])
-        if self._keep_own_rate(name, streams[name]):
-            return True
         has_given = False
         for giving in self._donors(name, broken, streams):
             if self._now_s - self._states[giving].came_back_s < RETRY_S:
                 self._postpone(giving)
             all_of_it = far and streams[giving].priority < streams[name].priority
-            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else _HALF)
+            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else pace.HALF)
             if not has_given and streams[giving].priority < streams[name].priority:
-                has_given = self._decode_less(giving, streams[giving], why)
+                has_given = self._decode_less(giving, streams[name].priority, streams, why)
             if has_given and not all_of_it:
                 return True
         if has_given and not far:
             return True
         return self._help_itself(name, streams[name], broken[name]) or has_given
 
-    def _keep_own_rate(self, name: str, stream: StreamReading) -> bool:
-        """Shorten a stride that leaves less than is promised: the promise or the camera is another one now."""
-        now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
-        if now.stride <= most:
-            return False
-        return self._set_step(
-            name, replace(now, stride=most), stream, f"it is promised {stream.min_fps:g} per second"
-        )
+    def _keep_own_rates(self, broken: Container[str], streams: Mapping[str, StreamReading]) -> bool:
+        """Shorten strides that leave less than is promised: a promise or a camera is another one now.
+
+        Return True if something has changed.
+        """
+        has_changed = False
+        for name, stream in streams.items():
+            now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
+            if now.stride > most and (name in broken or strides_too_far(stream, now.stride)):
+                why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else pace.SLOWER
+                if self._set_step(name, replace(now, stride=most), stream, why):
+                    has_changed = True
+                    if self._states[name].broken_s is not None:  # until the change can be judged
+                        self._states[name].broken_s = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
+        return has_changed
 
     def _donors(
         self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]
@@ -317,10 +306,18 @@ class Governor:
                     return True
         return False
 
-    def _decode_less(self, name: str, stream: StreamReading, why: str) -> bool:
+    def _decode_less(self, name: str, priority: int, streams: Mapping[str, StreamReading], why: str) -> bool:
         """Decode key frames alone, after everything else: what moves is hardly tracked then."""
-        allowed = "decoding" in self._config.order and stream.has_decoding
-        return allowed and self._lower(name, "decoding", why)
+        if not self._may_decode_less(name, priority, streams):
+            return False
+        lowered = [self._lower(one, "decoding", why) for one in sharers(name, streams)]
+        return any(lowered)
+
+    def _may_decode_less(self, name: str, priority: int, streams: Mapping[str, StreamReading]) -> bool:
+        """Return True if all streams of a camera may have less decoded, for a stream of this priority."""
+        allowed = "decoding" in self._config.order
+        users = [streams[one] for one in sharers(name, streams)]
+        return allowed and all(one.has_decoding and one.priority < priority for one in users)
 
     def _help_itself(self, name: str, stream: StreamReading, what: str) -> bool:
         """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
@@ -342,15 +339,14 @@ class Governor:
                 return True
             if donor.has_clips and "clips" in self._config.order and state.levels["clips"] < len(CLIPS) - 1:
                 return True
-            is_lower = donor.priority < stream.priority and "decoding" in self._config.order
-            if is_lower and donor.has_decoding and not state.levels["decoding"]:
+            if not state.levels["decoding"] and self._may_decode_less(one, stream.priority, streams):
                 return True
         return False
 
     def _postpone(self, name: str) -> None:
         """Let what came back too early wait longer before it comes back again."""
         state = self._states[name]
-        if self._now_s - state.retry_at > _FORGIVEN_S:
+        if self._now_s - state.retry_at > pace.FORGIVEN_S:
             state.retry_s = RETRY_S
         state.retry_at, state.retry_s = self._now_s + state.retry_s, min(RETRY_MAX_S, 2.0 * state.retry_s)
 
@@ -387,12 +383,12 @@ class Governor:
         if not why:
             self._slow_since.pop(what, None)
             return False
-        if what not in self._slow_since and self._now_s - self._relax_at < _TOO_SOON_S:
-            self._relax_s, self._was_too_soon = min(_RELAX_MAX_S, 2.0 * self._relax_s), True
+        if what not in self._slow_since and self._now_s - self._relax_at < pace.TOO_SOON_S:
+            self._relax_s, self._was_too_soon = min(pace.RELAX_MAX_S, 2.0 * self._relax_s), True
         since = self._slow_since.setdefault(what, self._now_s)
-        if self._now_s - since < _CONFIRM_S:
+        if self._now_s - since < pace.CONFIRM_S:
             return False
-        self._slow_since[what] = self._now_s + _SETTLE_S - _CONFIRM_S
+        self._slow_since[what] = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
         return True
 
     def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading]) -> bool:
@@ -414,19 +410,19 @@ class Governor:
 
     def _bring_back(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
         """Let streams have more again as far as there is idle time for it."""
-        if self._now_s - self._settled_at >= _CALM_S and (spare := self._spare(board)) >= 0.0:
+        if self._now_s - self._settled_at >= pace.CALM_S and (spare := self._spare(board)) >= 0.0:
             waiting = {
                 name: stream
                 for name, stream in streams.items()
                 if self._states[name].infers_less and self._now_s >= self._states[name].retry_at
             }
             is_cold = board.celsius is None or board.celsius < board.limit_c - COLD_C
-            raised = self._raise(spare / _DEARER, waiting)
-            if not raised and is_cold and self._now_s - self._trouble_s >= _TRIAL_S:
+            raised = self._raise(spare / pace.DEARER, waiting)
+            if not raised and is_cold and self._now_s - self._trouble_s >= pace.TRIAL_S:
                 self._try_one(waiting)
         if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(board, streams):
             if not self._was_too_soon:
-                self._relax_s = max(_RELAX_S, 0.5 * self._relax_s)
+                self._relax_s = max(pace.RELAX_S, 0.5 * self._relax_s)
             self._relax_at, self._was_too_soon = self._now_s, False
 
     def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
@@ -436,7 +432,7 @@ class Governor:
             stream = streams[name]
             step = dearer(steps(stream, self._config.max_stride), self._states[name].step(stream))
             self._trouble_s = self._now_s
-            if self._set_step(name, step, stream, _TRIAL):
+            if self._set_step(name, step, stream, pace.TRIAL):
                 self._settled_at = self._states[name].came_back_s = self._now_s
 
     def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
@@ -452,7 +448,7 @@ class Governor:
             spare -= step.cost - wanted[name].cost
             wanted[name] = step
         for name, step in wanted.items():
-            if step != now[name] and self._set_step(name, step, streams[name], _ROOM):
+            if step != now[name] and self._set_step(name, step, streams[name], pace.ROOM):
                 self._settled_at = self._states[name].came_back_s = self._now_s
         return wanted != now
 
@@ -461,10 +457,12 @@ class Governor:
 
         It is negative where the temperature allows nothing, or is not known well enough yet.
         """
-        spare = (board.idle - _RESERVE) * board.cores
+        spare = (board.idle - pace.RESERVE) * board.cores
+        if board.celsius is None and self._now_s - self._warm_at < pace.BLIND_S:
+            return -1.0
         if board.celsius is None or board.celsius < board.limit_c - COLD_C:
             return max(0.0, spare)
-        if board.settles_c is None or self._now_s - self._heat_at < _HEAT_CALM_S:
+        if board.settles_c is None or self._now_s - self._heat_at < pace.HEAT_CALM_S:
             return -1.0
         busy = max(0.05, 1.0 - board.idle) * board.cores
         allowed_c = board.limit_c - COOL_C - UNLOADED_C
@@ -480,7 +478,7 @@ class Governor:
         """
         if self._sync and self._may_change():
             self._sync -= 1
-            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", _ROOM)
+            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", pace.ROOM)
             return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
@@ -490,8 +488,15 @@ class Governor:
                 one for one in reversed(self._config.order) if state.levels.get(one) and one not in left_out
             )
             if (given := next(levels, None)) is not None and self._may_change():
-                state.levels[given] -= 1
-                state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
-                self._record(name, described(state), _ROOM)
+                self._give_back(name, given, streams)
                 return True
         return False
+
+    def _give_back(self, name: str, given: Giving, streams: Mapping[str, StreamReading]) -> None:
+        """Give a level back; all streams of a camera get its pictures together."""
+        for one in sharers(name, streams) if given == "decoding" else (name,):
+            state = self._states[one]
+            if state.levels[given]:
+                state.levels[given] -= 1
+                state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
+                self._record(one, described(state), pace.ROOM)

@@ -27,10 +27,13 @@ class StreamReading(Struct, frozen=True):
         inferred_fps: inferences per second while the gate was open; None: it was closed for most of the window.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
+        least_ms: shortest time in which the smallest variant can answer here, ms; 0: unknown.
+        handled_fps: pictures per second that the stream has handled in the window, inferred or not.
         variants: that may be used, the largest first.
         has_samples, has_snapshots, has_clips: whether it publishes or records these.
         has_decoding: whether less of its camera may be decoded: that is encoded, decoded as needed, and the
-            stream is promised no rate.
+            stream is promised no rate; and so for all streams that share the camera.
+        camera: what streams that share a camera have in common; empty: it is not shared.
     """
 
     priority: int = 50
@@ -42,11 +45,14 @@ class StreamReading(Struct, frozen=True):
     inferred_fps: float | None = None
     latency_ms: float | None = None
     cost_ms: float = 0.0
+    least_ms: float = 0.0
+    handled_fps: float = 0.0
     variants: tuple[VariantCost, ...] = (VariantCost(),)
     has_samples: bool = False
     has_snapshots: bool = False
     has_clips: bool = False
     has_decoding: bool = False
+    camera: str = ""
 
 
 class BoardReading(Struct, frozen=True, gc=False):
@@ -56,8 +62,8 @@ class BoardReading(Struct, frozen=True, gc=False):
         cores: processors.
         idle: share of all processors that was idle, 0..1.
         others: share of all processors that other programs used, 0..1.
-        celsius: temperature of the hottest zone, °C; None: unknown.
-        limit_c: temperature that is not to be exceeded, °C.
+        celsius: temperature of the zone that is nearest to its limit, °C; None: unknown.
+        limit_c: temperature that this zone is not to exceed, °C.
         settles_c: temperature that the present load leads to, °C; None: unknown.
         limit_in_s: time until `limit_c` is reached under the present load, s; None: never, or unknown.
         slowed: why the hardware reduces its clock now; empty: it does not, or that is unknown.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+import math
+from collections.abc import Mapping
 
 from agent.compute.governor.readings import StreamReading
 from agent.compute.governor.steps import Step, cost_of
-from agent.config.governor import Giving
+from agent.config.governor import Giving, GovernorConfig
 from agent.types import StreamBudget
 
 RETRY_S, RETRY_MAX_S = 10.0, 1200.0
@@ -18,6 +19,8 @@ CLIPS = (1.0, 0.5, 0.2)
 SYNC_S = (0.0, 0.5, 2.0)
 """Levels: time between samples, s; quality and factor on the pause of snapshots; share of the pictures of clips;
 time that an event may wait for others to be synced with it, s."""
+_ROUNDING = 0.1
+"""Share of a stride by which a measured rate may be too high."""
 LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3, "decoding": 2}
 
 
@@ -37,13 +40,14 @@ class StreamState:
         variant = known.get(self.variant, stream.variants[0])
         return Step(self.stride, variant.name, cost_of(stream, self.stride, variant))
 
-    def forget_unknown(self, stream: StreamReading, order: Container[Giving]) -> None:
+    def forget_unknown(self, stream: StreamReading, config: GovernorConfig) -> None:
         """Give back what may no longer be reduced, and a size that is no longer among those that may be used."""
         for giving in self.levels:
-            if giving not in order:
+            if giving not in config.order or (giving == "decoding" and not stream.has_decoding):
                 self.levels[giving] = 0
-        if "inference" not in order:
+        if "inference" not in config.order:
             self.stride, self.variant = 1, ""
+        self.stride = min(self.stride, config.max_stride)
         if self.variant not in [variant.name for variant in stream.variants]:
             self.variant = ""
 
@@ -55,14 +59,20 @@ class StreamState:
     def is_reduced(self) -> bool:
         return self.infers_less or any(self.levels.values())
 
-    @property
-    def budget(self) -> StreamBudget:
+    def budget(self, stream: StreamReading) -> StreamBudget:
+        """Return what the stream may use.
+
+        While key frames alone are decoded, a stride leaves no more inferences than before: usually each key frame
+        is inferred. A camera whose pictures are all key frames, or whose others still come, keeps its stride.
+        """
         quality, factor = SNAPSHOTS[self.levels["snapshots"]]
         samples_s, share = SAMPLES_S[self.levels["samples"]], CLIPS[self.levels["clips"]]
         if not self.levels["decoding"]:
             return StreamBudget(self.stride, self.variant, samples_s, quality, factor, share)
-        # Key frames are rarer than any stride leaves.
-        return StreamBudget(1, self.variant, samples_s, quality, factor, share, "keyframes")
+        most = stream.fps / self.stride
+        stride = math.ceil(stream.handled_fps / most - _ROUNDING) if most > 0.0 else self.stride
+        stride = max(1, min(self.stride, stride))
+        return StreamBudget(stride, self.variant, samples_s, quality, factor, share, "keyframes")
 
 
 def has(stream: StreamReading, giving: Giving) -> bool:
@@ -73,6 +83,12 @@ def has(stream: StreamReading, giving: Giving) -> bool:
         "clips": stream.has_clips,
         "decoding": stream.has_decoding,
     }[giving]
+
+
+def sharers(name: str, streams: Mapping[str, StreamReading]) -> list[str]:
+    """Return the streams that have the camera of a stream, itself included."""
+    camera = streams[name].camera
+    return [one for one, stream in streams.items() if one == name or (camera and stream.camera == camera)]
 
 
 def described(state: StreamState) -> str:

@@ -11,6 +11,8 @@ from agent.compute.governor.readings import StreamReading, VariantCost
 FULL_STRIDE = 1
 _LEAST_FPS = 2.0
 """Inferences per second that no stride goes below: rarer, and tracks are lost in between."""
+_CLEARLY = 0.9
+"""Share of a rate below which it is clearly not reached."""
 _SMALLER_FROM = 3
 """Stride from which on a smaller variant is preferred to fewer inferences."""
 
@@ -48,6 +50,11 @@ def longest_stride(stream: StreamReading, max_stride: int) -> int:
     """Return the longest stride that leaves what is promised."""
     least = max(stream.min_fps, _LEAST_FPS)
     return max(FULL_STRIDE, min(max_stride, int(stream.fps / least)))
+
+
+def strides_too_far(stream: StreamReading, stride: int) -> bool:
+    """Return True if a stride leaves clearly less than is promised: rates of cameras vary a little."""
+    return stream.fps / stride < _CLEARLY * min(stream.fps, max(stream.min_fps, _LEAST_FPS))
 
 
 def _order(last: int, variants: Sequence[VariantCost]) -> Iterator[tuple[int, VariantCost]]:

@@ -28,24 +28,36 @@ _UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
 """The network is too slow from so many waiting bytes, or such an age of an unacknowledged event, on."""
 
 
+NO_INFERENCE = "`governor.order` lets no inference give way"
 _FAR = 0.7
 """Share of a promise below which it is far from kept."""
 
 
 def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
-    least = min(stream.min_fps, 0.9 * stream.fps_now)
-    if stream.inferred_fps is not None and stream.inferred_fps < least:
-        return f"infers {stream.inferred_fps:.1f} of {stream.min_fps:g} pictures per second"
+    if _lacks_rate(stream):
+        most = f", of {stream.fps_now:.3g} that its camera gives" if stream.fps_now < stream.min_fps else ""
+        return f"infers {stream.inferred_fps:.1f} of {stream.min_fps:g} pictures per second{most}"
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
         return f"takes {stream.latency_ms:.0f} of {stream.max_latency_ms:g} ms"
     return ""
 
 
+def _lacks_rate(stream: StreamReading) -> bool:
+    return stream.inferred_fps is not None and stream.inferred_fps < min(stream.min_fps, 0.9 * stream.fps_now)
+
+
+def is_hopeless(stream: StreamReading) -> bool:
+    """Return True if others can give a stream nothing: an inference alone takes longer than is promised."""
+    return 0.0 < stream.max_latency_ms < stream.least_ms and not _lacks_rate(stream)
+
+
 def is_far_below(stream: StreamReading) -> bool:
     """Return True if a stream gets much less than it is promised."""
     slow = stream.inferred_fps is not None and stream.inferred_fps < _FAR * min(stream.min_fps, stream.fps_now)
-    return slow or (stream.latency_ms is not None and 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms)
+    if slow or stream.latency_ms is None or stream.max_latency_ms < stream.least_ms:
+        return slow
+    return 0.0 < stream.max_latency_ms < _FAR * stream.latency_ms
 
 
 def who_has_it(
@@ -55,10 +67,10 @@ def who_has_it(
     stream = streams[name]
     if board.slowed:
         return board.slowed
-    if 0.0 < stream.max_latency_ms < stream.cost_ms:
-        return f"an inference alone takes {stream.cost_ms:.0f} ms of processor time here"
+    if is_hopeless(stream):
+        return f"an inference alone takes {stream.least_ms:.3g} ms of processor time here"
     if "inference" not in order:
-        return "`governor.order` lets no inference give way"
+        return NO_INFERENCE
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
     priority = streams[name].priority
@@ -88,7 +100,7 @@ def kept_share(board: BoardReading) -> float:
     """Return the share of the load that keeps the board a little below its limit."""
     if board.settles_c is None or board.settles_c <= board.limit_c:
         return 0.75
-    kept = (board.limit_c - COOL_C - UNLOADED_C) / (board.settles_c - UNLOADED_C)
+    kept = (board.limit_c - COOL_C - UNLOADED_C) / max(1.0, board.settles_c - UNLOADED_C)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
 
 

@@ -323,6 +323,13 @@ METRICS: tuple[MetricDefinition, ...] = (
         _one(lambda r: r.hot),
     ),
     MetricDefinition(
+        "vedette_board_unmet",
+        "gauge",
+        "1 while the board is too hot, or its supply too weak, and no stream can give way any more.",
+        (),
+        _one(lambda r: r.unmet),
+    ),
+    MetricDefinition(
         "vedette_board_cpu_seconds_total", "counter", "Time of all processors together.", ("mode",), _cpu
     ),
     MetricDefinition(

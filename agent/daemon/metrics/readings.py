@@ -66,6 +66,7 @@ class DaemonReadings(Struct, frozen=True):
         clips: of all streams; None: no stream makes any.
         temperature_c: of the hottest zone, °C; None: not known.
         hot: see `agent.comms.messages.HealthMessage`.
+        unmet: True if the board cannot be kept below its limits, see `agent.comms.messages.HealthMessage`.
         cpu: time of the board's processors; zeros: not known.
         memory: of the board.
         power: that the board takes; None: not known.
@@ -81,6 +82,7 @@ class DaemonReadings(Struct, frozen=True):
     clips: ClipStats | None
     temperature_c: float | None
     hot: bool
+    unmet: bool
     cpu: Ticks
     memory: Memory
     power: PowerReading | None = None
@@ -142,6 +144,7 @@ def read_all(
         clips=runtime.recorder.stats if makes_clips else None,
         temperature_c=temperature_c,
         hot=hot,
+        unmet=bool(runtime.board_trouble),
         cpu=read_ticks(),
         memory=read_memory(),
         power=power,

@@ -95,7 +95,8 @@ class TraceRecording:
         """Name the device in the traces."""
         self._device = device
         self._recording = threading.Lock()
-        self._stopped = threading.Event()
+        self._stopped, self._ended = threading.Event(), threading.Event()
+        self._until_s = 0.0
 
     def start(self, seconds: float, max_packet: int, done: Done) -> None:
         """Record for some seconds; `done` is called at the end, from another thread.
@@ -109,19 +110,28 @@ class TraceRecording:
             CommandError: a trace is being recorded already.
         """
         if not self._recording.acquire(blocking=False):
-            raise CommandError("a trace is being recorded already; ask again when it has ended")
+            left_s = max(1.0, self._until_s - time.monotonic())
+            raise CommandError(f"a trace is being recorded already, for {left_s:.0f} s more; ask again then")
+        self._until_s = time.monotonic() + seconds
+        self._ended.clear()
         most = min(LARGEST, max_packet - _BESIDE) if max_packet else LARGEST
-        threading.Thread(target=self._run, args=(seconds, most, done), name="trace", daemon=True).start()
+        threading.Thread(target=self._run, args=(most, done), name="trace", daemon=True).start()
+
+    def end(self) -> bool:
+        """End a running trace: it is answered with what there is. Return False if none runs."""
+        self._ended.set()
+        return self._recording.locked()
 
     def stop(self) -> None:
-        """End a running trace."""
+        """End a running trace without an answer."""
         self._stopped.set()
+        self._ended.set()
 
-    def _run(self, seconds: float, most: int, done: Done) -> None:
+    def _run(self, most: int, done: Done) -> None:
         result: Result | None = None
         failed = ""
         try:
-            recorder, names = self._record(seconds)
+            recorder, names = self._record()
             result = pack(recorder, names, self._device, most)
         except Exception as error:
             log.exception("trace: internal error (please report)")
@@ -131,12 +141,11 @@ class TraceRecording:
         if not self._stopped.is_set():
             done(result, failed)
 
-    def _record(self, seconds: float) -> tuple[SpanRecorder, dict[int, str]]:
+    def _record(self) -> tuple[SpanRecorder, dict[int, str]]:
         recorder, names = SpanRecorder(), thread_names()
         spans.active = recorder
         try:
-            until = time.monotonic() + seconds
-            while (left_s := until - time.monotonic()) > 0 and not self._stopped.wait(min(1.0, left_s)):
+            while (left_s := self._until_s - time.monotonic()) > 0 and not self._ended.wait(min(1.0, left_s)):
                 names.update(thread_names())  # those that end meanwhile keep their names
         finally:
             spans.active = None

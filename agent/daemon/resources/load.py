@@ -11,9 +11,10 @@ from pathlib import Path
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
-from agent.board.power import read_battery
+from agent.board.power import firmware_commands, read_battery
 from agent.board.proc import read_cpu_ticks, read_memory
-from agent.board.thermal import THERMAL, firmware_limit_c, read_brakes, read_supply, read_zones
+from agent.board.thermal import THERMAL, Zone, firmware_limit_c, read_brakes, read_supply, read_zones
+from agent.board.vcgencmd import GET_THROTTLED, FirmwareQuery
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config
 
@@ -21,8 +22,8 @@ _MARGIN_C = 3.0
 """The limit lies so far below the temperature at which the kernel throttles, °C."""
 _WINDOWS = 2
 """Readings over which shares of processors are taken."""
-_SLOW_CHECK_S = 2.0
-"""Time between two questions to the firmware, s."""
+_SLOW_CHECK_S, _ASK_S = 2.0, 5.0
+"""Time between two readings of the firmware's warnings, s: of a file, and by a program that is started for it."""
 
 
 class Ticks(Struct, frozen=True, gc=False):
@@ -51,6 +52,7 @@ class BoardLoad:
         clock: Callable[[], float] = time.monotonic,
         ticks: Callable[[], Ticks] = read_ticks,
         cores: int = 0,
+        query: Callable[[str], FirmwareQuery] = FirmwareQuery,
     ) -> None:
         """Start.
 
@@ -59,18 +61,20 @@ class BoardLoad:
             clock: monotonic, s.
             ticks: see `read_ticks`.
             cores: processors; 0: those that this process may use.
+            query: makes the query of a command to the firmware, where no file has its warnings.
         """
         self._root, self._clock, self._ticks = root, clock, ticks
         self._cores = cores or len(os.sched_getaffinity(0))
         self._known = deque([ticks()], maxlen=_WINDOWS + 1)
-        self._heat = HeatModel()
-        firmware_c = firmware_limit_c(root)
-        self._firmware_limits = [] if firmware_c is None else [firmware_c]
+        self._heat: dict[str, HeatModel] = {}
+        self._firmware_c = firmware_limit_c(root)
+        asks = GET_THROTTLED in firmware_commands(root)
+        self._query = query(GET_THROTTLED) if asks else None
         self._slowed, self._slowed_at = "", float("-inf")
 
     def load_changed(self) -> None:
         """Forget how the temperature went on: the load is another one from now on."""
-        self._heat = HeatModel()
+        self._heat = {}
 
     def read(self, config: Config) -> BoardReading:
         """Return the board now; the limit is the configuration's."""
@@ -79,19 +83,18 @@ class BoardLoad:
         total = max(1e-3, last.total - first.total)
         idle = min(1.0, max(0.0, (last.idle - first.idle) / total))
         own = (last.own - first.own) / total
-        celsius, limit_c = self._temperature(config)
+        zone, limit_c = self._nearest_to_limit(config)
         settles = limit_in = None
-        if celsius is not None:
-            self._heat.add(self._clock(), celsius)
-            settles = self._heat.settles_at()
-            left_s = self._heat.seconds_until(limit_c)
+        if zone is not None:
+            heat = self._heat[zone.name]
+            settles, left_s = heat.settles_at(), heat.seconds_until(limit_c)
             limit_in = left_s if left_s != float("inf") else None
         others = min(1.0, max(0.0, 1.0 - idle - own))
         return BoardReading(
             self._cores,
             idle,
             others,
-            celsius,
+            zone.temperature_c if zone is not None else None,
             limit_c,
             settles,
             limit_in,
@@ -108,25 +111,34 @@ class BoardLoad:
         memory = read_memory(self._root)
         return memory.available_mb / memory.total_mb if memory.total_mb else None
 
-    def _temperature(self, config: Config) -> tuple[float | None, float]:
+    def _nearest_to_limit(self, config: Config) -> tuple[Zone | None, float]:
+        """Return the zone that is nearest to its limit, and this limit, °C; no zone: the configured one."""
         zones = [zone for zone in read_zones(self._root / THERMAL) if zone.is_of_processor]
-        limits = [zone.limit_c for zone in zones if zone.limit_c is not None] or self._firmware_limits
-        limit_c = config.governor.max_temperature_c
-        if limit_c is None:
-            limit_c = min([config.thermal.warn_c, *(limit - _MARGIN_C for limit in limits)])
-        return (zones[0].temperature_c if zones else None), limit_c
+        for zone in zones:
+            self._heat.setdefault(zone.name, HeatModel()).add(self._clock(), zone.temperature_c)
+        nearest = max(zones, key=lambda one: one.temperature_c - self._limit_c(one, config), default=None)
+        return nearest, self._limit_c(nearest, config)
+
+    def _limit_c(self, zone: Zone | None, config: Config) -> float:
+        if config.governor.max_temperature_c is not None:
+            return config.governor.max_temperature_c
+        limit_c = zone.limit_c if zone is not None and zone.limit_c is not None else self._firmware_c
+        return config.thermal.warn_c if limit_c is None else min(config.thermal.warn_c, limit_c - _MARGIN_C)
 
     def _why_slow(self) -> str:
         """Return why the hardware reduces its clock; empty: it does not, or that is unknown."""
         now_s = self._clock()
-        if now_s - self._slowed_at >= _SLOW_CHECK_S:
+        if now_s - self._slowed_at >= (_SLOW_CHECK_S if self._query is None else _ASK_S):
             self._slowed_at, self._slowed = now_s, self._read_slowed()
         return self._slowed
 
     def _read_slowed(self) -> str:
-        supply = read_supply(self._root)
+        supply = read_supply(self._root, self._ask)
         if supply is not None and supply.now:
             return f"the firmware reports: {', '.join(supply.now)}"
         if brakes := read_brakes(self._root / THERMAL):
             return f"the kernel has slowed {brakes[0].name} down"
         return ""
+
+    def _ask(self, command: str) -> str:
+        return self._query.poll() if self._query is not None and command == GET_THROTTLED else ""

@@ -7,14 +7,16 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from statistics import median
 from typing import TYPE_CHECKING
 
 from msgspec import Struct
+from msgspec.structs import replace
 
-from agent.compute.governor.governor import Decision, Governor
+from agent.compute.governor.decision import Decision
+from agent.compute.governor.governor import Governor
 from agent.compute.governor.readings import Readings, StreamReading, VariantCost
 from agent.compute.manifest import AUTO
 from agent.config.source_uri import parse
@@ -41,6 +43,7 @@ _NICE = 5
 _KEPT_S = 10.0
 """Time for which a promise must be kept until that is told, s."""
 _RUNNING = ("running", "degraded")
+_OVER = ("ended", "failed", "disabled")
 _ALL = (VariantCost(),)
 
 
@@ -55,6 +58,7 @@ class StreamWatch:
         self._captured_at: float | None = None
         self._rates: deque[float] = deque(maxlen=_RATES)
         self._cost_ms: float | None = None
+        self._least_ms: deque[float] = deque(maxlen=_OPEN_WINDOWS)
         stream.metrics.meter.take()
 
     def read(self, variant: str) -> StreamReading | None:
@@ -81,11 +85,13 @@ class StreamWatch:
             inferred_fps=now.inferred / now.open_s if now.open_s >= EVERY_S else None,
             latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
             cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
+            least_ms=min(self._least_ms, default=0.0) * variants[-1].cost,
+            handled_fps=now.inputs / seen_s if (seen_s := now.open_s + now.closed_s) else 0.0,
             variants=variants,
             has_samples=stream.config.publish.detections,
             has_snapshots=stream.config.publish.snapshot,
             has_clips=stream.config.clips is not None,
-            has_decoding=self._gives_way and self._decodes_as_needed and not service.min_fps,
+            has_decoding=self._decodes_as_needed and not service.min_fps,
         )
 
     @property
@@ -100,9 +106,18 @@ class StreamWatch:
 
     @property
     def _decodes_as_needed(self) -> bool:
-        """True for a camera whose video is encoded, and whose decoding is left to the stream."""
-        captured = self.stream.captured
-        return self.stream.config.capture.decode == "auto" and captured is not None and bool(captured.decoding)
+        """True for a camera on the network whose decoding is left to the stream, if that need not infer all."""
+        config = self.stream.config
+        return self._gives_way and config.capture.decode == "auto" and parse(config.source).on_network
+
+    @property
+    def camera(self) -> object:
+        """What is equal for streams that share a camera; None: this stream has none now."""
+        config, captured = self.stream.config, self.stream.captured
+        has_none = captured is None or self.stream.status[0] in _OVER
+        if has_none or self.stream.has_sound or parse(config.source).lossless:
+            return None
+        return config.source, replace(config.capture, max_fps=0.0)
 
     def _update_fps(self) -> None:
         """Follow the rate of the source over a minute: under load its reader, too, comes too late."""
@@ -111,11 +126,17 @@ class StreamWatch:
         if captured is not None and captured.undecoded:
             frames = captured.decoded + captured.undecoded  # what is left encoded comes when it is wanted
         if self._captured_at is not None and now_s > self._captured_at:
-            self._rates.append(max(0, frames - self._captured) / (now_s - self._captured_at))
+            rate, most = (
+                (frames - self._captured) / (now_s - self._captured_at),
+                self.stream.config.capture.max_fps,
+            )
+            self._rates.append(max(0.0, min(rate, most) if most else rate))
         self._captured, self._captured_at = frames, now_s
 
     def _update_cost(self, window: Window, relative: float) -> None:
         """Follow the processor time of an inference of the largest variant. All threads take about as much."""
+        if window.least_ms is not None:
+            self._least_ms.append(window.least_ms / max(0.01, relative))
         if not window.costs_ms:
             return
         threads = self.stream.config.threads or 1
@@ -202,6 +223,7 @@ class ResourceManager:
         board = self._load.read(config)
         decision = self._governor.decide(Readings(time.monotonic(), board, streams, *loads, known=everyone))
         self._tell(decision, streams)
+        runtime.board_trouble = told.why if (told := self._unmet.get("")) else ""
         runtime.spool.set_sync_interval(decision.sync_every_s)
         for name, watch in self._watched.items():
             if (budget := decision.budgets.get(name)) is not None:
@@ -236,30 +258,52 @@ class ResourceManager:
             reading = watch.read(used.variant if used is not None else "")
             if reading is not None:
                 readings[name] = reading
+        return self._with_cameras(readings)
+
+    def _with_cameras(self, readings: dict[str, StreamReading]) -> dict[str, StreamReading]:
+        """Mark the streams that share a camera: less of it is decoded if all of them can do with less."""
+        users: dict[object, list[str]] = {}
+        for name, watch in self._watched.items():
+            if (camera := watch.camera) is not None:
+                users.setdefault(camera, []).append(name)
+        for names in users.values():
+            if len(names) > 1:
+                can = all(one in readings and readings[one].has_decoding for one in names)
+                for one in readings.keys() & names:
+                    readings[one] = replace(readings[one], camera=names[0], has_decoding=can)
         return readings
 
-    def _tell(self, decision: Decision, running: Container[str]) -> None:
+    def _tell(self, decision: Decision, streams: Mapping[str, StreamReading]) -> None:
         """Log each change, and each promise of a running stream that is not kept, when that begins and ends."""
         for change in decision.changes:
             log.info("%s", f"stream {change.stream}: {change.text}" if change.stream else change.text)
         if decision.changes:
             self.changes += len(decision.changes)
             self._load.load_changed()
-        self._tell_unmet(decision.unmet, running)
+        self._tell_unmet(decision, streams)
 
-    def _tell_unmet(self, unmet: Mapping[str, str], running: Container[str]) -> None:
+    def _tell_unmet(self, decision: Decision, streams: Mapping[str, StreamReading]) -> None:
         now_s = time.monotonic()
-        for name, why in unmet.items():
+        for name, why in decision.unmet.items():
             if name not in self._unmet:
                 log.warning("%s%s, and nothing is left that could give way", _prefix(name), why)
             since_s = self._unmet[name].since_s if name in self._unmet else now_s
             self._unmet[name] = Told(why, since_s, now_s)
         for name, told in list(self._unmet.items()):
-            if name and name not in running:  # it is lost, or off: nothing is kept or broken
+            if name in decision.broken:  # perhaps something can give way again: it is not kept yet
+                self._unmet[name] = Told(told.why, told.since_s, now_s)
+            elif not self._is_promised(name, streams):
                 del self._unmet[name]
             elif now_s - told.last_s >= _KEPT_S:
                 del self._unmet[name]
-                log.info("%sas promised again, after %.0f s", _prefix(name), told.last_s - told.since_s)
+                kept = "as promised again" if name else "within its limits again"
+                log.info("%s%s, after %.0f s", _prefix(name), kept, told.last_s - told.since_s)
+
+    def _is_promised(self, name: str, streams: Mapping[str, StreamReading]) -> bool:
+        """Return False if nothing is kept or broken: a stream is lost or off, or its promise was taken back."""
+        if not self._runtime.config.governor.enabled:
+            return False
+        return not name or (name in streams and bool(streams[name].min_fps or streams[name].max_latency_ms))
 
 
 def _prefix(stream: str) -> str:

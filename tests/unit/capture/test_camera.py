@@ -7,6 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from agent.capture.camera import Cameras
+from agent.capture.camera_sound.stream import CameraSoundStream
+from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig, StreamConfig
 from agent.config.source_uri import check_not_shared
@@ -149,6 +151,25 @@ def test_the_last_stream_closes_the_camera_and_the_next_opens_it_again() -> None
         other.stop()
         one.stop()
         _wait(lambda: _readers() <= before)
+
+
+def test_who_wants_the_sound_alone_does_not_have_pictures_decoded_for_it() -> None:
+    cameras = Cameras()
+    one = _stream("one", cameras)
+    one.set_demand(Demand(DecodeMode.FULL, most=DecodeMode.KEYFRAMES))
+    one.start()
+    camera = one._camera
+    assert camera is not None
+    sound = _stream("sound", cameras)
+    sound.set_demand(CameraSoundStream.demand)
+    sound.start()
+    try:
+        assert camera.demand == Demand(DecodeMode.FULL, most=DecodeMode.KEYFRAMES)
+        sound.set_demand(Demand())
+        assert camera.demand == Demand()
+    finally:
+        one.stop()
+        sound.stop()
 
 
 def test_each_stream_has_its_own_rate() -> None:

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import agent.compute.infer.sustained
-from agent.cli.bench_sustained import verdict_lines
+from agent.cli.bench_sustained import _cells, _rows, verdict_lines
 from agent.cli.main import vedette
 from agent.compute.infer.session import BackendSpec
 from agent.compute.infer.sustained import BoardSample, RateSample, judge_run
@@ -90,6 +90,13 @@ def test_a_backend_that_is_not_here_is_one_line(tmp_path: Path) -> None:
     done = call(person_model(tmp_path), "--sustained", "1s", "--backend", "vx")
     assert done.exit_code == 1
     assert "/dev/galcore" in str(done.exception)
+
+
+def test_rows_of_a_short_run_are_a_second_apart_and_minutes_are_whole() -> None:
+    samples = [RateSample(0.1 * n, 10.0, BoardSample(None, 80.0)) for n in range(1, 31)]
+    assert [_cells(row)[0] for row in _rows(samples)] == ["0:01", "0:02", "0:03"]
+    assert _cells([RateSample(59.9, 10.0, BoardSample(None, 80.0))])[0] == "1:00"
+    assert list(_rows([])) == []
 
 
 def test_throttling_that_is_to_come_is_told() -> None:

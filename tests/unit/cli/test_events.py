@@ -257,6 +257,8 @@ def test_new_ones_are_shown_as_they_come(folder: Path) -> None:
 
 def test_times_as_people_write_them() -> None:
     assert [duration(text) for text in ("20", "1.5m", "2h", "7d")] == [20.0, 90.0, 7200.0, 604800.0]
+    with pytest.raises(click.BadParameter):
+        duration("\N{FULLWIDTH DIGIT TWO}0s")
     assert moment("2h") == pytest.approx(time.time() - 7200, abs=5)
     assert moment("2026-11-25T08:30+00:00") == datetime(2026, 11, 25, 8, 30, tzinfo=UTC).timestamp()
     local = datetime.now().astimezone() - timedelta(days=3)

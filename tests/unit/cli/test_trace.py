@@ -77,7 +77,7 @@ def test_what_did_not_fit_is_said(device: Device) -> None:
     assert "1.5 s" in done.output
 
 
-@pytest.mark.parametrize("length", ["0s", "121s", "3m", "-1s", "x", "1h"])
+@pytest.mark.parametrize("length", ["0s", "0.0001s", "121s", "3m", "-1s", "x", "1h"])
 def test_a_length_that_is_not_allowed_is_refused_at_once(device: Device, length: str) -> None:
     assert run("--for", length).exit_code == 2
     assert device.asked == []
@@ -86,6 +86,28 @@ def test_a_length_that_is_not_allowed_is_refused_at_once(device: Device, length:
 def test_a_folder_that_is_not_there_is_told_before_anything_is_recorded(device: Device) -> None:
     assert run("--output", "nowhere/t.json").exit_code == 2
     assert device.asked == []
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_is_recorded(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+    assert "cannot be written" in run().output
+    assert device.asked == []
+
+
+def test_an_interrupted_trace_is_ended_at_the_device(device: Device, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(
+        access: object, topics: Any, verb: str, body: dict[str, Any], timeout_s: float
+    ) -> CommandReply:
+        device(access, topics, verb, body, timeout_s)
+        if body["seconds"]:
+            raise KeyboardInterrupt
+        return CommandReply(True, "", {})
+
+    monkeypatch.setattr("agent.comms.consumer.request.send_command", interrupted)
+    assert run().exit_code != 0
+    assert [body["seconds"] for _, _, body, _ in device.asked] == [10.0, 0]
 
 
 def test_a_refusal_is_the_devices_words(device: Device) -> None:

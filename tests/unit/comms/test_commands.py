@@ -185,7 +185,8 @@ SET = b'{"stream":"front","what":"threshold","value":'
         ("set", SET + b"-Infinity}", "set: JSON is malformed"),
         ("set", SET + b"9" * 6000 + b"}", "set: integer value out of range"),
         ("set", b'{"stream":"front","what":"snapshot","value":5}', "snapshot is not a setting"),
-        ("set", SET + b"true}", "threshold is a number from 0 to 1, not 'True'"),
+        ("set", SET + b"true}", "threshold is a number from 0 to 1, not true"),
+        ("record", b'{"stream":"front","seconds":null}', "record takes 1 to 600 seconds, not null"),
         ("set", SET + b'"\xff"}', "set: the payload is not UTF-8"),
         (
             "set",

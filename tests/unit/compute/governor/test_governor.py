@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.compute.governor.governor import CHANGES_PER_MINUTE, Decision, Governor
+from agent.compute.governor.decision import Decision
+from agent.compute.governor.governor import Governor
+from agent.compute.governor.pace import CHANGES_PER_MINUTE, CONFIGURED
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading, VariantCost
 from agent.config.governor import GovernorConfig
 from agent.types import DiskLoad, LinkLoad, StreamBudget
@@ -311,6 +313,34 @@ def test_a_less_important_camera_has_its_key_frames_decoded_after_it_infers_as_l
     assert course.run(60, ENCODED).budgets == dict.fromkeys(ENCODED, FULL)
 
 
+def test_a_stride_stays_where_key_frames_alone_do_not_limit_the_inferences() -> None:
+    course = Course()
+    every = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=10.0)}
+    assert course.run(20, every, BUSY).budgets["back"].stride == 5
+    assert course.decisions[-1].budgets["back"].decode == "keyframes"
+    some = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=4.0)}
+    assert course.run(1, some, BUSY).budgets["back"].stride == 2
+    few = {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], handled_fps=1.0)}
+    assert course.run(1, few, BUSY).budgets["back"].stride == 1
+
+
+def test_a_camera_that_streams_share_has_less_decoded_for_all_of_them_or_for_none() -> None:
+    shared = replace(ENCODED["back"], camera="yard")
+    both = {**ENCODED_HUNGRY, "back": shared, "yard": replace(shared, priority=50)}
+    course = Course()
+    decision = course.run(20, both, BUSY)
+    assert {decision.budgets[name].decode for name in ("back", "yard")} == {"keyframes"}
+    when = {at for at, _, text in course.changed if text.startswith("key frames")}
+    assert len(when) == 1
+    calm = {**ENCODED, "back": shared, "yard": replace(shared, priority=50)}
+    for _ in range(60):
+        decision = course.run(1, calm)
+        assert decision.budgets["back"].decode == decision.budgets["yard"].decode
+    assert decision.budgets["back"].decode == ""
+    important = {**both, "yard": replace(shared, priority=90)}
+    assert Course().run(30, important, BUSY).budgets["back"].decode == ""
+
+
 def test_cameras_of_one_priority_keep_their_pictures() -> None:
     equal = {name: replace(one, priority=50) for name, one in ENCODED_HUNGRY.items()}
     assert Course().run(60, equal, BUSY).budgets["back"].decode == ""
@@ -363,8 +393,87 @@ def test_an_order_without_inferences_is_named_where_nothing_gives_way() -> None:
 
 
 def test_a_promise_shorter_than_an_inference_says_so() -> None:
-    alone = {"front": replace(FRONT, max_latency_ms=30.0, variants=SIZES[:1])}
+    alone = {"front": replace(FRONT, max_latency_ms=30.0, least_ms=50.0, variants=SIZES[:1])}
     assert "an inference alone takes 50 ms" in Course().run(5, alone, BUSY).unmet["front"]
+
+
+def test_nobody_gives_way_for_a_latency_that_no_inference_here_can_keep() -> None:
+    hopeless = {**STREAMS, "front": replace(FRONT, max_latency_ms=30.0, latency_ms=60.0, least_ms=35.0)}
+    course = Course()
+    decision = course.run(60, hopeless, BUSY)
+    assert course.changed == []
+    assert decision.unmet["front"].startswith("takes 60 of 30 ms: an inference alone takes 35 ms")
+    course.run(20, HUNGRY, BUSY)
+    assert course.run(20, hopeless, IDLE).budgets == dict.fromkeys(STREAMS, FULL), (
+        "it keeps nothing from coming back"
+    )
+    slow_too = {**hopeless, "front": replace(hopeless["front"], inferred_fps=3.0)}
+    assert course.run(10, slow_too, BUSY).budgets["back"].stride > 1, (
+        "a rate that is promised, too, can be helped"
+    )
+
+
+def test_a_broken_promise_of_any_stream_shortens_its_own_stride_first() -> None:
+    course = Course()
+    assert course.run(20, HUNGRY, BUSY).budgets["back"].stride == 5
+    promised = {**HUNGRY, "back": replace(BACK, min_fps=8.0, inferred_fps=2.0)}
+    assert course.run(2, promised, BUSY).budgets["back"].stride == 1
+    assert course.decisions[-1].unmet.keys() <= {"front"}
+    assert "it is promised 8 per second" in course.changed[-1][2]
+
+
+def test_a_camera_that_becomes_slower_is_not_left_below_two_inferences_per_second() -> None:
+    course = Course()
+    assert course.run(20, HUNGRY, BUSY).budgets["back"].stride == 5
+    assert course.run(1, {**HUNGRY, "back": replace(BACK, fps=9.5)}, BUSY).budgets["back"].stride == 5
+    assert course.run(1, {**HUNGRY, "back": replace(BACK, fps=4.0)}, BUSY).budgets["back"].stride == 2
+
+
+def test_a_lower_max_stride_counts_at_once_and_is_told() -> None:
+    course = Course()
+    course.run(20, HUNGRY, BUSY)
+    course.governor.configure(GovernorConfig(max_stride=2))
+    assert course.run(1, HUNGRY, BUSY).budgets["back"].stride == 2
+    assert (course.now_s, "back", f"one picture in 2 is inferred, size 256: {CONFIGURED}") in course.changed
+
+
+def test_what_a_reload_gives_back_is_told() -> None:
+    course = Course()
+    course.run(20, HUNGRY, BUSY)
+    course.governor.configure(GovernorConfig(order=("clips",)))
+    assert course.run(1, HUNGRY, BUSY).reduced == {}
+    assert (course.now_s, "back", f"everything again: {CONFIGURED}") in course.changed
+
+
+def test_a_promise_is_broken_until_it_is_kept_whatever_can_give_way() -> None:
+    course = Course()
+    alone = {"front": replace(FRONT, inferred_fps=7.0, variants=SIZES[:1])}
+    assert "front" in course.run(5, alone, BUSY).unmet
+    more = course.run(1, {**alone, "back": BACK}, BUSY)
+    assert ("front" in more.unmet, "front" in more.broken) == (False, True)
+    assert course.run(1, STREAMS, IDLE).broken == frozenset()
+
+
+def test_a_camera_that_gives_less_than_promised_is_named() -> None:
+    slow = {"front": replace(FRONT, fps_now=4.0, inferred_fps=2.0, variants=SIZES[:1])}
+    told = Course().run(5, slow, BUSY).unmet["front"]
+    assert told.startswith("infers 2.0 of 8 pictures per second, of 4 that its camera gives: ")
+
+
+def test_a_battery_that_goes_up_and_down_changes_nothing_again() -> None:
+    course = Course(GovernorConfig(save_below_percent=20.0))
+    for percent in (19.0, 20.0, 22.0, 19.0, 24.0):
+        course.run(5, STREAMS, replace(IDLE, battery_percent=percent))
+    assert len({at for at, _, _ in course.changed}) == 1
+    assert course.run(10, STREAMS, replace(IDLE, battery_percent=25.0)).reduced == {}
+
+
+def test_a_temperature_that_vanishes_from_a_hot_board_gives_nothing_back_for_ten_minutes() -> None:
+    course = Course()
+    before = course.run(5, STREAMS, replace(IDLE, celsius=84.0, limit_c=77.0))
+    assert before.reduced
+    assert course.run(590, STREAMS, IDLE).budgets == before.budgets
+    assert course.run(30, STREAMS, IDLE).reduced == {}
 
 
 def test_a_governor_that_is_switched_off_gives_everything_back() -> None:
@@ -433,7 +542,7 @@ def test_whatever_is_read_budgets_stay_within_their_bounds_and_changes_are_few(
             assert 1 <= budget.stride <= GovernorConfig().max_stride
             assert budget.variant in ("", *(one.name for one in SIZES))
             assert (name in decision.reduced) is (budget != FULL)
-        changed_at += [now_s] if decision.changes else []
+        changed_at += [now_s] if any(not one.text.endswith(CONFIGURED) for one in decision.changes) else []
         assert all(bool(change.text) for change in decision.changes)
     for at in changed_at:
         assert sum(at <= other < at + 60.0 for other in changed_at) <= CHANGES_PER_MINUTE

@@ -51,6 +51,7 @@ def readings(**streams: StreamTotals) -> DaemonReadings:
         clips=ClipStats(1, 0, 0, 1, 5000, 6000, ""),
         temperature_c=48.5,
         hot=False,
+        unmet=False,
         cpu=Ticks(40.0, 30.0),
         memory=Memory(1024, 512),
         power=PowerReading(4.5, "pmic"),

@@ -72,9 +72,20 @@ def test_what_threads_do_meanwhile_is_in_the_trace() -> None:
 def test_a_second_one_is_refused_while_one_is_recorded() -> None:
     recording = TraceRecording("porch")
     answers = started(recording, 0.3)
-    with pytest.raises(CommandError, match="already"):
+    with pytest.raises(CommandError, match="already, for 1 s more"):
         started(recording, 0.1)
     answers.get(timeout=20)
+    assert started(recording, 0.01).get(timeout=20)[1] == ""
+
+
+def test_a_trace_can_be_ended_early_and_is_answered_with_what_there_is() -> None:
+    recording = TraceRecording("porch")
+    assert not recording.end()
+    answers = started(recording, 100.0)
+    wait_for(is_recording)
+    assert recording.end()
+    result, why = answers.get(timeout=20)
+    assert (result is not None, why, is_recording()) == (True, "", False)
     assert started(recording, 0.01).get(timeout=20)[1] == ""
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from agent.board.vcgencmd import FirmwareQuery
 from agent.config import Config, ThermalConfig
 from agent.config.governor import GovernorConfig
 from agent.daemon.resources.load import BoardLoad, Ticks, read_ticks
@@ -20,10 +21,10 @@ class Kernel:
         self.root, self.now_s, self.ticks = root, 0.0, Ticks()
         self.load = BoardLoad(root, lambda: self.now_s, lambda: self.ticks, cores=4)
 
-    def zone(self, celsius: float, limit_c: float | None = None) -> None:
-        folder = self.root / "sys/class/thermal/thermal_zone0"
+    def zone(self, celsius: float, limit_c: float | None = None, name: str = "cpu-thermal", at: int = 0) -> None:
+        folder = self.root / f"sys/class/thermal/thermal_zone{at}"
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "type").write_text("cpu-thermal")
+        (folder / "type").write_text(name)
         (folder / "temp").write_text(f"{celsius * 1000:.0f}")
         if limit_c is not None:
             (folder / "trip_point_0_type").write_text("passive")
@@ -63,6 +64,22 @@ def test_the_limit_lies_below_the_kernels_unless_it_is_configured(kernel: Kernel
     assert kernel.load.read(stated).limit_c == 70.0
 
 
+def test_each_zone_has_a_limit_of_its_own(kernel: Kernel) -> None:
+    kernel.zone(50.0, limit_c=85.0)
+    kernel.zone(27.8, limit_c=49.0, name="acpitz", at=1)
+    board = kernel.load.read(CONFIG)
+    assert (board.celsius, board.limit_c) == (27.8, 46.0)
+    kernel.zone(81.0, limit_c=85.0)
+    board = kernel.load.read(CONFIG)
+    assert (board.celsius, board.limit_c) == (81.0, 82.0)
+
+
+@pytest.mark.parametrize("limit_c", [1.0, 20.0, 200.0])
+def test_a_limit_that_cannot_be_is_none(kernel: Kernel, limit_c: float) -> None:
+    kernel.zone(50.0, limit_c=limit_c)
+    assert kernel.load.read(CONFIG).limit_c == 85.0
+
+
 def test_a_board_that_warms_up_is_told_when_it_reaches_the_limit(kernel: Kernel) -> None:
     for second in range(100):
         kernel.zone(50.0 + 0.2 * second, limit_c=80.0)
@@ -91,6 +108,24 @@ def test_the_firmwares_warning_is_passed_on_and_ends(kernel: Kernel) -> None:
     kernel.second(0.1, 0.1)
     kernel.second(0.1, 0.1)
     assert kernel.load.read(CONFIG).slowed == ""
+
+
+def test_the_firmware_is_asked_where_no_file_has_its_warnings(tmp_path: Path) -> None:
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/vcio").touch()
+    asked: list[str] = []
+
+    class Query(FirmwareQuery):
+        def poll(self) -> str:
+            asked.append("asked")
+            return "throttled=0x4"
+
+    kernel = Kernel(tmp_path)
+    kernel.load = BoardLoad(tmp_path, lambda: kernel.now_s, lambda: kernel.ticks, cores=4, query=Query)
+    for _ in range(6):
+        assert kernel.load.read(CONFIG).slowed == "the firmware reports: throttled"
+        kernel.second(0.1, 0.1)
+    assert len(asked) == 2, "once in five seconds"
 
 
 def test_ticks_are_read_from_the_kernel(tmp_path: Path) -> None:

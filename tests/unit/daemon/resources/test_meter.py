@@ -21,7 +21,8 @@ def test_a_window_tells_rates_latencies_and_costs_and_begins_anew() -> None:
     assert (window.open_s, window.closed_s) == (0.3, 0.1)
     assert window.latencies_ms == (15.0, 15.0)
     assert window.costs_ms == (12.0, 12.0)
-    assert meter.take().inputs == 0
+    assert window.least_ms == 10.0
+    assert meter.take().least_ms is None
 
 
 def test_a_source_that_gives_nothing_for_long_counts_as_a_second() -> None:

@@ -1,0 +1,61 @@
+"""Values that are allowed, but hardly meant: what `vedette config check` warns of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from agent.config import Config, StreamConfig
+from agent.config.source_uri import parse
+from agent.errors import SourceError
+
+_OF_PICTURES = ("dark", "frozen", "blurred", "covered", "moved", "tilted")
+_OF_SOUND = ("silent", "clipped", "humming")
+"""Problems that only cameras, and only microphones, have."""
+
+
+class Doubt(NamedTuple):
+    """A value that is hardly meant; `keys` of it, and what is odd about it."""
+
+    keys: tuple[str, ...]
+    text: str
+
+
+def doubts(config: Config) -> Iterator[Doubt]:
+    """Yield the doubtful values of `[governor]`, and of each stream's `service` and `condition`."""
+    for text in _twice(config.governor.order):
+        yield Doubt(("governor", "order"), text)
+    if config.governor.enabled and not config.governor.order:
+        yield Doubt(("governor", "order"), "it is empty: nothing is ever reduced for a stream, or against heat")
+    for name, stream in config.streams.items():
+        for doubt in (*_of_service(stream), *_of_condition(stream)):
+            yield Doubt(("streams", name, *doubt.keys), doubt.text)
+
+
+def _twice(names: Sequence[str]) -> Iterator[str]:
+    for name in dict.fromkeys(names):
+        if (count := names.count(name)) > 1:
+            yield f"{name} is named {count} times"
+
+
+def _of_service(stream: StreamConfig) -> Iterator[Doubt]:
+    promised, most = stream.service.min_fps, stream.capture.max_fps
+    if 0.0 < most < promised:
+        yield Doubt(("service", "min_fps"), f"{promised:g} is more than capture.max_fps ({most:g}) lets through")
+
+
+def _of_condition(stream: StreamConfig) -> Iterator[Doubt]:
+    keys = "condition", "ignore"
+    for text in _twice(stream.condition.ignore):
+        yield Doubt(keys, text)
+    try:
+        address = parse(stream.source)
+    except SourceError:  # told elsewhere
+        return
+    for kinds, found, what in (
+        (_OF_PICTURES, address.gives_pictures, "pictures"),
+        (_OF_SOUND, address.gives_sound, "sound"),
+    ):
+        for problem in dict.fromkeys(stream.condition.ignore):
+            if problem in kinds and not found:
+                yield Doubt(keys, f"{problem} is a problem of {what}, and {address.scheme}: gives none")

@@ -1,0 +1,44 @@
+"""Values that are allowed, but hardly meant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agent.config import Config, StreamConfig
+from agent.config.capture import CaptureConfig
+from agent.config.condition import ConditionConfig
+from agent.config.doubtful import doubts
+from agent.config.governor import GovernorConfig, ServiceConfig
+
+
+def told(source: str = "v4l2:/dev/video0", **keys: Any) -> list[tuple[tuple[str, ...], str]]:
+    governor = keys.pop("governor", GovernorConfig())
+    stream = StreamConfig(source=source, model="nanodet", **keys)
+    return [(one.keys, one.text) for one in doubts(Config(governor=governor, streams={"front": stream}))]
+
+
+def test_what_is_meant_is_not_doubted() -> None:
+    assert told() == []
+    assert told(service=ServiceConfig(min_fps=8.0), capture=CaptureConfig(max_fps=8.0)) == []
+    assert told("rtsp://192.0.2.1/x", condition=ConditionConfig(ignore=("silent", "moved", "drift"))) == []
+
+
+def test_an_order_that_names_something_twice_or_nothing_is_doubted() -> None:
+    (keys, text), *more = told(governor=GovernorConfig(order=("clips", "samples", "clips")))
+    assert (keys, text, more) == (("governor", "order"), "clips is named 2 times", [])
+    assert [keys for keys, _ in told(governor=GovernorConfig(order=()))] == [("governor", "order")]
+    assert told(governor=GovernorConfig(enabled=False, order=())) == []
+
+
+def test_a_promise_of_more_than_is_let_through_is_doubted() -> None:
+    (keys, text), *more = told(service=ServiceConfig(min_fps=8.0), capture=CaptureConfig(max_fps=2.0))
+    assert (keys, more) == (("streams", "front", "service", "min_fps"), [])
+    assert text == "8 is more than capture.max_fps (2) lets through"
+
+
+def test_ignored_problems_that_the_source_cannot_have_are_doubted() -> None:
+    assert [text for _, text in told(condition=ConditionConfig(ignore=("silent", "dark", "dark")))] == [
+        "dark is named 2 times",
+        "silent is a problem of sound, and v4l2: gives none",
+    ]
+    assert len(told("mic:default", condition=ConditionConfig(ignore=("moved", "clipped")))) == 1
