@@ -27,7 +27,8 @@ def track() -> Iterator[VideoStream]:
 
 
 def packets(track: VideoStream) -> list[Packet[Stream]]:
-    return [one for one in cast(InputContainer, track.container).demux(track) if one.size]
+    container = cast(InputContainer, track.container)
+    return [cast("Packet[Stream]", one) for one in container.demux(track) if one.size]
 
 
 def decoded(decoder: SoftwareDecoder, some: list[Packet[Stream]]) -> list[np.ndarray]:
