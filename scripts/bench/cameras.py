@@ -6,8 +6,8 @@ which decodes every picture with one thread of FFmpeg's, and shrinks and infers 
 boxes and tells nobody. Both run at the same time, each on a core of its own, with few cameras and then with more.
 Counted is the processor time of each process by the time that its cameras have shown meanwhile, which is what was
 sent to the daemon and what the loop has read: on a machine that does other work they may fall behind. The
-daemon's governor is off, so that it gives nothing up for that. The number of cameras that fill one core is
-extrapolated from it.
+daemon's governor is off, so that it gives nothing up for that. Each number of cameras weighs the same, and the
+number that fills one core is extrapolated.
 
 With `--quick`, cameras are measured while they are still being learned, and somebody comes every 20 s for 2 s, after
 which everything is decoded for as long again: its ratio is lower, and only tells that all works.
