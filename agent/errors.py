@@ -60,8 +60,20 @@ class ConfigError(VedetteError):
         super().__init__(f"{where}: {message}" if where else message)
 
 
+class BlurModelError(ConfigError):
+    """A model that finds what is blurred cannot be opened now: the stream shows nothing, and is started again."""
+
+
 class SourceError(VedetteError):
     """A source cannot be opened or read."""
+
+
+class BlurError(SourceError):
+    """What a stream is to blur could not be found in a picture: it shows nothing, and is started again."""
+
+
+class SoundAloneError(SourceError):
+    """A stream of the network has sound and no pictures: of use to a stream that only hears."""
 
 
 class ModelError(VedetteError):

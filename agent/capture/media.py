@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from typing import Any
 
 import av
 import av.logging
 import msgspec
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
@@ -57,12 +59,7 @@ class Media:
         Raises:
             OpenError: it cannot be opened, or has no video.
         """
-        av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
-        try:
-            self._container: InputContainer = av.open(target, "r", options=options, timeout=timeout_s)
-        except (av.FFmpegError, OSError, ValueError, RuntimeError):
-            # Without the cause: its text holds the address.
-            raise OpenError from None
+        self._container = _opened(target, options, timeout_s)
         found = [one for one in self._container.streams.video if not one.disposition & _COVER]
         if not found:
             kinds = tuple(one.codec_context.name for one in self._container.streams.audio)
@@ -76,7 +73,7 @@ class Media:
         self._tracks: dict[int, MediaTrack] = {}
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
         self._repeats_parameters = (self.video.codec_context.extradata or b"")[:1] != b"\1"
-        self._parameters = b""
+        self._parameters: dict[tuple[int, int], bytes] = {}
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.
@@ -93,25 +90,15 @@ class Media:
             track = self._tracks[index] = _track(packet.stream)
         if self._repeats_parameters and track.codec in _PARAMETERS and packet.is_keyframe:
             track = self._tracks[index] = self._with_parameters(track, bytes(packet))
-        return MediaPacket(
-            track,
-            bytes(packet),
-            packet.pts,
-            packet.dts,
-            packet.duration or 0,
-            packet.is_keyframe,
-            captured_ns,
-            began_ns,
-        )
+        return _plain(packet, track, captured_ns, began_ns)
 
     def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
         """Return the track with the parameters that a key frame holds: another one if they have changed."""
-        found = parameters(track.codec, key_frame)
-        is_known = track.header and track.width
-        if not found or (is_known and self._parameters in (b"", found)):
-            self._parameters = found or self._parameters
+        found, known = parameter_sets(track.codec, key_frame), self._parameters
+        self._parameters = known | found
+        is_same = not known or found.items() <= known.items()
+        if not found or (track.header and track.width and is_same):
             return track
-        self._parameters = found
         return _read_parameters(track, key_frame)
 
     def close(self) -> None:
@@ -121,6 +108,49 @@ class Media:
     def _estimated_frames(self) -> int:
         duration_us = self._container.duration
         return int(duration_us / 1e6 * self.fps) if duration_us and duration_us > 0 else 0
+
+
+class SoundMedia:
+    """An open stream of which only a track of sound is of use. For one thread.
+
+    Attributes:
+        sound: the first track of sound.
+    """
+
+    def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
+        """Open an address, see `Media`. Raises OpenError if it cannot be opened, or has no sound."""
+        self._container = _opened(target, options, timeout_s)
+        found = next(iter(self._container.streams.audio), None)
+        if found is None:
+            self.close()
+            raise OpenError
+        self.sound, self._track = found, _track(found)
+
+    def packets(self) -> Iterator[Packet[AudioStream]]:
+        """Read packet by packet, see `Media.packets`."""
+        return self._container.demux(self.sound)
+
+    def media_packet(self, packet: Packet[AudioStream], captured_ns: int, began_ns: int) -> MediaPacket:
+        """Return a packet as plain data; the times are those of `MediaPacket`."""
+        return _plain(packet, self._track, captured_ns, began_ns)
+
+    def close(self) -> None:
+        """Close it. May be called twice."""
+        self._container.close()
+
+
+def _opened(target: str, options: dict[str, str], timeout_s: float | None) -> InputContainer:
+    av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
+    try:
+        return av.open(target, "r", options=options, timeout=timeout_s)
+    except (av.FFmpegError, OSError, ValueError, RuntimeError):
+        # Without the cause: its text holds the address.
+        raise OpenError from None
+
+
+def _plain(packet: Packet[Any], track: MediaTrack, captured_ns: int, began_ns: int) -> MediaPacket:
+    stamps = packet.pts, packet.dts, packet.duration or 0
+    return MediaPacket(track, bytes(packet), *stamps, packet.is_keyframe, captured_ns, began_ns)
 
 
 _COVER = av.stream.Disposition.attached_pic
@@ -174,23 +204,39 @@ _HEAD = 512
 """Bytes of a packet within which its first slice begins."""
 
 
-_PARAMETERS = {"h264": (0x1F, 0, 7), "hevc": (0x3F, 1, 33)}
-"""Mask, shift and type of the units with the parameters of a sequence (SPS), of codecs that may hold them in key
-frames: ITU-T H.264, table 7-1; ITU-T H.265, table 7-1."""
+_PARAMETERS = {"h264": (7, 8), "hevc": (33, 34)}
+"""Types of the units with the parameters of a sequence (SPS) and of pictures (PPS), of codecs that may hold them
+in key frames: ITU-T H.264, table 7-1; ITU-T H.265, table 7-1."""
 
 
-def parameters(codec: str, key_frame: bytes) -> bytes:
-    """Return the first sequence parameter set in a key frame with start codes; empty: there is none."""
-    mask, shift, wanted = _PARAMETERS[codec]
+def parameter_sets(codec: str, key_frame: bytes) -> dict[tuple[int, int], bytes]:
+    """Return the parameter sets in a key frame with start codes, by type and number; of sequences the first is 0.
+
+    A PPS begins with its number (H.264, 7.3.2.2; H.265, 7.3.2.3). What comes after the first slice is not read.
+    """
+    sps, pps = _PARAMETERS[codec]
+    found: dict[tuple[int, int], bytes] = {}
     at = key_frame.find(_START_CODE)
     while 0 <= at < len(key_frame) - 3:
-        end = key_frame.find(_START_CODE, at + 3)
-        if key_frame[at + 3] >> shift & mask == wanted:
-            return key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
-        if at > _HEAD:
+        unit = key_frame[at + 3]
+        kind = unit & 0x1F if codec == "h264" else unit >> 1 & 0x3F
+        if 1 <= kind <= 5 if codec == "h264" else kind < 32:
             break
+        end = key_frame.find(_START_CODE, at + 3)
+        content = key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
+        if kind == pps:
+            found[kind, _leading_number(content[1 if codec == "h264" else 2 :])] = content
+        elif kind == sps:
+            found.setdefault((kind, 0), content)
         at = end
-    return b""
+    return found
+
+
+def _leading_number(data: bytes) -> int:
+    """Return the Exp-Golomb number with which bits begin (H.264, 9.1)."""
+    bits = "".join(f"{byte:08b}" for byte in data[:4])
+    zeros = len(bits) - len(bits.lstrip("0"))
+    return int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
 
 
 def is_disposable(codec: str, packet: Packet[Stream]) -> bool:

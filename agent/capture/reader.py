@@ -17,7 +17,7 @@ from agent.capture.hardware.table import SOFTWARE
 from agent.capture.source import Block, SoundSource, Source, open_sound, open_source
 from agent.config import CaptureConfig
 from agent.config.source_uri import mask, opener, parse
-from agent.errors import SourceError
+from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, MediaPacket, Pixels, Samples
 
 S = TypeVar("S", Source, SoundSource)
@@ -204,7 +204,16 @@ class FrameReader(SourceThread[Source]):
         self._asked_ns = 0  # the time to load a library is not the source's
         opener(parse(self._uri))
         self._asked_ns = time.monotonic_ns()
-        return open_source(self._uri, stall_s=self._config.stall_s, login=self._config)
+        stall_s = self._config.stall_s
+        try:
+            return open_source(self._uri, stall_s=stall_s, login=self._config)
+        except SoundAloneError:
+            if self.demand.mode is not DecodeMode.NOTHING:
+                raise
+        from agent.capture.camera_sound.sound_alone import open_sound_alone
+
+        self._asked_ns = time.monotonic_ns()
+        return open_sound_alone(self._uri, stall_s=stall_s, login=self._config)
 
     @property
     def decode(self) -> DecodeChoice:

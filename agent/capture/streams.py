@@ -14,7 +14,7 @@ from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, Time
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture, parse_sound
-from agent.errors import SourceError
+from agent.errors import BlurError, SourceError
 from agent.types import AudioChunk, ChannelOrder, Frame, MediaPacket, Pixels
 
 
@@ -143,7 +143,7 @@ class FrameStream(SourceStream[Frame]):
         except Exception as error:  # whatever it is: nobody may see this picture
             self.give_back(frame)
             self._queue.close()
-            raise SourceError(f"its pictures cannot be blurred, so it shows nothing: {error}") from error
+            raise BlurError(f"its pictures cannot be blurred, so it shows nothing: {error}") from error
 
     def give_back(self, frame: Frame) -> None:
         """Allow the frame's memory to be used again. Calling this twice does no harm."""

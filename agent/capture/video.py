@@ -23,7 +23,7 @@ from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import Source, SourceListener, check_size, status
 from agent.config.source_uri import SourceUri
-from agent.errors import SourceError
+from agent.errors import SoundAloneError, SourceError
 from agent.types import DeferredImage, Image
 
 log = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def _describe_content(path: Path, error: OpenError) -> str:
 OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "300000", "probesize": "100000"}
 """TCP: a lost packet would smear the picture until the next key frame. Looking at 0.3 s (µs here) instead of 5 s
 of the stream opens a camera in 0.5 s instead of 2."""
-_ASK_S = 2.0
+ASK_S = 2.0
 """Longest time to ask a server why it gives no stream, s."""
 
 
@@ -436,7 +436,7 @@ class NetworkStream(Video):
 
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
-        why = find_refusal(self._target, min(self._stall_s, _ASK_S)) if self._grabbed == 1 else ""
+        why = find_refusal(self._target, min(self._stall_s, ASK_S)) if self._grabbed == 1 else ""
         return why or "the server stopped sending"
 
 
@@ -449,11 +449,13 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     """Open an RTSP or HTTP stream.
 
     Raises:
-        SourceError: there is no answer within `stall_s`, or it is no video.
+        SourceError: there is no answer within `stall_s`, or it is no video; SoundAloneError: it has sound alone.
     """
     try:
         media = Media(address.target, dict(OPTIONS), stall_s)
     except OpenError as error:
-        why = str(error) if error.kinds else why_unreachable(address.target, min(stall_s, _ASK_S))
+        if error.kinds:
+            raise SoundAloneError(f"{address.masked}: expected a video stream; {error}") from None
+        why = why_unreachable(address.target, min(stall_s, ASK_S))
         raise SourceError(f"{address.masked}: expected a video stream; {why}") from None
     return NetworkStream(media, address, stall_s)

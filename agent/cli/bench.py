@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--patience",
-    type=click.FloatRange(min=0.0, min_open=True),
+    type=NumberRange(min=0.0, min_open=True, max=86_400.0),
     default=120.0,
     show_default=True,
     help="Time limit for opening and the first inference, s.",

@@ -22,7 +22,9 @@ _VALUES = {
     "enabled": "on, off or default",
     "zone": "on, off or default",
     "line": "on, off or default",
+    "filter": "on, off or default",
     "only_moving": "on, off or default",
+    "motion_masks": "on, off or default",
     "threshold": "a number from 0 to 1, or default",
     "variant": "the name of a variant, auto or default",
     "record": "a time, such as 20s",
@@ -42,7 +44,9 @@ _HELP = """Command a device, and print its answer.
   vedette command porch front variant 256
   vedette command porch front zone/drive off
   vedette command porch front line/gate off
+  vedette command porch front filter/cats off
   vedette command porch front only_moving on
+  vedette command porch front motion_masks off
   vedette command porch front reset gate
   vedette command porch front snapshot
   vedette command porch front record 20s
@@ -166,11 +170,13 @@ def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
             yield f"{key}={stream[key]}"
     for state, one in (stream.get("states") or {}).items():
         yield f"{state}={one.get('value') or 'unknown'}"
-    for kind in ("zone", "line"):
+    for kind in ("zone", "line", "filter"):
         for name, on in (stream.get(f"{kind}s") or {}).items():
             yield f"{kind}/{name}={'on' if on else 'off'}"
     if stream.get("only_moving"):
         yield "only_moving=on"
+    if stream.get("motion_masks") is False:
+        yield "motion_masks=off"
     for key in ("reduced", "unmet"):
         if stream.get(key):
             yield f"{key}: {stream[key]}"

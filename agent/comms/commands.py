@@ -52,7 +52,8 @@ Verb = Literal[
 Value = bool | float | str | None
 Given = bool | int | float | str | None
 
-ZONE, LINE, ONLY_MOVING = "zone/", "line/", "only_moving"
+ZONE, LINE, FILTER = "zone/", "line/", "filter/"
+ONLY_MOVING, MOTION_MASKS = "only_moving", "motion_masks"
 ALL = "all"
 """Value that stands for every line of a stream."""
 DEFAULT = "default"
@@ -73,7 +74,8 @@ class Command(Struct, frozen=True):
     Attributes:
         verb: see the guide page `commands`.
         stream: the stream that the command concerns; empty: the device.
-        what: the setting to change: `enabled`, `threshold`, `variant`, `only_moving`, `zone/NAME` or `line/NAME`.
+        what: the setting to change: `enabled`, `threshold`, `variant`, `only_moving`, `motion_masks`,
+            `zone/NAME`, `line/NAME` or `filter/NAME`.
         value: the new value: True or False for on or off, a number or a name; None: the file's.
         seconds: length of the recording, or of the trace; 0: end a running trace.
         part: id of the part to inspect; empty: it gets one.
@@ -333,11 +335,13 @@ _READERS: Mapping[str, Callable[[Given, str], Value]] = {
     "threshold": _share,
     "variant": _name,
     ONLY_MOVING: _switch,
+    MOTION_MASKS: _switch,
     "zone": _switch,
     "line": _switch,
+    "filter": _switch,
 }
-_NAMED = ("zone", "line")
-"""Settings that each zone or line has."""
+_NAMED = ("zone", "line", "filter")
+"""Settings that each zone, line or filter has."""
 _ACTIONS = ("snapshot", "record", "inspect", "accept", "reset", "teach", "forget")
 """Commands of a stream that set nothing."""
 _NEAR = (*(name for name in _READERS if name not in _NAMED), *_ACTIONS)

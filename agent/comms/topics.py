@@ -130,7 +130,8 @@ class Topics(Struct, frozen=True):
 
         `+/set/#` would match `cmd/set`, too: `#` matches the parent level.
         """
-        return self.set("+", "+"), self.set("+", "zone/+"), self.set("+", "line/+"), self.command("+")
+        settings = (self.set("+", what) for what in ("+", "zone/+", "line/+", "filter/+"))
+        return *settings, self.command("+")
 
     def addressed(self, topic: str) -> Addressed | None:
         """Return the target of a command topic; None: it is not one of this device."""

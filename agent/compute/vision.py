@@ -241,7 +241,7 @@ class VideoPerception:
         cv2.setNumThreads(1)
         self.model, self.alarm = model, ""
         self.last_crop: Box = WHOLE
-        self.wants_inference = False
+        self.wants_inference = self._has_new_settings = False
         self.gate_reason = ""
         zones, lines, self._filters = Zones(config.zones), Lines(config.lines), build_filters(model, config)
         check_polygons(config.gate.masks, "gate.masks")
@@ -267,7 +267,8 @@ class VideoPerception:
         self._build_detector()
         self._filters = build_filters(self.model, config)
         self.tracker.set_filters(self._filters, only_moving=config.track.only_moving)
-        self._gate.set_masks(config.gate.masks)
+        self._gate.set_masks(config.gate.masks_in_use)
+        self._has_new_settings = True
         if (config.zones, config.lines) != (before.zones, before.lines):
             self._set_places()
         if self.camera is not None:
@@ -306,7 +307,7 @@ class VideoPerception:
             self._gate_picture(frame),
             frame.captured_ns,
             watching=self.is_watching,
-            check=self.wants_inference or tracker.check_due(frame.captured_ns),
+            check=self.must_infer or tracker.check_due(frame.captured_ns),
             keep=keep,
             resting=resting,
         )
@@ -325,6 +326,7 @@ class VideoPerception:
             stages = StageTimes(queue, gated - began, track=time.monotonic_ns() - gated)
             return StreamResult(events, None, stages, predicted)
         self._keep_size_for_lesson()
+        self._has_new_settings = False
         self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
         if self.answers is not None:
@@ -373,7 +375,7 @@ class VideoPerception:
     def _is_left_out(self, reason: str) -> bool:
         """Return True if the budget leaves a frame out that the gate has let through."""
         self._left_out += 1
-        due = self._left_out >= self._budget.stride or reason not in _MAY_WAIT or self.wants_inference
+        due = self._left_out >= self._budget.stride or reason not in _MAY_WAIT or self.must_infer
         if not due and self.tracker.confirming and self._extra >= 1.0:
             self._extra -= 1.0
             due = True
@@ -382,6 +384,11 @@ class VideoPerception:
         else:
             self._extra = min(_EXTRA_MAX, self._extra + _EXTRA)
         return not due
+
+    @property
+    def must_infer(self) -> bool:
+        """True if the next picture is to be inferred even if nothing moves: what stands there may count now."""
+        return self.wants_inference or self._has_new_settings
 
     @property
     def is_watching(self) -> bool:

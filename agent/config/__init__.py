@@ -17,8 +17,8 @@ from agent.config.capture import CaptureConfig as CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.filters import FilterConfig, LineConfig, Polygon
 from agent.config.governor import GovernorConfig, ServiceConfig
+from agent.config.http import MetricsConfig, PageConfig
 from agent.config.inspection import InspectionConfig
-from agent.config.metrics import MetricsConfig
 from agent.config.mqtt import MqttConfig, Prefix
 from agent.config.privacy import PrivacyMask, blur_models
 from agent.config.secondary import SecondaryConfig
@@ -151,6 +151,7 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
             own window.
         crop: infer on the moving regions instead of the whole frame if they are small (distant objects).
         masks: polygons in the frame; what moves there opens no gate.
+        masks_enabled: whether `masks` are used.
     """
 
     motion: bool = True
@@ -162,6 +163,11 @@ class GateConfig(Struct, frozen=True, forbid_unknown_fields=True):
     pre_roll_s: Annotated[float, Meta(ge=0.0, le=10.0)] = 0.5
     crop: bool = False
     masks: tuple[Polygon, ...] = ()
+    masks_enabled: bool = True
+
+    @property
+    def masks_in_use(self) -> tuple[Polygon, ...]:
+        return self.masks if self.masks_enabled else ()
 
 
 class CascadeConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -462,6 +468,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
         governor: what gives way when not all fits.
         homeassistant: how the device announces itself to Home Assistant.
         metrics: metrics for Prometheus; left out: none are served.
+        page: page of the newest clips; left out: none is served.
         text: texts from the broker as evidence, by name.
         fusion: events from several streams and texts together, by name.
     """
@@ -476,5 +483,6 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     governor: GovernorConfig = GovernorConfig()
     homeassistant: HomeAssistantConfig = HomeAssistantConfig()
     metrics: MetricsConfig | None = None
+    page: PageConfig | None = None
     text: dict[Name, TextConfig] = {}
     fusion: dict[Name, FusionConfig] = {}

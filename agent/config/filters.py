@@ -6,7 +6,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from agent.config.values import Name, Unit
+from agent.config.values import NAME, Name, Unit
 from agent.types import Point
 
 Polygon = tuple[Point, ...]
@@ -41,6 +41,8 @@ class FilterConfig(Struct, frozen=True, forbid_unknown_fields=True):
         min_area, max_area: share of the frame that the box covers.
         min_ratio, max_ratio: width of the box by its height, in pixels.
         masks: polygons; a detection whose box stands in one is ignored.
+        name: by which commands switch it on and off; empty: they do not.
+        enabled: whether it is used.
     """
 
     labels: tuple[str, ...] = ()
@@ -51,3 +53,5 @@ class FilterConfig(Struct, frozen=True, forbid_unknown_fields=True):
     min_ratio: _Ratio | None = None
     max_ratio: _Ratio | None = None
     masks: tuple[Polygon, ...] = ()
+    name: Annotated[str, Meta(pattern=r"^([A-Za-z0-9][A-Za-z0-9_-]{0,62})?$", extra=NAME)] = ""
+    enabled: bool = True

@@ -29,8 +29,8 @@ from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig, ZoneConfig
 from agent.config.doubtful import doubts
 from agent.config.filters import LineConfig
+from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
-from agent.config.metrics import is_loopback
 from agent.config.privacy import PrivacyMask, check_masks
 from agent.config.secret_file import expand, is_open_to_all, wants_credentials
 from agent.config.source_uri import check_not_shared, holds_secret, shared_microphones
@@ -116,7 +116,7 @@ def warnings(path: Path) -> list[str]:
         file = load(path)
     except ConfigError:
         return []
-    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file), *_metrics_in_plain_text(file)]
+    found = [*unwise(file.config.mqtt), *_not_checked(file), *_texts_off(file), *_in_plain_text(file)]
     found += [read.describe_old_keys() for read in file.files if read.old_keys]
     found += [
         f"{file.where('streams', name, 'source')}: stream {name} uses the microphone of stream {other}; that "
@@ -155,13 +155,17 @@ def _texts_off(file: ConfigFile) -> Iterator[str]:
         yield f"{file.where('text', name)}: text {name} is not used: there is no [fusion]"
 
 
-def _metrics_in_plain_text(file: ConfigFile) -> Iterator[str]:
-    config = file.config.metrics
-    if config is not None and config.username and not config.cert_file:
+def _in_plain_text(file: ConfigFile) -> Iterator[str]:
+    for config in _served(file.config):
         with suppress(ConfigError):  # reported as a problem
-            if not is_loopback(config.address[0]):
-                where = file.where("metrics", "listen")
+            if config.username and not config.cert_file and not is_loopback(config.address[0]):
+                where = file.where(config.TABLE, "listen")
                 yield f"{where}: the password crosses the network in plain text; set cert_file and key_file"
+
+
+def _served(config: Config) -> Iterator[ServedConfig]:
+    """Yield the tables of what is served over HTTP."""
+    yield from (one for one in (config.metrics, config.page) if one is not None)
 
 
 def _not_checked(file: ConfigFile) -> Iterator[str]:
@@ -177,8 +181,8 @@ def _not_checked(file: ConfigFile) -> Iterator[str]:
 def _open_passwords(config: Config) -> list[str]:
     found = dict[str, None]()
     of_streams = (stream.capture.password_file for stream in config.streams.values())
-    of_metrics = (config.metrics.password_file, config.metrics.key_file) if config.metrics is not None else ()
-    for name in (*of_streams, *of_metrics):
+    of_servers = (name for one in _served(config) for name in (one.password_file, one.key_file))
+    for name in (*of_streams, *of_servers):
         if name and not wants_credentials(name):
             with suppress(ConfigError):  # reported as a problem of the stream
                 path = expand(name, ConfigError)
@@ -265,7 +269,8 @@ def device_problems(
         partial(_check_clips_place, config),
         partial(_check_pins, config),
         partial(_check_fusion, config, sources),
-        partial(_check_metrics, config),
+        *(partial(_check_served, one) for one in _served(config)),
+        partial(_check_ports, config),
     ):
         try:
             check()
@@ -287,11 +292,17 @@ def _check_pins(config: Config) -> None:
             users[pin] = name
 
 
-def _check_metrics(config: Config) -> None:
-    if config.metrics is not None:
-        from agent.daemon.metrics.exporter import check_metrics
+def _check_served(config: ServedConfig) -> None:
+    from agent.daemon.web.endpoint import check_served
 
-        check_metrics(config.metrics)
+    check_served(config)
+
+
+def _check_ports(config: Config) -> None:
+    """Refuse one port for two tables. Raises ConfigError."""
+    metrics, page = config.metrics, config.page
+    if metrics is not None and page is not None and metrics.address[1] == page.address[1]:
+        raise page.wrong("listen", f"= {page.listen!r}: [metrics] has this port; choose another")
 
 
 def _check_metrics_installed(config: Config) -> Iterator[ConfigError]:

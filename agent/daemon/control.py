@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from msgspec.structs import replace
 
-from agent.comms.commands import ONLY_MOVING, quoted
+from agent.comms.commands import MOTION_MASKS, ONLY_MOVING, quoted
 from agent.comms.mqtt.inbox import RateLimiter
 from agent.config import Config, StreamConfig
 from agent.config.load import MODEL_FILE, Key, changes, describe_pending, keep_until_restart
@@ -114,7 +114,8 @@ class ConfigManager:
 
         Args:
             stream: its name, as sent.
-            what: `enabled`, `threshold`, `variant`, `only_moving`, `zone/NAME` or `line/NAME`, as sent.
+            what: `enabled`, `threshold`, `variant`, `only_moving`, `motion_masks`, `zone/NAME`, `line/NAME` or
+                `filter/NAME`, as sent.
             value: of the type that `agent.comms.commands` returns; None: use the file's value.
 
         Raises:
@@ -174,8 +175,10 @@ class ConfigManager:
     def _check_setting(self, stream: str, what: str) -> None:
         config = self._from_file.streams[stream]
         if basis_of(config, what) is None:
+            if what == MOTION_MASKS:
+                raise CommandError(f"stream {stream} has no motion masks: [streams.{stream}.gate] masks has them")
             kind, _, name = what.partition("/")
-            names = ", ".join(one.name for one in (config.zones if kind == "zone" else config.lines))
+            names = ", ".join(one.name for one in getattr(config, f"{kind}s") if one.name)
             known = f"it has: {names}" if names else "it has none"
             raise CommandError(f"stream {stream} has no {kind} {quoted(name)}; {known}")
         if what == ONLY_MOVING and self._runtime.settings[stream].only_moving is None:

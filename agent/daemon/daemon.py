@@ -25,6 +25,7 @@ from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.runtime import STOP_TIMES, Runtime, StopTimes, stop_streams
 from agent.daemon.shadow import ShadowManager
 from agent.daemon.systemd import Notifier, SystemdStatus
+from agent.daemon.web.service import PageService
 from agent.errors import ConfigError, StorageError, StreamError, VedetteError
 from agent.storage.spool.spool import Spool
 from agent.storage.state_folder import OwnedFolder, remove_temporaries, state_folder, tighten
@@ -193,6 +194,7 @@ class Daemon:
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
         self._metrics = MetricsService(self._health.readings)
+        self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
         self._shadows = ShadowManager(self.runtime)
         self._resources = ResourceManager(self.runtime, self._board_load)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
@@ -202,13 +204,14 @@ class Daemon:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
             self._resources.start()
-            self._metrics.configure(self.runtime.config.metrics)
+            self._configure_servers()
             self._watch()
         finally:
             self._systemd.stopping()
             self._resources.stop()
             self._commands.stop()
             self._metrics.close()
+            self._page.close()
             self._shadows.close()
             began = time.monotonic()
             stop_streams(self.runtime.streams.values(), self._stop_times.streams)
@@ -227,6 +230,7 @@ class Daemon:
             self._control.poll()
             self.runtime.poll_fusion()
             self._metrics.poll()
+            self._page.poll()
             self.runtime.metrics_trouble = self._metrics.trouble
             self._report_health()
             if self._is_done():
@@ -234,6 +238,10 @@ class Daemon:
                 return
             with suppress(queue.Empty):
                 self._wakeups.get(timeout=_POLL_S)
+
+    def _configure_servers(self) -> None:
+        self._metrics.configure(self.runtime.config.metrics)
+        self._page.configure(self.runtime.config.page)
 
     def _check_state(self) -> None:
         restored = self._guard.check()
@@ -270,6 +278,7 @@ class Daemon:
         return over and (self._exit_when_done or ("failed" in states and states <= {"failed", "disabled"}))
 
     def _raise_failure(self) -> None:
+        self.runtime.wait_to_delete_hidden_pictures()
         for stream in self.runtime.streams.values():
             if stream.state == "failed":
                 log.error("every stream has ended, and %s has failed: the daemon exits", stream.name)
@@ -310,6 +319,6 @@ class Daemon:
         finally:
             self._systemd.reloaded()
         self._health_file.count_reload()
-        self._metrics.configure(self.runtime.config.metrics)
+        self._configure_servers()
         self._commands.listen()
         return changes

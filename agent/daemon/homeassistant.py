@@ -26,6 +26,8 @@ _OWN_LABELS = {"blazeface": ("face",), "keypoints": ("person",)}
 """Labels by decoder, where the manifest names none."""
 _NO_WORDS = ("unknown", "silence")
 _VERDICTS = ("classify",)
+_WITH_FILTERS = ("things", "verdicts", "texts")
+"""Kinds of findings that filters are for."""
 
 
 class HomeAssistant:
@@ -81,7 +83,7 @@ class HomeAssistant:
     def _with_state(self, name: str, stream: Stream) -> StreamEntitySource:
         """Return a stream's entity source with what may change while the model stays the same."""
         runtime, known = self._runtime, self._sources[name][2]
-        variants = runtime.settings[name].variants if name in runtime.settings else ()
+        settings = runtime.settings.get(name)
         counted = tuple(ZoneLabel(*pair) for pair in stream.counted_labels)
         states, labels = stream.state_values, known.labels
         if known.kind == "words" and states:
@@ -90,7 +92,9 @@ class HomeAssistant:
             known,
             labels=labels,
             counted_labels=counted,
-            variants=variants,
+            variants=settings.variants if settings else (),
+            filters=tuple(settings.filters) if settings and known.kind in _WITH_FILTERS else (),
+            motion_masks=settings is not None and settings.motion_masks is not None,
             commands=runtime.commands,
             states=states,
         )

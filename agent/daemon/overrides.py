@@ -15,10 +15,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from agent.comms.commands import LINE, ONLY_MOVING, ZONE
+from agent.comms.commands import FILTER, LINE, MOTION_MASKS, ONLY_MOVING, ZONE
 from agent.compute.manifest import AUTO, Manifest
 from agent.config import Config, StreamConfig, ZoneConfig
-from agent.config.filters import LineConfig
+from agent.config.filters import FilterConfig, LineConfig
 from agent.config.toml import Keys
 from agent.errors import ModelError, StorageError
 from agent.models.library import open_manifest
@@ -55,7 +55,7 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         streams: overrides by stream and by setting: `enabled`, `threshold`, `variant`, `only_moving`,
-            `zone/NAME`, `line/NAME`.
+            `motion_masks`, `zone/NAME`, `line/NAME`, `filter/NAME`.
     """
 
     streams: dict[str, dict[str, Override]] = {}
@@ -230,7 +230,7 @@ def _decoded_or_none(file: StateFile) -> Overrides | None:
 
 
 def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
-    """Return the file's values that an override depends on; None: the stream has no such zone or line."""
+    """Return the file's values that an override depends on; None: the stream has no such thing."""
     if what == "enabled":
         return [stream.enabled]
     if what == "threshold":
@@ -239,16 +239,23 @@ def basis_of(stream: StreamConfig, what: str) -> list[Basis] | None:
         return [stream.model, stream.variant]
     if what == ONLY_MOVING:
         return [stream.track.only_moving]
+    if what == MOTION_MASKS:
+        return [stream.gate.masks_enabled] if stream.gate.masks else None
     for key, one in _places(stream):
         if key == what:
             return [one.enabled]
     return None
 
 
-def _places(stream: StreamConfig) -> Iterator[tuple[str, ZoneConfig | LineConfig]]:
-    """Yield the zones and lines of a stream, each with the name of its setting."""
+def _places(stream: StreamConfig) -> Iterator[tuple[str, ZoneConfig | LineConfig | FilterConfig]]:
+    """Yield the zones, lines and named filters of a stream, each with the name of its setting."""
     yield from ((f"{ZONE}{zone.name}", zone) for zone in stream.zones)
     yield from ((f"{LINE}{line.name}", line) for line in stream.lines)
+    yield from ((f"{FILTER}{one.name}", one) for one in stream.filters if one.name)
+
+
+_TABLES = {"zones": ZONE, "lines": LINE, "filters": FILTER}
+"""Tables of what has a switch by its name, and the beginning of the name of its setting."""
 
 
 def _keys(stream: StreamConfig, what: str) -> Keys:
@@ -256,7 +263,9 @@ def _keys(stream: StreamConfig, what: str) -> Keys:
         return ("decode", "score_threshold")
     if what == ONLY_MOVING:
         return ("track", what)
-    for table, prefix in (("zones", ZONE), ("lines", LINE)):
+    if what == MOTION_MASKS:
+        return ("gate", "masks_enabled")
+    for table, prefix in _TABLES.items():
         for number, one in enumerate(getattr(stream, table)):
             if f"{prefix}{one.name}" == what:
                 return (table, number, "enabled")
@@ -278,11 +287,16 @@ def _changed(stream: StreamConfig, what: str, value: Value) -> StreamConfig:
         return replace(stream, variant=str(value))
     if what == ONLY_MOVING:
         return replace(stream, track=replace(stream.track, only_moving=bool(value)))
-    zones, lines = (
-        tuple(replace(one, enabled=bool(value)) if f"{prefix}{one.name}" == what else one for one in tables)
-        for prefix, tables in ((ZONE, stream.zones), (LINE, stream.lines))
-    )
-    return replace(stream, zones=zones, lines=lines)
+    if what == MOTION_MASKS:
+        return replace(stream, gate=replace(stream.gate, masks_enabled=bool(value)))
+    switched = {
+        table: tuple(
+            replace(one, enabled=bool(value)) if f"{prefix}{one.name}" == what else one
+            for one in getattr(stream, table)
+        )
+        for table, prefix in _TABLES.items()
+    }
+    return replace(stream, **switched)
 
 
 class StreamSettings(Struct, frozen=True):
@@ -296,6 +310,8 @@ class StreamSettings(Struct, frozen=True):
         zones, lines: True for each that is on, by name.
         pictures: True if the stream has pictures, and so snapshots.
         only_moving: True if only objects that have moved are announced; None: it has no objects.
+        motion_masks: True if they are used; None: it has none.
+        filters: True for each that has a name and is on, by name.
     """
 
     enabled: bool
@@ -306,6 +322,8 @@ class StreamSettings(Struct, frozen=True):
     pictures: bool
     lines: dict[str, bool] = {}
     only_moving: bool | None = None
+    motion_masks: bool | None = None
+    filters: dict[str, bool] = {}
 
     def state_payloads(self) -> dict[str, str]:
         """Return the payload of `state/<what>` by `what`."""
@@ -316,37 +334,46 @@ class StreamSettings(Struct, frozen=True):
             states["variant"] = self.variant
         if self.only_moving is not None:
             states[ONLY_MOVING] = _switch(self.only_moving)
-        states |= {f"{ZONE}{name}": _switch(on) for name, on in self.zones.items()}
-        return states | {f"{LINE}{name}": _switch(on) for name, on in self.lines.items()}
+        if self.motion_masks is not None:
+            states[MOTION_MASKS] = _switch(self.motion_masks)
+        for table, prefix in _TABLES.items():
+            states |= {f"{prefix}{name}": _switch(on) for name, on in getattr(self, table).items()}
+        return states
 
 
 def settings_of(config: StreamConfig) -> StreamSettings:
     """Return the settings of a stream, without asking the TFLite runtime about its model, which may take long."""
-    places = [{one.name: one.enabled for one in tables} for tables in (config.zones, config.lines)]
+    wish = config.decode.score_threshold
     try:
         manifest = open_manifest(config.model, wait_s=0.0)
         variant = AUTO if manifest.exits(config.variant) else manifest.variant(config.variant).name
     except ModelError:
-        asked = config.decode.score_threshold, config.variant, ()
-        return StreamSettings(config.enabled, *asked, places[0], True, places[1])
-    wish, usual = config.decode.score_threshold, manifest.output.score_threshold
-    threshold = usual if wish is None else wish
-    pictures = manifest.audio is None
-    has_objects = pictures and config.inspection is None and manifest.finds_objects
-    known = config.enabled, threshold, variant, _variants(manifest), places[0], pictures, places[1]
-    return StreamSettings(*known, config.track.only_moving if has_objects else None)
+        known = StreamSettings(config.enabled, wish, config.variant, (), {}, pictures=True)
+    else:
+        pictures = manifest.audio is None
+        threshold = manifest.output.score_threshold if wish is None else wish
+        known = StreamSettings(config.enabled, threshold, variant, _variants(manifest), {}, pictures)
+        if pictures and config.inspection is None and manifest.finds_objects:
+            known = replace(known, only_moving=config.track.only_moving)
+    masks = config.gate.masks_enabled if config.gate.masks and known.pictures else None
+    return replace(known, motion_masks=masks, **_switches(config))
+
+
+def _switches(config: StreamConfig) -> dict[str, dict[str, bool]]:
+    """Return what has a switch by its name, and whether that is on, by table."""
+    return {table: {one.name: one.enabled for one in getattr(config, table) if one.name} for table in _TABLES}
 
 
 def settings_after(known: StreamSettings, config: StreamConfig, what: str, value: Value | None) -> StreamSettings:
     """Return `settings_of` a stream after a command, from those before it where the model says nothing new."""
-    if known.variants and isinstance(value, float) and what == "threshold":
+    if not known.variants:
+        return settings_of(config)
+    if isinstance(value, float) and what == "threshold":
         return replace(known, threshold=value)
-    if known.variants and isinstance(value, bool) and what.startswith(ZONE):
-        return replace(known, zones={**known.zones, what.removeprefix(ZONE): value})
-    if known.variants and isinstance(value, bool) and what.startswith(LINE):
-        return replace(known, lines={**known.lines, what.removeprefix(LINE): value})
-    if known.variants and isinstance(value, bool) and what == ONLY_MOVING:
-        return replace(known, only_moving=value)
+    if isinstance(value, bool) and what in (ONLY_MOVING, MOTION_MASKS):
+        return replace(known, **{what: value})
+    if isinstance(value, bool) and what.startswith(tuple(_TABLES.values())):
+        return replace(known, **_switches(config))
     return settings_of(config)
 
 

@@ -66,6 +66,8 @@ class StopTimes(NamedTuple):
 
 
 STOP_TIMES = StopTimes()
+_CONNECT_S, _DELETE_S, _POLL_S = 5.0, 1.0, 0.05
+"""Longest waits for a broker, and for it to delete pictures, before a daemon ends without a stream, s."""
 
 
 def device_name(config: Config) -> str:
@@ -92,6 +94,7 @@ class Runtime:
         fusion: runs the fused events; None: none was ever configured.
         board_trouble: why the board as a whole cannot be kept below its limits; empty: it is, or a stream can
             still give way.
+        clips_folder: of all clips.
         metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
     """
 
@@ -126,7 +129,7 @@ class Runtime:
             lambda: {name: stream.config for name, stream in dict(self.streams).items()},
         )
         self.mqtt.on_sent(self._count_sent)
-        self._clips = clips_path(config.storage)
+        self.clips_folder = clips_path(config.storage)
         self._recorder: Recorder | None = None
         self.streams: dict[str, Stream] = {}
         self.settings: dict[str, StreamSettings] = {}
@@ -148,7 +151,7 @@ class Runtime:
         if self._recorder is None:
             from agent.storage.clips.recorder import Recorder
 
-            self._recorder = Recorder(self._clips, self.config.storage, self._announce_clip)
+            self._recorder = Recorder(self.clips_folder, self.config.storage, self._announce_clip)
         return self._recorder
 
     def disk_load(self) -> DiskLoad:
@@ -191,7 +194,7 @@ class Runtime:
             recorder,
             vetting,
             state=state_path(self.config.storage),
-            clips=self._clips,
+            clips=self.clips_folder,
             tap=self._tap,
             cameras=self._cameras,
         )
@@ -266,7 +269,23 @@ class Runtime:
                 log.error(refusal)
                 refused.append(refusal)
         if refused and all(stream.finished for stream in self.streams.values()) and not self.disabled_by_operator:
+            self._delete_hidden_pictures()
             raise StreamError("\n".join(refused))
+
+    def _delete_hidden_pictures(self) -> None:
+        """Connect to the broker for a moment: that deletes snapshots from before the masks of a stream."""
+        if any(stream.config.hides for stream in self.streams.values()):
+            self.mqtt.start()
+            self.wait_to_delete_hidden_pictures()
+            self.mqtt.stop(_DELETE_S)
+
+    def wait_to_delete_hidden_pictures(self) -> None:
+        """Wait a moment for the broker before the daemon ends, if a stream hides something."""
+        until = time.monotonic() + _CONNECT_S
+        while any(stream.config.hides for stream in self.streams.values()) and time.monotonic() < until:
+            if self.mqtt.state.connected:
+                return
+            time.sleep(_POLL_S)
 
     @property
     def commands(self) -> bool:

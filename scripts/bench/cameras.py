@@ -9,8 +9,8 @@ sent to the daemon and what the loop has read: on a machine that does other work
 daemon's governor is off, so that it gives nothing up for that. Each number of cameras weighs the same, and the
 number that fills one core is extrapolated.
 
-With `--quick`, cameras are measured while they are still being learned, and somebody comes every 20 s for 2 s, after
-which everything is decoded for as long again: its ratio is lower, and only tells that all works.
+With `--quick`, cameras are measured while they are still being learned, and somebody comes every 20 s for 2 s,
+after which everything is decoded for as long again: its ratio is lower, and only tells that all works.
 
 Then, not with `--quick`, the daemon runs on one core with four times as many cameras as the loop carries, with
 its governor, and tells whether it keeps up: at least 0.95 of the pictures are read, and of the decoded ones

@@ -10,7 +10,8 @@ from ha_scene import Scene
 from msgspec.structs import replace
 
 from agent.comms.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
-from agent.comms.homeassistant.discovery import entities, message, topic
+from agent.comms.homeassistant.discovery import entities
+from agent.comms.homeassistant.message import message, topic
 from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode
 from agent.comms.topics import Topics
 from agent.health import StreamHealth

@@ -72,3 +72,27 @@ def test_a_line_is_switched_off_and_removed_by_a_reload(vedette: Vedette, operat
     vedette.reload()
     operator.messages.wait(lambda m: m.of(LINE)[-1:] == [b""])
     operator.messages.wait(lambda m: m.of(TOPICS.state("front", "line/kerb"))[-1:] == [b""])
+
+
+def test_filters_and_motion_masks_are_switched_and_stay_so_after_a_restart(
+    vedette: Vedette, operator: Operator
+) -> None:
+    operator.wait_state("front", "only_moving", "off")
+    front = vedette.config["streams"]["front"]
+    front["filters"] = [{"name": "people", "labels": ["person"], "max_area": 0.0}]
+    front["gate"] = {"masks": [[[0.0, 0.0], [1.0, 0.0], [1.0, 0.1], [0.0, 0.1]]]}
+    vedette.reload()
+    operator.wait_state("front", "filter/people", "on")
+    operator.wait_state("front", "motion_masks", "on")
+    operator.set("front", "motion_masks", "off")
+    operator.wait_state("front", "motion_masks", "off")
+    seen = len(events(operator.messages))
+    operator.set("front", "filter/people", "off")
+    operator.wait_state("front", "filter/people", "off")
+    operator.messages.wait(lambda m: ("new", "person") in {(e.kind, e.track.label) for e in events(m)[seen:]})
+    vedette.end()
+    told = len(operator.states("front", "filter/people"))
+    vedette.start()
+    operator.messages.wait(lambda _: len(operator.states("front", "filter/people")) > told)
+    operator.wait_state("front", "filter/people", "off")
+    operator.wait_state("front", "motion_masks", "off")

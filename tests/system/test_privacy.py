@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -107,3 +108,17 @@ def test_at_the_start_a_stream_with_a_mask_of_two_points_fails_and_the_others_ru
         assert f"{vedette.file}:" in said
         operator.messages.wait(lambda m: states(m) == {"front": "failed", "back": "running"})
     assert not any(_snapshots(operator))
+
+
+def test_a_snapshot_from_before_the_masks_is_deleted_also_if_no_stream_can_run(
+    tmp_path: Path, broker: Mosquitto, operator: Operator
+) -> None:
+    front = camera(person_model(tmp_path), _SOURCE, publish={"snapshot_every_s": 0.1})
+    with Vedette(tmp_path, broker, front=front) as vedette:
+        operator.messages.wait(lambda _: any(_snapshots(operator)))
+        vedette.end(signal.SIGKILL)
+        assert _snapshots(operator)[-1]
+        vedette.config["streams"]["front"]["privacy"] = [{"name": "door", "polygon": [[0.0, 0.0], [1.0, 1.0]]}]
+        vedette.start()
+        assert vedette.exit_code() != 0
+        operator.messages.wait(lambda _: _snapshots(operator)[-1] == b"")

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from agent.board.proc import read_clock
 from agent.capture.server_probe import find_refusal
 from agent.capture.source import with_login
-from agent.cli.checks import Finding, metrics
+from agent.cli.checks import Finding, ports
 from agent.comms.mqtt.brokers import BrokerEndpoint, address
 from agent.comms.mqtt.connection import WakeupPipe
 from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
@@ -45,8 +45,9 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
     jobs: list[tuple[str, Job]] = [("broker", partial(_check_broker, one, health)) for one in brokers]
     if config.mqtt.commands is None and not commands_off(config.mqtt):
         jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
-    if config.metrics is not None:
-        jobs.append(("metrics", partial(metrics.findings, SECTION, config.metrics)))
+    for served in (config.metrics, config.page):
+        if served is not None:
+            jobs.append((served.TABLE, partial(ports.findings, SECTION, served)))
     for name, stream in config.streams.items():
         at = None if health is None or name not in health.streams else health.streams[name]
         jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))

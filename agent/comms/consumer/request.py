@@ -20,7 +20,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.comms.consumer.client import BrokerOptions, ConsumerClient, as_options
-from agent.comms.homeassistant import discovery
+from agent.comms.homeassistant.message import entity_ids, is_of
+from agent.comms.homeassistant.message import topic as discovery_topic
 from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError, in_words
 from agent.comms.topics import ONLINE, Topics
@@ -244,7 +245,7 @@ class FormerName:
 
     def __init__(self, options: BrokerOptions, topics: Topics, discovery_prefix: str) -> None:
         self._options, self._topics = options, topics
-        self._discovery = discovery.topic(discovery_prefix, topics.device)
+        self._discovery = discovery_topic(discovery_prefix, topics.device)
         self._received: queue.SimpleQueue[tuple[str, bytes]] = queue.SimpleQueue()
         self._acknowledged: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
         self._connection = ConsumerClient(options, "3.1.1")
@@ -275,9 +276,9 @@ class FormerName:
             )
         identifier = f"{self._topics.prefix}/{self._topics.device}"
         body = retained.pop(self._discovery, b"")
-        if not discovery.is_of(body, identifier):
+        if not is_of(body, identifier):
             return LeftBehind(tuple(sorted(retained)))
-        return LeftBehind((*sorted(retained), self._discovery), discovery.entity_ids(body))
+        return LeftBehind((*sorted(retained), self._discovery), entity_ids(body))
 
     def delete(self, found: LeftBehind) -> None:
         """Delete topics, by an empty retained message to each, and check that they are gone.

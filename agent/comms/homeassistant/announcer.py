@@ -13,7 +13,8 @@ import time
 from collections.abc import Callable
 
 from agent.comms.homeassistant.device import DeviceEntitySource
-from agent.comms.homeassistant.discovery import Entities, RetainedEntities, entities, message, read, topic
+from agent.comms.homeassistant.discovery import Entities, entities
+from agent.comms.homeassistant.message import RetainedEntities, message, read, topic
 from agent.comms.mqtt.paho_client import IncomingMessage
 from agent.comms.mqtt.publisher import Publisher
 from agent.config import HomeAssistantConfig

@@ -1,6 +1,6 @@
 """Home Assistant's device: its topic, its name, and the parts of which ids and names are made.
 
-The entities and their names are in `agent.comms.homeassistant.discovery`.
+The entities and their names are in `discovery` beside it, the message is in `message`.
 """
 
 from __future__ import annotations
@@ -111,6 +111,8 @@ class StreamEntitySource(Struct, frozen=True):
         attributes: names of what secondary models tell about an object.
         condition: True if its camera, microphone and model are watched.
         lines: names.
+        filters: names of those that have one.
+        motion_masks: True if it has any.
     """
 
     name: str
@@ -131,6 +133,8 @@ class StreamEntitySource(Struct, frozen=True):
     attributes: tuple[str, ...] = ()
     condition: bool = False
     lines: tuple[str, ...] = ()
+    filters: tuple[str, ...] = ()
+    motion_masks: bool = False
 
     def id(self, *parts: str) -> str:
         """Return an id of this stream. Its parts have no dot, so that it is unique."""

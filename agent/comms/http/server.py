@@ -1,8 +1,8 @@
-"""Serve one page over HTTP or HTTPS to a few clients at a time, without ever holding up its caller.
+"""Serve pages and files over HTTP or HTTPS to a few clients at a time, without ever holding up the caller.
 
 Every connection has a thread and a deadline for each of its steps, whatever it sends: a client that sends a byte
-now and then is cut off like one that sends none. More connections than threads wait in the system's queue. One
-request is answered per connection.
+now and then is cut off like one that sends none, and so is one that does not read. More connections than threads
+wait in the system's queue. One request is answered per connection.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from msgspec import Struct
 
@@ -36,14 +37,16 @@ class HttpLimits(Struct, frozen=True):
     Attributes:
         connections: that are served at a time.
         request_s: for the TLS handshake and a whole request, s.
-        answer_s: for sending the answer, s.
+        answer_s: for sending the answer, of a file for each `piece_bytes` of it, s.
         request_bytes: largest request: its line and all headers.
+        piece_bytes: of a file that are read and sent at once.
     """
 
     connections: int = 8
     request_s: float = 5.0
     answer_s: float = 10.0
     request_bytes: int = 16 * 1024
+    piece_bytes: int = 256 * 1024
 
 
 LIMITS = HttpLimits()
@@ -90,23 +93,77 @@ Render = Callable[[str], Page]
 """Function that returns the page for the value of an `Accept` header."""
 
 
-class HttpServer:
-    """Serves the page `/metrics` in threads of its own from `start` to `close`. Any thread may call every method.
+class HttpRequest(Struct, frozen=True):
+    """What a client asks for.
 
     Attributes:
+        path: with the query, as sent: anybody may have written it.
+        headers: of the request.
+        has_login: True if the client has given user and password.
+    """
+
+    path: str
+    headers: Message
+    has_login: bool = False
+
+
+class Answer(Struct, frozen=True):
+    """What a client gets.
+
+    Attributes:
+        page: type and body.
+        code: of HTTP.
+        headers: further ones.
+        file: that is sent after the body, from its position on, and closed; None: none is.
+        length: bytes of the file to send.
+    """
+
+    page: Page
+    code: int = 200
+    headers: tuple[tuple[str, str], ...] = ()
+    file: BinaryIO | None = None
+    length: int = 0
+
+
+Respond = Callable[[HttpRequest], Answer]
+"""Function that answers a request of a client that was let in."""
+
+
+def text_answer(code: int, text: str) -> Answer:
+    """Return an answer of a line of text."""
+    return Answer(Page("text/plain; charset=utf-8", f"{text}\n".encode()), code)
+
+
+def one_page(path: str, render: Render) -> Respond:
+    """Return what serves one page, and nothing else."""
+
+    def respond(request: HttpRequest) -> Answer:
+        if request.path.partition("?")[0] != path:
+            return text_answer(404, f"there is only {path} here")
+        return Answer(render(request.headers.get("Accept", "")))
+
+    return respond
+
+
+class HttpServer:
+    """Answers requests in threads of its own from `start` to `close`. Any thread may call every method.
+
+    Attributes:
+        name: for the log and the threads.
         access: who is let in; may be replaced while the server runs.
     """
 
     def __init__(
-        self, listener: socket.socket, render: Render, access: Access, limits: HttpLimits = LIMITS
+        self, name: str, listener: socket.socket, respond: Respond, access: Access, limits: HttpLimits = LIMITS
     ) -> None:
         """Serve on a listening socket, see `listen`."""
-        self._listener, self._render, self.access, self._limits = listener, render, access, limits
+        self.name, self._listener, self._respond, self._limits = name, listener, respond, limits
+        self.access = access
         self._slots = threading.BoundedSemaphore(limits.connections)
         self._reading: dict[socket.socket, float] = {}  # whose request has not come yet, and since when, s
         self._closed = threading.Event()
         self._has_failed = False
-        self._thread = threading.Thread(target=self._run, name="metrics", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -126,15 +183,15 @@ class HttpServer:
         if self._thread.ident is not None:
             self._thread.join(_POLL_S * 2)
 
-    def render(self, accept: str) -> Page | None:
-        """Return the page; None: making it has failed, which is logged once."""
+    def respond(self, request: HttpRequest) -> Answer:
+        """Answer a request; a failure is an answer, too, and logged once."""
         try:
-            return self._render(accept)
+            return self._respond(request)
         except Exception:
             if not self._has_failed:
-                log.exception("metrics: internal error (please report); the answer is 500")
+                log.exception("%s: internal error (please report); the answer is 500", self.name)
             self._has_failed = True
-            return None
+            return text_answer(500, "internal error, see the log")
 
     def _run(self) -> None:
         while not self._closed.is_set():
@@ -146,7 +203,7 @@ class HttpServer:
             except OSError as error:
                 self._slots.release()
                 if not self._closed.is_set():  # such as without free file descriptors
-                    log.debug("metrics: %s", reason_of(error))
+                    log.debug("%s: %s", self.name, reason_of(error))
                     self._closed.wait(_PAUSE_S)
                 continue
             self._start_thread(connection)
@@ -164,7 +221,8 @@ class HttpServer:
         self._reading.pop(connection, None)
 
     def _start_thread(self, connection: socket.socket) -> None:
-        answering = threading.Thread(target=self._serve, args=(connection,), name="metrics-answer", daemon=True)
+        name = f"{self.name}-answer"
+        answering = threading.Thread(target=self._serve, args=(connection,), name=name, daemon=True)
         try:
             answering.start()
         except RuntimeError:  # no more threads are allowed
@@ -178,7 +236,7 @@ class HttpServer:
             with connection:
                 self._answer(connection)
         except (OSError, ValueError) as error:  # the client is slow, gone, or speaks no TLS
-            log.debug("metrics: %s", reason_of(error))
+            log.debug("%s: %s", self.name, reason_of(error))
         finally:
             self._reading.pop(connection, None)
             self._slots.release()
@@ -243,6 +301,8 @@ class _Handler(BaseHTTPRequestHandler):
         self, connection: socket.socket, server: HttpServer, access: Access, until: float, limits: HttpLimits
     ) -> None:
         self._server, self._access, self._until, self._limits = server, access, until, limits
+        self._answer: Answer | None = None
+        self.command = ""  # until a request has come
         super().__init__(connection, ("", 0), None)  # type: ignore[arg-type]  # it only keeps the server
 
     def setup(self) -> None:
@@ -252,10 +312,24 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile = io.BytesIO()
 
     def finish(self) -> None:
-        """Send the whole answer; sendall's time-out is for all of it."""
+        """Send the whole answer; the time-out of `sendall` is for all that it is given."""
         assert isinstance(self.wfile, io.BytesIO)
         self.request.settimeout(self._limits.answer_s)
-        self.request.sendall(self.wfile.getvalue())
+        try:
+            self.request.sendall(self.wfile.getvalue())
+            if self.command != "HEAD" and self._answer is not None and self._answer.file is not None:
+                self._send_file(self._answer.file, self._answer.length)
+        finally:
+            if self._answer is not None and self._answer.file is not None:
+                self._answer.file.close()
+
+    def _send_file(self, file: BinaryIO, length: int) -> None:
+        while length > 0:
+            piece = file.read(min(length, self._limits.piece_bytes))
+            if not piece:  # it has become shorter, and the client sees the missing end
+                return
+            self.request.sendall(piece)
+            length -= len(piece)
 
     def handle(self) -> None:
         self.handle_one_request()
@@ -264,22 +338,23 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._server.request_read(self.request)
         if not self._access.allows(self.headers.get("Authorization", "")):
-            self._reply(401, Page("text/plain", b"user name or password is wrong\n"))
-        elif self.path.partition("?")[0] != "/metrics":
-            self._reply(404, Page("text/plain", b"there is only /metrics here\n"))
-        elif (page := self._server.render(self.headers.get("Accept", ""))) is None:
-            self._reply(500, Page("text/plain", b"internal error, see the log\n"))
-        else:
-            self._reply(200, page)
+            self._reply(text_answer(401, "user name or password is wrong"))
+            return
+        has_login = bool(self._access.username)
+        self._answer = answer = self._server.respond(HttpRequest(self.path, self.headers, has_login))
+        self._reply(answer)
 
     do_HEAD = do_GET  # noqa: N815 - as the base class looks it up
 
-    def _reply(self, code: int, page: Page) -> None:
-        self.send_response(code)
+    def _reply(self, answer: Answer) -> None:
+        page = answer.page
+        self.send_response(answer.code)
         self.send_header("Content-Type", page.content_type)
-        self.send_header("Content-Length", str(len(page.body)))
+        self.send_header("Content-Length", str(len(page.body) + answer.length))
         self.send_header("Connection", "close")
-        if code == 401:
+        for name, value in answer.headers:
+            self.send_header(name, value)
+        if answer.code == 401:
             self.send_header("WWW-Authenticate", 'Basic realm="Vedette", charset="UTF-8"')
         self.end_headers()
         if self.command != "HEAD":
@@ -289,7 +364,7 @@ class _Handler(BaseHTTPRequestHandler):
         return SERVER
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
-        log.debug("metrics: " + format, *args)
+        log.debug("%s: " + format, self._server.name, *args)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -329,7 +329,7 @@ class MotionGate:
     def __init__(self, config: GateConfig, shown: Box = WHOLE) -> None:
         """Start closed. `shown` is the part of the frame that the pictures show; masks are of the frame."""
         self._config, self._shown = config, shown
-        self._background = Background(config.sensitivity, config.min_area, _within(config.masks, shown))
+        self._background = Background(config.sensitivity, config.min_area, _within(config.masks_in_use, shown))
         self._hold_ns = round(config.hold_s * 1e9)
         self._idle_ns = round(config.max_idle_s * 1e9)
         self._before_ns = self._moved_ns = self._opened_ns = self._whole_ns = _LONG_AGO

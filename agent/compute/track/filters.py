@@ -26,7 +26,7 @@ class DetectionFilters:
             ConfigError: see `check_filters`.
         """
         check_filters(filters)
-        self._filters, self._threshold = tuple(filters), threshold
+        self._filters, self._threshold = tuple(one for one in filters if one.enabled), threshold
         self._by_label: dict[str, tuple[FilterConfig, ...]] = {}
 
     @property
@@ -77,10 +77,12 @@ def check_filters(filters: Sequence[FilterConfig]) -> None:
     """Check filters.
 
     Raises:
-        ConfigError: nothing could pass one, or one of its masks cannot be used. The error names the filter.
+        ConfigError: nothing could pass one, one of its masks cannot be used, or two have one name. The error
+            names the filter.
     """
+    names: set[str] = set()
     for one in filters:
-        name = f"filter of {', '.join(one.labels) or 'all labels'}"
+        name = f"filter {one.name!r}" if one.name else f"filter of {', '.join(one.labels) or 'all labels'}"
         for low, high in (("min_area", "max_area"), ("min_ratio", "max_ratio")):
             least, most = getattr(one, low), getattr(one, high)
             if least is not None and most is not None and least > most:
@@ -90,6 +92,9 @@ def check_filters(filters: Sequence[FilterConfig]) -> None:
                 f"{name}: start_score, {one.start_score:g}, is less than min_score, {one.min_score:g}"
             )
         check_polygons(one.masks, name)
+        if one.name in names:
+            raise ConfigError(f"two filters are named {one.name!r}: give each filter of a stream its own name")
+        names |= {one.name} - {""}
 
 
 def check_polygons(masks: Iterable[Polygon], name: str) -> None:

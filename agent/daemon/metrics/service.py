@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from agent.config.metrics import MetricsConfig
+from agent.config.http import MetricsConfig
 from agent.daemon.metrics.readings import DaemonReadings
 from agent.errors import ConfigError
 
 if TYPE_CHECKING:
-    from agent.daemon.metrics.exporter import MetricsExporter
+    from agent.daemon.web.endpoint import HttpEndpoint
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ class MetricsService:
 
     def __init__(self, read: Callable[[], DaemonReadings]) -> None:
         self._read = read
-        self._exporter: MetricsExporter | None = None
+        self._exporter: HttpEndpoint | None = None
         self._missing = ""
 
     @property
@@ -43,11 +43,12 @@ class MetricsService:
         if self._exporter is not None:
             self._exporter.configure(config)
 
-    def _open(self) -> MetricsExporter:
-        from agent.daemon.metrics.exporter import MetricsExporter
+    def _open(self) -> HttpEndpoint:
+        from agent.comms.http.server import one_page
         from agent.daemon.metrics.exposition import Exposition
+        from agent.daemon.web.endpoint import HttpEndpoint
 
-        return MetricsExporter(Exposition(self._read).page)
+        return HttpEndpoint("metrics", one_page(MetricsConfig.PATH, Exposition(self._read).page))
 
     def poll(self) -> None:
         """Try again to listen if that is due."""

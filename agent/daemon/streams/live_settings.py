@@ -22,7 +22,7 @@ def with_live_settings(config: StreamConfig, other: StreamConfig) -> StreamConfi
         filters=other.filters,
         zones=other.zones,
         lines=other.lines if same_lines else config.lines,
-        gate=replace(config.gate, masks=other.gate.masks),
+        gate=replace(config.gate, masks=other.gate.masks, masks_enabled=other.gate.masks_enabled),
         track=replace(config.track, only_moving=other.track.only_moving),
         publish=replace(config.publish, **{key: getattr(other.publish, key) for key in _SNAPSHOT}),
     )

@@ -55,11 +55,6 @@ OnChange = Callable[[str, str], None]
 """Called with a new state of a source, and the reason."""
 
 
-def log_change(name: str, state: str, reason: str) -> None:
-    """Log an outage. A function, not a method: the source's threads may hang, and must not hold the stream."""
-    (log.warning if state == "lost" else log.info)("stream %s: %s: %s", name, state, reason)
-
-
 Input = Union["FrameStream", "SoundStream"]
 T = TypeVar("T", Frame, AudioChunk)
 T_co = TypeVar("T_co", covariant=True)
@@ -285,7 +280,7 @@ class VideoPipeline(Pipeline[Frame]):
         if self.on_demand is not None:
             vision = self._vision
             moved = vision.gate_reason == "motion"
-            busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.wants_inference
+            busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.must_infer
             busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
             busy = busy or vision.config.gate.max_idle_s < _RARE_S
             self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved, self._most))

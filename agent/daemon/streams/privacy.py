@@ -9,7 +9,7 @@ from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
 from agent.config.privacy import BLUR_VARIANTS, blur_models, check_masks
-from agent.errors import ConfigError, ModelError
+from agent.errors import BlurModelError, ConfigError, ModelError
 from agent.models.library import open_model
 from agent.models.secondary import OpenModel
 
@@ -43,7 +43,7 @@ def opened_blur_models(
     """Open the models that find what a stream blurs, each with its labels.
 
     Raises:
-        ConfigError: one cannot be used; it names `blur`, since the stream's own model is another one.
+        BlurModelError: one cannot be used; it names `blur`, since the stream's own model is another one.
         NotYetError: its tensors are not known yet.
     """
     found = []
@@ -53,7 +53,7 @@ def opened_blur_models(
         except NotYetError:
             raise
         except ModelError as error:
-            raise ConfigError(f"blur: model {model}: {error}", keys=("blur",)) from error
+            raise BlurModelError(f"blur: model {model}: {error}", keys=("blur",)) from error
     return found
 
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
@@ -26,11 +26,13 @@ from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
 from agent.daemon.streams.live_settings import with_live_settings
+from agent.daemon.streams.outages import OutageLog
 from agent.daemon.streams.perception import Perception, open_perception, prepare_perception
-from agent.daemon.streams.pipeline import Input, Pipeline, log_change, open_pipeline
+from agent.daemon.streams.pipeline import Input, Pipeline, open_pipeline
 from agent.daemon.streams.privacy import log_privacy
 from agent.daemon.streams.services import State, StreamServices
-from agent.errors import BackendError, CommandError, VedetteError
+from agent.daemon.teaching.opening import Taught, known_values, open_taught
+from agent.errors import BackendError, BlurError, BlurModelError, CommandError, VedetteError
 from agent.health import StreamHealth
 from agent.models.library import log_guesses, open_model
 from agent.text import plural
@@ -38,22 +40,20 @@ from agent.types import StreamBudget, Track
 
 if TYPE_CHECKING:
     from agent.compute.infer.session import Session
-    from agent.compute.listening import UtterancePerception
-    from agent.compute.vision import VideoPerception
     from agent.daemon.clips.stream_clips import StreamClips
     from agent.daemon.condition.told import StreamCondition
     from agent.daemon.inspection import Inspection
     from agent.daemon.shadow import Shadow
     from agent.daemon.teaching.lessons import Done as LessonDone
-    from agent.daemon.teaching.states import StreamStates
     from agent.daemon.teaching.taught import Lesson
-    from agent.daemon.teaching.words import StreamWords
 
 
 log = logging.getLogger(__name__)
 HANGING_MAX = 2
 """Most threads of one stream that may hang in a library: each holds a model, and a third would hang as well."""
 _POLL_S = 0.2
+_PASSING = (BackendError, BlurError, BlurModelError)
+"""Errors after which the stream is started again: what was wrong may be right in a while."""
 
 
 class Stream:
@@ -74,7 +74,7 @@ class Stream:
     def __init__(self, name: str, config: StreamConfig, services: StreamServices) -> None:
         self.name, self.config, self._services = name, config, services
         self.state: State = "starting" if config.enabled else "disabled"
-        self.detail, self._tries_again = "", False
+        self.detail, self._tries_again, self._logged = "", False, ""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._heartbeat_s = time.monotonic()
@@ -85,10 +85,10 @@ class Stream:
         self._source: Input | None = None
         self._clips: StreamClips | None = None
         self._inspection: Inspection | None = None
-        self._taught: StreamStates | StreamWords | None = None
+        self._taught: Taught | None = None
         self._stored_values: dict[str, tuple[str, ...]] | None = None  # read while it does not run
         self._captured: CaptureStats | None = None
-        self.metrics = StreamMetrics()
+        self.metrics, self._outages = StreamMetrics(), OutageLog(name)
         self._reporter: Reporter | None = None
         self.model: Model | None = None
         self._variant = config.variants  # that the model was opened with
@@ -118,7 +118,8 @@ class Stream:
         except NotYetError:
             pass  # the stream's thread opens it
         except VedetteError as error:
-            self.state, self.detail = "failed", str(error)
+            self._logged = str(error)  # by who called this
+            self._fail(str(error), again=isinstance(error, BlurModelError))
             raise
 
     def _open_model(self, wait_s: float | None) -> Model:
@@ -225,7 +226,7 @@ class Stream:
         """Forget a state that was taught, or one value of it. Raises CommandError or StorageError."""
         self._running_lessons().forget(state, value)
 
-    def _running_lessons(self) -> StreamStates | StreamWords:
+    def _running_lessons(self) -> Taught:
         taught, (state, detail) = self._taught, self.status
         if state not in ("running", "degraded"):
             raise CommandError(f"stream {self.name} is {state}, so nothing is taught{detail and f': {detail}'}")
@@ -261,9 +262,7 @@ class Stream:
         if (taught := self._taught) is not None:
             return taught.values
         if self._stored_values is None:
-            from agent.daemon.teaching.taught import FOLDER, stored_values
-
-            self._stored_values = stored_values(self._services.state / FOLDER, self.name)
+            self._stored_values = known_values(self.name, self.config, self._services.state)
         return self._stored_values
 
     def start(self, predecessors: Sequence[Stream] = ()) -> None:
@@ -271,7 +270,7 @@ class Stream:
 
         It waits while `_hanging_max` or more of its predecessors, the replaced streams, hang.
         """
-        if self.state == "starting":
+        if self.state == "starting" or self._tries_again:
             self.heartbeat()
             self._predecessors = predecessors
             self._thread = threading.Thread(target=self._supervise, name=f"stream-{self.name}", daemon=True)
@@ -443,8 +442,10 @@ class Stream:
             self._run()
         except VedetteError as error:
             # Broken input stays broken: a reload or a restart tries it again.
-            self._fail(str(error), again=isinstance(error, BackendError))
-            log.error("stream %s: %s", self.name, self.detail)
+            self._fail(str(error), again=isinstance(error, _PASSING))
+            if self.detail != self._logged:
+                log.error("stream %s: %s", self.name, self.detail)
+            self._logged = self.detail
         except Exception as error:
             # An internal error of one stream must not end the others.
             self._fail(f"{type(error).__name__}: {error}", again=True)
@@ -471,21 +472,21 @@ class Stream:
         reporter = self._open_reporter(model)
         if self._stop.is_set():  # `ask_to_stop` may have missed this reporter
             return
-        on_change, services = partial(log_change, self.name), self._services
+        services = self._services
         self.metrics.begin_run()
         self._budget_in_use = StreamBudget()
         with self._inspecting() as inspection:
             opened = self._perception
-            self._taught = taught = self._open_taught(opened, reporter)
+            self._taught = taught = open_taught(self.name, self.config, services.state, opened, reporter)
             parts = services.recorder, self.metrics, inspection, taught, services.cameras, services.state
             source, pipeline, self._clips = open_pipeline(
-                self.name, self.config, opened, reporter, on_change, *parts
+                self.name, self.config, opened, reporter, self._outages, *parts
             )
             self._run_pipeline(source, pipeline, opened)
 
     def _run_pipeline(self, source: Input, pipeline: Pipeline[Any], opened: Perception) -> None:
         self._source, self._pipeline, self._is_announced = source, pipeline, False
-        self.state, self.detail = "running", ""
+        self.state, self.detail, self._logged = "running", "", ""
         try:
             if not self._stop.is_set():
                 source.start()
@@ -525,24 +526,6 @@ class Stream:
             reporter.counts({label: 0 for zone, label in named if not zone}, zones)
         return reporter
 
-    def _open_taught(self, opened: Perception, reporter: Reporter) -> StreamStates | StreamWords | None:
-        """Read what was taught; None: this stream can be taught nothing."""
-        manifest = opened.model.manifest
-        shows_hidden = self.config.hides and not self.config.mask_model
-        not_taught = self.config.inspection or self.config.shows_part or shows_hidden
-        if not_taught or (self.has_sound and not manifest.is_embedding):
-            return None
-        from agent.daemon.teaching.taught import FOLDER
-
-        folder = self._services.state / FOLDER
-        if self.has_sound:
-            from agent.daemon.teaching.words import StreamWords
-
-            return StreamWords(self.name, folder, cast("UtterancePerception", opened), reporter)
-        from agent.daemon.teaching.states import StreamStates
-
-        return StreamStates(self.name, folder, cast("VideoPerception", opened), reporter)
-
     @contextmanager
     def _inspecting(self) -> Iterator[Inspection | None]:
         """Open the pins and files of an inspection while the context lasts."""
@@ -561,6 +544,7 @@ class Stream:
 
     def _before_each(self, opened: Perception, pipeline: Pipeline[Any], source: Input) -> None:
         self.heartbeat()
+        self._outages.poll()
         pipeline.shadow = self.shadow
         if (budget := self._budget) != self._budget_in_use:
             self._budget_in_use = budget

@@ -71,11 +71,13 @@ class ClipHeader(Struct, frozen=True):
         occasion: why it was made; of an old clip what its name says.
         began_at: UTC of its first picture.
         duration_s: length, s; None: it does not say.
+        playable: bytes up to the end of its last whole fragment; of an old clip all.
     """
 
     occasion: ClipReason
     began_at: datetime
     duration_s: float | None
+    playable: int = 0
 
 
 def read_header(path: Path) -> ClipHeader:
@@ -88,12 +90,12 @@ def read_header(path: Path) -> ClipHeader:
         return _header_of_name(path)
     try:
         with path.open("rb") as file:
-            label, totals, _ = _scan(file)
+            label, totals, end = _scan(file)
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except ValueError as error:
         raise StorageError(f"{path}: is not a clip of Vedette's, or {error}") from error
-    return ClipHeader(label.occasion, label.began_at, totals.duration_s if totals else None)
+    return ClipHeader(label.occasion, label.began_at, totals.duration_s if totals else None, end)
 
 
 def _header_of_name(path: Path) -> ClipHeader:

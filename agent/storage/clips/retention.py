@@ -108,9 +108,14 @@ def _entries(folder: Path) -> Iterator[Entry]:
             try:
                 began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
                 size = file.stat(follow_symlinks=False).st_size
-                yield Entry(Path(file.path), began, size, bool(_CONTINUOUS_NAME.fullmatch(named[2])))
+                yield Entry(Path(file.path), began, size, is_piece(named[2]))
             except (ValueError, FileNotFoundError):  # no time; or deleted meanwhile
                 continue
+
+
+def is_piece(about: str) -> bool:
+    """Return True if the label in a clip's name is that of a piece of a continuous recording."""
+    return _CONTINUOUS_NAME.fullmatch(about) is not None
 
 
 def _folders(folder: Path) -> list[str]:

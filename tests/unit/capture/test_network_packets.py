@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 import pytest
 from msgspec.structs import replace
 
-from agent.capture.media import parameters
+from agent.capture.media import parameter_sets
 from agent.capture.packets import PacketStream
 from agent.capture.source import open_source
 from agent.capture.video import NetworkStream
@@ -124,6 +124,37 @@ def test_a_camera_whose_parameters_come_late_has_its_size_from_the_first_key_fra
 
 
 def test_parameters_are_found_in_a_key_frame_alone(units: list[Unit]) -> None:
-    assert parameters("h264", units[0].data)[0] & 0x1F == 7
-    assert parameters("h264", units[1].data) == b""
-    assert parameters("h264", b"") == b""
+    found = parameter_sets("h264", units[0].data)
+    assert {kind: content[0] & 0x1F for kind, content in found.items()} == {(7, 0): 7, (8, 0): 8}
+    assert parameter_sets("h264", units[1].data) == parameter_sets("h264", b"") == {}
+
+
+@pytest.mark.parametrize(
+    ("first", "number"), [(0b1000_0000, 0), (0b0100_0000, 1), (0b0110_0000, 2), (0b0010_0000, 3)]
+)
+def test_parameters_of_pictures_are_told_apart_by_their_number(first: int, number: int) -> None:
+    h264, hevc = bytes([0x68, first, 0xFF]), bytes([0x44, 0x01, first, 0xFF])
+    assert parameter_sets("h264", b"\0\0\0\1" + h264 + b"\0\0\1\x65slice") == {(8, number): h264}
+    assert parameter_sets("hevc", b"\0\0\1" + hevc + b"\0\0\1\x26\1slice") == {(34, number): hevc}
+    assert parameter_sets("h264", b"\0\0\1\x65slice\0\0\1" + h264) == {}, (
+        "after a slice it is of the next picture"
+    )
+
+
+def test_parameters_of_pictures_that_change_alone_make_another_track(units: list[Unit]) -> None:
+    other = encode(
+        pattern(4 * FPS), options={**OPTIONS, "x264-params": f"{OPTIONS['x264-params']}:chroma-qp-offset=3"}
+    )
+    changed = [replace(unit, pts_s=unit.pts_s + 4) for unit in other]
+    before, after = (parameter_sets("h264", one[0].data) for one in (units, changed))
+    assert (before[7, 0] == after[7, 0], before[8, 0] == after[8, 0]) == (True, False)
+    with PacketCamera([*units, *changed]) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: len({packet.track.header for packet in found}) == 2, 20.0)
+        headers = list(dict.fromkeys(packet.track.header for packet in found))
+        assert [one[8, 0] in header for one, header in zip((before, after), headers, strict=True)] == [True, True]
+
+
+def test_parameters_that_are_repeated_are_of_the_same_track(units: list[Unit]) -> None:
+    with PacketCamera(units) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: sum(packet.keyframe for packet in found) > 6, 20.0)
+        assert len({id(packet.track) for packet in found}) == 1

@@ -166,7 +166,7 @@ def test_a_prediction_measures_nothing() -> None:
     assert "sd865" in str(done.exception)
 
 
-@pytest.mark.parametrize("patience", ["0", "-1"])
+@pytest.mark.parametrize("patience", ["0", "-1", "nan", "inf", "1e9"])
 def test_a_patience_that_nothing_can_keep_is_refused_as_that(patience: str) -> None:
     result = call("nanodet", "--patience", patience)
     assert result.exit_code == 2

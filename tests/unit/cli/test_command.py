@@ -123,7 +123,9 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
         "states": {"gate": {"value": "open"}, "door": {"value": None}},
         "zones": {"drive": False},
         "lines": {"gate": True},
+        "filters": {"cats": False},
         "only_moving": True,
+        "motion_masks": False,
         "set_by_command": ["variant"],
     }
     back = {"state": "lost", "detail": "rtsp://camera/: no picture for 10 s", "enabled": True}
@@ -133,7 +135,7 @@ def test_the_status_is_a_line_for_each_stream(asked: list[Any]) -> None:
     assert call("status").output.splitlines() == [
         "porch, Vedette 0.1.0",
         "  front  running  threshold=0.5  variant=416  gate=open  door=unknown  zone/drive=off  "
-        "line/gate=on  only_moving=on  (set by command: variant)",
+        "line/gate=on  filter/cats=off  only_moving=on  motion_masks=off  (set by command: variant)",
         "  back  lost: rtsp://camera/: no picture for 10 s",
         "  x\\n  None",
         "waits for a restart: [device] name",

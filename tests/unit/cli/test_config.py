@@ -388,7 +388,7 @@ def test_a_candidate_that_is_none_is_refused_with_its_line(file: Path) -> None:
 def test_the_schema_has_every_table() -> None:
     schema = json.loads(call("schema").stdout)
     tables = {"streams", "device", "mqtt", "storage", "health", "selection", "thermal", "homeassistant"}
-    tables |= {"text", "fusion", "governor", "metrics"}
+    tables |= {"text", "fusion", "governor", "metrics", "page"}
     assert set(schema["$defs"]["Config"]["properties"]) == tables
 
 

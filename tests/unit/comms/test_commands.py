@@ -12,6 +12,8 @@ from paho.mqtt.client import topic_matches_sub
 
 from agent.comms import commands
 from agent.comms.commands import (
+    _NAMED,
+    _READERS,
     Command,
     Request,
     Requests,
@@ -94,7 +96,9 @@ def sound(command: Command) -> None:
         ("enabled", b" OFF\n", False),
         ("zone/drive", b"Off", False),
         ("line/gate", b"on", True),
+        ("filter/cats", b"off", False),
         ("only_moving", b"on", True),
+        ("motion_masks", b"off", False),
         ("threshold", b"0.45", 0.45),
         ("threshold", b"1", 1.0),
         ("threshold", b"5e-1", 0.5),
@@ -153,7 +157,11 @@ def test_what_needs_nothing_takes_nothing(verb: str) -> None:
         ("variant", b" ", "variant is the name of one, or auto, not ''"),
         ("record", b"0", "record takes 1 to 600 seconds, not '0'"),
         ("record", b"1e9", "record takes 1 to 600 seconds, not '1e9'"),
-        ("zone/", b"on", "'zone/' cannot be set; there are: enabled, threshold, variant, only_moving, zone/NAME"),
+        (
+            "zone/",
+            b"on",
+            "'zone/' cannot be set; there are: enabled, threshold, variant, only_moving, motion_masks",
+        ),
         ("thresold", b"0.5", "'thresold' cannot be set; did you mean 'threshold'? there are: enabled"),
         ("rung", b"416", "'rung' is called 'variant' now"),
         ("source", b"file:/etc/shadow", "'source' cannot be set; there are: enabled"),
@@ -255,6 +263,11 @@ def test_no_answer_is_itself_a_command(topic: str) -> None:
     else:
         for device in ("porch", "shed"):
             assert Topics("vedette", device).addressed(topic) is None
+
+
+@pytest.mark.parametrize("what", [f"{name}/x" if name in _NAMED else name for name in _READERS])
+def test_every_setting_is_heard(what: str) -> None:
+    assert any(topic_matches_sub(pattern, TOPICS.set("front", what)) for pattern in TOPICS.commands)
 
 
 LEVELS = st.sampled_from(["cmd", "set", "answer", "zone", "front", "state", "status", ""])

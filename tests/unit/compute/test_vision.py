@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
-from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig
+from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, TrackConfig
 from agent.config.governor import ServiceConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
@@ -234,3 +234,18 @@ def test_a_picture_for_which_the_gate_stays_closed_is_not_converted(tmp_path: Pa
         used.append((result.detections is not None, picture.conversions > 0))
     vision.close()
     assert used == [(True, True), *[(False, False)] * 8, (True, True)]
+
+
+def test_what_a_changed_setting_lets_through_is_told_although_nothing_moves(tmp_path: Path) -> None:
+    config = StreamConfig("test:", str(sizes_model(tmp_path, {"32": ONE})), threads=1)
+    held_back = replace(config, track=TrackConfig(only_moving=True, stationary_after_s=1.0))
+    vision = VideoPerception("front", held_back, open_model(config.model))
+    still = frames(300)
+    for frame in still[:200]:
+        result = vision.process(frame)
+        assert result.events == []
+    assert result.detections is None, "the gate is closed: the object is parked"
+    vision.configure(replace(held_back, track=replace(held_back.track, only_moving=False)))
+    result = vision.process(still[200])
+    assert [event.kind for event in result.events] == ["new"]
+    assert vision.process(still[201]).detections is None, "one picture is enough"

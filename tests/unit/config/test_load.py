@@ -133,7 +133,7 @@ def test_the_smallest_file_is_three_lines() -> None:
         (
             "wat = 1",
             "v.toml:1: unknown key `wat`; known: device, fusion, governor, health, homeassistant, metrics, mqtt, "
-            "selection, storage, streams, text, thermal",
+            "page, selection, storage, streams, text, thermal",
         ),
     ],
 )

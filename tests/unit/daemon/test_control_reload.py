@@ -123,7 +123,9 @@ def test_filters_and_places_reach_a_stream_that_goes_on(runtime: Runtime) -> Non
         ReloadPlan(runtime, replace(runtime.config, streams=streams)).apply()
 
     reload(filters=(FilterConfig(("person",), start_score=0.6),))
+    reload(filters=(FilterConfig(("person",), name="people", enabled=False),))
     reload(gate=GateConfig(masks=(SQUARE,)), track=TrackConfig(only_moving=True))
+    reload(gate=GateConfig(masks=(SQUARE,), masks_enabled=False))
     reload(publish=PublishConfig(snapshot_crop=True, snapshot_quality=90))
     assert runtime.streams["front"] is front
     assert front.config.filters

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from agent.config import Config, DecodeConfig, StreamConfig, TrackConfig, ZoneConfig
-from agent.config.filters import LineConfig
+from agent.config import Config, DecodeConfig, GateConfig, StreamConfig, TrackConfig, ZoneConfig
+from agent.config.filters import FilterConfig, LineConfig
 from agent.daemon.overrides import Override, Overrides, OverridesFile, Value, basis_of, decode
 from agent.errors import StorageError
 
@@ -22,6 +22,8 @@ FRONT = StreamConfig(
     "nanodet",
     zones=(ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE)),
     lines=(LineConfig("gate", SQUARE),),
+    filters=(FilterConfig(("person",)), FilterConfig(("cat",), name="cats")),
+    gate=GateConfig(masks=(SQUARE,)),
 )
 FILE = Config({"front": FRONT, "back": StreamConfig("test:", "nanodet", enabled=False)})
 
@@ -29,7 +31,8 @@ SETTINGS = st.one_of(
     st.tuples(st.just("enabled"), st.booleans()),
     st.tuples(st.just("threshold"), st.floats(0.0, 1.0)),
     st.tuples(st.just("variant"), st.sampled_from(["416", "256", "auto"])),
-    st.tuples(st.sampled_from(["zone/drive", "zone/lawn", "line/gate", "only_moving"]), st.booleans()),
+    st.tuples(st.sampled_from(["zone/drive", "zone/lawn", "line/gate", "filter/cats"]), st.booleans()),
+    st.tuples(st.sampled_from(["only_moving", "motion_masks"]), st.booleans()),
 )
 
 
@@ -53,6 +56,8 @@ def test_what_is_set_is_used_and_survives_a_restart(settings: list[tuple[str, Va
         name: last.get(f"zone/{name}", True) for name in ("drive", "lawn")
     }
     assert used.lines[0].enabled is last.get("line/gate", True)
+    assert [one.enabled for one in used.filters] == [True, last.get("filter/cats", True)]
+    assert used.gate.masks_enabled is last.get("motion_masks", True)
     assert used.track.only_moving is last.get("only_moving", False)
     assert again.apply_to(FILE).streams["back"] == FILE.streams["back"]
 
@@ -85,7 +90,9 @@ def test_what_the_file_says_anyway_is_no_override() -> None:
         ("zone/drive", False, {"zones": (ZoneConfig("drive", SQUARE, enabled=False),)}),
         ("zone/drive", False, {"zones": (ZoneConfig("path", SQUARE),)}),
         ("line/gate", False, {"lines": ()}),
+        ("filter/cats", False, {"filters": (FilterConfig(("cat",), name="cat"),)}),
         ("only_moving", True, {"track": TrackConfig(only_moving=True)}),
+        ("motion_masks", False, {"gate": GateConfig()}),
     ],
 )
 def test_the_file_counts_again_when_it_says_something_else(

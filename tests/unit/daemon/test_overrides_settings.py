@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from agent.config import DecodeConfig, StreamConfig, ZoneConfig
-from agent.config.filters import LineConfig
-from agent.daemon.overrides import settings_of
+from agent.config import Config, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
+from agent.config.filters import FilterConfig, LineConfig
+from agent.daemon.overrides import Overrides, Value, settings_after, settings_of
 from agent.daemon.streams.perception import open_perception
 from tests.support.doubles import person_model
 from tests.support.sizes import sizes_model
@@ -23,7 +24,8 @@ def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
     zones = (ZoneConfig("drive", SQUARE), ZoneConfig("lawn", SQUARE, enabled=False))
     lines = (LineConfig("gate", SQUARE[:2], enabled=False),)
     stream = StreamConfig("test:", str(person_model(tmp_path)), enabled=False, zones=zones, lines=lines)
-    settings = settings_of(stream)
+    filters = (FilterConfig(("person",), name="people", enabled=False), FilterConfig())
+    settings = settings_of(replace(stream, filters=filters, gate=GateConfig(masks=(SQUARE,))))
     assert settings.state_payloads() == {
         "enabled": "off",
         "threshold": "0.4",
@@ -32,6 +34,8 @@ def test_states_are_what_a_command_could_have_set(tmp_path: Path) -> None:
         "zone/drive": "on",
         "zone/lawn": "off",
         "line/gate": "off",
+        "motion_masks": "on",
+        "filter/people": "off",
     }
     assert (settings.variants, settings.pictures) == (("full",), True)
 
@@ -65,3 +69,31 @@ def test_of_a_model_that_cannot_be_opened_only_the_rest_is_known() -> None:
     settings = settings_of(StreamConfig("test:", "nobody", zones=(ZoneConfig("drive", SQUARE),)))
     assert settings.state_payloads() == {"enabled": "on", "zone/drive": "on"}
     assert settings.variants == ()
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        ("zone/drive", False),
+        ("line/gate", False),
+        ("filter/people", True),
+        ("motion_masks", False),
+        ("only_moving", True),
+        ("threshold", 0.7),
+        ("variant", "full"),
+    ],
+)
+def test_after_a_command_the_settings_are_those_of_the_changed_stream(
+    tmp_path: Path, what: str, value: Value
+) -> None:
+    stream = StreamConfig(
+        "test:",
+        str(person_model(tmp_path)),
+        zones=(ZoneConfig("drive", SQUARE),),
+        lines=(LineConfig("gate", SQUARE[:2]),),
+        filters=(FilterConfig(name="people", enabled=False),),
+        gate=GateConfig(masks=(SQUARE,)),
+    )
+    file = Config({"front": stream})
+    changed = Overrides().set(file, "front", what, value).apply_to(file).streams["front"]
+    assert settings_after(settings_of(stream), changed, what, value) == settings_of(changed)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from agent.comms.homeassistant.device import DeviceEntitySource, Kind, StreamEntitySource, ZoneLabel
-from agent.comms.homeassistant.discovery import _NEEDS, ORIGIN, entities, message, read, topic
+from agent.comms.homeassistant.discovery import entities
+from agent.comms.homeassistant.message import _NEEDS, ORIGIN, message, read, topic
 from agent.comms.topics import Topics
 
 TOPICS = Topics("vedette", "porch")
@@ -266,6 +267,17 @@ def test_a_line_has_counters_and_a_switch_and_its_stream_a_button_that_counts_an
     assert not [name for name in told(device(replace(FRONT, lines=("gate",), counts=False))) if "gate.in" in name]
 
 
+def test_named_filters_and_motion_masks_are_switches() -> None:
+    made = told(device(replace(FRONT, filters=("cats",), motion_masks=True)))
+    topics = {name: made[name]["command_topic"] for name in ("front.filter.cats.enabled", "front.motion_masks")}
+    assert topics == {
+        "front.filter.cats.enabled": "vedette/porch/front/set/filter/cats",
+        "front.motion_masks": "vedette/porch/front/set/motion_masks",
+    }
+    assert made["front.motion_masks"]["state_topic"] == "vedette/porch/front/state/motion_masks"
+    assert made["front.filter.cats.enabled"]["name"] == "Front cats filter"
+
+
 _name = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_-]{0,12}", fullmatch=True)
 _text = st.one_of(
     st.sampled_from(
@@ -286,7 +298,10 @@ def _subjects(draw: st.DrawFn) -> StreamEntitySource:
     told = tuple(draw(st.lists(_name, unique=True, max_size=2)))
     given = labels, tuple(draw(some)), tuple(draw(some)), zones, variants
     lines = tuple(draw(st.lists(_name, unique=True, max_size=2))) if kind == "things" else ()
-    return StreamEntitySource(draw(_name), kind, *given, attributes=told, lines=lines)
+    filters = tuple(draw(st.lists(_name, unique=True, max_size=2))) if kind == "things" else ()
+    masks = draw(st.booleans()) if kind == "things" else False
+    made = StreamEntitySource(draw(_name), kind, *given, attributes=told, lines=lines)
+    return replace(made, filters=filters, motion_masks=masks)
 
 
 @given(
@@ -321,6 +336,7 @@ def _expected(subject: StreamEntitySource) -> int:
     # Of a line two sensors and a switch; of all lines a button; of things one more switch.
     lines = 3 * len(subject.lines) + bool(subject.lines) + things
     zones = (len(subject.zones) if things else 0) + lines
+    zones += len(subject.filters) + subject.motion_masks
     # Of numbers there is a button for a snapshot in place of a threshold.
     return len(subject.attributes) + labels + heard + zones + 4 + (len(subject.variants) > 1) + 2 * pictures
 

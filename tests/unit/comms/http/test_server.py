@@ -13,10 +13,22 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from agent.comms.http.server import Access, HttpLimits, HttpServer, Page, listen
+from agent.comms.http.server import (
+    Access,
+    Answer,
+    HttpLimits,
+    HttpRequest,
+    HttpServer,
+    Page,
+    Render,
+    listen,
+    one_page,
+)
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST
+from tests.support.publishing import wait_for
 
 PAGE = Page("text/plain; charset=utf-8", b"vedette_up 1\n")
 QUICK = HttpLimits(connections=2, request_s=0.3, answer_s=1.0, request_bytes=2048)
@@ -27,7 +39,11 @@ def page(accept: str) -> Page:
 
 
 def running(access: Access = Access(), limits: HttpLimits = QUICK) -> HttpServer:  # noqa: B008 - it is frozen
-    server = HttpServer(listen(HOST, 0), page, access, limits)
+    return serving(page, access, limits)
+
+
+def serving(render: Render, access: Access = Access(), limits: HttpLimits = QUICK) -> HttpServer:  # noqa: B008
+    server = HttpServer("metrics", listen(HOST, 0), one_page("/metrics", render), access, limits)
     server.start()
     return server
 
@@ -129,11 +145,47 @@ def test_clients_that_send_nothing_lose_their_places_to_others() -> None:
 
 def test_a_client_that_does_not_read_holds_nobody_up() -> None:
     body = b"x" * 20_000_000
-    made = HttpServer(listen(HOST, 0), lambda accept: Page("text/plain", body), Access(), QUICK)
-    made.start()
+    made = serving(lambda accept: Page("text/plain", body))
     with socket.create_connection(made.address) as lazy:
         lazy.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
         assert len(ask(made)[1]) == len(body)
+    made.close()
+
+
+def files(path: Path, limits: HttpLimits) -> HttpServer:
+    """A server that gives one file, after a line of text."""
+
+    def respond(request: HttpRequest) -> Answer:
+        return Answer(Page("video/mp4", b"first\n"), 206, (("X-Odd", "1"),), path.open("rb"), 3_000_000)
+
+    server = HttpServer("page", listen(HOST, 0), respond, Access(), limits)
+    server.start()
+    return server
+
+
+def open_files() -> int:
+    return sum(1 for _ in Path("/proc/self/fd").iterdir())
+
+
+def test_a_file_is_sent_after_the_body_and_closed(tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(bytes(range(250)) * 20_000)
+    made, before = files(tmp_path / "clip", QUICK), open_files()
+    assert ask(made, "/clip") == (206, b"first\n" + bytes(range(250)) * 12_000)
+    assert ask(made, "/clip", "HEAD") == (206, b"")
+    wait_for(lambda: open_files() <= before)
+    made.close()
+
+
+def test_one_who_does_not_read_a_file_is_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
+    made = files(tmp_path / "clip", replace(QUICK, answer_s=0.3, piece_bytes=1_000_000))
+    before = open_files()
+    with socket.socket() as lazy:
+        lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        lazy.connect(made.address)
+        lazy.sendall(b"GET /clip HTTP/1.1\r\n\r\n")
+        assert len(ask(made, "/clip")[1]) == 3_000_006
+        wait_for(lambda: open_files() <= before + 1)
     made.close()
 
 
@@ -172,8 +224,7 @@ def test_a_page_that_fails_is_an_answer_and_logged_once(caplog: pytest.LogCaptur
     def failing(accept: str) -> Page:
         raise ValueError("broken")
 
-    made = HttpServer(listen(HOST, 0), failing, Access(), QUICK)
-    made.start()
+    made = serving(failing)
     assert [ask(made)[0], ask(made)[0]] == [500, 500]
     assert len([one for one in caplog.records if one.exc_info]) == 1
     made.close()

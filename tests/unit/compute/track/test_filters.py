@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from agent.compute.track.filters import DetectionFilters, check_filters
 from agent.config.filters import FilterConfig
@@ -113,3 +114,13 @@ def test_filters_only_leave_out_and_a_further_one_never_adds(
 def test_a_filter_that_nothing_can_pass_is_refused(one: FilterConfig, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_filters([one])
+
+
+def test_a_filter_that_is_off_stops_nothing_and_two_of_one_name_are_refused() -> None:
+    strict = FilterConfig(min_score=0.9, start_score=0.95, masks=(LEFT,), name="strict", enabled=False)
+    filters = DetectionFilters((strict,), 0.4)
+    given = [found("cat", 0.5)]
+    assert (filters.keep(given, WIDE), filters.may_begin("cat", 0.5), filters.least_score) == (given, True, 0.4)
+    assert DetectionFilters((replace(strict, enabled=True),), 0.4).keep(given, WIDE) == []
+    with pytest.raises(ConfigError, match="two filters are named 'strict'"):
+        check_filters((strict, FilterConfig(name="strict")))

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from agent.config.metrics import MetricsConfig
+from agent.config.http import MetricsConfig
 from agent.daemon.metrics.service import MetricsService
 from tests.support.mosquitto import HOST, free_port
 from tests.unit.daemon.metrics.test_exposition import readings

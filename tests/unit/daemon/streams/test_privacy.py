@@ -19,7 +19,8 @@ from agent.config.privacy import PrivacyMask
 from agent.daemon.check import problems, warnings
 from agent.daemon.condition.watchers import _origin
 from agent.daemon.streams.perception import models_changed, open_perception
-from agent.errors import BackendError, CommandError, ConfigError
+from agent.daemon.streams.privacy import opened_blur_models
+from agent.errors import BackendError, BlurModelError, CommandError, ConfigError
 from agent.models.library import open_model
 from agent.types import Box, ChannelOrder, Frame, Image
 from tests.support.doubles import Kept, person_model
@@ -101,24 +102,51 @@ def test_a_view_that_was_learned_without_masks_is_not_used_with_them() -> None:
     assert _origin(bare) != _origin(masked)
 
 
-def test_a_stream_that_cannot_be_blurred_any_more_fails_and_says_why(
+def test_a_stream_that_cannot_be_blurred_any_more_shows_nothing_until_it_can_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
 
     def find(self: BlurFinder, image: Image, order: ChannelOrder, now_ns: int) -> list[Box]:
         calls.append(now_ns)
-        if len(calls) > 5:
+        if len(calls) == 6:
             raise BackendError("the runtime broke")
         return []
 
     monkeypatch.setattr(BlurFinder, "find", find)
     made = stream(tmp_path, Kept(), _BRIGHT, blur=("face",))
     with running(made):
-        wait_for(lambda: made.finished)
-        assert made.state == "failed"
+        wait_for(lambda: made.state == "failed")
         assert "cannot be blurred, so it shows nothing: the runtime broke" in made.detail
         assert len(calls) == 6
+        wait_for(lambda: made.status[0] == "running" and len(calls) > 8)
+
+
+def test_a_model_that_blurs_and_cannot_be_opened_is_tried_again_and_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept, tries, real = Kept(), list[str](), opened_blur_models
+
+    def opens(config: StreamConfig, opens: Any = None) -> Any:
+        tries.append(config.source)
+        if len(tries) < 5:
+            raise BlurModelError("blur: model face: no such file", keys=("blur",))
+        return real(config)
+
+    monkeypatch.setattr("agent.daemon.streams.privacy.opened_blur_models", opens)
+    monkeypatch.setattr("agent.daemon.streams.perception.opened_blur_models", opens)
+    made = stream(tmp_path, kept, _BRIGHT, (0.05, 0.1), blur=("face",))
+    with pytest.raises(ConfigError, match="no such file"):
+        made.prepare()
+    assert (made.state, made.finished) == ("failed", False)
+    made.start()
+    try:
+        wait_for(lambda: made.status[0] == "running" and made.metrics.frames > 2)
+    finally:
+        made.ask_to_stop()
+        assert made.join(2.0)
+    assert len(tries) >= 5
+    assert not [one for one in caplog.messages if "no such file" in one], "who prepares it tells that"
 
 
 def test_nothing_is_taught_of_what_is_hidden(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Serves the metrics as `[metrics]` says, takes up changes, and tries again while the port cannot be had."""
+"""Serves over HTTP as a table says, takes up its changes, and tries again while the port cannot be had."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import time
 from functools import partial
 from pathlib import Path
 
-from agent.comms.http.server import Access, HttpServer, Render, listen
+from agent.comms.http.server import Access, HttpServer, Respond, listen
 from agent.comms.mqtt.endpoint import tls_reason
 from agent.config import secret_file
-from agent.config.metrics import MetricsConfig, is_loopback, wrong
+from agent.config.http import ServedConfig, is_loopback
 from agent.errors import ConfigError, reason_of
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,8 @@ RETRY_S = 30.0
 """Time between two attempts to listen, s."""
 
 
-def check_metrics(config: MetricsConfig | None) -> None:
-    """Check `[metrics]` with the files that it names.
+def check_served(config: ServedConfig | None) -> None:
+    """Check a table with the files that it names.
 
     Raises:
         ConfigError: the address is none, is open to others without a password, or a file cannot be used.
@@ -30,20 +30,20 @@ def check_metrics(config: MetricsConfig | None) -> None:
         read_access(config)
 
 
-def read_access(config: MetricsConfig) -> Access:
+def read_access(config: ServedConfig) -> Access:
     """Return who is let in, with the password and the certificate read from their files.
 
     Raises:
-        ConfigError: see `check_metrics`.
+        ConfigError: see `check_served`.
     """
     host, _ = config.address
     for key, other in (("username", "password_file"), ("password_file", "username"), ("key_file", "cert_file")):
         if getattr(config, key) and not getattr(config, other):
-            raise wrong(key, f"is set but {other} is not")
+            raise config.wrong(key, f"is set but {other} is not")
     if ":" in config.username:
-        raise wrong("username", f"= {config.username!r}: basic authentication allows no colon in it")
+        raise config.wrong("username", f"= {config.username!r}: basic authentication allows no colon in it")
     if not config.username and not is_loopback(host):
-        raise wrong(
+        raise config.wrong(
             "listen",
             f"= {config.listen!r}: others on the network could read it; set username and password_file, or "
             "listen on 127.0.0.1",
@@ -51,31 +51,31 @@ def read_access(config: MetricsConfig) -> Access:
     return Access(config.username, _password(config), _certificate(config))
 
 
-def _password(config: MetricsConfig) -> str:
+def _password(config: ServedConfig) -> str:
     if not config.password_file:
         return ""
-    wrong_file = partial(wrong, "password_file")
+    wrong_file = partial(config.wrong, "password_file")
     return secret_file.read_password(secret_file.expand(config.password_file, wrong_file), wrong_file)
 
 
-def _certificate(config: MetricsConfig) -> ssl.SSLContext | None:
+def _certificate(config: ServedConfig) -> ssl.SSLContext | None:
     if not config.cert_file:
         return None
     paths: dict[str, Path] = {}
     for key in ("cert_file", "key_file"):
         if name := getattr(config, key):
-            path = paths[key] = secret_file.expand(name, partial(wrong, key))
+            path = paths[key] = secret_file.expand(name, partial(config.wrong, key))
             try:
                 with path.open("rb"):
                     pass
             except (OSError, ValueError) as error:
-                raise wrong(key, f"= {path}: {reason_of(error)}") from error
+                raise config.wrong(key, f"= {path}: {reason_of(error)}") from error
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(paths["cert_file"], paths.get("key_file"), _no_password)
     except (OSError, ValueError) as error:
         what = f"= {paths['cert_file']}: not usable as PEM (or its key does not fit): {tls_reason(error)}"
-        raise wrong("cert_file", what) from error
+        raise config.wrong("cert_file", what) from error
     return context
 
 
@@ -83,25 +83,25 @@ def _no_password() -> str:
     raise ValueError("the key is encrypted; Vedette needs one without a password")
 
 
-class MetricsExporter:
-    """Keeps the server of the metrics as the configuration wants it. For the daemon's thread.
+class HttpEndpoint:
+    """Keeps a server as the configuration wants it. For the daemon's thread.
 
     Attributes:
-        trouble: why the metrics are not served as configured, for health; empty: they are, or none are wanted.
+        trouble: why nothing is served as configured, for health; empty: it is, or nothing is wanted.
     """
 
-    def __init__(self, render: Render, retry_s: float = RETRY_S) -> None:
-        """Serve nothing before `configure`; `render` is called in threads of the server."""
-        self._render, self._retry_s = render, retry_s
-        self._wanted: MetricsConfig | None = None
+    def __init__(self, name: str, respond: Respond, retry_s: float = RETRY_S) -> None:
+        """Serve nothing before `configure`; `respond` is called in threads of the server. `name`: for the log."""
+        self._name, self._respond, self._retry_s = name, respond, retry_s
+        self._wanted: ServedConfig | None = None
         self._server: HttpServer | None = None
         self._served: tuple[str, int] | None = None
         self._failed_at: float | None = None
         self._began = 0.0
         self.trouble = ""
 
-    def configure(self, config: MetricsConfig | None) -> None:
-        """Serve as a configuration says that `check_metrics` accepts; its files are read again.
+    def configure(self, config: ServedConfig | None) -> None:
+        """Serve as a configuration says that `check_served` accepts; its files are read again.
 
         The port of the former one is freed when the new one is open, so it is kept if that cannot be had.
         """
@@ -137,14 +137,14 @@ class MetricsExporter:
         else:
             self._succeed(config)
 
-    def _replace(self, config: MetricsConfig, access: Access) -> None:
-        server = HttpServer(self._listen(*config.address), self._render, access)
+    def _replace(self, config: ServedConfig, access: Access) -> None:
+        server = HttpServer(self._name, self._listen(*config.address), self._respond, access)
         before, self._server, self._served = self._server, server, config.address
         server.start()
         if before is not None:
             before.close()
         scheme = "http" if access.tls is None else "https"
-        log.info("metrics: served at %s://%s/metrics", scheme, config.listen)
+        log.info("%s: served at %s://%s%s", self._name, scheme, config.listen, config.PATH)
 
     def _listen(self, host: str, port: int) -> socket.socket:
         """Open a port; the former server is closed for it if it has the port, and opened again if that fails."""
@@ -158,7 +158,7 @@ class MetricsExporter:
         try:
             return listen(host, port)
         except OSError:
-            self._server = HttpServer(listen(*served), self._render, before.access)
+            self._server = HttpServer(self._name, listen(*served), self._respond, before.access)
             self._server.start()
             raise
 
@@ -166,7 +166,7 @@ class MetricsExporter:
         kept = f"; still served at {self._described}" if self._server is not None else ""
         trouble = f"{why}{kept}"
         if trouble != self.trouble:
-            log.error("metrics: %s; trying again", trouble)
+            log.error("%s: %s; trying again", self._name, trouble)
             if not self.trouble:
                 self._began = time.monotonic()
         self.trouble, self._failed_at = trouble, time.monotonic()
@@ -176,8 +176,8 @@ class MetricsExporter:
         host, port = self._served or ("", 0)
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-    def _succeed(self, config: MetricsConfig) -> None:
+    def _succeed(self, config: ServedConfig) -> None:
         if self.trouble:
             seconds = time.monotonic() - self._began
-            log.info("metrics: listening on %s after %.0f s", config.listen, seconds)
+            log.info("%s: listening on %s after %.0f s", self._name, config.listen, seconds)
         self.trouble, self._failed_at = "", None

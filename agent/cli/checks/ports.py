@@ -1,4 +1,4 @@
-"""Check that the port of `[metrics]` is free, or served by the running daemon."""
+"""Check that the port of `[metrics]` or `[page]` is free, or served by the running daemon."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from collections.abc import Iterator
 
 from agent.cli.checks import Finding
 from agent.comms.http.server import SERVER, listen
-from agent.config.metrics import MetricsConfig
+from agent.config.http import ServedConfig
 from agent.errors import ConfigError, reason_of
 
-NAME = "metrics"
 _TRY_S = 3.0
 
 
-def findings(section: str, config: MetricsConfig) -> Iterator[Finding]:
+def findings(section: str, config: ServedConfig) -> Iterator[Finding]:
     """Report who uses the port. Nothing is left listening on it."""
-    where = config.listen
+    where, name = config.listen, config.TABLE
     try:
         host, port = config.address
     except ConfigError:
@@ -27,15 +26,15 @@ def findings(section: str, config: MetricsConfig) -> Iterator[Finding]:
         listen(host, port).close()
     except OSError as error:
         if is_served(host, port, encrypted=bool(config.cert_file)):
-            yield Finding(section, NAME, f"{where}: served by the running daemon")
+            yield Finding(section, name, f"{where}: served by the running daemon")
             return
         why = reason_of(error)
         advice = (
-            f"[metrics] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
+            f"[{name}] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
         )
-        yield Finding(section, NAME, f"{where}: {why}", "problem", advice)
+        yield Finding(section, name, f"{where}: {why}", "problem", advice)
         return
-    yield Finding(section, NAME, f"{where}: free; no daemon serves it now")
+    yield Finding(section, name, f"{where}: free; no daemon serves it now")
 
 
 def is_served(host: str, port: int, *, encrypted: bool) -> bool:
@@ -49,7 +48,7 @@ def is_served(host: str, port: int, *, encrypted: bool) -> bool:
     else:
         connection = http.client.HTTPConnection(target, port, timeout=_TRY_S)
     try:
-        connection.request("HEAD", "/metrics")
+        connection.request("HEAD", "/")
         return connection.getresponse().getheader("Server") == SERVER
     except (OSError, http.client.HTTPException):
         return False

@@ -1,4 +1,4 @@
-"""The address of `[metrics]`."""
+"""The address of `[metrics]` and of `[page]`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.config.http import MetricsConfig, PageConfig, is_loopback
 from agent.config.load import changes, dump, parse
-from agent.config.metrics import MetricsConfig, is_loopback
 from agent.errors import ConfigError
 
 
@@ -58,3 +58,12 @@ def test_the_table_enables_metrics_and_a_change_is_described() -> None:
     other = parse('[metrics]\nlisten = "127.0.0.1:1"', "a.toml").config
     assert changes(with_table, other).tables == {"metrics": ["listen"]}
     assert changes(with_table, with_table).is_empty
+
+
+def test_the_page_is_a_table_of_its_own() -> None:
+    with_page = parse("[page]", "a.toml").config
+    assert with_page.page == PageConfig()
+    assert (with_page.metrics, with_page.page.address) == (None, ("127.0.0.1", 9470))
+    with pytest.raises(ConfigError) as refused:
+        _ = PageConfig(listen="127.0.0.1:0").address
+    assert refused.value.keys == ("page", "listen")

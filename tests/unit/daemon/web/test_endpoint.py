@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from agent.comms.http.server import Page
-from agent.config.metrics import MetricsConfig
-from agent.daemon.metrics.exporter import MetricsExporter, check_metrics
+from agent.comms.http.server import Page, one_page
+from agent.config.http import MetricsConfig
+from agent.daemon.web.endpoint import HttpEndpoint, check_served
 from agent.errors import ConfigError
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST, free_port
@@ -24,8 +24,8 @@ def page(accept: str) -> Page:
 
 
 @pytest.fixture
-def exporter() -> Iterator[MetricsExporter]:
-    made = MetricsExporter(page, retry_s=0.0)
+def exporter() -> Iterator[HttpEndpoint]:
+    made = HttpEndpoint("metrics", one_page("/metrics", page), retry_s=0.0)
     yield made
     made.close()
 
@@ -51,14 +51,14 @@ def answers(port: int) -> bool:
 @pytest.mark.parametrize("listen", ["0.0.0.0:9469", "[::]:9469", "192.168.1.5:9469", "[fd00::5]:9469"])
 def test_an_address_that_others_reach_needs_a_password(listen: str, secret: str) -> None:
     with pytest.raises(ConfigError, match="username and password_file"):
-        check_metrics(MetricsConfig(listen=listen))
-    check_metrics(MetricsConfig(listen=listen, username="grafana", password_file=secret))
+        check_served(MetricsConfig(listen=listen))
+    check_served(MetricsConfig(listen=listen, username="grafana", password_file=secret))
 
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:9469", "[::1]:9469", "localhost:9469", "127.8.9.1:9469"])
 def test_this_machine_alone_needs_none(listen: str) -> None:
-    check_metrics(MetricsConfig(listen=listen))
-    check_metrics(None)
+    check_served(MetricsConfig(listen=listen))
+    check_served(None)
 
 
 @pytest.mark.parametrize(
@@ -75,20 +75,20 @@ def test_this_machine_alone_needs_none(listen: str) -> None:
 )
 def test_a_key_that_is_wrong_is_named(fields: dict[str, str], key: str) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_metrics(MetricsConfig(**fields))
+        check_served(MetricsConfig(**fields))
     assert refused.value.keys == ("metrics", key)
 
 
 def test_a_certificate_and_its_key_are_taken(tmp_path: Path) -> None:
     make_certificates(tmp_path)
     files = {"cert_file": str(tmp_path / "server.pem"), "key_file": str(tmp_path / "server.key")}
-    check_metrics(MetricsConfig(**files))
+    check_served(MetricsConfig(**files))
     with pytest.raises(ConfigError, match="cert_file"):
-        check_metrics(MetricsConfig(**{**files, "key_file": str(tmp_path / "client.key")}))
+        check_served(MetricsConfig(**{**files, "key_file": str(tmp_path / "client.key")}))
 
 
 def test_a_port_in_use_is_told_once_and_tried_again(
-    exporter: MetricsExporter, caplog: pytest.LogCaptureFixture
+    exporter: HttpEndpoint, caplog: pytest.LogCaptureFixture
 ) -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
@@ -102,7 +102,7 @@ def test_a_port_in_use_is_told_once_and_tried_again(
     assert answers(port)
 
 
-def test_a_new_port_replaces_the_old_one_and_a_refused_one_does_not(exporter: MetricsExporter) -> None:
+def test_a_new_port_replaces_the_old_one_and_a_refused_one_does_not(exporter: HttpEndpoint) -> None:
     first, second = free_port(), free_port()
     exporter.configure(at(first))
     exporter.configure(at(second))
@@ -119,7 +119,7 @@ def test_a_new_port_replaces_the_old_one_and_a_refused_one_does_not(exporter: Me
 
 
 def test_the_same_port_on_another_address_is_taken_over_or_given_back(
-    exporter: MetricsExporter, secret: str
+    exporter: HttpEndpoint, secret: str
 ) -> None:
     port = free_port()
     exporter.configure(at(port))
@@ -133,7 +133,7 @@ def test_the_same_port_on_another_address_is_taken_over_or_given_back(
     assert answers(port)
 
 
-def test_a_password_is_read_again_with_each_configuration(exporter: MetricsExporter, secret: str) -> None:
+def test_a_password_is_read_again_with_each_configuration(exporter: HttpEndpoint, secret: str) -> None:
     config = replace(at(free_port()), username="x", password_file=secret)
     exporter.configure(config)
     Path(secret).unlink()

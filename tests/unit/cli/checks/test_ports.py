@@ -5,21 +5,23 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
-from agent.cli.checks import metrics
-from agent.comms.http.server import Access, HttpServer, Page, listen
-from agent.config.metrics import MetricsConfig
-from agent.daemon.metrics.exporter import read_access
+from agent.cli.checks import ports
+from agent.comms.http.server import Access, HttpServer, Page, listen, one_page
+from agent.config.http import MetricsConfig
+from agent.daemon.web.endpoint import read_access
 from tests.support.certificates import make_certificates
 from tests.support.mosquitto import HOST, free_port
 
 
 def found(port: int, **fields: str) -> tuple[str, str]:
-    (one,) = metrics.findings("network", MetricsConfig(listen=f"{HOST}:{port}", **fields))
+    (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}", **fields))
     return one.state, one.value
 
 
 def serve(port: int, access: Access) -> HttpServer:
-    made = HttpServer(listen(HOST, port), lambda accept: Page("text/plain", b"x"), access)
+    made = HttpServer(
+        "metrics", listen(HOST, port), one_page("/metrics", lambda accept: Page("text/plain", b"x")), access
+    )
     made.start()
     return made
 
@@ -49,10 +51,10 @@ def test_nor_is_one_with_a_certificate(tmp_path: Path) -> None:
 def test_a_port_of_another_program_is_a_problem_with_advice() -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
-        (one,) = metrics.findings("network", MetricsConfig(listen=f"{HOST}:{port}"))
+        (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}"))
         assert one.state == "problem"
         assert str(port) in one.advice
 
 
 def test_an_address_that_is_none_is_left_to_the_configurations_section() -> None:
-    assert list(metrics.findings("network", MetricsConfig(listen="nowhere:1"))) == []
+    assert list(ports.findings("network", MetricsConfig(listen="nowhere:1"))) == []
