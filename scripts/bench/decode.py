@@ -106,10 +106,10 @@ def arguments() -> argparse.Namespace:
 def cost_figures(args: argparse.Namespace) -> dict[str, float]:
     """Measure the cost of still and busy cameras."""
     figures, still = {}, []
-    for place, (ours, fifth, opencv, pipe, fps) in all_costs(args).items():
+    for place, (ours, fifth, opencv, pipe) in all_costs(args).items():
         print(
             f"{place.name}: ours {ours:.4f}, with max_fps = 5 {fifth:.4f}, OpenCV {opencv:.4f}, "
-            f"filters {pipe:.4f} s of CPU per second; OpenCV saw {fps:.1f} of {FPS} pictures a second"
+            f"filters {pipe:.4f} s of CPU per second"
         )
         figures[f"{place.name}_of_opencv"] = ours / opencv
         figures[f"{place.name}_of_filters"] = ours / pipe
@@ -124,9 +124,10 @@ def cost_figures(args: argparse.Namespace) -> dict[str, float]:
 
 
 def all_costs(args: argparse.Namespace) -> dict[Place, list[float]]:
-    """Return the processor time per second of each viewer, in their order, by camera; last OpenCV's pictures.
+    """Return the processor time per second of camera of each viewer, in their order, by camera.
 
-    All cameras are watched at the same time. Where the machine is too busy, they send less than they should.
+    All cameras are watched at the same time. A second of camera is `FPS` pictures that the viewer has got: fewer
+    come in a second where the machine is too busy.
     """
     places = [one for one in PLACES[:3] if args.quick] or PLACES
     places = [one for one in PLACES if one.name in args.camera] or places
@@ -152,10 +153,10 @@ def _measured(viewers: list[list[_Viewer]], warm_s: float) -> list[list[float]]:
     for viewer in (one for group in viewers for one in group):
         viewer.start()
     time.sleep(warm_s)
-    before = [_totals(group) for group in viewers]
+    before = [[viewer.totals() for viewer in group] for group in viewers]
     time.sleep(MEASURED_S)
     used = [
-        [(total - begun) / MEASURED_S for total, begun in zip(_totals(group), first, strict=True)]
+        [_cost(viewer.totals(), begun) for viewer, begun in zip(group, first, strict=True)]
         for group, first in zip(viewers, before, strict=True)
     ]
     for viewer in (one for group in viewers for one in group):
@@ -165,9 +166,9 @@ def _measured(viewers: list[list[_Viewer]], warm_s: float) -> list[list[float]]:
     return used
 
 
-def _totals(group: list[_Viewer]) -> list[float]:
-    """Return the processor time of each viewer of a camera, s, and the number of counted pictures."""
-    return [*(viewer.cpu_s() for viewer in group), float(sum(viewer.pictures for viewer in group))]
+def _cost(now: tuple[float, int], before: tuple[float, int]) -> float:
+    """Return the processor time per second of camera between two `_Viewer.totals`."""
+    return FPS * (now[0] - before[0]) / max(1, now[1] - before[1])
 
 
 def _serve(place: Place, clip: Path, ready: Any) -> None:
@@ -203,7 +204,7 @@ class _Viewer(threading.Thread):
     Attributes:
         counted: the thread whose processor time counts, if it is not this one.
         added_s: processor time that counts besides, s.
-        pictures: that were decoded, where everything is.
+        pictures: number of pictures that have come, decoded or not.
     """
 
     def __init__(self, read_all: Callable[[_Viewer], None], uri: str) -> None:
@@ -215,12 +216,12 @@ class _Viewer(threading.Thread):
     def run(self) -> None:
         self._read_all(self)
 
-    def cpu_s(self) -> float:
-        """Processor time so far, s."""
+    def totals(self) -> tuple[float, int]:
+        """Processor time so far, s, and number of pictures."""
         named = [one for one in threading.enumerate() if self.counted and one.name == self.counted]
         ident = (named[0] if named else self).ident
         assert ident is not None
-        return time.clock_gettime(time.pthread_getcpuclockid(ident)) + self.added_s
+        return time.clock_gettime(time.pthread_getcpuclockid(ident)) + self.added_s, self.pictures
 
 
 def _watch_ours(viewer: _Viewer, max_fps: float = 0.0) -> None:
@@ -230,6 +231,7 @@ def _watch_ours(viewer: _Viewer, max_fps: float = 0.0) -> None:
     stream.start()
     while not viewer.stopped.is_set():
         frame = stream.take(0.25)
+        viewer.pictures = stream.stats.decoded + stream.stats.undecoded
         if frame is not None:
             picture = frame.luma or frame.image
             decision = gate.evaluate(picture, frame.captured_ns, watching=False)
@@ -263,6 +265,7 @@ def _decode_with_filters(viewer: _Viewer) -> None:
     nodes += [graph.add("format", "yuv420p"), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
     for frame in container.decode(video):
+        viewer.pictures += 1
         graph.push(frame)
         with suppress(av.error.BlockingIOError, av.error.EOFError):
             while True:
