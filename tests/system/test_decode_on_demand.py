@@ -35,4 +35,4 @@ def test_a_still_camera_is_hardly_decoded_until_a_picture_is_asked_for(tmp_path:
             assert told.streams["yard"].tracks == 1, "who stands still is still there"
             count = len(messages.of(TOPICS.snapshot("yard")))
             operator.ask("snapshot", stream="yard")
-            messages.wait(lambda m: len(m.of(TOPICS.snapshot("yard"))) > count, 5)
+            messages.wait(lambda m: len(m.of(TOPICS.snapshot("yard"))) > count)
