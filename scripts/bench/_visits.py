@@ -85,9 +85,7 @@ class Street:
         lit_s = float(random.uniform(0.3, 0.6)) * seconds
         for number in range(round(seconds * FPS)):
             now_s = number / FPS
-            view = self._empty.astype(np.float32)
-            for visit in visits:
-                self._paint(view, visit, now_s)
+            view = self.view(visits, now_s)
             view *= 1.0 + 0.04 * np.sin(2 * np.pi * now_s / 50.0)
             if weather == "night" or (weather == "lamp" and now_s < lit_s):
                 view *= 0.4
@@ -95,6 +93,13 @@ class Street:
             if weather == "rain":
                 _rain(view, random)
             yield np.clip(view, 0, 255).astype(np.uint8)
+
+    def view(self, visits: Sequence[Visit], now_s: float) -> NDArray[np.float32]:
+        """Render one picture without weather and noise."""
+        view = self._empty.astype(np.float32)
+        for visit in visits:
+            self._paint(view, visit, now_s)
+        return view
 
     def _paint(self, view: NDArray[np.float32], visit: Visit, now_s: float) -> None:
         if not visit.begins_s <= now_s < visit.ends_s:

@@ -11,8 +11,9 @@ import threading
 import av
 import numpy as np
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.reformatter import ColorRange
 
+from agent.capture.pictures.bgr import BgrConverter
 from agent.errors import SourceError
 from agent.types import Image, Luma
 
@@ -26,25 +27,29 @@ class PictureConverter:
     def __init__(self, shown: str) -> None:
         """Prepare it; `shown` is the name of the source, for messages."""
         self._shown = shown
-        self._lock, self._reformatter = threading.Lock(), VideoReformatter()
+        self._lock, self._bgr = threading.Lock(), BgrConverter()
 
     def convert(self, frame: VideoFrame, into: Image | None = None) -> Image:
         """Return a picture as BGR.
 
-        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory, and
-        copying that would take longer than allocating it.
+        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory.
 
         Raises:
             SourceError: it is damaged.
         """
         try:
             with self._lock:
-                bgr = self._reformatter.reformat(frame, format="bgr24", threads=1)
+                bgr = self._bgr.convert(frame)
         except (av.FFmpegError, ValueError) as error:
             raise SourceError(
                 f"{self._shown}: expected a picture that can be decoded; found a damaged one"
             ) from error
         return _image(bgr, into)
+
+    def keep(self, keeps: bool) -> None:
+        """Keep memory for the next pictures, see `BgrConverter.keep`."""
+        with self._lock:
+            self._bgr.keep(keeps)
 
 
 class DecodedImage:

@@ -197,7 +197,7 @@ def test_a_picture_that_cannot_be_converted_is_a_failure_of_the_source(
         raise ValueError("no such format")
 
     converter = PictureConverter("yard")
-    monkeypatch.setattr(converter, "_reformatter", type("Refusing", (), {"reformat": refuse})())
+    monkeypatch.setattr(converter._bgr, "convert", refuse)
     with pytest.raises(SourceError, match="yard: expected a picture that can be decoded"):
         DecodedImage(_decoded(64, 48), converter).image()
 
