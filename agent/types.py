@@ -6,7 +6,7 @@ Boxes are `(x0, y0, x1, y1)` as fractions 0..1 of the whole frame, x to the righ
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from msgspec import Struct
@@ -30,12 +30,46 @@ Verdict = Literal["ok", "ng", "unsure"]
 """Verdict on an inspected part; NG: not good."""
 
 
+class Luma(NamedTuple):
+    """Brightness of a picture, as its decoder gave it.
+
+    Attributes:
+        pixels: H×W uint8; its rows may have gaps. Read only.
+        full_range: black is 0 and white 255; else they are 16 and 235 (ITU-R BT.601, BT.709).
+    """
+
+    pixels: NDArray[np.uint8]
+    full_range: bool
+
+
+class DeferredImage(Protocol):
+    """A decoded picture that is converted when its pixels are first used. Any thread may call it.
+
+    Attributes:
+        shape: H, W and 3.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def image(self) -> Image:
+        """Return the picture, always the same array."""
+        ...
+
+    def luma(self) -> Luma | None:
+        """Return its brightness; None: its decoder gives none in 8 bits."""
+        ...
+
+
+Pixels = Image | DeferredImage
+"""A picture, or one that is not converted yet."""
+
+
 class Frame(Struct, frozen=True, gc=False):
     """One picture of a stream.
 
     Attributes:
-        image: H×W×3 uint8, with the stream's privacy masks. Valid until the frame is given back to its
-            `FrameStream`.
+        pixels: `image`, or what it is made of; nobody else reads it.
         stream: name of the stream.
         seq: running number within the stream, from 0; a gap is a dropped frame.
         captured_ns: CLOCK_MONOTONIC at capture, ns. A replay at `pace=fast` counts recorded time from its
@@ -50,7 +84,7 @@ class Frame(Struct, frozen=True, gc=False):
             about the board.
     """
 
-    image: Image
+    pixels: Pixels
     stream: str
     seq: int
     captured_ns: int
@@ -60,6 +94,29 @@ class Frame(Struct, frozen=True, gc=False):
     shared: bool = False
     unmasked: Image | None = None
     late: bool = False
+
+    @property
+    def image(self) -> Image:
+        """H×W×3 uint8, with the stream's privacy masks; converted at the first use.
+
+        Valid until the frame is given back to its `FrameStream`.
+        """
+        pixels = self.pixels
+        return pixels if isinstance(pixels, np.ndarray) else pixels.image()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Height, width and 3."""
+        return self.pixels.shape
+
+    @property
+    def luma(self) -> Luma | None:
+        """Brightness of the picture that models are shown; None: take `model_image`.
+
+        A stream that hides something has none.
+        """
+        pixels = self.pixels
+        return None if isinstance(pixels, np.ndarray) else pixels.luma()
 
     @property
     def model_image(self) -> Image:

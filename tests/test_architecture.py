@@ -328,10 +328,19 @@ def test_each_entry_of_the_compat_list_selects_a_test() -> None:
 def test_only_models_and_the_gate_are_shown_pictures_without_masks() -> None:
     """What stores, sends or shows pictures takes `Frame.image`, which is always masked."""
     masked_here = {"agent/types.py", "agent/capture/camera.py", "agent/capture/streams.py"}
-    perceives = {f"agent/compute/{name}.py" for name in ("vision", "secondary")}
+    perceives = {"agent/compute/vision.py"}
     perceives |= {f"agent/daemon/{name}.py" for name in ("inspection", "shadow")}
     words = re.compile(r"\b(unmasked|model_image)\b")
     found = {
         str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py") if words.search(path.read_text())
     }
     assert found == masked_here | perceives
+
+
+def test_only_the_gate_is_shown_a_decoders_memory() -> None:
+    """`Frame.pixels` may be a picture that is not masked yet only while `agent/capture` has it."""
+    words = re.compile(r"frame\.luma\b|\bframe\.pixels\b|\bleft\.pixels\b|\breplaced\.pixels\b")
+    found = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "agent").rglob("*.py") if words.search(path.read_text())
+    }
+    assert found == {"agent/capture/streams.py", "agent/compute/vision.py"}

@@ -46,8 +46,11 @@ def install_handlers(stop: Callable[[], None], reload: Callable[[], None]) -> No
         reload()
 
 
-_ARENA_MAX, _ARENAS = -8, 2
-"""Parameters of `mallopt`: M_ARENA_MAX as malloc.h defines it, and the number of arenas allowed."""
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""Parameters of `mallopt`, as malloc.h defines them."""
+_ARENAS = 2
+_LARGE_BYTES, _FREE_BYTES = 256 * 1024, 1024 * 1024
+"""Blocks of so many bytes are large; so many free ones may stay at the end of the heap."""
 
 
 def limit_malloc_arenas() -> bool:
@@ -56,9 +59,30 @@ def limit_malloc_arenas() -> bool:
     By default glibc gives nearly every thread an arena, whose free memory no other thread uses. Call this before
     threads start: a thread keeps its arena. Does nothing with other C libraries, such as musl.
     """
+    is_set = "MALLOC_ARENA_MAX" in os.environ or _has_tunable("arena_max")
+    return not is_set and _set_malloc(_ARENA_MAX, _ARENAS)
+
+
+def return_large_blocks() -> bool:
+    """Have glibc return large blocks to the system when they are freed. Return True if that worked.
+
+    By default it keeps blocks of up to 32 MB in the heap once some have been freed: pictures of eight cameras
+    that come and go then leave holes of 140 MB. A large block that is needed again and again should be kept by
+    its user: new memory costs a page fault for each 4 KiB. Does nothing where the environment sets the limit.
+    """
+    is_set = "MALLOC_MMAP_THRESHOLD_" in os.environ or _has_tunable("mmap_threshold")
+    if is_set or not _set_malloc(_MMAP_THRESHOLD, _LARGE_BYTES):
+        return False
+    return _set_malloc(_TRIM_THRESHOLD, _FREE_BYTES)
+
+
+def _has_tunable(name: str) -> bool:
+    return f"glibc.malloc.{name}" in os.environ.get("GLIBC_TUNABLES", "")
+
+
+def _set_malloc(parameter: int, value: int) -> bool:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    is_set = "MALLOC_ARENA_MAX" in os.environ or "glibc.malloc.arena_max" in os.environ.get("GLIBC_TUNABLES", "")
-    return set_option is not None and not is_set and bool(set_option(_ARENA_MAX, _ARENAS))
+    return set_option is not None and bool(set_option(parameter, value))
 
 
 def trim_heap() -> bool:

@@ -23,7 +23,7 @@ from agent.capture.supervisor import SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture
 from agent.errors import SourceError
-from agent.types import ChannelOrder, Image, MediaPacket
+from agent.types import ChannelOrder, Image, MediaPacket, Pixels
 
 BestDecoder = Callable[[str], str]
 """Returns the best hardware decoder of this board for a codec; empty: there is none, or it is not known yet."""
@@ -50,7 +50,7 @@ class FrameConsumer(Protocol):
         """Return True if the stream takes the picture that is captured now."""
         ...
 
-    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
+    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
         """Take a picture, whose image is to be released, and which others take if it is `shared`.
 
         Returns:
@@ -74,7 +74,7 @@ class FrameConsumer(Protocol):
 class Picture(NamedTuple):
     """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
 
-    image: Image
+    image: Pixels
     unmasked: Image | None = None
 
 
@@ -151,7 +151,7 @@ class Camera:
                 pool.close()
         return is_last
 
-    def release(self, image: Image) -> None:
+    def release(self, image: Pixels) -> None:
         """Give a picture back that was delivered to a consumer, once for each."""
         with self._lock:
             held = self._held.get(id(image)) or _Held(Picture(image), 1, self._pool, False)
@@ -176,9 +176,10 @@ class Camera:
     @property
     def demand(self) -> Demand:
         """The highest demand of its consumers."""
-        demands = [one.demand for one in self._consumers]
-        if len(demands) == 1:
-            return demands[0]
+        consumers = self._consumers
+        if len(consumers) == 1:
+            return consumers[0].demand
+        demands = [one.demand for one in consumers]
         mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
         most = max((one.most for one in demands), default=DecodeMode.FULL)
         return Demand(mode, any(one.moved for one in demands), most)
@@ -210,7 +211,7 @@ class Camera:
         self._wanting = tuple(one for one in self._consumers if one.passes(now_s))
         return bool(self._wanting)
 
-    def deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
+    def deliver(self, reader: FrameReader, image: Pixels, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread. Return False if this reader's are no longer wanted."""
         with self._lock:
             wanting = [one for one in self._wanting if one in self._consumers]
@@ -221,7 +222,8 @@ class Camera:
         kinds = _by_kind(wanting)
         bare = kinds.pop(None, ())
         for kind, streams in kinds.items():
-            self._deliver_masked(kind, streams, image, stamp, order)
+            raw = image = image if isinstance(image, np.ndarray) else image.image()
+            self._deliver_masked(kind, streams, raw, stamp, order)
         if bare:
             self._hand_on(bare, Picture(image), self._pool, stamp, order)
         else:
@@ -296,8 +298,10 @@ def _memory(image: Image, pool: FrameBufferPool) -> Image:
     return into if into is not None and into.shape == image.shape else np.empty_like(image)
 
 
-def _give(pool: FrameBufferPool, image: Image, *, wiped: bool) -> None:
-    """Use memory again; what cannot be wiped is freed."""
+def _give(pool: FrameBufferPool, image: Pixels, *, wiped: bool) -> None:
+    """Use memory again; what cannot be wiped, or is the decoder's, is freed."""
+    if not isinstance(image, np.ndarray):
+        return
     if wiped and not image.flags.writeable:
         return
     if wiped:

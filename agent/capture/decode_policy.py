@@ -4,8 +4,12 @@ The packets since the newest key frame are kept in memory. While nothing happens
 seconds. As soon as something may happen, all kept packets are decoded, and then every further one, so that no
 picture between is missing. Something may happen when
 
-- packets are larger than usual for their kind: what moves cannot be predicted from the picture before;
+- packets are larger than expected: what moves cannot be predicted from the picture before;
 - a consumer asks for all pictures: its gate is open, a track moves, a command needs a picture.
+
+Sizes scatter: noise, rain and changing light enlarge packets, too. Where they scatter so much that somebody small
+would not show in time, everything is decoded; unless the choice is `saving`. Between key frames, a picture cannot
+be decoded without those before it, so that there is no cheaper way to see all.
 
 A size that was suspicious without any motion raises the limit; motion that no size has shown lowers it, and has
 every key frame decoded for a while.
@@ -37,7 +41,7 @@ class DecodeMode(IntEnum):
     """Every picture."""
 
 
-DecodeChoice = Literal["auto", "full", "keyframes"]
+DecodeChoice = Literal["auto", "full", "keyframes", "saving"]
 """Values of `capture.decode`."""
 
 
@@ -79,6 +83,8 @@ class DecodeLimits(Struct, frozen=True):
         intra_s: the same where each picture is a key frame, as of MJPEG: their sizes show no motion, s.
         blind_s: longest time without a picture, however rare key frames are, s.
         hold_s: time for which everything is decoded after the newest reason, s.
+        doubt_s, doubt_packets: the same after sizes alone, until something moves in the pictures: the gate needs
+            some to see it.
         start_s: time for which everything is decoded at the beginning, s.
         alert_s: time for which every key frame is decoded after motion that no packet has shown, s; it doubles
             up to `alert_max_s` each time that this happens again.
@@ -89,6 +95,8 @@ class DecodeLimits(Struct, frozen=True):
     intra_s: float = 0.2
     blind_s: float = 12.0
     hold_s: float = 2.0
+    doubt_s: float = 0.7
+    doubt_packets: int = 6
     start_s: float = 3.0
     alert_s: float = 300.0
     alert_max_s: float = 3600.0
@@ -110,84 +118,127 @@ class DecodeStep(NamedTuple, Generic[P]):
     alone: bool = False
 
 
-_SETTLE_S = 30.0
-"""Time constant at which the usual size of packets is learned, s."""
+_SMALL = 0.006
+"""Share by which somebody who walks far away, a seventh of the picture high, enlarges a packet: of the difference
+between a key frame and another packet."""
+_TELLS, _TELLS_NO_MORE = 3.0, 2.2
+"""Deviations that such a person must add to a size, so that sizes show her in time; and so that they are still
+relied on."""
 _YOUNG = 20
-"""Packets of a kind before its sizes are judged."""
-_AFTER_KEY = 8
-"""Packets after a key frame that are kinds of their own: they are smaller."""
-_LEAST_DEVIATION = 0.01
+"""Packets before sizes are judged."""
+_SETTLED = 16
+"""Packets after a key frame by which the sizes hardly change any more from packet to packet."""
+_LONGEST = 600
+"""Packets after a key frame whose sizes are learned one by one."""
+_LEAST_DEVIATION = 0.02
 """Least deviation of the logarithm of sizes: encoders vary a little even where the picture does not."""
+_LEVEL, _SHAPE, _SPREAD, _MEAN = 0.08, 0.1, 0.02, 0.1
+"""Weights of the newest packet in the level, of the newest group in its shape, and of the newest packet in the
+deviation and in the mean sizes."""
 _SLACK = 0.5
 """Deviations by which a size may exceed the usual one without adding to the sum."""
-_CLIPPED = 3.0
-"""A packet changes what is usual by at most so many deviations."""
+_CLIPPED, _ADDED = 3.0, 6.0
+"""A packet changes what is usual by at most so many deviations, and adds at most so many to the sum."""
 _LIMIT, _LIMIT_MIN, _LIMIT_MAX = 8.0, 6.0, 30.0
 _RAISED, _LOWERED = 1.3, 0.7
 """Factors on the limit after a false alarm, and after motion that was not noticed."""
 
 
 class UsualSize:
-    """Running distribution of the logarithms of sizes of one kind of packet."""
+    """Predicts the size of each packet: from its place in earlier groups, and from the packets just before it.
+
+    After a key frame, encoders mend what it left blurred: sizes change for seconds, and alike in each group.
+
+    Attributes:
+        is_known: whether enough was learned to judge sizes.
+    """
 
     def __init__(self) -> None:
-        self._mean = self._spread = 0.0
-        self._count, self._before_ns = 0, 0
+        self._shape: dict[int, float] = {}
+        self._level = self._spread = 0.0
+        self._place = self._count = self._groups = 0
+        self._size = 0.0
 
-    def deviations(self, size: int) -> float:
-        """Return by how many standard deviations a size exceeds the usual one; 0 while too few are known."""
-        if self._count < _YOUNG:
-            return 0.0
-        return (math.log(max(1, size)) - self._mean) / self._deviation
+    @property
+    def is_known(self) -> bool:
+        return self._count >= _YOUNG
 
     @property
     def _deviation(self) -> float:
         return max(_LEAST_DEVIATION, 1.25 * self._spread)  # of a Gaussian, from its mean absolute deviation
 
-    def learn(self, size: int, at_ns: int) -> None:
-        """Add a size."""
-        passed_s, self._before_ns = max(0.0, (at_ns - self._before_ns) / _S), at_ns
+    def small_deviations(self, key_size: float) -> float:
+        """Return by how many deviations somebody small would enlarge a packet, if key frames have this size."""
+        return _SMALL * max(0.0, key_size - self._size) / (self._deviation * self._size)
+
+    def begin_group(self) -> None:
+        """Expect the packets after a key frame."""
+        self._place = 0
+        self._groups += 1
+
+    def add(self, size: int, *, learns: bool) -> float:
+        """Add another packet. Return by how many deviations it is larger than expected; 0: unknown."""
+        self._place = min(_LONGEST, self._place + 1)
         value = math.log(max(1, size))
-        self._count += 1
-        if self._count == 1:
-            self._mean = value
-            return
-        weight = max(1.0 / self._count, 1.0 - math.exp(-min(1.0, passed_s) / _SETTLE_S))
-        off = value - self._mean
-        if self._count > _YOUNG:
+        base = self._shape.get(self._place)
+        is_new = base is None
+        if base is None:
+            base = self._shape.get(self._place - 1, value)
+        off = value - base - self._level
+        deviations = off / self._deviation if self.is_known else 0.0
+        if is_new and self._place <= _SETTLED:
+            self._shape[self._place] = value - self._level
+            return 0.0
+        if learns:
+            self._learn(size, off, base)
+        return deviations
+
+    def _learn(self, size: int, off: float, base: float) -> None:
+        if self.is_known:
             most = _CLIPPED * self._deviation
             off = min(most, max(-most, off))
-        self._mean += weight * off
-        self._spread += weight * (abs(off) - self._spread)
+        self._count += 1
+        self._size += (max(1, size) - self._size) * max(1.0 / self._count, _MEAN)
+        self._spread += (abs(off) - self._spread) * max(1.0 / self._count, _SPREAD)
+        self._level += _LEVEL * off
+        self._shape[self._place] = base + off * max(1.0 / (1.0 + self._groups), _SHAPE)
 
 
 class SizeWatch:
     """Tells when packets are larger than usual, by a cumulative sum (Page 1954).
 
+    Pictures from which no other is predicted are a kind of their own: they are smaller.
+
     Attributes:
         limit: of the sum; adapts to the camera.
+        tells: whether sizes would show even somebody small in time; True while that is unknown.
     """
 
     def __init__(self) -> None:
-        self._usual: dict[tuple[bool, int], UsualSize] = {}
-        self._sum, self._after_key = 0.0, _AFTER_KEY
-        self.limit = _LIMIT
+        self._usual: dict[bool, UsualSize] = {}
+        self._sum = self._key_size = 0.0
+        self.limit, self.tells = _LIMIT, True
 
     def update(self, facts: PacketFacts, *, learns: bool) -> bool:
         """Add a packet. Return True if there is reason for suspicion."""
         if facts.keyframe:
-            self._after_key = 0
+            self._key_size += (facts.size - self._key_size) * (_MEAN if self._key_size else 1.0)
+            for one in self._usual.values():
+                one.begin_group()
             return False
-        self._after_key = min(_AFTER_KEY, self._after_key + 1)
-        usual = self._usual.setdefault((facts.disposable, self._after_key), UsualSize())
-        over = usual.deviations(facts.size)
-        if learns:
-            usual.learn(facts.size, facts.at_ns)
-        self._sum = max(0.0, self._sum + over - _SLACK)
+        usual = self._usual.setdefault(facts.disposable, UsualSize())
+        over = usual.add(facts.size, learns=learns)
+        self._update_tells()
+        self._sum = max(0.0, self._sum + min(_ADDED, over) - _SLACK)
         if self._sum <= self.limit:
             return False
         self._sum = 0.0
         return True
+
+    def _update_tells(self) -> None:
+        known = [one.small_deviations(self._key_size) for one in self._usual.values() if one.is_known]
+        if known and self._key_size:
+            self.tells = max(known) >= (_TELLS_NO_MORE if self.tells else _TELLS)
 
     def mark_false_alarm(self) -> None:
         self.limit = min(_LIMIT_MAX, self.limit * _RAISED)
@@ -221,7 +272,7 @@ class DecodePolicy(Generic[P]):
         self._until_ns = self._alert_ns = self._shown_ns = -1
         self._alert_s = self._limits.alert_s
         self._suspects = self._has_started = self._overflows = self._after_key = False
-        self._began_blind_ns = 0
+        self._began_blind_ns = self._doubtful = 0
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
@@ -244,9 +295,13 @@ class DecodePolicy(Generic[P]):
         if demand.most is DecodeMode.KEYFRAMES and not self._overflows:
             self._suspects = False  # nobody looks whether something moves
             return self._decode_little(packet, facts, Demand(DecodeMode.KEYFRAMES))
-        if facts.at_ns < self._until_ns or demand.mode is DecodeMode.FULL or self._overflows:
+        if demand.mode is DecodeMode.FULL or self._needs_all(facts.at_ns):
             return self._decode_all(packet, facts)
         return self._decode_little(packet, facts, demand)
+
+    def _needs_all(self, now_ns: int) -> bool:
+        is_sure = self._sizes.tells or self._choice == "saving"
+        return now_ns < self._until_ns or self._doubtful > 0 or self._overflows or not is_sure
 
     def _judge(self, facts: PacketFacts, demand: Demand) -> None:
         """Prolong the time of decoding everything if there is a reason; learn what sizes mean."""
@@ -260,16 +315,23 @@ class DecodePolicy(Generic[P]):
         suspicious = self._sizes.update(facts, learns=not demand.moved)
         if suspicious and self.mode is not DecodeMode.FULL:
             self._suspects = True
-        if suspicious or demand.mode is DecodeMode.FULL:
-            self._until_ns = max(self._until_ns, now_ns + round(limits.hold_s * _S))
+        if suspicious:
+            self._doubtful = limits.doubt_packets
+            self._hold(now_ns, limits.doubt_s)
+        if demand.mode is DecodeMode.FULL:
+            self._hold(now_ns, limits.hold_s)
         if demand.moved and self._suspects:
             self._suspects = False
             self._alert_s = max(limits.alert_s, 0.5 * self._alert_s)
+
+    def _hold(self, now_ns: int, time_s: float) -> None:
+        self._until_ns = max(self._until_ns, now_ns + round(time_s * _S))
 
     def _decode_all(self, packet: P, facts: PacketFacts) -> list[DecodeStep[P]]:
         """Decode what was kept, and this packet."""
         if facts.keyframe:
             self._overflows = False
+        self._doubtful = max(0, self._doubtful - 1)
         self.mode = DecodeMode.FULL
         steps = self._caught_up()
         steps.append(DecodeStep(packet))

@@ -175,8 +175,9 @@ class FrameBufferPool:
         self._free.clear()
 
 
-_LATE_MAX, _LATE_S = 3, 2.0
-"""Most frames that were decoded late in a live queue, and longest time that the producer waits for room, s."""
+_LATE_MAX, _LATE_S = 1, 2.0
+"""Most frames that were decoded late in a live queue, each of which may take 6 MB or more, and longest time that
+the producer waits for room, s."""
 
 
 class LatestFrame(HandoffQueue[Frame]):
@@ -220,7 +221,7 @@ class LatestFrame(HandoffQueue[Frame]):
     def _wait_for_late(self) -> None:
         """Wait until there is room for a frame to keep, or the consumer hangs. Called with the lock held."""
         if not self._changed.wait_for(lambda: self._kept < _LATE_MAX or self._closed, _LATE_S):
-            self._kept -= 1  # the newest of them is replaced
+            self._kept -= 1  # it is replaced
 
     def _next(self) -> Frame:
         self._kept = max(0, self._kept - 1)

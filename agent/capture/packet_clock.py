@@ -65,9 +65,12 @@ class MediaClock:
             arrived_ns: CLOCK_MONOTONIC when the packet was read, ns; never decreases over all tracks.
             length_ns: of the sound in the packet, whose last sample was captured before it came; 0: a picture.
         """
-        clock = self._clocks.setdefault(track, PacketClock())
+        if (clock := self._clocks.get(track)) is None:
+            clock = self._clocks[track] = PacketClock()
         if pts_ns is None:
             return arrived_ns - length_ns
         own_ns = clock.captured_ns(pts_ns + length_ns, arrived_ns) - length_ns - pts_ns
+        if len(self._clocks) == 1:
+            return pts_ns + own_ns
         offsets = (one.offset_ns(arrived_ns) for one in self._clocks.values())
         return pts_ns + min(one for one in offsets if one is not None and abs(one - own_ns) <= _APART_NS)

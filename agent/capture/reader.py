@@ -18,7 +18,7 @@ from agent.capture.source import Block, SoundSource, Source, open_sound, open_so
 from agent.config import CaptureConfig
 from agent.config.source_uri import mask, opener, parse
 from agent.errors import SoundAloneError, SourceError
-from agent.types import ChannelOrder, Image, MediaPacket, Samples
+from agent.types import ChannelOrder, MediaPacket, Pixels, Samples
 
 S = TypeVar("S", Source, SoundSource)
 
@@ -177,7 +177,7 @@ class FrameTaker(Protocol):
         """Return True if the picture that is captured now is handed on."""
         ...
 
-    def deliver(self, reader: FrameReader, image: Image, stamp: Timestamps, order: ChannelOrder) -> bool:
+    def deliver(self, reader: FrameReader, image: Pixels, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Take a picture. Return False to stop the reader."""
         ...
 
@@ -290,7 +290,7 @@ class FrameReader(SourceThread[Source]):
         return Timestamps(captured_ns, self._origin.captured_at + timedelta(seconds=recorded_s), read_ns)
 
     def _deliver_all(self, source: Source, stamp: Timestamps) -> bool:
-        image = source.picture(self._pool.take())
+        image: Pixels = source.deferred() or source.picture(self._pool.take())
         self._asked_ns = 0
         wanted = self._taker.deliver(self, image, stamp, source.order)
         self._count()

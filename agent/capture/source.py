@@ -37,7 +37,7 @@ from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.config import CaptureConfig, secret_file
 from agent.config.source_uri import SourceUri, opener, parse, parse_picture, parse_sound, sound_opener
 from agent.errors import SourceError, reason_of
-from agent.types import Array, ChannelOrder, Image, MediaPacket, Samples
+from agent.types import Array, ChannelOrder, DeferredImage, Image, MediaPacket, Samples
 
 _ON_DISK = ("file", "dir", "wav")
 """Schemes of sources that are files or folders."""
@@ -175,6 +175,14 @@ class Source(Protocol):
             SourceError: it cannot be decoded.
         """
         ...
+
+    def deferred(self) -> DeferredImage | None:
+        """Return the held picture, to be converted when it is used; None: there is only `picture`.
+
+        Raises:
+            SourceError: as `picture`.
+        """
+        return None
 
     def read(self, into: Image | None) -> Image | None:
         """Return the next picture, or None at the end: `grab` and `picture` in one.

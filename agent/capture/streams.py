@@ -15,7 +15,7 @@ from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture, parse_sound
 from agent.errors import BlurError, SourceError
-from agent.types import AudioChunk, ChannelOrder, Frame, Image, MediaPacket
+from agent.types import AudioChunk, ChannelOrder, Frame, MediaPacket, Pixels
 
 
 class SourceStream(ABC, Generic[T]):
@@ -149,7 +149,7 @@ class FrameStream(SourceStream[Frame]):
         """Allow the frame's memory to be used again. Calling this twice does no harm."""
         if frame.seq in self._taken and (camera := self._camera) is not None:
             self._taken.discard(frame.seq)
-            camera.release(frame.image)
+            camera.release(frame.pixels)
 
     def stop(self, *, wait: bool = True) -> None:
         """Hand nothing more on, and close the source unless others use it; see `SourceStream.stop`."""
@@ -158,7 +158,7 @@ class FrameStream(SourceStream[Frame]):
         if (camera := self._camera) is not None:
             self._cameras.detach(camera, self, wait=wait)
             while (left := self._queue.pop()) is not None:
-                camera.release(left.image)
+                camera.release(left.pixels)
 
     def set_demand(self, demand: Demand) -> None:
         """Have so much of an encoded camera decoded from its next packet on. Any thread may call this."""
@@ -167,7 +167,7 @@ class FrameStream(SourceStream[Frame]):
     def passes(self, now_s: float) -> bool:
         return self._limiter.passes(now_s)
 
-    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
+    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
         """Hand a picture on, from a reader's thread; return the image that is dropped."""
         seq, self._delivered = self._delivered, self._delivered + 1
         stamps = stamp.captured_ns, stamp.captured_at, order, stamp.read_ns
@@ -176,7 +176,7 @@ class FrameStream(SourceStream[Frame]):
         if replaced is None:
             return None
         self._dropped += 1
-        return replaced.image
+        return replaced.pixels
 
     def take_packet(self, packet: MediaPacket) -> None:
         if (on_packet := self._on_packet) is not None:

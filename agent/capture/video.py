@@ -6,35 +6,31 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import av
-import numpy as np
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
-from av.video.reformatter import VideoReformatter
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.packet_clock import MediaClock
+from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import Source, SourceListener, check_size, status
 from agent.config.source_uri import SourceUri
 from agent.errors import SoundAloneError, SourceError
-from agent.types import Image
+from agent.types import DeferredImage, Image
 
 log = logging.getLogger(__name__)
 
 
 class Video(Source):
-    """Pictures of an open medium, decoded by one thread.
-
-    FFmpeg's own choice of threads, one per core, costs 15 % more CPU time and 2.5 MB more per stream of 768×576
-    H.264, and holds back as many pictures as it has threads.
-    """
+    """Pictures of an open medium, decoded by one thread."""
 
     order = "bgr"
     decoding = "full"
@@ -50,7 +46,8 @@ class Video(Source):
         self.live, self.pace_s, self.period_s = True, 0.0, 0.0
         self.description = describe(media)
         self._listener: SourceListener | None = None
-        self._format = VideoReformatter()
+        self._converter = PictureConverter(shown)
+        self._converted: tuple[str, int, int] | None = None
         self._begin(media)
 
     def _begin(self, media: Media) -> None:
@@ -62,9 +59,6 @@ class Video(Source):
             raise
         self._media = media
         self._packets: Iterator[Packet[Stream]] = media.packets()
-        context = media.video.codec_context
-        context.thread_count, context.thread_type = 1, av.codec.context.ThreadType.NONE
-        context.copy_opaque = True  # a packet's times go to its picture
         self._decoder = FailoverDecoder(media.video, self._shown)
         self._decoded: deque[DecodedPicture] = deque()
         self._held: VideoFrame | None = None
@@ -92,10 +86,10 @@ class Video(Source):
             return None
         began_ns = self._stamp(packet) if packet.size else 0
         listener = self._listener
-        if packet.size and listener is not None:
-            wanted = listener.wants_packets or (listener.wants_sound and not self._is_picture(packet))
-            if wanted:
-                listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet), began_ns))
+        if not packet.size or listener is None:
+            return packet
+        if listener.wants_packets or (not self._is_picture(packet) and listener.wants_sound):
+            listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet), began_ns))
         return packet
 
     def _stamp(self, packet: Packet[Stream]) -> int:
@@ -115,36 +109,26 @@ class Video(Source):
             self._decoded += self._decoder.decode(packet if packet.size else None)
 
     def picture(self, into: Image | None) -> Image:
-        """Return the held picture.
-
-        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory, and
-        copying that would take longer than allocating it.
-        """
+        """Return the held picture, see `PictureConverter.convert`."""
         assert self._held is not None
         check_size(self._shown, self._held.width, self._held.height)  # a stream may change its size
-        try:
-            bgr = self._format.reformat(self._held, format="bgr24", threads=1)
-        except (av.FFmpegError, ValueError) as error:
-            raise SourceError(
-                f"{self._shown}: expected a picture that can be decoded; found a damaged one"
-            ) from error
-        return _image(bgr, into)
+        return self._converter.convert(self._held, into)
+
+    def deferred(self) -> DeferredImage | None:
+        """Return the held picture, to be converted when it is used, unless it is in a driver's few buffers."""
+        held = self._held
+        if held is None or self._decoder.name:
+            return None
+        check_size(self._shown, held.width, held.height)
+        picture, form = DecodedImage(held, self._converter), (held.format.name, held.width, held.height)
+        if form != self._converted:  # whether it can be converted is this thread's to find out
+            picture.image()
+            self._converted = form
+        return picture
 
     def close(self) -> None:
         self._decoder.close()
         self._media.close()
-
-
-def _image(bgr: VideoFrame, into: Image | None) -> Image:
-    """Return a picture as an array that keeps its memory alive."""
-    plane, row = bgr.planes[0], 3 * bgr.width
-    padded: Image = np.frombuffer(memoryview(plane), np.uint8).reshape(bgr.height, plane.line_size)
-    if plane.line_size == row:
-        return padded.reshape(bgr.height, bgr.width, 3)
-    shape = bgr.height, bgr.width, 3
-    image = into if into is not None and into.shape == shape else np.empty(shape, np.uint8)
-    np.copyto(image, padded[:, :row].reshape(shape))
-    return image
 
 
 def describe(media: Media) -> str:
@@ -263,6 +247,15 @@ class _Arrival(NamedTuple):
     read_ns: int
 
 
+_MODES = {mode: mode.name.lower() for mode in DecodeMode}
+
+
+def _tick_ns(track: Stream) -> tuple[int, int]:
+    """Return the length of a tick of a track, ns, as numerator and denominator."""
+    base = track.time_base or Fraction(1, 1_000_000_000)
+    return base.numerator * 1_000_000_000, base.denominator
+
+
 class NetworkStream(Video):
     """Pictures of a stream from another machine, of which only those are decoded that are of use."""
 
@@ -289,7 +282,9 @@ class NetworkStream(Video):
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
         self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
-        self._clock, self._burst = MediaClock(), BurstThinner()
+        self._clock, self._burst, self._demand = MediaClock(), BurstThinner(), Demand()
+        # PyAV makes a fraction of a packet's time base at each use, which takes longer than all else here.
+        self._ticks = {one.index: _tick_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
         self._steps: deque[DecodeStep[Packet[Stream]]] = deque()
@@ -298,7 +293,7 @@ class NetworkStream(Video):
 
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
-        self._policy = DecodePolicy(listener.decode)
+        self._policy, self._demand = DecodePolicy(listener.decode), listener.demand
 
     @property
     def holds(self) -> bool:  # type: ignore[override]
@@ -306,14 +301,14 @@ class NetworkStream(Video):
 
     @property
     def decoding(self) -> str:  # type: ignore[override]
-        return self._policy.mode.name.lower()
+        return _MODES[self._policy.mode]
 
     def grab(self) -> bool:
         self._held = None
         self._advance()
-        while self._listener is None and not self.holds:  # whoever only tries a camera wants a picture
-            self._advance()
-        self._grabbed += self.holds
+        while self._held is None and (self._steps or self._decoded or self._listener is None):
+            self._advance()  # whoever only tries a camera, without listening, waits for a picture
+        self._grabbed += self._held is not None
         return True
 
     def _advance(self) -> None:
@@ -347,6 +342,8 @@ class NetworkStream(Video):
             raise self._silence()
         if packet is None:
             raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
+        if self._listener is not None:
+            self._demand = self._listener.demand
         return packet
 
     def _receive(self) -> None:
@@ -366,31 +363,30 @@ class NetworkStream(Video):
     @property
     def _hears_only(self) -> bool:
         """True if only the sound is of use."""
-        return self._listener is not None and self._listener.demand.mode is DecodeMode.NOTHING
+        return self._demand.mode is DecodeMode.NOTHING
 
     def _silence(self) -> SourceError:
         what = "sound" if self._hears_only else "picture"
         return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s")
 
     def _stamp(self, packet: Packet[Stream]) -> int:
-        pts, base, read_ns = packet.pts, packet.time_base, self._now_ns()
-        tick_ns = base.numerator * 1_000_000_000
-        pts_ns = None if pts is None else pts * tick_ns // base.denominator
-        is_picture = self._is_picture(packet)
-        length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // base.denominator
-        began_ns = self._clock.captured_ns(packet.stream_index, pts_ns, read_ns, length_ns)
+        pts, track, read_ns = packet.pts, packet.stream_index, self._now_ns()
+        tick_ns, divisor = self._ticks[track]
+        pts_ns = None if pts is None else pts * tick_ns // divisor
+        is_picture = track == self._media.video.index
+        length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
+        began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
         if is_picture:
             self._arrived = _Arrival(began_ns, read_ns)
         return began_ns
 
     def _plan(self, packet: Packet[Stream]) -> None:
-        demand = self._listener.demand if self._listener is not None else Demand()
-        is_seen = demand.mode is not DecodeMode.NOTHING
+        is_seen = not self._hears_only
         if is_seen:
             packet.opaque = self._arrived
         disposable = is_seen and is_disposable(self._codec, packet)
         facts = PacketFacts(packet.size, packet.is_keyframe, disposable, self._arrived.read_ns)
-        self._steps += self._policy.add(packet, facts, demand)
+        self._steps += self._policy.add(packet, facts, self._demand)
         self.undecoded += not self._steps
         if len(self._steps) > 1:
             first = cast(_Arrival, self._steps[0].packet.opaque)
@@ -401,6 +397,7 @@ class NetworkStream(Video):
         if step.restart:
             self._decoded.clear()
             self._decoder.restart()
+        self._converter.keep(not step.alone)  # the next picture may come in seconds
         if step.alone:
             self._decoded += self._decoder.decode_alone(step.packet)
             return

@@ -20,10 +20,11 @@ def run(path: Path, exit_when_done: bool, verbose: bool) -> None:
     """Run until SIGTERM. SIGHUP reads the configuration again and applies what changed."""
     # Before numpy is imported: its matrices are small here, and waiting threads would take memory and CPU time.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from agent.board.process import limit_malloc_arenas
+    from agent.board.process import limit_malloc_arenas, return_large_blocks
     from agent.config.load import Rereadable
 
     limit_malloc_arenas()
+    return_large_blocks()
     set_up_logging(verbose)
     file = Rereadable(path)
     config = file.read()

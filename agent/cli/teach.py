@@ -241,7 +241,7 @@ def _print_check(state: str, body: dict[str, Any], *, hears: bool) -> None:
             "Teach those words again, each said by itself, or choose others that sound less alike."
             if hears
             else "Teach those values again in other light, or choose a region that shows the difference and "
-            "little else."
+            "little else. Values that look the same stay unsure."
         )
         click.echo(f"Each example was told by a rule that learned from all others. {advice}")
 

@@ -417,6 +417,9 @@ class Requests:
             if received.payload:  # else it deletes a retained one
                 self._refuse_retained(received.topic)
             return
+        if not received.payload and received.topic in self._logged:  # deletes it, under MQTT 3.1.1
+            self._logged.discard(received.topic)
+            return
         request = self._request(received, addressed)
         if request.mark is not None and self._is_repeated(request, request.mark):
             return

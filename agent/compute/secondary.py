@@ -131,7 +131,7 @@ class SecondaryDetector:
 
     def run(self, frame: Frame, box: Box, into: Answers) -> None:
         """Add the answers about the part of a frame that a box covers. Raises BackendError if a model fails."""
-        height, width = frame.model_image.shape[:2]
+        height, width = frame.shape[:2]
         crop = crop_of(box, self.config, width, height)
         if shorter_side(box, width, height) < self.config.min_pixels:
             return
@@ -229,7 +229,7 @@ class SecondaryStage:
     def _run(self, number: int, detector: SecondaryDetector, frame: Frame, seen: Sequence[Track]) -> set[str]:
         """Run one model on the objects that are due; return the ids of those with another value now."""
         labels, now_ns, changed = detector.config.labels, frame.captured_ns, set[str]()
-        height, width = frame.model_image.shape[:2]
+        height, width = frame.shape[:2]
         boxes = {
             track.id: track.box or self._whole
             for track in seen

@@ -3,7 +3,8 @@
 A region of the detector's feature map is averaged in 3×3 cells, and the largest values of all of it are
 taken: the embedding. Values are told apart by linear discriminant analysis with a shrunk covariance, learned
 from 5 to 20 examples of each value in milliseconds. A picture between two values, or unlike all examples, is
-unsure. Nothing here knows of devices, files or clocks.
+unsure, and so is every picture of a value that its own examples do not tell from another, see `confused_values`.
+Nothing here knows of devices, files or clocks.
 
 Source of the shrinkage: Friedman, "Regularized Discriminant Analysis", JASA 84 (1989).
 """
@@ -11,7 +12,7 @@ Source of the shrinkage: Friedman, "Regularized Discriminant Analysis", JASA 84 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -40,6 +41,10 @@ _BAND = 0.3
 _FAR, _FAR_MIN = 2.0, 0.6
 """A picture is unlike its value if it is farther from the mean than this times the farthest example, and than
 this times the distance between two values."""
+_TOLD = 0.7
+"""Least share of the examples of two values that the others must tell rightly. Of those without any difference
+less than half are right, since what is left out moves its own mean away; so many are in a few of a hundred cases
+at most."""
 _LEAST = 1e-9
 
 
@@ -121,16 +126,17 @@ class StateHead:
         values: that it knows.
     """
 
-    def __init__(self, examples: Mapping[str, Floats]) -> None:
+    def __init__(self, examples: Mapping[str, Floats], confused: Collection[str] = ()) -> None:
         """Learn from examples.
 
         Args:
             examples: embeddings [n, size] of each value, n ≥ 1.
+            confused: values that are never told: a picture that looks like one is unsure.
 
         Raises:
             ValueError: fewer than two values, or values that no embedding tells apart.
         """
-        self.values = tuple(examples)
+        self.values, self._confused = tuple(examples), frozenset(confused)
         if len(self.values) < 2:
             raise ValueError(f"at least two values are needed, there is {len(self.values)}")
         means = np.stack([one.mean(axis=0) for one in examples.values()])
@@ -159,7 +165,8 @@ class StateHead:
         score = min(1.0, max(0.0, share))
         is_far = bool(np.linalg.norm(embedding - self._means[best]) > self._reach[best])
         nearest = self.values[best]
-        return StateAnswer(UNSURE if is_far or score < _BAND else nearest, nearest, score, is_far)
+        unsure = is_far or score < _BAND or nearest in self._confused
+        return StateAnswer(UNSURE if unsure else nearest, nearest, score, is_far)
 
     def _others(self, index: int) -> NDArray[np.bool_]:
         return np.asarray(np.arange(len(self.values)) != index)
@@ -196,39 +203,57 @@ class LeftOut(Struct, frozen=True):
         return self.right + self.unsure + self.wrong
 
 
-def leave_one_out(
-    examples: Mapping[str, Sequence[Floats]], learn: Callable[[Mapping[str, Floats]], Head] = StateHead
-) -> dict[str, LeftOut]:
-    """Check each example by a head that learns from all others.
+Learn = Callable[[Mapping[str, Floats]], Head]
+"""Makes a head of the embeddings [n, size] of each value. Raises ValueError if it cannot."""
+Pictures = Mapping[str, Sequence[Floats]]
+"""Examples of each value, each the embeddings [n, size] of one picture, of which the first is the picture itself,
+and the others are its variations."""
 
-    Args:
-        examples: of each value, each the embeddings [n, size] of one picture, of which the first is the picture
-            itself, and the others are its variations. A picture is left out with its variations.
-        learn: makes a head of the embeddings of each value. Raises ValueError if it cannot.
-    """
+
+def leave_one_out(examples: Pictures, learn: Learn = StateHead) -> dict[str, LeftOut]:
+    """Check each example by a head that learns from all others. A picture is left out with its variations."""
     found = {}
-    for value, pictures in examples.items():
-        answers = [_answer_without(examples, value, number, learn) for number in range(len(pictures))]
-        right, unsure = answers.count(value), answers.count(UNSURE)
-        found[value] = LeftOut(right, unsure, len(answers) - right - unsure)
+    for value, answers in _left_out_answers(examples, learn).items():
+        told = [one.value if one else UNSURE for one in answers]
+        right, unsure = told.count(value), told.count(UNSURE)
+        found[value] = LeftOut(right, unsure, len(told) - right - unsure)
     return found
 
 
-def _answer_without(
-    examples: Mapping[str, Sequence[Floats]],
-    value: str,
-    left_out: int,
-    learn: Callable[[Mapping[str, Floats]], Head],
-) -> str:
+def confused_values(examples: Pictures) -> tuple[str, ...]:
+    """Return the values that the examples do not tell from another one.
+
+    Each picture is told by a head that learns from all others, see `leave_one_out`. Two values are confused if
+    fewer than `_TOLD` of their pictures that are nearest to either of them are nearest to their own.
+    """
+    answers = _left_out_answers(examples, StateHead)
+    nearest = {value: [one.nearest if one else "" for one in some] for value, some in answers.items()}
+    found = set[str]()
+    for pair in itertools.combinations(examples, 2):
+        told = [one == value for value in pair for one in nearest[value] if one in (*pair, "")]
+        if sum(told) < _TOLD * len(told):
+            found.update(pair)
+    return tuple(value for value in examples if value in found)
+
+
+def _left_out_answers(examples: Pictures, learn: Learn) -> dict[str, list[StateAnswer | None]]:
+    """Return the answer to each picture by a head without it; None: nothing could be learned."""
+    return {
+        value: [_answer_without(examples, value, number, learn) for number in range(len(pictures))]
+        for value, pictures in examples.items()
+    }
+
+
+def _answer_without(examples: Pictures, value: str, left_out: int, learn: Learn) -> StateAnswer | None:
     others = {
         name: np.concatenate([one for number, one in enumerate(some) if name != value or number != left_out])
         for name, some in examples.items()
         if name != value or len(some) > 1
     }
     try:
-        return learn(others).classify(examples[value][left_out][0]).value
+        return learn(others).classify(examples[value][left_out][0])
     except ValueError:
-        return UNSURE
+        return None
 
 
 _VARIATIONS = ((0.45, 1.0), (1.3, 0.85))

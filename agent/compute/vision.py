@@ -34,6 +34,7 @@ from agent.types import (
     Event,
     Frame,
     Image,
+    Luma,
     StageTimes,
     StreamBudget,
     StreamResult,
@@ -302,9 +303,8 @@ class VideoPerception:
         began = time.monotonic_ns()
         tracker = self.tracker
         keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
-        part = _part(frame.model_image, self._shown)
         gate = self._gate.evaluate(
-            part,
+            self._gate_picture(frame),
             frame.captured_ns,
             watching=self.is_watching,
             check=self.must_infer or tracker.check_due(frame.captured_ns),
@@ -330,7 +330,11 @@ class VideoPerception:
         self.last_crop = crop = gate.crop or self._shown
         result = self._detector.run(frame, crop, gate.complexity)
         if self.answers is not None:
-            self.answers.update(frame.captured_ns, self._outputs, lambda: self._gate.view(part)[0])
+            self.answers.update(
+                frame.captured_ns,
+                self._outputs,
+                lambda: self._gate.view(_part(frame.model_image, self._shown))[0],
+            )
         decoded = time.monotonic_ns()
         detections = self._keep(frame, result.detections)
         found = self._to_follow(detections)
@@ -341,6 +345,12 @@ class VideoPerception:
             secondary = time.monotonic_ns() - decoded - track
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, detections, stages)
+
+    def _gate_picture(self, frame: Frame) -> Image | Luma:
+        """Return the shown part of a frame: its brightness alone, where that saves converting the picture."""
+        if not self.config.gate.motion or (luma := frame.luma) is None:
+            return _part(frame.model_image, self._shown)
+        return luma._replace(pixels=_part(luma.pixels, self._shown))
 
     def _view(self, frame: Frame) -> tuple[Image, Image]:
         """Return the frame in two small sizes, with its masks: what is learned of it is stored."""
@@ -397,7 +407,7 @@ class VideoPerception:
         return replace(result, detections=self._keep(frame, result.detections))
 
     def _keep(self, frame: Frame, found: list[Detection]) -> list[Detection]:
-        return self._filters.keep(found, frame.image.shape[1] / frame.image.shape[0])
+        return self._filters.keep(found, frame.shape[1] / frame.shape[0])
 
     @property
     def has_features(self) -> bool:

@@ -24,7 +24,8 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
         password_file: file whose first line is the camera's password; `$CREDENTIALS_DIRECTORY`, which systemd
             sets, is expanded. It is read each time that the camera is opened.
         decode: which pictures of an encoded network camera are decoded: `auto`, a key frame now and then and all
-            while something may happen; `full`, all; `keyframes`, key frames alone.
+            while something may happen, or where the sizes of packets would not show it; `saving`, the same also
+            there; `full`, all; `keyframes`, key frames alone.
         decoder: what decodes all pictures of such a camera: `software`; `auto`, the hardware decoder that takes
             least of the processor, if one gives the right pictures on this board; or a hardware decoder by name.
             Where a hardware decoder fails, software goes on.
@@ -35,5 +36,5 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_fps: Annotated[float, Meta(ge=0.0, le=1000.0)] = 0.0
     username: str = ""
     password_file: str = ""
-    decode: Literal["auto", "full", "keyframes"] = "auto"
+    decode: Literal["auto", "full", "keyframes", "saving"] = "auto"
     decoder: DecoderChoice = "software"

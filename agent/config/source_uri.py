@@ -93,7 +93,7 @@ _READERS: dict[str, tuple[Callable[[str], Any], str]] = {
 
 def _read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: Pace, shown: str) -> SourceOptions:
     """Parse the options of a query."""
-    values: dict[str, Any] = {"pace": pace}
+    values: dict[str, Any] = {}
     seen: set[str] = set()
     for key, text in pairs:
         if key not in keys:
@@ -102,7 +102,8 @@ def _read_options(pairs: Sequence[tuple[str, str]], keys: Sequence[str], pace: P
             raise SourceError(f"{shown}: expected {key} once; found it twice")
         seen.add(key)
         values[key] = _read_value(key, text, shown)
-    return SourceOptions(**values)
+    # What never ends is no replay: its times would run ahead of the clock without limit.
+    return SourceOptions(**{"pace": "realtime" if values.get("loop") else pace} | values)
 
 
 def _read_value(key: str, text: str, shown: str) -> Any:
@@ -141,7 +142,7 @@ class Scheme(Struct, frozen=True):
         keys: of the query.
         live: whether it continues unread: only the newest picture counts, and an outage is waited out.
         network: whether it is on another machine: its URI may hold secrets, and its query belongs to its server.
-        pace: default of the key `pace`.
+        pace: default of the key `pace`; with `loop=1` that is `realtime`.
         pattern: of the target.
     """
 

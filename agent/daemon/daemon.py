@@ -35,6 +35,8 @@ _RETRY_MAX_S = 16.0
 """Longest pause between two attempts to restore the state folder, s."""
 _POLL_S = 0.5
 """Time between two checks of the streams for a change that is worth a health message, s."""
+_TRIM_S = 30.0
+"""Longest time until free memory is returned, s."""
 
 
 class StateGuard:
@@ -139,6 +141,7 @@ class Daemon:
         self._board = board
         self._doctor, self._systemd = DoctorProcess(file), SystemdStatus(Notifier())
         self._stop_asked = self._reload_asked = False
+        self._trimmed_s = 0.0
         # Not an Event: a signal handler that sets one deadlocks if it interrupts the same Event's `wait`.
         self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
 
@@ -249,12 +252,18 @@ class Daemon:
         is_due = self._health.due()
         self._homeassistant.announce(self._health.sensors)
         if is_due:
-            if self._health.changed:  # a stream that has started or stopped leaves much free memory behind
-                trim_heap()
+            self._trim_if_due()
             show_thread_names()
             self._health.publish()
         self._shadows.poll()
         self._report_to_board(is_due)
+
+    def _trim_if_due(self) -> None:
+        """Return free memory: a stream that has started, stopped or been busy leaves holes of 20 MB and more."""
+        now_s = time.monotonic()
+        if self._health.changed or now_s - self._trimmed_s >= _TRIM_S:
+            self._trimmed_s = now_s
+            trim_heap()
 
     def _write_anew(self) -> None:
         self._control.write_anew()

@@ -369,7 +369,7 @@ class InspectionPipeline(Pipeline[Frame]):
             self._inspection.counters.add(verdict)
             self._report_counters()
             if kept is not None and verdict.verdict != "ok":
-                shown = replace(kept.frame, image=kept.image, unmasked=None)
+                shown = replace(kept.frame, pixels=kept.image, unmasked=None)
                 self._show_due(shown, verdict.detections)
 
     def _rejects(self, part: ClosedPart) -> bool:
@@ -402,7 +402,7 @@ class InspectionPipeline(Pipeline[Frame]):
 
         picture = annotate_detections(frame.image, detections, order=frame.order)
         quality = self._publish_config.snapshot_quality
-        show_snapshot(self._reporter, replace(frame, image=picture), budget, quality)
+        show_snapshot(self._reporter, replace(frame, pixels=picture), budget, quality)
 
     def _report_counters(self) -> None:
         one = self._inspection.counters.counters

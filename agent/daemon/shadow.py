@@ -112,7 +112,7 @@ class Shadow:
         """Compare a frame whose crop the stream has inferred in `infer_ns`; it is copied unless it is skipped."""
         self._offered += 1
         if self._offered % self._every == 0 and self._has_room:
-            kept = replace(frame, image=frame.model_image.copy(), unmasked=None)  # for its model alone
+            kept = replace(frame, pixels=frame.model_image.copy(), unmasked=None)  # for its model alone
             self._enqueue(_Crop(kept, crop), _Answer(detections, infer_ns))
 
     def compare_audio(self, chunk: AudioChunk, detections: list[Detection] | None, infer_ns: int) -> None:

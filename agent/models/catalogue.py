@@ -36,6 +36,17 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 """Tasks that a model may have, by its decoder."""
 
+SAME_TASKS = {
+    "detect": "detection",
+    "classify": "classification",
+    "face": "face detection",
+    "segment": "segmentation",
+    "speech": "keywords",
+    "wakeword": "keywords",
+    "inspect": "anomalies",
+}
+"""Words of `agent.models.recommend.TASKS` for tasks that are called otherwise here."""
+
 
 class CatalogueModel(Struct, frozen=True, forbid_unknown_fields=True):
     """A model that can be fetched.
@@ -136,8 +147,8 @@ def with_task(task: str) -> tuple[Listed, ...]:
     Raises:
         ModelError: no model has this task.
     """
-    check_task(task)
-    return tuple(one for one in _everything() if task in ("", one.task))
+    wanted = check_task(task)
+    return tuple(one for one in _everything() if wanted in ("", one.task))
 
 
 def known_tasks() -> list[str]:
@@ -146,7 +157,9 @@ def known_tasks() -> list[str]:
     return sorted({task for some in TASKS.values() for task in some} | listed)
 
 
-def check_task(task: str) -> None:
-    """Raise ModelError if no model can have this task; an empty one is right."""
+def check_task(task: str) -> str:
+    """Return a task as it is called here. Raise ModelError if no model can have it; an empty one is right."""
+    task = SAME_TASKS.get(task, task)
     if task and task not in known_tasks():
         raise ModelError(f"{plain(task)}: there is no such task: expected {', '.join(known_tasks())}")
+    return task

@@ -49,6 +49,8 @@ _START, _MAGIC = 64, b"TFL3"
 _LONGEST_STEM = 100
 _MOST = 10_000
 """Most files in an archive."""
+_NOT_COUNTED = 0xFFFF
+"""Number of files that a zip archive states if there are more than its field can hold."""
 _NUMBERED = re.compile(r"(\d{1,9})[\s:,]+(\S.*)")
 _NAME = re.compile(r"[^A-Za-z0-9._-]+")
 _BROKEN = (
@@ -83,7 +85,8 @@ class _Archive(Protocol):
 class _Zip:
     def __init__(self, content: bytes, path: Path) -> None:
         if (count := entries_of(content)) > _MOST:
-            raise ModelError(f"{path}: has {count} files: expected at most {_MOST}")
+            more = "more than 65,534" if count == _NOT_COUNTED else str(count)
+            raise ModelError(f"{path}: has {more} files: expected at most {_MOST}")
         self._archive = zipfile.ZipFile(io.BytesIO(content))
         self._infos = [one for one in self._archive.infolist() if not one.is_dir()]
 
@@ -237,7 +240,9 @@ def _in_archive(archive: _Archive, path: Path, member: str) -> FoundModel:
     )
     teachable = numbered and inner.name in ("model.tflite", "model_unquant.tflite")
     remarks = [f"{plain(file.filename)} out of the archive"]
-    remarks += [f"{plural(len(labels), 'label')} from {plain(listed.filename)}"] if listed else []
+    if listed:
+        named = plain(listed.filename)
+        remarks += [f"{plural(len(labels), 'label')} from {named}" if labels else f"{named} is empty: no labels"]
     stem = path.name if teachable else inner.name
     origin = _TEACHABLE if teachable else ""
     return FoundModel(content, stem_of(stem), labels, origin=origin, remarks=tuple(remarks))

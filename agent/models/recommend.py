@@ -19,7 +19,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.compute.tflite.work import Arithmetic, Work
 from agent.config.toml import read_toml
 from agent.errors import ModelError
-from agent.models.catalogue import CatalogueModel, catalogue
+from agent.models.catalogue import SAME_TASKS, CatalogueModel, catalogue
 from agent.models.library import look_up
 from agent.models.predict import (
     PICTURES_FPS,
@@ -144,13 +144,19 @@ def known_models() -> tuple[GuideModel, ...]:
 
 def bundled_for(task: str) -> list[str]:
     """Return the names of the models for a task whose files are read."""
-    return [one.name for one in known_models() if one.task == task and not one.work]
+    own = _own_word(task)
+    return [one.name for one in known_models() if one.task == own and not one.work]
 
 
 def _published(own: GuideModel, listed: CatalogueModel) -> GuideModel:
     what = listed.accuracy or "no accuracy is published"
     get = (f"vedette models pull {own.name} --to {_FOLDER}",)
     return replace(own, what=what, get=get, file=f"{_FOLDER}/{own.name}.tflite")
+
+
+def _own_word(task: str) -> str:
+    """Return the key of `TASKS` for what the catalogue calls it."""
+    return next((own for own, same in SAME_TASKS.items() if same == task), task)
 
 
 def recommend(task: str, board: str, *, fps: float = 0.0, memory: int = 0) -> list[Recommendation]:
@@ -160,7 +166,7 @@ def recommend(task: str, board: str, *, fps: float = 0.0, memory: int = 0) -> li
     accurate variant comes first.
 
     Args:
-        task: key of `TASKS`.
+        task: key of `TASKS`, or what the catalogue calls it.
         board: name, see `agent.models.predict.find_board`.
         fps: inferences in a second; 0: what a model needs.
         memory: most that a model may take, bytes; 0: no limit.
@@ -168,6 +174,7 @@ def recommend(task: str, board: str, *, fps: float = 0.0, memory: int = 0) -> li
     Raises:
         ModelError: there is no such task or board.
     """
+    task = _own_word(task)
     if task not in TASKS:
         raise ModelError(f"{plain(task)}: there is no such task; there are: {', '.join(TASKS)}")
     name, there = find_board(board)

@@ -66,7 +66,9 @@ def open_secondary(
     _check_stream(stream, config, model)
     names: list[str] = []
     with _prefixed(stream):
-        return tuple(_opened(configs, model, (model.path,), open_one, names))
+        opened = tuple(_opened(configs, model, (model.path,), open_one, names))
+        _check_names(names)  # at last: a circle of manifests has no two names either
+        return opened
 
 
 @contextmanager
@@ -99,6 +101,10 @@ def _opened(
     from agent.compute.secondary import SecondaryModel
 
     for config in configs:
+        if config.model in path:
+            raise ModelError(
+                f"secondary {config.name}: is run on what it has found itself: a circle of manifests"
+            )
         _add_name(names, config.name)
         _check_labels(config, before)
         model = open_one(config.model, config.variant)
@@ -111,11 +117,14 @@ def _opened(
 
 def _add_name(names: list[str], name: str) -> None:
     """Count a model before it is opened: manifests may name any number."""
-    if name in names:
-        raise ConfigError(f"{name!r} is the name of two models: rename one")
     if len(names) >= MOST:
         raise ConfigError(f"{name}: a stream runs at most {MOST} secondary models")
     names.append(name)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        raise ConfigError(f"{twice[0]!r} is the name of two models: rename one")
 
 
 def _check_labels(config: SecondaryConfig, before: Model) -> None:
@@ -140,7 +149,5 @@ def _check_model(config: SecondaryConfig, model: Model, path: tuple[str, ...]) -
         raise ModelError(
             f'secondary {config.name}: a gallery is for embeddings: set [output] decoder = "raw" in the manifest'
         )
-    if config.model in path:
-        raise ModelError(f"secondary {config.name}: is run on what it has found itself: a circle of manifests")
     if len(path) > DEEPEST:
         raise ModelError(f"secondary {config.name}: at most {DEEPEST} models are run one after the other")

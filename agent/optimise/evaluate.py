@@ -121,6 +121,7 @@ def score(
         return _agreement(content, reference, examples, manifest, variant, threads, progress)
     with open_content(content, manifest, variant, threads) as session:
         if examples.kind == "boxes":
+            load_coco()  # before the first picture
             return _average_precision(session, examples, manifest, progress)
         return _top_1(session, examples, progress)
 
@@ -317,7 +318,7 @@ def average_precision(
     Raises:
         ModelError: pycocotools is missing.
     """
-    coco, evaluation = _coco()
+    coco, evaluation = load_coco()
     if not any(len(examples.truth(index).classes) for index in range(len(examples))):
         raise ModelError("none of these examples has a box: take more of them")
     names = Labels(manifest.output.labels)
@@ -335,7 +336,8 @@ def average_precision(
     return AveragePrecision(score, tuple(names[number] for number in range(count)), by_class)
 
 
-def _coco() -> tuple[Any, Any]:
+def load_coco() -> tuple[Any, Any]:
+    """Return the classes of pycocotools that hold and score boxes. Raises ModelError if it is missing."""
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval

@@ -32,7 +32,8 @@ from agent.structs import from_json
 from agent.text import file_name
 
 _LARGEST = 1024**2
-_ASIDE = ".damaged"
+ASIDE = ".damaged"
+"""End of the name of a damaged file that is kept."""
 
 
 class StateFile:
@@ -67,18 +68,19 @@ class StateFile:
             self.path.unlink(missing_ok=True)
             sync_folder(self.path.parent)
 
-    def set_aside(self) -> Path:
+    def set_aside(self, *, keep_name: bool = True) -> Path:
         """Keep a damaged file for people to look at, and return its new path.
 
-        Its old name stays until another file is written: after a power cut, damage must not look like a missing
-        file. What is not a plain file is moved.
+        Args:
+            keep_name: its old name stays until another file is written: after a power cut, damage must not look
+                like a missing file. What is not a plain file is always moved.
         """
-        aside, number = self.path.with_name(self.path.name + _ASIDE), 1
+        aside, number = self.path.with_name(self.path.name + ASIDE), 1
         while aside.is_dir():  # of an earlier time; nothing can take its place
             number += 1
-            aside = self.path.with_name(f"{self.path.name}{_ASIDE}-{number}")
+            aside = self.path.with_name(f"{self.path.name}{ASIDE}-{number}")
         with suppress(OSError):
-            if stat.S_ISREG(self.path.lstat().st_mode):
+            if keep_name and stat.S_ISREG(self.path.lstat().st_mode):
                 aside.unlink(missing_ok=True)
                 os.link(self.path, aside)
             else:

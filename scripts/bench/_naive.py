@@ -33,7 +33,7 @@ def make(interpreter: Any, port: int, nanodet: bool) -> Callable[[Any], None]:
     client.connect("127.0.0.1", port)
     client.loop_start()
     details = interpreter.get_input_details()[0]
-    outputs = interpreter.get_output_details()
+    outputs = [one for one in interpreter.get_output_details() if len(one["shape"]) == 3]  # no map of features
     decode = decode_nanodet if nanodet else decode_faces
 
     def handle(picture: Any) -> None:

@@ -1,5 +1,7 @@
 """People who come and go where nobody was: by day, in rain, at night, under a lamp. Part of the bench `decode`.
 
+"Clear" is a day with less noise.
+
 The place and the people are those of the packaged clip. A walker is cut out of the clip, picture by picture,
 where it differs from the empty place, and walks from outside the view into it and on, at a size and a speed of
 its own.
@@ -22,7 +24,10 @@ from agent.types import Image
 FPS = 10
 SIZE = (480, 360)
 """Width and height of the view, px: the second stream of a camera."""
-Weather = Literal["day", "rain", "night", "lamp"]
+Weather = Literal["day", "rain", "night", "lamp", "clear"]
+_SIGMA = {"night": 5.0, "clear": 1.0}
+"""Deviation of the noise, grey levels, where it is not 2: at night it is amplified, and a camera that averages
+over time leaves less of it."""
 _DIFFERS = 28
 """Grey levels by which a picture of the clip differs from the empty place where a person is."""
 _STEPS = 24
@@ -61,13 +66,13 @@ class Visit(Struct, frozen=True):
 class Street:
     """Renders the place of the packaged clip with visitors."""
 
-    def __init__(self, clip: Path, model: str) -> None:
+    def __init__(self, clip: Path, model: str, size: tuple[int, int] = SIZE) -> None:
         pictures = read(clip, 300)
         if not pictures:
             raise SystemExit(f"cannot read {clip}: give the packaged clip with --clip")
         median = np.median(np.stack(pictures[::12]), axis=0).astype(np.uint8)
         self._empty = np.asarray(
-            cv2.resize(deserted(median, model), SIZE, interpolation=cv2.INTER_AREA), np.uint8
+            cv2.resize(deserted(median, model), size, interpolation=cv2.INTER_AREA), np.uint8
         )
         self.walkers = _walkers(pictures, median)
         if not self.walkers:
@@ -76,13 +81,11 @@ class Street:
     def pictures(self, visits: Sequence[Visit], seconds: float, weather: Weather, seed: int) -> Iterator[Image]:
         """Render each picture of so many seconds."""
         random, height, width = np.random.default_rng(seed), *self._empty.shape[:2]
-        noise = _noise(random, (height, width, 3), 5.0 if weather == "night" else 2.0)
+        noise = _noise(random, (height, width, 3), _SIGMA.get(weather, 2.0))
         lit_s = float(random.uniform(0.3, 0.6)) * seconds
         for number in range(round(seconds * FPS)):
             now_s = number / FPS
-            view = self._empty.astype(np.float32)
-            for visit in visits:
-                self._paint(view, visit, now_s)
+            view = self.view(visits, now_s)
             view *= 1.0 + 0.04 * np.sin(2 * np.pi * now_s / 50.0)
             if weather == "night" or (weather == "lamp" and now_s < lit_s):
                 view *= 0.4
@@ -90,6 +93,13 @@ class Street:
             if weather == "rain":
                 _rain(view, random)
             yield np.clip(view, 0, 255).astype(np.uint8)
+
+    def view(self, visits: Sequence[Visit], now_s: float) -> NDArray[np.float32]:
+        """Render one picture without weather and noise."""
+        view = self._empty.astype(np.float32)
+        for visit in visits:
+            self._paint(view, visit, now_s)
+        return view
 
     def _paint(self, view: NDArray[np.float32], visit: Visit, now_s: float) -> None:
         if not visit.begins_s <= now_s < visit.ends_s:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -115,10 +115,16 @@ def daemon(
     model: str = "nanodet",
     pace: str = "realtime",
     streams: int = 1,
+    sources: Sequence[str] = (),
+    capture: str = "",
     extra: str = "",
     environment: Mapping[str, str] | None = None,
+    affinity: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """The daemon as users start it, on the clip in a loop; the first stream is called `bench`."""
+    """The daemon as users start it, on the clip in a loop or on other sources; the first stream is `bench`.
+
+    `capture` is the content of each stream's table of that name, and `affinity` the cores that it may use.
+    """
     blocks = [
         f'[mqtt]\nhost = "127.0.0.1"\nport = {port}\ncommands = true',
         f'[storage]\nstate_dir = "{folder / "state"}"',
@@ -126,13 +132,15 @@ def daemon(
     blocks.append("[health]\nevery_s = 0.5")
     # The choice of a backend, once on a board after a model's first start, is not measured here.
     blocks.append("[selection]\nafter_s = 100000")
-    for number in range(streams):
+    for number, source in enumerate(sources or [f"file:{CLIP}?pace={pace}&loop=1"] * streams):
         name = f"bench{number or ''}"
-        source = f"file:{CLIP}?pace={pace}&loop=1"
         blocks.append(f'[streams.{name}]\nsource = "{source}"\nmodel = "{model}"')
+        blocks += [f"[streams.{name}.capture]\n{capture}"] if capture else []
     config = folder / "vedette.toml"
     config.write_text("\n".join([*blocks, extra]), encoding="utf-8")
     command = [sys.executable, "-m", "agent", "run", "-c", str(config)]
+    if affinity:
+        command = ["taskset", "-c", ",".join(map(str, affinity)), *command]
     env = {**os.environ, **(environment or {})}
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=env)
 

@@ -1,13 +1,17 @@
 """Decoding on demand: what it saves on a still camera and costs on a busy one, and what becomes of events.
 
 Cost: cameras of 1080p (and of 4K, without `--quick`) at 15 pictures a second, the packaged clip's place scaled up
-with noise, are served by RTSP from another process. Three viewers read each at the same time: ours with its gate,
-OpenCV decoding everything with one thread, and FFmpeg's filters `fps=5,scale=640:-2` behind its decoder, in this
-process instead of a pipe. Counted is the processor time of the threads that read and decode.
+with noise, are served by RTSP from another process. Four viewers read each at the same time: ours with its gate,
+the same with `max_fps = 5`, OpenCV decoding everything with one thread, and FFmpeg's filters `fps=5,scale=640:-2`
+behind its decoder, in this process instead of a pipe. Counted is the processor time of the threads that read and
+decode, and of ours that of converting each picture for which its gate is open, whichever thread does that.
 
 Events: people who come and go (see `_visits`), encoded as H.264, taken through the real pipeline and model on
 their own time, with everything decoded and on demand; not with `--quick`. A visit is kept if its person is
-announced as with everything decoded; its delay is the recorded time from the one announcement to the other.
+announced as with everything decoded; its delay is the recorded time from the one announcement to the other. The
+model's answers are shared by both runs, which see mostly the same pictures.
+
+Sizes (`--part sizes`): the policy alone on such scenes, see `_sizes`.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ import av
 import common
 import cv2
 import numpy as np
-from _on_demand import Encoding, Watched, encode, watch
+from _on_demand import Answers, Encoding, Watched, encode, watch
+from _sizes import Noticed, notice, read_packets
 from _stillness import read
 from _visits import Street, Visit, Weather, plan
 from msgspec import Struct
@@ -71,14 +76,20 @@ BLOCKS: tuple[tuple[Weather, int], ...] = (
     ("night", 8),
     ("lamp", 2),
     ("lamp", 8),
+    ("clear", 2),
+    ("clear", 8),
 )
 """Weather, and seconds from one key frame to the next."""
 
 
 def main() -> None:
     args = arguments()
-    figures = {} if args.part == "events" else cost_figures(args)
-    figures |= {} if args.quick or args.part == "costs" else events(args)
+    if args.part == "sizes":
+        figures = sizes(args)
+        common.conclude("decode", figures, {"all_auto_late": "== 0"}, figures["all_auto_late"] == 0.0)
+        return
+    figures = cost_figures(args) if args.part in (None, "costs") else {}
+    figures |= events(args) if args.part == "events" or (args.part is None and not args.quick) else {}
     targets = {
         "still_share_max": "<= 0.10",
         "busy_share": "<= 1.0",
@@ -95,28 +106,43 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--clip", type=Path, default=common.CLIP, help="the packaged clip")
     parser.add_argument("--model", default="nanodet", help="name or path of a detector of persons")
     parser.add_argument("--seed", type=int, default=REPORTED, help="of the visits")
-    parser.add_argument("--seconds", type=float, default=240.0, help="length of each of the eight scenes")
-    parser.add_argument("--part", choices=("costs", "events"), help="measure this part alone")
+    parser.add_argument("--seconds", type=float, default=200.0, help="length of each of the ten scenes")
+    parser.add_argument("--weathers", help="these alone, such as day,rain")
+    names = [one.name for one in PLACES]
+    parser.add_argument("--camera", choices=names, action="append", default=[], help="measure the cost of this")
+    parser.add_argument("--part", choices=("costs", "events", "sizes"), help="measure this part alone")
     return parser.parse_args()
 
 
 def cost_figures(args: argparse.Namespace) -> dict[str, float]:
     """Measure the cost of still and busy cameras."""
     figures, still = {}, []
-    for place, (ours, opencv, pipe) in all_costs(args).items():
-        print(f"{place.name}: ours {ours:.4f}, OpenCV {opencv:.4f}, filters {pipe:.4f} s of CPU per second")
+    for place, (ours, fifth, opencv, pipe) in all_costs(args).items():
+        print(
+            f"{place.name}: ours {ours:.4f}, with max_fps = 5 {fifth:.4f}, OpenCV {opencv:.4f}, "
+            f"filters {pipe:.4f} s of CPU per second"
+        )
         figures[f"{place.name}_of_opencv"] = ours / opencv
         figures[f"{place.name}_of_filters"] = ours / pipe
+        if place.busy:
+            figures[f"{place.name}_5fps_of_filters"] = fifth / pipe
         still += [] if place.busy else [ours / opencv, ours / pipe]
-    return {**figures, "still_share_max": max(still), "busy_share": figures["1080p_h264_busy_of_opencv"]}
+    if still:
+        figures["still_share_max"] = max(still)
+    if (busy := figures.get("1080p_h264_busy_of_opencv")) is not None:
+        figures["busy_share"] = max(busy, figures["1080p_h264_busy_of_filters"])
+    return figures
 
 
 def all_costs(args: argparse.Namespace) -> dict[Place, list[float]]:
-    """Return the processor time per second of ours, of OpenCV, and of FFmpeg's filters, by camera.
+    """Return the processor time per second of camera of each viewer, in their order, by camera.
 
-    All cameras are watched at the same time.
+    All cameras are watched at the same time. A second of camera is `FPS` pictures that the viewer has got: fewer
+    come in a second where the machine is too busy.
     """
-    places, context = PLACES[:3] if args.quick else PLACES, multiprocessing.get_context("spawn")
+    places = [one for one in PLACES[:3] if args.quick] or PLACES
+    places = [one for one in PLACES if one.name in args.camera] or places
+    context = multiprocessing.get_context("spawn")
     queues: list[Any] = [context.Queue() for _ in places]
     servers = [
         context.Process(target=_serve, args=(place, args.clip, queue), daemon=True)
@@ -126,7 +152,7 @@ def all_costs(args: argparse.Namespace) -> dict[Place, list[float]]:
         server.start()
     try:
         uris = [queue.get() for queue in queues]
-        kinds = (_watch_ours, _decode_with_opencv, _decode_with_filters)
+        kinds = (_watch_ours, _watch_five, _decode_with_opencv, _decode_with_filters)
         viewers = [[_Viewer(kind, uri) for kind in kinds] for uri in uris]
         return dict(zip(places, _measured(viewers, QUICK_WARM_S if args.quick else WARM_S), strict=True))
     finally:
@@ -138,17 +164,22 @@ def _measured(viewers: list[list[_Viewer]], warm_s: float) -> list[list[float]]:
     for viewer in (one for group in viewers for one in group):
         viewer.start()
     time.sleep(warm_s)
-    before = [[viewer.cpu_s() for viewer in group] for group in viewers]
+    before = [[viewer.totals() for viewer in group] for group in viewers]
     time.sleep(MEASURED_S)
     used = [
-        [(viewer.cpu_s() - begun) / MEASURED_S for viewer, begun in zip(*pair, strict=True)]
-        for pair in zip(viewers, before, strict=True)
+        [_cost(viewer.totals(), begun) for viewer, begun in zip(group, first, strict=True)]
+        for group, first in zip(viewers, before, strict=True)
     ]
     for viewer in (one for group in viewers for one in group):
         viewer.stopped.set()
     for viewer in (one for group in viewers for one in group):
         viewer.join(10.0)  # a decoder that works while the program ends would abort it
     return used
+
+
+def _cost(now: tuple[float, int], before: tuple[float, int]) -> float:
+    """Return the processor time per second of camera between two `_Viewer.totals`."""
+    return FPS * (now[0] - before[0]) / max(1, now[1] - before[1])
 
 
 def _serve(place: Place, clip: Path, ready: Any) -> None:
@@ -183,37 +214,50 @@ class _Viewer(threading.Thread):
 
     Attributes:
         counted: the thread whose processor time counts, if it is not this one.
+        added_s: processor time that counts besides, s.
+        pictures: number of pictures that have come, decoded or not.
     """
 
     def __init__(self, read_all: Callable[[_Viewer], None], uri: str) -> None:
         super().__init__(daemon=True)
         self._read_all, self.uri = read_all, uri
-        self.stopped, self.counted = threading.Event(), ""
+        self.stopped, self.counted, self.added_s = threading.Event(), "", 0.0
+        self.pictures = 0
 
     def run(self) -> None:
         self._read_all(self)
 
-    def cpu_s(self) -> float:
-        """Processor time so far, s."""
+    def totals(self) -> tuple[float, int]:
+        """Processor time so far, s, and number of pictures."""
         named = [one for one in threading.enumerate() if self.counted and one.name == self.counted]
         ident = (named[0] if named else self).ident
         assert ident is not None
-        return time.clock_gettime(time.pthread_getcpuclockid(ident))
+        return time.clock_gettime(time.pthread_getcpuclockid(ident)) + self.added_s, self.pictures
 
 
-def _watch_ours(viewer: _Viewer) -> None:
-    name = viewer.uri.rpartition(":")[2]
-    stream = FrameStream(name, viewer.uri, CaptureConfig(), on_change=print)
+def _watch_ours(viewer: _Viewer, max_fps: float = 0.0) -> None:
+    name = f"{viewer.uri.rpartition(':')[2]}-{max_fps:g}"
+    stream = FrameStream(name, viewer.uri, CaptureConfig(max_fps=max_fps), on_change=print)
     viewer.counted, gate = f"read-{name}", MotionGate(GateConfig())
     stream.start()
     while not viewer.stopped.is_set():
         frame = stream.take(0.25)
+        viewer.pictures = stream.stats.decoded + stream.stats.undecoded
         if frame is not None:
-            reason = gate.evaluate(frame.image, frame.captured_ns, watching=False).reason
+            picture = frame.luma or frame.image
+            decision = gate.evaluate(picture, frame.captured_ns, watching=False)
+            if decision.open:
+                began_s = time.thread_time()
+                _ = frame.image
+                viewer.added_s += time.thread_time() - began_s
             stream.give_back(frame)
-            busy = reason in ("motion", "hold")
-            stream.set_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, reason == "motion"))
+            busy, moved = decision.reason in ("motion", "hold"), decision.reason == "motion"
+            stream.set_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved))
     stream.stop()
+
+
+def _watch_five(viewer: _Viewer) -> None:
+    _watch_ours(viewer, 5.0)
 
 
 def _decode_with_opencv(viewer: _Viewer) -> None:
@@ -221,6 +265,7 @@ def _decode_with_opencv(viewer: _Viewer) -> None:
     image = None
     while not viewer.stopped.is_set() and capture.grab():
         _, image = capture.retrieve(image)
+        viewer.pictures += 1
 
 
 def _decode_with_filters(viewer: _Viewer) -> None:
@@ -231,12 +276,33 @@ def _decode_with_filters(viewer: _Viewer) -> None:
     nodes += [graph.add("format", "yuv420p"), graph.add("buffersink")]
     graph.link_nodes(*nodes).configure()
     for frame in container.decode(video):
+        viewer.pictures += 1
         graph.push(frame)
         with suppress(av.error.BlockingIOError, av.error.EOFError):
             while True:
                 bytes(graph.pull().planes[0])
         if viewer.stopped.is_set():
             return
+
+
+def sizes(args: argparse.Namespace) -> dict[str, float]:
+    """Return how late visitors are noticed by the policy alone, and what is decoded while nobody is there."""
+    street, found = Street(args.clip, args.model), dict[str, Noticed]()
+    with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
+        for number, (weather, gop_s) in enumerate(BLOCKS):
+            if args.weathers and weather not in args.weathers.split(","):
+                continue
+            path = Path(folder, f"{number}.ts")
+            visits = plan(args.seconds, len(street.walkers), np.random.default_rng((args.seed, number)))
+            pictures = street.pictures(visits, args.seconds, weather, 100 * args.seed + number)
+            encode(path, pictures, Encoding(gop=10 * gop_s))
+            packets = read_packets(path)
+            for choice in ("auto", "saving"):
+                noticed = notice(packets, visits, choice)
+                found.setdefault(f"{weather}_{choice}", Noticed()).add(noticed)
+                found.setdefault(f"all_{choice}", Noticed()).add(noticed)
+            path.unlink()
+    return {name: value for kind, noticed in found.items() for name, value in noticed.figures(kind).items()}
 
 
 class Kept(Struct):
@@ -261,14 +327,16 @@ class Kept(Struct):
 
 def events(args: argparse.Namespace) -> dict[str, float]:
     """Take visits through the pipeline with everything decoded and on demand."""
-    street, kept = Street(args.clip, args.model), Kept()
+    street, kept, shares = Street(args.clip, args.model), Kept(), dict[str, float]()
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
         for number, (weather, gop_s) in enumerate(BLOCKS):
-            seconds, path = args.seconds, Path(folder, f"{number}.ts")
+            if args.weathers and weather not in args.weathers.split(","):
+                continue
+            seconds, path, answers = args.seconds, Path(folder, f"{number}.ts"), Answers()
             visits = plan(seconds, len(street.walkers), np.random.default_rng((args.seed, number)))
             pictures = street.pictures(visits, seconds, weather, 100 * args.seed + number)
             encode(path, pictures, Encoding(gop=10 * gop_s))
-            full, ours = (watch(path, args.model, decode) for decode in ("full", "auto"))
+            full, ours = (watch(path, args.model, decode, answers) for decode in ("full", "auto"))
             _compare(kept, visits, full, ours)
             print(
                 f"{weather}, key frame every {gop_s} s: {ours.camera.cpu_s / full.camera.cpu_s:.2f} of the time, "
@@ -277,6 +345,7 @@ def events(args: argparse.Namespace) -> dict[str, float]:
                 flush=True,
             )
             kept.scene_s += seconds
+            shares[weather] = ours.camera.full_s / seconds / 2 + shares.get(weather, 0.0)
             path.unlink()
     delays = np.array(kept.delays_s or [0.0])
     return {
@@ -287,6 +356,7 @@ def events(args: argparse.Namespace) -> dict[str, float]:
         "scenes_minutes": kept.scene_s / 60.0,
         "scenes_cpu_of_full": kept.ours_s / kept.full_s,
         "scenes_share_in_full": kept.decoded_s / kept.scene_s,
+        **{f"{weather}_share_in_full": share for weather, share in shares.items()},
     }
 
 

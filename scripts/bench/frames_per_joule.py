@@ -12,7 +12,9 @@ beginning is kept if the other run follows the same sort of thing at the same pl
 end if it does so within the last second before it. Beside it stands how many messages of all tracks, also of
 those that flicker around the threshold, have a counterpart in the sense of `stationary`.
 
-CPU time is that of gate, model, tracker and reports, without rendering the scene and without a camera. The energy
+CPU time is that of gate, model, tracker and reports, without rendering the scene and without a camera. With one
+(`camera_…`), the scene is encoded as H.264 before, with a key frame every 2 s: reading and decoding counts, too,
+for ours on demand, for the other of everything by OpenCV with one thread. The network is in neither. The energy
 is an estimate for a Raspberry Pi 4B: idle power and power per busy core as others have measured them, and CPU
 time scaled by the predicted time of NanoDet there.
 """
@@ -20,6 +22,7 @@ time scaled by the predicted time of NanoDet there.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -29,6 +32,8 @@ from queue import Queue
 from statistics import median
 
 import common
+from _encoded import Run, run_on_demand, run_opencv
+from _on_demand import Encoding, encode
 from _parking import Parking, Part, Shot
 from _stillness import BEGAN
 from gate import Sink
@@ -65,7 +70,8 @@ PATIENCE_S = 120.0
 VISIT_S = 1.0
 """Shorter tracks are no visits: they flicker around the threshold. Also the tolerance of an event, s."""
 KEPT = 0.99
-FACTOR = 2.7
+FACTOR, CAMERA_FACTOR = 2.7, 4.0
+QUICK_CAMERA_PARTS = [Part(6.0, FPS, people=True), Part(6.0, FPS)]
 PI4 = POWER_MODELS["raspberrypi,4-model-b"]
 
 
@@ -190,6 +196,10 @@ def compete(
 def main() -> None:
     args = arguments()
     budget = chosen(args) if args.budget is None else parsed(args.budget)
+    camera = {} if args.part == "scene" else camera_figures(args, budget)
+    if args.part == "camera":
+        conclude_camera(camera)
+        return
     tallies = [Tally(), Tally(), Tally()]
     full, spent = Spent({}, {}), [Spent({}, {})] * 3
     for mirrored in (False,) if args.quick else (False, True):
@@ -205,7 +215,53 @@ def main() -> None:
         for name, tally, one in zip(("gate_alone", "stride_3"), tallies[1:], spent[1:], strict=True)
         for figure, value in (("factor", one.per_s / full.per_s), ("events_kept", tally.kept))
     }
-    conclude(budget, full, spent[0], tallies[0], more | energies(full, spent[0], args.model))
+    more |= energies(full, spent[0], args.model) | camera
+    conclude(budget, full, spent[0], tallies[0], more)
+
+
+def camera_figures(args: argparse.Namespace, budget: StreamBudget) -> dict[str, float]:
+    """Compare a camera that is decoded on demand with the same one of which OpenCV decodes everything."""
+    seconds = args.camera_seconds
+    parts = QUICK_CAMERA_PARTS if args.quick else scene_parts(seconds)
+    scene, tally, strong_tally = Parking(args.clip, section=(0.5, 1.0)), Tally(), Tally()
+    with tempfile.TemporaryDirectory(dir=common.ON_DISK) as folder:
+        path = Path(folder, "camera.ts")
+        encode(path, (shot.image for shot in scene.shots(parts)), Encoding(fps=round(FPS), gop=round(2 * FPS)))
+        wanted = run_opencv(path, opened(args.model, FULL, gate=False), FPS)
+        found = run_on_demand(path, opened(args.model, budget, gate=True), FPS)
+        strong = run_on_demand(path, opened(args.model, STRONG, gate=True), FPS)
+    tally.add(outcome_of(wanted), outcome_of(found), parts)
+    strong_tally.add(outcome_of(wanted), outcome_of(strong), parts)
+    return {
+        "camera_factor": wanted.cpu_s / found.cpu_s,
+        "camera_events_kept": tally.kept,
+        "camera_events_compared": tally.compared,
+        "camera_stride_3_factor": wanted.cpu_s / strong.cpu_s,
+        "camera_stride_3_events_kept": strong_tally.kept,
+        "camera_frames": wanted.decoded,
+        "camera_frames_decoded": found.decoded,
+        "camera_inferences": found.inferences,
+        "camera_cpu_s": found.cpu_s,
+        "camera_cpu_s_opencv_416": wanted.cpu_s,
+    }
+
+
+def outcome_of(run: Run) -> Outcome:
+    """Return a run in the form that is compared."""
+    return Outcome(run.messages, run.alive, Spent({}, {}))
+
+
+def camera_meets(figures: dict[str, float]) -> bool:
+    """Return True if the camera's figures reach their targets."""
+    return figures["camera_factor"] >= CAMERA_FACTOR and figures["camera_events_kept"] >= KEPT
+
+
+CAMERA_TARGETS = {"camera_factor": f">= {CAMERA_FACTOR}", "camera_events_kept": f">= {KEPT}"}
+
+
+def conclude_camera(figures: dict[str, float]) -> None:
+    """Print the camera's figures alone."""
+    common.conclude("frames_per_joule", figures, CAMERA_TARGETS, camera_meets(figures))
 
 
 class Tally(Struct):
@@ -297,6 +353,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="nanodet", help="name of a detector with the sizes 416, 320 and 256")
     parser.add_argument("--budget", help="VARIANT/STRIDE, such as 416/2, in place of the one that is chosen")
     parser.add_argument("--seconds", type=float, default=600.0, help="length of the scene, s; --quick: 30")
+    parser.add_argument("--part", choices=("scene", "camera"), help="measure this part alone")
+    parser.add_argument("--camera-seconds", type=float, default=240.0, help="length of the encoded scene, s")
     args = parser.parse_args()
     args.budget = args.budget or (QUICK_BUDGET if args.quick else None)
     return args
@@ -373,9 +431,10 @@ def conclude(budget: StreamBudget, full: Spent, governed: Spent, tally: Tally, m
         "events_compared": "> 0",
     }
     print(f"power of a Pi 4B: {PI4.idle_w} W idle, {PI4.core_w:.3f} W a core; source: {PI4.source}")
-    common.conclude(
-        "frames_per_joule", figures, targets, factor >= FACTOR and kept >= KEPT and tally.compared > 0
-    )
+    meets = factor >= FACTOR and kept >= KEPT and tally.compared > 0
+    if "camera_factor" in more:
+        targets, meets = targets | CAMERA_TARGETS, meets and camera_meets(more)
+    common.conclude("frames_per_joule", figures, targets, meets)
 
 
 def energies(full: Spent, governed: Spent, model: str) -> dict[str, float]:

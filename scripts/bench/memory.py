@@ -1,8 +1,12 @@
-"""Memory: resident set of the real daemon with one stream and with four of the same model, and its growth.
+"""Memory: resident set of the real daemon with one stream and with several of the same model, and its growth.
 
 The daemon runs as its own process on the clip in a loop, at real-time pace. Then its camera is switched off and
 on again and again by commands, as `vedette command` sends them, and off at last: what is more than before the
 first time, and what is left without a camera. The growth over frames is watched at `pace=fast`.
+
+Cameras of RTSP, 1080p at 15 pictures a second, come from another process (see `_cameras`): one, one of which
+everything is decoded, and eight, at whose places somebody is a tenth of the time. Of them, the proportional set
+is told as well, to which a library counts in part if other processes have it, too.
 
 How much of a library's file is resident depends on the kernel and on what it has just read: the same daemon had
 118 MB on one machine and 154 MB on another. So the targets compare it, in the same run, with a bare script that
@@ -15,8 +19,10 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import _cameras
 import common
 import msgspec
 import psutil
@@ -31,11 +37,17 @@ TARGETS = {
     "toggles_growth_mb": (5.0, "more than before the first time, after all of them"),
     "switched_off_beyond_bare_mb": (0.0, "more than the bare script after that, with the camera off"),
     "further_stream_mb": (30.0, "for each stream of the same model after the first"),
-    "one_stream_mb": (120.0, "with one camera"),
+    "one_stream_mb": (120.0, "with one camera, for which the clip stands, though PyAV decodes it"),
+    "raw_mb": (120.0, "with one camera whose pictures are not encoded, as of V4L2"),
+    "rtsp_mb": (135.0, "with one RTSP camera of 1080p"),
+    "rtsp_eight_mb": (300.0, "with eight of them"),
     "hearing_mb": (72.0, "with one stream of sound and no camera"),
     "growth_mb": (2.0, "between the first and the last tenth of the frames"),
 }
 BARE_FRAMES = 60
+CAMERAS = 8
+RAW = "test:?size=1280x720&fps=10"
+"""Stands for a V4L2 camera: OpenCV without PyAV."""
 
 
 def main() -> None:
@@ -43,7 +55,10 @@ def main() -> None:
     parser.add_argument(
         "--frames", type=int, default=0, help="frames over which growth is watched; default 20000"
     )
+    parser.add_argument("--part", choices=("network",), help="measure only the cameras of RTSP")
     args = parser.parse_args()
+    if args.part:
+        network_alone(quick=args.quick)
     frames = args.frames or (2000 if args.quick else 20000)
     toggles, seconds = (3, 3.0) if args.quick else (30, 20.0)
     with tempfile.TemporaryDirectory() as folder, common.mosquitto() as port:
@@ -58,11 +73,28 @@ def main() -> None:
         figures["further_stream_mb"] = (figures["four_streams_mb"] - figures["one_stream_mb"]) / 3
         figures["hearing_mb"] = hearing(Path(folder), port, seconds)
         print(f"4 streams: {figures['four_streams_mb']:.1f} MB; one of sound: {figures['hearing_mb']:.1f} MB")
+        figures["raw_mb"] = statistics.median(watched(Path(folder), port, [RAW], "", (8.0, 4.0))[0])
+        figures |= network_cameras(Path(folder), port, quick=args.quick)
         small = str(common.face_model(Path(folder)))
         figures["growth_mb"] = grown(Path(folder), port, small, frames)
-    meets = all(figures[name] <= limit for name, (limit, _) in TARGETS.items())
-    targets = {name: f"<= {limit:g} {what}".rstrip() for name, (limit, what) in TARGETS.items()}
-    common.conclude("memory", {**figures, "toggles": toggles, "frames_watched": frames}, targets, meets)
+    told({**figures, "toggles": toggles, "frames_watched": frames})
+
+
+def network_alone(*, quick: bool) -> None:
+    """Measure the cameras of RTSP, the bare script, and a camera that nobody has to decode, and end."""
+    with tempfile.TemporaryDirectory() as folder, common.mosquitto() as port:
+        figures = {"bare_mb": common.child("memory:bare")["mb"]}
+        resident, _ = watched(Path(folder), port, [RAW], "", (8.0, 4.0))
+        figures["raw_mb"] = statistics.median(resident)
+        told(figures | network_cameras(Path(folder), port, quick=quick))
+
+
+def told(figures: dict[str, float]) -> None:
+    """End with the targets of these figures."""
+    targets = {name: one for name, one in TARGETS.items() if name in figures}
+    meets = all(figures[name] <= limit for name, (limit, _) in targets.items())
+    limits = {name: f"<= {limit:g} {what}".rstrip() for name, (limit, what) in targets.items()}
+    common.conclude("memory", figures, limits, meets)
 
 
 def bare() -> None:
@@ -110,6 +142,45 @@ def hearing(folder: Path, port: int, seconds: float) -> float:
     source = f"wav:{common.CLIP.with_name('spoken.flac')}?pace=realtime&loop=1"
     stream = f'[streams.bench]\nsource = "{source}"\nmodel = "small-speech"'
     return steady(folder, port, seconds, streams=0, extra=stream)
+
+
+def network_cameras(folder: Path, port: int, *, quick: bool) -> dict[str, float]:
+    """Memory with one RTSP camera, with one of which everything is decoded, and with eight, MB."""
+    figures: dict[str, float] = {}
+    scene = _cameras.QUICK if quick else _cameras.Scene()
+    with _cameras.served(scene, CAMERAS) as (uris, _):
+        for name, sources, capture in (
+            ("rtsp", uris[:1], ""),
+            ("rtsp_full", uris[:1], 'decode = "full"'),
+            ("rtsp_eight", uris, ""),
+        ):
+            warm_s, seconds = (6.0, 4.0) if quick else (30.0, 40.0)
+            resident, proportional = watched(folder, port, sources, capture, (warm_s, seconds))
+            figures[f"{name}_mb"], figures[f"{name}_most_mb"] = statistics.median(resident), max(resident)
+            figures[f"{name}_pss_mb"] = statistics.median(proportional)
+            told = f"{figures[f'{name}_mb']:.1f} MB, at most {figures[f'{name}_most_mb']:.1f}"
+            print(f"{name}: {told}, proportional {figures[f'{name}_pss_mb']:.1f}")
+    return figures
+
+
+def watched(
+    folder: Path, port: int, sources: Sequence[str], capture: str, times_s: tuple[float, float]
+) -> tuple[list[float], list[float]]:
+    """Return resident and proportional sets over a time, MB; `times_s` is until it begins, and its length."""
+    daemon = common.daemon(Path(tempfile.mkdtemp(dir=folder)), port, sources=sources, capture=capture)
+    process, resident, proportional = psutil.Process(daemon.pid), [], []
+    try:
+        time.sleep(times_s[0])
+        until = time.monotonic() + times_s[1]
+        while time.monotonic() < until:
+            memory = process.memory_full_info()
+            resident.append(memory.rss / MB)
+            proportional.append(memory.pss / MB)
+            time.sleep(0.25)
+    finally:
+        daemon.terminate()
+        daemon.wait()
+    return resident, proportional
 
 
 def toggled(folder: Path, port: int, times: int, seconds: float) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +21,7 @@ class FileServer:
         fails: number of answers of 503.
         ranges: whether a part can be asked for.
         lengths: whether the length is told before.
+        drip_s: time after each byte that is sent, s; 0: all are sent at once.
         asked: the header Range of each request, or empty.
     """
 
@@ -27,6 +29,7 @@ class FileServer:
         self.files: dict[str, bytes] = {}
         self.redirects: dict[str, str] = {}
         self.cuts, self.cut_after, self.fails, self.ranges, self.lengths = 0, 1000, 0, True, True
+        self.drip_s = 0.0
         self.asked: list[str] = []
         self.url = ""
 
@@ -72,7 +75,16 @@ def file_server() -> Iterator[FileServer]:
             if served.cuts:
                 served.cuts -= 1
                 end = min(end, first + served.cut_after)
+            if served.drip_s:
+                self.send_slowly(content[first:end])
+                return
             self.wfile.write(content[first:end])
+
+        def send_slowly(self, content: bytes) -> None:
+            with contextlib.suppress(OSError):
+                for at in range(len(content)):
+                    self.wfile.write(content[at : at + 1])
+                    time.sleep(served.drip_s)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.url = f"http://127.0.0.1:{server.server_port}"

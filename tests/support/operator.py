@@ -34,7 +34,7 @@ class Operator:
         """Wait until that is the newest."""
         self.messages.wait(lambda _: self.states(stream, what)[-1:] == [value.encode()])
 
-    def ask(self, verb: str, timeout_s: float = 15.0, **body: Any) -> dict[str, Any]:
+    def ask(self, verb: str, timeout_s: float = 60.0, **body: Any) -> dict[str, Any]:
         """Send a request; gives its answer."""
         self._count += 1
         mark = f"{self._count}"

@@ -75,6 +75,7 @@ class PacketCamera:
         port: where it listens.
         uri: of the camera.
         viewers: number of connections that have begun to play.
+        sent: number of units that were sent, to all of them.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class PacketCamera:
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
-        self._rate_hz, self._lag, self.viewers = rate_hz, lag, 0
+        self._rate_hz, self._lag, self.viewers, self.sent = rate_hz, lag, 0, 0
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self.uri = f"rtsp://127.0.0.1:{self.port}/cam"
@@ -200,6 +201,7 @@ class PacketCamera:
                     if not self._lost(sequence):
                         _send(connection, 0, 96, sequence, round(at_s * CLOCK_HZ), payload, last=last)
                     sequence += 1
+                self.sent += 1
             if (self._sound or not self._units) and number:  # sound is sent when its last sample is there
                 samples = self._rate_hz // self._fps
                 said, at = self._said((number - 1) * samples, samples), (number - 1) * samples

@@ -113,7 +113,7 @@ def device(
         spool.close()
 
 
-def wait_for(what: object, timeout_s: float = 15.0) -> None:
+def wait_for(what: object, timeout_s: float = 60.0) -> None:
     """Wait until a callable is true."""
     assert callable(what)
     deadline = time.monotonic() + timeout_s

@@ -59,7 +59,7 @@ class Messages:
         """Payloads of one topic."""
         return [message.payload for message in self if message.topic == topic]
 
-    def wait(self, until: Callable[[Messages], Any], timeout_s: float = 15.0) -> Messages:
+    def wait(self, until: Callable[[Messages], Any], timeout_s: float = 60.0) -> Messages:
         """Wait until `until(messages)` is true, or fail with what has come."""
         with self._arrived:
             if not self._arrived.wait_for(lambda: until(self), timeout_s):

@@ -100,7 +100,7 @@ class Vedette:
         self.process.send_signal(how)
         return self.exit_code(), time.monotonic() - began
 
-    def exit_code(self, timeout_s: float = 20.0) -> int:
+    def exit_code(self, timeout_s: float = 60.0) -> int:
         """Wait for its end."""
         return self.process.wait(timeout_s)
 

@@ -130,7 +130,7 @@ def test_that_a_site_is_cut_off_is_told_at_the_central_broker(bridged: Site) -> 
     messages = bridged.central.subscribe(STATE)
     messages.wait(lambda m: m.of(STATE) == [b"1"])
     bridged.line.cut()
-    messages.wait(lambda m: m.of(STATE) == [b"1", b"0"], 20)
+    messages.wait(lambda m: m.of(STATE) == [b"1", b"0"])
     bridged.line.mend()
-    messages.wait(lambda m: m.of(STATE)[-1] == b"1", 20)
+    messages.wait(lambda m: m.of(STATE)[-1] == b"1")
     assert messages[0].retain

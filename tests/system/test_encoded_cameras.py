@@ -28,9 +28,9 @@ def gop(frames: int) -> dict[str, str]:
 
 @contextmanager
 def watching(uri: str, demand: Demand = QUIET, **config: object) -> Iterator[tuple[FrameStream, list[str]]]:
-    """A started stream, and what it reports."""
+    """A started stream that saves, and what it reports: sizes of so small pictures with noise tell little."""
     news: list[str] = []
-    settings = CaptureConfig(stall_s=3.0, reopen_max_s=0.3, **config)  # type: ignore[arg-type]
+    settings = CaptureConfig(stall_s=3.0, reopen_max_s=0.3, **{"decode": "saving", **config})  # type: ignore[arg-type]
     stream = FrameStream("yard", uri, settings, on_change=lambda state, why: news.append(f"{state}: {why}"))
     stream.set_demand(demand)
     stream.start()
@@ -82,6 +82,16 @@ def test_while_nothing_happens_little_is_decoded_and_motion_has_everything_decod
         assert len(caught_up) > FPS / 2
         assert in_order([*began, *quiet, *noticed, *caught_up])
         assert news == []
+
+
+def test_where_noise_could_hide_somebody_everything_is_decoded() -> None:
+    with (
+        PacketCamera(encode(pattern(12 * FPS), options=gop(2 * FPS))) as camera,
+        watching(camera.uri, decode="auto") as (stream, _),
+    ):
+        frames_of(stream, 8.0)
+        assert stream.stats.decoding == "full"
+        assert len(frames_of(stream, 2.0)) > FPS
 
 
 def test_a_demand_gives_the_pictures_that_were_left_encoded_at_once() -> None:

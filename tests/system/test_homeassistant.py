@@ -17,7 +17,7 @@ from tests.support.received import Messages
 from tests.support.running import Vedette, camera, health
 
 TOPIC = f"homeassistant/device/{TOPICS.device}/config"
-_AGAIN_S = 25.0
+_AGAIN_S = 60.0
 """The jitter, and the pause before it."""
 
 

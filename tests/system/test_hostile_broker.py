@@ -132,7 +132,7 @@ def test_it_drips_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
 
     with peer(drip) as port, device(tmp_path, MqttConfig(host=HOST, port=port, tls=True)) as (spool, publisher):
         spool.put(EVENTS, event())
-        wait_for(lambda: publisher.state.detail.startswith("no answer; if it speaks no TLS there"), 10)
+        wait_for(lambda: publisher.state.detail.startswith("no answer; if it speaks no TLS there"))
         assert spool.stats().waiting == 1
 
 

@@ -63,7 +63,7 @@ def test_every_panel_of_the_dashboard_shows_what_a_daemon_serves(tmp_path: Path,
     daemon = Vedette(tmp_path, broker, front=camera(person_model(tmp_path), clips={"max_s": 1.0, "after_s": 0.0}))
     daemon.config["metrics"] = {**metrics_table(port), "username": USER, "password_file": str(secret)}
     with daemon, Prometheus(tmp_path, port, username=USER, password=PASSWORD) as prometheus:
-        wait_for(lambda: any(one > 0 for one in prometheus.query("vedette_clips_saved_total")), 20.0)
+        wait_for(lambda: any(one > 0 for one in prometheus.query("vedette_clips_saved_total")))
         for variable in ("device", "stream"):
             metric = VARIABLES[variable]["query"]["query"].removeprefix("label_values(").partition("{")[0]
             (series,) = prometheus.result(metric.partition(",")[0])
@@ -71,7 +71,7 @@ def test_every_panel_of_the_dashboard_shows_what_a_daemon_serves(tmp_path: Path,
         page = get(port, f"{USER}:{PASSWORD}")
         sensors = {"Temperature": "vedette_board_temperature_celsius", "Power": "vedette_board_power_watts"}
         without = [title for title, metric in sensors.items() if metric not in page]
-        wait_for(lambda: [title for title, one in expressions() if not prometheus.result(one)] == without, 10.0)
+        wait_for(lambda: [title for title, one in expressions() if not prometheus.result(one)] == without)
         (frames,) = prometheus.query("vedette_stream_frames_total")
         page = get(port, f"{USER}:{PASSWORD}")
         now = re.search(r"^vedette_stream_frames_total\{[^}]*\} (\S+)$", page, re.MULTILINE)

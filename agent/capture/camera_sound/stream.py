@@ -17,7 +17,7 @@ from agent.capture.supervisor import CaptureStats, OnChange, SourceState, Source
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse, parse_sound
 from agent.errors import SourceError
-from agent.types import ChannelOrder, Image, MediaPacket
+from agent.types import ChannelOrder, MediaPacket, Pixels
 
 _STOP_S = 0.3
 
@@ -128,7 +128,7 @@ class CameraSoundStream(SoundStream):
     def passes(self, now_s: float) -> bool:
         return False
 
-    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Image | None:
+    def deliver(self, picture: Picture, stamp: Timestamps, order: ChannelOrder, *, shared: bool) -> Pixels | None:
         """Give a picture back: this stream asks for none."""
         return picture.image
 

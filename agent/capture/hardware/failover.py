@@ -12,7 +12,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple, cast
 
 import av
@@ -24,6 +23,7 @@ from av.video.stream import VideoStream
 from msgspec import Struct
 
 from agent.capture.hardware.decoders import TIME_BASE, DecoderError, PictureDecoder, open_decoder
+from agent.capture.pictures.software import SoftwareDecoder
 from agent.types import Array
 
 log = logging.getLogger(__name__)
@@ -208,14 +208,14 @@ class FailoverDecoder:
         """Decode in software until `prefer` says otherwise.
 
         Args:
-            track: of the camera; its own context is the software decoder.
+            track: of the camera.
             shown: name of the source, for the log.
             open_hardware: opens a hardware decoder.
             limits: None: the usual ones.
             record: of failures.
         """
         self._track, self._shown, self._open, self._record = track, shown, open_hardware, record
-        self._software = track.codec_context
+        self._software = SoftwareDecoder(track)
         self._limits = limits or FailoverLimits()
         self.name, self._refused = "", ""
         self._hardware: _DecoderThread | None = None
@@ -247,7 +247,7 @@ class FailoverDecoder:
 
     def restart(self) -> None:
         """Forget what came before: the next packet is a key frame."""
-        self._software.flush_buffers()
+        self._software.flush()
         self._before.clear()
         if self._hardware is not None:
             self._hardware.flush()
@@ -255,9 +255,11 @@ class FailoverDecoder:
 
     def decode_alone(self, packet: Packet[Stream]) -> list[DecodedPicture]:
         """Return the picture of a key frame at once. Software does that: hardware may wait for more packets."""
-        self._software.flush_buffers()
+        self._software.flush()
         found = self._in_software(packet)
-        return found + self._drained()
+        found += self._in_software(None)
+        self._software.release()
+        return found
 
     def decode(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         """Decode the next packet; None: the end, at which the software decoder gives what it holds back."""
@@ -284,13 +286,14 @@ class FailoverDecoder:
         self._hardware, self.name = None, ""
 
     def _in_software(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
-        with suppress(av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+        try:
             return [DecodedPicture(one, one.opaque) for one in self._software.decode(packet)]
-        return []
+        except (av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
+            return []
 
     def _drained(self) -> list[DecodedPicture]:
         found = self._in_software(None)
-        self._software.flush_buffers()
+        self._software.flush()
         return found
 
     def _in_hardware(self, hardware: _DecoderThread, packet: Packet[Stream]) -> list[DecodedPicture]:
@@ -346,7 +349,7 @@ class FailoverDecoder:
         self.close()
         self._forget()
         self._waits = not kept
-        self._software.flush_buffers()
+        self._software.flush()
         return [picture for packet in kept for picture in self._in_software(packet)]
 
     def _forget(self) -> None:

@@ -13,6 +13,7 @@ from agent.board.proc import Clock, DiskUsage, read_clock, read_disk
 from agent.cli.checks import Finding
 from agent.config import StorageConfig
 from agent.daemon.overrides import OverridesFile
+from agent.daemon.teaching.taught import FOLDER, damaged_states, read_state
 from agent.errors import StorageError
 from agent.storage.clips.retention import check_room, check_writable, clips_max_bytes
 from agent.storage.state_folder import clips_path, folder_of
@@ -32,6 +33,7 @@ def findings(config: StorageConfig, root: Path, *, clips: bool = False) -> Itera
     if clips:
         yield check_clips(config, root)
     yield from check_commands(config, root)
+    yield from check_states(config, root)
     yield from check_clock(read_clock(root), time.time(), Path(agent.__file__).stat().st_mtime)
 
 
@@ -90,6 +92,26 @@ def check_commands(config: StorageConfig, root: Path) -> Iterator[Finding]:
         yield Finding(SECTION, name, f"lost; these streams stay off: {', '.join(lost)}", "problem", _SWITCH_ON)
     elif found.streams:
         yield Finding(SECTION, name, f"for {plural(len(found.streams), 'stream')}")
+
+
+def check_states(config: StorageConfig, root: Path) -> Iterator[Finding]:
+    """Report damaged files of taught states, if this user may read them."""
+    try:
+        folder = folder_of(config, root) / FOLDER
+    except StorageError:
+        return  # reported by `check_folder`
+    if not os.access(folder, os.R_OK | os.X_OK):
+        return
+    for path in (*sorted(folder.glob("*.*.json")), *damaged_states(folder).values()):
+        try:
+            if path.suffix == ".json" and read_state(path):
+                continue
+            what = f"{path}: is damaged"
+        except StorageError as error:
+            what = str(error)
+        stream, state = path.name.split(".")[:2]
+        advice = f"teach {state} again, or forget it: vedette teach {stream} {state} --forget"
+        yield Finding(SECTION, "taught states", what, "problem", advice)
 
 
 def check_disk(disk: DiskUsage, spool_mb: int) -> Finding:

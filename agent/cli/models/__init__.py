@@ -88,7 +88,7 @@ def list_(files: tuple[str, ...], task: str, as_json: bool) -> None:
     from agent.models.catalogue import TASKS, check_task
     from agent.models.files import bundled, preloaded
 
-    check_task(task)
+    task = check_task(task)
     names = (*bundled(), *files)
     with preloaded(names):
         rows = without_root(lambda: [listed(name) for name in names], list[Listed])

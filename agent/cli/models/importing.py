@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -108,15 +108,25 @@ def import_found(found: FoundModel, file: Path, options: ModelImportOptions) -> 
             lambda: _open(prepare_import(found, path, **given)), ImportedModel, model_bytes=2 * len(found.content)
         )
 
-    model = _hinted(lambda: prepared(options.pixels or ""), labels)
-    if ("input", "mean") in model.draft.missing or ("input", "std") in model.draft.missing:
-        model = prepared(_asked_pixels(path))
+    with _naming(file, path):
+        model = _hinted(lambda: prepared(options.pixels or ""), labels)
+        if ("input", "mean") in model.draft.missing or ("input", "std") in model.draft.missing:
+            model = prepared(_asked_pixels(path))
     write_import(model, force=options.force)
     print_json(_report(model)) if options.as_json else _print(model)
     if ("output", "labels") in model.draft.missing:
         click.echo(
             f"vedette: {plain(str(path))}: has no labels: classes are numbers until --labels names some", err=True
         )
+
+
+@contextmanager
+def _naming(file: Path, path: Path) -> Iterator[None]:
+    """Name the file that was given in errors, in place of the one that is not written."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(path), str(file))) from error
 
 
 def _hinted(prepare: Callable[[], ImportedModel], labels: tuple[str, ...]) -> ImportedModel:

@@ -107,13 +107,12 @@ def pull(name: str, options: PullOptions) -> None:
     kept = imports.to / f".pull-{wanted.sha256[:12]}{wanted.suffix}"
     source = _mirrored(wanted, options.mirror)
     path = source if isinstance(source, Path) else kept
-    if not isinstance(source, Path):
-        _fetch(source, path, wanted)
+    reached = isinstance(source, Path) or _fetch(source, path, wanted)
     try:
         if isinstance(wanted.entry, CatalogueVectors):
             _write_text_vectors(wanted.entry, path, imports)
         else:
-            import_found(_found(path, wanted, imports), path, imports)
+            import_found(_found(path, wanted, imports, reached=reached), path, imports)
     except VedetteError as error:
         told = str(error).replace(str(path), shown(wanted.url))
         if path == kept:
@@ -187,28 +186,36 @@ def _mirrored(wanted: _Wanted, mirror: str) -> str | Path:
     return path
 
 
-def _fetch(url: str, path: Path, wanted: _Wanted) -> None:
+def _fetch(url: str, path: Path, wanted: _Wanted) -> bool:
+    """Fetch a file; return False if an earlier call had fetched all of it, and no server was asked."""
     name = plain(file_name_of(url))
 
     def progress(there: int, total: int) -> None:
         of = f" of {total / 1e6:.1f}" if total else ""
         show_progress(f"fetching {name}: {there / 1e6:.1f}{of} MB")
 
+    def tell(what: str) -> None:
+        show_progress("")
+        click.echo(f"{name}: {what}", err=True)
+
     try:
-        fetch(url, path, wanted.sha256, size=wanted.size, progress=progress)
+        reached = fetch(url, path, wanted.sha256, size=wanted.size, progress=progress, tell=tell)
     except KeyboardInterrupt:
         show_progress("")
         click.echo("not finished: the same command goes on", err=True)
         raise
     finally:
         show_progress("")
-    click.echo(f"{name}: fetched, sha256 {wanted.sha256}", err=True)
+    how = "fetched" if reached else "taken from what an earlier pull fetched"
+    click.echo(f"{name}: {how}, sha256 {wanted.sha256}", err=True)
+    return reached
 
 
-def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions) -> FoundModel:
-    """Return the model in what was fetched; its manifest says where it is from."""
+def _found(path: Path, wanted: _Wanted, imports: ModelImportOptions, *, reached: bool) -> FoundModel:
+    """Return the model in what was fetched; its manifest says where it is from, as far as that is known."""
     found = find_model(path, imports.member)
-    stated = {**found.stated, "source": shown(wanted.url)}
+    known = reached or wanted.entry is not None  # the catalogue says which address has this sha256
+    stated = {**found.stated, **({"source": shown(wanted.url)} if known else {})}
     if wanted.entry is None:
         name = found.name if wanted.is_archive else stem_of(file_name_of(wanted.url))
         return replace(found, name=name, stated=stated)

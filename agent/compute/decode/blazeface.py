@@ -100,7 +100,9 @@ def build(context: DecoderContext) -> BlazeFace:
     rows = {spec.shape[2] for spec in context.outputs if len(spec.shape) == 3}
     kind = next((one for one in _KINDS if one.columns in rows), _KINDS[0])
     strides = options.strides or kind.strides.get(width, ())
-    if height != width or not strides or min(strides) < 1:
+    if min(strides, default=1) < 1:
+        raise ShapeMismatchError(f"strides: expected numbers of at least 1, found {list(strides)}")
+    if height != width or not strides:
         raise ShapeMismatchError(
             f"expected a square input of {' or '.join(map(str, sorted(kind.strides)))} (or `strides`), found "
             f"{width}x{height}"

@@ -1,9 +1,9 @@
 """The motion gate: decides for each frame whether to infer, on which part, and how complex it is.
 
-It learns the camera's background. Each picture is halved until it is small, converted to grey and blurred. A
-pixel moves if it differs from a running average by more than its usual noise. Three kinds of change are not
-movement: noise and flicker (learned per pixel), slow drift (averaged away), and light (one factor for the whole
-picture, or learned anew at once).
+It learns the camera's background. Each picture is halved until it is small, converted to grey and blurred; of a
+decoder's picture only the brightness is read. A pixel moves if it differs from a running average by more than its
+usual noise. Three kinds of change are not movement: noise and flicker (learned per pixel), slow drift (averaged
+away), and light (one factor for the whole picture, or learned anew at once).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from msgspec import Struct
 from agent.compute.track.association import overlap
 from agent.config import GateConfig
 from agent.config.filters import Polygon
-from agent.types import WHOLE, Box, Image
+from agent.types import WHOLE, Box, Image, Luma
 
 _WIDTH = 240
 """Greatest width of the small picture, px; it has at least half of that."""
@@ -41,6 +41,9 @@ _GAIN_STRIDE = 5
 _REGIONS_MAX = 32
 _FAR = 100_000.0
 """Coordinates of masks that reach beyond the picture are clipped to this, px."""
+_SAME = np.arange(256, dtype=np.uint8)
+_EXPANDED = np.clip(np.rint((np.arange(256.0) - 16.0) * 255.0 / 219.0), 0, 255).astype(np.uint8)
+"""Brightness of 16 to 235 as 0 to 255, as a picture in colours has it."""
 _CLOSE = np.ones((5, 5), np.uint8)
 """Joins the parts of one person."""
 
@@ -62,28 +65,34 @@ class Background:
         self._size = 0
         self._shape: tuple[int, ...] = ()
 
-    def fits(self, image: Image) -> bool:
-        """Return True if the background has this picture's size."""
-        return image.shape == self._shape
+    def fits(self, picture: Image | Luma) -> bool:
+        """Return True if the background has this picture's size and kind."""
+        return _pixels(picture).shape == self._shape
 
-    def learn(self, image: Image) -> None:
+    def learn(self, picture: Image | Luma) -> None:
         """Forget everything and take this picture as the background."""
-        self._shape = image.shape
-        self._rows = 2 if image.shape[0] >= _TALL else 1
-        height, width = -(-image.shape[0] // self._rows), image.shape[1]
-        self._halves: list[Image] = []
-        while width > _WIDTH and height > 1:
-            height, width = height // 2, width // 2
-            self._halves.append(np.empty((height, width, 3), np.uint8))
-        size = (height, width)
+        self._shape = _pixels(picture).shape
+        self._rows = 2 if self._shape[0] >= _TALL else 1
+        self._halves = self._memory(self._shape[2:])
+        size = self._halves[-1].shape[:2] if self._halves else self._shape[:2]
+        height, width = size
         self._raw, self._grey, self._before = (np.empty(size, np.uint8) for _ in range(3))
         self._expected, self._limit, self._diff, self._mask = (np.empty(size, np.uint8) for _ in range(4))
         self._mean = np.empty(size, np.float32)
         self._noise = np.full(size, 1.0, np.float32)
         self._min_pixels = max(4.0, self._min_area * height * width)
         self._apply_masks()
-        self._shrink(image)
+        self._shrink(picture)
         self._restart()
+
+    def _memory(self, channels: tuple[int, ...]) -> list[Image]:
+        """Return memory for the halved pictures; the last one is small."""
+        halves: list[Image] = []
+        height, width = -(-self._shape[0] // self._rows), self._shape[1]
+        while width > _WIDTH and height > 1:
+            height, width = height // 2, width // 2
+            halves.append(np.empty((height, width, *channels), np.uint8))
+        return halves
 
     def set_masks(self, masks: Sequence[Polygon]) -> None:
         """Use other masks from the next picture on."""
@@ -103,12 +112,12 @@ class Background:
                 cv2.fillPoly(self._counts, [corners], (0,))
             self._size = max(1, cv2.countNonZero(self._counts))
 
-    def moving(self, image: Image, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
+    def moving(self, picture: Image | Luma, dt_s: float, *, tracked: bool) -> tuple[Box, ...]:
         """Return the moving regions, largest first, and learn from this picture, which has the size learned.
 
         With `tracked`, the movement of what the model has found is not learned as noise.
         """
-        self._shrink(image)
+        self._shrink(picture)
         gain = self._gain()
         self._compare(gain)
         changed = cv2.countNonZero(self._mask)
@@ -133,19 +142,31 @@ class Background:
 
         Both are valid until the next picture.
         """
-        return self._before, self._halves[-2] if len(self._halves) > 1 else image
+        if len(self._halves) < 2:
+            return self._before, image
+        if len(self._shape) == 3:
+            return self._before, self._halves[-2]
+        halves = self._memory((3,))[:-1]
+        self._halve(image, halves)
+        return self._before, halves[-1]
 
-    def _shrink(self, image: Image) -> None:
-        """Halve the picture exactly: OpenCV averages only 2×2 pixels with vector instructions."""
-        picture = image[:: self._rows] if self._rows > 1 else image
-        for half in self._halves:
+    def _shrink(self, picture: Image | Luma) -> None:
+        small = self._halve(_pixels(picture), self._halves)
+        if isinstance(picture, Luma):
+            cv2.LUT(small, _SAME if picture.full_range else _EXPANDED, dst=self._raw)
+        else:  # the order of the channels does not matter for differences
+            cv2.cvtColor(small, cv2.COLOR_BGR2GRAY, dst=self._raw)
+        cv2.blur(self._raw, (3, 3), dst=self._grey)
+
+    def _halve(self, picture: Image, halves: Sequence[Image]) -> Image:
+        """Halve a picture exactly: OpenCV averages only 2×2 pixels with vector instructions."""
+        picture = picture[:: self._rows] if self._rows > 1 else picture
+        for half in halves:
             height, width = half.shape[:2]
             whole = picture[: 2 * height, : 2 * width]
             cv2.resize(whole, (width, height), dst=half, interpolation=cv2.INTER_AREA)
             picture = half
-        # The order of the channels does not matter for differences.
-        cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY, dst=self._raw)
-        cv2.blur(self._raw, (3, 3), dst=self._grey)
+        return picture
 
     def _gain(self) -> float:
         """Return the factor of the light: the median over a grid, which a moving object does not change."""
@@ -205,6 +226,10 @@ class Background:
         cv2.threshold(self._diff, _NOISE_MAX, 0, cv2.THRESH_TRUNC, dst=self._diff)
         still = cv2.bitwise_not(self._mask, dst=self._mask) if tracked else None
         cv2.accumulateWeighted(self._diff, self._noise, max(young, _weight(dt_s, _NOISE_S)), mask=still)
+
+
+def _pixels(picture: Image | Luma) -> Image:
+    return picture.pixels if isinstance(picture, Luma) else picture
 
 
 def _weight(dt_s: float, constant_s: float) -> float:
@@ -315,7 +340,7 @@ class MotionGate:
 
     def evaluate(
         self,
-        image: Image,
+        picture: Image | Luma,
         now_ns: int,
         *,
         watching: bool,
@@ -326,7 +351,7 @@ class MotionGate:
         """Decide whether to infer on one picture, and on which part of it.
 
         Args:
-            image: H×W×3 uint8, any size; a picture of another size replaces the background.
+            picture: H×W×3 uint8, or its brightness; one of another size or kind replaces the background.
             now_ns: capture time, ns of a monotonic clock.
             watching: infer on every picture, because a moving track needs it.
             check: infer on this picture, because a stationary track has to be confirmed.
@@ -335,7 +360,7 @@ class MotionGate:
         """
         if not self._config.motion:
             return _OFF
-        regions = self._moving(image, now_ns, watching)
+        regions = self._moving(picture, now_ns, watching)
         if regions is None:
             decision = _FIRST
         elif (reason := self._reason(regions, now_ns, watching=watching, check=check)) is None:
@@ -356,13 +381,13 @@ class MotionGate:
             self._background.show(image)
         return self._background.view(image)
 
-    def _moving(self, image: Image, now_ns: int, watching: bool) -> tuple[Box, ...] | None:
+    def _moving(self, picture: Image | Luma, now_ns: int, watching: bool) -> tuple[Box, ...] | None:
         """Return the moving regions; None for the first picture of its size."""
         dt_s, self._before_ns = (now_ns - self._before_ns) / 1e9, now_ns
-        if not self._background.fits(image):
-            self._background.learn(image)
+        if not self._background.fits(picture):
+            self._background.learn(picture)
             return None
-        regions = self._background.moving(image, dt_s, tracked=watching)
+        regions = self._background.moving(picture, dt_s, tracked=watching)
         if regions:
             self._moved_ns = now_ns
         return regions

@@ -366,7 +366,7 @@ class Governor:
         done = "clips" in self._config.order and self._lower_one("clips", why, streams)
         if not done and self._sync < len(SYNC_S) - 1 and self._may_change():
             self._sync += 1
-            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", why)
+            self._record("", _sync_text(self._sync), why)
         return True
 
     def _handle_link(self, link: LinkLoad, streams: Mapping[str, StreamReading]) -> bool:
@@ -478,7 +478,7 @@ class Governor:
         """
         if self._sync and self._may_change():
             self._sync -= 1
-            self._record("", f"events wait up to {SYNC_S[self._sync]:g} s to be synced together", pace.ROOM)
+            self._record("", _sync_text(self._sync), pace.ROOM)
             return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
@@ -500,3 +500,12 @@ class Governor:
                 state.levels[given] -= 1
                 state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
                 self._record(one, described(state), pace.ROOM)
+
+
+def _sync_text(level: int) -> str:
+    wait_s = SYNC_S[level]
+    return (
+        f"events wait up to {wait_s:g} s to be synced together"
+        if wait_s
+        else "each event is synced at once again"
+    )

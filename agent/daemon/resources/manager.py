@@ -108,7 +108,8 @@ class StreamWatch:
     def _decodes_as_needed(self) -> bool:
         """True for a camera on the network whose decoding is left to the stream, if that need not infer all."""
         config = self.stream.config
-        return self._gives_way and config.capture.decode == "auto" and parse(config.source).on_network
+        is_free = config.capture.decode in ("auto", "saving")
+        return self._gives_way and is_free and parse(config.source).on_network
 
     @property
     def camera(self) -> object:

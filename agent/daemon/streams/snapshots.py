@@ -175,7 +175,7 @@ class SnapshotStage:
 
             local = f"{frame.captured_at.astimezone():%Y-%m-%d %H:%M:%S}"
             picture = annotate(picture, (), order=frame.order, title=local, in_place=may_draw)
-        show_snapshot(self._reporter, replace(frame, image=picture), budget, self._config.snapshot_quality)
+        show_snapshot(self._reporter, replace(frame, pixels=picture), budget, self._config.snapshot_quality)
 
     def _marked(self, frame: Frame, found: Sequence[Track], *, in_place: bool) -> Image:
         """Return the picture with what the configuration wants drawn."""
@@ -231,5 +231,5 @@ def _encode(frame: Frame, budget: StreamBudget, quality: int) -> bytes:
 
     if budget.snapshot_quality < _FULL.snapshot_quality:
         quality = min(quality, budget.snapshot_quality)
-    width = _SMALL_WIDTH if budget.snapshot_quality < _SMALL_BELOW else frame.image.shape[1]
+    width = _SMALL_WIDTH if budget.snapshot_quality < _SMALL_BELOW else frame.shape[1]
     return FrameEncoder(width, quality).encode(frame).jpeg

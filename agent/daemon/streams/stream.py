@@ -330,9 +330,9 @@ class Stream:
                 return capture.state, capture.detail
             if why := perception.degraded(opened):
                 return "degraded", why
-            inspection, condition = self._inspection, self.condition
-            why = (inspection.store.trouble if inspection is not None else "") or clips_trouble(self._clips)
-            why = why or opened.alarm or (condition.text if condition is not None else "")
+            inspection, condition, taught = self._inspection, self.condition, self._taught
+            why = (inspection.store.trouble if inspection else "") or clips_trouble(self._clips) or opened.alarm
+            why = why or (condition.text if condition else "") or (taught.trouble if taught else "")
             return "running", why or capture.detail
         return self.state, self.detail
 

@@ -28,6 +28,8 @@ from agent.daemon.teaching.taught import (
     Lesson,
     TaughtState,
     check_lesson,
+    damaged_states,
+    read_state,
 )
 from agent.errors import NO_JSON, CommandError, StorageError
 from agent.storage.files import make_folder
@@ -138,6 +140,8 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         self._course: Course | None = None
         self._is_closed, self._stale = False, set[str]()
         self._heads = read_states(folder, stream, self._open)
+        found = damaged_states(folder, stream)
+        self._damaged = {name.removeprefix(f"{stream}."): path for name, path in found.items()}
 
     def teach(self, lesson: Lesson, done: Done) -> None:
         """Begin a lesson; `done` is called at its end, from another thread.
@@ -168,6 +172,9 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
         """
         with self._lock:
             if (one := self._heads.get(state)) is None:
+                if state in self._damaged:
+                    self._forget_damaged(state)
+                    return
                 raise CommandError(f"no state {state!r} is taught; there are: {', '.join(self._heads) or 'none'}")
             if value and value not in one.counts:
                 raise CommandError(f"{state} has no value {value!r}; it has: {', '.join(one.counts)}")
@@ -185,11 +192,38 @@ class Teaching(ABC, Generic[PerceptionT, HeadT]):
             self._file(state).write(b"")
             self._discard(one, "forgotten")
             del self._heads[state]
+            self._forget_damaged(state)
+
+    def _forget_damaged(self, state: str) -> None:
+        """Delete what is left of a damaged file, if there is any."""
+        if (path := self._damaged.get(state)) is not None:
+            StateFile(path).write(b"")
+            del self._damaged[state]
 
     def describe(self) -> dict[str, Any]:
         """Return what is known of each state, by name: examples by value, why it is silent, and more."""
+        lost: dict[str, dict[str, Any]] = {
+            name: {
+                "value": None,
+                "score": 0.0,
+                "examples": {},
+                "detail": f"{path} is damaged: teach or forget it",
+            }
+            for name, path in self.lost.items()
+        }
         with self._lock:
-            return {name: self._describe(one) for name, one in self._heads.items()}
+            return lost | {name: self._describe(one) for name, one in self._heads.items()}
+
+    @property
+    def lost(self) -> dict[str, Path]:
+        """Damaged files by state, of those that were not taught again."""
+        with self._lock:
+            return {name: path for name, path in self._damaged.items() if name not in self._heads}
+
+    @property
+    def trouble(self) -> str:
+        """Which states are lost, in a line; empty: none."""
+        return "; ".join(f"state {name} is lost: {path} is damaged" for name, path in self.lost.items())
 
     @property
     def values(self) -> dict[str, tuple[str, ...]]:
@@ -377,15 +411,14 @@ def _check_kept(known: TaughtHead | None, taught: TaughtState) -> None:
 
 
 def read_states(folder: Path, stream: str, use: Callable[[TaughtState], HeadT]) -> dict[str, HeadT]:
-    """Return what `use` makes of each taught state of a stream, by name; a damaged file is kept aside."""
+    """Return what `use` makes of each taught state of a stream, by name; a damaged file is set aside."""
     found = {}
     for path in sorted(folder.glob(f"{stream}.*.json")):
-        file = StateFile(path)
         try:
-            taught = from_json(file.read() or b"", TaughtState)
-            if path.name != f"{stream}.{taught.name}.json":
-                raise ValueError(f"is of a state {taught.name[:40]!r}")
+            taught = read_state(path)
             found[taught.name] = use(taught)
-        except (StorageError, ValueError, *NO_JSON) as error:
-            log.error("stream %s: a taught state is lost: %s: %s; see %s", stream, path, error, file.set_aside())
+        except (StorageError, ValueError) as error:
+            aside = StateFile(path).set_aside(keep_name=False)
+            reason = str(error).removeprefix(f"{path}: ")
+            log.error("stream %s: a taught state is lost: %s: %s; see %s", stream, path, reason, aside)
     return found

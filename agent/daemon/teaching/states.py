@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from agent.comms.messages import SensorMessage
 from agent.comms.reporter import Reporter
-from agent.compute.states import UNSURE, Floats, Head, StateHead, StateSensor, vary
+from agent.compute.states import UNSURE, Floats, Head, StateHead, StateSensor, confused_values, vary
 from agent.daemon.teaching.lessons import PATIENCE_S, Course, TaughtHead, Teaching
 from agent.daemon.teaching.taught import TaughtState
 from agent.types import WHOLE, Event, Frame, StageTimes, Track
@@ -31,10 +31,15 @@ DELAY_S = 1.0
 
 
 class _Sensor(TaughtHead):
-    """A taught state in use."""
+    """A taught state in use.
 
-    def __init__(self, taught: TaughtState, head: Head | None) -> None:
+    Attributes:
+        confused: values that its examples do not tell from another one; they are never published.
+    """
+
+    def __init__(self, taught: TaughtState, head: Head | None, confused: tuple[str, ...]) -> None:
         super().__init__(taught, head)
+        self.confused = confused
         self.follower = StateSensor()
         self.track: Track | None = None
         self.message: SensorMessage | None = None
@@ -103,12 +108,18 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         return StateHead(examples)
 
     def _open(self, taught: TaughtState) -> _Sensor:
-        return _Sensor(taught, self._head_of(taught))
+        if self._head_of(taught) is None:
+            return _Sensor(taught, None, ())
+        ready = taught.ready()
+        confused = confused_values(ready)
+        head = StateHead({value: np.concatenate(some) for value, some in ready.items()}, confused)
+        return _Sensor(taught, head, confused)
 
     def _inherit(self, one: _Sensor, before: _Sensor) -> None:
         """Go on with the value, if it is still told."""
         value = before.follower.value
-        if value and (one.head is None or value not in (*one.head.values, UNSURE)):
+        told = () if one.head is None else {*one.head.values, UNSURE} - {*one.confused}
+        if value and value not in told:
             self._discard(before, "changed")
             return
         one.follower, one.track, one.message = before.follower, before.track, before.message
@@ -122,7 +133,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
             "score": round(one.follower.score, 3),
             "region": one.taught.region,
             "examples": one.counts,
-            "detail": self._why_silent(one) or one.missing(self.values_min),
+            "detail": self._why_silent(one) or one.missing(self.values_min) or _confusion(one.confused),
         }
 
     def _take_example(self, course: Course, frame: Frame) -> None:
@@ -133,7 +144,7 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
         region = self._region(course.lesson)
         rows = [self._perception.embed(region)]
         for image in vary(frame.image):
-            self._perception.infer_crop(replace(frame, image=image), WHOLE)
+            self._perception.infer_crop(replace(frame, pixels=image), WHOLE)
             rows.append(self._perception.embed(region))
         self._add_example(course, np.stack(rows), frame.captured_ns)
 
@@ -161,3 +172,11 @@ class StreamStates(Teaching["VideoPerception", _Sensor]):
 
     def _report(self, event: Event, at: datetime) -> None:
         self._reporter.events([event], at, StageTimes(), *self._perception.answered_by)
+
+
+def _confusion(values: tuple[str, ...]) -> str:
+    """Return what is wrong with values that look the same; empty: there are none."""
+    if not values:
+        return ""
+    names = " and ".join(map(repr, values))
+    return f"{names} look the same in their examples, so they stay unsure: teach them again, or another region"

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from agent.compute.states import CHANNELS_MAX, EMBEDDING_CELLS, EXAMPLES_MIN, UNSURE, Floats, Head
 from agent.errors import NO_JSON, CommandError, StorageError
-from agent.storage.state_file import StateFile
+from agent.storage.state_file import ASIDE, StateFile
 from agent.structs import from_json
 from agent.types import Box
 
@@ -32,6 +32,7 @@ NO_VALUES = (UNSURE, "none", "unknown", "unavailable")
 """Words that no value can be: Home Assistant reads the last three as none."""
 SIZE_MAX = EMBEDDING_CELLS * CHANNELS_MAX
 """Numbers of an embedding."""
+_KEPT = f".json{ASIDE}"
 _VALUE = re.compile(r"[^\W_][\w -]{0,31}")
 
 Learn = Callable[[Mapping[str, Floats]], Head]
@@ -144,13 +145,34 @@ def check_lesson(lesson: Lesson) -> None:
             )
 
 
+def read_state(path: Path) -> TaughtState:
+    """Return the content of a state's file.
+
+    Raises:
+        StorageError: it cannot be read, is damaged, or is another state's.
+    """
+    try:
+        taught = from_json(StateFile(path).read() or b"", TaughtState)
+        taught.check()
+    except (ValueError, *NO_JSON) as error:
+        raise StorageError(f"{path}: is damaged: {error}") from error
+    if not path.name.endswith(f".{taught.name}.json"):
+        raise StorageError(f"{path}: is of a state {taught.name[:40]!r}")
+    return taught
+
+
+def damaged_states(folder: Path, stream: str = "*") -> dict[str, Path]:
+    """Return the damaged files of taught states that were set aside, by `STREAM.STATE`, if not taught again."""
+    kept = {one.name.removesuffix(_KEPT): one for one in sorted(folder.glob(f"{stream}.*{_KEPT}"))}
+    return {name: one for name, one in kept.items() if not (folder / f"{name}.json").exists()}
+
+
 def stored_values(folder: Path, stream: str) -> dict[str, tuple[str, ...]]:
     """Return the values of each state in the files of a stream that does not run, as far as they can be read."""
     found = {}
     for path in sorted(folder.glob(f"{stream}.*.json")):
-        with suppress(StorageError, ValueError, *NO_JSON):
-            taught = from_json(StateFile(path).read() or b"", TaughtState)
-            taught.check()
+        with suppress(StorageError):
+            taught = read_state(path)
             if ready := tuple(taught.ready()):
                 found[taught.name] = ready
     return found

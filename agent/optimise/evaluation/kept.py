@@ -134,5 +134,5 @@ def _read(path: Path) -> dict[str, msgspec.Raw]:
             continue  # cut off
         found[one.key] = one.result
     if lines and not any(line.startswith(_BEGINNING) for line in lines):
-        raise ModelError(f"{path}: is no file of results: name another by --results")
+        raise ModelError(f"{path}: is no file of results: name another by --results, or delete it")
     return found

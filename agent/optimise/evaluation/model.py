@@ -21,6 +21,7 @@ from agent.optimise.evaluate import (
     Score,
     average_precision,
     change,
+    load_coco,
     open_content,
     p_value,
     share_score,
@@ -205,6 +206,8 @@ def evaluate_model(
     """
     if examples.kind == "none":
         raise ModelError("the examples have no labels: give a sub-folder for each class, or boxes")
+    if examples.kind == "boxes":
+        load_coco()  # before the first picture
     kept = kept or KeptResults()
     found = _one_pass(model, examples, request, progress, kept)
     if other is None:

@@ -18,7 +18,7 @@ import sys
 import tarfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ import numpy as np
 from _scenes import KINDS, NIGHT, WIDTH, Scene
 from numpy.typing import NDArray
 
-from agent.compute.states import UNSURE, StateHead, leave_one_out, vary
+from agent.compute.states import UNSURE, StateHead, confused_values, leave_one_out, vary
 from agent.compute.vision import VideoPerception
 from agent.config import GateConfig, StreamConfig
 from agent.models.library import open_model
@@ -116,6 +116,11 @@ class Tally:
         return {name: float(np.mean(some)) for name, some in self._kept.items()}
 
 
+def learn(taught: Mapping[str, Sequence[NDArray[Any]]]) -> StateHead:
+    """A head as the daemon makes it of the examples of each value, which checks them."""
+    return StateHead({name: np.concatenate(some) for name, some in taught.items()}, confused_values(taught))
+
+
 def photographs(data: Path) -> list[NDArray[Any]]:
     """The pictures of COCO in the order of their names, BGR, `WIDTH` wide."""
     found = []
@@ -146,7 +151,7 @@ def staged(eyes: Eyes, pictures: Sequence[NDArray[Any]], numbers: Sequence[int],
             seen = [(when, name, eyes.embed(one, scene.region), one) for when, name, one in asked]
             strange = [eyes.embed(scene.covered(), scene.region) for _ in range(4)]
             for shots in SHOTS:
-                head = StateHead({name: np.concatenate(some[:shots]) for name, some in taught.items()})
+                head = learn({name: some[:shots] for name, some in taught.items()})
                 plain = StateHead(
                     {
                         name: np.stack([pixels(one, scene.region) for one in some[:shots]])
@@ -179,12 +184,7 @@ def clip(eyes: Eyes, tally: Tally) -> None:
             continue
         for shots in SHOTS:
             taught = {name: spread(numbers[name, False], shots) for name in VALUES}
-            head = StateHead(
-                {
-                    name: np.concatenate([eyes.example(frames[n], place) for n in some])
-                    for name, some in taught.items()
-                }
-            )
+            head = learn({name: [eyes.example(frames[n], place) for n in some] for name, some in taught.items()})
             for name in VALUES:
                 for number in numbers[name, True]:
                     answer = head.classify(eyes.embed(frames[number], place))
@@ -240,7 +240,7 @@ def costs(eyes: Eyes, pictures: Sequence[NDArray[Any]]) -> dict[str, float]:
     shown = {name: scene.lesson(value, 10) for value, name in enumerate(("off", "on"))}
     began = time.perf_counter()
     taught = {name: [eyes.example(one, scene.region) for one in some] for name, some in shown.items()}
-    head = StateHead({name: np.concatenate(some) for name, some in taught.items()})
+    head = learn(taught)
     leave_one_out(taught)
     learn_s = time.perf_counter() - began
     eyes.infer_s = eyes.embed_s = 0.0
@@ -274,7 +274,7 @@ def grown() -> float:
             for at, name in enumerate("ab")
         }
         leave_one_out(taught)
-        heads.append(StateHead({name: np.concatenate(some) for name, some in taught.items()}))
+        heads.append(learn(taught))
     return resident_mb() - before
 
 

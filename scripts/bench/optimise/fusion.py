@@ -92,7 +92,7 @@ def session(model: Model) -> Run:
     def run(picture: Any) -> int:
         now = time.monotonic_ns()
         frame = Frame(
-            image=picture, order="bgr", captured_ns=now, captured_at=datetime.now(UTC), seq=0, stream="b"
+            pixels=picture, order="bgr", captured_ns=now, captured_at=datetime.now(UTC), seq=0, stream="b"
         )
         return len(detector.run(frame, WHOLE).detections)
 

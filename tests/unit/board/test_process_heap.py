@@ -41,6 +41,23 @@ ctypes.CDLL(None).malloc_stats()
 """
 
 
+_LARGE = """
+import os
+from agent.board.process import return_large_blocks
+print(return_large_blocks())
+resident = lambda: int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def picture():
+    return bytearray(b"x") * 6_000_000
+for _ in range(5):
+    picture()
+pictures = [picture() for _ in range(8)]
+small = bytearray(b"x") * 60_000
+before = resident()
+del pictures[::2]
+print((before - resident()) // 2**20)
+"""
+
+
 def said(program: str, **more: str) -> str:
     env = {name: value for name, value in os.environ.items() if name != "MALLOC_ARENA_MAX"}
     command = [sys.executable, "-c", program]
@@ -64,3 +81,14 @@ def test_the_environment_may_say_how_many_arenas_there_are() -> None:
     stats = said(_ARENAS, MALLOC_ARENA_MAX="4")
     assert stats.startswith("False")
     assert stats.count("Arena ") == 4
+
+
+def test_large_blocks_go_back_to_the_system_although_others_lie_between() -> None:
+    worked, given_back = said(_LARGE).split()
+    assert worked == "True"
+    assert int(given_back) > 20
+
+
+def test_the_environment_may_say_which_blocks_are_large() -> None:
+    assert said(_LARGE, GLIBC_TUNABLES="glibc.malloc.mmap_threshold=33554432").startswith("False")
+    assert said(_LARGE, MALLOC_MMAP_THRESHOLD_="33554432").startswith("False")

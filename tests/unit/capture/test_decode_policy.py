@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from agent.capture.decode_policy import (
     BurstThinner,
+    DecodeChoice,
     DecodeLimits,
     DecodeMode,
     DecodePolicy,
@@ -22,14 +23,15 @@ FPS = 10
 
 
 class Encoder:
-    """A camera that gives a packet each 100 ms, whose sizes vary by 3 %."""
+    """A camera that gives a packet each 100 ms, whose sizes vary by 3 %, or by `noise`."""
 
-    def __init__(self, gop: int = 20, seed: int = 0) -> None:
-        self.gop, self.number, self._random = gop, 0, np.random.default_rng(seed)
+    def __init__(self, gop: int = 20, seed: int = 0, noise: float = 0.03) -> None:
+        self.gop, self.number, self.noise = gop, 0, noise
+        self._random = np.random.default_rng(seed)
 
     def packet(self, factor: float = 1.0) -> PacketFacts:
         keyframe = self.gop > 0 and self.number % self.gop == 0
-        size = (20_000 if keyframe else 2_000 * factor) * self._random.normal(1.0, 0.03)
+        size = (100_000 if keyframe else 2_000 * factor) * self._random.normal(1.0, self.noise)
         self.number += 1
         return PacketFacts(max(1, round(size)), keyframe, False, self.number * S // FPS)
 
@@ -71,6 +73,7 @@ def test_larger_packets_have_everything_decoded_from_the_last_key_frame_on() -> 
 
 def test_it_is_noticed_within_three_packets() -> None:
     policy, encoder = settled()
+    run(policy, encoder, 0.1)
     steps = run(policy, encoder, 0.3, factor=1.5)
     assert policy.mode == DecodeMode.FULL
     assert steps
@@ -83,6 +86,44 @@ def test_after_quiet_only_key_frames_are_decoded_again() -> None:
     assert policy.mode.name == "FULL"
     run(policy, encoder, 5.0)
     assert policy.mode.name == "PACKETS"
+
+
+def test_where_sizes_scatter_too_much_to_show_anybody_everything_is_decoded() -> None:
+    policy, encoder = DecodePolicy[int](), Encoder(noise=0.3)
+    run(policy, encoder, 30.0)
+    begin = encoder.number
+    steps = run(policy, encoder, 60.0)
+    assert [step.packet for step in steps] == list(range(begin, encoder.number))
+
+
+def test_it_is_decoded_on_demand_again_when_the_noise_ends() -> None:
+    policy, encoder = DecodePolicy[int](), Encoder(noise=0.3)
+    run(policy, encoder, 60.0)
+    encoder.noise = 0.03
+    run(policy, encoder, 60.0)
+    assert len(run(policy, encoder, 60.0)) <= 20
+
+
+def test_whoever_saves_has_key_frames_decoded_also_in_noise() -> None:
+    policy, encoder = DecodePolicy[int]("saving"), Encoder(noise=0.3)
+    run(policy, encoder, 60.0)
+    assert len(run(policy, encoder, 60.0)) <= 120
+
+
+def test_sizes_that_fall_for_seconds_after_each_key_frame_are_no_reason() -> None:
+    policy, encoder = DecodePolicy[int](), Encoder(gop=80)
+    for number in range(6000):
+        policy.add(number, encoder.packet(1.0 + np.exp(-(number % 80) / 20.0)), QUIET)
+        assert number < 300 or policy.mode is not DecodeMode.FULL
+
+
+def test_an_alarm_without_motion_is_over_within_a_second() -> None:
+    policy, encoder = settled()
+    run(policy, encoder, 0.5)
+    run(policy, encoder, 0.3, factor=1.5)
+    assert policy.mode is DecodeMode.FULL
+    run(policy, encoder, 1.0)
+    assert policy.mode is not DecodeMode.FULL
 
 
 def test_a_demand_keeps_everything_decoded() -> None:
@@ -152,6 +193,7 @@ packets = st.lists(
     ),
     max_size=400,
 )
+CHOICES: list[DecodeChoice] = ["auto", "saving"]
 LIMITS = DecodeLimits(start_s=0.5, bytes=1_000_000, packets=60)
 
 
@@ -166,9 +208,11 @@ def replayed(
 
 
 @settings(max_examples=200)
-@given(packets)
-def test_a_decoder_gets_each_packet_after_the_one_before_it_or_a_key_frame(given_packets: Packets) -> None:
-    policy, decoded = DecodePolicy[int](limits=LIMITS), -1
+@given(packets, st.sampled_from(CHOICES))
+def test_a_decoder_gets_each_packet_after_the_one_before_it_or_a_key_frame(
+    given_packets: Packets, choice: DecodeChoice
+) -> None:
+    policy, decoded = DecodePolicy[int](choice, LIMITS), -1
     for _, _, steps in replayed(given_packets, policy):
         for step in steps:
             if step.restart:
@@ -179,9 +223,11 @@ def test_a_decoder_gets_each_packet_after_the_one_before_it_or_a_key_frame(given
 
 
 @settings(max_examples=200)
-@given(packets)
-def test_while_everything_is_decoded_nothing_is_left_out_up_to_now(given_packets: Packets) -> None:
-    policy = DecodePolicy[int](limits=LIMITS)
+@given(packets, st.sampled_from(CHOICES))
+def test_while_everything_is_decoded_nothing_is_left_out_up_to_now(
+    given_packets: Packets, choice: DecodeChoice
+) -> None:
+    policy = DecodePolicy[int](choice, LIMITS)
     for number, (_, demand, steps) in enumerate(replayed(given_packets, policy)):
         if demand.mode is DecodeMode.FULL:
             assert policy.mode == DecodeMode.FULL
@@ -215,9 +261,9 @@ def test_nothing_is_decoded_for_who_only_hears_and_pictures_begin_with_a_key_fra
 
 
 @settings(max_examples=200)
-@given(packets)
-def test_memory_is_bounded(given_packets: Packets) -> None:
-    policy = DecodePolicy[int](limits=LIMITS)
+@given(packets, st.sampled_from(CHOICES))
+def test_memory_is_bounded(given_packets: Packets, choice: DecodeChoice) -> None:
+    policy = DecodePolicy[int](choice, LIMITS)
     for facts, _, _ in replayed(given_packets, policy):
         assert policy.kept_bytes <= LIMITS.bytes + facts.size
 
@@ -225,7 +271,7 @@ def test_memory_is_bounded(given_packets: Packets) -> None:
 @settings(max_examples=100)
 @given(packets)
 def test_after_a_while_of_quiet_little_is_decoded(given_packets: Packets) -> None:
-    policy, at_ns = DecodePolicy[int](limits=LIMITS), S
+    policy, at_ns = DecodePolicy[int]("saving", LIMITS), S
     for facts, _, _ in replayed(given_packets, policy):
         at_ns = facts.at_ns
     for number in range(30):

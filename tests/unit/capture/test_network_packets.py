@@ -101,7 +101,7 @@ def test_a_camera_that_drops_each_connection_is_one_outage(units: list[Unit]) ->
 def test_a_size_that_changes_within_a_connection_makes_another_track(units: list[Unit]) -> None:
     larger = [replace(u, pts_s=u.pts_s + 4) for u in encode(pattern(4 * FPS, 640, 480), options=OPTIONS)]
     with PacketCamera([*units, *larger]) as camera, recorded(camera.uri) as (found, news):
-        wait_for(lambda: any(packet.track.width == 640 for packet in found), 20.0)
+        wait_for(lambda: any(packet.track.width == 640 for packet in found))
         tracks = {id(packet.track): packet.track for packet in found}
         assert [(one.width, one.height) for one in tracks.values()] == [(320, 240), (640, 480)]
         assert all(one.header for one in tracks.values())
@@ -115,7 +115,7 @@ def test_a_camera_whose_parameters_come_late_has_its_size_from_the_first_key_fra
     late = [unit for unit in units if not unit.keyframe][: 2 * FPS]
     shown = [replace(unit, pts_s=number / FPS) for number, unit in enumerate([*late, *units])]
     with PacketCamera(shown) as camera, recorded(camera.uri) as (found, _):
-        wait_for(lambda: any(packet.keyframe for packet in found), 20.0)
+        wait_for(lambda: any(packet.keyframe for packet in found))
         first = next(packet for packet in found if packet.keyframe)
         assert (first.track.width, first.track.height) == (320, 240)
         assert first.track.header
@@ -149,12 +149,12 @@ def test_parameters_of_pictures_that_change_alone_make_another_track(units: list
     before, after = (parameter_sets("h264", one[0].data) for one in (units, changed))
     assert (before[7, 0] == after[7, 0], before[8, 0] == after[8, 0]) == (True, False)
     with PacketCamera([*units, *changed]) as camera, recorded(camera.uri) as (found, _):
-        wait_for(lambda: len({packet.track.header for packet in found}) == 2, 20.0)
+        wait_for(lambda: len({packet.track.header for packet in found}) == 2)
         headers = list(dict.fromkeys(packet.track.header for packet in found))
         assert [one[8, 0] in header for one, header in zip((before, after), headers, strict=True)] == [True, True]
 
 
 def test_parameters_that_are_repeated_are_of_the_same_track(units: list[Unit]) -> None:
     with PacketCamera(units) as camera, recorded(camera.uri) as (found, _):
-        wait_for(lambda: sum(packet.keyframe for packet in found) > 6, 20.0)
+        wait_for(lambda: sum(packet.keyframe for packet in found) > 6)
         assert len({id(packet.track) for packet in found}) == 1

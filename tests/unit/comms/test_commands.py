@@ -382,6 +382,15 @@ def test_what_deletes_a_retained_command_is_none_itself(queue: Queue, caplog: py
     assert (queue.answers, queue.woken, caplog.records) == ([], 0, [])
 
 
+def test_the_advice_to_delete_a_retained_command_brings_no_other_warning_under_mqtt_3(
+    queue: Queue, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert queue.take(ENABLED, b"off", retained=True) is None
+    assert queue.take(ENABLED, b"") is None
+    assert (queue.answers, queue.woken, len(caplog.records)) == ([], 0, 1)
+    assert queue.take(ENABLED, b"off") is not None
+
+
 def test_hostile_retained_topics_fill_neither_the_log_nor_the_memory(
     queue: Queue, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ from agent.compute.states import (
     StateAnswer,
     StateHead,
     StateSensor,
+    confused_values,
     is_feature_map,
     leave_one_out,
     pool_region,
@@ -120,6 +121,24 @@ def test_an_example_is_checked_by_the_others_alone() -> None:
     assert (swapped["a"].right, swapped["b"].right) == (5, 5)
     assert swapped["a"].count == 6
     assert leave_one_out({"a": groups["a"][:1], "b": groups["b"]})["a"] == LeftOut(0, 1, 0)
+
+
+def confused(found: dict[str, NDArray[Any]]) -> tuple[str, ...]:
+    return confused_values({name: list(some[:, None]) for name, some in found.items()})
+
+
+@given(st.integers(0, 1000), st.integers(5, 20))
+def test_values_that_differ_are_not_confused(seed: int, count: int) -> None:
+    assert confused(examples(seed, {"a": 0.0, "b": 1.0, "c": 2.0}, count)) == ()
+
+
+def test_values_without_any_difference_are_confused_and_stay_unsure_beside_another() -> None:
+    found = [examples(seed, {"a": 0.0, "b": 0.0, "c": 2.0}, 10, 1000) for seed in range(60)]
+    alike = [one for one in found if confused(one) == ("a", "b")]
+    assert len(alike) >= 58
+    head = StateHead(alike[0], ("a", "b"))
+    assert {head.classify(one).value for name in "ab" for one in alike[0][name]} == {UNSURE}
+    assert {head.classify(one).value for one in alike[0]["c"]} == {"c"}
 
 
 def test_variations_are_darker_and_brighter() -> None:

@@ -14,7 +14,7 @@ from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, 
 from agent.config.governor import ServiceConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.types import Detection, Frame, Keypoint, StreamBudget
+from agent.types import WHOLE, Box, Detection, Frame, Image, Keypoint, Luma, StreamBudget
 from tests.support.doubles import frames, person_model
 from tests.support.picture_cascade import SURE, UNSURE, colour_cascade
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
@@ -214,3 +214,38 @@ def test_what_a_changed_setting_lets_through_is_told_although_nothing_moves(tmp_
     result = vision.process(still[200])
     assert [event.kind for event in result.events] == ["new"]
     assert vision.process(still[201]).detections is None, "one picture is enough"
+
+
+class Unconverted:
+    """A picture whose brightness is known, and that counts how often its colours are asked for."""
+
+    def __init__(self, image: Image) -> None:
+        self._image, self.conversions = image, 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._image.shape
+
+    def image(self) -> Image:
+        self.conversions += 1
+        return self._image
+
+    def luma(self) -> Luma | None:
+        return Luma(self._image[:, :, 0], full_range=True)
+
+
+@pytest.mark.parametrize("crop", [WHOLE, (0.25, 0.25, 0.75, 1.0)])
+def test_a_picture_for_which_the_gate_stays_closed_is_not_converted(tmp_path: Path, crop: Box) -> None:
+    model = person_model(tmp_path, score=0.1)
+    config = StreamConfig("test:", str(model), gate=GateConfig(hold_s=0.0), crop=crop)
+    vision = VideoPerception("front", config, open_model(config.model))
+    used = []
+    for number in range(10):
+        image = np.full((120, 160, 3), 90, np.uint8)
+        image[50:90, 70 : 70 + 25 * (number == 9)] = 220
+        picture = Unconverted(image)
+        at_ns = 10**9 + number * 10**8
+        result = vision.process(Frame(picture, "front", number, at_ns, datetime.now(UTC)))
+        used.append((result.detections is not None, picture.conversions > 0))
+    vision.close()
+    assert used == [(True, True), *[(False, False)] * 8, (True, True)]

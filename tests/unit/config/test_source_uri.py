@@ -32,6 +32,8 @@ _words = st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1
         ),
         ("file:a#b.mp4", "a#b.mp4", SourceOptions()),
         ("dir:images/", "images/", SourceOptions(pace="fast")),
+        ("dir:images/?loop=1", "images/", SourceOptions(loop=True)),
+        ("dir:images/?loop=1&pace=fast", "images/", SourceOptions(pace="fast", loop=True)),
         ("dir:images/?pace=realtime&fps=2&loop=0", "images/", SourceOptions(fps=2.0)),
         ("test:?frames=3", "", SourceOptions(frames=3)),
         ("mic:default?rate=48000&channel=0", "default", SourceOptions(rate=48000, channel=0)),

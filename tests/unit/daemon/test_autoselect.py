@@ -165,7 +165,7 @@ def test_the_choice_changes_with_the_configuration(state: Path, library: Path, m
     wait_for(lambda: session.plan.kind == "delegate", 60.0)
     answers(session, 4)
     chooser.configure(by_energy)
-    wait_for(lambda: session.plan.kind == "cpu", 10.0)
+    wait_for(lambda: session.plan.kind == "cpu")
     answers(session, 5)
     assert session.backend == "cpu"
     session.close()
@@ -335,7 +335,7 @@ def test_a_device_that_crashes_is_not_taken(
     caplog.set_level(logging.INFO)
     chooser = AutoBackend(selection(library, "crash"), tmp_path)
     session = opened(chooser, model)
-    wait_for(lambda: "now runs on the CPU with 1 thread" in caplog.text, 20.0)
+    wait_for(lambda: "now runs on the CPU with 1 thread" in caplog.text)
     assert "killed by SIGSEGV" in caplog.text
     answers(session, 6)
     assert session.backend == "cpu"
@@ -407,7 +407,7 @@ def test_measuring_ends_with_the_daemon(
     caplog.set_level(logging.INFO)
     chooser = AutoBackend(replace(selection(library), threads_max=2), tmp_path)
     session = opened(chooser, model)
-    wait_for(lambda: "measuring" in caplog.text, 5.0)
+    wait_for(lambda: "measuring" in caplog.text)
     chooser.close()
     thread = chooser._thread
     assert isinstance(thread, threading.Thread)
@@ -430,7 +430,7 @@ def test_a_model_that_cannot_be_measured_stays_on_the_cpu(
     monkeypatch.setattr(selecting, "survey", fail)
     chooser = AutoBackend(selection(library), tmp_path)
     one, other = opened(chooser, model), opened(chooser, model)
-    wait_for(lambda: "stays on the CPU: no memory" in caplog.text, 5.0)
+    wait_for(lambda: "stays on the CPU: no memory" in caplog.text)
     chooser.configure(selection(library))
     time.sleep(0.3)
     assert len(asked) == 1

@@ -331,7 +331,7 @@ def test_variants_that_only_the_runtime_tells_are_shown_when_it_has_told_them(
         control.poll()
         assert runtime.settings["front"].variants == ()
         runtime.streams["front"].start()
-        wait_for(lambda: runtime.streams["front"].has_result, 10.0)
+        wait_for(lambda: runtime.streams["front"].has_result)
         control.poll()
         assert list(runtime.settings["front"].variants) == ["full"]
     finally:

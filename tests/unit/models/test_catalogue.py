@@ -53,7 +53,8 @@ def test_models_are_found_by_task() -> None:
     assert with_task("text vectors") == vectors_catalogue()
     assert set(known_tasks()) == {"text vectors", *(task for some in TASKS.values() for task in some)}
     assert all(one.task in TASKS[one.decoder] for one in catalogue())
-    check_task("detection")
+    assert (check_task("detection"), check_task("detect"), check_task("")) == ("detection", "detection", "")
+    assert with_task("face") == with_task("face detection")
     with pytest.raises(ModelError, match="expected anomalies, classification"):
         with_task("posing")
 

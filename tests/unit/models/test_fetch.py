@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +40,7 @@ def test_a_file_is_fetched_once_with_progress(server: FileServer, target: Path) 
     assert target.read_bytes() == CONTENT
     assert told[-1] == (len(CONTENT), len(CONTENT))
     assert len(told) > 2
-    fetch(f"{server.url}/a.tflite", target, SHA256)
+    assert not fetch(f"{server.url}/a.tflite", target, SHA256)
     assert server.asked == [""]
 
 
@@ -113,10 +114,45 @@ def test_a_server_that_has_no_such_file_or_does_not_answer_is_told(server: FileS
 def test_a_server_that_sends_nothing_is_told(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_STALL_S", 0.1)
     monkeypatch.setattr(module, "_WAIT_S", 0.01)
+    told: list[str] = []
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/a.tflite"
         with pytest.raises(ModelError, match="the server sends nothing"):
-            fetch(url, target, SHA256)
+            fetch(url, target, SHA256, tell=told.append)
+    assert told == [f"the server sends nothing; trying again ({number} of 5)" for number in range(2, 6)]
+
+
+def test_a_server_that_sends_hardly_anything_is_given_up(
+    server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STALL_S", 0.2)
+    server.drip_s = 0.05
+    with pytest.raises(ModelError, match="sends less than 256 bytes a second; try again"):
+        fetch(f"{server.url}/a.tflite", target, SHA256)
+    assert len(server.asked) == 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: abc\r\n\r\n", "the server states a length of 'abc'"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "the server answers no HTTP: SSH-2.0-OpenSSH_9.6"),
+    ],
+)
+def test_a_server_that_talks_nonsense_is_told_in_words(target: Path, answer: bytes, why: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def reply() -> None:
+            with listener.accept()[0] as peer:
+                peer.recv(4096)
+                peer.sendall(answer)
+
+        thread = threading.Thread(target=reply, daemon=True)
+        thread.start()
+        with pytest.raises(ModelError) as error:
+            fetch(f"http://127.0.0.1:{listener.getsockname()[1]}/a.tflite", target, SHA256)
+        thread.join()
+    assert why in str(error.value)
 
 
 def test_redirections_are_followed_to_http_alone(server: FileServer, target: Path) -> None:

@@ -106,6 +106,8 @@ def test_labels_lie_beside_their_model(tmp_path: Path) -> None:
     assert find_model(archive(tmp_path / "near.zip", files)).labels == ("a", "b")
     files = {"m.tflite": MODEL, "one/labels.txt": "a\nb", "two/labels.txt": "c\nd"}
     assert find_model(archive(tmp_path / "far.zip", files)).labels == ()
+    found = find_model(archive(tmp_path / "none.zip", {"m.tflite": MODEL, "labels.txt": "\n"}))
+    assert (found.labels, "labels.txt is empty: no labels" in found.remarks) == ((), True)
 
 
 @pytest.mark.parametrize(

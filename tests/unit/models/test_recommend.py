@@ -6,10 +6,10 @@ import pytest
 
 from agent.config.load import parse
 from agent.errors import ModelError
-from agent.models.catalogue import catalogue
+from agent.models.catalogue import SAME_TASKS, catalogue, known_tasks
 from agent.models.files import ZOO
 from agent.models.predict import known_boards, predict_model
-from agent.models.recommend import TASKS, known_models, memory_of, recommend
+from agent.models.recommend import TASKS, bundled_for, known_models, memory_of, recommend
 from tests.support.running import ROOT
 
 RECORDED = ROOT / "scripts" / "bench" / "optimise" / "recorded.json"
@@ -89,3 +89,10 @@ def test_the_guide_has_every_task_and_every_board() -> None:
     for name, board in known_boards().items():
         assert f"| `{name}` | {board.title.partition(' at 2.')[0]}" in page
     assert all(f"`{task}`" in page for task in TASKS)
+
+
+def test_a_task_may_be_called_as_in_the_catalogue() -> None:
+    assert recommend("detection", "pi5") == recommend("detect", "pi5")
+    assert bundled_for("face detection") == bundled_for("face")
+    assert set(SAME_TASKS) <= set(TASKS), "each is a word of the recommendations"
+    assert set(SAME_TASKS.values()) <= set(known_tasks())

@@ -60,6 +60,13 @@ def test_a_circle_of_manifests_is_refused(tmp_path: Path, length: int) -> None:
         _open(path)
 
 
+def test_a_circle_of_links_of_one_name_is_told_as_a_circle(tmp_path: Path) -> None:
+    for name, other in (("one", "two"), ("two", "one")):
+        tint_model(tmp_path, name, _NEXT.format(name="x", model=other))
+    with pytest.raises(ModelError, match="circle"):
+        _open(chained_model(tmp_path, _NEXT.format(name="x", model="one")))
+
+
 def test_more_models_in_a_row_than_that_are_refused(tmp_path: Path) -> None:
     for number in range(DEEPEST + 1):
         more = _NEXT.format(name=f"n{number + 1}", model=f"model{number + 1}") if number < DEEPEST else ""

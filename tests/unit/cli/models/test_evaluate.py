@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -227,9 +228,15 @@ def test_results_lie_beside_the_report(colours: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def boxed(tmp_path: Path) -> Path:
-    """A detector of colours, and pictures with the box that it finds, and one more that it does not."""
+def boxed(boxes: Path) -> Path:
+    """The same as `boxes`, where boxes can be scored."""
     pytest.importorskip("pycocotools", reason="boxes need the extra [optimise]")
+    return boxes
+
+
+@pytest.fixture
+def boxes(tmp_path: Path) -> Path:
+    """A detector of colours, and pictures with the box that it finds, and one more that it does not."""
     path = tmp_path / "boxes.tflite"
     path.write_bytes(picture_models.detector())
     path.with_suffix(".toml").write_text('[output]\nlabels = ["red", "green", "blue"]\n')
@@ -242,6 +249,13 @@ def boxed(tmp_path: Path) -> Path:
         lines = [f"{number % 3} 0.5 0.5 0.8 0.8", *(["0 0.1 0.1 0.1 0.1"] if number == 0 else [])]
         (tmp_path / f"data/labels/{number}.txt").write_text("\n".join(lines))
     return path
+
+
+def test_a_missing_package_is_told_before_the_first_picture(boxes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    results = boxes.parent / "results"
+    assert "need pycocotools" in refusal(boxes, boxes.parent / "data", "--results", results)
+    assert not results.exists()
 
 
 def test_boxes_have_average_precision_and_sensitivities(boxed: Path) -> None:

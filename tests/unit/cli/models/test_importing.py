@@ -117,6 +117,16 @@ def test_a_model_that_cannot_be_decoded_says_which_options_tell(tmp_path: Path) 
     assert list((tmp_path / "to").iterdir()) == []
 
 
+def test_a_damaged_model_is_told_by_the_name_that_was_given(tmp_path: Path) -> None:
+    broken = bytearray(add_model())
+    broken[40 : len(broken) // 2] = bytes(len(broken) // 2 - 40)
+    (tmp_path / "sum.tflite").write_bytes(broken)
+    (tmp_path / "to").mkdir()
+    done = run("import", tmp_path / "sum.tflite", "--to", tmp_path / "to")
+    assert (done.exit_code, str(tmp_path / "sum.tflite") in said(done)) == (1, True)
+    assert "/to/" not in said(done)
+
+
 def test_a_model_is_not_imported_over_itself(signs: Path) -> None:
     assert run("import", signs, "--to", signs.parent).exit_code == 0
     done = run("import", signs.with_suffix(".tflite"), "--to", signs.parent, "--force")

@@ -118,6 +118,16 @@ def test_what_was_fetched_waits_for_what_is_missing(server: FileServer, tmp_path
     assert left(tmp_path) == {"signs.tflite", "signs.toml"}
 
 
+def test_what_is_there_whole_is_not_called_fetched_nor_of_an_address_that_was_not_asked(tmp_path: Path) -> None:
+    content = picture_models.classifier()
+    sha256 = hashlib.sha256(content).hexdigest()
+    (tmp_path / f".pull-{sha256[:12]}.tflite").write_bytes(content)
+    url = "http://127.0.0.1:9/signs.tflite"
+    done = called(url, "--sha256", sha256, "--to", tmp_path, "--pixels", "unit")
+    assert "taken from what an earlier pull fetched" in done.output
+    assert look_up(str(tmp_path / "signs.tflite")).manifest.source == ""
+
+
 def test_an_interrupted_call_is_gone_on_from(
     server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -151,3 +151,5 @@ def test_palms_and_people_have_points_of_their_own(
     assert found.box is not None
     with pytest.raises(ModelError, match=rf"square input of {side} \(or `strides`\)"):
         decoder("blazeface", picture(100), outputs)
+    with pytest.raises(ModelError, match=r"strides: expected numbers of at least 1, found \[0\]"):
+        decoder("blazeface", picture(side), outputs, strides=[0])

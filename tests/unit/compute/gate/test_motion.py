@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from agent.compute.gate.motion import GateDecision, MotionGate, complexity, crop_around
 from agent.config import GateConfig
-from agent.types import Box, Image
+from agent.types import Box, Image, Luma
 
 pytestmark = pytest.mark.numerics
 
@@ -315,3 +316,48 @@ def test_other_masks_count_from_the_next_picture_on() -> None:
         for n, image in enumerate(walk((20, 50), 2.0, 60.0, 0, 20))
     ]
     assert any(one.reason == "motion" for one in moved)
+
+
+def brightness(image: Image, *, full_range: bool) -> Luma:
+    """What a decoder has of a picture, with rows that have gaps."""
+    grey = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY).astype(np.float32)
+    levels = grey if full_range else 16.0 + grey * 219.0 / 255.0
+    rows = np.zeros((HEIGHT, WIDTH + 32), np.uint8)
+    rows[:, :WIDTH] = np.rint(levels)
+    return Luma(rows[:, :WIDTH], full_range)
+
+
+@pytest.mark.parametrize("full_range", [True, False])
+@pytest.mark.parametrize("contrast", [25.0, 40.0])
+def test_a_decoders_brightness_shows_the_movement_that_the_picture_shows(
+    full_range: bool, contrast: float
+) -> None:
+    pictures = list(walk((18, 40), 3.0, contrast, 40, 60))
+    in_colours, in_grey = MotionGate(GateConfig()), MotionGate(GateConfig())
+    seen = sights(in_colours, iter(pictures))
+    also = [
+        in_grey.evaluate(brightness(image, full_range=full_range), number * FRAME_NS, watching=False)
+        for number, image in enumerate(pictures)
+    ]
+    assert [one.open for one in also[:40]] == [one.open for one in seen[:40]]
+    same = sum(one.reason == other.reason for one, other in zip(seen, also, strict=True))
+    assert same >= 57
+    assert also[-1].reason == "motion"
+
+
+def test_a_picture_in_colours_after_its_brightness_is_learned_anew() -> None:
+    gate, picture = MotionGate(GateConfig()), noisy(scene(), 2.0, 0)
+    assert gate.evaluate(brightness(picture, full_range=False), 0, watching=False).reason == "first"
+    assert gate.evaluate(brightness(picture, full_range=False), FRAME_NS, watching=False).reason == "still"
+    assert gate.evaluate(picture, 2 * FRAME_NS, watching=False).reason == "first"
+
+
+def test_a_view_has_its_colours_also_where_the_gate_saw_brightness_alone() -> None:
+    picture = cv2.resize(noisy(scene(), 2.0, 0), (4 * WIDTH, 4 * HEIGHT)).astype(np.uint8)
+    in_colours, in_grey = MotionGate(GateConfig()), MotionGate(GateConfig())
+    in_colours.evaluate(picture, 0, watching=False)
+    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.uint8)
+    in_grey.evaluate(Luma(grey, full_range=True), 0, watching=False)
+    expected, found = in_colours.view(picture), in_grey.view(picture)
+    np.testing.assert_array_equal(found[1], expected[1])
+    assert np.abs(found[0].astype(int) - expected[0]).max() <= 3

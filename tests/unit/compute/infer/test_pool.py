@@ -85,7 +85,7 @@ def waiting(pool: SessionPool) -> Iterator[Callable[[], Session | Exception]]:
             pool.give_back(ticket, session)
 
     def result() -> Session | Exception:
-        wait_for(lambda: results, 10.0)
+        wait_for(lambda: results)
         return results[0]
 
     thread = threading.Thread(target=wait)

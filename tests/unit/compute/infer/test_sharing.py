@@ -270,6 +270,6 @@ def test_when_a_shared_device_fails_every_stream_has_its_answer_and_all_come_bac
                 answers(session, 20 + number)
             return all(one.backend == "stub" for one in streams)
 
-        wait_for(is_back, 20.0)
+        wait_for(is_back)
         again = {one._device._pool for one in streams if isinstance(one._device, SharedSession)}
         assert len(again) == 1

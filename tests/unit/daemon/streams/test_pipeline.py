@@ -233,7 +233,7 @@ def test_a_text_is_an_event_and_part_of_no_topic(tmp_path: Path) -> None:
 def test_a_budget_makes_snapshots_small_unless_they_are_asked_for(tmp_path: Path) -> None:
     kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     vision, reporter = make_pipeline(tmp_path, kept)
-    source = FrameList([replace(one, image=noise) for one in frames(4)])
+    source = FrameList([replace(one, pixels=noise) for one in frames(4)])
     pipeline = VideoPipeline(source, vision, reporter, PublishConfig())
     pipeline.set_budget(StreamBudget(snapshot_quality=40))
     pipeline.request_snapshot()
@@ -250,7 +250,7 @@ def test_a_snapshot_is_small_where_the_network_would_take_long_for_it(
 ) -> None:
     kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
     kept.quick_bytes = quick_bytes
-    run(tmp_path, kept, FrameList([replace(one, image=noise) for one in frames(4)]))
+    run(tmp_path, kept, FrameList([replace(one, pixels=noise) for one in frames(4)]))
     encoded = np.frombuffer(kept.retained["vedette/porch/front/snapshot"], np.uint8)
     picture = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
     assert picture is not None
@@ -276,7 +276,7 @@ ACROSS = LineConfig("across", ((0.0, 0.5), (1.0, 0.5)))
 
 def snapshot(folder: Path, size: tuple[int, int] = (480, 640), **publish: Any) -> Image:
     kept, white = Kept(), np.full((*size, 3), 255, np.uint8)
-    source = FrameList([replace(one, image=white.copy()) for one in frames(4)])
+    source = FrameList([replace(one, pixels=white.copy()) for one in frames(4)])
     places = {"zones": (LEFT,), "lines": (ACROSS,)}
     run(folder, kept, source, PublishConfig(snapshot_every_s=60.0, **publish), **places)
     encoded = np.frombuffer(kept.retained["vedette/porch/front/snapshot"], np.uint8)
@@ -318,7 +318,7 @@ def test_a_snapshot_has_the_quality_that_is_asked_for(tmp_path: Path) -> None:
     for quality in (30, 80, 95):
         kept, noise = Kept(), np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8)
         kept.quick_bytes = 10_000_000
-        source = FrameList([replace(one, image=noise.copy()) for one in frames(4)])
+        source = FrameList([replace(one, pixels=noise.copy()) for one in frames(4)])
         run(tmp_path, kept, source, PublishConfig(snapshot_quality=quality))
         sizes.append(len(kept.retained["vedette/porch/front/snapshot"]))
     assert sizes == sorted(sizes)
@@ -364,7 +364,7 @@ def test_a_filter_may_let_a_weaker_detection_pass_than_the_stream(tmp_path: Path
 
 def test_a_snapshot_writes_nothing_into_a_picture_that_others_have(tmp_path: Path) -> None:
     white = np.full((480, 640, 3), 255, np.uint8)
-    shared = [replace(one, image=white, shared=True) for one in frames(4)]
+    shared = [replace(one, pixels=white, shared=True) for one in frames(4)]
     publish = PublishConfig(snapshot_boxes=False, snapshot_crop=True, snapshot_time=True, snapshot_zones=True)
     run(tmp_path, Kept(), FrameList(shared), publish, zones=(LEFT,), lines=(ACROSS,))
     plain = PublishConfig(snapshot_boxes=False, snapshot_time=True)
@@ -384,7 +384,7 @@ def test_a_snapshot_is_made_before_the_clips_may_give_the_frame_back(tmp_path: P
             """Nothing is recorded."""
 
     kept, given = Kept(), frames(4)
-    own = [replace(frame, image=np.zeros((240, 320, 3), np.uint8)) for frame in given]
+    own = [replace(frame, pixels=np.zeros((240, 320, 3), np.uint8)) for frame in given]
     vision, reporter = make_pipeline(tmp_path, kept)
     VideoPipeline(FrameList(own), vision, reporter, PublishConfig(), cast("StreamClips", Clips())).run(
         threading.Event()

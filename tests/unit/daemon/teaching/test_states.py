@@ -352,6 +352,28 @@ def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
     assert set(again.states.values) == {"gate"}
     assert "front.door.json" in caplog.text
     assert (stream.folder / "front.door.json.damaged").exists()
+    assert not (stream.folder / "front.door.json").exists()
+
+
+def test_a_damaged_state_is_named_until_it_is_taught_again_or_forgotten(
+    stream: Stream, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream.folder.mkdir()
+    (stream.folder / "front.gate.json").write_bytes(b"{}")
+    (stream.folder / "front.door.json").write_bytes(b"{}")
+    Stream(stream.folder, stream.vision)
+    assert "a taught state is lost" in caplog.text
+    caplog.clear()
+    again = Stream(stream.folder, stream.vision)
+    assert not caplog.records, "it is logged once"
+    assert "front.gate.json.damaged is damaged" in again.states.describe()["gate"]["detail"]
+    assert "front.gate.json.damaged" in again.states.trouble
+    assert again.teach("open")[0] is not None
+    assert again.states.describe()["gate"]["examples"] == {"open": 5}
+    again.states.forget("door", "")
+    assert again.states.trouble == ""
+    again.states.forget("gate", "")
+    assert not list(stream.folder.iterdir())
 
 
 def test_the_oldest_examples_make_room() -> None:
@@ -373,6 +395,19 @@ def test_two_values_that_look_the_same_are_not_learned(stream: Stream, monkeypat
     result, why = stream.teach("closed")
     assert (result, "alike" in why) == (None, True)
     assert stream.states.describe()["gate"]["examples"] == {"open": 5}
+
+
+def test_values_that_their_examples_do_not_tell_apart_stay_unsure(stream: Stream) -> None:
+    for value in ("open", "closed"):
+        stream.states.teach(Lesson("gate", value, 10, REGION), lambda *answer: stream.answers.append(answer))
+        stream.show("open", 10)
+        wait_for(lambda: len(stream.answers) == 1 + (value == "closed"))  # noqa: B023 - awaited here
+    stream.show("open", 20)
+    assert stream.sensor() == "unsure"
+    assert "look the same" in stream.states.describe()["gate"]["detail"]
+    again = Stream(stream.folder, stream.vision)
+    again.show("open", 20)
+    assert again.sensor() == "unsure"
 
 
 def test_a_lost_camera_makes_a_value_unknown(stream: Stream) -> None:

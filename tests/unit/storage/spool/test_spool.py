@@ -12,7 +12,7 @@ import pytest
 from agent.config import Durability, StorageConfig
 from agent.storage.spool import disk, pending
 from agent.storage.spool.history import History
-from agent.storage.spool.pending import LINGER_S, Commit, Reason
+from agent.storage.spool.pending import Commit, Reason
 from agent.storage.spool.spool import Spool, SpoolStats, SpoolTimings
 from agent.storage.spool.table import Counts, SpoolTable
 from agent.types import Stored
@@ -89,9 +89,9 @@ def test_puts_that_come_together_share_a_commit(tmp_path: Path, monkeypatch: pyt
     assert opened.flush(5.0)
     assert len(commits) == count_before + 1
     opened.settle(range(500, 1600))
-    wait_for(lambda: len(commits) == count_before + 2, 1.0)
+    wait_for(lambda: len(commits) == count_before + 2)
     opened.settle([1600])
-    wait_for(lambda: len(commits) == count_before + 3, 2 * LINGER_S + 1)
+    wait_for(lambda: len(commits) == count_before + 3)
     opened.close()
 
 

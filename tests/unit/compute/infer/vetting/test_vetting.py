@@ -179,7 +179,7 @@ def test_whoever_does_not_want_to_wait_is_told_so_and_the_outcome_comes() -> Non
     slow = slow_model(4003)
     notes, limits = Notes(), VettingLimits(cpu_s=1)
     assert not Vetting(notes, limits).check(slow, SessionOptions(threads=1), 0.01)
-    wait_for(lambda: bool(notes.kept), 10.0)
+    wait_for(lambda: bool(notes.kept))
 
 
 def test_the_runtimes_own_refusal_is_passed_on() -> None:
@@ -195,7 +195,7 @@ def test_many_at_once_are_tried_once_each_and_no_process_remains() -> None:
         ways = list(pool.map(lambda one: Vetting().check(one, SessionOptions(threads=1)), [sound, *others] * 3))
     assert all(ways)
     assert len(vetting.KNOWN) == 4
-    wait_for(lambda: not children(), 10.0)
+    wait_for(lambda: not children())
 
 
 def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
@@ -207,9 +207,9 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
             forks.extend(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
         return bool(forks)
 
-    wait_for(forked, 10.0)
+    wait_for(forked)
     fork = Path("/proc") / forks[0]
-    wait_for(lambda: re.search(r"Max cpu time +2 ", (fork / "limits").read_text()) is not None, 10.0)
+    wait_for(lambda: re.search(r"Max cpu time +2 ", (fork / "limits").read_text()) is not None)
     assert re.search(r"Max core file size +0 ", (fork / "limits").read_text())
     (users,) = re.findall(r"Uid:\t(.*)", (fork / "status").read_text())
     assert "0" not in users.split()
@@ -241,4 +241,4 @@ def test_a_daemon_that_is_killed_leaves_no_process_that_tries_a_model(tmp_path: 
     """
     command = [sys.executable, "-c", dedent(program), str(tmp_path / "slow.toml")]
     (pid,) = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
-    wait_for(lambda: subprocess.run(["pgrep", "-g", pid], capture_output=True, check=False).returncode == 1, 10.0)
+    wait_for(lambda: subprocess.run(["pgrep", "-g", pid], capture_output=True, check=False).returncode == 1)

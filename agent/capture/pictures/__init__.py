@@ -1,0 +1,1 @@
+"""Decoded pictures, and their conversion to what models and people are shown."""

@@ -1,0 +1,99 @@
+"""Pictures of FFmpeg's decoders: brightness without a copy, and colours when somebody needs them.
+
+Converting a picture of 1080p to BGR takes a sixth as long as decoding it. The motion gate needs brightness alone,
+and a picture that is dropped for a newer one needs nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import av
+import numpy as np
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange
+
+from agent.capture.pictures.bgr import BgrConverter
+from agent.errors import SourceError
+from agent.types import Image, Luma
+
+_LUMA = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
+"""Formats whose first plane is the brightness in 8 bits."""
+
+
+class PictureConverter:
+    """Converts the pictures of one source to BGR, one at a time. Any thread may call it."""
+
+    def __init__(self, shown: str) -> None:
+        """Prepare it; `shown` is the name of the source, for messages."""
+        self._shown = shown
+        self._lock, self._bgr = threading.Lock(), BgrConverter()
+
+    def convert(self, frame: VideoFrame, into: Image | None = None) -> Image:
+        """Return a picture as BGR.
+
+        It is in the memory of `into` only where FFmpeg's rows have gaps: FFmpeg converts into its own memory.
+
+        Raises:
+            SourceError: it is damaged.
+        """
+        try:
+            with self._lock:
+                bgr = self._bgr.convert(frame)
+        except (av.FFmpegError, ValueError) as error:
+            raise SourceError(
+                f"{self._shown}: expected a picture that can be decoded; found a damaged one"
+            ) from error
+        return _image(bgr, into)
+
+    def keep(self, keeps: bool) -> None:
+        """Keep memory for the next pictures, see `BgrConverter.keep`."""
+        with self._lock:
+            self._bgr.keep(keeps)
+
+
+class DecodedImage:
+    """A picture in its decoder's memory: a `DeferredImage`."""
+
+    def __init__(self, frame: VideoFrame, converter: PictureConverter) -> None:
+        self._frame, self._converter = frame, converter
+        self._lock = threading.Lock()
+        self._image: Image | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._frame.height, self._frame.width, 3
+
+    def image(self) -> Image:
+        """Return the picture, BGR.
+
+        Raises:
+            SourceError: it is damaged.
+        """
+        with self._lock:
+            if self._image is None:
+                self._image = self._converter.convert(self._frame)
+            return self._image
+
+    def luma(self) -> Luma | None:
+        """Return the brightness in the decoder's memory; None: its format has none in 8 bits."""
+        frame = self._frame
+        if frame.format.name not in _LUMA:
+            return None
+        plane = frame.planes[0]
+        rows: Image = np.frombuffer(memoryview(plane), np.uint8)[: frame.height * plane.line_size]
+        pixels = rows.reshape(frame.height, plane.line_size)[:, : frame.width]
+        is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith(("yuvj", "gray"))
+        return Luma(pixels, is_full)
+
+
+def _image(bgr: VideoFrame, into: Image | None) -> Image:
+    """Return a picture as an array that keeps its memory alive."""
+    plane, row = bgr.planes[0], 3 * bgr.width
+    padded: Image = np.frombuffer(memoryview(plane), np.uint8).reshape(bgr.height, plane.line_size)
+    if plane.line_size == row:
+        return padded.reshape(bgr.height, bgr.width, 3)
+    shape = bgr.height, bgr.width, 3
+    image = into if into is not None and into.shape == shape else np.empty(shape, np.uint8)
+    np.copyto(image, padded[:, :row].reshape(shape))
+    return image

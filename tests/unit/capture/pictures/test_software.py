@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import cast
+
+import av
+import numpy as np
+import pytest
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Stream
+from av.video.stream import VideoStream
+
+from agent.capture.pictures.software import SoftwareDecoder
+from tests.support.packet_camera import encode, pattern
+
+X264 = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=4:min-keyint=4:scenecut=0"}
+
+
+@pytest.fixture
+def track() -> Iterator[VideoStream]:
+    """A track of H.264, whose key frames are four pictures apart."""
+    content = b"".join(unit.data for unit in encode(pattern(12), "libx264", options=X264))
+    with av.open(io.BytesIO(content), "r", format="h264") as container:
+        yield container.streams.video[0]
+
+
+def packets(track: VideoStream) -> list[Packet[Stream]]:
+    container = cast(InputContainer, track.container)
+    return [cast("Packet[Stream]", one) for one in container.demux(track) if one.size]
+
+
+def decoded(decoder: SoftwareDecoder, some: list[Packet[Stream]]) -> list[np.ndarray]:
+    return [picture.to_ndarray(format="gray") for one in some for picture in decoder.decode(one)]
+
+
+def test_a_decoder_that_was_released_decodes_the_same_from_a_key_frame_on(track: VideoStream) -> None:
+    decoder, some = SoftwareDecoder(track), packets(track)
+    whole = decoded(decoder, some)
+    decoder.release()
+    again = decoded(decoder, some[4:8])
+    assert len(whole) == 12
+    assert all(np.array_equal(one, other) for one, other in zip(again, whole[4:8], strict=True))
+
+
+def test_a_released_decoder_gives_no_picture_from_before(track: VideoStream) -> None:
+    decoder, some = SoftwareDecoder(track), packets(track)
+    decoded(decoder, some[:6])
+    decoder.release()
+    assert decoder.decode(None) == []
+
+
+def test_the_time_of_a_packet_goes_to_its_picture(track: VideoStream) -> None:
+    decoder, some = SoftwareDecoder(track), packets(track)
+    for number, packet in enumerate(some):
+        packet.opaque = number
+    found = [picture.opaque for packet in some for picture in decoder.decode(packet)]
+    assert found == list(range(12))
+
+
+def test_a_track_of_another_codec_is_decoded_after_a_release(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("mjpeg") / "clip.avi"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuvj420p"
+        for picture in pattern(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="bgr24")))
+        container.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        decoder, some = SoftwareDecoder(container.streams.video[0]), packets(container.streams.video[0])
+        before = decoded(decoder, some)
+        decoder.release()
+        assert np.array_equal(decoded(decoder, some)[0], before[0])
