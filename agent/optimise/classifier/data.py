@@ -50,7 +50,7 @@ def read_class_examples(
     model = Model(probe, hashlib.sha256(probe).hexdigest(), manifest, source)
     examples = read_examples(path, model, limit=limit or None)
     if len(np.unique(np.asarray(examples.labels))) < 2:
-        raise ModelError(f"{examples.description}: all of one class: training needs examples of two or more")
+        raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
     return examples, classes
 
 

@@ -178,7 +178,7 @@ def test_weights_of_ones_own_may_be_a_plain_state_dict(data: Path, tmp_path: Pat
 
 
 def test_a_training_that_diverges_leaves_no_checkpoint(data: Path, tmp_path: Path) -> None:
-    wild = parse_recipe("[train]\nlearning_rate = 1e9\n", "").recipe
+    wild = parse_recipe("[train]\nlearning_rate = 1e6\n", "").recipe
     with pytest.raises(DivergedError):
         train(data, wild, folder=tmp_path)
     assert not (tmp_path / "train.checkpoint").exists()

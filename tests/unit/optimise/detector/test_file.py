@@ -130,4 +130,4 @@ def test_examples_that_a_detector_cannot_learn_from_are_refused(data: Path, tmp_
 
 def test_a_run_that_diverges_is_told(data: Path) -> None:
     with pytest.raises(DivergedError, match="learning"):
-        train(data, parse_recipe("[train]\nlearning_rate = 1e12\n", "").recipe, epochs=3.0)
+        train(data, parse_recipe("[train]\nlearning_rate = 1e6\n", "").recipe, epochs=3.0)
