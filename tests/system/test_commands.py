@@ -164,7 +164,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stream": "back", "what": "filter/cats", "value": True}, "stream back has no filter 'cats'; it has none"),
     ({"stream": "back", "what": "motion_masks", "value": True}, "stream back has no motion masks: "),
     ({"stream": "back", "what": "privacy/window", "value": False}, "'privacy/window' cannot be set"),
-    ({"stream": "front", "what": "threshold", "value": 1.5}, "threshold is a number from 0 to 1, not '1.5'"),
+    ({"stream": "front", "what": "threshold", "value": 1.5}, "threshold is a number from 0 to 1, not 1.5"),
     ({"stream": "front", "what": "source", "value": "x"}, "'source' cannot be set"),
 ]
 
