@@ -3,7 +3,8 @@
 Until then it is called `.NAME.part` and locked by its writer. After a crash or a power cut, the next start
 gives it its name, without what comes after the last whole fragment, or removes it if there is none. A complete
 clip keeps the partial name as a second name until it is settled, so that the next start publishes it if a crash
-came first.
+came first. No clip ever takes a name that another one has, and a partial name is removed only where the complete
+clip is the same file.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 import fcntl
 import os
 import re
+import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -235,6 +237,14 @@ def path_of(part: Path) -> Path:
     return part.with_name(part.name.removeprefix(".").removesuffix(".part"))
 
 
+def free_path(path: Path) -> Path:
+    """Return a path for a new clip that no clip and no partial clip has: this one, or one like it."""
+    free = path
+    while os.path.lexists(free) or os.path.lexists(part_of(free)):
+        free = path.with_name(f"{path.stem}-{secrets.token_hex(3)}{path.suffix}")
+    return free
+
+
 def recover(part: Path) -> Clip | None:
     """Name a clip that was cut off or not settled; return None if another process is writing it.
 
@@ -272,9 +282,9 @@ def recover_old(part: Path) -> Path | None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return None
-        _give_name(path_of(part))
-        part.unlink(missing_ok=True)
-        return path_of(part)
+        path = _give_name(path_of(part))
+        settle(path)
+        return path
 
 
 def _count(path: Path) -> ClipTotals:
@@ -303,12 +313,13 @@ def _count(path: Path) -> ClipTotals:
 
 
 def settle(path: Path) -> None:
-    """Remove the partial name of a clip that has been published.
+    """Remove the partial name of a clip that has been published, if it is a second name of the same file.
 
     Raises:
         OSError: it cannot be removed.
     """
-    part_of(path).unlink(missing_ok=True)
+    if _is_same_file(path, part_of(path)):
+        part_of(path).unlink(missing_ok=True)
 
 
 def _complete(file: BinaryIO, path: Path, label: ClipLabel, totals: ClipTotals, size: int) -> Clip:
@@ -321,20 +332,35 @@ def _complete(file: BinaryIO, path: Path, label: ClipLabel, totals: ClipTotals, 
 
 
 def _name(path: Path, label: ClipLabel, totals: ClipTotals, size: int) -> Clip:
-    _give_name(path)
+    path = _give_name(path)
     sync_folder(path.parent)
     began, length = label.began_at, totals.duration_s
     ended = began + timedelta(seconds=length)
     return Clip(str(path), label.occasion, totals.tracks, began, ended, length, totals.frames, size)
 
 
-def _give_name(path: Path) -> None:
+def _give_name(path: Path) -> Path:
+    """Give a partial clip its name, or one like it where another file has that already; return its path."""
+    part = part_of(path)
+    if os.path.lexists(path):
+        if _is_same_file(path, part):  # it was not settled
+            return path
+        path = free_path(path)
+        part = part.rename(part_of(path))
     try:
-        path.hardlink_to(part_of(path))
-    except FileExistsError:  # it was not settled
-        pass
+        path.hardlink_to(part)
+    except FileExistsError:
+        raise
     except OSError:  # a file system without links, as on memory sticks: a crash may leave it unpublished
-        part_of(path).rename(path)
+        part.rename(path)
+    return path
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(one.lstat(), other.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -24,7 +24,7 @@ from msgspec import Struct
 
 from agent.config import StorageConfig
 from agent.errors import StorageError, reason_of
-from agent.storage.clips.file import ClipFile, ClipLabel, settle
+from agent.storage.clips.file import ClipFile, ClipLabel, free_path, settle
 from agent.storage.clips.job import FOREVER_NS, ClipJob
 from agent.storage.clips.mp4 import SOUND_CODECS
 from agent.storage.clips.packets import PacketRing, TimedPacket
@@ -130,7 +130,7 @@ class Recorder:
             until_ns: end as far as known, ns.
             segment_s: length of the files of a recording without an end, s; 0: one file.
         """
-        path = self._path(occasion, at)
+        path = clip_path(self._folder, occasion, at, "" if occasion.track else _token())
         self.start()
         with self._lock:
             span = ring.start(from_ns), until_ns, round(segment_s * 1e9)
@@ -140,9 +140,6 @@ class Recorder:
             self._hold(ring)
             self._work.notify()
         return job
-
-    def _path(self, occasion: ClipReason, at: datetime) -> Path:
-        return clip_path(self._folder, occasion, at, secrets.token_hex(3))
 
     def configure(self, config: StorageConfig) -> None:
         """Apply other bounds, and delete at once what exceeds them; the folder stays."""
@@ -312,9 +309,9 @@ class Recorder:
         """Create the next file of a clip, which begins with the first of these packets."""
         first = packets[0]
         began_at, path = job.utc_of(first.packet.captured_ns), job.path
-        if job.files or job.paused_until_s:
-            path = self._path(job.reason, began_at)
-        return ClipFile(path, ClipLabel(job.reason, began_at), first, _sound_of(packets))
+        if job.files or job.paused_until_s:  # it may begin in the same second as the file before
+            path = clip_path(self._folder, job.reason, began_at, _token())
+        return ClipFile(free_path(path), ClipLabel(job.reason, began_at), first, _sound_of(packets))
 
     def _finish(self, job: ClipJob) -> None:
         job.finished = True
@@ -392,6 +389,10 @@ class Recorder:
         if not self._trouble:
             self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
             log.error("clips cannot be saved and are dropped: %s", why)
+
+
+def _token() -> str:
+    return secrets.token_hex(3)
 
 
 def _from_key_frame(packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:

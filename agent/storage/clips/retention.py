@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 CONTINUOUS = "continuous"
 """Reason of a recording that goes on without an end; it is a word of the names of its files."""
-_CONTINUOUS_NAME = re.compile(rf"{CONTINUOUS}-[0-9a-f]{{6}}")
+_CONTINUOUS_NAME = re.compile(rf"{CONTINUOUS}-[0-9a-f]{{6}}(-[0-9a-f]{{6}})?")
 _LONGEST = 48
 """Longest part of a name that comes from a label or a track's id, characters."""
 _FOLDER_MODE = 0o750
@@ -60,10 +60,10 @@ def clip_path(folder: Path, occasion: ClipReason, began_at: datetime, token: str
         folder: of all clips.
         occasion: what it is made for.
         began_at: UTC of the event or the command.
-        token: makes the name unique where there is no track id.
+        token: makes the name unique where label and track id do not.
     """
     when = began_at.astimezone(UTC).strftime(TIME)
-    about = (occasion.label or occasion.reason, occasion.track or token)
+    about = (occasion.label or occasion.reason, occasion.track, token)
     parts = (when, *(file_name(text, _LONGEST) for text in about))
     return folder / folder_name(occasion.stream) / ("-".join(part for part in parts if part) + SUFFIX)
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from agent.errors import StorageError
 from agent.storage.clips import file as clipfile
-from agent.storage.clips.file import ClipFile, ClipLabel, read_header, recover, settle
+from agent.storage.clips.file import NAME, ClipFile, ClipLabel, free_path, part_of, read_header, recover, settle
 from agent.storage.clips.packets import TimedPacket
 from agent.types import ClipReason
 from tests.support.clip_pictures import BEGAN, SECOND, play
@@ -91,13 +91,59 @@ def test_one_that_was_complete_and_not_told_of_is_as_it_was(tmp_path: Path) -> N
     assert not made.repaired
 
 
-def test_a_file_system_without_links_takes_clips_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(self: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, "Operation not permitted")
+def refuse(self: Path, target: Path) -> None:
+    raise PermissionError(errno.EPERM, "Operation not permitted")
 
+
+def test_a_file_system_without_links_takes_clips_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "hardlink_to", refuse)
     begun(tmp_path).finish(())
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["with links", "without links"])
+@pytest.mark.parametrize("is_complete", [True, False], ids=["complete", "cut off"])
+def test_no_clip_takes_the_name_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, is_complete: bool
+) -> None:
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    other, file = tmp_path / "clip.mp4", begun(tmp_path)
+    other.write_bytes(b"another")
+    if is_complete:
+        made = file.finish(())
+    else:
+        file._file.close()
+        recovered = recover(file.part)
+        assert recovered is not None
+        made = recovered
+    settle(Path(made.path))
+    assert other.read_bytes() == b"another"
+    assert play(Path(made.path)).numbers[:WRITTEN] == list(range(WRITTEN))
+    assert {path.name for path in tmp_path.iterdir()} == {"clip.mp4", Path(made.path).name}
+    assert NAME.fullmatch(f"2026-11-25T10-15-03Z-{Path(made.path).name}")
+
+
+def test_a_partial_name_of_other_contents_is_not_removed(tmp_path: Path) -> None:
+    file = begun(tmp_path)
+    (tmp_path / "clip.mp4").write_bytes(b"another")
+    settle(tmp_path / "clip.mp4")
+    assert file.part.exists()
+    (tmp_path / "clip.mp4").unlink()
+    settle(tmp_path / "clip.mp4")
+    assert file.part.exists()
+    file.drop()
+
+
+def test_a_path_that_is_free_is_taken_and_one_like_it_else(tmp_path: Path) -> None:
+    path = tmp_path / "clip.mp4"
+    assert free_path(path) == path
+    part_of(path).write_bytes(b"")
+    part_taken = free_path(path)
+    assert part_taken != path
+    assert part_taken.suffix == path.suffix
+    part_of(path).rename(path)
+    assert free_path(path) not in (path, part_taken)
 
 
 @settings(max_examples=60, deadline=None)

@@ -21,10 +21,11 @@ from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.clips.file import ClipFile, ClipLabel, part_of
 from agent.storage.clips.job import ClipJob
+from agent.storage.clips.listing import newest_clips
 from agent.storage.clips.mp4 import pack_units
 from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import ClipStats, Recorder
-from agent.storage.clips.retention import CONTINUOUS, clips_in
+from agent.storage.clips.retention import CONTINUOUS, clip_path, clips_in
 from agent.types import Clip, ClipReason, MediaPacket
 from tests.support.clip_pictures import SECOND, play
 from tests.support.media import Encoder, timed
@@ -146,6 +147,41 @@ def test_pictures_of_another_size_go_into_the_next_file_of_the_clip(made: Made) 
     assert play(Path(second.path)).numbers == [4, 5, 6, 7]
     assert second.occasion == PERSON
     assert second.began_at == NOW + timedelta(seconds=2)
+
+
+def test_a_next_file_that_begins_in_the_second_of_the_event_has_a_name_of_its_own(made: Made) -> None:
+    at = NOW.replace(microsecond=0)
+    made.add_frames(0, 3)
+    recording = made.recorder.begin(made.footage, PERSON, at, 2 * SECOND, 0, 4 * SECOND)
+    made.encoder = Encoder((128, 96))
+    made.add_frames(4, 5)
+    wait_for(lambda: bool(made.clips) and bool(part_names(made.folder)) and recording.file is not None)
+    shown = newest_clips(made.folder)
+    assert [clip.recording for clip in shown].count(True) == 1, "the page has the one being recorded"
+    assert len(shown) == 2
+    made.add_frames(6, 9)
+    first, second = made.clip(0), made.clip(1)
+    assert second.began_at == at
+    assert first.path == str(recording.path)
+    assert first.path != second.path
+    assert play(Path(first.path)).numbers == [0, 1, 2, 3]
+    assert play(Path(second.path)).numbers == [4, 5, 6, 7, 8]
+    made.recorder.close(5.0)
+    assert sorted(path.name for path in made.folder.rglob("*.mp4*")) == sorted(
+        Path(clip.path).name for clip in made.clips
+    )
+
+
+def test_a_clip_whose_name_is_taken_gets_another(made: Made) -> None:
+    path = clip_path(made.folder, PERSON, NOW)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"of somebody else")
+    made.add_frames(0, 3)
+    made.begin(0, 1)
+    clip = made.clip()
+    assert clip.path != str(path)
+    assert play(Path(clip.path)).numbers == [0, 1, 2]
+    assert path.read_bytes() == b"of somebody else"
 
 
 def test_a_recording_without_an_end_is_cut_into_pieces_that_are_not_announced(made: Made) -> None:
