@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import heapq
 import os
 import re
 import stat
@@ -13,12 +15,13 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
-from agent.errors import StorageError
+from agent.errors import StorageError, reason_of
 from agent.storage.clips.file import NAME, TIME, ClipHeader, part_of, path_of, read_header
-from agent.storage.clips.retention import clips_in, is_piece, parts_in
+from agent.storage.clips.retention import is_piece
 
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Name of a stream's folder, without those of streams that no configuration can have."""
+_TIME_LENGTH = len("2026-11-25T10-15-03Z")
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
@@ -58,44 +61,87 @@ def newest_clips(
         StorageError: the folder cannot be read.
     """
     found = list[ShownClip]()
-    for path in sorted(_paths(folder), key=lambda one: (one.name, one.parent.name), reverse=True):
+    for name, place in _newest_first(_places(folder, stream), before, pieces=pieces, batch=2 * most):
         if len(found) == most:
             break
-        named = NAME.fullmatch(path.name)
-        if named is None or is_piece(named[2]) is not pieces or stream not in ("", path.parent.name):
-            continue
-        if not before or path.name < before:
-            with suppress(StorageError, OSError, ValueError):  # ValueError: its name has no time
-                found.append(_read(path, datetime.strptime(named[1], TIME).replace(tzinfo=UTC)))
+        with suppress(StorageError, OSError, ValueError):  # ValueError: its name has no time
+            found.append(_read(folder / place / name))
     return found
 
 
-def _paths(folder: Path) -> set[Path]:
-    """Return the paths of all clips, of those that are being recorded the ones that they will have."""
+def _places(folder: Path, stream: str) -> list[Path]:
+    """Return the folders of all streams, or of one."""
     try:
-        parts = parts_in(folder)
+        return [folder / one for one in _folders(folder) if stream in ("", one)]
+    except FileNotFoundError:
+        return []
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be read: {error.strerror}") from error
-    return {*(entry.path for entry in clips_in(folder)), *map(path_of, parts)}
+        raise StorageError(f"{folder}: cannot be read: {reason_of(error)}") from error
 
 
-def _read(path: Path, at: datetime) -> ShownClip:
-    recording = not path.exists()
-    header = read_header(part_of(path) if recording else path)
-    size = header.playable if recording else path.stat().st_size
+def _newest_first(places: list[Path], before: str, *, pieces: bool, batch: int) -> Iterator[tuple[str, str]]:
+    """Yield names and folders of clips, newest first, once each.
+
+    Only the newest `batch` are kept in memory; the folders are read anew where these do not suffice, since some
+    of them are damaged.
+    """
+    last = (before, "")
+    while some := heapq.nlargest(batch, _named(places, last, pieces=pieces)):
+        yield from dict.fromkeys(some)
+        if len(some) < batch:
+            return
+        last, batch = some[-1], 4 * batch
+
+
+def _named(places: list[Path], before: tuple[str, str], *, pieces: bool) -> Iterator[tuple[str, str]]:
+    """Yield names and folders of clips and of those that are being recorded, some twice, in any order."""
+    for place in places:
+        with suppress(FileNotFoundError), os.scandir(place) as files:  # deleted meanwhile
+            for file in files:
+                name = file.name
+                if name.startswith(".") and name.endswith(".part"):
+                    name = path_of(Path(name)).name
+                if before[0] and (name, place.name) >= before:
+                    continue
+                named = NAME.fullmatch(name)
+                if named is not None and is_piece(named[2]) is pieces:
+                    yield name, place.name
+
+
+def _read(path: Path) -> ShownClip:
+    at = datetime.strptime(path.name[:_TIME_LENGTH], TIME).replace(tzinfo=UTC)
+    recording = not os.path.lexists(path)
+    place = part_of(path) if recording else path
+    state = place.lstat()
+    is_file = stat.S_ISREG(state.st_mode)
+    header = _read_header(place, state.st_ino, state.st_size, state.st_ctime_ns) if is_file else None
+    if header is None:
+        raise StorageError(f"{path}: is not a clip")
+    size = header.playable if recording else state.st_size
     return ShownClip(path.parent.name, path.name, at, header, size, recording)
+
+
+@functools.lru_cache(512)
+def _read_header(path: Path, *_: int) -> ClipHeader | None:
+    """Return the header of a file as it is now; None: it is damaged. The numbers tell when it was changed."""
+    try:
+        return read_header(path)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):  # the next time it may be read
+            raise
+        return None
 
 
 def clip_folders(folder: Path) -> list[str]:
     """Return the names of the streams' folders, sorted; none where there is no folder."""
-    return sorted(_folders(folder))
-
-
-def _folders(folder: Path) -> Iterator[str]:
     with suppress(OSError):
-        for one in os.scandir(folder):
-            if one.is_dir(follow_symlinks=False) and _FOLDER.fullmatch(one.name):
-                yield one.name
+        return sorted(_folders(folder))
+    return []
+
+
+def _folders(folder: Path) -> list[str]:
+    with os.scandir(folder) as files:
+        return [one.name for one in files if one.is_dir(follow_symlinks=False) and _FOLDER.fullmatch(one.name)]
 
 
 def open_clip(folder: Path, stream: str, name: str) -> BinaryIO | None:

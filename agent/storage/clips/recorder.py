@@ -51,7 +51,7 @@ class ClipStats(Struct, frozen=True):
     Attributes:
         saved, failed: since the start; what is being recorded is neither yet.
         deleted: clips deleted since the start, for age or for room.
-        kept, bytes: clips on the disk and their bytes, as of the last scan.
+        kept, bytes: clips on the disk and their bytes; what others change there is seen within 10 minutes.
         written: bytes written to the disk since the start.
         trouble: why clips cannot be saved; empty: they can, as far as known.
     """
@@ -67,7 +67,8 @@ class ClipStats(Struct, frozen=True):
 
 _HEAD_S = 0.5
 """Packets of so long a time are there before a file is begun, s: they tell whether there is sound."""
-_EXPIRE_S = 3600.0
+_EXPIRE_S = 600.0
+"""Between two scans of all clips, s: what others changed is seen then."""
 _PIECES = 4
 """Files of one recording without an end that fit into what all clips may take, at least."""
 _ROOM, _ROOM_EACH = 4096, 64
@@ -219,9 +220,11 @@ class Recorder:
             self._report_trouble(f"{self._folder}: {reason_of(error)}")
         self._expire()
 
-    def _expire(self) -> None:
+    def _expire(self, *, scan: bool = True) -> None:
+        """Delete what is too old, and what there is no room for."""
         try:
-            self._store.scan()
+            if scan:
+                self._store.scan()
             for key, count in self._store.expire(datetime.now(UTC)).items():
                 log.info("clips: %d deleted, older than %s", count, key)
             self._store.make_room(0)
@@ -335,8 +338,13 @@ class Recorder:
             self._trouble = ""
             seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
             log.info("clips are saved again after %.0f s; %d were dropped", seconds, dropped)
+        self._keep(clip)
+
+    def _keep(self, clip: Clip) -> None:
+        """Publish a clip that was completed, and make room for it."""
         self._publish(clip)
-        self._expire()
+        self._store.add(clip)
+        self._expire(scan=False)
 
     def _publish(self, clip: Clip) -> None:
         about = f"{clip.duration_s:.1f} s, {plural(clip.frames, 'picture')}, {clip.bytes / 1e6:.1f} MB"
@@ -367,8 +375,7 @@ class Recorder:
             return
         self._saved += 1
         job.files += 1
-        self._publish(clip)
-        self._expire()
+        self._keep(clip)
 
     def _close_cut_off(self, job: ClipJob) -> Clip | None:
         """Complete the open file of a clip with what was written; None: that cannot be done."""

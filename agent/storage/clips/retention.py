@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import re
 import shutil
 import tempfile
+import time
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,17 +104,26 @@ def clips_in(folder: Path) -> list[Entry]:
 
 
 def _entries(folder: Path) -> Iterator[Entry]:
+    for file in _files(folder):
+        if (entry := _entry(file)) is not None:
+            yield entry
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry[str]]:
     for stream in _folders(folder):
-        for file in os.scandir(stream):
-            named = NAME.fullmatch(file.name)
-            if named is None or not file.is_file(follow_symlinks=False):
-                continue
-            try:
-                began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
-                size = file.stat(follow_symlinks=False).st_size
-                yield Entry(Path(file.path), began, size, is_piece(named[2]))
-            except (ValueError, FileNotFoundError):  # no time; or deleted meanwhile
-                continue
+        with suppress(FileNotFoundError), os.scandir(stream) as files:  # deleted meanwhile
+            yield from files
+
+
+def _entry(file: os.DirEntry[str]) -> Entry | None:
+    named = NAME.fullmatch(file.name)
+    if named is None or not file.is_file(follow_symlinks=False):
+        return None
+    try:
+        began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
+        return Entry(Path(file.path), began, file.stat(follow_symlinks=False).st_size, is_piece(named[2]))
+    except (ValueError, FileNotFoundError):  # no time; or deleted meanwhile
+        return None
 
 
 def is_piece(about: str) -> bool:
@@ -171,22 +184,27 @@ def _recover(part: Path, on_complete: Callable[[Clip], None]) -> None:
             on_complete(clip)
 
 
+_FRESH_S = 30.0
+"""Clips are not deleted for room by a list that is older, s: somebody may have deleted others meanwhile."""
+
+
 class ClipStore:
     """The clips of a folder, kept within bounds. For one thread.
 
     Attributes:
         folder: of all clips.
-        bytes: of all clips, as of the last scan.
+        bytes: of all clips, as of the last scan and what was added and deleted since.
         deleted: clips deleted since the start.
     """
 
     def __init__(self, folder: Path, config: StorageConfig) -> None:
         self.folder, self._config = folder, config
         self._entries: list[Entry] = []
+        self._scanned_s = -math.inf
         self.bytes = self.deleted = 0
 
     def __len__(self) -> int:
-        """Return the number of clips, as of the last scan."""
+        """Return the number of clips, as of the last scan and what was added and deleted since."""
         return len(self._entries)
 
     def configure(self, config: StorageConfig) -> None:
@@ -197,19 +215,40 @@ class ClipStore:
         return clips_max_bytes(self.folder, self._config)
 
     def scan(self) -> None:
-        """List the clips on the disk.
+        """List the clips on the disk; files that are in the list already are not looked at again.
 
         Raises:
             StorageError: the folder cannot be read.
         """
-        self._entries = sorted(clips_in(self.folder), key=lambda entry: not entry.continuous)
+        known, found = {str(entry.path): entry for entry in self._entries}, list[Entry]()
+        try:
+            for file in _files(self.folder):
+                if (entry := known.get(file.path) or _entry(file)) is not None:
+                    found.append(entry)
+        except FileNotFoundError:
+            found.clear()
+        except OSError as error:
+            raise StorageError(f"{self.folder}: cannot be read: {reason_of(error)}") from error
+        self._entries = sorted(found, key=_turn)
         self.bytes = sum(entry.bytes for entry in self._entries)
+        self._scanned_s = time.monotonic()
+
+    def add(self, clip: Clip) -> None:
+        """Add a clip that was completed since the last scan."""
+        named = NAME.fullmatch(Path(clip.path).name)
+        if named is None:
+            return
+        began = datetime.strptime(named[1], TIME).replace(tzinfo=UTC)
+        insort(self._entries, Entry(Path(clip.path), began, clip.bytes, is_piece(named[2])), key=_turn)
+        self.bytes += clip.bytes
 
     def expire(self, now: datetime) -> dict[str, int]:
         """Delete clips that are too old; return how many, by the key that says so."""
-        config, at_s = self._config, now.timestamp()
-        oldest = {False: at_s - config.clips_max_age_s, True: at_s - config.recordings_max_age_s}
-        old = [e for e in self._entries if CLOCK_SET <= e.began_at.timestamp() < oldest[e.continuous]]
+        config, at_s, old = self._config, now.timestamp(), list[Entry]()
+        for continuous, age_s in ((False, config.clips_max_age_s), (True, config.recordings_max_age_s)):
+            span = (datetime.fromtimestamp(max(CLOCK_SET, end), UTC) for end in (CLOCK_SET, at_s - age_s))
+            begin, end = (bisect_left(self._entries, (not continuous, at, ""), key=_turn) for at in span)
+            old += self._entries[begin:end]
         counts = Counter[str]()
         for entry in old:
             counts["recordings_max_age_s" if entry.continuous else "clips_max_age_s"] += self._delete(entry)
@@ -225,6 +264,9 @@ class ClipStore:
         """
         deleted = 0
         while why := self._why_full(more, other):
+            if time.monotonic() - self._scanned_s > _FRESH_S:
+                self.scan()
+                continue
             if not self._entries:
                 raise StorageError(why)
             deleted += self._delete(self._entries[0])
@@ -250,6 +292,11 @@ class ClipStore:
             return False
         self.deleted += 1
         return True
+
+
+def _turn(entry: Entry) -> tuple[bool, datetime, str]:
+    """Sort key of clips: the first are the first to be deleted for room."""
+    return not entry.continuous, entry.began_at, str(entry.path)
 
 
 def clips_max_bytes(folder: Path, config: StorageConfig) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.storage.clips.file import ClipHeader, read_header
 from agent.storage.clips.listing import clip_folders, newest_clips, open_clip
 from tests.support.clip_pictures import BEGAN
 from tests.support.stored_clips import begin_clip, store_clip
@@ -48,6 +51,57 @@ def test_damaged_files_and_a_missing_folder_are_no_clips(tmp_path: Path) -> None
     path.with_name(f"2026-11-25T10-15-04Z-person{path.suffix}").write_bytes(b"\0" * 100)
     path.with_name(f"2026-99-99T10-15-04Z-person{path.suffix}").write_bytes(path.read_bytes())
     assert [one.name for one in newest_clips(tmp_path)] == [path.name]
+
+
+def test_damaged_ones_are_opened_once_and_hide_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = store_clip(tmp_path)
+    for number in range(60):
+        path.with_name(f"2027-01-01T00-00-{number:02}Z-person{path.suffix}").write_bytes(b"")
+    opened, real = list[Path](), read_header
+
+    def read(one: Path) -> ClipHeader:
+        opened.append(one)
+        return real(one)
+
+    monkeypatch.setattr("agent.storage.clips.listing.read_header", read)
+    for _ in range(3):
+        assert [one.name for one in newest_clips(tmp_path, most=2)] == [path.name]
+    assert len(opened) == len(set(opened)) == 61
+
+
+def test_only_those_that_are_shown_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for minute in range(9):
+        store_clip(tmp_path, at=BEGAN + timedelta(minutes=minute))
+    opened, real = list[Path](), read_header
+
+    def read(one: Path) -> ClipHeader:
+        opened.append(one)
+        return real(one)
+
+    monkeypatch.setattr("agent.storage.clips.listing.read_header", read)
+    shown = newest_clips(tmp_path, most=3)
+    assert [one.name for one in opened] == [one.name for one in shown]
+
+
+def test_a_pipe_that_is_named_like_a_clip_is_none(tmp_path: Path) -> None:
+    path = store_clip(tmp_path)
+    os.mkfifo(path.with_name(f"2027-01-01T00-00-00Z-person{path.suffix}"))
+    assert [one.name for one in newest_clips(tmp_path)] == [path.name]
+
+
+@given(names=st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b"])), unique=True, max_size=40))
+@settings(max_examples=30, deadline=None)
+def test_all_are_found_in_order_whatever_is_damaged(names: list[tuple[int, str]]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        for number, place in names:
+            path = Path(name) / place / f"2026-01-01T00-00-{number:02}Z-person.mkv"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"")
+        found = [(one.name, one.folder) for one in newest_clips(Path(name), most=3)]
+        expected = sorted(((f"2026-01-01T00-00-{n:02}Z-person.mkv", place) for n, place in names), reverse=True)
+        assert found == expected[:3]
+        every = [(one.name, one.folder) for one in newest_clips(Path(name), most=100)]
+        assert every == expected
 
 
 def test_no_link_is_followed_and_nothing_else_is_opened(tmp_path: Path) -> None:

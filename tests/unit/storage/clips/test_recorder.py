@@ -25,7 +25,7 @@ from agent.storage.clips.listing import newest_clips
 from agent.storage.clips.mp4 import pack_units
 from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import ClipStats, Recorder
-from agent.storage.clips.retention import CONTINUOUS, clip_path, clips_in
+from agent.storage.clips.retention import CONTINUOUS, ClipStore, clip_path, clips_in
 from agent.types import Clip, ClipReason, MediaPacket
 from tests.support.clip_pictures import SECOND, play
 from tests.support.media import Encoder, timed
@@ -289,6 +289,26 @@ def test_old_clips_go_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixt
     wait_for(lambda: not clips_in(tmp_path))
     made.recorder.close(5.0)
     assert said(caplog, logging.INFO) == ["clips: 1 deleted, older than clips_max_age_s"]
+
+
+def test_all_clips_are_not_listed_anew_for_each_that_is_completed(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scans = list[float]()
+    real = ClipStore.scan
+
+    def scan(self: ClipStore) -> None:
+        scans.append(time.monotonic())
+        real(self)
+
+    monkeypatch.setattr(ClipStore, "scan", scan)
+    made.add_frames(0, 9)
+    for number in range(3):
+        made.begin(2.5, 4.0, ClipReason("front", "appeared", f"front-1a-{number}", "person"))
+        made.clip(number)
+    wait_for(lambda: made.recorder.stats.kept == 3)
+    assert made.recorder.stats.bytes == sum(entry.bytes for entry in clips_in(made.folder))
+    assert len(scans) == 1, "at the start"
 
 
 def test_new_bounds_of_clips_count_at_once(tmp_path: Path) -> None:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent.config import StorageConfig
 from agent.errors import StorageError
 from agent.storage.clips.file import read_header
 from agent.storage.clips.retention import CONTINUOUS, ClipStore, clip_path, clips_in, parts_in
-from agent.types import ClipReason
+from agent.types import Clip, ClipReason
 
 NOW = datetime(2026, 11, 25, 10, 15, 3, tzinfo=UTC)
 MB = 1 << 20
@@ -237,6 +238,40 @@ def test_one_that_is_gone_already_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "front" / name).unlink()
     made.make_room(0)
     assert left(tmp_path) == [kept]
+
+
+def test_those_that_somebody_deleted_cost_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = put(tmp_path, 3, MB)
+    name = put(tmp_path, 1, MB)
+    made = clip_store(tmp_path, clips_max_bytes=2 * MB)
+    (tmp_path / "front" / name).unlink()
+    monkeypatch.setattr("agent.storage.clips.retention._FRESH_S", 0.0)
+    assert made.make_room(MB) == 0
+    assert left(tmp_path) == [kept]
+    assert (len(made), made.bytes) == (1, MB)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), max_size=8), st.integers(0, 8))
+@settings(max_examples=30, deadline=None)
+def test_what_is_added_is_in_the_list_as_a_scan_finds_it(made: list[tuple[int, bool]], split: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder, store = Path(name), ClipStore(Path(name), StorageConfig())
+        for number, (days, continuous) in enumerate(made):
+            if number == split:
+                store.scan()
+            reason = (
+                ClipReason("front", CONTINUOUS) if continuous else ClipReason("front", "appeared", f"{number}")
+            )
+            path = clip_path(folder, reason, NOW - timedelta(days=days), f"{number:06x}")
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(bytes(number))
+            if number >= split:
+                store.add(Clip(str(path), reason, (), NOW, NOW, 0.0, 1, number))
+        if split >= len(made):
+            store.scan()
+        again = ClipStore(folder, StorageConfig())
+        again.scan()
+        assert (store._entries, store.bytes) == (again._entries, again.bytes)
 
 
 def test_without_a_folder_there_are_none(tmp_path: Path) -> None:
