@@ -15,9 +15,10 @@ from typing import BinaryIO
 
 from msgspec import Struct
 
-from agent.errors import StorageError, reason_of
+from agent.errors import StorageError
 from agent.storage.clips.file import NAME, TIME, ClipHeader, part_of, path_of, read_header
 from agent.storage.clips.retention import is_piece
+from agent.storage.files import storage_errors
 
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Name of a stream's folder, without those of streams that no configuration can have."""
@@ -71,12 +72,9 @@ def newest_clips(
 
 def _places(folder: Path, stream: str) -> list[Path]:
     """Return the folders of all streams, or of one."""
-    try:
+    with storage_errors(f"{folder}: cannot be read"), suppress(FileNotFoundError):
         return [folder / one for one in _folders(folder) if stream in ("", one)]
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be read: {reason_of(error)}") from error
+    return []
 
 
 def _newest_first(places: list[Path], before: str, *, pieces: bool, batch: int) -> Iterator[tuple[str, str]]:
@@ -96,7 +94,8 @@ def _newest_first(places: list[Path], before: str, *, pieces: bool, batch: int) 
 def _named(places: list[Path], before: tuple[str, str], *, pieces: bool) -> Iterator[tuple[str, str]]:
     """Yield names and folders of clips and of those that are being recorded, some twice, in any order."""
     for place in places:
-        with suppress(FileNotFoundError), os.scandir(place) as files:  # deleted meanwhile
+        reading = storage_errors(f"{place}: cannot be read")
+        with reading, suppress(FileNotFoundError), os.scandir(place) as files:  # deleted meanwhile
             for file in files:
                 name = file.name
                 if name.startswith(".") and name.endswith(".part"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from datetime import timedelta
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from agent.errors import StorageError
 from agent.storage.clips.file import ClipHeader, read_header
 from agent.storage.clips.listing import clip_folders, newest_clips, open_clip
 from tests.support.clip_pictures import BEGAN
@@ -81,6 +83,20 @@ def test_only_those_that_are_shown_are_opened(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("agent.storage.clips.listing.read_header", read)
     shown = newest_clips(tmp_path, most=3)
     assert [one.name for one in opened] == [one.name for one in shown]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_clip(tmp_path)
+    real = os.scandir
+
+    def scan(place: Path) -> object:
+        if place.name == "front":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(place)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(StorageError, match="front: cannot be read: Permission denied"):
+        newest_clips(tmp_path)
 
 
 def test_a_pipe_that_is_named_like_a_clip_is_none(tmp_path: Path) -> None:
