@@ -133,9 +133,7 @@ def test_a_request_that_drips_is_cut_off(server: HttpServer) -> None:
     ids=["header", "headers", "address", "no end"],
 )
 def test_a_request_that_is_too_long_is_refused(server: HttpServer, sent: bytes, code: bytes) -> None:
-    answer = exchange(server, sent)
-    assert code in answer.partition(b"\r\n")[0]
-    assert b"too " in answer
+    assert code in exchange(server, sent).partition(b"\r\n")[0]
     assert ask(server)[0] == 200
 
 
