@@ -165,7 +165,7 @@ def _print_status(body: dict[str, Any]) -> None:
 def _describe_stream(stream: dict[str, Any]) -> Iterator[str]:
     detail = stream.get("detail")
     yield f"{stream.get('state')}{f': {detail}' if detail else ''}"
-    for key in ("threshold", "variant"):
+    for key in ("threshold", "variant", "decoding"):
         if stream.get(key) not in (None, ""):
             yield f"{key}={stream[key]}"
     for state, one in (stream.get("states") or {}).items():

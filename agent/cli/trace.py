@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ _HELP = """Record what the threads of a running device do, stage by stage, and w
 Open the file at ui.perfetto.dev, or in Chrome at chrome://tracing. Each thread has a row: a stream's with its
 `wait` for a picture and each `frame` with gate, prepare, infer, decode and track; `encode` of clips; `commit` of
 events to the disk; `send` to the broker. The device records nothing, and loses no time, while no trace runs.
-Ctrl-C ends a trace at the device, too.
+Ctrl-C ends a trace at the device, too. --end ends one that was left behind.
 
 A trace of many fast streams may be too large for one message: then its first part is written, and that is said.
 """
@@ -70,9 +72,16 @@ def _length(context: click.Context, option: click.Parameter, seconds: float) -> 
     show_default=True,
     help="File to write; one that ends with .gz stays compressed.",
 )
+@click.option("--end", is_flag=True, help="End the trace that another program has begun; write no file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was written as JSON.")
 def trace(
-    access: BrokerOptions, prefix: str, device: str | None, seconds: float, output: Path, as_json: bool
+    access: BrokerOptions,
+    prefix: str,
+    device: str | None,
+    seconds: float,
+    output: Path,
+    end: bool,
+    as_json: bool,
 ) -> None:
     """Run `vedette trace`; `_HELP` is its help text."""
     from agent.comms.consumer.request import send_command
@@ -80,17 +89,37 @@ def trace(
 
     _check_folder(output)
     topics = Topics(prefix, device or this_device())
+    if end:
+        answer = send_command(access, topics, "trace", {"seconds": 0}, _END_S)
+        if not answer.ok:
+            raise CommandError(f"{topics.device}: {plain(answer.reason)}")
+        click.echo(f"{topics.device}: {plain(answer.reason or 'the trace has ended')}")
+        return
     click.echo(f"{topics.device}: recording for {seconds:g} s …", err=True)
-    try:
+    with _interrupted(lambda: send_command(access, topics, "trace", {"seconds": 0}, _END_S)):
         answer = send_command(access, topics, "trace", {"seconds": seconds}, seconds + _PATIENCE_S)
-    except KeyboardInterrupt:
-        with suppress(BrokerError):
-            send_command(access, topics, "trace", {"seconds": 0}, _END_S)
-        raise
     if not answer.ok:
         raise CommandError(f"{topics.device}: {plain(answer.reason)}")
     threads = write_trace(output, answer.body.get("trace"))
     _print(output, answer.body, seconds, threads, as_json=as_json)
+
+
+@contextmanager
+def _interrupted(end: Callable[[], object]) -> Iterator[None]:
+    """Call `end` if Ctrl-C or SIGTERM interrupts the context; no further one interrupts that."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+        with suppress(BrokerError):
+            end()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_folder(output: Path) -> None:

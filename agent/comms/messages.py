@@ -315,6 +315,7 @@ class HealthMessage(Struct, frozen=True):
         cpu: share of all processors that any program used over the last interval, 0..1; None: not known.
         memory_available_mb: memory that programs can still get without swapping, MB; None: not known.
         metrics: why the metrics are not served as configured; empty: they are, or none are wanted.
+        page: why the page is not served as configured; empty: it is, or none is wanted.
         unmet: why the board stays too hot, or its supply too weak, though all have given way; empty: neither.
     """
 
@@ -341,6 +342,7 @@ class HealthMessage(Struct, frozen=True):
     cpu: float | None = None
     memory_available_mb: int | None = None
     metrics: str = ""
+    page: str = ""
     unmet: str = ""
 
 

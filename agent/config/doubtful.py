@@ -22,13 +22,13 @@ class Doubt(NamedTuple):
 
 
 def doubts(config: Config) -> Iterator[Doubt]:
-    """Yield the doubtful values of `[governor]`, and of each stream's `service` and `condition`."""
+    """Yield the doubtful values of `[governor]`, and of each stream's `service`, `condition` and `filters`."""
     for text in _twice(config.governor.order):
         yield Doubt(("governor", "order"), text)
     if config.governor.enabled and not config.governor.order:
         yield Doubt(("governor", "order"), "it is empty: nothing is ever reduced for a stream, or against heat")
     for name, stream in config.streams.items():
-        for doubt in (*_of_service(stream), *_of_condition(stream)):
+        for doubt in (*_of_service(stream), *_of_condition(stream), *_of_filters(stream)):
             yield Doubt(("streams", name, *doubt.keys), doubt.text)
 
 
@@ -36,6 +36,15 @@ def _twice(names: Sequence[str]) -> Iterator[str]:
     for name in dict.fromkeys(names):
         if (count := names.count(name)) > 1:
             yield f"{name} is named {count} times"
+
+
+def _of_filters(stream: StreamConfig) -> Iterator[Doubt]:
+    """Tell names that differ only in upper and lower case: commands and people confuse them."""
+    alike: dict[str, str] = {}
+    for name in (one.name for one in stream.filters if one.name):
+        other = alike.setdefault(name.lower(), name)
+        if other != name:
+            yield Doubt(("filters",), f"the names {other} and {name} differ only in upper and lower case")
 
 
 def _of_service(stream: StreamConfig) -> Iterator[Doubt]:

@@ -206,8 +206,8 @@ class CommandHandler:
         if command.verb == "set":
             return control.set(command.stream, command.what, command.value), {}
         if command.verb == "snapshot":
-            streams[command.stream].snapshot_now()
-            return "", {"topic": self._runtime.topics.snapshot(command.stream)}
+            remark = streams[command.stream].snapshot_now()
+            return remark, {"topic": self._runtime.topics.snapshot(command.stream)}
         if command.verb == "record":
             return "", {"path": streams[command.stream].record(command.seconds)}
         if command.verb == "inspect":
@@ -284,6 +284,7 @@ class CommandHandler:
                 "set_by_command": self._control.overridden(name),
                 "states": stream.states,
                 "sound": stream.has_sound,
+                "decoding": captured.decoding if (captured := stream.captured) else "",
                 "reduced": stream.reduced,
                 "unmet": stream.unmet,
                 "problems": problems_of(stream.condition),

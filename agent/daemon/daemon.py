@@ -193,7 +193,7 @@ class Daemon:
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
         self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
-        self._metrics = MetricsService(self._health.readings)
+        self._metrics = MetricsService(self._health.readings, self.runtime.topics.device)
         self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
         self._shadows = ShadowManager(self.runtime)
         self._resources = ResourceManager(self.runtime, self._board_load)
@@ -231,7 +231,7 @@ class Daemon:
             self.runtime.poll_fusion()
             self._metrics.poll()
             self._page.poll()
-            self.runtime.metrics_trouble = self._metrics.trouble
+            self.runtime.metrics_trouble, self.runtime.page_trouble = self._metrics.trouble, self._page.trouble
             self._report_health()
             if self._is_done():
                 self._raise_failure()

@@ -103,6 +103,7 @@ class HealthPublisher:
             runtime.commands_off,
             runtime.state_trouble,
             runtime.metrics_trouble,
+            runtime.page_trouble,
             bool(runtime.board_trouble),
         ]
         self.changed = str(now) != self._published
@@ -142,6 +143,7 @@ class HealthPublisher:
             cpu=busy,
             memory_available_mb=read_memory().available_mb or None,
             metrics=runtime.metrics_trouble,
+            page=runtime.page_trouble,
             unmet=runtime.board_trouble,
         )
         runtime.mqtt.retain(runtime.topics.health, messages.encode(message))

@@ -74,7 +74,9 @@ class Overrides(Struct, frozen=True, forbid_unknown_fields=True):
             stream = config.streams.get(name)
             if stream is None:
                 dropped.append(f"stream {name} was removed, and with it its setting by command: {what}")
-            elif basis_of(stream, what) != override.basis or not _is_valid(what, override.value):
+            elif (basis := basis_of(stream, what)) is None:
+                dropped.append(f"stream {name}: {what} was removed, and with it its setting by command")
+            elif basis != override.basis or not _is_valid(what, override.value):
                 dropped.append(f"stream {name}: the file has changed {what}, so the setting by command lapses")
             else:
                 kept = kept._put(name, what, override)

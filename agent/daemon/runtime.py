@@ -96,6 +96,7 @@ class Runtime:
             still give way.
         clips_folder: of all clips.
         metrics_trouble: why the metrics are not served as configured; empty: they are, or none are wanted.
+        page_trouble: the same of the page.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ class Runtime:
         self.pending_restart: tuple[Key, ...] = ()
         self.disabled_by_operator: frozenset[str] = frozenset()
         self.silent = frozenset(name for name, stream in config.streams.items() if not stream.enabled)
-        self.state_trouble = self.metrics_trouble = self.board_trouble = ""
+        self.state_trouble = self.metrics_trouble = self.page_trouble = self.board_trouble = ""
         self.fusion: FusionRunner | None = None
         self._tap, decoders = EventTap(), DecoderSelection(state_path(config.storage))
         self._cameras = Cameras(decoders.best)

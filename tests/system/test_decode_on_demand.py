@@ -37,3 +37,17 @@ def test_a_still_camera_is_hardly_decoded_until_a_picture_is_asked_for(tmp_path:
             count = len(messages.of(TOPICS.snapshot("yard")))
             operator.ask("snapshot", stream="yard")
             messages.wait(lambda m: len(m.of(TOPICS.snapshot("yard"))) > count)
+
+
+def test_a_picture_that_must_wait_for_a_key_frame_is_promised_for_then(tmp_path: Path, broker: Mosquitto) -> None:
+    operator = Operator(broker)
+    messages = operator.messages
+    with PacketCamera(encode(pattern(40 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
+        yard = camera_of(person_model(tmp_path), camera.uri, capture={"stall_s": 5.0, "decode": "keyframes"})
+        with Vedette(tmp_path, broker, yard=yard):
+            messages.wait(lambda m: decoding(m) == "keyframes", 60)
+            answer = operator.ask("snapshot", stream="yard")
+            assert "next key frame" in answer["reason"]
+            assert operator.ask("status")["streams"]["yard"]["decoding"] == "keyframes"
+            count = len(messages.of(TOPICS.snapshot("yard")))
+            messages.wait(lambda m: len(m.of(TOPICS.snapshot("yard"))) > count)

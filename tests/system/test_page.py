@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from tests.support.doubles import person_model
 from tests.support.media import timed
 from tests.support.mosquitto import HOST, Mosquitto, free_port
 from tests.support.publishing import wait_for
-from tests.support.running import Vedette, camera
+from tests.support.running import Vedette, camera, health
 from tests.support.stored_clips import begin_clip, store_clip
 
 _VIDEOS = """Promise.all([...document.querySelectorAll("video")].map(video => new Promise(done => {
@@ -95,6 +96,7 @@ def test_a_daemon_serves_its_clips_to_whom_it_lets_in(tmp_path: Path, broker: Mo
     clips = {"before_s": 1.0, "after_s": 1.0, "max_s": 4.0, "record": "continuous"}
     vedette = Vedette(tmp_path, broker, front=camera(person_model(tmp_path), clips=clips))
     vedette.config["page"] = table
+    messages = broker.subscribe("vedette/#")
     with vedette:
         url = f"http://{HOST}:{port}/"
         wait_for(lambda: b"being recorded" in get(f"{url}?kind=recordings")[1], 20.0)
@@ -105,7 +107,12 @@ def test_a_daemon_serves_its_clips_to_whom_it_lets_in(tmp_path: Path, broker: Mo
         wait_for(lambda: get(url)[0] == 401)
         assert get(url, "me:xyz")[0] == 200
         assert get(f"{url}clips/front/..%2f..%2fspool.db", "me:xyz")[0] == 404
+        with socket.create_server((HOST, 0)) as taken:
+            table["listen"] = f"{HOST}:{taken.getsockname()[1]}"
+            vedette.reload()
+            messages.wait(lambda m: (found := health(m)) is not None and "cannot listen" in found.page)
         del vedette.config["page"]
         vedette.reload()
         wait_for(lambda: get(url)[0] == 0)
+        messages.wait(lambda m: (found := health(m)) is not None and not found.page)
         assert not vedette.said("Traceback")

@@ -17,7 +17,7 @@ from agent.capture.source import Source, SourceListener, with_login
 from agent.capture.video import ASK_S, OPTIONS
 from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, parse
-from agent.errors import SourceError
+from agent.errors import SoundAloneError, SourceError
 from agent.types import Image
 
 _S = 1_000_000_000
@@ -44,11 +44,12 @@ class SoundAlone(Source):
         """Hand a packet to the listener.
 
         Raises:
-            SourceError: none came in time, the server stopped sending, or somebody wants pictures now.
+            SourceError: none came in time, or the server stopped sending; SoundAloneError: somebody wants
+                pictures now.
         """
         listener = self._listener
         if listener is None or listener.demand.mode is not DecodeMode.NOTHING:
-            raise SourceError(f"{self._shown}: expected a video stream; it has sound alone")
+            raise SoundAloneError(f"{self._shown}: expected a video stream; it has sound alone")
         began_s = time.monotonic()
         try:
             packet = next(self._packets, None)

@@ -16,7 +16,7 @@ from agent.capture.streams import AudioStream, SoundStream
 from agent.capture.supervisor import CaptureStats, OnChange, SourceState, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse, parse_sound
-from agent.errors import SourceError
+from agent.errors import SoundAloneError, SourceError
 from agent.types import ChannelOrder, MediaPacket, Pixels
 
 _STOP_S = 0.3
@@ -53,7 +53,8 @@ class CameraSoundStream(SoundStream):
 
     No picture is decoded for it. If more than 5 s were not taken, the oldest sound is dropped. Its times are on
     the clock of the pictures. A camera without sound, or whose sound stalls, is told as `lost`, although the
-    pictures of other streams go on; a camera that only this stream uses is opened again then.
+    pictures of other streams go on; a camera that only this stream uses is opened again then. Of a source that
+    has sound alone, and that another stream wants pictures of, it opens a connection of its own.
     """
 
     wants_packets, wants_sound = False, True
@@ -87,6 +88,7 @@ class CameraSoundStream(SoundStream):
         self._uri, self._config, self._on_change = uri, config, on_change
         self._cameras = cameras or Cameras()
         self._camera: Camera | None = None
+        self._stopped = False
         self._shown = parse_sound(uri).masked
         self._lock, self._state = threading.Lock(), SourceState()
         self._alive_s = 0.0
@@ -119,7 +121,9 @@ class CameraSoundStream(SoundStream):
     def stop(self, *, wait: bool = True) -> None:
         self._queue.close()
         self._reader.abandon()
-        if (camera := self._camera) is not None:
+        with self._lock:
+            self._stopped, camera = True, self._camera
+        if camera is not None:
             self._cameras.detach(camera, self, wait=wait)
         if wait:
             self._reader.join(_STOP_S)
@@ -137,7 +141,7 @@ class CameraSoundStream(SoundStream):
 
     def change(self, state: str, reason: str) -> None:
         """Tell of an outage of the camera; that it is over is told with the first sound."""
-        if state == "lost":
+        if state == "lost" and not self._is_refused_pictures:
             self._mark_lost(reason.replace(": no picture for ", ": no sound for "))
 
     def finish(self, error: SourceError | None) -> None:
@@ -155,6 +159,8 @@ class CameraSoundStream(SoundStream):
 
     def _watch(self) -> None:
         """Tell if the camera runs without sound. Called by the reader's thread while nothing comes."""
+        if self._is_refused_pictures:
+            self._leave()
         now_s, supervisor = time.monotonic(), self._supervisor
         opening = supervisor.current if supervisor is not None else None
         if supervisor is None or opening is None or supervisor.stats(0, 0).state != "running":
@@ -163,6 +169,20 @@ class CameraSoundStream(SoundStream):
             self._refuse("expected sound; it has none, only pictures: turn its sound on")
         elif now_s - self._alive_s > self._config.stall_s:
             self._mark_lost(f"{self._shown}: no sound for {self._config.stall_s:g} s")
+
+    @property
+    def _is_refused_pictures(self) -> bool:
+        """True if the source has sound alone, and another stream has asked for pictures."""
+        opening = supervisor.current if (supervisor := self._supervisor) is not None else None
+        return opening is not None and isinstance(opening.error, SoundAloneError)
+
+    def _leave(self) -> None:
+        """Open the source for this stream alone."""
+        with self._lock:
+            if self._stopped or (shared := self._camera) is None:
+                return
+            self._camera = self._cameras.attach(self._stream, self._uri, self._config, self, alone=True)
+        self._cameras.detach(shared, self, wait=False)
 
     def _refuse(self, why: str) -> None:
         self._mark_lost(f"{self._shown}: {why}")

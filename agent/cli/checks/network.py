@@ -22,6 +22,7 @@ from agent.comms.mqtt.endpoint import brokers_of, check_host, commands_off
 from agent.config import Config, StreamConfig
 from agent.config.mqtt import MqttConfig
 from agent.config.source_uri import parse
+from agent.daemon.runtime import device_name
 from agent.errors import BrokerError, ConfigError, SourceError
 from agent.health import HEALTH_FILE, DaemonHealth, StreamReport
 from agent.update.install.service import read_health
@@ -47,7 +48,7 @@ def findings(config: Config, root: Path) -> Iterator[Finding]:
         jobs += [("commands", partial(_check_anonymous, one)) for one in brokers]
     for served in (config.metrics, config.page):
         if served is not None:
-            jobs.append((served.TABLE, partial(ports.findings, SECTION, served)))
+            jobs.append((served.TABLE, partial(ports.findings, SECTION, served, device_name(config))))
     for name, stream in config.streams.items():
         at = None if health is None or name not in health.streams else health.streams[name]
         jobs.append((f"stream {name}", partial(_check_source, f"stream {name}", stream.source, stream, at)))

@@ -6,17 +6,19 @@ import http.client
 import socket
 import ssl
 from collections.abc import Iterator
+from urllib.parse import unquote
 
 from agent.cli.checks import Finding
-from agent.comms.http.server import SERVER, listen
+from agent.comms.http.server import SERVER, listen, server_header
 from agent.config.http import ServedConfig
 from agent.errors import ConfigError, reason_of
+from agent.text import plain
 
 _TRY_S = 3.0
 
 
-def findings(section: str, config: ServedConfig) -> Iterator[Finding]:
-    """Report who uses the port. Nothing is left listening on it."""
+def findings(section: str, config: ServedConfig, device: str) -> Iterator[Finding]:
+    """Report who uses the port of a device, which has this name. Nothing is left listening on it."""
     where, name = config.listen, config.TABLE
     try:
         host, port = config.address
@@ -25,10 +27,12 @@ def findings(section: str, config: ServedConfig) -> Iterator[Finding]:
     try:
         listen(host, port).close()
     except OSError as error:
-        if is_served(host, port, encrypted=bool(config.cert_file)):
+        server = server_of(host, port, encrypted=bool(config.cert_file))
+        if server in (SERVER, server_header(device)):  # earlier versions did not tell their name
             yield Finding(section, name, f"{where}: served by the running daemon")
             return
-        why = reason_of(error)
+        is_other = server.startswith(f"{SERVER} (")
+        why = f"used by the daemon of the device {device_of(server)!r}" if is_other else reason_of(error)
         advice = (
             f"[{name}] listen = {where!r} cannot be used: {why}; end the other program, or choose another port"
         )
@@ -37,8 +41,13 @@ def findings(section: str, config: ServedConfig) -> Iterator[Finding]:
     yield Finding(section, name, f"{where}: free; no daemon serves it now")
 
 
-def is_served(host: str, port: int, *, encrypted: bool) -> bool:
-    """Return True if a daemon of Vedette answers there, with or without letting this program in."""
+def device_of(server: str) -> str:
+    """Return the name of the device that sends this header `Server`, see `server_header`."""
+    return plain(unquote(server.removeprefix(f"{SERVER} (").removesuffix(")")))
+
+
+def server_of(host: str, port: int, *, encrypted: bool) -> str:
+    """Return the header `Server` of who answers there, with or without letting this program in; empty: none."""
     connection: http.client.HTTPConnection
     target = _reachable(host)
     if encrypted:
@@ -49,9 +58,9 @@ def is_served(host: str, port: int, *, encrypted: bool) -> bool:
         connection = http.client.HTTPConnection(target, port, timeout=_TRY_S)
     try:
         connection.request("HEAD", "/")
-        return connection.getresponse().getheader("Server") == SERVER
+        return connection.getresponse().getheader("Server") or ""
     except (OSError, http.client.HTTPException):
-        return False
+        return ""
     finally:
         connection.close()
 

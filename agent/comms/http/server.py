@@ -2,7 +2,8 @@
 
 Every connection has a thread and a deadline for each of its steps, whatever it sends: a client that sends a byte
 now and then is cut off like one that sends none, and so is one that does not read. More connections than threads
-wait in the system's queue. One request is answered per connection.
+wait in the system's queue; whoever has read a file for long, but slowly, gives its place to them. One request is
+answered per connection.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import binascii
 import hmac
 import io
 import logging
+import select
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from email.message import Message
 from http.server import BaseHTTPRequestHandler
 from typing import BinaryIO, NamedTuple
+from urllib.parse import quote
 
 from msgspec import Struct
 
@@ -28,7 +31,7 @@ from agent.errors import reason_of
 
 log = logging.getLogger(__name__)
 SERVER = "Vedette"
-"""Value of the header `Server`, by which `vedette doctor` knows a daemon's port."""
+"""Begins the header `Server`, by which `vedette doctor` knows a daemon's port; the device's name may follow."""
 
 
 class HttpLimits(Struct, frozen=True):
@@ -40,6 +43,8 @@ class HttpLimits(Struct, frozen=True):
         answer_s: for sending the answer, of a file for each `piece_bytes` of it, s.
         request_bytes: largest request: its line and all headers.
         piece_bytes: of a file that are read and sent at once.
+        fair_s: a file that is sent for longer is broken off if others wait for its place, the slowest first, s.
+        wrong_s: wait before the answer to a wrong password, s.
     """
 
     connections: int = 8
@@ -47,6 +52,8 @@ class HttpLimits(Struct, frozen=True):
     answer_s: float = 10.0
     request_bytes: int = 16 * 1024
     piece_bytes: int = 256 * 1024
+    fair_s: float = 5.0
+    wrong_s: float = 0.3
 
 
 LIMITS = HttpLimits()
@@ -80,6 +87,11 @@ class Access(Struct, frozen=True):
             return False
         wanted = f"{self.username}:{self.password}".encode()
         return hmac.compare_digest(given, wanted) and scheme.lower() == "basic"
+
+
+def server_header(device: str) -> str:
+    """Return the value of the header `Server` of a device."""
+    return f"{SERVER} ({quote(device)})" if device else SERVER
 
 
 class Page(NamedTuple):
@@ -145,22 +157,37 @@ def one_page(path: str, render: Render) -> Respond:
     return respond
 
 
+class _Sending:
+    """A file that is being sent: since when, s of CLOCK_MONOTONIC, and how many bytes of it were taken."""
+
+    def __init__(self) -> None:
+        self.began_s, self.bytes = time.monotonic(), 0
+
+
 class HttpServer:
     """Answers requests in threads of its own from `start` to `close`. Any thread may call every method.
 
     Attributes:
         name: for the log and the threads.
         access: who is let in; may be replaced while the server runs.
+        header: value of `Server`.
     """
 
     def __init__(
-        self, name: str, listener: socket.socket, respond: Respond, access: Access, limits: HttpLimits = LIMITS
+        self,
+        name: str,
+        listener: socket.socket,
+        respond: Respond,
+        access: Access,
+        limits: HttpLimits = LIMITS,
+        device: str = "",
     ) -> None:
-        """Serve on a listening socket, see `listen`."""
+        """Serve on a listening socket, see `listen`; every client is told the name of the `device`."""
         self.name, self._listener, self._respond, self._limits = name, listener, respond, limits
-        self.access = access
+        self.access, self.header = access, server_header(device)
         self._slots = threading.BoundedSemaphore(limits.connections)
         self._reading: dict[socket.socket, float] = {}  # whose request has not come yet, and since when, s
+        self._sending: dict[socket.socket, _Sending] = {}
         self._closed = threading.Event()
         self._has_failed = False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -196,7 +223,9 @@ class HttpServer:
     def _run(self) -> None:
         while not self._closed.is_set():
             if not self._slots.acquire(timeout=_POLL_S):
-                self._cut_off_idle()
+                if self._others_wait():
+                    self._cut_off_idle()
+                    self._cut_off_slowest()
                 continue
             try:
                 connection, _ = self._listener.accept()
@@ -208,13 +237,43 @@ class HttpServer:
                 continue
             self._start_thread(connection)
 
+    def _others_wait(self) -> bool:
+        """Return True if there are connections that have no place."""
+        waiting = select.poll()
+        try:
+            waiting.register(self._listener, select.POLLIN)
+        except (OSError, ValueError):  # it is closed
+            return False
+        return bool(waiting.poll(0))
+
     def _cut_off_idle(self) -> None:
         """End the connections that have sent no whole request for some time: others wait for their places."""
         oldest_s = time.monotonic() - _IDLE_S
         for connection, since_s in list(self._reading.items()):
             if since_s < oldest_s:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
+                _cut_off(connection)
+
+    def _cut_off_slowest(self) -> None:
+        """End the slowest of the connections that have been sent a file for long: others wait for a place."""
+        now_s = time.monotonic()
+        rates = {
+            connection: one.bytes / (now_s - one.began_s)
+            for connection, one in list(self._sending.items())
+            if now_s - one.began_s > self._limits.fair_s
+        }
+        if rates:
+            slowest = min(rates, key=rates.__getitem__)
+            log.debug("%s: a client that reads %.0f B/s gives its place to another", self.name, rates[slowest])
+            _cut_off(slowest)
+
+    @contextmanager
+    def sending(self, connection: socket.socket) -> Iterator[_Sending]:
+        """Record what is sent of a file, by the caller, while the context lasts."""
+        self._sending[connection] = one = _Sending()
+        try:
+            yield one
+        finally:
+            del self._sending[connection]
 
     def request_read(self, connection: socket.socket) -> None:
         """Record that a request has come: its connection is not idle."""
@@ -264,6 +323,13 @@ class HttpServer:
                 _drain(connection)
 
 
+def _cut_off(connection: socket.socket) -> None:
+    """End a connection of another thread, which then closes it."""
+    with suppress(OSError):
+        # Not the method of `SSLSocket`: it forgets its encryption first, and the thread may be sending.
+        socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
 def _drain(connection: socket.socket) -> None:
     """Read what the client still sends, for a moment: a reset would delete an answer that it has not read."""
     until = time.monotonic() + _POLL_S
@@ -274,17 +340,23 @@ def _drain(connection: socket.socket) -> None:
 
 
 class _RequestReader(io.RawIOBase):
-    """Reads from a socket until a deadline and up to a number of bytes."""
+    """Reads from a socket until a deadline and up to a number of bytes.
+
+    Attributes:
+        is_too_long: whether more bytes were wanted.
+    """
 
     def __init__(self, connection: socket.socket, until: float, most: int) -> None:
         self._connection, self._until, self._left = connection, until, most
+        self.is_too_long = False
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]  # typeshed: any buffer
         left_s = self._until - time.monotonic()
-        if left_s <= 0.0 or self._left <= 0:
+        self.is_too_long = self._left <= 0
+        if left_s <= 0.0 or self.is_too_long:
             raise TimeoutError("the request is too slow or too long")
         self._connection.settimeout(left_s)
         count = self._connection.recv_into(buffer, min(len(buffer), self._left))
@@ -302,13 +374,14 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         self._server, self._access, self._until, self._limits = server, access, until, limits
         self._answer: Answer | None = None
-        self.command = ""  # until a request has come
+        self.command = self.requestline = ""  # until a request has come
+        self.raw_requestline = b""
         super().__init__(connection, ("", 0), None)  # type: ignore[arg-type]  # it only keeps the server
 
     def setup(self) -> None:
         self.connection = self.request
-        reader = _RequestReader(self.request, self._until, self._limits.request_bytes)
-        self.rfile = io.BufferedReader(reader, 1024)
+        self._reader = _RequestReader(self.request, self._until, self._limits.request_bytes)
+        self.rfile = io.BufferedReader(self._reader, 1024)
         self.wfile = io.BytesIO()
 
     def finish(self) -> None:
@@ -324,20 +397,29 @@ class _Handler(BaseHTTPRequestHandler):
                 self._answer.file.close()
 
     def _send_file(self, file: BinaryIO, length: int) -> None:
-        while length > 0:
-            piece = file.read(min(length, self._limits.piece_bytes))
-            if not piece:  # it has become shorter, and the client sees the missing end
-                return
-            self.request.sendall(piece)
-            length -= len(piece)
+        with self._server.sending(self.request) as sending:
+            while length > 0:
+                piece = file.read(min(length, self._limits.piece_bytes))
+                if not piece:  # it has become shorter, and the client sees the missing end
+                    return
+                self.request.sendall(piece)
+                length -= len(piece)
+                sending.bytes += len(piece)
 
     def handle(self) -> None:
         self.handle_one_request()
         self.close_connection = True
+        if self._reader.is_too_long:
+            self._server.request_read(self.request)
+            code, what = (431, "headers are") if self.raw_requestline else (414, "address is")
+            self.request_version = self.protocol_version
+            self._reply(text_answer(code, f"the request's {what} too long"))
 
     def do_GET(self) -> None:
         self._server.request_read(self.request)
-        if not self._access.allows(self.headers.get("Authorization", "")):
+        if not self._access.allows(given := self.headers.get("Authorization", "")):
+            if given:
+                time.sleep(self._limits.wrong_s)  # so that passwords cannot be tried fast
             self._reply(text_answer(401, "user name or password is wrong"))
             return
         has_login = bool(self._access.username)
@@ -361,7 +443,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(page.body)
 
     def version_string(self) -> str:
-        return SERVER
+        return self._server.header
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as in the base class
         log.debug("%s: " + format, self._server.name, *args)

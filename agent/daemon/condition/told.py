@@ -22,9 +22,9 @@ TEXTS: Mapping[Problem, str] = {
     "covered": "the camera is covered",
     "moved": "the camera has moved",
     "tilted": "the camera is tilted",
-    "silent": "the microphone is silent",
+    "silent": "the sound is silent",
     "clipped": "the sound is clipped",
-    "humming": "the microphone hums",
+    "humming": "the sound hums",
     "constant": "the model gives one answer to everything",
     "drift": "the model's answers have changed",
 }

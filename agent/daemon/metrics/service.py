@@ -19,8 +19,9 @@ log = logging.getLogger(__name__)
 class MetricsService:
     """Serves metrics while they are configured. For the daemon's thread; `read` is called in others."""
 
-    def __init__(self, read: Callable[[], DaemonReadings]) -> None:
-        self._read = read
+    def __init__(self, read: Callable[[], DaemonReadings], device: str) -> None:
+        """Serve nothing before `configure`; `device` is its name."""
+        self._read, self._device = read, device
         self._exporter: HttpEndpoint | None = None
         self._missing = ""
 
@@ -48,7 +49,7 @@ class MetricsService:
         from agent.daemon.metrics.exposition import Exposition
         from agent.daemon.web.endpoint import HttpEndpoint
 
-        return HttpEndpoint("metrics", one_page(MetricsConfig.PATH, Exposition(self._read).page))
+        return HttpEndpoint("metrics", one_page(MetricsConfig.PATH, Exposition(self._read).page), self._device)
 
     def poll(self) -> None:
         """Try again to listen if that is due."""

@@ -167,14 +167,21 @@ class Stream:
         """Use no more than a budget of the governor from the next input on. Any thread may call this."""
         self._budget = budget
 
-    def snapshot_now(self) -> None:
-        """Publish the next picture as the snapshot. Raises CommandError if there will be none."""
+    def snapshot_now(self) -> str:
+        """Publish the next picture as the snapshot, and return when that is if not at once.
+
+        Raises CommandError if there will be none.
+        """
         if self.model is not None and self.model.manifest.audio is not None:
             raise CommandError(f"stream {self.name} has sound only: it has no pictures")
         pipeline, (state, detail) = self._pipeline, self.status
         if pipeline is None or state not in ("running", "degraded"):
             raise CommandError(f"stream {self.name} is {state}, so there is no picture{detail and f': {detail}'}")
         pipeline.request_snapshot()
+        only_keys = "keyframes" in (self.config.capture.decode, self._budget.decode)
+        captured = self.captured
+        waits = only_keys and captured is not None and captured.decoding == "keyframes"
+        return "it comes with the next key frame: no other picture is decoded" if waits else ""
 
     def record(self, seconds: float) -> str:
         """Save a clip of the newest seconds and the next ones; return its path. Any thread may call this.

@@ -28,6 +28,7 @@ ON_A_PAGE = 12
 _MOST_BYTES = 1 << 20
 """Most bytes of an answer to a request of a range: a browser that has enough for now holds no connection open."""
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+|localhost))(?::[0-9]{0,5})?", re.IGNORECASE)
 _RECORDINGS = "recordings"
 _PRIVATE = (
     ("Cache-Control", "no-store"),
@@ -132,11 +133,13 @@ def _first_values(query: str) -> dict[str, str]:
 
 def names_an_address(host: str) -> bool:
     """Return True if the value of a `Host` header is an IP address or `localhost`, with or without a port."""
-    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.rpartition(":")[0] or host
+    found = _HOST.fullmatch(host)
+    if found is None:
+        return False
     try:
-        ipaddress.ip_address(name)
+        _ = ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(found[2])
     except ValueError:
-        return name.lower() == "localhost"
+        return host.lower().startswith("localhost")
     return True
 
 

@@ -90,8 +90,16 @@ class HttpEndpoint:
         trouble: why nothing is served as configured, for health; empty: it is, or nothing is wanted.
     """
 
-    def __init__(self, name: str, respond: Respond, retry_s: float = RETRY_S) -> None:
-        """Serve nothing before `configure`; `respond` is called in threads of the server. `name`: for the log."""
+    def __init__(self, name: str, respond: Respond, device: str = "", retry_s: float = RETRY_S) -> None:
+        """Serve nothing before `configure`.
+
+        Args:
+            name: for the log.
+            respond: is called in threads of the server.
+            device: its name, which every client is told.
+            retry_s: time between two attempts to listen, s.
+        """
+        self._device = device
         self._name, self._respond, self._retry_s = name, respond, retry_s
         self._wanted: ServedConfig | None = None
         self._server: HttpServer | None = None
@@ -138,13 +146,16 @@ class HttpEndpoint:
             self._succeed(config)
 
     def _replace(self, config: ServedConfig, access: Access) -> None:
-        server = HttpServer(self._name, self._listen(*config.address), self._respond, access)
+        server = self._serve(self._listen(*config.address), access)
         before, self._server, self._served = self._server, server, config.address
         server.start()
         if before is not None:
             before.close()
         scheme = "http" if access.tls is None else "https"
         log.info("%s: served at %s://%s%s", self._name, scheme, config.listen, config.PATH)
+
+    def _serve(self, listener: socket.socket, access: Access) -> HttpServer:
+        return HttpServer(self._name, listener, self._respond, access, device=self._device)
 
     def _listen(self, host: str, port: int) -> socket.socket:
         """Open a port; the former server is closed for it if it has the port, and opened again if that fails."""
@@ -158,7 +169,7 @@ class HttpEndpoint:
         try:
             return listen(host, port)
         except OSError:
-            self._server = HttpServer(self._name, listen(*served), self._respond, before.access)
+            self._server = self._serve(listen(*served), before.access)
             self._server.start()
             raise
 

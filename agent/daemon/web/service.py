@@ -19,13 +19,18 @@ class PageService:
         self._clips, self._device = clips, device
         self._endpoint: HttpEndpoint | None = None
 
+    @property
+    def trouble(self) -> str:
+        """Why the page is not served as configured; empty: it is, or none is wanted."""
+        return "" if self._endpoint is None else self._endpoint.trouble
+
     def configure(self, config: PageConfig | None) -> None:
         """Serve as a configuration says that has been checked; None: nothing."""
         if config is not None and self._endpoint is None:
             from agent.daemon.web.clips_page import ClipsPage
             from agent.daemon.web.endpoint import HttpEndpoint
 
-            self._endpoint = HttpEndpoint("page", ClipsPage(self._clips, self._device).respond)
+            self._endpoint = HttpEndpoint("page", ClipsPage(self._clips, self._device).respond, self._device)
         if self._endpoint is not None:
             self._endpoint.configure(config)
 

@@ -102,6 +102,13 @@ def test_done_and_refused_have_each_their_exit_code(asked: list[Any]) -> None:
     ]
 
 
+def test_what_is_decoded_is_part_of_the_status(asked: list[Any]) -> None:
+    streams = {"front": {"state": "running", "detail": "", "decoding": "packets"}, "hall": {"state": "running"}}
+    asked.append(CommandReply(True, "", {"device": "porch", "version": "1", "streams": streams}))
+    lines = call("status").output.splitlines()
+    assert lines[1:] == ["  front  running  decoding=packets", "  hall  running"]
+
+
 def test_an_error_is_printed_as_json_too(
     asked: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

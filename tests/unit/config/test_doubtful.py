@@ -8,6 +8,7 @@ from agent.config import Config, StreamConfig
 from agent.config.capture import CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.doubtful import doubts
+from agent.config.filters import FilterConfig
 from agent.config.governor import GovernorConfig, ServiceConfig
 
 
@@ -34,6 +35,13 @@ def test_a_promise_of_more_than_is_let_through_is_doubted() -> None:
     (keys, text), *more = told(service=ServiceConfig(min_fps=8.0), capture=CaptureConfig(max_fps=2.0))
     assert (keys, more) == (("streams", "front", "service", "min_fps"), [])
     assert text == "8 is more than capture.max_fps (2) lets through"
+
+
+def test_filters_whose_names_are_almost_the_same_are_doubted() -> None:
+    named = [FilterConfig(name=name) for name in ("cats", "", "Cats", "dogs", "")]
+    text = "the names cats and Cats differ only in upper and lower case"
+    assert told(filters=tuple(named)) == [(("streams", "front", "filters"), text)]
+    assert told(filters=tuple(named[:2] + named[3:])) == []
 
 
 def test_ignored_problems_that_the_source_cannot_have_are_doubted() -> None:

@@ -88,11 +88,7 @@ def test_what_the_file_says_anyway_is_no_override() -> None:
         ("variant", "256", {"variant": "320"}),
         ("variant", "256", {"model": "other"}),
         ("zone/drive", False, {"zones": (ZoneConfig("drive", SQUARE, enabled=False),)}),
-        ("zone/drive", False, {"zones": (ZoneConfig("path", SQUARE),)}),
-        ("line/gate", False, {"lines": ()}),
-        ("filter/cats", False, {"filters": (FilterConfig(("cat",), name="cat"),)}),
         ("only_moving", True, {"track": TrackConfig(only_moving=True)}),
-        ("motion_masks", False, {"gate": GateConfig()}),
     ],
 )
 def test_the_file_counts_again_when_it_says_something_else(
@@ -104,6 +100,22 @@ def test_the_file_counts_again_when_it_says_something_else(
     assert kept == Overrides()
     assert dropped == [f"stream front: the file has changed {what}, so the setting by command lapses"]
     assert kept.apply_to(file) == file
+
+
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("zone/drive", {"zones": (ZoneConfig("path", SQUARE),)}),
+        ("line/gate", {"lines": ()}),
+        ("filter/cats", {"filters": (FilterConfig(("cat",), name="cat"),)}),
+        ("motion_masks", {"gate": GateConfig()}),
+    ],
+)
+def test_a_setting_of_what_was_removed_goes_with_it(what: str, change: dict[str, Any]) -> None:
+    overrides = Overrides().set(FILE, "front", what, False)
+    file = replace(FILE, streams={**FILE.streams, "front": replace(FRONT, **change)})
+    told = f"stream front: {what} was removed, and with it its setting by command"
+    assert overrides.still_valid(file) == (Overrides(), [told])
 
 
 def test_what_else_changes_in_the_file_does_not_switch_a_camera_on() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import pytest
+
 from agent.cli.checks import ports
 from agent.comms.http.server import Access, HttpServer, Page, listen, one_page
 from agent.config.http import MetricsConfig
@@ -14,14 +16,13 @@ from tests.support.mosquitto import HOST, free_port
 
 
 def found(port: int, **fields: str) -> tuple[str, str]:
-    (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}", **fields))
+    (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}", **fields), "porch")
     return one.state, one.value
 
 
-def serve(port: int, access: Access) -> HttpServer:
-    made = HttpServer(
-        "metrics", listen(HOST, port), one_page("/metrics", lambda accept: Page("text/plain", b"x")), access
-    )
+def serve(port: int, access: Access, device: str = "porch") -> HttpServer:
+    respond = one_page("/metrics", lambda accept: Page("text/plain", b"x"))
+    made = HttpServer("metrics", listen(HOST, port), respond, access, device=device)
     made.start()
     return made
 
@@ -48,13 +49,22 @@ def test_nor_is_one_with_a_certificate(tmp_path: Path) -> None:
     made.close()
 
 
+@pytest.mark.parametrize("name", ["barn", "Scheune (Süd)", "納屋"])
+def test_the_port_of_another_device_s_daemon_is_a_problem_that_names_it(name: str) -> None:
+    port = free_port()
+    made = serve(port, Access("grafana", "secret"), name)
+    state, value = found(port)
+    assert (state, value) == ("problem", f"{HOST}:{port}: used by the daemon of the device {name!r}")
+    made.close()
+
+
 def test_a_port_of_another_program_is_a_problem_with_advice() -> None:
     with socket.create_server((HOST, 0)) as other:
         port = other.getsockname()[1]
-        (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}"))
+        (one,) = ports.findings("network", MetricsConfig(listen=f"{HOST}:{port}"), "porch")
         assert one.state == "problem"
         assert str(port) in one.advice
 
 
 def test_an_address_that_is_none_is_left_to_the_configurations_section() -> None:
-    assert list(ports.findings("network", MetricsConfig(listen="nowhere:1"))) == []
+    assert list(ports.findings("network", MetricsConfig(listen="nowhere:1"), "porch")) == []

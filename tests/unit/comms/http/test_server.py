@@ -6,8 +6,10 @@ import base64
 import http.client
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,7 @@ from tests.support.mosquitto import HOST
 from tests.support.publishing import wait_for
 
 PAGE = Page("text/plain; charset=utf-8", b"vedette_up 1\n")
-QUICK = HttpLimits(connections=2, request_s=0.3, answer_s=1.0, request_bytes=2048)
+QUICK = HttpLimits(connections=2, request_s=0.3, answer_s=1.0, request_bytes=2048, wrong_s=0.01)
 
 
 def page(accept: str) -> Page:
@@ -120,8 +122,23 @@ def test_a_request_that_drips_is_cut_off(server: HttpServer) -> None:
     assert ask(server)[0] == 200
 
 
-def test_a_request_that_is_too_long_is_cut_off(server: HttpServer) -> None:
-    assert PAGE.body not in exchange(server, b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 100_000)
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 3000 + b"\r\n\r\n", b" 431 "),
+        (b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 500 + b"\r\n", b" 431 "),
+        (b"GET /" + b"m" * 3000 + b" HTTP/1.1\r\n\r\n", b" 414 "),
+        (b"G" * 5000, b" 414 "),
+    ],
+    ids=["header", "headers", "address", "no end"],
+)
+def test_a_request_that_is_too_long_is_refused(server: HttpServer, sent: bytes, code: bytes) -> None:
+    assert code in exchange(server, sent).partition(b"\r\n")[0]
+    assert ask(server)[0] == 200
+
+
+def test_one_that_never_ends_is_cut_off(server: HttpServer) -> None:
+    assert PAGE.body not in exchange(server, b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 5_000_000)
     assert ask(server)[0] == 200
 
 
@@ -186,6 +203,43 @@ def test_one_who_does_not_read_a_file_is_cut_off(tmp_path: Path) -> None:
         lazy.sendall(b"GET /clip HTTP/1.1\r\n\r\n")
         assert len(ask(made, "/clip")[1]) == 3_000_006
         wait_for(lambda: open_files() <= before + 1)
+    made.close()
+
+
+def sip(client: socket.socket, stopped: threading.Event) -> None:
+    """Read slowly, but go on, until the server closes."""
+    with suppress(OSError):
+        while not stopped.wait(0.05) and client.recv(2048):
+            pass
+
+
+def test_slow_readers_of_files_give_way_to_others_and_a_fast_one_does_not(tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
+    limits = HttpLimits(connections=2, fair_s=0.2, piece_bytes=16 * 1024)
+    made, stopped = files(tmp_path / "clip", limits), threading.Event()
+    sipping = []
+    for _ in range(limits.connections):
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(made.address)
+        client.sendall(b"GET /clip HTTP/1.1\r\n\r\n")
+        sipping.append((client, threading.Thread(target=sip, args=(client, stopped))))
+        sipping[-1][1].start()
+    assert len(ask(made, "/clip")[1]) == 3_000_006
+    stopped.set()
+    for client, thread in sipping:
+        thread.join()
+        client.close()
+    made.close()
+
+
+def test_nobody_is_cut_off_while_nobody_waits(tmp_path: Path) -> None:
+    (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
+    made = files(tmp_path / "clip", HttpLimits(connections=1, fair_s=0.0, piece_bytes=16 * 1024))
+    with socket.create_connection(made.address, timeout=5) as slow:
+        slow.sendall(b"GET /clip HTTP/1.1\r\nConnection: close\r\n\r\n")
+        time.sleep(0.8)
+        assert sum(map(len, iter(lambda: slow.recv(65536), b""))) > 3_000_000
     made.close()
 
 

@@ -17,7 +17,7 @@ def test_a_missing_library_is_told_once_and_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    service = MetricsService(readings)
+    service = MetricsService(readings, "porch")
     service.configure(MetricsConfig())
     service.configure(MetricsConfig())
     service.poll()
@@ -29,7 +29,7 @@ def test_a_missing_library_is_told_once_and_ends_nothing(
 
 
 def test_nothing_is_loaded_that_nobody_wants() -> None:
-    service = MetricsService(readings)
+    service = MetricsService(readings, "porch")
     service.configure(None)
     service.poll()
     assert service.trouble == ""

@@ -154,6 +154,17 @@ def test_without_a_login_a_name_that_leads_here_is_refused(tmp_path: Path) -> No
     for host in ("evil.example:9470", "evil.example", "", "127.0.0.1.evil.example"):
         assert ask(tmp_path, "/", host=host).code == 403
         assert ask(tmp_path, "/", host=host, has_login=True).code == 200
+    odd = (
+        "[::1]evil.example",
+        "127.0.0.1:80@evil.example",
+        "[::1",
+        "::1",
+        "localhost.",
+        "127.1",
+        "[127.0.0.1]",
+        "1:a",
+    )
+    assert not any(map(names_an_address, odd))
     assert all(map(names_an_address, ("localhost", "LOCALHOST:1", "127.0.0.1", "10.1.2.3:80", "[::1]:9470")))
 
 
