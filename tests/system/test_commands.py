@@ -191,6 +191,7 @@ def test_what_is_refused_changes_nothing_and_has_its_reason(vedette: Vedette, op
         "set_by_command": [],
         "states": {},
         "sound": False,
+        "decoding": "",
         "reduced": "",
         "unmet": "",
         "problems": [],
