@@ -96,7 +96,7 @@ def test_a_clip_of_a_camera_outlives_the_daemon(
 def test_a_second_source_may_come_later_and_is_recorded_instead(
     tmp_path: Path, broker: Mosquitto, messages: Messages, units: list[Unit]
 ) -> None:
-    main = encode(pattern(4 * FPS, 640, 480), options=EVERY_SECOND)
+    main = encode(pattern(30 * FPS, 640, 480), options=EVERY_SECOND)
     late = PacketCamera(main)
     late.__exit__(None, None, None)  # its address, where nobody listens
     with PacketCamera(units) as small:
