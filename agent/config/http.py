@@ -29,7 +29,7 @@ class ServedConfig(Struct, frozen=True, forbid_unknown_fields=True):
     TABLE: ClassVar[str] = ""
     """Name of the table."""
     PATH: ClassVar[str] = "/"
-    """Of what is served."""
+    """Path that is served."""
 
     listen: _Listen = "127.0.0.1:0"
     username: str = ""

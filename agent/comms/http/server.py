@@ -106,7 +106,7 @@ Render = Callable[[str], Page]
 
 
 class HttpRequest(Struct, frozen=True):
-    """What a client asks for.
+    """Request of a client.
 
     Attributes:
         path: with the query, as sent: anybody may have written it.
@@ -120,7 +120,7 @@ class HttpRequest(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What a client gets.
+    """Answer to a request.
 
     Attributes:
         page: type and body.

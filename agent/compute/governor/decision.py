@@ -1,4 +1,4 @@
-"""What the governor has decided: budgets of streams, what has changed, and what cannot be kept."""
+"""Decisions of the governor: budgets of streams, changes, and promises that cannot be kept."""
 
 from __future__ import annotations
 

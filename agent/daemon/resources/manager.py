@@ -113,7 +113,7 @@ class StreamWatch:
 
     @property
     def camera(self) -> object:
-        """What is equal for streams that share a camera; None: this stream has none now."""
+        """Value that is equal for streams that share a camera; None: this stream has none now."""
         config, captured = self.stream.config, self.stream.captured
         has_none = captured is None or self.stream.status[0] in _OVER
         if has_none or self.stream.has_sound or parse(config.source).lossless:

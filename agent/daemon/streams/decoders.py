@@ -30,7 +30,7 @@ _FOLDER = "decoders"
 
 
 class StoredDecoders(Struct, frozen=True):
-    """What was measured of the decoders of one codec; `about` is the digest of what it depends on."""
+    """Measurements of the decoders of one codec; `about` is the digest of what they depend on."""
 
     version: int
     about: str

@@ -1,4 +1,4 @@
-"""What a stream can be taught, and what it was taught before."""
+"""Tell whether a stream can be taught, and read what it was taught before."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a daemon serves over HTTP: the port of a table, and the page of clips."""
+"""HTTP of the daemon: the port that a table of the configuration asks for, and the page of clips."""
