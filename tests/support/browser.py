@@ -112,6 +112,6 @@ def play_in_browser(paths: Sequence[Path], timeout_s: float = 60.0) -> list[Show
                 assert done.wait(timeout_s), "the browser did not answer"
             finally:
                 process.terminate()
-                process.wait(10)
+                process.wait(60)
         server.shutdown()
     return [Shown(str(name), str(error), float(str(length)), float(str(at))) for name, error, length, at in found]

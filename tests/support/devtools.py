@@ -34,7 +34,7 @@ class Browser:
         session = self.call("Target.attachToTarget", {"targetId": target, "flatten": True})["sessionId"]
         self.call("Page.navigate", {"url": url}, session)
         page = BrowserPage(self, session)
-        until = time.monotonic() + 30.0
+        until = time.monotonic() + 60.0
         while page.evaluate("document.readyState + location.protocol") != "completehttp:":
             assert time.monotonic() < until, f"{url} is not loaded"
             time.sleep(0.1)
@@ -101,6 +101,6 @@ def browsing() -> Iterator[Browser]:
             yield Browser(write_in, read_out)
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
             os.close(write_in)
             os.close(read_out)

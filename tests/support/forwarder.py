@@ -87,7 +87,7 @@ class Forwarder:
     ) -> None:
         self._over.set()
         self._whole.set()
-        self._thread.join(5)
+        self._thread.join(60)
         for sock in list(self._pairs):
             self._close(sock)
         self._listener.close()

@@ -56,7 +56,7 @@ def peer(
             over.set()
             with socket.socket() as last:
                 last.connect_ex(server.getsockname())
-            thread.join(5)
+            thread.join(60)
 
 
 def forwarder(port: int) -> Callable[[socket.socket], None]:

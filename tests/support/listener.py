@@ -64,7 +64,7 @@ class Listener:
         if event.stream == LAST:
             self.closed.set()
 
-    def go_round(self, timeout_s: float = 30.0) -> None:
+    def go_round(self, timeout_s: float = 60.0) -> None:
         """Return when a message has gone to the broker and come back: what was before it has come."""
         deadline = time.monotonic() + timeout_s
         with self._marked:

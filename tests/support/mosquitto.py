@@ -31,7 +31,7 @@ from tests.support.certificates import make_certificates, run
 from tests.support.received import Messages
 
 HOST = "127.0.0.1"
-_START_S = 10.0
+_START_S = 60.0
 _RANDOM = random.SystemRandom()  # hypothesis seeds the common one
 
 
@@ -144,7 +144,7 @@ class Mosquitto:
             return
         self._process.send_signal(how)
         self._process.send_signal(signal.SIGCONT)
-        self._process.wait(10)
+        self._process.wait(60)
         self._process = None
         self.log.close()
 
@@ -197,7 +197,7 @@ class Mosquitto:
         client.connect(HOST, self.port, clean_start=not lasting, properties=properties)
         client.loop_start()
         self._subscribers.append(messages)
-        assert messages.subscribed.wait(10), "the broker did not take the subscription"
+        assert messages.subscribed.wait(60), "the broker did not take the subscription"
         return messages
 
     def _secure(self, client: paho.Client, user: str) -> None:

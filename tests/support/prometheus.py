@@ -20,7 +20,7 @@ from typing import Any, Self
 
 from tests.support.mosquitto import HOST, free_port
 
-_START_S = 15.0
+_START_S = 60.0
 
 
 class Prometheus:
@@ -68,7 +68,7 @@ class Prometheus:
     ) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
 
     def _is_ready(self) -> bool:
         try:
@@ -81,7 +81,7 @@ class Prometheus:
         """Return the series of an instant query. Fails with Prometheus' reason if it cannot be evaluated."""
         query = urllib.parse.urlencode({"query": expression})
         try:
-            with urllib.request.urlopen(f"http://{HOST}:{self.port}/api/v1/query?{query}", timeout=10) as answer:
+            with urllib.request.urlopen(f"http://{HOST}:{self.port}/api/v1/query?{query}", timeout=60) as answer:
                 found = json.load(answer)["data"]
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{expression}: {error.read().decode()}") from None

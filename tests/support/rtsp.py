@@ -29,7 +29,7 @@ assert all(Gst.ElementFactory.find(name) for name in ("videotestsrc", "x264enc",
 @functools.cache
 def _works() -> bool:
     try:
-        return subprocess.run([_PYTHON, "-c", _PROBE], capture_output=True, timeout=30).returncode == 0
+        return subprocess.run([_PYTHON, "-c", _PROBE], capture_output=True, timeout=60).returncode == 0
     except FileNotFoundError:
         return False
 
@@ -37,7 +37,7 @@ def _works() -> bool:
 def has_element(name: str) -> bool:
     """Return True if GStreamer has an element."""
     probe = f"{_PROBE}assert Gst.ElementFactory.find({name!r})"
-    return _works() and not subprocess.run([_PYTHON, "-c", probe], capture_output=True, timeout=30).returncode
+    return _works() and not subprocess.run([_PYTHON, "-c", probe], capture_output=True, timeout=60).returncode
 
 
 class RtspServer:

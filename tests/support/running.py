@@ -134,7 +134,7 @@ class Vedette:
     ) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
         if kind is not None:
             print(self._stderr.read_text())  # what it said is half of a failure's story
 

@@ -21,7 +21,7 @@ import soundfile
 from agent.types import Samples
 
 _NEEDED = "pulseaudio pulseaudio-utils libportaudio2 libasound2-plugins"
-_START_S = 10.0
+_START_S = 60.0
 _ALSA = Path("/usr/share/alsa/alsa.conf")
 _CONFIG = """
 <{alsa}>
@@ -103,7 +103,7 @@ class SoundServer:
     def leave_alone(self) -> None:
         """From now on nobody hears it but its clients; what they ask for says how often it hands sound on."""
         self._company.kill()
-        self._company.wait(10)
+        self._company.wait(60)
 
     def hang(self) -> None:
         """It is there, and answers nothing any more."""
@@ -113,7 +113,7 @@ class SoundServer:
         """Gone, as after a crash, and whoever plays with it."""
         for process in reversed(self._processes):
             process.kill()
-            process.wait(10)
+            process.wait(60)
         self._processes.clear()
 
     @property
@@ -126,7 +126,7 @@ class SoundServer:
         return process
 
     def _call(self, *command: str, check: bool = False) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(command, env=self._env, capture_output=True, timeout=10, check=check)
+        return subprocess.run(command, env=self._env, capture_output=True, timeout=60, check=check)
 
     def __enter__(self) -> Self:
         return self.start()

@@ -30,7 +30,7 @@ def test_a_scratched_part_is_reported_where_the_scratch_is(tmp_path: Path, broke
     stream = camera(tmp_path / "line.toml", f"dir:{line}?pace=fast", gate={"motion": False})
     stream["track"] |= {"min_hits": 1}
     with Vedette(tmp_path, broker, front=stream) as running:
-        messages.wait(lambda m: states(m).get("front") == "ended", timeout_s=30.0)
+        messages.wait(lambda m: states(m).get("front") == "ended", timeout_s=60.0)
         running.end()
     found = max(events(messages), key=lambda event: event.track.score)
     assert (found.track.label, found.track.score > 0.99) == ("defect", True)

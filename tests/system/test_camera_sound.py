@@ -87,14 +87,14 @@ def heard(stream: CameraSoundStream, seconds: float) -> list[AudioChunk]:
     return found
 
 
-def wait(condition: Callable[[], object], seconds: float = 15.0) -> None:
+def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def first(stream: CameraSoundStream, seconds: float = 15.0) -> AudioChunk:
+def first(stream: CameraSoundStream, seconds: float = 60.0) -> AudioChunk:
     deadline = time.monotonic() + seconds
     while (chunk := stream.take(0.2)) is None:
         assert time.monotonic() < deadline, stream.stats
@@ -190,7 +190,7 @@ def test_pictures_and_sound_share_one_connection_also_when_one_of_them_leaves(st
 
 
 def picture(stream: FrameStream) -> Frame:
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while (frame := stream.take(0.2)) is None:
         assert time.monotonic() < deadline, stream.stats
     return frame

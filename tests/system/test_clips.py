@@ -56,7 +56,7 @@ def clips(messages: Messages, stream: str = "front") -> list[ClipMessage]:
 
 def one_clip(messages: Messages, count: int = 1) -> ClipMessage:
     """The so-many-th clip, when it is told of."""
-    messages.wait(lambda m: len(clips(m)) >= count, timeout_s=30.0)
+    messages.wait(lambda m: len(clips(m)) >= count, timeout_s=60.0)
     return clips(messages)[count - 1]
 
 

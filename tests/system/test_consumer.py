@@ -42,7 +42,7 @@ class Consumer:
 
     def end(self) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
+        return self.process.wait(60)
 
     def wait_said(self, words: str) -> None:
         wait_for(lambda: words in self.log.read_text())
@@ -274,11 +274,11 @@ def postgres() -> Iterator[str]:
         server = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             where = f"postgresql:///postgres?user=postgres&host={folder}"
-            wait_for(lambda: answers(where), 30)
+            wait_for(lambda: answers(where))
             yield where
         finally:
             server.send_signal(signal.SIGINT)
-            server.wait(20)
+            server.wait(60)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -310,7 +310,7 @@ def test_postgresql_keeps_each_event_once_also_when_its_connections_are_ended(
                     spool.put(EVENTS, event())
                 wait_for(lambda turn=turn: table_is_there(ask) and ask(ALL)[0] > 400 * (turn - 1) + 20)
                 ask(f"{end_others} AND backend_type = 'client backend'")
-            wait_for(lambda: ask(ALL)[0] == 1200, 30)
+            wait_for(lambda: ask(ALL)[0] == 1200)
         assert ask(DISTINCT) == (1200,)
         running.kill()
         with consumer(broker, tmp_path, postgres) as again, device(tmp_path, broker.config()) as (spool, _):

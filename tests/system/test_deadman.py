@@ -62,7 +62,7 @@ class Root:
             "VEDETTE_SYSTEMCTL": str(self.systemctl),
         }
         command = [str(_SCRIPT), *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
     def tick(self, *words: str) -> None:
         done = self.run(*words)

@@ -203,7 +203,7 @@ def test_a_broker_restarted_in_mid_stream_loses_nothing_and_keeps_the_order(
                     total += 1
                 time.sleep(pause)
                 broker.start()
-            wait_for(lambda: spool.stats().waiting == 0, 30)
+            wait_for(lambda: spool.stats().waiting == 0)
             wait_for(lambda: len({e.id for e in events_of(messages.of(EVENTS))}) == total)
             assert publisher.state.connected
     events = in_order(events_of(messages.of(EVENTS)))
@@ -554,11 +554,11 @@ def old_broker() -> Iterator[int]:
     thread = threading.Thread(target=lambda: asyncio.run(run()), name="old-broker")
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60.0)
         yield port
     finally:
         over.set()
-        thread.join(10)
+        thread.join(60.0)
 
 
 def test_kill_9_of_a_batch_leaves_a_gap_and_uses_no_number_twice(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_second_signal_ends_the_demo_however_long_the_disk_takes(
         return free.wait(60.0) and write(disk, commit)
 
     def send() -> None:
-        writing.wait(30.0)
+        writing.wait(60.0)
         for _ in range(2):
             signal.raise_signal(how)
             time.sleep(1.0)
@@ -167,7 +167,7 @@ def test_an_early_end_still_has_its_summary(tmp_path: Path, how: signal.Signals)
             pass
         running.send_signal(how)
         shown = running.stdout.read()
-        assert running.wait(20) == 0
+        assert running.wait(60) == 0
     assert "end (shutdown)" in shown
     assert ": 1 new, " in shown
 
@@ -180,7 +180,7 @@ def test_a_reader_that_leaves_ends_the_demo(tmp_path: Path) -> None:
         assert running.stderr is not None
         running.stdout.readline()
         running.stdout.close()
-        assert running.wait(30) == 0
+        assert running.wait(60) == 0
         said = running.stderr.read().splitlines()
     assert [line for line in said if b"is opened as root" not in line] == []
 
@@ -344,7 +344,7 @@ def text(words: bytes) -> bytes:
 
 def connect(port: int, name: bytes) -> socket.socket:
     """A client of MQTT 3.1.1 that reads nothing by itself."""
-    client = socket.create_connection(("127.0.0.1", port), timeout=20.0)
+    client = socket.create_connection(("127.0.0.1", port), timeout=60)
     body = text(b"MQTT") + b"\x04\x02" + (0).to_bytes(2, "big") + text(name)
     client.sendall(b"\x10" + length_of(len(body)) + body)
     assert read_packet(client) == (0x20, b"\0\0")

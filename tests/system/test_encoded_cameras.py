@@ -49,7 +49,7 @@ def frames_of(stream: FrameStream, seconds: float) -> list[Frame]:
     return found
 
 
-def until(condition: Callable[[], object], stream: FrameStream, seconds: float = 15.0) -> list[Frame]:
+def until(condition: Callable[[], object], stream: FrameStream, seconds: float = 60.0) -> list[Frame]:
     """Take frames until something is so; return them."""
     found, deadline = [], time.monotonic() + seconds
     while not condition():

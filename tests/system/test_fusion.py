@@ -98,7 +98,7 @@ def test_a_word_that_the_microphone_hears_joins_what_the_camera_sees(tmp_path: P
     source = f"wav:{tmp_path / 'words.flac'}?pace=realtime"
     running.config["streams"]["kitchen"] = {"source": source, "model": str(tone_model(tmp_path))}
     with running:
-        messages.wait(lambda m: "end" in {one.kind for one in events(m, "alarm")}, timeout_s=40.0)
+        messages.wait(lambda m: "end" in {one.kind for one in events(m, "alarm")}, timeout_s=60.0)
     (new, *_, end) = events(messages, "alarm")
     assert {(one.source, one.label) for one in new.track.evidence} == {("front", "person"), ("kitchen", "high")}
     (heard,) = [one for one in events(messages, "kitchen") if one.track.label == "high"]

@@ -111,7 +111,7 @@ def test_an_http_camera_that_ends_is_lost_and_opened_again(camera: str) -> None:
     config = CaptureConfig(stall_s=3, reopen_max_s=0.2)
     grabber = FrameStream("shed", f"{camera}/short", config, on_change=lambda state, _: news.append(state))
     grabber.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while "running" not in news:
         assert time.monotonic() < deadline
         grabber.take(0.1)
@@ -143,7 +143,7 @@ def test_the_doctor_and_a_run_agree(camera: str, tmp_path: Path, path: str, why:
         "shed", f"{camera}{path}", CaptureConfig(stall_s=3), on_change=lambda *one: news.append(one)
     )
     grabber.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not (news if why else grabber.stats.frames > 3):
         assert time.monotonic() < deadline
         grabber.take(0.1)
@@ -159,7 +159,7 @@ def test_the_url_of_a_snapshot_is_told_once_until_it_streams(server: ThreadingHT
     grabber.start()
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not condition():
             assert time.monotonic() < deadline
             grabber.take(0.05)

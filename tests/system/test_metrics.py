@@ -46,7 +46,7 @@ def get(port: int, login: str = "") -> str:
     request = urllib.request.Request(f"http://{HOST}:{port}/metrics")
     if login:
         request.add_header("Authorization", f"Basic {base64.b64encode(login.encode()).decode()}")
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         text: str = answer.read().decode()
         return text
 

@@ -109,7 +109,7 @@ def test_many_topics_arrive_in_order_across_a_restart_of_the_broker(tmp_path: Pa
                     time.sleep(0.1)
                     broker.stop()
                     broker.start()
-            wait_for(lambda: spool.stats().waiting == 0, 30)
+            wait_for(lambda: spool.stats().waiting == 0)
             wait_for(lambda: len({e.id for t in topics for e in events_of(messages.of(t))}) == 600)
     for number, topic in enumerate(topics):
         arrived = in_order(events_of(messages.of(topic)))

@@ -81,7 +81,7 @@ def get(url: str, login: str = "", **headers: str) -> tuple[int, bytes]:
     if login:
         headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=10) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, b""
@@ -100,7 +100,7 @@ def test_a_daemon_serves_its_clips_to_whom_it_lets_in(tmp_path: Path, broker: Mo
     with vedette:
         url = f"http://{HOST}:{port}/"
         wait_for(lambda: b"being recorded" in get(f"{url}?kind=recordings")[1], 20.0)
-        wait_for(lambda: b"<video" in get(f"{url}clips/front/")[1], 30.0)
+        wait_for(lambda: b"<video" in get(f"{url}clips/front/")[1])
         assert vedette.said(f"page: served at http://{HOST}:{port}/")
         table |= {"username": "me", "password_file": str(secret)}
         vedette.reload()

@@ -126,7 +126,7 @@ def test_a_continuous_recording_goes_on_while_the_source_that_is_looked_at_is_aw
         front = camera(person_model(tmp_path), gone.uri, clips=clip, capture=CAPTURE)
         with Vedette(tmp_path, broker, front=front) as vedette:
             vedette.wait_said("stream front: lost")
-            wait_for(lambda: len(clips_in(vedette.state / "clips")) >= 2, 30.0)
+            wait_for(lambda: len(clips_in(vedette.state / "clips")) >= 2)
             vedette.end()
             pieces = clips_in(vedette.state / "clips")
             assert len(vedette.said("stream front: lost")) == 1

@@ -32,7 +32,7 @@ def grabbing(uri: str) -> Iterator[tuple[FrameStream, list[tuple[str, str]]]]:
         assert time.monotonic() - began < 0.5
 
 
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

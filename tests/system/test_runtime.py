@@ -76,7 +76,7 @@ class Inside:
 
     def wait(self) -> VedetteError | None:
         """Its end, and what it ended with."""
-        self._thread.join(20)
+        self._thread.join(60.0)
         assert not self._thread.is_alive()
         return self.error
 
@@ -242,7 +242,7 @@ def test_without_a_file_a_reload_does_nothing(config: Config, messages: Messages
     daemon.request_reload()
     hear(messages, 3)
     daemon.request_stop()
-    thread.join(5)
+    thread.join(60.0)
     assert "end" in kinds(messages)
 
 
@@ -375,7 +375,7 @@ def test_a_stream_that_hangs_is_left_behind(
     def look(self: VideoPerception, frame: Frame) -> StreamResult:
         if self.tracker.alive:
             hangs.set()
-            free.wait(10)
+            free.wait(60.0)
         return real(self, frame)
 
     monkeypatch.setattr(VideoPerception, "process", look)
@@ -395,7 +395,7 @@ def test_a_stream_that_hangs_in_its_turn_leaves_the_model_to_the_others(
 
     def invoke(session: CpuSession) -> None:
         if threading.current_thread().name == "stream-front" and "new" in kinds(messages):
-            free.wait(30.0)
+            free.wait(60.0)
         real(session)
 
     monkeypatch.setattr(CpuSession, "invoke", invoke)

@@ -64,12 +64,12 @@ def test_one_device_serves_all_and_when_it_crashes_no_stream_is_lost(tmp_path: P
     gate, publish = {"motion": False}, {"detections": True}
     one = camera(picture_model(tmp_path), backend=f"{device},cpu", gate=gate, publish=publish)
     with Vedette(tmp_path, broker, **dict.fromkeys(NAMES, one)) as vedette:
-        messages.wait(lambda m: all(device in backends(m, name) for name in NAMES), timeout_s=30.0)
+        messages.wait(lambda m: all(device in backends(m, name) for name in NAMES), timeout_s=60.0)
         assert len(workers(vedette.process.pid)) == 1
         messages.wait(
             lambda m: all(any("SIGSEGV" in one.detail for one in told(m, name)) for name in NAMES), timeout_s=30.0
         )
-        messages.wait(lambda m: all(told(m, name)[-1].state == "running" for name in NAMES), timeout_s=30.0)
+        messages.wait(lambda m: all(told(m, name)[-1].state == "running" for name in NAMES), timeout_s=60.0)
         wait_for(lambda: len(workers(vedette.process.pid)) == 1)
         vedette.end()
     assert stopped(messages)

@@ -13,7 +13,7 @@ from tests.support.running import ROOT
 
 def run(script: str, *words: str) -> str:
     command = ["bash", "-euo", "pipefail", "-c", f". {ROOT}/scripts/lib.sh\n{script}", "bash", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -33,7 +33,7 @@ def test_uv_is_found_in_a_lock_file_however_much_comes_after_it(tmp_path: Path) 
 def said(folder: Path, script: str, *words: str) -> tuple[int, str]:
     """Return status and output of a script with wrong arguments, called by a relative path from elsewhere."""
     path = os.path.relpath(ROOT / "scripts" / script, folder)
-    done = subprocess.run([path, *words], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([path, *words], cwd=folder, capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout == ""
     return done.returncode, done.stderr
 

@@ -93,5 +93,5 @@ CpuBackend().open(model, SessionOptions())
 os._exit(0)
 """
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=20.0, check=False)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=60, check=False)
     assert done.returncode == 0

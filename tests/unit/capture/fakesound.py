@@ -28,7 +28,7 @@ class Stream:
         module.streams.append(self)
 
     def start(self) -> None:
-        self._module.answers.wait(30.0)
+        self._module.answers.wait(60.0)
 
     def give(self, samples: Samples, *, overflow: bool = False) -> None:
         if self.pulled or self.closed:
@@ -102,7 +102,7 @@ class FakeSound:
         return Stream(self, **settings)
 
 
-def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+def until(condition: Callable[[], object], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

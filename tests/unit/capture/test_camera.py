@@ -22,7 +22,7 @@ def _stream(name: str, cameras: Cameras, uri: str = _CAMERA, max_fps: float = 0.
     return FrameStream(name, uri, CaptureConfig(max_fps=max_fps), on_change=print, cameras=cameras)
 
 
-def _take(stream: FrameStream, within_s: float = 5.0) -> Frame:
+def _take(stream: FrameStream, within_s: float = 60.0) -> Frame:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if (frame := stream.take(0.2)) is not None:
@@ -34,7 +34,7 @@ def _readers() -> set[str]:
     return {one.name for one in threading.enumerate() if one.name.startswith("read-")}
 
 
-def _wait(condition: Callable[[], bool], within_s: float = 5.0) -> None:
+def _wait(condition: Callable[[], bool], within_s: float = 60.0) -> None:
     until = time.monotonic() + within_s
     while not condition() and time.monotonic() < until:
         time.sleep(0.01)

@@ -40,7 +40,7 @@ def open_streams() -> Iterator[list[FrameStream]]:
         one.stop()
 
 
-def _take(stream: FrameStream, within_s: float = 5.0) -> Frame:
+def _take(stream: FrameStream, within_s: float = 60.0) -> Frame:
     until = time.monotonic() + within_s
     while time.monotonic() < until:
         if (frame := stream.take(0.2)) is not None:

@@ -92,7 +92,7 @@ def test_a_lossless_queue_makes_the_producer_wait() -> None:
         taken = queue.take(1)
         assert taken is not None
         got.append((taken.first, len(taken.samples)))
-    producer.join(1)
+    producer.join(60.0)
     assert got == [(100 * number, 100) for number in range(50)]
 
 
@@ -101,7 +101,7 @@ def test_closing_wakes_a_giver_that_waits() -> None:
     producer = threading.Thread(target=lambda: [queue.put(chunk(10 * number, 10)) for number in range(20)])
     producer.start()
     queue.close(SourceError("broke"))
-    producer.join(1)
+    producer.join(60.0)
     assert not producer.is_alive()
     while True:
         try:

@@ -62,10 +62,10 @@ def test_a_slot_that_keeps_all_makes_the_giver_wait() -> None:
     time.sleep(0.05)
     assert giver.is_alive()
     for _ in range(50):
-        taken = slot.take(1)
+        taken = slot.take(60.0)
         assert taken is not None
         got.append(taken.seq)
-    giver.join(1)
+    giver.join(60.0)
     assert got == list(range(50))
 
 
@@ -77,7 +77,7 @@ def test_closing_wakes_a_giver_that_waits() -> None:
     giver = threading.Thread(target=lambda: back.append(slot.put(last)))
     giver.start()
     slot.close()
-    giver.join(1)
+    giver.join(60.0)
     assert back == [last]
 
 
@@ -85,7 +85,7 @@ def test_closing_wakes_a_taker_that_waits() -> None:
     slot = LatestFrame(lossless=False)
     threading.Timer(0.05, slot.close).start()
     began = time.monotonic()
-    assert slot.take(5) is None
+    assert slot.take(60.0) is None
     assert time.monotonic() - began < 2
 
 
@@ -136,10 +136,10 @@ def test_the_producer_of_late_frames_waits_for_the_consumer() -> None:
     thread.start()
     taken: list[int] = []
     while len(taken) < 8:
-        got = slot.take(5)
+        got = slot.take(60.0)
         assert got is not None
         taken.append(got.captured_ns)
-    thread.join(5)
+    thread.join(60.0)
     assert taken == list(range(8))
     assert puts == [None] * 8
 

@@ -97,7 +97,7 @@ def refusal(uri: str) -> str:
 
 
 def chunk(listener: AudioStream) -> AudioChunk:
-    taken = listener.take(2)
+    taken = listener.take(60.0)
     assert taken is not None
     return taken
 
@@ -365,7 +365,7 @@ def another_hangs(sound: FakeSound) -> Iterator[threading.Thread]:
         yield thread
     finally:
         sound.answers.set()
-        thread.join(5.0)
+        thread.join(60.0)
 
 
 def test_a_microphone_that_cannot_be_closed_while_another_hangs_is_closed_when_that_one_answers(

@@ -145,7 +145,7 @@ def test_every_packet_is_handed_on_with_what_a_muxer_needs(film: Path) -> None:
     )
     stream.start()
     while not stream.ended:
-        stream.take(1.0)
+        stream.take(60.0)
     stream.stop()
     pictures = [one for one in packets if one.track.kind == "video"]
     sounds = [one for one in packets if one.track.kind == "sound"]
@@ -166,6 +166,6 @@ def test_pictures_without_a_codec_give_no_packets() -> None:
     stream = FrameStream("yard", "test:?frames=3", CaptureConfig(), on_change=print, on_packet=packets.append)
     stream.start()
     while not stream.ended:
-        stream.take(1.0)
+        stream.take(60.0)
     stream.stop()
     assert packets == []

@@ -672,7 +672,7 @@ def test_a_state_folder_that_cannot_be_used_is_refused_as_by_run(file: Path, tmp
     assert said.startswith(f"{file}:{3 if more else 2}: ")
     command = [sys.executable, "-m", "agent", "run", "-c", str(file)]
     environment = {key: value for key, value in os.environ.items() if key != "STATE_DIRECTORY"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=ROOT, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment)
     assert done.returncode == 1
     assert said.partition(": ")[2] in done.stderr
 
@@ -719,7 +719,7 @@ def test_a_pipe_is_not_opened_as_a_source(file: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     file.write_text(STREAM.replace("SOURCE", f"file:{tmp_path}/pipe.mp4"))
     command = [sys.executable, "-m", "agent", "config", "check", str(file)]
-    assert subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+    assert subprocess.run(command, capture_output=True, timeout=60, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("scheme", ["file", "dir", "wav"])

@@ -122,11 +122,11 @@ def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path / "x.vedette.ledger")
     with SshBoards(tmp_path, good=slow) as boards:
         running = boards.begin("rollout", "x.vedette")
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while not any(isinstance(one, Started) for one in ledger.read()) and time.monotonic() < until:
             time.sleep(0.1)
         running.send_signal(signal.SIGINT)
-        _, err = running.communicate(timeout=30)
+        _, err = running.communicate(timeout=60)
         assert running.returncode == 130
         assert "Traceback" not in err
         assert "the same command again" in err

@@ -141,7 +141,7 @@ def test_success_is_exit_code_0(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def piped(command: str) -> subprocess.CompletedProcess[bytes]:
     """A command line of bash in which `vedette` is the program."""
     line = f'set -o pipefail; vedette() {{ {sys.executable} -m agent "$@"; }}; {command}'
-    return subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, timeout=30)
+    return subprocess.run(["bash", "-c", line], cwd=ROOT, capture_output=True, timeout=60)
 
 
 READER_LEAVES = (
@@ -272,7 +272,7 @@ def test_a_program_that_ends_while_a_thread_is_in_native_code_is_not_aborted(
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
     )
     assert (done.returncode, done.stdout) == (code, "printed and flushed")
     assert done.stderr == told or (told is None and done.stderr.endswith("division or modulo by zero\n"))

@@ -100,7 +100,7 @@ def test_a_signal_while_the_program_is_imported_is_no_death(
 ) -> None:
     """A reload goes on, to a file that is not there."""
     early = EARLY.format(module=module, number=int(how), file=tmp_path / "gone.toml")
-    done = subprocess.run([sys.executable, "-c", early], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", early], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == code
     assert done.stdout == ""
     assert done.stderr.count("\n") == code

@@ -75,9 +75,9 @@ def test_there_is_one_at_a_time_and_it_ends_with_the_daemon() -> None:
     while checkup._process is None:
         pass
     checkup.stop()
-    assert answers.get(timeout=10)[0] is None
+    assert answers.get(timeout=60)[0] is None
     assert checkup._thread is not None
-    checkup._thread.join(5)
+    checkup._thread.join(60.0)
     checkup.stop()
 
 

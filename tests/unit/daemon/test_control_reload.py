@@ -196,11 +196,11 @@ def test_a_stream_whose_inference_hangs_frees_its_source_at_once_and_its_model_w
     (reads,) = [thread for thread in threading.enumerate() if thread.name == "read-front"]
     inferences.hang(2)
     ReloadPlan(runtime, runtime.config, only="front").apply()
-    reads.join(1.0)
+    reads.join(60.0)
     assert not reads.is_alive()
     wait_for(lambda: inferences.hanging == 3)
     inferences.answer()
-    assert front.join(5.0)
+    assert front.join(60.0)
     wait_for(lambda: runtime.streams["front"].metrics.frames > 2)
     gc.collect()
     assert session() is None

@@ -76,7 +76,7 @@ def runner(board: Board) -> Iterator[FusionRunner]:
 
 
 def wait(until: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while not until():
         assert time.monotonic() < deadline
         time.sleep(0.005)

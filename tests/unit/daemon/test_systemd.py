@@ -173,5 +173,5 @@ def test_a_real_stream_that_hangs_in_its_model_is_noticed_and_one_that_waits_for
         go_on.set()
         for stream in streams.values():
             stream.ask_to_stop()
-            stream.join(2.0)
+            stream.join(60.0)
     assert msgspec.json.encode(streams["front"].health())

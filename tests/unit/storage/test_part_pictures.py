@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_made_is_told_once_and_the_next_picture_tries_ag
 def test_a_slow_disk_loses_pictures_and_not_time(tmp_path: Path) -> None:
     blocked = threading.Event()
     kept = PartPictures(tmp_path, 10_000)
-    kept.run(lambda: blocked.wait(20.0))
+    kept.run(lambda: blocked.wait(60.0))
     paths = [kept.keep(named(number), lambda: b"1") for number in range(12)]
     assert paths.count(None) >= 3
     assert "slower than the line" in kept.trouble
@@ -116,7 +116,7 @@ def test_a_slow_disk_loses_pictures_and_not_time(tmp_path: Path) -> None:
 def test_a_disk_that_hangs_is_not_waited_for_and_its_thread_ends_when_it_can(tmp_path: Path) -> None:
     blocked = threading.Event()
     kept = PartPictures(tmp_path, 10_000)
-    kept.run(lambda: blocked.wait(20.0))
+    kept.run(lambda: blocked.wait(60.0))
     for number in range(12):
         kept.keep(named(number), lambda: b"1")
     kept.close(0.01)

@@ -118,7 +118,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> _Conversions:
 def _frames(uri: str, privacy: Privacy | None = None) -> Iterator[Frame]:
     stream = FrameStream("yard", uri, CaptureConfig(), on_change=print, privacy=privacy or Privacy())
     stream.start()
-    until_s = time.monotonic() + 10.0
+    until_s = time.monotonic() + 60.0
     while not stream.ended and time.monotonic() < until_s:
         if (frame := stream.take(0.2)) is not None:
             yield frame
@@ -170,7 +170,7 @@ def test_a_stream_beside_one_that_hides_something_has_whole_pictures(tmp_path: P
 
 
 def _first(stream: FrameStream) -> Frame:
-    until_s = time.monotonic() + 10.0
+    until_s = time.monotonic() + 60.0
     while time.monotonic() < until_s:
         if (frame := stream.take(0.2)) is not None:
             return frame

@@ -58,7 +58,7 @@ def server() -> Iterator[HttpServer]:
 
 
 def ask(server: HttpServer, path: str = "/metrics", method: str = "GET", **headers: str) -> tuple[int, bytes]:
-    client = http.client.HTTPConnection(*server.address, timeout=5)
+    client = http.client.HTTPConnection(*server.address, timeout=60)
     client.request(method, path, headers=headers)
     answer = client.getresponse()
     return answer.status, answer.read()
@@ -66,7 +66,7 @@ def ask(server: HttpServer, path: str = "/metrics", method: str = "GET", **heade
 
 def exchange(server: HttpServer, sent: bytes) -> bytes:
     """Send bytes, and return all that comes until the server closes."""
-    with socket.create_connection(server.address, timeout=5) as client:
+    with socket.create_connection(server.address, timeout=60) as client:
         try:
             client.sendall(sent)
             return b"".join(iter(lambda: client.recv(4096), b""))
@@ -75,7 +75,7 @@ def exchange(server: HttpServer, sent: bytes) -> bytes:
 
 
 def test_the_page_is_served_with_its_type(server: HttpServer) -> None:
-    client = http.client.HTTPConnection(*server.address, timeout=5)
+    client = http.client.HTTPConnection(*server.address, timeout=60)
     client.request("GET", "/metrics?name[]=x")
     answer = client.getresponse()
     assert (answer.status, answer.read()) == (200, PAGE.body)
@@ -84,7 +84,7 @@ def test_the_page_is_served_with_its_type(server: HttpServer) -> None:
 
 
 def test_the_head_has_the_length_and_no_body(server: HttpServer) -> None:
-    client = http.client.HTTPConnection(*server.address, timeout=5)
+    client = http.client.HTTPConnection(*server.address, timeout=60)
     client.request("HEAD", "/metrics")
     answer = client.getresponse()
     assert (answer.status, answer.getheader("Content-Length"), answer.read()) == (200, str(len(PAGE.body)), b"")
@@ -117,7 +117,7 @@ def drip(client: socket.socket, until: float) -> None:
 
 
 def test_a_request_that_drips_is_cut_off(server: HttpServer) -> None:
-    with socket.create_connection(server.address, timeout=5) as client, pytest.raises(ConnectionError):
+    with socket.create_connection(server.address, timeout=60) as client, pytest.raises(ConnectionError):
         drip(client, time.monotonic() + 5.0)
     assert ask(server)[0] == 200
 
@@ -236,7 +236,7 @@ def test_slow_readers_of_files_give_way_to_others_and_a_fast_one_does_not(tmp_pa
 def test_nobody_is_cut_off_while_nobody_waits(tmp_path: Path) -> None:
     (tmp_path / "clip").write_bytes(b"x" * 3_000_000)
     made = files(tmp_path / "clip", HttpLimits(connections=1, fair_s=0.0, piece_bytes=16 * 1024))
-    with socket.create_connection(made.address, timeout=5) as slow:
+    with socket.create_connection(made.address, timeout=60) as slow:
         slow.sendall(b"GET /clip HTTP/1.1\r\nConnection: close\r\n\r\n")
         time.sleep(0.8)
         assert sum(map(len, iter(lambda: slow.recv(65536), b""))) > 3_000_000
@@ -268,7 +268,7 @@ def test_https_serves_and_plain_text_at_its_port_disturbs_nobody(tmp_path: Path)
     assert PAGE.body not in exchange(made, b"GET /metrics HTTP/1.1\r\n\r\n")
     trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # the default one of Python 3.13 is strict with our CA
     trusting.load_verify_locations(tmp_path / "ca.pem")
-    client = http.client.HTTPSConnection(*made.address, timeout=5, context=trusting)
+    client = http.client.HTTPSConnection(*made.address, timeout=60, context=trusting)
     client.request("GET", "/metrics")
     assert client.getresponse().read() == PAGE.body
     made.close()

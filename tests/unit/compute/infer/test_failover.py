@@ -48,7 +48,7 @@ def answers(session: FailoverSession, number: int) -> None:
 
 def until(session: FailoverSession, backend: str) -> int:
     """Inferences until that answers."""
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     for number in range(1_000_000):
         answers(session, number)
         if session.backend == backend:
@@ -131,7 +131,7 @@ def test_every_variant_is_answered_by_whoever_is_there() -> None:
     cpu = open_session(model, "cpu", SessionOptions())
     both = FailoverSession(model, BackendSpec("apart"), SessionOptions(), retry_s=0.1)
     random = np.random.default_rng(2)
-    deadline = time.monotonic() + 20.0
+    deadline = time.monotonic() + 60.0
     for turn, variant in enumerate(itertools.cycle(("3", "4", "6", "12", "3", "4"))):
         if turn >= 36 and both.backend == "apart":
             break

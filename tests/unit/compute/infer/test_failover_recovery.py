@@ -32,7 +32,7 @@ class Opens:
         self.gate.set()
 
     def __call__(self) -> WorkerSession:
-        self.gate.wait(10.0)
+        self.gate.wait(60.0)
         if self.errors:
             raise self.errors.pop(0)
         self.given.append(Device())

@@ -92,7 +92,7 @@ def waiting(pool: SessionPool) -> Iterator[Callable[[], Session | Exception]]:
     thread.start()
     wait_for(lambda: pool._turns.is_awaited or results)
     yield result
-    thread.join(10.0)
+    thread.join(60.0)
     assert not thread.is_alive()
 
 

@@ -79,7 +79,7 @@ def test_streams_at_once_get_their_own_answers_and_no_session_runs_twice_at_once
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(30.0)
+            thread.join(60.0)
         assert not errors
         assert 1 <= len(used) <= 2
 
@@ -109,7 +109,7 @@ def test_a_stream_that_is_joined_while_it_writes_is_waited_for(identity: Model) 
             thread = threading.Thread(target=answers, args=(second, 2))
             thread.start()
             first.invoke()
-            thread.join(10.0)
+            thread.join(60.0)
             assert not thread.is_alive()
             assert np.all(first.output(0) == 1)
 
@@ -149,8 +149,8 @@ def test_a_stream_that_hangs_takes_no_other_with_it(
         other.start()
         wait_for(lambda: inferences.hanging == 2)  # on another session
         inferences.answer()
-        hanging.join(10.0)
-        other.join(10.0)
+        hanging.join(60.0)
+        other.join(60.0)
         assert not hanging.is_alive()
         assert not other.is_alive()
         answers(first, 3)

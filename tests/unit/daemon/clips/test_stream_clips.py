@@ -117,7 +117,7 @@ def test_a_live_camera_does_not_wait_for_the_encoder(tmp_path: Path, monkeypatch
     goes_on, real = threading.Event(), PictureEncoder.encode
 
     def slowly(self: PictureEncoder, frame: Frame) -> Any:
-        goes_on.wait(10)
+        goes_on.wait(60.0)
         return real(self, frame)
 
     monkeypatch.setattr(PictureEncoder, "encode", slowly)

@@ -59,7 +59,7 @@ def test_what_threads_do_meanwhile_is_in_the_trace() -> None:
     wait_for(is_recording)
     with spans.span("commit"):
         time.sleep(0.01)
-    result, why = answers.get(timeout=20)
+    result, why = answers.get(timeout=60)
     assert not is_recording()
     assert (why, result is not None) == ("", True)
     assert result is not None
@@ -74,8 +74,8 @@ def test_a_second_one_is_refused_while_one_is_recorded() -> None:
     answers = started(recording, 0.3)
     with pytest.raises(CommandError, match="already, for 1 s more"):
         started(recording, 0.1)
-    answers.get(timeout=20)
-    assert started(recording, 0.01).get(timeout=20)[1] == ""
+    answers.get(timeout=60)
+    assert started(recording, 0.01).get(timeout=60)[1] == ""
 
 
 def test_a_trace_can_be_ended_early_and_is_answered_with_what_there_is() -> None:
@@ -84,9 +84,9 @@ def test_a_trace_can_be_ended_early_and_is_answered_with_what_there_is() -> None
     answers = started(recording, 100.0)
     wait_for(is_recording)
     assert recording.end()
-    result, why = answers.get(timeout=20)
+    result, why = answers.get(timeout=60)
     assert (result is not None, why, is_recording()) == (True, "", False)
-    assert started(recording, 0.01).get(timeout=20)[1] == ""
+    assert started(recording, 0.01).get(timeout=60)[1] == ""
 
 
 def test_a_daemon_that_stops_ends_it_without_an_answer() -> None:
@@ -101,7 +101,7 @@ def test_a_daemon_that_stops_ends_it_without_an_answer() -> None:
 
 def test_an_internal_error_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "pack", lambda *_: 1 // 0)
-    result, why = started(TraceRecording("porch"), 0.01).get(timeout=20)
+    result, why = started(TraceRecording("porch"), 0.01).get(timeout=60)
     assert (result, "ZeroDivisionError" in why) == (None, True)
 
 

@@ -34,7 +34,7 @@ def best(selection: DecoderSelection, codec: str = "h264") -> str:
     assert selection.best(codec) == "", "nobody waits for a measurement"
     for thread in threading.enumerate():
         if thread.name.startswith("decoders-"):
-            thread.join(10)
+            thread.join(60.0)
     return selection.best(codec)
 
 

@@ -144,7 +144,7 @@ def test_a_model_that_blurs_and_cannot_be_opened_is_tried_again_and_told_once(
         wait_for(lambda: made.status[0] == "running" and made.metrics.frames > 2)
     finally:
         made.ask_to_stop()
-        assert made.join(2.0)
+        assert made.join(60.0)
     assert len(tries) >= 5
     assert not [one for one in caplog.messages if "no such file" in one], "who prepares it tells that"
 

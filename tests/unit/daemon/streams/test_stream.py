@@ -74,7 +74,7 @@ def running(made: Stream) -> Iterator[Stream]:
         yield made
     finally:
         made.ask_to_stop()
-        assert made.join(30.0)
+        assert made.join(60.0)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_model_that_is_still_being_tried_is_opened_by_the_streams_own_thread(
     made.start()
     wait_for(lambda: made.has_result)
     made.ask_to_stop()
-    assert made.join(30.0)
+    assert made.join(60.0)
 
 
 def test_one_that_crashes_the_runtime_then_fails_for_good(
@@ -275,7 +275,7 @@ def test_a_model_whose_shapes_only_the_runtime_tells_is_opened_by_the_streams_th
     assert settings_of(made.config).variants == ("full",)
     assert not made.model_changed
     made.ask_to_stop()
-    assert made.join(30.0)
+    assert made.join(60.0)
 
 
 def test_that_such_a_model_runs_is_remembered_from_one_start_to_the_next(
@@ -440,7 +440,7 @@ def test_what_is_set_before_it_runs_counts_when_it_does(tmp_path: Path) -> None:
     made.start()
     wait_for(lambda: made.metrics.frames > 10)
     made.ask_to_stop()
-    assert made.join(30.0)
+    assert made.join(60.0)
     assert kept.kinds() == []
 
 

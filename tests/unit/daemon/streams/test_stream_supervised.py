@@ -42,7 +42,7 @@ class Run(Stream):
 def test_what_ends_by_itself_is_over() -> None:
     run = Run(None)
     run.start()
-    assert run.join(2.0)
+    assert run.join(60.0)
     assert (run.state, run.finished, run.attempts, run.closed) == ("ended", True, 1, 1)
 
 
@@ -52,14 +52,14 @@ def test_what_breaks_by_a_defect_or_its_device_is_started_again_and_closed_each_
     wait_for(lambda: run.state == "running")
     assert (run.attempts, run.closed, run.finished) == (3, 2, False)
     run.ask_to_stop()
-    assert run.join(2.0)
+    assert run.join(60.0)
     assert run.closed == 3
 
 
 def test_broken_input_stays_broken_with_its_reason() -> None:
     run = Run(ModelError("no such model"))
     run.start()
-    assert run.join(2.0)
+    assert run.join(60.0)
     assert (run.state, run.detail, run.finished, run.attempts) == ("failed", "no such model", True, 1)
 
 
@@ -69,7 +69,7 @@ def test_one_that_is_to_be_tried_again_is_not_over_and_can_be_stopped_while_it_w
     wait_for(lambda: run.closed == 1)
     assert (run.state, run.finished) == ("failed", False)
     run.ask_to_stop()
-    assert run.join(2.0)
+    assert run.join(60.0)
 
 
 @pytest.mark.parametrize("state", ["disabled", "failed"])
@@ -83,7 +83,7 @@ def test_what_was_prepared_and_never_begun_is_closed() -> None:
     run = Run()
     run.ask_to_stop()
     run.start()
-    assert run.join(2.0)
+    assert run.join(60.0)
     assert (run.attempts, run.closed) == (0, 1)
 
 
@@ -101,4 +101,4 @@ def test_while_two_hang_a_third_waits() -> None:
     assert run.detail == ""
     for one in (run, before[1]):
         one.ask_to_stop()
-        assert one.join(2.0)
+        assert one.join(60.0)

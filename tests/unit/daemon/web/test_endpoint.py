@@ -42,7 +42,7 @@ def at(port: int, host: str = HOST) -> MetricsConfig:
 
 def answers(port: int) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://{HOST}:{port}/metrics", timeout=60) as answer:
             return bool(answer.read() == b"vedette_up 1\n")
     except OSError:
         return False

@@ -53,7 +53,7 @@ def test_a_put_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     stuck, commit = threading.Event(), SpoolTable.commit
 
     def slow(self: SpoolTable, batch: Commit) -> None:
-        stuck.wait(10.0)
+        stuck.wait(60.0)
         commit(self, batch)
 
     monkeypatch.setattr(SpoolTable, "commit", slow)
@@ -226,12 +226,12 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
 
     def slow(self: SpoolTable, batch: Commit) -> None:
         entered.set()
-        stuck.wait(10.0)
+        stuck.wait(60.0)
         commit(self, batch)
 
     monkeypatch.setattr(SpoolTable, "commit", slow)
     opened.put(TOPIC, bytes(1000))
-    assert entered.wait(5.0)
+    assert entered.wait(60.0)
     for _ in range(200):
         opened.put(TOPIC, bytes(1000))
     assert opened.stats().bytes < 2 * 65536
@@ -366,7 +366,7 @@ def test_what_could_be_peeked_can_be_peeked_while_a_disk_that_is_back_takes_it(
     wait_for(lambda: numbers(opened) == [1, 2])
     wait_for(lambda: opened.stats().on == "memory")
     broken.set()
-    assert back.wait(5.0)
+    assert back.wait(60.0)
     assert seen == [[1, 2]]
     opened.close()
 
