@@ -137,7 +137,7 @@ class Board:
             found = int(told["MainPID"])
             return told["ActiveState"] == "active" and found not in (0, but)
 
-        wait_for(is_there, 40.0)
+        wait_for(is_there)
         return found
 
     def journal(self, unit: str = "vedette.service") -> str:

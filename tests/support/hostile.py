@@ -13,7 +13,7 @@ from tests.support.mosquitto import HOST
 
 CONNACK_5 = b"\x20\x03\x00\x00\x00"
 CONNACK_3 = b"\x20\x02\x00\x00"
-SILENCE_S = 5.0
+SILENCE_S = 60.0
 """After so long without a byte a connection is closed by the peer, so that no test hangs."""
 
 

@@ -23,7 +23,7 @@ def filled(
     opened = Spool(folder, config or StorageConfig(), timings)
     for number in range(count):
         opened.put(TOPIC, b"%d" % number)
-    assert opened.flush(10.0)
+    assert opened.flush(60.0)
     return opened
 
 

@@ -89,7 +89,7 @@ def test_every_event_reaches_the_central_broker_once_by_its_id_and_in_order_also
                 bridged.central.start()
             elif breaks == "site":
                 bridged.site.start()
-            messages.wait(lambda m: len(set(seqs(m))) == total, 40)  # noqa: B023  # it is called here only
+            messages.wait(lambda m: len(set(seqs(m))) == total)  # noqa: B023  # it is called here only
     assert seqs(messages) == list(range(1, total + 1))
 
 

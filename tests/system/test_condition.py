@@ -103,7 +103,7 @@ def test_health_and_status_name_the_problems(
     clip = write_clip(tmp_path / "clip.avi", staged((20, 0.0, 0.02)))
     source = clip.replace("pace=fast", "pace=realtime&loop=1")
     with Vedette(tmp_path, broker, front=camera(person_model(tmp_path), source, **watched)).online_first():
-        messages.wait(lambda m: words(m)[-1:] == [["dark"]], 40)
+        messages.wait(lambda m: words(m)[-1:] == [["dark"]])
         messages.wait(lambda m: (now := health(m)) is not None and now.streams["front"].problems == ("dark",))
         found = health(messages)
         assert found is not None

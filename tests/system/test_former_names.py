@@ -44,8 +44,8 @@ def leave(broker: Mosquitto, *topics: str, payload: bytes = b"7") -> None:
 
 
 def wait_announced(messages: Messages, topics: Topics = TOPICS) -> None:
-    messages.wait(lambda m: all(m.of(topics.snapshot(name)) for name in ("front", "back")), 30)
-    messages.wait(lambda m: m.of(f"homeassistant/device/{topics.device}/config"), 30)
+    messages.wait(lambda m: all(m.of(topics.snapshot(name)) for name in ("front", "back")))
+    messages.wait(lambda m: m.of(f"homeassistant/device/{topics.device}/config"))
 
 
 def cleanup(broker: Mosquitto, *words: str, answer: str = "") -> Result:

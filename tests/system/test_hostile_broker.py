@@ -86,7 +86,7 @@ def survived(
             assert resident_mb() - before < _BOUND_MB, "while it is attacked"
             assert publisher._thread is not None
             assert publisher._thread.is_alive()
-            messages.wait(lambda m: len({e.id for e in events_of(m.of(EVENTS))}) == 5, 30)
+            messages.wait(lambda m: len({e.id for e in events_of(m.of(EVENTS))}) == 5)
             wait_for(lambda: spool.stats().waiting == 0)
             publisher.stop(1.0)
     assert resident_mb() - before < _BOUND_MB

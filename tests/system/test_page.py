@@ -99,7 +99,7 @@ def test_a_daemon_serves_its_clips_to_whom_it_lets_in(tmp_path: Path, broker: Mo
     messages = broker.subscribe("vedette/#")
     with vedette:
         url = f"http://{HOST}:{port}/"
-        wait_for(lambda: b"being recorded" in get(f"{url}?kind=recordings")[1], 20.0)
+        wait_for(lambda: b"being recorded" in get(f"{url}?kind=recordings")[1])
         wait_for(lambda: b"<video" in get(f"{url}clips/front/")[1])
         assert vedette.said(f"page: served at http://{HOST}:{port}/")
         table |= {"username": "me", "password_file": str(secret)}

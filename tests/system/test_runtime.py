@@ -402,7 +402,7 @@ def test_a_stream_that_hangs_in_its_turn_leaves_the_model_to_the_others(
     monkeypatch.setattr("agent.compute.infer.sharing._HANGS_S", 0.5)
     monkeypatch.setattr("agent.compute.infer.sharing.side_by_side", lambda *_: 1)
     with inside(config):
-        wait_for(lambda: "an inference on cpu takes longer than" in caplog.text, 20.0)
+        wait_for(lambda: "an inference on cpu takes longer than" in caplog.text)
         hear(messages, 5, "back")
         free.set()
         hear(messages, 5)

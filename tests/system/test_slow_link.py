@@ -82,7 +82,7 @@ def test_on_a_slow_line_every_event_arrives_in_order(broker: Mosquitto, tmp_path
             spool.put(EVENTS, event())
             mqtt.send(SAMPLES, bytes(1000))
             mqtt.retain(SNAPSHOTS[number % 4], b"\xff%d" % number + bytes(30_000))
-        messages.wait(lambda m: len(m.of(EVENTS)) == 100, 30.0)
+        messages.wait(lambda m: len(m.of(EVENTS)) == 100)
     assert [one.seq for one in events_of(messages.of(EVENTS))] == list(range(1, 101))
 
 

@@ -29,7 +29,7 @@ def test_sounds_that_overlap_reach_a_subscriber_each_with_its_times(
     track = {"lost_after_s": LOST_S, "update_every_s": 1.0, "stationary_after_s": 0.0}
     yard |= {"track": track, "publish": {"detections": True}}
     with Vedette(tmp_path, broker, yard=yard).online_first() as vedette:
-        messages.wait(lambda m: states(m).get("yard") == "ended", 30.0)
+        messages.wait(lambda m: states(m).get("yard") == "ended")
         vedette.end()
     assert stopped(messages)
     assert left_open(messages, "yard") == set()

@@ -9,7 +9,7 @@ import pytest
 from agent.board.vcgencmd import FirmwareQuery, ask_firmware, has_firmware
 from tests.support.boards import write
 
-EVER_S = 20.0
+EVER_S = 50.0
 
 
 def program(folder: Path, script: str) -> str:

@@ -89,7 +89,7 @@ def test_a_lossless_queue_makes_the_producer_wait() -> None:
     time.sleep(0.05)
     assert producer.is_alive()
     for _ in range(50):
-        taken = queue.take(1)
+        taken = queue.take(60.0)
         assert taken is not None
         got.append((taken.first, len(taken.samples)))
     producer.join(60.0)

@@ -250,7 +250,7 @@ def test_a_reader_that_hangs_is_abandoned_and_closed_when_it_comes_back(script: 
 def test_not_more_than_a_few_readers_may_hang(script: scripted.Script) -> None:
     script.mood = "hang"
     with grabbing(_LIVE, CaptureConfig(stall_s=0.05, reopen_max_s=0.01)) as (grabber, news):
-        until(lambda: script.opened == 3, 10)
+        until(lambda: script.opened == 3)
         time.sleep(2.0)
         assert script.opened == 3
         script.mood = "give"
@@ -275,7 +275,7 @@ def test_stop_ends_every_thread_and_wakes_the_consumer(script: scripted.Script) 
     with grabbing(_LIVE, name="gate") as (grabber, _):
         until(lambda: {"capture-gate", "read-gate"} <= {thread.name for thread in threading.enumerate()})
         until(lambda: grabber.stats.frames > 0)
-    until(lambda: not {"capture-gate", "read-gate"} & {thread.name for thread in threading.enumerate()}, 1)
+    until(lambda: not {"capture-gate", "read-gate"} & {thread.name for thread in threading.enumerate()})
     assert script.closed == 1
 
 

@@ -247,7 +247,7 @@ def test_new_ones_are_shown_as_they_come(folder: Path) -> None:
         spool = Spool(folder, StorageConfig())
         spool.put(TOPICS.events("back"), event(stream="back"))
         spool.put(EVENTS, event("later"))
-        assert spool.flush(5.0)
+        assert spool.flush(60.0)
         assert json.loads(running.stdout.readline())["id"] == "later"
         spool.close()
     finally:

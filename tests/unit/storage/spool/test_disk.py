@@ -43,7 +43,7 @@ def test_a_corrupt_database_is_set_aside_and_numbers_do_not_go_backwards(
     (aside,) = tmp_path.glob("spool.db.corrupt-*")
     assert aside.name in line
     opened.put(TOPIC, b"new")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     rows = numbers(opened)
     assert rows == sorted(set(rows))
     assert 500 < rows[-1] <= 500 + 2 * BLOCK
@@ -82,7 +82,7 @@ def test_corruption_at_work_is_repaired_at_once_but_not_again_and_again(
     monkeypatch.setattr(SpoolTable, "commit", fail)
     opened.settle([1, 2])
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     assert numbers(opened) == list(range(3, 22))
     assert "18 events saved" in errors(caplog)[0] or "20 events saved" in errors(caplog)[0]
     usable.clear()

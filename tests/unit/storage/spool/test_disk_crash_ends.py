@@ -24,7 +24,7 @@ def with_open_tracks(folder: Path) -> Spool:
         opened.put(TOPIC, b"new " + key.encode(), OpenTrack(key, b"end " + key.encode()))
     opened.put(TOPIC, b"update a", OpenTrack("a", b"end a2"))
     opened.put(TOPIC, b"end c", OpenTrack("c", None))
-    assert opened.flush(10.0)
+    assert opened.flush(60.0)
     return opened
 
 
@@ -32,9 +32,9 @@ def test_crash_ends_are_the_first_events_of_the_next_process_and_hold_once(tmp_p
     opened = with_open_tracks(tmp_path)
     assert len(bodies(opened)) == 5
     again = reopened(opened, tmp_path)
-    assert again.flush(10.0)
+    assert again.flush(60.0)
     again.put(TOPIC, b"more")
-    assert again.flush(10.0)
+    assert again.flush(60.0)
     assert bodies(again)[5:] == [b"end a2", b"end b", b"more"]
     assert numbers(again) == list(range(1, 9))
     assert again.crash_ends == 2
@@ -47,10 +47,10 @@ def test_crash_ends_outlive_a_corrupt_file(tmp_path: Path, caplog: pytest.LogCap
     opened = with_open_tracks(tmp_path)
     opened._disk.handle_error(corruption())
     opened.put(TOPIC, b"more")
-    assert opened.flush(10.0)
+    assert opened.flush(60.0)
     assert opened.crash_ends == 0, "they are of this process"
     again = reopened(opened, tmp_path)
-    assert again.flush(10.0)
+    assert again.flush(60.0)
     assert again.crash_ends == 2
     again.close()
     assert "set aside" in errors(caplog)[0]
@@ -62,7 +62,7 @@ def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
 ) -> None:
     opened = Spool(tmp_path, StorageConfig(), IMPATIENT)
     opened.put(TOPIC, b"new a", OpenTrack("a", b"end a"))
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     opened.settle([1])
     opened.close()
     if stale:
@@ -84,6 +84,6 @@ def test_crash_ends_on_a_disk_that_can_be_opened_only_later_are_put_then(
     wait_for(lambda: bodies(again) == expected)
     again.close()
     last = Spool(tmp_path, StorageConfig())
-    assert last.flush(5.0)
+    assert last.flush(60.0)
     assert bodies(last) == expected, "once"
     last.close()

@@ -43,7 +43,7 @@ def test_numbers_go_on_when_everything_was_delivered(tmp_path: Path) -> None:
     opened = reopened(opened, tmp_path)
     assert opened.stats().waiting == 0
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     assert numbers(opened) == [6]
     opened.close()
 
@@ -64,7 +64,7 @@ def test_a_put_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not opened.flush(0.05)
     assert numbers(opened) == [1], "what is not committed is not shown"
     stuck.set()
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     assert numbers(opened) == list(range(1, 1002))
     opened.close()
 
@@ -86,7 +86,7 @@ def test_puts_that_come_together_share_a_commit(tmp_path: Path, monkeypatch: pyt
     time.sleep(0.1)
     assert len(commits) == count_before, "acknowledgements wait for company"
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     assert len(commits) == count_before + 1
     opened.settle(range(500, 1600))
     wait_for(lambda: len(commits) == count_before + 2)
@@ -145,7 +145,7 @@ def test_a_drop_is_told_when_it_begins_and_when_it_is_over(
     for _ in range(3):
         for _ in range(100):
             opened.put(TOPIC, bytes(1000))
-        assert opened.flush(5.0)
+        assert opened.flush(60.0)
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == 1
     assert "spool_max_bytes" in told[0]
@@ -181,7 +181,7 @@ def test_the_hook_is_called_when_there_is_more_to_peek(tmp_path: Path) -> None:
         wait_for(functools.partial(lambda s: s and len(s[-1]) == 1, seen))
         opened.on_stored(None)
         opened.put(TOPIC, b"y")
-        assert opened.flush(5.0)
+        assert opened.flush(60.0)
         opened.settle(numbers(opened))
         opened.close()
         assert len(seen) == 1
@@ -194,10 +194,10 @@ def test_a_hook_that_fails_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptu
     opened = Spool(tmp_path, StorageConfig())
     opened.on_stored(fail)
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     wait_for(lambda: errors(caplog))
     opened.put(TOPIC, b"y")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     opened.close()
 
 
@@ -207,7 +207,7 @@ def test_the_oldest_go_first_when_there_are_too_many(tmp_path: Path) -> None:
     for _ in range(200):
         opened.put(TOPIC, bytes(1000))
         time.sleep(0.0002)
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     kept = 65536 // (1000 + len(TOPIC))
     assert numbers(opened) == list(range(201 - kept, 201))
     assert opened.stats().dropped == 200 - kept
@@ -236,7 +236,7 @@ def test_a_burst_larger_than_the_spool_is_bounded_before_the_disk(
         opened.put(TOPIC, bytes(1000))
     assert opened.stats().bytes < 2 * 65536
     stuck.set()
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     rows = numbers(opened)
     assert rows[-1] == 202
     assert rows[1:] == list(range(rows[1], 203))
@@ -253,7 +253,7 @@ def test_what_is_too_old_goes_and_what_has_no_age_stays(tmp_path: Path, monkeypa
     assert opened.stats().dropped == 3
     monkeypatch.setattr(time, "time", lambda: 12.0)  # a board without a clock, before it has been told the time
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     monkeypatch.setattr(time, "time", lambda: now)
     time.sleep(0.5)
     assert numbers(opened) == [4]
@@ -317,7 +317,7 @@ def test_a_defect_does_not_end_the_writer(
 
     monkeypatch.setattr(disk.SpoolDisk, "write", fail)
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     assert numbers(opened) == [1, 2]
     assert "internal error" in errors(caplog)[0]
     opened.close()
@@ -375,7 +375,7 @@ def test_new_bounds_count_at_once(tmp_path: Path) -> None:
     opened = Spool(tmp_path, StorageConfig())
     for _ in range(100):
         opened.put(TOPIC, bytes(1000))
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     opened.settle(range(1, 11))
     opened.configure(StorageConfig(spool_max_bytes=65536, history_max_bytes=0))
     wait_for(lambda: opened.stats().bytes <= 65536)
@@ -384,7 +384,7 @@ def test_new_bounds_count_at_once(tmp_path: Path) -> None:
     wait_for(lambda: all(not past.acknowledged for past in History(tmp_path).after(0)))
     opened.configure(StorageConfig(history_max_bytes=1 << 20))
     opened.put(TOPIC, b"x")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     opened.settle([*numbers(opened)])
     opened.close()
     assert [past.stored.body for past in History(tmp_path).after(100)] == [b"x"], "there is a history again"
@@ -403,7 +403,7 @@ def test_what_becomes_less_safe_while_it_runs_gives_no_number_twice_after_a_powe
     opened.close()
     after = Spool(left, StorageConfig())
     after.put(TOPIC, b"next")
-    assert after.flush(5.0)
+    assert after.flush(60.0)
     assert numbers(after)[:-1] == [1, 2, 3]
     assert numbers(after)[-1] > 4
     after.close()
@@ -417,12 +417,12 @@ def test_what_becomes_safe_while_it_runs_leaves_no_gap_any_more(tmp_path: Path) 
     opened.configure(StorageConfig())
     wait_for(lambda: "disk" in (running / "spool.seq").read_text())
     opened.put(TOPIC, b"safe")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     shutil.copytree(running, left)
     opened.close()
     after = Spool(left, StorageConfig())
     after.put(TOPIC, b"next")
-    assert after.flush(5.0)
+    assert after.flush(60.0)
     assert numbers(after) == [1, 2, 3]
     after.close()
 
@@ -448,7 +448,7 @@ def test_each_message_tells_what_the_run_began_with_that_put_it_also_when_a_late
     assert opened.first_seq == 1
     opened = reopened(opened, tmp_path)
     opened.put(TOPIC, b"later")
-    assert opened.flush(5.0)
+    assert opened.flush(60.0)
     assert opened.first_seq == 3
     assert [row.first_seq for row in opened.peek(0, 9)] == [1, 1, 3]
     assert [past.stored.first_seq for past in History(tmp_path).after(0)] == [1, 1, 3]

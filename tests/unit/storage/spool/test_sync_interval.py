@@ -107,7 +107,7 @@ def test_a_flush_a_shorter_interval_and_the_end_wait_for_nothing(tmp_path: Path)
     spool.set_sync_interval(math.inf)
     spool.put(TOPIC, b"{}")
     assert not numbers(spool)
-    assert spool.flush(2.0)
+    assert spool.flush(60.0)
     assert len(numbers(spool)) == 1
     spool.put(TOPIC, b"{}")
     spool.set_sync_interval(math.nan)
