@@ -20,12 +20,13 @@ class Script:
         mood: `give` a picture every 5 ms; `refuse` to open; `break` when read; `hang` until released;
             `crash` with an error that is not ours.
         opened, closed: how often.
+        hangs: set when a source begins to hang.
     """
 
     def __init__(self) -> None:
         self.mood, self.opened, self.closed = "give", 0, 0
         self.allocated = 0
-        self.released = threading.Event()
+        self.released, self.hangs = threading.Event(), threading.Event()
 
 
 script = Script()
@@ -44,6 +45,7 @@ class Scripted(Source):
         if mood == "crash":
             raise RuntimeError("in rtsp://user:secret@host/")
         if mood == "hang":
+            script.hangs.set()
             script.released.wait()
         time.sleep(0.005)
         return True

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ from agent.capture.streams import AudioStream
 from agent.config import CaptureConfig
 from agent.errors import SourceError
 from agent.types import AudioChunk, Samples
+from tests.support.publishing import wait_for
 from tests.unit.capture.test_audio_file_resampler import resampled, tone
 
-_QUICK = CaptureConfig(stall_s=0.5)
+_QUICK = CaptureConfig(stall_s=60.0)
 
 
 def write(path: Path, samples: Any, rate_hz: int = 16000, **kind: str) -> Path:
@@ -116,8 +118,9 @@ def test_a_fast_replay_counts_recorded_time(tmp_path: Path) -> None:
     path = write(tmp_path / "a.wav", noise(48_000))
     before = time.monotonic_ns()
     chunks = heard(f"wav:{path}?pace=fast")
+    after = time.monotonic_ns()
     began_ns = chunks[0].captured_ns - round(chunks[0].end / 16000 * 1e9)
-    assert before <= began_ns < before + 1e9
+    assert before <= began_ns < after
     for chunk in chunks:
         assert abs(chunk.captured_ns - began_ns - chunk.end / 16000 * 1e9) < 10
         recorded = (chunk.captured_at - chunks[0].captured_at).total_seconds()
@@ -130,20 +133,22 @@ def test_a_replay_at_realtime_comes_at_the_pace_of_a_microphone(tmp_path: Path) 
     path = write(tmp_path / "a.wav", samples)
     began = time.monotonic()
     chunks = heard(f"wav:{path}")
-    assert 1.4 < time.monotonic() - began < 2.0
+    assert time.monotonic() - began > 1.4
     assert (joined(chunks) == samples).all()
-    assert len(chunks) > 20
-    assert all(0 <= chunk.read_ns - chunk.captured_ns < 0.2e9 for chunk in chunks)
+    assert len(chunks) > 1
+    assert all(chunk.captured_ns <= chunk.read_ns for chunk in chunks)
+    for chunk in chunks[1:]:
+        heard_s = (chunk.captured_ns - chunks[0].captured_ns) / 1e9
+        assert heard_s == pytest.approx((chunk.end - chunks[0].end) / 16000, abs=1e-3)
 
 
 def test_stop_wakes_a_replay_that_waits_for_its_time(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.wav", noise(160_000))
-    listener = AudioStream("door", f"wav:{path}", _QUICK, 16000, on_change=lambda *_: None)
+    path = write(tmp_path / "a.wav", np.zeros(120 * 8000, np.int16), 8000)
+    listener = AudioStream("door", f"wav:{path}", _QUICK, 8000, on_change=lambda *_: None)
     listener.start()
     assert listener.take(60.0) is not None
-    began = time.monotonic()
     listener.stop()
-    assert time.monotonic() - began < 0.5
+    wait_for(lambda: "read-door" not in {thread.name for thread in threading.enumerate()})
     assert listener.take(0) is None
 
 

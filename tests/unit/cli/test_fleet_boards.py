@@ -106,13 +106,13 @@ def test_what_no_board_does_is_sent_to_none(tmp_path: Path) -> None:
 def test_a_board_that_holds_the_line_is_let_go_when_its_time_is_over(tmp_path: Path) -> None:
     """rsync has an ssh of its own, which must not outlive it."""
     bundle = models_bundle(tmp_path / "x.vedette", make_key(tmp_path / "key"))
-    with SshBoards(tmp_path, good="exec sleep 40") as boards:
+    with SshBoards(tmp_path, good="exec sleep 100") as boards:
         inventory = read_inventory(boards.folder / "fleet.toml")
         began = time.monotonic()
         sending = Transport(inventory.known_hosts).send(inventory.boards["good"], bundle, 3.0)
         reply, _ = asyncio.run(sending)
     assert reply.err == "no answer within 3 s"
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 def test_ctrl_c_leaves_a_ledger_that_is_gone_on_with(tmp_path: Path) -> None:

@@ -214,11 +214,8 @@ def test_no_more_than_two_threads_of_a_stream_hang_however_often_it_is_reloaded(
     for _ in range(4):
         ReloadPlan(runtime, runtime.config, only="front").apply()
         time.sleep(0.2)
-    assert inferences.hanging == before + 1
-    assert runtime.streams["front"].status == (
-        "starting",
-        "waiting for 2 earlier inferences of this stream to end",
-    )
+    waits = ("starting", "waiting for 2 earlier inferences of this stream to end")
+    wait_for(lambda: inferences.hanging == before + 1 and runtime.streams["front"].status == waits)
     inferences.answer()
     wait_for(lambda: runtime.streams["front"].has_result)
 
@@ -232,7 +229,7 @@ def device_processes() -> list[psutil.Process]:
 def test_a_device_whose_inference_hangs_is_not_opened_twice(
     runtime: Runtime, camera: StreamConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(WorkerSession.__init__.__kwdefaults__ or {}, "deadline_s", 1.5)
+    monkeypatch.setitem(WorkerSession.__init__.__kwdefaults__ or {}, "deadline_s", 5.0)
     (tmp_path / "device").mkdir()
     device = f"external:{compiled(tmp_path / 'device')}?mode=hang&after=10"
     gc.collect()  # sessions of other tests, which are closed when they are collected

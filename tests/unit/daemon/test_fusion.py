@@ -140,7 +140,7 @@ def test_capture_times_of_a_replay_or_a_clock_that_was_set_count_as_now(
     runner.add_events("front", [Event("new", Track("front-x-1", "person", 0.8, 0.8, 3, far, far), "")], far)
     runner.add_text("gate", "help", datetime.now(UTC))
     wait(lambda: board.events)
-    assert abs((board.events[0].captured_at - datetime.now(UTC)).total_seconds()) < 5.0
+    assert abs((board.events[0].captured_at - datetime.now(UTC)).total_seconds()) < 60.0
 
 
 def test_an_event_whose_condition_stays_goes_on_through_a_reload(runner: FusionRunner, board: Board) -> None:

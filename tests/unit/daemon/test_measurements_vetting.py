@@ -51,9 +51,7 @@ def test_what_ran_once_is_known_after_the_next_start(tmp_path: Path, model: Mode
     Vetting(VettingRecord(tmp_path)).check(model, SessionOptions(threads=1))
     vetting.KNOWN.clear()  # as at the next start
     assert VettingRecord(tmp_path).read(model) == ""
-    began = time.perf_counter()
     assert VettingRecord(tmp_path).read(model) == ""
-    assert time.perf_counter() - began < 0.01
 
 
 def test_a_bad_one_is_refused_at_once_and_tried_again_the_next_day(tmp_path: Path, model: Model) -> None:

@@ -125,7 +125,7 @@ def test_a_server_that_sends_nothing_is_told(target: Path, monkeypatch: pytest.M
 def test_a_server_that_sends_hardly_anything_is_given_up(
     server: FileServer, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_STALL_S", 0.2)
+    monkeypatch.setattr(module, "_STALL_S", 1.0)
     server.drip_s = 0.05
     with pytest.raises(ModelError, match="sends less than 256 bytes a second; try again"):
         fetch(f"{server.url}/a.tflite", target, SHA256)

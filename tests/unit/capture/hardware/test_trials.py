@@ -55,7 +55,7 @@ def test_whatever_happens_to_the_process_is_why_the_decoder_is_refused(
 ) -> None:
     (tmp_path / "pretend_trial.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert why in run_trial(NAME, "h264", b"", 1.0 if why == "hangs" else 20.0, "pretend_trial").refused
+    assert why in run_trial(NAME, "h264", b"", 1.0 if why == "hangs" else 60.0, "pretend_trial").refused
 
 
 @pytest.mark.skipif(any(Path("/dev").glob("video*")), reason="this machine has V4L2 devices")

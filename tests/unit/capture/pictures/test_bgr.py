@@ -60,10 +60,10 @@ def test_a_picture_stays_while_later_ones_are_converted() -> None:
 def test_memory_of_pictures_is_used_again() -> None:
     converter, frame = BgrConverter(), picture(width=1920, height=1088)
     converter.convert(frame)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
     for _ in range(10):
         converter.convert(frame)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # new memory: 1,530 each
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before < 3000  # new memory: 1,530 each
 
 
 def test_no_memory_is_kept_while_pictures_are_rare() -> None:

@@ -11,7 +11,7 @@ from agent.comms.mqtt.paho_client import Protocol
 from agent.comms.mqtt.reasons import UNSUPPORTED_PROTOCOL, RefusedError, UnansweredError
 from agent.errors import BrokerError
 
-PATIENCE_S = 60.0
+PATIENCE_S = 10.0
 
 
 def order(count: int = 3) -> FailoverPolicy:

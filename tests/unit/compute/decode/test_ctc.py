@@ -238,6 +238,6 @@ def test_a_large_dictionary_takes_no_time() -> None:
     labels = tuple(map(chr, range(0x4E00, 0x4E00 + 6999)))
     values = np.random.default_rng(0).normal(size=(1, 200, 7000)).astype(np.float32)
     decode = decoder("ctc", IMAGE, (spec("out", 1, 200, 7000),), labels, logits=True, score=0.0)
-    begin = time.perf_counter()
+    begin = time.thread_time()
     decode([values])
-    assert time.perf_counter() - begin < 1.0
+    assert time.thread_time() - begin < 1.0

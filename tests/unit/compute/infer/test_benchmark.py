@@ -50,7 +50,7 @@ def test_the_right_one_is_chosen_and_each_refusal_is_named(tmp_path: Path) -> No
     library, model = compiled(tmp_path), open_model(str(identity_model(tmp_path)))
     names = {mode: f"external:{library}?mode={mode}" for mode in (*REASONS, "fast")}
     told: list[str] = []
-    verdict = choose(model, probe_delegates(list(names.values())), cores=1, patience_s=3.0, progress=told.append)
+    verdict = choose(model, probe_delegates(list(names.values())), cores=1, patience_s=10.0, progress=told.append)
     assert verdict.chosen.settings == {"mode": "fast"}
     measured = {one.name: one for one in verdict.measured}
     for mode, reason in REASONS.items():

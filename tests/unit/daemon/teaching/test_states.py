@@ -158,10 +158,10 @@ def test_a_state_asks_for_pictures_only_while_it_needs_them(stream: Stream) -> N
 
 
 def test_pictures_that_are_still_on_their_way_are_not_learned(tmp_path: Path, vision: VideoPerception) -> None:
-    late = Stream(tmp_path, vision, delay_s=0.3)
+    late = Stream(tmp_path, vision, delay_s=2.0)
     late.states.teach(Lesson("gate", "open", 5), lambda *answer: late.answers.append(answer))
     late.show("closed", 3)
-    time.sleep(0.3)
+    time.sleep(2.0)
     late.show("open", 5)
     wait_for(lambda: late.answers)
     assert late.answers[0][0] == {"examples": {"open": 5}}

@@ -450,17 +450,20 @@ def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
 def test_pictures_that_a_slow_disk_missed_are_said(
     made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = ClipFile.append
+    writes, goes_on, real = threading.Event(), threading.Event(), ClipFile.append
 
     def slowly(self: ClipFile, shown: Sequence[TimedPacket]) -> None:
-        time.sleep(0.3)
+        writes.set()
+        goes_on.wait(60.0)
         real(self, shown)
 
     monkeypatch.setattr(ClipFile, "append", slowly)
     made.footage = PacketRing(2.0, 1000)
     made.add_frames(0, 3)
     made.begin(0, 10)
+    assert writes.wait(60.0)
     made.add_frames(4, 21)
+    goes_on.set()
     clip = made.clip()
     assert clip.frames < 21
     assert "missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
@@ -603,5 +606,5 @@ def test_a_clip_that_waits_for_a_lost_camera_is_no_load_of_the_disk(
     while not job.finished:
         behind.append(made.recorder.behind_s)
         time.sleep(0.01)
-    assert max(behind[20:]) == 0.0
+    assert max(behind[len(behind) // 2 :]) == 0.0, "once its beginning is written"
     assert made.clip().frames == 1

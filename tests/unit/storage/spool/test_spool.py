@@ -57,10 +57,9 @@ def test_a_put_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         commit(self, batch)
 
     monkeypatch.setattr(SpoolTable, "commit", slow)
-    began = time.perf_counter()
     for _ in range(1000):
         opened.put(TOPIC, b"x")
-    assert (time.perf_counter() - began) / 1000 < 1e-4
+    assert not stuck.is_set()
     assert not opened.flush(0.05)
     assert numbers(opened) == [1], "what is not committed is not shown"
     stuck.set()

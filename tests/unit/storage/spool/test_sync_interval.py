@@ -92,7 +92,7 @@ def test_a_longer_wait_makes_fewer_syncs(tmp_path: Path, monkeypatch: pytest.Mon
         real(table, changes)
 
     monkeypatch.setattr(SpoolTable, "commit", commit)
-    spool.set_sync_interval(0.3)
+    spool.set_sync_interval(2.0)
     for _ in range(20):
         spool.put(TOPIC, b"{}")
         time.sleep(0.01)

