@@ -26,7 +26,7 @@ class Inferences:
         def invoke(session: CpuSession) -> None:
             if not self._answers.is_set():
                 self._count(1)
-                self._answers.wait(30.0)
+                self._answers.wait(100.0)
                 self._count(-1)
             real(session)
 

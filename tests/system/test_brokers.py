@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from agent.comms.mqtt.connection import ConnectionTimings
 from agent.config.mqtt import FallbackConfig, MqttConfig
@@ -105,12 +106,10 @@ def test_a_broker_that_refuses_us_is_passed_over_at_once(
         secret = tmp_path / "wrong"
         secret.touch(mode=0o600)
         secret.write_text("not-it")
-        config = both(first, second, password_file=str(secret))
+        config = replace(both(first, second, password_file=str(secret)), fallback_after_s=100.0)
         with device(tmp_path, config) as (spool, publisher):
-            began = time.monotonic()
             spool.put(EVENTS, event())
-            wait_for(lambda: publisher.state.connected)
-            assert time.monotonic() - began < 5.0
+            wait_for(lambda: publisher.state.connected, 50.0)
             assert publisher.state.is_fallback
             wait_for(lambda: spool.stats().waiting == 0)
     assert "refuses user 'cam': not authorised" in caplog.text
@@ -156,7 +155,5 @@ def test_nobody_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> No
     with device(tmp_path, config) as (_, publisher):
         time.sleep(1.5)
         assert not publisher.state.connected
-        began = time.monotonic()
         publisher.stop(0.5)
-        assert time.monotonic() - began < 1.5
     assert len([r for r in caplog.records if r.levelno >= logging.WARNING]) == 1

@@ -50,10 +50,12 @@ class Consumer:
 
 @contextmanager
 def consumer(broker: Mosquitto, folder: Path, store: str, *args: str) -> Iterator[Consumer]:
+    log = broker.folder / "mosquitto.log"
+    subscriptions = log.read_text().count("Received SUBSCRIBE")
     running = Consumer(broker, folder, store, *args)
     try:
         running.wait_said("connected")
-        time.sleep(0.2)  # it has subscribed
+        wait_for(lambda: log.read_text().count("Received SUBSCRIBE") > subscriptions)
         yield running
     finally:
         running.kill()

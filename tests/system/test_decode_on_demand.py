@@ -27,7 +27,7 @@ def test_a_still_camera_is_hardly_decoded_until_a_picture_is_asked_for(tmp_path:
     operator = Operator(broker)
     messages, track = operator.messages, {"stationary_after_s": 1.0}
     with PacketCamera(encode(pattern(40 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
-        capture = {"stall_s": 5.0, "decode": "saving"}
+        capture = {"stall_s": 20.0, "decode": "saving"}
         yard = camera_of(person_model(tmp_path), camera.uri, track=track, capture=capture)
         with Vedette(tmp_path, broker, yard=yard):
             messages.wait(lambda m: decoding(m) == "packets", 60)
@@ -43,7 +43,7 @@ def test_a_picture_that_must_wait_for_a_key_frame_is_promised_for_then(tmp_path:
     operator = Operator(broker)
     messages = operator.messages
     with PacketCamera(encode(pattern(40 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
-        yard = camera_of(person_model(tmp_path), camera.uri, capture={"stall_s": 5.0, "decode": "keyframes"})
+        yard = camera_of(person_model(tmp_path), camera.uri, capture={"stall_s": 20.0, "decode": "keyframes"})
         with Vedette(tmp_path, broker, yard=yard):
             messages.wait(lambda m: decoding(m) == "keyframes", 60)
             answer = operator.ask("snapshot", stream="yard")

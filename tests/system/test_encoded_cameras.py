@@ -30,7 +30,7 @@ def gop(frames: int) -> dict[str, str]:
 def watching(uri: str, demand: Demand = QUIET, **config: object) -> Iterator[tuple[FrameStream, list[str]]]:
     """A started stream that saves, and what it reports: sizes of so small pictures with noise tell little."""
     news: list[str] = []
-    settings = CaptureConfig(stall_s=3.0, reopen_max_s=0.3, **{"decode": "saving", **config})  # type: ignore[arg-type]
+    settings = CaptureConfig(stall_s=20.0, reopen_max_s=0.3, **{"decode": "saving", **config})  # type: ignore[arg-type]
     stream = FrameStream("yard", uri, settings, on_change=lambda state, why: news.append(f"{state}: {why}"))
     stream.set_demand(demand)
     stream.start()
@@ -217,7 +217,7 @@ def test_time_stamps_that_jump_bend_no_capture_time(jump_s: float) -> None:
 
 def test_a_camera_that_sends_sound_alone_says_so() -> None:
     with PacketCamera([]) as camera, pytest.raises(SourceError, match="it has no video, only pcm_alaw"):
-        open_source(camera.uri, stall_s=3)
+        open_source(camera.uri, stall_s=20.0)
 
 
 def test_a_camera_that_changes_its_size_is_opened_again() -> None:

@@ -99,7 +99,7 @@ def test_a_device_that_hangs_while_it_is_opened_holds_nothing_up(
             messages.wait(lambda m: "cpu" in backends(m))
         messages.wait(lambda m: any("is being opened" in one.detail for one in told(m)))
         code, took_s = vedette.end()
-        assert (code, took_s < 5.0) == (0, True)  # opening it would be given up after two minutes
+        assert (code, took_s < 60.0) == (0, True)  # opening it would be given up after two minutes
     assert stopped(messages)
     states = {one.state for one in told(messages)}
     assert ("degraded" in states) is bool(standby)

@@ -58,9 +58,9 @@ def test_a_word_while_somebody_is_in_view_is_published_like_any_other_event(
         assert {(one.source, one.label) for one in new.track.evidence} == {("gate", "help"), ("front", "person")}
         (seen,) = [one for one in new.track.evidence if one.source == "front"]
         assert seen.track == events(messages)[0].track.id
-        assert abs(new.captured_at.timestamp() - said_at) < 0.5
-        assert 0.0 < new.latency_ms.total < 1000.0
-        assert 0.5 < (end.captured_at - new.captured_at).total_seconds() < 2.0
+        assert abs(new.captured_at.timestamp() - said_at) < 10.0
+        assert new.latency_ms.total > 0.0
+        assert 0.5 < (end.captured_at - new.captured_at).total_seconds() < 30.0
         assert [new.seq, new.model.name, new.backend] == [new.seq, "rule", "fusion"]
         messages.wait(lambda m: m.of(COUNT)[-3:] == [b"0", b"1", b"0"])
         say(messages, "nobody calls")
@@ -190,7 +190,7 @@ def test_odd_texts_are_refused_told_once_and_hold_nothing_up(tmp_path: Path, bro
         far = (datetime.now(UTC) - timedelta(hours=5)).isoformat()
         say(messages, json.dumps({"text": "help", "at": far}))
         messages.wait(lambda m: events(m, "alarm"))
-        assert abs(events(messages, "alarm")[0].captured_at.timestamp() - time.time()) < 5.0
+        assert abs(events(messages, "alarm")[0].captured_at.timestamp() - time.time()) < 60.0
         running.wait_said("the sender's clock is 1800")
 
 

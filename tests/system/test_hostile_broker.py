@@ -6,6 +6,7 @@ must have lived on, kept its events, held its memory, and said once what it was.
 
 from __future__ import annotations
 
+import gc
 import logging
 import random
 import socket
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from agent.board.process import trim_heap
 from agent.board.thermal import resident_mb
 from agent.comms.mqtt import connection as connection_module
 from agent.comms.mqtt.connection import ConnectionTimings
@@ -42,12 +44,22 @@ from tests.support.publishing import device as usual_device
 
 Attack = Callable[[socket.socket], None]
 
-_BOUND_MB = 48.0
+_BOUND_MB = 96.0
+"""A packet of MQTT has up to 256 MiB, and a flood has no end."""
 COUNT = TOPICS.count("front", "person").encode()
 
 
-IMPATIENT = ConnectionTimings(answer_s=1.0, connect_s=1.0)
-device = partial(usual_device, timings=IMPATIENT)
+PATIENT = ConnectionTimings(answer_s=30.0, connect_s=30.0, uneasy_s=60.0, silence_s=100.0)
+IMPATIENT = ConnectionTimings(answer_s=3.0, connect_s=3.0)
+"""For brokers that keep silent."""
+device = partial(usual_device, timings=PATIENT)
+
+
+def held_mb() -> float:
+    """Return resident memory without what has been freed, by tests before this one among others, MiB."""
+    gc.collect()
+    trim_heap()
+    return resident_mb()
 
 
 def survived(
@@ -59,7 +71,7 @@ def survived(
     times: int = 1,
     lines: int = 1,
     context: ssl.SSLContext | None = None,
-    timings: ConnectionTimings = IMPATIENT,
+    timings: ConnectionTimings = PATIENT,
     **fields: Any,
 ) -> str:
     """Return what the device logged about the broker."""
@@ -76,20 +88,20 @@ def survived(
         finally:
             served[1] += 1
 
-    before = resident_mb()
+    before = held_mb()
     with peer(serve, context) as port:
         config = replace(MqttConfig(host=HOST, port=port, protocol="5", reconnect_max_s=0.2), **fields)
         with device(folder, config, timings=timings) as (spool, publisher):
             for _ in range(5):
                 spool.put(EVENTS, event())
             wait_for(lambda: served[1] >= times, 90)
-            assert resident_mb() - before < _BOUND_MB, "while it is attacked"
+            assert held_mb() - before < _BOUND_MB, "while it is attacked"
             assert publisher._thread is not None
             assert publisher._thread.is_alive()
             messages.wait(lambda m: len({e.id for e in events_of(m.of(EVENTS))}) == 5)
             wait_for(lambda: spool.stats().waiting == 0)
             publisher.stop(1.0)
-    assert resident_mb() - before < _BOUND_MB
+    assert held_mb() - before < _BOUND_MB
     assert [e.seq for e in in_order(events_of(messages.of(EVENTS)))] == [1, 2, 3, 4, 5]
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     # On a busy machine an attack may take longer than a broker is given for its first acknowledgement.
@@ -108,7 +120,7 @@ def accepted(connection: socket.socket, connack: bytes = CONNACK_5) -> None:
 def test_it_accepts_and_never_answers(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert "no answer to CONNECT" in survived(tmp_path, broker, until_left, caplog, times=2)
+    assert "no answer to CONNECT" in survived(tmp_path, broker, until_left, caplog, times=2, timings=IMPATIENT)
 
 
 def test_it_accepts_and_never_shakes_hands_for_tls(
@@ -116,7 +128,7 @@ def test_it_accepts_and_never_shakes_hands_for_tls(
 ) -> None:
     with (
         peer(until_left) as port,
-        device(tmp_path, MqttConfig(host=HOST, port=port, tls=True)) as (spool, publisher),
+        device(tmp_path, MqttConfig(host=HOST, port=port, tls=True), timings=IMPATIENT) as (spool, publisher),
     ):
         spool.put(EVENTS, event())
         wait_for(lambda: publisher.state.detail.startswith("no answer; if it speaks no TLS there"))
@@ -130,7 +142,10 @@ def test_it_drips_a_tls_handshake_byte_by_byte(tmp_path: Path) -> None:
             connection.sendall(bytes([byte]))
             time.sleep(0.1)
 
-    with peer(drip) as port, device(tmp_path, MqttConfig(host=HOST, port=port, tls=True)) as (spool, publisher):
+    with (
+        peer(drip) as port,
+        device(tmp_path, MqttConfig(host=HOST, port=port, tls=True), timings=IMPATIENT) as (spool, publisher),
+    ):
         spool.put(EVENTS, event())
         wait_for(lambda: publisher.state.detail.startswith("no answer; if it speaks no TLS there"))
         assert spool.stats().waiting == 1
@@ -146,14 +161,14 @@ def test_it_accepts_and_never_acknowledges(
         accepted(connection)
         counted.append(sum(packet.kind == 0x30 for packet in packets(connection)))
 
-    said = survived(tmp_path, broker, swallow, caplog, times=2, timings=replace(IMPATIENT, silence_s=0.5))
+    said = survived(tmp_path, broker, swallow, caplog, times=2, timings=replace(PATIENT, silence_s=2.0))
     assert "no acknowledgement for" in said
     assert counted == [3, 3], "no more than the window"
 
 
 def test_it_acknowledges_nothing_for_a_while(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    timings = replace(IMPATIENT, uneasy_s=0.5)
+    timings = replace(PATIENT, uneasy_s=0.5)
     with (
         Mosquitto(tmp_path) as broker,
         device(tmp_path, broker.config(), timings=timings) as (spool, publisher),
@@ -176,7 +191,7 @@ def test_it_acknowledges_nothing_for_a_while(tmp_path: Path, caplog: pytest.LogC
 def test_it_accepts_and_goes_on_acknowledging_nothing_which_is_told_once(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    timings = replace(IMPATIENT, uneasy_s=0.3, silence_s=0.8)
+    timings = replace(PATIENT, uneasy_s=0.3, silence_s=0.8)
 
     def swallow(connection: socket.socket) -> None:
         accepted(connection)
@@ -202,7 +217,7 @@ def test_it_acknowledges_what_was_never_sent(
 def test_it_acknowledges_at_qos_2_what_was_sent_at_qos_1(
     tmp_path: Path, broker: Mosquitto, caplog: pytest.LogCaptureFixture
 ) -> None:
-    timings = replace(IMPATIENT, silence_s=0.5)
+    timings = replace(PATIENT, silence_s=0.5)
 
     def receive(connection: socket.socket) -> None:
         accepted(connection)
@@ -268,13 +283,12 @@ def test_it_floods_us_with_retained_counts(
         number = 0
         connection.settimeout(0.0)
         until = time.monotonic() + 5.0
-        while time.monotonic() < until:
+        while time.monotonic() < until or number <= 2000:
             with suppress(BlockingIOError):
                 connection.send(publish(b"%s%d" % (COUNT, number), b"7" * 200, retain=True))
                 number += 1
             with suppress(BlockingIOError):
                 published.update(connection.recv(65536).split(b"count/")[1:])
-        assert number > 2000
 
     said = survived(tmp_path, broker, flood, caplog)
     assert said
@@ -320,7 +334,7 @@ def test_limits_that_are_small_or_large_and_allowed_are_kept(tmp_path: Path, pro
                     most[0] = max(most[0], 2 if following and following[0] & 0xF6 == 0x32 else 1)
                 except TimeoutError:
                     most[0] = max(most[0], 1)
-                connection.settimeout(5.0)
+                connection.settimeout(60.0)
                 connection.sendall(puback(mid_of(packet)))
             elif packet.kind == 0xC0:
                 connection.sendall(b"\xd0\x00")

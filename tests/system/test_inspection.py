@@ -64,7 +64,7 @@ def test_a_part_is_announced_judged_counted_kept_and_found_again(tmp_path: Path,
         messages.wait(verdicts)
         (first,) = verdicts(messages)
         assert (first.part, first.verdict, first.reason, first.views) == ("A-1042", "ng", "person", 1)
-        assert first.judged_ms < 1000
+        assert first.judged_ms < 30_000
         Operator(broker).set("line", "inspect", "")
         messages.wait(lambda m: len(verdicts(m)) == 2)
         messages.wait(lambda m: counters(m) and counters(m)[-1].ng == 2)

@@ -27,7 +27,7 @@ EVERY_SECOND = {
     "tune": "zerolatency",
     "x264-params": f"keyint={FPS}:min-keyint={FPS}:scenecut=0",
 }
-CAPTURE = {"stall_s": 2.0, "reopen_max_s": 0.5, "decode": "full"}
+CAPTURE = {"stall_s": 20.0, "reopen_max_s": 0.5, "decode": "full"}
 
 
 @pytest.fixture

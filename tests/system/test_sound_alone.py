@@ -63,7 +63,7 @@ def test_a_camera_of_sound_alone_is_heard_without_a_gap() -> None:
         assert is_whole(chunks)
         samples = np.concatenate([chunk.samples for chunk in chunks])
         assert abs(pitch_hz(samples) - 500) < 3
-        assert 0 <= time.monotonic_ns() - chunks[-1].captured_ns < 0.5e9
+        assert 0 <= time.monotonic_ns() - chunks[-1].captured_ns < 3e9
         assert (stream.stats.state, stream.stats.detail) == ("running", "8000 Hz, 1 channel, pcm_alaw")
         assert news == []
 

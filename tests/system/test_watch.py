@@ -29,7 +29,7 @@ from tests.support.publishing import EVENTS, TOPICS, device, event
 from tests.support.running import ROOT, Vedette, camera, kinds, states
 
 
-def call(broker: Mosquitto, *args: str, seconds: float = 1.5) -> Result:
+def call(broker: Mosquitto, *args: str, seconds: float = 3.0) -> Result:
     options = ["-H", HOST, "-p", str(broker.port), "--for", str(seconds), *args]
     return CliRunner().invoke(watch, options, catch_exceptions=False)
 
@@ -165,7 +165,7 @@ def test_only_one_device_of_a_prefix_with_levels(broker: Mosquitto) -> None:
     publisher = broker.subscribe("nothing").client
     for topic in ("site/eyes/shed/status", "site/eyes/porch/status", "site/eyes/porch/front/count/traffic_light"):
         publisher.publish(topic, b"1", qos=1)
-    came = [m for m in subscriber.messages(time.monotonic() + 1.0) if m is not None]
+    came = [m for m in subscriber.messages(time.monotonic() + 3.0) if m is not None]
     subscriber.stop()
     assert [(m.device, m.stream, m.kind) for m in came] == [("porch", "", "status"), ("porch", "front", "count")]
     assert came[0].event() is None
@@ -217,7 +217,7 @@ def test_a_terminal_shows_a_live_table(tmp_path: Path, broker: Mosquitto) -> Non
 def in_terminal(broker: Mosquitto, *args: str, **environment: str) -> str:
     """Return the output of the verb on a terminal with this environment."""
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "agent", "watch", "-H", HOST, "-p", str(broker.port), "--for", "2s", *args]
+    command = [sys.executable, "-m", "agent", "watch", "-H", HOST, "-p", str(broker.port), "--for", "4s", *args]
     plain = {key: value for key, value in os.environ.items() if key not in ("TMUX", "KITTY_WINDOW_ID")}
     running = subprocess.Popen(command, stdout=theirs, stderr=theirs, env=plain | environment, cwd=ROOT)
     os.close(theirs)

@@ -37,7 +37,7 @@ REASONS = {
     "crash": "killed by SIGSEGV",
     "illegal": "killed by SIGILL",
     "exit": "exit status 0",
-    "hang": "hangs: an inference took longer than 3 s",
+    "hang": "hangs: an inference took longer than 10 s",
     "wrong": "answers wrongly",
     "nan": "answers wrongly: not all numbers are finite",
     "slow": "slower than the CPU",
