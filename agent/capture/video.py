@@ -411,7 +411,8 @@ class NetworkStream(Video):
 
     def _run(self, step: DecodeStep[_Arrived]) -> None:
         """Decode one packet."""
-        packet, packet.opaque = step.packet
+        packet = step.packet.packet
+        packet.opaque = step.packet.times
         if step.restart:
             self._decoded.clear()
             self._decoder.restart()
