@@ -78,6 +78,7 @@ class HomeAssistant:
         if not self._token:
             self._token = self._signed_up()
         wait_for("Home Assistant to run", lambda: self.get("/api/config")["state"] == "RUNNING", _START_S)
+        self._confirm_address()
 
     def stop(self) -> None:
         """End it in order."""
@@ -119,6 +120,10 @@ class HomeAssistant:
         except OSError:
             return False
         return True
+
+    def _confirm_address(self) -> None:
+        """Confirm the port: 2026.11 returns to its default after five minutes without; older ones refuse this."""
+        self.ask("http/config/promote")
 
     def _signed_up(self) -> str:
         """Make the first account, as the page that greets a new user does; gives a token."""
@@ -180,7 +185,7 @@ class HomeAssistant:
         while True:
             answer = json.loads(self._socket.recv(30))
             if answer.get("id") == self._number and answer["type"] == "result":
-                return answer["result"]
+                return answer.get("result")
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Every state by entity."""
