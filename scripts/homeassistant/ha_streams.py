@@ -26,6 +26,8 @@ PLATE = "A17"
 MEASURED, READING = "oil level", 42.5
 """What the gauge measures, and what it always shows."""
 _WALKERS = f"file:{ZOO / 'walkers.mp4'}?pace=realtime&loop=1"
+_STALL_S = 120.0
+"""A machine that other work keeps busy must not lose a stream, s."""
 _PATTERN = "test:?size=160x120&fps=2"
 _ALL = "[input]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 1.0, 1.0]\n"
 
@@ -37,7 +39,7 @@ def every_kind(folder: Path, gate: str) -> dict[str, Table]:
         folder: for models and sounds.
         gate: URI of a camera that shows a gate.
     """
-    return {
+    streams = {
         "front": _front(folder),
         "back_yard": {**_watcher(_WALKERS), "variant": "256"},
         "drive": {**_watcher(gate), "variant": "256", "gate": {"max_idle_s": 1.0}},
@@ -48,6 +50,9 @@ def every_kind(folder: Path, gate: str) -> dict[str, Table]:
         "sorter": _looker(tint_model(folder)),
         "gauge": _looker(_gauge(folder)),
         "ramp": _looker(_plate(folder)),
+    }
+    return {
+        name: {**one, "capture": {**one.get("capture", {}), "stall_s": _STALL_S}} for name, one in streams.items()
     }
 
 
