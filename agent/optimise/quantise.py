@@ -29,7 +29,8 @@ from agent.optimise.quantisation.integer_forms import for_integers
 from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
 from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
-from agent.optimise.recipe import Budget, QuantiseRecipe
+from agent.optimise.recipe import QuantiseRecipe
+from agent.optimise.recipe.budget import Budget
 
 Progress = Callable[[str], None]
 Evaluate = Callable[[bytes], float]

@@ -18,7 +18,8 @@ from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.graph.verified import rewrite_verified
 from agent.optimise.inputs import examples_path
-from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
 from agent.optimise.source import open_source
 from agent.optimise.tune import (

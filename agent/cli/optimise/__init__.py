@@ -118,7 +118,7 @@ def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> 
 
 
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.optimise.recipe import EXAMPLES
+    from agent.optimise.recipe.examples import EXAMPLES
 
     return [step for step in EXAMPLES if step.startswith(incomplete)]
 
@@ -155,7 +155,7 @@ def recipe(steps: tuple[str, ...]) -> None:
 
     A recipe is a TOML file that says what the steps do. What is printed are the defaults.
     """
-    from agent.optimise.recipe import example
+    from agent.optimise.recipe.examples import example
 
     click.echo(example(steps), nl=False)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import glob
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import click
 
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
+from agent.errors import DivergedError
 from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
@@ -30,25 +32,50 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
         folder: is made if it is missing.
         checkpoints: names of files that the same command goes on from, which is told when it is interrupted.
 
+    After an error the checkpoints that this run has written stay, which is told; those of a training that has
+    diverged do not, since it would diverge again.
+
     Raises:
         StorageError: it cannot be made, or another run uses it.
     """
     make_folder(folder)
-    lock = folder / _LOCK
+    lock, files = folder / _LOCK, [folder / one for one in checkpoints]
     try:
         with owned_file(lock):
+            remove(*(old for file in files for old in folder.glob(f".{glob.escape(file.name)}.*.tmp")))
+            before = _versions(files)
             try:
                 yield
-            except KeyboardInterrupt:
-                if any((folder / one).exists() for one in checkpoints):
-                    show_progress("")
-                    click.echo(plain(f"interrupted: the same command goes on from {folder}"), err=True)
+            except DivergedError:
+                remove(*files)
+                raise
+            except BaseException as error:
+                _tell_kept(files, {} if isinstance(error, KeyboardInterrupt) else before, error)
                 raise
             finally:
                 remove(lock)
     finally:
         with suppress(OSError):  # something else lies in it
             folder.rmdir()
+
+
+def _versions(files: Sequence[Path]) -> dict[Path, int]:
+    """Return when each file was written, ns; a missing one is left out."""
+    return {file: file.stat().st_mtime_ns for file in files if file.exists()}
+
+
+def _tell_kept(files: Sequence[Path], before: Mapping[Path, int], error: BaseException) -> None:
+    """Tell which checkpoints a run leaves, but for those that are as they were before."""
+    kept = [file for file, written in _versions(files).items() if before.get(file) != written]
+    if not kept:
+        return
+    names, folder = ", ".join(file.name for file in kept), kept[0].parent
+    show_progress("")
+    if isinstance(error, KeyboardInterrupt):
+        told = f"interrupted: the same command goes on from {folder}"
+    else:
+        told = f"{folder}: {names} kept: the same command goes on from there; remove the folder if you do not"
+    click.echo(plain(told), err=True)
 
 
 def print_steps(report: OptimiseReport, notes: int | None = None) -> None:

@@ -21,7 +21,8 @@ from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantise import QuantisedModel, float_file, quantise, spread
-from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, read_recipe
+from agent.optimise.recipe import Method, parse_recipe, read_recipe
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import open_source
 from agent.optimise.tune import split as held_out

@@ -23,7 +23,8 @@ from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
 from agent.optimise.pruning.file import training_settings
 from agent.optimise.quantise import quantise
-from agent.optimise.recipe import Budget, QuantiseRecipe, Recipe, parse_budget
+from agent.optimise.recipe import QuantiseRecipe, Recipe
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.search.comparison import Figures, reason_to_stop
 from agent.optimise.search.data import SearchData
 from agent.optimise.search.latency import LatencyMeter

@@ -21,7 +21,8 @@ from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.pruning.network import of_module
-from agent.optimise.recipe import Budget, PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
+from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
+from agent.optimise.recipe.budget import Budget
 from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, TuningStep, is_float, tune
 from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
