@@ -285,6 +285,26 @@ class RecipeFile(Struct, frozen=True):
             raise ConfigError("\n".join(faults))
         return found
 
+    def check_prune_layers(self, names: Sequence[str], what: str) -> None:
+        """Check that each pattern of `[prune] layers` matches a name.
+
+        Args:
+            names: that the network has.
+            what: they are of, for the error, such as `layer`.
+
+        Raises:
+            ConfigError: one matches none. All names are listed.
+        """
+        there = ", ".join(names) or "none"
+        faults = [
+            f"{self.file.where('prune', 'layers', number)}: [prune] layers: "
+            f"{pattern!r} matches no {what} that can be pruned; there are: {there}"
+            for number, pattern in enumerate(self.recipe.prune.layers)
+            if not fnmatch.filter(names, pattern)
+        ]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
 
 def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
     near = difflib.get_close_matches(pattern.strip("*"), layers, _NEAREST, _NEAR) or list(layers[:_NEAREST])
