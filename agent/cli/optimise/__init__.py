@@ -60,6 +60,13 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str | None
     return None if text is None else duration(text)
 
 
+def _given(_context: click.Context, option: click.Parameter, text: str) -> str:
+    """Check that a text is not empty."""
+    if not text.strip():
+        raise click.BadParameter("is empty", param=option)
+    return text
+
+
 def _complete_rewrite(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     try:
         from agent.optimise.graph.rewrite import REWRITES
@@ -419,7 +426,7 @@ def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: boo
 
 @optimise.command()
 @click.argument("recipe", type=PATH)
-@click.option("--study", required=True, metavar="FOLDER|URL", help="Where the trials are kept.")
+@click.option("--study", required=True, callback=_given, metavar="FOLDER|URL", help="Where the trials are kept.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
@@ -445,7 +452,7 @@ def search(**options: Any) -> None:
 
 
 @optimise.command("search-export")
-@click.argument("study", metavar="FOLDER|URL")
+@click.argument("study", callback=_given, metavar="FOLDER|URL")
 @click.argument("trial", type=click.IntRange(min=0))
 @click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option("--work", type=FilePath(file_okay=False), help="Folder of the files.")

@@ -299,7 +299,8 @@ def _read_arrays(path: Path) -> FoundData:
             found = {name: arrays[name] for name in ("x", "y", "names") if name in arrays.files}
             others = ", ".join(arrays.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise ModelError(f"{path}: cannot be read as a .npz of numbers: {error}") from None
+        told = "it holds Python objects, or is of another kind" if "pickle" in str(error) else error
+        raise ModelError(f"{path}: cannot be read as a .npz of numbers: {told}") from None
     if "x" not in found:
         raise ModelError(f"{path}: no array `x` in it; it has: {others or 'nothing'}")
     values = _checked_values(path, found["x"])

@@ -20,6 +20,7 @@ from agent.models.library import open_manifest
 from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.graph.objects import dump, load
 from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
@@ -210,3 +211,38 @@ def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.Monke
     recipe.write_text('[quantise]\nlayers = [{match = "stem", bits = 8}]\n')
     with pytest.raises(ConfigError, match="matches no layer"):
         tune_file(request(folder, recipe=recipe), quiet, told.append)
+
+
+def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tune", "steps_of"):
+        monkeypatch.setattr(tune_steps, name, lambda *_args, **_options: pytest.fail("the work began"))
+
+
+def test_a_model_that_no_step_takes_is_told_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refuse_work(monkeypatch)
+    opened = load((folder / "model.tflite").read_bytes())
+    graph = opened.subgraphs[0]
+    graph.tensors[graph.inputs[0]].shapeSignature = np.array([-1, 8, 8, 3], np.int32)
+    (tmp_path / "model.tflite").write_bytes(dump(opened))
+    (tmp_path / "model.toml").write_text(MANIFEST)
+    with pytest.raises(ModelError, match=r"model\.tflite: .* has a shape that may change"):
+        tune_file(TuneRequest(str(tmp_path / "model.tflite"), folder / "x.npz"), quiet, quiet)
+
+
+def test_what_cannot_succeed_is_told_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refuse_work(monkeypatch)
+    module = f"{folder / 'net.py'}:make"
+    for options, told in (
+        ({"budget": "size<300B"}, "the weights alone take"),
+        ({"module": f"{folder / 'net.py'}:other"}, "no function 'other'"),
+        ({"module": module, "weights": tmp_path / "no.pt"}, "no such file"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            tune_file(request(folder, **options), quiet, quiet)
+    (tmp_path / "r.toml").write_text('[prune]\nlayers = ["zzz"]\n')
+    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'zzz' matches no group of channels"):
+        tune_file(request(folder, module=module, recipe=tmp_path / "r.toml"), quiet, quiet)
