@@ -233,8 +233,19 @@ def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
         raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: each sub-folder is a class")
+    if wrong := [name for name in names if not _is_text(name)]:
+        raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
     return FoundData(tuple(pictures.items()), words, classes, names=names)
+
+
+def _is_text(name: str) -> bool:
+    """Return False for a name of a file system that is not UTF-8: no manifest could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
