@@ -217,9 +217,9 @@ def fit(
     while run.done < run.total:
         try:
             step = run.step(after_backward, after_step, test)
-        except DivergedError:
-            if checkpoint is not None:
-                remove(checkpoint)  # it would diverge again, and stand in the way of other settings
+        except ModelError as error:
+            if checkpoint is not None and (isinstance(error, DivergedError) or not run.done):
+                remove(checkpoint)  # it would fail again, and stand in the way of other settings
             raise
         if checkpoint is not None and (run.done == run.total or time.monotonic() - saved > _SAVE_EVERY_S):
             run.save(checkpoint)

@@ -26,6 +26,8 @@ Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
+Rate = Annotated[float, Meta(ge=1e-9, le=1e6)]
+"""Learning rate: by a smaller one the decay of weights, which is divided by it, is no number any more."""
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 _NEAR, _NEAREST = 0.3, 3
@@ -106,7 +108,7 @@ class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     steps: Count = 200
     batch: Count = 256
-    learning_rate: Positive = 0.02
+    learning_rate: Rate = 0.02
     teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.75
 
 
@@ -134,7 +136,7 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
     batch: Whole = 0
-    learning_rate: Positive = 1.0
+    learning_rate: Rate = 1.0
     decay: Share = 0.0005
     momentum: Share = 0.9
     label_smoothing: Share = 0.1

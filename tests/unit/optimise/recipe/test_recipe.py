@@ -39,6 +39,7 @@ def test_a_recipe_is_read_from_a_file(tmp_path: Path) -> None:
         ("[train]\nseed = 99999999999999999999", 2, ("train.seed",)),
         ("[prune]\nanneal_epochs = inf", 2, ("prune.anneal_epochs",)),
         ("[qat]\nlearning_rate = 1e30", 2, ("qat.learning_rate",)),
+        ("[train]\nlearning_rate = 1e-300", 2, ("train.learning_rate",)),
         ("[search]\nrungs = [inf]", 2, ("search.rungs",)),
         ("[search]\nmean = nan", 2, ("search.mean",)),
         ("[search.parameters]\nwidth = {low = nan, high = 16}", 2, ("width", "finite")),
