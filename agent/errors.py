@@ -5,7 +5,8 @@
     ├── SourceError          a camera, stream, file or folder cannot be opened or read
     ├── ModelError           a model file, its manifest, or the two together cannot be used
     │   ├── BackendError     a runtime or device cannot run a model that is itself sound
-    │   └── DivergedError    the loss of a training is not finite any more
+    │   ├── DivergedError    the loss of a training is not finite any more
+    │   └── ReportedError    a step has ended without a result that is of use, and its report says why
     ├── StorageError         a state folder, spool or file cannot be used
     │   └── InUseError       another process owns it
     ├── BrokerError          a broker cannot be reached or refuses the connection
@@ -96,6 +97,10 @@ class BackendError(ModelError):
 
 class DivergedError(ModelError):
     """The loss of a training is not finite any more: the run cannot go on with these settings."""
+
+
+class ReportedError(ModelError):
+    """A step has ended without a result that is of use. With `--json` its report, which says why, was printed."""
 
 
 class UndecodableError(ModelError):

@@ -11,6 +11,7 @@ from agent.optimise.data import Examples
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
 from agent.optimise.pruning.connections import prunable
+from agent.optimise.pruning.file import settings_of
 from agent.optimise.pruning.network import of_file
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits
@@ -61,10 +62,11 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
 
     Raises:
         ModelError: the examples have no classes, or the network cannot be pruned.
-        ConfigError: a pattern matches no layer; with the place in the recipe.
+        ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
+    settings_of(recipe.recipe, model.manifest.input, examples.shape, len(examples))
     if not recipe.recipe.prune.structured:
         recipe.check_prune_layers(_layers(model, module), "layer")
     elif module is not None:

@@ -64,5 +64,8 @@ def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> 
         rules = f'[prune]\nstructured = {structured}\nlayers = ["stem", "stm*"]'
         with pytest.raises(ConfigError, match=r"r\.toml:3: .*'stm\*' matches no .* there are: .*stem"):
             check_pruning(model, module, examples, parse_recipe(rules, "r.toml"))
+    idle = parse_recipe("[prune]\nstructured = true\nround_steps = 0", "r.toml")
+    with pytest.raises(ConfigError, match="round_steps"):
+        check_pruning(model, module, examples, idle)
     check_pruning(model, module, examples, parse_recipe('[prune]\nlayers = ["st*"]', "r.toml"))
     check_pruning(model, None, examples, parse_recipe("", "r.toml"))

@@ -173,6 +173,7 @@ def test_trials_that_all_fail_are_no_success(folder: Path) -> None:
     done = search(folder, "--trials", 2)
     assert done.exit_code == 1
     assert "all 2 trials failed: " in said(done)
+    assert json.loads(search(folder, "--trials", 2, "--json").stdout)["front"] == []
 
 
 def test_examples_of_one_class_are_refused(folder: Path) -> None:
