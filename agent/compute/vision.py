@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _ANY = 1 << 30
 """Frames left out after which the next is inferred under any budget."""
-_EXTRA, _EXTRA_MAX = 0.25, 4.0
+_EXTRA, _EXTRA_MAX = 0.15, 4.0
 """Inferences to confirm something new that each left out frame allows, and how many of them are kept."""
 _MAY_WAIT = ("motion", "track", "hold", "off")
 """Reasons of an open gate for which some frames may be left out."""

@@ -3,9 +3,14 @@
 Real part: a real daemon with four streams on two cores, each the packaged clip at twice its pace, `nanodet` with
 one thread; a broker; a hog of twelve busy processes that comes and goes; and heat that comes and goes in a
 simulated thermal zone. `front` has priority 80 and is promised 14 pictures per second within 250 ms; `yard` and
-`gate` have 50, `back` 20. The same once more without the governor. A window is 5 s of `front`: kept if it had the
-inferences, and 95 of 100 within the time. Read from the messages `detections` that a subscriber gets. A change
-is a moment at which one or more budgets change.
+`gate` have 50, `back` 20. A window is 5 s of `front`: kept if it had the inferences, and 95 of 100 within the
+time. Read from the messages `detections` that a subscriber gets. A change is a moment at which one or more
+budgets change.
+
+Daemon and hog have a group of processes each, as two services of systemd do: with the weight of our unit, and
+with that of a unit that says nothing. The same once more without the governor; and once more with the governor,
+the hog in the daemon's own group (`kept_hog_share_one_group`), where each of its processes counts as much as a
+thread of the daemon, as when both are started in one shell.
 
 Simulated part: the governor with the daemon's own reader of temperatures on a simulated Raspberry Pi 4B without a
 heat sink (see `_thermal.py`), one hour of four busy streams that need 3.6 cores, in simulated time.
@@ -26,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import common
+from _groups import DEFAULT_WEIGHT, Group, groups, unit_weight
 from _thermal import CORES, FULL_MHZ, SimulatedPi
 from msgspec import Struct
 
@@ -64,6 +70,7 @@ PHASES = (
     Phase(20.0),
 )
 QUICK = (Phase(8.0), Phase(12.0, hog=True))
+ONE_GROUP = (Phase(20.0), Phase(60.0, hog=True), Phase(20.0))
 
 
 class Seen(Struct, frozen=True, gc=False):
@@ -78,9 +85,15 @@ def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
     phases = QUICK if args.quick else PHASES
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as name, common.mosquitto() as port:
-        clip = faster_clip(Path(name))
-        runs = {governed: run(Path(name), port, clip, phases, governed=governed) for governed in (True, False)}
-    figures = {**compare(runs, phases), **simulate()}
+        rig = Rig(Path(name), port, faster_clip(Path(name)))
+        with groups(daemon=unit_weight(), hog=DEFAULT_WEIGHT) as rig.groups:
+            runs = {governed: rig.run(phases, governed=governed) for governed in (True, False)}
+        figures = {"own_groups": len(rig.groups) / 2, "weight": unit_weight(), **compare(runs, phases)}
+        if not args.quick:
+            rig.groups = {}
+            together = windows(rig.run(ONE_GROUP, governed=True), ONE_GROUP, hogged=True)
+            figures["kept_hog_share_one_group"] = round(sum(together) / len(together), 4)
+    figures |= simulate()
     kept = figures["kept_share"] >= 0.99 and figures["most_changes_per_minute"] <= 6 and figures["back_s"] <= 10
     cool = figures["pi_throttled_share"] <= 0.01 and figures["pi_throttled_share_without"] >= 0.4
     common.conclude("governor", figures, TARGETS, bool(kept and cool))
@@ -128,25 +141,38 @@ class Run(Struct):
     changes: list[tuple[float, str]]
 
 
-def run(folder: Path, port: int, clip: Path, phases: tuple[Phase, ...], *, governed: bool) -> Run:
-    """Run the daemon through all phases."""
-    place = folder / ("governed" if governed else "free")
-    (place / "root").mkdir(parents=True)
-    config = place / "vedette.toml"
-    config.write_text(configuration(place, port, clip, governed=governed), encoding="utf-8")
-    kelvin = Zone(place / "root")
-    kelvin.write()
-    with listening(port) as seen, daemon(config, place / "root") as changes:
-        time.sleep(SETTLE_S)
-        began_s = time.monotonic()
-        for phase in phases:
-            print(f"{'governed' if governed else 'free':9} {phase}", file=sys.stderr)
-            with hog(HOGS if phase.hog else 0):
-                until_s = time.monotonic() + phase.seconds
-                while time.monotonic() < until_s:
-                    kelvin.towards(phase.celsius)
-                    time.sleep(0.5)
-        return Run(began_s, {name: list(found) for name, found in seen.items()}, list(changes))
+class Rig:
+    """A broker and a clip, with which daemons are run.
+
+    Attributes:
+        groups: of processes, `daemon` and `hog`; none: all are in one.
+    """
+
+    def __init__(self, folder: Path, port: int, clip: Path) -> None:
+        self.groups: dict[str, Group] = {}
+        self._folder, self._port, self._clip, self._runs = folder, port, clip, 0
+
+    def run(self, phases: tuple[Phase, ...], *, governed: bool) -> Run:
+        """Run the daemon through all phases."""
+        self._runs += 1
+        place = self._folder / str(self._runs)
+        (place / "root").mkdir(parents=True)
+        config = place / "vedette.toml"
+        text = configuration(place, self._port, self._clip, governed=governed)
+        config.write_text(text, encoding="utf-8")
+        zone = Zone(place / "root")
+        zone.write()
+        with listening(self._port) as seen, daemon(config, place / "root", self.groups.get("daemon")) as changes:
+            time.sleep(SETTLE_S)
+            began_s = time.monotonic()
+            for phase in phases:
+                print(f"{'governed' if governed else 'free':9} {phase}", file=sys.stderr)
+                with hog(HOGS if phase.hog else 0, self.groups.get("hog")):
+                    until_s = time.monotonic() + phase.seconds
+                    while time.monotonic() < until_s:
+                        zone.towards(phase.celsius)
+                        time.sleep(0.5)
+            return Run(began_s, {name: list(found) for name, found in seen.items()}, list(changes))
 
 
 class Zone:
@@ -190,7 +216,7 @@ def listening(port: int) -> Iterator[dict[str, list[Seen]]]:
 
 
 @contextmanager
-def daemon(config: Path, root: Path) -> Iterator[list[tuple[float, str]]]:
+def daemon(config: Path, root: Path, group: Group | None) -> Iterator[list[tuple[float, str]]]:
     """Run the daemon, which reads temperatures below `root`. Gives log lines about budgets with their times."""
     code = (
         "import sys, logging; from pathlib import Path; logging.basicConfig(level=20, format='%(message)s');"
@@ -202,6 +228,8 @@ def daemon(config: Path, root: Path) -> Iterator[list[tuple[float, str]]]:
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(config), str(root)], cwd=common.ROOT, stderr=subprocess.PIPE, text=True
     )
+    if group is not None:
+        group.add(process.pid)
     changes: list[tuple[float, str]] = []
 
     def follow() -> None:
@@ -221,10 +249,13 @@ def daemon(config: Path, root: Path) -> Iterator[list[tuple[float, str]]]:
 
 
 @contextmanager
-def hog(count: int) -> Iterator[None]:
+def hog(count: int, group: Group | None) -> Iterator[None]:
     """Keep the processors busy with so many processes."""
     burners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
+        if group is not None:
+            for burner in burners:
+                group.add(burner.pid)
         yield
     finally:
         for burner in burners:
