@@ -165,11 +165,15 @@ def steps_of(
         budget: that the result must meet.
         request: names the module for pruning.
     """
+    last = fuse(model.path)
+    if not is_float(model.content):
+        names = ("quantise", "train", "prune")
+        return [*(TuningStep(one, last.apply, left_out="the model is quantised already") for one in names), last]
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    return [*steps, prune_step(model, seen[0], recipe.recipe, request), fuse(model.path)]
+    return [*steps, prune_step(model, seen[0], recipe.recipe, request), last]
 
 
 def quantise_steps(

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="steps need the extra [optimise]")
 
+from msgspec.structs import replace
+
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile
@@ -144,6 +146,14 @@ def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) ->
     assert [step.name for step in untrained] == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
     fixed = parse_recipe('[quantise]\nmethod = "dynamic"', "r")
     assert steps_of(model, [seen], fixed, Budget(), request(folder))[0].name == "quantise, dynamic"
+
+
+def test_of_a_quantised_model_only_the_graph_is_fused(folder: Path, model: Model, seen: Examples) -> None:
+    file = parse_recipe("[quantise]\nexamples = 32", "r")
+    step = quantise_steps(model, [seen], file, Budget(), "int8")[0]
+    quantised = replace(model, content=step.apply(ModelState(model.content, model.content), quiet).content)
+    steps = steps_of(quantised, [seen], file, Budget(), request(folder))
+    assert [one.name for one in steps if not one.left_out] == ["fuse"]
 
 
 def test_what_loses_too_much_is_trained(model: Model, seen: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
