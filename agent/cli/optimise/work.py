@@ -96,7 +96,7 @@ def _tell_kept(files: Sequence[Path], before: Mapping[Path, int], error: BaseExc
     if isinstance(error, KeyboardInterrupt):
         told = f"interrupted: the same command goes on from {folder}"
     else:
-        told = f"{folder}: {names} kept: the same command goes on from there; remove the folder if you do not"
+        told = f"{names} kept in {folder}: the same command goes on from there; another one needs it removed"
     click.echo(plain(told), err=True)
 
 
