@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 from typing import Any
 
 import pytest
@@ -7,7 +8,8 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from agent.comms.messages import SCHEMA_VERSION
-from agent.comms.mqtt.paho_client import LARGEST_PROPERTIES, Kind, PublishProperties
+from agent.comms.mqtt.paho_client import LARGEST_PROPERTIES, Kind, PublishProperties, connect, create_client
+from agent.config.mqtt import MqttConfig
 
 LONGEST_EXPIRY_S = 4_000_000_000
 
@@ -43,3 +45,13 @@ def test_properties_tell_what_a_payload_is(
 
 def test_an_event_never_expires_without_an_expiry() -> None:
     assert not hasattr(unpacked(PublishProperties(0), b"{}", "event"), "MessageExpiryInterval")
+
+
+def test_no_packet_waits_for_the_acknowledgement_of_the_one_before() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker:
+        config = MqttConfig(host="127.0.0.1", port=broker.getsockname()[1])
+        client = create_client(config, "porch", "5", None)
+        connect(client, config, "5", 60.0)
+        connection: Any = client.socket()
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        connection.close()
