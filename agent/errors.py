@@ -4,7 +4,9 @@
     ├── ConfigError          a configuration file or value cannot be used
     ├── SourceError          a camera, stream, file or folder cannot be opened or read
     ├── ModelError           a model file, its manifest, or the two together cannot be used
-    │   └── BackendError     a runtime or device cannot run a model that is itself sound
+    │   ├── BackendError     a runtime or device cannot run a model that is itself sound
+    │   ├── DivergedError    the loss of a training is not finite any more
+    │   └── ReportedError    a step has ended without a result that is of use, and its report says why
     ├── StorageError         a state folder, spool or file cannot be used
     │   └── InUseError       another process owns it
     ├── BrokerError          a broker cannot be reached or refuses the connection
@@ -91,6 +93,14 @@ class ModelError(VedetteError):
 
 class BackendError(ModelError):
     """This machine cannot run a model that is itself sound."""
+
+
+class DivergedError(ModelError):
+    """The loss of a training is not finite any more: the run cannot go on with these settings."""
+
+
+class ReportedError(ModelError):
+    """A step has ended without a result that is of use. With `--json` its report, which says why, was printed."""
 
 
 class UndecodableError(ModelError):

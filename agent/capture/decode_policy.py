@@ -1,8 +1,9 @@
 """Decides which packets of a camera are decoded. Rules only: packets and wishes come in, decoding steps go out.
 
 The packets since the newest key frame are kept in memory. While nothing happens, a key frame is decoded every few
-seconds. As soon as something may happen, all kept packets are decoded, and then every further one, so that no
-picture between is missing. Something may happen when
+seconds; more rarely where the sizes of packets would show somebody in time. As soon as something may happen, all
+kept packets are decoded, and then every further one, so that no picture between is missing. Something may happen
+when
 
 - packets are larger than expected: what moves cannot be predicted from the picture before;
 - a consumer asks for all pictures: its gate is open, a track moves, a command needs a picture.
@@ -79,7 +80,9 @@ class DecodeLimits(Struct, frozen=True):
     """DecodeLimits of a policy.
 
     Attributes:
-        check_s: least time between two key frames that are decoded while nothing happens, s.
+        check_s: usual time between two key frames that are decoded while nothing happens, s.
+        calm_s, calm_after_s: the same while sizes would show even somebody small in time, and how long after the
+            beginning that holds: until then, who watches the camera learns its view, s.
         intra_s: the same where each picture is a key frame, as of MJPEG: their sizes show no motion, s.
         blind_s: longest time without a picture, however rare key frames are, s.
         hold_s: time for which everything is decoded after the newest reason, s.
@@ -92,6 +95,8 @@ class DecodeLimits(Struct, frozen=True):
     """
 
     check_s: float = 4.0
+    calm_s: float = 8.0
+    calm_after_s: float = 45.0
     intra_s: float = 0.2
     blind_s: float = 12.0
     hold_s: float = 2.0
@@ -156,16 +161,9 @@ class UsualSize:
     def __init__(self) -> None:
         self._shape: dict[int, float] = {}
         self._level = self._spread = 0.0
+        self._deviation, self.is_known = _LEAST_DEVIATION, False
         self._place = self._count = self._groups = 0
         self._size = 0.0
-
-    @property
-    def is_known(self) -> bool:
-        return self._count >= _YOUNG
-
-    @property
-    def _deviation(self) -> float:
-        return max(_LEAST_DEVIATION, 1.25 * self._spread)  # of a Gaussian, from its mean absolute deviation
 
     def small_deviations(self, key_size: float) -> float:
         """Return by how many deviations somebody small would enlarge a packet, if key frames have this size."""
@@ -198,8 +196,10 @@ class UsualSize:
             most = _CLIPPED * self._deviation
             off = min(most, max(-most, off))
         self._count += 1
+        self.is_known = self._count >= _YOUNG
         self._size += (max(1, size) - self._size) * max(1.0 / self._count, _MEAN)
         self._spread += (abs(off) - self._spread) * max(1.0 / self._count, _SPREAD)
+        self._deviation = max(_LEAST_DEVIATION, 1.25 * self._spread)  # of a Gaussian, from its mean absolute one
         self._level += _LEVEL * off
         self._shape[self._place] = base + off * max(1.0 / (1.0 + self._groups), _SHAPE)
 
@@ -212,12 +212,13 @@ class SizeWatch:
     Attributes:
         limit: of the sum; adapts to the camera.
         tells: whether sizes would show even somebody small in time; True while that is unknown.
+        is_sure: whether that is known, and so.
     """
 
     def __init__(self) -> None:
         self._usual: dict[bool, UsualSize] = {}
         self._sum = self._key_size = 0.0
-        self.limit, self.tells = _LIMIT, True
+        self.limit, self.tells, self.is_sure = _LIMIT, True, False
 
     def update(self, facts: PacketFacts, *, learns: bool) -> bool:
         """Add a packet. Return True if there is reason for suspicion."""
@@ -238,7 +239,7 @@ class SizeWatch:
     def _update_tells(self) -> None:
         known = [one.small_deviations(self._key_size) for one in self._usual.values() if one.is_known]
         if known and self._key_size:
-            self.tells = max(known) >= (_TELLS_NO_MORE if self.tells else _TELLS)
+            self.tells = self.is_sure = max(known) >= (_TELLS_NO_MORE if self.tells else _TELLS)
 
     def mark_false_alarm(self) -> None:
         self.limit = min(_LIMIT_MAX, self.limit * _RAISED)
@@ -273,6 +274,7 @@ class DecodePolicy(Generic[P]):
         self._alert_s = self._limits.alert_s
         self._suspects = self._has_started = self._overflows = self._after_key = False
         self._began_blind_ns = self._doubtful = 0
+        self._key_ns, self._apart_s, self._calm_ns = -1, 0.0, 0
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
         """Add the next packet. Return what is to be decoded now, in this order."""
@@ -308,10 +310,14 @@ class DecodePolicy(Generic[P]):
         now_ns, limits = facts.at_ns, self._limits
         if not self._has_started:
             self._has_started, self._until_ns = True, now_ns + round(limits.start_s * _S)
+            self._calm_ns = now_ns + round(limits.calm_after_s * _S)
         if demand.moved and self.mode is not DecodeMode.FULL:
             self._sizes.mark_missed()
             self._alert_ns = now_ns + round(self._alert_s * _S)
             self._alert_s = min(limits.alert_max_s, 2.0 * self._alert_s)
+        if facts.keyframe:
+            self._apart_s = (now_ns - self._key_ns) / _S if self._key_ns >= 0 else 0.0
+            self._key_ns = now_ns
         suspicious = self._sizes.update(facts, learns=not demand.moved)
         if suspicious and self.mode is not DecodeMode.FULL:
             self._suspects = True
@@ -354,14 +360,14 @@ class DecodePolicy(Generic[P]):
         alert = demand.mode is DecodeMode.KEYFRAMES or facts.at_ns < self._alert_ns
         self.mode = DecodeMode.KEYFRAMES if alert else DecodeMode.PACKETS
         unseen_s = (facts.at_ns - self._shown_ns) / _S
-        check_s = self._limits.intra_s if facts.keyframe and self._after_key else self._limits.check_s
+        is_due = facts.keyframe and (alert or self._is_due(unseen_s, facts.at_ns))
         self._after_key = facts.keyframe
         if facts.keyframe:
             self._forget()
             self._follows = False
         self._kept.append(packet)
         self.kept_bytes += facts.size
-        if facts.keyframe and (alert or unseen_s >= check_s):
+        if is_due:
             self._shown_ns = facts.at_ns
             return [DecodeStep(packet, restart=True, alone=True)]
         if self.kept_bytes > self._limits.bytes or len(self._kept) >= self._limits.packets:
@@ -370,6 +376,14 @@ class DecodePolicy(Generic[P]):
             self._shown_ns = facts.at_ns
             return self._caught_up()
         return []
+
+    def _is_due(self, unseen_s: float, now_ns: int) -> bool:
+        """Return True if a key frame comes nearer to the usual time between two than the next one would."""
+        limits = self._limits
+        if self._after_key:
+            return unseen_s >= limits.intra_s
+        usual_s = limits.calm_s if self._sizes.is_sure and now_ns >= self._calm_ns else limits.check_s
+        return unseen_s >= usual_s - 0.5 * min(usual_s, self._apart_s)
 
     def _forget(self) -> None:
         self._kept.clear()

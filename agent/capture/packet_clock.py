@@ -1,4 +1,7 @@
-"""Capture times of packets: their time stamps, put on this machine's clock. Rules only: the time is passed in."""
+"""Capture times of packets: their time stamps, put on this machine's clock; and when the next ones are read.
+
+Rules only: the time is passed in.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,58 @@ class MediaClock:
             return pts_ns + own_ns
         offsets = (one.offset_ns(arrived_ns) for one in self._clocks.values())
         return pts_ns + min(one for one in offsets if one is not None and abs(one - own_ns) <= _APART_NS)
+
+
+_WEIGHT = 0.05
+"""Weight of the newest packet in the time from one to the next."""
+_LEAST_NS = 5_000_000
+"""Packets that come faster are read without pauses, ns."""
+_PAUSES = 24
+"""Pauses until it is found out whether packets pile up."""
+_WAITED_NS = 2_000_000
+"""A packet that has taken so long to be read was not there before, ns."""
+_PILED_NS, _BANNED_NS = 300_000_000, 60_000_000_000
+"""Length of what was there then that is too much, and the time without pauses after that, ns."""
+
+
+class ReadPauses:
+    """Tells how long to wait before a packet is read, so that several are there when the reader wakes.
+
+    A camera sends a picture in pieces, each of which may wake a reader that waits for it; that costs more than
+    reading them. The pauses follow the time stamps. Where these run slower than the time,
+    packets would pile up, so every few seconds the reader waits for a packet to come; if too much was there by
+    then, there are no pauses for a minute.
+    """
+
+    def __init__(self, longest_s: float = 0.21, late_s: float = 0.005) -> None:
+        """Read packets up to `longest_s` after they came, and `late_s` after the newest should have come, s."""
+        self._longest_ns, self._late_ns = round(1e9 * longest_s), round(1e9 * late_s)
+        self._before_ns: int | None = None
+        self._apart_ns = 0.0
+        self._count = self._pauses = self._piled = self._banned_ns = 0
+
+    def add(self, captured_ns: int, asked_ns: int, read_ns: int) -> None:
+        """Record a packet of pictures: when it was captured, see `PacketClock`, asked for, and read, ns."""
+        before_ns, self._before_ns = self._before_ns, captured_ns
+        if self._pauses < _PAUSES:
+            if before_ns is not None and abs(captured_ns - before_ns) < _JUMP_NS:
+                self._count += 1
+                self._apart_ns += (captured_ns - before_ns - self._apart_ns) * max(1.0 / self._count, _WEIGHT)
+        elif read_ns - asked_ns < _WAITED_NS:
+            self._piled += 1
+        else:
+            is_much = self._piled * self._apart_ns >= _PILED_NS
+            self._pauses, self._piled = 0, 0
+            self._banned_ns = read_ns + _BANNED_NS if is_much else 0
+
+    def next_ns(self, now_ns: int) -> int:
+        """Return how long to wait before the next packet is read, ns; 0: it may be there."""
+        apart_ns = round(self._apart_ns)
+        if self._before_ns is None or self._pauses >= _PAUSES or now_ns < self._banned_ns or apart_ns < _LEAST_NS:
+            return 0
+        due_ns = self._before_ns + apart_ns
+        if due_ns <= now_ns:
+            return 0
+        self._pauses += 1
+        due_ns += (max(1, self._longest_ns // apart_ns) - 1) * apart_ns + self._late_ns
+        return min(due_ns - now_ns, self._longest_ns + self._late_ns)

@@ -18,7 +18,7 @@ from av.video.frame import VideoFrame
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, OpenError, is_disposable
-from agent.capture.packet_clock import MediaClock
+from agent.capture.packet_clock import MediaClock, ReadPauses
 from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import Source, SourceListener, check_size, status
@@ -247,6 +247,13 @@ class _Arrival(NamedTuple):
     read_ns: int
 
 
+class _Arrived(NamedTuple):
+    """A packet and its times, which its picture is given when it is decoded."""
+
+    packet: Packet[Stream]
+    times: _Arrival
+
+
 _MODES = {mode: mode.name.lower() for mode in DecodeMode}
 
 
@@ -283,11 +290,12 @@ class NetworkStream(Video):
         self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._burst, self._demand = MediaClock(), BurstThinner(), Demand()
+        self._pauses, self._asked_ns = ReadPauses(), 0
         # PyAV makes a fraction of a packet's time base at each use, which takes longer than all else here.
         self._ticks = {one.index: _tick_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
-        self._policy: DecodePolicy[Packet[Stream]] = DecodePolicy("full")
-        self._steps: deque[DecodeStep[Packet[Stream]]] = deque()
+        self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
+        self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
         self.undecoded = 0
 
@@ -334,6 +342,7 @@ class NetworkStream(Video):
         began_s = time.monotonic()
         if self._hears_only and not self.has_sound:
             raise SourceError(f"{self._shown}: {no_sound(self._codec)}")
+        self._asked_ns = self._now_ns()
         try:
             packet = self._next_packet()
         except av.FFmpegError:
@@ -348,6 +357,8 @@ class NetworkStream(Video):
 
     def _receive(self) -> None:
         """Read a packet, and plan what is to be decoded."""
+        if self._policy.mode in (DecodeMode.PACKETS, DecodeMode.KEYFRAMES):
+            self._pause()
         packet = self._read_in_time("picture")
         if not self._is_picture(packet):
             if self._hears_only:
@@ -359,6 +370,12 @@ class NetworkStream(Video):
         if self._policy.mode is not DecodeMode.FULL and not self._hears_only:
             self._alive_s = time.monotonic()
         self._plan(packet)
+
+    def _pause(self) -> None:
+        """Wait until several packets are there, unless somebody hears them."""
+        pause_ns = self._pauses.next_ns(self._now_ns())
+        if pause_ns and not (self._listener is not None and self._listener.wants_sound):
+            time.sleep(pause_ns / 1e9)
 
     @property
     def _hears_only(self) -> bool:
@@ -378,32 +395,34 @@ class NetworkStream(Video):
         began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
         if is_picture:
             self._arrived = _Arrival(began_ns, read_ns)
+            if pts is not None:
+                self._pauses.add(began_ns, self._asked_ns, read_ns)
         return began_ns
 
     def _plan(self, packet: Packet[Stream]) -> None:
-        is_seen = not self._hears_only
-        if is_seen:
-            packet.opaque = self._arrived
-        disposable = is_seen and is_disposable(self._codec, packet)
-        facts = PacketFacts(packet.size, packet.is_keyframe, disposable, self._arrived.read_ns)
-        self._steps += self._policy.add(packet, facts, self._demand)
-        self.undecoded += not self._steps
-        if len(self._steps) > 1:
-            first = cast(_Arrival, self._steps[0].packet.opaque)
-            self._burst.begin(first.captured_ns, self._arrived.captured_ns)
+        arrived = self._arrived
+        disposable = not self._hears_only and is_disposable(self._codec, packet)
+        facts = PacketFacts(packet.size, packet.is_keyframe, disposable, arrived.read_ns)
+        steps = self._policy.add(_Arrived(packet, arrived), facts, self._demand)
+        self.undecoded += not steps
+        self._steps += steps
+        if len(steps) > 1:
+            self._burst.begin(steps[0].packet.times.captured_ns, arrived.captured_ns)
 
-    def _run(self, step: DecodeStep[Packet[Stream]]) -> None:
+    def _run(self, step: DecodeStep[_Arrived]) -> None:
         """Decode one packet."""
+        packet = step.packet.packet
+        packet.opaque = step.packet.times
         if step.restart:
             self._decoded.clear()
             self._decoder.restart()
         self._converter.keep(not step.alone)  # the next picture may come in seconds
         if step.alone:
-            self._decoded += self._decoder.decode_alone(step.packet)
+            self._decoded += self._decoder.decode_alone(packet)
             return
-        if step.packet.is_keyframe and self._listener is not None:
+        if packet.is_keyframe and self._listener is not None:
             self._decoder.prefer(self._listener.decoder(self._codec))
-        self._decode(step.packet)
+        self._decode(packet)
 
     def _hold(self, frame: VideoFrame, opaque: object) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""

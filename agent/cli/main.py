@@ -13,7 +13,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from agent import __version__
-from agent.errors import VedetteError
+from agent.errors import ReportedError, VedetteError
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
@@ -67,6 +67,8 @@ def _errors_as_json() -> Iterator[None]:
     """Print an error as JSON to stdout, too; the message on stderr and the exit code stay."""
     try:
         yield
+    except ReportedError:
+        raise
     except (VedetteError, click.ClickException) as error:
         from agent.cli.output import print_json
 

@@ -21,8 +21,22 @@ if TYPE_CHECKING:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-PATH = click.Path(path_type=Path)
 DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
+
+
+class FilePath(click.Path):
+    """A path, as `pathlib.Path`. An empty text, as of a shell variable that is not set, is none."""
+
+    def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
+        super().__init__(path_type=Path, dir_okay=dir_okay, file_okay=file_okay)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value).strip():
+            self.fail("is empty: expected a path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = FilePath()
 
 
 class NumberRange(click.FloatRange):

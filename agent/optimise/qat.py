@@ -20,7 +20,7 @@ from msgspec import Struct
 from torch import nn
 from torch.nn import functional
 
-from agent.errors import ModelError
+from agent.errors import DivergedError
 from agent.optimise.checkpoint import module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
@@ -30,6 +30,7 @@ from agent.optimise.quantisation.ranges import FIXED, LOGITS, ActivationScales
 from agent.optimise.quantisation.sequential import RoundedLayer
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
+from agent.storage.files import remove
 
 Tensor = Any
 _STEP_RATE = 1e-3
@@ -184,7 +185,8 @@ def train(
         progress: told each tenth step.
 
     Raises:
-        ModelError: the loss is not a number, or the checkpoint belongs to another run.
+        DivergedError: the loss is not a number.
+        ModelError: the checkpoint belongs to another run.
         StorageError: the checkpoint cannot be read or written.
     """
     torch.manual_seed(seed)
@@ -198,7 +200,9 @@ def train(
     while (step := len(run.losses)) < recipe.steps:
         run.step(step)
         if not math.isfinite(run.losses[-1]):
-            raise ModelError(
+            if checkpoint is not None:
+                remove(checkpoint)  # it would diverge again, and stand in the way of other settings
+            raise DivergedError(
                 f"training diverged at step {step}: give a lower [qat] learning_rate than {recipe.learning_rate}"
             )
         if checkpoint is not None and (step + 1 == recipe.steps or time.monotonic() - saved > _SAVE_EVERY_S):

@@ -29,11 +29,14 @@ from agent.optimise.quantisation.integer_forms import for_integers
 from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
 from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
-from agent.optimise.recipe import Budget, QuantiseRecipe
+from agent.optimise.recipe import QuantiseRecipe
+from agent.optimise.recipe.budget import Budget
 
 Progress = Callable[[str], None]
 Evaluate = Callable[[bytes], float]
 """Returns the loss of a quantised file against the float model, 0..1: 0.005 is half a percentage point."""
+LayerBits = Callable[[Sequence[str]], Mapping[str, int]]
+"""Returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`."""
 _BATCH = 16
 _SENSITIVE = 32
 """Examples on which the sensitivity of layers is measured."""
@@ -106,11 +109,7 @@ class Quantiser:
             progress("equalising channels")
             self._content, _ = equalise(self._content, self._batches(self.main))
             self._read(examples)
-        self.layers = {layer.key: layer for graph in self.graphs for layer in graph.layers}
-        if not self.layers:
-            raise ModelError(
-                "the model has no convolution and no fully connected layer: there is nothing to quantise"
-            )
+        self.layers = _layers_of(self.graphs)
         inputs = {self.graphs[0].name(self.graphs[0].inputs[0]): self._input_scale()}
         self.scales = (
             ActivationScales({}, {})
@@ -209,6 +208,29 @@ def float_file(content: bytes) -> bytes:
     return rewrite(dump(model), _FUSIONS)[0]
 
 
+def read_layers(content: bytes, *, integers: bool = True) -> dict[Key, WeightedLayer]:
+    """Return the layers of a float file that can be quantised, without any example.
+
+    Args:
+        content: a float `.tflite` file.
+        integers: False: its activations stay float.
+
+    Raises:
+        ModelError: the model cannot be quantised, see `Quantiser`.
+    """
+    content = float_file(content)
+    return _layers_of(list(graphs_of(load(for_integers(content) if integers else content))))
+
+
+def _layers_of(found: Sequence[TorchGraph]) -> dict[Key, WeightedLayer]:
+    layers = {layer.key: layer for graph in found for layer in graph.layers}
+    if not layers:
+        raise ModelError(
+            "the model has no convolution and no fully connected layer: there is nothing to quantise"
+        )
+    return layers
+
+
 def _per_graph(found: Sequence[TorchGraph], examples: Sequence[Examples]) -> list[Examples]:
     """Return the examples of each graph."""
     chosen = []
@@ -278,7 +300,7 @@ def quantise(
     recipe: QuantiseRecipe,
     *,
     budget: Budget | None = None,
-    layer_bits: Callable[[Sequence[str]], Mapping[str, int]] | None = None,
+    layer_bits: LayerBits | None = None,
     loss: Evaluate | None = None,
     logits: Collection[int] = (),
     progress: Progress = lambda _: None,
@@ -290,7 +312,7 @@ def quantise(
         examples: inputs for each subgraph; `recipe.examples` of them are used for calibration.
         recipe: method and number of examples.
         budget: limit of size or loss that `mixed` is to meet; the caller checks both.
-        layer_bits: returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`.
+        layer_bits: see `LayerBits`.
         loss: measures the loss of a file; needed for `mixed` with a limit of loss, and without any limit.
         logits: places of the outputs of which the decoder takes the sigmoid.
         progress: told what is done.
@@ -309,7 +331,7 @@ def quantise(
         logits=logits,
         progress=progress,
     )
-    fixed = _fixed(quantiser, layer_bits)
+    fixed = fixed_bits(quantiser.layers, layer_bits)
     run = _Search(quantiser, recipe.examples, fixed, loss, progress)
     if recipe.method in ("int8", "dynamic"):
         return run.model(fixed)
@@ -331,16 +353,19 @@ def spread(examples: Examples, count: int) -> Examples:
     return examples.take(np.linspace(0, len(examples) - 1, count).astype(np.intp))
 
 
-def _fixed(
-    quantiser: Quantiser, layer_bits: Callable[[Sequence[str]], Mapping[str, int]] | None
-) -> dict[Key, int]:
+def fixed_bits(layers: Mapping[Key, WeightedLayer], layer_bits: LayerBits | None) -> dict[Key, int]:
+    """Return the bits of the layers for which `layer_bits` has some.
+
+    Raises:
+        ModelError: 4 bits are asked for a layer that cannot have them. ConfigError: as `layer_bits`.
+    """
     if layer_bits is None:
         return {}
-    keys = {layer.name: layer.key for layer in quantiser.layers.values()}
+    keys = {layer.name: layer.key for layer in layers.values()}
     found = {keys[name]: bits for name, bits in layer_bits(list(keys)).items()}
     for key, bits in found.items():
-        if bits == 4 and not fits_int4(quantiser.layers[key]):
-            raise ModelError(f"layer {quantiser.layers[key].name!r} has no INT4 kernel: give it 8 bits")
+        if bits == 4 and not fits_int4(layers[key]):
+            raise ModelError(f"layer {layers[key].name!r} has no INT4 kernel: give it 8 bits")
     return found
 
 

@@ -113,7 +113,7 @@ class OptimiseReport(Struct, frozen=True):
         machine: processor, cores and runtime that the figures are from.
         command: that repeats it.
         examples: on which the scores are.
-        budget: see `agent.optimise.recipe.parse_budget`; empty: none.
+        budget: see `agent.optimise.recipe.budget.parse_budget`; empty: none.
         missed: limits that the result does not meet, with by how much.
         steps: the first is the model as it was.
         layers: of the result.

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from agent.errors import ModelError
+from agent.errors import DivergedError, ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.graph.from_torch import first_line
@@ -44,10 +44,6 @@ Pictures = NDArray[Any]
 Labels = NDArray[Any]
 """Class indices, int64 [pictures]."""
 Test = tuple[Pictures, Labels]
-
-
-class DivergedError(ModelError):
-    """The loss of a training is not finite any more."""
 
 
 class TrainingSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -221,9 +217,9 @@ def fit(
     while run.done < run.total:
         try:
             step = run.step(after_backward, after_step, test)
-        except DivergedError:
-            if checkpoint is not None:
-                remove(checkpoint)  # it would diverge again, and stand in the way of other settings
+        except ModelError as error:
+            if checkpoint is not None and (isinstance(error, DivergedError) or not run.done):
+                remove(checkpoint)  # it would fail again, and stand in the way of other settings
             raise
         if checkpoint is not None and (run.done == run.total or time.monotonic() - saved > _SAVE_EVERY_S):
             run.save(checkpoint)

@@ -32,7 +32,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, change, memory_mb, score, time_ms
 from agent.optimise.loadgen import run_scenarios
 from agent.optimise.profile import ModelProfile, profile
-from agent.optimise.recipe import Budget
+from agent.optimise.recipe.budget import Budget
 from agent.optimise.report import LayerResult, OperationTime, OptimiseReport, StepResult, describe_machine
 from agent.types import Array
 

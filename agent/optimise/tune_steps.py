@@ -13,12 +13,15 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Model
 from agent.errors import ModelError
+from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score
 from agent.optimise.graph.from_torch import import_torch
+from agent.optimise.graph.rewrite import check
 from agent.optimise.graph.verified import rewrite_verified
 from agent.optimise.inputs import examples_path
-from agent.optimise.recipe import Budget, Method, Recipe, RecipeFile, parse_budget, parse_recipe, read_recipe
+from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
 from agent.optimise.source import open_source
 from agent.optimise.tune import (
@@ -96,6 +99,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
             f"{request.model}: has exits, which tune cannot measure: quantise takes it, or tune the model "
             "first and give it exits then"
         )
+    _check_model(model, file, budget, request)
     if not is_float(model.content):
         tell(f"{request.model}: is quantised already: give the float model; of this one, only the graph is fused")
     limit = request.limit or file.recipe.data.limit or None
@@ -105,9 +109,48 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         parts.append(split(examples, file.recipe.data.held_out))
     for line in (examples.description, *examples.remarks):
         tell(line)
+    if request.module:
+        _check_pruning(model, parts[0][0], file, request)
     steps = steps_of(model, [seen for seen, _ in parts], file, budget, request)
     target, measured = TARGETS[request.target], parts[0][1]
     return tune(model, measured, steps, budget, target=target, command=request.command, progress=progress)
+
+
+def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRequest) -> None:
+    """Check before the examples are read that a step can be applied, and the recipe's layers.
+
+    Raises:
+        ModelError: the model can be neither quantised nor rewritten, or its weights alone are larger than the
+            budget. ConfigError: a layer of the recipe is not there.
+    """
+    method = file.recipe.quantise.method
+    size = Budget() if request.module else budget  # pruning makes it smaller
+    with prefixed_errors(model.path):
+        try:
+            import_torch()
+            from agent.optimise.preflight import check_layers
+            from agent.optimise.quantise import read_layers
+
+            layers = read_layers(model.content, integers=method != "dynamic")
+        except ModelError:
+            check(model.content, "tuned")  # it can be rewritten at least
+            return
+        check_layers(layers, method, size, file.layer_bits)
+
+
+def _check_pruning(model: Model, seen: Examples, file: RecipeFile, request: TuneRequest) -> None:
+    """Check before anything is measured that the module can be pruned; raises as `check_pruning`."""
+    import_torch()
+    from agent.optimise.factory import load_factory
+    from agent.optimise.preflight import check_pruning
+
+    module = load_factory(request.module, request.weights)
+    check_pruning(model, module, seen, replace(file, recipe=_channels(file.recipe)))
+
+
+def _channels(recipe: Recipe) -> Recipe:
+    """Return a recipe that prunes channels, whatever it says: connections would save nothing in an INT8 file."""
+    return replace(recipe, prune=replace(recipe.prune, structured=True))
 
 
 def steps_of(
@@ -122,11 +165,15 @@ def steps_of(
         budget: that the result must meet.
         request: names the module for pruning.
     """
+    last = fuse(model.path)
+    if not is_float(model.content):
+        names = ("quantise", "train", "prune")
+        return [*(TuningStep(one, last.apply, left_out="the model is quantised already") for one in names), last]
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    return [*steps, prune_step(model, seen[0], recipe.recipe, request), fuse(model.path)]
+    return [*steps, prune_step(model, seen[0], recipe.recipe, request), last]
 
 
 def quantise_steps(
@@ -210,7 +257,7 @@ def _reported(layer: QuantisedLayer) -> LayerResult:
 def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneRequest) -> TuningStep:
     """Return the step that removes channels of the float model, and quantises it again if it was.
 
-    Single connections would save nothing in an INT8 file. Args as for `steps_of`.
+    Args as for `steps_of`.
     """
     needed = "pruning trains: give --module PATH.py:FACTORY, which the model was imported from"
     reason = "" if request.module else needed
@@ -224,12 +271,11 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
 
         module = load_factory(request.module, request.weights)
         source = replace(model, content=state.source, sha256=hashlib.sha256(state.source).hexdigest())
-        channels = replace(recipe, prune=replace(recipe.prune, structured=True))
         pruned = prune_model(
             source,
             module,
             seen,
-            channels,
+            _channels(recipe),
             folder=request.folder,
             progress=lambda at: progress(f"pruning: {at.share:.0%}"),
         )

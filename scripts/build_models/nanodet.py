@@ -19,7 +19,8 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.graph.additions import add_features
 from agent.optimise.graph.writer import ModelWriter
 from agent.optimise.quantise import quantise
-from agent.optimise.recipe import QuantiseRecipe, parse_budget
+from agent.optimise.recipe import QuantiseRecipe
+from agent.optimise.recipe.budget import parse_budget
 
 _HERE = Path(__file__).resolve().parent
 _MODEL = _HERE.parents[1] / "agent" / "models" / "zoo" / "nanodet.tflite"

@@ -60,6 +60,7 @@ class HomeAssistant:
         self._token = ""
         self._socket: ClientConnection | None = None
         self._number = 0
+        self._complaints: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "configuration.yaml").write_text(_CONFIGURATION.format(host=HOST, port=port))
 
@@ -77,6 +78,7 @@ class HomeAssistant:
         if not self._token:
             self._token = self._signed_up()
         wait_for("Home Assistant to run", lambda: self.get("/api/config")["state"] == "RUNNING", _START_S)
+        self._confirm_address()
 
     def stop(self) -> None:
         """End it in order."""
@@ -90,6 +92,9 @@ class HomeAssistant:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        if self._process is not None:
+            self._complaints = self.complaints()  # the next start begins another log
+            self._log.rename(self._log.with_suffix(f".{time.time_ns()}.log"))
         self._process = None
 
     def __enter__(self) -> Self:
@@ -116,6 +121,10 @@ class HomeAssistant:
             return False
         return True
 
+    def _confirm_address(self) -> None:
+        """Confirm the port: 2026.11 returns to its default after five minutes without; older ones refuse this."""
+        self.ask("http/config/promote")
+
     def _signed_up(self) -> str:
         """Make the first account, as the page that greets a new user does; gives a token."""
         owner = {"name": "Proof", "username": "proof", "password": "only-on-this-machine", "language": "en"}
@@ -127,7 +136,9 @@ class HomeAssistant:
     def add_broker(self, port: int) -> None:
         """Add the MQTT integration by its dialogue."""
         flow = self.post("/api/config/config_entries/flow", {"handler": "mqtt"})
-        entered = {"broker": HOST, "port": port}
+        entered: dict[str, Any] = {"broker": HOST, "port": port}
+        if any(field["name"] == "other_settings" for field in flow["data_schema"]):  # since some month of 2026
+            entered["other_settings"] = {"set_client_cert": False, "set_ca_cert": "off"}
         made = self.post(f"/api/config/config_entries/flow/{flow['flow_id']}", entered)
         if made.get("type") != "create_entry":
             raise RuntimeError(f"the broker was not taken: {made}")
@@ -144,7 +155,7 @@ class HomeAssistant:
         """A file of the REST API, such as a picture."""
         return self._request(path)
 
-    def call(self, domain: str, service: str, entity: str, **data: Any) -> None:
+    def call(self, domain: str, service: str, entity: str | list[str], **data: Any) -> None:
         """Do what a person does on the dashboard."""
         self.post(f"/api/services/{domain}/{service}", {"entity_id": entity, **data})
 
@@ -174,7 +185,7 @@ class HomeAssistant:
         while True:
             answer = json.loads(self._socket.recv(30))
             if answer.get("id") == self._number and answer["type"] == "result":
-                return answer["result"]
+                return answer.get("result")
 
     def states(self) -> dict[str, dict[str, Any]]:
         """Every state by entity."""
@@ -205,12 +216,13 @@ class HomeAssistant:
         return [{"entity_id": one["entity_id"], "payload": one["discovery_data"]["payload"]} for one in found]
 
     def complaints(self) -> list[str]:
-        """Warnings and errors in its log, each with what belongs to it."""
-        return [text for level, text in self._records() if level in ("WARNING", "ERROR", "CRITICAL")]
+        """Warnings and errors in its logs since the first start, each with what belongs to it."""
+        newest = [text for level, text in self._records() if level in ("WARNING", "ERROR", "CRITICAL")]
+        return [*self._complaints, *newest]
 
     def _records(self) -> Iterator[tuple[str, str]]:
         level, lines = "", list[str]()
-        for line in self._log.read_text(errors="replace").splitlines() if self._log.exists() else ():
+        for line in self._log.read_text(errors="replace").splitlines() if self._process is not None else ():
             if found := _RECORD.match(line):
                 if lines:
                     yield level, "\n".join(lines)

@@ -12,10 +12,10 @@ from msgspec.structs import replace
 from agent.comms.homeassistant.device import DeviceEntitySource, StreamEntitySource, ZoneLabel
 from agent.comms.homeassistant.discovery import entities
 from agent.comms.homeassistant.message import message, topic
-from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode
+from agent.comms.messages import EventMessage, HealthMessage, Latency, ModelId, SpoolHealth, encode, new_id
 from agent.comms.topics import Topics
 from agent.health import StreamHealth
-from agent.types import Track
+from agent.types import Attribute, EventKind, Track
 
 _LABELS = (
     "Bark",
@@ -43,6 +43,7 @@ DEVICE = DeviceEntitySource(
         replace(_WHOLE, name="line_2", kind="verdicts"),
         replace(_WHOLE, name="yard", kind="sounds"),
         replace(_WHOLE, name="kitchen", kind="words"),
+        replace(_WHOLE, name="sign", kind="texts", labels=(), configured_labels=(), attributes=("depth",)),
     ),
 )
 
@@ -88,6 +89,31 @@ def an_old_word_is_no_event(scene: Scene) -> None:
     scene.comes("the next one is", lambda: _state(scene, "kitchen.keyword") != before)
 
 
+def what_is_told_once_stays(scene: Scene) -> None:
+    """Text and attributes are in events alone: what comes while the device is away is no state of theirs."""
+    _read(scene, "new", "B 42")
+    _becomes(scene, "sign.text", "B 42")
+    _becomes(scene, "sign.attribute.depth", "1.5")
+    _read(scene, "new", "C 7", told=False)
+    _becomes(scene, "sign.text", "C 7")
+    scene.proved("an object without the attribute leaves it", _state(scene, "sign.attribute.depth") == "1.5")
+    scene.say(_TOPICS.status, b"offline", retain=True)
+    _becomes(scene, "sign.text", "unavailable")
+    _read(scene, "end", "C 7", told=False)
+    scene.say(_TOPICS.status, b"online", retain=True)
+    for name in ("sign.text", "sign.attribute.depth"):
+        _becomes(scene, name, "unknown")
+    _read(scene, "update", "D 1")
+    _becomes(scene, "sign.text", "D 1")
+    _becomes(scene, "sign.attribute.depth", "1.5")
+
+
+def _read(scene: Scene, kind: EventKind, text: str, *, told: bool = True) -> None:
+    """Tell of a text with a measurement of it."""
+    attributes = {"depth": Attribute("depth", 1.0, values=(1.5,))} if told else {}
+    scene.say(_TOPICS.events("sign"), encode(_event("sign", kind, text, attributes=attributes)))
+
+
 def nothing_is_left_of_it(scene: Scene) -> None:
     """An empty message removes a device with all that it has."""
     scene.say(topic("homeassistant", _TOPICS.device), b"", retain=True)
@@ -106,10 +132,22 @@ def _health() -> HealthMessage:
 
 
 def _hear(scene: Scene, name: str, total_ms: float) -> None:
-    now = datetime.now(UTC)
-    track = Track("kitchen-1", _LABELS[2], 0.9, 0.9, 1, now, now)
-    latency = Latency(0, 0, 0, 0, 0, 0, total=total_ms)
-    model = ModelId("small-speech", "0" * 12)
-    told = EventMessage(name, "odd", "kitchen", "keyword", "word", track, now, latency, model, "cpu", "12", 1)
+    told = _event("kitchen", "keyword", _LABELS[2], name=name, total_ms=total_ms)
     assert json.loads(encode(told))["latency_ms"]["total"] == total_ms
     scene.say(_TOPICS.events("kitchen"), encode(told))
+
+
+def _event(
+    stream: str,
+    kind: EventKind,
+    label: str,
+    *,
+    name: str = "",
+    total_ms: float = 100.0,
+    attributes: dict[str, Attribute] | None = None,
+) -> EventMessage:
+    now = datetime.now(UTC)
+    track = Track(f"{stream}-1", label, 0.9, 0.9, 1, now, now, attributes=attributes or {})
+    latency = Latency(0, 0, 0, 0, 0, 0, total=total_ms)
+    model = ModelId("small-speech", "0" * 12)
+    return EventMessage(name or new_id(), "odd", stream, kind, "word", track, now, latency, model, "cpu", "12", 1)

@@ -8,95 +8,33 @@ import pty
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 from click.testing import CliRunner
 
 pytest.importorskip("ai_edge_litert", reason="the bundled detector needs it")
 
 from agent.cli.main import vedette
-from agent.models.files import ZOO
 from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.publishing import TOPICS
 from tests.support.received import Messages
 from tests.support.running import ROOT, Vedette, camera, events, states
+from tests.system.gate_camera import REGION, GateCamera
 
-REGION = (0.3, 0.2, 0.6, 0.7)
 GATE = TOPICS.sensor("front", "gate")
 
 
-class Scene:
-    """A camera over HTTP: a street, and a gate of planks that is open or closed."""
-
-    def __init__(self) -> None:
-        self.shows, self.light = "open", 1.0
-        street = cv2.imread(str(ZOO / "walkers.jpg"))
-        assert street is not None
-        self._street = cv2.resize(street, (640, 480))
-        self._random = np.random.default_rng(1)
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self.server.daemon_threads = False  # so that they are joined: one in OpenCV would end the process badly
-        self.is_over = False
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-
-    @property
-    def uri(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/video"
-
-    def picture(self) -> np.ndarray[Any, Any]:
-        picture = self._street.copy()
-        left, top, right, bottom = (round(edge * size) for edge, size in zip(REGION, (640, 480) * 2, strict=True))
-        if self.shows == "closed":
-            picture[top:bottom, left:right] = (40, 90, 150)
-            picture[top:bottom:24, left:right] = 20
-        elif self.shows == "a lorry":
-            picture[top - 40 : bottom + 40, left - 60 : right + 60] = (230, 230, 230)
-            cv2.circle(picture, ((left + right) // 2, (top + bottom) // 2), 70, (30, 30, 200), 25)
-        noise = self._random.normal(0, 3, picture.shape)
-        return np.asarray(np.clip(picture * self.light + noise, 0, 255).astype(np.uint8))
-
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        scene = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                try:
-                    self.send_response(200)
-                    self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
-                    self.end_headers()
-                    while not scene.is_over:
-                        jpeg = cv2.imencode(".jpg", scene.picture())[1].tobytes()
-                        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n"
-                        self.wfile.write(head.encode() + jpeg + b"\r\n")
-                        time.sleep(0.1)
-                except OSError:
-                    pass  # the viewer has gone
-
-            def log_message(self, *args: object) -> None:
-                """Nothing."""
-
-        return Handler
-
-
 @pytest.fixture
-def scene() -> Iterator[Scene]:
-    scene = Scene()
-    yield scene
-    scene.is_over = True
-    scene.server.shutdown()
-    scene.server.server_close()
+def scene() -> Iterator[GateCamera]:
+    with GateCamera() as scene:
+        yield scene
 
 
-def watched(scene: Scene, **keys: object) -> dict[str, object]:
+def watched(scene: GateCamera, **keys: object) -> dict[str, object]:
     return {"source": scene.uri, "model": "nanodet", "gate": {"max_idle_s": 1.0}, **keys}
 
 
@@ -110,7 +48,7 @@ def values(messages: Messages) -> list[str]:
     return [json.loads(body)["value"] if body else "" for body in messages.of(GATE)]
 
 
-def taught(broker: Mosquitto, scene: Scene, messages: Messages) -> Any:
+def taught(broker: Mosquitto, scene: GateCamera, messages: Messages) -> Any:
     """Teach both values, and return the last answer."""
     messages.wait(lambda m: states(m).get("front") == "running")
     region = ",".join(map(str, REGION))
@@ -123,7 +61,7 @@ def taught(broker: Mosquitto, scene: Scene, messages: Messages) -> Any:
 
 
 def test_a_gate_is_taught_seen_by_night_and_known_after_a_restart(
-    tmp_path: Path, broker: Mosquitto, scene: Scene
+    tmp_path: Path, broker: Mosquitto, scene: GateCamera
 ) -> None:
     messages = broker.subscribe("#")
     vedette_run = Vedette(tmp_path, broker, front=watched(scene))
@@ -166,7 +104,7 @@ def test_a_gate_is_taught_seen_by_night_and_known_after_a_restart(
 
 
 def test_what_cannot_be_taught_is_refused_with_its_reason(
-    tmp_path: Path, broker: Mosquitto, scene: Scene
+    tmp_path: Path, broker: Mosquitto, scene: GateCamera
 ) -> None:
     messages = broker.subscribe("#")
     line = {
@@ -196,7 +134,7 @@ def test_what_cannot_be_taught_is_refused_with_its_reason(
     assert not list((tmp_path / "state").glob("states/*.json"))
 
 
-def test_each_state_is_asked_for_at_a_terminal(tmp_path: Path, broker: Mosquitto, scene: Scene) -> None:
+def test_each_state_is_asked_for_at_a_terminal(tmp_path: Path, broker: Mosquitto, scene: GateCamera) -> None:
     messages = broker.subscribe("#")
     with Vedette(tmp_path, broker, front=watched(scene)):
         messages.wait(lambda m: states(m).get("front") == "running")

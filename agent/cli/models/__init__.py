@@ -15,7 +15,7 @@ from agent.cli.models.evaluating import evaluate
 from agent.cli.models.predicting import complete_board
 from agent.cli.models.recommending import complete_task, memory_size
 from agent.cli.optimise import complete_model
-from agent.cli.options import NumberRange, picture_option
+from agent.cli.options import PATH, FilePath, NumberRange, picture_option
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, VedetteError
 from agent.text import plain
@@ -137,15 +137,11 @@ def inspect(file: str, as_json: bool, write: bool, path: str, force: bool) -> No
 
 
 @models.command("import")
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE|ZIP")
-@click.option(
-    "--to", type=click.Path(path_type=Path, file_okay=False), default=".", help="Folder; default: this one."
-)
+@click.argument("file", type=PATH, metavar="FILE|ZIP")
+@click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one.")
 @click.option("--name", default="", callback=_model_name, help="Of the model; default: that of the file.")
 @click.option("--member", default="", help="File in an archive that has several models.")
-@click.option(
-    "--labels", type=click.Path(path_type=Path, dir_okay=False), help="File with one class in each line."
-)
+@click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line.")
 @click.option(
     "--decoder", default="", shell_complete=_complete_decoder, help="Of the outputs, if it cannot be guessed."
 )
@@ -175,12 +171,10 @@ def import_(file: Path, **options: Any) -> None:
 @click.option(
     "--mirror", default="", metavar="FOLDER|URL", help="Where the file is instead, under the same name."
 )
-@click.option(
-    "--to", type=click.Path(path_type=Path, file_okay=False), default=".", help="Folder; default: this one."
-)
+@click.option("--to", type=FilePath(file_okay=False), default=".", help="Folder; default: this one.")
 @click.option("--name", "rename", default="", callback=_model_name, help="Of the model; default: as listed.")
 @click.option("--member", default="", help="File in an archive at a URL that has several models.")
-@click.option("--labels", type=click.Path(path_type=Path, dir_okay=False), help="See `models import`.")
+@click.option("--labels", type=FilePath(dir_okay=False), help="See `models import`.")
 @click.option("--decoder", default="", shell_complete=_complete_decoder, help="See `models import`.")
 @click.option("--pixels", type=click.Choice(["signed", "unit", "raw", "imagenet"]), help="See `models import`.")
 @click.option("--force", is_flag=True, help="Replace a model of this name and its manifest.")
@@ -245,7 +239,7 @@ def recommend(task: str, board: str, fps: float | None, memory: int, as_json: bo
 @click.argument("source", metavar="PICTURE|SOUND|URI")
 @click.option("--threshold", type=NumberRange(0.0, 1.0), help="Least score that counts; else the manifest's.")
 @click.option("--variant", default="", help="Size or exit of the model; else as in a stream.")
-@click.option("--picture", type=click.Path(path_type=Path), help="Write this JPEG, with what was found drawn in.")
+@click.option("--picture", type=PATH, help="Write this JPEG, with what was found drawn in.")
 @click.option("--force", is_flag=True, help="Replace the JPEG.")
 @_JSON
 def try_(model: str, source: str, **options: Any) -> None:
@@ -343,13 +337,13 @@ def _size(size: int) -> str:
 
 @models.command()
 @click.argument("model")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option(
     "--loss", type=float, default=0.2, show_default=True, help="Accuracy that may be lost, percentage points."
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=PATH,
     help="Write the manifest here, and its files beside it; default: the model's own (not for a bundled model).",
 )
 @picture_option("accuracy against cost")

@@ -10,7 +10,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from agent.cli.optimise import complete_model
-from agent.cli.options import NumberRange, picture_option
+from agent.cli.options import PATH, NumberRange, picture_option
 
 
 def _complete_evaluated(context: click.Context, option: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -21,14 +21,14 @@ def _complete_evaluated(context: click.Context, option: click.Parameter, incompl
 
 @click.command()
 @click.argument("model", shell_complete=_complete_evaluated)
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.option("--positive", multiple=True, metavar="CLASS", help="Class that is to be found; may be repeated.")
 @click.option(
     "--target-recall", type=NumberRange(0.0, 1.0, min_open=True), help="Share of it that has to be found, 0..1."
 )
 @click.option(
     "--background",
-    type=click.Path(path_type=Path),
+    type=PATH,
     multiple=True,
     metavar="FOLDER",
     help="Sound in which no word is said, for false alarms; may be repeated.",
@@ -47,18 +47,16 @@ def _complete_evaluated(context: click.Context, option: click.Parameter, incompl
 )
 @click.option(
     "--slices",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="CSV `file,attribute,value`, or JSON: tell the figures of each value, too.",
 )
 @picture_option("the confusions")
-@click.option(
-    "--curve", type=click.Path(path_type=Path), help="Draw missed words against false alarms into this PNG."
-)
-@click.option("--report", type=click.Path(path_type=Path), help="Write this HTML, with the worst errors.")
+@click.option("--curve", type=PATH, help="Draw missed words against false alarms into this PNG.")
+@click.option("--report", type=PATH, help="Write this HTML, with the worst errors.")
 @click.option(
     "--results",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FILE",
     help="Keep what each file gave here, and go on from it; with --report, beside that.",
 )

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from agent.cli.options import NumberRange, duration
+from agent.cli.options import PATH, FilePath, NumberRange, duration
 from agent.errors import ModelError
 from agent.text import plain, without_logins
 
@@ -60,6 +60,13 @@ def _seconds(_context: click.Context, _option: click.Parameter, text: str | None
     return None if text is None else duration(text)
 
 
+def _given(_context: click.Context, option: click.Parameter, text: str) -> str:
+    """Check that a text is not empty."""
+    if not text.strip():
+        raise click.BadParameter("is empty", param=option)
+    return text
+
+
 def _complete_rewrite(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
     try:
         from agent.optimise.graph.rewrite import REWRITES
@@ -70,7 +77,7 @@ def _complete_rewrite(_context: click.Context, _option: click.Parameter, incompl
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option(
     "--skip",
     multiple=True,
@@ -103,7 +110,7 @@ def rewrite(model: str, out: Path, skip: tuple[str, ...], force: bool, as_json: 
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option("--tensor", default="", help="Name of the map; default: the last one at 1/16 of the input's size.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
@@ -118,24 +125,20 @@ def features(model: str, out: Path, tensor: str, force: bool, as_json: bool) -> 
 
 
 def _complete_step(_context: click.Context, _option: click.Parameter, incomplete: str) -> list[str]:
-    from agent.optimise.recipe import EXAMPLES
+    from agent.optimise.recipe.examples import EXAMPLES
 
     return [step for step in EXAMPLES if step.startswith(incomplete)]
 
 
 @optimise.command("import")
 @click.argument("factory", metavar="PATH.py:FACTORY")
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option("--shape", required=True, metavar="HxWxC", help="Of one input: height, width, channels.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path, dir_okay=False), help="State dict that torch.save has written."
-)
+@click.option("--weights", type=FilePath(dir_okay=False), help="State dict that torch.save has written.")
 @click.option("--mean", metavar="N[,N,N]", help="Of the pixels 0..255 that the module takes.")
 @click.option("--std", metavar="N[,N,N]", help="The module takes (pixel - mean) / std.")
 @click.option("--order", type=click.Choice(["rgb", "bgr"]), default="rgb", show_default=True, help="Of channels.")
-@click.option(
-    "--labels", type=click.Path(path_type=Path, dir_okay=False), help="File with one class in each line."
-)
+@click.option("--labels", type=FilePath(dir_okay=False), help="File with one class in each line.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def import_module(factory: str, out: Path, shape: str, mean: str, std: str, **options: Any) -> None:
@@ -159,14 +162,14 @@ def recipe(steps: tuple[str, ...]) -> None:
 
     A recipe is a TOML file that says what the steps do. What is printed are the defaults.
     """
-    from agent.optimise.recipe import example
+    from agent.optimise.recipe.examples import example
 
     click.echo(example(steps), nl=False)
 
 
 @optimise.command()
-@click.argument("file", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), required=False)
+@click.argument("file", type=PATH)
+@click.argument("out", type=FilePath(dir_okay=False), required=False)
 @click.option("--force", is_flag=True, help="Replace OUT.")
 def report(file: Path, out: Path | None, force: bool) -> None:
     """Show the report in FILE, which a step has written beside its model as .report.json.
@@ -193,9 +196,9 @@ def report(file: Path, out: Path | None, force: bool) -> None:
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe`.")
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
+@click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
 @click.option("--budget", default="", help='What must be met: "size<2.8MB, loss<0.5pp, latency<20ms".')
 @click.option(
     "--module",
@@ -203,11 +206,11 @@ def report(file: Path, out: Path | None, force: bool) -> None:
     metavar="PATH.py:FACTORY",
     help="What MODEL was imported from, or trained as; to prune.",
 )
-@click.option("--weights", type=click.Path(path_type=Path), help="Of the module, as torch saves them.")
+@click.option("--weights", type=PATH, help="Of the module, as torch saves them.")
 @click.option("--qat/--no-qat", default=True, help="Train a quantised model that loses too much; by default.")
 @click.option("--target", type=click.Choice(["pi4b"]), default="pi4b", help="Board for the estimate of energy.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
+@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its reports.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def tune(
@@ -239,18 +242,14 @@ def _complete_network(_context: click.Context, _option: click.Parameter, incompl
 
 @optimise.command()
 @click.argument("network", metavar="tiny|detector|PATH.py:FACTORY", shell_complete=_complete_network)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option(
-    "--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of pictures with classes or boxes."
-)
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@click.option("--data", type=PATH, help="Folder, .tar or .npz of pictures with classes or boxes.")
 @click.option("--size", metavar="SIDE|HxW", help="Of the pictures the network takes; 128, of a detector 320.")
-@click.option(
-    "--weights", type=click.Path(path_type=Path, dir_okay=False), help="To begin with, as torch saves them."
-)
-@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe train data`.")
+@click.option("--weights", type=FilePath(dir_okay=False), help="To begin with, as torch saves them.")
+@click.option("--recipe", type=PATH, help="See `vedette optimise recipe train data`.")
 @click.option("--epochs", type=NumberRange(0.0, 1e6, min_open=True), help="Passes over the pictures.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for a checkpoint.")
+@click.option("--work", type=FilePath(file_okay=False), help="Folder for a checkpoint.")
 @click.option("--force", is_flag=True, help="Replace OUT and the files beside it.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def train(network: str, out: Path, **options: Any) -> None:
@@ -272,17 +271,15 @@ def train(network: str, out: Path, **options: Any) -> None:
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option(
     "--module", default="", metavar="PATH.py:FACTORY", help="What MODEL was imported from, or trained as."
 )
-@click.option(
-    "--weights", type=click.Path(path_type=Path, dir_okay=False), help="State dict that torch.save has written."
-)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe prune train data`.")
+@click.option("--weights", type=FilePath(dir_okay=False), help="State dict that torch.save has written.")
+@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples with classes.")
+@click.option("--recipe", type=PATH, help="See `vedette optimise recipe prune train data`.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
+@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest, its report and its chart.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def prune(model: str, out: Path, **options: Any) -> None:
@@ -318,14 +315,14 @@ def _label(context: click.Context, option: click.Parameter, text: str) -> str:
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
 @click.option(
     "--data",
-    type=click.Path(path_type=Path),
+    type=PATH,
     required=True,
     help="Folder, .tar or .npz: pictures of sound parts.",
 )
-@click.option("--faulty", type=click.Path(path_type=Path), help="Faulty parts, for the figures alone.")
+@click.option("--faulty", type=PATH, help="Faulty parts, for the figures alone.")
 @click.option(
     "--false-alarms",
     type=NumberRange(0.0, 50.0),
@@ -353,9 +350,9 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe depth train data`.")
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples with classes.")
+@click.option("--recipe", type=PATH, help="See `vedette optimise recipe depth train data`.")
 @click.option("--exits", type=click.IntRange(2, 16), help="Number of exits, with the last one.")
 @click.option(
     "--at", callback=_tensor_names, metavar="TENSOR,…", help="Tensors behind which the early exits are."
@@ -368,7 +365,7 @@ def anomaly(model: str, out: Path, **options: Any) -> None:
     help="Accuracy that may be lost, percentage points.",
 )
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints.")
+@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest, its reports and its chart.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def depth(model: str, out: Path, **options: Any) -> None:
@@ -390,9 +387,9 @@ def depth(model: str, out: Path, **options: Any) -> None:
 
 @optimise.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="See `vedette optimise recipe`.")
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples.")
+@click.option("--recipe", type=PATH, help="See `vedette optimise recipe`.")
 @click.option(
     "--method", type=click.Choice(["int8", "dynamic", "int4", "mixed"]), help="Instead of the recipe's."
 )
@@ -400,7 +397,7 @@ def depth(model: str, out: Path, **options: Any) -> None:
 @click.option("--equalise", is_flag=True, help="Equalise the channels of activations first.")
 @click.option("--qat/--no-qat", default=None, help="Train afterwards; by default if the loss misses the budget.")
 @click.option("--limit", type=click.IntRange(min=8), help="Use so many examples.")
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for a checkpoint.")
+@click.option("--work", type=FilePath(file_okay=False), help="Folder for a checkpoint.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: bool, **options: Any) -> None:
@@ -428,16 +425,14 @@ def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: boo
 
 
 @optimise.command()
-@click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--study", required=True, metavar="FOLDER|URL", help="Where the trials are kept.")
+@click.argument("recipe", type=PATH)
+@click.option("--study", required=True, callback=_given, metavar="FOLDER|URL", help="Where the trials are kept.")
 @click.option("--trials", type=click.IntRange(min=1), help="End when the study has so many.")
 @click.option("--for", "seconds", metavar="TIME", callback=_seconds, help="End after this time, such as 60m.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes here.")
 @click.option("--board", default="", metavar="USER@HOST", help="Measure the latency there, over SSH.")
-@click.option("--data", type=click.Path(path_type=Path), help="Folder, .tar or .npz of examples with classes.")
-@click.option(
-    "--work", type=click.Path(path_type=Path, file_okay=False), help="Folder for checkpoints and files."
-)
+@click.option("--data", type=PATH, help="Folder, .tar or .npz of examples with classes.")
+@click.option("--work", type=FilePath(file_okay=False), help="Folder for checkpoints and files.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def search(**options: Any) -> None:
     """Search a space of networks for those that no other beats in accuracy, latency and size.
@@ -457,10 +452,10 @@ def search(**options: Any) -> None:
 
 
 @optimise.command("search-export")
-@click.argument("study", metavar="FOLDER|URL")
+@click.argument("study", callback=_given, metavar="FOLDER|URL")
 @click.argument("trial", type=click.IntRange(min=0))
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), callback=tflite_path)
-@click.option("--work", type=click.Path(path_type=Path, file_okay=False), help="Folder of the files.")
+@click.argument("out", type=FilePath(dir_okay=False), callback=tflite_path)
+@click.option("--work", type=FilePath(file_okay=False), help="Folder of the files.")
 @click.option("--force", is_flag=True, help="Replace OUT, its manifest and its report.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def search_export(study: str, trial: int, out: Path, work: Path | None, force: bool, as_json: bool) -> None:

@@ -21,7 +21,7 @@ from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of
-from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
+from agent.optimise.recipe import Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.source import open_source
 from agent.storage.files import remove
 from agent.text import plain
@@ -69,9 +69,9 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     """
     folder = options.work or out.with_suffix(".work")
     _check(name, out, folder, options)
-    recipe = read_recipe(options.recipe).recipe if options.recipe else parse_recipe("", "").recipe
+    recipe = read_recipe(options.recipe) if options.recipe else parse_recipe("", "")
     model = open_source(name, _tell)
-    examples = _examples(model, recipe, options)
+    examples = _examples(model, recipe.recipe, options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
@@ -97,16 +97,20 @@ def _examples(model: Model, recipe: Recipe, options: PruneOptions) -> Examples:
     return examples
 
 
-def _pruned(model: Model, examples: Examples, recipe: Recipe, folder: Path, options: PruneOptions) -> PrunedModel:
+def _pruned(
+    model: Model, examples: Examples, recipe: RecipeFile, folder: Path, options: PruneOptions
+) -> PrunedModel:
     try:
         from agent.optimise.factory import load_factory
+        from agent.optimise.preflight import check_pruning
         from agent.optimise.pruning.file import prune_model
     except ImportError as error:
         raise ModelError(f"pruning needs pip install '.[optimise]' in the clone: {error}") from error
     module = load_factory(options.module, options.weights) if options.module else None
+    check_pruning(model, module, examples, recipe)
     try:
         return prune_model(
-            model, module, examples, recipe, folder=folder, command=options.command, progress=_bar()
+            model, module, examples, recipe.recipe, folder=folder, command=options.command, progress=_bar()
         )
     finally:
         show_progress("")

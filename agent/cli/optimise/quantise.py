@@ -10,9 +10,9 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import files_of, work_folder
+from agent.cli.optimise.work import check_room, files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
-from agent.errors import ModelError
+from agent.errors import ModelError, ReportedError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.inputs import inputs_of
@@ -51,10 +51,12 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
     check_version(request.model, out, force=force, inputs=inputs)
     refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
     with work_folder(folder, [_CHECKPOINT]):
+        if request.qat:
+            check_room(folder, request.model)
         report = _write(replace(request, checkpoint=folder / _CHECKPOINT), out, force=force, as_json=as_json)
         remove(folder / _CHECKPOINT)
     if report.missed:
-        raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
+        raise ReportedError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
     _tell(f"{out}: written, with .report.json beside it")
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
-from agent.errors import ModelError
+from agent.errors import ModelError, ReportedError
 from agent.models.version_writer import check_first, write_first
 from agent.optimise.report import short_number
 from agent.storage.files import write_atomic
@@ -61,7 +61,7 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
     _print_json(found) if as_json else _print(found)
     _tell(f"{chart}: written")
     if reason := found.reason_of_none:
-        raise ModelError(f"{found.study}: {reason}")
+        raise ReportedError(f"{found.study}: {reason}")
 
 
 def export_and_print(

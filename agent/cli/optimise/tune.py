@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from agent.cli.optimise import show_progress
 from agent.cli.optimise.work import files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
-from agent.errors import ModelError
+from agent.errors import ReportedError
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.inputs import inputs_of
 from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
@@ -38,8 +38,8 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
         as_json: print the report as JSON.
 
     Raises:
-        ModelError: the model cannot be tuned, the budget is not met, or no step helps and one has failed; or a
-            file is there already.
+        ModelError: the model cannot be tuned, or a file is there already.
+        ReportedError: the budget is not met, or no step helps and one has failed.
     """
     module, weights = request.module, request.weights
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=module, weights=weights)
@@ -71,11 +71,12 @@ def _tell_end(request: TuneRequest, out: Path, found: TunedModel) -> None:
     """Say what was written, or why nothing was; raises as `tune_and_write`."""
     report = found.report
     if report.missed:
-        raise ModelError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
+        raise ReportedError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
     if report.sha256_before != report.sha256_after:
         _tell(f"{out}: written, with .report.json, .report.md and .report.html beside it")
     elif found.failures:
-        raise ModelError(f"{request.model}: nothing is written, since steps failed: {'; '.join(found.failures)}")
+        failed = "; ".join(found.failures)
+        raise ReportedError(f"{request.model}: nothing is written, since steps failed: {failed}")
     else:
         _tell(f"{request.model}: no step helps, and nothing is written")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import glob
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -10,11 +12,15 @@ import click
 
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
+from agent.errors import DivergedError, StorageError
+from agent.models.files import model_path
 from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
 _LOCK, _WIDTH = "run.lock", 110
+_COPIES = 2
+"""Least number of copies of a model's weights in a checkpoint: the trained ones, and what the optimiser keeps."""
 
 
 def files_of(folder: Path, checkpoints: Sequence[str]) -> list[Path]:
@@ -30,25 +36,68 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
         folder: is made if it is missing.
         checkpoints: names of files that the same command goes on from, which is told when it is interrupted.
 
+    After an error the checkpoints that this run has written stay, which is told; those of a training that has
+    diverged do not, since it would diverge again.
+
     Raises:
         StorageError: it cannot be made, or another run uses it.
     """
     make_folder(folder)
-    lock = folder / _LOCK
+    lock, files = folder / _LOCK, [folder / one for one in checkpoints]
     try:
         with owned_file(lock):
+            remove(*(old for file in files for old in folder.glob(f".{glob.escape(file.name)}.*.tmp")))
+            before = _versions(files)
             try:
                 yield
-            except KeyboardInterrupt:
-                if any((folder / one).exists() for one in checkpoints):
-                    show_progress("")
-                    click.echo(plain(f"interrupted: the same command goes on from {folder}"), err=True)
+            except DivergedError:
+                remove(*files)
+                raise
+            except BaseException as error:
+                _tell_kept(files, {} if isinstance(error, KeyboardInterrupt) else before, error)
                 raise
             finally:
                 remove(lock)
     finally:
         with suppress(OSError):  # something else lies in it
             folder.rmdir()
+
+
+def check_room(folder: Path, name: str) -> None:
+    """Check before the work that a checkpoint of a model's training fits on the disk.
+
+    Args:
+        folder: of the checkpoint; it exists.
+        name: name or path of the model.
+
+    Raises:
+        StorageError: too little is free.
+    """
+    needed, free = _COPIES * model_path(name).stat().st_size, shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: {free / 1e6:.3g} MB are free, and a checkpoint takes {needed / 1e6:.3g} MB or more: make "
+            "room, or name another folder with --work"
+        )
+
+
+def _versions(files: Sequence[Path]) -> dict[Path, int]:
+    """Return when each file was written, ns; a missing one is left out."""
+    return {file: file.stat().st_mtime_ns for file in files if file.exists()}
+
+
+def _tell_kept(files: Sequence[Path], before: Mapping[Path, int], error: BaseException) -> None:
+    """Tell which checkpoints a run leaves, but for those that are as they were before."""
+    kept = [file for file, written in _versions(files).items() if before.get(file) != written]
+    if not kept:
+        return
+    names, folder = ", ".join(file.name for file in kept), kept[0].parent
+    show_progress("")
+    if isinstance(error, KeyboardInterrupt):
+        told = f"interrupted: the same command goes on from {folder}"
+    else:
+        told = f"{names} kept in {folder}: the same command goes on from there; another one needs it removed"
+    click.echo(plain(told), err=True)
 
 
 def print_steps(report: OptimiseReport, notes: int | None = None) -> None:

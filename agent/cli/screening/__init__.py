@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from agent.cli.optimise import complete_model
-from agent.cli.options import NumberRange
+from agent.cli.options import PATH, FilePath, NumberRange
 from agent.errors import StorageError
 
-_FOLDER = click.Path(path_type=Path, file_okay=False)
-_FILE = click.Path(path_type=Path, dir_okay=False)
+_FOLDER = FilePath(file_okay=False)
+_FILE = FilePath(dir_okay=False)
 
 
 def _hash(_context: click.Context, option: click.Parameter, text: str) -> str:
@@ -33,7 +33,7 @@ def screening() -> None:
 
 @screening.command()
 @click.argument("model", shell_complete=complete_model)
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=PATH)
 @click.argument("point", type=_FILE)
 @click.option("--label", required=True, help="What is looked for.")
 @click.option(
@@ -60,7 +60,7 @@ def calibrate(model: str, data: Path, point: Path, **options: Any) -> None:
 
 @screening.command()
 @click.argument("point", type=_FILE)
-@click.argument("pictures", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("pictures", type=PATH, nargs=-1, required=True)
 @click.option("--out", type=_FOLDER, required=True, help="Folder for the records and the pictures to review.")
 @click.option("--threads", type=click.IntRange(1, 64), default=1, show_default=True, help="Of the CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")

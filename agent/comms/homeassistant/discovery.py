@@ -52,8 +52,12 @@ _CLASSES: dict[Kind, Component] = {
     "sounds": {"device_class": "sound"},
     "verdicts": {},
 }
-_NEWEST_TEXT = "{{ value_json.track.label[:255] if value_json.kind == 'new' else this.state }}"
-"""Home Assistant refuses a state of more characters."""
+_IS_BLANK = "this.state in ('unknown', 'unavailable')"
+_AS_BEFORE = f"'None' if {_IS_BLANK} else this.state"
+"""The state stays as it is. What Home Assistant shows for none must not become a value, which would stay."""
+_IS_READ = f"value_json.kind == 'new' or value_json.kind == 'update' and {_IS_BLANK}"
+"""A text counts when it appears, and while it is there if Home Assistant has missed that."""
+_NEWEST_TEXT = f"{{{{ value_json.track.label[:{_LONGEST}] if {_IS_READ} else {_AS_BEFORE} }}}}"
 
 
 def available(topics: Topics) -> list[Component]:
@@ -86,7 +90,8 @@ def stream_entities(
     if source.events and source.kind == "texts":
         yield source.id("text"), _text_entity(topics, source)
     if source.snapshot and source.kind in ("things", "verdicts", "texts"):
-        image = {"image_topic": topics.snapshot(source.name), "content_type": "image/jpeg"}
+        image: Component = {"image_topic": topics.snapshot(source.name), "content_type": "image/jpeg"}
+        image |= _unless_disabled(topics, source.name)
         yield source.id("picture"), _entity("image", display_name(source.name, "last event"), **image)
     if source.commands:
         yield from _control_entities(topics, source)
@@ -150,7 +155,11 @@ def _attribute_entities(topics: Topics, source: StreamEntitySource) -> Iterator[
     topic = {"state_topic": topics.events(source.name), "qos": 1}
     for attribute in source.attributes:
         told = f"value_json.get('track', {{}}).get('attributes', {{}}).get('{attribute}')"
-        value = f"{{{{ {told}.value[:{_LONGEST}] if {told} else this.state }}}}"
+        # Of a measurement `value` is its name: the number is what is asked for.
+        newest = (
+            f"({told}['values'] | first if {told}.get('values', []) | length == 1 else {told}.value[:{_LONGEST}])"
+        )
+        value = f"{{{{ {newest} if {told} else {_AS_BEFORE} }}}}"
         name = display_name(source.name, attribute)
         yield source.id("attribute", attribute), _entity("sensor", name, value_template=value, **topic)
 
@@ -184,8 +193,18 @@ def _label_entities(
 
 
 def _while_watching(topics: Topics, stream: str) -> Component:
+    return _while(topics, stream, f"in {list(_WATCHING)}")
+
+
+def _unless_disabled(topics: Topics, stream: str) -> Component:
+    """Return the availability of a picture: what Home Assistant shows of a deleted one is empty."""
+    return _while(topics, stream, "not in ['disabled', none]")
+
+
+def _while(topics: Topics, stream: str, condition: str) -> Component:
+    """Return the availability of what is known while a condition on the stream's state holds."""
     state = f"value_json.streams.get('{stream}', {{}}).get('state')"
-    template = f"{{{{ 'online' if {state} in {list(_WATCHING)} else 'offline' }}}}"
+    template = f"{{{{ 'online' if {state} {condition} else 'offline' }}}}"
     watching = {"topic": topics.health, "value_template": template}
     return {"availability": [*available(topics), watching], "availability_mode": "all"}
 

@@ -21,8 +21,9 @@ from agent.types import Array, Image
 
 _DARK, _DARK_SHARE, _LIT_SHARE = 32, 0.01, 0.03
 """Grey level, share of brighter pixels of a picture that is dark, and of one that no longer is."""
-_STILL_SHARE, _STILL_S, _STILL_CHECKS = 0.12, 40.0, 8
-"""Most tiles that a frozen picture changes, such as a clock in it; for how long, s, and in how many checks."""
+_STILL_SHARE, _STILL_S, _STILL_CHECKS = 0.12, 40.0, 5
+"""Most tiles that a frozen picture changes, such as a clock in it; for how long, s, and in how many checks: of an
+encoded camera with nobody there, a picture comes every 8 s."""
 _TILTED = 2.5
 """Turn from which a camera is tilted, degrees."""
 _ACCEPT_S = 3600.0
@@ -129,8 +130,9 @@ class CameraCondition:
     def _check(self, picture: Image, detail: Image, now_ns: int) -> None:
         is_dark = self._is_dark(picture)
         self._timers.update("dark", is_dark and self._seen_share > 0.0, now_ns)
-        is_still = None if is_dark else self._still.update(picture, now_ns)
-        self._timers.update("frozen", is_still, now_ns)
+        if is_dark:
+            self._still.restart()
+        self._timers.update("frozen", None if is_dark else self._still.update(picture, now_ns), now_ns)
         signs = UNKNOWN if is_dark else self._follower.check(describe(picture, detail))
         self._timers.update("blurred", signs.blurred, now_ns)
         self._timers.update("covered", signs.covered, now_ns)

@@ -249,8 +249,8 @@ _BUSY = ("hold", "off")
 """Reasons of the gate for which each picture of a camera is of use, besides motion and tracks."""
 
 
-_RARE_S = 5.0
-"""A stream that is to infer more often than this has all of an encoded camera decoded, s."""
+_RARE_S, _CALM_S = 5.0, 12.0
+"""A stream that is to infer more often than this has all of an encoded camera decoded, or each key frame, s."""
 
 
 class VideoPipeline(Pipeline[Frame]):
@@ -283,7 +283,9 @@ class VideoPipeline(Pipeline[Frame]):
             busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.must_infer
             busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
             busy = busy or vision.config.gate.max_idle_s < _RARE_S
-            self.on_demand(Demand(DecodeMode.FULL if busy else DecodeMode.PACKETS, moved, self._most))
+            often = min(vision.config.gate.max_idle_s, vision.config.track.stationary_check_s) < _CALM_S
+            quiet = DecodeMode.KEYFRAMES if often else DecodeMode.PACKETS
+            self.on_demand(Demand(DecodeMode.FULL if busy else quiet, moved, self._most))
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.errors import ModelError
+from agent.errors import DivergedError, ModelError
 from agent.optimise.classifier.data import Shape, read_class_examples
 from agent.optimise.classifier.networks import SMALLEST
 from agent.optimise.data import Examples
@@ -26,7 +26,7 @@ from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
-from agent.optimise.train import DivergedError, TrainingEpoch, TrainingSettings, TrainingStep, fit
+from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
 from agent.storage.files import remove
 from agent.text import plain

@@ -233,8 +233,19 @@ def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
         raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: each sub-folder is a class")
+    if wrong := [name for name in names if not _is_text(name)]:
+        raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"
     return FoundData(tuple(pictures.items()), words, classes, names=names)
+
+
+def _is_text(name: str) -> bool:
+    """Return False for a name of a file system that is not UTF-8: no manifest could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
@@ -299,7 +310,8 @@ def _read_arrays(path: Path) -> FoundData:
             found = {name: arrays[name] for name in ("x", "y", "names") if name in arrays.files}
             others = ", ".join(arrays.files)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, MemoryError) as error:
-        raise ModelError(f"{path}: cannot be read as a .npz of numbers: {error}") from None
+        told = "it holds Python objects, or is of another kind" if "pickle" in str(error) else error
+        raise ModelError(f"{path}: cannot be read as a .npz of numbers: {told}") from None
     if "x" not in found:
         raise ModelError(f"{path}: no array `x` in it; it has: {others or 'nothing'}")
     values = _checked_values(path, found["x"])

@@ -19,9 +19,11 @@ from agent.optimise.data import Examples, read_examples
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
+from agent.optimise.preflight import check_layers
 from agent.optimise.qat import train_quantised
-from agent.optimise.quantise import QuantisedModel, float_file, quantise, spread
-from agent.optimise.recipe import Budget, Method, parse_budget, parse_recipe, read_recipe
+from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, spread
+from agent.optimise.recipe import Method, parse_recipe, read_recipe
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import open_source
 from agent.optimise.tune import split as held_out
@@ -123,7 +125,8 @@ class _Job:
         self.content = model.content
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
-        float_file(self.content)  # that it cannot be quantised is told before the examples are read
+        layers = read_layers(self.content, integers=self._recipe.method != "dynamic")
+        check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         self._seen, self._held = [], []
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
@@ -147,6 +150,10 @@ class _Job:
         return held_out(examples, self._file.recipe.data.held_out)
 
     @property
+    def _layer_bits(self) -> LayerBits | None:
+        return self._file.layer_bits if self._recipe.layers else None
+
+    @property
     def variant(self) -> str:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
@@ -158,7 +165,7 @@ class _Job:
             self._seen,
             self._recipe,
             budget=self._budget if self._budget != Budget() else None,
-            layer_bits=self._file.layer_bits if self._recipe.layers else None,
+            layer_bits=self._layer_bits,
             loss=self.loss,
             logits=self._logits,
             progress=self._progress,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
 from agent.optimise.pruning.file import training_settings
 from agent.optimise.quantise import quantise
-from agent.optimise.recipe import Budget, QuantiseRecipe, Recipe, parse_budget
+from agent.optimise.recipe import QuantiseRecipe, Recipe
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.search.comparison import Figures, reason_to_stop
 from agent.optimise.search.data import SearchData
 from agent.optimise.search.latency import LatencyMeter
@@ -69,6 +71,18 @@ def trial_folder(folder: Path, origin: int) -> Path:
     return folder / "trials" / f"{origin:05d}"
 
 
+def remove_checkpoints(folder: Path) -> None:
+    """Remove what a trial that has ended needs no more, and its folder if nothing is left in it.
+
+    Args:
+        folder: of the trial; it may be missing. What a killed process was about to write is removed as well.
+    """
+    if folder.is_dir():
+        remove(*folder.glob("rung-*.checkpoint"), *folder.glob(".*.tmp"))
+        with suppress(OSError):  # the files of its network lie in it
+            folder.rmdir()
+
+
 class SearchCandidate:
     """The work on one trial."""
 
@@ -109,7 +123,7 @@ class SearchCandidate:
         except Exception as error:  # the user's own network, whose code and size may do anything
             self._tell("failed")
             self._trial.fail(_reason(error))
-        self._remove_checkpoints()
+        remove_checkpoints(self._folder)
 
     def _work(self) -> None:
         self._measure_untrained()
@@ -188,12 +202,6 @@ class SearchCandidate:
         )
         known = {"accuracy": accuracy, "latency": self._trial.noted("latency_ms"), "size": float(len(content))}
         self._trial.complete([known[name] for name in search.objectives])
-
-    def _remove_checkpoints(self) -> None:
-        if self._folder.is_dir():
-            remove(*self._folder.glob("rung-*.checkpoint"))
-            if not any(self._folder.iterdir()):
-                self._folder.rmdir()
 
     def _tell(self, what: str) -> None:
         self._progress(f"trial {self._trial.number}: {what}")

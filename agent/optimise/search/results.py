@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 
 from agent.errors import ModelError
 from agent.models.files import read
-from agent.optimise.recipe import Budget, Objective, parse_budget
+from agent.optimise.recipe import Objective
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import OptimiseReport, StepResult
 from agent.optimise.search.candidate import INT8, trial_folder
 from agent.optimise.search.comparison import Figures, pareto_front

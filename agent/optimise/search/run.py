@@ -29,7 +29,9 @@ from agent.optimise.search.candidate import (
     SearchCandidate,
     SearchInterruptedError,
     SearchSpace,
+    remove_checkpoints,
     rung_name,
+    trial_folder,
 )
 from agent.optimise.search.comparison import Figures
 from agent.optimise.search.data import read_search_data
@@ -133,6 +135,7 @@ class _Worker:
 
     def __init__(self, request: SearchRequest, progress: Progress, tell: Progress) -> None:
         self._request, self._progress, self._tell = request, progress, tell
+        self._cleaned: set[int] = set()
         self._end = None if request.seconds is None else time.monotonic() + request.seconds
         if request.workers > 1:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // request.workers))
@@ -153,6 +156,7 @@ class _Worker:
         """Work until there is nothing to do."""
         while self._time_is_left():
             self._study.check(self._identity)
+            self._remove_leftovers()
             self._check_failures()
             trial = self._study.claim(self._request.trials)
             if trial is not None:
@@ -199,12 +203,23 @@ class _Worker:
                 found.append(Figures(facts["rungs"][rung], facts["latency_ms"], facts["size"]))
         return found
 
+    def _remove_leftovers(self) -> None:
+        """Remove the checkpoints of trials that have ended, also of those whose workers have died on them."""
+        for one in self._study.trials():
+            if one.state.is_finished() and one.number not in self._cleaned:
+                self._cleaned.add(one.number)
+                origin = int(one.user_attrs.get("origin", one.number))
+                remove_checkpoints(trial_folder(self._request.folder, origin))
+
     def _check_failures(self) -> None:
         ended = [one for one in self._study.trials() if one.state.is_finished()]
         failed = [one for one in ended if one.state.name == "FAIL"]
         if len(failed) >= _ALL_FAIL and len(failed) == len(ended):
             reason = failed[-1].user_attrs["reason"]
-            raise ModelError(f"{self._space.source}: all of the first {len(failed)} candidates fail: {reason}")
+            raise ModelError(
+                f"{self._space.source}: all of the first {len(failed)} candidates fail: {reason}; mend it, and "
+                f"begin anew with another --study: {self._request.study} keeps nothing but these failures"
+            )
 
 
 def open_space(request: SearchRequest, recipe: Recipe) -> SearchSpace:

@@ -1,8 +1,9 @@
 """Half of the channels of the baseline removed: accuracy, and speed as float and INT8 files.
 
 Starts from the net of `optimise/baseline`, and takes some 900 s of one core; it can be interrupted, and the same
-command goes on. With --quick, the files of untrained nets are timed, since the time does not depend on the
-weights, and the recorded accuracy is checked.
+command goes on. What is left learns from the whole net, or with --labels from the labels alone. With --quick, the
+files of untrained nets are timed, since the time does not depend on the weights, and the recorded accuracy is
+checked.
 """
 
 from __future__ import annotations
@@ -75,15 +76,18 @@ def int8(content: bytes, pictures: Dataset) -> bytes:
 
 def pruned(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
     """Remove half of the channels of the baseline, and return accuracies and times."""
-    folder = FOLDER / f"{given.net}-{given.seed}"
+    told = f"{'-labels' * given.labels}-anneal-{given.anneal:g}"
+    folder = FOLDER / f"{given.net}-{given.seed}{told}"
     folder.mkdir(parents=True, exist_ok=True)
-    net = open_net(given.net)
+    net, hot = open_net(given.net), training(given.seed)
     dense = evaluate(net, pictures.test_pictures, pictures.test_labels, _nets.NORMALISATION)
-    teacher, hot = copy.deepcopy(net).eval(), replace(training(given.seed), label_smoothing=0.1)
-    data = (pictures.pictures, pictures.labels)
-    loss = taught(teacher, hot)
+    teacher, loss = copy.deepcopy(net).eval(), None
+    if not given.labels:
+        hot = replace(hot, label_smoothing=0.1)
+        loss = taught(teacher, hot)
+    data, settings = (pictures.pictures, pictures.labels), replace(HALF, anneal_epochs=given.anneal)
     options: dict[str, Any] = {"folder": folder, "test": pictures.test, "objective": loss, "progress": show}
-    smaller, history = prune_channels(net, *data, HALF, hot, **options)
+    smaller, history = prune_channels(net, *data, settings, hot, **options)
     for point in history.points:
         print(f"{point.stage} {point.number}: {point.sparsity:.2f} gone, {point.accuracy:.4f}", flush=True)
     for one in (teacher, smaller):
@@ -127,5 +131,12 @@ def judge(figures: dict[str, float]) -> Verdict:
     return Verdict({}, {"faster_int8": f">= {FASTER}", "loss": f"<= {LOSS}"}, meets)
 
 
+def main() -> None:
+    parser = switches(__doc__, "wide")
+    parser.add_argument("--anneal", type=float, default=HALF.anneal_epochs, help="epochs")
+    parser.add_argument("--labels", action="store_true", help="learn from the labels alone")
+    run("channels", parser.parse_args(), quick, pruned, judge)
+
+
 if __name__ == "__main__":
-    run("channels", switches(__doc__, "wide").parse_args(), quick, pruned, judge)
+    main()

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,10 +57,24 @@ def settled(gop: int = 20, limits: DecodeLimits | None = None) -> tuple[DecodePo
 
 def test_while_nothing_happens_a_key_frame_is_decoded_now_and_then() -> None:
     policy, encoder = settled()
-    steps = run(policy, encoder, 60.0)
+    steps = run(policy, encoder, 64.0)
     assert policy.mode == DecodeMode.PACKETS
-    assert 12 <= len(steps) <= 16
+    assert 7 <= len(steps) <= 9
     assert all(step.alone and step.packet % 20 == 0 for step in steps)
+
+
+def test_in_the_first_minute_a_still_camera_is_looked_at_twice_as_often() -> None:
+    policy, encoder = DecodePolicy[int](), Encoder()
+    run(policy, encoder, 12.0)
+    assert 7 <= len(run(policy, encoder, 32.0)) <= 9
+
+
+@pytest.mark.parametrize("gop", [10, 30, 50, 53, 54, 60, 70, 80, 110])
+def test_key_frames_of_any_distance_are_decoded_alone_and_never_twelve_seconds_apart(gop: int) -> None:
+    policy, encoder = settled(gop)
+    steps = run(policy, encoder, 120.0)
+    assert all(step.alone for step in steps)
+    assert max(after.packet - before.packet for before, after in pairwise(steps)) < 12 * FPS
 
 
 def test_larger_packets_have_everything_decoded_from_the_last_key_frame_on() -> None:

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.packet_clock import MediaClock, PacketClock
+from agent.capture.packet_clock import MediaClock, PacketClock, ReadPauses
 
 S, MS = 1_000_000_000, 1_000_000
 
@@ -73,3 +74,55 @@ def test_no_packet_of_any_track_was_captured_after_it_came(packets: list[tuple[i
         arrived_ns += after_ns
         began_ns = clock.captured_ns(track, pts_ns, arrived_ns, length_ns)
         assert arrived_ns - 1.7 * S <= began_ns + length_ns <= arrived_ns
+
+
+class Camera:
+    """Sends a packet each `every_ms`; its time stamps advance by `stamped_ms`. A reader pauses as it is told."""
+
+    def __init__(self, every_ms: float, stamped_ms: float) -> None:
+        self.every_ns, self.stamped_ns = round(every_ms * MS), round(stamped_ms * MS)
+        self.clock, self.pauses = PacketClock(), ReadPauses()
+        self.now_ns, self.number, self.woken = 10 * S, 0, 0
+        self.late_ns: list[int] = []
+
+    def read(self, seconds: float) -> None:
+        """Read for some time; `late_ns` is from each packet's arrival until it was read, `woken` counts waits."""
+        until_ns, self.late_ns, self.woken = self.now_ns + round(seconds * S), [], 0
+        while self.now_ns < until_ns:
+            pause_ns = self.pauses.next_ns(self.now_ns)
+            self.now_ns += pause_ns
+            asked_ns, came_ns = self.now_ns, 10 * S + self.number * self.every_ns
+            self.woken += (pause_ns > 0) + (came_ns > asked_ns)
+            self.now_ns = max(asked_ns, came_ns) + MS // 10
+            captured_ns = self.clock.captured_ns(self.number * self.stamped_ns, self.now_ns)
+            self.pauses.add(captured_ns, asked_ns, self.now_ns)
+            self.late_ns.append(self.now_ns - came_ns)
+            self.number += 1
+
+
+@pytest.mark.parametrize("fps", [10, 15, 25, 30])
+def test_a_reader_wakes_five_times_a_second_and_no_packet_waits_longer_than_that(fps: int) -> None:
+    camera = Camera(1000 / fps, 1000 / fps)
+    camera.read(10.0)
+    camera.read(60.0)
+    assert camera.woken <= 60 * 6
+    assert max(camera.late_ns) < 220 * MS
+
+
+def test_a_reader_of_a_slow_camera_is_there_when_a_packet_comes() -> None:
+    camera = Camera(500, 500)
+    camera.read(60.0)
+    assert max(camera.late_ns) < 10 * MS
+
+
+@given(st.floats(20.0, 300.0), st.floats(0.5, 2.0))
+def test_packets_do_not_pile_up_whatever_their_time_stamps_say(every_ms: float, factor: float) -> None:
+    camera = Camera(every_ms, every_ms * factor)
+    camera.read(60.0)
+    assert max(camera.late_ns) < 6 * S
+    camera.read(120.0)
+    assert sum(one > 500 * MS for one in camera.late_ns) < 0.1 * len(camera.late_ns)
+
+
+def test_nothing_is_known_of_packets_without_time_stamps() -> None:
+    assert ReadPauses().next_ns(7 * S) == 0

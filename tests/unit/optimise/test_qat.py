@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,10 @@ pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]"
 
 from msgspec.structs import replace
 
-from agent.errors import ModelError, StorageError
+from agent.errors import DivergedError, ModelError, StorageError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.qat import TrainedModel, train
+from agent.optimise.qat import TrainedModel, objective, train
 from agent.optimise.quantise import QuantisedModel, quantise
 from agent.optimise.recipe import QatRecipe, QuantiseRecipe
 from tests.support.float_models import classifier, float_file, write_examples, write_model
@@ -90,6 +91,15 @@ def test_a_checkpoint_of_another_run_is_refused(
     trained(found, examples, checkpoint=tmp_path / "qat")
     with pytest.raises(ModelError, match=r"another run \(qat learning_rate was 0.02, is now 0.01\)"):
         trained(found, examples, replace(BRIEF, learning_rate=0.01), checkpoint=tmp_path / "qat")
+
+
+def test_a_training_that_diverges_leaves_no_checkpoint(
+    found: QuantisedModel, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.optimise.qat.objective", lambda *given: objective(*given) * math.nan)
+    with pytest.raises(DivergedError, match="lower"):
+        trained(found, examples, checkpoint=tmp_path / "qat")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_disk_for_the_checkpoint_no_step_is_done(

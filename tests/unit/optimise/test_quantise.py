@@ -24,7 +24,8 @@ from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import TorchGraph
 from agent.optimise.qat import FakeQuantised, train
 from agent.optimise.quantise import QuantisedModel, quantise
-from agent.optimise.recipe import Budget, LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
+from agent.optimise.recipe import LayerRule, QatRecipe, QuantiseRecipe, parse_recipe
+from agent.optimise.recipe.budget import Budget
 from tests.support.float_models import SIDE, classifier, float_file, write_examples, write_model
 
 torch.set_num_threads(1)

@@ -150,6 +150,15 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_stays(
     assert weights(resumed) == weights(whole)
 
 
+def test_a_run_that_fails_before_its_first_step_leaves_no_checkpoint(tmp_path: Path) -> None:
+    def wrong(*_given: object) -> Any:
+        raise ModelError("the module gives a list in training")
+
+    with pytest.raises(ModelError, match="a list"):
+        fit(network(), *examples(64), FEW, checkpoint=tmp_path / "run", objective=wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_learning_rate_rises_to_its_peak_and_falls() -> None:
     settings = replace(FEW, start_factor=0.2, peak_at=0.25, end_factor=0.1)
     factors = [learning_rate_factor(step, 100, settings) for step in range(100)]

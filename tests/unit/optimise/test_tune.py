@@ -13,7 +13,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.profile import ModelProfile
-from agent.optimise.recipe import Budget, parse_budget
+from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, StepResult
 from agent.optimise.tune import Meters, ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
 from tests.support.picture_models import classifier, detector

@@ -12,6 +12,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="steps need the extra [optimise]")
 
+from msgspec.structs import replace
+
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile
@@ -20,8 +22,10 @@ from agent.models.library import open_manifest
 from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, score, time_ms
+from agent.optimise.graph.objects import dump, load
 from agent.optimise.pruning.network import of_module
-from agent.optimise.recipe import Budget, PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
+from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
+from agent.optimise.recipe.budget import Budget
 from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, TuningStep, is_float, tune
 from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
@@ -144,6 +148,14 @@ def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) ->
     assert steps_of(model, [seen], fixed, Budget(), request(folder))[0].name == "quantise, dynamic"
 
 
+def test_of_a_quantised_model_only_the_graph_is_fused(folder: Path, model: Model, seen: Examples) -> None:
+    file = parse_recipe("[quantise]\nexamples = 32", "r")
+    step = quantise_steps(model, [seen], file, Budget(), "int8")[0]
+    quantised = replace(model, content=step.apply(ModelState(model.content, model.content), quiet).content)
+    steps = steps_of(quantised, [seen], file, Budget(), request(folder))
+    assert [one.name for one in steps if not one.left_out] == ["fuse"]
+
+
 def test_what_loses_too_much_is_trained(model: Model, seen: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
     def told(content: bytes, *_: object, **__: object) -> Score:
         return Score("top-1", 1.0 if content == model.content else 0.9, 160)
@@ -209,3 +221,38 @@ def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.Monke
     recipe.write_text('[quantise]\nlayers = [{match = "stem", bits = 8}]\n')
     with pytest.raises(ConfigError, match="matches no layer"):
         tune_file(request(folder, recipe=recipe), quiet, told.append)
+
+
+def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("tune", "steps_of"):
+        monkeypatch.setattr(tune_steps, name, lambda *_args, **_options: pytest.fail("the work began"))
+
+
+def test_a_model_that_no_step_takes_is_told_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refuse_work(monkeypatch)
+    opened = load((folder / "model.tflite").read_bytes())
+    graph = opened.subgraphs[0]
+    graph.tensors[graph.inputs[0]].shapeSignature = np.array([-1, 8, 8, 3], np.int32)
+    (tmp_path / "model.tflite").write_bytes(dump(opened))
+    (tmp_path / "model.toml").write_text(MANIFEST)
+    with pytest.raises(ModelError, match=r"model\.tflite: .* has a shape that may change"):
+        tune_file(TuneRequest(str(tmp_path / "model.tflite"), folder / "x.npz"), quiet, quiet)
+
+
+def test_what_cannot_succeed_is_told_before_anything_is_measured(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refuse_work(monkeypatch)
+    module = f"{folder / 'net.py'}:make"
+    for options, told in (
+        ({"budget": "size<300B"}, "the weights alone take"),
+        ({"module": f"{folder / 'net.py'}:other"}, "no function 'other'"),
+        ({"module": module, "weights": tmp_path / "no.pt"}, "no such file"),
+    ):
+        with pytest.raises(ModelError, match=told):
+            tune_file(request(folder, **options), quiet, quiet)
+    (tmp_path / "r.toml").write_text('[prune]\nlayers = ["zzz"]\n')
+    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'zzz' matches no group of channels"):
+        tune_file(request(folder, module=module, recipe=tmp_path / "r.toml"), quiet, quiet)

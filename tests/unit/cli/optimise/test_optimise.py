@@ -324,3 +324,28 @@ def test_a_log_gets_a_line_after_a_minute_of_silence(
         now[0] += seconds
         show_progress(text)
     assert capsys.readouterr().err.splitlines() == ["training …", "on …"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quantise", "m.tflite", "o.tflite"],
+        ["prune", "m.tflite", "o.tflite"],
+        ["depth", "m.tflite", "o.tflite"],
+        ["tune", "m.tflite", "o.tflite"],
+        ["anomaly", "m.tflite", "o.tflite"],
+        ["train", "tiny", "o.tflite"],
+        ["search", "r.toml", "--study", "s"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_empty_data_are_refused(command: list[str]) -> None:
+    done = CliRunner().invoke(vedette, ["optimise", *command, "--data", ""])
+    assert done.exit_code == 2
+    assert "'--data': is empty" in done.output
+
+
+def test_an_empty_study_is_refused() -> None:
+    for command in (["search", "r.toml", "--study", ""], ["search-export", "", "1", "o.tflite"]):
+        done = CliRunner().invoke(vedette, ["optimise", *command])
+        assert (done.exit_code, "is empty" in done.output) == (2, True)

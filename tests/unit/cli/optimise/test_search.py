@@ -172,6 +172,7 @@ def test_trials_that_all_fail_are_no_success(folder: Path) -> None:
     done = search(folder, "--trials", 2)
     assert done.exit_code == 1
     assert "all 2 trials failed: " in said(done)
+    assert json.loads(search(folder, "--trials", 2, "--json").stdout)["front"] == []
 
 
 def test_examples_of_one_class_are_refused(folder: Path) -> None:
@@ -187,6 +188,17 @@ def test_a_search_in_which_all_fail_ends_with_the_reason(folder: Path) -> None:
     done = search(folder)
     assert done.exit_code == 1
     assert "all of the first 5 candidates fail" in said(done)
+    assert not list((folder / "study" / "trials").rglob("*"))
+
+
+def test_checkpoints_of_trials_whose_workers_have_died_are_removed(folder: Path) -> None:
+    assert search(folder, "--trials", 1).exit_code == 0
+    trial = folder / "study" / "trials" / "00000"
+    files = {path.name for path in trial.iterdir()}
+    (trial / "rung-1.checkpoint").write_bytes(b"half")
+    (trial / ".rung-2.checkpoint.0123456789abcdef.tmp").write_bytes(b"cut off")
+    assert search(folder, "--trials", 1).exit_code == 0
+    assert {path.name for path in trial.iterdir()} == files
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ def test_a_budget_that_is_not_met_writes_nothing(folder: Path) -> None:
     assert "over 100 B" in said(done)
     assert written(folder) == ["out.tflite"]
     assert (folder / "out.tflite").read_bytes() == b"before"
+    as_json = call(folder, "--data", str(folder / "x.npz"), "--budget", "size<100B", "--force", "--json")
+    assert as_json.exit_code == 1
+    assert json.loads(as_json.stdout)["missed"], "the report, and nothing else, is on stdout"
 
 
 def test_the_recipe_names_the_examples_and_the_budget(folder: Path) -> None:

@@ -380,6 +380,27 @@ def test_an_attribute_is_a_sensor_of_the_newest_event_that_has_it() -> None:
     assert "front.attribute.plate" not in silent
 
 
+@pytest.mark.parametrize(
+    ("subject", "name"),
+    [
+        (replace(FRONT, attributes=("plate",)), "front.attribute.plate"),
+        (replace(FRONT, kind="texts", labels=(), zones=(), configured_labels=()), "front.text"),
+    ],
+)
+def test_what_is_told_once_is_unknown_and_not_a_word_where_it_was_missed(
+    subject: StreamEntitySource, name: str
+) -> None:
+    template = told(device(subject))[name]["value_template"]
+    assert "'None' if this.state in ('unknown', 'unavailable') else this.state" in template
+
+
+def test_the_picture_of_a_stream_that_is_switched_off_is_unavailable() -> None:
+    picture = told(device(FRONT))["front.picture"]
+    assert [one["topic"] for one in picture["availability"]] == ["vedette/porch/status", "vedette/porch/health"]
+    assert "'disabled'" in picture["availability"][1]["value_template"]
+    assert "'lost'" not in picture["availability"][1]["value_template"], "the last picture is still of interest"
+
+
 def test_a_measurement_is_a_sensor_with_its_unit() -> None:
     gauge = replace(
         FRONT, kind="numbers", labels=("oil level", "pressure"), unit="kPa", zones=(), configured_labels=()

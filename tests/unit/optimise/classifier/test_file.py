@@ -13,13 +13,12 @@ torch = pytest.importorskip("torch", reason="training needs the extra [optimise]
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest
-from agent.errors import ModelError
+from agent.errors import DivergedError, ModelError
 from agent.optimise.classifier.data import read_class_examples
 from agent.optimise.classifier.file import TrainedNetwork, TrainRequest, read_pictures, train_classifier
 from agent.optimise.evaluate import open_content, outputs_of, time_ms
 from agent.optimise.factory import load_factory
 from agent.optimise.recipe import Recipe, parse_recipe
-from agent.optimise.train import DivergedError
 
 if load_runtime()[0] != "litert":
     pytest.skip("trained models are run by LiteRT", allow_module_level=True)

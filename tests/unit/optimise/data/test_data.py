@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import shutil
 import tarfile
@@ -74,6 +75,16 @@ def test_a_folder_of_classes_is_matched_by_name(tmp_path: Path) -> None:
         means = examples.picture(index).mean(axis=(0, 1))[::-1]
         assert int(means.argmax()) == label
     assert "12 examples" in examples.description
+
+
+def test_a_class_whose_name_no_manifest_could_hold_is_refused(tmp_path: Path) -> None:
+    by_class(tmp_path)
+    try:
+        (tmp_path / "red").rename(tmp_path / os.fsdecode(b"rouge \xe9"))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(ModelError, match="is not UTF-8: rename the folder"):
+        read_examples(tmp_path, MODEL)
 
 
 def test_pictures_are_prepared_as_the_daemon_prepares_them(tmp_path: Path) -> None:

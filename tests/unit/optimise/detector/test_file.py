@@ -14,14 +14,13 @@ torch = pytest.importorskip("torch", reason="training needs the extra [optimise]
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.errors import ModelError
+from agent.errors import DivergedError, ModelError
 from agent.optimise.classifier.file import TrainedNetwork, TrainRequest
 from agent.optimise.detector.file import read_boxes, train_detector
 from agent.optimise.evaluate import open_content, outputs_of, score, time_ms
 from agent.optimise.factory import load_factory
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe, Recipe, parse_recipe
-from agent.optimise.train import DivergedError
 from agent.structs import convert
 
 if load_runtime()[0] != "litert":

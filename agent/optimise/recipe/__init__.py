@@ -1,4 +1,4 @@
-"""Recipes: TOML files that say what the steps of `vedette optimise` do, and budgets that a result must meet.
+"""Recipes: TOML files that say what the steps of `vedette optimise` do.
 
 `vedette optimise recipe STEP` prints the keys of a step with their defaults, which a recipe without that section
 has, too.
@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
 from agent.compute.manifest import Mean, Std
 from agent.config.toml import Problem, TomlFile, parse_toml, read_toml
 from agent.errors import ConfigError
+from agent.optimise.recipe.budget import parse_budget
 from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
@@ -26,6 +26,8 @@ Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
+Rate = Annotated[float, Meta(ge=1e-9, le=1e6)]
+"""Learning rate: by a smaller one the decay of weights, which is divided by it, is no number any more."""
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 _NEAR, _NEAREST = 0.3, 3
@@ -106,7 +108,7 @@ class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     steps: Count = 200
     batch: Count = 256
-    learning_rate: Positive = 0.02
+    learning_rate: Rate = 0.02
     teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.75
 
 
@@ -134,7 +136,7 @@ class TrainRecipe(Struct, frozen=True, forbid_unknown_fields=True):
 
     epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 0.0
     batch: Whole = 0
-    learning_rate: Positive = 1.0
+    learning_rate: Rate = 1.0
     decay: Share = 0.0005
     momentum: Share = 0.9
     label_smoothing: Share = 0.1
@@ -285,6 +287,26 @@ class RecipeFile(Struct, frozen=True):
             raise ConfigError("\n".join(faults))
         return found
 
+    def check_prune_layers(self, names: Sequence[str], what: str) -> None:
+        """Check that each pattern of `[prune] layers` matches a name.
+
+        Args:
+            names: that the network has.
+            what: they are of, for the error, such as `layer`.
+
+        Raises:
+            ConfigError: one matches none. All names are listed.
+        """
+        there = ", ".join(names) or "none"
+        faults = [
+            f"{self.file.where('prune', 'layers', number)}: [prune] layers: "
+            f"{pattern!r} matches no {what} that can be pruned; there are: {there}"
+            for number, pattern in enumerate(self.recipe.prune.layers)
+            if not fnmatch.filter(names, pattern)
+        ]
+        if faults:
+            raise ConfigError("\n".join(faults))
+
 
 def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
     near = difflib.get_close_matches(pattern.strip("*"), layers, _NEAREST, _NEAR) or list(layers[:_NEAREST])
@@ -336,185 +358,3 @@ def _search_faults(search: SearchRecipe) -> Iterator[Problem]:
         yield ("search", "rungs"), "[search] rungs: expected numbers of epochs, each more than the one before"
     if search.budget and parse_budget(search.budget).loss is not None:
         yield ("search", "budget"), "[search] budget: expected limits of size and latency only"
-
-
-class Budget(Struct, frozen=True):
-    """Limits of a model; None: there is no such limit.
-
-    Attributes:
-        size: of the file, bytes.
-        loss: of the score, 0..1: 0.5 pp is 0.005.
-        latency_ms: of an inference on one thread of the machine that measures, ms.
-        size_unit, latency_unit: in which limits are told.
-    """
-
-    size: float | None = None
-    loss: float | None = None
-    latency_ms: float | None = None
-    size_unit: str = "MB"
-    latency_unit: str = "ms"
-
-    def __str__(self) -> str:
-        """Return a text that `parse_budget` reads."""
-        return ", ".join(
-            f"{name}<{limit / factor:.15g}{unit}"
-            for name, limit, factor, unit in self._limits()
-            if limit is not None
-        )
-
-    def _limits(self) -> Iterator[tuple[str, float | None, float, str]]:
-        """Yield name, limit, and the unit in which it is told with its factor."""
-        for name, limit, unit in (
-            ("size", self.size, self.size_unit),
-            ("loss", self.loss, "pp"),
-            ("latency", self.latency_ms, self.latency_unit),
-        ):
-            yield name, limit, _UNITS[name][unit], unit
-
-    def size_text(self, size: float) -> str:
-        """Return a size in the unit of the limit."""
-        return f"{short_amount(size / _UNITS['size'][self.size_unit])} {self.size_unit}"
-
-    def missed(
-        self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
-    ) -> list[str]:
-        """Say which limits these figures miss, and by how much. A figure that is None is not compared."""
-        found, values = [], {"size": size, "loss": loss, "latency": latency_ms}
-        for name, limit, factor, unit in self._limits():
-            value = values[name]
-            if value is not None and limit is not None and value >= limit:
-                told = (f"{short_amount(one / factor)} {unit}" for one in (value, value - limit, limit))
-                found.append("{} {}, {} over {}".format(name, *told))
-        return found
-
-
-def short_amount(value: float) -> str:
-    """Return an amount with four figures, or as a whole number."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-_UNITS = {
-    "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 1024.0, "MiB": 1024.0**2},
-    "loss": {"pp": 0.01},
-    "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
-}
-"""Factor to a `Budget`'s unit by limit and unit."""
-_FIELDS = {"latency": "latency_ms"}
-_LIMIT = re.compile(
-    r"(?P<name>[a-z]+)\s*<=?\s*(?P<value>\d{1,15}(?:\.\d{0,20})?(?:e[+-]?\d{1,2})?)\s*(?P<unit>[A-Za-z%]*)"
-)
-_FORM = "expected limits such as size<2.8MB, loss<0.5pp, latency<20ms"
-
-
-def parse_budget(text: str) -> Budget:
-    """Parse limits that are separated by commas: `size<2.8MB, loss<0.5pp, latency<20ms`.
-
-    Raises:
-        ConfigError: there is no limit, one is unknown, not positive or there twice, or a unit is missing.
-    """
-    found: dict[str, Any] = {}
-    for part in text.split(","):
-        match = _LIMIT.fullmatch(part.strip())
-        if match is None:
-            raise ConfigError(f"{part.strip()!r} is no limit: {_FORM}")
-        name, units = match["name"], _UNITS.get(match["name"])
-        if units is None:
-            raise ConfigError(f"there is no limit {name!r}: {_FORM}")
-        if match["unit"] not in units:
-            raise ConfigError(f"{part.strip()!r}: expected one of the units {', '.join(units)} after the number")
-        field = _FIELDS.get(name, name)
-        if field in found:
-            raise ConfigError(f"{name!r} is there twice")
-        found[field] = float(match["value"]) * units[match["unit"]]
-        if not found[field] > 0:
-            raise ConfigError(f"{part.strip()!r}: expected more than 0")
-        if name != "loss":
-            found[f"{name}_unit"] = match["unit"]
-    return Budget(**found)
-
-
-EXAMPLES = {
-    "data": """\
-[data]
-path = ""       # a folder, .tar or .npz of examples, relative to this file; `--data` goes before it
-limit = 0       # use so many examples; 0: all
-held_out = 0.5  # share on which results are measured, and nothing is tuned
-""",
-    "quantise": """\
-[quantise]
-method = "mixed"  # or "int8", "dynamic" (float activations), "int4"
-budget = ""       # for "mixed", such as "size<2.8MB, loss<0.5pp, latency<20ms"
-examples = 256    # inputs for calibration
-equalise = false  # bring the channels of activations to one range first
-layers = []       # fixed, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last counts
-""",
-    "prune": """\
-[prune]
-target = 0.8         # share that is removed in the end
-importance = ""      # "weight" for connections, "gradient*weight" for channels; or "gradient/weight", "random"
-structured = false   # true: whole channels, which is faster everywhere
-rounds = 16          # the same number is removed in each
-round_steps = 6      # training steps after each
-anneal_epochs = 2.0  # at the end, with a falling learning rate
-anneal_factor = 0.4  # its beginning, relative to that of [train]
-layers = ["*"]       # patterns of layers that may be pruned
-""",
-    "qat": """\
-[qat]
-steps = 200           # of training
-batch = 256           # examples a step
-learning_rate = 0.02  # of the weights, in units of their quantisation step
-teacher = 0.75        # weight of the float model's answers in the loss; the labels have the rest
-""",
-    "depth": """\
-[depth]
-exits = 3       # number of exits, with the last one
-at = []         # tensors behind which the early exits are; []: near 1/2, 1/4, 1/8 … of the multiply-adds
-epochs = 2.0    # passes in which all exits are trained together; 0: the heads alone
-taught = 0.5    # weight of the last exit's answers in the loss of the others; the labels have the rest
-grid = 2        # cells along each side of a picture whose means a head sees
-bands = false   # true: instead, a head keeps the axis before the channels apart, such as the frequency of sound
-loss = 0.005    # accuracy that the cascade may lose on the examples of the calibration
-""",
-    "train": """\
-[train]
-epochs = 0.0           # passes over the data; 0: as many as make 1500 steps, of a detector 1000, and at least 12
-batch = 0              # examples a step; 0: 1024, or a sixteenth of the examples if fewer; 16 of a detector
-learning_rate = 1.0    # at the peak; of a detector relative to the usual one
-decay = 0.0005         # share of a weight that one step at the peak takes away
-momentum = 0.9         # Nesterov's
-label_smoothing = 0.1  # share of the target that is spread over all classes
-flip = true            # mirror half of the pictures; false where left and right are different classes
-turn = false           # true: turn square pictures by quarters, of things that may lie in any direction;
-                       # those of a detector upside down
-light = 0.1            # largest change of brightness and contrast, as a share of them
-seed = 0               # of order and augmentation
-""",
-    "search": """\
-[search]
-space = ""              # such as "net.py:build": a function that takes the parameters and returns a torch module
-shape = [32, 32, 3]     # of one input: height, width, channels
-mean = 128.0            # the module takes (pixel - mean) / std
-std = 64.0              # in pixel values, too
-objectives = ["accuracy", "latency", "size"]  # what is compared
-budget = ""             # such as "latency<2ms, size<300kB": checked before a network is trained
-rungs = [1.0, 3.0, 9.0] # epochs, each time from the start; only the better half goes to the next
-seed = 0                # of the choice of networks, and of their weights
-parameters = {}         # such as {width = {low = 8, high = 64, step = 8}, block = {choices = ["a", "b"]}}
-""",
-}
-"""Section of each step with its defaults."""
-
-
-def example(steps: Sequence[str] = ()) -> str:
-    """Return a recipe of some steps, or of all, with their defaults and a comment on each key.
-
-    Raises:
-        ConfigError: there is no such step.
-    """
-    for step in steps:
-        if step not in EXAMPLES:
-            near = difflib.get_close_matches(step, EXAMPLES, 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(EXAMPLES)}"
-            raise ConfigError(f"no step {step!r}; {hint}")
-    return "\n".join(EXAMPLES[step] for step in dict.fromkeys(steps or EXAMPLES))

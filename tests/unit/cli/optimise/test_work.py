@@ -1,0 +1,77 @@
+"""The folder of checkpoints: what an error leaves there, and what it removes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from agent.cli.optimise.work import check_room, work_folder
+from agent.errors import DivergedError, ModelError, StorageError
+
+NAMES = ("a.checkpoint", "b.checkpoint")
+
+
+def fail(folder: Path, checkpoint: str, error: Exception) -> None:
+    with work_folder(folder, NAMES):
+        (folder / checkpoint).write_bytes(b"half")
+        raise error
+
+
+def test_nothing_is_left_of_a_run_that_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    with work_folder(folder, NAMES):
+        assert folder.is_dir()
+    assert not folder.exists()
+
+
+def test_a_checkpoint_stays_after_an_error_and_that_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(StorageError):
+        fail(tmp_path / "work", "a.checkpoint", StorageError("full"))
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["a.checkpoint"]
+    told = capsys.readouterr().err
+    assert "a.checkpoint" in told
+    assert str(tmp_path / "work") in told
+
+
+def test_a_checkpoint_that_the_run_could_not_use_is_not_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.checkpoint").write_bytes(b"of another run")
+    with pytest.raises(ModelError), work_folder(tmp_path, NAMES):
+        raise ModelError("belongs to another run")
+    assert (tmp_path / "a.checkpoint").read_bytes() == b"of another run"
+    assert capsys.readouterr().err == ""
+
+
+def test_a_training_that_has_diverged_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    with pytest.raises(DivergedError):
+        fail(folder, "b.checkpoint", DivergedError("the loss is nan"))
+    assert not folder.exists()
+
+
+def test_what_a_killed_run_was_writing_is_removed_and_strangers_files_stay(tmp_path: Path) -> None:
+    folder = tmp_path / "[work]"
+    folder.mkdir()
+    (folder / ".a.checkpoint.0123456789abcdef.tmp").write_bytes(b"cut off")
+    (folder / "run.lock").touch()
+    (folder / ".notes.tmp").touch()
+    with work_folder(folder, NAMES):
+        pass
+    assert [path.name for path in folder.iterdir()] == [".notes.tmp"]
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net.tflite").write_bytes(bytes(1000))
+    free = [2000]
+    monkeypatch.setattr(
+        "agent.cli.optimise.work.shutil.disk_usage", lambda _folder: SimpleNamespace(free=free[0])
+    )
+    check_room(tmp_path, str(tmp_path / "net.tflite"))
+    free[0] = 1999
+    with pytest.raises(StorageError, match="--work"):
+        check_room(tmp_path, str(tmp_path / "net.tflite"))

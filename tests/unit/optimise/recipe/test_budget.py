@@ -1,0 +1,81 @@
+"""Budgets: what is read, and how mistakes and missed limits are told."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.errors import ConfigError
+from agent.optimise.recipe.budget import Budget, parse_budget
+
+
+def limits(budget: Budget) -> dict[str, float]:
+    return {name: limit for name, limit in msgspec.structs.asdict(budget).items() if isinstance(limit, float)}
+
+
+amounts = st.none() | st.floats(1e-6, 1e12, allow_nan=False)
+
+
+@given(amounts, st.none() | st.floats(1e-6, 1.0), amounts)
+def test_a_budget_reads_back_what_it_says(size: float | None, loss: float | None, latency: float | None) -> None:
+    budget = Budget(size, loss, latency)
+    if budget == Budget():
+        return
+    assert limits(parse_budget(str(budget))) == pytest.approx(limits(budget), rel=1e-9)
+
+
+@given(
+    st.text(max_size=30)
+    | st.from_regex(r"[a-z]{4,7} ?<=? ?[0-9.e+-]{0,6}[a-zA-Z]{0,3}(, .{3,9})?", fullmatch=True)
+)
+def test_any_text_is_a_budget_or_a_clear_error(text: str) -> None:
+    try:
+        found = limits(parse_budget(text))
+    except ConfigError:
+        return
+    assert found
+    assert all(0 < limit < float("inf") for limit in found.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("size<2.8MB, loss<0.5pp, latency<20ms", Budget(2.8e6, 0.005, 20.0)),
+        (" size <= 800 kB ", Budget(size=8e5)),
+        ("latency<1.5s", Budget(latency_ms=1500.0)),
+    ],
+)
+def test_budgets(text: str, expected: Budget) -> None:
+    assert limits(parse_budget(text)) == pytest.approx(limits(expected))
+
+
+@pytest.mark.parametrize(
+    ("text", "fact"),
+    [
+        ("", "expected limits"),
+        ("size<3", "MB"),
+        ("loss<0.5%", "pp"),
+        ("speed<3ms", "'speed'"),
+        ("size<1MB, size<2MB", "twice"),
+        ("size<0MB", "more than 0"),
+        ("size>1MB", "expected limits"),
+        ("size<1MB,", "expected limits"),
+    ],
+)
+def test_a_wrong_budget_says_what_was_expected(text: str, fact: str) -> None:
+    with pytest.raises(ConfigError, match=fact):
+        parse_budget(text)
+
+
+def test_a_missed_budget_says_by_how_much() -> None:
+    budget = parse_budget("size<2.8MB, loss<0.5pp, latency<20ms")
+    assert budget.missed(size=2.7e6, loss=0.004, latency_ms=19.0) == []
+    assert budget.missed(size=3e6, loss=None) == ["size 3 MB, 0.2 MB over 2.8 MB"]
+    assert len(budget.missed(size=3e6, loss=0.005, latency_ms=30.0)) == 3
+    kilobytes = parse_budget("size<20kB, latency<500us")
+    assert str(kilobytes) == "size<20kB, latency<500us"
+    missed = ["size 2800 kB, 2780 kB over 20 kB", "latency 600 us, 100 us over 500 us"]
+    assert kilobytes.missed(size=2.8e6, latency_ms=0.6) == missed
+    assert Budget().missed(size=1e9, loss=1.0, latency_ms=1e9) == []

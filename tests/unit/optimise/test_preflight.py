@@ -1,0 +1,71 @@
+"""What is checked before the work: layers and sizes that a recipe and a budget name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="steps need the extra [optimise]")
+pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
+
+from agent.compute.infer.litert import load_runtime
+
+if load_runtime()[0] != "litert":
+    pytest.skip("steps need LiteRT", allow_module_level=True)
+
+from agent.errors import ConfigError, ModelError
+from agent.models.library import open_whole_model
+from agent.optimise.data import read_examples
+from agent.optimise.preflight import check_layers, check_pruning
+from agent.optimise.quantise import quantise, read_layers
+from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe
+from agent.optimise.recipe.budget import Budget
+from tests.support.float_models import classifier, float_file, write_examples, write_model
+
+
+@pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
+def test_a_size_is_refused_only_if_no_file_can_have_it(method: Method, tmp_path: Path) -> None:
+    content = float_file(classifier())
+    layers = read_layers(content, integers=method != "dynamic")
+    model = open_whole_model(str(write_model(tmp_path, content)))
+    examples = read_examples(write_examples(tmp_path / "x.npz"), model)
+    size = len(quantise(content, [examples], QuantiseRecipe(method=method, examples=16)).content)
+    check_layers(layers, method, Budget(size=size))
+    check_layers(layers, method, Budget())
+    with pytest.raises(ModelError, match="cannot be met: the weights alone take"):
+        check_layers(layers, method, Budget(size=1000.0))
+
+
+def test_fixed_bits_count_for_the_size() -> None:
+    layers = read_layers(float_file(classifier()))
+    wide = parse_recipe('[quantise]\nlayers = [{match = "*", bits = 32}]', "r").layer_bits
+    weights = sum(layer.size for layer in layers.values())
+    check_layers(layers, "mixed", Budget(size=4.0 * weights + 1), wide)
+    with pytest.raises(ModelError, match="cannot be met"):
+        check_layers(layers, "mixed", Budget(size=4.0 * weights), wide)
+
+
+def test_a_fixed_layer_that_is_not_there_is_told_with_its_line() -> None:
+    layers = read_layers(float_file(classifier()))
+    file = parse_recipe('[quantise]\nlayers = [{match = "stm", bits = 8}]', "r.toml")
+    with pytest.raises(ConfigError, match=r"r\.toml:2: .*'stm' matches no layer.*'stem'"):
+        check_layers(layers, "int8", Budget(), file.layer_bits)
+    deep = parse_recipe('[quantise]\nlayers = [{match = "deep", bits = 4}]', "r.toml")
+    with pytest.raises(ModelError, match="'deep' has no INT4 kernel"):
+        check_layers(layers, "int8", Budget(), deep.layer_bits)
+
+
+def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> None:
+    module = classifier()
+    model = open_whole_model(str(write_model(tmp_path, float_file(module))))
+    examples = read_examples(write_examples(tmp_path / "x.npz"), model)
+    for structured in ("true", "false"):
+        rules = f'[prune]\nstructured = {structured}\nlayers = ["stem", "stm*"]'
+        with pytest.raises(ConfigError, match=r"r\.toml:3: .*'stm\*' matches no .* there are: .*stem"):
+            check_pruning(model, module, examples, parse_recipe(rules, "r.toml"))
+    idle = parse_recipe("[prune]\nstructured = true\nround_steps = 0", "r.toml")
+    with pytest.raises(ConfigError, match="round_steps"):
+        check_pruning(model, module, examples, idle)
+    check_pruning(model, module, examples, parse_recipe('[prune]\nlayers = ["st*"]', "r.toml"))
+    check_pruning(model, None, examples, parse_recipe("", "r.toml"))
