@@ -334,6 +334,7 @@ def test_when_the_only_camera_is_switched_off_the_daemon_waits_to_be_told_otherw
         assert operator.ask("set", stream="front", what="enabled", value="off")["ok"]
         operator.messages.wait(lambda m: states(m) == {"front": "disabled", "gone": "failed"})
         vedette.end(signal.SIGKILL)
+        operator.messages.wait(lambda m: m.of(TOPICS.status)[-1] == b"offline")  # what is asked now is lost
         vedette.start()
         operator.messages.wait(
             lambda m: m.of(TOPICS.status)[-1] == b"online" and states(m)["front"] == "disabled"

@@ -13,7 +13,7 @@ from agent.comms.mqtt.connection import ConnectionTimings
 from agent.comms.mqtt.publisher import Publisher
 from agent.comms.mqtt.reasons import Synchronised
 from agent.config.mqtt import MqttConfig
-from tests.support.hostile import CONNACK_5, peer, receive_until
+from tests.support.hostile import CONNACK_5, peer, receive_until, until_left
 from tests.support.mosquitto import HOST
 from tests.support.publishing import TOPICS, Kept, wait_for
 
@@ -71,6 +71,7 @@ def test_a_new_configuration_does_not_wait_for_a_broker_that_keeps_silent() -> N
         connection.recv(4096)
         connection.sendall(CONNACK_5)
         connected.append(receive_until(connection, b"kept"))
+        until_left(connection)
 
     patient = ConnectionTimings(answer_s=60.0, first_answer_s=60.0)
     with peer(mute) as first, peer(serve) as second:
