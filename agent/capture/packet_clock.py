@@ -86,9 +86,9 @@ _LEAST_NS = 5_000_000
 _PAUSES = 24
 """Pauses until it is found out whether packets pile up."""
 _WAITED_NS = 2_000_000
-"""A packet that has taken so long to be read was not there before, ns."""
+"""Time that a read takes from which on its packet was not there yet when it was asked for, ns."""
 _PILED_NS, _BANNED_NS = 300_000_000, 60_000_000_000
-"""Length of what was there then that is too much, and the time without pauses after that, ns."""
+"""Length of packets piled up at which pauses end, and the time without pauses after that, ns."""
 
 
 class ReadPauses:

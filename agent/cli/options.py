@@ -25,7 +25,7 @@ DEFAULT_CONFIG = Path("/etc/vedette/vedette.toml")
 
 
 class FilePath(click.Path):
-    """A path, as `pathlib.Path`. An empty text, as of a shell variable that is not set, is none."""
+    """A path, as `pathlib.Path`. An empty text, as of a shell variable that is not set, is refused."""
 
     def __init__(self, *, dir_okay: bool = True, file_okay: bool = True) -> None:
         super().__init__(path_type=Path, dir_okay=dir_okay, file_okay=file_okay)

@@ -12,7 +12,7 @@ import common
 
 UNIT = common.ROOT / "systemd" / "vedette.service"
 DEFAULT_WEIGHT = 100
-"""Of a service whose unit says nothing."""
+"""Weight of a service whose unit sets none."""
 _SHARES = 1024
 """What version 1 of cgroups has in place of `DEFAULT_WEIGHT`."""
 

@@ -41,7 +41,7 @@ FPS = 20.0
 WINDOW_S = 5.0
 PRIORITIES = {"front": 80, "yard": 50, "gate": 50, "back": 20}
 HOGS, EACH = ("hog1", "hog2"), 6
-"""Groups, and busy processes in each."""
+"""Groups of the hogs, and the number of busy processes in each."""
 SETTLE_S, QUICK_SETTLE_S = 12.0, 6.0
 """Time until all streams run, s."""
 QUIET_C, HOT_C = 55.0, 84.0
@@ -311,7 +311,7 @@ def windows(one: Run, phases: tuple[Phase, ...], hogged: bool | None) -> list[bo
 
 
 def came_back(one: Run, phases: tuple[Phase, ...]) -> Iterator[float]:
-    """Time from the end of each hog until every stream had full quality, s; of the run's end if never."""
+    """Time from the end of each hog until every stream had full quality, or until the end of the run, s."""
     at_s, end_s = one.began_s, one.began_s + sum(phase.seconds for phase in phases)
     for phase in phases:
         at_s += phase.seconds

@@ -27,7 +27,7 @@ Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
 Positive = Annotated[float, Meta(gt=0.0, le=1e6)]
 Rate = Annotated[float, Meta(ge=1e-9, le=1e6)]
-"""Learning rate: by a smaller one the decay of weights, which is divided by it, is no number any more."""
+"""Learning rate. The decay of weights is divided by it, and would overflow below this range."""
 Share = Annotated[float, Meta(ge=0.0, lt=1.0)]
 
 _NEAR, _NEAREST = 0.3, 3
