@@ -103,16 +103,20 @@ class Governor:
 
     def _decision(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> Decision:
         states = {name: self._states[name] for name in streams}
-        broken = {name for name, state in states.items() if state.broken_s is not None}
-        if self._config.enabled and heat_trouble(board):
-            broken.add("")
+        broken = {
+            name: f"{broken_promise(streams[name])}: others give way for it"
+            for name, state in states.items()
+            if state.broken_s is not None
+        }
+        if self._config.enabled and (hot := heat_trouble(board)):
+            broken[""] = hot
         return Decision(
             {name: state.budget(streams[name]) for name, state in states.items()},
             SYNC_S[self._sync],
             tuple(self._changes),
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
-            frozenset(broken),
+            broken,
         )
 
     def _apply_configuration(self, name: str, stream: StreamReading) -> None:
@@ -130,7 +134,9 @@ class Governor:
             if state.is_reduced:
                 self._states[name] = StreamState()
                 self._changes.append(Change(name, "everything again: the governor is off"))
-        self._sync = 0
+        if self._sync:
+            self._sync = 0
+            self._changes.append(Change("", f"{_sync_text(0)}: the governor is off"))
 
     def _may_change(self) -> bool:
         """Return True if a decision of this moment may change something."""
@@ -227,13 +233,25 @@ class Governor:
             name = max(helped, key=lambda one: streams[one].priority)
             if self._relieve(name, helped, streams):
                 self._settled_at = self._now_s
-        for name, what in self._confirmed(streams).items():
-            if name not in helped or not self._can_be_helped(name, helped, streams):
-                self._unmet[name] = f"{what}: {who_has_it(name, board, streams, self._config.order)}"
+        self._tell_unmet(board, streams, helped)
         return any(
             self._states[name].broken_s is not None and not is_hopeless(stream)
             for name, stream in streams.items()
         )
+
+    def _tell_unmet(
+        self, board: BoardReading, streams: Mapping[str, StreamReading], helped: Mapping[str, str]
+    ) -> None:
+        """Keep for the decision why nothing gives way for a broken promise: at all, or not yet."""
+        for name, what in self._confirmed(streams).items():
+            if name not in helped or not self._can_be_helped(name, helped, streams):
+                self._unmet[name] = f"{what}: {who_has_it(name, board, streams, self._config.order, helped)}"
+            elif not self._may_change():
+                wait_s = 60.0 - (self._now_s - self._changed_at[0])
+                self._unmet[name] = (
+                    f"{what}: others give way for it in {wait_s:.0f} s, since no more than "
+                    f"{pace.CHANGES_PER_MINUTE} decisions of a minute change something"
+                )
 
     def _confirmed(self, streams: Mapping[str, StreamReading]) -> dict[str, str]:
         """Return what is not kept, by stream, of promises that have not been kept for some time."""

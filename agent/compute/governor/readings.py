@@ -25,6 +25,7 @@ class StreamReading(Struct, frozen=True):
         fps_now: pictures per second that it has given in the window.
         open_share: share of them that the gate lets through, 0..1: the most of the last half minute.
         inferred_fps: inferences per second while the gate was open; None: it was closed for most of the window.
+        lasting_fps: the same over the last ten windows; None: it was closed for most of them, or they are fewer.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
         least_ms: shortest time in which the smallest variant can answer here, ms; 0: unknown.
@@ -43,6 +44,7 @@ class StreamReading(Struct, frozen=True):
     fps_now: float = 0.0
     open_share: float = 0.0
     inferred_fps: float | None = None
+    lasting_fps: float | None = None
     latency_ms: float | None = None
     cost_ms: float = 0.0
     least_ms: float = 0.0

@@ -31,6 +31,7 @@ class StreamState:
         self.stride, self.variant = 1, ""
         self.levels: dict[Giving, int] = dict.fromkeys(LEVELS, 0)
         self.why = self.cause = ""
+        self.promise = 0.0, 0.0
         self.broken_s: float | None = None
         self.came_back_s, self.retry_s, self.retry_at = float("-inf"), RETRY_S, float("-inf")
 
@@ -41,7 +42,10 @@ class StreamState:
         return Step(self.stride, variant.name, cost_of(stream, self.stride, variant))
 
     def forget_unknown(self, stream: StreamReading, config: GovernorConfig) -> None:
-        """Give back what may no longer be reduced, and a size that is no longer among those that may be used."""
+        """Give back what may no longer be reduced, and forget a size or a promise that no longer holds."""
+        promise = stream.min_fps, stream.max_latency_ms
+        if promise != self.promise:
+            self.promise, self.broken_s = promise, None
         for giving in self.levels:
             if giving not in config.order or (giving == "decoding" and not stream.has_decoding):
                 self.levels[giving] = 0

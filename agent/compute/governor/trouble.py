@@ -29,22 +29,30 @@ _UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
 
 
 NO_INFERENCE = "`governor.order` lets no inference give way"
-_FAR = 0.7
-"""Share of a promise below which it is far from kept."""
+_FAR, _NEARLY = 0.7, 0.96
+"""Shares of a promised rate: below the first it is far from kept; from the second on, for 10 s, it is kept."""
+_PICTURE, _FEW = 0.5, 0.25
+"""A window of two seconds has few pictures: so many per second may be missing, but no more than this share."""
 
 
 def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
     if _lacks_rate(stream):
         most = f", of {stream.fps_now:.3g} that its camera gives" if stream.fps_now < stream.min_fps else ""
-        return f"infers {stream.inferred_fps:.1f} of {stream.min_fps:g} pictures per second{most}"
+        rates = [rate for rate in (stream.inferred_fps, stream.lasting_fps) if rate is not None]
+        return f"infers {min(rates):.1f} of {stream.min_fps:g} pictures per second{most}"
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
-        return f"takes {stream.latency_ms:.0f} of {stream.max_latency_ms:g} ms"
+        return f"takes {stream.latency_ms:.4g} of {stream.max_latency_ms:g} ms"
     return ""
 
 
 def _lacks_rate(stream: StreamReading) -> bool:
-    return stream.inferred_fps is not None and stream.inferred_fps < min(stream.min_fps, 0.9 * stream.fps_now)
+    """Return True if the newest window clearly has too little, or a little too little as those before it."""
+    promised = min(stream.min_fps, 0.9 * stream.fps_now)
+    if stream.inferred_fps is None or stream.inferred_fps >= promised:
+        return False
+    lasts = stream.lasting_fps is not None and stream.lasting_fps < _NEARLY * promised
+    return lasts or stream.inferred_fps < promised - min(_PICTURE, _FEW * promised)
 
 
 def is_hopeless(stream: StreamReading) -> bool:
@@ -61,9 +69,13 @@ def is_far_below(stream: StreamReading) -> bool:
 
 
 def who_has_it(
-    name: str, board: BoardReading, streams: Mapping[str, StreamReading], order: Container[Giving]
+    name: str,
+    board: BoardReading,
+    streams: Mapping[str, StreamReading],
+    order: Container[Giving],
+    broken: Container[str],
 ) -> str:
-    """Return who uses what a stream lacks."""
+    """Return who uses what a stream lacks for which nothing can give way; `broken`: all that lack something."""
     stream = streams[name]
     if board.slowed:
         return board.slowed
@@ -73,11 +85,14 @@ def who_has_it(
         return NO_INFERENCE
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
-    priority = streams[name].priority
-    rivals = [one for one, stream in streams.items() if one != name and stream.priority >= priority]
-    if rivals:
-        return f"{', '.join(rivals)} may not give way for it"
-    return "this board is too slow for it"
+    rivals = {one: other for one, other in streams.items() if one != name and other.inferred_fps}
+    spared = [one for one, other in rivals.items() if other.priority > stream.priority or not other.cost_ms]
+    if spared:
+        return f"{', '.join(spared)} may not give way for it"
+    lacking = [one for one, other in rivals.items() if other.priority == stream.priority and one in broken]
+    least = [one for one in rivals if one not in lacking]
+    text = f"this board is too slow for it{''.join(f' and {one}' for one in lacking)}"
+    return f"{text}, with as little as possible for {', '.join(least)}" if least else text
 
 
 def heat_trouble(board: BoardReading) -> str:

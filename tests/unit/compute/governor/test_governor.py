@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -451,7 +452,54 @@ def test_a_promise_is_broken_until_it_is_kept_whatever_can_give_way() -> None:
     assert "front" in course.run(5, alone, BUSY).unmet
     more = course.run(1, {**alone, "back": BACK}, BUSY)
     assert ("front" in more.unmet, "front" in more.broken) == (False, True)
-    assert course.run(1, STREAMS, IDLE).broken == frozenset()
+    assert course.run(1, STREAMS, IDLE).broken == {}
+
+
+def test_equal_streams_that_have_given_all_they_can_or_lack_something_too_are_told_as_such() -> None:
+    alone = replace(FRONT, inferred_fps=5.0, variants=SIZES[:1], max_latency_ms=0.0)
+    equal = replace(CALM, priority=80, inferred_fps=2.0, variants=SIZES[:1])
+    quiet = replace(CALM, priority=90, inferred_fps=None)
+    told = Course().run(90, {"front": alone, "yard": equal, "night": quiet}, IDLE).unmet["front"]
+    assert told.endswith("this board is too slow for it, with as little as possible for yard")
+    told = Course().run(9, {"front": alone, "back": alone}, IDLE).unmet["front"]
+    assert told.endswith("this board is too slow for it and back")
+    parts = replace(CALM, priority=20, cost_ms=0.0)
+    told = Course().run(9, {"front": alone, "parts": parts}, IDLE).unmet["front"]
+    assert told.endswith("parts may not give way for it")
+
+
+def test_decisions_that_are_used_up_are_told() -> None:
+    course = Course()
+    for _ in range(CHANGES_PER_MINUTE):
+        course.run(1, STREAMS, BUSY)
+        course.governor._record("front", "one picture in 2 is inferred", "a test")
+    told = course.run(4, HUNGRY, BUSY).unmet["front"]
+    assert "3.0 of 8 pictures per second: others give way for it in " in told
+    assert "no more than 6 decisions of a minute" in told
+    course.run(60, HUNGRY, BUSY)
+    assert course.decisions[-1].reduced.keys() >= {"back", "yard"}
+
+
+def test_a_replaced_promise_is_broken_only_after_some_time() -> None:
+    course, alone = Course(), replace(FRONT, inferred_fps=3.0, variants=SIZES[:1])
+    assert "front" in course.run(5, {"front": alone}, IDLE).unmet
+    other = {"front": replace(alone, min_fps=6.0)}
+    assert ("front" in course.run(1, other, IDLE).unmet, "front" in course.run(1, other, IDLE).unmet) == (
+        False,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("newest", "lasting", "is_broken"),
+    [(4.5, None, False), (4.5, 4.9, False), (4.5, 4.7, True), (4.0, 4.9, True), (5.0, 4.0, False)],
+    ids=["a picture less", "once", "for ten seconds", "much less", "kept again"],
+)
+def test_a_picture_less_breaks_a_rate_only_if_it_lasts(
+    newest: float, lasting: float | None, is_broken: bool
+) -> None:
+    promised = replace(FRONT, min_fps=5.0, inferred_fps=newest, lasting_fps=lasting)
+    assert ("front" in Course().run(1, {"front": promised}, IDLE).broken) is is_broken
 
 
 def test_a_camera_that_gives_less_than_promised_is_named() -> None:
@@ -482,6 +530,15 @@ def test_a_governor_that_is_switched_off_gives_everything_back() -> None:
     course.governor.configure(GovernorConfig(enabled=False))
     assert course.run(1, HUNGRY, BUSY).budgets == dict.fromkeys(HUNGRY, FULL)
     assert course.run(60, HUNGRY, BUSY).changes == ()
+
+
+def test_events_are_synced_at_once_again_when_the_governor_is_switched_off() -> None:
+    course = Course()
+    assert course.run(30, STREAMS, disk=DiskLoad(commit_ms=900.0)).sync_every_s > 0.0
+    course.governor.configure(GovernorConfig(enabled=False))
+    decision = course.run(1, STREAMS)
+    assert decision.sync_every_s == 0.0
+    assert "each event is synced at once again: the governor is off" in [one.text for one in decision.changes]
 
 
 def test_a_stream_that_is_gone_is_forgotten() -> None:
