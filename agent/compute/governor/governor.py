@@ -25,6 +25,7 @@ from agent.compute.governor.state import (
     described,
     has,
     sharers,
+    sync_text,
 )
 from agent.compute.governor.steps import (
     Step,
@@ -37,9 +38,7 @@ from agent.compute.governor.steps import (
 )
 from agent.compute.governor.trouble import (
     COLD_C,
-    COOL_C,
     NO_INFERENCE,
-    UNLOADED_C,
     broken_promise,
     disk_trouble,
     heat_trouble,
@@ -48,6 +47,7 @@ from agent.compute.governor.trouble import (
     kept_share,
     link_trouble,
     memory_trouble,
+    spare,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
@@ -136,7 +136,7 @@ class Governor:
                 self._changes.append(Change(name, "everything again: the governor is off"))
         if self._sync:
             self._sync = 0
-            self._changes.append(Change("", f"{_sync_text(0)}: the governor is off"))
+            self._changes.append(Change("", f"{sync_text(0)}: the governor is off"))
 
     def _may_change(self) -> bool:
         """Return True if a decision of this moment may change something."""
@@ -384,7 +384,7 @@ class Governor:
         done = "clips" in self._config.order and self._lower_one("clips", why, streams)
         if not done and self._sync < len(SYNC_S) - 1 and self._may_change():
             self._sync += 1
-            self._record("", _sync_text(self._sync), why)
+            self._record("", sync_text(self._sync), why)
         return True
 
     def _handle_link(self, link: LinkLoad, streams: Mapping[str, StreamReading]) -> bool:
@@ -471,21 +471,7 @@ class Governor:
         return wanted != now
 
     def _spare(self, board: BoardReading) -> float:
-        """Return the processor time per second that may be used in addition, as a share of one processor.
-
-        It is negative where the temperature allows nothing, or is not known well enough yet.
-        """
-        spare = (board.idle - pace.RESERVE) * board.cores
-        if board.celsius is None and self._now_s - self._warm_at < pace.BLIND_S:
-            return -1.0
-        if board.celsius is None or board.celsius < board.limit_c - COLD_C:
-            return max(0.0, spare)
-        if board.settles_c is None or self._now_s - self._heat_at < pace.HEAT_CALM_S:
-            return -1.0
-        busy = max(0.05, 1.0 - board.idle) * board.cores
-        allowed_c = board.limit_c - COOL_C - UNLOADED_C
-        by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
-        return max(0.0, min(spare, by_heat)) if by_heat >= 0.0 else -1.0
+        return spare(board, now_s=self._now_s, warm_s=self._warm_at, heat_s=self._heat_at)
 
     def _relax(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Give back a level of what memory, disk or network took, of the most important stream first.
@@ -496,7 +482,7 @@ class Governor:
         """
         if self._sync and self._may_change():
             self._sync -= 1
-            self._record("", _sync_text(self._sync), pace.ROOM)
+            self._record("", sync_text(self._sync), pace.ROOM)
             return True
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             state = self._states[name]
@@ -518,12 +504,3 @@ class Governor:
                 state.levels[given] -= 1
                 state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
                 self._record(one, described(state), pace.ROOM)
-
-
-def _sync_text(level: int) -> str:
-    wait_s = SYNC_S[level]
-    return (
-        f"events wait up to {wait_s:g} s to be synced together"
-        if wait_s
-        else "each event is synced at once again"
-    )

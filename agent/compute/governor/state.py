@@ -106,3 +106,13 @@ def described(state: StreamState) -> str:
         f"clips with {CLIPS[state.levels['clips']]:.0%} of their pictures" if state.levels["clips"] else "",
     ]
     return ", ".join(part for part in parts if part) or "everything again"
+
+
+def sync_text(level: int) -> str:
+    """Return what a level of `SYNC_S` means, for people."""
+    wait_s = SYNC_S[level]
+    return (
+        f"events wait up to {wait_s:g} s to be synced together"
+        if wait_s
+        else "each event is synced at once again"
+    )

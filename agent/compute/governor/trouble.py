@@ -1,9 +1,10 @@
-"""What is wrong, in words: a broken promise, heat, a slow disk, a slow network."""
+"""What is wrong, in words: a broken promise, heat, a slow disk, a slow network; and what time is left."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
+from agent.compute.governor import pace
 from agent.compute.governor.readings import BoardReading, StreamReading
 from agent.config.governor import Giving
 from agent.types import DiskLoad, LinkLoad
@@ -117,6 +118,30 @@ def kept_share(board: BoardReading) -> float:
         return 0.75
     kept = (board.limit_c - COOL_C - UNLOADED_C) / max(1.0, board.settles_c - UNLOADED_C)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
+
+
+def spare(board: BoardReading, *, now_s: float, warm_s: float, heat_s: float) -> float:
+    """Return the processor time per second that may be used in addition, as a share of one processor.
+
+    It is negative where the temperature allows nothing, or is not known well enough yet.
+
+    Args:
+        board: the newest reading.
+        now_s: CLOCK_MONOTONIC, s.
+        warm_s: when the board was last seen to be warm, s; -inf: it was not when its temperature was last read.
+        heat_s: when the load was last reduced because of heat, s.
+    """
+    idle = (board.idle - pace.RESERVE) * board.cores
+    if board.celsius is None and now_s - warm_s < pace.BLIND_S:
+        return -1.0
+    if board.celsius is None or board.celsius < board.limit_c - COLD_C:
+        return max(0.0, idle)
+    if board.settles_c is None or now_s - heat_s < pace.HEAT_CALM_S:
+        return -1.0
+    busy = max(0.05, 1.0 - board.idle) * board.cores
+    allowed_c = board.limit_c - COOL_C - UNLOADED_C
+    by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
+    return max(0.0, min(idle, by_heat)) if by_heat >= 0.0 else -1.0
 
 
 def memory_trouble(board: BoardReading) -> str:
