@@ -17,18 +17,26 @@ class Budgets:
 
     Attributes:
         states: of streams, by name.
-        changes: of the present decision.
     """
 
     def __init__(self) -> None:
         self.states: dict[str, StreamState] = {}
-        self.changes: list[Change] = []
+        self._lines: dict[str, Change] = {}
         self._changed_at: deque[float] = deque(maxlen=pace.CHANGES_PER_MINUTE)
         self._now_s, self._max_stride = 0.0, 1
 
     def begin(self, now_s: float, config: GovernorConfig) -> None:
         """Begin another decision; `now_s`: CLOCK_MONOTONIC, s."""
-        self._now_s, self._max_stride, self.changes = now_s, config.max_stride, []
+        self._now_s, self._max_stride, self._lines = now_s, config.max_stride, {}
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """Changes of the present decision, the last one of each stream."""
+        return tuple(self._lines.values())
+
+    def tell(self, stream: str, text: str) -> None:
+        """Keep a line for the present decision; it replaces an earlier one of the stream."""
+        self._lines[stream] = Change(stream, text)
 
     @property
     def wait_s(self) -> float:
@@ -53,7 +61,7 @@ class Budgets:
         """
         if not urgent and (not self._changed_at or self._changed_at[-1] != self._now_s):
             self._changed_at.append(self._now_s)
-        self.changes.append(Change(stream, f"{text}: {why}"))
+        self.tell(stream, f"{text}: {why}")
 
     def cheaper(self, name: str, stream: StreamReading, at_most: float) -> Step:
         """Return the best cheaper step of a stream that costs at most so much, or its cheapest."""
@@ -69,14 +77,16 @@ class Budgets:
             why: the reason of the change.
             urgent: it is changed however much has changed in the last minute.
         """
-        state = self.states[name]
+        state, before = self.states[name], self.states[name].step(stream)
         variant = "" if step.variant == stream.variants[0].name else step.variant
-        if (state.stride, state.variant) == (step.stride, variant) or not (urgent or self.may_change()):
+        kept = pace.FOR_PROMISES_ROOM if why in (pace.ROOM, pace.TRIAL) else 0
+        if (state.stride, state.variant) == (step.stride, variant) or not (urgent or self.may_change(kept)):
             return False
-        state.stride, state.variant = step.stride, variant
-        if why not in (pace.ROOM, pace.TRIAL):  # the reason of a reduction stays until it is over
-            state.causes["inference"] = why
-        self.record(name, described(state), why, urgent=urgent)
+        told, (state.stride, state.variant) = described(state), (step.stride, variant)
+        if step.stride > before.stride or step.cost < before.cost:
+            state.cause = why
+        if described(state) != told:
+            self.record(name, described(state), why, urgent=urgent)
         return True
 
     def lower(self, name: str, giving: Giving, why: str, domain: Domain) -> bool:
@@ -85,8 +95,6 @@ class Budgets:
         kept = 0 if domain == PROCESSORS else pace.FOR_PROMISES
         if state.levels[giving] >= LEVELS[giving] - 1 or not self.may_change(kept):
             return False
-        state.levels[giving] += 1
-        state.lowered_for.setdefault(giving, set()).add(domain)
-        state.causes[giving] = why
+        state.lower(giving, domain, why)
         self.record(name, described(state), why)
         return True

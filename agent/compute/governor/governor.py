@@ -13,12 +13,13 @@ from msgspec.structs import replace
 
 from agent.compute.governor import pace
 from agent.compute.governor.budgets import Budgets
-from agent.compute.governor.decision import Change, Decision
+from agent.compute.governor.decision import Decision
 from agent.compute.governor.power import PowerLimits
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
 from agent.compute.governor.shortage import Shortage
 from agent.compute.governor.state import (
     CLIPS,
+    LEVELS,
     PROCESSORS,
     RETRY_MAX_S,
     RETRY_S,
@@ -33,6 +34,7 @@ from agent.compute.governor.state import (
 from agent.compute.governor.steps import (
     cheaper,
     dearer,
+    leaves_too_little,
     longest_stride,
     smaller_variant,
     steps,
@@ -100,6 +102,9 @@ class Governor:
         is_hot = self._power.handle_heat(
             board, streams, self._config, now_s=self._now_s, returned_s=self._returned_at
         )
+        if board.slowed:
+            for name in streams:
+                self._note_relapse(name)
         if self._power.unmet:
             self._unmet[""] = self._power.unmet
         return is_hot
@@ -116,7 +121,7 @@ class Governor:
         return Decision(
             {name: state.budget(streams[name]) for name, state in states.items()},
             SYNC_S[self._sync],
-            tuple(self._budgets.changes),
+            self._budgets.changes,
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
             broken,
@@ -128,35 +133,38 @@ class Governor:
         before = described(state)
         state.forget_unknown(stream, self._config)
         if (now := described(state)) != before:
-            self._budgets.changes.append(Change(name, f"{now}: {pace.CONFIGURED}"))
+            self._budgets.tell(name, f"{now}: {pace.CONFIGURED}")
 
     def _give_everything(self) -> None:
         for name, state in self._budgets.states.items():
-            state.broken_s = None
+            state.keeps_promise()
             if state.is_reduced:
                 self._budgets.states[name] = StreamState()
-                self._budgets.changes.append(Change(name, "everything again: the governor is off"))
+                self._budgets.tell(name, "everything again: the governor is off")
         if self._sync:
             self._sync = 0
-            self._budgets.changes.append(Change("", f"{sync_text(0)}: the governor is off"))
+            self._budgets.tell("", f"{sync_text(0)}: the governor is off")
 
     # What streams are promised
 
     def _handle_service(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
         """Take from others what a stream lacks that is promised more than it gets. Return True if one does."""
         broken = self._confirmed(streams)
-        helped = {name: what for name, what in broken.items() if not is_hopeless(streams[name])}
+        helped = {name: what for name, what in broken.items() if self._may_be_helped(name, streams[name])}
         if self._keep_own_rates(broken, streams):
             self._settled_at = self._now_s
         elif helped and self._now_s - self._settled_at >= pace.SETTLE_S:
             name = max(helped, key=lambda one: streams[one].priority)
-            if self._relieve(name, helped, streams):
+            if self._relieve(name, helped, streams, board):
                 self._settled_at = self._now_s
         self._tell_unmet(board, streams, helped)
         return any(
-            self._budgets.states[name].broken_s is not None and not is_hopeless(stream)
+            self._budgets.states[name].broken_s is not None and self._may_be_helped(name, stream)
             for name, stream in streams.items()
         )
+
+    def _may_be_helped(self, name: str, stream: StreamReading) -> bool:
+        return not is_hopeless(stream) and not self._budgets.states[name].is_futile
 
     def _tell_unmet(
         self, board: BoardReading, streams: Mapping[str, StreamReading], helped: Mapping[str, str]
@@ -164,12 +172,21 @@ class Governor:
         """Keep for the decision why nothing gives way for a broken promise: at all, or not yet."""
         for name, what in self._confirmed(streams).items():
             if name not in helped or not self._can_be_helped(name, helped, streams):
+                self._note_futile(self._budgets.states[name], board)
                 self._unmet[name] = f"{what}: {self._who_has_it(name, board, streams, helped)}"
             elif not self._budgets.may_change():
                 self._unmet[name] = (
                     f"{what}: others give way for it in {self._budgets.wait_s:.0f} s, since no more than "
                     f"{pace.CHANGES_PER_MINUTE} decisions of a minute change something"
                 )
+
+    def _note_futile(self, state: StreamState, board: BoardReading) -> None:
+        """Let others have back what they gave for a promise that is not kept although processors are idle."""
+        if board.idle < pace.IDLE:
+            state.idle_s = None
+            return
+        state.idle_s = self._now_s if state.idle_s is None else state.idle_s
+        state.is_futile = state.is_futile or self._now_s - state.idle_s >= pace.FUTILE_S
 
     def _who_has_it(
         self,
@@ -187,30 +204,37 @@ class Governor:
         for name, stream in streams.items():
             state, what = self._budgets.states[name], broken_promise(stream)
             if not what:
-                state.broken_s = None
+                state.keeps_promise()
                 continue
             state.broken_s = self._now_s if state.broken_s is None else state.broken_s
             if self._now_s - state.broken_s >= pace.CONFIRM_S:
                 found[name] = what
         return found
 
-    def _relieve(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
+    def _relieve(
+        self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading], board: BoardReading
+    ) -> bool:
         """Let another stream give way, or this one itself. Return True if something has changed."""
-        why, far = f"{name} {broken[name]}", is_far_below(streams[name])
+        state, stream, why = self._budgets.states[name], streams[name], f"{name} {broken[name]}"
+        is_far = is_far_below(stream)
+        takes_all = is_far or state.reliefs >= pace.RELIEFS
+        if board.idle >= pace.IDLE and self._help_itself(name, stream, broken[name]):
+            return True
         has_given = False
         for giving in self._donors(name, broken, streams):
-            is_lower = streams[giving].priority < streams[name].priority
-            given = self._give_way(giving, streams[giving], why, kept=0.0 if far and is_lower else pace.HALF)
+            is_lower = streams[giving].priority < stream.priority
+            given = self._give_way(giving, streams[giving], why, is_lower=is_lower, takes_all=takes_all)
             if not given and not has_given and is_lower:
-                given = self._decode_less(giving, streams[name].priority, streams, why)
+                given = self._decode_less(giving, stream.priority, streams, why)
             if given:
                 self._note_relapse(giving)
             has_given |= given
-            if has_given and not (far and is_lower):
-                return True
-        if has_given and not far:
-            return True
-        return self._help_itself(name, streams[name], broken[name]) or has_given
+            if has_given and not takes_all:
+                break
+        if is_far or not has_given:
+            has_given |= self._help_itself(name, stream, broken[name])
+        state.reliefs += has_given
+        return has_given
 
     def _keep_own_rates(self, broken: Container[str], streams: Mapping[str, StreamReading]) -> bool:
         """Shorten strides that leave less than is promised: a promise or a camera is another one now.
@@ -220,6 +244,8 @@ class Governor:
         has_changed = False
         for name, stream in streams.items():
             now, most = self._budgets.states[name].step(stream), longest_stride(stream, self._config.max_stride)
+            if name in broken and leaves_too_little(stream, now.stride):
+                most = min(most, now.stride - 1)
             if now.stride > most and (name in broken or strides_too_far(stream, now.stride)):
                 why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else pace.SLOWER
                 if self._budgets.set_step(name, replace(now, stride=most), stream, why):
@@ -239,19 +265,31 @@ class Governor:
             if one != name and (is_lower or is_equal) and (costs[one] > 0.0 or streams[one].has_clips):
                 yield one
 
-    def _give_way(self, name: str, stream: StreamReading, why: str, kept: float) -> bool:
+    def _give_way(self, name: str, stream: StreamReading, why: str, *, is_lower: bool, takes_all: bool) -> bool:
         """Let a stream give up the first thing of the configured order that takes processor time.
 
-        Of inferences it keeps at most this share of their cost, or as little as it can.
+        Args:
+            name: of the stream.
+            stream: its newest reading.
+            why: the reason.
+            is_lower: it is less important than the one for which it gives way.
+            takes_all: it gives up all such things; of inferences half of the cost, or what it can if it is lower.
         """
+        kept = 0.0 if takes_all and is_lower else pace.HALF
+        has_given = False
         for giving in self._config.order:
-            if giving == "clips" and stream.has_clips and self._budgets.lower(name, "clips", why, PROCESSORS):
-                return True
+            if giving == "clips" and stream.has_clips:
+                has_given |= self._budgets.lower(name, "clips", why, PROCESSORS)
+                while takes_all and self._budgets.lower(name, "clips", why, PROCESSORS):
+                    pass
             if giving == "inference":
                 at_most = self._budgets.states[name].step(stream).cost * kept
-                if self._budgets.set_step(name, self._budgets.cheaper(name, stream, at_most), stream, why):
-                    return True
-        return False
+                has_given |= self._budgets.set_step(
+                    name, self._budgets.cheaper(name, stream, at_most), stream, why
+                )
+            if has_given and not takes_all:
+                break
+        return has_given
 
     def _decode_less(self, name: str, priority: int, streams: Mapping[str, StreamReading], why: str) -> bool:
         """Decode key frames alone, after everything else: what moves is hardly tracked then."""
@@ -295,7 +333,7 @@ class Governor:
     def _note_relapse(self, name: str) -> None:
         """Let what has given way soon after it came back wait longer each time before it comes back again."""
         state = self._budgets.states[name]
-        if self._now_s - state.came_back_s >= RETRY_S:
+        if self._now_s - state.came_back_s >= pace.RELAPSE_S:
             return
         if self._now_s - state.retry_at > pace.FORGIVEN_S:
             state.retry_s = RETRY_S
@@ -328,13 +366,16 @@ class Governor:
                 break
 
     def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading], domain: Domain) -> bool:
-        """Lower something of the least important stream that can. Return True if one could."""
-        for name in sorted(
-            streams, key=lambda one: (streams[one].priority, self._budgets.states[one].levels[giving])
-        ):
-            if has(streams[name], giving) and self._budgets.lower(name, giving, why, domain):
-                return True
-        return False
+        """Lower something of the least important streams that can, equal ones together; False: none could."""
+        states = self._budgets.states
+        able = {
+            name: (stream.priority, states[name].levels[giving])
+            for name, stream in streams.items()
+            if has(stream, giving) and states[name].levels[giving] < LEVELS[giving] - 1
+        }
+        first = min(able.values(), default=None)
+        lowered = [self._budgets.lower(name, giving, why, domain) for name, rank in able.items() if rank == first]
+        return any(lowered)
 
     # Back to everything
 
@@ -342,13 +383,17 @@ class Governor:
         """Let streams infer more again as far as there is idle time for it."""
         if not self._has_room() or (free := self._power.spare(board)) < 0.0:
             return
-        waiting = {
-            name: stream
-            for name, stream in streams.items()
-            if self._budgets.states[name].infers_less and self._now_s >= self._budgets.states[name].retry_at
-        }
+        states = self._budgets.states
+        waiting = {name: stream for name, stream in streams.items() if self._now_s >= states[name].retry_at}
         is_cold = board.celsius is None or board.celsius < board.limit_c - COLD_C
-        raised = self._raise(free / pace.DEARER, waiting)
+        raised = self._raise(
+            free / pace.DEARER,
+            {
+                name: stream
+                for name, stream in waiting.items()
+                if states[name].infers_less and not states[name].levels["decoding"]
+            },
+        )
         if not raised and is_cold and self._now_s - self._trouble_s >= pace.TRIAL_S:
             self._try_one(waiting)
 
@@ -356,15 +401,26 @@ class Governor:
         """Return True if nothing has needed processor time for a while, and the last change could be judged."""
         return self._now_s - max(self._trouble_s, self._settled_at) >= pace.CALM_S
 
-    def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
-        """Let the most important stream have a step more although no time is idle: others may give way to it."""
-        if streams:
-            name = max(streams, key=lambda one: (streams[one].priority, one))
-            stream = streams[name]
-            step = dearer(steps(stream, self._config.max_stride), self._budgets.states[name].step(stream))
-            self._trouble_s = self._now_s
+    def _try_one(self, waiting: Mapping[str, StreamReading]) -> None:
+        """Let the most important stream have something back although no time is idle: others may give way to it.
+
+        Of equal ones it is the one that has waited for the longest time.
+        """
+        states = self._budgets.states
+        kinds: tuple[Giving, ...] = ("decoding", "clips")
+        taken = {name: [one for one in kinds if states[name].gave_processors(one)] for name in waiting}
+        reduced = [name for name in waiting if states[name].infers_less or taken[name]]
+        if not reduced:
+            return
+        name = min(reduced, key=lambda one: (-waiting[one].priority, states[one].came_back_s, one))
+        self._trouble_s = self._now_s
+        if states[name].infers_less and "decoding" not in taken[name]:
+            stream = waiting[name]
+            step = dearer(steps(stream, self._config.max_stride), states[name].step(stream))
             if self._budgets.set_step(name, step, stream, pace.TRIAL):
                 self._note_return(name)
+        elif self._budgets.may_change(pace.FOR_PROMISES_ROOM):
+            self._give_back(name, taken[name][0], PROCESSORS, waiting, pace.TRIAL)
 
     def _note_return(self, name: str) -> None:
         self._settled_at = self._returned_at = self._budgets.states[name].came_back_s = self._now_s
@@ -372,12 +428,17 @@ class Governor:
     def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
         """Let streams infer more: the most important first, equal ones by turns. Return False if none can.
 
-        For some time after the supply was weak, a stream gets one step more at a time.
+        For some time after the supply was weak, a stream gets one step more at a time, first one with which that
+        was not too much before.
         """
         now = {name: self._budgets.states[name].step(stream) for name, stream in streams.items()}
         wanted, left = dict(now), set(streams)
+
+        def failed(name: str) -> float:
+            return self._budgets.states[name].retry_s if self._power.is_careful else 0.0
+
         while left:
-            name = min(left, key=lambda one: (-streams[one].priority, wanted[one].cost, one))
+            name = min(left, key=lambda one: (failed(one), -streams[one].priority, wanted[one].cost, one))
             step = dearer(steps(streams[name], self._config.max_stride), wanted[name])
             if step == wanted[name] or step.cost - wanted[name].cost > spare:
                 left.discard(name)
@@ -394,45 +455,50 @@ class Governor:
     def _relax(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
         """Give back levels that memory, the disk, the network or a promise took, each when that has recovered.
 
-        The most important stream has them first, and one level of each kind of trouble comes back at a time.
+        The most important streams have them first; of each trouble one level of a stream comes back at a time.
         """
-        if (
-            self._sync
-            and self._short["disk"].is_over(self._now_s)
-            and self._budgets.may_change(pace.FOR_PROMISES_BACK)
-        ):
+        over = {domain for domain, one in self._short.items() if one.is_over(self._now_s)}
+        if not self._budgets.may_change(pace.FOR_PROMISES_BACK):
+            over = set()
+        if "disk" in over and self._sync:
             self._sync -= 1
-            self._short["disk"].relaxed(self._now_s)
             self._budgets.record("", sync_text(self._sync), pace.ROOM)
+            self._short["disk"].relaxed(self._now_s)
+            over.discard("disk")
+        served: dict[Domain, int] = {}
         for name in sorted(streams, key=lambda one: -streams[one].priority):
-            state = self._budgets.states[name]
-            for giving in reversed(self._config.order):
-                lowered_for = state.lowered_for.get(giving, ())
-                if state.levels.get(giving) and all(
-                    self._is_over(one, giving, state, board) for one in lowered_for
-                ):
-                    self._give_back(name, giving, streams)
+            for domain, giving in self._returns(name, over, board).items():
+                if served.setdefault(domain, streams[name].priority) == streams[name].priority:
+                    self._give_back(name, giving, domain, streams, pace.ROOM)
+        for domain in served.keys() - {PROCESSORS}:
+            self._short[domain].relaxed(self._now_s)
 
-    def _is_over(self, domain: Domain, giving: Giving, state: StreamState, board: BoardReading) -> bool:
-        """Return True if a level that was taken because of something may come back."""
-        if domain != PROCESSORS:
-            return self._short[domain].is_over(self._now_s) and self._budgets.may_change(pace.FOR_PROMISES_BACK)
+    def _returns(self, name: str, over: Container[Domain], board: BoardReading) -> dict[Domain, Giving]:
+        """Return what a stream may have back, the last thing that it gave, by what was short."""
+        state = self._budgets.states[name]
+        found: dict[Domain, Giving] = {}
+        for giving in reversed(self._config.order):
+            for domain, _ in state.lowered.get(giving, ()):
+                if domain in over or (domain == PROCESSORS and self._may_return(giving, state, board)):
+                    found.setdefault(domain, giving)
+        return found
+
+    def _may_return(self, giving: Giving, state: StreamState, board: BoardReading) -> bool:
+        """Return True if what was taken for a promise may come back: clips after inferences."""
+        if self._now_s < state.retry_at or not self._has_room():
+            return False
         comes_first = giving == "decoding" or not state.infers_less
-        waits = self._now_s < state.retry_at or not self._has_room() or not self._budgets.may_change()
-        return comes_first and not waits and self._power.spare(board) > 0.0
+        may_change = self._budgets.may_change(pace.FOR_PROMISES_ROOM)
+        return comes_first and may_change and self._power.spare(board) > 0.0
 
-    def _give_back(self, name: str, given: Giving, streams: Mapping[str, StreamReading]) -> None:
+    def _give_back(
+        self, name: str, given: Giving, domain: Domain, streams: Mapping[str, StreamReading], why: str
+    ) -> None:
         """Give a level back; all streams of a camera get its pictures together."""
         for one in sharers(name, streams) if given == "decoding" else (name,):
             state = self._budgets.states[one]
-            if not state.levels[given]:
+            if not state.give_back(given, domain):
                 continue
-            state.levels[given] -= 1
-            for domain in state.lowered_for.get(given, ()):
-                if domain == PROCESSORS:
-                    self._note_return(one)
-                else:
-                    self._short[domain].relaxed(self._now_s)
-            if not state.levels[given]:
-                state.lowered_for.pop(given, None)
-            self._budgets.record(one, described(state), pace.ROOM)
+            if domain == PROCESSORS:
+                self._note_return(one)
+            self._budgets.record(one, described(state), why)

@@ -5,18 +5,23 @@ from __future__ import annotations
 CHANGES_PER_MINUTE = 6
 """Decisions in any minute that change something; what one decision changes at once counts once. What heat and a
 weak supply need does not count."""
-FOR_PROMISES, FOR_PROMISES_BACK = 3, 2
-"""Of these so many are left for promises when memory, the disk or the network takes something, and when it gives
-it back."""
+FOR_PROMISES, FOR_PROMISES_BACK, FOR_PROMISES_ROOM = 3, 2, 1
+"""Of these so many are left for promises when memory, the disk or the network takes something, when it gives that
+back, and when processor time comes back."""
 CONFIRM_S = 0.9
 """A promise is broken if it was in every window for so long, s."""
 SETTLE_S = 2.5
 """Pause after a change until its effect can be judged, s."""
 CALM_S = 3.0
 """Time without trouble after which something comes back, s."""
-HALF = 0.5
-"""Share of its cost that a stream keeps when it gives way; where a promise is far from kept, less important ones
-keep as little as they can."""
+HALF, RELIEFS = 0.5, 2
+"""Share of its cost that a stream keeps when it gives way; where a promise is far from kept, or has not been kept
+after so many decisions, all give way at once, and less important ones keep as little as they can."""
+IDLE, FUTILE_S = 0.3, 20.0
+"""Idle share of the processors from which on a stream is not short of processor time; what others gave is in vain
+when its promise is not kept beside so much for so long, s."""
+RELAPSE_S = 45.0
+"""What has to give way again within so long after it came back had come back too early, s."""
 RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 DEARER = 1.15
@@ -40,6 +45,6 @@ WEAK_MAX_S = 1200.0
 For so long afterwards, things come back one by one."""
 BLIND_S = 600.0
 """Time for which nothing comes back to a warm board whose temperature cannot be read any more, s."""
-RELAX_S, RELAX_MAX_S, TOO_SOON_S = 10.0, 640.0, 30.0
+RELAX_S, RELAX_MAX_S, TOO_SOON_S = 10.0, 640.0, 90.0
 """First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
 when trouble comes again so soon after a step, and halves with each step that lasts."""

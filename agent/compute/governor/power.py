@@ -11,6 +11,9 @@ from agent.compute.governor.steps import cheaper, steps
 from agent.compute.governor.trouble import COLD_C, NO_INFERENCE, heat_trouble, kept_share, spare
 from agent.config.governor import GovernorConfig
 
+_LAST_STEP = 0.95
+"""Share of the load that is kept when what came back last was too much for the supply."""
+
 
 class PowerLimits:
     """Keeps a board below its limits; no clock: times are CLOCK_MONOTONIC, s.
@@ -82,26 +85,29 @@ class PowerLimits:
             self.trouble = why
         if not why:
             return False
-        if board.slowed:
-            self._wait_for_supply(returned_s)
+        returned_too_much = bool(board.slowed) and self._wait_for_supply(returned_s)
         if "inference" not in config.order:
             self.unmet = f"{why}: {NO_INFERENCE}"
             return True
-        if now_s - self._heat_at >= pace.HEAT_SETTLE_S:
+        if returned_too_much or now_s - self._heat_at >= pace.HEAT_SETTLE_S:
             self._heat_at = now_s
-            self._shed(kept_share(board), why, streams, config)
+            self._shed(_LAST_STEP if returned_too_much else kept_share(board), why, streams, config)
         if self._is_least(streams) and now_s - self._cooled_at >= pace.HEAT_SETTLE_S:
             self.unmet = f"{why}, {self._given(streams)}"
         return True
 
-    def _wait_for_supply(self, returned_s: float) -> None:
-        """Let nothing come back for some time, and longer each time that it was too much for the supply."""
-        if self._now_s >= self._weak_until:
-            if self._now_s - returned_s < pace.TOO_SOON_S:
-                self._weak_s = min(pace.WEAK_MAX_S, 2.0 * self._weak_s)
-            elif not self.is_careful:
-                self._weak_s = pace.HEAT_CALM_S
+    def _wait_for_supply(self, returned_s: float) -> bool:
+        """Let nothing come back for some time, and longer each time that this was too much for the supply.
+
+        Return True if it is too much for it now.
+        """
+        begins, was_too_soon = self._now_s >= self._weak_until, self._now_s - returned_s < pace.TOO_SOON_S
+        if begins and was_too_soon:
+            self._weak_s = min(pace.WEAK_MAX_S, 2.0 * self._weak_s)
+        elif begins and not self.is_careful:
+            self._weak_s = pace.HEAT_CALM_S
         self._weak_until = self._now_s + self._weak_s
+        return begins and was_too_soon
 
     def _shed(self, kept: float, why: str, streams: Mapping[str, StreamReading], config: GovernorConfig) -> None:
         """Reduce the load to a share of it: the least important streams first, equal ones by turns."""

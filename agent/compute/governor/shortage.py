@@ -11,7 +11,7 @@ class Shortage:
     def __init__(self) -> None:
         self._since_s: float | None = None
         self._trouble_s = self._relaxed_s = float("-inf")
-        self._pause_s, self._was_too_soon = pace.RELAX_S, False
+        self._pause_s, self._doubled_s = pace.RELAX_S, float("-inf")
 
     def needs_more(self, why: str, now_s: float) -> bool:
         """Return True if there has been trouble for some time, and the last change has had its effect.
@@ -27,7 +27,7 @@ class Shortage:
         if self._since_s is None:
             self._since_s = now_s
             if now_s - self._relaxed_s < pace.TOO_SOON_S:
-                self._pause_s, self._was_too_soon = min(pace.RELAX_MAX_S, 2.0 * self._pause_s), True
+                self._pause_s, self._doubled_s = min(pace.RELAX_MAX_S, 2.0 * self._pause_s), now_s
         if now_s - self._since_s < pace.CONFIRM_S:
             return False
         self._since_s = now_s + pace.SETTLE_S - pace.CONFIRM_S
@@ -39,6 +39,6 @@ class Shortage:
 
     def relaxed(self, now_s: float) -> None:
         """Record that a step has come back."""
-        if not self._was_too_soon:
+        if now_s - self._doubled_s >= pace.FORGIVEN_S:
             self._pause_s = max(pace.RELAX_S, 0.5 * self._pause_s)
-        self._relaxed_s, self._was_too_soon = now_s, False
+        self._relaxed_s = now_s

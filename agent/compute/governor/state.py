@@ -34,10 +34,13 @@ class StreamState:
     Attributes:
         stride, variant: of its inferences, see `StreamBudget`.
         levels: of what else can be reduced; 0: it is not.
-        lowered_for: what was short when these were.
-        causes: why each, and `inference`, was reduced last.
+        lowered: for each of these levels what was short then, and why it was taken.
+        cause: why it infers less.
         promise: pictures per second and ms that it is promised.
         broken_s: since when that is not kept; None: it is.
+        idle_s: since when that is so although all have given way and processors are idle; None: it is not.
+        reliefs: decisions that have taken something from others since then.
+        is_futile: True if others can do nothing for it.
         came_back_s: when it had something back that takes processor time.
         retry_s, retry_at: the next pause after something came back too early, and the end of the present one.
     """
@@ -45,10 +48,12 @@ class StreamState:
     def __init__(self) -> None:
         self.stride, self.variant = 1, ""
         self.levels: dict[Giving, int] = dict.fromkeys(LEVELS, 0)
-        self.lowered_for: dict[Giving, set[Domain]] = {}
-        self.causes: dict[Giving, str] = {}
+        self.lowered: dict[Giving, list[tuple[Domain, str]]] = {}
+        self.cause = ""
         self.promise = 0.0, 0.0
         self.broken_s: float | None = None
+        self.idle_s: float | None = None
+        self.reliefs, self.is_futile = 0, False
         self.came_back_s, self.retry_s, self.retry_at = float("-inf"), RETRY_S, float("-inf")
 
     def step(self, stream: StreamReading) -> Step:
@@ -61,11 +66,12 @@ class StreamState:
         """Give back what may no longer be reduced, and forget a size or a promise that no longer holds."""
         promise = stream.min_fps, stream.max_latency_ms
         if promise != self.promise:
-            self.promise, self.broken_s = promise, None
+            self.promise = promise
+            self.keeps_promise()
         for giving in self.levels:
             if giving not in config.order or (giving == "decoding" and not stream.has_decoding):
                 self.levels[giving] = 0
-                self.lowered_for.pop(giving, None)
+                self.lowered.pop(giving, None)
         if "inference" not in config.order:
             self.stride, self.variant = 1, ""
         self.stride = min(self.stride, config.max_stride)
@@ -83,9 +89,33 @@ class StreamState:
     @property
     def why(self) -> str:
         """What is reduced, and why; empty: nothing is."""
-        taken = [one for one, level in self.levels.items() if level] + ["inference"] * self.infers_less
-        causes = dict.fromkeys(self.causes[one] for one in taken if one in self.causes)
-        return f"{described(self)}: {'; '.join(causes)}" if self.is_reduced else ""
+        causes = [self.cause] if self.infers_less else []
+        causes += [cause for levels in self.lowered.values() for _, cause in levels]
+        return f"{described(self)}: {'; '.join(dict.fromkeys(causes))}" if self.is_reduced else ""
+
+    def keeps_promise(self) -> None:
+        """Forget that a promise was broken."""
+        self.broken_s = self.idle_s = None
+        self.reliefs, self.is_futile = 0, False
+
+    def lower(self, giving: Giving, domain: Domain, why: str) -> None:
+        """Take a level."""
+        self.levels[giving] += 1
+        self.lowered.setdefault(giving, []).append((domain, why))
+
+    def give_back(self, giving: Giving, domain: Domain) -> bool:
+        """Give back a level that was taken for a domain; return False if there is none."""
+        levels = self.lowered.get(giving, [])
+        found = next((at for at, (one, _) in enumerate(levels) if one == domain), None)
+        if found is None:
+            return False
+        del levels[found]
+        self.levels[giving] -= 1
+        return True
+
+    def gave_processors(self, giving: Giving) -> bool:
+        """Return True if a level was taken because the processors were short."""
+        return any(domain == PROCESSORS for domain, _ in self.lowered.get(giving, ()))
 
     def budget(self, stream: StreamReading) -> StreamBudget:
         """Return what the stream may use.

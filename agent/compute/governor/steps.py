@@ -54,6 +54,12 @@ def longest_stride(stream: StreamReading, max_stride: int) -> int:
     return max(FULL_STRIDE, min(max_stride, int(stream.fps / (_NEARLY * least))))
 
 
+def leaves_too_little(stream: StreamReading, stride: int) -> bool:
+    """Return True if a stride alone breaks the promise of a rate: the camera gives less than it seemed to."""
+    is_slower = _CLEARLY * stream.fps <= stream.fps_lately < _NEARLY * stride * stream.min_fps
+    return stride > FULL_STRIDE and is_slower
+
+
 def strides_too_far(stream: StreamReading, stride: int) -> bool:
     """Return True if a stride leaves clearly less than is promised: rates of cameras vary a little."""
     return stream.fps / stride < _CLEARLY * min(stream.fps, max(stream.min_fps, _LEAST_FPS))

@@ -99,6 +99,8 @@ def who_has_it(
         return f"an inference alone takes {stream.least_ms:.3g} ms of processor time here"
     if "inference" not in order:
         return NO_INFERENCE
+    if board.idle >= pace.IDLE:
+        return f"its inferences take too long, though {board.idle:.0%} of the processors are idle"
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
     rivals = {one: other for one, other in streams.items() if one != name and other.inferred_fps}

@@ -27,6 +27,8 @@ _WINDOW_S = 1.0
 _WINDOWS, _LATELY, _OPEN_WINDOWS, _RATES = 2, 10, 30, 60
 """Windows over which the newest rates and those of lately are taken; over which the share of open gates is the
 greatest; over which the rate of the source is the upper quartile."""
+_MEAN = 5
+"""Windows that are taken together for the rate of the source."""
 _NEWEST = 0.2
 """Weight of the newest window in the cost of an inference."""
 _NEARLY = 0.95
@@ -90,8 +92,10 @@ class StreamWatch:
 
     @property
     def _fps(self) -> float:
-        """Pictures per second that the source gives when nothing disturbs it."""
-        return sorted(self._rates)[3 * len(self._rates) // 4] if self._rates else 0.0
+        """Pictures per second that the source gives when nothing disturbs it; one window has whole pictures."""
+        rates = list(self._rates)
+        means = sorted(sum(rates[at : at + _MEAN]) / _MEAN for at in range(len(rates) - _MEAN + 1))
+        return means[3 * len(means) // 4] if means else self._fps_of(_MEAN)
 
     def _fps_of(self, windows: int) -> float:
         newest = list(self._rates)[-windows:]

@@ -22,6 +22,7 @@ IDLE, BUSY = BoardReading(cores=4, idle=0.9), BoardReading(cores=4, idle=0.0, ot
 CALM = StreamReading(
     fps=10.0, fps_now=10.0, open_share=1.0, inferred_fps=10.0, latency_ms=40.0, cost_ms=50.0, variants=SIZES
 )
+FULLY = BoardReading(cores=4, idle=0.0)
 FRONT = replace(CALM, priority=80, min_fps=8.0, max_latency_ms=200.0)
 YARD, BACK = CALM, replace(CALM, priority=20)
 STREAMS = {"front": FRONT, "yard": YARD, "back": BACK}
@@ -123,7 +124,9 @@ def test_a_more_important_stream_never_gives_way() -> None:
 def test_what_cannot_be_kept_says_who_uses_the_processors() -> None:
     alone = {"front": replace(FRONT, inferred_fps=2.0, variants=SIZES[:1])}
     assert Course().run(5, alone, BUSY).unmet["front"].endswith("other programs use 60% of the processors")
-    assert Course().run(5, alone, IDLE).unmet["front"].endswith("this board is too slow for it")
+    assert Course().run(5, alone, FULLY).unmet["front"].endswith("this board is too slow for it")
+    told = "its inferences take too long, though 90% of the processors are idle"
+    assert Course().run(5, alone, IDLE).unmet["front"].endswith(told)
     slowed = replace(BUSY, slowed="the firmware reports: under-voltage")
     assert Course().run(5, alone, slowed).unmet["front"].endswith("the firmware reports: under-voltage")
 
@@ -459,12 +462,12 @@ def test_equal_streams_that_have_given_all_they_can_or_lack_something_too_are_to
     alone = replace(FRONT, inferred_fps=5.0, variants=SIZES[:1], max_latency_ms=0.0)
     equal = replace(CALM, priority=80, inferred_fps=2.0, variants=SIZES[:1])
     quiet = replace(CALM, priority=90, inferred_fps=None)
-    told = Course().run(90, {"front": alone, "yard": equal, "night": quiet}, IDLE).unmet["front"]
+    told = Course().run(90, {"front": alone, "yard": equal, "night": quiet}, FULLY).unmet["front"]
     assert told.endswith("this board is too slow for it, with as little as possible for yard")
-    told = Course().run(9, {"front": alone, "back": alone}, IDLE).unmet["front"]
+    told = Course().run(9, {"front": alone, "back": alone}, FULLY).unmet["front"]
     assert told.endswith("this board is too slow for it and back")
     parts = replace(CALM, priority=20, cost_ms=0.0)
-    told = Course().run(9, {"front": alone, "parts": parts}, IDLE).unmet["front"]
+    told = Course().run(9, {"front": alone, "parts": parts}, FULLY).unmet["front"]
     assert told.endswith("parts may not give way for it")
 
 
@@ -568,6 +571,105 @@ def test_streams_come_back_one_step_at_a_time_after_a_weak_supply() -> None:
     assert course.decisions[-1].budgets == dict.fromkeys(PLAIN, FULL)
 
 
+def test_a_weak_supply_is_used_although_the_most_important_stream_would_be_too_much() -> None:
+    course, streams = Course(), {**PLAIN, "front": replace(CALM, priority=80, cost_ms=90.0, variants=SIZES[:1])}
+    decision, loads = course.run(1, streams), []
+    for _ in range(4 * 3600):
+        cost = {name: streams[name].cost_ms / decision.budgets[name].stride for name in streams}
+        loads.append(sum(cost.values()))
+        decision = course.run(1, streams, WEAK if loads[-1] > 115.0 else IDLE)
+    lately = loads[3600:]
+    assert sum(load > 115.0 for load in lately) < 60, "seconds of three hours"
+    assert sum(lately) / len(lately) > 0.85 * 115.0
+
+
+def test_a_promise_far_from_kept_has_all_of_equal_streams_in_few_decisions() -> None:
+    course = Course()
+    equal = replace(CALM, priority=80, has_clips=True, variants=SIZES[:1])
+    hungry = {"front": replace(FRONT, inferred_fps=4.0, variants=SIZES[:1]), "a": equal, "b": equal, "c": equal}
+    decision = course.run(5, hungry, FULLY)
+    assert {decision.budgets[name].clips_share for name in "abc"} == {0.2}
+    assert {decision.budgets[name].stride > 2 for name in "abc"} == {True}
+
+
+def test_a_promise_that_stays_broken_takes_all_after_two_decisions() -> None:
+    decision = Course().run(9, STARVED, BUSY)
+    assert {decision.budgets[name].stride for name in ("yard", "back")} == {5}
+
+
+def test_a_stream_that_its_own_size_holds_up_takes_a_smaller_one_and_nothing_from_others() -> None:
+    course, decision = Course(), None
+    for _ in range(3600):
+        small = decision is not None and decision.budgets["front"].variant == "320"
+        front = replace(FRONT, inferred_fps=10.0, latency_ms=100.0 if small else 250.0)
+        decision = course.run(1, {**STREAMS, "front": front}, IDLE)
+    assert {name for _, name, _ in course.changed} == {"front"}
+    assert len(course.changed) < 30, "it is tried ever more rarely"
+
+
+def test_what_others_gave_in_vain_beside_idle_processors_comes_back() -> None:
+    alone = replace(FRONT, inferred_fps=7.0, variants=SIZES[:1])
+    course = Course()
+    assert course.run(20, {**STREAMS, "front": alone}, IDLE).reduced
+    decision = course.run(180, {**STREAMS, "front": alone}, IDLE)
+    assert decision.reduced == {}
+    assert decision.unmet["front"].endswith("its inferences take too long, though 90% of the processors are idle")
+    assert course.run(60, STREAMS, IDLE).unmet == {}
+    assert course.run(5, STARVED, BUSY).reduced, "once kept, it is helped again"
+
+
+def test_key_frames_and_clips_are_tried_beside_a_load_that_stays_too() -> None:
+    course, clips = Course(), {**ENCODED, "back": replace(ENCODED["back"], has_clips=True, variants=SIZES[:1])}
+    course.run(30, {**clips, "front": replace(FRONT, inferred_fps=3.0)}, BUSY)
+    assert course.decisions[-1].budgets["back"].decode == "keyframes"
+    course.run(1800, clips, BUSY)
+    assert course.decisions[-1].budgets["back"] == FULL
+
+
+def test_clips_that_the_disk_took_come_back_though_a_promise_has_taken_some_before() -> None:
+    course, shown = Course(), {"front": FRONT, "back": replace(BACK, has_clips=True, variants=SIZES[:1])}
+    course.run(2, {**shown, "front": replace(FRONT, inferred_fps=7.0)}, BUSY)
+    assert course.decisions[-1].budgets["back"].clips_share == 0.5
+    course.run(3, shown, BUSY, DiskLoad(commit_ms=900.0))
+    assert course.decisions[-1].budgets["back"].clips_share == 0.2
+    decision = course.run(60, shown, BUSY)
+    assert decision.budgets["back"].clips_share == 0.5
+    assert "disk" not in decision.reduced["back"]
+
+
+def test_a_camera_that_gives_less_than_it_seemed_to_shortens_its_own_stride() -> None:
+    course = Course()
+    low = replace(IDLE, battery_percent=10.0)
+    course.governor.configure(GovernorConfig(save_below_percent=20.0))
+    mid = replace(CALM, min_fps=5.0, fps=10.0, fps_lately=10.0, inferred_fps=5.0, variants=SIZES[:1])
+    assert course.run(2, {"mid": mid, "low": BACK}, low).budgets["mid"].stride == 2
+    began = len(course.changed)
+    slower = replace(mid, fps_now=9.3, fps_lately=9.3, inferred_fps=4.65, inferred_lately=4.65)
+    assert course.run(3, {"mid": slower, "low": BACK}, IDLE).budgets["mid"].stride == 1
+    assert {name for _, name, _ in course.changed[began:]} == {"mid"}
+
+
+def test_a_stride_that_a_promise_shortens_does_not_replace_the_reason_of_what_is_left() -> None:
+    course = Course()
+    course.run(10, HUNGRY, BUSY)
+    promised = {**STREAMS, "back": replace(BACK, min_fps=3.0, variants=SIZES[:1])}
+    decision = course.run(2, promised, BUSY)
+    assert decision.budgets["back"].stride == 3
+    assert decision.reduced["back"].endswith("front infers 3.0 of 8 pictures per second")
+
+
+def test_each_decision_has_one_line_for_a_stream() -> None:
+    course = Course()
+    course.run(60, {**ENCODED_HUNGRY, "back": replace(ENCODED["back"], has_clips=True)}, BUSY)
+    assert len(course.changed) == len({(at, name) for at, name, _ in course.changed})
+
+
+def test_memory_is_freed_by_all_cameras_of_one_priority_together() -> None:
+    cameras = {f"c{number}": replace(CALM, has_clips=True) for number in range(8)}
+    short = replace(IDLE, memory_free=0.03)
+    assert {one.clips_share for one in Course().run(6, cameras, short).budgets.values()} == {0.2}
+
+
 def lasting(what: str) -> dict[str, object]:
     return {
         "link": {"link": LinkLoad(connected=True, oldest_s=3.0)},
@@ -615,7 +717,7 @@ def test_clips_that_gave_way_to_a_promise_come_back_only_where_there_is_time_for
         broken += short
         front = replace(FRONT, inferred_fps=7.0 if short else 8.5, variants=SIZES[:1])
         decision = course.run(1, {"front": front, "back": full}, barely)
-    assert broken < 10, "seconds"
+    assert broken < 30, "seconds, of trials every two minutes"
     assert course.run(60, {"front": FRONT, "back": full}, IDLE).budgets["back"] == FULL
 
 
