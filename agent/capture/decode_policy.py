@@ -339,10 +339,10 @@ class DecodePolicy(Generic[P]):
             self._overflows = False
         self._doubtful = max(0, self._doubtful - 1)
         self.mode = DecodeMode.FULL
-        steps = self._caught_up()
-        steps.append(DecodeStep(packet))
         self._shown_ns = facts.at_ns
-        return steps
+        if self._follows and not self._kept:
+            return [DecodeStep(packet)]
+        return [*self._caught_up(), DecodeStep(packet)]
 
     def _caught_up(self) -> list[DecodeStep[P]]:
         steps = [

@@ -60,6 +60,7 @@ class Video(Source):
             raise
         self._media = media
         self._packets: Iterator[Packet[Stream]] = media.packets()
+        self._track = media.video.index
         self._decoder = FailoverDecoder(media.video, self._shown)
         self._decoded: deque[DecodedPicture] = deque()
         self._held: VideoFrame | None = None
@@ -102,7 +103,7 @@ class Video(Source):
         return time.monotonic_ns()
 
     def _is_picture(self, packet: Packet[Stream]) -> bool:
-        return packet.stream_index == self._media.video.index
+        return packet.stream_index == self._track
 
     def _decode(self, packet: Packet[Stream]) -> None:
         """Decode a packet of video; an empty one gives what the decoder holds back."""
@@ -323,13 +324,14 @@ class NetworkStream(Video):
         return True
 
     def _advance(self) -> None:
-        """Hold the next picture, or decode the next step, or read the next packet."""
+        """Hold the next picture; before it, decode the next step; before that, read the next packet."""
+        if not self._decoded:
+            if not self._steps:
+                self._receive()
+            if self._steps:
+                self._run(self._steps.popleft())
         if self._decoded:
             self._hold(*self._decoded.popleft())
-        elif self._steps:
-            self._run(self._steps.popleft())
-        else:
-            self._receive()
         self._check_alive(self._held is not None or bool(self._steps))
 
     def _check_alive(self, has_picture: bool) -> None:
@@ -393,7 +395,7 @@ class NetworkStream(Video):
         pts, track, read_ns = packet.pts, packet.stream_index, self._now_ns()
         tick_ns, divisor = self._ticks[track]
         pts_ns = None if pts is None else pts * tick_ns // divisor
-        is_picture = track == self._media.video.index
+        is_picture = track == self._track
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
         began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
         if is_picture:
