@@ -182,7 +182,8 @@ class Camera:
         demands = [one.demand for one in consumers]
         mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
         most = max((one.most for one in demands), default=DecodeMode.FULL)
-        return Demand(mode, any(one.moved for one in demands), most)
+        moved, exact = any(one.moved for one in demands), any(one.exact for one in demands)
+        return Demand(mode, moved, most, exact)
 
     @property
     def wants_packets(self) -> bool:

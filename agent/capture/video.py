@@ -434,7 +434,7 @@ class NetworkStream(Video):
 
     def _filtered(self, step: DecodeStep[_Arrived]) -> FilteredPictures:
         """Return which pictures get the loop filter from a step on."""
-        if not (self._may_save and step.packet.packet.is_keyframe):
+        if not self._may_save or self._demand.exact or not step.packet.packet.is_keyframe:
             return "all"
         for_gate = step.alone and self._policy.mode is DecodeMode.PACKETS
         return self._filter.filtered(self._media.height, alone=for_gate)

@@ -3,8 +3,8 @@
 The filter smooths the edges of blocks (ITU-T H.264, 8.7; ITU-T H.265, 8.7), and takes a fifth to a quarter of the
 time of decoding H.264. Without it, a picture that is predicted from others drifts from what the encoder meant, up
 to the next key frame. A model that is shown a large picture in small finds the same objects in it; people would
-see blocks after some seconds. So it is left out only of large pictures, and where key frames come often. Each
-key frame gets it, unless the motion gate alone looks at it.
+see blocks after some seconds. So it is left out only of large pictures that are looked at as a whole, and where
+key frames come often. Each key frame gets it, unless the motion gate alone looks at it.
 """
 
 from __future__ import annotations

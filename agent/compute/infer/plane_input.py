@@ -7,6 +7,8 @@ take four times as long.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 
@@ -38,7 +40,8 @@ class PlaneShrink:
         for plane, small in zip((picture.luma.pixels, picture.blue, picture.red), self._planes, strict=True):
             cv2.resize(self._halved(plane, height, width), (width, height), dst=small)
         cv2.merge(self._planes, dst=self._merged)
-        cv2.transform(self._merged, colour_matrix(picture, order), dst=target)
+        matrix = colour_matrix(picture.is_bt709, picture.luma.full_range, order)
+        cv2.transform(self._merged, matrix, dst=target)
 
     def _halved(self, plane: Image, height: int, width: int) -> Image:
         while (size := _next_size(plane.shape[0] / height, plane.shape[1] / width, plane)) != plane.shape:
@@ -60,11 +63,14 @@ def _next_size(down: float, across: float, plane: Image) -> tuple[int, int]:
     return rows // 2 if both or down >= _ONE else rows, columns // 2 if both or across >= _ONE else columns
 
 
-def colour_matrix(picture: Planes, order: ChannelOrder) -> Array:
-    """Return the 3×4 matrix from brightness, blue and red difference to three colours, ITU-R BT.601 or BT.709."""
-    red, blue = _WEIGHTS[picture.is_bt709]
+@lru_cache
+def colour_matrix(is_bt709: bool, full: bool, order: ChannelOrder) -> Array:
+    """Return the 3×4 matrix from brightness, blue and red difference to three colours, ITU-R BT.601 or BT.709.
+
+    `full` is the range, see `Luma.full_range`.
+    """
+    red, blue = _WEIGHTS[is_bt709]
     green = 1.0 - red - blue
-    full = picture.luma.full_range
     gain, spread = (1.0, 1.0) if full else (255.0 / _LUMA_RANGE, 255.0 / _COLOUR_RANGE)
     of_blue, of_red = 2.0 * (1.0 - blue) * spread, 2.0 * (1.0 - red) * spread
     rows = [
