@@ -2,10 +2,11 @@
 
 The packaged clip's place is scaled up to 1080p with noise at 15 pictures a second, filmed by a still camera and
 by one that pans fast, and encoded as H.264 at constant rates with a key frame every 2 s. Each is decoded with the
-filter for every picture and for key frames alone: the least processor time of some rounds. Quality is the brightness's PSNR
-against the pictures before encoding; `loss` is what it is lower just before a key frame. NanoDet's persons in the
-pictures before encoding, of a score of 0.5 or more, are the truth for its average precision in the decoded ones.
-The motion gate sees a still scene at 0.6 Mbit/s: it must not open when a key frame mends what has drifted.
+filter for every picture and for key frames alone: the least processor time of some rounds. Quality is the PSNR of
+brightness against the pictures before encoding; `loss` is what it is lower just before a key frame. NanoDet's
+persons in the pictures before encoding, of a score of 0.5 or more, are the truth for its average precision in the
+decoded ones. The motion gate sees a still scene at 0.6 Mbit/s: it must not open when a key frame mends what has
+drifted.
 """
 
 from __future__ import annotations
