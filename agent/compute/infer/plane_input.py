@@ -1,8 +1,8 @@
 """Resizes a decoder's picture plane by plane, and converts it to colours only in the model's small size.
 
 A picture of 1080p need not become 6 MB of BGR for a model that gets 416×416 of it: least time on one thread of an
-AMD EPYC, µs, 470, where converting it (850) and resizing it (960, see `agent.compute.infer.image_input.Shrink`)
-take four times as long.
+AMD EPYC, µs, 540, where converting it (850) and resizing it (960, see `agent.compute.infer.image_input.Shrink`)
+take more than three times as long.
 """
 
 from __future__ import annotations
