@@ -42,6 +42,22 @@ class Luma(NamedTuple):
     full_range: bool
 
 
+class Planes(NamedTuple):
+    """A picture as brightness and colour differences, as its decoder gave it. Read only.
+
+    Attributes:
+        luma: its brightness.
+        blue, red: differences of blue and red to the brightness, of half its height and width, rounded up, uint8;
+            their rows may have gaps.
+        is_bt709: whether they are those of ITU-R BT.709; else of BT.601.
+    """
+
+    luma: Luma
+    blue: NDArray[np.uint8]
+    red: NDArray[np.uint8]
+    is_bt709: bool
+
+
 class DeferredImage(Protocol):
     """A decoded picture that is converted when its pixels are first used. Any thread may call it.
 
@@ -58,6 +74,10 @@ class DeferredImage(Protocol):
 
     def luma(self) -> Luma | None:
         """Return its brightness; None: its decoder gives none in 8 bits."""
+        ...
+
+    def planes(self) -> Planes | None:
+        """Return it as it was decoded; None: its decoder gives other planes than those of `Planes`."""
         ...
 
 
@@ -117,6 +137,15 @@ class Frame(Struct, frozen=True, gc=False):
         """
         pixels = self.pixels
         return None if isinstance(pixels, np.ndarray) else pixels.luma()
+
+    @property
+    def planes(self) -> Planes | None:
+        """The picture that models are shown, as it was decoded; None: take `model_image`.
+
+        A stream that hides something has none.
+        """
+        pixels = self.pixels
+        return None if isinstance(pixels, np.ndarray) else pixels.planes()
 
     @property
     def model_image(self) -> Image:

@@ -182,17 +182,20 @@ class Camera:
         demands = [one.demand for one in consumers]
         mode = max((one.mode for one in demands), default=DecodeMode.PACKETS)
         most = max((one.most for one in demands), default=DecodeMode.FULL)
-        return Demand(mode, any(one.moved for one in demands), most)
+        moved, exact = any(one.moved for one in demands), any(one.exact for one in demands)
+        return Demand(mode, moved, most, exact)
 
     @property
     def wants_packets(self) -> bool:
         """True if a consumer takes all packets."""
-        return any(one.wants_packets for one in self._consumers)
+        consumers = self._consumers
+        return consumers[0].wants_packets if len(consumers) == 1 else any(one.wants_packets for one in consumers)
 
     @property
     def wants_sound(self) -> bool:
         """True if a consumer takes packets of sound."""
-        return any(one.wants_sound for one in self._consumers)
+        consumers = self._consumers
+        return consumers[0].wants_sound if len(consumers) == 1 else any(one.wants_sound for one in consumers)
 
     def best_decoder(self, codec: str) -> str:
         """Return the best hardware decoder of this board for a codec; empty: there is none."""

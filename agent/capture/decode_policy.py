@@ -53,11 +53,14 @@ class Demand(Struct, frozen=True, gc=False):
         mode: see `DecodeMode`.
         moved: whether it wants that because something moves in the newest picture.
         most: what is decoded at most, while that is left to the source: `KEYFRAMES` or `FULL`.
+        exact: whether pictures must be as the camera meant them, because parts of them are looked at closely; see
+            `agent.capture.pictures.loop_filter`.
     """
 
     mode: DecodeMode = DecodeMode.FULL
     moved: bool = False
     most: DecodeMode = DecodeMode.FULL
+    exact: bool = False
 
 
 class PacketFacts(Struct, frozen=True, gc=False):
@@ -339,10 +342,10 @@ class DecodePolicy(Generic[P]):
             self._overflows = False
         self._doubtful = max(0, self._doubtful - 1)
         self.mode = DecodeMode.FULL
-        steps = self._caught_up()
-        steps.append(DecodeStep(packet))
         self._shown_ns = facts.at_ns
-        return steps
+        if self._follows and not self._kept:
+            return [DecodeStep(packet)]
+        return [*self._caught_up(), DecodeStep(packet)]
 
     def _caught_up(self) -> list[DecodeStep[P]]:
         steps = [

@@ -20,6 +20,7 @@ from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, Fai
 from agent.capture.media import Media, OpenError, is_disposable
 from agent.capture.packet_clock import MediaClock, ReadPauses
 from agent.capture.pictures.decoded import DecodedImage, PictureConverter
+from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import Source, SourceListener, check_size, status
 from agent.config.source_uri import SourceUri
@@ -59,6 +60,7 @@ class Video(Source):
             raise
         self._media = media
         self._packets: Iterator[Packet[Stream]] = media.packets()
+        self._track = media.video.index
         self._decoder = FailoverDecoder(media.video, self._shown)
         self._decoded: deque[DecodedPicture] = deque()
         self._held: VideoFrame | None = None
@@ -101,7 +103,7 @@ class Video(Source):
         return time.monotonic_ns()
 
     def _is_picture(self, packet: Packet[Stream]) -> bool:
-        return packet.stream_index == self._media.video.index
+        return packet.stream_index == self._track
 
     def _decode(self, packet: Packet[Stream]) -> None:
         """Decode a packet of video; an empty one gives what the decoder holds back."""
@@ -295,6 +297,7 @@ class NetworkStream(Video):
         self._ticks = {one.index: _tick_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
+        self._filter, self._may_save = LoopFilterRule(), False
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
         self.undecoded = 0
@@ -302,6 +305,7 @@ class NetworkStream(Video):
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
         self._policy, self._demand = DecodePolicy(listener.decode), listener.demand
+        self._may_save = listener.decode in ("auto", "saving")
 
     @property
     def holds(self) -> bool:  # type: ignore[override]
@@ -320,13 +324,14 @@ class NetworkStream(Video):
         return True
 
     def _advance(self) -> None:
-        """Hold the next picture, or decode the next step, or read the next packet."""
+        """Hold the next picture; before it, decode the next step; before that, read the next packet."""
+        if not self._decoded:
+            if not self._steps:
+                self._receive()
+            if self._steps:
+                self._run(self._steps.popleft())
         if self._decoded:
             self._hold(*self._decoded.popleft())
-        elif self._steps:
-            self._run(self._steps.popleft())
-        else:
-            self._receive()
         self._check_alive(self._held is not None or bool(self._steps))
 
     def _check_alive(self, has_picture: bool) -> None:
@@ -390,7 +395,7 @@ class NetworkStream(Video):
         pts, track, read_ns = packet.pts, packet.stream_index, self._now_ns()
         tick_ns, divisor = self._ticks[track]
         pts_ns = None if pts is None else pts * tick_ns // divisor
-        is_picture = track == self._media.video.index
+        is_picture = track == self._track
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
         began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
         if is_picture:
@@ -405,6 +410,7 @@ class NetworkStream(Video):
         facts = PacketFacts(packet.size, packet.is_keyframe, disposable, arrived.read_ns)
         steps = self._policy.add(_Arrived(packet, arrived), facts, self._demand)
         self.undecoded += not steps
+        self._filter.add(keyframe=packet.is_keyframe)
         self._steps += steps
         if len(steps) > 1:
             self._burst.begin(steps[0].packet.times.captured_ns, arrived.captured_ns)
@@ -416,6 +422,8 @@ class NetworkStream(Video):
         if step.restart:
             self._decoded.clear()
             self._decoder.restart()
+        if step.restart or packet.is_keyframe:
+            self._decoder.filter_pictures(self._filtered(step))
         self._converter.keep(not step.alone)  # the next picture may come in seconds
         if step.alone:
             self._decoded += self._decoder.decode_alone(packet)
@@ -423,6 +431,13 @@ class NetworkStream(Video):
         if packet.is_keyframe and self._listener is not None:
             self._decoder.prefer(self._listener.decoder(self._codec))
         self._decode(packet)
+
+    def _filtered(self, step: DecodeStep[_Arrived]) -> FilteredPictures:
+        """Return which pictures get the loop filter from a step on."""
+        if not self._may_save or self._demand.exact or not step.packet.packet.is_keyframe:
+            return "all"
+        for_gate = step.alone and self._policy.mode is DecodeMode.PACKETS
+        return self._filter.filtered(self._media.height, alone=for_gate)
 
     def _hold(self, frame: VideoFrame, opaque: object) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""

@@ -106,7 +106,9 @@ class Detector:
         """Infer a crop, in fractions of the frame. The session must have this variant selected."""
         session = self._session
         began = time.monotonic_ns()
-        placement = self._placement = self._image.fill(session.input(0), frame.model_image, frame.order, crop)
+        placement = self._placement = self._image.fill(
+            session.input(0), frame.planes or frame.model_image, frame.order, crop
+        )
         prepared = time.monotonic_ns()
         session.invoke()
         inferred = time.monotonic_ns()
@@ -145,7 +147,7 @@ class CascadeDetector:
 
         def fill(tensor: Array) -> None:
             nonlocal placement, prepared
-            placement = self._image.fill(tensor, frame.model_image, frame.order, crop)
+            placement = self._image.fill(tensor, frame.planes or frame.model_image, frame.order, crop)
             prepared = time.monotonic_ns()
 
         began = time.monotonic_ns()

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from agent.capture.decode_policy import DecodeMode, Demand
+from agent.capture.hardware.failover import FailoverDecoder
+from agent.capture.pictures.loop_filter import FilteredPictures
 from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
@@ -244,3 +246,51 @@ def test_the_sound_of_a_camera_is_handed_on_in_packets() -> None:
     assert (kinds["sound"].codec, kinds["sound"].rate_hz, kinds["video"].codec) == ("pcm_alaw", 8000, "h264")
     assert b"avcC" in kinds["video"].header
     assert kinds["sound"].header == b"", "MP4 holds no A-law"
+
+
+@pytest.fixture
+def filtered(monkeypatch: pytest.MonkeyPatch) -> list[FilteredPictures]:
+    """What decoders are told at each key frame that is decoded."""
+    told: list[FilteredPictures] = []
+    real = FailoverDecoder.filter_pictures
+
+    def recording(decoder: FailoverDecoder, filtered: FilteredPictures) -> None:
+        told.append(filtered)
+        real(decoder, filtered)
+
+    monkeypatch.setattr(FailoverDecoder, "filter_pictures", recording)
+    return told
+
+
+@pytest.mark.parametrize(
+    ("height", "decode", "demand", "expected"),
+    [
+        (720, "auto", Demand(), {"all", "keyframes"}),
+        (720, "auto", Demand(exact=True), {"all"}),
+        (720, "full", Demand(), {"all"}),
+        (360, "auto", Demand(), {"all"}),
+    ],
+    ids=["large", "looked at closely", "everything asked for", "small"],
+)
+def test_the_loop_filter_is_left_out_between_key_frames_where_that_harms_nobody(
+    height: int, decode: str, demand: Demand, expected: set[str], filtered: list[FilteredPictures]
+) -> None:
+    units = encode(pattern(30, 2 * height, height), options=gop(10))
+    with PacketCamera(units) as camera, watching(camera.uri, demand, decode=decode) as (stream, news):
+        frames = until(lambda: len(filtered) > 9, stream)
+        assert set(filtered) == expected
+        assert in_order(frames)
+        assert news == []
+
+
+def test_a_large_key_frame_that_the_gate_alone_looks_at_is_not_filtered(filtered: list[FilteredPictures]) -> None:
+    with (
+        PacketCamera(encode(pattern(30, 1440, 720), options=gop(10))) as camera,
+        watching(camera.uri) as (stream, news),
+    ):
+        until(lambda: "none" in filtered, stream)
+        stream.set_demand(Demand(exact=True))
+        count = len(filtered)
+        until(lambda: len(filtered) > count + 2, stream)
+        assert set(filtered[count + 1 :]) == {"all"}, "a key frame on its way may have been decoded for the gate"
+        assert news == []

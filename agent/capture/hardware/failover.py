@@ -23,6 +23,7 @@ from av.video.stream import VideoStream
 from msgspec import Struct
 
 from agent.capture.hardware.decoders import TIME_BASE, DecoderError, PictureDecoder, open_decoder
+from agent.capture.pictures.loop_filter import FilteredPictures
 from agent.capture.pictures.software import SoftwareDecoder
 from agent.types import Array
 
@@ -244,6 +245,12 @@ class FailoverDecoder:
         self._hardware = _DecoderThread(lambda: open_hardware(name, track), name)
         self.name, self._comparison = name, _Comparison(self._limits)
         self._forget()
+
+    def filter_pictures(self, filtered: FilteredPictures) -> None:
+        """Have software apply the loop filter to these pictures from the next packet on, which is a key frame."""
+        if filtered != self._software.filtered:
+            self._before += self._drained()
+            self._software.filter_pictures(filtered)
 
     def restart(self) -> None:
         """Forget what came before: the next packet is a key frame."""

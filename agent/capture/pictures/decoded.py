@@ -11,14 +11,20 @@ import threading
 import av
 import numpy as np
 from av.video.frame import VideoFrame
+from av.video.plane import VideoPlane
 from av.video.reformatter import ColorRange
 
 from agent.capture.pictures.bgr import BgrConverter
 from agent.errors import SourceError
-from agent.types import Image, Luma
+from agent.types import Image, Luma, Planes
 
 _LUMA = ("yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "yuv444p", "yuvj444p", "nv12", "gray")
 """Formats whose first plane is the brightness in 8 bits."""
+_PLANES = ("yuv420p", "yuvj420p")
+"""Formats with three planes, of which two have a quarter of the pixels."""
+_BT709 = {1: True, 2: False, 5: False, 6: False}
+"""Colour spaces (ITU-T H.273, table 4) by whether they are BT.709, else BT.601: so FFmpeg takes 2, that of a
+stream that names none."""
 
 
 class PictureConverter:
@@ -80,11 +86,23 @@ class DecodedImage:
         frame = self._frame
         if frame.format.name not in _LUMA:
             return None
-        plane = frame.planes[0]
-        rows: Image = np.frombuffer(memoryview(plane), np.uint8)[: frame.height * plane.line_size]
-        pixels = rows.reshape(frame.height, plane.line_size)[:, : frame.width]
+        pixels = _pixels(frame.planes[0], frame.height, frame.width)
         is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith(("yuvj", "gray"))
         return Luma(pixels, is_full)
+
+    def planes(self) -> Planes | None:
+        """Return the picture in the decoder's memory; None: its format or its colour space is another."""
+        frame, luma = self._frame, self.luma()
+        if luma is None or frame.format.name not in _PLANES or (is_bt709 := _BT709.get(frame.colorspace)) is None:
+            return None
+        size = -(-frame.height // 2), -(-frame.width // 2)
+        blue, red = (_pixels(plane, *size) for plane in frame.planes[1:])
+        return Planes(luma, blue, red, is_bt709)
+
+
+def _pixels(plane: VideoPlane, height: int, width: int) -> Image:
+    rows: Image = np.frombuffer(memoryview(plane), np.uint8)[: height * plane.line_size]
+    return rows.reshape(height, plane.line_size)[:, :width]
 
 
 def _image(bgr: VideoFrame, into: Image | None) -> Image:

@@ -20,10 +20,11 @@ import cv2
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.infer.plane_input import PlaneShrink, crop_planes
 from agent.compute.manifest import InputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
-from agent.types import WHOLE, Array, Box, ChannelOrder, Image
+from agent.types import WHOLE, Array, Box, ChannelOrder, Image, Planes
 
 _PADDING = 114
 """Grey of letterbox bars, as YOLO's training uses."""
@@ -87,14 +88,16 @@ class ImageInput:
         self._table = _table(spec, manifest)
         self._convert = None if _is_identity(self._table) else _conversion(self._table)
         self._scratch: Image = np.full((self.height, self.width, 3), _PADDING, np.uint8)
-        self._shrink = Shrink()
+        self._shrink, self._shrink_planes = Shrink(), PlaneShrink()
 
-    def fill(self, tensor: Array, image: Image, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
-        """Write a picture, H×W×3 uint8, into a view of the tensor's memory, [1, H, W, C].
+    def fill(self, tensor: Array, image: Image | Planes, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
+        """Write a picture, H×W×3 uint8 or planes, into a view of the tensor's memory, [1, H, W, C].
 
-        Only `crop` of the frame is used. Returns the place of the model's picture in the frame.
+        The order is that of an image's channels. Only `crop` of the frame is used. Returns the place of the
+        model's picture in the frame.
         """
-        part, placement = _crop(image, crop)
+        part, placement = _crop_planes(image, crop) if isinstance(image, Planes) else _crop(image, crop)
+        order = self._order if isinstance(image, Planes) else order
         target = tensor[0]
         direct = self._convert is None and self._channels == 3
         canvas = target if direct else self._scratch
@@ -108,23 +111,29 @@ class ImageInput:
             self._convert(canvas, target)
         return placement
 
-    def _resize(self, part: Image, canvas: Array, placement: Placement) -> Placement:
+    def _resize(self, part: Image | Planes, canvas: Array, placement: Placement) -> Placement:
         if not self._letterbox:
-            self._shrink(part, canvas)
+            self._shrink_into(part, canvas)
             return placement
-        height, width = part.shape[:2]
+        height, width = part.luma.pixels.shape if isinstance(part, Planes) else part.shape[:2]
         ratio = min(self.width / width, self.height / height)
         inner_w, inner_h = max(1, round(width * ratio)), max(1, round(height * ratio))
         x, y = (self.width - inner_w) // 2, (self.height - inner_h) // 2
         canvas[:y] = canvas[y + inner_h :] = _PADDING
         canvas[:, :x] = canvas[:, x + inner_w :] = _PADDING
-        self._shrink(part, canvas[y : y + inner_h, x : x + inner_w])
+        self._shrink_into(part, canvas[y : y + inner_h, x : x + inner_w])
         return Placement(
             placement.x - placement.width * x / inner_w,
             placement.y - placement.height * y / inner_h,
             placement.width * self.width / inner_w,
             placement.height * self.height / inner_h,
         )
+
+    def _shrink_into(self, part: Image | Planes, canvas: Array) -> None:
+        if isinstance(part, Planes):
+            self._shrink_planes(part, canvas, self._order)
+        else:
+            self._shrink(part, canvas)
 
     def _grey(self, target: Array, order: ChannelOrder) -> None:
         code = cv2.COLOR_BGR2GRAY if order == "bgr" else cv2.COLOR_RGB2GRAY
@@ -207,6 +216,17 @@ def _crop(image: Image, crop: Box) -> tuple[Image, Placement]:
     x1, y1 = max(x0 + 1, round(crop[2] * width)), max(y0 + 1, round(crop[3] * height))
     part = image[y0:y1, x0:x1]
     return part, Placement(x0 / width, y0 / height, part.shape[1] / width, part.shape[0] / height)
+
+
+def _crop_planes(picture: Planes, crop: Box) -> tuple[Planes, Placement]:
+    """Cut `crop` out of a picture, with an even left and upper side."""
+    if crop == WHOLE:
+        return picture, _WHOLE
+    height, width = picture.luma.pixels.shape
+    x0, y0 = (min(size - 1, int(at * size)) // 2 * 2 for at, size in ((crop[0], width), (crop[1], height)))
+    x1, y1 = max(x0 + 1, round(crop[2] * width)), max(y0 + 1, round(crop[3] * height))
+    place = Placement(x0 / width, y0 / height, (x1 - x0) / width, (y1 - y0) / height)
+    return crop_planes(picture, x0, y0, x1, y1), place
 
 
 def _is_identity(table: Array) -> bool:

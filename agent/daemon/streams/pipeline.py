@@ -253,6 +253,12 @@ _RARE_S, _CALM_S = 5.0, 12.0
 """A stream that is to infer more often than this has all of an encoded camera decoded, or each key frame, s."""
 
 
+def _looks_closely(vision: VideoPerception) -> bool:
+    """Return True if more than whole pictures in small are looked at, or are encoded again."""
+    config = vision.config
+    return config.shows_part or config.hides or config.inspection is not None or vision.secondary is not None
+
+
 class VideoPipeline(Pipeline[Frame]):
     """Frames of one stream: perceive, report, compare, record, snapshot.
 
@@ -281,11 +287,13 @@ class VideoPipeline(Pipeline[Frame]):
             vision = self._vision
             moved = vision.gate_reason == "motion"
             busy = moved or vision.gate_reason in _BUSY or vision.is_watching or vision.must_infer
-            busy = busy or self._snapshots.requested or (self._clips is not None and self._clips.encodes)
+            encodes = self._clips is not None and self._clips.encodes
+            busy = busy or self._snapshots.requested or encodes
             busy = busy or vision.config.gate.max_idle_s < _RARE_S
             often = min(vision.config.gate.max_idle_s, vision.config.track.stationary_check_s) < _CALM_S
             quiet = DecodeMode.KEYFRAMES if often else DecodeMode.PACKETS
-            self.on_demand(Demand(DecodeMode.FULL if busy else quiet, moved, self._most))
+            exact = encodes or _looks_closely(vision)
+            self.on_demand(Demand(DecodeMode.FULL if busy else quiet, moved, self._most, exact))
 
     def request_snapshot(self) -> None:
         """Publish the next frame as the snapshot, whatever is in it. Any thread may call this."""

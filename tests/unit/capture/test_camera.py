@@ -273,3 +273,19 @@ def test_streams_of_one_camera_with_other_settings_are_told_what_differs(
 ) -> None:
     with pytest.raises(ConfigError, match=named):
         check_not_shared("faces", _streams(**other))
+
+
+def test_pictures_are_exact_if_one_of_those_who_share_a_camera_needs_that() -> None:
+    cameras = Cameras()
+    one, other = _stream("one", cameras), _stream("other", cameras)
+    one.start()
+    other.start()
+    camera = one._camera
+    assert camera is not None
+    try:
+        assert not camera.demand.exact
+        other.set_demand(Demand(exact=True))
+        assert camera.demand.exact
+    finally:
+        one.stop()
+        other.stop()

@@ -14,7 +14,7 @@ from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, 
 from agent.config.governor import ServiceConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
-from agent.types import WHOLE, Box, Detection, Frame, Image, Keypoint, Luma, StreamBudget
+from agent.types import WHOLE, Box, Detection, Frame, Image, Keypoint, Luma, Planes, StreamBudget
 from tests.support.doubles import frames, person_model
 from tests.support.picture_cascade import SURE, UNSURE, colour_cascade
 from tests.support.sizes import LEFT, RIGHT, Things, sizes_model
@@ -217,10 +217,10 @@ def test_what_a_changed_setting_lets_through_is_told_although_nothing_moves(tmp_
 
 
 class Unconverted:
-    """A picture whose brightness is known, and that counts how often its colours are asked for."""
+    """A grey picture whose brightness is known, and that counts how often its colours are asked for."""
 
-    def __init__(self, image: Image) -> None:
-        self._image, self.conversions = image, 0
+    def __init__(self, image: Image, *, has_planes: bool) -> None:
+        self._image, self._has_planes, self.conversions = image, has_planes, 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -230,22 +230,40 @@ class Unconverted:
         self.conversions += 1
         return self._image
 
-    def luma(self) -> Luma | None:
+    def luma(self) -> Luma:
         return Luma(self._image[:, :, 0], full_range=True)
 
+    def planes(self) -> Planes | None:
+        height, width = self._image.shape[:2]
+        grey = np.full((height // 2, width // 2), 128, np.uint8)
+        return Planes(self.luma(), grey, grey, False) if self._has_planes else None
 
-@pytest.mark.parametrize("crop", [WHOLE, (0.25, 0.25, 0.75, 1.0)])
-def test_a_picture_for_which_the_gate_stays_closed_is_not_converted(tmp_path: Path, crop: Box) -> None:
-    model = person_model(tmp_path, score=0.1)
+
+def used(folder: Path, crop: Box, *, has_planes: bool) -> list[tuple[bool, bool]]:
+    """By picture whether it was inferred, and whether it was converted; nothing moves before the tenth."""
+    model = person_model(folder, score=0.1)
     config = StreamConfig("test:", str(model), gate=GateConfig(hold_s=0.0), crop=crop)
     vision = VideoPerception("front", config, open_model(config.model))
-    used = []
+    found = []
     for number in range(10):
         image = np.full((120, 160, 3), 90, np.uint8)
         image[50:90, 70 : 70 + 25 * (number == 9)] = 220
-        picture = Unconverted(image)
+        picture = Unconverted(image, has_planes=has_planes)
         at_ns = 10**9 + number * 10**8
         result = vision.process(Frame(picture, "front", number, at_ns, datetime.now(UTC)))
-        used.append((result.detections is not None, picture.conversions > 0))
+        found.append((result.detections is not None, picture.conversions > 0))
     vision.close()
-    assert used == [(True, True), *[(False, False)] * 8, (True, True)]
+    return found
+
+
+CROPS = pytest.mark.parametrize("crop", [WHOLE, (0.25, 0.25, 0.75, 1.0)])
+
+
+@CROPS
+def test_a_picture_for_which_the_gate_stays_closed_is_not_converted(tmp_path: Path, crop: Box) -> None:
+    assert used(tmp_path, crop, has_planes=False) == [(True, True), *[(False, False)] * 8, (True, True)]
+
+
+@CROPS
+def test_a_picture_with_planes_is_inferred_without_being_converted(tmp_path: Path, crop: Box) -> None:
+    assert used(tmp_path, crop, has_planes=True) == [(True, False), *[(False, False)] * 8, (True, False)]

@@ -15,7 +15,7 @@ from av.video.stream import VideoStream
 from agent.capture.pictures.software import SoftwareDecoder
 from tests.support.packet_camera import encode, pattern
 
-X264 = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=4:min-keyint=4:scenecut=0"}
+X264 = {"preset": "superfast", "tune": "zerolatency", "x264-params": "keyint=4:min-keyint=4:scenecut=0"}
 
 
 @pytest.fixture
@@ -72,3 +72,24 @@ def test_a_track_of_another_codec_is_decoded_after_a_release(tmp_path_factory: p
         before = decoded(decoder, some)
         decoder.release()
         assert np.array_equal(decoded(decoder, some)[0], before[0])
+
+
+def test_the_loop_filter_is_left_out_of_pictures_between_key_frames(track: VideoStream) -> None:
+    decoder, some = SoftwareDecoder(track), packets(track)
+    whole = decoded(decoder, some)
+    decoder.filter_pictures("keyframes")
+    thin = decoded(decoder, some)
+    same = [np.array_equal(one, other) for one, other in zip(thin, whole, strict=True)]
+    assert all(same[::4])
+    assert not all(same)
+    assert max(np.abs(one.astype(int) - other).mean() for one, other in zip(thin, whole, strict=True)) < 2.0
+
+
+def test_the_loop_filter_is_applied_again_from_a_key_frame_on(track: VideoStream) -> None:
+    decoder, some = SoftwareDecoder(track), packets(track)
+    whole = decoded(decoder, some)
+    decoder.filter_pictures("none")
+    decoded(decoder, some[:4])
+    decoder.filter_pictures("all")
+    again = decoded(decoder, some[4:])
+    assert all(np.array_equal(one, other) for one, other in zip(again, whole[4:], strict=True))

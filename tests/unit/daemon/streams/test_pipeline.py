@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from agent.capture.decode_policy import Demand
 from agent.comms.messages import DetectionsMessage, ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics
 from agent.compute.vision import VideoPerception
 from agent.config import DecodeConfig, GateConfig, PublishConfig, StreamConfig, TrackConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
+from agent.config.inspection import InspectionConfig
+from agent.config.privacy import PrivacyMask
 from agent.daemon.streams.pipeline import VideoPipeline
 from agent.errors import BackendError, ConfigError, ModelError
 from agent.models.library import open_model
@@ -393,3 +396,24 @@ def test_a_snapshot_is_made_before_the_clips_may_give_the_frame_back(tmp_path: P
     shown = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert shown is not None
     assert shown[:20, :20].max() < 8
+
+
+@pytest.mark.parametrize(
+    ("config", "exact"),
+    [
+        ({}, False),
+        ({"crop": (0.0, 0.0, 0.5, 1.0)}, True),
+        ({"gate": GateConfig(crop=True)}, True),
+        ({"inspection": InspectionConfig()}, True),
+        ({"privacy": (PrivacyMask("door", ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0))),)}, True),
+    ],
+)
+def test_pictures_must_be_exact_where_parts_of_them_are_looked_at(
+    tmp_path: Path, config: dict[str, Any], exact: bool
+) -> None:
+    kept = Kept()
+    vision, reporter = make_pipeline(tmp_path, kept, **config)
+    pipeline, demands = VideoPipeline(FrameList(frames(3)), vision, reporter, PublishConfig()), list[Demand]()
+    pipeline.on_demand = demands.append
+    pipeline.run(threading.Event())
+    assert {demand.exact for demand in demands} == {exact}

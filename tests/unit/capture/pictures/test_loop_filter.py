@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.capture.pictures.loop_filter import LoopFilterRule
+
+
+def seen(*groups: int) -> LoopFilterRule:
+    """Key frames, each before the rest of so many pictures; and one more key frame."""
+    rule = LoopFilterRule()
+    for group in (*groups, 1):
+        for number in range(group):
+            rule.add(keyframe=number == 0)
+    return rule
+
+
+def test_only_key_frames_are_filtered_where_they_come_often() -> None:
+    assert seen(*[30] * 4).filtered(1080) == "keyframes"
+
+
+@pytest.mark.parametrize("groups", [[], [30] * 3, [120] * 9, [30] * 9 + [250], [30] * 9 + [250] + [30] * 3])
+def test_everything_is_filtered_until_key_frames_have_come_often(groups: list[int]) -> None:
+    assert seen(*groups).filtered(1080) == "all"
+
+
+def test_a_group_that_is_long_already_counts_before_its_end() -> None:
+    rule = seen(*[30] * 9)
+    for _ in range(200):
+        rule.add(keyframe=False)
+    assert rule.filtered(1080) == "all"
+
+
+@pytest.mark.parametrize("height", [0, 480])
+@pytest.mark.parametrize("alone", [False, True])
+def test_small_pictures_and_those_of_unknown_size_are_filtered(height: int, alone: bool) -> None:
+    assert seen(*[30] * 9).filtered(height, alone=alone) == "all"
+
+
+@pytest.mark.parametrize("groups", [[], [250]])
+def test_a_key_frame_for_the_gate_alone_needs_no_filter(groups: list[int]) -> None:
+    assert seen(*groups).filtered(1080, alone=True) == "none"
+
+
+def test_a_camera_that_sends_no_key_frame_has_everything_filtered() -> None:
+    rule = LoopFilterRule()
+    for _ in range(1000):
+        rule.add(keyframe=False)
+    assert rule.filtered(1080) == "all"
+
+
+@given(st.lists(st.integers(1, 150), max_size=20))
+def test_whatever_came_before_four_short_groups_must_follow_a_long_one(groups: list[int]) -> None:
+    short = all(one <= 60 for one in groups[-4:]) and len(groups) >= 4
+    assert (seen(*groups).filtered(720) == "keyframes") == short
