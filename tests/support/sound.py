@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def embedding_model(folder: Path) -> Path:
     return path
 
 
-def head_arrays(embedding: Path, bias: float = 0.0) -> dict[str, np.ndarray]:
+def head_arrays(embedding: Path, bias: float = 0.0) -> dict[str, Any]:
     """Arrays of a head for `tone_model` and `embedding_model`, of two windows; `bias` is that of low words."""
     content = embedding.with_suffix(".tflite").read_bytes()
     return {
@@ -95,7 +96,7 @@ def head_arrays(embedding: Path, bias: float = 0.0) -> dict[str, np.ndarray]:
     }
 
 
-def verified_model(folder: Path, bias: float = 0.0, **arrays: np.ndarray) -> Path:
+def verified_model(folder: Path, bias: float = 0.0, **arrays: Any) -> Path:
     """`tone_model` with a verification by `embedding_model`; its manifest."""
     np.savez(folder / "head.npz", **{**head_arrays(embedding_model(folder), bias), **arrays})
     path = tone_model(folder)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.compute import verification as module
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
 from agent.compute.verification import LARGEST, read_head, resampled
@@ -49,7 +50,7 @@ def hear(hearing: AudioPerception, samples: Samples = STORY, size: int = 480) ->
     return [event.track.label for events in found for event in events]
 
 
-def saved(**arrays: np.ndarray) -> bytes:
+def saved(**arrays: Any) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
     return file.getvalue()
@@ -66,6 +67,14 @@ def test_a_word_that_is_not_verified_is_not_told_and_asked_for_again(tmp_path: P
     assert hear(hearing) == ["high"]
     assert hearing.verifier is not None
     assert hearing.verifier.refused > 2
+
+
+def test_a_slow_verification_is_warned_of_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_SLOW_S", 0.0)
+    hear(ear(verified_model(tmp_path, NEVER_LOW)))
+    assert sum("words come later" in record.message for record in caplog.records) == 1
 
 
 @pytest.mark.parametrize("voice", [True, False])
@@ -118,7 +127,7 @@ def test_a_bundle_brings_what_verifies_the_words(tmp_path: Path) -> None:
         ({"labels": np.array(["low", "left", "silence"])}, "the head knows no high"),
     ],
 )
-def test_a_head_that_does_not_fit_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], told: str) -> None:
+def test_a_head_that_does_not_fit_is_refused(tmp_path: Path, arrays: dict[str, Any], told: str) -> None:
     path = verified_model(tmp_path, **arrays)
     with pytest.raises(ModelError, match=told) as error:
         ear(path)
