@@ -12,7 +12,7 @@ import importlib.util
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,8 @@ def preloaded(paths: Iterable[str]) -> Iterator[int]:
             waiting += [one["model"] for one in data.get("secondary", ())]
             if verification := data.get("verification"):
                 waiting.append(verification["model"])
-                _preloaded_parts[verification["head"]] = read(Path(verification["head"]))
+                with suppress(ModelError):  # it is raised where the head is needed
+                    _preloaded_parts[verification["head"]] = read(Path(verification["head"]))
         except ModelError as error:
             _preloaded[path] = error
     try:
