@@ -24,6 +24,7 @@ from agent.compute.manifest import AudioManifest, Model
 from agent.compute.track.keywords import CONSTANT_S, KeywordSpotter, StuckOutputDetector, answers_move
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
+from agent.compute.verification import WordVerifier
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.types import AudioChunk, Detection, Event, Samples, StageTimes, StreamResult
@@ -53,6 +54,7 @@ class AudioPerception:
         tracker: of continuing sounds; keywords give an event at once.
         inferences: number for the newest chunk.
         microphone: watches the sound; None: nobody does.
+        verifier: verifies its words; None: nobody does.
     """
 
     microphone: MicrophoneCondition | None = None
@@ -65,6 +67,7 @@ class AudioPerception:
         opener: Opener = open_session,
         constant_s: float = CONSTANT_S,
         spotter: Callable[[Keyword, str], KeywordSpotter] = KeywordSpotter,
+        verifier: WordVerifier | None = None,
     ) -> None:
         """Open the model and build the stages.
 
@@ -75,6 +78,7 @@ class AudioPerception:
             opener: opens the model.
             constant_s: as in `StuckOutputDetector`.
             spotter: makes the finder of keywords; an evaluation keeps the answers that it is given.
+            verifier: see `agent.compute.verification`.
 
         Raises:
             ModelError: the model is broken, cannot run here, or does not fit its front end or decoder.
@@ -104,6 +108,16 @@ class AudioPerception:
         self._stuck = StuckOutputDetector(self._every_s, self._model_moves, constant_s)
         self._next = self.inferences = 0
         self._listening = False
+        self.verifier, self._late_s = verifier, 0.0
+        if verifier is not None:
+            self._verify_with(verifier, before_s)
+
+    def _verify_with(self, verifier: WordVerifier, before_s: float) -> None:
+        if self._keywords is None:
+            raise ModelError("[verification] is for words, of the decoder `keyword`")
+        decoder = self._keywords.decoder
+        verifier.listen(self.rate_hz, [decoder.labels[number] for number in decoder.wanted], before_s)
+        self._keywords.verify = lambda word: verifier.accepts(word, self._late_s)
 
     def configure(self, config: StreamConfig) -> None:
         """Apply other thresholds and another open variant; tracks continue, and no word gives a second event."""
@@ -119,6 +133,8 @@ class AudioPerception:
         self._next = chunk.first + chunk.samples.size
         if self.microphone is not None:
             self.microphone.update(chunk.samples, chunk.captured_ns)
+        if self.verifier is not None:
+            self.verifier.add(chunk.samples)
         gate = self._gate.evaluate(chunk.samples)
         gated = time.monotonic_ns()
         queue = began - chunk.read_ns if chunk.read_ns else 0
@@ -152,6 +168,8 @@ class AudioPerception:
             self._keywords.reset()
         if self._pauses is not None:
             self._pauses.reset()
+        if self.verifier is not None:
+            self.verifier.reset()
         self._event_ns = None
         self._listening = False
 
@@ -171,8 +189,10 @@ class AudioPerception:
         return self._exits.used
 
     def close(self) -> None:
-        """Release the model."""
+        """Release the models."""
         self.session.close()
+        if self.verifier is not None:
+            self.verifier.close()
 
     def _rows_to_infer(self, samples: Samples, *, open_: bool) -> Rows | None:
         """Return the rows to infer, with earlier ones if the gate has just opened; None while it is closed."""
@@ -210,7 +230,7 @@ class AudioPerception:
         self.inferences = 0
         for left in self._rows.feed(rows):
             self.inferences += 1
-            late_s = left * self._frontend.hop_s
+            late_s = self._late_s = left * self._frontend.hop_s
             at_ns, at = chunk.captured_ns - round(late_s * 1e9), chunk.captured_at - timedelta(seconds=late_s)
             began = time.monotonic_ns()
             self._erase_ended_word(at_ns, late_s)

@@ -7,7 +7,6 @@ a broken model is found before the first word. What an embedding means is not kn
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -20,10 +19,9 @@ from agent.compute.infer.audio_input import AudioInput, Rows, build_frontend
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.session import Opener, SessionOptions
 from agent.compute.manifest import AudioManifest, Model
-from agent.compute.tflite.model import TensorSpec
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
-from agent.compute.words import SURE, Floats, is_embedding, windows
+from agent.compute.words import SURE, Floats, embedding_output, windows
 from agent.config import StreamConfig
 from agent.errors import ConfigError, ModelError
 from agent.types import Array, AudioChunk, Event, Samples, StageTimes, StreamResult
@@ -72,7 +70,7 @@ class UtterancePerception:
         audio = _audio_of(stream, config, model)
         self.model, self.rate_hz, self._variant = model, audio.rate_hz, config.variant
         self.session = opener(model, config.backend, SessionOptions(threads=config.threads))
-        self._output = _embedding_of(self.session.outputs, model)
+        self._output = embedding_output(self.session.outputs, model.path)
         self._frontend = build_frontend(audio)
         if self._frontend.is_stateful or self._frontend.columns < 2:
             raise ModelError(f"{model.path}: utterances are found in the rows of 'logmel' or 'mfcc'")
@@ -200,12 +198,3 @@ def _audio_of(stream: str, config: StreamConfig, model: Model) -> AudioManifest:
             f"stream {stream}: decode.labels: {config.model} has no labels: its words are those that are taught"
         )
     return audio
-
-
-def _embedding_of(outputs: Sequence[TensorSpec], model: Model) -> int:
-    """Return the index of the output that words are taught from. Raises ModelError if there is none."""
-    for index, spec in enumerate(outputs):
-        if is_embedding(spec):
-            return index
-    found = ", ".join(map(str, outputs))
-    raise ModelError(f"{model.path}: expected an output 'features' [1,size] to teach words from, found {found}")

@@ -114,6 +114,20 @@ class GoldenManifest(Struct, frozen=True, forbid_unknown_fields=True):
     tolerance: Annotated[float, Meta(gt=0.0, le=1.0)] | None = None
 
 
+class VerificationManifest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Verification of each word that a keyword model is about to tell, see `agent.compute.verification`.
+
+    Attributes:
+        model: gives embeddings of sound: name of a bundled model, or of a file beside the manifest.
+        head: file beside the manifest that tells the words by their embeddings.
+        score_threshold: least probability of a word that is told.
+    """
+
+    model: Annotated[str, Meta(min_length=1)]
+    head: Annotated[str, Meta(min_length=1)]
+    score_threshold: Unit = 0.5
+
+
 FEATURES = "features"
 """Name of the output that states or words are taught from: a map of the backbone [1, height, width, channels], or
 an embedding of sound [1, …, size]. Also in place of a decoder: the outputs are no detections."""
@@ -170,6 +184,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         golden: inputs that an accelerator must answer as the CPU does.
         variants: largest or deepest first; the first is the default.
         secondary: models that are run on each object that this one finds.
+        verification: of the words that it tells; None: there is none.
     """
 
     name: str = ""
@@ -184,6 +199,7 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     golden: GoldenManifest = GoldenManifest()
     variants: tuple[Variant, ...] = (Variant(name=ONLY_VARIANT),)
     secondary: tuple[SecondaryConfig, ...] = ()
+    verification: VerificationManifest | None = None
 
     @property
     def _called(self) -> str:

@@ -8,7 +8,7 @@ word. No strange word is needed to choose it. Nothing here knows of devices, fil
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from agent.compute.gate.utterances import Utterance
 from agent.compute.manifest import FEATURES
 from agent.compute.states import UNSURE, StateAnswer
 from agent.compute.tflite.model import TensorSpec
+from agent.errors import ModelError
 from agent.types import Array
 
 Floats = NDArray[np.float32]
@@ -41,6 +42,15 @@ _LEAST = 1e-9
 def is_embedding(spec: TensorSpec) -> bool:
     """Return True for an output that words can be taught from: one row of numbers, `features` [1, …, size]."""
     return spec.name == FEATURES and 1 < spec.shape[-1] <= SIZE_MAX and int(np.prod(spec.shape)) == spec.shape[-1]
+
+
+def embedding_output(outputs: Sequence[TensorSpec], path: str) -> int:
+    """Return the index of the output that is an embedding. Raises ModelError if a model, at `path`, has none."""
+    for index, spec in enumerate(outputs):
+        if is_embedding(spec):
+            return index
+    found = ", ".join(map(str, outputs))
+    raise ModelError(f"{path}: expected an output 'features' [1,size] to tell words by, found {found}")
 
 
 def windows(utterance: Utterance, rows: int, hop_s: float, floor: float) -> list[Array]:

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.compute.manifest import AudioManifest, Manifest, OutputManifest, check_manifest, read_manifest
-from agent.config.toml import TomlFile
+from agent.config.toml import Keys, TomlFile
 from agent.errors import NO_JSON, ModelError, reason_of
 from agent.structs import from_json
 
@@ -97,6 +97,7 @@ _MEMORY = Path("/proc/meminfo")
 _LARGEST_TEXT = 1024**2
 """Largest manifest or list of labels, bytes; ImageNet's 21,000 names take 500 kB."""
 _preloaded: dict[str, tuple[bytes, TomlFile | None] | ModelError] = {}
+_preloaded_parts: dict[str, bytes] = {}
 
 
 def bundled() -> tuple[str, ...]:
@@ -173,8 +174,8 @@ def _is_empty(path: Path) -> bool:
 def preloaded(paths: Iterable[str]) -> Iterator[int]:
     """As root, read models now, so that `load_file` returns them from memory while the context lasts.
 
-    For a process that gives up the right to read them. The secondary models of manifests are read, too. Problems
-    of a model are raised by `load_file`.
+    For a process that gives up the right to read them. The secondary models of manifests and what verifies their
+    words are read, too. Problems of a model are raised by `load_file`.
 
     Yields:
         The size of the models that were read, bytes.
@@ -187,13 +188,19 @@ def preloaded(paths: Iterable[str]) -> Iterator[int]:
         try:
             _preloaded[path] = loaded = load_file(path)
             size += len(loaded[0])
-            waiting += [one["model"] for one in (loaded[1].data if loaded[1] else {}).get("secondary", ())]
+            data = loaded[1].data if loaded[1] else {}
+            waiting += [one["model"] for one in data.get("secondary", ())]
+            if verification := data.get("verification"):
+                waiting.append(verification["model"])
+                with suppress(ModelError):  # it is raised where the head is needed
+                    _preloaded_parts[verification["head"]] = read(Path(verification["head"]))
         except ModelError as error:
             _preloaded[path] = error
     try:
         yield size
     finally:
         _preloaded.clear()
+        _preloaded_parts.clear()
 
 
 @contextmanager
@@ -263,20 +270,28 @@ def _manifest(path: Path) -> TomlFile:
     if isinstance(output, dict) and isinstance(labels := output.get("labels"), str):
         output["labels"] = _labels(manifest, path, labels)
     check_manifest(manifest)
-    _resolve_secondary(manifest, path)
+    _resolve_names(manifest, path)
     if sha256 := manifest.data.get("sha256"):
         manifest.data["sha256"] = sha256.strip().lower()
     return manifest
 
 
-def _resolve_secondary(manifest: TomlFile, path: Path) -> None:
-    """Replace the file names of secondary models, which lie beside the manifest, by their paths."""
+def _resolve_names(manifest: TomlFile, path: Path) -> None:
+    """Replace the names of files that lie beside the manifest by their paths: of other models, and of a head."""
     for number, one in enumerate(manifest.data.get("secondary", ())):
         if not is_packaged(one["model"]):
-            try:
-                one["model"] = str(beside(path, one["model"], f"secondary[{number}].model"))
-            except ModelError as error:
-                raise ModelError(f"{manifest.where('secondary', number, 'model')}: {error}") from None
+            _resolve_name(manifest, path, one, "model", ("secondary", number))
+    if (one := manifest.data.get("verification")) is not None:
+        for key in ("head",) if is_packaged(one["model"]) else ("head", "model"):
+            _resolve_name(manifest, path, one, key, ("verification",))
+
+
+def _resolve_name(manifest: TomlFile, path: Path, table: dict[str, Any], key: str, keys: Keys) -> None:
+    dotted = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in (*keys, key)).removeprefix(".")
+    try:
+        table[key] = str(beside(path, table[key], dotted))
+    except ModelError as error:
+        raise ModelError(f"{manifest.where(*keys, key)}: {error}") from None
 
 
 def _as_dict(manifest: Manifest) -> dict[str, Any]:
@@ -335,6 +350,12 @@ def read_text(path: Path) -> str:
         return read(path, _LARGEST_TEXT).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ModelError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def read_part(path: str, largest: int) -> bytes:
+    """Read a file of at most `largest` bytes that the manifest of a model names. Raises ModelError as `read`."""
+    known = _preloaded_parts.get(path)
+    return read(Path(path), largest) if known is None else known
 
 
 def read(path: Path, largest: int = _LARGEST) -> bytes:

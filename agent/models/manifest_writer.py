@@ -106,6 +106,8 @@ def manifest_text(content: Draft, file: str, stated: Mapping[str, Any]) -> str:
     """
     whole = replace(content.manifest, file=file, sha256=content.sha256)
     keys = _without_defaults(msgspec.to_builtins(whole))
+    if verification := keys.get("verification"):  # files beside the manifest, whose paths are known by now
+        verification |= {key: Path(verification[key]).name for key in ("model", "head")}
     for table, key in content.missing:
         keys.get(table, {}).pop(key, None)
     text = to_toml(keys, _comments(keys, content.sources, stated))

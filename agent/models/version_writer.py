@@ -243,7 +243,9 @@ def _document(stated: TomlFile) -> dict[str, Any]:
 
 
 def _files(stated: TomlFile) -> Iterator[Path]:
-    """Yield the labels and golden files of a model."""
+    """Yield the labels, the golden files and the head of the verification of a model."""
     path, data = Path(stated.path), _document(stated)
     yield from files_of(path, data)[1:]
     yield from (beside(path, name, "golden.files") for name in data.get("golden", {}).get("files", ()))
+    if verification := data.get("verification"):
+        yield beside(path, verification["head"], "verification.head")

@@ -1,8 +1,8 @@
 """Words over time: the same word said twice, a word told twice, and words that nobody said.
 
-Everything goes through the gate, the model and the tracker of words with the default configuration, as fast as
-they can. Each recording of a digit is trimmed: what lies 32 dB or more below its loudest 10 ms is cut off at both
-ends.
+Everything goes through the gate, the model, the tracker of words and their verification with the default
+configuration, as fast as they can. Each recording of a digit is trimmed: what lies 32 dB or more below its
+loudest 10 ms is cut off at both ends.
 
 A pair is two digits of one speaker, with a gap from the end of the first to the start of the second. The gap
 holds the noise of a quiet microphone, or recorded noise that lies 20 dB below the words and goes on through them.
@@ -27,9 +27,11 @@ import numpy as np
 from msgspec import Struct
 
 from agent.compute.hearing import AudioPerception
+from agent.compute.infer.backends import open_session
 from agent.config import StreamConfig
 from agent.models.files import packaged
 from agent.models.library import open_model
+from agent.models.verification import open_verifier
 from agent.types import Samples
 
 GAPS_S = (0.2, 0.3, 0.45, 0.6, 0.9)
@@ -159,7 +161,8 @@ def with_noise(sound: Samples, noise: Samples, power: float) -> Samples:
 
 def listen(model: str, sound: Samples, rate_hz: int) -> list[tuple[float, str]]:
     """When each word was told, s, and its label."""
-    hearing = AudioPerception("bench", StreamConfig("mic:default", model, threads=1), open_model(model))
+    opened, config = open_model(model), StreamConfig("mic:default", model, threads=1)
+    hearing = AudioPerception("bench", config, opened, verifier=open_verifier(opened, open_session))
     told = [
         (chunk.captured_ns / 1e9, event.track.label)
         for chunk in _sound.chunks(sound, rate_hz)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +66,45 @@ def tone_model(folder: Path, *, sharpness: float = 8.0, rows: int = ROWS) -> Pat
     )
     path = folder / "tones.toml"
     path.write_text(_MANIFEST)
+    return path
+
+
+def embedding_model(folder: Path) -> Path:
+    """A model whose embedding has numbers for low bands, for high ones, and for neither; its manifest."""
+    tensors = [
+        build.T("rows", (1, ROWS, MELS)),
+        build.T("w", (3, ROWS * MELS), "float32", _weights(8.0)),
+        build.T("features", (1, 3)),
+    ]
+    (folder / "embedding.tflite").write_bytes(
+        build.write(tensors, [build.Op("FULLY_CONNECTED", (0, 1, -1), (2,))], (0,), (2,))
+    )
+    path = folder / "embedding.toml"
+    path.write_text(_MANIFEST.split("[output]")[0] + '[output]\ndecoder = "features"\n')
+    return path
+
+
+def head_arrays(embedding: Path, bias: float = 0.0) -> dict[str, Any]:
+    """Arrays of a head for `tone_model` and `embedding_model`, of two windows; `bias` is that of low words."""
+    content = embedding.with_suffix(".tflite").read_bytes()
+    return {
+        "labels": np.array(["low", "high", "silence"]),
+        "ends_s": np.array([0.0, 0.05]),
+        "embedding": np.array(hashlib.sha256(content).hexdigest()),
+        "weights0": np.vstack((np.eye(3), np.eye(3))).astype(np.float16),
+        "biases0": np.array([bias, 0.0, 0.0], np.float32),
+    }
+
+
+def verified_model(folder: Path, bias: float = 0.0, **arrays: Any) -> Path:
+    """`tone_model` with a verification by `embedding_model`; its manifest."""
+    np.savez(folder / "head.npz", **{**head_arrays(embedding_model(folder), bias), **arrays})
+    path = tone_model(folder)
+    path.write_text(
+        path.read_text().replace(
+            "[output]", '[verification]\nmodel = "embedding.toml"\nhead = "head.npz"\n[output]'
+        )
+    )
     return path
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -115,6 +117,9 @@ class ModelInspection(Struct, frozen=True):
             lines["sound"] = ", ".join(_sound(self.manifest))
             labels = f"with {len(output.labels)} labels" if output.labels else "without labels"
             lines["decoder"] = f"{output.decoder} {labels} ({origin})"
+            if (stated := self.manifest.verification) is not None:
+                names = f"{plain(Path(stated.model).name)} with {plain(Path(stated.head).name)}"
+                lines["verification"] = f"{names}, from {stated.score_threshold:g}"
             found = {keys: source for keys, source in self.sources.items() if "." in keys}
             lines |= {keys: f"{_value(self.manifest, keys)}: {source}" for keys, source in found.items()}
         return {key: value for key, value in lines.items() if value}
@@ -235,8 +240,13 @@ def _check_decoder(session: WorkerSession, model: Model) -> None:
         UtterancePerception("inspect", config, model, lambda *_: session)
         return
     from agent.compute.hearing import AudioPerception
+    from agent.compute.infer.backends import open_for_command
+    from agent.models.verification import open_verifier
 
-    AudioPerception("inspect", config, model, lambda *_: session)
+    with ExitStack() as opened:
+        if (verifier := open_verifier(model, open_for_command)) is not None:
+            opened.callback(verifier.close)
+        AudioPerception("inspect", config, model, lambda *_: session, verifier=verifier)
 
 
 def _value(manifest: Manifest, keys: str) -> str:

@@ -108,6 +108,7 @@ class SoundAnswer(Struct, frozen=True):
         seconds: its length.
         threshold: least score that counts.
         heard: in order.
+        refused: number of answers that were a word by their scores, and were refused by the verification.
     """
 
     model: str
@@ -116,6 +117,7 @@ class SoundAnswer(Struct, frozen=True):
     seconds: float
     threshold: float
     heard: tuple[HeardSound, ...]
+    refused: int = 0
 
 
 def try_model(name: str, text: str, options: TryOptions) -> None:
@@ -335,8 +337,9 @@ def _try_sound(model: Model, text: str, uri: str, options: TryOptions) -> None:
     with closing(perception):
         samples = read_whole(Path(parse(uri).target), perception.rate_hz)
         heard = tuple(_heard(perception, samples))
-    seconds = len(samples) / perception.rate_hz
-    answer = SoundAnswer(model.manifest.name, model.sha256, text, seconds, _threshold(model, options), heard)
+        refused = perception.verifier.refused if perception.verifier is not None else 0
+    seconds, threshold = len(samples) / perception.rate_hz, _threshold(model, options)
+    answer = SoundAnswer(model.manifest.name, model.sha256, text, seconds, threshold, heard, refused)
     print_json(answer) if options.as_json else _print_sound(answer)
 
 
@@ -375,4 +378,5 @@ def _print_sound(answer: SoundAnswer) -> None:
         console(_WIDTH, markup=False).print(table)
     else:
         click.echo(f"nothing with a score of {answer.threshold:g} or more")
-    click.echo(f"{answer.seconds:.1f} s of sound, {plain(answer.model)}")
+    refused = f"; the verification refused {plural(answer.refused, 'answer')}" if answer.refused else ""
+    click.echo(f"{answer.seconds:.1f} s of sound, {plain(answer.model)}{refused}")

@@ -33,7 +33,11 @@ class KeywordSpotter:
     Attributes:
         decoder: labels, threshold and options.
         continuing: numbers of the labels that have given an event and whose mean has not fallen since.
+        verify: asked about each word that is about to give an event; False: it gives none now, and is asked for
+            again with the next answer. None: every word gives one.
     """
+
+    verify: Callable[[str], bool] | None = None
 
     def __init__(self, decoder: Keyword, stream: str, *, run: str = "") -> None:
         """Start without answers. Ids begin with the stream's name and `run`, unique over restarts."""
@@ -74,6 +78,8 @@ class KeywordSpotter:
         if mean[best] <= self._threshold or best not in self._wanted or best in self.continuing:
             return []
         if at_ns - self._event_ns.get(best, -self._refractory_ns) < self._refractory_ns:
+            return []
+        if self.verify is not None and not self.verify(self._labels[best]):
             return []
         self._event_ns[best] = at_ns
         self.continuing |= {best}

@@ -23,6 +23,7 @@ from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_m
 from agent.errors import ConfigError, VedetteError
 from agent.models.library import open_model, prefixed_errors
 from agent.models.secondary import OpenModel, open_secondary
+from agent.models.verification import open_verification, open_verifier
 from agent.types import WHOLE, Box
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from agent.compute.infer.vetting.vetting import Vetting
     from agent.compute.listening import UtterancePerception
     from agent.compute.secondary import SecondaryModel, SecondaryStage
+    from agent.compute.verification import WordVerifier
     from agent.compute.vision import VideoPerception
 
 
@@ -83,7 +85,7 @@ def open_perception(
                 return UtterancePerception(name, config, model, keeping)
             from agent.compute.hearing import AudioPerception
 
-            return AudioPerception(name, config, model, keeping)
+            return AudioPerception(name, config, model, keeping, verifier=open_verifier(model, keeping, open_one))
 
 
 def _open_vision(
@@ -165,6 +167,8 @@ def is_vetted(name: str, config: StreamConfig, model: Model, vetting: Vetting | 
     secondary = open_secondary(name, config, model, opens)
     models = model, *(each for one in secondary for each, _ in one.models())
     models = *models, *(each for each, _ in opened_blur_models(config, opens))
+    verification = open_verification(model, opens)
+    models = (*models, verification.model) if verification is not None else models
     check, options = (vetting or VETTING).check, SessionOptions(threads=config.threads)
     known = [check(each, options, wait_s) for each in models]  # all of them: one is vetted while another is
     return all(known)
@@ -200,7 +204,25 @@ def models_changed(model: Model, variant: str, opened: Perception | None) -> boo
             return True
         if (now.sha256, now.manifest) != (old.sha256, old.manifest):
             return True
-    return False
+    return _verification_changed(opened)
+
+
+def _verification_changed(opened: Perception | None) -> bool:
+    verifier: WordVerifier | None = getattr(opened, "verifier", None)  # pictures have none
+    if opened is None or verifier is None:
+        return False
+    old = verifier.verification
+    try:
+        now = open_verification(opened.model)
+    except VedetteError:
+        return True
+    if now is None:
+        return True
+    return (now.head.sha256, now.model.sha256, now.model.manifest) != (
+        old.head.sha256,
+        old.model.sha256,
+        old.model.manifest,
+    )
 
 
 def describe(config: StreamConfig, opened: Perception, detail: str) -> str:

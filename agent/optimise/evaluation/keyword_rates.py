@@ -38,11 +38,13 @@ class SpotterAnswers(NamedTuple):
         means: float32 [n, classes].
         full: whether the mean is of as many answers as it needs, [n].
         at_ns: time of each inference's last sample, int64 [n].
+        refused: whether the verification refuses the most probable word, [n]; None: there is no verification.
     """
 
     means: NDArray[np.float32]
     full: NDArray[np.bool_]
     at_ns: NDArray[np.int64]
+    refused: NDArray[np.bool_] | None = None
 
 
 class HeardWord(Struct, frozen=True):
@@ -74,7 +76,8 @@ def replay(
         return []
     best = answers.means.argmax(axis=1)
     strongest = answers.means.max(axis=1)
-    rows = np.flatnonzero(answers.full & (strongest > threshold) & np.isin(best, list(words)))
+    may = answers.full if answers.refused is None else answers.full & ~answers.refused
+    rows = np.flatnonzero(may & (strongest > threshold) & np.isin(best, list(words)))
     order = np.arange(len(best))
     newest: dict[int, int] = {}
     fell: dict[int, NDArray[np.intp]] = {}

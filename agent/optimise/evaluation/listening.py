@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -22,8 +22,10 @@ from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.session import CPU, Session, SessionOptions
 from agent.compute.manifest import Model
 from agent.compute.track.keywords import KeywordSpotter
+from agent.compute.verification import WordVerifier
 from agent.config import CascadeConfig, DecodeConfig, StreamConfig
 from agent.errors import ModelError
+from agent.models.verification import open_verifier
 from agent.optimise.evaluation.keyword_rates import (
     AFTER_S,
     THRESHOLDS,
@@ -73,6 +75,7 @@ class AnswerRecorder(KeywordSpotter):
         super().__init__(decoder, stream, run="0")
         # An hour has a hundred thousand answers: objects for each would need ten times their size.
         self._means, self._full, self._times = array("f"), bytearray(), array("q")
+        self._refused = bytearray()
 
     def update(self, probabilities: Floats, at_ns: int, at: datetime, span_s: float) -> list[Event]:
         events = super().update(probabilities, at_ns, at, span_s)
@@ -83,14 +86,23 @@ class AnswerRecorder(KeywordSpotter):
         )
         self._means.frombytes(np.asarray(mean, np.float32).tobytes())
         self._full.append(is_full)
+        self._refused.append(is_full and self._refuses(mean))
         self._times.append(at_ns)
         return events
+
+    def _refuses(self, mean: Floats) -> bool:
+        """Return True if the verification refuses a word that some threshold of the curve would tell."""
+        best = int(mean.argmax())
+        if self.verify is None or best not in self.decoder.wanted or mean[best] <= THRESHOLDS[0]:
+            return False
+        return not self.verify(self.decoder.labels[best])
 
     @property
     def answers(self) -> SpotterAnswers:
         """All that was compared so far."""
         means = np.array(self._means, np.float32).reshape(len(self._full), len(self.decoder.labels))
-        return SpotterAnswers(means, np.frombuffer(self._full, bool), np.array(self._times, np.int64))
+        refused = None if self.verify is None else np.frombuffer(self._refused, bool)
+        return SpotterAnswers(means, np.frombuffer(self._full, bool), np.array(self._times, np.int64), refused)
 
 
 class Listener:
@@ -102,13 +114,20 @@ class Listener:
         ignored: the model's other labels.
     """
 
-    def __init__(self, model: Model, session: Session, variant: str, threshold: float | None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        session: Session,
+        variant: str,
+        threshold: float | None,
+        verifier: WordVerifier | None = None,
+    ) -> None:
         decode = DecodeConfig(score_threshold=threshold)
         cascade = CascadeConfig(budget_ms=_PATIENT_MS)
         self._config = StreamConfig(
             "mic:default", model.path, variant=variant, threads=1, decode=decode, cascade=cascade
         )
-        self._model, self._session = model, session
+        self._model, self._session, self._verifier = model, session, verifier
         _, spotter = self._start()
         decoder = spotter.decoder
         self.threshold = decoder.threshold
@@ -122,7 +141,14 @@ class Listener:
             made.append(AnswerRecorder(decoder, stream))
             return made[0]
 
-        perception = AudioPerception(_NAME, self._config, self._model, lambda *_: self._session, spotter=spotter)
+        perception = AudioPerception(
+            _NAME,
+            self._config,
+            self._model,
+            lambda *_: self._session,
+            spotter=spotter,
+            verifier=self._verifier,
+        )
         if not made:
             raise ModelError(
                 f"{self._model.path}: tells no words but sounds that last: of sound, models with the decoder "
@@ -178,8 +204,11 @@ def open_listener(model: Model, variant: str = "", threshold: float | None = Non
         ModelError: it cannot run, takes no sound, or tells no words.
     """
     options = SessionOptions(variant=variant, threads=1)
-    with closing(open_for_command(model, CPU, options)) as session:
-        yield Listener(model, session, variant, threshold)
+    with ExitStack() as opened:
+        session = opened.enter_context(closing(open_for_command(model, CPU, options)))
+        if (verifier := open_verifier(model, open_for_command)) is not None:
+            opened.callback(verifier.close)
+        yield Listener(model, session, variant, threshold, verifier)
 
 
 def _chunks(recording: Recording, rate_hz: int, levels: list[NDArray[np.float64]]) -> Iterator[AudioChunk]:

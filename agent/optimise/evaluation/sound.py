@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from agent.compute.manifest import Model
 from agent.errors import ModelError
+from agent.models.verification import open_verification
 from agent.optimise.evaluate import change, p_value, share_score, wilson
 from agent.optimise.evaluation.kept import KeptResults, model_key, result_key
 from agent.optimise.evaluation.keyword_rates import (
@@ -219,7 +220,7 @@ def _hear_all(
     kept: KeptResults,
     progress: SoundProgress,
 ) -> _Heard:
-    key, done_s, results = model_key(model, variant), 0.0, list[HeardRecording]()
+    key, done_s, results = _key(model, variant), 0.0, list[HeardRecording]()
     with open_listener(model, variant, threshold) as listener:
         if set(listener.words) != set(examples.words):
             told = f"{', '.join(listener.words[:8])}, and the model {', '.join(examples.words[:8])}"
@@ -233,6 +234,14 @@ def _hear_all(
             judge(one.said, heard.events) for one, heard in zip(examples.recordings, results, strict=True)
         )
         return _Heard(listener.threshold, tuple(results), judged)
+
+
+def _key(model: Model, variant: str) -> str:
+    """Return the hash of a model, of how it is run, and of what verifies its words."""
+    key, verification = model_key(model, variant), open_verification(model)
+    if verification is None:
+        return key
+    return result_key(key, verification.head.sha256, verification.model.sha256)
 
 
 def _tell(progress: SoundProgress, before_s: float, kept: KeptResults, seconds: float) -> None:

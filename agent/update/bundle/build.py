@@ -46,7 +46,7 @@ from agent.update.bundle.description import (
 def gather(name_or_path: str, before: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
     """Yield the files of a model with their paths in a bundle; compute its golden answers on the CPU.
 
-    The files of the secondary models that its manifest names are yielded, too.
+    The files of the secondary models and of the verification that its manifest names are yielded, too.
 
     Args:
         name_or_path: see `agent.models.files.load_file`.
@@ -67,6 +67,10 @@ def gather(name_or_path: str, before: tuple[str, ...] = ()) -> Iterator[tuple[st
     for path in golden_paths(name_or_path, model.manifest):
         yield f"models/{path.name}", read(path)
     yield f"golden/{stem}.npz", golden.make(model.content, model.manifest)
+    if (stated := model.manifest.verification) is not None:
+        yield f"models/{Path(stated.head).name}", read(Path(stated.head))
+        if not is_packaged(stated.model):
+            yield from gather(stated.model)
     for one in model.manifest.secondary:
         if one.model in (so_far := (*before, name_or_path)):
             raise BundleError(

@@ -46,6 +46,7 @@ from agent.config import Config, GateConfig, StreamConfig, TextConfig
 from agent.daemon.fusion import evidence_sources, open_head, predict_with
 from agent.errors import ConfigError
 from agent.models.library import open_model
+from agent.models.verification import open_verifier
 from agent.optimise.late_fusion.calibration import calibrate
 from agent.optimise.late_fusion.head import calibrate_head
 from agent.optimise.late_fusion.recording import Recorded, Span, replay, to_moment
@@ -185,7 +186,8 @@ def stage(made: list[Scene], from_: Material, seed: int) -> Staged:
     """Let scenes happen one after the other; see and hear them."""
     chance = random.Random(seed + 100)
     vision = VideoPerception("front", STREAMS["front"], open_model("nanodet", "256"))
-    hearing = AudioPerception("mic", STREAMS["mic"], open_model("small-speech"))
+    digits = open_model("small-speech")
+    hearing = AudioPerception("mic", STREAMS["mic"], digits, verifier=open_verifier(digits, open_session))
     recorded, spans, truth = [], [], []
     for number, scene in enumerate(made):
         at_s = START + number * SCENE_S

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from agent.comms.texts import decode_text
 from agent.compute.hearing import AudioPerception
+from agent.compute.infer.backends import open_session
 from agent.compute.listening import UtterancePerception
 from agent.compute.states import StateHead
 from agent.compute.text_vectors.vectors import TextVectors
@@ -46,6 +47,7 @@ from agent.models.catalogue import vectors_catalogue
 from agent.models.fetch import fetch, file_name_of
 from agent.models.library import open_model
 from agent.models.text_vectors import convert_package
+from agent.models.verification import open_verifier
 from agent.optimise.late_fusion.recording import Recorded, to_moment
 from agent.types import AudioChunk, Frame
 from apps import fusion
@@ -126,7 +128,9 @@ def embedded(count: int, seed: int, data: Path, vectors: TextVectors) -> Half:
     """Let the scenes of one half happen; see, hear and read them."""
     chance, material = random.Random(seed + 100), fusion.material(data, seed)
     vision = VideoPerception("front", fusion.STREAMS["front"], open_model("nanodet", "256"))
-    hearing = Overheard(AudioPerception("mic", fusion.STREAMS["mic"], open_model("small-speech")))
+    digits = open_model("small-speech")
+    verifier = open_verifier(digits, open_session)
+    hearing = Overheard(AudioPerception("mic", fusion.STREAMS["mic"], digits, verifier=verifier))
     words = StreamConfig("mic:default", "speech-embedding", threads=1)
     listening = UtterancePerception("mic", words, open_model("speech-embedding"))
     rows, embeddings, made = [], [], fusion.scenes(count, seed)

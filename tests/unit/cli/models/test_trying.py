@@ -16,7 +16,7 @@ from agent.cli.main import vedette
 from tests.support import picture_models
 from tests.support.chains import chained_model, dressed, tint_model
 from tests.support.running import ROOT
-from tests.support.sound import RATE, quiet, tone_model, word
+from tests.support.sound import RATE, quiet, tone_model, verified_model, word
 
 ZOO = ROOT / "agent" / "models" / "zoo"
 
@@ -97,6 +97,16 @@ def test_a_recording_is_answered_with_what_is_heard_in_it(tmp_path: Path) -> Non
     assert [one["label"] for one in found["heard"]] == ["low", "high"]
     assert 1.0 <= found["heard"][0]["begin_s"] <= found["heard"][0]["end_s"] <= 2.4
     assert found["seconds"] == pytest.approx(len(sounds) / RATE)
+
+
+def test_what_the_verification_refused_is_told(tmp_path: Path) -> None:
+    sounds = np.concatenate((quiet(1.0), word("low"), quiet(1.0), word("high"), quiet(1.0)))
+    soundfile.write(tmp_path / "two words.wav", sounds, RATE)
+    model = verified_model(tmp_path, -1000.0)
+    found = answered(model, tmp_path / "two words.wav")
+    assert [one["label"] for one in found["heard"]] == ["high"]
+    assert found["refused"] > 0
+    assert f"the verification refused {found['refused']} answers" in run(model, tmp_path / "two words.wav").stdout
 
 
 def test_the_bundled_words_are_heard() -> None:

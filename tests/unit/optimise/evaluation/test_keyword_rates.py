@@ -57,13 +57,24 @@ answer = st.tuples(*[st.sampled_from((0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))] * 3)
     st.sampled_from((0.0, 0.2, 1.0)),
     st.sampled_from((0.05, 0.3, 0.5, 0.65, 0.9)),
     st.sampled_from((0.1, 0.5, 0.8)),
+    st.one_of(st.none(), st.integers(0, 3)),
 )
 def test_replayed_events_are_those_of_the_daemon(
-    answers: list[tuple[float, ...] | None], mean_of: int, refractory_s: float, threshold: float, other: float
+    answers: list[tuple[float, ...] | None],
+    mean_of: int,
+    refractory_s: float,
+    threshold: float,
+    other: float,
+    verified: int | None,
 ) -> None:
-    """Whatever threshold the answers were recorded with; None is a gap in the sound."""
+    """Whatever threshold the answers were recorded with; None is a gap in the sound.
+
+    A verification, if there is one, accepts one word at some answers and the other at the others.
+    """
     recorded, spotter = recorder(other, mean_of, refractory_s), recorder(threshold, mean_of, refractory_s)
     events, row = [], 0
+    for words in (recorded, spotter):
+        words.verify = None if verified is None else lambda word: (row % 3 == verified) is (word == "yes")
     for scores in answers:
         for words in (recorded, spotter):
             if scores is None:

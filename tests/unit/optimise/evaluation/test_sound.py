@@ -17,7 +17,7 @@ from agent.optimise.evaluation.keyword_rates import THRESHOLDS
 from agent.optimise.evaluation.listening import LEAD_S, open_listener
 from agent.optimise.evaluation.sound import SoundRequest, evaluate_sounds, hear_kept, missed_alarm_target
 from agent.optimise.evaluation.sound_data import SoundExamples, read_sounds
-from tests.support.sound import RATE, chunks, quiet, tone_model, word
+from tests.support.sound import RATE, chunks, quiet, tone_model, verified_model, word
 
 WORDS, IGNORED = ("low", "high"), ("silence",)
 TALK = np.concatenate((quiet(2), word("low"), quiet(2), word("high"), quiet(2), word("low"), quiet(1)))
@@ -87,6 +87,14 @@ def test_the_curve_at_the_threshold_in_use_is_what_was_heard(tmp_path: Path, dat
     assert [one.threshold for one in found.curve] == list(THRESHOLDS)
     missed = [one.missed for one in found.curve]
     assert missed[-1] >= missed[60] >= 1
+
+
+def test_words_that_the_verification_refuses_are_missed_at_every_threshold(tmp_path: Path, data: Path) -> None:
+    found = evaluate_sounds(open_model(str(verified_model(tmp_path, -1000.0))), examples(data), SoundRequest())
+    assert [(one.name, one.heard, one.alarms) for one in found.words] == [("low", 0, 0), ("high", 2, 0)]
+    assert min(one.missed for one in found.curve) >= 5
+    (point,) = [one for one in found.curve if one.threshold == found.in_use.threshold]
+    assert point == found.in_use
 
 
 def test_a_threshold_is_chosen_for_a_rate_of_false_alarms(tmp_path: Path, data: Path) -> None:

@@ -1,0 +1,63 @@
+"""Opens what verifies the words of a model: the model that gives embeddings, and the head, of its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.compute.manifest import Model
+from agent.errors import ModelError
+from agent.models.files import read_part
+from agent.models.library import open_model, prefixed_errors
+from agent.models.secondary import OpenModel
+
+if TYPE_CHECKING:
+    from agent.compute.infer.session import Opener
+    from agent.compute.verification import Verification, WordVerifier
+
+
+def open_verification(model: Model, open_one: OpenModel = open_model) -> Verification | None:
+    """Open what a model's words are verified by; None: its manifest has no `[verification]`.
+
+    Args:
+        model: that tells words.
+        open_one: opens the model that gives embeddings.
+
+    Raises:
+        ModelError: a file is missing or broken, or see `agent.models.library.open_model`; NotYetError as there.
+    """
+    stated = model.manifest.verification
+    if stated is None:
+        return None
+    from agent.compute.verification import LARGEST, Verification, read_head
+
+    with _prefixed(model):
+        head = read_head(read_part(stated.head, LARGEST), Path(stated.head).name)
+        return Verification(open_one(stated.model, ""), head, stated.score_threshold)
+
+
+def open_verifier(model: Model, opener: Opener, open_one: OpenModel = open_model) -> WordVerifier | None:
+    """Open what verifies a model's words, ready to run; None: its manifest has no `[verification]`.
+
+    Raises:
+        ModelError: see `open_verification`; or the parts do not fit each other.
+    """
+    verification = open_verification(model, open_one)
+    if verification is None:
+        return None
+    from agent.compute.verification import WordVerifier
+
+    with _prefixed(model):
+        return WordVerifier(verification, opener)
+
+
+@contextmanager
+def _prefixed(model: Model) -> Iterator[None]:
+    with prefixed_errors(model.path):
+        try:
+            yield
+        except ModelError as error:
+            first, *more = error.faults
+            raise type(error)(f"[verification]: {first}", *more) from None
