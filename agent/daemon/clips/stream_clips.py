@@ -40,7 +40,7 @@ _WAKE_BYTES = 1024 * 1024
 
 
 _SOUND_NS = 250_000_000
-"""Sound that is encoded at a time, ns: what is done for each packet as it comes finds the processor's caches cold."""
+"""Sound that is encoded at a time, ns: what is done packet by packet finds the processor's caches cold."""
 
 
 class _PacketInput:
