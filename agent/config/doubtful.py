@@ -12,6 +12,8 @@ from agent.errors import SourceError
 _OF_PICTURES = ("dark", "frozen", "blurred", "covered", "moved", "tilted")
 _OF_SOUND = ("silent", "clipped", "humming")
 """Problems that only cameras, and only microphones, have."""
+_LEAST_MS = 1.0
+"""Time that no picture takes less from capture to result, ms."""
 
 
 class Doubt(NamedTuple):
@@ -51,6 +53,9 @@ def _of_service(stream: StreamConfig) -> Iterator[Doubt]:
     promised, most = stream.service.min_fps, stream.capture.max_fps
     if 0.0 < most < promised:
         yield Doubt(("service", "min_fps"), f"{promised:g} is more than capture.max_fps ({most:g}) lets through")
+    if 0.0 < stream.service.max_latency_ms < _LEAST_MS:
+        text = f"{stream.service.max_latency_ms:g} ms are less than any picture takes from capture to result"
+        yield Doubt(("service", "max_latency_ms"), text)
 
 
 def _of_condition(stream: StreamConfig) -> Iterator[Doubt]:

@@ -11,7 +11,7 @@ from agent.optimise.data import Examples
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
 from agent.optimise.pruning.connections import prunable
-from agent.optimise.pruning.file import settings_of
+from agent.optimise.pruning.file import check_same_outputs, settings_of
 from agent.optimise.pruning.network import of_file
 from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits
@@ -61,7 +61,8 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe: its patterns of layers are compared with the names that the network has.
 
     Raises:
-        ModelError: the examples have no classes, or the network cannot be pruned.
+        ModelError: the examples have no classes, the network cannot be pruned, or module and model differ, as
+            with weights of another training.
         ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
     if examples.kind != "classes":
@@ -71,6 +72,8 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe.check_prune_layers(_layers(model, module), "layer")
     elif module is not None:
         recipe.check_prune_layers(_groups(module, examples.shape), "group of channels")
+    if module is not None:
+        check_same_outputs(module, model, examples)
 
 
 def _groups(module: Any, shape: tuple[int, ...]) -> list[str]:

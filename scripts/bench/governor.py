@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ MIN_FPS, MAX_LATENCY_MS = 18.0, 250.0
 FPS = 20.0
 WINDOW_S = 5.0
 PRIORITIES = {"front": 80, "yard": 50, "gate": 50, "back": 20}
+LINE = re.compile(rf"stream ({'|'.join(PRIORITIES)}): ")
+CHANGE = re.compile(LINE.pattern + "(?:one picture|size|key frames|detections|snapshots|clips|everything)")
+"""Lines of the log about a stream, and those of them that tell a change of its budget."""
 HOGS, EACH = ("hog1", "hog2"), 6
 """Groups of the hogs, and the number of busy processes in each."""
 SETTLE_S, QUICK_SETTLE_S = 12.0, 6.0
@@ -239,9 +243,8 @@ def daemon(config: Path, root: Path, group: Group | None) -> Iterator[list[tuple
     changes: list[tuple[float, str]] = []
 
     def follow() -> None:
-        words = "is inferred", "everything again", "size ", "give way", "promised"
         for line in process.stderr or ():
-            if any(word in line for word in words):
+            if LINE.search(line):
                 changes.append((time.monotonic(), line.strip()))  # noqa: PERF401  as they come
 
     thread = threading.Thread(target=follow)
@@ -283,7 +286,7 @@ def compare(runs: dict[bool, Run], phases: tuple[Phase, ...]) -> dict[str, float
         for name in PRIORITIES:
             figures[f"{name}_per_s{suffix}"] = round(len(after(one.seen[name], one.began_s)) / seconds, 2)
     governed_run = runs[True]
-    lines = [(at, line) for at, line in governed_run.changes if "stream " in line and "promised" not in line]
+    lines = [(at, line) for at, line in governed_run.changes if CHANGE.search(line)]
     changes = [at for number, (at, _) in enumerate(lines) if not number or at - lines[number - 1][0] > 0.3]
     for at, line in governed_run.changes:
         print(f"{at - governed_run.began_s:7.1f} s  {line}")
@@ -328,9 +331,10 @@ def full_times(one: Run) -> Iterator[tuple[float, float]]:
     """Times during which no stream was reduced, s (CLOCK_MONOTONIC)."""
     reduced, since_s = set[str](), one.began_s
     for when, line in one.changes:
-        name = line.partition("stream ")[2].partition(":")[0]
-        if name not in PRIORITIES or "promised" in line or "give way" in line:
+        found = CHANGE.search(line)
+        if found is None:
             continue
+        name = found[1]
         if "everything again" not in line:
             if not reduced:
                 yield since_s, when

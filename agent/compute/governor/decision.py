@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct
 
 from agent.types import StreamBudget
@@ -23,8 +25,8 @@ class Decision(Struct, frozen=True):
         changes: since the decision before.
         reduced: why a stream has less than everything, by stream.
         unmet: why a promise cannot be kept, by stream; empty name: the board.
-        broken: streams whose promise is not kept now, whatever can still give way for it; empty name: the board
-            is too hot, or its supply too weak.
+        broken: which promise is not kept now, by stream, whatever can still give way for it; empty name: why the
+            board is too hot, or its supply too weak.
     """
 
     budgets: dict[str, StreamBudget]
@@ -32,4 +34,4 @@ class Decision(Struct, frozen=True):
     changes: tuple[Change, ...]
     reduced: dict[str, str]
     unmet: dict[str, str]
-    broken: frozenset[str] = frozenset()
+    broken: Mapping[str, str] = {}

@@ -13,6 +13,8 @@ _LEAST_FPS = 2.0
 """Inferences per second that no stride goes below: rarer, and tracks are lost in between."""
 _CLEARLY = 0.9
 """Share of a rate below which it is clearly not reached."""
+_NEARLY = 0.98
+"""Share of a rate that a stride may leave of it: cameras of 10 pictures per second often give 9.9."""
 _SMALLER_FROM = 3
 """Stride from which on a smaller variant is preferred to fewer inferences."""
 
@@ -35,7 +37,7 @@ def steps(stream: StreamReading, max_stride: int) -> tuple[Step, ...]:
     """Return the ways to run a stream, the best first; each costs less than the one before.
 
     A stride of 3 comes before a smaller variant, because tracks are carried on between inferences; further
-    strides come last. No stride leaves fewer inferences than `min_fps`, or than two per second.
+    strides come last. No stride leaves clearly fewer inferences than `min_fps`, or than two per second.
     """
     last = longest_stride(stream, max_stride)
     found: list[Step] = []
@@ -47,9 +49,9 @@ def steps(stream: StreamReading, max_stride: int) -> tuple[Step, ...]:
 
 
 def longest_stride(stream: StreamReading, max_stride: int) -> int:
-    """Return the longest stride that leaves what is promised."""
+    """Return the longest stride that leaves what is promised, or hardly less."""
     least = max(stream.min_fps, _LEAST_FPS)
-    return max(FULL_STRIDE, min(max_stride, int(stream.fps / least)))
+    return max(FULL_STRIDE, min(max_stride, int(stream.fps / (_NEARLY * least))))
 
 
 def strides_too_far(stream: StreamReading, stride: int) -> bool:

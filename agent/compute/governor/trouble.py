@@ -1,9 +1,10 @@
-"""What is wrong, in words: a broken promise, heat, a slow disk, a slow network."""
+"""What is wrong, in words: a broken promise, heat, a slow disk, a slow network; and what time is left."""
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
 
+from agent.compute.governor import pace
 from agent.compute.governor.readings import BoardReading, StreamReading
 from agent.config.governor import Giving
 from agent.types import DiskLoad, LinkLoad
@@ -12,6 +13,8 @@ _AHEAD_S, _NEAR_S = 90.0, 45.0
 """The load is reduced if the limit would be reached within this time, s: by a curve, and by the slope alone."""
 UNLOADED_C = 40.0
 """Temperature of a board without load that is assumed, °C; in a warm place the load is reduced too far."""
+_BY_LOAD_C = 4.0
+"""Part of a temperature that comes from the load at least, °C."""
 COLD_C, _WARM_C = 15.0, 6.0
 """So far below its limit a board is cold, and everything may come back, °C; nearer than the second, the slope of
 the temperature alone is reason enough to reduce the load."""
@@ -29,22 +32,33 @@ _UNSENT_BYTES, _OLDEST_S = 65_536, 2.0
 
 
 NO_INFERENCE = "`governor.order` lets no inference give way"
-_FAR = 0.7
-"""Share of a promise below which it is far from kept."""
+_FAR, _NEARLY = 0.7, 0.96
+"""Shares of a promised rate: below the first it is far from kept; from the second on, for 10 s, it is kept."""
+_PICTURE, _FEW = 0.5, 0.25
+"""A window of two seconds has few pictures: so many per second may be missing, but no more than this share."""
 
 
 def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
     if _lacks_rate(stream):
         most = f", of {stream.fps_now:.3g} that its camera gives" if stream.fps_now < stream.min_fps else ""
-        return f"infers {stream.inferred_fps:.1f} of {stream.min_fps:g} pictures per second{most}"
+        rates = [rate for rate in (stream.inferred_fps, stream.inferred_lately) if rate is not None]
+        return f"infers {min(rates):.1f} of {stream.min_fps:g} pictures per second{most}"
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
-        return f"takes {stream.latency_ms:.0f} of {stream.max_latency_ms:g} ms"
+        return f"takes {stream.latency_ms:.4g} of {stream.max_latency_ms:g} ms"
     return ""
 
 
 def _lacks_rate(stream: StreamReading) -> bool:
-    return stream.inferred_fps is not None and stream.inferred_fps < min(stream.min_fps, 0.9 * stream.fps_now)
+    """Return True if the newest window clearly has too little, or a little too little as those before it."""
+    if stream.inferred_fps is None or stream.inferred_fps >= _NEARLY * min(stream.min_fps, stream.fps_now):
+        return False
+    if stream.inferred_lately is not None and stream.inferred_lately < _NEARLY * min(
+        stream.min_fps, stream.fps_lately
+    ):
+        return True
+    promised = min(stream.min_fps, 0.9 * stream.fps_now)
+    return stream.inferred_fps < promised - min(_PICTURE, _FEW * promised)
 
 
 def is_hopeless(stream: StreamReading) -> bool:
@@ -61,9 +75,23 @@ def is_far_below(stream: StreamReading) -> bool:
 
 
 def who_has_it(
-    name: str, board: BoardReading, streams: Mapping[str, StreamReading], order: Container[Giving]
+    name: str,
+    board: BoardReading,
+    streams: Mapping[str, StreamReading],
+    order: Container[Giving],
+    broken: Container[str],
+    reduced: Container[str],
 ) -> str:
-    """Return who uses what a stream lacks."""
+    """Return who uses what a stream lacks for which nothing can give way.
+
+    Args:
+        name: of the stream.
+        board: the newest reading.
+        streams: the newest readings.
+        order: what may be reduced.
+        broken: streams that lack something.
+        reduced: streams that have given way.
+    """
     stream = streams[name]
     if board.slowed:
         return board.slowed
@@ -73,11 +101,15 @@ def who_has_it(
         return NO_INFERENCE
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
-    priority = streams[name].priority
-    rivals = [one for one, stream in streams.items() if one != name and stream.priority >= priority]
-    if rivals:
-        return f"{', '.join(rivals)} may not give way for it"
-    return "this board is too slow for it"
+    rivals = {one: other for one, other in streams.items() if one != name and other.inferred_fps}
+    lacking = [one for one, other in rivals.items() if other.priority == stream.priority and one in broken]
+    least = [one for one, other in rivals.items() if other.priority <= stream.priority and one in reduced]
+    spared = [one for one in rivals if one not in lacking and one not in least]
+    if spared:
+        return f"{', '.join(spared)} may not give way for it"
+    least = [one for one in least if one not in lacking]
+    text = f"this board is too slow for it{''.join(f' and {one}' for one in lacking)}"
+    return f"{text}, with as little as possible for {', '.join(least)}" if least else text
 
 
 def heat_trouble(board: BoardReading) -> str:
@@ -100,8 +132,39 @@ def kept_share(board: BoardReading) -> float:
     """Return the share of the load that keeps the board a little below its limit."""
     if board.settles_c is None or board.settles_c <= board.limit_c:
         return 0.75
-    kept = (board.limit_c - COOL_C - UNLOADED_C) / max(1.0, board.settles_c - UNLOADED_C)
+    unloaded_c = _unloaded(board)
+    kept = (board.limit_c - COOL_C - unloaded_c) / max(1.0, board.settles_c - unloaded_c)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
+
+
+def spare(board: BoardReading, *, now_s: float, warm_s: float, heat_s: float) -> float:
+    """Return the processor time per second that may be used in addition, as a share of one processor.
+
+    It is negative where the temperature allows nothing, or is not known well enough yet.
+
+    Args:
+        board: the newest reading.
+        now_s: CLOCK_MONOTONIC, s.
+        warm_s: when the board was last seen to be warm, s; -inf: it was not when its temperature was last read.
+        heat_s: when the load was last reduced because of heat, s.
+    """
+    idle = (board.idle - pace.RESERVE) * board.cores
+    if board.celsius is None and now_s - warm_s < pace.BLIND_S:
+        return -1.0
+    if board.celsius is None or board.celsius < board.limit_c - COLD_C:
+        return max(0.0, idle)
+    if board.settles_c is None or now_s - heat_s < pace.HEAT_CALM_S:
+        return -1.0
+    busy = max(0.05, 1.0 - board.idle) * board.cores
+    unloaded_c = _unloaded(board)
+    allowed_c = board.limit_c - COOL_C - unloaded_c
+    by_heat = busy * (allowed_c / max(1.0, board.settles_c - unloaded_c) - 1.0)
+    return max(0.0, min(idle, by_heat)) if by_heat >= 0.0 else -1.0
+
+
+def _unloaded(board: BoardReading) -> float:
+    """Return the temperature without load that is assumed, °C: a little below the present one at most."""
+    return UNLOADED_C if board.celsius is None else min(UNLOADED_C, board.celsius - _BY_LOAD_C)
 
 
 def memory_trouble(board: BoardReading) -> str:

@@ -108,7 +108,7 @@ def prune_model(
     preparation = model.manifest.input
     network = _network(model, module, examples, recipe)
     seen, measured = split(examples, recipe.data.held_out)
-    _check_same(network.module, model, measured, preparation)
+    check_same_outputs(network.module, model, measured)
     settings, training = settings_of(recipe, preparation, examples.shape, len(seen))
     draw_curves({})  # that matplotlib is missing is told now and not in an hour
     if not network.normalised:
@@ -206,9 +206,13 @@ def _labels(examples: Examples) -> NDArray[np.int64]:
     return examples.labels
 
 
-def _check_same(module: Any, model: Model, examples: Examples, preparation: InputManifest) -> None:
-    """Check that a module gives the classes and the outputs that the file gives, on examples of all classes."""
-    few = spread(examples, _COMPARED)
+def check_same_outputs(module: Any, model: Model, examples: Examples) -> None:
+    """Check that a module gives the classes and the outputs that a file gives, on a few examples of all classes.
+
+    Raises:
+        ModelError: it does not, or the file is quantised.
+    """
+    few, preparation = spread(examples, _COMPARED), model.manifest.input
     normalisation = normalisation_of(preparation, few.shape[2])
     try:
         own = predict(module, pixels(few, preparation), normalisation, exact=True).flatten(1).numpy()

@@ -141,21 +141,20 @@ class _Worker:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // request.workers))
         recipe = read_recipe(request.recipe).recipe
         self._space = open_space(request, recipe)
-        self._identity = dict(_identity(self._space))
         make_folder(request.folder)
         search = recipe.search
         with study_errors(request.study):
             self._study = SearchStudy(
                 request.study, search.objectives, search.parameters, search.seed, request.timings
             )
-            self._study.join(self._identity, _facts(self._space))
+            self._study.join(dict(_identity(self._space)), _facts(self._space))
         for line in (self._space.data.description, *self._space.data.seen.remarks):
             tell(line)
 
     def run(self) -> None:
         """Work until there is nothing to do."""
         while self._time_is_left():
-            self._study.check(self._identity)
+            self._study.check()
             self._remove_leftovers()
             self._check_failures()
             trial = self._study.claim(self._request.trials)
@@ -181,6 +180,9 @@ class _Worker:
             self._tell(f"trial {trial.number}: another worker has taken it over")
         except SearchInterruptedError:
             self._study.repeat(trial)
+        except ConfigError:  # the study is one of another recipe
+            trial.drop()
+            raise
         except BaseException:
             with suppress(Exception):  # the error that is on its way counts
                 self._study.repeat(trial)

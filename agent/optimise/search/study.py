@@ -140,7 +140,9 @@ def _mend(path: Path) -> None:
 class SearchTrial:
     """A trial that this process works on.
 
-    Its methods raise Optuna's UpdateFinishedTrialError if another worker has taken it over and ended it.
+    Its methods raise Optuna's UpdateFinishedTrialError if another worker has taken it over and ended it, and
+    ConfigError, which leaves it out of the study, if the study is one of another recipe: two workers that begin
+    it at the same instant both believe that it is theirs.
 
     Attributes:
         number: of the trial.
@@ -148,8 +150,8 @@ class SearchTrial:
         parameters: of the candidate, by name.
     """
 
-    def __init__(self, study: Any, trial: Any, parameters: Mapping[str, Any]) -> None:
-        self._study, self._trial = study, trial
+    def __init__(self, study: Any, trial: Any, parameters: Mapping[str, Any], check: Callable[[], None]) -> None:
+        self._study, self._trial, self._check = study, trial, check
         self.number, self.parameters = int(trial.number), dict(parameters)
         self.origin = int(trial.user_attrs.get("origin", trial.number))
 
@@ -184,9 +186,17 @@ class SearchTrial:
     def drop(self) -> None:
         """Leave the trial out of the study."""
         with suppress(UpdateFinishedTrialError):
-            self._end(TrialState.FAIL)
+            self._tell(TrialState.FAIL)
 
     def _end(self, state: Any, values: Sequence[float] | None = None) -> None:
+        try:
+            self._check()
+        except ConfigError:
+            self.drop()
+            raise
+        self._tell(state, values)
+
+    def _tell(self, state: Any, values: Sequence[float] | None = None) -> None:
         try:
             self._study.tell(self._trial, values, state=state)
         except ValueError as error:
@@ -231,6 +241,7 @@ class SearchStudy:
         self.location, self._parameters, self._timings = location, parameters, timings
         self._study = open_study(location, objectives)
         self._me = own_identity()
+        self._identity: Mapping[str, str] = {}
         self._seen: dict[int, tuple[Any, float]] = {}
         self._exhausted = False
         number = sum(name.startswith("worker ") for name in self._study.user_attrs)
@@ -253,14 +264,16 @@ class SearchStudy:
         Raises:
             ConfigError: another worker searches something else; the message names the difference.
         """
+        self._identity = identity
         if "identity" not in self._study.user_attrs:
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
             self._study.set_user_attr("identity", dict(identity))
-        self.check(identity)
+        self.check()
 
-    def check(self, identity: Mapping[str, str]) -> None:
+    def check(self) -> None:
         """Check that the study still is what this worker searches; raises as `join`."""
+        identity = self._identity
         then: dict[str, str] = self._study.user_attrs.get("identity", {})
         for name in (*identity, *then):
             if identity.get(name) != then.get(name):
@@ -311,7 +324,7 @@ class SearchStudy:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about ranges that are no multiple of their step
             found = {name: suggest(trial, name, one) for name, one in self._parameters.items()}
-        return SearchTrial(self._study, trial, found)
+        return SearchTrial(self._study, trial, found, self.check)
 
     def _untried(self, limit: int | None) -> SearchTrial | None:
         """Claim a random candidate that none has tried; None: all have been."""

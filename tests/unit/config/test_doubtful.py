@@ -37,6 +37,13 @@ def test_a_promise_of_more_than_is_let_through_is_doubted() -> None:
     assert text == "8 is more than capture.max_fps (2) lets through"
 
 
+def test_a_latency_that_no_picture_can_have_is_doubted() -> None:
+    (keys, text), *more = told(service=ServiceConfig(max_latency_ms=0.001))
+    assert (keys, more) == (("streams", "front", "service", "max_latency_ms"), [])
+    assert text == "0.001 ms are less than any picture takes from capture to result"
+    assert told(service=ServiceConfig(max_latency_ms=1.0)) == []
+
+
 def test_filters_whose_names_are_almost_the_same_are_doubted() -> None:
     named = [FilterConfig(name=name) for name in ("cats", "", "Cats", "dogs", "")]
     text = "the names cats and Cats differ only in upper and lower case"

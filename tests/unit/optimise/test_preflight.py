@@ -69,3 +69,15 @@ def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> 
         check_pruning(model, module, examples, idle)
     check_pruning(model, module, examples, parse_recipe('[prune]\nlayers = ["st*"]', "r.toml"))
     check_pruning(model, None, examples, parse_recipe("", "r.toml"))
+
+
+def test_weights_of_another_training_are_told_before_the_work(tmp_path: Path) -> None:
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples = read_examples(write_examples(tmp_path / "x.npz"), model)
+    other = classifier()
+    with torch.no_grad():
+        for weights in other.parameters():
+            weights.mul_(torch.randn_like(weights))
+    recipe = parse_recipe("[prune]\nstructured = true", "r.toml")
+    with pytest.raises(ModelError, match="made from this module and these weights"):
+        check_pruning(model, other, examples, recipe)

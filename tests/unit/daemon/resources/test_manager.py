@@ -1,4 +1,4 @@
-"""What the governor's thread reads of streams, and when it tells that a promise is broken and kept again."""
+"""What the governor's thread reads of streams, and why it comes too late."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import Any
 
 import pytest
 
-from agent.compute.governor.decision import Decision
-from agent.compute.governor.readings import StreamReading
+from agent.compute.governor.readings import BoardReading
 from agent.config import Config, StreamConfig
 from agent.config.capture import CaptureConfig
-from agent.config.governor import GovernorConfig, ServiceConfig
-from agent.daemon.resources import manager
+from agent.config.governor import ServiceConfig
+from agent.daemon.resources import manager, watch
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.manager import ResourceManager
 from agent.daemon.resources.meter import StreamMeter
 
-PROMISED = StreamReading(min_fps=8.0)
 RTSP = "rtsp://192.0.2.1/yard"
 
 
@@ -31,25 +29,20 @@ class Times:
         return self.now_s
 
 
-@pytest.fixture
-def times(monkeypatch: pytest.MonkeyPatch) -> Times:
-    clock = Times()
-    monkeypatch.setattr(manager, "time", clock)
-    return clock
-
-
 def stream(source: str, **keys: Any) -> Any:
     config = StreamConfig(source=source, model="nanodet", **keys)
     captured = SimpleNamespace(frames=0, decoded=0, undecoded=0, decoding="full")
     metrics = SimpleNamespace(meter=StreamMeter())
     model = SimpleNamespace(manifest=None)
     return SimpleNamespace(
+        name="front",
         config=config,
         captured=captured,
         metrics=metrics,
         model=model,
         status=("running", ""),
         has_sound=False,
+        encodes_clips=False,
         states={},
     )
 
@@ -57,10 +50,6 @@ def stream(source: str, **keys: Any) -> Any:
 def resources(**streams: Any) -> ResourceManager:
     runtime: Any = SimpleNamespace(config=Config(), streams=streams)
     return ResourceManager(runtime, BoardLoad())
-
-
-def decided(unmet: dict[str, str] | None = None, broken: frozenset[str] = frozenset()) -> Decision:
-    return Decision({}, 0.0, (), {}, unmet or {}, broken)
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -92,42 +81,41 @@ def test_streams_that_share_a_camera_can_have_less_decoded_if_all_of_them_can() 
     assert not resources(**shared)._read_streams()["one"].has_decoding, "what it wants is not known yet"
 
 
-def test_a_broken_promise_is_told_once_until_it_is_kept(times: Times, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    watched, streams = resources(), {"front": PROMISED}
-    for second in range(30):
-        times.now_s += 1.0
-        can_be_helped = second % 4 == 3
-        watched._tell(decided({} if can_be_helped else {"front": "infers 5 of 8"}, frozenset({"front"})), streams)
-        assert watched._unmet["front"].why == "infers 5 of 8"
-    for _ in range(15):
-        times.now_s += 1.0
-        watched._tell(decided(), streams)
-    assert said(caplog) == [
-        "stream front: infers 5 of 8, and nothing is left that could give way",
-        "stream front: as promised again, after 29 s",
-    ]
+def test_a_camera_that_gives_less_than_is_promised_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Times()
+    monkeypatch.setattr(watch, "time", clock)
+    front = stream(RTSP, service=ServiceConfig(min_fps=10.0))
+    resource, rates = resources(front=front), []
+    for second in range(120):
+        clock.now_s += 1.0
+        front.captured.frames += 9 if second < 60 else 10
+        rates.append(resource._read_streams()["front"].fps)
+    assert (rates[59], rates[-1]) == (9.0, 10.0)
+    assert said(caplog) == ["stream front: promised 10 pictures per second, of 9 that its source gives"]
 
 
-def test_a_promise_that_is_taken_back_is_not_told_as_kept(times: Times, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    for without in ({"front": StreamReading()}, {}):
-        watched = resources()
-        watched._tell(decided({"front": "infers 5 of 8"}, frozenset({"front"})), {"front": PROMISED})
-        watched._tell(decided(), without)
-        assert watched._unmet == {}
-    watched = resources()
-    watched._tell(decided({"front": "infers 5 of 8"}, frozenset({"front"})), {"front": PROMISED})
-    watched._runtime.config = Config(governor=GovernorConfig(enabled=False))
-    watched._tell(decided(), {"front": PROMISED})
-    assert watched._unmet == {}
-    assert not any("again" in text for text in said(caplog))
+@pytest.mark.parametrize(
+    ("board", "told"),
+    [
+        (
+            BoardReading(idle=0.0, others=0.9),
+            "meanwhile other programs used 90% of the processors, the daemon 10%",
+        ),
+        (
+            BoardReading(idle=0.9, others=0.1),
+            "meanwhile other programs used 10% of the processors, and 90% were idle: the daemon was stopped, or "
+            "waited for the disk or memory",
+        ),
+    ],
+)
+def test_a_decision_that_comes_late_says_how_the_processors_were_used(board: BoardReading, told: str) -> None:
+    assert manager._meanwhile(board) == told
 
 
-def test_the_board_is_told_to_be_within_its_limits_again(times: Times, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO")
-    watched = resources()
-    watched._tell(decided({"": "the board is at 90 °C"}, frozenset({""})), {})
-    times.now_s += 20.0
-    watched._tell(decided(), {})
-    assert said(caplog)[-1] == "the board: within its limits again, after 0 s"
+def test_clips_of_copied_packets_cannot_be_reduced() -> None:
+    copied, encoded = stream(RTSP), stream("v4l2:/dev/video0")
+    encoded.encodes_clips = True
+    found = resources(copied=copied, encoded=encoded)._read_streams()
+    assert [name for name, one in found.items() if one.has_clips] == ["encoded"]

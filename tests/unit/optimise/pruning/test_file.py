@@ -20,7 +20,14 @@ from agent.models.library import open_manifest
 from agent.optimise.data import read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.pruning.connections import anneal_settings, draw_curves
-from agent.optimise.pruning.file import PruningState, _check_same, _remarks, pixels, prune_model, settings_of
+from agent.optimise.pruning.file import (
+    PruningState,
+    _remarks,
+    check_same_outputs,
+    pixels,
+    prune_model,
+    settings_of,
+)
 from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
@@ -144,18 +151,18 @@ def test_a_module_that_prefers_the_class_of_the_first_examples_is_refused(
     with torch.no_grad():
         other[-1].bias[0] += 1000
     with pytest.raises(ModelError, match="another class than the module"):
-        _check_same(other, model, found, PREPARATION)
+        check_same_outputs(other, model, found)
 
 
 def test_a_module_with_other_outputs_is_refused(model: Model, trained: Any, data: Path) -> None:
     found, other = read_examples(data, model), module_of(trained)
-    _check_same(other, model, found, PREPARATION)
-    _check_same(torch.nn.Sequential(other, torch.nn.Softmax(1)), model, found, PREPARATION)
+    check_same_outputs(other, model, found)
+    check_same_outputs(torch.nn.Sequential(other, torch.nn.Softmax(1)), model, found)
     with torch.no_grad():
         other[-1].weight *= 2
         other[-1].bias *= 2
     with pytest.raises(ModelError, match="differs from the module"):
-        _check_same(other, model, found, PREPARATION)
+        check_same_outputs(other, model, found)
 
 
 def test_a_mean_for_each_channel_that_the_manifest_has_as_one_is_the_same(
@@ -165,7 +172,7 @@ def test_a_mean_for_each_channel_that_the_manifest_has_as_one_is_the_same(
     stated = replace(PREPARATION, mean=(124.0, 130.0, 130.0), std=(65.0, 64.0, 63.0))
     content = of_module(module, (8, 8, 3), stated).emit(module)
     assert content != model.content
-    _check_same(module, replace(model, content=content), found, PREPARATION)
+    check_same_outputs(module, replace(model, content=content), found)
 
 
 def test_a_loss_and_a_file_that_is_no_better_are_remarked() -> None:

@@ -126,6 +126,18 @@ def test_another_recipe_is_refused_by_the_name_of_what_differs(tmp_path: Path) -
         shared(tmp_path).join({"[search] rungs": "[1, 9]"}, {})
 
 
+def test_of_two_workers_that_begin_a_study_at_the_same_instant_one_has_no_trials_in_it(tmp_path: Path) -> None:
+    first, second = shared(tmp_path), shared(tmp_path)
+    first.join({"[search] rungs": "[1, 3]"}, {})
+    trial = first.claim(None)
+    assert trial is not None
+    study: Any = second._study
+    study.set_user_attr("identity", {"[search] rungs": "[1, 9]"})  # as if it had found none either
+    with pytest.raises(ConfigError, match=r"rungs was \[1, 9\], and is \[1, 3\] here"):
+        trial.complete([0.5, 1.0])
+    assert first.trials() == []
+
+
 def test_a_line_that_a_full_disk_left_unfinished_is_cut_off(tmp_path: Path) -> None:
     assert shared(tmp_path).claim(None) is not None
     with (tmp_path / JOURNAL).open("ab") as journal:

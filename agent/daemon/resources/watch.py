@@ -1,0 +1,174 @@
+"""Follows what a stream's promise, camera and inferences are, for the governor's readings."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from statistics import median
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from agent.compute.governor.readings import StreamReading, VariantCost
+from agent.compute.manifest import AUTO
+from agent.config.source_uri import parse
+from agent.daemon.resources.meter import Window, joined
+
+if TYPE_CHECKING:
+    from agent.daemon.streams.stream import Stream
+
+log = logging.getLogger(__name__)
+RUNNING = ("running", "degraded")
+"""Statuses of a stream that infers."""
+_OVER = ("ended", "failed", "disabled")
+_WINDOW_S = 1.0
+"""Open time from which on a rate of inferences is taken, s."""
+_WINDOWS, _LATELY, _OPEN_WINDOWS, _RATES = 2, 10, 30, 60
+"""Windows over which the newest rates and those of lately are taken; over which the share of open gates is the
+greatest; over which the rate of the source is the upper quartile."""
+_NEWEST = 0.2
+"""Weight of the newest window in the cost of an inference."""
+_NEARLY = 0.95
+"""Share of the promised rate below which a camera that gives no more is told."""
+_ALL = (VariantCost(),)
+
+
+class StreamWatch:
+    """Follows one stream, and makes its readings. For the manager's thread."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._windows: deque[Window] = deque(maxlen=_LATELY)
+        self._open: deque[float] = deque(maxlen=_OPEN_WINDOWS)
+        self._captured = 0
+        self._captured_at: float | None = None
+        self._rates: deque[float] = deque(maxlen=_RATES)
+        self._cost_ms: float | None = None
+        self._least_ms: deque[float] = deque(maxlen=_OPEN_WINDOWS)
+        self._too_slow_for = 0.0
+        stream.metrics.meter.take()
+
+    def read(self, variant: str) -> StreamReading | None:
+        """Return the stream's newest reading, `variant` being what it may use; None: it does not run."""
+        stream = self.stream
+        if stream.status[0] not in RUNNING or stream.model is None or stream.has_sound:
+            return None
+        window = stream.metrics.meter.take()
+        self._windows.append(window)
+        if seen_s := window.open_s + window.closed_s:
+            self._open.append(window.open_s / seen_s)
+        variants = self._variants()
+        self._update_fps()
+        self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
+        now, lately = joined(list(self._windows)[-_WINDOWS:]), joined(self._windows)
+        service = stream.config.service
+        latencies = sorted(now.latencies_ms)
+        return StreamReading(
+            priority=service.priority,
+            min_fps=service.min_fps,
+            max_latency_ms=service.max_latency_ms,
+            fps_now=self._fps_of(_WINDOWS),
+            fps=self._fps,
+            open_share=max(self._open, default=0.0),
+            inferred_fps=now.inferred / now.open_s if now.open_s >= _WINDOW_S else None,
+            inferred_lately=lately.inferred / lately.open_s if self._is_long(lately) else None,
+            fps_lately=self._fps_of(_LATELY),
+            latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
+            cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
+            least_ms=min(self._least_ms, default=0.0) * variants[-1].cost,
+            handled_fps=now.inputs / seen_s if (seen_s := now.open_s + now.closed_s) else 0.0,
+            variants=variants,
+            has_samples=stream.config.publish.detections,
+            has_snapshots=stream.config.publish.snapshot,
+            has_clips=stream.encodes_clips,
+            has_decoding=self._decodes_as_needed and not service.min_fps,
+        )
+
+    def _is_long(self, window: Window) -> bool:
+        return len(self._windows) == _LATELY and window.open_s >= 0.5 * _LATELY * _WINDOW_S
+
+    @property
+    def _fps(self) -> float:
+        """Pictures per second that the source gives when nothing disturbs it."""
+        return sorted(self._rates)[3 * len(self._rates) // 4] if self._rates else 0.0
+
+    def _fps_of(self, windows: int) -> float:
+        newest = list(self._rates)[-windows:]
+        return sum(newest) / len(newest) if newest else 0.0
+
+    @property
+    def _gives_way(self) -> bool:
+        """False for a stream that must infer every picture: of parts, or of a replay that waits."""
+        return self.stream.config.inspection is None and not parse(self.stream.config.source).lossless
+
+    @property
+    def _decodes_as_needed(self) -> bool:
+        """True for a camera on the network whose decoding is left to the stream, if that need not infer all."""
+        config = self.stream.config
+        is_free = config.capture.decode in ("auto", "saving")
+        return self._gives_way and is_free and parse(config.source).on_network
+
+    @property
+    def camera(self) -> object:
+        """Value that is equal for streams that share a camera; None: this stream has none now."""
+        config, captured = self.stream.config, self.stream.captured
+        has_none = captured is None or self.stream.status[0] in _OVER
+        if has_none or self.stream.has_sound or parse(config.source).lossless:
+            return None
+        return config.source, replace(config.capture, max_fps=0.0)
+
+    def _update_fps(self) -> None:
+        """Follow the rate of the source over a minute: under load its reader, too, comes too late."""
+        captured = self.stream.captured
+        now_s, frames = time.monotonic(), captured.frames if captured is not None else 0
+        if captured is not None and captured.undecoded:
+            frames = captured.decoded + captured.undecoded  # what is left encoded comes when it is wanted
+        if self._captured_at is not None and now_s > self._captured_at:
+            rate, most = (
+                (frames - self._captured) / (now_s - self._captured_at),
+                self.stream.config.capture.max_fps,
+            )
+            self._rates.append(max(0.0, min(rate, most) if most else rate))
+        self._captured, self._captured_at = frames, now_s
+        self._tell_slow_camera()
+
+    def _tell_slow_camera(self) -> None:
+        """Log once that the source gives less than is promised: then no more can be kept than it gives."""
+        promised = self.stream.config.service.min_fps
+        if len(self._rates) < _OPEN_WINDOWS or not promised:
+            return
+        if self._fps >= _NEARLY * promised:
+            self._too_slow_for = 0.0
+        elif self._too_slow_for != promised:
+            self._too_slow_for = promised
+            log.warning(
+                "stream %s: promised %g pictures per second, of %.3g that its source gives",
+                self.stream.name,
+                promised,
+                self._fps,
+            )
+
+    def _update_cost(self, window: Window, relative: float) -> None:
+        """Follow the processor time of an inference of the largest variant. All threads take about as much."""
+        if window.least_ms is not None:
+            self._least_ms.append(window.least_ms / max(0.01, relative))
+        if not window.costs_ms:
+            return
+        threads = self.stream.config.threads or 1
+        now = median(window.costs_ms) * threads / max(0.01, relative)
+        self._cost_ms = now if self._cost_ms is None else self._cost_ms + _NEWEST * (now - self._cost_ms)
+
+    def _variants(self) -> tuple[VariantCost, ...]:
+        """Return the sizes that may be used; the configured one alone if states were taught with it."""
+        stream, model = self.stream, self.stream.model
+        assert model is not None
+        if not stream.config.service.smaller_variants or stream.states:
+            return _ALL
+        chosen = model.manifest.variant("" if stream.config.variant == AUTO else stream.config.variant)
+        if chosen.after or not chosen.multiply_adds:
+            return _ALL
+        most, others = chosen.multiply_adds, model.manifest.variants
+        smaller = [one for one in others if 0 < one.multiply_adds < most and not one.after]
+        smaller.sort(key=lambda one: -one.multiply_adds)
+        return (_ALL[0], *(VariantCost(one.name, one.multiply_adds / most) for one in smaller))
