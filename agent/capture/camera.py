@@ -154,11 +154,13 @@ class Camera:
     def release(self, image: Pixels) -> None:
         """Give a picture back that was delivered to a consumer, once for each."""
         with self._lock:
-            held = self._held.get(id(image)) or _Held(Picture(image), 1, self._pool, False)
-            if held.holders > 1:
+            held = self._held.pop(id(image), None)
+            if held is not None and held.holders > 1:
                 self._held[id(image)] = held._replace(holders=held.holders - 1)
                 return
-            self._held.pop(id(image), None)
+        if held is None:
+            _give(self._pool, image, wiped=False)
+            return
         _give(held.home, image, wiped=held.wiped)
         if held.picture.unmasked is not None:
             _give(self._pool, held.picture.unmasked, wiped=True)

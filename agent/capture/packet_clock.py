@@ -73,10 +73,12 @@ class MediaClock:
         if pts_ns is None:
             return arrived_ns - length_ns
         own_ns = clock.captured_ns(pts_ns + length_ns, arrived_ns) - length_ns - pts_ns
-        if len(self._clocks) == 1:
-            return pts_ns + own_ns
-        offsets = (one.offset_ns(arrived_ns) for one in self._clocks.values())
-        return pts_ns + min(one for one in offsets if one is not None and abs(one - own_ns) <= _APART_NS)
+        least_ns = own_ns
+        for other in self._clocks.values():
+            offset_ns = own_ns if other is clock else other.offset_ns(arrived_ns)
+            if offset_ns is not None and offset_ns < least_ns and own_ns - offset_ns <= _APART_NS:
+                least_ns = offset_ns
+        return pts_ns + least_ns
 
 
 _WEIGHT = 0.05
@@ -100,9 +102,9 @@ class ReadPauses:
     then, there are no pauses for a minute.
     """
 
-    def __init__(self, longest_s: float = 0.21, late_s: float = 0.005) -> None:
-        """Read packets up to `longest_s` after they came, and `late_s` after the newest should have come, s."""
-        self._longest_ns, self._late_ns = round(1e9 * longest_s), round(1e9 * late_s)
+    def __init__(self, late_s: float = 0.005) -> None:
+        """Read packets `late_s` after the newest of them should have come, s."""
+        self._late_ns = round(1e9 * late_s)
         self._before_ns: int | None = None
         self._apart_ns = 0.0
         self._count = self._pauses = self._piled = self._banned_ns = 0
@@ -121,8 +123,11 @@ class ReadPauses:
             self._pauses, self._piled = 0, 0
             self._banned_ns = read_ns + _BANNED_NS if is_much else 0
 
-    def next_ns(self, now_ns: int) -> int:
-        """Return how long to wait before the next packet is read, ns; 0: it may be there."""
+    def next_ns(self, now_ns: int, longest_ns: int) -> int:
+        """Return how long to wait before the next packet is read, ns; 0: it may be there.
+
+        Packets are read up to about `longest_ns` after they came.
+        """
         apart_ns = round(self._apart_ns)
         if self._before_ns is None or self._pauses >= _PAUSES or now_ns < self._banned_ns or apart_ns < _LEAST_NS:
             return 0
@@ -130,5 +135,5 @@ class ReadPauses:
         if due_ns <= now_ns:
             return 0
         self._pauses += 1
-        due_ns += (max(1, self._longest_ns // apart_ns) - 1) * apart_ns + self._late_ns
-        return min(due_ns - now_ns, self._longest_ns + self._late_ns)
+        due_ns += (max(1, longest_ns // apart_ns) - 1) * apart_ns + self._late_ns
+        return min(due_ns - now_ns, longest_ns + self._late_ns)

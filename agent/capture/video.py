@@ -256,6 +256,9 @@ class _Arrived(NamedTuple):
     times: _Arrival
 
 
+_HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
+"""Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
+`agent.capture.camera_sound` gathers it; and else."""
 _MODES = {mode: mode.name.lower() for mode in DecodeMode}
 
 
@@ -362,7 +365,7 @@ class NetworkStream(Video):
 
     def _receive(self) -> None:
         """Read a packet, and plan what is to be decoded."""
-        if self._policy.mode in (DecodeMode.PACKETS, DecodeMode.KEYFRAMES):
+        if self._hears_only or self._policy.mode in (DecodeMode.PACKETS, DecodeMode.KEYFRAMES):
             self._pause()
         packet = self._read_in_time("picture")
         if not self._is_picture(packet):
@@ -377,9 +380,10 @@ class NetworkStream(Video):
         self._plan(packet)
 
     def _pause(self) -> None:
-        """Wait until several packets are there, unless somebody hears them."""
-        pause_ns = self._pauses.next_ns(self._now_ns())
-        if pause_ns and not (self._listener is not None and self._listener.wants_sound):
+        """Wait until several packets are there; who hears them gets 0.1 s and more at a time anyway."""
+        is_heard = self._listener is not None and self._listener.wants_sound
+        pause_ns = self._pauses.next_ns(self._now_ns(), _HEARD_NS if is_heard else _UNHEARD_NS)
+        if pause_ns:
             time.sleep(pause_ns / 1e9)
 
     @property

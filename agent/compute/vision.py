@@ -335,7 +335,7 @@ class VideoPerception:
             self.answers.update(
                 frame.captured_ns,
                 self._outputs,
-                lambda: self._gate.view(_part(frame.model_image, self._shown))[0],
+                lambda: self._gate.view(self._gate_picture(frame))[0],
             )
         decoded = time.monotonic_ns()
         detections = self._keep(frame, result.detections)
@@ -350,14 +350,19 @@ class VideoPerception:
 
     def _gate_picture(self, frame: Frame) -> Image | Luma:
         """Return the shown part of a frame: its brightness alone, where that saves converting the picture."""
-        if not self.config.gate.motion or (luma := frame.luma) is None:
-            return _part(frame.model_image, self._shown)
-        return luma._replace(pixels=_part(luma.pixels, self._shown))
+        luma = self._luma(frame) if self.config.gate.motion else None
+        return _part(frame.model_image, self._shown) if luma is None else luma
+
+    def _luma(self, frame: Frame) -> Luma | None:
+        """Return the brightness of the shown part of a frame; None: it has none, or hides something."""
+        luma = frame.luma
+        return None if luma is None else luma._replace(pixels=_part(luma.pixels, self._shown))
 
     def _view(self, frame: Frame) -> tuple[Image, Image]:
         """Return the frame in two small sizes, with its masks: what is learned of it is stored."""
         if frame.unmasked is None:
-            return self._gate.view(_part(frame.image, self._shown))
+            luma = self._luma(frame)
+            return self._gate.view(_part(frame.image, self._shown) if luma is None else luma)
         if self._masked is None:
             self._masked = MotionGate(GateConfig(motion=False))
         return self._masked.view(_part(frame.image, self._shown))

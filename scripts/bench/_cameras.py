@@ -28,7 +28,8 @@ FPS = 15
 SIZE = (1920, 1080)
 _DRAWN = (960, 540)
 _GOP_S, _STILL_S = 2, 8
-"""From one key frame to the next, and the most of a still place that is encoded, s."""
+"""From one key frame to the next, and the most of a still place that is encoded, s: of one that is shown for a
+short time, a quarter."""
 _NOISE = 2.0
 _ROOM = 64
 _MODEL = "nanodet"
@@ -111,7 +112,8 @@ def encoded(scene: Scene, clip: Path) -> list[Unit]:
     Pictures without people are encoded once, and repeated in any order: they differ by nothing but noise.
     """
     random, street = np.random.default_rng(scene.seed), Street(clip, _MODEL, _DRAWN)
-    still = _gops(_encoded(_pictures(street, [], min(_STILL_S, scene.still_s), random)))
+    still_s = min(_STILL_S, max(1, scene.still_s // (4 * _GOP_S)) * _GOP_S)
+    still = _gops(_encoded(_pictures(street, [], still_s, random)))
     units: list[Unit] = []
     for number, visit_s in enumerate(scene.visits_s):
         walker, y = int(random.integers(len(street.walkers))), float(random.uniform(0.7, 0.95))

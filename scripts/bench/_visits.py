@@ -149,8 +149,8 @@ def _walkers(pictures: Sequence[Image], empty: Image) -> list[Walker]:
 
 
 def _cover(picture: Image, empty: Image) -> NDArray[np.uint8]:
-    differs = cv2.absdiff(cv2.blur(picture, (3, 3)), cv2.blur(empty, (3, 3))).max(axis=2)
-    mask = (differs > _DIFFERS).astype(np.uint8)
+    blue, green, red = cv2.split(cv2.absdiff(cv2.blur(picture, (3, 3)), cv2.blur(empty, (3, 3))))
+    mask = (cv2.max(cv2.max(blue, green), red) > _DIFFERS).astype(np.uint8)  # numpy takes 40 times as long
     return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((7, 7), np.uint8)), np.uint8)
 
 

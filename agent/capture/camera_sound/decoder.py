@@ -66,6 +66,8 @@ class SoundDecoder:
             parts = [self._samples(frame) for frame in self._context.decode(made)]
         except _ERRORS:  # whole packets may follow
             parts = []
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else np.empty(0, np.int16)
 
     def _samples(self, frame: AudioFrame) -> Samples:
@@ -80,6 +82,8 @@ class SoundDecoder:
 
 def samples_of(frame: AudioFrame) -> Samples:
     """Return a decoded frame as N int16, the mean of all channels."""
+    if frame.format.name in ("s16", "s16p") and frame.layout.nb_channels == 1:  # as of G.711: nothing to convert
+        return np.frombuffer(memoryview(frame.planes[0]), np.int16)[: frame.samples]
     values: Any = frame.to_ndarray()
     if not frame.format.is_planar:
         values = values.reshape(-1, frame.layout.nb_channels).T

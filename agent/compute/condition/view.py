@@ -60,7 +60,7 @@ def small(picture: Image) -> Image:
 
 
 def describe(picture: Image, detail: Image) -> Edges:
-    """Describe a picture: `picture` grey and small, `detail` the same with more pixels, [rows, columns, 3]."""
+    """Describe a picture: `picture` grey and small, `detail` the same with more pixels, see `sharpness`."""
     grey = small(picture)
     across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
     squares = across * across
@@ -96,13 +96,16 @@ def sharpness(picture: Image) -> float:
     """Return how much fine detail a picture has against coarse: some 0.2 to 0.6, less than half if out of focus.
 
     It is the ratio of the mean second difference over 2 pixels and the mean difference over 24. NaN: the picture
-    has no contrast, or is too small.
+    has no contrast, or is too small. The picture is its brightness, [rows, columns], or has three channels, of
+    which the second, green, is measured.
     """
+    if picture.ndim == 3:
+        picture = picture[:, :, 1]
     places = min(_ROWS, picture.shape[0] // _JOINED)
     if not places or picture.shape[1] < 3 * _COARSE:
         return float("nan")
     step = picture.shape[0] // places
-    joined = [np.ascontiguousarray(picture[row::step, :, 1][:places], np.int16) for row in range(_JOINED)]
+    joined = [np.ascontiguousarray(picture[row::step][:places], np.int16) for row in range(_JOINED)]
     rows = joined[0] + joined[1] + joined[2]
     coarse = _mean_length(rows[:, _COARSE:] - rows[:, :-_COARSE])
     if coarse < _CONTRAST * _JOINED:

@@ -169,6 +169,8 @@ class BlazeFace:
 
     def __call__(self, outputs: Sequence[Array]) -> list[Detection]:
         rows, scores = self._candidates(outputs)
+        if not scores.size:
+            return []
         chosen = self._end.choose(np.zeros(scores.size, np.intp), scores)
         if chosen is not None:
             rows, scores = rows[chosen], scores[chosen]

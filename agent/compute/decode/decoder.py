@@ -445,9 +445,12 @@ class ScoreFilter:
         if self._threshold is None:
             return np.empty(0, np.intp), np.empty(0, np.float32)
         np.greater_equal(stored, self._threshold, out=self._hits)
-        self._skipped[...] = False
+        if self._skipped.size:
+            self._skipped[...] = False
         np.not_equal(self._words, 0, out=self._nonzero)
         words = self._nonzero.nonzero()[0]
+        if not words.size:  # as of most pictures
+            return words, np.empty(0, np.float32)
         inner = self._octets.take(words, axis=0).reshape(-1).nonzero()[0]
         indices = words.take(inner >> 3) * 8 + (inner & 7)
         passed = stored.reshape(-1).take(indices) if stored.flags.c_contiguous else stored[self._hits]

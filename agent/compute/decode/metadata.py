@@ -13,7 +13,6 @@ import ast
 import io
 import logging
 import math
-import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -43,7 +42,7 @@ _END_OF_ZIP, _TAIL = b"PK\x05\x06", 65_557
 """Signature of the record at the end of a zip archive, and the most bytes from it to the end."""
 _ENTRIES = 1000
 """Most files behind a model."""
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
+_BROKEN_ZIP = (zlib.error, EOFError, NotImplementedError, RuntimeError, OSError)
 
 Triple = tuple[float, float, float]
 
@@ -97,16 +96,14 @@ def _read_description(content: bytes) -> Metadata | None:
     if not 0 < entries_of(content) <= _ENTRIES:
         return None
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            name = next((one for one in _DESCRIPTIONS if one in archive.namelist()), None)
-            if name is None:
-                return None
-            with archive.open(name) as file:
-                text = file.read(_LARGEST + 1)
+        attached = _read_attached(content, _DESCRIPTIONS)
+        if attached is None:
+            return None
+        name, text = attached
         if len(text) > _LARGEST:
             raise ValueError(f"more than {_LARGEST} bytes")
         given = msgspec.json.decode(text) if name.endswith(".json") else ast.literal_eval(text.decode())
-    except (*_BROKEN_ZIP, msgspec.DecodeError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, msgspec.DecodeError, SyntaxError, RecursionError, MemoryError) as error:
         log.warning("the description in the model file cannot be read: %s", error)
         return None
     if not isinstance(given, dict):
@@ -119,6 +116,25 @@ def entries_of(content: bytes) -> int:
     """Return the number of entries that the end of a zip archive states; 0: it is none."""
     at = content.rfind(_END_OF_ZIP, -_TAIL)
     return int.from_bytes(content[at + 10 : at + 12], "little") if at >= 0 else 0
+
+
+def _read_attached(content: bytes, names: Sequence[str]) -> tuple[str, bytes] | None:
+    """Return the first of these files behind the model, cut after `_LARGEST` + 1 bytes; None: there is none.
+
+    Raises:
+        ValueError: the archive is damaged, or of an unknown kind.
+    """
+    import zipfile  # with what it loads it takes 1 MB, and few models have files behind them
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            name = next((one for one in names if one in archive.namelist()), None)
+            if name is None:
+                return None
+            with archive.open(name) as file:
+                return name, file.read(_LARGEST + 1)
+    except (zipfile.BadZipFile, *_BROKEN_ZIP) as error:
+        raise ValueError(str(error)) from error
 
 
 def _names(given: Any) -> tuple[str, ...]:
@@ -173,11 +189,14 @@ def _labels(outputs: Iterable[FlatTable], content: bytes) -> tuple[str, ...]:
     if not names:
         return ()
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive, archive.open(names[0]) as file:
-            text = file.read(_LARGEST + 1)
-    except (KeyError, *_BROKEN_ZIP) as error:
+        attached = _read_attached(content, names[:1])
+    except ValueError as error:
         log.warning("label file %r of the metadata cannot be read: %s", names[0], error)
         return ()
+    if attached is None:
+        log.warning("label file %r of the metadata is not behind the model", names[0])
+        return ()
+    text = attached[1]
     if len(text) > _LARGEST:
         raise ModelError(f"label file {names[0]!r} of the metadata is larger than {_LARGEST} bytes")
     lines = text.decode("utf-8", "replace").rstrip().splitlines()

@@ -129,26 +129,24 @@ class Background:
         self._grey, self._before = self._before, self._grey
         return regions
 
-    def show(self, image: Image) -> None:
-        """Only make the small picture; learn the background if this picture has another size."""
-        if not self.fits(image):
-            self.learn(image)
+    def show(self, picture: Image | Luma) -> None:
+        """Only make the small picture; learn the background if this picture has another size or kind."""
+        if not self.fits(picture):
+            self.learn(picture)
             return
-        self._shrink(image)
+        self._shrink(picture)
         np.copyto(self._before, self._grey)
 
-    def view(self, image: Image) -> tuple[Image, Image]:
-        """Return the newest picture small and grey, and with twice as many columns or more; `image` is itself.
+    def view(self, picture: Image | Luma) -> tuple[Image, Image]:
+        """Return the newest picture small and grey, and with twice as many columns or more; `picture` is itself.
 
-        Both are valid until the next picture.
+        The second one has the channels of the picture, or its brightness alone. Both are valid until the next
+        picture.
         """
-        if len(self._halves) < 2:
-            return self._before, image
-        if len(self._shape) == 3:
-            return self._before, self._halves[-2]
-        halves = self._memory((3,))[:-1]
-        self._halve(image, halves)
-        return self._before, halves[-1]
+        detail = self._halves[-2] if len(self._halves) > 1 else _pixels(picture)
+        if isinstance(picture, Luma) and not picture.full_range:
+            detail = np.asarray(cv2.LUT(detail, _EXPANDED), np.uint8)
+        return self._before, detail
 
     def _shrink(self, picture: Image | Luma) -> None:
         small = self._halve(_pixels(picture), self._halves)
@@ -375,11 +373,11 @@ class MotionGate:
                 self._whole_ns = now_ns
         return decision
 
-    def view(self, image: Image) -> tuple[Image, Image]:
+    def view(self, picture: Image | Luma) -> tuple[Image, Image]:
         """Return the picture that was evaluated last in two sizes, see `Background.view`."""
         if not self._config.motion:
-            self._background.show(image)
-        return self._background.view(image)
+            self._background.show(picture)
+        return self._background.view(picture)
 
     def _moving(self, picture: Image | Luma, now_ns: int, watching: bool) -> tuple[Box, ...] | None:
         """Return the moving regions; None for the first picture of its size."""

@@ -88,6 +88,7 @@ class ImageInput:
         self._table = _table(spec, manifest)
         self._convert = None if _is_identity(self._table) else _conversion(self._table)
         self._scratch: Image = np.full((self.height, self.width, 3), _PADDING, np.uint8)
+        self._inner = 0, 0, self.width, self.height
         self._shrink, self._shrink_planes = Shrink(), PlaneShrink()
 
     def fill(self, tensor: Array, image: Image | Planes, order: ChannelOrder, crop: Box = WHOLE) -> Placement:
@@ -119,8 +120,10 @@ class ImageInput:
         ratio = min(self.width / width, self.height / height)
         inner_w, inner_h = max(1, round(width * ratio)), max(1, round(height * ratio))
         x, y = (self.width - inner_w) // 2, (self.height - inner_h) // 2
-        canvas[:y] = canvas[y + inner_h :] = _PADDING
-        canvas[:, :x] = canvas[:, x + inner_w :] = _PADDING
+        if canvas is not self._scratch or (x, y, inner_w, inner_h) != self._inner:
+            self._inner = x, y, inner_w, inner_h
+            canvas[:y] = canvas[y + inner_h :] = _PADDING
+            canvas[:, :x] = canvas[:, x + inner_w :] = _PADDING
         self._shrink_into(part, canvas[y : y + inner_h, x : x + inner_w])
         return Placement(
             placement.x - placement.width * x / inner_w,
@@ -151,6 +154,8 @@ class Shrink:
     def __init__(self) -> None:
         self._memory = np.empty(0, np.uint8)
         self._halves: dict[tuple[int, ...], Image] = {}
+        self._form: tuple[int, ...] = ()
+        self._formed: list[Image] = []
 
     def __call__(self, picture: Image, target: Array) -> None:
         """Resize a picture, H×W×3 uint8, into `target`, h×w×3 uint8, any view."""
@@ -179,6 +184,12 @@ class Shrink:
         return half
 
     def _levels(self, rows: int, columns: int, height: int, width: int) -> list[Image]:
+        """Return the pictures between, in memory that all sizes share."""
+        if (form := (rows, columns, height, width)) != self._form:
+            self._formed, self._form = self._make_levels(*form), form
+        return self._formed
+
+    def _make_levels(self, rows: int, columns: int, height: int, width: int) -> list[Image]:
         shapes = []
         while rows > 1 or columns > 1:
             shapes.append((rows * height, columns * width, 3))

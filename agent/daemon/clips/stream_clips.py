@@ -39,6 +39,10 @@ _WAKE_BYTES = 1024 * 1024
 """Bytes after which the recorder is woken; slower streams are served by its own polling."""
 
 
+_SOUND_NS = 250_000_000
+"""Sound that is encoded at a time, ns: what is done packet by packet finds the processor's caches cold."""
+
+
 class _PacketInput:
     """Puts the packets of a camera into a ring, with sound that browsers play. For the thread that reads it.
 
@@ -54,6 +58,7 @@ class _PacketInput:
         self._video: MediaTrack | None = None
         self._sound: MediaTrack | None = None
         self._transcoder: SoundTranscoder | None = None
+        self._gathered: list[MediaPacket] = []
         self._told: tuple[str, int, int] | None = None
         self.copies = self.waits = self._copies_sound = False
         self.trouble = ""
@@ -64,6 +69,8 @@ class _PacketInput:
         if track.kind == "video":
             if track is not self._video:
                 self._begin_video(track)
+            if packet.keyframe:  # a group of pictures has the sound that came with it
+                self._encode_sound()
             if self.copies:
                 self._ring.add(packet)
             return len(packet.data) if self.copies else 0
@@ -74,9 +81,17 @@ class _PacketInput:
         if self._copies_sound:
             self._ring.add(packet)
         elif self._transcoder is not None:
+            self._gathered.append(packet)
+            if packet.captured_ns - self._gathered[0].captured_ns >= _SOUND_NS:
+                self._encode_sound()
+        return len(packet.data)
+
+    def _encode_sound(self) -> None:
+        gathered, self._gathered = self._gathered, []
+        for packet in gathered:
+            assert self._transcoder is not None
             for made in self._transcoder.transcode(packet):
                 self._ring.add(made)
-        return len(packet.data)
 
     def _begin_video(self, track: MediaTrack) -> None:
         self._video, known = track, bool(track.header) and track.width > 0
@@ -100,7 +115,7 @@ class _PacketInput:
 
     def _begin_sound(self, packet: MediaPacket) -> None:
         track = self._sound = packet.track
-        self._transcoder = None
+        self._transcoder, self._gathered = None, []
         self._copies_sound = bool(track.header) and track.codec in SOUND_CODECS and not _has_adts(packet)
         if not self._copies_sound:
             try:

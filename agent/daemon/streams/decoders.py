@@ -9,7 +9,6 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import msgspec
@@ -106,11 +105,9 @@ def _tell(codec: str, chosen: str, trials: tuple[DecoderTrial, ...]) -> None:
 
 def _about(codec: str) -> str:
     """Return the digest of everything that a measurement depends on."""
+    import av  # loaded by whoever asks for a decoder; the package's metadata would take 2 MB more
+
     board = read_board()
     nodes = sorted(str(path) for kind in DECODERS.values() for path in Path("/dev").glob(kind.nodes))
-    try:
-        library = version("av")
-    except PackageNotFoundError:
-        library = ""
-    parts = (codec, board.model, board.cpu, board.kernel, __version__, library, *nodes)
+    parts = (codec, board.model, board.cpu, board.kernel, __version__, av.__version__, *nodes)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

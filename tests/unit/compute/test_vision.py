@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from agent.compute.condition.camera import CameraCondition
 from agent.compute.infer.image_input import Placement
 from agent.compute.vision import VideoPerception, _placed
 from agent.config import CascadeConfig, DecodeConfig, GateConfig, StreamConfig, TrackConfig
+from agent.config.condition import ConditionConfig
 from agent.config.governor import ServiceConfig
 from agent.errors import ModelError
 from agent.models.library import open_model
@@ -240,16 +242,20 @@ class Unconverted:
 
 
 def used(folder: Path, crop: Box, *, has_planes: bool) -> list[tuple[bool, bool]]:
-    """By picture whether it was inferred, and whether it was converted; nothing moves before the tenth."""
+    """By picture whether it was inferred, and whether it was converted; nothing moves before the tenth.
+
+    The watch on the camera's condition examines each of them.
+    """
     model = person_model(folder, score=0.1)
-    config = StreamConfig("test:", str(model), gate=GateConfig(hold_s=0.0), crop=crop)
+    config = StreamConfig("test:", str(model), gate=GateConfig(hold_s=0.0, max_idle_s=60.0), crop=crop)
     vision = VideoPerception("front", config, open_model(config.model))
+    vision.camera = CameraCondition(ConditionConfig())
     found = []
     for number in range(10):
         image = np.full((120, 160, 3), 90, np.uint8)
         image[50:90, 70 : 70 + 25 * (number == 9)] = 220
         picture = Unconverted(image, has_planes=has_planes)
-        at_ns = 10**9 + number * 10**8
+        at_ns = 10**9 + number * 4 * 10**9
         result = vision.process(Frame(picture, "front", number, at_ns, datetime.now(UTC)))
         found.append((result.detections is not None, picture.conversions > 0))
     vision.close()

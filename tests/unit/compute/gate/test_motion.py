@@ -352,12 +352,15 @@ def test_a_picture_in_colours_after_its_brightness_is_learned_anew() -> None:
     assert gate.evaluate(picture, 2 * FRAME_NS, watching=False).reason == "first"
 
 
-def test_a_view_has_its_colours_also_where_the_gate_saw_brightness_alone() -> None:
-    picture = cv2.resize(noisy(scene(), 2.0, 0), (4 * WIDTH, 4 * HEIGHT)).astype(np.uint8)
+@pytest.mark.parametrize("full_range", [True, False])
+def test_a_view_of_brightness_alone_is_that_of_a_grey_picture(full_range: bool) -> None:
+    shown = cv2.cvtColor(cv2.resize(noisy(scene(), 2.0, 0), (4 * WIDTH, 4 * HEIGHT)), cv2.COLOR_BGR2GRAY)
+    luma = shown if full_range else np.rint(shown * (219.0 / 255.0) + 16.0)
     in_colours, in_grey = MotionGate(GateConfig()), MotionGate(GateConfig())
-    in_colours.evaluate(picture, 0, watching=False)
-    grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.uint8)
-    in_grey.evaluate(Luma(grey, full_range=True), 0, watching=False)
-    expected, found = in_colours.view(picture), in_grey.view(picture)
-    np.testing.assert_array_equal(found[1], expected[1])
-    assert np.abs(found[0].astype(int) - expected[0]).max() <= 3
+    picture, brightness = cv2.merge([shown] * 3), Luma(luma.astype(np.uint8), full_range)
+    in_colours.evaluate(picture.astype(np.uint8), 0, watching=False)
+    in_grey.evaluate(brightness, 0, watching=False)
+    small, detail = in_grey.view(brightness)
+    expected_small, expected_detail = in_colours.view(picture.astype(np.uint8))
+    assert np.abs(small.astype(int) - expected_small).max() <= 3
+    assert np.abs(detail.astype(int) - expected_detail[:, :, 1]).max() <= 3
