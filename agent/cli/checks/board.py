@@ -15,16 +15,9 @@ from importlib import metadata
 from pathlib import Path
 
 from agent import __version__
+from agent.board.battery import Battery, read_battery
 from agent.board.identity import Board, has, known_features, read_board
-from agent.board.power import (
-    Battery,
-    PowerModel,
-    PowerReading,
-    firmware_commands,
-    power_model,
-    read_battery,
-    read_power,
-)
+from agent.board.power import PowerModel, PowerReading, firmware_commands, power_model, read_power
 from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
 from agent.board.thermal import (
     THERMAL,
@@ -245,7 +238,7 @@ def check_power(
         yield Finding(HEAT_SECTION, "power", "not measured")
     if battery is not None:
         charge = "charge unknown" if battery.percent is None else f"{battery.percent} %"
-        low = battery.percent is not None and battery.percent <= _LOW_PERCENT and battery.status == "discharging"
+        low = battery.percent is not None and battery.percent <= _LOW_PERCENT and battery.feeds_board
         advice = "charge the battery: the board will go out" if low else ""
         yield Finding(HEAT_SECTION, "battery", f"{charge}, {battery.status}", "warning" if low else "ok", advice)
 

@@ -14,15 +14,7 @@ from agent.board.thermal import (
     read_zones,
     temperature_c,
 )
-from tests.support.boards import pi4, write
-
-
-def zones(root: Path, **celsius: float) -> Path:
-    """Thermal zones by type; `_` stands for `-`."""
-    for number, (name, value) in enumerate(celsius.items()):
-        place = f"sys/class/thermal/thermal_zone{number}"
-        write(root, {f"{place}/type": name.replace("_", "-"), f"{place}/temp": f"{round(value * 1000)}\n"})
-    return root
+from tests.support.boards import pi4, write, zones
 
 
 @pytest.mark.parametrize("wrong", [-273.15, -274.0, 200.0, 1e6, 125.0])

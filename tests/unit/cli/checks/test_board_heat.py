@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from agent.board.power import POWER_MODELS, Battery, PowerReading
+from agent.board.battery import Battery
+from agent.board.power import POWER_MODELS, PowerReading
 from agent.board.proc import Frequency
 from agent.board.thermal import UNDER_VOLTAGE, Brake, Supply, Zone
 from agent.cli.checks.board import check_frequencies, check_heat, check_power, check_supply, heat_findings
@@ -97,10 +98,11 @@ def test_measured_power_is_told_apart_from_what_others_measured() -> None:
 @pytest.mark.parametrize(
     ("battery", "state"),
     [
-        (Battery(80, "discharging"), "ok"),
-        (Battery(10, "discharging"), "warning"),
+        (Battery(80, "discharging", feeds_board=True), "ok"),
+        (Battery(10, "discharging", feeds_board=True), "warning"),
+        (Battery(10, "unknown", feeds_board=True), "warning"),
         (Battery(10, "charging"), "ok"),
-        (Battery(None, "unknown"), "ok"),
+        (Battery(None, "unknown", feeds_board=True), "ok"),
     ],
 )
 def test_a_battery_that_runs_out_is_a_warning(battery: Battery, state: str) -> None:
