@@ -207,7 +207,7 @@ class ProcessorSensor:
         faults = {zone.name: f"reads {zone.temperature_c:g} °C" for zone in zones if not zone.is_plausible}
         right = {zone.name for zone in zones if zone.is_plausible}
         faults = {name: why for name, why in faults.items() if name not in right}
-        faults |= dict.fromkeys(self._known - right - faults.keys(), "is gone")
+        faults |= dict.fromkeys(self._known - right - faults.keys(), "cannot be read")
         for name in sorted(faults.keys() - self._faulty):
             log.warning("thermal zone %s %s: left out", name, faults[name])
         for name in sorted(self._faulty & right):
