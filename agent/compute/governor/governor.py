@@ -7,20 +7,23 @@ What gave way comes back as soon as the processors have the idle time for it. Ev
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Container, Iterator, Mapping
 
 from msgspec.structs import replace
 
 from agent.compute.governor import pace
+from agent.compute.governor.budgets import Budgets
 from agent.compute.governor.decision import Change, Decision
+from agent.compute.governor.power import PowerLimits
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
+from agent.compute.governor.shortage import Shortage
 from agent.compute.governor.state import (
     CLIPS,
-    LEVELS,
+    PROCESSORS,
     RETRY_MAX_S,
     RETRY_S,
     SYNC_S,
+    Domain,
     StreamState,
     described,
     has,
@@ -28,7 +31,6 @@ from agent.compute.governor.state import (
     sync_text,
 )
 from agent.compute.governor.steps import (
-    Step,
     cheaper,
     dearer,
     longest_stride,
@@ -38,16 +40,12 @@ from agent.compute.governor.steps import (
 )
 from agent.compute.governor.trouble import (
     COLD_C,
-    NO_INFERENCE,
     broken_promise,
     disk_trouble,
-    heat_trouble,
     is_far_below,
     is_hopeless,
-    kept_share,
     link_trouble,
     memory_trouble,
-    spare,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
@@ -59,16 +57,13 @@ class Governor:
 
     def __init__(self, config: GovernorConfig) -> None:
         self._config = config
-        self._states: dict[str, StreamState] = {}
+        self._budgets = Budgets()
+        self._power = PowerLimits(self._budgets)
         self._sync = 0
         self._now_s = 0.0
-        self._changed_at: deque[float] = deque(maxlen=pace.CHANGES_PER_MINUTE)
-        self._changes: list[Change] = []
         self._unmet: dict[str, str] = {}
-        self._settled_at = self._heat_at = self._relax_at = self._trouble_s = float("-inf")
-        self._warm_at, self._saves = float("-inf"), False
-        self._slow_since: dict[str, float] = {}
-        self._relax_s, self._was_too_soon = pace.RELAX_S, False
+        self._settled_at = self._returned_at = self._trouble_s = float("-inf")
+        self._short: dict[Domain, Shortage] = {"memory": Shortage(), "disk": Shortage(), "link": Shortage()}
 
     def configure(self, config: GovernorConfig) -> None:
         """Use another configuration from the next decision on."""
@@ -77,43 +72,51 @@ class Governor:
     def decide(self, readings: Readings) -> Decision:
         """Decide what holds from now on. Times of readings must not run backwards."""
         self._now_s = readings.now_s
-        self._changes, self._unmet = [], {}
+        self._unmet = {}
+        self._budgets.begin(readings.now_s, self._config)
         streams = readings.streams
-        for name in self._states.keys() - streams.keys() - readings.known:
-            del self._states[name]
+        for name in self._budgets.states.keys() - streams.keys() - readings.known:
+            del self._budgets.states[name]
         for name, stream in streams.items():
-            self._states.setdefault(name, StreamState())
+            self._budgets.states.setdefault(name, StreamState())
             self._apply_configuration(name, stream)
         if not self._config.enabled:
             self._give_everything()
         else:
             troubled = [
-                self._handle_battery(readings.board, streams),
                 self._handle_heat(readings.board, streams),
+                self._power.handle_battery(readings.board, streams, self._config),
                 self._handle_service(readings.board, streams),
-                self._handle_memory(readings.board, streams),
-                self._handle_disk(readings.disk, streams),
-                self._handle_link(readings.link, streams),
             ]
-            if any(troubled):
-                self._trouble_s = self._now_s
-            if self._now_s - self._trouble_s >= pace.CALM_S:
-                self._bring_back(readings.board, streams)
-        return self._decision(readings.board, streams)
+            self._trouble_s = self._now_s if any(troubled) else self._trouble_s
+            self._handle_memory(readings.board, streams)
+            self._handle_disk(readings.disk, streams)
+            self._handle_link(readings.link, streams)
+            self._raise_inferences(readings.board, streams)
+            self._relax(readings.board, streams)
+        return self._decision(streams)
 
-    def _decision(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> Decision:
-        states = {name: self._states[name] for name in streams}
+    def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
+        is_hot = self._power.handle_heat(
+            board, streams, self._config, now_s=self._now_s, returned_s=self._returned_at
+        )
+        if self._power.unmet:
+            self._unmet[""] = self._power.unmet
+        return is_hot
+
+    def _decision(self, streams: Mapping[str, StreamReading]) -> Decision:
+        states = {name: self._budgets.states[name] for name in streams}
         broken = {
             name: f"{broken_promise(streams[name])}: others give way for it"
             for name, state in states.items()
             if state.broken_s is not None
         }
-        if self._config.enabled and (hot := heat_trouble(board)):
-            broken[""] = hot
+        if self._config.enabled and self._power.trouble:
+            broken[""] = self._power.trouble
         return Decision(
             {name: state.budget(streams[name]) for name, state in states.items()},
             SYNC_S[self._sync],
-            tuple(self._changes),
+            tuple(self._budgets.changes),
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
             broken,
@@ -121,105 +124,21 @@ class Governor:
 
     def _apply_configuration(self, name: str, stream: StreamReading) -> None:
         """Give back what may no longer be reduced, at once."""
-        state = self._states[name]
+        state = self._budgets.states[name]
         before = described(state)
         state.forget_unknown(stream, self._config)
         if (now := described(state)) != before:
-            self._changes.append(Change(name, f"{now}: {pace.CONFIGURED}"))
-            state.why = f"{now}: {state.cause}" if state.is_reduced else ""
+            self._budgets.changes.append(Change(name, f"{now}: {pace.CONFIGURED}"))
 
     def _give_everything(self) -> None:
-        for name, state in self._states.items():
+        for name, state in self._budgets.states.items():
             state.broken_s = None
             if state.is_reduced:
-                self._states[name] = StreamState()
-                self._changes.append(Change(name, "everything again: the governor is off"))
+                self._budgets.states[name] = StreamState()
+                self._budgets.changes.append(Change(name, "everything again: the governor is off"))
         if self._sync:
             self._sync = 0
-            self._changes.append(Change("", f"{sync_text(0)}: the governor is off"))
-
-    def _may_change(self) -> bool:
-        """Return True if a decision of this moment may change something."""
-        at = self._changed_at
-        return len(at) < pace.CHANGES_PER_MINUTE or at[-1] == self._now_s or self._now_s - at[0] >= 60.0
-
-    def _record(self, stream: str, text: str, why: str) -> None:
-        """Keep a change for the decision, and why the stream is reduced: not why it gets more than before."""
-        if not self._changed_at or self._changed_at[-1] != self._now_s:
-            self._changed_at.append(self._now_s)
-        self._changes.append(Change(stream, f"{text}: {why}"))
-        if stream:
-            state = self._states[stream]
-            state.cause = state.cause if why in (pace.ROOM, pace.TRIAL) else why
-            state.why = f"{text}: {state.cause}"
-
-    def _set_step(self, name: str, step: Step, stream: StreamReading, why: str) -> bool:
-        """Run a stream that way; return False if it does already, or not now."""
-        state = self._states[name]
-        variant = "" if step.variant == stream.variants[0].name else step.variant
-        if (state.stride, state.variant) == (step.stride, variant) or not self._may_change():
-            return False
-        state.stride, state.variant = step.stride, variant
-        self._record(name, described(state), why)
-        if not state.is_reduced:
-            state.why = ""
-        return True
-
-    # Battery and heat
-
-    def _handle_battery(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
-        """Let every stream infer as little as it may while the battery is low. Return True while it is."""
-        charge = board.battery_percent
-        limit = self._config.save_below_percent
-        self._saves = charge is not None and charge < limit + (
-            pace.BATTERY_BACK if self._saves and limit else 0.0
-        )
-        if charge is None or not self._saves:
-            return False
-        if "inference" in self._config.order:
-            for name, stream in streams.items():
-                least = self._cheaper(name, stream, 0.0)
-                self._set_step(name, least, stream, f"{charge:.0f} % of the battery are left")
-        return True
-
-    def _handle_heat(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
-        """Reduce the load that leads above the temperature's limit. Return True while it is too high."""
-        if board.celsius is not None:
-            is_warm = board.celsius >= board.limit_c - COLD_C
-            self._warm_at = self._now_s if is_warm else float("-inf")
-        why = heat_trouble(board)
-        if not why:
-            return False
-        if "inference" not in self._config.order:
-            self._unmet[""] = f"{why}: {NO_INFERENCE}"
-            return True
-        if self._now_s - self._heat_at >= pace.HEAT_SETTLE_S:
-            self._heat_at = self._now_s
-            self._shed(kept_share(board), why, streams)
-        if all(self._cheaper(name, one, 0.0) == self._states[name].step(one) for name, one in streams.items()):
-            self._unmet[""] = f"{why}, though every stream has given way"
-        return True
-
-    def _shed(self, kept: float, why: str, streams: Mapping[str, StreamReading]) -> None:
-        """Reduce the load to a share of it: the least important streams first, equal ones by turns."""
-        now = {name: self._states[name].step(stream) for name, stream in streams.items()}
-        wanted = dict(now)
-        excess = sum(step.cost for step in now.values()) * (1.0 - kept)
-        for priority in sorted({stream.priority for stream in streams.values()}):
-            left = {name for name, stream in streams.items() if stream.priority == priority}
-            while left and excess > 0.0:
-                name = max(left, key=lambda one: (wanted[one].cost, one))
-                ladder = steps(streams[name], self._config.max_stride)
-                step = cheaper(ladder, wanted[name], wanted[name].cost)
-                left -= {name} if step == wanted[name] else set()
-                excess -= wanted[name].cost - step.cost
-                wanted[name] = step
-        for name, step in wanted.items():
-            self._set_step(name, step, streams[name], why)
-
-    def _cheaper(self, name: str, stream: StreamReading, at_most: float) -> Step:
-        now = self._states[name].step(stream)
-        return cheaper(steps(stream, self._config.max_stride), now, at_most)
+            self._budgets.changes.append(Change("", f"{sync_text(0)}: the governor is off"))
 
     # What streams are promised
 
@@ -235,7 +154,7 @@ class Governor:
                 self._settled_at = self._now_s
         self._tell_unmet(board, streams, helped)
         return any(
-            self._states[name].broken_s is not None and not is_hopeless(stream)
+            self._budgets.states[name].broken_s is not None and not is_hopeless(stream)
             for name, stream in streams.items()
         )
 
@@ -245,19 +164,28 @@ class Governor:
         """Keep for the decision why nothing gives way for a broken promise: at all, or not yet."""
         for name, what in self._confirmed(streams).items():
             if name not in helped or not self._can_be_helped(name, helped, streams):
-                self._unmet[name] = f"{what}: {who_has_it(name, board, streams, self._config.order, helped)}"
-            elif not self._may_change():
-                wait_s = 60.0 - (self._now_s - self._changed_at[0])
+                self._unmet[name] = f"{what}: {self._who_has_it(name, board, streams, helped)}"
+            elif not self._budgets.may_change():
                 self._unmet[name] = (
-                    f"{what}: others give way for it in {wait_s:.0f} s, since no more than "
+                    f"{what}: others give way for it in {self._budgets.wait_s:.0f} s, since no more than "
                     f"{pace.CHANGES_PER_MINUTE} decisions of a minute change something"
                 )
+
+    def _who_has_it(
+        self,
+        name: str,
+        board: BoardReading,
+        streams: Mapping[str, StreamReading],
+        broken: Container[str],
+    ) -> str:
+        reduced = {one for one in streams if self._budgets.states[one].is_reduced}
+        return who_has_it(name, board, streams, self._config.order, broken, reduced)
 
     def _confirmed(self, streams: Mapping[str, StreamReading]) -> dict[str, str]:
         """Return what is not kept, by stream, of promises that have not been kept for some time."""
         found = {}
         for name, stream in streams.items():
-            state, what = self._states[name], broken_promise(stream)
+            state, what = self._budgets.states[name], broken_promise(stream)
             if not what:
                 state.broken_s = None
                 continue
@@ -271,13 +199,14 @@ class Governor:
         why, far = f"{name} {broken[name]}", is_far_below(streams[name])
         has_given = False
         for giving in self._donors(name, broken, streams):
-            if self._now_s - self._states[giving].came_back_s < RETRY_S:
-                self._postpone(giving)
-            all_of_it = far and streams[giving].priority < streams[name].priority
-            has_given |= self._give_way(giving, streams[giving], why, kept=0.0 if all_of_it else pace.HALF)
-            if not has_given and streams[giving].priority < streams[name].priority:
-                has_given = self._decode_less(giving, streams[name].priority, streams, why)
-            if has_given and not all_of_it:
+            is_lower = streams[giving].priority < streams[name].priority
+            given = self._give_way(giving, streams[giving], why, kept=0.0 if far and is_lower else pace.HALF)
+            if not given and not has_given and is_lower:
+                given = self._decode_less(giving, streams[name].priority, streams, why)
+            if given:
+                self._note_relapse(giving)
+            has_given |= given
+            if has_given and not (far and is_lower):
                 return True
         if has_given and not far:
             return True
@@ -290,20 +219,20 @@ class Governor:
         """
         has_changed = False
         for name, stream in streams.items():
-            now, most = self._states[name].step(stream), longest_stride(stream, self._config.max_stride)
+            now, most = self._budgets.states[name].step(stream), longest_stride(stream, self._config.max_stride)
             if now.stride > most and (name in broken or strides_too_far(stream, now.stride)):
                 why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else pace.SLOWER
-                if self._set_step(name, replace(now, stride=most), stream, why):
+                if self._budgets.set_step(name, replace(now, stride=most), stream, why):
                     has_changed = True
-                    if self._states[name].broken_s is not None:  # until the change can be judged
-                        self._states[name].broken_s = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
+                    if self._budgets.states[name].broken_s is not None:  # until the change can be judged
+                        self._budgets.states[name].broken_s = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
         return has_changed
 
     def _donors(
         self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]
     ) -> Iterator[str]:
         """Yield the streams that may give way for another: lower priorities first, then the dearest ones."""
-        costs = {one: self._states[one].step(stream).cost for one, stream in streams.items()}
+        costs = {one: self._budgets.states[one].step(stream).cost for one, stream in streams.items()}
         for one in sorted(streams, key=lambda other: (streams[other].priority, -costs[other])):
             is_lower = streams[one].priority < streams[name].priority
             is_equal = streams[one].priority == streams[name].priority and one not in broken
@@ -316,11 +245,11 @@ class Governor:
         Of inferences it keeps at most this share of their cost, or as little as it can.
         """
         for giving in self._config.order:
-            if giving == "clips" and stream.has_clips and self._lower(name, "clips", why):
+            if giving == "clips" and stream.has_clips and self._budgets.lower(name, "clips", why, PROCESSORS):
                 return True
             if giving == "inference":
-                at_most = self._states[name].step(stream).cost * kept
-                if self._set_step(name, self._cheaper(name, stream, at_most), stream, why):
+                at_most = self._budgets.states[name].step(stream).cost * kept
+                if self._budgets.set_step(name, self._budgets.cheaper(name, stream, at_most), stream, why):
                     return True
         return False
 
@@ -328,7 +257,7 @@ class Governor:
         """Decode key frames alone, after everything else: what moves is hardly tracked then."""
         if not self._may_decode_less(name, priority, streams):
             return False
-        lowered = [self._lower(one, "decoding", why) for one in sharers(name, streams)]
+        lowered = [self._budgets.lower(one, "decoding", why, PROCESSORS) for one in sharers(name, streams)]
         return any(lowered)
 
     def _may_decode_less(self, name: str, priority: int, streams: Mapping[str, StreamReading]) -> bool:
@@ -341,17 +270,19 @@ class Governor:
         """Use a smaller variant: fewer pictures would break the promise of a rate, and help no latency."""
         if "inference" not in self._config.order:
             return False
-        if self._now_s - self._states[name].came_back_s < RETRY_S:
-            self._postpone(name)
-        return self._set_step(name, smaller_variant(stream, self._states[name].step(stream)), stream, what)
+        smaller = smaller_variant(stream, self._budgets.states[name].step(stream))
+        if not self._budgets.set_step(name, smaller, stream, what):
+            return False
+        self._note_relapse(name)
+        return True
 
     def _can_be_helped(self, name: str, broken: Mapping[str, str], streams: Mapping[str, StreamReading]) -> bool:
         """Return True if something is left that can give way for a stream."""
         stream, infers = streams[name], "inference" in self._config.order
-        if infers and smaller_variant(stream, (now := self._states[name].step(stream))) != now:
+        if infers and smaller_variant(stream, (now := self._budgets.states[name].step(stream))) != now:
             return True
         for one in self._donors(name, broken, streams):
-            state, donor = self._states[one], streams[one]
+            state, donor = self._budgets.states[one], streams[one]
             at = state.step(donor)
             if infers and cheaper(steps(donor, self._config.max_stride), at, 0.0) != at:
                 return True
@@ -361,101 +292,89 @@ class Governor:
                 return True
         return False
 
-    def _postpone(self, name: str) -> None:
-        """Let what came back too early wait longer before it comes back again."""
-        state = self._states[name]
+    def _note_relapse(self, name: str) -> None:
+        """Let what has given way soon after it came back wait longer each time before it comes back again."""
+        state = self._budgets.states[name]
+        if self._now_s - state.came_back_s >= RETRY_S:
+            return
         if self._now_s - state.retry_at > pace.FORGIVEN_S:
             state.retry_s = RETRY_S
         state.retry_at, state.retry_s = self._now_s + state.retry_s, min(RETRY_MAX_S, 2.0 * state.retry_s)
+        state.came_back_s = float("-inf")
 
     # Memory, disk and network
 
-    def _handle_memory(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
-        """Keep fewer pictures for clips while memory is short. Return True while it is."""
+    def _handle_memory(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
+        """Keep fewer pictures for clips while memory is short."""
         why = memory_trouble(board)
-        if self._is_slow("memory", why) and "clips" in self._config.order:
-            self._lower_one("clips", why, streams)
-        return bool(why)
+        if self._short["memory"].needs_more(why, self._now_s) and "clips" in self._config.order:
+            self._lower_one("clips", why, streams, "memory")
 
-    def _handle_disk(self, disk: DiskLoad, streams: Mapping[str, StreamReading]) -> bool:
+    def _handle_disk(self, disk: DiskLoad, streams: Mapping[str, StreamReading]) -> None:
         why = disk_trouble(disk)
-        if not self._is_slow("disk", why):
-            return bool(why)
-        done = "clips" in self._config.order and self._lower_one("clips", why, streams)
-        if not done and self._sync < len(SYNC_S) - 1 and self._may_change():
+        if not self._short["disk"].needs_more(why, self._now_s):
+            return
+        done = "clips" in self._config.order and self._lower_one("clips", why, streams, "disk")
+        if not done and self._sync < len(SYNC_S) - 1 and self._budgets.may_change(pace.FOR_PROMISES):
             self._sync += 1
-            self._record("", sync_text(self._sync), why)
-        return True
+            self._budgets.record("", sync_text(self._sync), why)
 
-    def _handle_link(self, link: LinkLoad, streams: Mapping[str, StreamReading]) -> bool:
+    def _handle_link(self, link: LinkLoad, streams: Mapping[str, StreamReading]) -> None:
         why = link_trouble(link)
-        if not self._is_slow("link", why):
-            return bool(why)
+        if not self._short["link"].needs_more(why, self._now_s):
+            return
         for giving in self._config.order:
-            if giving in ("samples", "snapshots") and self._lower_one(giving, why, streams):
+            if giving in ("samples", "snapshots") and self._lower_one(giving, why, streams, "link"):
                 break
-        return True
 
-    def _is_slow(self, what: str, why: str) -> bool:
-        """Return True if there has been trouble for some time, and the last change has had its effect."""
-        if not why:
-            self._slow_since.pop(what, None)
-            return False
-        if what not in self._slow_since and self._now_s - self._relax_at < pace.TOO_SOON_S:
-            self._relax_s, self._was_too_soon = min(pace.RELAX_MAX_S, 2.0 * self._relax_s), True
-        since = self._slow_since.setdefault(what, self._now_s)
-        if self._now_s - since < pace.CONFIRM_S:
-            return False
-        self._slow_since[what] = self._now_s + pace.SETTLE_S - pace.CONFIRM_S
-        return True
-
-    def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading]) -> bool:
+    def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading], domain: Domain) -> bool:
         """Lower something of the least important stream that can. Return True if one could."""
-        for name in sorted(streams, key=lambda one: (streams[one].priority, self._states[one].levels[giving])):
-            if has(streams[name], giving) and self._lower(name, giving, why):
+        for name in sorted(
+            streams, key=lambda one: (streams[one].priority, self._budgets.states[one].levels[giving])
+        ):
+            if has(streams[name], giving) and self._budgets.lower(name, giving, why, domain):
                 return True
         return False
 
-    def _lower(self, name: str, giving: Giving, why: str) -> bool:
-        state = self._states[name]
-        if state.levels[giving] >= LEVELS[giving] - 1 or not self._may_change():
-            return False
-        state.levels[giving] += 1
-        self._record(name, described(state), why)
-        return True
-
     # Back to everything
 
-    def _bring_back(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
-        """Let streams have more again as far as there is idle time for it."""
-        if self._now_s - self._settled_at >= pace.CALM_S and (spare := self._spare(board)) >= 0.0:
-            waiting = {
-                name: stream
-                for name, stream in streams.items()
-                if self._states[name].infers_less and self._now_s >= self._states[name].retry_at
-            }
-            is_cold = board.celsius is None or board.celsius < board.limit_c - COLD_C
-            raised = self._raise(spare / pace.DEARER, waiting)
-            if not raised and is_cold and self._now_s - self._trouble_s >= pace.TRIAL_S:
-                self._try_one(waiting)
-        if self._now_s - max(self._relax_at, self._trouble_s) >= self._relax_s and self._relax(board, streams):
-            if not self._was_too_soon:
-                self._relax_s = max(pace.RELAX_S, 0.5 * self._relax_s)
-            self._relax_at, self._was_too_soon = self._now_s, False
+    def _raise_inferences(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
+        """Let streams infer more again as far as there is idle time for it."""
+        if not self._has_room() or (free := self._power.spare(board)) < 0.0:
+            return
+        waiting = {
+            name: stream
+            for name, stream in streams.items()
+            if self._budgets.states[name].infers_less and self._now_s >= self._budgets.states[name].retry_at
+        }
+        is_cold = board.celsius is None or board.celsius < board.limit_c - COLD_C
+        raised = self._raise(free / pace.DEARER, waiting)
+        if not raised and is_cold and self._now_s - self._trouble_s >= pace.TRIAL_S:
+            self._try_one(waiting)
+
+    def _has_room(self) -> bool:
+        """Return True if nothing has needed processor time for a while, and the last change could be judged."""
+        return self._now_s - max(self._trouble_s, self._settled_at) >= pace.CALM_S
 
     def _try_one(self, streams: Mapping[str, StreamReading]) -> None:
         """Let the most important stream have a step more although no time is idle: others may give way to it."""
         if streams:
             name = max(streams, key=lambda one: (streams[one].priority, one))
             stream = streams[name]
-            step = dearer(steps(stream, self._config.max_stride), self._states[name].step(stream))
+            step = dearer(steps(stream, self._config.max_stride), self._budgets.states[name].step(stream))
             self._trouble_s = self._now_s
-            if self._set_step(name, step, stream, pace.TRIAL):
-                self._settled_at = self._states[name].came_back_s = self._now_s
+            if self._budgets.set_step(name, step, stream, pace.TRIAL):
+                self._note_return(name)
+
+    def _note_return(self, name: str) -> None:
+        self._settled_at = self._returned_at = self._budgets.states[name].came_back_s = self._now_s
 
     def _raise(self, spare: float, streams: Mapping[str, StreamReading]) -> bool:
-        """Let streams infer more: the most important first, equal ones by turns. Return False if none can."""
-        now = {name: self._states[name].step(stream) for name, stream in streams.items()}
+        """Let streams infer more: the most important first, equal ones by turns. Return False if none can.
+
+        For some time after the supply was weak, a stream gets one step more at a time.
+        """
+        now = {name: self._budgets.states[name].step(stream) for name, stream in streams.items()}
         wanted, left = dict(now), set(streams)
         while left:
             name = min(left, key=lambda one: (-streams[one].priority, wanted[one].cost, one))
@@ -465,42 +384,55 @@ class Governor:
                 continue
             spare -= step.cost - wanted[name].cost
             wanted[name] = step
+            if self._power.is_careful:
+                break
         for name, step in wanted.items():
-            if step != now[name] and self._set_step(name, step, streams[name], pace.ROOM):
-                self._settled_at = self._states[name].came_back_s = self._now_s
+            if step != now[name] and self._budgets.set_step(name, step, streams[name], pace.ROOM):
+                self._note_return(name)
         return wanted != now
 
-    def _spare(self, board: BoardReading) -> float:
-        return spare(board, now_s=self._now_s, warm_s=self._warm_at, heat_s=self._heat_at)
+    def _relax(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
+        """Give back levels that memory, the disk, the network or a promise took, each when that has recovered.
 
-    def _relax(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> bool:
-        """Give back a level of what memory, disk or network took, of the most important stream first.
-
-        What takes processor time comes back when there is some.
-
-        Return False if there is nothing to give back, or not now.
+        The most important stream has them first, and one level of each kind of trouble comes back at a time.
         """
-        if self._sync and self._may_change():
+        if (
+            self._sync
+            and self._short["disk"].is_over(self._now_s)
+            and self._budgets.may_change(pace.FOR_PROMISES_BACK)
+        ):
             self._sync -= 1
-            self._record("", sync_text(self._sync), pace.ROOM)
-            return True
+            self._short["disk"].relaxed(self._now_s)
+            self._budgets.record("", sync_text(self._sync), pace.ROOM)
         for name in sorted(streams, key=lambda one: -streams[one].priority):
-            state = self._states[name]
-            waits = self._now_s < state.retry_at or self._spare(board) <= 0.0
-            left_out = ("decoding",) if waits else ()
-            levels = (
-                one for one in reversed(self._config.order) if state.levels.get(one) and one not in left_out
-            )
-            if (given := next(levels, None)) is not None and self._may_change():
-                self._give_back(name, given, streams)
-                return True
-        return False
+            state = self._budgets.states[name]
+            for giving in reversed(self._config.order):
+                lowered_for = state.lowered_for.get(giving, ())
+                if state.levels.get(giving) and all(
+                    self._is_over(one, giving, state, board) for one in lowered_for
+                ):
+                    self._give_back(name, giving, streams)
+
+    def _is_over(self, domain: Domain, giving: Giving, state: StreamState, board: BoardReading) -> bool:
+        """Return True if a level that was taken because of something may come back."""
+        if domain != PROCESSORS:
+            return self._short[domain].is_over(self._now_s) and self._budgets.may_change(pace.FOR_PROMISES_BACK)
+        comes_first = giving == "decoding" or not state.infers_less
+        waits = self._now_s < state.retry_at or not self._has_room() or not self._budgets.may_change()
+        return comes_first and not waits and self._power.spare(board) > 0.0
 
     def _give_back(self, name: str, given: Giving, streams: Mapping[str, StreamReading]) -> None:
         """Give a level back; all streams of a camera get its pictures together."""
         for one in sharers(name, streams) if given == "decoding" else (name,):
-            state = self._states[one]
-            if state.levels[given]:
-                state.levels[given] -= 1
-                state.came_back_s = self._now_s if given == "decoding" else state.came_back_s
-                self._record(one, described(state), pace.ROOM)
+            state = self._budgets.states[one]
+            if not state.levels[given]:
+                continue
+            state.levels[given] -= 1
+            for domain in state.lowered_for.get(given, ()):
+                if domain == PROCESSORS:
+                    self._note_return(one)
+                else:
+                    self._short[domain].relaxed(self._now_s)
+            if not state.levels[given]:
+                state.lowered_for.pop(given, None)
+            self._budgets.record(one, described(state), pace.ROOM)

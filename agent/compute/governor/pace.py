@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 CHANGES_PER_MINUTE = 6
-"""Decisions in any minute that change something; what one decision changes at once counts once."""
+"""Decisions in any minute that change something; what one decision changes at once counts once. What heat and a
+weak supply need does not count."""
+FOR_PROMISES, FOR_PROMISES_BACK = 3, 2
+"""Of these so many are left for promises when memory, the disk or the network takes something, and when it gives
+it back."""
 CONFIRM_S = 0.9
 """A promise is broken if it was in every window for so long, s."""
 SETTLE_S = 2.5
@@ -29,8 +33,11 @@ TRIAL_S = 120.0
 """Time without trouble after which a stream gets more for a trial although no time is idle, s."""
 
 HEAT_SETTLE_S, HEAT_CALM_S = 20.0, 60.0
-"""Pause between two reductions because of heat, and from one until something comes back, s: a board takes minutes
-to follow."""
+"""Pause between two reductions because of heat or a weak supply, and from one until something comes back, s:
+boards take minutes to follow."""
+WEAK_MAX_S = 1200.0
+"""Longest pause from a weak supply until something comes back, s: it doubles each time that this was too much.
+For so long afterwards, things come back one by one."""
 BLIND_S = 600.0
 """Time for which nothing comes back to a warm board whose temperature cannot be read any more, s."""
 RELAX_S, RELAX_MAX_S, TOO_SOON_S = 10.0, 640.0, 30.0

@@ -25,13 +25,15 @@ class StreamReading(Struct, frozen=True):
         fps_now: pictures per second that it has given in the window.
         open_share: share of them that the gate lets through, 0..1: the most of the last half minute.
         inferred_fps: inferences per second while the gate was open; None: it was closed for most of the window.
-        lasting_fps: the same over the last ten windows; None: it was closed for most of them, or they are fewer.
+        inferred_lately: the same over the last ten windows; None: it was closed for most of them, or too few.
+        fps_lately: pictures per second that its source has given in these.
         latency_ms: 95th percentile of capture to result; None: nothing was inferred.
         cost_ms: processor time of an inference of the largest variant when nothing disturbs it, ms.
         least_ms: shortest time in which the smallest variant can answer here, ms; 0: unknown.
         handled_fps: pictures per second that the stream has handled in the window, inferred or not.
         variants: that may be used, the largest first.
-        has_samples, has_snapshots, has_clips: whether it publishes or records these.
+        has_samples, has_snapshots, has_clips: whether it publishes or encodes these; clips of copied packets
+            cannot be reduced.
         has_decoding: whether less of its camera may be decoded: that is encoded, decoded as needed, and the
             stream is promised no rate; and so for all streams that share the camera.
         camera: what streams that share a camera have in common; empty: it is not shared.
@@ -44,7 +46,8 @@ class StreamReading(Struct, frozen=True):
     fps_now: float = 0.0
     open_share: float = 0.0
     inferred_fps: float | None = None
-    lasting_fps: float | None = None
+    inferred_lately: float | None = None
+    fps_lately: float = 0.0
     latency_ms: float | None = None
     cost_ms: float = 0.0
     least_ms: float = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Literal
 
 from agent.compute.governor.readings import StreamReading
 from agent.compute.governor.steps import Step, cost_of
@@ -21,16 +22,31 @@ SYNC_S = (0.0, 0.5, 2.0)
 time that an event may wait for others to be synced with it, s."""
 _ROUNDING = 0.1
 """Share of a stride by which a measured rate may be too high."""
+Domain = Literal["processors", "memory", "disk", "link"]
+"""What was short when something was taken; it comes back when that is not short any more."""
+PROCESSORS: Domain = "processors"
 LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3, "decoding": 2}
 
 
 class StreamState:
-    """What was decided for one stream."""
+    """What was decided for one stream.
+
+    Attributes:
+        stride, variant: of its inferences, see `StreamBudget`.
+        levels: of what else can be reduced; 0: it is not.
+        lowered_for: what was short when these were.
+        causes: why each, and `inference`, was reduced last.
+        promise: pictures per second and ms that it is promised.
+        broken_s: since when that is not kept; None: it is.
+        came_back_s: when it had something back that takes processor time.
+        retry_s, retry_at: the next pause after something came back too early, and the end of the present one.
+    """
 
     def __init__(self) -> None:
         self.stride, self.variant = 1, ""
         self.levels: dict[Giving, int] = dict.fromkeys(LEVELS, 0)
-        self.why = self.cause = ""
+        self.lowered_for: dict[Giving, set[Domain]] = {}
+        self.causes: dict[Giving, str] = {}
         self.promise = 0.0, 0.0
         self.broken_s: float | None = None
         self.came_back_s, self.retry_s, self.retry_at = float("-inf"), RETRY_S, float("-inf")
@@ -49,6 +65,7 @@ class StreamState:
         for giving in self.levels:
             if giving not in config.order or (giving == "decoding" and not stream.has_decoding):
                 self.levels[giving] = 0
+                self.lowered_for.pop(giving, None)
         if "inference" not in config.order:
             self.stride, self.variant = 1, ""
         self.stride = min(self.stride, config.max_stride)
@@ -62,6 +79,13 @@ class StreamState:
     @property
     def is_reduced(self) -> bool:
         return self.infers_less or any(self.levels.values())
+
+    @property
+    def why(self) -> str:
+        """What is reduced, and why; empty: nothing is."""
+        taken = [one for one, level in self.levels.items() if level] + ["inference"] * self.infers_less
+        causes = dict.fromkeys(self.causes[one] for one in taken if one in self.causes)
+        return f"{described(self)}: {'; '.join(causes)}" if self.is_reduced else ""
 
     def budget(self, stream: StreamReading) -> StreamBudget:
         """Return what the stream may use.

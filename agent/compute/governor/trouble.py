@@ -13,6 +13,8 @@ _AHEAD_S, _NEAR_S = 90.0, 45.0
 """The load is reduced if the limit would be reached within this time, s: by a curve, and by the slope alone."""
 UNLOADED_C = 40.0
 """Temperature of a board without load that is assumed, °C; in a warm place the load is reduced too far."""
+_BY_LOAD_C = 4.0
+"""Part of a temperature that comes from the load at least, °C."""
 COLD_C, _WARM_C = 15.0, 6.0
 """So far below its limit a board is cold, and everything may come back, °C; nearer than the second, the slope of
 the temperature alone is reason enough to reduce the load."""
@@ -40,7 +42,7 @@ def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
     if _lacks_rate(stream):
         most = f", of {stream.fps_now:.3g} that its camera gives" if stream.fps_now < stream.min_fps else ""
-        rates = [rate for rate in (stream.inferred_fps, stream.lasting_fps) if rate is not None]
+        rates = [rate for rate in (stream.inferred_fps, stream.inferred_lately) if rate is not None]
         return f"infers {min(rates):.1f} of {stream.min_fps:g} pictures per second{most}"
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:
         return f"takes {stream.latency_ms:.4g} of {stream.max_latency_ms:g} ms"
@@ -49,11 +51,14 @@ def broken_promise(stream: StreamReading) -> str:
 
 def _lacks_rate(stream: StreamReading) -> bool:
     """Return True if the newest window clearly has too little, or a little too little as those before it."""
-    promised = min(stream.min_fps, 0.9 * stream.fps_now)
-    if stream.inferred_fps is None or stream.inferred_fps >= promised:
+    if stream.inferred_fps is None or stream.inferred_fps >= _NEARLY * min(stream.min_fps, stream.fps_now):
         return False
-    lasts = stream.lasting_fps is not None and stream.lasting_fps < _NEARLY * promised
-    return lasts or stream.inferred_fps < promised - min(_PICTURE, _FEW * promised)
+    if stream.inferred_lately is not None and stream.inferred_lately < _NEARLY * min(
+        stream.min_fps, stream.fps_lately
+    ):
+        return True
+    promised = min(stream.min_fps, 0.9 * stream.fps_now)
+    return stream.inferred_fps < promised - min(_PICTURE, _FEW * promised)
 
 
 def is_hopeless(stream: StreamReading) -> bool:
@@ -75,8 +80,18 @@ def who_has_it(
     streams: Mapping[str, StreamReading],
     order: Container[Giving],
     broken: Container[str],
+    reduced: Container[str],
 ) -> str:
-    """Return who uses what a stream lacks for which nothing can give way; `broken`: all that lack something."""
+    """Return who uses what a stream lacks for which nothing can give way.
+
+    Args:
+        name: of the stream.
+        board: the newest reading.
+        streams: the newest readings.
+        order: what may be reduced.
+        broken: streams that lack something.
+        reduced: streams that have given way.
+    """
     stream = streams[name]
     if board.slowed:
         return board.slowed
@@ -87,11 +102,12 @@ def who_has_it(
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
     rivals = {one: other for one, other in streams.items() if one != name and other.inferred_fps}
-    spared = [one for one, other in rivals.items() if other.priority > stream.priority or not other.cost_ms]
+    lacking = [one for one, other in rivals.items() if other.priority == stream.priority and one in broken]
+    least = [one for one, other in rivals.items() if other.priority <= stream.priority and one in reduced]
+    spared = [one for one in rivals if one not in lacking and one not in least]
     if spared:
         return f"{', '.join(spared)} may not give way for it"
-    lacking = [one for one, other in rivals.items() if other.priority == stream.priority and one in broken]
-    least = [one for one in rivals if one not in lacking]
+    least = [one for one in least if one not in lacking]
     text = f"this board is too slow for it{''.join(f' and {one}' for one in lacking)}"
     return f"{text}, with as little as possible for {', '.join(least)}" if least else text
 
@@ -116,7 +132,8 @@ def kept_share(board: BoardReading) -> float:
     """Return the share of the load that keeps the board a little below its limit."""
     if board.settles_c is None or board.settles_c <= board.limit_c:
         return 0.75
-    kept = (board.limit_c - COOL_C - UNLOADED_C) / max(1.0, board.settles_c - UNLOADED_C)
+    unloaded_c = _unloaded(board)
+    kept = (board.limit_c - COOL_C - unloaded_c) / max(1.0, board.settles_c - unloaded_c)
     return min(_MOST_KEPT, max(_LEAST_KEPT, kept))
 
 
@@ -139,9 +156,15 @@ def spare(board: BoardReading, *, now_s: float, warm_s: float, heat_s: float) ->
     if board.settles_c is None or now_s - heat_s < pace.HEAT_CALM_S:
         return -1.0
     busy = max(0.05, 1.0 - board.idle) * board.cores
-    allowed_c = board.limit_c - COOL_C - UNLOADED_C
-    by_heat = busy * (allowed_c / max(1.0, board.settles_c - UNLOADED_C) - 1.0)
+    unloaded_c = _unloaded(board)
+    allowed_c = board.limit_c - COOL_C - unloaded_c
+    by_heat = busy * (allowed_c / max(1.0, board.settles_c - unloaded_c) - 1.0)
     return max(0.0, min(idle, by_heat)) if by_heat >= 0.0 else -1.0
+
+
+def _unloaded(board: BoardReading) -> float:
+    """Return the temperature without load that is assumed, °C: a little below the present one at most."""
+    return UNLOADED_C if board.celsius is None else min(UNLOADED_C, board.celsius - _BY_LOAD_C)
 
 
 def memory_trouble(board: BoardReading) -> str:

@@ -15,6 +15,8 @@ from agent.compute.governor.readings import StreamReading
 log = logging.getLogger(__name__)
 _KEPT_S = 10.0
 """Time for which a promise must be kept until that is told, s."""
+_WINDOW_S = 1.0
+"""Time for which a promise that is told once was broken at least, s."""
 _AGAIN_S = 60.0
 """Least time between two lines of the log about one promise, s."""
 _FIGURE = re.compile(r"[\d.]+")
@@ -66,8 +68,8 @@ class BrokenPromises:
                 self._broken[name] = replace(broken, why=why, last_s=now_s)
             elif now_s - broken.last_s >= _KEPT_S:
                 del self._broken[name]
-                kept = "as promised again" if name else "within its limits again"
-                log.info("%s%s, after %.0f s", _prefix(name), kept, broken.last_s - broken.since_s)
+                kept = "as promised again" if name else "the board is within its limits again"
+                log.info("%s%s, after %.0f s", _prefix(name), kept, broken.last_s - broken.since_s + _WINDOW_S)
 
     def _forget_replaced(self, name: str, streams: Mapping[str, StreamReading] | None) -> None:
         """Forget what is neither kept nor broken: a stream is lost or off, or promised something else now."""
@@ -109,4 +111,4 @@ def _promised(min_fps: float, max_latency_ms: float) -> str:
 
 
 def _prefix(stream: str) -> str:
-    return f"stream {stream}: " if stream else "the board: "
+    return f"stream {stream}: " if stream else ""

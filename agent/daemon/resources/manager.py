@@ -31,8 +31,8 @@ _LATE_S = 3.0
 """A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
 _NICE = 5
 """Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival."""
-_MUCH, _SOME = 0.25, 0.3
-"""Share of the processors from which on other programs use much; idle share from which on some time was left."""
+_SOME = 0.3
+"""Idle share of the processors from which on there was time that this thread could have had."""
 
 
 class ResourceManager:
@@ -78,7 +78,7 @@ class ResourceManager:
             if (late_s > _LATE_S) is not is_late:
                 is_late = not is_late
                 if is_late:
-                    log.warning("governor: it ran %.1f s late: %s", late_s, _why_late(self._board))
+                    log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self._board))
 
     def _govern(self) -> None:
         runtime = self._runtime
@@ -152,10 +152,9 @@ class ResourceManager:
         self._promises.update(decision, streams if is_governed else None, time.monotonic())
 
 
-def _why_late(board: BoardReading) -> str:
-    """Return what kept this thread from running, from how the processors were used in that time."""
-    if board.others >= _MUCH:
-        return f"other programs used {board.others:.0%} of the processors"
+def _meanwhile(board: BoardReading) -> str:
+    """Return how the processors were used while this thread did not run."""
+    used = f"meanwhile other programs used {board.others:.0%} of the processors"
     if board.idle >= _SOME:
-        return "the daemon was stopped, or waited for the disk or for memory"
-    return "the daemon itself used the processors"
+        return f"{used}, and {board.idle:.0%} were idle: the daemon was stopped, or waited for the disk or memory"
+    return f"{used}, the daemon {max(0.0, 1.0 - board.idle - board.others):.0%}"

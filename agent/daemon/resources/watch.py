@@ -24,9 +24,9 @@ RUNNING = ("running", "degraded")
 _OVER = ("ended", "failed", "disabled")
 _WINDOW_S = 1.0
 """Open time from which on a rate of inferences is taken, s."""
-_WINDOWS, _LASTING, _OPEN_WINDOWS, _RATES = 2, 10, 30, 60
-"""Windows over which the newest and the lasting rate of inferences are taken; over which the share of open gates
-is the greatest; over which the rate of the source is the upper quartile."""
+_WINDOWS, _LATELY, _OPEN_WINDOWS, _RATES = 2, 10, 30, 60
+"""Windows over which the newest rates and those of lately are taken; over which the share of open gates is the
+greatest; over which the rate of the source is the upper quartile."""
 _NEWEST = 0.2
 """Weight of the newest window in the cost of an inference."""
 _NEARLY = 0.95
@@ -39,7 +39,7 @@ class StreamWatch:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self._windows: deque[Window] = deque(maxlen=_LASTING)
+        self._windows: deque[Window] = deque(maxlen=_LATELY)
         self._open: deque[float] = deque(maxlen=_OPEN_WINDOWS)
         self._captured = 0
         self._captured_at: float | None = None
@@ -61,18 +61,19 @@ class StreamWatch:
         variants = self._variants()
         self._update_fps()
         self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
-        now, lasting = joined(list(self._windows)[-_WINDOWS:]), joined(self._windows)
+        now, lately = joined(list(self._windows)[-_WINDOWS:]), joined(self._windows)
         service = stream.config.service
         latencies = sorted(now.latencies_ms)
         return StreamReading(
             priority=service.priority,
             min_fps=service.min_fps,
             max_latency_ms=service.max_latency_ms,
-            fps_now=self._fps_now,
+            fps_now=self._fps_of(_WINDOWS),
             fps=self._fps,
             open_share=max(self._open, default=0.0),
             inferred_fps=now.inferred / now.open_s if now.open_s >= _WINDOW_S else None,
-            lasting_fps=lasting.inferred / lasting.open_s if self._lasts(lasting) else None,
+            inferred_lately=lately.inferred / lately.open_s if self._is_long(lately) else None,
+            fps_lately=self._fps_of(_LATELY),
             latency_ms=latencies[(len(latencies) * 19 - 1) // 20] if latencies else None,
             cost_ms=(self._cost_ms or 0.0) if self._gives_way else 0.0,
             least_ms=min(self._least_ms, default=0.0) * variants[-1].cost,
@@ -80,21 +81,20 @@ class StreamWatch:
             variants=variants,
             has_samples=stream.config.publish.detections,
             has_snapshots=stream.config.publish.snapshot,
-            has_clips=stream.config.clips is not None,
+            has_clips=stream.encodes_clips,
             has_decoding=self._decodes_as_needed and not service.min_fps,
         )
 
-    def _lasts(self, window: Window) -> bool:
-        return len(self._windows) == _LASTING and window.open_s >= 0.5 * _LASTING * _WINDOW_S
+    def _is_long(self, window: Window) -> bool:
+        return len(self._windows) == _LATELY and window.open_s >= 0.5 * _LATELY * _WINDOW_S
 
     @property
     def _fps(self) -> float:
         """Pictures per second that the source gives when nothing disturbs it."""
         return sorted(self._rates)[3 * len(self._rates) // 4] if self._rates else 0.0
 
-    @property
-    def _fps_now(self) -> float:
-        newest = list(self._rates)[-_WINDOWS:]
+    def _fps_of(self, windows: int) -> float:
+        newest = list(self._rates)[-windows:]
         return sum(newest) / len(newest) if newest else 0.0
 
     @property

@@ -167,6 +167,10 @@ class Stream:
         """Use no more than a budget of the governor from the next input on. Any thread may call this."""
         self._budget = budget
 
+    @property
+    def encodes_clips(self) -> bool:
+        return self._clips is not None and self._clips.encodes
+
     def snapshot_now(self) -> str:
         """Publish the next picture as the snapshot, and return when that is if not at once.
 

@@ -38,7 +38,7 @@ def test_a_broken_promise_is_told_once_with_its_newest_figures_until_it_is_kept(
     assert promises.why("front") == ""
     assert said == [
         "stream front: infers 0 of 8: this board is too slow for it",
-        "stream front: as promised again, after 29 s",
+        "stream front: as promised again, after 30 s",
     ]
 
 
@@ -99,7 +99,7 @@ def test_nothing_is_broken_while_nothing_is_governed(said: list[str]) -> None:
     promises.update(decided({"front": SLOW, "": "the board is at 90 °C"}), FRONT, 0.0)
     promises.update(decided(), None, 1.0)
     assert (promises.why("front"), promises.why("")) == ("", "")
-    assert said == [f"stream front: {SLOW}", "the board: the board is at 90 °C"]
+    assert said == [f"stream front: {SLOW}", "the board is at 90 °C"]
 
 
 def test_the_board_is_told_to_be_within_its_limits_again(said: list[str]) -> None:
@@ -107,6 +107,6 @@ def test_the_board_is_told_to_be_within_its_limits_again(said: list[str]) -> Non
     promises.update(decided({"": "the board is at 90 °C"}), {}, 0.0)
     promises.update(decided(), {}, 20.0)
     assert said == [
-        "the board: the board is at 90 °C",
-        "the board: within its limits again, after 0 s",
+        "the board is at 90 °C",
+        "the board is within its limits again, after 1 s",
     ]

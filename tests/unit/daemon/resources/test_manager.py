@@ -42,6 +42,7 @@ def stream(source: str, **keys: Any) -> Any:
         model=model,
         status=("running", ""),
         has_sound=False,
+        encodes_clips=False,
         states={},
     )
 
@@ -96,12 +97,25 @@ def test_a_camera_that_gives_less_than_is_promised_is_told_once(
 
 
 @pytest.mark.parametrize(
-    ("board", "why"),
+    ("board", "told"),
     [
-        (BoardReading(idle=0.0, others=0.9), "other programs used 90% of the processors"),
-        (BoardReading(idle=0.9), "the daemon was stopped, or waited for the disk or for memory"),
-        (BoardReading(idle=0.0), "the daemon itself used the processors"),
+        (
+            BoardReading(idle=0.0, others=0.9),
+            "meanwhile other programs used 90% of the processors, the daemon 10%",
+        ),
+        (
+            BoardReading(idle=0.9, others=0.1),
+            "meanwhile other programs used 10% of the processors, and 90% were idle: the daemon was stopped, or "
+            "waited for the disk or memory",
+        ),
     ],
 )
-def test_a_decision_that_comes_late_says_why(board: BoardReading, why: str) -> None:
-    assert manager._why_late(board) == why
+def test_a_decision_that_comes_late_says_how_the_processors_were_used(board: BoardReading, told: str) -> None:
+    assert manager._meanwhile(board) == told
+
+
+def test_clips_of_copied_packets_cannot_be_reduced() -> None:
+    copied, encoded = stream(RTSP), stream("v4l2:/dev/video0")
+    encoded.encodes_clips = True
+    found = resources(copied=copied, encoded=encoded)._read_streams()
+    assert [name for name, one in found.items() if one.has_clips] == ["encoded"]
