@@ -19,6 +19,7 @@ from agent.board.battery import Battery, read_battery
 from agent.board.identity import Board, has, known_features, read_board
 from agent.board.power import PowerModel, PowerReading, firmware_commands, power_model, read_power
 from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
+from agent.board.sensors import Lane
 from agent.board.thermal import (
     THERMAL,
     UNDER_VOLTAGE,
@@ -156,8 +157,25 @@ _POWER = (
 )
 
 
-def heat_findings(root: Path) -> Iterator[Finding]:
-    """Report heat, processor frequencies and power supply as the kernel gives them."""
+def heat_findings(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
+    """Report heat, processor frequencies and power supply as the kernel gives them.
+
+    Args:
+        root: of the file system.
+        longest_s: time after which a sensor that does not answer is reported instead, s.
+    """
+    lane = Lane("doctor", lambda: list(_heat_findings(root)), every_s=longest_s)
+    lane.start()
+    lane.wait_first(longest_s)
+    lane.stop()
+    found, _ = lane.newest()
+    if found is None:
+        advice = "see `dmesg` for a bus (I²C) or a driver that hangs; the daemon goes on without its sensor"
+        yield Finding(HEAT_SECTION, "sensors", f"one does not answer within {longest_s:g} s", "warning", advice)
+    yield from found or ()
+
+
+def _heat_findings(root: Path) -> Iterator[Finding]:
     answers = defaultdict(str, {command: ask_firmware(command) for command in firmware_commands(root)})
     ask = answers.__getitem__
     yield from check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL))

@@ -26,6 +26,8 @@ _MARGIN_C = 3.0
 """The limit lies so far below the temperature at which the kernel throttles, °C."""
 _WINDOWS = 2
 """Readings over which shares of processors are taken."""
+_QUOTA_S = 10.0
+"""Time between two searches for a quota while there is none, s."""
 
 
 class Ticks(Struct, frozen=True, gc=False):
@@ -57,11 +59,30 @@ def read_ticks(stat: Path = Path("/proc/stat"), only: Collection[int] | None = N
     return Ticks(everything / per_s, (everything - busy) / per_s, time.process_time())
 
 
-def read_usable_ticks(root: Path = Path("/")) -> Ticks:
-    """Read the times of the processors that this process may use, and its quota."""
-    usable = usable_processors()
-    ticks = read_ticks(root / "proc/stat", usable)
-    return Ticks(ticks.total, ticks.idle, ticks.own, usable, read_quota(root), time.monotonic())
+class UsableTicks:
+    """Reads the times of the processors that this process may use, and its quota.
+
+    Without a quota it is looked for every ten seconds: the files of all groups take most of a millisecond.
+    """
+
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        """Read nothing yet.
+
+        Args:
+            root: of the file system.
+            clock: monotonic, s.
+        """
+        self._root, self._clock = root, clock
+        self._quota: Quota | None = None
+        self._due_s = float("-inf")
+
+    def read(self) -> Ticks:
+        """Return the times until now."""
+        now_s, usable = self._clock(), usable_processors()
+        if self._quota is not None or now_s >= self._due_s:
+            self._quota, self._due_s = read_quota(self._root), now_s + _QUOTA_S
+        ticks = read_ticks(self._root / "proc/stat", usable)
+        return Ticks(ticks.total, ticks.idle, ticks.own, usable, self._quota, now_s)
 
 
 class ProcessorShares(Struct, frozen=True, gc=False):
@@ -106,7 +127,7 @@ class BoardLoad:
         self,
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
-        ticks: Callable[[], Ticks] = read_usable_ticks,
+        ticks: Callable[[], Ticks] | None = None,
         cores: int = 0,
         query: Callable[[str], FirmwareQuery] = FirmwareQuery,
         sensors: BoardSensors | None = None,
@@ -116,13 +137,14 @@ class BoardLoad:
         Args:
             root: of the file system with the board's sensors.
             clock: monotonic, s.
-            ticks: see `read_usable_ticks`.
+            ticks: returns the times of the processors until now; None: see `UsableTicks`.
             cores: processors; 0: those that this process may use.
             query: makes the query of a command to the firmware, where no file has its warnings.
             sensors: of the board; None: those below `root`, read whenever this is.
         """
-        self._root, self._clock, self._ticks, self._cores = root, clock, ticks, cores
-        self._known = deque([ticks()], maxlen=_WINDOWS + 1)
+        self._root, self._clock, self._cores = root, clock, cores
+        self._ticks = ticks or UsableTicks().read
+        self._known = deque([self._ticks()], maxlen=_WINDOWS + 1)
         self._heat: dict[str, HeatModel] = {}
         self._firmware_c = firmware_limit_c(root)
         self._sensors = sensors or BoardSensors(root, clock, query)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from agent.board.power import POWER_MODELS, PowerReading
 from agent.board.proc import Frequency
 from agent.board.thermal import UNDER_VOLTAGE, Brake, Supply, Zone
 from agent.cli.checks.board import check_frequencies, check_heat, check_power, check_supply, heat_findings
-from tests.support.boards import pi4
+from tests.support.boards import pi4, write
 
 
 def test_a_board_that_is_well(tmp_path: Path) -> None:
@@ -18,6 +20,22 @@ def test_a_board_that_is_well(tmp_path: Path) -> None:
     assert found["cpu-thermal"].value.startswith("48.7 °C")
     assert found["processor 0 1 2 3"].value == "600 of 1800 MHz, governor ondemand: faster under load only"
     assert found["supply"].state == "ok"
+
+
+def test_a_sensor_that_blocks_is_a_warning(tmp_path: Path) -> None:
+    sensor = pi4(tmp_path) / "sys/class/thermal/thermal_zone0/temp"
+    sensor.unlink()
+    os.mkfifo(sensor)
+    (found,) = heat_findings(tmp_path, longest_s=0.5)
+    assert (found.name, found.state) == ("sensors", "warning")
+    with suppress(OSError):  # let the thread that waits for it end
+        os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_number_that_no_sensor_gives_ends_nothing(tmp_path: Path) -> None:
+    write(pi4(tmp_path), {"sys/class/thermal/thermal_zone0/temp": "9" * 400})
+    found = {one.name: one for one in heat_findings(tmp_path)}
+    assert found["temperature"].value == "not reported by this kernel"
 
 
 def test_a_board_that_does_not_tell_is_no_problem(tmp_path: Path) -> None:

@@ -14,8 +14,15 @@ from agent.board.vcgencmd import FirmwareQuery
 from agent.compute.governor.readings import BoardReading
 from agent.config import Config, ThermalConfig
 from agent.config.governor import GovernorConfig
-from agent.daemon.resources.load import BoardLoad, ProcessorShares, Ticks, processor_shares, read_ticks
-from tests.support.boards import battery
+from agent.daemon.resources.load import (
+    BoardLoad,
+    ProcessorShares,
+    Ticks,
+    UsableTicks,
+    processor_shares,
+    read_ticks,
+)
+from tests.support.boards import battery, write
 
 CONFIG = Config(thermal=ThermalConfig(warn_c=85.0))
 
@@ -259,6 +266,19 @@ def test_shares_are_shares_whatever_the_kernel_counts(
     assert isinstance(shares, ProcessorShares)
     assert 0.0 <= shares.idle <= 1.0
     assert 0.0 <= shares.others <= 1.0
+
+
+def test_a_quota_that_is_set_while_it_runs_is_found(tmp_path: Path) -> None:
+    now_s = [0.0]
+    files = {"proc/self/cgroup": "0::/a\n", "proc/stat": "cpu  9 0 0 9\ncpu0 9 0 0 9\n"}
+    ticks = UsableTicks(write(tmp_path, files), lambda: now_s[0])
+    assert ticks.read().quota is None
+    write(tmp_path, {"sys/fs/cgroup/a/cpu.max": "50000 100000"})
+    now_s[0] = 11.0
+    assert ticks.read().quota == Quota(0.5, None, "/a")
+    write(tmp_path, {"sys/fs/cgroup/a/cpu.max": "max 100000"})
+    now_s[0] = 12.0
+    assert ticks.read().quota is None
 
 
 def test_processors_are_those_that_may_be_used_and_a_change_begins_anew(tmp_path: Path) -> None:
