@@ -39,7 +39,7 @@ _CHIP_S, _POWER_S, _FIRST_S = 1.0, 3.0, 0.5
 """Time between two readings of the chip, and of the power; longest wait for the first of them, s."""
 
 
-class Lane(Generic[T]):
+class BackgroundReader(Generic[T]):
     """Calls a function again and again in a thread of its own, and has its newest value with its age."""
 
     def __init__(
@@ -161,28 +161,28 @@ class BoardSensors:
         self._supply_now: Supply | None = None
         self._last_supply = LastKnown[Supply]("the firmware's warnings of the supply", SUPPLY_HELD_S)
         self._zones, self._batteries = ProcessorSensor(root, clock), BatteryMonitor(root, clock)
-        self._chip = Lane("chip", self._read_chip, _CHIP_S, clock)
-        self._energy = Lane("power", self._read_energy, _POWER_S, clock)
+        self._chip = BackgroundReader("chip", self._read_chip, _CHIP_S, clock)
+        self._energy = BackgroundReader("power", self._read_energy, _POWER_S, clock)
         self._is_started = False
 
     def start(self) -> None:
         """Read in threads from now on; wait half a second for the first readings."""
         self._is_started = True
-        for lane in (self._chip, self._energy):
-            lane.start()
+        for reader in (self._chip, self._energy):
+            reader.start()
         ends_s = time.monotonic() + _FIRST_S
-        for lane in (self._chip, self._energy):
-            lane.wait_first(max(0.0, ends_s - time.monotonic()))
+        for reader in (self._chip, self._energy):
+            reader.wait_first(max(0.0, ends_s - time.monotonic()))
 
     def stop(self) -> None:
         """Read no more."""
-        for lane in (self._chip, self._energy):
-            lane.stop()
+        for reader in (self._chip, self._energy):
+            reader.stop()
 
     def tell_hangs(self) -> None:
         """Log what hangs, and what does no longer. For one thread, which calls it often."""
-        for lane in (self._chip, self._energy):
-            lane.tell_hang()
+        for reader in (self._chip, self._energy):
+            reader.tell_hang()
 
     def chip(self) -> ChipReading:
         """Return what the chip tells. Any thread may call this once `start` was called."""

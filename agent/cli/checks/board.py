@@ -19,7 +19,7 @@ from agent.board.battery import Battery, read_battery
 from agent.board.identity import Board, has, known_features, read_board
 from agent.board.power import PowerModel, PowerReading, firmware_commands, power_model, read_power
 from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
-from agent.board.sensors import Lane
+from agent.board.sensors import BackgroundReader
 from agent.board.thermal import (
     THERMAL,
     UNDER_VOLTAGE,
@@ -164,11 +164,11 @@ def heat_findings(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
         root: of the file system.
         longest_s: time after which a sensor that does not answer is reported instead, s.
     """
-    lane = Lane("doctor", lambda: list(_heat_findings(root)), every_s=longest_s)
-    lane.start()
-    lane.wait_first(longest_s)
-    lane.stop()
-    found, _ = lane.newest()
+    reader = BackgroundReader("doctor", lambda: list(_heat_findings(root)), every_s=longest_s)
+    reader.start()
+    reader.wait_first(longest_s)
+    reader.stop()
+    found, _ = reader.newest()
     if found is None:
         advice = "see `dmesg` for a bus (I²C) or a driver that hangs; the daemon goes on without its sensor"
         yield Finding(HEAT_SECTION, "sensors", f"one does not answer within {longest_s:g} s", "warning", advice)

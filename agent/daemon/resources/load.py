@@ -164,24 +164,26 @@ class BoardLoad:
         shares = processor_shares(self._known[0], now, cores)
         chip = self._sensors.chip()
         zone, limit_c = self._nearest_to_limit(chip, config)
-        settles = limit_in = None
-        if zone is not None:
-            heat = self._heat[zone.name]
-            settles, left_s = heat.settles_at(), heat.seconds_until(limit_c)
-            limit_in = left_s if left_s != float("inf") else None
         return BoardReading(
             cores,
             shares.idle,
             shares.others,
             zone.temperature_c if zone is not None else None,
             limit_c,
-            settles,
-            limit_in,
+            *self._forecast(zone, limit_c),
             _why_slow(chip),
             self._memory_free(),
             self._battery_percent(),
             shares.quota,
         )
+
+    def _forecast(self, zone: Zone | None, limit_c: float) -> tuple[float | None, float | None]:
+        """Return the temperature that the load leads to, °C, and the time until the limit, s; None: unknown."""
+        if zone is None:
+            return None, None
+        heat = self._heat[zone.name]
+        left_s = heat.seconds_until(limit_c)
+        return heat.settles_at(), left_s if left_s != float("inf") else None
 
     def _battery_percent(self) -> float | None:
         battery = self._sensors.energy().battery

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.board.battery import Battery
-from agent.board.sensors import BoardSensors, Lane
+from agent.board.sensors import BackgroundReader, BoardSensors
 from agent.board.thermal import THERMAL, Supply, Zone
 from tests.support.boards import battery, pi4, write, zones
 from tests.support.publishing import wait_for
@@ -99,8 +99,8 @@ def test_what_has_become_old_is_unknown_and_troubles_hold_for_their_time(tmp_pat
     ]
 
 
-def told_by(lane: Lane[int], caplog: pytest.LogCaptureFixture) -> str:
-    lane.tell_hang()
+def told_by(reader: BackgroundReader[int], caplog: pytest.LogCaptureFixture) -> str:
+    reader.tell_hang()
     return caplog.text
 
 
@@ -114,18 +114,18 @@ def test_a_reading_that_hangs_is_logged_once_and_so_is_its_end(
         assert go_on.wait(60.0)
         return 1
 
-    lane = Lane("power", read, 60.0, clock)
-    lane.start()
+    reader = BackgroundReader("power", read, 60.0, clock)
+    reader.start()
     assert entered.wait(60.0)
     with caplog.at_level(logging.INFO):
         for clock.now_s in (1.0, 4.0, 6.0, 7.0, 60.0):
-            lane.tell_hang()
-        assert lane.newest()[0] is None
+            reader.tell_hang()
+        assert reader.newest()[0] is None
         go_on.set()
-        wait_for(lambda: lane.newest()[0] == 1)
-        wait_for(lambda: "can be read again" in told_by(lane, caplog))
-        lane.tell_hang()
-    lane.stop()
+        wait_for(lambda: reader.newest()[0] == 1)
+        wait_for(lambda: "can be read again" in told_by(reader, caplog))
+        reader.tell_hang()
+    reader.stop()
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert all("power" in message for message in caplog.messages)
 
@@ -139,15 +139,15 @@ def test_a_process_that_was_stopped_itself_tells_of_no_hang(
         entered.set()
         return go_on.wait(60.0)
 
-    lane = Lane("power", read, 60.0, clock)
-    lane.start()
+    reader = BackgroundReader("power", read, 60.0, clock)
+    reader.start()
     assert entered.wait(60.0)
     clock.now_s = 3600.0
-    lane.tell_hang()
+    reader.tell_hang()
     go_on.set()
-    wait_for(lambda: lane.newest()[0])
-    lane.tell_hang()
-    lane.stop()
+    wait_for(lambda: reader.newest()[0])
+    reader.tell_hang()
+    reader.stop()
     assert not caplog.records
 
 
@@ -159,10 +159,10 @@ def test_a_sensor_that_raises_is_logged_once_and_read_again(caplog: pytest.LogCa
             raise failures.pop()
         return 8
 
-    lane = Lane("power", read, 0.01)
-    lane.start()
-    wait_for(lambda: lane.newest()[0] == 8)
-    lane.stop()
+    reader = BackgroundReader("power", read, 0.01)
+    reader.start()
+    wait_for(lambda: reader.newest()[0] == 8)
+    reader.stop()
     assert len(caplog.records) == 1
 
 
