@@ -1,4 +1,4 @@
-"""Power that the board takes: measured by a sensor where there is one, else estimated; and its battery.
+"""Power that the board takes: measured by a sensor where there is one, else estimated.
 
 Sources: https://docs.kernel.org/hwmon/sysfs-interface.html and ina2xx.html, ina3221.html beside it (in0 of an
 INA2xx is the shunt's voltage, in1 that of the supply), https://docs.kernel.org/power/power_supply_class.html,
@@ -7,25 +7,21 @@ and for the rails of a Raspberry Pi 5 https://github.com/jfikar/RPi5-power (form
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
+from agent.board.battery import discharging_w
 from agent.board.proc import read_cpu_ticks, read_number, read_text
-from agent.board.thermal import FIRMWARE, THERMAL, THROTTLING, UNDER_VOLTAGE, Supply, read_brakes, read_supply
-from agent.board.vcgencmd import GET_THROTTLED, READ_PMIC, Ask, FirmwareQuery, has_firmware
-
-log = logging.getLogger(__name__)
+from agent.board.thermal import FIRMWARE
+from agent.board.vcgencmd import GET_THROTTLED, READ_PMIC, Ask, has_firmware
 
 ESTIMATE = "estimate"
 PMIC = "pmic"
 _HWMON = "sys/class/hwmon/hwmon*"
-_SUPPLIES = "sys/class/power_supply/*"
 _SENSOR = re.compile(r"ina\d{3}\w*")
 """Names of the drivers for Texas Instruments' sensors of voltage and current."""
 _WHOLE = ("vdd_in", "pom_5v_in", "vin")
@@ -67,7 +63,7 @@ def read_power(root: Path = Path("/"), ask: Ask = lambda _: "") -> PowerReading 
     watts = pmic_watts(ask(READ_PMIC))
     if watts is not None:
         return PowerReading(watts, PMIC)
-    return next((PowerReading(watts, "battery") for watts in _discharging(root)), None)
+    return next((PowerReading(watts, "battery") for watts in discharging_w(root)), None)
 
 
 def _sensor_watts(folder: Path) -> float | None:
@@ -119,52 +115,6 @@ def firmware_commands(root: Path) -> Iterator[str]:
         yield GET_THROTTLED
     if "bcm2712" in read_text(root / "proc/device-tree/compatible"):
         yield READ_PMIC
-
-
-class Battery(Struct, frozen=True):
-    """The board's battery.
-
-    Attributes:
-        percent: charge, 0 to 100; None: it does not tell.
-        status: `charging`, `discharging`, `not charging`, `full` or `unknown`.
-    """
-
-    percent: int | None
-    status: str
-
-
-_STATUSES = ("charging", "discharging", "not charging", "full")
-
-
-def _batteries(root: Path) -> Iterator[Path]:
-    """Yield the folders of batteries that feed the board, not those of a mouse."""
-    for folder in sorted(root.glob(_SUPPLIES)):
-        is_battery = read_text(folder / "type") == "Battery" and read_text(folder / "scope") != "Device"
-        if is_battery and read_text(folder / "present") != "0":
-            yield folder
-
-
-def read_battery(root: Path = Path("/")) -> Battery | None:
-    """Read the first battery; None: there is none."""
-    for folder in _batteries(root):
-        percent, status = read_number(folder / "capacity"), read_text(folder / "status").lower()
-        sane = percent is not None and 0 <= percent <= 100
-        return Battery(percent if sane else None, status if status in _STATUSES else "unknown")
-    return None
-
-
-def _discharging(root: Path) -> Iterator[float]:
-    """Yield the power that a battery gives while nothing charges it, W."""
-    for folder in _batteries(root):
-        if read_text(folder / "status") != "Discharging":
-            continue
-        power = read_number(folder / "power_now")
-        volts, amperes = read_number(folder / "voltage_now"), read_number(folder / "current_now")
-        if power is None and volts is not None and amperes is not None:
-            power = round(volts * amperes / 1e6)
-        watts = _believed(abs(power) / 1e6) if power is not None else None
-        if watts:
-            yield watts
 
 
 class PowerModel(Struct, frozen=True):
@@ -237,88 +187,3 @@ class BusyCores:
         """Return the ticks spent on work, all ticks, and the number of cores."""
         cores = sum(line.startswith("cpu") for line in read_text(self._stat).splitlines()) - 1
         return *read_cpu_ticks(self._stat), max(0, cores)
-
-
-class PowerMonitor:
-    """Reads power, supply and battery now and then, and logs a weak supply once when it begins and when it ends.
-
-    Attributes:
-        power: newest reading or estimate; None: nothing is known.
-        supply: warnings now, and earlier: since the board's start where a firmware counts them, else since the
-            monitor's; None: the board gives no warnings.
-        battery: None: there is none.
-        measures_voltage: True if a firmware or kernel has told whether the voltage is high enough.
-    """
-
-    def __init__(
-        self,
-        root: Path = Path("/"),
-        clock: Callable[[], float] = time.monotonic,
-        every_s: float = 10.0,
-        query: Callable[[str], FirmwareQuery] = FirmwareQuery,
-    ) -> None:
-        """Read nothing yet.
-
-        Args:
-            root: of the file system.
-            clock: monotonic, s.
-            every_s: between two readings, s.
-            query: makes the query of a command to the firmware.
-        """
-        self.power: PowerReading | None = None
-        self.supply: Supply | None = None
-        self.battery: Battery | None = None
-        self.measures_voltage = False
-        self._root, self._clock, self._every_s = root, clock, every_s
-        self._model, self._busy = power_model(root), BusyCores(root / "proc/stat")
-        self._queries = {command: query(command) for command in firmware_commands(root)}
-        self._due_s = float("-inf")
-        self._weak_since_s: float | None = None
-        self._seen: tuple[str, ...] = ()
-
-    def poll(self) -> None:
-        """Read what there is if it is time to, and log a change of the supply."""
-        now_s = self._clock()
-        if now_s < self._due_s:
-            return
-        self._due_s = now_s + self._every_s
-        self.battery = read_battery(self._root)
-        self.power = read_power(self._root, self._ask) or self._estimated()
-        self.supply = self._read_supply()
-        self._log_weakness(now_s)
-
-    @property
-    def is_weak(self) -> bool:
-        """True while the voltage is too low."""
-        return self._weak_since_s is not None
-
-    def _ask(self, command: str) -> str:
-        query = self._queries.get(command)
-        return query.poll() if query else ""
-
-    def _estimated(self) -> PowerReading | None:
-        cores = self._busy.poll()
-        if self._model is None or cores is None:
-            return None
-        return PowerReading(round(self._model.watts(cores), 2), ESTIMATE)
-
-    def _read_supply(self) -> Supply | None:
-        """Return the firmware's warnings, and that the kernel slows processors; earlier ones are kept."""
-        found, slowed = read_supply(self._root, self._ask), bool(read_brakes(self._root / THERMAL))
-        self.measures_voltage = self.measures_voltage or found is not None
-        if found is None and not slowed and not self._seen:
-            return None
-        now = found.now if found else ()
-        now += (THROTTLING,) if slowed and THROTTLING not in now else ()
-        before = (*(found.before if found else ()), *self._seen)
-        self._seen = tuple(dict.fromkeys((*self._seen, *now)))
-        return Supply(now, tuple(dict.fromkeys(what for what in before if what not in now)))
-
-    def _log_weakness(self, now_s: float) -> None:
-        weak = self.supply is not None and UNDER_VOLTAGE in self.supply.now
-        if weak and self._weak_since_s is None:
-            self._weak_since_s = now_s
-            log.warning("under-voltage: the board slows down, and may lose data: see `vedette guide power`")
-        elif not weak and self._weak_since_s is not None:
-            log.info("the voltage is high enough again, after %.0f s", now_s - self._weak_since_s)
-            self._weak_since_s = None

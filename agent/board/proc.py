@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from msgspec import Struct
@@ -38,12 +39,19 @@ def _can_be_read(path: Path) -> bool:
     return True
 
 
+_NUMBER = re.compile(r"[+-]?(0x)?[0-9a-fA-F]+")
+_LARGEST = 2**63 - 1
+"""Largest number that a kernel writes, and its negative: beyond it a file holds something else."""
+
+
 def read_number(path: Path, base: int = 10) -> int | None:
-    """Return the number that a file consists of, or None."""
+    """Return the number that a file consists of, of at most 63 bits; None: it is none, or cannot be read."""
+    text = read_text(path)
     try:
-        return int(read_text(path), base)
+        number = int(text, base) if _NUMBER.fullmatch(text) else None
     except ValueError:
         return None
+    return number if number is not None and -_LARGEST <= number <= _LARGEST else None
 
 
 _TIME_ERROR = 5
@@ -115,13 +123,22 @@ def read_disk(folder: Path) -> DiskUsage | None:
     return None
 
 
-def read_cpu_ticks(stat: Path = Path("/proc/stat")) -> tuple[int, int]:
-    """Return the ticks that all processors spent on work, and all ticks; zeros if they cannot be read."""
+def read_cpu_ticks(stat: Path = Path("/proc/stat"), only: Collection[int] | None = None) -> tuple[int, int]:
+    """Return the ticks that processors spent on work, and all their ticks; zeros if they cannot be read.
+
+    Args:
+        stat: the kernel's file.
+        only: numbers of the processors that count; None: all.
+    """
+    first, *each = [line.split() for line in read_text(stat).splitlines() if line.startswith("cpu")] or [[]]
+    counted = [line for line in each if only is None or line[0] in {f"cpu{number}" for number in only}]
     try:
-        ticks = [int(part) for part in read_text(stat).partition("\n")[0].split()[1:9]]
+        # The first line has the sum of all.
+        ticks = [[int(part) for part in line[1:9]] for line in ([first] if counted == each else counted)]
     except ValueError:
         return 0, 0
-    return sum(ticks) - sum(ticks[3:5]), sum(ticks)
+    everything = sum(map(sum, ticks))
+    return everything - sum(sum(line[3:5]) for line in ticks), everything
 
 
 CPUFREQ = Path("sys/devices/system/cpu/cpufreq")

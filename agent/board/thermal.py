@@ -13,13 +13,15 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.board.heat import PLAUSIBLE_C, HeatModel
 from agent.board.proc import read_cpu_ticks, read_number, read_text
+from agent.board.sensor_faults import ConfirmedTemperature, LostHeat
 from agent.board.vcgencmd import GET_THROTTLED, Ask
 
 log = logging.getLogger(__name__)
@@ -68,6 +70,11 @@ class Zone(Struct, frozen=True):
         return _OTHERS.search(self.name.lower()) is None
 
 
+_WARM_C, LOST_S = 15.0, 600.0
+"""A zone is warm from so far below its limit on, °C; one that was, and cannot be read, makes the temperature
+unknown for so long, s."""
+
+
 class Brake(Struct, frozen=True):
     """A processor that the kernel throttles because of heat.
 
@@ -88,13 +95,18 @@ def read_zones(folder: Path) -> list[Zone]:
 
 def read_all_zones(folder: Path) -> list[Zone]:
     """Read the zones that have a number for a temperature, hottest first."""
-    zones = []
+    return sorted(read_zone_folders(folder).values(), key=lambda zone: (-zone.temperature_c, zone.name))
+
+
+def read_zone_folders(folder: Path) -> dict[str, Zone]:
+    """Read the zones that have a number for a temperature, by the names of their folders."""
+    zones = {}
     for path in folder.glob("thermal_zone*"):
         reading = read_number(path / "temp")
         if reading is not None:
             limit = min(_limits(path), default=None)
-            zones.append(Zone(read_text(path / "type") or path.name, reading / 1000, limit))
-    return sorted(zones, key=lambda zone: (-zone.temperature_c, zone.name))
+            zones[path.name] = Zone(read_text(path / "type") or path.name, reading / 1000, limit)
+    return zones
 
 
 def _limits(zone: Path) -> Iterator[float]:
@@ -141,28 +153,61 @@ def firmware_limit_c(root: Path = Path("/")) -> float | None:
 
 
 class ProcessorSensor:
-    """Reads the processor's hottest zone. A zone whose reading cannot be right is left out, and logged once."""
+    """Reads the processor's zones.
 
-    def __init__(self, root: Path = Path("/")) -> None:
-        """Read nothing yet; `root` is that of the file system."""
-        self._folder, self._limit_c = root / THERMAL, firmware_limit_c(root)
+    A zone whose reading cannot be right is left out, and logged once. A temperature that jumps counts when the
+    next reading confirms it. `read_all` and `hottest` may be called from two threads, each from one.
+    """
+
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        """Read nothing yet.
+
+        Args:
+            root: of the file system.
+            clock: monotonic, s.
+        """
+        self._folder, self._limit_c, self._clock = root / THERMAL, firmware_limit_c(root), clock
         self._faulty: set[str] = set()
         self._known: set[str] = set()
+        self._confirmed: dict[str, ConfirmedTemperature] = {}
+        self._lost = LostHeat[Zone](_WARM_C, LOST_S)
 
     def read(self) -> Zone | None:
-        """Return the hottest zone, with the limit of the kernel or the firmware; None: there is none now."""
-        zones = [zone for zone in read_all_zones(self._folder) if zone.is_of_processor]
-        self._log_faults(zones)
-        hottest = next((zone for zone in zones if zone.is_plausible), None)
+        """Read the zones, and return the hottest one."""
+        return self.hottest(self.read_all())
+
+    def read_all(self) -> dict[str, Zone]:
+        """Read the zones, by the names of their folders."""
+        zones = {key: zone for key, zone in read_zone_folders(self._folder).items() if zone.is_of_processor}
+        self._log_faults(list(zones.values()))
+        return {key: self._confirm(key, zone) for key, zone in zones.items() if zone.is_plausible}
+
+    def hottest(self, zones: Mapping[str, Zone]) -> Zone | None:
+        """Return the hottest zone, with the limit of the kernel or the firmware.
+
+        None: there is none now, or one that was warm cannot be read, and none that can is warm.
+        """
+        if self._lost.update(zones, self._limit_of, self._clock()) is not None:
+            return None
+        hottest = max(zones.values(), key=lambda zone: (zone.temperature_c, zone.name), default=None)
         if hottest is None or hottest.limit_c is not None:
             return hottest
         return Zone(hottest.name, hottest.temperature_c, self._limit_c)
+
+    def _limit_of(self, zone: Zone) -> float:
+        known = (limit for limit in (zone.limit_c, self._limit_c) if limit is not None)
+        return next(known, USUAL_LIMIT_C)
+
+    def _confirm(self, key: str, zone: Zone) -> Zone:
+        confirmed = self._confirmed.setdefault(key, ConfirmedTemperature())
+        celsius = confirmed.update(self._clock(), zone.temperature_c)
+        return zone if celsius == zone.temperature_c else replace(zone, temperature_c=celsius)
 
     def _log_faults(self, zones: Sequence[Zone]) -> None:
         faults = {zone.name: f"reads {zone.temperature_c:g} °C" for zone in zones if not zone.is_plausible}
         right = {zone.name for zone in zones if zone.is_plausible}
         faults = {name: why for name, why in faults.items() if name not in right}
-        faults |= dict.fromkeys(self._known - right - faults.keys(), "is gone")
+        faults |= dict.fromkeys(self._known - right - faults.keys(), "cannot be read")
         for name in sorted(faults.keys() - self._faulty):
             log.warning("thermal zone %s %s: left out", name, faults[name])
         for name in sorted(self._faulty & right):

@@ -37,6 +37,10 @@ class OpenError(Exception):
         self.kinds = kinds
 
 
+_UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
+"""FFmpeg's names of formats without times: the pictures of an IP camera by HTTP, and bare video."""
+
+
 class Media:
     """An open file or stream with one track of video and at most one of sound. For one thread.
 
@@ -45,6 +49,7 @@ class Media:
         sound: the first track of sound; None: there is none.
         width, height: of the pictures as announced, pixels; 0: unknown.
         fps: pictures per second as announced; 0: unknown.
+        is_timed: False for a format without times, whose announced rate is FFmpeg's default of 25.
         frames: number of pictures as announced, perhaps estimated; 0: unknown.
     """
 
@@ -69,6 +74,7 @@ class Media:
         self.sound = next(iter(self._container.streams.audio), None)
         self.width, self.height = self.video.codec_context.width, self.video.codec_context.height
         self.fps = _rate(self.video)
+        self.is_timed = self._container.format.name not in _UNTIMED
         self.frames = self.video.frames or self._estimated_frames()
         self._tracks: dict[int, MediaTrack] = {}
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.

@@ -134,9 +134,9 @@ class Video(Source):
 
 
 def describe(media: Media) -> str:
-    """Describe the size, rate and codec that a medium has."""
+    """Describe the size of a medium, and the rate that it announces where its format has one."""
     size = f"{media.width}x{media.height}"
-    return f"{size} at {media.fps:g} fps" if media.fps else size
+    return f"{size} at {media.fps:g} fps" if media.fps and media.is_timed else size
 
 
 _DEFAULT_FPS = 25.0

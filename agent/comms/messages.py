@@ -301,8 +301,8 @@ class HealthMessage(Struct, frozen=True):
         power_w: power that the board takes, W; None: unknown.
         power_from: sensor that measured it, such as `ina219` or `pmic`; `estimate`: made from the load and
             published figures; empty: unknown.
-        supply: see `SupplyHealth`; None: the board gives no warnings.
-        battery: see `BatteryHealth`; None: there is none.
+        supply: see `SupplyHealth`; None: the board gives no warnings, or they are unknown.
+        battery: see `BatteryHealth`; None: there is none, or it is unknown.
         link: see `LinkHealth`; None: there was no connection when this was written.
         waits_for_restart: keys, such as `storage.state_dir`, that were changed in the file and need a restart.
         clips: see `ClipsHealth`; None: no stream makes any.

@@ -14,6 +14,8 @@ _OF_SOUND = ("silent", "clipped", "humming")
 """Problems that only cameras, and only microphones, have."""
 _LEAST_MS = 1.0
 """Time that no picture takes less from capture to result, ms."""
+_WARM_ROOM_C = 50.0
+"""A board whose limit is lower may exceed it without any load, on a summer's day or in its case, °C."""
 
 
 class Doubt(NamedTuple):
@@ -29,6 +31,8 @@ def doubts(config: Config) -> Iterator[Doubt]:
         yield Doubt(("governor", "order"), text)
     if config.governor.enabled and not config.governor.order:
         yield Doubt(("governor", "order"), "it is empty: nothing is ever reduced for a stream, or against heat")
+    yield from _of_saving(config)
+    yield from _of_heat(config.governor.max_temperature_c)
     for name, stream in config.streams.items():
         for doubt in (*_of_service(stream), *_of_condition(stream), *_of_filters(stream)):
             yield Doubt(("streams", name, *doubt.keys), doubt.text)
@@ -38,6 +42,25 @@ def _twice(names: Sequence[str]) -> Iterator[str]:
     for name in dict.fromkeys(names):
         if (count := names.count(name)) > 1:
             yield f"{name} is named {count} times"
+
+
+def _of_saving(config: Config) -> Iterator[Doubt]:
+    """Tell why a low battery would reduce nothing."""
+    governor, why = config.governor, ""
+    if not governor.enabled:
+        why = "governor.enabled is false"
+    elif "inference" not in governor.order:
+        why = "governor.order lacks inference"
+    elif governor.max_stride == 1 and not any(one.service.smaller_variants for one in config.streams.values()):
+        why = "governor.max_stride is 1, and no stream has service.smaller_variants"
+    if governor.save_below_percent and why:
+        yield Doubt(("governor", "save_below_percent"), f"it reduces nothing: {why}")
+
+
+def _of_heat(most_c: float | None) -> Iterator[Doubt]:
+    if most_c is not None and most_c < _WARM_ROOM_C:
+        text = f"a board in a warm room may be hotter than {most_c:g} °C without any load: all would stay reduced"
+        yield Doubt(("governor", "max_temperature_c"), text)
 
 
 def _of_filters(stream: StreamConfig) -> Iterator[Doubt]:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from agent.backoff import Backoff
 from agent.board.process import show_thread_names, trim_heap
+from agent.board.sensors import BoardSensors
 from agent.config import Config
 from agent.config.toml import Where
 from agent.daemon.command_handler import CommandHandler, DoctorProcess
@@ -192,23 +193,27 @@ class Daemon:
         self._control.attach(self.runtime)
         self._commands = CommandHandler(self._control, self.runtime, self._doctor, self._read_again, self._wake)
         self._homeassistant = HomeAssistant(self.runtime)
-        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant)
+        self._sensors = BoardSensors()
+        self._health = HealthPublisher(self.runtime, self._control, self._homeassistant, self._sensors)
         self._metrics = MetricsService(self._health.readings, self.runtime.topics.device)
         self._page = PageService(self.runtime.clips_folder, self.runtime.topics.device)
         self._shadows = ShadowManager(self.runtime)
-        self._resources = ResourceManager(self.runtime, self._board_load)
+        board_load = self._board_load or BoardLoad(sensors=self._sensors)
+        self._resources = ResourceManager(self.runtime, board_load)
         self._health_file = HealthFile(self.runtime, self._health, self._shadows)
 
     def _run(self) -> None:
         try:
             self._commands.listen()  # before `online` is published: its receivers may send commands at once
             self.runtime.start()
+            self._sensors.start()
             self._resources.start()
             self._configure_servers()
             self._watch()
         finally:
             self._systemd.stopping()
             self._resources.stop()
+            self._sensors.stop()
             self._commands.stop()
             self._metrics.close()
             self._page.close()

@@ -14,8 +14,9 @@ import msgspec
 from msgspec.structs import asdict, replace
 
 from agent import __version__
-from agent.board.power import PowerMonitor
+from agent.board.power_monitor import PowerMonitor
 from agent.board.proc import boot_id, read_memory
+from agent.board.sensors import BoardSensors
 from agent.board.thermal import TemperatureMonitor, resident_mb
 from agent.comms import messages
 from agent.comms.messages import BatteryHealth, SpoolHealth, SupplyHealth
@@ -60,9 +61,16 @@ class HealthPublisher:
         streams: their health as last published.
     """
 
-    def __init__(self, runtime: Runtime, control: ConfigManager, homeassistant: HomeAssistant) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        control: ConfigManager,
+        homeassistant: HomeAssistant,
+        sensors: BoardSensors | None = None,
+    ) -> None:
         self._runtime, self._control, self._homeassistant = runtime, control, homeassistant
-        self._began, self._heat, self._power = time.monotonic(), TemperatureMonitor(), PowerMonitor()
+        self._began, self._board = time.monotonic(), sensors or BoardSensors()
+        self._heat, self._power = TemperatureMonitor(self._board.hottest), PowerMonitor(sensors=self._board)
         self._load = LoadMeter()
         self._sensors: frozenset[str] = frozenset()
         self._resident_mb = 0.0
@@ -87,6 +95,7 @@ class HealthPublisher:
     def due(self) -> bool:
         """Return True if the message is due: it is old, or something has changed. The caller publishes."""
         runtime, overridden = self._runtime, self._control.overridden
+        self._board.tell_hangs()
         with self._reading("temperature"):
             self._heat.poll(runtime.config.thermal.warn_c)
         with self._reading("power"):
@@ -176,6 +185,11 @@ class HealthPublisher:
         except OSError as error:
             if what not in self._unreadable:
                 log.warning("%s: cannot be read: %s; health repeats the last value", what, reason_of(error))
+            self._unreadable.add(what)
+        except Exception:
+            # What a sensor gives must not end the daemon, whatever it is.
+            if what not in self._unreadable:
+                log.exception("%s: internal error (please report); health repeats the last value", what)
             self._unreadable.add(what)
         else:
             if what in self._unreadable:

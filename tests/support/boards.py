@@ -34,6 +34,20 @@ def write(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def battery(root: Path, name: str = "BAT0", **files: str) -> Path:
+    """A battery, with what stands in its files."""
+    place = f"sys/class/power_supply/{name}"
+    return write(root, {f"{place}/type": "Battery\n", **{f"{place}/{key}": text for key, text in files.items()}})
+
+
+def zones(root: Path, **celsius: float) -> Path:
+    """Thermal zones by type; `_` stands for `-`."""
+    for number, (name, value) in enumerate(celsius.items()):
+        place = f"sys/class/thermal/thermal_zone{number}"
+        write(root, {f"{place}/type": name.replace("_", "-"), f"{place}/temp": f"{round(value * 1000)}\n"})
+    return root
+
+
 def cpuinfo(*processors: tuple[int, int, str]) -> str:
     """As `/proc/cpuinfo` of an ARM board: of each processor its maker, part and features."""
     return "".join(

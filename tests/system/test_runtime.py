@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from agent.board.power import PowerMonitor
+from agent.board.power_monitor import PowerMonitor
+from agent.board.sensors import BoardSensors
 from agent.board.thermal import UNDER_VOLTAGE, TemperatureMonitor, Zone
 from agent.comms.mqtt.paho_client import OnMessage
 from agent.comms.mqtt.publisher import Publisher
@@ -35,7 +37,7 @@ from agent.errors import BackendError, ConfigError, StorageError, VedetteError
 from agent.storage.spool.disk import SpoolDisk
 from agent.storage.spool.pending import Commit
 from agent.types import Frame, StreamResult
-from tests.support.boards import pi4, write
+from tests.support.boards import battery, pi4, write
 from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
 from tests.support.mosquitto import Mosquitto
@@ -164,7 +166,7 @@ def test_heat_is_in_the_health_and_its_limit_can_be_changed_while_it_runs(
     config: Config, messages: Messages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heat = TemperatureMonitor(lambda: Zone("cpu-thermal", 76.5), every_s=0.1)
-    monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda: heat)
+    monkeypatch.setattr("agent.daemon.health.TemperatureMonitor", lambda read: heat)
     with inside(replace(config, thermal=ThermalConfig(75.0))) as running:
         messages.wait(lambda m: (told := health(m)) and told.hot and told.temperature_c == 76.5)
         running.reload(replace(config, thermal=ThermalConfig(90.0)))
@@ -177,7 +179,7 @@ def test_power_and_supply_are_in_the_health_and_what_is_measured_is_in_home_assi
     announced = broker.subscribe("homeassistant/#")
     sensor, firmware = "sys/class/hwmon/hwmon0", "sys/devices/platform/soc/soc:firmware/get_throttled"
     root = write(pi4(tmp_path), {f"{sensor}/name": "ina219", f"{sensor}/power1_input": "4550000"})
-    monkeypatch.setattr("agent.daemon.health.PowerMonitor", lambda: PowerMonitor(root, every_s=0.1))
+    monkeypatch.setattr("agent.daemon.health.PowerMonitor", lambda sensors: PowerMonitor(root, every_s=0.1))
     with inside(config):
         messages.wait(lambda m: (told := health(m)) and (told.power_w, told.power_from) == (4.55, "ina219"))
         discovery = f"homeassistant/device/{TOPICS.device}/config"
@@ -186,6 +188,34 @@ def test_power_and_supply_are_in_the_health_and_what_is_measured_is_in_home_assi
         messages.wait(lambda m: (told := health(m)) and told.supply and UNDER_VOLTAGE in told.supply.now)
         write(root, {firmware: "50000"})
         messages.wait(lambda m: (told := health(m)) and told.supply and UNDER_VOLTAGE in told.supply.before)
+
+
+def test_a_sensor_that_blocks_stops_neither_commands_nor_the_governor_nor_a_stop(
+    config: Config,
+    broker: Mosquitto,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    root, operator = battery(pi4(tmp_path / "board"), capacity="22", status="Discharging"), Operator(broker)
+    sensors = [root / "sys/class/thermal/thermal_zone0/temp", root / "sys/class/power_supply/BAT0/capacity"]
+    for sensor in sensors:
+        sensor.unlink()
+        os.mkfifo(sensor)
+    monkeypatch.setattr("agent.daemon.daemon.BoardSensors", lambda: BoardSensors(root))
+    with inside(replace(config, mqtt=replace(config.mqtt, commands=True))) as running:
+        wait_for(lambda: sum("takes more than" in line for line in caplog.messages) == len(sensors))
+        assert operator.ask("status")["ok"]
+        governor = running.daemon._resources
+        before = governor.decision
+        wait_for(lambda: governor.decision is not before)
+        running.daemon.request_stop()
+        running.wait()
+    assert stopped(operator.messages)
+    assert sum("takes more than" in line for line in caplog.messages) == len(sensors), "each is told once"
+    for sensor in sensors:
+        with suppress(OSError):
+            os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
 
 
 @pytest.mark.parametrize(

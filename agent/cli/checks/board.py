@@ -15,17 +15,11 @@ from importlib import metadata
 from pathlib import Path
 
 from agent import __version__
+from agent.board.battery import Battery, read_battery
 from agent.board.identity import Board, has, known_features, read_board
-from agent.board.power import (
-    Battery,
-    PowerModel,
-    PowerReading,
-    firmware_commands,
-    power_model,
-    read_battery,
-    read_power,
-)
+from agent.board.power import PowerModel, PowerReading, firmware_commands, power_model, read_power
 from agent.board.proc import CPUFREQ, Frequency, Memory, read_disk, read_frequencies, read_memory
+from agent.board.sensors import BackgroundReader
 from agent.board.thermal import (
     THERMAL,
     UNDER_VOLTAGE,
@@ -163,8 +157,25 @@ _POWER = (
 )
 
 
-def heat_findings(root: Path) -> Iterator[Finding]:
-    """Report heat, processor frequencies and power supply as the kernel gives them."""
+def heat_findings(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
+    """Report heat, processor frequencies and power supply as the kernel gives them.
+
+    Args:
+        root: of the file system.
+        longest_s: time after which a sensor that does not answer is reported instead, s.
+    """
+    reader = BackgroundReader("doctor", lambda: list(_heat_findings(root)), every_s=longest_s)
+    reader.start()
+    reader.wait_first(longest_s)
+    reader.stop()
+    found, _ = reader.newest()
+    if found is None:
+        advice = "see `dmesg` for a bus (I²C) or a driver that hangs; the daemon goes on without its sensor"
+        yield Finding(HEAT_SECTION, "sensors", f"one does not answer within {longest_s:g} s", "warning", advice)
+    yield from found or ()
+
+
+def _heat_findings(root: Path) -> Iterator[Finding]:
     answers = defaultdict(str, {command: ask_firmware(command) for command in firmware_commands(root)})
     ask = answers.__getitem__
     yield from check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL))
@@ -245,7 +256,7 @@ def check_power(
         yield Finding(HEAT_SECTION, "power", "not measured")
     if battery is not None:
         charge = "charge unknown" if battery.percent is None else f"{battery.percent} %"
-        low = battery.percent is not None and battery.percent <= _LOW_PERCENT and battery.status == "discharging"
+        low = battery.percent is not None and battery.percent <= _LOW_PERCENT and battery.feeds_board
         advice = "charge the battery: the board will go out" if low else ""
         yield Finding(HEAT_SECTION, "battery", f"{charge}, {battery.status}", "warning" if low else "ok", advice)
 

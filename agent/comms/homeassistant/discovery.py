@@ -335,7 +335,7 @@ _HEALTH_ENTITIES: dict[str, tuple[str, str, str, Component]] = {
     "under_voltage": (
         "binary_sensor",
         "Under-voltage",
-        "'ON' if 'under-voltage' in (value_json.supply or {}).get('now', []) else 'OFF'",
+        "('ON' if 'under-voltage' in value_json.supply.now else 'OFF') if value_json.supply else 'None'",
         {"device_class": "problem"},
     ),
     "battery": (

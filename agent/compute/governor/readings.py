@@ -64,9 +64,9 @@ class BoardReading(Struct, frozen=True, gc=False):
     """The board in the newest window.
 
     Attributes:
-        cores: processors.
-        idle: share of all processors that was idle, 0..1.
-        others: share of all processors that other programs used, 0..1.
+        cores: processors that the daemon may use.
+        idle: share of them that was idle, 0..1; with a quota no more than it leaves.
+        others: share of them that other programs used, 0..1.
         celsius: temperature of the zone that is nearest to its limit, °C; None: unknown.
         limit_c: temperature that this zone is not to exceed, °C.
         settles_c: temperature that the present load leads to, °C; None: unknown.
@@ -75,6 +75,7 @@ class BoardReading(Struct, frozen=True, gc=False):
         memory_free: share of the memory that programs can still have, 0..1; None: unknown.
         battery_percent: charge of the battery that the board runs on, 0..100; None: it runs on none, or it is
             unknown.
+        quota: processors that the daemon's control group may use; None: all of `cores`.
     """
 
     cores: int = 1
@@ -87,6 +88,7 @@ class BoardReading(Struct, frozen=True, gc=False):
     slowed: str = ""
     memory_free: float | None = None
     battery_percent: float | None = None
+    quota: float | None = None
 
 
 class Readings(Struct, frozen=True):

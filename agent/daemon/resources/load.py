@@ -5,42 +5,119 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from msgspec import Struct
 
 from agent.board.heat import HeatModel
-from agent.board.power import firmware_commands, read_battery
 from agent.board.proc import read_cpu_ticks, read_memory
-from agent.board.thermal import THERMAL, Zone, firmware_limit_c, read_brakes, read_supply, read_zones
-from agent.board.vcgencmd import GET_THROTTLED, FirmwareQuery
+from agent.board.processors import Quota, read_quota, usable_processors
+from agent.board.sensor_faults import LostHeat
+from agent.board.sensors import BoardSensors, ChipReading
+from agent.board.thermal import Zone, firmware_limit_c
+from agent.board.vcgencmd import FirmwareQuery
+from agent.compute.governor.pace import BLIND_S
 from agent.compute.governor.readings import BoardReading
+from agent.compute.governor.trouble import COLD_C
 from agent.config import Config
 
 _MARGIN_C = 3.0
 """The limit lies so far below the temperature at which the kernel throttles, °C."""
 _WINDOWS = 2
 """Readings over which shares of processors are taken."""
-_SLOW_CHECK_S, _ASK_S = 2.0, 5.0
-"""Time between two readings of the firmware's warnings, s: of a file, and by a program that is started for it."""
+_QUOTA_S = 10.0
+"""Time between two searches for a quota while there is none, s."""
 
 
 class Ticks(Struct, frozen=True, gc=False):
-    """Time that the processors have spent since the start of the board, s: in all, idle, and on this process."""
+    """Time that processors have spent since the start of the board, s: in all, idle, and on this process.
+
+    Attributes:
+        usable: numbers of the processors that are counted; empty: all.
+        quota: that limits this process; None: none does.
+        at_s: when it was read, monotonic, s.
+    """
 
     total: float = 0.0
     idle: float = 0.0
     own: float = 0.0
+    usable: frozenset[int] = frozenset()
+    quota: Quota | None = None
+    at_s: float = 0.0
 
 
-def read_ticks(stat: Path = Path("/proc/stat")) -> Ticks:
-    """Read the times of all processors; zeros if they cannot be read. Time of a hypervisor is not idle."""
-    busy, everything = read_cpu_ticks(stat)
+def read_ticks(stat: Path = Path("/proc/stat"), only: Collection[int] | None = None) -> Ticks:
+    """Read the times of all processors, or of some; zeros if they cannot be read.
+
+    Time of a hypervisor is not idle.
+    """
+    busy, everything = read_cpu_ticks(stat, only)
     if not everything:
         return Ticks()
     per_s = os.sysconf("SC_CLK_TCK")
     return Ticks(everything / per_s, (everything - busy) / per_s, time.process_time())
+
+
+class UsableTicks:
+    """Reads the times of the processors that this process may use, and its quota.
+
+    Without a quota it is looked for every ten seconds: the files of all groups take most of a millisecond.
+    """
+
+    def __init__(self, root: Path = Path("/"), clock: Callable[[], float] = time.monotonic) -> None:
+        """Read nothing yet.
+
+        Args:
+            root: of the file system.
+            clock: monotonic, s.
+        """
+        self._root, self._clock = root, clock
+        self._quota: Quota | None = None
+        self._due_s = float("-inf")
+
+    def read(self) -> Ticks:
+        """Return the times until now."""
+        now_s, usable = self._clock(), usable_processors()
+        if self._quota is not None or now_s >= self._due_s:
+            self._quota, self._due_s = read_quota(self._root), now_s + _QUOTA_S
+        ticks = read_ticks(self._root / "proc/stat", usable)
+        return Ticks(ticks.total, ticks.idle, ticks.own, usable, self._quota, now_s)
+
+
+class ProcessorShares(Struct, frozen=True, gc=False):
+    """Shares of the processors in a window, 0..1.
+
+    Attributes:
+        idle: what this process may still use: its quota may leave less than was idle.
+        others: used by other programs.
+        quota: processors that this process may use; None: all of them.
+    """
+
+    idle: float
+    others: float
+    quota: float | None = None
+
+
+def processor_shares(first: Ticks, last: Ticks, cores: int) -> ProcessorShares:
+    """Return how processors were used between two readings of the same ones."""
+    total = max(1e-3, last.total - first.total)
+    idle = min(1.0, max(0.0, (last.idle - first.idle) / total))
+    own = (last.own - first.own) / total
+    others = min(1.0, max(0.0, 1.0 - idle - own))
+    if last.quota is None or last.quota.processors >= cores:
+        return ProcessorShares(idle, others)
+    left = last.quota.processors - _used(first, last)
+    return ProcessorShares(min(idle, max(0.0, left / cores)), others, last.quota.processors)
+
+
+def _used(first: Ticks, last: Ticks) -> float:
+    """Return the processors that a quota's group used; where that is not known, what this process did."""
+    seconds, used_s = last.at_s - first.at_s, last.own - first.own
+    if first.quota is not None and last.quota is not None and first.quota.group == last.quota.group:
+        before, now = first.quota.used_s, last.quota.used_s
+        used_s = now - before if before is not None and now is not None else used_s
+    return used_s / seconds if seconds > 0.0 else 0.0
 
 
 class BoardLoad:
@@ -50,27 +127,28 @@ class BoardLoad:
         self,
         root: Path = Path("/"),
         clock: Callable[[], float] = time.monotonic,
-        ticks: Callable[[], Ticks] = read_ticks,
+        ticks: Callable[[], Ticks] | None = None,
         cores: int = 0,
         query: Callable[[str], FirmwareQuery] = FirmwareQuery,
+        sensors: BoardSensors | None = None,
     ) -> None:
         """Start.
 
         Args:
             root: of the file system with the board's sensors.
             clock: monotonic, s.
-            ticks: see `read_ticks`.
+            ticks: returns the times of the processors until now; None: see `UsableTicks`.
             cores: processors; 0: those that this process may use.
             query: makes the query of a command to the firmware, where no file has its warnings.
+            sensors: of the board; None: those below `root`, read whenever this is.
         """
-        self._root, self._clock, self._ticks = root, clock, ticks
-        self._cores = cores or len(os.sched_getaffinity(0))
-        self._known = deque([ticks()], maxlen=_WINDOWS + 1)
+        self._root, self._clock, self._cores = root, clock, cores
+        self._ticks = ticks or UsableTicks().read
+        self._known = deque([self._ticks()], maxlen=_WINDOWS + 1)
         self._heat: dict[str, HeatModel] = {}
         self._firmware_c = firmware_limit_c(root)
-        asks = GET_THROTTLED in firmware_commands(root)
-        self._query = query(GET_THROTTLED) if asks else None
-        self._slowed, self._slowed_at = "", float("-inf")
+        self._sensors = sensors or BoardSensors(root, clock, query)
+        self._lost = LostHeat[Zone](COLD_C, BLIND_S)
 
     def load_changed(self) -> None:
         """Forget how the temperature went on: the load is another one from now on."""
@@ -78,45 +156,57 @@ class BoardLoad:
 
     def read(self, config: Config) -> BoardReading:
         """Return the board now; the limit is the configuration's."""
-        self._known.append(self._ticks())
-        first, last = self._known[0], self._known[-1]
-        total = max(1e-3, last.total - first.total)
-        idle = min(1.0, max(0.0, (last.idle - first.idle) / total))
-        own = (last.own - first.own) / total
-        zone, limit_c = self._nearest_to_limit(config)
-        settles = limit_in = None
-        if zone is not None:
-            heat = self._heat[zone.name]
-            settles, left_s = heat.settles_at(), heat.seconds_until(limit_c)
-            limit_in = left_s if left_s != float("inf") else None
-        others = min(1.0, max(0.0, 1.0 - idle - own))
+        now = self._ticks()
+        if now.usable != self._known[-1].usable:
+            self._known.clear()
+        self._known.append(now)
+        cores = self._cores or len(now.usable) or len(usable_processors())
+        shares = processor_shares(self._known[0], now, cores)
+        chip = self._sensors.chip()
+        zone, limit_c = self._nearest_to_limit(chip, config)
         return BoardReading(
-            self._cores,
-            idle,
-            others,
+            cores,
+            shares.idle,
+            shares.others,
             zone.temperature_c if zone is not None else None,
             limit_c,
-            settles,
-            limit_in,
-            self._why_slow(),
+            *self._forecast(zone, limit_c),
+            _why_slow(chip),
             self._memory_free(),
             self._battery_percent(),
+            shares.quota,
         )
 
+    def _forecast(self, zone: Zone | None, limit_c: float) -> tuple[float | None, float | None]:
+        """Return the temperature that the load leads to, °C, and the time until the limit, s; None: unknown."""
+        if zone is None:
+            return None, None
+        heat = self._heat[zone.name]
+        left_s = heat.seconds_until(limit_c)
+        return heat.settles_at(), left_s if left_s != float("inf") else None
+
     def _battery_percent(self) -> float | None:
-        battery = read_battery(self._root)
-        return battery.percent if battery is not None and battery.status == "discharging" else None
+        battery = self._sensors.energy().battery
+        return battery.percent if battery is not None and battery.feeds_board else None
 
     def _memory_free(self) -> float | None:
         memory = read_memory(self._root)
         return memory.available_mb / memory.total_mb if memory.total_mb else None
 
-    def _nearest_to_limit(self, config: Config) -> tuple[Zone | None, float]:
-        """Return the zone that is nearest to its limit, and this limit, °C; no zone: the configured one."""
-        zones = [zone for zone in read_zones(self._root / THERMAL) if zone.is_of_processor]
-        for zone in zones:
-            self._heat.setdefault(zone.name, HeatModel()).add(self._clock(), zone.temperature_c)
-        nearest = max(zones, key=lambda one: one.temperature_c - self._limit_c(one, config), default=None)
+    def _nearest_to_limit(self, chip: ChipReading, config: Config) -> tuple[Zone | None, float]:
+        """Return the zone that is nearest to its limit, and this limit, °C; no zone: the configured one.
+
+        A zone that was warm and cannot be read makes the temperature unknown, unless another one is warm.
+        """
+        now_s = self._clock()
+        for zone in chip.zones.values():
+            self._heat.setdefault(zone.name, HeatModel()).add(now_s, zone.temperature_c)
+        lost = self._lost.update(chip.zones, lambda zone: self._limit_c(zone, config), now_s)
+        if lost is not None:
+            return None, self._limit_c(lost, config)
+        nearest = max(
+            chip.zones.values(), key=lambda one: one.temperature_c - self._limit_c(one, config), default=None
+        )
         return nearest, self._limit_c(nearest, config)
 
     def _limit_c(self, zone: Zone | None, config: Config) -> float:
@@ -125,20 +215,9 @@ class BoardLoad:
         limit_c = zone.limit_c if zone is not None and zone.limit_c is not None else self._firmware_c
         return config.thermal.warn_c if limit_c is None else min(config.thermal.warn_c, limit_c - _MARGIN_C)
 
-    def _why_slow(self) -> str:
-        """Return why the hardware reduces its clock; empty: it does not, or that is unknown."""
-        now_s = self._clock()
-        if now_s - self._slowed_at >= (_SLOW_CHECK_S if self._query is None else _ASK_S):
-            self._slowed_at, self._slowed = now_s, self._read_slowed()
-        return self._slowed
 
-    def _read_slowed(self) -> str:
-        supply = read_supply(self._root, self._ask)
-        if supply is not None and supply.now:
-            return f"the firmware reports: {', '.join(supply.now)}"
-        if brakes := read_brakes(self._root / THERMAL):
-            return f"the kernel has slowed {brakes[0].name} down"
-        return ""
-
-    def _ask(self, command: str) -> str:
-        return self._query.poll() if self._query is not None and command == GET_THROTTLED else ""
+def _why_slow(chip: ChipReading) -> str:
+    """Return why the hardware reduces its clock; empty: it does not, or that is unknown."""
+    if chip.supply is not None and chip.supply.now:
+        return f"the firmware reports: {', '.join(chip.supply.now)}"
+    return f"the kernel has slowed {chip.brakes[0].name} down" if chip.brakes else ""

@@ -14,15 +14,7 @@ from agent.board.thermal import (
     read_zones,
     temperature_c,
 )
-from tests.support.boards import pi4, write
-
-
-def zones(root: Path, **celsius: float) -> Path:
-    """Thermal zones by type; `_` stands for `-`."""
-    for number, (name, value) in enumerate(celsius.items()):
-        place = f"sys/class/thermal/thermal_zone{number}"
-        write(root, {f"{place}/type": name.replace("_", "-"), f"{place}/temp": f"{round(value * 1000)}\n"})
-    return root
+from tests.support.boards import pi4, write, zones
 
 
 @pytest.mark.parametrize("wrong", [-273.15, -274.0, 200.0, 1e6, 125.0])
@@ -73,3 +65,25 @@ def test_the_kernels_limit_comes_first(tmp_path: Path) -> None:
     place = "sys/class/thermal/thermal_zone0"
     limits = {f"{place}/trip_point_0_type": "passive", f"{place}/trip_point_0_temp": "75000"}
     assert ProcessorSensor(write(pi4(tmp_path), limits)).read() == Zone("cpu-thermal", 48.686, 75.0)
+
+
+def test_a_board_whose_warm_zone_cannot_be_read_is_not_as_cool_as_its_others(tmp_path: Path) -> None:
+    now_s = [0.0]
+    sensor = ProcessorSensor(zones(tmp_path, cpu_thermal=79.0, gpu_thermal=45.0), lambda: now_s[0])
+    assert sensor.read() == Zone("cpu-thermal", 79.0)
+    (tmp_path / THERMAL / "thermal_zone0/temp").write_text("garbage")
+    now_s[0] = 5.0
+    assert sensor.read() is None
+    now_s[0] = 700.0
+    assert sensor.read() == Zone("gpu-thermal", 45.0)
+
+
+def test_one_reading_that_jumps_is_not_the_temperature(tmp_path: Path) -> None:
+    now_s = [0.0]
+    sensor = ProcessorSensor(zones(tmp_path, cpu_thermal=50.0), lambda: now_s[0])
+    told = []
+    for now_s[0], celsius in ((0.0, 50.0), (5.0, 100.0), (10.0, 50.0)):
+        zones(tmp_path, cpu_thermal=celsius)
+        zone = sensor.read()
+        told.append(zone and zone.temperature_c)
+    assert told == [50.0, 50.0, 50.0]

@@ -44,6 +44,15 @@ def test_the_pace_is_the_clips_own(clip: Path) -> None:
     assert not source.live
 
 
+def test_a_format_without_times_has_no_rate_to_describe(tmp_path: Path) -> None:
+    _, picture = cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))
+    bare = tmp_path / "bare.mjpeg"
+    bare.write_bytes(picture.tobytes() * 5)
+    source = open_source(f"file:{bare}", stall_s=1)
+    assert source.description == "64x48"
+    source.close()
+
+
 def test_a_clip_that_was_cut_off_is_told_from_a_clean_end(clip: Path, caplog: pytest.LogCaptureFixture) -> None:
     chunks = clip.read_bytes().split(b"00dc")
     clip.write_bytes(b"00dc".join(chunks[:11]))

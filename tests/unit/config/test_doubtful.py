@@ -57,3 +57,26 @@ def test_ignored_problems_that_the_source_cannot_have_are_doubted() -> None:
         "silent is a problem of sound, and v4l2: gives none",
     ]
     assert len(told("mic:default", condition=ConditionConfig(ignore=("moved", "clipped")))) == 1
+
+
+def test_saving_a_low_battery_that_reduces_nothing_is_doubted() -> None:
+    keys = ("governor", "save_below_percent")
+    for governor, why in (
+        (GovernorConfig(save_below_percent=20.0, enabled=False), "enabled"),
+        (GovernorConfig(save_below_percent=20.0, order=("samples", "clips")), "inference"),
+        (GovernorConfig(save_below_percent=20.0, max_stride=1), "max_stride"),
+    ):
+        ((found, text),) = told(governor=governor)
+        assert found == keys
+        assert why in text
+    smaller = ServiceConfig(smaller_variants=True)
+    assert told(governor=GovernorConfig(save_below_percent=20.0, max_stride=1), service=smaller) == []
+    assert told(governor=GovernorConfig(save_below_percent=20.0)) == []
+    assert told(governor=GovernorConfig(max_stride=1)) == []
+
+
+def test_a_limit_that_a_board_without_load_exceeds_is_doubted() -> None:
+    assert [keys for keys, _ in told(governor=GovernorConfig(max_temperature_c=45.0))] == [
+        ("governor", "max_temperature_c")
+    ]
+    assert told(governor=GovernorConfig(max_temperature_c=50.0)) == []

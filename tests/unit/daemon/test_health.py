@@ -95,6 +95,21 @@ def test_it_is_written_when_it_is_old_or_something_has_changed_and_not_all_the_t
     assert written == [True, False, True, False, True]
 
 
+def test_what_a_sensor_raises_ends_nothing_and_is_logged_once(
+    runtime: Runtime,
+    publisher: HealthPublisher,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> None:
+        raise OverflowError("int too large to convert to float")
+
+    monkeypatch.setattr("agent.board.thermal.TemperatureMonitor.poll", fail)
+    for _ in range(3):
+        publisher.due()
+    assert len([line for line in caplog.messages if line.startswith("temperature: internal error")]) == 1
+
+
 def test_without_a_folder_nothing_is_written_and_without_a_disk_it_is_told_once(
     runtime: Runtime, publisher: HealthPublisher, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from agent.board.power import POWER_MODELS, Battery, PowerReading
+from agent.board.battery import Battery
+from agent.board.power import POWER_MODELS, PowerReading
 from agent.board.proc import Frequency
 from agent.board.thermal import UNDER_VOLTAGE, Brake, Supply, Zone
 from agent.cli.checks.board import check_frequencies, check_heat, check_power, check_supply, heat_findings
-from tests.support.boards import pi4
+from tests.support.boards import pi4, write
 
 
 def test_a_board_that_is_well(tmp_path: Path) -> None:
@@ -17,6 +20,22 @@ def test_a_board_that_is_well(tmp_path: Path) -> None:
     assert found["cpu-thermal"].value.startswith("48.7 °C")
     assert found["processor 0 1 2 3"].value == "600 of 1800 MHz, governor ondemand: faster under load only"
     assert found["supply"].state == "ok"
+
+
+def test_a_sensor_that_blocks_is_a_warning(tmp_path: Path) -> None:
+    sensor = pi4(tmp_path) / "sys/class/thermal/thermal_zone0/temp"
+    sensor.unlink()
+    os.mkfifo(sensor)
+    (found,) = heat_findings(tmp_path, longest_s=0.5)
+    assert (found.name, found.state) == ("sensors", "warning")
+    with suppress(OSError):  # let the thread that waits for it end
+        os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_a_number_that_no_sensor_gives_ends_nothing(tmp_path: Path) -> None:
+    write(pi4(tmp_path), {"sys/class/thermal/thermal_zone0/temp": "9" * 400})
+    found = {one.name: one for one in heat_findings(tmp_path)}
+    assert found["temperature"].value == "not reported by this kernel"
 
 
 def test_a_board_that_does_not_tell_is_no_problem(tmp_path: Path) -> None:
@@ -97,10 +116,11 @@ def test_measured_power_is_told_apart_from_what_others_measured() -> None:
 @pytest.mark.parametrize(
     ("battery", "state"),
     [
-        (Battery(80, "discharging"), "ok"),
-        (Battery(10, "discharging"), "warning"),
+        (Battery(80, "discharging", feeds_board=True), "ok"),
+        (Battery(10, "discharging", feeds_board=True), "warning"),
+        (Battery(10, "unknown", feeds_board=True), "warning"),
         (Battery(10, "charging"), "ok"),
-        (Battery(None, "unknown"), "ok"),
+        (Battery(None, "unknown", feeds_board=True), "ok"),
     ],
 )
 def test_a_battery_that_runs_out_is_a_warning(battery: Battery, state: str) -> None:

@@ -82,6 +82,7 @@ def test_what_the_board_measures_has_a_sensor() -> None:
     found = told(device(sensors=("power", "under_voltage", "battery")))
     assert found["power"]["unit_of_measurement"] == "W"
     assert found["under_voltage"]["device_class"] == "problem"
+    assert "else 'None'" in found["under_voltage"]["value_template"], "what nothing tells is unknown, not off"
     assert found["battery"]["unit_of_measurement"] == "%"
     assert not {"power", "under_voltage", "battery"} & told(device()).keys()
 
