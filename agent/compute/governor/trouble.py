@@ -101,6 +101,8 @@ def who_has_it(
         return NO_INFERENCE
     if board.idle >= pace.IDLE:
         return f"its inferences take too long, though {board.idle:.0%} of the processors are idle"
+    if board.quota is not None:
+        return f"the daemon may use {board.quota:.2g} processors alone (CPUQuota)"
     if board.others >= 0.25:
         return f"other programs use {board.others:.0%} of the processors"
     rivals = {one: other for one, other in streams.items() if one != name and other.inferred_fps}

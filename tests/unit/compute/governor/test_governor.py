@@ -125,6 +125,9 @@ def test_what_cannot_be_kept_says_who_uses_the_processors() -> None:
     alone = {"front": replace(FRONT, inferred_fps=2.0, variants=SIZES[:1])}
     assert Course().run(5, alone, BUSY).unmet["front"].endswith("other programs use 60% of the processors")
     assert Course().run(5, alone, FULLY).unmet["front"].endswith("this board is too slow for it")
+    limited = replace(BUSY, quota=0.5)
+    told = "the daemon may use 0.5 processors alone (CPUQuota)"
+    assert Course().run(5, alone, limited).unmet["front"].endswith(told)
     told = "its inferences take too long, though 90% of the processors are idle"
     assert Course().run(5, alone, IDLE).unmet["front"].endswith(told)
     slowed = replace(BUSY, slowed="the firmware reports: under-voltage")
