@@ -40,6 +40,8 @@ def steps(stream: StreamReading, max_stride: int) -> tuple[Step, ...]:
     strides come last. No stride leaves clearly fewer inferences than `min_fps`, or than two per second.
     """
     last = longest_stride(stream, max_stride)
+    while leaves_too_little(stream, last):
+        last -= 1
     found: list[Step] = []
     for stride, variant in _order(last, stream.variants):
         step = Step(stride, variant.name, cost_of(stream, stride, variant))

@@ -650,6 +650,8 @@ def test_a_camera_that_gives_less_than_it_seemed_to_shortens_its_own_stride() ->
     slower = replace(mid, fps_now=9.3, fps_lately=9.3, inferred_fps=4.65, inferred_lately=4.65)
     assert course.run(3, {"mid": slower, "low": BACK}, IDLE).budgets["mid"].stride == 1
     assert {name for _, name, _ in course.changed[began:]} == {"mid"}
+    kept = replace(slower, inferred_fps=9.3, inferred_lately=9.3)
+    assert course.run(60, {"mid": kept, "low": BACK}, low).budgets["mid"].stride == 1, "the battery knows, too"
 
 
 def test_a_stride_that_a_promise_shortens_does_not_replace_the_reason_of_what_is_left() -> None:
