@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.board.proc import read_number, read_text
 from agent.board.sensor_faults import LastKnown
@@ -116,8 +117,16 @@ class BatteryMonitor:
             reading = found.get(name)
             held = last.update(reading if reading is not None and reading.is_known else None, now_s)
             if (battery := held or reading) is not None:
-                batteries[name] = battery
+                batteries[name] = self._as_fed_now(battery, reading)
         return most_important(batteries)
+
+    def _as_fed_now(self, battery: Battery, reading: Battery | None) -> Battery:
+        """Return a battery whose charge may be an old one: whether it feeds the board is known without it."""
+        if reading is None:
+            return replace(battery, feeds_board=battery.feeds_board and not _is_fed(self._root))
+        if reading.status == "unknown":
+            return battery
+        return replace(battery, status=reading.status, feeds_board=reading.feeds_board)
 
 
 def discharging_w(root: Path) -> Iterator[float]:

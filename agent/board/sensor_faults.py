@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_WORTH_S = 5.0
+_WORTH_S = 20.0
 """A sensor that cannot be read for a shorter time is not logged, s."""
 
 

@@ -414,7 +414,7 @@ class NetworkStream(Video):
         facts = PacketFacts(packet.size, packet.is_keyframe, disposable, arrived.read_ns)
         steps = self._policy.add(_Arrived(packet, arrived), facts, self._demand)
         self.undecoded += not steps
-        self._filter.add(keyframe=packet.is_keyframe)
+        self._filter.add(keyframe=packet.is_keyframe, pts=packet.pts)
         self._steps += steps
         if len(steps) > 1:
             self._burst.begin(steps[0].packet.times.captured_ns, arrived.captured_ns)

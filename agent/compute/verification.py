@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import lzma
 import time
 import zipfile
+import zlib
 from collections.abc import Collection, Mapping
 
 import numpy as np
@@ -38,6 +40,20 @@ _SLOW_S, _SLOW_TIMES = 0.1, 3
 """Time that a word may take, s: after so many slower ones in a row there is a warning."""
 _EDGE_S = 0.05
 """Sound before the first window, s: there the resampler begins."""
+
+
+_DAMAGED = (
+    ValueError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+"""What zipfile and NumPy raise for files that are damaged, encrypted or made to harm."""
 
 
 class VerificationHead(Struct, frozen=True):
@@ -84,10 +100,12 @@ def read_head(content: bytes, path: str) -> VerificationHead:
                 raise ModelError(f"{path}: larger than {LARGEST} bytes")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             kept = dict(arrays)
+        if odd := [name for name, array in kept.items() if not isinstance(array, np.ndarray)]:
+            raise ModelError(f"{path}: {odd[0]} is no array of NumPy")
         return _checked(kept, hashlib.sha256(content).hexdigest(), path)
     except KeyError as error:
         raise ModelError(f"{path}: expected an array {error} in it") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise ModelError(f"{path}: not a head for a verification, a file of numpy.savez: {error}") from None
 
 

@@ -96,6 +96,8 @@ _LIKE = 0.6
 _MEMORY = Path("/proc/meminfo")
 _LARGEST_TEXT = 1024**2
 """Largest manifest or list of labels, bytes; ImageNet's 21,000 names take 500 kB."""
+_LARGEST_PART = 1024**2
+"""Largest part of a model that is read before its kind is known, bytes."""
 _preloaded: dict[str, tuple[bytes, TomlFile | None] | ModelError] = {}
 _preloaded_parts: dict[str, bytes] = {}
 
@@ -193,7 +195,7 @@ def preloaded(paths: Iterable[str]) -> Iterator[int]:
             if verification := data.get("verification"):
                 waiting.append(verification["model"])
                 with suppress(ModelError):  # it is raised where the head is needed
-                    _preloaded_parts[verification["head"]] = read(Path(verification["head"]))
+                    _preloaded_parts[verification["head"]] = read(Path(verification["head"]), _LARGEST_PART)
         except ModelError as error:
             _preloaded[path] = error
     try:

@@ -42,7 +42,7 @@ FPS = 20.0
 WINDOW_S = 5.0
 PRIORITIES = {"front": 80, "yard": 50, "gate": 50, "back": 20}
 LINE = re.compile(rf"stream ({'|'.join(PRIORITIES)}): ")
-CHANGE = re.compile(LINE.pattern + "(?:one picture|size|key frames|detections|snapshots|clips|everything)")
+CHANGE = re.compile(LINE.pattern + "(?:more|one picture|size|key frames|detections|snapshots|clips|everything)")
 """Lines of the log about a stream, and those of them that tell a change of its budget."""
 HOGS, EACH = ("hog1", "hog2"), 6
 """Groups of the hogs, and the number of busy processes in each."""

@@ -5,6 +5,9 @@ time of decoding H.264. Without it, a picture that is predicted from others drif
 to the next key frame. A model that is shown a large picture in small finds the same objects in it; people would
 see blocks after some seconds. So it is left out only of large pictures that are looked at as a whole, and where
 key frames come often. Each key frame gets it, unless the motion gate alone looks at it.
+
+In an open group, pictures that follow a key frame are shown before it and need those before it. A decoder that is
+opened anew, with another filter, would lose them: there all pictures get it.
 """
 
 from __future__ import annotations
@@ -28,10 +31,15 @@ class LoopFilterRule:
 
     def __init__(self) -> None:
         self._count = self._short = 0
-        self._follows_key = False
+        self._follows_key = self._is_open = False
+        self._key_pts: int | None = None
 
-    def add(self, *, keyframe: bool) -> None:
-        """Count a packet of video, decoded or not."""
+    def add(self, *, keyframe: bool, pts: int | None = None) -> None:
+        """Count a packet of video, decoded or not; `pts`: its presentation time; None: unknown."""
+        if keyframe:
+            self._key_pts = pts
+        elif pts is not None and self._key_pts is not None and pts < self._key_pts:
+            self._is_open = True
         if keyframe:
             self._short += self._follows_key and self._count <= _LONGEST
             self._count, self._follows_key = 0, True
@@ -50,4 +58,4 @@ class LoopFilterRule:
             return "all"
         if alone:
             return "none"
-        return "keyframes" if self._short >= _SETTLED else "all"
+        return "keyframes" if self._short >= _SETTLED and not self._is_open else "all"

@@ -61,7 +61,8 @@ class Budgets:
         """
         if not urgent and (not self._changed_at or self._changed_at[-1] != self._now_s):
             self._changed_at.append(self._now_s)
-        self.tell(stream, f"{text}: {why}")
+        is_more = why in (pace.ROOM, pace.TRIAL) and stream and self.states[stream].is_reduced
+        self.tell(stream, f"{'more, now ' if is_more else ''}{text}: {why}")
 
     def cheaper(self, name: str, stream: StreamReading, at_most: float) -> Step:
         """Return the best cheaper step of a stream that costs at most so much, or its cheapest."""

@@ -112,9 +112,7 @@ class Governor:
     def _decision(self, streams: Mapping[str, StreamReading]) -> Decision:
         states = {name: self._budgets.states[name] for name in streams}
         broken = {
-            name: f"{broken_promise(streams[name])}: others give way for it"
-            for name, state in states.items()
-            if state.broken_s is not None
+            name: broken_promise(streams[name]) for name, state in states.items() if state.broken_s is not None
         }
         if self._config.enabled and self._power.trouble:
             broken[""] = self._power.trouble
@@ -151,7 +149,7 @@ class Governor:
         """Take from others what a stream lacks that is promised more than it gets. Return True if one does."""
         broken = self._confirmed(streams)
         helped = {name: what for name, what in broken.items() if self._may_be_helped(name, streams[name])}
-        if self._keep_own_rates(broken, streams):
+        if self._keep_own_rates(broken, streams, board):
             self._settled_at = self._now_s
         elif helped and self._now_s - self._settled_at >= pace.SETTLE_S:
             name = max(helped, key=lambda one: streams[one].priority)
@@ -236,17 +234,22 @@ class Governor:
         state.reliefs += has_given
         return has_given
 
-    def _keep_own_rates(self, broken: Container[str], streams: Mapping[str, StreamReading]) -> bool:
+    def _keep_own_rates(
+        self, broken: Container[str], streams: Mapping[str, StreamReading], board: BoardReading
+    ) -> bool:
         """Shorten strides that leave less than is promised: a promise or a camera is another one now.
 
-        Return True if something has changed.
+        While no processor is idle, a camera that is read too late only seems to give less. Return True if
+        something has changed.
         """
-        has_changed = False
+        has_changed, is_starved = False, board.idle < pace.RESERVE
         for name, stream in streams.items():
             now, most = self._budgets.states[name].step(stream), longest_stride(stream, self._config.max_stride)
             if name in broken and leaves_too_little(stream, now.stride):
                 most = min(most, now.stride - 1)
-            if now.stride > most and (name in broken or strides_too_far(stream, now.stride)):
+            if now.stride > most and (
+                name in broken or (strides_too_far(stream, now.stride) and (stream.min_fps or not is_starved))
+            ):
                 why = f"it is promised {stream.min_fps:g} per second" if stream.min_fps else pace.SLOWER
                 if self._budgets.set_step(name, replace(now, stride=most), stream, why):
                     has_changed = True

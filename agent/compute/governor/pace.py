@@ -26,7 +26,7 @@ RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 DEARER = 1.15
 """Factor on the estimated cost of what comes back."""
-ROOM, TRIAL = "there is room for it", "more again, for a trial"
+ROOM, TRIAL = "there is room for it", "for a trial"
 SLOWER = "its camera gives fewer pictures now"
 CONFIGURED = "as it is configured now"
 """Reason of a change that no load has caused, but the configuration of a stream or of the governor."""

@@ -27,7 +27,7 @@ class PowerLimits:
         self._budgets = budgets
         self.trouble = self.unmet = ""
         self._now_s, self._saves, self._weak_s = 0.0, False, pace.HEAT_CALM_S
-        self._heat_at = self._cooled_at = self._warm_at = self._weak_until = float("-inf")
+        self._heat_at = self._cooled_at = self._warm_at = self._weak_until = self._weak_at = float("-inf")
 
     def spare(self, board: BoardReading) -> float:
         """Return the processor time per second that may be used in addition, as a share of one processor.
@@ -80,8 +80,8 @@ class PowerLimits:
         self._now_s, self.unmet = now_s, ""
         if board.celsius is not None:
             self._warm_at = now_s if board.celsius >= board.limit_c - COLD_C else float("-inf")
-        why = heat_trouble(board)
-        if why or board.celsius is not None or now_s - self._warm_at >= pace.BLIND_S:
+        why, is_blind = heat_trouble(board), self._is_blind(board)
+        if why or not is_blind:
             self.trouble = why
         if not why:
             return False
@@ -95,6 +95,16 @@ class PowerLimits:
         if self._is_least(streams) and now_s - self._cooled_at >= pace.HEAT_SETTLE_S:
             self.unmet = f"{why}, {self._given(streams)}"
         return True
+
+    def _is_blind(self, board: BoardReading) -> bool:
+        """Return True if what was too hot or weak cannot be read any more, for some time."""
+        self._weak_at = (
+            self._now_s if board.slowed else self._weak_at if not board.is_supply_known else float("-inf")
+        )
+        if not board.slowed and self._now_s - self._weak_at < pace.BLIND_S:
+            self._weak_until = max(self._weak_until, self._now_s + 1.0)
+            return True
+        return board.celsius is None and self._now_s - self._warm_at < pace.BLIND_S
 
     def _wait_for_supply(self, returned_s: float) -> bool:
         """Let nothing come back for some time, and longer each time that this was too much for the supply.

@@ -75,6 +75,7 @@ class BoardReading(Struct, frozen=True, gc=False):
         memory_free: share of the memory that programs can still have, 0..1; None: unknown.
         battery_percent: charge of the battery that the board runs on, 0..100; None: it runs on none, or it is
             unknown.
+        is_supply_known: False while warnings of the supply, which were known before, cannot be read.
         quota: processors that the daemon's control group may use; None: all of `cores`.
     """
 
@@ -89,6 +90,7 @@ class BoardReading(Struct, frozen=True, gc=False):
     memory_free: float | None = None
     battery_percent: float | None = None
     quota: float | None = None
+    is_supply_known: bool = True
 
 
 class Readings(Struct, frozen=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Literal
 
@@ -22,6 +23,7 @@ SYNC_S = (0.0, 0.5, 2.0)
 time that an event may wait for others to be synced with it, s."""
 _ROUNDING = 0.1
 """Share of a stride by which a measured rate may be too high."""
+_FIGURE = re.compile(r"[\d.]+")
 Domain = Literal["processors", "memory", "disk", "link"]
 """What was short when something was taken; it comes back when that is not short any more."""
 PROCESSORS: Domain = "processors"
@@ -91,7 +93,8 @@ class StreamState:
         """What is reduced, and why; empty: nothing is."""
         causes = [self.cause] if self.infers_less else []
         causes += [cause for levels in self.lowered.values() for _, cause in levels]
-        return f"{described(self)}: {'; '.join(dict.fromkeys(causes))}" if self.is_reduced else ""
+        newest = {_FIGURE.sub("", cause): cause for cause in causes}
+        return f"{described(self)}: {'; '.join(newest.values())}" if self.is_reduced else ""
 
     def keeps_promise(self) -> None:
         """Forget that a promise was broken."""

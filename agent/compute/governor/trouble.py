@@ -41,7 +41,7 @@ _PICTURE, _FEW = 0.5, 0.25
 def broken_promise(stream: StreamReading) -> str:
     """Return which promise a stream's window breaks; empty: none."""
     if _lacks_rate(stream):
-        most = f", of {stream.fps_now:.3g} that its camera gives" if stream.fps_now < stream.min_fps else ""
+        most = f", of {stream.fps:.3g} that its camera gives" if stream.fps < stream.min_fps else ""
         rates = [rate for rate in (stream.inferred_fps, stream.inferred_lately) if rate is not None]
         return f"infers {min(rates):.1f} of {stream.min_fps:g} pictures per second{most}"
     if stream.latency_ms is not None and 0.0 < stream.max_latency_ms < stream.latency_ms:

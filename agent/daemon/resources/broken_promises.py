@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Mapping
 
@@ -13,31 +14,29 @@ from agent.compute.governor.decision import Decision
 from agent.compute.governor.readings import StreamReading
 
 log = logging.getLogger(__name__)
-_KEPT_S = 10.0
-"""Time for which a promise must be kept until that is told, s."""
-_WINDOW_S = 1.0
-"""Time for which a promise that is told once was broken at least, s."""
-_AGAIN_S = 60.0
-"""Least time between two lines of the log about one promise, s."""
+_KEPT_S, _STEP_S = 10.0, 2.0
+"""Time for which a promise must be kept until that is told, s; of a decision that comes late no more counts."""
+_AGAIN_S, _SAME_S = 60.0, 600.0
+"""Least time between two lines of the log about a promise, s: with another reason, and with the same one anew."""
 _FIGURE = re.compile(r"[\d.]+")
 
 
 class BrokenPromise(Struct, frozen=True):
-    """A promise that was told as not kept.
+    """A promise that is not kept.
 
     Attributes:
         why: which, and why, with the newest figures.
         promise: pictures per second and ms that are promised.
-        since_s, last_s: when it was told, and when it was not kept last, CLOCK_MONOTONIC, s.
-        logged, logged_s: the text that was logged last, and when.
+        since_s: since when, CLOCK_MONOTONIC, s.
+        kept_s: for how long it has been kept now, s.
+        is_logged: True if the log tells that it is broken.
     """
 
     why: str
     promise: tuple[float, float]
     since_s: float
-    last_s: float
-    logged: str
-    logged_s: float
+    kept_s: float
+    is_logged: bool
 
 
 class BrokenPromises:
@@ -45,6 +44,8 @@ class BrokenPromises:
 
     def __init__(self) -> None:
         self._broken: dict[str, BrokenPromise] = {}
+        self._logged: dict[str, tuple[str, float]] = {}
+        self._now_s: float | None = None
 
     def why(self, name: str) -> str:
         """Return which promise of a stream is not kept, and why; empty: none is known."""
@@ -58,18 +59,30 @@ class BrokenPromises:
             streams: that run; None: nothing is governed.
             now_s: CLOCK_MONOTONIC, s.
         """
+        passed_s = min(_STEP_S, now_s - self._now_s) if self._now_s is not None else 0.0
+        self._now_s = now_s
         for name in list(self._broken):
             self._forget_replaced(name, streams)
         for name, why in decision.unmet.items():
-            self._tell(name, why, _promise(name, streams), now_s)
+            if name not in self._broken:
+                self._broken[name] = BrokenPromise(why, _promise(name, streams), now_s, 0.0, is_logged=False)
+            self._log(name, why, now_s)
         for name, broken in list(self._broken.items()):
             if name in decision.broken:
                 why = decision.unmet.get(name) or decision.broken[name]
-                self._broken[name] = replace(broken, why=why, last_s=now_s)
-            elif now_s - broken.last_s >= _KEPT_S:
-                del self._broken[name]
-                kept = "as promised again" if name else "the board is within its limits again"
-                log.info("%s%s, after %.0f s", _prefix(name), kept, broken.last_s - broken.since_s + _WINDOW_S)
+                self._broken[name] = replace(broken, why=why, kept_s=0.0)
+            else:
+                self._broken[name] = replace(broken, kept_s=broken.kept_s + passed_s)
+                self._end_kept(name, now_s)
+
+    def _end_kept(self, name: str, now_s: float) -> None:
+        broken = self._broken[name]
+        if broken.kept_s < _KEPT_S:
+            return
+        del self._broken[name]
+        if broken.is_logged:
+            kept = "as promised again" if name else "the board is within its limits again"
+            log.info("%s%s, after %.0f s", _prefix(name), kept, now_s - broken.since_s - broken.kept_s + 1.0)
 
     def _forget_replaced(self, name: str, streams: Mapping[str, StreamReading] | None) -> None:
         """Forget what is neither kept nor broken: a stream is lost or off, or promised something else now."""
@@ -78,16 +91,17 @@ class BrokenPromises:
             return
         del self._broken[name]
         if streams is not None and name in streams:
+            self._logged.pop(name, None)
             log.info("%s%s", _prefix(name), _promised(*promise))
 
-    def _tell(self, name: str, why: str, promise: tuple[float, float], now_s: float) -> None:
-        """Remember a promise, and log it if that is new, or its reason is another one than the figures alone."""
-        broken = self._broken.get(name)
-        if broken is None:
-            self._broken[name] = BrokenPromise(why, promise, now_s, now_s, why, now_s)
-            log.warning("%s%s", _prefix(name), why)
-        elif _reason(why) != _reason(broken.logged) and now_s - broken.logged_s >= _AGAIN_S:
-            self._broken[name] = replace(broken, logged=why, logged_s=now_s)
+    def _log(self, name: str, why: str, now_s: float) -> None:
+        """Log a promise that is broken, or broken for another reason: not for other figures alone."""
+        text, at_s = self._logged.get(name, ("", -math.inf))
+        pause_s = _SAME_S if _reason(text) == _reason(why) else _AGAIN_S
+        is_new = not self._broken[name].is_logged
+        if now_s - at_s >= pause_s and (is_new or pause_s == _AGAIN_S):
+            self._logged[name] = why, now_s
+            self._broken[name] = replace(self._broken[name], is_logged=True)
             log.warning("%s%s", _prefix(name), why)
 
 

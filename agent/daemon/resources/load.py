@@ -148,7 +148,7 @@ class BoardLoad:
         self._heat: dict[str, HeatModel] = {}
         self._firmware_c = firmware_limit_c(root)
         self._sensors = sensors or BoardSensors(root, clock, query)
-        self._lost = LostHeat[Zone](COLD_C, BLIND_S)
+        self._lost, self._had_supply = LostHeat[Zone](COLD_C, BLIND_S), False
 
     def load_changed(self) -> None:
         """Forget how the temperature went on: the load is another one from now on."""
@@ -175,7 +175,12 @@ class BoardLoad:
             self._memory_free(),
             self._battery_percent(),
             shares.quota,
+            self._is_supply_known(chip),
         )
+
+    def _is_supply_known(self, chip: ChipReading) -> bool:
+        self._had_supply = self._had_supply or chip.supply is not None
+        return chip.supply is not None or not self._had_supply
 
     def _forecast(self, zone: Zone | None, limit_c: float) -> tuple[float | None, float | None]:
         """Return the temperature that the load leads to, °C, and the time until the limit, s; None: unknown."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from msgspec.structs import replace
 
 from agent.compute.governor.decision import Decision
 from agent.compute.governor.governor import Governor
+from agent.compute.governor.pace import RESERVE
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
 from agent.daemon.resources.broken_promises import BrokenPromises
 from agent.daemon.resources.load import BoardLoad
@@ -29,6 +31,8 @@ EVERY_S = 1.0
 """Time between two decisions, s."""
 _LATE_S = 3.0
 """A decision that comes so much later than it should is told: something keeps the daemon from running, s."""
+_TOLD_S = 600.0
+"""Time for which that is not told again, s."""
 _NICE = 5
 """Niceness of the threads of streams below the highest priority: a third of the weight beside an equal rival."""
 _SOME = 0.3
@@ -67,7 +71,7 @@ class ResourceManager:
             self._thread.join(EVERY_S)
 
     def _run(self) -> None:
-        due_s, is_late = time.monotonic() + EVERY_S, False
+        due_s, told_s = time.monotonic() + EVERY_S, -math.inf
         while not self._stop.wait(max(0.0, due_s - time.monotonic())):
             late_s = time.monotonic() - due_s
             due_s = time.monotonic() + EVERY_S
@@ -75,10 +79,9 @@ class ResourceManager:
                 self._govern()
             except Exception:
                 log.exception("governor: internal error (please report); going on")
-            if (late_s > _LATE_S) is not is_late:
-                is_late = not is_late
-                if is_late:
-                    log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self._board))
+            if late_s > _LATE_S and due_s - told_s > _TOLD_S:
+                told_s = due_s
+                log.warning("governor: it ran %.1f s late; %s", late_s, _meanwhile(self._board))
 
     def _govern(self) -> None:
         runtime = self._runtime
@@ -123,7 +126,8 @@ class ResourceManager:
         for name, stream in streams.items():
             watch = self._watched[name] = self._watched.get(name) or StreamWatch(stream)
             used = self.decision.budgets.get(name) if self.decision is not None else None
-            reading = watch.read(used.variant if used is not None else "")
+            is_starved = self._board.idle < RESERVE
+            reading = watch.read(used.variant if used is not None else "", is_starved=is_starved)
             if reading is not None:
                 readings[name] = reading
         return self._with_cameras(readings)

@@ -51,8 +51,13 @@ class StreamWatch:
         self._too_slow_for = 0.0
         stream.metrics.meter.take()
 
-    def read(self, variant: str) -> StreamReading | None:
-        """Return the stream's newest reading, `variant` being what it may use; None: it does not run."""
+    def read(self, variant: str, *, is_starved: bool = False) -> StreamReading | None:
+        """Return the stream's newest reading; None: it does not run.
+
+        Args:
+            variant: that it may use.
+            is_starved: no processor is idle, so that a source may be read too late.
+        """
         stream = self.stream
         if stream.status[0] not in RUNNING or stream.model is None or stream.has_sound:
             return None
@@ -62,6 +67,8 @@ class StreamWatch:
             self._open.append(window.open_s / seen_s)
         variants = self._variants()
         self._update_fps()
+        if not is_starved:
+            self._tell_slow_camera()
         self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
         now, lately = joined(list(self._windows)[-_WINDOWS:]), joined(self._windows)
         service = stream.config.service
@@ -135,7 +142,6 @@ class StreamWatch:
             )
             self._rates.append(max(0.0, min(rate, most) if most else rate))
         self._captured, self._captured_at = frames, now_s
-        self._tell_slow_camera()
 
     def _tell_slow_camera(self) -> None:
         """Log once that the source gives less than is promised: then no more can be kept than it gives."""

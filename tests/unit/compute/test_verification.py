@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,3 +206,49 @@ def test_a_tone_stays_a_tone_at_another_rate(rates: tuple[int, int], hz: int) ->
 
 def test_nothing_stays_nothing_at_another_rate() -> None:
     assert resampled(np.zeros(0, np.int16), RATE, 8000).size == 0
+
+
+def compressed(**arrays: Any) -> bytearray:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return bytearray(file.getvalue())
+
+
+def damaged_in_the_middle(arrays: dict[str, Any]) -> bytes:
+    content = compressed(**arrays)
+    content[len(content) // 3 : len(content) // 3 + 20] = b"\xff" * 20
+    return bytes(content)
+
+
+def encrypted(arrays: dict[str, Any]) -> bytes:
+    content = bytearray(saved(**arrays))
+    at = content.index(b"PK\x01\x02")
+    content[at + 8] |= 1
+    content[6] |= 1
+    return bytes(content)
+
+
+def of_texts(arrays: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in arrays:
+            archive.writestr(f"{name}", "no array")
+    return file.getvalue()
+
+
+def of_a_vast_shape(_: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000), }"
+    with zipfile.ZipFile(file, "w") as archive:
+        text = header.ljust(117) + b"\n"
+        archive.writestr("weights0.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("make", [damaged_in_the_middle, encrypted, of_texts, of_a_vast_shape])
+def test_a_damaged_or_hostile_head_is_told_as_such(
+    make: Callable[[dict[str, Any]], bytes], tmp_path: Path
+) -> None:
+    content = make(head_arrays(embedding_model(tmp_path)))
+    with pytest.raises(ModelError, match=r"mine\.npz: "):
+        read_head(content, "mine.npz")

@@ -54,3 +54,19 @@ def test_a_camera_that_sends_no_key_frame_has_everything_filtered() -> None:
 def test_whatever_came_before_four_short_groups_must_follow_a_long_one(groups: list[int]) -> None:
     short = all(one <= 60 for one in groups[-4:]) and len(groups) >= 4
     assert (seen(*groups).filtered(720) == "keyframes") == short
+
+
+def test_everything_is_filtered_where_pictures_after_a_key_frame_are_shown_before_it() -> None:
+    rule = LoopFilterRule()
+    for group in range(9):
+        for number, pts in enumerate([3, 1, 2, 6, 4, 5] if group == 7 else [1, 4, 2, 3, 6, 5]):
+            rule.add(keyframe=number == 0, pts=10 * group + pts)
+    assert rule.filtered(1080) == "all"
+
+
+def test_pictures_that_are_shown_in_another_order_within_a_group_change_nothing() -> None:
+    rule = LoopFilterRule()
+    for group in range(9):
+        for number, pts in enumerate([1, 4, 2, 3, 6, 5]):
+            rule.add(keyframe=number == 0, pts=10 * group + pts)
+    assert rule.filtered(1080) == "keyframes"

@@ -94,6 +94,22 @@ def test_a_replaced_promise_that_is_broken_too_is_told_anew(said: list[str]) -> 
     ]
 
 
+def test_time_in_which_nothing_was_decided_does_not_count_as_kept(said: list[str]) -> None:
+    promises = BrokenPromises()
+    promises.update(decided({"front": SLOW}), FRONT, 0.0)
+    promises.update(decided(), FRONT, 12.0)
+    assert promises.why("front") == SLOW
+    assert said == [f"stream front: {SLOW}"]
+
+
+def test_a_stream_that_comes_and_goes_with_a_broken_promise_is_told_every_ten_minutes(said: list[str]) -> None:
+    promises = BrokenPromises()
+    for second in range(1200):
+        is_there = second % 12 < 6
+        promises.update(decided({"front": SLOW} if is_there else {}), FRONT if is_there else {}, second)
+    assert said == [f"stream front: {SLOW}"] * 2
+
+
 def test_nothing_is_broken_while_nothing_is_governed(said: list[str]) -> None:
     promises = BrokenPromises()
     promises.update(decided({"front": SLOW, "": "the board is at 90 °C"}), FRONT, 0.0)
@@ -105,7 +121,8 @@ def test_nothing_is_broken_while_nothing_is_governed(said: list[str]) -> None:
 def test_the_board_is_told_to_be_within_its_limits_again(said: list[str]) -> None:
     promises = BrokenPromises()
     promises.update(decided({"": "the board is at 90 °C"}), {}, 0.0)
-    promises.update(decided(), {}, 20.0)
+    for second in range(1, 12):
+        promises.update(decided(), {}, second)
     assert said == [
         "the board is at 90 °C",
         "the board is within its limits again, after 1 s",
