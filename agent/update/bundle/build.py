@@ -198,9 +198,17 @@ def _add(sources: dict[str, Path], files: dict[str, bytes], work: Path, model: s
         path = work / name
         if name in sources and read(path) != content:
             raise BundleError(f"{model}: another model of this bundle has a file {path.name} too: rename one")
+        if _twin(name) in sources:  # a board has them in one folder
+            raise BundleError(f"{model}: {path.name} is the name of golden answers and of a head: rename that")
         make_folder(path.parent)
         write_atomic(path, content)
         sources[name] = path
+
+
+def _twin(name: str) -> str:
+    """Return the name in the other of the folders `models` and `golden`; empty: it is in neither."""
+    folder, _, file = name.partition("/")
+    return {"models": f"golden/{file}", "golden": f"models/{file}"}.get(folder, "")
 
 
 def _check_means(plan: Plan) -> tuple[Target, Path]:

@@ -224,6 +224,15 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     refused(BundleError, "another model of this bundle has a file", *MODELS, *both, "--out", tmp_path / "x")
 
 
+def test_a_head_with_the_name_of_golden_answers_is_refused(tmp_path: Path) -> None:
+    text = (ZOO / "small-speech.toml").read_text().replace("small-speech-head.npz", "small-speech.npz")
+    (tmp_path / "small-speech.toml").write_text(text)
+    (tmp_path / "small-speech.tflite").write_bytes((ZOO / "small-speech.tflite").read_bytes())
+    (tmp_path / "small-speech.npz").write_bytes((ZOO / "small-speech-head.npz").read_bytes())
+    why = "is the name of golden answers and of a head"
+    refused(BundleError, why, *MODELS, "--model", tmp_path / "small-speech.toml", "--out", tmp_path / "x")
+
+
 @needs_ssh_keygen
 def test_looking_into_one_says_whether_who_may_sign_was_asked(tmp_path: Path, key: Key) -> None:
     path = tiny_bundle(tmp_path / "x.vedette", key, counter=7)

@@ -1,32 +1,44 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import cv2
 import numpy as np
 import pytest
-from av.video.frame import VideoFrame
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.plane_input import PlaneShrink
 from agent.compute.manifest import InputManifest
 from agent.compute.tflite.model import TensorSpec
 from agent.types import WHOLE, Box, Image, Planes
 
+if TYPE_CHECKING:
+    from agent.capture.pictures.decoded import DecodedImage
+
 pytestmark = pytest.mark.numerics
+
+
+def in_planes(image: Image, form: str = "yuv420p") -> Any:
+    """A frame as a decoder gives it."""
+    av = pytest.importorskip("av", reason="frames of a decoder need PyAV")
+    return av.VideoFrame.from_ndarray(image, format="bgr24").reformat(format=form)
+
+
+def picture(frame: Any) -> DecodedImage:
+    from agent.capture.pictures.decoded import DecodedImage, PictureConverter
+
+    return DecodedImage(frame, PictureConverter("yard"))
 
 
 def decoded(width: int, height: int, *, colour_space: int = 2, colour_range: int = 1) -> DecodedImage:
     """A smooth picture, as a decoder gives it."""
     small = np.random.default_rng(3).integers(40, 210, (4, 5, 3), np.uint8)
     bgr: Image = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-    frame = VideoFrame.from_ndarray(bgr, format="bgr24").reformat(format="yuv420p")
+    frame = in_planes(bgr)
     frame.colorspace, frame.color_range = colour_space, colour_range
-    return DecodedImage(frame, PictureConverter("yard"))
+    return picture(frame)
 
 
 def planes(picture: DecodedImage) -> Planes:
@@ -88,14 +100,14 @@ def test_a_rare_colour_space_has_no_planes(colour_space: int) -> None:
 
 @pytest.mark.parametrize("form", ["yuv422p", "yuv444p", "nv12", "yuv420p10le", "gray"])
 def test_other_formats_have_no_planes(form: str) -> None:
-    frame = VideoFrame.from_ndarray(decoded(96, 64).image(), format="bgr24").reformat(format=form)
-    assert DecodedImage(frame, PictureConverter("yard")).planes() is None
+    frame = in_planes(decoded(96, 64).image(), form)
+    assert picture(frame).planes() is None
 
 
 def test_fine_structure_is_averaged_and_not_skipped() -> None:
     stripes = np.zeros((480, 1280), np.uint8)
     stripes[:, ::2] = 255
-    frame = av.VideoFrame.from_ndarray(np.dstack([stripes] * 3), format="bgr24").reformat(format="yuv420p")
+    frame = in_planes(np.dstack([stripes] * 3))
     small = np.zeros((100, 100, 3), np.uint8)
-    PlaneShrink()(planes(DecodedImage(frame, PictureConverter("yard"))), small, "bgr")
+    PlaneShrink()(planes(picture(frame)), small, "bgr")
     assert np.abs(small.astype(np.float64) - 127.5).max() < 12.0
