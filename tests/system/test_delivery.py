@@ -279,8 +279,8 @@ def test_stop_sends_what_waits_and_says_stopped(broker: Mosquitto, tmp_path: Pat
         wait_for(lambda: publisher.state.connected)
         for _ in range(300):
             spool.put(EVENTS, event())
-        spool.flush(2.0)
-        publisher.stop(2.0)
+        spool.flush(60.0)
+        publisher.stop(60.0)
         assert not publisher.state.connected
         assert spool.stats().waiting == 0
     messages.wait(lambda m: statuses(m) == [b"online", b"stopped"])

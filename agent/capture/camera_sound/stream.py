@@ -91,7 +91,7 @@ class CameraSoundStream(SoundStream):
         self._stopped = False
         self._shown = parse_sound(uri).masked
         self._lock, self._state = threading.Lock(), SourceState()
-        self._alive_s = 0.0
+        self._alive_s, self._lost_ns = 0.0, 0
         self._sound = PacketSound(on_idle=self._watch, on_trouble=self._refuse)
         self._reader = PacketAudioReader(
             uri, rate_hz, self._sound, self._deliver, self._end_with, f"hear-{stream}"
@@ -141,6 +141,8 @@ class CameraSoundStream(SoundStream):
 
     def change(self, state: str, reason: str) -> None:
         """Tell of an outage of the camera; that it is over is told with the first sound."""
+        if state == "lost":
+            self._lost_ns = time.monotonic_ns()
         if state == "lost" and not self._is_refused_pictures:
             self._mark_lost(reason.replace(": no picture for ", ": no sound for "))
 
@@ -150,8 +152,10 @@ class CameraSoundStream(SoundStream):
     def _deliver(self, reader: AudioReader, sound: AudioBlock) -> bool:
         """Hand sound on, from the reader's thread."""
         now_s = self._alive_s = time.monotonic()
-        with self._lock:
-            news = self._state.mark_running(now_s, self._sound.description)
+        news: str | None = None
+        if sound.read_ns > self._lost_ns:  # not what was left when the camera was lost
+            with self._lock:
+                news = self._state.mark_running(now_s, self._sound.description)
         if news:
             self._on_change("running", news)
         self._hand_on(sound, sound.lost)
