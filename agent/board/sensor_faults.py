@@ -1,4 +1,4 @@
-"""What holds while a sensor fails: the last reading for a time, a jump once it is confirmed, heat that is lost.
+"""Keeps the last reading of a sensor that fails, confirms jumps, and remembers warm zones that cannot be read.
 
 Nothing here reads a sensor or a clock.
 """

@@ -115,7 +115,7 @@ class BackgroundReader(Generic[T]):
 
 
 class ChipReading(Struct, frozen=True, gc=False):
-    """What the chip tells of itself.
+    """Readings of the chip's own sensors.
 
     Attributes:
         zones: of its processors that can be read, by a key that stays.

@@ -1,4 +1,4 @@
-"""What streams may use now, and the changes that one decision makes."""
+"""Keeps what streams may use now, and the changes that one decision makes."""
 
 from __future__ import annotations
 

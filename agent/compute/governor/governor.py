@@ -16,10 +16,9 @@ from agent.compute.governor.budgets import Budgets
 from agent.compute.governor.decision import Decision
 from agent.compute.governor.power import PowerLimits
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
-from agent.compute.governor.shortage import Shortage
+from agent.compute.governor.shortage import Shortages
 from agent.compute.governor.state import (
     CLIPS,
-    LEVELS,
     PROCESSORS,
     RETRY_MAX_S,
     RETRY_S,
@@ -27,7 +26,6 @@ from agent.compute.governor.state import (
     Domain,
     StreamState,
     described,
-    has,
     sharers,
     sync_text,
 )
@@ -43,15 +41,11 @@ from agent.compute.governor.steps import (
 from agent.compute.governor.trouble import (
     COLD_C,
     broken_promise,
-    disk_trouble,
     is_far_below,
     is_hopeless,
-    link_trouble,
-    memory_trouble,
     who_has_it,
 )
 from agent.config.governor import Giving, GovernorConfig
-from agent.types import DiskLoad, LinkLoad
 
 
 class Governor:
@@ -61,11 +55,10 @@ class Governor:
         self._config = config
         self._budgets = Budgets()
         self._power = PowerLimits(self._budgets)
-        self._sync = 0
+        self._shortages = Shortages(self._budgets)
         self._now_s = 0.0
         self._unmet: dict[str, str] = {}
         self._settled_at = self._returned_at = self._trouble_s = float("-inf")
-        self._short: dict[Domain, Shortage] = {"memory": Shortage(), "disk": Shortage(), "link": Shortage()}
 
     def configure(self, config: GovernorConfig) -> None:
         """Use another configuration from the next decision on."""
@@ -91,9 +84,7 @@ class Governor:
                 self._handle_service(readings.board, streams),
             ]
             self._trouble_s = self._now_s if any(troubled) else self._trouble_s
-            self._handle_memory(readings.board, streams)
-            self._handle_disk(readings.disk, streams)
-            self._handle_link(readings.link, streams)
+            self._shortages.handle(readings, self._config)
             self._raise_inferences(readings.board, streams)
             self._relax(readings.board, streams)
         return self._decision(streams)
@@ -118,7 +109,7 @@ class Governor:
             broken[""] = self._power.trouble
         return Decision(
             {name: state.budget(streams[name]) for name, state in states.items()},
-            SYNC_S[self._sync],
+            SYNC_S[self._shortages.sync],
             self._budgets.changes,
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
@@ -139,8 +130,8 @@ class Governor:
             if state.is_reduced:
                 self._budgets.states[name] = StreamState()
                 self._budgets.tell(name, "everything again: the governor is off")
-        if self._sync:
-            self._sync = 0
+        if self._shortages.sync:
+            self._shortages.sync = 0
             self._budgets.tell("", f"{sync_text(0)}: the governor is off")
 
     # What streams are promised
@@ -169,8 +160,9 @@ class Governor:
     ) -> None:
         """Keep for the decision why nothing gives way for a broken promise: at all, or not yet."""
         for name, what in self._confirmed(streams).items():
-            if name not in helped or not self._can_be_helped(name, helped, streams):
-                self._note_futile(self._budgets.states[name], board)
+            state, is_last = self._budgets.states[name], not self._can_be_helped(name, helped, streams)
+            self._note_futile(state, is_in_vain=is_last and board.idle >= pace.IDLE)
+            if name not in helped or is_last:
                 self._unmet[name] = f"{what}: {self._who_has_it(name, board, streams, helped)}"
             elif not self._budgets.may_change():
                 self._unmet[name] = (
@@ -178,9 +170,9 @@ class Governor:
                     f"{pace.CHANGES_PER_MINUTE} decisions of a minute change something"
                 )
 
-    def _note_futile(self, state: StreamState, board: BoardReading) -> None:
+    def _note_futile(self, state: StreamState, *, is_in_vain: bool) -> None:
         """Let others have back what they gave for a promise that is not kept although processors are idle."""
-        if board.idle < pace.IDLE:
+        if not is_in_vain:
             state.idle_s = None
             return
         state.idle_s = self._now_s if state.idle_s is None else state.idle_s
@@ -343,43 +335,6 @@ class Governor:
         state.retry_at, state.retry_s = self._now_s + state.retry_s, min(RETRY_MAX_S, 2.0 * state.retry_s)
         state.came_back_s = float("-inf")
 
-    # Memory, disk and network
-
-    def _handle_memory(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
-        """Keep fewer pictures for clips while memory is short."""
-        why = memory_trouble(board)
-        if self._short["memory"].needs_more(why, self._now_s) and "clips" in self._config.order:
-            self._lower_one("clips", why, streams, "memory")
-
-    def _handle_disk(self, disk: DiskLoad, streams: Mapping[str, StreamReading]) -> None:
-        why = disk_trouble(disk)
-        if not self._short["disk"].needs_more(why, self._now_s):
-            return
-        done = "clips" in self._config.order and self._lower_one("clips", why, streams, "disk")
-        if not done and self._sync < len(SYNC_S) - 1 and self._budgets.may_change(pace.FOR_PROMISES):
-            self._sync += 1
-            self._budgets.record("", sync_text(self._sync), why)
-
-    def _handle_link(self, link: LinkLoad, streams: Mapping[str, StreamReading]) -> None:
-        why = link_trouble(link)
-        if not self._short["link"].needs_more(why, self._now_s):
-            return
-        for giving in self._config.order:
-            if giving in ("samples", "snapshots") and self._lower_one(giving, why, streams, "link"):
-                break
-
-    def _lower_one(self, giving: Giving, why: str, streams: Mapping[str, StreamReading], domain: Domain) -> bool:
-        """Lower something of the least important streams that can, equal ones together; False: none could."""
-        states = self._budgets.states
-        able = {
-            name: (stream.priority, states[name].levels[giving])
-            for name, stream in streams.items()
-            if has(stream, giving) and states[name].levels[giving] < LEVELS[giving] - 1
-        }
-        first = min(able.values(), default=None)
-        lowered = [self._budgets.lower(name, giving, why, domain) for name, rank in able.items() if rank == first]
-        return any(lowered)
-
     # Back to everything
 
     def _raise_inferences(self, board: BoardReading, streams: Mapping[str, StreamReading]) -> None:
@@ -460,21 +415,14 @@ class Governor:
 
         The most important streams have them first; of each trouble one level of a stream comes back at a time.
         """
-        over = {domain for domain, one in self._short.items() if one.is_over(self._now_s)}
-        if not self._budgets.may_change(pace.FOR_PROMISES_BACK):
-            over = set()
-        if "disk" in over and self._sync:
-            self._sync -= 1
-            self._budgets.record("", sync_text(self._sync), pace.ROOM)
-            self._short["disk"].relaxed(self._now_s)
-            over.discard("disk")
+        over = self._shortages.over()
         served: dict[Domain, int] = {}
         for name in sorted(streams, key=lambda one: -streams[one].priority):
             for domain, giving in self._returns(name, over, board).items():
                 if served.setdefault(domain, streams[name].priority) == streams[name].priority:
                     self._give_back(name, giving, domain, streams, pace.ROOM)
         for domain in served.keys() - {PROCESSORS}:
-            self._short[domain].relaxed(self._now_s)
+            self._shortages.relaxed(domain)
 
     def _returns(self, name: str, over: Container[Domain], board: BoardReading) -> dict[Domain, Giving]:
         """Return what a stream may have back, the last thing that it gave, by what was short."""

@@ -6,8 +6,8 @@ CHANGES_PER_MINUTE = 6
 """Decisions in any minute that change something; what one decision changes at once counts once. What heat and a
 weak supply need does not count."""
 FOR_PROMISES, FOR_PROMISES_BACK, FOR_PROMISES_ROOM = 3, 2, 1
-"""Of these so many are left for promises when memory, the disk or the network takes something, when it gives that
-back, and when processor time comes back."""
+"""Decisions of a minute that are left for promises when memory, the disk or the network takes something, when it
+gives that back, and when processor time comes back."""
 CONFIRM_S = 0.9
 """A promise is broken if it was in every window for so long, s."""
 SETTLE_S = 2.5
@@ -21,7 +21,7 @@ IDLE, FUTILE_S = 0.3, 20.0
 """Idle share of the processors from which on a stream is not short of processor time; what others gave is in vain
 when its promise is not kept beside so much for so long, s."""
 RELAPSE_S = 45.0
-"""What has to give way again within so long after it came back had come back too early, s."""
+"""Time after a return within which giving way again shows that it was too early, s."""
 RESERVE = 0.08
 """Share of all processors that stays idle when something comes back."""
 DEARER = 1.15
@@ -47,4 +47,4 @@ BLIND_S = 600.0
 """Time for which nothing comes back to a warm board whose temperature cannot be read any more, s."""
 RELAX_S, RELAX_MAX_S, TOO_SOON_S = 10.0, 640.0, 90.0
 """First and longest pause between two steps back after memory, the disk or the network was short, s: it doubles
-when trouble comes again so soon after a step, and halves with each step that lasts."""
+when trouble comes again so soon after a step, and halves with each step from `FORGIVEN_S` after that on."""

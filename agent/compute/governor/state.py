@@ -24,14 +24,15 @@ time that an event may wait for others to be synced with it, s."""
 _ROUNDING = 0.1
 """Share of a stride by which a measured rate may be too high."""
 _FIGURE = re.compile(r"[\d.]+")
+"""Figures of a reason, which change while it stays the same."""
 Domain = Literal["processors", "memory", "disk", "link"]
-"""What was short when something was taken; it comes back when that is not short any more."""
+"""Kind of shortage for which something was taken; it comes back when that is over."""
 PROCESSORS: Domain = "processors"
 LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3, "decoding": 2}
 
 
 class StreamState:
-    """What was decided for one stream.
+    """Decisions for one stream.
 
     Attributes:
         stride, variant: of its inferences, see `StreamBudget`.
@@ -90,7 +91,7 @@ class StreamState:
 
     @property
     def why(self) -> str:
-        """What is reduced, and why; empty: nothing is."""
+        """Text of what is reduced and why; empty: nothing is."""
         causes = [self.cause] if self.infers_less else []
         causes += [cause for levels in self.lowered.values() for _, cause in levels]
         newest = {_FIGURE.sub("", cause): cause for cause in causes}

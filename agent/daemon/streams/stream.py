@@ -169,6 +169,7 @@ class Stream:
 
     @property
     def encodes_clips(self) -> bool:
+        """True if pictures are encoded for clips now."""
         return self._clips is not None and self._clips.encodes
 
     def snapshot_now(self) -> str:
