@@ -97,7 +97,7 @@ class Shortages:
         return any(lowered)
 
     def over(self) -> set[Domain]:
-        """Return what is not short any more: a level of that may come back; here the wait for the disk does so."""
+        """Return what is not short any more: a level of it may come back. Here the wait for the disk does so."""
         if not self._budgets.may_change(pace.FOR_PROMISES_BACK):
             return set()
         found = {domain for domain, one in self._all.items() if one.is_over(self._now_s)}
