@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from agent.board.battery import HELD_S, Battery, BatteryMonitor
 from agent.board.power import PowerReading, firmware_commands, read_power
+from agent.board.proc import file_in_reading
 from agent.board.sensor_faults import LastKnown
 from agent.board.thermal import THERMAL, Brake, ProcessorSensor, Supply, Zone, read_brakes, read_supply
 from agent.board.vcgencmd import GET_THROTTLED, FirmwareQuery
@@ -57,12 +58,14 @@ class BackgroundReader(Generic[T]):
         self._newest: tuple[T, float] | None = None
         self._began_s: float | None = None
         self._seen_hanging: float | None = None
-        self._is_told = self._has_failed = False
+        self._told_s: float | None = None
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._run, name=f"sensors-{what}", daemon=True)
         self._stop, self._first = threading.Event(), threading.Event()
 
     def start(self) -> None:
         """Read from now on."""
-        threading.Thread(target=self._run, name=f"sensors-{self._what}", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Read no more; a call that hangs is left to itself."""
@@ -77,6 +80,16 @@ class BackgroundReader(Generic[T]):
         newest = self._newest
         return (None, math.inf) if newest is None else (newest[0], self._clock() - newest[1])
 
+    @property
+    def file(self) -> Path | None:
+        """File that is being read now; None: none is."""
+        return file_in_reading(self._thread.ident)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while the function has not returned."""
+        return self._began_s is not None
+
     def tell_hang(self) -> None:
         """Log once that a reading hangs, and once that it does no longer. For one thread, which calls it often.
 
@@ -85,17 +98,21 @@ class BackgroundReader(Generic[T]):
         began_s, now_s = self._began_s, self._clock()
         if began_s is None or now_s - began_s < _HANGS_S:
             self._seen_hanging = None
-            if self._is_told:
-                self._is_told = False
-                log.info("sensors of the board (%s) can be read again", self._what)
+            if self._told_s is not None:
+                log.info(
+                    "sensors of the board (%s) can be read again, after %.0f s", self._what, now_s - self._told_s
+                )
+                self._told_s = None
         elif self._seen_hanging != began_s:
             self._seen_hanging = began_s
-        elif not self._is_told:
-            self._is_told = True
+        elif self._told_s is None:
+            self._told_s = began_s
             log.warning(
-                "sensors of the board (%s): reading one takes more than %.0f s: they are unknown until it ends",
+                "sensors of the board (%s): %s has not answered for %.0f s; they are unknown until it does: see "
+                "`vedette doctor`",
                 self._what,
-                _HANGS_S,
+                self.file or "one",
+                now_s - began_s,
             )
 
     def _run(self) -> None:
