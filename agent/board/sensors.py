@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -20,7 +20,16 @@ from agent.board.battery import HELD_S, Battery, BatteryMonitor
 from agent.board.power import PowerReading, firmware_commands, read_power
 from agent.board.proc import file_in_reading
 from agent.board.sensor_faults import LastKnown
-from agent.board.thermal import THERMAL, Brake, ProcessorSensor, Supply, Zone, read_brakes, read_supply
+from agent.board.thermal import (
+    THERMAL,
+    THROTTLING,
+    Brake,
+    ProcessorSensor,
+    Supply,
+    Zone,
+    read_brakes,
+    read_supply,
+)
 from agent.board.vcgencmd import GET_THROTTLED, FirmwareQuery
 
 log = logging.getLogger(__name__)
@@ -131,6 +140,12 @@ class BackgroundReader(Generic[T]):
             self._stop.wait(self._every_s)
 
 
+def _new_warnings(read: Supply, before: Supply | None) -> Iterable[str]:
+    """Return the warnings that hold, and those that have held between two readings for the first time."""
+    known = (*before.now, *before.before) if before is not None else read.before
+    return (*read.now, *(what for what in read.before if what not in known))
+
+
 class ChipReading(Struct, frozen=True, gc=False):
     """Readings of the chip's own sensors.
 
@@ -176,6 +191,9 @@ class BoardSensors:
         self._supply_every_s = usual_s if supply_every_s is None else supply_every_s
         self._supply_due_s = float("-inf")
         self._supply_now: Supply | None = None
+        self._supply_read: Supply | None = None
+        self._warned: dict[str, None] = {}
+        self._warned_lock = threading.Lock()
         self._last_supply = LastKnown[Supply]("the firmware's warnings of the supply", SUPPLY_HELD_S)
         self._zones, self._batteries = ProcessorSensor(root, clock), BatteryMonitor(root, clock)
         self._chip = BackgroundReader("chip", self._read_chip, _CHIP_S, clock)
@@ -219,20 +237,36 @@ class BoardSensors:
             return reading or EnergyReading()
         return EnergyReading(battery=reading.battery if age_s <= HELD_S else None)
 
+    def take_warnings(self) -> tuple[str, ...]:
+        """Return the warnings of supply and heat of all readings since the call before, and forget them."""
+        with self._warned_lock:
+            warned, self._warned = self._warned, {}
+        return tuple(warned)
+
     def hottest(self) -> Zone | None:
         """Return the processor's hottest zone, see `ProcessorSensor.hottest`. For one thread."""
         return self._zones.hottest(self.chip().zones)
 
     def _read_chip(self) -> ChipReading:
         brakes = tuple(read_brakes(self._root / THERMAL))
+        if brakes:
+            self._warn([THROTTLING])
         return ChipReading(self._zones.read_all(), brakes, self._supply())
 
     def _supply(self) -> Supply | None:
         now_s = self._clock()
         if now_s >= self._supply_due_s:
             self._supply_due_s = now_s + self._supply_every_s
-            self._supply_now = self._last_supply.update(read_supply(self._root, self._ask), now_s)
+            read = read_supply(self._root, self._ask)
+            if read is not None:
+                self._warn(_new_warnings(read, self._supply_read))
+                self._supply_read = read
+            self._supply_now = self._last_supply.update(read, now_s)
         return self._supply_now
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        with self._warned_lock:
+            self._warned |= dict.fromkeys(warnings)
 
     def _read_energy(self) -> EnergyReading:
         return EnergyReading(read_power(self._root, self._ask), self._batteries.read())

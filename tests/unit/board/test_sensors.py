@@ -152,6 +152,11 @@ def test_a_process_that_was_stopped_itself_tells_of_no_hang(
     assert not caplog.records
 
 
+def is_released(fifo: Path, reader: BackgroundReader[int | None]) -> bool:
+    release(fifo, b"50000\n")
+    return reader.newest()[0] is not None and not reader.is_busy
+
+
 def test_the_file_that_hangs_is_named(
     tmp_path: Path, fifo: Path, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,8 +166,7 @@ def test_the_file_that_hangs_is_named(
     with caplog.at_level(logging.INFO):
         for clock.now_s in (6.0, 7.0):
             reader.tell_hang()
-        release(fifo, b"50000\n")
-        wait_for(lambda: reader.newest()[0] == 50_000 and not reader.is_busy)
+        wait_for(lambda: is_released(fifo, reader))
         assert reader.file is None
         reader.tell_hang()
     reader.stop()
