@@ -11,18 +11,35 @@ import ctypes
 import os
 import platform
 import re
+import threading
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from msgspec import Struct
 
+_reading: dict[int, Path] = {}
+"""File that each thread reads at this moment."""
+
 
 def read_text(path: Path) -> str:
     """Return the text of a file without space around it; empty if it cannot be read."""
+    thread = threading.get_ident()
+    _reading[thread] = path
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n\t")
     except OSError:
         return ""
+    finally:
+        del _reading[thread]
+
+
+def file_in_reading(thread: int | None) -> Path | None:
+    """Return the file that a thread reads with `read_text` at this moment; None: it reads none.
+
+    Args:
+        thread: its identifier; None: it has not been started.
+    """
+    return None if thread is None else _reading.get(thread)
 
 
 def boot_id() -> str:

@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,8 +18,18 @@ from msgspec import Struct
 
 from agent.board.battery import HELD_S, Battery, BatteryMonitor
 from agent.board.power import PowerReading, firmware_commands, read_power
+from agent.board.proc import file_in_reading
 from agent.board.sensor_faults import LastKnown
-from agent.board.thermal import THERMAL, Brake, ProcessorSensor, Supply, Zone, read_brakes, read_supply
+from agent.board.thermal import (
+    THERMAL,
+    THROTTLING,
+    Brake,
+    ProcessorSensor,
+    Supply,
+    Zone,
+    read_brakes,
+    read_supply,
+)
 from agent.board.vcgencmd import GET_THROTTLED, FirmwareQuery
 
 log = logging.getLogger(__name__)
@@ -57,12 +67,14 @@ class BackgroundReader(Generic[T]):
         self._newest: tuple[T, float] | None = None
         self._began_s: float | None = None
         self._seen_hanging: float | None = None
-        self._is_told = self._has_failed = False
+        self._told_s: float | None = None
+        self._has_failed = False
+        self._thread = threading.Thread(target=self._run, name=f"sensors-{what}", daemon=True)
         self._stop, self._first = threading.Event(), threading.Event()
 
     def start(self) -> None:
         """Read from now on."""
-        threading.Thread(target=self._run, name=f"sensors-{self._what}", daemon=True).start()
+        self._thread.start()
 
     def stop(self) -> None:
         """Read no more; a call that hangs is left to itself."""
@@ -77,6 +89,16 @@ class BackgroundReader(Generic[T]):
         newest = self._newest
         return (None, math.inf) if newest is None else (newest[0], self._clock() - newest[1])
 
+    @property
+    def file(self) -> Path | None:
+        """File that is being read now; None: none is."""
+        return file_in_reading(self._thread.ident)
+
+    @property
+    def is_busy(self) -> bool:
+        """True while the function has not returned."""
+        return self._began_s is not None
+
     def tell_hang(self) -> None:
         """Log once that a reading hangs, and once that it does no longer. For one thread, which calls it often.
 
@@ -85,17 +107,21 @@ class BackgroundReader(Generic[T]):
         began_s, now_s = self._began_s, self._clock()
         if began_s is None or now_s - began_s < _HANGS_S:
             self._seen_hanging = None
-            if self._is_told:
-                self._is_told = False
-                log.info("sensors of the board (%s) can be read again", self._what)
+            if self._told_s is not None:
+                log.info(
+                    "sensors of the board (%s) can be read again, after %.0f s", self._what, now_s - self._told_s
+                )
+                self._told_s = None
         elif self._seen_hanging != began_s:
             self._seen_hanging = began_s
-        elif not self._is_told:
-            self._is_told = True
+        elif self._told_s is None:
+            self._told_s = began_s
             log.warning(
-                "sensors of the board (%s): reading one takes more than %.0f s: they are unknown until it ends",
+                "sensors of the board (%s): %s has not answered for %.0f s; they are unknown until it does: see "
+                "`vedette doctor`",
                 self._what,
-                _HANGS_S,
+                self.file or "one",
+                now_s - began_s,
             )
 
     def _run(self) -> None:
@@ -112,6 +138,12 @@ class BackgroundReader(Generic[T]):
             self._began_s = None
             self._first.set()
             self._stop.wait(self._every_s)
+
+
+def _new_warnings(read: Supply, before: Supply | None) -> Iterable[str]:
+    """Return the warnings that hold, and those that have held between two readings for the first time."""
+    known = (*before.now, *before.before) if before is not None else read.before
+    return (*read.now, *(what for what in read.before if what not in known))
 
 
 class ChipReading(Struct, frozen=True, gc=False):
@@ -159,6 +191,9 @@ class BoardSensors:
         self._supply_every_s = usual_s if supply_every_s is None else supply_every_s
         self._supply_due_s = float("-inf")
         self._supply_now: Supply | None = None
+        self._supply_read: Supply | None = None
+        self._warned: dict[str, None] = {}
+        self._warned_lock = threading.Lock()
         self._last_supply = LastKnown[Supply]("the firmware's warnings of the supply", SUPPLY_HELD_S)
         self._zones, self._batteries = ProcessorSensor(root, clock), BatteryMonitor(root, clock)
         self._chip = BackgroundReader("chip", self._read_chip, _CHIP_S, clock)
@@ -202,20 +237,36 @@ class BoardSensors:
             return reading or EnergyReading()
         return EnergyReading(battery=reading.battery if age_s <= HELD_S else None)
 
+    def take_warnings(self) -> tuple[str, ...]:
+        """Return the warnings of supply and heat of all readings since the call before, and forget them."""
+        with self._warned_lock:
+            warned, self._warned = self._warned, {}
+        return tuple(warned)
+
     def hottest(self) -> Zone | None:
         """Return the processor's hottest zone, see `ProcessorSensor.hottest`. For one thread."""
         return self._zones.hottest(self.chip().zones)
 
     def _read_chip(self) -> ChipReading:
         brakes = tuple(read_brakes(self._root / THERMAL))
+        if brakes:
+            self._warn([THROTTLING])
         return ChipReading(self._zones.read_all(), brakes, self._supply())
 
     def _supply(self) -> Supply | None:
         now_s = self._clock()
         if now_s >= self._supply_due_s:
             self._supply_due_s = now_s + self._supply_every_s
-            self._supply_now = self._last_supply.update(read_supply(self._root, self._ask), now_s)
+            read = read_supply(self._root, self._ask)
+            if read is not None:
+                self._warn(_new_warnings(read, self._supply_read))
+                self._supply_read = read
+            self._supply_now = self._last_supply.update(read, now_s)
         return self._supply_now
+
+    def _warn(self, warnings: Iterable[str]) -> None:
+        with self._warned_lock:
+            self._warned |= dict.fromkeys(warnings)
 
     def _read_energy(self) -> EnergyReading:
         return EnergyReading(read_power(self._root, self._ask), self._batteries.read())

@@ -33,6 +33,7 @@ class SourceThread(ABC, Generic[S]):
         decoding: what is decoded now, see `Source`.
         decoded: number of pictures that the source has given, also those that `max_fps` leaves out.
         undecoded: number of pictures that it has left encoded.
+        inter_coded: number of pictures that are no key frames, see `Source`.
         has_sound: whether an open source of pictures has a track of sound, too; None: not known yet.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
@@ -50,7 +51,7 @@ class SourceThread(ABC, Generic[S]):
         self._abandoned = threading.Event()
         self._asked_ns = time.monotonic_ns()
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
-        self.decoding, self.decoded, self.undecoded = "", 0, 0
+        self.decoding, self.decoded, self.undecoded, self.inter_coded = "", 0, 0, 0
         self.error: SourceError | None = None
         self.has_sound: bool | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -256,6 +257,7 @@ class FrameReader(SourceThread[Source]):
             if not source.grab():
                 return
             self.decoding, self.undecoded = source.decoding, source.undecoded
+            self.inter_coded = source.inter_coded
             if not source.holds:
                 continue
             self.decoded += 1

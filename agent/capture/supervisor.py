@@ -135,6 +135,7 @@ class CaptureStats(Struct, frozen=True):
         decoding: what of an encoded source is decoded now, see `agent.capture.source.Source`.
         decoded: pictures that the source has given since it was opened.
         undecoded: pictures that came since then and were left encoded.
+        inter_coded: pictures that came since then and are no key frames.
     """
 
     frames: int
@@ -145,6 +146,7 @@ class CaptureStats(Struct, frozen=True):
     decoding: str = ""
     decoded: int = 0
     undecoded: int = 0
+    inter_coded: int = 0
 
 
 class SourceSupervisor:
@@ -218,7 +220,13 @@ class SourceSupervisor:
         now = CaptureStats(frames, dropped, self._reopened, self._state.state, self._state.detail)
         if (opening := self.current) is None:
             return now
-        return replace(now, decoding=opening.decoding, decoded=opening.decoded, undecoded=opening.undecoded)
+        return replace(
+            now,
+            decoding=opening.decoding,
+            decoded=opening.decoded,
+            undecoded=opening.undecoded,
+            inter_coded=opening.inter_coded,
+        )
 
     def _supervise(self) -> None:
         while not self._stopped.is_set():

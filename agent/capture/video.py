@@ -303,7 +303,7 @@ class NetworkStream(Video):
         self._filter, self._may_save = LoopFilterRule(), False
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
-        self.undecoded = 0
+        self.undecoded = self.inter_coded = 0
 
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
@@ -414,6 +414,7 @@ class NetworkStream(Video):
         facts = PacketFacts(packet.size, packet.is_keyframe, disposable, arrived.read_ns)
         steps = self._policy.add(_Arrived(packet, arrived), facts, self._demand)
         self.undecoded += not steps
+        self.inter_coded += not packet.is_keyframe
         self._filter.add(keyframe=packet.is_keyframe, pts=packet.pts)
         self._steps += steps
         if len(steps) > 1:

@@ -266,7 +266,7 @@ class SupplyHealth(Struct, frozen=True):
     Each is `under-voltage`, `throttled`, `the frequency is capped`, or `the soft temperature limit is reached`.
 
     Attributes:
-        now: those that hold now.
+        now: those that hold now, or have held for a moment in the last ten seconds.
         before: others that held earlier: since the board started on a Raspberry Pi, else since the daemon did.
     """
 

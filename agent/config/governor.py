@@ -39,7 +39,7 @@ class GovernorConfig(Struct, frozen=True, forbid_unknown_fields=True):
         order: what a stream gives up, the first at first, and decoding always at last; what is left out is never
             reduced. `samples`: messages of `detections`; `snapshots`: their quality and rate; `clips`: their
             pictures per second; `inference`: pictures that are inferred, and the size of the model; `decoding`:
-            pictures of an encoded camera between its key frames, for a stream of a higher priority.
+            pictures of an encoded network camera between its key frames, for a stream of a higher priority.
         max_stride: of the pictures in which something moves, at least one in so many is inferred.
         save_below_percent: charge from which on every stream infers as little as it may, while the board runs on
             its battery, 0..100; 0: never.

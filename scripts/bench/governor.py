@@ -230,6 +230,7 @@ def daemon(config: Path, root: Path, group: Group | None) -> Iterator[list[tuple
     """Run the daemon, which reads temperatures below `root`. Gives log lines about budgets with their times."""
     code = (
         "import sys, logging; from pathlib import Path; logging.basicConfig(level=20, format='%(message)s');"
+        "logging.getLogger('agent.daemon.resources.change_log').setLevel(10);"
         "from agent.config.load import load; from agent.daemon.daemon import Daemon;"
         "from agent.daemon.resources.load import BoardLoad;"
         "import signal; d = Daemon(load(Path(sys.argv[1])).config, board_load=BoardLoad(Path(sys.argv[2])));"

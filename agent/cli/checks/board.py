@@ -9,8 +9,9 @@ from __future__ import annotations
 import platform
 import struct
 import sys
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 
@@ -160,28 +161,74 @@ _POWER = (
 def heat_findings(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
     """Report heat, processor frequencies and power supply as the kernel gives them.
 
+    Each is read in a thread of its own, so that a sensor that hangs leaves the others.
+
     Args:
         root: of the file system.
         longest_s: time after which a sensor that does not answer is reported instead, s.
     """
-    reader = BackgroundReader("doctor", lambda: list(_heat_findings(root)), every_s=longest_s)
-    reader.start()
-    reader.wait_first(longest_s)
-    reader.stop()
-    found, _ = reader.newest()
-    if found is None:
-        advice = "see `dmesg` for a bus (I²C) or a driver that hangs; the daemon goes on without its sensor"
-        yield Finding(HEAT_SECTION, "sensors", f"one does not answer within {longest_s:g} s", "warning", advice)
-    yield from found or ()
+    readers = [
+        BackgroundReader(f"doctor-{what}", partial(check, root), every_s=longest_s)
+        for what, check in _HEAT_CHECKS.items()
+    ]
+    for reader in readers:
+        reader.start()
+    ends_s = time.monotonic() + longest_s
+    for reader in readers:
+        reader.wait_first(max(0.0, ends_s - time.monotonic()))
+        reader.stop()
+        found, _ = reader.newest()
+        yield from found if found is not None else [_without_answer(reader, longest_s)]
 
 
-def _heat_findings(root: Path) -> Iterator[Finding]:
-    answers = defaultdict(str, {command: ask_firmware(command) for command in firmware_commands(root)})
-    ask = answers.__getitem__
-    yield from check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL))
-    yield from check_frequencies(read_frequencies(root / CPUFREQ))
-    yield from check_supply(read_supply(root, ask))
-    yield from check_power(read_power(root, ask), power_model(root), read_battery(root))
+def _without_answer(reader: BackgroundReader[list[Finding]], waited_s: float) -> Finding:
+    if not reader.is_busy:
+        return Finding(HEAT_SECTION, "sensors", "an internal error: see above", "warning", "please report it")
+    value = f"one has not answered for {waited_s:g} s"
+    if (path := reader.file) is not None:
+        value = f"{path}{_driver_of(path)} has not answered for {waited_s:g} s"
+    advice = (
+        "the daemon goes on without this sensor. See `dmesg` for its bus (I²C) or its driver, check its wiring,"
+        " and start the board anew; `journalctl -u vedette -g 'sensors of the board'` has since when it hangs"
+    )
+    return Finding(HEAT_SECTION, "sensors", value, "warning", advice)
+
+
+def _driver_of(path: Path) -> str:
+    """Return the driver of a sensor's file in parentheses; reading a link asks no driver."""
+    try:
+        return f" (driver {(path.parent / 'device/driver').readlink().name})"
+    except OSError:
+        return ""
+
+
+def _read_heat(root: Path) -> list[Finding]:
+    return list(check_heat(read_all_zones(root / THERMAL), read_brakes(root / THERMAL)))
+
+
+def _read_frequencies(root: Path) -> list[Finding]:
+    return list(check_frequencies(read_frequencies(root / CPUFREQ)))
+
+
+def _read_supply(root: Path) -> list[Finding]:
+    return list(check_supply(read_supply(root, partial(_ask, root))))
+
+
+def _read_power(root: Path) -> list[Finding]:
+    return list(check_power(read_power(root, partial(_ask, root)), power_model(root), read_battery(root)))
+
+
+def _ask(root: Path, command: str) -> str:
+    return ask_firmware(command) if command in firmware_commands(root) else ""
+
+
+_HEAT_CHECKS: Mapping[str, Callable[[Path], list[Finding]]] = {
+    "heat": _read_heat,
+    "frequencies": _read_frequencies,
+    "supply": _read_supply,
+    "power": _read_power,
+}
+"""Parts of the section, which are read at the same time."""
 
 
 def check_heat(zones: Sequence[Zone], brakes: Sequence[Brake]) -> Iterator[Finding]:

@@ -58,6 +58,7 @@ class Announcer:
         self._alive: dict[str, str] = {}
         self._gone: dict[str, str] = {}
         self._removed: set[str] = set()
+        self._is_told = False
         self._sent, self._due, self._announce_at = b"", clock(), 0.0
         self._left_out: set[str] = set()
         publisher.ask(self.topic, self._answers.put)
@@ -155,7 +156,10 @@ class Announcer:
     def _log_announced(self, count: int) -> None:
         removed, self._removed = len(self._gone.keys() - self._removed), set(self._gone)
         also = f", {removed} removed" if removed else ""
-        log.info("%s: announced %s to Home Assistant%s", self.topic, plural(count, "entity", "entities"), also)
+        # More come one by one, with each label that is first seen.
+        level, self._is_told = logging.DEBUG if self._is_told and not removed else logging.INFO, True
+        text = "%s: announced %s to Home Assistant%s"
+        log.log(level, text, self.topic, plural(count, "entity", "entities"), also)
 
     def _log_left_out(self, made: Entities) -> None:
         for stream, labels in made.left_out.items():

@@ -34,9 +34,9 @@ class Budgets:
         """Changes of the present decision, the last one of each stream."""
         return tuple(self._lines.values())
 
-    def tell(self, stream: str, text: str) -> None:
-        """Keep a line for the present decision; it replaces an earlier one of the stream."""
-        self._lines[stream] = Change(stream, text)
+    def tell(self, stream: str, now: str, why: str, *, is_more: bool = False) -> None:
+        """Keep a change for the present decision; it replaces an earlier one of the stream. See `Change`."""
+        self._lines[stream] = Change(stream, now, why, is_more)
 
     @property
     def wait_s(self) -> float:
@@ -61,8 +61,8 @@ class Budgets:
         """
         if not urgent and (not self._changed_at or self._changed_at[-1] != self._now_s):
             self._changed_at.append(self._now_s)
-        is_more = why in (pace.ROOM, pace.TRIAL) and stream and self.states[stream].is_reduced
-        self.tell(stream, f"{'more, now ' if is_more else ''}{text}: {why}")
+        is_more = bool(stream) and why in (pace.ROOM, pace.TRIAL) and self.states[stream].is_reduced
+        self.tell(stream, text, why, is_more=is_more)
 
     def cheaper(self, name: str, stream: StreamReading, at_most: float) -> Step:
         """Return the best cheaper step of a stream that costs at most so much, or its cheapest."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
@@ -10,10 +10,29 @@ from agent.types import StreamBudget
 
 
 class Change(Struct, frozen=True):
-    """A change of what a stream, or for an empty name the event queue, may use; `text`: which, and why."""
+    """A change of what a stream may use.
+
+    Attributes:
+        stream: its name; empty: the change is one of the event queue.
+        now: what holds now.
+        why: its reason.
+        is_more: True if that is more than before, and not yet everything.
+    """
 
     stream: str
-    text: str
+    now: str
+    why: str
+    is_more: bool = False
+
+    @property
+    def what(self) -> str:
+        """Text of what holds now, and whether that is more."""
+        return f"{'more, now ' if self.is_more else ''}{self.now}"
+
+    @property
+    def text(self) -> str:
+        """Text of what holds now, and why."""
+        return f"{self.what}: {self.why}"
 
 
 class Decision(Struct, frozen=True):
@@ -27,6 +46,7 @@ class Decision(Struct, frozen=True):
         unmet: why a promise cannot be kept, by stream; empty name: the board.
         broken: which promise is not kept now, by stream, whatever can still give way for it; empty name: why the
             board is too hot, or its supply too weak.
+        waiting: streams of `unmet` for which others give way as soon as decisions may change something again.
     """
 
     budgets: dict[str, StreamBudget]
@@ -35,3 +55,4 @@ class Decision(Struct, frozen=True):
     reduced: dict[str, str]
     unmet: dict[str, str]
     broken: Mapping[str, str] = {}
+    waiting: Collection[str] = ()

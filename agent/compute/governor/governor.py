@@ -19,6 +19,7 @@ from agent.compute.governor.readings import BoardReading, Readings, StreamReadin
 from agent.compute.governor.shortage import Shortages
 from agent.compute.governor.state import (
     CLIPS,
+    EVERYTHING,
     PROCESSORS,
     RETRY_MAX_S,
     RETRY_S,
@@ -58,6 +59,7 @@ class Governor:
         self._shortages = Shortages(self._budgets)
         self._now_s = 0.0
         self._unmet: dict[str, str] = {}
+        self._waiting: set[str] = set()
         self._settled_at = self._returned_at = self._trouble_s = float("-inf")
 
     def configure(self, config: GovernorConfig) -> None:
@@ -67,7 +69,7 @@ class Governor:
     def decide(self, readings: Readings) -> Decision:
         """Decide what holds from now on. Times of readings must not run backwards."""
         self._now_s = readings.now_s
-        self._unmet = {}
+        self._unmet, self._waiting = {}, set()
         self._budgets.begin(readings.now_s, self._config)
         streams = readings.streams
         for name in self._budgets.states.keys() - streams.keys() - readings.known:
@@ -114,6 +116,7 @@ class Governor:
             {name: state.why for name, state in states.items() if state.is_reduced},
             dict(self._unmet),
             broken,
+            self._waiting,
         )
 
     def _apply_configuration(self, name: str, stream: StreamReading) -> None:
@@ -122,17 +125,17 @@ class Governor:
         before = described(state)
         state.forget_unknown(stream, self._config)
         if (now := described(state)) != before:
-            self._budgets.tell(name, f"{now}: {pace.CONFIGURED}")
+            self._budgets.tell(name, now, pace.CONFIGURED)
 
     def _give_everything(self) -> None:
         for name, state in self._budgets.states.items():
             state.keeps_promise()
             if state.is_reduced:
                 self._budgets.states[name] = StreamState()
-                self._budgets.tell(name, "everything again: the governor is off")
+                self._budgets.tell(name, EVERYTHING, pace.OFF)
         if self._shortages.sync:
             self._shortages.sync = 0
-            self._budgets.tell("", f"{sync_text(0)}: the governor is off")
+            self._budgets.tell("", sync_text(0), pace.OFF)
 
     # What streams are promised
 
@@ -165,6 +168,7 @@ class Governor:
             if name not in helped or is_last:
                 self._unmet[name] = f"{what}: {self._who_has_it(name, board, streams, helped)}"
             elif not self._budgets.may_change():
+                self._waiting.add(name)
                 self._unmet[name] = (
                     f"{what}: others give way for it in {self._budgets.wait_s:.0f} s, since no more than "
                     f"{pace.CHANGES_PER_MINUTE} decisions of a minute change something"

@@ -28,8 +28,8 @@ DEARER = 1.15
 """Factor on the estimated cost of what comes back."""
 ROOM, TRIAL = "there is room for it", "for a trial"
 SLOWER = "its camera gives fewer pictures now"
-CONFIGURED = "as it is configured now"
-"""Reason of a change that no load has caused, but the configuration of a stream or of the governor."""
+CONFIGURED, OFF = "as it is configured now", "the governor is off"
+"""Reasons of changes that no load has caused, but the configuration of a stream or of the governor."""
 BATTERY_BACK = 5.0
 """The battery is no longer low when its charge has risen by so much, percentage points."""
 FORGIVEN_S = 600.0

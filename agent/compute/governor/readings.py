@@ -34,8 +34,8 @@ class StreamReading(Struct, frozen=True):
         variants: that may be used, the largest first.
         has_samples, has_snapshots, has_clips: whether it publishes or encodes these; clips of copied packets
             cannot be reduced.
-        has_decoding: whether less of its camera may be decoded: that is encoded, decoded as needed, and the
-            stream is promised no rate; and so for all streams that share the camera.
+        has_decoding: whether less of its camera may be decoded: that is encoded, decoded as needed, gives others
+            than key frames, and the stream is promised no rate; and so for all streams that share the camera.
         camera: what streams that share a camera have in common; empty: it is not shared.
     """
 

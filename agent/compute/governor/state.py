@@ -28,6 +28,8 @@ _FIGURE = re.compile(r"[\d.]+")
 Domain = Literal["processors", "memory", "disk", "link"]
 """Kind of shortage for which something was taken; it comes back when that is over."""
 PROCESSORS: Domain = "processors"
+EVERYTHING = "everything again"
+"""What a stream has of which nothing is reduced any more."""
 LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3, "decoding": 2}
 
 
@@ -163,7 +165,7 @@ def described(state: StreamState) -> str:
         f"snapshots {SNAPSHOTS[state.levels['snapshots']][1]:g} times rarer" if state.levels["snapshots"] else "",
         f"clips with {CLIPS[state.levels['clips']]:.0%} of their pictures" if state.levels["clips"] else "",
     ]
-    return ", ".join(part for part in parts if part) or "everything again"
+    return ", ".join(part for part in parts if part) or EVERYTHING
 
 
 def sync_text(level: int) -> str:

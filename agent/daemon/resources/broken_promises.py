@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 
@@ -17,7 +16,8 @@ log = logging.getLogger(__name__)
 _KEPT_S, _STEP_S = 10.0, 2.0
 """Time for which a promise must be kept until that is told, s; of a decision that comes late no more counts."""
 _AGAIN_S, _SAME_S = 60.0, 600.0
-"""Least time between two lines of the log about a promise, s: with another reason, and with the same one anew."""
+"""Least time between two lines of the log about a promise, s: with another reason, twice as long each time up to
+that with the same one anew."""
 _FIGURE = re.compile(r"[\d.]+")
 
 
@@ -39,12 +39,26 @@ class BrokenPromise(Struct, frozen=True):
     is_logged: bool
 
 
+class LoggedReason(Struct, frozen=True, gc=False):
+    """The newest line about a promise.
+
+    Attributes:
+        text: of it.
+        at_s: when it was logged, CLOCK_MONOTONIC, s.
+        pause_s: least time until another reason is logged, s.
+    """
+
+    text: str
+    at_s: float
+    pause_s: float
+
+
 class BrokenPromises:
     """Promises that are not kept, of streams and (an empty name) of the board. For one thread."""
 
     def __init__(self) -> None:
         self._broken: dict[str, BrokenPromise] = {}
-        self._logged: dict[str, tuple[str, float]] = {}
+        self._logged: dict[str, LoggedReason] = {}
         self._now_s: float | None = None
 
     def why(self, name: str) -> str:
@@ -66,7 +80,7 @@ class BrokenPromises:
         for name, why in decision.unmet.items():
             if name not in self._broken:
                 self._broken[name] = BrokenPromise(why, _promise(name, streams), now_s, 0.0, is_logged=False)
-            self._log(name, why, now_s)
+        self._log({name: why for name, why in decision.unmet.items() if name not in decision.waiting}, now_s)
         for name, broken in list(self._broken.items()):
             if name in decision.broken:
                 why = decision.unmet.get(name) or decision.broken[name]
@@ -94,15 +108,30 @@ class BrokenPromises:
             self._logged.pop(name, None)
             log.info("%s%s", _prefix(name), _promised(*promise))
 
-    def _log(self, name: str, why: str, now_s: float) -> None:
-        """Log a promise that is broken, or broken for another reason: not for other figures alone."""
-        text, at_s = self._logged.get(name, ("", -math.inf))
-        pause_s = _SAME_S if _reason(text) == _reason(why) else _AGAIN_S
-        is_new = not self._broken[name].is_logged
-        if now_s - at_s >= pause_s and (is_new or pause_s == _AGAIN_S):
-            self._logged[name] = why, now_s
-            self._broken[name] = replace(self._broken[name], is_logged=True)
-            log.warning("%s%s", _prefix(name), why)
+    def _log(self, unmet: Mapping[str, str], now_s: float) -> None:
+        """Log promises that are broken, or broken for another reason, in one line for each reason."""
+        groups: dict[str, list[str]] = {}
+        for name, why in unmet.items():
+            if self._is_worth_a_line(name, why, now_s):
+                groups.setdefault(_reason(why), []).append(name)
+        for names in groups.values():
+            what = "; ".join(f"{_prefix(name)}{unmet[name].partition(': ')[0]}" for name in names)
+            _, colon, reason = unmet[names[-1]].partition(": ")
+            log.warning("%s%s%s", what, colon, reason)
+
+    def _is_worth_a_line(self, name: str, why: str, now_s: float) -> bool:
+        """Return True for a promise that is broken anew, or for another reason: not for other figures alone."""
+        before, broken = self._logged.get(name), self._broken[name]
+        pause_s = _AGAIN_S
+        if before is not None:
+            is_same = _reason(before.text) == _reason(why)
+            if (is_same and broken.is_logged) or now_s - before.at_s < (_SAME_S if is_same else before.pause_s):
+                return False
+            is_often = now_s - before.at_s < 2.0 * _SAME_S
+            pause_s = min(_SAME_S, 2.0 * before.pause_s) if is_often else _AGAIN_S
+        self._logged[name] = LoggedReason(why, now_s, pause_s)
+        self._broken[name] = replace(broken, is_logged=True)
+        return True
 
 
 def _reason(text: str) -> str:

@@ -18,6 +18,7 @@ from agent.compute.governor.governor import Governor
 from agent.compute.governor.pace import RESERVE
 from agent.compute.governor.readings import BoardReading, Readings, StreamReading
 from agent.daemon.resources.broken_promises import BrokenPromises
+from agent.daemon.resources.change_log import ChangeLog
 from agent.daemon.resources.load import BoardLoad
 from agent.daemon.resources.watch import RUNNING, StreamWatch
 
@@ -54,7 +55,7 @@ class ResourceManager:
         self._nice: dict[str, tuple[int, int]] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._promises = BrokenPromises()
+        self._promises, self._changes = BrokenPromises(), ChangeLog()
         self._board = BoardReading()
         self.decision: Decision | None = None
         self.changes = 0
@@ -147,8 +148,7 @@ class ResourceManager:
 
     def _tell(self, decision: Decision, streams: Mapping[str, StreamReading]) -> None:
         """Log each change, and each promise of a running stream that is not kept, when that begins and ends."""
-        for change in decision.changes:
-            log.info("%s", f"stream {change.stream}: {change.text}" if change.stream else change.text)
+        self._changes.update(decision.changes, self._watched, time.monotonic())
         if decision.changes:
             self.changes += len(decision.changes)
             self._load.load_changed()

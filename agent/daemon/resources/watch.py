@@ -33,6 +33,8 @@ _NEWEST = 0.2
 """Weight of the newest window in the cost of an inference."""
 _NEARLY = 0.95
 """Share of the promised rate below which a camera that gives no more is told."""
+_KEYS_ALONE = 50
+"""Pictures of an opened camera, all of them key frames, after which no others are expected."""
 _ALL = (VariantCost(),)
 
 
@@ -48,7 +50,7 @@ class StreamWatch:
         self._rates: deque[float] = deque(maxlen=_RATES)
         self._cost_ms: float | None = None
         self._least_ms: deque[float] = deque(maxlen=_OPEN_WINDOWS)
-        self._too_slow_for = 0.0
+        self._too_slow_for, self._has_inter_coded = 0.0, False
         stream.metrics.meter.take()
 
     def read(self, variant: str, *, is_starved: bool = False) -> StreamReading | None:
@@ -67,6 +69,7 @@ class StreamWatch:
             self._open.append(window.open_s / seen_s)
         variants = self._variants()
         self._update_fps()
+        self._update_inter_coded()
         if not is_starved:
             self._tell_slow_camera()
         self._update_cost(window, next((one.cost for one in variants if one.name == variant), 1.0))
@@ -115,9 +118,12 @@ class StreamWatch:
 
     @property
     def _decodes_as_needed(self) -> bool:
-        """True for a camera on the network whose decoding is left to the stream, if that need not infer all."""
+        """True for a camera on the network whose decoding is left to the stream, if that need not infer all.
+
+        It must give others than key frames: those of MJPEG, of raw video and of some encoders are all key frames.
+        """
         config = self.stream.config
-        is_free = config.capture.decode in ("auto", "saving")
+        is_free = config.capture.decode in ("auto", "saving") and self._has_inter_coded
         return self._gives_way and is_free and parse(config.source).on_network
 
     @property
@@ -142,6 +148,13 @@ class StreamWatch:
             )
             self._rates.append(max(0.0, min(rate, most) if most else rate))
         self._captured, self._captured_at = frames, now_s
+
+    def _update_inter_coded(self) -> None:
+        """Find out whether the camera gives others than key frames; one that is lost is taken as it was."""
+        if (captured := self.stream.captured) is None:
+            return
+        if captured.inter_coded or captured.decoded + captured.undecoded >= _KEYS_ALONE:
+            self._has_inter_coded = captured.inter_coded > 0
 
     def _tell_slow_camera(self) -> None:
         """Log once that the source gives less than is promised: then no more can be kept than it gives."""

@@ -7,6 +7,7 @@ import pytest
 
 from agent.board.power import PowerReading
 from agent.board.power_monitor import PowerMonitor
+from agent.board.sensors import BoardSensors
 from agent.board.thermal import THROTTLING, UNDER_VOLTAGE, Supply
 from agent.board.vcgencmd import FirmwareQuery
 from tests.support.boards import battery, pi4, write
@@ -45,11 +46,47 @@ def test_under_voltage_is_logged_once_when_it_begins_and_once_when_it_ends(
 ) -> None:
     readings = Readings(pi4(tmp_path))
     with caplog.at_level(logging.INFO):
-        for bits in ("0", "50005", "50005", "50000", "50000"):
+        for bits in ("0", "50005", "50005", *["50000"] * 8):
             supply = readings.after(bits)
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
-    assert "20 s" in caplog.records[1].message
+    assert caplog.messages[1] == "the voltage is high enough again, after 20 s"
     assert supply == Supply((), (UNDER_VOLTAGE, THROTTLING))
+
+
+def test_a_voltage_that_comes_and_goes_is_logged_once_with_how_often(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    readings = Readings(pi4(tmp_path))
+    with caplog.at_level(logging.INFO):
+        for bits in ("0", *["50001", "50000", "50000"] * 20, *["50000"] * 5):
+            readings.after(bits)
+    assert len(caplog.records) == 2
+    assert "after 580 s, in which it was too low 20 times" in caplog.messages[1]
+
+
+def test_a_weakness_of_a_second_is_told_by_the_next_reading_alone(tmp_path: Path) -> None:
+    root, now_s = write(pi4(tmp_path), {THROTTLED: "0"}), [0.0]
+    sensors = BoardSensors(root, lambda: now_s[0], supply_every_s=0.0)
+    monitor = PowerMonitor(root, lambda: now_s[0], sensors=sensors)
+    told = []
+    for now_s[0] in range(31):
+        write(root, {THROTTLED: "10001" if now_s[0] == 14 else "0" if now_s[0] < 14 else "10000"})
+        sensors.chip()
+        monitor.poll()
+        told.append(monitor.supply)
+    weak, before = Supply((UNDER_VOLTAGE,)), Supply((), (UNDER_VOLTAGE,))
+    assert told == [*[Supply()] * 20, *[weak] * 10, before]
+
+
+def test_a_first_weakness_between_two_readings_is_told(tmp_path: Path) -> None:
+    readings = Readings(pi4(tmp_path))
+    told = [readings.after(bits) for bits in ("0", "10000", "10000")]
+    assert told == [Supply(), Supply((UNDER_VOLTAGE,)), Supply((), (UNDER_VOLTAGE,))]
+
+
+def test_what_a_firmware_counted_before_the_daemon_started_is_not_of_now(tmp_path: Path) -> None:
+    readings = Readings(pi4(tmp_path))
+    assert [readings.after("10000") for _ in range(2)] == [Supply((), (UNDER_VOLTAGE,))] * 2
 
 
 def test_a_kernel_that_throttles_is_told_on_any_board(tmp_path: Path) -> None:
@@ -85,7 +122,7 @@ def test_a_firmware_that_cannot_be_read_is_no_supply_that_is_well(
         assert readings.after("zz") is None
         assert "again" not in caplog.text
         assert readings.after("1") == weak
-        assert readings.after("0") == Supply((), (UNDER_VOLTAGE,))
+        assert [readings.after("0") for _ in range(7)] == [Supply((), (UNDER_VOLTAGE,))] * 7
     levels = [record.levelname for record in caplog.records]
     assert levels == ["WARNING", "WARNING", "INFO", "INFO"], "weak, unknown, known, well"
     assert "voltage is high enough again, after 90 s" in caplog.messages[-1]

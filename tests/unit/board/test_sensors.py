@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.board.battery import Battery
+from agent.board.proc import read_number
 from agent.board.sensors import BackgroundReader, BoardSensors
 from agent.board.thermal import THERMAL, Supply, Zone
 from tests.support.boards import battery, pi4, write, zones
@@ -149,6 +150,27 @@ def test_a_process_that_was_stopped_itself_tells_of_no_hang(
     reader.tell_hang()
     reader.stop()
     assert not caplog.records
+
+
+def is_released(fifo: Path, reader: BackgroundReader[int | None]) -> bool:
+    release(fifo, b"50000\n")
+    return reader.newest()[0] is not None and not reader.is_busy
+
+
+def test_the_file_that_hangs_is_named(
+    tmp_path: Path, fifo: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = BackgroundReader("chip", lambda: read_number(fifo), 60.0, clock)
+    reader.start()
+    wait_for(lambda: reader.file == fifo)
+    with caplog.at_level(logging.INFO):
+        for clock.now_s in (6.0, 7.0):
+            reader.tell_hang()
+        wait_for(lambda: is_released(fifo, reader))
+        assert reader.file is None
+        reader.tell_hang()
+    reader.stop()
+    assert [str(fifo) in message for message in caplog.messages] == [True, False]
 
 
 def test_a_sensor_that_raises_is_logged_once_and_read_again(caplog: pytest.LogCaptureFixture) -> None:

@@ -26,9 +26,24 @@ def test_a_sensor_that_blocks_is_a_warning(tmp_path: Path) -> None:
     sensor = pi4(tmp_path) / "sys/class/thermal/thermal_zone0/temp"
     sensor.unlink()
     os.mkfifo(sensor)
-    (found,) = heat_findings(tmp_path, longest_s=0.5)
-    assert (found.name, found.state) == ("sensors", "warning")
+    (hangs, *others) = heat_findings(tmp_path, longest_s=0.5)
+    assert (hangs.name, hangs.state) == ("sensors", "warning")
+    assert hangs.value.startswith(str(sensor))
+    assert "journalctl" in hangs.advice
+    assert [one.name for one in others] == ["processor 0 1 2 3", "supply", "power"], "they are read nevertheless"
     with suppress(OSError):  # let the thread that waits for it end
+        os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
+
+
+def test_the_driver_of_a_sensor_that_blocks_is_named(tmp_path: Path) -> None:
+    chip = tmp_path / "sys/class/hwmon/hwmon0"
+    write(tmp_path, {"sys/class/hwmon/hwmon0/name": "ina219"})
+    (chip / "device").mkdir()
+    (chip / "device/driver").symlink_to("../../../bus/i2c/drivers/ina2xx")
+    os.mkfifo(sensor := chip / "power1_input")
+    *_, hangs = heat_findings(tmp_path, longest_s=0.5)
+    assert hangs.value.startswith(f"{sensor} (driver ina2xx)")
+    with suppress(OSError):
         os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from agent.compute.governor.decision import Decision
 from agent.compute.governor.readings import StreamReading
@@ -42,12 +43,36 @@ def test_a_broken_promise_is_told_once_with_its_newest_figures_until_it_is_kept(
     ]
 
 
-def test_another_reason_is_told_once_a_minute_at_most(said: list[str]) -> None:
-    promises = BrokenPromises()
-    for second in range(130):
+def test_another_reason_is_told_after_a_minute_and_then_more_and_more_rarely(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    promises, at_s = BrokenPromises(), list[int]()
+    for second in range(3600):
         why = SLOW if second % 2 else OTHERS
         promises.update(decided({"front": why}), FRONT, second)
-    assert said == [f"stream front: {OTHERS}", f"stream front: {SLOW}", f"stream front: {OTHERS}"]
+        at_s += [second] * (len(caplog.records) - len(at_s))
+    assert at_s[:4] == [0, 61, 182, 423]
+    assert len(at_s) < 10
+
+
+def test_promises_that_are_broken_for_one_reason_are_one_line(said: list[str]) -> None:
+    promises = BrokenPromises()
+    back = "infers 2.0 of 4: this board is too slow for it"
+    promises.update(decided({"front": SLOW, "back": back}), {**FRONT, "back": StreamReading(min_fps=4.0)}, 0.0)
+    promises.update(decided({"front": OTHERS, "back": back}), {**FRONT, "back": StreamReading(min_fps=4.0)}, 70.0)
+    assert said == [
+        "stream front: infers 5.0 of 8; stream back: infers 2.0 of 4: this board is too slow for it",
+        f"stream front: {OTHERS}",
+    ]
+
+
+def test_a_promise_for_which_others_give_way_soon_is_not_told_yet(said: list[str]) -> None:
+    promises, waits = BrokenPromises(), {"front": "infers 5.0 of 8: others give way for it in 9 s"}
+    promises.update(replace(decided(waits), waiting=frozenset({"front"})), FRONT, 0.0)
+    assert promises.why("front") == waits["front"]
+    assert said == []
+    promises.update(decided({"front": SLOW}), FRONT, 9.0)
+    assert said == [f"stream front: {SLOW}"]
 
 
 def test_a_promise_that_others_can_help_is_not_told_before_nothing_is_left(said: list[str]) -> None:

@@ -31,7 +31,7 @@ class Times:
 
 def stream(source: str, **keys: Any) -> Any:
     config = StreamConfig(source=source, model="nanodet", **keys)
-    captured = SimpleNamespace(frames=0, decoded=0, undecoded=0, decoding="full")
+    captured = SimpleNamespace(frames=0, decoded=0, undecoded=0, inter_coded=40, decoding="full")
     metrics = SimpleNamespace(meter=StreamMeter())
     model = SimpleNamespace(manifest=None)
     return SimpleNamespace(
@@ -65,6 +65,22 @@ def test_only_cameras_on_the_network_whose_decoding_is_left_to_the_stream_can_ha
     )._read_streams()
     assert [name for name, one in found.items() if one.has_decoding] == ["camera"]
     assert {one.camera for one in found.values()} == {""}
+
+
+def test_decoding_is_offered_only_of_a_camera_that_gives_others_than_key_frames() -> None:
+    yard = stream(RTSP)
+    yard.captured.inter_coded = 0
+    manager = resources(yard=yard)
+
+    def may_save(decoded: int, inter_coded: int) -> bool:
+        yard.captured.decoded, yard.captured.inter_coded = decoded, inter_coded
+        return manager._read_streams()["yard"].has_decoding
+
+    assert not may_save(1, 0), "one picture tells nothing"
+    assert may_save(2, 1)
+    assert may_save(1, 0), "it was opened again"
+    assert not may_save(200, 0), "it gives MJPEG now"
+    assert not may_save(1, 0)
 
 
 def test_streams_that_share_a_camera_can_have_less_decoded_if_all_of_them_can() -> None:

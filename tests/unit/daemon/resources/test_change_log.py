@@ -1,0 +1,115 @@
+"""What the log tells of the governor's changes: each at first, and what comes and goes now and then."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.compute.governor.decision import Change
+from agent.compute.governor.pace import OFF, ROOM
+from agent.compute.governor.state import EVERYTHING
+from agent.daemon.resources.change_log import ChangeLog
+
+NAMES = ("front", "back", "yard")
+WHY = "front infers 1.3 of 5 pictures per second"
+
+
+def stride(stream: str, number: int, why: str = WHY) -> Change:
+    return Change(stream, f"one picture in {number} is inferred", why)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> ChangeLog:
+    caplog.set_level(logging.INFO)
+    return ChangeLog()
+
+
+def test_a_change_is_told_at_once_and_so_is_its_end(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
+    log.update([stride("back", 2)], NAMES, 0.0)
+    log.update([Change("back", EVERYTHING, ROOM)], NAMES, 20.0)
+    assert caplog.messages == [
+        f"stream back: one picture in 2 is inferred: {WHY}",
+        f"stream back: {EVERYTHING}: {ROOM}",
+    ]
+
+
+def test_what_a_decision_changes_for_one_reason_is_one_line(
+    log: ChangeLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.update([stride("front", 2), stride("back", 3), stride("yard", 2)], NAMES, 0.0)
+    assert caplog.messages == [
+        "streams front, yard: one picture in 2 is inferred; stream back: one picture in 3 is inferred: " + WHY
+    ]
+
+
+def test_steps_within_a_minute_are_told_together_with_their_number(
+    log: ChangeLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    log.update([stride("front", 2), stride("back", 2)], NAMES, 0.0)
+    log.update([stride("back", 3), stride("front", 3)], NAMES, 4.0)
+    log.update([stride("back", 4)], NAMES, 8.0)
+    for second in range(9, 200):
+        log.update([], NAMES, second)
+    (told,) = caplog.messages[1:]
+    assert told.startswith(
+        "stream front: one picture in 3 is inferred; stream back: one picture in 4 is inferred ("
+    )
+    assert told.endswith(f"(3 changes in 60 s): {WHY}")
+
+
+def test_the_event_queue_is_told_without_a_name(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
+    log.update([Change("", "each event is synced at once again", ROOM)], NAMES, 0.0)
+    assert caplog.messages == [f"each event is synced at once again: {ROOM}"]
+
+
+def test_what_is_configured_is_told_at_once_however_often_something_changes(
+    log: ChangeLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for second in range(300):
+        log.update([stride("back", 2 + second % 2)], NAMES, second)
+    log.update([Change("back", EVERYTHING, OFF)], NAMES, 300.0)
+    assert caplog.messages[-1].startswith(f"stream back: {EVERYTHING}")
+
+
+def test_nothing_is_told_of_a_stream_that_is_gone(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
+    log.update([stride("back", 2)], NAMES, 0.0)
+    log.update([stride("back", 3)], NAMES, 5.0)
+    log.update([], ("front",), 100.0)
+    assert len(caplog.messages) == 1
+
+
+def test_each_change_is_told_with_level_debug(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    for second in range(50):
+        log.update([stride("back", 2 + second % 2)], NAMES, second)
+    assert sum(record.levelno == logging.DEBUG for record in caplog.records) == 50
+
+
+class Lines(logging.Handler):
+    """Counts the lines of a log."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(NAMES), st.integers(1, 6)), max_size=3), st.integers(1, 40))
+def test_streams_that_flap_for_an_hour_fill_no_log(flaps: list[tuple[str, int]], every_s: int) -> None:
+    lines, logger, log = Lines(), logging.getLogger(ChangeLog.__module__), ChangeLog()
+    logger.addHandler(lines)
+    logger.setLevel(logging.INFO)
+    try:
+        for second in range(3600):
+            is_even = second // every_s % 2
+            changes = [
+                Change(name, EVERYTHING, ROOM) if is_even else stride(name, number) for name, number in flaps
+            ]
+            log.update(changes if second % every_s == 0 else [], NAMES, second)
+    finally:
+        logger.removeHandler(lines)
+        logger.setLevel(logging.NOTSET)
+    assert lines.count <= 11 * len({name for name, _ in flaps})
