@@ -270,14 +270,7 @@ def measured(name: str, clips: Sequence[Clip], settings: Settings) -> Figures:
 
 def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """The tracker of the daemon."""
-    config = TrackConfig(min_hits=int(settings["min_hits"]), lost_after_s=settings["lost_s"])
-    starts = [FilterConfig(start_score=settings["start_score"])]
-
-    def fresh() -> Tracker:
-        filters = DetectionFilters(starts, settings["score"])
-        return Tracker(config, Zones(()), "bench", run="0", filters=filters)
-
-    tracker = fresh()
+    tracker, again = new_tracker(settings), new_tracker(settings)
     given = [
         [
             Detection("person", float(score), tuple(box))
@@ -293,11 +286,16 @@ def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
         shown = [one for one in tracker.tracks() if one.last_seen == at]
         boxes = np.array([one.box for one in shown], float).reshape(-1, 4) * clip.size
         told.append(([numbers.setdefault(one.id, len(numbers)) for one in shown], boxes))
-    again = fresh()
     begun = time.process_time()  # once, because the call itself costs as much as a picture on some machines
     for picture, detections in zip(clip.pictures, given, strict=True):
         again.update(detections, round(picture.at_s * 1e9), _AT)
     return told, time.process_time() - begun
+
+
+def new_tracker(settings: Settings) -> Tracker:
+    config = TrackConfig(min_hits=int(settings["min_hits"]), lost_after_s=settings["lost_s"])
+    filters = DetectionFilters([FilterConfig(start_score=settings["start_score"])], settings["score"])
+    return Tracker(config, Zones(()), "bench", run="0", filters=filters)
 
 
 def sort(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
