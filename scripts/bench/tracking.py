@@ -10,6 +10,8 @@ figures are those of motmetrics, at an overlap of one half.
   of three of them whose camera was moved at random. What a user sets, of Vedette and of the others, is chosen by
   `--tune` from `GRIDS` on the same half, for each set anew and for the three rates together: SORT and norfair by
   their mean IDF1, ByteTrack by its mean MOTA, Vedette by the mean of both. All is reported on the second half.
+- Two scores: a detection of less than `score` is ignored; a track of Vedette must have had one of `start_score`
+  (`[[streams.NAME.filters]]`), one of ByteTrack of `score`, and its weaker ones are a second round.
 - What a tracker reports: Vedette, SORT and ByteTrack the detections that they have assigned; norfair those, or
   also where it supposes what it has missed, whichever is better (`predict`).
 - SORT and ByteTrack are those of PyPI `trackers`; times that they count in frames follow the rate.
@@ -39,9 +41,11 @@ import common
 import motmetrics
 import numpy as np
 
+from agent.compute.track.filters import DetectionFilters
 from agent.compute.track.tracker import Tracker
 from agent.compute.track.zones import Zones
 from agent.config import TrackConfig
+from agent.config.filters import FilterConfig
 from agent.optimise.evaluation.mot import MotSequence, read_clips, read_published
 from agent.optimise.evaluation.operating import overlaps
 from agent.types import Detection
@@ -62,6 +66,7 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
     "vedette": {
         "min_hits": (1, 2, 3),
         "score": (0.0, 0.8, 0.9),
+        "start_score": (0.0, 0.95, 0.98),
         "lost_s": (2.5, 5.0),
     },
     "sort": {
@@ -87,8 +92,8 @@ GRIDS: dict[str, dict[str, tuple[float, ...]]] = {
 """Values of the settings that `--tune` tries."""
 CHOSEN: dict[str, dict[str, Settings]] = {
     "vedette": {
-        "MOT15": {"min_hits": 1, "score": 0.9, "lost_s": 2.5},
-        "MOT17": {"min_hits": 1, "score": 0.0, "lost_s": 2.5},
+        "MOT15": {"min_hits": 1, "score": 0.9, "start_score": 0.95, "lost_s": 2.5},
+        "MOT17": {"min_hits": 1, "score": 0.0, "start_score": 0.0, "lost_s": 2.5},
     },
     "sort": {
         "MOT15": {"hits": 1, "overlap": 0.05, "lost_s": 2.5, "score": 0.9},
@@ -265,8 +270,7 @@ def measured(name: str, clips: Sequence[Clip], settings: Settings) -> Figures:
 
 def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
     """The tracker of the daemon."""
-    config = TrackConfig(min_hits=int(settings["min_hits"]), lost_after_s=settings["lost_s"])
-    tracker = Tracker(config, Zones(()), "bench", run="0")
+    tracker, again = new_tracker(settings), new_tracker(settings)
     given = [
         [
             Detection("person", float(score), tuple(box))
@@ -282,11 +286,16 @@ def vedette(clip: Clip, settings: Settings) -> tuple[list[Told], float]:
         shown = [one for one in tracker.tracks() if one.last_seen == at]
         boxes = np.array([one.box for one in shown], float).reshape(-1, 4) * clip.size
         told.append(([numbers.setdefault(one.id, len(numbers)) for one in shown], boxes))
-    again = Tracker(config, Zones(()), "bench", run="0")
     begun = time.process_time()  # once, because the call itself costs as much as a picture on some machines
     for picture, detections in zip(clip.pictures, given, strict=True):
         again.update(detections, round(picture.at_s * 1e9), _AT)
     return told, time.process_time() - begun
+
+
+def new_tracker(settings: Settings) -> Tracker:
+    config = TrackConfig(min_hits=int(settings["min_hits"]), lost_after_s=settings["lost_s"])
+    filters = DetectionFilters([FilterConfig(start_score=settings["start_score"])], settings["score"])
+    return Tracker(config, Zones(()), "bench", run="0", filters=filters)
 
 
 def sort(clip: Clip, settings: Settings) -> tuple[list[Told], float]:

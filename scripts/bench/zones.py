@@ -264,8 +264,8 @@ def line_before(walk: Walk, line: LineConfig) -> list[int]:
 
 def line_now(walk: Walk, line: LineConfig) -> list[int]:
     lines, known, found = Lines([line]), dict[str, LineProgress](), list[int]()
-    for box in walk.boxes:
-        known, crossed = lines.update(known, "person", box)
+    for time, box in zip(walk.times, walk.boxes, strict=True):
+        known, crossed = lines.update(known, "person", box, round(time * 1e9))
         found += [1 if one.direction == "in" else -1 for one in crossed]
     return found
 

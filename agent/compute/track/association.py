@@ -127,7 +127,7 @@ def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int
     seen = sorted((*measured(box), j) for j, box in enumerate(found))
     xs = [one[0] for one in seen]
     rows = []
-    for x, y, log_w, log_h, precision_x, precision_y, precision_side, spread, deviation in forecasts:
+    for x, y, log_w, log_h, precision_x, precision_y, precision_w, precision_h, spread, deviation in forecasts:
         row: dict[int, float] = {}
         rows.append(row)
         room = _COST_MAX - spread
@@ -141,7 +141,7 @@ def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int
             distance = dx * dx * precision_x + dy * dy * precision_y
             if distance < room:
                 dw, dh = other_w - log_w, other_h - log_h
-                distance += (dw * dw + dh * dh) * precision_side
+                distance += dw * dw * precision_w + dh * dh * precision_h
                 if distance < room:
                     row[j] = distance - room
     return rows

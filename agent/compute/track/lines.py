@@ -18,10 +18,13 @@ from agent.config.polygon import MOST_CORNERS
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
 
-_BAND = 0.1
-"""Half of the band's width, as a share of the box's side: detected edges jitter by half of that."""
-_SMOOTHING = 0.5
-"""Weight of the newest foot. This and the band were chosen by `scripts/bench/zones.py --tune`."""
+_BAND = 0.14
+"""Half of the band's width, as a share of the box's side: detected edges jitter by a third of that."""
+_SMOOTHING_S = 0.3
+"""Time constant of the smoothing, s: errors of a detector last for several pictures of a camera."""
+_NEWEST_MOST = 0.5
+"""Most weight of the newest foot, however long ago the one before was. These three were chosen by
+`scripts/bench/zones.py --tune`."""
 _BAND_MIN, _BAND_MAX = 0.004, 0.04
 """Least and greatest half of the band, as a share of the frame."""
 _LEAST_LENGTH = 0.01
@@ -35,14 +38,15 @@ class LineProgress:
 
     Attributes:
         at: its foot, smoothed.
+        at_ns: time of its newest detection.
         net: crossings to the right of the line since it was clear of the line, less those to the left.
         clear: True if it has been clear of the line.
     """
 
-    __slots__ = ("at", "clear", "net")
+    __slots__ = ("at", "at_ns", "clear", "net")
 
-    def __init__(self, at: Point) -> None:
-        self.at, self.net, self.clear = at, 0, False
+    def __init__(self, at: Point, at_ns: int) -> None:
+        self.at, self.at_ns, self.net, self.clear = at, at_ns, 0, False
 
 
 class _Line(Struct, frozen=True):
@@ -65,7 +69,7 @@ class Lines:
         )
 
     def update(
-        self, known: Mapping[str, LineProgress], label: str, box: Box | None
+        self, known: Mapping[str, LineProgress], label: str, box: Box | None, at_ns: int
     ) -> tuple[dict[str, LineProgress], tuple[Crossing, ...]]:
         """Add a detection of a track.
 
@@ -73,6 +77,7 @@ class Lines:
             known: what the call before returned for this track; empty: it is its first.
             label: its class.
             box: its place; None: it is nowhere, and crosses nothing.
+            at_ns: time of the detection.
 
         Returns:
             what to hand to the next call; and the lines that it has crossed.
@@ -85,18 +90,19 @@ class Lines:
         for line in self._lines:
             if line.labels and label not in line.labels:
                 continue
-            one = progress[line.name] = known.get(line.name) or LineProgress(foot)
-            if net := _advance(one, line, foot, unit):
+            one = progress[line.name] = known.get(line.name) or LineProgress(foot, at_ns)
+            if net := _advance(one, line, foot, unit, at_ns):
                 crossed.append(Crossing(line.name, "in" if net > 0 else "out"))
         return progress, tuple(crossed)
 
 
-def _advance(one: LineProgress, line: _Line, foot: Point, unit: Point) -> int:
+def _advance(one: LineProgress, line: _Line, foot: Point, unit: Point, at_ns: int) -> int:
     """Add the newest foot of a track; return a number other than 0 if it has crossed, positive inwards."""
     x, y = one.at
-    at = x + _SMOOTHING * (foot[0] - x), y + _SMOOTHING * (foot[1] - y)
+    weight = min(_NEWEST_MOST, -math.expm1(-max(0, at_ns - one.at_ns) / 1e9 / _SMOOTHING_S))
+    at = x + weight * (foot[0] - x), y + weight * (foot[1] - y)
     one.net += net_crossings(line.points, one.at, at)
-    one.at = at
+    one.at, one.at_ns = at, at_ns
     if distance(line.sides, at, unit) < 1.0:
         return 0
     net = one.net if one.clear else 0  # where it appeared in the band, nobody knows from which side it came

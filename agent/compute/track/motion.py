@@ -22,7 +22,9 @@ _WIDTH_SHARE = 0.57
 _CENTRE_NOISE = 0.095**2
 """Variance of a detected centre, sizes²."""
 _SIDE_NOISE = 0.14**2
-"""Variance of the logarithm of a detected side."""
+"""Variance of the logarithm of a detected height."""
+_WIDTH_VARIANCE = 2.0
+"""Variance of the logarithm of a width by that of a height, detected or over time: limbs move to the sides."""
 _SPEED = 0.73**2
 """Variance of the velocity of an object that has been detected once, (sizes/s)²."""
 _ACCELERATION = 0.3**2
@@ -34,7 +36,7 @@ _SURPRISE = 12.0
 _WANDER = 0.055**2
 """Spectral density of the position beside that, sizes²/s: poses change, and detectors err for longer."""
 _GROWTH = 0.157**2
-"""Spectral density of the logarithm of a side, 1/s."""
+"""Spectral density of the logarithm of a height, 1/s."""
 _MEMORY_S = 1.5
 """An unseen object is predicted to move for so long, s, and then to stand."""
 _LEAST = 1e-6
@@ -54,7 +56,7 @@ class Forecast(NamedTuple):
         x, y: centre, fractions of the frame.
         log_w, log_h: logarithms of its sides.
         precision_x, precision_y: inverse variances of a detected centre.
-        precision_side: inverse variance of the logarithm of a detected side.
+        precision_w, precision_h: inverse variances of the logarithms of a detected width and height.
         spread: cost of its uncertainty, added to the squared distance of each detection.
         deviation_x: standard deviation of a detected centre along x.
     """
@@ -65,7 +67,8 @@ class Forecast(NamedTuple):
     log_h: float
     precision_x: float
     precision_y: float
-    precision_side: float
+    precision_w: float
+    precision_h: float
     spread: float
     deviation_x: float
 
@@ -127,14 +130,14 @@ class BoxFilter:
         x, y = self._x + self._vx * ahead, self._y + self._vy * ahead
         centre = self._spread(dt, ahead) + _CENTRE_NOISE
         side = self._growth + _GROWTH * dt + _SIDE_NOISE
-        spread = (
-            _SPREAD_WEIGHT * math.log(centre * side / (_CENTRE_NOISE * _SIDE_NOISE)) + _OVERDUE_COST * overdue_s
-        )
+        unsure = math.log(centre * side / (_CENTRE_NOISE * _SIDE_NOISE))
+        spread = _SPREAD_WEIGHT * unsure + _OVERDUE_COST * overdue_s
         if not (0.0 < x < 1.0 and 0.0 < y < 1.0):
             spread += _OUTSIDE_COST
         across, down = centre * self._size_x * self._size_x, centre * self._h * self._h
+        wide, deviation = 1.0 / (_WIDTH_VARIANCE * side), math.sqrt(across)
         return Forecast(
-            x, y, self._log_w, self._log_h, 1.0 / across, 1.0 / down, 1.0 / side, spread, math.sqrt(across)
+            x, y, self._log_w, self._log_h, 1.0 / across, 1.0 / down, wide, 1.0 / side, spread, deviation
         )
 
     def _spread(self, dt: float, ahead: float) -> float:

@@ -33,7 +33,7 @@ class TrackPlaces:
         """Add a detection, also one of a track that is not announced yet."""
         settles, self.settles = self.settles, False
         self._presences = zones.update(self._presences, label, box, at_ns, at_once=settles)
-        self._progress, crossed = lines.update(self._progress, label, box)
+        self._progress, crossed = lines.update(self._progress, label, box, at_ns)
         if crossed:
             self._untold = (*self._untold, *crossed)[-_CROSSED_MAX:]
 

@@ -21,6 +21,9 @@ _MARGIN = 0.1
 """Distance outside a zone at which a box leaves it, as a share of its side: detected edges jitter by half."""
 _MARGIN_MIN, _MARGIN_MAX = 0.01, 0.04
 """Least and greatest of this distance, as a share of the frame."""
+_LEAST_NS = 200_000_000
+"""Least time that several detections on the other side must last: of a fast camera the errors of a detector last
+for more than three pictures. Chosen by `scripts/bench/zones.py --tune`."""
 
 
 class ZonePresence:
@@ -31,23 +34,28 @@ class ZonePresence:
         streak: consecutive detections on the other side of the border.
         streak_ns: time of the first of these.
         since_ns: time since which it is inside.
+        first: True until it was outside or is inside: who appears in a zone comes from nowhere.
     """
 
-    __slots__ = ("inside", "since_ns", "streak", "streak_ns")
+    __slots__ = ("first", "inside", "since_ns", "streak", "streak_ns")
 
     def __init__(self) -> None:
-        self.inside, self.streak, self.since_ns, self.streak_ns = False, 0, 0, 0
+        self.inside, self.first, self.streak, self.since_ns, self.streak_ns = False, True, 0, 0, 0
 
     def add(self, inside: bool, at_ns: int, needed: int) -> None:
-        """Add a detection; after `needed` consecutive ones on the other side, the track is there."""
+        """Add a detection; after `needed` consecutive ones on the other side, the track is there.
+
+        Where more than one is needed, they must last for `_LEAST_NS` as well, unless all of them were inside.
+        """
         if inside is self.inside:
-            self.streak = 0
+            self.streak, self.first = 0, False
             return
         self.streak += 1
         if self.streak == 1:
             self.streak_ns = at_ns
-        if self.streak >= needed:
-            self.inside, self.since_ns, self.streak = inside, self.streak_ns, 0
+        lasts = needed == 1 or self.first or at_ns - self.streak_ns >= _LEAST_NS
+        if self.streak >= needed and lasts:
+            self.inside, self.since_ns, self.streak, self.first = inside, self.streak_ns, 0, False
 
 
 class _Zone(Struct, frozen=True):

@@ -51,7 +51,7 @@ def test_the_longer_unseen_the_less_sure() -> None:
     forecasts = [motion.forecast(round((0.7 + s) * SECOND), 0.0) for s in (0.0, 0.1, 0.5, 2.0)]
     for surer, other in itertools.pairwise(forecasts):
         assert surer.precision_x > other.precision_x
-        assert surer.precision_side > other.precision_side
+        assert surer.precision_h > other.precision_h
         assert surer.spread < other.spread
 
 
@@ -94,4 +94,9 @@ def test_any_boxes_at_any_times_give_a_finite_forecast(seen: list[tuple[Box, int
         motion.correct(one, at_ns)
         forecast = motion.forecast(at_ns + passed_ns, passed_ns / SECOND)
         assert all(abs(value) < 1e18 for value in (*forecast, *motion.predict(at_ns + passed_ns)))
-        assert min(forecast.precision_x, forecast.precision_y, forecast.precision_side) > 0.0
+        assert min(forecast.precision_x, forecast.precision_y, forecast.precision_w) > 0.0
+
+
+def test_a_width_that_changes_costs_less_than_a_height() -> None:
+    forecast = walker(0.1, 0.1).forecast(round(0.8 * SECOND), 0.0)
+    assert forecast.precision_w < forecast.precision_h

@@ -425,7 +425,7 @@ def test_who_crosses_a_line_is_told_once_with_the_direction() -> None:
 
 def test_a_line_crossed_before_the_track_is_announced_is_told_after_that() -> None:
     clip = Clip(lines=[MIDDLE])
-    for x in (0.45, 0.55, 0.6):
+    for x in (0.42, 0.6, 0.75):
         clip.frame(person(x, w=0.2))
     assert told(clip.events) == [("new", "appeared"), ("update", "line")]
     assert [event.track.crossed for event in clip.events] == [(), (Crossing("middle", "out"),)]

@@ -166,7 +166,7 @@ SLOW = ZoneConfig("slow", SQUARE, inertia=3)
 INSIDE, OUTSIDE = standing_at(0.5, 0.5), standing_at(0.5, 0.95)
 
 
-def history(zone: ZoneConfig, places: Sequence[bool], *, step_ns: int = 100_000_000) -> list[bool]:
+def history(zone: ZoneConfig, places: Sequence[bool], *, step_ns: int = 200_000_000) -> list[bool]:
     """Whether a track is in a zone after each detection, that is inside or far outside."""
     zones, known, told = Zones([zone]), dict[str, ZonePresence](), []
     for number, inside in enumerate(places):
@@ -200,6 +200,17 @@ def test_no_rate_of_inferences_makes_a_zone_flicker(lengths: list[int], inertia:
     places = [bool(number % 2) for number, length in enumerate(lengths) for _ in range(length)]
     changes = sum(a is not b for a, b in itertools.pairwise([False, *history(SLOW, places)]))
     assert changes <= sum(length >= 3 for length in lengths)
+
+
+def test_of_a_fast_camera_three_detections_are_not_enough_to_change_sides() -> None:
+    brief = [False, *[True] * 5, False, False]
+    assert not any(history(SLOW, brief, step_ns=40_000_000))
+    assert history(SLOW, [False, *[True] * 8], step_ns=40_000_000) == [False] * 6 + [True] * 3
+    assert all(history(SLOW, [*[True] * 9, *[False] * 5, True], step_ns=40_000_000)[2:])
+
+
+def test_what_appears_in_a_zone_is_in_it_after_three_detections_of_any_camera() -> None:
+    assert history(SLOW, [True] * 4, step_ns=33_000_000) == [False, False, True, True]
 
 
 def test_loitering_counts_from_the_first_detection_inside() -> None:
