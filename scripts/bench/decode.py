@@ -27,6 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import _pipe
 import av
 import common
 import cv2
@@ -277,6 +278,13 @@ def _decode_with_opencv(viewer: _Viewer) -> None:
     while not viewer.stopped.is_set() and capture.grab():
         _, image = capture.retrieve(image)
         viewer.pictures += 1
+
+
+def _decode_with_pipe(viewer: _Viewer) -> None:
+    with _pipe.opened(viewer.uri) as (pipe, read_next):
+        while not viewer.stopped.is_set() and read_next():
+            viewer.added_s = pipe.cpu_s()
+            viewer.pictures += FPS // _pipe.FPS
 
 
 def _decode_with_filters(viewer: _Viewer) -> None:
