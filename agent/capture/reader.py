@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
+from msgspec import Struct
+
 from agent.capture.audio_file import Resampler
 from agent.capture.decode_policy import DecodeChoice, DecodeMode, Demand
 from agent.capture.handoff import FrameBufferPool
@@ -138,7 +140,7 @@ class FrameRateLimiter:
         return True
 
 
-class Timestamps(NamedTuple):
+class Timestamps(Struct, frozen=True, gc=False):
     """When a picture was captured and read; see `Frame`. A `late` one must not be replaced by a newer one."""
 
     captured_ns: int

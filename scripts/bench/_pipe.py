@@ -10,12 +10,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from multiprocessing.shared_memory import SharedMemory
+from types import TracebackType
+from typing import Self
 
 FPS, SIZE = 5, (640, 360)
-"""Pictures per second that are read, and their size, px: what Frigate's documentation advises for a sub-stream."""
+"""Pictures per second that are read, and their size, px: a small one, for larger ones cost the pipe more."""
 _GLOBAL = ["-hide_banner", "-loglevel", "warning", "-threads", "2"]
 _INPUT = ["-user_agent", "FFmpeg Frigate", "-avoid_negative_ts", "make_zero", "-fflags", "+genpts+discardcorrupt"]
 _INPUT += ["-rtsp_transport", "tcp", "-timeout", "10000000", "-use_wallclock_as_timestamps", "1"]
@@ -35,54 +36,42 @@ def version() -> str:
 
 
 class Pipe:
-    """The program at work on one camera. One thread reads its pictures.
-
-    Attributes:
-        arguments: what it was started with.
-    """
+    """The program at work on one camera. One thread reads its pictures."""
 
     def __init__(self, uri: str) -> None:
-        self.arguments = ["ffmpeg", *_GLOBAL, *_INPUT, "-i", uri, *_OUTPUT]
+        self._memory = SharedMemory(create=True, size=_FRAME)
         self._process = subprocess.Popen(
-            self.arguments,
+            ["ffmpeg", *_GLOBAL, *_INPUT, "-i", uri, *_OUTPUT],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             bufsize=_BUFFERED * _FRAME,
         )
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+        self._memory.close()
+        self._memory.unlink()
+
     def cpu_s(self) -> float:
-        """Return the processor time that the process has used, user and system, s."""
+        """Return the processor time that the process has used, user and system, s; 0: it has ended."""
         clock = ~self._process.pid << 3 | 2  # clock_getcpuclockid(3) of Linux
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):
             return time.clock_gettime(clock)
         return 0.0
 
-    def read(self, into: memoryview) -> bool:
-        """Read the next picture into memory of its size. Return False at the end."""
+    def read(self) -> bool:
+        """Read the next picture into shared memory. Return False at the end."""
         assert self._process.stdout is not None
+        assert self._memory.buf is not None
         picture = self._process.stdout.read(_FRAME)
         if len(picture) < _FRAME:
             return False
-        into[:_FRAME] = picture
+        self._memory.buf[:_FRAME] = picture
         return True
-
-    def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
-        self._process.communicate()
-
-
-@contextmanager
-def opened(uri: str) -> Iterator[tuple[Pipe, Callable[[], bool]]]:
-    """Give the program and a function that reads its next picture into shared memory, False at the end."""
-    pipe, shared = Pipe(uri), SharedMemory(create=True, size=_FRAME)
-    assert shared.buf is not None
-    memory = shared.buf
-    try:
-        yield pipe, lambda: pipe.read(memory)
-    finally:
-        pipe.stop()
-        del memory
-        shared.close()
-        shared.unlink()
