@@ -1,8 +1,10 @@
 """FFmpeg in a process of its own whose pictures come through a pipe, as Frigate reads a camera for its detector.
 
-The arguments are Frigate's: its global ones, `preset-rtsp-generic`, the scaling of software decoding at five
+The arguments are Frigate's: its global ones, `preset-rtsp-restream`, the scaling of software decoding at five
 pictures a second, and the output of the role `detect` (`frigate/config/camera/ffmpeg.py`, `ffmpeg_presets.py`).
-Its capture process reads each picture from the pipe and copies it into shared memory (`frigate/video.py`).
+`preset-rtsp-generic` puts the time of arrival in the place of the camera's time stamps: the program then repeats
+pictures where it is late, and how much it has decoded could not be counted. Frigate's capture process reads each
+picture from the pipe and copies it into shared memory (`frigate/video.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from typing import Self
 FPS, SIZE = 5, (640, 360)
 """Pictures per second that are read, and their size, px: a small one, for larger ones cost the pipe more."""
 _GLOBAL = ["-hide_banner", "-loglevel", "warning", "-threads", "2"]
-_INPUT = ["-user_agent", "FFmpeg Frigate", "-avoid_negative_ts", "make_zero", "-fflags", "+genpts+discardcorrupt"]
-_INPUT += ["-rtsp_transport", "tcp", "-timeout", "10000000", "-use_wallclock_as_timestamps", "1"]
+_INPUT = ["-user_agent", "FFmpeg Frigate", "-rtsp_transport", "tcp", "-timeout", "10000000"]
 _OUTPUT = ["-r", f"{FPS}", "-vf", f"fps={FPS},scale={SIZE[0]}:{SIZE[1]}"]
 _OUTPUT += ["-threads", "2", "-f", "rawvideo", "-pix_fmt", "yuv420p", "pipe:"]
 _FRAME = SIZE[0] * SIZE[1] * 3 // 2

@@ -3,12 +3,12 @@
 Cost: cameras of 1080p (and of 4K, without `--quick`) at 15 pictures a second, the packaged clip's place scaled up
 with noise, are served by RTSP from another process. Five viewers read each at the same time: ours with its gate,
 the same with `max_fps = 5`, OpenCV decoding everything with one thread, FFmpeg's program with `fps=5,scale`,
-whose pictures come to this process through a pipe as they do to Frigate (see `_pipe`; left out where there is no
-program `ffmpeg`), and such filters behind PyAV's decoder with one thread in this process, which is what nobody
-runs, but has the same libraries as ours. Counted is the processor time of the threads that read and decode; of the
-pipe that of the program, too; and of ours that of filling a model's input of 416×416 with each picture for which
-its gate is open, which the references do not do. The targets are those against OpenCV and the pipe; without a
-pipe, the filters count. With `--camera`, one camera is measured, which may be one of `OTHERS`.
+whose pictures come through a pipe as they do to Frigate (see `_pipe`; left out where there is no `ffmpeg`), and
+such filters behind PyAV's decoder with one thread in this process, which nobody runs, but which has the same
+libraries as ours. Counted is the processor time of the threads that read and decode; of the pipe that of the
+program, too; and of ours that of filling a model's input of 416×416 with each picture for which its gate is open,
+which the references do not do. The targets are those against OpenCV and the pipe; without a pipe, the filters
+count. With `--camera`, one camera is measured, which may be one of `OTHERS`.
 
 Events: people who come and go (see `_visits`), encoded as H.264, taken through the real pipeline and model on
 their own time, with everything decoded and on demand; not with `--quick`. A visit is kept if its person is
