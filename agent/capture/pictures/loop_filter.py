@@ -19,10 +19,10 @@ FilteredPictures = Literal["all", "keyframes", "none"]
 
 _TALL = 720
 """Least height, px: smaller pictures are hardly scaled down for a model."""
-_LONGEST = 120
-"""Most pictures from one key frame to the next: eight seconds at 15 a second. At 1080p and 1.5 Mbit/s, the
-thirtieth has lost 1.2 dB of 37 on a street, the 120th 3.4, and up to 7.2 in a fast pan of 1 Mbit/s; a detector
-finds the same in them, to 0.003 of its AP (`scripts/bench/run loop_filter`). Longer groups were not measured."""
+_LONGEST = 60
+"""Most pictures from one key frame to the next. At 1080p and 1.4 Mbit/s, the thirtieth has lost 0.9 dB of 35, the
+sixtieth 1.9, the 120th 3.1. By then, NanoDet has lost 0.02 of its AP of small objects at 1.5 Mbit/s, though nothing
+of larger ones."""
 _SETTLED = 4
 """Groups of pictures that must have been short before it is expected that they stay so."""
 

@@ -16,12 +16,11 @@ def seen(*groups: int) -> LoopFilterRule:
     return rule
 
 
-@pytest.mark.parametrize("group", [30, 120])
-def test_only_key_frames_are_filtered_where_they_come_often(group: int) -> None:
-    assert seen(*[group] * 4).filtered(1080) == "keyframes"
+def test_only_key_frames_are_filtered_where_they_come_often() -> None:
+    assert seen(*[30] * 4).filtered(1080) == "keyframes"
 
 
-@pytest.mark.parametrize("groups", [[], [30] * 3, [121] * 9, [30] * 9 + [250], [30] * 9 + [250] + [30] * 3])
+@pytest.mark.parametrize("groups", [[], [30] * 3, [120] * 9, [30] * 9 + [250], [30] * 9 + [250] + [30] * 3])
 def test_everything_is_filtered_until_key_frames_have_come_often(groups: list[int]) -> None:
     assert seen(*groups).filtered(1080) == "all"
 
@@ -51,9 +50,9 @@ def test_a_camera_that_sends_no_key_frame_has_everything_filtered() -> None:
     assert rule.filtered(1080) == "all"
 
 
-@given(st.lists(st.integers(1, 250), max_size=20))
+@given(st.lists(st.integers(1, 150), max_size=20))
 def test_whatever_came_before_four_short_groups_must_follow_a_long_one(groups: list[int]) -> None:
-    short = all(one <= 120 for one in groups[-4:]) and len(groups) >= 4
+    short = all(one <= 60 for one in groups[-4:]) and len(groups) >= 4
     assert (seen(*groups).filtered(720) == "keyframes") == short
 
 
