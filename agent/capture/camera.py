@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
+from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.capture.decode_policy import DecodeMode, Demand
@@ -71,7 +72,7 @@ class FrameConsumer(Protocol):
         ...
 
 
-class Picture(NamedTuple):
+class Picture(Struct, frozen=True):
     """A picture for one stream or several; `unmasked` is its copy without masks, for their models alone."""
 
     image: Pixels
@@ -111,6 +112,7 @@ class Camera:
         self._wanting: tuple[FrameConsumer, ...] = ()
         self._held: dict[int, _Held] = {}
         self._started = self._closed = self._private = False
+        self._may_ask_sound_alone = True
         self._pool, self._address = FrameBufferPool(), parse_picture(uri)
         self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
@@ -166,6 +168,9 @@ class Camera:
             _give(self._pool, held.picture.unmasked, wiped=True)
 
     def _reader(self) -> FrameReader:
+        before = self.supervisor.current
+        if isinstance(before, FrameReader) and not before.delivered:  # that way it gives nothing
+            self._may_ask_sound_alone = not before.asks_sound_alone
         return FrameReader(
             self._uri,
             self._pool,
@@ -173,6 +178,7 @@ class Camera:
             self.supervisor.woken,
             config=self._config,
             name=f"read-{self._stream}",
+            may_ask_sound_alone=self._may_ask_sound_alone,
         )
 
     @property
@@ -213,13 +219,19 @@ class Camera:
 
     def passes(self, now_s: float) -> bool:
         """Return True if a consumer takes the picture that is captured now. For the reader's thread."""
-        self._wanting = tuple(one for one in self._consumers if one.passes(now_s))
+        consumers = self._consumers
+        if len(consumers) == 1:
+            self._wanting = consumers if consumers[0].passes(now_s) else ()
+        else:
+            self._wanting = tuple(one for one in consumers if one.passes(now_s))
         return bool(self._wanting)
 
     def deliver(self, reader: FrameReader, image: Pixels, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread. Return False if this reader's are no longer wanted."""
         with self._lock:
-            wanting = [one for one in self._wanting if one in self._consumers]
+            wanting = self._wanting
+            if wanting is not self._consumers:
+                wanting = tuple(one for one in wanting if one in self._consumers)
         is_current = reader is self.supervisor.current
         if not is_current or not wanting:
             _give(self._pool, image, wiped=self._private)

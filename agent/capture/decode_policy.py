@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from enum import IntEnum
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from msgspec import Struct
 
@@ -112,7 +112,7 @@ class DecodeLimits(Struct, frozen=True):
     packets: int = 1500
 
 
-class DecodeStep(NamedTuple, Generic[P]):
+class DecodeStep(Struct, Generic[P], frozen=True, gc=False):
     """One packet to decode.
 
     Attributes:
@@ -230,7 +230,8 @@ class SizeWatch:
             for one in self._usual.values():
                 one.begin_group()
             return False
-        usual = self._usual.setdefault(facts.disposable, UsualSize())
+        if (usual := self._usual.get(facts.disposable)) is None:
+            usual = self._usual[facts.disposable] = UsualSize()
         over = usual.add(facts.size, learns=learns)
         self._update_tells()
         self._sum = max(0.0, self._sum + min(_ADDED, over) - _SLACK)

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import av
 from av.packet import Packet
 from av.stream import Stream
 from av.video.frame import VideoFrame
+from msgspec import Struct
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
@@ -90,7 +91,7 @@ class Video(Source):
         listener = self._listener
         if not packet.size or listener is None:
             return packet
-        if listener.wants_packets or (not self._is_picture(packet) and listener.wants_sound):
+        if listener.wants_packets or (packet.stream_index != self._track and listener.wants_sound):
             listener.take_packet(self._media.media_packet(packet, self._packet_ns(packet), began_ns))
         return packet
 
@@ -107,7 +108,7 @@ class Video(Source):
 
     def _decode(self, packet: Packet[Stream]) -> None:
         """Decode a packet of video; an empty one gives what the decoder holds back."""
-        if self._is_picture(packet):
+        if packet.stream_index == self._track:
             self._decoded += self._decoder.decode(packet if packet.size else None)
 
     def picture(self, into: Image | None) -> Image:
@@ -242,28 +243,33 @@ ASK_S = 2.0
 """Longest time to ask a server why it gives no stream, s."""
 
 
-class _Arrival(NamedTuple):
+class _Arrival(Struct, frozen=True, gc=False):
     """When a packet was captured and read, ns of CLOCK_MONOTONIC."""
 
     captured_ns: int
     read_ns: int
 
 
-class _Arrived(NamedTuple):
+class _Arrived(Struct, frozen=True, gc=False):
     """A packet and its times, which its picture is given when it is decoded."""
 
     packet: Packet[Stream]
     times: _Arrival
 
 
-_HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
+HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
 """Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
 `agent.capture.camera_sound` gathers it; and else."""
-_MODES = {mode: mode.name.lower() for mode in DecodeMode}
+_MODES = tuple(mode.name.lower() for mode in DecodeMode)
+_UNHURRIED = (DecodeMode.PACKETS, DecodeMode.KEYFRAMES)
+"""Modes in which a packet may wait."""
 
 
-def _tick_ns(track: Stream) -> tuple[int, int]:
-    """Return the length of a tick of a track, ns, as numerator and denominator."""
+def tick_length_ns(track: Stream) -> tuple[int, int]:
+    """Return the length of a tick of a track, ns, as numerator and denominator.
+
+    PyAV makes a fraction of a packet's time base at each use, which takes longer than all else there.
+    """
     base = track.time_base or Fraction(1, 1_000_000_000)
     return base.numerator * 1_000_000_000, base.denominator
 
@@ -294,36 +300,30 @@ class NetworkStream(Video):
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
         self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
-        self._clock, self._burst, self._demand = MediaClock(), BurstThinner(), Demand()
+        self._clock, self._burst = MediaClock(), BurstThinner()
+        self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
-        # PyAV makes a fraction of a packet's time base at each use, which takes longer than all else here.
-        self._ticks = {one.index: _tick_ns(one) for one in (media.video, media.sound) if one is not None}
+        self._ticks = {one.index: tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
-        self._filter, self._may_save = LoopFilterRule(), False
+        self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
 
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
-        self._policy, self._demand = DecodePolicy(listener.decode), listener.demand
+        self._policy = DecodePolicy(listener.decode)
+        self._obey(listener.demand)
         self._may_save = listener.decode in ("auto", "saving")
-
-    @property
-    def holds(self) -> bool:  # type: ignore[override]
-        return self._held is not None
-
-    @property
-    def decoding(self) -> str:  # type: ignore[override]
-        return _MODES[self._policy.mode]
 
     def grab(self) -> bool:
         self._held = None
         self._advance()
         while self._held is None and (self._steps or self._decoded or self._listener is None):
             self._advance()  # whoever only tries a camera, without listening, waits for a picture
-        self._grabbed += self._held is not None
+        self.holds = self._held is not None
+        self._grabbed += self.holds
         return True
 
     def _advance(self) -> None:
@@ -334,7 +334,7 @@ class NetworkStream(Video):
             if self._steps:
                 self._run(self._steps.popleft())
         if self._decoded:
-            self._hold(*self._decoded.popleft())
+            self._hold(self._decoded.popleft())
         self._check_alive(self._held is not None or bool(self._steps))
 
     def _check_alive(self, has_picture: bool) -> None:
@@ -360,15 +360,15 @@ class NetworkStream(Video):
         if packet is None:
             raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
         if self._listener is not None:
-            self._demand = self._listener.demand
+            self._obey(self._listener.demand)
         return packet
 
     def _receive(self) -> None:
         """Read a packet, and plan what is to be decoded."""
-        if self._hears_only or self._policy.mode in (DecodeMode.PACKETS, DecodeMode.KEYFRAMES):
+        if self._hears_only or self._policy.mode in _UNHURRIED:
             self._pause()
         packet = self._read_in_time("picture")
-        if not self._is_picture(packet):
+        if packet.stream_index != self._track:
             if self._hears_only:
                 self._alive_s = time.monotonic()
             return
@@ -382,14 +382,14 @@ class NetworkStream(Video):
     def _pause(self) -> None:
         """Wait until several packets are there; who hears them gets 0.1 s and more at a time anyway."""
         is_heard = self._listener is not None and self._listener.wants_sound
-        pause_ns = self._pauses.next_ns(self._now_ns(), _HEARD_NS if is_heard else _UNHEARD_NS)
+        pause_ns = self._pauses.next_ns(self._now_ns(), HEARD_NS if is_heard else _UNHEARD_NS)
         if pause_ns:
             time.sleep(pause_ns / 1e9)
 
-    @property
-    def _hears_only(self) -> bool:
-        """True if only the sound is of use."""
-        return self._demand.mode is DecodeMode.NOTHING
+    def _obey(self, demand: Demand) -> None:
+        """Take a demand, which decides whether only the sound is of use."""
+        if demand is not self._demand:
+            self._demand, self._hears_only = demand, demand.mode is DecodeMode.NOTHING
 
     def _silence(self) -> SourceError:
         what = "sound" if self._hears_only else "picture"
@@ -413,6 +413,7 @@ class NetworkStream(Video):
         disposable = not self._hears_only and is_disposable(self._codec, packet)
         facts = PacketFacts(packet.size, packet.is_keyframe, disposable, arrived.read_ns)
         steps = self._policy.add(_Arrived(packet, arrived), facts, self._demand)
+        self.decoding = _MODES[self._policy.mode]
         self.undecoded += not steps
         self.inter_coded += not packet.is_keyframe
         self._filter.add(keyframe=packet.is_keyframe, pts=packet.pts)
@@ -429,7 +430,9 @@ class NetworkStream(Video):
             self._decoder.restart()
         if step.restart or packet.is_keyframe:
             self._decoder.filter_pictures(self._filtered(step))
-        self._converter.keep(not step.alone)  # the next picture may come in seconds
+        if step.alone is self._keeps:
+            self._keeps = not step.alone  # the next picture may come in seconds
+            self._converter.keep(self._keeps)
         if step.alone:
             self._decoded += self._decoder.decode_alone(packet)
             return
@@ -444,9 +447,9 @@ class NetworkStream(Video):
         for_gate = step.alone and self._policy.mode is DecodeMode.PACKETS
         return self._filter.filtered(self._media.height, alone=for_gate)
 
-    def _hold(self, frame: VideoFrame, opaque: object) -> None:
+    def _hold(self, picture: DecodedPicture) -> None:
         """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
-        arrived = cast(_Arrival, opaque or self._arrived)
+        frame, arrived = picture.frame, cast(_Arrival, picture.opaque or self._arrived)
         captured_ns = min(arrived.captured_ns, self._now_ns())
         if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
             return

@@ -90,6 +90,7 @@ class PacketCamera:
         sound: bool | bytes = False,
         rate_hz: int = 8000,
         lag: int = 0,
+        needs_pictures: bool = False,
         port: int = 0,
     ) -> None:
         """Listen; nothing is sent yet.
@@ -104,10 +105,12 @@ class PacketCamera:
             sound: whether there is a track of G.711 A-law, of silence; or its samples, again and again.
             rate_hz: samples of sound per second.
             lag: units by which pictures are sent later than the sound of the same moment.
+            needs_pictures: whether it sends nothing to who has not set up the track of pictures.
             port: where it listens; 0: on a free one.
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
+        self._needs_pictures = needs_pictures
         self._rate_hz, self._lag, self.viewers, self.sent = rate_hz, lag, 0, 0
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
@@ -137,10 +140,10 @@ class PacketCamera:
             self._answer_all(connection)
 
     def _answer_all(self, connection: socket.socket) -> None:
-        received, plays = b"", False
+        received, channels = b"", dict[str, int]()
         while not self._stopped.is_set():
-            head, found, rest = received.partition(b"\r\n\r\n")
-            if not found:
+            head, end, rest = received.partition(b"\r\n\r\n")
+            if not end:
                 piece = connection.recv(4096)
                 if not piece:
                     return
@@ -149,10 +152,12 @@ class PacketCamera:
             received = rest
             if head.startswith(b"$"):
                 continue
-            method, plays = head.split(b" ", 1)[0].decode(), plays
+            method = head.split(b" ", 1)[0].decode()
+            if found := re.search(rb"/(track\d) .*interleaved=(\d+)", head, re.DOTALL):
+                channels[found[1].decode()] = int(found[2])
             connection.sendall(self._answer(method, head.decode()))
             if method == "PLAY":
-                self._play(connection)
+                self._play(connection, channels)
                 return
 
     def _answer(self, method: str, head: str) -> bytes:
@@ -188,24 +193,28 @@ class PacketCamera:
             lines += ["m=audio 0 RTP/AVP 97", f"a=rtpmap:97 PCMA/{self._rate_hz}", "a=control:track1"]
         return "\r\n".join([*lines, ""])
 
-    def _play(self, connection: socket.socket) -> None:
-        sound_channel, self.viewers = 2 if self._units else 0, self.viewers + 1
+    def _play(self, connection: socket.socket, channels: Mapping[str, int]) -> None:
+        """Send the tracks that were set up, each on its channel."""
+        pictures, sound = channels.get("track0"), channels.get("track1")
+        if pictures is None and self._needs_pictures:
+            sound = None
+        self.viewers += 1
         began_s, number, sequence, fps = time.monotonic(), 0, 0, self._fps * self._speed
         while not self._stopped.wait(max(0.0, began_s + number / fps - time.monotonic())):
-            if self._units and number >= self._lag:
+            if pictures is not None and number >= self._lag:
                 shown = number - self._lag
                 unit = self._units[shown % len(self._units)]
                 round_s = shown // len(self._units) * len(self._units) / self._fps
                 at_s = unit.pts_s + round_s + self._shift_s(shown)
                 for payload, last in _payloads(unit.data, self._codec):
                     if not self._lost(sequence):
-                        _send(connection, 0, 96, sequence, round(at_s * CLOCK_HZ), payload, last=last)
+                        _send(connection, pictures, 96, sequence, round(at_s * CLOCK_HZ), payload, last=last)
                     sequence += 1
                 self.sent += 1
-            if (self._sound or not self._units) and number:  # sound is sent when its last sample is there
+            if sound is not None and number:  # sound is sent when its last sample is there
                 samples = self._rate_hz // self._fps
                 said, at = self._said((number - 1) * samples, samples), (number - 1) * samples
-                _send(connection, sound_channel, 97, number, at, said, last=False)
+                _send(connection, sound, 97, number, at, said, last=False)
             number += 1
 
     def _said(self, first: int, count: int) -> bytes:

@@ -179,7 +179,7 @@ def picture_difference(one: SmallPicture, other: SmallPicture) -> float:
     return float(np.abs(one.pixels - other.pixels).mean()) if one.size == other.size else 255.0
 
 
-class DecodedPicture(NamedTuple):
+class DecodedPicture(Struct, frozen=True):
     """A picture, and the opaque data of its packet.
 
     The data is not in the picture: PyAV forgets an object that two packets or pictures share as soon as it frees
@@ -270,6 +270,8 @@ class FailoverDecoder:
 
     def decode(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         """Decode the next packet; None: the end, at which the software decoder gives what it holds back."""
+        if self._hardware is None and not self._waits and not self._before:
+            return self._in_software(packet)
         before, self._before = self._before, []
         if self._hardware is None:
             if self._waits and packet is not None and not packet.is_keyframe:
@@ -294,7 +296,8 @@ class FailoverDecoder:
 
     def _in_software(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         try:
-            return [DecodedPicture(one, one.opaque) for one in self._software.decode(packet)]
+            found = self._software.decode(packet)
+            return [DecodedPicture(one, one.opaque) for one in found] if found else []
         except (av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
             return []
 

@@ -21,7 +21,8 @@ _TALL = 720
 """Least height, px: smaller pictures are hardly scaled down for a model."""
 _LONGEST = 60
 """Most pictures from one key frame to the next. At 1080p and 1.4 Mbit/s, the thirtieth has lost 0.9 dB of 35, the
-sixtieth 1.9, the 120th 3.1."""
+sixtieth 1.9, the 120th 3.1. By then, NanoDet has lost 0.02 of its AP of small objects at 1.5 Mbit/s, though
+nothing of larger ones."""
 _SETTLED = 4
 """Groups of pictures that must have been short before it is expected that they stay so."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -28,7 +28,7 @@ OPTIONS = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=
 class StoppingCamera(PacketCamera):
     """Gives no more video after 2 s; its sound goes on if it has any."""
 
-    def _play(self, connection: socket.socket) -> None:
+    def _play(self, connection: socket.socket, channels: Mapping[str, int]) -> None:
         began_s, number, sequence = time.monotonic(), 0, 0
         while not self._stopped.wait(max(0.0, began_s + number / FPS - time.monotonic())):
             if number < 2 * FPS:
@@ -80,9 +80,9 @@ def recorded(uri: str) -> Iterator[tuple[list[MediaPacket], list[str]]]:
 class DroppingCamera(PacketCamera):
     """Closes each connection after a second."""
 
-    def _play(self, connection: socket.socket) -> None:
+    def _play(self, connection: socket.socket, channels: Mapping[str, int]) -> None:
         threading.Timer(1.0, self._drop, (connection,)).start()
-        super()._play(connection)
+        super()._play(connection, channels)
 
     @staticmethod
     def _drop(connection: socket.socket) -> None:
