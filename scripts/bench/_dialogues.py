@@ -12,12 +12,14 @@ which words sound like a digit. Each word that is said counts for one word that 
 
 from __future__ import annotations
 
+import importlib
 import re
 import struct
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import _sound
 import numpy as np
@@ -106,9 +108,7 @@ class Aligner:
     """Finds when the words of a text are said, and tells what was said where a digit was told."""
 
     def __init__(self) -> None:
-        from pocketsphinx import Decoder
-
-        self._decoder = Decoder(loglevel="FATAL")
+        self._decoder: Any = importlib.import_module("pocketsphinx").Decoder(loglevel="FATAL")
         self._phones = {digit: self._pronounced(digit) for digit in DIGITS}
 
     def words(self, dialogue: Dialogue, rate_hz: int) -> list[Word]:
