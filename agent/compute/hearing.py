@@ -283,6 +283,8 @@ class AudioPerception:
         events = self._keywords.update(answer.scores, at_ns, at, self._every_s)
         if events:
             self._event_ns = at_ns
+            if self.verifier is not None:
+                self.verifier.told(self._late_s)
         return events, self._keywords.decoder.best(answer.scores)
 
 

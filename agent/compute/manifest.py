@@ -121,11 +121,15 @@ class VerificationManifest(Struct, frozen=True, forbid_unknown_fields=True):
         model: gives embeddings of sound: name of a bundled model, or of a file beside the manifest.
         head: file beside the manifest that tells the words by their embeddings.
         score_threshold: least probability of a word that is told.
+        running_threshold: the same amid other speech; None, or lower: as `score_threshold`.
+        longest_s: sound without a pause that is longer is speech, and a word in it is amid speech, s.
     """
 
     model: Annotated[str, Meta(min_length=1)]
     head: Annotated[str, Meta(min_length=1)]
     score_threshold: Unit = 0.5
+    running_threshold: Unit | None = None
+    longest_s: Annotated[float, Meta(gt=0.0, le=1.5)] = 0.55
 
 
 FEATURES = "features"

@@ -5,6 +5,10 @@ keyword model. A small head, which was trained on what the keyword model tells r
 probability of each word from them. It runs only when a word would be told, so that it costs next to nothing. The
 idea is that of the two stages of a wake word: Gruenstein et al., A cascade architecture for keyword spotting on
 mobile devices, 2017, https://arxiv.org/abs/1712.03603
+
+Other speech is full of sounds like those of words. So a word amid speech, without a pause before and after it,
+may need a higher probability than one that stands alone, unless another word was told just before: words to a
+device come alone or in a row.
 """
 
 from __future__ import annotations
@@ -40,6 +44,14 @@ _SLOW_S, _SLOW_TIMES = 0.1, 3
 """Time that a word may take, s: after so many slower ones in a row there is a warning."""
 _EDGE_S = 0.05
 """Sound before the first window, s: there the resampler begins."""
+_ROW_S = 1.5
+"""A word that comes so soon after another one is of the same row, s."""
+_STEP_S, _SEARCHED_S, _LOUDEST_S = 0.01, 2.0, 0.7
+"""Length of a step of the level, of the sound that is searched for pauses, and for its loudest steps, s."""
+_DEEP = 10.0**1.2
+"""A pause is 12 dB (power ratio) below the loudest sound, as in `agent.compute.gate.voice`."""
+_PAUSE_STEPS, _END_STEPS, _LOUD_STEPS = 25, 5, 3
+"""Least length of a pause before a word, and of the sound after it; number of the loudest steps."""
 
 
 _DAMAGED = (
@@ -147,11 +159,15 @@ class Verification(Struct, frozen=True):
         model: gives embeddings.
         head: tells words by them.
         threshold: least probability of a word that is told, 0..1.
+        running: the same of a word amid speech; at least as high.
+        longest_s: sound without a pause that is longer is speech, s.
     """
 
     model: Model
     head: VerificationHead
     threshold: float
+    running: float = 0.0
+    longest_s: float = 0.55
 
 
 class WordVerifier:
@@ -208,15 +224,22 @@ class WordVerifier:
         if missing := [word for word in words if word not in known]:
             raise ModelError(f"the head knows no {', '.join(missing)}; it knows {', '.join(known)}")
         self._rate_hz = rate_hz
-        self._sound = PreRoll(round((self._window_s + before_s + _SPARE_S) * rate_hz))
+        needed_s = max(self._window_s, _SEARCHED_S) + before_s + _SPARE_S
+        self._sound, self._told_ago = PreRoll(round(needed_s * rate_hz)), round(_ROW_S * rate_hz)
 
     def add(self, samples: Samples) -> None:
         """Add samples, int16 [n], continuing the previous ones."""
         self._sound.add(samples)
+        self._told_ago += samples.size
+
+    def told(self, late_s: float) -> None:
+        """Record that a word was told by the sound up to `late_s` before its end."""
+        self._told_ago = round(late_s * self._rate_hz)
 
     def reset(self) -> None:
         """Drop the sound, because the next does not continue it."""
         self._sound.clear()
+        self._told_ago = round(_ROW_S * self._rate_hz)
 
     def accepts(self, label: str, late_s: float) -> bool:
         """Return True if the sound up to `late_s` before its end is this word.
@@ -228,7 +251,9 @@ class WordVerifier:
         scores = self.verification.head.probabilities(self.embeddings(late_s))
         self.score = float(scores[self.verification.head.labels.index(label)])
         self._warn_if_slow(time.monotonic() - began)
-        is_word = self.score >= self.verification.threshold
+        is_word = self.score >= self.verification.threshold and (
+            self.score >= self.verification.running or self._in_row(late_s) or self._alone(late_s)
+        )
         self.refused += not is_word
         return is_word
 
@@ -256,15 +281,49 @@ class WordVerifier:
             found.append(np.array(spec.real(self.session.output(self._output)), np.float32).reshape(-1))
         return np.stack(found)
 
-    def _newest_rows(self, late_s: float) -> Rows:
-        """Return the rows of the newest sound up to `late_s` before its end."""
+    def _in_row(self, late_s: float) -> bool:
+        return self._told_ago - round(late_s * self._rate_hz) < round(_ROW_S * self._rate_hz)
+
+    def _alone(self, late_s: float) -> bool:
+        return stands_alone(self._newest(_SEARCHED_S, late_s), self._rate_hz, self.verification.longest_s)
+
+    def _newest(self, seconds: float, late_s: float) -> Samples:
+        """Return the newest sound up to `late_s` before its end."""
         sound = self._sound.held()
         end = max(0, sound.size - round(late_s * self._rate_hz))
-        sound = sound[max(0, end - round(self._window_s * self._rate_hz)) : end]
+        return sound[max(0, end - round(seconds * self._rate_hz)) : end]
+
+    def _newest_rows(self, late_s: float) -> Rows:
+        """Return the rows of the newest sound up to `late_s` before its end."""
+        sound = self._newest(self._window_s, late_s)
         if self._rate_hz != self._to_hz:
             sound = resampled(sound, self._rate_hz, self._to_hz)
         self._frontend.reset()
         return self._frontend(sound)
+
+
+def stands_alone(sound: Samples, rate_hz: int, longest_s: float) -> bool:
+    """Return True if the newest sound is one word between pauses: shorter than `longest_s`, and over.
+
+    Args:
+        sound: int16 [n], up to now.
+        rate_hz: of its samples.
+        longest_s: length of a word, from its first loud step to its last, s.
+    """
+    step = round(_STEP_S * rate_hz)
+    steps = sound.size // step
+    # Count one unit of the last bit as silence, else zeros after a click would be a pause.
+    powers = sound[sound.size - steps * step :].reshape(steps, step).var(axis=1, dtype=np.float32) + 1.0
+    newest = powers[-round(_LOUDEST_S / _STEP_S) :]
+    if newest.size < _END_STEPS:
+        return True
+    least = np.sort(newest)[-_LOUD_STEPS:].mean() / _DEEP
+    if powers[-_END_STEPS:].mean() >= least:
+        return False
+    loud = np.flatnonzero(powers > least)
+    pauses = np.flatnonzero(np.diff(loud) > _PAUSE_STEPS)
+    begin = loud[pauses[-1] + 1] if pauses.size else loud[0]
+    return bool((loud[-1] - begin + 1) * _STEP_S < longest_s)
 
 
 def resampled(sound: Samples, from_hz: int, to_hz: int) -> Samples:

@@ -35,7 +35,8 @@ def open_verification(model: Model, open_one: OpenModel = open_model) -> Verific
 
     with _prefixed(model):
         head = read_head(read_part(stated.head, LARGEST), Path(stated.head).name)
-        return Verification(open_one(stated.model, ""), head, stated.score_threshold)
+        running = max(stated.running_threshold or 0.0, stated.score_threshold)
+        return Verification(open_one(stated.model, ""), head, stated.score_threshold, running, stated.longest_s)
 
 
 def open_verifier(model: Model, opener: Opener, open_one: OpenModel = open_model) -> WordVerifier | None:

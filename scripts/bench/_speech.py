@@ -1,8 +1,7 @@
 """Speech with no digits or few that small-speech was not trained on: of actors, of a telephone, synthetic.
 
-- The English dialogues of the game Flight of the Amazon Queen, 277 minutes by many actors: the Debian package
-  `flight-of-the-amazon-queen`, or its file `queen.1c`, in the format of ScummVM's `compress_queen`. They say
-  digits at times, mostly "one", which count as false words too.
+- The English dialogues of the game Flight of the Amazon Queen, 277 minutes by many actors, see `_dialogues.py`.
+  They say digits at times, mostly "one".
 - The Russian prompts of the Debian package `asterisk-core-sounds-ru-wav`, without those of numbers.
 - Sentences of the guide without numbers, read by espeak-ng in voices that training does not use.
 - English books read aloud, half a minute, from the Debian package `pocketsphinx-testdata`.
@@ -14,20 +13,18 @@ from __future__ import annotations
 
 import re
 import shutil
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import _dialogues
 import _sound
 import common
 
 from agent.types import Samples
 
-ACTED = Path("/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
 PROMPTS = Path("/usr/share/asterisk/sounds/ru_RU_f_IvrvoiceRU")
 READ_SPEECH = Path("/usr/share/pocketsphinx/test/data/librivox")
-_MP3, _HEADER, _ENTRY = 1, ">4s8sBH", ">12sBII"
 _NUMBER = re.compile(r"\d|\b(zero|one|two|three|four|five|six|seven|eight|nine|once)\b", re.IGNORECASE)
 _VOICES = ("en-us+Andy", "en-gb+Annie", "en-us+Denis", "en-gb-scotland+Gene", "en-us+Jacky", "en-gb+Lee")
 _LONGEST = 160
@@ -36,16 +33,7 @@ _LONGEST = 160
 
 def acted(rate_hz: int, first: int, every: int) -> list[Samples]:
     """Return every so manieth dialogue, from the `first` on."""
-    if not ACTED.is_file():
-        return []
-    content = ACTED.read_bytes()
-    _, _, kind, count = struct.unpack_from(_HEADER, content)
-    if kind != _MP3:
-        raise SystemExit(f"{ACTED}: expected the version with MP3, compression 1, got {kind}")
-    begin, size = struct.calcsize(_HEADER), struct.calcsize(_ENTRY)
-    entries = (struct.unpack_from(_ENTRY, content, begin + number * size) for number in range(count))
-    spoken = [(at, length) for name, _, at, length in entries if name.rstrip(b"\0").endswith(b".SB")]
-    return [_sound.decoded(content[at : at + length], rate_hz) for at, length in spoken[first::every]]
+    return [dialogue.sound for dialogue in _dialogues.dialogues(rate_hz, first, every)]
 
 
 def prompts(rate_hz: int, every: int) -> list[Samples]:

@@ -11,14 +11,19 @@ These digits are held-out ones from which neither the model nor the rule for pau
 
 False words are counted in speech without digits that training has not heard (see `_speech.py`; what is not
 installed is left out), in wake words and in noise. The model was trained on most of these two, as examples of
-what is no digit: those that are called new it has not heard.
+what is no digit: those that are called new it has not heard. Actors say digits at times: a told digit is not
+false where it is said, or a word of the same phones; it is where a word holds its phones, such as "someone" (see
+`_dialogues.py`). How many of these digits are told, most of them amid a sentence, is said for comparison.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
+import _dialogues
 import _digits
 import _sound
 import _speech
@@ -206,7 +211,6 @@ def false_words(model: str, data: Path, every: int) -> dict[str, float]:
     spoken = [sound for _, sound in _sound.archived(data / "wakewords_dev.tar", rate_hz)]
     noise = [sound for _, sound in _sound.archived(common.needed(data / "esc10_dev.tar"), rate_hz)]
     sounds = {
-        "acted_speech": _speech.acted(rate_hz, 0, 10 * every),
         "prompts": _speech.prompts(rate_hz, every),
         "synthetic_speech": _speech.synthetic(rate_hz, 1, 2 * every),
         "read_speech": _speech.read(rate_hz),
@@ -215,15 +219,53 @@ def false_words(model: str, data: Path, every: int) -> dict[str, float]:
         "noise_new": noise[_digits.NOISES],
         "noise": noise[::every],
     }
-    figures = {}
+    figures = acted_words(model, _dialogues.dialogues(rate_hz, 0, 10 * every))
     for name, recordings in sounds.items():
         if recordings:
-            pause = _sound.quiet(1.0, rate_hz, 4.0)
-            sound = np.concatenate([part for one in recordings for part in (pause, one)] + [pause])
+            sound, _ = with_pauses(recordings, rate_hz)
             hours = len(sound) / rate_hz / 3600.0
             figures[f"false_per_h_{name}"] = len(listen(model, sound, rate_hz)) / hours
             figures[f"minutes_{name}"] = hours * 60.0
     return figures
+
+
+def with_pauses(recordings: Sequence[Samples], rate_hz: int) -> tuple[Samples, list[float]]:
+    """Return recordings, each after a second of quiet, and when each begins, s."""
+    pause = _sound.quiet(1.0, rate_hz, 4.0)
+    begins = np.cumsum([len(pause) + len(one) for one in recordings]) - [len(one) for one in recordings]
+    parts = [part for one in recordings for part in (pause, one)]
+    return np.concatenate([*parts, pause]), (begins / rate_hz).tolist()
+
+
+def acted_words(model: str, dialogues: Sequence[_dialogues.Dialogue]) -> dict[str, float]:
+    """Count what is told in dialogues by what is said there, and the share of the said digits that are told."""
+    if not dialogues:
+        return {}
+    rate_hz = _digits.RATE
+    sound, begins = with_pauses([one.sound for one in dialogues], rate_hz)
+    told: dict[int, list[tuple[float, str]]] = {}
+    for at_s, label in listen(model, sound, rate_hz):
+        number = max(0, int(np.searchsorted(begins, at_s)) - 1)
+        told.setdefault(number, []).append((at_s - begins[number], label))
+    aligner = _dialogues.Aligner()
+    judged = [
+        (number, one)
+        for number, words in sorted(told.items())
+        for one in aligner.judge(words, aligner.words(dialogues[number], rate_hz))
+    ]
+    for number, one in judged:
+        print(f"{one.label:6} {one.kind:10} {one.word:12} {one.at_s:5.2f} s of {dialogues[number].text!r}")
+    kinds, hours = Counter(one.kind for _, one in judged), len(sound) / rate_hz / 3600.0
+    said = sum(word in _dialogues.DIGITS for one in dialogues for word in _dialogues.spelled(one.text))
+    false = kinds[_dialogues.Kind.CONTAINS] + kinds[_dialogues.Kind.OTHER]
+    per_hour = {f"acted_{kind}_per_h": kinds[kind] / hours for kind in _dialogues.Kind}
+    return {
+        "false_per_h_acted_speech": false / hours,
+        "minutes_acted_speech": hours * 60.0,
+        **per_hour,
+        "acted_digits_per_h": said / hours,
+        "acted_digits_told": kinds[_dialogues.Kind.SAID] / max(1, said),
+    }
 
 
 if __name__ == "__main__":

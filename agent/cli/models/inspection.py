@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
-from agent.compute.manifest import Manifest, Model
+from agent.compute.manifest import Manifest, Model, VerificationManifest
 from agent.compute.tflite.expand import expand_int4, expandable
 from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.compute.tflite.read import Runtime, incompatibilities, read_modelfile
@@ -118,8 +118,7 @@ class ModelInspection(Struct, frozen=True):
             labels = f"with {len(output.labels)} labels" if output.labels else "without labels"
             lines["decoder"] = f"{output.decoder} {labels} ({origin})"
             if (stated := self.manifest.verification) is not None:
-                names = f"{plain(Path(stated.model).name)} with {plain(Path(stated.head).name)}"
-                lines["verification"] = f"{names}, from {stated.score_threshold:g}"
+                lines["verification"] = _verification(stated)
             found = {keys: source for keys, source in self.sources.items() if "." in keys}
             lines |= {keys: f"{_value(self.manifest, keys)}: {source}" for keys, source in found.items()}
         return {key: value for key, value in lines.items() if value}
@@ -247,6 +246,12 @@ def _check_decoder(session: WorkerSession, model: Model) -> None:
         if (verifier := open_verifier(model, open_for_command)) is not None:
             opened.callback(verifier.close)
         AudioPerception("inspect", config, model, lambda *_: session, verifier=verifier)
+
+
+def _verification(stated: VerificationManifest) -> str:
+    names = f"{plain(Path(stated.model).name)} with {plain(Path(stated.head).name)}"
+    amid = f", amid speech {stated.running_threshold:g}" if stated.running_threshold else ""
+    return f"{names}, from {stated.score_threshold:g}{amid}"
 
 
 def _value(manifest: Manifest, keys: str) -> str:

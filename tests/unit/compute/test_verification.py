@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from agent.compute import verification as module
 from agent.compute.hearing import AudioPerception
 from agent.compute.infer.backends import open_session
-from agent.compute.verification import LARGEST, read_head, resampled
+from agent.compute.verification import LARGEST, read_head, resampled, stands_alone
 from agent.config import GateConfig, StreamConfig
 from agent.daemon.streams.perception import models_changed, open_perception
 from agent.errors import ModelError
@@ -83,6 +84,59 @@ def test_a_slow_verification_is_warned_of_once(
 def test_a_word_is_judged_by_its_own_sound_also_when_it_opens_the_gate(tmp_path: Path, voice: bool) -> None:
     hearing = ear(verified_model(tmp_path), gate=GateConfig(voice=voice, hold_s=0.3))
     assert hear(hearing) == ["low", "high", "low"]
+
+
+@pytest.mark.parametrize(("longest_s", "is_word"), [(0.3, False), (0.9, True)])
+def test_a_word_amid_speech_needs_a_higher_probability(tmp_path: Path, longest_s: float, is_word: bool) -> None:
+    path = verified_model(tmp_path, weights0=np.vstack((np.eye(3), np.eye(3))) * 0.3)
+    keys = f"running_threshold = 1.0\nlongest_s = {longest_s}\n"
+    path.write_text(path.read_text().replace("[output]", f"{keys}[output]"))
+    verifier = ear(path).verifier
+    assert verifier is not None
+    verifier.add(np.concatenate((quiet(2), word("low"), quiet(0.06))))
+    assert verifier.accepts("low", 0.0) is is_word
+    assert 0.5 < verifier.score < 1.0
+
+
+@pytest.mark.parametrize(("in_row", "told"), [(False, []), (True, ["low", "high", "low"])])
+def test_words_in_a_row_count_as_alone(tmp_path: Path, in_row: bool, told: list[str]) -> None:
+    hearing = ear(verified_model(tmp_path))
+    assert hearing.verifier is not None
+    hearing.verifier.verification = msgspec.structs.replace(hearing.verifier.verification, running=1.1)
+    hear(hearing, quiet(2))
+    if in_row:
+        hearing.verifier.told(0.0)
+    words = [part for name in ("low", "high", "low") for part in (word(name), quiet(0.4))]
+    assert hear(hearing, np.concatenate(words)) == told
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16000])
+@pytest.mark.parametrize("level", [1.0, 0.01])
+def test_a_word_stands_alone_between_pauses(rate_hz: int, level: float) -> None:
+    def burst(seconds: float) -> Samples:
+        loud = np.random.default_rng(3).standard_normal(round(seconds * rate_hz)) * 8000.0 * level
+        return loud.astype(np.int16)
+
+    def silence(seconds: float) -> Samples:
+        return np.zeros(round(seconds * rate_hz), np.int16)
+
+    def alone(*parts: Samples) -> bool:
+        return stands_alone(np.concatenate(parts), rate_hz, 0.55)
+
+    assert alone(silence(1.0), burst(0.4), silence(0.1))
+    assert not alone(silence(1.0), burst(0.4))
+    assert not alone(burst(1.0), silence(0.1))
+    assert not alone(silence(1.0), burst(0.3), silence(0.1), burst(0.3), silence(0.1))
+    assert alone(burst(1.0), silence(0.3), burst(0.3), silence(0.1))
+
+
+@given(
+    st.lists(st.integers(-32768, 32767), max_size=400),
+    st.sampled_from((100, 8000, 44100)),
+    st.floats(0.0, 1.5),
+)
+def test_any_sound_stands_alone_or_not(samples: list[int], rate_hz: int, longest_s: float) -> None:
+    assert stands_alone(np.array(samples, np.int16), rate_hz, longest_s) in (True, False)
 
 
 def test_sound_before_a_gap_does_not_count(tmp_path: Path) -> None:
