@@ -3,7 +3,7 @@
 The net is that of `small-speech`, whose last layer attends over 25 steps of 40 ms. It has a last exit for each
 block, side by side on the layers below, which learn from all of them: so two blocks differ in nothing else, and
 what chance does to a training falls on both. With --apart, each block is trained in a net of its own. All see the
-same examples in the same order: digits of the Free Spoken Digit Dataset, clean and in noise, other words, silence.
+same examples in one order: digits of the Free Spoken Digit Dataset, clean and in noise, other words and silence.
 
 Accuracy is that of the last exit, in float, on recordings that were kept out of training, each in several noises
 and places, clean and at 10 and 0 dB. What a block loses is the mean of the differences, answer by answer, to the
@@ -66,6 +66,8 @@ BLOCKS: dict[str, Callable[[], Any]] = {
     "banded_18_wide": lambda: BandedAttention(CHANNELS, 18, STEPS // 2),
     "pattern_20": lambda: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8)),
     "low_rank_16": lambda: LowRankAttention(CHANNELS, 16, STEPS, 5),
+    "wide_banded_8": lambda: BandedAttention(CHANNELS, 8, speech_graph.REACH, wide=True),
+    "wide_low_rank_8": lambda: LowRankAttention(CHANNELS, 8, STEPS, 5, wide=True),
 }
 DENSE = ("dense", "dense_norm")
 LENGTHS = (25, 100, 400)
