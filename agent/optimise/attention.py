@@ -18,10 +18,6 @@ A block that is `normalised` has a batch norm behind the projection, and one beh
 at 0, so that the block begins as the identity (https://arxiv.org/abs/2104.01136). Both become part of the
 convolutions before them when the block is exported.
 
-A block that is `wide` has no values of its own: it gathers the steps themselves at their full width, and the
-convolution of the output mixes them. With one head, that one and a projection of the values would make up one
-matrix anyway; so the parameters go into its rank, and `head` is the width of queries and keys alone.
-
 All take and return [batch, channels, steps, 1].
 """
 
@@ -61,27 +57,24 @@ class _LightAttention(nn.Module):
         channels: of the sequence.
         head: channels of queries, keys and values.
         seen: number of keys that a query meets.
-        gate, normalised, wide: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
     """
 
-    def __init__(self, channels: int, head: int, seen: int, gate: Gate, *, normalised: bool, wide: bool) -> None:
+    def __init__(self, channels: int, head: int, seen: int, gate: Gate, normalised: bool) -> None:
         super().__init__()
-        self.head, self.seen, self.gate, self.wide = head, seen, gate, wide
-        self.values = channels if wide else head
-        self.projection = _pointwise(channels, (2 if wide else 3) * head, normalised)
+        self.head, self.seen, self.gate = head, seen, gate
+        self.projection = _pointwise(channels, 3 * head, normalised)
         self.score = nn.Conv2d(head, 1, 1)
-        self.gathered = nn.Conv2d(self.values, self.values, (1, seen), groups=self.values)
-        self.output = _pointwise(self.values, channels, normalised, begins_at=0.0)
+        self.gathered = nn.Conv2d(head, head, (1, seen), groups=head)
+        self.output = _pointwise(head, channels, normalised, begins_at=0.0)
         nn.init.constant_(self.score.weight, head**-0.5)
         nn.init.constant_(self.score.bias, -log(seen))
         nn.init.constant_(self.gathered.weight, 1.0 if gate == "sigmoid" else 1 / (_WIDTH * seen))
         nn.init.zeros_(self.gathered.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        projected = self.projection(x)
-        query, rest = projected[:, : self.head], projected[:, self.head :]
-        met = self._met(torch.cat([rest, x], dim=1) if self.wide else rest)
-        key, value = met[:, : self.head], met[:, self.head :]
+        query, rest = self.projection(x).split((self.head, 2 * self.head), dim=1)
+        key, value = self._met(rest).split((self.head, self.head), dim=1)
         weights = self._weights(self.score(key * query))
         return x + self.output(self.gathered(value * weights))
 
@@ -92,7 +85,7 @@ class _LightAttention(nn.Module):
         return functional.relu6(scores - best + _WIDTH)
 
     def _met(self, rest: Tensor) -> Tensor:
-        """Return keys and values [batch, head + values, steps or 1, seen] for those of each step."""
+        """Return keys and values [batch, 2 × head, steps or 1, seen] for those of each step."""
         raise NotImplementedError
 
 
@@ -103,7 +96,7 @@ class PatternAttention(_LightAttention):
         channels: of the sequence.
         head: channels of queries, keys and values.
         offsets: distances in steps, such as (-8, -4, -2, -1, 0, 1, 2, 4, 8).
-        gate, normalised, wide: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
 
     Raises:
         ModelError: there are no offsets, or one is there twice.
@@ -117,11 +110,10 @@ class PatternAttention(_LightAttention):
         gate: Gate = "sigmoid",
         *,
         normalised: bool = True,
-        wide: bool = False,
     ) -> None:
         if not offsets or len({*offsets}) < len(offsets):
             raise ModelError(f"offsets: expected distances in steps, each once, got {[*offsets]}")
-        super().__init__(channels, head, len(offsets), gate, normalised=normalised, wide=wide)
+        super().__init__(channels, head, len(offsets), gate, normalised)
         self.offsets = tuple(offsets)
 
     def _met(self, rest: Tensor) -> Tensor:
@@ -137,20 +129,13 @@ class BandedAttention(PatternAttention):
         channels: of the sequence.
         head: channels of queries, keys and values.
         reach: steps before and behind.
-        gate, normalised, wide: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
     """
 
     def __init__(
-        self,
-        channels: int,
-        head: int,
-        reach: int,
-        gate: Gate = "sigmoid",
-        *,
-        normalised: bool = True,
-        wide: bool = False,
+        self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = True
     ) -> None:
-        super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised, wide=wide)
+        super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised)
 
 
 class LowRankAttention(_LightAttention):
@@ -161,7 +146,7 @@ class LowRankAttention(_LightAttention):
         head: channels of queries, keys and values.
         steps: of the sequence.
         rank: number of summaries.
-        gate, normalised, wide: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
     """
 
     def __init__(
@@ -173,12 +158,10 @@ class LowRankAttention(_LightAttention):
         gate: Gate = "sigmoid",
         *,
         normalised: bool = True,
-        wide: bool = False,
     ) -> None:
-        super().__init__(channels, head, rank, gate, normalised=normalised, wide=wide)
+        super().__init__(channels, head, rank, gate, normalised)
         self.stretch = -(-steps // rank)
-        met = head + self.values
-        self.summary = nn.Conv2d(met, met, (self.stretch, 1), (self.stretch, 1), groups=met)
+        self.summary = nn.Conv2d(2 * head, 2 * head, (self.stretch, 1), (self.stretch, 1), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
         nn.init.zeros_(self.summary.bias)
 
@@ -196,7 +179,7 @@ class DenseAttention(nn.Module):
         normalised: see the docstring of the module.
     """
 
-    def __init__(self, channels: int, *, softmax: bool = True, normalised: bool = True) -> None:
+    def __init__(self, channels: int, *, softmax: bool = True, normalised: bool = False) -> None:
         super().__init__()
         self.softmax = softmax
         self.projection = _pointwise(channels, 3 * channels, normalised)
