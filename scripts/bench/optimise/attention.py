@@ -358,7 +358,7 @@ def main() -> None:
 def quick(given: Namespace, figures: dict[str, float]) -> None:
     """Train one net on few examples, and read the recorded figures."""
     training, _, unseen = corpora(given)
-    few = replace(training, digits=training.digits[::5], synthetic=training.digits[::5])
+    few = replace(training, digits=training.digits[::7], synthetic=training.digits[::7])
     made = speech_features.epoch(few, 0, 0)
     heard = speech_features.heard(unseen, unseen.digits, None)
     net = trained([LIGHT], [(made.features, made.labels)] * 12, 0)
