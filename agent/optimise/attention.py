@@ -9,16 +9,21 @@ the values are no softmax but one of
 - `top`: what a score lacks to the best one of those that are seen; from 6 on, the weight is 0. An exact choice of
   the k best has no operation there.
 
-What is seen: the steps around one (`BandedAttention`), or a few learned summaries of the whole sequence
-(`LowRankAttention`, as https://arxiv.org/abs/2006.04768, but with one stretch of the sequence for each summary).
-`DenseAttention` is what both are compared with.
+What is seen: the steps around one (`BandedAttention`), steps at fixed distances (`PatternAttention`, with gaps as
+in https://arxiv.org/abs/2004.05150), or a few learned summaries of the whole sequence (`LowRankAttention`, as
+https://arxiv.org/abs/2006.04768, but with one stretch of the sequence for each summary). `DenseAttention` is what
+they are compared with.
+
+A block that is `normalised` has a batch norm behind the projection, and one behind the output whose weights begin
+at 0, so that the block begins as the identity (https://arxiv.org/abs/2104.01136). Both become part of the
+convolutions before them when the block is exported.
 
 All take and return [batch, channels, steps, 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any, Literal
 
@@ -27,11 +32,22 @@ from msgspec import Struct
 from torch import Tensor, nn
 from torch.nn import functional
 
+from agent.errors import ModelError
 from agent.optimise.graph.from_torch import export
 
 Gate = Literal["sigmoid", "top"]
 _WIDTH = 6.0
 """Score below the best one from which a weight is 0: where ReLU6 ends."""
+
+
+def _pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float = 1.0) -> Any:
+    """Return a convolution of one pixel; with a batch norm whose weights begin at this, if `normalised`."""
+    convolution = nn.Conv2d(incoming, outgoing, 1, bias=not normalised)
+    if not normalised:
+        return convolution
+    norm = nn.BatchNorm2d(outgoing)
+    nn.init.constant_(norm.weight, begins_at)
+    return nn.Sequential(convolution, norm)
 
 
 class _LightAttention(nn.Module):
@@ -41,16 +57,16 @@ class _LightAttention(nn.Module):
         channels: of the sequence.
         head: channels of queries, keys and values.
         seen: number of keys that a query meets.
-        gate: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
     """
 
-    def __init__(self, channels: int, head: int, seen: int, gate: Gate) -> None:
+    def __init__(self, channels: int, head: int, seen: int, gate: Gate, normalised: bool) -> None:
         super().__init__()
         self.head, self.seen, self.gate = head, seen, gate
-        self.projection = nn.Conv2d(channels, 3 * head, 1)
+        self.projection = _pointwise(channels, 3 * head, normalised)
         self.score = nn.Conv2d(head, 1, 1)
         self.gathered = nn.Conv2d(head, head, (1, seen), groups=head)
-        self.output = nn.Conv2d(head, channels, 1)
+        self.output = _pointwise(head, channels, normalised, begins_at=0.0)
         nn.init.constant_(self.score.weight, head**-0.5)
         nn.init.constant_(self.score.bias, -log(seen))
         nn.init.constant_(self.gathered.weight, 1.0 if gate == "sigmoid" else 1 / (_WIDTH * seen))
@@ -73,24 +89,53 @@ class _LightAttention(nn.Module):
         raise NotImplementedError
 
 
-class BandedAttention(_LightAttention):
+class PatternAttention(_LightAttention):
+    """Attention of each step to those at fixed distances from it; zeros beyond both ends.
+
+    Args:
+        channels: of the sequence.
+        head: channels of queries, keys and values.
+        offsets: distances in steps, such as (-8, -4, -2, -1, 0, 1, 2, 4, 8).
+        gate, normalised: see the docstring of the module.
+
+    Raises:
+        ModelError: there are no offsets, or one is there twice.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        head: int,
+        offsets: Sequence[int],
+        gate: Gate = "sigmoid",
+        *,
+        normalised: bool = True,
+    ) -> None:
+        if not offsets or len({*offsets}) < len(offsets):
+            raise ModelError(f"offsets: expected distances in steps, each once, got {[*offsets]}")
+        super().__init__(channels, head, len(offsets), gate, normalised)
+        self.offsets = tuple(offsets)
+
+    def _met(self, rest: Tensor) -> Tensor:
+        steps, before, behind = rest.shape[2], max(0, -min(self.offsets)), max(0, max(self.offsets))
+        padded = functional.pad(rest, (0, 0, before, behind))
+        return torch.cat([padded[:, :, before + at : before + at + steps] for at in self.offsets], dim=3)
+
+
+class BandedAttention(PatternAttention):
     """Attention of each step to itself and to those within `reach` of it; zeros beyond both ends.
 
     Args:
         channels: of the sequence.
         head: channels of queries, keys and values.
         reach: steps before and behind.
-        gate: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
     """
 
-    def __init__(self, channels: int, head: int, reach: int, gate: Gate = "sigmoid") -> None:
-        super().__init__(channels, head, 2 * reach + 1, gate)
-        self.reach = reach
-
-    def _met(self, rest: Tensor) -> Tensor:
-        steps = rest.shape[2]
-        padded = functional.pad(rest, (0, 0, self.reach, self.reach))
-        return torch.cat([padded[:, :, at : at + steps] for at in range(self.seen)], dim=3)
+    def __init__(
+        self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = True
+    ) -> None:
+        super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised)
 
 
 class LowRankAttention(_LightAttention):
@@ -101,11 +146,20 @@ class LowRankAttention(_LightAttention):
         head: channels of queries, keys and values.
         steps: of the sequence.
         rank: number of summaries.
-        gate: see the docstring of the module.
+        gate, normalised: see the docstring of the module.
     """
 
-    def __init__(self, channels: int, head: int, steps: int, rank: int, gate: Gate = "sigmoid") -> None:
-        super().__init__(channels, head, rank, gate)
+    def __init__(
+        self,
+        channels: int,
+        head: int,
+        steps: int,
+        rank: int,
+        gate: Gate = "sigmoid",
+        *,
+        normalised: bool = True,
+    ) -> None:
+        super().__init__(channels, head, rank, gate, normalised)
         self.stretch = -(-steps // rank)
         self.summary = nn.Conv2d(2 * head, 2 * head, (self.stretch, 1), (self.stretch, 1), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
@@ -122,26 +176,28 @@ class DenseAttention(nn.Module):
     Args:
         channels: of the sequence, and of queries, keys and values.
         softmax: the weights are a softmax over the scores, else sigmoids of them.
+        normalised: see the docstring of the module.
     """
 
-    def __init__(self, channels: int, *, softmax: bool = True) -> None:
+    def __init__(self, channels: int, *, softmax: bool = True, normalised: bool = False) -> None:
         super().__init__()
         self.softmax = softmax
-        self.projection, self.output = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.projection = _pointwise(channels, 3 * channels, normalised)
+        self.output = _pointwise(channels, channels, normalised, begins_at=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, steps, _ = x.shape
-        query, key, value = self.projection(x.flatten(2).transpose(1, 2)).chunk(3, dim=-1)
+        steps, channels = x.shape[2], x.shape[1]
+        query, key, value = self.projection(x).flatten(2).transpose(1, 2).chunk(3, dim=-1)
         scores = query @ key.transpose(1, 2) * channels**-0.5
         weights = torch.softmax(scores, dim=-1) if self.softmax else torch.sigmoid(scores - log(steps))
-        return x + self.output(weights @ value).transpose(1, 2).reshape(batch, channels, steps, 1)
+        return x + self.output((weights @ value).transpose(1, 2).reshape(x.shape))
 
 
 class AttentionCost(Struct, frozen=True):
     """Cost of a block.
 
     Attributes:
-        parameters: of the block.
+        parameters: of the block; a batch norm counts as the bias that the convolution before it gets.
         multiply_adds: of one inference.
         parameters_share, multiply_adds_share: of those of the dense block.
     """
@@ -176,4 +232,5 @@ def _cost(block: Any, channels: int, steps: int) -> tuple[int, int]:
     if isinstance(block, nn.Identity):
         return 0, 0
     imported = export(block, (steps, 1, channels))
-    return imported.parameters, imported.multiply_adds
+    norms = sum(one.num_features for one in block.modules() if isinstance(one, nn.BatchNorm2d))
+    return imported.parameters - norms, imported.multiply_adds

@@ -37,7 +37,21 @@ class SamePadded(nn.Conv2d):
         for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max(0, (-(-size // stride) - 1) * stride + kernel - size)
             pads += [total // 2, total - total // 2]
-        return super().forward(functional.pad(x, pads))
+        padded = functional.pad(x, pads)
+        if self.groups > 1 and self.stride == (2, 1):
+            return self._halved(padded)
+        return super().forward(padded)
+
+    def _halved(self, x: Tensor) -> Tensor:
+        """The same as a convolution of the even rows and one of the odd: gradients of strides are slow."""
+        count = (x.shape[2] - self.kernel_size[0]) // 2 + 1
+        total: Tensor | None = None
+        for row in range(2):
+            kernel = self.weight[:, :, row::2]
+            rows = x[:, :, row::2][:, :, : count + kernel.shape[2] - 1]
+            part = functional.conv2d(rows, kernel, self.bias if total is None else None, groups=self.groups)
+            total = part if total is None else total + part
+        return total
 
 
 def _normalised(name: str, convolution: nn.Conv2d) -> list[tuple[str, nn.Module]]:
@@ -57,9 +71,9 @@ class Separable(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[batch, channels, time, bands] in and out."""
-        y = functional.relu(self.depthwise_norm(self.depthwise(x)))
+        y = functional.relu(self.depthwise_norm(self.depthwise(x)), inplace=True)
         y = self.pointwise_norm(self.pointwise(y))
-        return functional.relu(x + y if self.residual else y)
+        return functional.relu(x + y if self.residual else y, inplace=True)
 
 
 class BandedAttention(nn.Module):
@@ -107,18 +121,24 @@ class Speech(nn.Module):
 
     def forward(self, features: Tensor) -> list[Tensor]:
         """Logits [batch, classes] of all exits, for normalised features [batch, time, mels]."""
+        hidden = self.hidden(features)
+        hidden[DEPTHS[-1]] = self.attention(hidden[DEPTHS[-1]])
+        return [self.exits[str(depth)](self.pooled(hidden[depth])) for depth in DEPTHS]
+
+    def hidden(self, features: Tensor) -> dict[int, Tensor]:
+        """What the layers with an exit give, by depth, before attention."""
         batch, steps, _ = features.shape
         x = features.reshape(batch, steps, _BANDS, FOLD).permute(0, 3, 1, 2)
-        x = functional.relu(self.stem_norm(self.stem(x)))
-        logits = []
+        x = functional.relu(self.stem_norm(self.stem(x)), inplace=True)
+        found = {}
         for depth in range(2, DEPTHS[-1] + 1):
-            x = self.blocks[str(depth)](x)
-            if depth == DEPTHS[-1]:
-                x = self.attention(x)
-            if depth in DEPTHS:
-                pooled = x.mean(2).transpose(1, 2).flatten(1)
-                logits.append(self.exits[str(depth)](self.dropout(pooled)))
-        return logits
+            x = found[depth] = self.blocks[str(depth)](x)
+        return {depth: found[depth] for depth in DEPTHS}
+
+    def pooled(self, x: Tensor) -> Tensor:
+        """Mean over time of what enters an exit, with dropout: [batch, bands × channels]."""
+        pooled: Tensor = self.dropout(x.mean(2).transpose(1, 2).flatten(1))
+        return pooled
 
 
 def folded(model: Speech) -> dict[str, Convolution]:

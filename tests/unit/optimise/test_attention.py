@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch", reason="attention blocks need the extra [op
 pytest.importorskip("highspy", reason="quantising needs the extra [optimise]")
 
 from agent.compute.manifest import Manifest, Model
-from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, costs
+from agent.errors import ModelError
+from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, PatternAttention, costs
 from agent.optimise.data import read_examples
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
@@ -24,6 +25,8 @@ torch.set_num_threads(1)
 CHANNELS, STEPS = 56, 25
 BLOCKS: dict[str, Any] = {
     "banded": lambda gate: BandedAttention(CHANNELS, 20, 3, gate),
+    "pattern": lambda gate: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8), gate),
+    "plain": lambda gate: BandedAttention(CHANNELS, 20, 3, gate, normalised=False),
     "low-rank": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 5, gate),
     "uneven": lambda gate: LowRankAttention(CHANNELS, 16, STEPS, 4, gate),
 }
@@ -34,6 +37,17 @@ HAVE_INT8 = {
 """Operations that XNNPACK has for INT8."""
 
 
+def begun(block: Any) -> Any:
+    """Return the block with batch norms as training may leave them, where it is no identity any more."""
+    for norm in block.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.0)
+            torch.nn.init.uniform_(norm.running_var, 1.0, 4.0)
+            for values in (norm.bias, norm.running_mean):
+                torch.nn.init.uniform_(values, -0.5, 0.5)
+    return block.eval()
+
+
 def sequence(seed: int = 0) -> Any:
     return torch.randn(1, CHANNELS, STEPS, 1, generator=torch.Generator().manual_seed(seed))
 
@@ -42,17 +56,17 @@ def sequence(seed: int = 0) -> Any:
 @pytest.mark.parametrize("gate", ["sigmoid", "top"])
 def test_light_blocks_are_one_delegate_of_operations_with_int8_kernels(name: str, gate: str) -> None:
     torch.manual_seed(1)
-    found = export(BLOCKS[name](gate), (STEPS, 1, CHANNELS))
+    found = export(begun(BLOCKS[name](gate)), (STEPS, 1, CHANNELS))
     assert is_one_delegate(found.content)
     assert set(operations(found.content)) - {"DELEGATE"} <= HAVE_INT8
     assert found.outputs["logits"] == (1, STEPS, 1, CHANNELS)
 
 
-@pytest.mark.parametrize("name", ["banded", "low-rank"])
+@pytest.mark.parametrize("name", ["banded", "pattern", "low-rank"])
 @pytest.mark.parametrize("gate", ["sigmoid", "top"])
 def test_a_light_block_stays_one_delegate_when_it_is_quantised(name: str, gate: str, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    block = BLOCKS[name](gate)
+    block = begun(BLOCKS[name](gate))
     content = export(block, (STEPS, 1, CHANNELS)).content
     values = np.random.default_rng(2).normal(size=(16, STEPS, 1, CHANNELS)).astype(np.float32)
     np.savez(tmp_path / "steps.npz", x=values)
@@ -75,16 +89,38 @@ def changed(block: Any, step: int) -> list[int]:
 @pytest.mark.parametrize("gate", ["sigmoid", "top"])
 def test_a_step_sees_its_band(gate: str) -> None:
     torch.manual_seed(1)
-    block = BLOCKS["banded"](gate)
+    block = begun(BLOCKS["banded"](gate))
     assert changed(block, 10) == list(range(7, 14))
     assert changed(block, 0) == list(range(4))
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "top"])
+@pytest.mark.parametrize("offsets", [(-3, 0, 5), (2, 6), (-7, -1), (0,)])
+def test_a_step_sees_those_at_the_distances_of_a_pattern(offsets: tuple[int, ...], gate: Any) -> None:
+    torch.manual_seed(1)
+    block = begun(PatternAttention(CHANNELS, 20, offsets, gate))
+    for step in (0, 10, STEPS - 1):
+        seen_by = {step - offset for offset in offsets} & set(range(STEPS))
+        assert changed(block, step) == sorted(seen_by | {step})
+
+
+@pytest.mark.parametrize("make", [lambda: PatternAttention(4, 4, ()), lambda: PatternAttention(4, 4, (0, 1, 0))])
+def test_a_pattern_has_distances_and_each_once(make: Any) -> None:
+    with pytest.raises(ModelError, match="offsets"):
+        make()
 
 
 @pytest.mark.parametrize("name", ["low-rank", "uneven"])
 def test_summaries_reach_the_whole_sequence(name: str) -> None:
     torch.manual_seed(1)
-    block = BLOCKS[name]("sigmoid")
+    block = begun(BLOCKS[name]("sigmoid"))
     assert changed(block, 0) == changed(block, STEPS - 1) == list(range(STEPS))
+
+
+@pytest.mark.parametrize("name", ["banded", "pattern", "low-rank", "dense"])
+def test_a_normalised_block_begins_as_the_identity(name: str) -> None:
+    block = DenseAttention(CHANNELS, normalised=True) if name == "dense" else BLOCKS[name]("sigmoid")
+    assert torch.equal(block.train()(sequence()), sequence())
 
 
 def test_a_score_far_below_the_best_has_no_weight() -> None:
@@ -94,20 +130,19 @@ def test_a_score_far_below_the_best_has_no_weight() -> None:
 
 
 def test_light_attention_costs_little_beside_dense_attention() -> None:
-    blocks = {"banded": BLOCKS["banded"]("sigmoid"), "low-rank": BLOCKS["low-rank"]("sigmoid")}
+    blocks = {name: BLOCKS[name]("sigmoid") for name in ("banded", "pattern", "plain", "low-rank")}
     found = costs(blocks, CHANNELS, STEPS)
     assert found["dense"].parameters == 12768
-    assert found["banded"].parameters == 4777
-    assert found["banded"].parameters_share <= 0.38
-    assert found["low-rank"].parameters_share <= 0.38
-    assert found["banded"].multiply_adds_share < 0.35
+    assert found["banded"].parameters == found["plain"].parameters == 4777
+    assert all(found[name].parameters_share <= 0.38 for name in blocks)
+    assert all(found[name].multiply_adds_share < 0.35 for name in blocks)
     assert (found["none"].parameters, found["none"].multiply_adds) == (0, 0)
 
 
 @pytest.mark.parametrize("softmax", [True, False])
 def test_the_dense_block_can_be_imported_for_comparison(softmax: bool) -> None:
     torch.manual_seed(1)
-    found = export(DenseAttention(CHANNELS, softmax=softmax), (STEPS, 1, CHANNELS))
+    found = export(begun(DenseAttention(CHANNELS, softmax=softmax)), (STEPS, 1, CHANNELS))
     products = STEPS * 4 * CHANNELS**2 + 2 * STEPS**2 * CHANNELS
     assert products <= found.multiply_adds < 1.01 * products
 
