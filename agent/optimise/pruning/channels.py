@@ -1,13 +1,14 @@
 """Prune whole channels of a torch module in rounds, so that it becomes smaller, and faster everywhere.
 
 Each round removes the least important channels of each group of channels that belong together, the same share of
-every group, and trains for some steps. The importance of a channel is |gradient · weight|, summed over its
-weights and the steps of a round.
+every group or the least important ones of all, and trains for some steps. The importance of a channel is
+|gradient · weight|, summed over its weights and the steps of a round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from agent.optimise.pruning.connections import (
     round_settings,
     weight_importance,
 )
+from agent.optimise.pruning.teacher import to_learn
 from agent.optimise.train import (
     Labels,
     Objective,
@@ -42,6 +44,8 @@ from agent.structs import from_json
 
 ROUND_FACTOR = 0.25
 """`PruneSettings.round_factor` for channels: what is left of a smaller module has to be learned more anew."""
+_LEAST = 0.6
+"""What a group keeps at least, of what it would keep if each gave the same share."""
 
 
 def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) -> list[ChannelGroup]:
@@ -88,7 +92,7 @@ def prune_channels(
         folder: existing folder for checkpoints, from which an interrupted run goes on to the same bytes; None:
             it cannot go on.
         test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
-        objective: see `fit`.
+        objective: see `fit`; one with a teacher is not used.
         progress: called after each training step of a round, then of the anneal.
 
     Returns:
@@ -123,6 +127,43 @@ def channels_after(channels: int, share: float, multiple: int) -> int:
     return min(channels, max(rounded, min(multiple, channels)))
 
 
+def channels_over_groups(
+    scores: Mapping[str, Any], channels: Mapping[str, int], share: float, least: float, multiple: int
+) -> dict[str, int]:
+    """Return how many channels of each group stay if those of all groups are compared.
+
+    Args:
+        scores: importance of the channels that each group still has.
+        channels: of each group, at first.
+        share: of all channels that goes, 0..1.
+        least: share of each group's channels that stays in any case, 0..1.
+        multiple: numbers are rounded to multiples of this, so that all together stay as near as they can to what
+            `share` says; a group that has fewer keeps what it has.
+    """
+    held = {
+        name: min(len(one), multiple * math.ceil(channels[name] * least / multiple))
+        for name, one in scores.items()
+    }
+    wanted = max(0, round(sum(channels.values()) * (1 - share)) - sum(held.values()))
+    others = {name: one.sort(descending=True)[0][held[name] :] for name, one in scores.items()}
+    pooled = torch.cat(list(others.values()))
+    limit = pooled.sort(descending=True)[0][wanted - 1] if 0 < wanted <= len(pooled) else math.inf
+    exact = {name: held[name] + int((one >= limit).sum()) for name, one in others.items()}
+    return _to_multiples(exact, {name: len(one) for name, one in scores.items()}, multiple)
+
+
+def _to_multiples(exact: Mapping[str, int], most: Mapping[str, int], multiple: int) -> dict[str, int]:
+    """Round numbers to multiples, those with the largest rests up, so that their sum stays nearly the same."""
+    kept = {name: min(most[name], multiple * (count // multiple)) or most[name] for name, count in exact.items()}
+    missing = sum(exact.values()) - sum(kept.values())
+    for name in sorted(exact, key=lambda one: kept[one] - exact[one]):
+        more = min(multiple, most[name] - kept[name])
+        if 0 < more <= missing + multiple // 2:
+            kept[name] += more
+            missing -= more
+    return kept
+
+
 class _ChannelPruning:
     """State of a run between two rounds."""
 
@@ -136,9 +177,11 @@ class _ChannelPruning:
         objective: Objective | None,
         progress: Progress | None,
     ) -> None:
-        self.data, self.settings, self.training = (pictures, labels), settings, training
-        self.options: dict[str, Any] = {"objective": objective, "progress": progress}
+        self.settings, self.training = settings, training
         self.whole = module.to(fastest_device())
+        rows, objective = to_learn(module, pictures, labels, training, settings.teacher, objective)
+        self.data = pictures, rows
+        self.options: dict[str, Any] = {"objective": objective, "progress": progress}
         self.module = without_channels(module, {})
         height, width, depth = pictures.shape[1:]
         self.shape = (depth, height, width)
@@ -167,15 +210,21 @@ class _ChannelPruning:
         self.round += 1
         scores = self._scores()
         share = self.settings.target * self.round / self.settings.rounds
-        chosen = {}
+        counts, chosen = self._counts(scores, share), {}
         for name, group in self.groups.items():
-            count = channels_after(self.channels[name], share, self.settings.multiple)
-            chosen[group] = scores[name].topk(min(count, group.channels))[1].sort()[0]
+            chosen[group] = scores[name].topk(min(counts[name], group.channels))[1].sort()[0]
             self.kept[name] = self.kept[name][chosen[group]]
         self.module = without_channels(self.module, chosen)
         self._find_groups()
         self._train_round()
         self._score("round", self.round, test)
+
+    def _counts(self, scores: Mapping[str, Any], share: float) -> dict[str, int]:
+        """Return how many channels of each group stay in this round."""
+        multiple = self.settings.multiple
+        if not self.settings.over_layers:
+            return {name: channels_after(count, share, multiple) for name, count in self.channels.items()}
+        return channels_over_groups(scores, self.channels, share, _LEAST * (1 - self.settings.target), multiple)
 
     def _train_round(self) -> None:
         if not self.settings.round_steps:

@@ -24,6 +24,7 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.pruning.teacher import to_learn
 from agent.optimise.train import (
     Labels,
     Objective,
@@ -59,6 +60,10 @@ class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
         anneal_factor: learning rate at the beginning of the anneal, relative to the same.
         layers: patterns of layers' names with `*`, `?` and `[…]`; frozen layers are never chosen.
         multiple: the number of channels that stay is a multiple of this, for the kernels of boards.
+        over_layers: channels are compared over all layers, and each keeps at least six tenths of what it would
+            keep otherwise; False: the same share of each layer's channels goes. Connections are always compared
+            over all layers.
+        teacher: weight of the answers of the module before in the loss, 0..1; the labels have the rest.
     """
 
     target: float = 0.8
@@ -70,6 +75,8 @@ class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
     anneal_factor: float = 0.4
     layers: tuple[str, ...] = ("*",)
     multiple: int = 8
+    over_layers: bool = False
+    teacher: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.target < 1:
@@ -77,6 +84,8 @@ class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
         for name, least in (("rounds", 1), ("round_steps", 0), ("anneal_epochs", 0), ("multiple", 1)):
             if not getattr(self, name) >= least:
                 raise ValueError(f"{name}: expected {least} or more, got {getattr(self, name)}")
+        if not 0 <= self.teacher <= 1:
+            raise ValueError(f"teacher: expected 0 to 1, got {self.teacher}")
         for name in ("round_factor", "anneal_factor"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected more than 0, got {getattr(self, name)}")
@@ -165,7 +174,7 @@ def prune(
             it cannot go on. That of the rounds also serves a run with another anneal.
         weights: parameters that may be pruned, by the layer's name; None: see `prunable`.
         test: pictures and labels on which the module is scored after each round and each epoch of the anneal.
-        objective: see `fit`.
+        objective: see `fit`; one with a teacher is not used.
         progress: called after each training step of a round, then of the anneal.
 
     Raises:
@@ -200,7 +209,9 @@ class _Pruning:
         progress: Progress | None,
     ) -> None:
         self.module = module.to(fastest_device())
-        self.data, self.settings, self.training = (pictures, labels), settings, training
+        self.settings, self.training = settings, training
+        rows, objective = to_learn(module, pictures, labels, training, settings.teacher, objective)
+        self.data = pictures, rows
         self.options: dict[str, Any] = {"objective": objective, "progress": progress}
         weights = prunable(module) if weights is None else weights
         self.weights = {name: weights[name] for name in matching(weights, settings.layers, "layer")}

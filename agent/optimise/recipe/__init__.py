@@ -79,6 +79,9 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         anneal_epochs: passes over the data at the end, with a falling learning rate.
         anneal_factor: learning rate at the beginning of the anneal, relative to that of `[train]`.
         layers: patterns of the names of layers that may be pruned, with `*`, `?` and `[…]`.
+        over_layers: channels are compared over all layers; else the same share of each layer's channels goes.
+            Connections are always compared over all layers.
+        teacher: weight of the answers of the model before in the loss; the labels have the rest.
     """
 
     target: Annotated[float, Meta(gt=0.0, lt=1.0)] = 0.8
@@ -89,6 +92,8 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     anneal_epochs: Annotated[float, Meta(ge=0.0, le=1e6)] = 2.0
     anneal_factor: Annotated[float, Meta(gt=0.0, le=1.0)] = 0.4
     layers: Annotated[tuple[Annotated[str, Meta(min_length=1)], ...], Meta(min_length=1)] = ("*",)
+    over_layers: bool = False
+    teacher: Annotated[float, Meta(ge=0.0, le=1.0)] = 0.0
 
     @property
     def ranked_by(self) -> Importance:

@@ -32,6 +32,8 @@ round_steps = 6      # training steps after each
 anneal_epochs = 2.0  # at the end, with a falling learning rate
 anneal_factor = 0.4  # its beginning, relative to that of [train]
 layers = ["*"]       # patterns of layers that may be pruned
+over_layers = false  # true: compare the channels of all layers; else the same share of each goes
+teacher = 0.0        # weight of the answers of the model before in the loss; the labels have the rest
 """,
     "qat": """\
 [qat]

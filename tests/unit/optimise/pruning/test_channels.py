@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]"
 from torch import nn
 
 from agent.errors import ModelError
-from agent.optimise.pruning.channels import channels_after, prune_channels
+from agent.optimise.pruning.channels import channels_after, channels_over_groups, prune_channels
 from agent.optimise.pruning.connections import PruneSettings
 from agent.optimise.train import TrainingStep, evaluate, fit
 from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, examples, weights
@@ -105,3 +105,39 @@ def test_a_frozen_layer_keeps_its_channels(trained: Any) -> None:
     smaller, history = prune_channels(module, *examples(), SETTINGS, TRAINING)
     assert list(history.layers) == ["4"]
     assert smaller[0].out_channels == 12
+
+
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 64), min_size=1),
+    st.floats(0.05, 0.9),
+    st.sampled_from([1, 2, 8]),
+    st.integers(0, 99),
+)
+def test_over_all_layers_what_stays_is_the_wanted_share_and_the_least_of_each(
+    channels: dict[str, int], share: float, multiple: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    scores = {name: torch.rand(count, generator=draw) for name, count in channels.items()}
+    least = 0.5 * (1 - share)
+    stay = channels_over_groups(scores, channels, share, least, multiple)
+    for name, count in channels.items():
+        assert min(count, count * least) <= stay[name] <= count
+        assert stay[name] % multiple == 0 or stay[name] == count
+    wanted = sum(channels.values()) * (1 - share)
+    assert abs(sum(stay.values()) - wanted) <= multiple * (len(channels) + 1)
+
+
+def test_over_all_layers_the_more_important_layer_keeps_more(trained: Any) -> None:
+    scores = {"first": torch.arange(16.0) + 4, "second": torch.arange(16.0)}
+    stay = channels_over_groups(scores, {"first": 16, "second": 16}, 0.5, 0.25, 2)
+    assert stay == {"first": 10, "second": 6}
+
+
+def test_a_module_is_pruned_over_all_layers(trained: Any) -> None:
+    settings = replace(SETTINGS, over_layers=True)
+    smaller, history = prune_channels(dense(trained), *examples(), settings, TRAINING, test=examples(seed=1))
+    stay = smaller[0].out_channels, smaller[4].out_channels
+    assert sum(stay) == 10
+    assert stay[0] >= 4
+    assert history.points[-1].accuracy is not None
+    assert history.points[-1].accuracy > 0.85
