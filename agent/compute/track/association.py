@@ -86,7 +86,9 @@ def _assign(
 ) -> tuple[list[tuple[int, int]], tuple[float, float]]:
     """Return the pairs of the first pass, and how far the camera has moved."""
     forecasts = [track.forecast for track in tracks]
-    pairs = optimal(_costs(forecasts, found))
+    # Sorted, so that only those nearby are compared: this runs for every picture.
+    seen = sorted((*measured(box), j) for j, box in enumerate(found))
+    pairs = optimal(_costs(forecasts, seen))
     shift = _STILL
     for _ in range(_SHIFTS):
         across, down = _common_shift(tracks, forecasts, found, pairs)
@@ -95,7 +97,7 @@ def _assign(
         if far < _SHIFT_LEAST:
             break
         forecasts = [one._replace(x=one.x + across, y=one.y + down) for one in forecasts]
-        pairs = optimal(_costs(forecasts, found))
+        pairs = optimal(_costs(forecasts, seen))
     return pairs, shift
 
 
@@ -121,10 +123,15 @@ def _common_shift(
     return (across, down) if len(offsets_x) >= _SHIFT_MANY or agreed >= _SHIFT_AGREED * len(offsets_x) else _STILL
 
 
-def _costs(forecasts: Sequence[Forecast], found: Sequence[Box]) -> list[dict[int, float]]:
-    """Return, of each track, the gain of each detection that may be its, below 0."""
-    # Sorted, so that only those nearby are compared: this runs for every picture.
-    seen = sorted((*measured(box), j) for j, box in enumerate(found))
+def _costs(
+    forecasts: Sequence[Forecast], seen: Sequence[tuple[float, float, float, float, int]]
+) -> list[dict[int, float]]:
+    """Return, of each track, the gain of each detection that may be its, below 0.
+
+    Args:
+        forecasts: of the tracks.
+        seen: see `measured`, and the index of each detection, sorted by the centres' x.
+    """
     xs = [one[0] for one in seen]
     rows = []
     for x, y, log_w, log_h, precision_x, precision_y, precision_w, precision_h, spread, deviation in forecasts:
