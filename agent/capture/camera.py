@@ -112,7 +112,6 @@ class Camera:
         self._wanting: tuple[FrameConsumer, ...] = ()
         self._held: dict[int, _Held] = {}
         self._started = self._closed = self._private = False
-        self._may_ask_sound_alone = True
         self._pool, self._address = FrameBufferPool(), parse_picture(uri)
         self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
@@ -168,9 +167,6 @@ class Camera:
             _give(self._pool, held.picture.unmasked, wiped=True)
 
     def _reader(self) -> FrameReader:
-        before = self.supervisor.current
-        if isinstance(before, FrameReader) and not before.delivered:  # that way it gives nothing
-            self._may_ask_sound_alone = not before.asks_sound_alone
         return FrameReader(
             self._uri,
             self._pool,
@@ -178,7 +174,6 @@ class Camera:
             self.supervisor.woken,
             config=self._config,
             name=f"read-{self._stream}",
-            may_ask_sound_alone=self._may_ask_sound_alone,
         )
 
     @property

@@ -37,10 +37,6 @@ class OpenError(Exception):
         self.kinds = kinds
 
 
-class NoSoundError(OpenError):
-    """A medium was opened that has no sound."""
-
-
 _UNTIMED = ("mpjpeg", "mjpeg", "h264", "hevc")
 """FFmpeg's names of formats without times: the pictures of an IP camera by HTTP, and bare video."""
 
@@ -128,16 +124,12 @@ class SoundMedia:
     """
 
     def __init__(self, target: str, options: dict[str, str], timeout_s: float | None = None) -> None:
-        """Open an address, see `Media`.
-
-        Raises:
-            OpenError: it cannot be opened; NoSoundError: it has no sound.
-        """
+        """Open an address, see `Media`. Raises OpenError if it cannot be opened, or has no sound."""
         self._container = _opened(target, options, timeout_s)
         found = next(iter(self._container.streams.audio), None)
         if found is None:
             self.close()
-            raise NoSoundError
+            raise OpenError
         self.sound, self._track = found, _track(found)
 
     def packets(self) -> Iterator[Packet[AudioStream]]:

@@ -56,7 +56,6 @@ class SourceThread(ABC, Generic[S]):
         self.decoding, self.decoded, self.undecoded, self.inter_coded = "", 0, 0, 0
         self.error: SourceError | None = None
         self.has_sound: bool | None = None
-        self._source: S | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
@@ -107,8 +106,9 @@ class SourceThread(ABC, Generic[S]):
         return getattr(error, "strerror", None) or type(error).__name__
 
     def _run(self) -> None:
+        source: S | None = None
         try:
-            self._source = source = self._open()
+            source = self._open()
             self.description = source.description
             self._read(source)
         except SourceError as error:
@@ -118,9 +118,9 @@ class SourceThread(ABC, Generic[S]):
         self._asked_ns, self.finished = 0, True
         self._woken.set()
         # After the report: closing a camera that is gone takes as long as waiting for its frame.
-        if self._source is not None:
+        if source is not None:
             with contextlib.suppress(Exception):
-                self._source.close()
+                source.close()
 
 
 class FrameRateLimiter:
@@ -186,11 +186,7 @@ class FrameTaker(Protocol):
 
 
 class FrameReader(SourceThread[Source]):
-    """Reads one opening of a picture source.
-
-    Attributes:
-        asks_sound_alone: whether a camera is told to send no pictures, until somebody wants them.
-    """
+    """Reads one opening of a picture source."""
 
     def __init__(
         self,
@@ -201,11 +197,9 @@ class FrameReader(SourceThread[Source]):
         *,
         config: CaptureConfig,
         name: str,
-        may_ask_sound_alone: bool = False,
     ) -> None:
         super().__init__(uri, woken, name)
-        self.goes_on, self.asks_sound_alone = False, False
-        self._may_ask_sound_alone = may_ask_sound_alone
+        self.goes_on = False
         self._pool, self._taker, self._config = pool, taker, config
         self._fast = parse(uri).lossless
 
@@ -213,18 +207,7 @@ class FrameReader(SourceThread[Source]):
         self._asked_ns = 0  # the time to load a library is not the source's
         opener(parse(self._uri))
         self._asked_ns = time.monotonic_ns()
-        if self._may_ask_sound_alone and self._hears_only:
-            from agent.capture.camera_sound.sound_alone import open_chosen_sound
-
-            self.asks_sound_alone = True
-            chosen = open_chosen_sound(self._uri, stall_s=self._config.stall_s, login=self._config)
-            if chosen is not None:
-                return chosen
-            self.asks_sound_alone = False
-        return self._open_all()
-
-    def _open_all(self) -> Source:
-        stall_s, self._asked_ns = self._config.stall_s, time.monotonic_ns()
+        stall_s = self._config.stall_s
         try:
             return open_source(self._uri, stall_s=stall_s, login=self._config)
         except SoundAloneError:
@@ -271,18 +254,6 @@ class FrameReader(SourceThread[Source]):
             self._count()
 
     def _read(self, source: Source) -> None:
-        try:
-            self._read_all(source)
-        except SoundAloneError:
-            if not self.asks_sound_alone:
-                raise
-            self.asks_sound_alone = False
-            source.close()
-            self._source = source = self._open_all()
-            self.description = source.description
-            self._read_all(source)
-
-    def _read_all(self, source: Source) -> None:
         source.follow(self)
         self.has_sound = source.has_sound
         due_s, number, paced = time.monotonic(), 0, source.pace_s > 0

@@ -231,7 +231,8 @@ class ZoneConfig(Struct, frozen=True, forbid_unknown_fields=True):
         polygon: at least three corners, fractions 0..1 of the frame.
         labels: only these count; empty: all.
         enabled: whether tracks are assigned to it.
-        inertia: consecutive detections inside until a track is in the zone, and outside until it is not.
+        inertia: consecutive detections inside until a track is in the zone, and outside until it is not;
+            from 2 on they must also last 0.2 s.
         loitering_s: time that a track must have been inside before it is in the zone, s.
     """
 

@@ -90,7 +90,6 @@ class PacketCamera:
         sound: bool | bytes = False,
         rate_hz: int = 8000,
         lag: int = 0,
-        needs_pictures: bool = False,
         port: int = 0,
     ) -> None:
         """Listen; nothing is sent yet.
@@ -105,12 +104,10 @@ class PacketCamera:
             sound: whether there is a track of G.711 A-law, of silence; or its samples, again and again.
             rate_hz: samples of sound per second.
             lag: units by which pictures are sent later than the sound of the same moment.
-            needs_pictures: whether it sends nothing to who has not set up the track of pictures.
             port: where it listens; 0: on a free one.
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
-        self._needs_pictures = needs_pictures
         self._rate_hz, self._lag, self.viewers, self.sent = rate_hz, lag, 0, 0
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
@@ -196,8 +193,6 @@ class PacketCamera:
     def _play(self, connection: socket.socket, channels: Mapping[str, int]) -> None:
         """Send the tracks that were set up, each on its channel."""
         pictures, sound = channels.get("track0"), channels.get("track1")
-        if pictures is None and self._needs_pictures:
-            sound = None
         self.viewers += 1
         began_s, number, sequence, fps = time.monotonic(), 0, 0, self._fps * self._speed
         while not self._stopped.wait(max(0.0, began_s + number / fps - time.monotonic())):

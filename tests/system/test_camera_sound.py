@@ -123,7 +123,8 @@ def test_the_sound_of_a_camera_is_heard_without_a_gap_and_no_picture_is_decoded(
         assert (stream.stats.state, stream.stats.detail) == ("running", "8000 Hz, 1 channel, pcm_alaw")
         inner = stream._camera.supervisor.stats(0, 0)  # type: ignore[union-attr]
         assert (inner.decoding, inner.decoded) == ("nothing", 0)
-        assert (news, camera.viewers, camera.sent) == ([], 1, 0), "nor is one sent"
+        assert inner.undecoded > 2 * FPS
+        assert news == []
 
 
 @pytest.mark.parametrize("lag", [0, 4])
@@ -176,48 +177,16 @@ def onsets(chunk: AudioChunk, was_loud: bool) -> tuple[list[int], bool]:
 def test_pictures_and_sound_share_one_connection_also_when_one_of_them_leaves(still: list[Unit]) -> None:
     cameras = Cameras()
     with PacketCamera(still, sound=a_law(tone(1.0))) as camera:
-        with seeing(camera.uri, cameras) as yard, hearing(camera.uri, cameras) as (gate, news):
+        with hearing(camera.uri, cameras) as (gate, news):
             first(gate)
-            assert picture(yard) is not None
-            yard.stop()
+            with seeing(camera.uri, cameras) as yard:
+                assert picture(yard) is not None, "from the next key frame on"
+                assert heard(gate, 0.5)
+                assert yard.stats.decoding == "full"
             wait(lambda: gate._camera.supervisor.stats(0, 0).decoding == "nothing")  # type: ignore[union-attr]
-            heard(gate, 0.1)
             assert is_whole(heard(gate, 1.0))
-            with seeing(camera.uri, cameras) as again:
-                assert picture(again) is not None, "from the next key frame on"
-                assert is_whole(heard(gate, 0.5))
-                assert again.stats.decoding == "full"
-        assert (news, camera.viewers) == ([], 1)
-
-
-def test_a_camera_that_was_only_heard_is_asked_for_pictures_when_somebody_wants_them(still: list[Unit]) -> None:
-    cameras = Cameras()
-    with (
-        PacketCamera(still, sound=a_law(tone(1.0))) as camera,
-        hearing(camera.uri, cameras) as (gate, news),
-    ):
-        before = first(gate)
-        assert camera.sent == 0
-        with seeing(camera.uri, cameras) as yard:
-            assert picture(yard) is not None
-            after = heard(gate, 2.0)
-            assert camera.viewers == 2
-        gaps_s = [(two.first - one.end) / RATE for one, two in pairwise([before, *after])]
-        assert sum(gap_s > 0 for gap_s in gaps_s) <= 1
-        assert abs(pitch_hz(np.concatenate([one.samples for one in after[-3:]])) - 500) < 10
         assert news == []
-
-
-def test_a_camera_that_gives_no_sound_without_pictures_is_asked_for_both(still: list[Unit]) -> None:
-    config = CaptureConfig(stall_s=2.0, reopen_max_s=0.3)
-    with (
-        PacketCamera(still, sound=a_law(tone(1.0)), needs_pictures=True) as camera,
-        hearing(camera.uri, config=config) as (stream, news),
-    ):
-        first(stream)
-        assert is_whole(heard(stream, 1.0))
-        assert camera.sent > 0
-        assert [one.partition(":")[0] for one in news] in (["lost", "running"], [])
+        assert camera.viewers == 1
 
 
 def picture(stream: FrameStream) -> Frame:

@@ -47,7 +47,7 @@ def test_four_streams_share_and_each_reports_at_the_rate_of_its_camera(tmp_path:
     with Vedette(tmp_path, broker, **{name: camera(model) for name in NAMES}) as vedette:
         messages.wait(lambda m: all("new" in kinds(m, name) for name in NAMES))
         assert vedette.wait_said("4 streams share its sessions on cpu")
-        messages.wait(lambda m: all(told(m, name)[-1].fps > 10.0 for name in NAMES))
+        messages.wait(lambda m: all(any(one.fps > 10.0 for one in told(m, name)[-1:]) for name in NAMES))
         del vedette.config["streams"]["yard"]
         vedette.reload()
         messages.wait(lambda m: "end" in kinds(m, "yard"))

@@ -51,11 +51,10 @@ class PacketAudioReader(AudioReader):
 class CameraSoundStream(SoundStream):
     """Sound of a camera on the network, which other streams may share, see `agent.capture.camera`.
 
-    No picture is decoded for it, and an RTSP camera that nobody else looks at is asked for none. If more than 5 s
-    were not taken, the oldest sound is dropped. Its times are on the clock of the pictures. A camera without
-    sound, or whose sound stalls, is told as `lost`, although the pictures of other streams go on; a camera that
-    only this stream uses is opened again then. Of a source that has sound alone, and that another stream wants
-    pictures of, it opens a connection of its own.
+    No picture is decoded for it. If more than 5 s were not taken, the oldest sound is dropped. Its times are on
+    the clock of the pictures. A camera without sound, or whose sound stalls, is told as `lost`, although the
+    pictures of other streams go on; a camera that only this stream uses is opened again then. Of a source that
+    has sound alone, and that another stream wants pictures of, it opens a connection of its own.
     """
 
     wants_packets, wants_sound = False, True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 
 from msgspec import Struct
@@ -11,6 +10,7 @@ from msgspec.structs import replace
 
 from agent.compute.governor.decision import Decision
 from agent.compute.governor.readings import StreamReading
+from agent.daemon.resources.change_log import without_figures
 
 log = logging.getLogger(__name__)
 _KEPT_S, _STEP_S = 10.0, 2.0
@@ -18,7 +18,6 @@ _KEPT_S, _STEP_S = 10.0, 2.0
 _AGAIN_S, _SAME_S = 60.0, 600.0
 """Least time between two lines of the log about a promise, s: with another reason, twice as long each time up to
 that with the same one anew."""
-_FIGURE = re.compile(r"[\d.]+")
 
 
 class BrokenPromise(Struct, frozen=True):
@@ -136,7 +135,7 @@ class BrokenPromises:
 
 def _reason(text: str) -> str:
     """Return why a promise is not kept, without figures."""
-    return _FIGURE.sub("", text.partition(": ")[2] or text)
+    return without_figures(text.partition(": ")[2] or text)
 
 
 def _promise(name: str, streams: Mapping[str, StreamReading] | None) -> tuple[float, float]:

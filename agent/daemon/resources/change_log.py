@@ -1,8 +1,8 @@
 """Logs the governor's changes: each at once, but of what changes again and again only now and then what holds.
 
-What a decision changes for one reason is one line. After a line about a stream, further changes of it are told
-together a minute later, with their number; those after that two minutes later, and so on up to ten. Beside that,
-each change is logged with level DEBUG.
+What a decision changes for one reason is one line. After a line about a stream, further changes of it for reasons
+that were told lately come together a minute later, with their number; those after that two minutes later, and so
+on up to ten. Beside that, each change is logged with level DEBUG.
 """
 
 from __future__ import annotations
@@ -23,7 +23,13 @@ _QUIET_S = 1200.0
 """Time without a line after which a stream counts as one that does not change again and again, s."""
 _EARLY = 0.5
 """Share of its pause after which what is known of a stream is told together with others."""
-_FIGURE = re.compile(r"[\d.]+")
+_FIGURE = re.compile(r"(?<![\w.-])\d+(\.\d+)?(?![\w-])")
+"""A number that is no part of a name."""
+
+
+def without_figures(reason: str) -> str:
+    """Return a reason without its numbers: two that differ in these alone are of one kind."""
+    return _FIGURE.sub("", reason)
 
 
 class ToldStream:
@@ -38,6 +44,7 @@ class ToldStream:
         self.newest: Change | None = None
         self.count = 0
         self._at_s, self._pause_s = -math.inf, PAUSE_S
+        self._reasons: dict[str, float] = {}
 
     def add(self, change: Change) -> None:
         """Keep a change."""
@@ -46,17 +53,22 @@ class ToldStream:
     def is_due(self, now_s: float, share: float = 1.0) -> bool:
         """Return True if the newest change may be told after such a share of the pause.
 
-        What the operator has configured is told at once, and so is the end of what has begun for the first time.
+        What the operator has configured is told at once, and so are a reason that was not told lately, and the
+        end of what has begun for the first time.
         """
         if self.newest is None:
             return False
         is_end = self.newest.now == EVERYTHING and self._pause_s == PAUSE_S
-        return is_end or self.newest.why in (CONFIGURED, OFF) or now_s - self._at_s >= share * self._pause_s
+        is_new = now_s - self._reasons.get(without_figures(self.newest.why), -math.inf) >= _QUIET_S
+        is_asked = self.newest.why in (CONFIGURED, OFF)
+        return is_end or is_asked or is_new or now_s - self._at_s >= share * self._pause_s
 
     def told(self, now_s: float) -> float:
         """Forget what is told now. Return the time since the line before, s."""
         passed_s = now_s - self._at_s
         self._pause_s = PAUSE_S if passed_s >= _QUIET_S else min(PAUSE_MAX_S, 2.0 * self._pause_s)
+        if self.newest is not None:
+            self._reasons[without_figures(self.newest.why)] = now_s
         self.newest, self.count, self._at_s = None, 0, now_s
         return passed_s
 
@@ -86,7 +98,7 @@ class ChangeLog:
         groups: dict[str, list[ToldStream]] = {}
         for one in due.values():
             assert one.newest is not None
-            groups.setdefault(_FIGURE.sub("", one.newest.why), []).append(one)
+            groups.setdefault(without_figures(one.newest.why), []).append(one)
         for group in groups.values():
             changes = [one.newest for one in group if one.newest is not None]
             count = sum(one.count for one in group)

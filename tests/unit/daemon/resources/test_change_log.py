@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from agent.compute.governor.decision import Change
 from agent.compute.governor.pace import OFF, ROOM
 from agent.compute.governor.state import EVERYTHING
-from agent.daemon.resources.change_log import ChangeLog
+from agent.daemon.resources.change_log import ChangeLog, without_figures
 
 NAMES = ("front", "back", "yard")
 WHY = "front infers 1.3 of 5 pictures per second"
@@ -113,3 +113,26 @@ def test_streams_that_flap_for_an_hour_fill_no_log(flaps: list[tuple[str, int]],
         logger.removeHandler(lines)
         logger.setLevel(logging.NOTSET)
     assert lines.count <= 11 * len({name for name, _ in flaps})
+
+
+def test_a_reason_that_was_not_told_lately_is_told_at_once(
+    log: ChangeLog, caplog: pytest.LogCaptureFixture
+) -> None:
+    for second in range(0, 60, 10):
+        log.update([stride("back", 2 + second % 20)], NAMES, second)
+    before = len(caplog.messages)
+    log.update([stride("back", 8, "the board has 84 °C")], NAMES, 65.0)
+    log.update([stride("back", 4, "the board has 82 °C")], NAMES, 70.0)
+    assert caplog.messages[before:] == [
+        "stream back: one picture in 8 is inferred (6 changes in 65 s): the board has 84 °C"
+    ]
+
+
+def test_numbers_in_names_are_no_figures(log: ChangeLog, caplog: pytest.LogCaptureFixture) -> None:
+    changes = [stride("back", 2, "cam1 infers 5.2 of 8"), stride("yard", 2, "cam2 infers 1 of 4")]
+    log.update(changes, NAMES, 0.0)
+    assert caplog.messages == [
+        "stream back: one picture in 2 is inferred: cam1 infers 5.2 of 8",
+        "stream yard: one picture in 2 is inferred: cam2 infers 1 of 4",
+    ]
+    assert without_figures("cam-1 and 2-b: 84.5 °C, 3 of 10; 7%") == "cam-1 and 2-b:  °C,  of ; %"
