@@ -257,7 +257,7 @@ class _Arrived(Struct, frozen=True, gc=False):
     times: _Arrival
 
 
-HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
+_HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
 """Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
 `agent.capture.camera_sound` gathers it; and else."""
 _MODES = tuple(mode.name.lower() for mode in DecodeMode)
@@ -265,7 +265,7 @@ _UNHURRIED = (DecodeMode.PACKETS, DecodeMode.KEYFRAMES)
 """Modes in which a packet may wait."""
 
 
-def tick_length_ns(track: Stream) -> tuple[int, int]:
+def _tick_length_ns(track: Stream) -> tuple[int, int]:
     """Return the length of a tick of a track, ns, as numerator and denominator.
 
     PyAV makes a fraction of a packet's time base at each use, which takes longer than all else there.
@@ -303,7 +303,7 @@ class NetworkStream(Video):
         self._clock, self._burst = MediaClock(), BurstThinner()
         self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
-        self._ticks = {one.index: tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
+        self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
@@ -382,7 +382,7 @@ class NetworkStream(Video):
     def _pause(self) -> None:
         """Wait until several packets are there; who hears them gets 0.1 s and more at a time anyway."""
         is_heard = self._listener is not None and self._listener.wants_sound
-        pause_ns = self._pauses.next_ns(self._now_ns(), HEARD_NS if is_heard else _UNHEARD_NS)
+        pause_ns = self._pauses.next_ns(self._now_ns(), _HEARD_NS if is_heard else _UNHEARD_NS)
         if pause_ns:
             time.sleep(pause_ns / 1e9)
 

@@ -161,7 +161,7 @@ _POWER = (
 def heat_findings(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
     """Report heat, processor frequencies and power supply as the kernel gives them.
 
-    Each is read in a thread of its own, so that a sensor that hangs leaves the others.
+    Each of these is read in a thread of its own, so that a sensor that hangs leaves what does not need it.
 
     Args:
         root: of the file system.
@@ -173,12 +173,16 @@ def heat_findings(root: Path, longest_s: float = 20.0) -> Iterator[Finding]:
     ]
     for reader in readers:
         reader.start()
-    ends_s = time.monotonic() + longest_s
+    ends_s, hanging = time.monotonic() + longest_s, set[Path | None]()
     for reader in readers:
         reader.wait_first(max(0.0, ends_s - time.monotonic()))
         reader.stop()
         found, _ = reader.newest()
-        yield from found if found is not None else [_without_answer(reader, longest_s)]
+        if found is not None:
+            yield from found
+        elif (path := reader.file) not in hanging:  # several parts may wait for one file
+            hanging.add(path)
+            yield _without_answer(reader, longest_s)
 
 
 def _without_answer(reader: BackgroundReader[list[Finding]], waited_s: float) -> Finding:

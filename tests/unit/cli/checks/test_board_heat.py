@@ -47,6 +47,17 @@ def test_the_driver_of_a_sensor_that_blocks_is_named(tmp_path: Path) -> None:
         os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
 
 
+def test_a_file_that_several_parts_wait_for_is_named_once(tmp_path: Path) -> None:
+    chip = tmp_path / "sys/class/hwmon/hwmon0"
+    chip.mkdir(parents=True)
+    os.mkfifo(sensor := chip / "name")
+    found = [one for one in heat_findings(tmp_path, longest_s=0.5) if one.name == "sensors"]
+    assert [one.value.partition(" has not")[0] for one in found] == [str(sensor)]
+    for _ in range(4):  # let the threads that wait for it end
+        with suppress(OSError):
+            os.close(os.open(sensor, os.O_WRONLY | os.O_NONBLOCK))
+
+
 def test_a_number_that_no_sensor_gives_ends_nothing(tmp_path: Path) -> None:
     write(pi4(tmp_path), {"sys/class/thermal/thermal_zone0/temp": "9" * 400})
     found = {one.name: one for one in heat_findings(tmp_path)}
