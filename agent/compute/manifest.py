@@ -129,7 +129,7 @@ class VerificationManifest(Struct, frozen=True, forbid_unknown_fields=True):
     head: Annotated[str, Meta(min_length=1)]
     score_threshold: Unit = 0.5
     running_threshold: Unit | None = None
-    longest_s: Annotated[float, Meta(gt=0.0, le=1.5)] = 0.55
+    longest_s: Annotated[float, Meta(ge=0.1, le=1.5)] = 0.55
 
 
 FEATURES = "features"

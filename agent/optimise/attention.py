@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import log
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from msgspec import Struct
@@ -50,6 +50,12 @@ def _pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float 
     return nn.Sequential(convolution, norm)
 
 
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ModelError(f"{name}: expected 1 or more, got {count}")
+
+
 class _LightAttention(nn.Module):
     """Attention to `seen` keys and values, whichever they are.
 
@@ -58,9 +64,15 @@ class _LightAttention(nn.Module):
         head: channels of queries, keys and values.
         seen: number of keys that a query meets.
         gate, normalised: see the docstring of the module.
+
+    Raises:
+        ModelError: a number is less than 1, or there is no such gate.
     """
 
     def __init__(self, channels: int, head: int, seen: int, gate: Gate, normalised: bool) -> None:
+        _check_counts(channels=channels, head=head)
+        if gate not in get_args(Gate):
+            raise ModelError(f"gate: expected {' or '.join(get_args(Gate))}, got {gate!r}")
         super().__init__()
         self.head, self.seen, self.gate = head, seen, gate
         self.projection = _pointwise(channels, 3 * head, normalised)
@@ -111,8 +123,9 @@ class PatternAttention(_LightAttention):
         *,
         normalised: bool = True,
     ) -> None:
-        if not offsets or len({*offsets}) < len(offsets):
-            raise ModelError(f"offsets: expected distances in steps, each once, got {[*offsets]}")
+        whole = all(isinstance(one, int) for one in offsets)
+        if not offsets or len({*offsets}) < len(offsets) or not whole:
+            raise ModelError(f"offsets: expected distances in whole steps, each once, got {[*offsets]}")
         super().__init__(channels, head, len(offsets), gate, normalised)
         self.offsets = tuple(offsets)
 
@@ -130,11 +143,16 @@ class BandedAttention(PatternAttention):
         head: channels of queries, keys and values.
         reach: steps before and behind.
         gate, normalised: see the docstring of the module.
+
+    Raises:
+        ModelError: the reach is negative.
     """
 
     def __init__(
         self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = True
     ) -> None:
+        if reach < 0:
+            raise ModelError(f"reach: expected 0 or more, got {reach}")
         super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised)
 
 
@@ -159,14 +177,17 @@ class LowRankAttention(_LightAttention):
         *,
         normalised: bool = True,
     ) -> None:
+        _check_counts(steps=steps, rank=rank)
         super().__init__(channels, head, rank, gate, normalised)
-        self.stretch = -(-steps // rank)
+        self.steps, self.stretch = steps, -(-steps // rank)
         self.summary = nn.Conv2d(2 * head, 2 * head, (self.stretch, 1), (self.stretch, 1), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
         nn.init.zeros_(self.summary.bias)
 
     def _met(self, rest: Tensor) -> Tensor:
-        missing = self.stretch * self.seen - rest.shape[2]
+        if rest.shape[2] != self.steps:
+            raise ModelError(f"steps: expected a sequence of {self.steps}, got {rest.shape[2]}")
+        missing = self.stretch * self.seen - self.steps
         return self.summary(functional.pad(rest, (0, 0, 0, missing))).transpose(2, 3)
 
 
@@ -217,8 +238,10 @@ def costs(blocks: Mapping[str, Any], channels: int, steps: int) -> dict[str, Att
         steps: of the sequence.
 
     Raises:
-        ModelError: a block cannot be imported as a `.tflite`.
+        ModelError: a block cannot be imported as a `.tflite`, or has the name of a reference.
     """
+    if taken := sorted({"none", "dense"} & blocks.keys()):
+        raise ModelError(f"blocks: {', '.join(taken)}: is the name of what they are compared with")
     every = {"none": nn.Identity(), "dense": DenseAttention(channels), **blocks}
     found = {name: _cost(block, channels, steps) for name, block in every.items()}
     parameters, products = found["dense"]

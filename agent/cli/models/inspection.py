@@ -250,7 +250,8 @@ def _check_decoder(session: WorkerSession, model: Model) -> None:
 
 def _verification(stated: VerificationManifest) -> str:
     names = f"{plain(Path(stated.model).name)} with {plain(Path(stated.head).name)}"
-    amid = f", amid speech {stated.running_threshold:g}" if stated.running_threshold else ""
+    running = max(stated.running_threshold or 0.0, stated.score_threshold)
+    amid = f", amid speech {running:g}" if running > stated.score_threshold else ""
     return f"{names}, from {stated.score_threshold:g}{amid}"
 
 

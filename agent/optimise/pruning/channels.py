@@ -8,6 +8,7 @@ every group or the least important ones of all, and trains for some steps. The i
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 import torch
 from msgspec.structs import replace
 
+from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.graph.channels import ChannelGroup, channel_groups, without_channels
 from agent.optimise.pruning.connections import (
@@ -99,7 +101,7 @@ def prune_channels(
         The smaller module, and what happened.
 
     Raises:
-        ModelError: a pattern matches no channels, the module cannot be traced, or see `fit`.
+        ModelError: a pattern matches no channels, none can go, the module cannot be traced, or see `fit`.
         StorageError: a checkpoint cannot be read or written.
     """
     run = _ChannelPruning(module, pictures, labels, settings, training, objective, progress)
@@ -145,10 +147,15 @@ def channels_over_groups(
         for name, one in scores.items()
     }
     wanted = max(0, round(sum(channels.values()) * (1 - share)) - sum(held.values()))
-    others = {name: one.sort(descending=True)[0][held[name] :] for name, one in scores.items()}
-    pooled = torch.cat(list(others.values()))
-    limit = pooled.sort(descending=True)[0][wanted - 1] if 0 < wanted <= len(pooled) else math.inf
-    exact = {name: held[name] + int((one >= limit).sum()) for name, one in others.items()}
+    # Of equal ones, as of channels that do nothing, the same share of each group goes.
+    others = [
+        (-score, place / len(one), name)
+        for name, one in scores.items()
+        for place, score in enumerate(one.sort(descending=True)[0].tolist())
+        if place >= held[name]
+    ]
+    more = Counter(name for _, _, name in sorted(others)[:wanted])
+    exact = {name: count + more[name] for name, count in held.items()}
     return _to_multiples(exact, {name: len(one) for name, one in scores.items()}, multiple)
 
 
@@ -162,6 +169,17 @@ def _to_multiples(exact: Mapping[str, int], most: Mapping[str, int], multiple: i
             kept[name] += more
             missing -= more
     return kept
+
+
+def _check_enough(channels: Mapping[str, int], settings: PruneSettings) -> None:
+    """Check that channels can go, so that nobody trains for nothing."""
+    multiple = settings.multiple
+    if all(channels_after(count, settings.target, multiple) >= count for count in channels.values()):
+        has = ", ".join(f"{name}: {count}" for name, count in channels.items())
+        raise ModelError(
+            f"target = {settings.target:g}: no channels can go, because what stays of a layer is a multiple of "
+            f"{multiple}, and there are {has}"
+        )
 
 
 class _ChannelPruning:
@@ -187,6 +205,7 @@ class _ChannelPruning:
         self.shape = (depth, height, width)
         groups = chosen_groups(module, self.shape, settings.layers)
         self.channels = {group.name: group.channels for group in groups}
+        _check_enough(self.channels, settings)
         self.kept = {name: torch.arange(count) for name, count in self.channels.items()}
         rounds = replace(settings, anneal_epochs=0.0, anneal_factor=1.0)  # the anneal has a checkpoint of its own
         self.key = run_key(module, pictures, labels, rounds, training)

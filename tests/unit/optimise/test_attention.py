@@ -153,3 +153,25 @@ def test_the_dense_block_can_be_imported_for_comparison(softmax: bool) -> None:
 def test_every_parameter_learns(block: Any) -> None:
     block(sequence()).square().sum().backward()
     assert [name for name, one in block.named_parameters() if one.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: BandedAttention(8, 4, 2, "softmax"), "gate: expected sigmoid or top, got 'softmax'"),  # type: ignore[arg-type]
+        (lambda: BandedAttention(8, 4, -1), "reach: expected 0 or more, got -1"),
+        (lambda: BandedAttention(8, 0, 1), "head: expected 1 or more, got 0"),
+        (lambda: PatternAttention(0, 4, (0, 1)), "channels: expected 1 or more, got 0"),
+        (lambda: PatternAttention(8, 4, (0.5, 1)), "offsets: expected distances in whole steps"),  # type: ignore[arg-type]
+        (lambda: LowRankAttention(8, 4, 10, 0), "rank: expected 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 0, 2), "steps: expected 1 or more, got 0"),
+        (
+            lambda: LowRankAttention(8, 4, 10, 5)(torch.zeros(1, 8, 20, 1)),
+            "steps: expected a sequence of 10, got 20",
+        ),
+        (lambda: costs({"dense": BandedAttention(8, 4, 1)}, 8, 5), "blocks: dense: is the name"),
+    ],
+)
+def test_what_cannot_be_built_or_used_is_named(make: Any, told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        make()

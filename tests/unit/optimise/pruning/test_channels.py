@@ -133,6 +133,35 @@ def test_over_all_layers_the_more_important_layer_keeps_more(trained: Any) -> No
     assert stay == {"first": 10, "second": 6}
 
 
+@pytest.mark.parametrize("rounds", [3, 8, 16, 32])
+@pytest.mark.parametrize(
+    "sizes", [{"a": 64}, {"a": 128}, {"a": 16, "b": 32, "c": 64}, {"a": 24, "b": 48, "c": 64}]
+)
+@pytest.mark.parametrize("target", [0.3, 0.5, 0.8])
+def test_over_all_layers_no_round_takes_more_than_its_share(
+    rounds: int, sizes: dict[str, int], target: float
+) -> None:
+    draw, left = torch.Generator().manual_seed(1), dict(sizes)
+    for number in range(1, rounds + 1):
+        scores = {name: torch.rand(count, generator=draw) for name, count in left.items()}
+        share = target * number / rounds
+        left = channels_over_groups(scores, sizes, share, 0.6 * (1 - target), 8)
+        wanted = sum(sizes.values()) * (1 - share)
+        assert sum(left.values()) >= wanted - 8
+    assert sum(left.values()) <= wanted + 8 * len(sizes)
+
+
+@pytest.mark.parametrize("live", [0, 8, 64])
+def test_of_channels_that_are_alike_the_same_share_of_each_layer_goes(live: int) -> None:
+    one = torch.cat([torch.rand(live), torch.zeros(64 - live)])
+    assert channels_over_groups({"a": one, "b": one}, {"a": 64, "b": 64}, 0.5, 0.3, 8) == {"a": 32, "b": 32}
+
+
+def test_a_target_at_which_no_channels_can_go_is_an_error(trained: Any) -> None:
+    with pytest.raises(ModelError, match=r"no channels can go.* multiple of 16, and there are 0: 12, 4: 8"):
+        prune_channels(dense(trained), *examples(), replace(SETTINGS, multiple=16), TRAINING)
+
+
 def test_a_module_is_pruned_over_all_layers(trained: Any) -> None:
     settings = replace(SETTINGS, over_layers=True)
     smaller, history = prune_channels(dense(trained), *examples(), settings, TRAINING, test=examples(seed=1))
