@@ -214,19 +214,13 @@ class Camera:
 
     def passes(self, now_s: float) -> bool:
         """Return True if a consumer takes the picture that is captured now. For the reader's thread."""
-        consumers = self._consumers
-        if len(consumers) == 1:
-            self._wanting = consumers if consumers[0].passes(now_s) else ()
-        else:
-            self._wanting = tuple(one for one in consumers if one.passes(now_s))
+        self._wanting = tuple(one for one in self._consumers if one.passes(now_s))
         return bool(self._wanting)
 
     def deliver(self, reader: FrameReader, image: Pixels, stamp: Timestamps, order: ChannelOrder) -> bool:
         """Hand a picture on, from a reader's thread. Return False if this reader's are no longer wanted."""
         with self._lock:
-            wanting = self._wanting
-            if wanting is not self._consumers:
-                wanting = tuple(one for one in wanting if one in self._consumers)
+            wanting = [one for one in self._wanting if one in self._consumers]
         is_current = reader is self.supervisor.current
         if not is_current or not wanting:
             _give(self._pool, image, wiped=self._private)

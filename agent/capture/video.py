@@ -103,9 +103,6 @@ class Video(Source):
         """Return when a packet was captured, see `MediaPacket`."""
         return time.monotonic_ns()
 
-    def _is_picture(self, packet: Packet[Stream]) -> bool:
-        return packet.stream_index == self._track
-
     def _decode(self, packet: Packet[Stream]) -> None:
         """Decode a packet of video; an empty one gives what the decoder holds back."""
         if packet.stream_index == self._track:
@@ -471,7 +468,7 @@ class NetworkStream(Video):
         packet = self._read_in_time("packet")
         if not packet.size:
             raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
-        is_picture = self._is_picture(packet)
+        is_picture = packet.stream_index == self._track
         self._grabbed += is_picture
         self._check_alive(is_picture)
         return is_picture

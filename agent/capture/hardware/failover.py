@@ -270,8 +270,6 @@ class FailoverDecoder:
 
     def decode(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         """Decode the next packet; None: the end, at which the software decoder gives what it holds back."""
-        if self._hardware is None and not self._waits and not self._before:
-            return self._in_software(packet)
         before, self._before = self._before, []
         if self._hardware is None:
             if self._waits and packet is not None and not packet.is_keyframe:
@@ -296,8 +294,7 @@ class FailoverDecoder:
 
     def _in_software(self, packet: Packet[Stream] | None) -> list[DecodedPicture]:
         try:
-            found = self._software.decode(packet)
-            return [DecodedPicture(one, one.opaque) for one in found] if found else []
+            return [DecodedPicture(one, one.opaque) for one in self._software.decode(packet)]
         except (av.error.InvalidDataError, av.error.EOFError):  # whole packets may follow
             return []
 

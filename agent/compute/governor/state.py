@@ -23,13 +23,13 @@ SYNC_S = (0.0, 0.5, 2.0)
 time that an event may wait for others to be synced with it, s."""
 _ROUNDING = 0.1
 """Share of a stride by which a measured rate may be too high."""
-_FIGURE = re.compile(r"[\d.]+")
-"""Figures of a reason, which change while it stays the same."""
+_FIGURE = re.compile(r"(?<![\w.-])\d+(\.\d+)?(?![\w-])")
+"""Number that is no part of a name, in a reason that stays the same while it changes."""
 Domain = Literal["processors", "memory", "disk", "link"]
 """Kind of shortage for which something was taken; it comes back when that is over."""
 PROCESSORS: Domain = "processors"
 EVERYTHING = "everything again"
-"""What a stream has of which nothing is reduced any more."""
+"""Text for a stream of which nothing is reduced any more."""
 LEVELS: Mapping[Giving, int] = {"samples": 3, "snapshots": 3, "clips": 3, "decoding": 2}
 
 
@@ -96,7 +96,7 @@ class StreamState:
         """Text of what is reduced and why; empty: nothing is."""
         causes = [self.cause] if self.infers_less else []
         causes += [cause for levels in self.lowered.values() for _, cause in levels]
-        newest = {_FIGURE.sub("", cause): cause for cause in causes}
+        newest = {without_figures(cause): cause for cause in causes}
         return f"{described(self)}: {'; '.join(newest.values())}" if self.is_reduced else ""
 
     def keeps_promise(self) -> None:
@@ -153,6 +153,11 @@ def sharers(name: str, streams: Mapping[str, StreamReading]) -> list[str]:
     """Return the streams that have the camera of a stream, itself included."""
     camera = streams[name].camera
     return [one for one, stream in streams.items() if one == name or (camera and stream.camera == camera)]
+
+
+def without_figures(reason: str) -> str:
+    """Return a reason without its numbers: two that differ in these alone are of one kind."""
+    return _FIGURE.sub("", reason)
 
 
 def described(state: StreamState) -> str:

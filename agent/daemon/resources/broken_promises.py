@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from agent.compute.governor.decision import Decision
 from agent.compute.governor.readings import StreamReading
-from agent.daemon.resources.change_log import without_figures
+from agent.compute.governor.state import without_figures
 
 log = logging.getLogger(__name__)
 _KEPT_S, _STEP_S = 10.0, 2.0

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import logging
 import math
-import re
 from collections.abc import Collection, Iterable, Mapping
 
 from agent.compute.governor.decision import Change
 from agent.compute.governor.pace import CONFIGURED, OFF
-from agent.compute.governor.state import EVERYTHING
+from agent.compute.governor.state import EVERYTHING, without_figures
 
 log = logging.getLogger(__name__)
 PAUSE_S, PAUSE_MAX_S = 60.0, 600.0
@@ -23,17 +22,10 @@ _QUIET_S = 1200.0
 """Time without a line after which a stream counts as one that does not change again and again, s."""
 _EARLY = 0.5
 """Share of its pause after which what is known of a stream is told together with others."""
-_FIGURE = re.compile(r"(?<![\w.-])\d+(\.\d+)?(?![\w-])")
-"""A number that is no part of a name."""
-
-
-def without_figures(reason: str) -> str:
-    """Return a reason without its numbers: two that differ in these alone are of one kind."""
-    return _FIGURE.sub("", reason)
 
 
 class ToldStream:
-    """What the log tells of a stream, and what has changed since then.
+    """Remembers what the log tells of a stream, and what has changed since then.
 
     Attributes:
         newest: change that is not told yet; None: there is none.

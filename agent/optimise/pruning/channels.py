@@ -47,7 +47,7 @@ from agent.structs import from_json
 ROUND_FACTOR = 0.25
 """`PruneSettings.round_factor` for channels: what is left of a smaller module has to be learned more anew."""
 _LEAST = 0.6
-"""What a group keeps at least, of what it would keep if each gave the same share."""
+"""Least share of a group's channels that stays, of what would stay if each group gave the same share."""
 
 
 def chosen_groups(module: Any, shape: tuple[int, ...], patterns: Sequence[str]) -> list[ChannelGroup]:

@@ -1,4 +1,4 @@
-"""What a pruned module learns besides the labels: the answers of the module that it is made from.
+"""Teach a pruned module the answers of the module that it is made from, besides the labels.
 
 They are computed once, before anything is removed, for each picture and its mirror image, so that an epoch costs
 no more than one that learns from the labels. Changes that move an object by little move the answers by little,

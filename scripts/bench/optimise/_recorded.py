@@ -16,9 +16,12 @@ FILE = Path(__file__).with_name("recorded.json")
 
 
 def record(name: str, figures: dict[str, Any]) -> None:
-    """Keep the figures of this run under a name."""
-    bench = Path(sys.argv[0]).stem
-    command = shlex.join(["scripts/bench/run", f"optimise/{bench}", *sys.argv[1:]])
+    """Keep the figures of this run under a name, with its command, but for where the data lies."""
+    bench, given = Path(sys.argv[0]).stem, sys.argv[1:]
+    if "--data" in given:
+        at = given.index("--data")
+        del given[at : at + 2]
+    command = shlex.join(["scripts/bench/run", f"optimise/{bench}", *given])
     entry = {"command": command, "date": time.strftime("%Y-%m-%d"), "on": processor(), "figures": figures}
     text = json.dumps(dict(sorted({**_all(), name: entry}.items())), indent=2)
     FILE.write_text(f"{text}\n", encoding="utf-8")

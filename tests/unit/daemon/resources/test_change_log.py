@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from agent.compute.governor.decision import Change
 from agent.compute.governor.pace import OFF, ROOM
-from agent.compute.governor.state import EVERYTHING
-from agent.daemon.resources.change_log import ChangeLog, without_figures
+from agent.compute.governor.state import EVERYTHING, without_figures
+from agent.daemon.resources.change_log import ChangeLog
 
 NAMES = ("front", "back", "yard")
 WHY = "front infers 1.3 of 5 pictures per second"
