@@ -63,6 +63,6 @@ def run(
         quick(pictures)
     figures = measure(given, pictures)
     if given.record:
-        _recorded.record(f"{bench}/{given.net}", figures)
+        _recorded.record(f"{bench}/{given.net}{f'-{given.seed}' if given.seed else ''}", figures)
     verdict = judge(figures)
     conclude(f"optimise/{bench}", {**figures, **verdict.figures}, verdict.targets, verdict.meets)

@@ -1,9 +1,11 @@
 """Progressive pruning to 80 % of the connections: accuracy by kind of importance and length of the anneal.
 
 Starts from the net of `optimise/baseline --net small --epochs 10`. `dense` is the same net trained by the same
-steps without pruning. All of it takes some 5,000 s of one core with `small`. It can be interrupted, and the same
-command goes on; one with other --anneals or --kinds adds to what was measured. With --quick, a tiny net is
-trained and pruned by two kinds of importance, and the recorded figures are checked.
+steps without pruning. What is pruned learns from the labels and the answers of the net before, and with
+--teacher 0 from the labels alone; `taught dense` is the dense net that learns from both. All of it takes some
+6,000 s of one core with `small`. It can be interrupted, and the same command goes on; one with other --anneals,
+--kinds or --teacher adds to what was measured. With --quick, a tiny net is trained and pruned by two kinds of
+importance, and the recorded figures are checked.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import _nets
 import _recorded
@@ -33,54 +35,100 @@ from agent.optimise.pruning.connections import (
     prune,
     round_settings,
 )
-from agent.optimise.train import evaluate, fit
+from agent.optimise.pruning.teacher import to_learn
+from agent.optimise.train import Labels, Objective, Pictures, TrainingSettings, evaluate, fit
 
 FOLDER = BUILD / "pruning"
 KINDS = ("weight", "random", "gradient*weight", "gradient/weight")
 """The first is the default, by which the targets are judged."""
+DENSE, TAUGHT_DENSE = "dense", "taught dense"
 ANNEALS = (0.0, 1.0, 2.0, 8.0)
+TEACHER = 0.5
+"""Weight of the answers of the net before, by which the targets are judged."""
 LOSS, GAP = 0.003, 0.114
 """Most that may be lost against the dense net after the longest anneal; least gap to random after the least."""
 
 
-def pruned(given: argparse.Namespace, kind: str, anneal: float, pictures: Dataset) -> tuple[float, PruneHistory]:
+class Trial(NamedTuple):
+    """A net on its way, and what it learns from.
+
+    Attributes:
+        net: name of one of `_nets`.
+        seed: of order and augmentation.
+        kind: of importance, `DENSE` or `TAUGHT_DENSE`.
+        teacher: weight of the answers of the net before.
+        anneal: epochs.
+    """
+
+    net: str
+    seed: int
+    kind: str
+    teacher: float
+    anneal: float
+
+    @property
+    def name(self) -> str:
+        """The name of its accuracy among the figures."""
+        kind = DENSE if self.kind == TAUGHT_DENSE else self.kind
+        return name_of(kind, self.teacher, self.anneal)
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoints are kept, with those of other anneals."""
+        told = f"-teacher-{self.teacher:g}" if self.teacher else ""
+        kind = DENSE if self.kind == TAUGHT_DENSE else self.kind.replace("/", ":")
+        return FOLDER / f"{self.net}-{self.seed}" / f"{kind}{told}"
+
+
+def name_of(kind: str, teacher: float, anneal: float) -> str:
+    """The name of an accuracy among the figures."""
+    return f"{kind}, {f'teacher {teacher:g}, ' if teacher else ''}anneal {anneal:g}"
+
+
+def pruned(trial: Trial, pictures: Dataset) -> tuple[float, PruneHistory]:
     """Prune a net, and return its accuracy and what happened; the rounds of a kind serve all anneals."""
-    kinds = FOLDER / f"{given.net}-{given.seed}" / kind.replace("/", ":")
-    folder = kinds / f"anneal-{anneal:g}"
+    folder = trial.folder / f"anneal-{trial.anneal:g}"
     folder.mkdir(parents=True, exist_ok=True)
-    if anneal:
-        pruned(given, kind, 0.0, pictures)
-        shutil.copy(kinds / "anneal-0" / "rounds.checkpoint", folder)
-    net, settings = open_net(given.net), PruneSettings(importance=kind, anneal_epochs=anneal)  # type: ignore[arg-type]
-    data = (pictures.pictures, pictures.labels)
-    few = pictures.test_pictures[::5], pictures.test_labels[::5]
+    rounds = "rounds.checkpoint"
+    if not (folder / rounds).is_file():
+        for other in sorted(trial.folder.glob(f"*/{rounds}"))[:1]:
+            shutil.copy(other, folder)
+    settings = PruneSettings(importance=trial.kind, anneal_epochs=trial.anneal, teacher=trial.teacher)  # type: ignore[arg-type]
+    net, few = open_net(trial.net), (pictures.test_pictures[::5], pictures.test_labels[::5])
     options: dict[str, Any] = {"folder": folder, "test": few, "progress": show}
-    history = prune(net, *data, settings, training(given.seed), **options)
+    history = prune(net, pictures.pictures, pictures.labels, settings, training(trial.seed), **options)
     return _accuracy(net, pictures), history
 
 
-def dense(given: argparse.Namespace, anneal: float, pictures: Dataset) -> float:
+def dense(trial: Trial, pictures: Dataset) -> float:
     """Train a net by the steps of `pruned`, and return its accuracy."""
-    folder = FOLDER / f"{given.net}-{given.seed}" / "dense"
-    folder.mkdir(parents=True, exist_ok=True)
-    hot, settings = training(given.seed), PruneSettings(anneal_epochs=anneal)
-    net = open_net(given.net)
-    _rounds(net, settings, given.seed, pictures, folder / "rounds.pt")
-    if anneal:
-        file = folder / f"anneal-{anneal:g}.checkpoint"
-        long = anneal_settings(hot, settings)
-        fit(net, pictures.pictures, pictures.labels, long, checkpoint=file, progress=show)
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    net, hot = open_net(trial.net), training(trial.seed)
+    labels, objective = to_learn(net, pictures.pictures, pictures.labels, hot, trial.teacher, None)
+    data = pictures.pictures, labels
+    options: dict[str, Any] = {"objective": objective, "progress": show}
+    settings = PruneSettings(anneal_epochs=trial.anneal)
+    _rounds(net, settings, hot, data, trial.folder / "rounds.pt", objective)
+    if trial.anneal:
+        file = trial.folder / f"anneal-{trial.anneal:g}.checkpoint"
+        fit(net, *data, anneal_settings(hot, settings), checkpoint=file, **options)
     return _accuracy(net, pictures)
 
 
-def _rounds(net: Any, settings: PruneSettings, seed: int, pictures: Dataset, file: Path) -> None:
+def _rounds(
+    net: Any,
+    settings: PruneSettings,
+    hot: TrainingSettings,
+    data: tuple[Pictures, Labels],
+    file: Path,
+    objective: Objective | None,
+) -> None:
     """Train a net by the steps of the rounds, or read what an earlier run has trained."""
     if file.is_file():
         net.load_state_dict(torch.load(file, weights_only=True))
         return
     for number in range(settings.rounds + 1):
-        few = round_settings(training(seed), settings, len(pictures.labels), number)
-        fit(net, pictures.pictures, pictures.labels, few)
+        fit(net, *data, round_settings(hot, settings, len(data[1]), number), objective=objective)
     torch.save(net.state_dict(), file)
 
 
@@ -89,18 +137,20 @@ def _accuracy(net: Any, pictures: Dataset) -> float:
 
 
 def measure(given: argparse.Namespace, pictures: Dataset) -> dict[str, float]:
-    """Accuracies by kind and anneal, with those of earlier runs."""
+    """Accuracies by kind, teacher and anneal, with those of earlier runs."""
     file = FOLDER / f"{given.net}-{given.seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     histories = {}
     for anneal in given.anneals:
         for kind in given.kinds:
-            if kind == "dense":
-                found = dense(given, anneal, pictures)
+            teacher = 0.0 if kind == DENSE else given.teacher
+            trial = Trial(given.net, given.seed, kind, teacher, anneal)
+            if kind in (DENSE, TAUGHT_DENSE):
+                found = dense(trial, pictures)
             else:
-                found, histories[kind] = pruned(given, kind, anneal, pictures)
-            figures = _kept(file) | {f"{kind}, anneal {anneal:g}": found}
-            print(f"{time.strftime('%H:%M:%S')} {kind}, anneal {anneal:g}: {found:.4f}", flush=True)
+                found, histories[kind] = pruned(trial, pictures)
+            figures = _kept(file) | {trial.name: found}
+            print(f"{time.strftime('%H:%M:%S')} {trial.name}: {found:.4f}", flush=True)
             file.write_text(json.dumps(figures, indent=1), encoding="utf-8")
     file.with_suffix(".png").write_bytes(draw_curves(histories))
     return _kept(file)
@@ -112,22 +162,31 @@ def _kept(file: Path) -> dict[str, float]:
 
 def judge(figures: dict[str, float]) -> Verdict:
     """What was lost and the gap to random after each anneal; what was not measured is missed."""
-    anneals = sorted({float(name.split()[-1]) for name in figures})
-    lost = {one: _difference(figures, "dense", KINDS[0], one) for one in anneals}
-    gaps = {one: _difference(figures, KINDS[0], "random", one) for one in anneals}
-    found = {f"lost_{one:g}": loss for one, loss in lost.items() if loss is not None}
-    found |= {f"gap_to_random_{one:g}": gap for one, gap in gaps.items() if gap is not None}
-    others = {one: _difference(figures, "dense", KINDS[2], one) for one in anneals}
-    found |= {f"lost_{one:g}_by_{KINDS[2]}": loss for one, loss in others.items() if loss is not None}
-    names = f"lost_{max(ANNEALS):g}", f"gap_to_random_{min(ANNEALS):g}"
+    found = {}
+    for anneal in sorted({float(name.split()[-1]) for name in figures}):
+        for teacher in (0.0, TEACHER):
+            found |= _differences(figures, teacher, anneal)
+    names = name_of("lost", TEACHER, max(ANNEALS)), name_of("gap to random", TEACHER, min(ANNEALS))
     meets = found.get(names[0], 1.0) <= LOSS and found.get(names[1], 0.0) >= GAP
     return Verdict(found, {names[0]: f"<= {LOSS}", names[1]: f">= {GAP}"}, meets)
 
 
-def _difference(figures: dict[str, float], more: str, less: str, anneal: float) -> float | None:
-    """The difference of two kinds after an anneal; None: one is not measured."""
-    names = [f"{kind}, anneal {anneal:g}" for kind in (more, less)]
-    return figures[names[0]] - figures[names[1]] if figures.keys() >= set(names) else None
+def _differences(figures: dict[str, float], teacher: float, anneal: float) -> dict[str, float]:
+    """What was lost against both dense nets and the gap to random, of what was measured."""
+    weight, plain = name_of(KINDS[0], teacher, anneal), name_of(DENSE, 0.0, anneal)
+    pairs = {
+        "lost": (plain, weight),
+        "lost against taught dense": (name_of(DENSE, teacher, anneal), weight),
+        "gap to random": (weight, name_of("random", teacher, anneal)),
+        f"lost by {KINDS[2]}": (plain, name_of(KINDS[2], teacher, anneal)),
+    }
+    if not teacher:
+        del pairs["lost against taught dense"]
+    return {
+        name_of(told, teacher, anneal): figures[more] - figures[less]
+        for told, (more, less) in pairs.items()
+        if figures.keys() >= {more, less}
+    }
 
 
 def quick(pictures: Dataset) -> None:
@@ -153,7 +212,9 @@ def quick(pictures: Dataset) -> None:
 def main() -> None:
     parser = switches(__doc__, "small")
     parser.add_argument("--anneals", nargs="+", type=float, default=ANNEALS, help="epochs")
-    parser.add_argument("--kinds", nargs="+", default=("dense", *KINDS[:3]), choices=("dense", *KINDS))
+    kinds = (DENSE, TAUGHT_DENSE, *KINDS)
+    parser.add_argument("--kinds", nargs="+", default=(DENSE, *KINDS[:3]), choices=kinds)
+    parser.add_argument("--teacher", type=float, default=TEACHER, help="weight of the answers of the net before")
     run("pruning", parser.parse_args(), quick, measure, judge)
 
 

@@ -207,6 +207,14 @@ def test_a_recipe_whose_values_do_not_go_together_is_an_error(model: Model, trai
         prune_model(model, module_of(trained), read_examples(data, model), recipe)
 
 
+def test_comparing_over_layers_is_refused_for_connections_which_always_are() -> None:
+    channels = replace(RECIPE, prune=replace(RECIPE.prune, structured=True, over_layers=True))
+    assert settings_of(channels, PREPARATION, (8, 8, 3), 64)[0].over_layers
+    connections = replace(channels, prune=replace(channels.prune, structured=False))
+    with pytest.raises(ConfigError, match=r"\[prune\] over_layers.*structured = true"):
+        settings_of(connections, PREPARATION, (8, 8, 3), 64)
+
+
 def test_the_recipe_says_how_hot_the_anneal_begins() -> None:
     recipe = replace(RECIPE, prune=replace(RECIPE.prune, anneal_factor=0.15))
     settings, training = settings_of(recipe, PREPARATION, (8, 8, 3), 64)
