@@ -154,8 +154,8 @@ def settings_of(
         given["round_factor"] = ROUND_FACTOR
     elif recipe.prune.over_layers:
         raise ConfigError(
-            "[prune] over_layers: is for channels, with structured = true; connections are always compared over all "
-            "layers"
+            "[prune] over_layers: is for channels, with structured = true; connections are always compared "
+            "over all layers"
         )
     try:
         settings = convert(given, PruneSettings)
