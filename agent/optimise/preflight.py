@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from agent.compute.manifest import Model
-from agent.errors import ModelError
+from agent.errors import ConfigError, ModelError
 from agent.optimise.data import Examples
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
@@ -67,6 +67,8 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
     """
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
+    if fault := recipe.recipe.prune.fault():
+        raise ConfigError(f"{recipe.file.where('prune', 'over_layers')}: [prune] {fault}")
     settings_of(recipe.recipe, model.manifest.input, examples.shape, len(examples))
     if not recipe.recipe.prune.structured:
         recipe.check_prune_layers(_layers(model, module), "layer")

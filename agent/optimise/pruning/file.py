@@ -149,14 +149,11 @@ def settings_of(
     Raises:
         ConfigError: the values do not go together.
     """
+    if fault := recipe.prune.fault():
+        raise ConfigError(f"[prune] {fault}")
     given = msgspec.to_builtins(recipe.prune) | {"importance": recipe.prune.ranked_by}
     if given.pop("structured"):
         given["round_factor"] = ROUND_FACTOR
-    elif recipe.prune.over_layers:
-        raise ConfigError(
-            "[prune] over_layers: is for channels, with structured = true; connections are always compared "
-            "over all layers"
-        )
     try:
         settings = convert(given, PruneSettings)
     except ValueError as error:

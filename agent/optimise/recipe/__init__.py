@@ -100,6 +100,12 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         """Return the importance, with the default filled in."""
         return self.importance or ("gradient*weight" if self.structured else "weight")
 
+    def fault(self) -> str:
+        """Say what does not go together; empty: all does."""
+        if self.over_layers and not self.structured:
+            return "over_layers: is for channels, with structured = true; connections are always compared so"
+        return ""
+
 
 class QatRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     """`[qat]`: quantisation-aware training, from the weights that `quantise` has found.

@@ -67,6 +67,8 @@ def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> 
     idle = parse_recipe("[prune]\nstructured = true\nround_steps = 0", "r.toml")
     with pytest.raises(ConfigError, match="round_steps"):
         check_pruning(model, module, examples, idle)
+    with pytest.raises(ConfigError, match=r"r\.toml:2: \[prune\] over_layers: .*structured = true"):
+        check_pruning(model, module, examples, parse_recipe("[prune]\nover_layers = true", "r.toml"))
     check_pruning(model, module, examples, parse_recipe('[prune]\nlayers = ["st*"]', "r.toml"))
     check_pruning(model, None, examples, parse_recipe("", "r.toml"))
 
