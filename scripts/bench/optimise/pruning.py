@@ -162,7 +162,7 @@ def _kept(file: Path) -> dict[str, float]:
 
 def judge(figures: dict[str, float]) -> Verdict:
     """What was lost and the gap to random after each anneal; what was not measured is missed."""
-    found = {}
+    found: dict[str, float] = {}
     for anneal in sorted({float(name.split()[-1]) for name in figures}):
         for teacher in (0.0, TEACHER):
             found |= _differences(figures, teacher, anneal)
