@@ -1,11 +1,11 @@
 """Progressive pruning to 80 % of the connections: accuracy by kind of importance and length of the anneal.
 
 Starts from the net of `optimise/baseline --net small --epochs 10`. `dense` is the same net trained by the same
-steps without pruning. What is pruned learns from the labels and the answers of the net before, and with
---teacher 0 from the labels alone; `taught dense` is the dense net that learns from both. All of it takes some
-6,000 s of one core with `small`. It can be interrupted, and the same command goes on; one with other --anneals,
---kinds or --teacher adds to what was measured. With --quick, a tiny net is trained and pruned by two kinds of
-importance, and the recorded figures are checked.
+steps without pruning. With --teacher, what is pruned learns from the labels and the answers of the net before,
+and is compared with the same dense net; `taught dense` is one that learns from both. All of it takes some 5,000 s
+of one core with `small`, without a teacher. It can be interrupted, and the same command goes on; one with other
+--anneals, --kinds or --teacher adds to what was measured. With --quick, a tiny net is trained and pruned by two
+kinds of importance, and the recorded figures are checked.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 import shutil
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,8 +44,6 @@ KINDS = ("weight", "random", "gradient*weight", "gradient/weight")
 """The first is the default, by which the targets are judged."""
 DENSE, TAUGHT_DENSE = "dense", "taught dense"
 ANNEALS = (0.0, 1.0, 2.0, 8.0)
-TEACHER = 0.5
-"""Weight of the answers of the net before, by which the targets are judged."""
 LOSS, GAP = 0.003, 0.114
 """Most that may be lost against the dense net after the longest anneal; least gap to random after the least."""
 
@@ -160,13 +159,13 @@ def _kept(file: Path) -> dict[str, float]:
     return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
 
 
-def judge(figures: dict[str, float]) -> Verdict:
+def judge(figures: dict[str, float], teacher: float = 0.0) -> Verdict:
     """What was lost and the gap to random after each anneal; what was not measured is missed."""
     found: dict[str, float] = {}
     for anneal in sorted({float(name.split()[-1]) for name in figures}):
-        for teacher in (0.0, TEACHER):
-            found |= _differences(figures, teacher, anneal)
-    names = name_of("lost", TEACHER, max(ANNEALS)), name_of("gap to random", TEACHER, min(ANNEALS))
+        for weight in sorted({0.0, teacher}):
+            found |= _differences(figures, weight, anneal)
+    names = name_of("lost", teacher, max(ANNEALS)), name_of("gap to random", teacher, min(ANNEALS))
     meets = found.get(names[0], 1.0) <= LOSS and found.get(names[1], 0.0) >= GAP
     return Verdict(found, {names[0]: f"<= {LOSS}", names[1]: f">= {GAP}"}, meets)
 
@@ -214,8 +213,9 @@ def main() -> None:
     parser.add_argument("--anneals", nargs="+", type=float, default=ANNEALS, help="epochs")
     kinds = (DENSE, TAUGHT_DENSE, *KINDS)
     parser.add_argument("--kinds", nargs="+", default=(DENSE, *KINDS[:3]), choices=kinds)
-    parser.add_argument("--teacher", type=float, default=TEACHER, help="weight of the answers of the net before")
-    run("pruning", parser.parse_args(), quick, measure, judge)
+    parser.add_argument("--teacher", type=float, default=0.0, help="weight of the answers of the net before")
+    given = parser.parse_args()
+    run("pruning", given, quick, measure, partial(judge, teacher=given.teacher))
 
 
 if __name__ == "__main__":
