@@ -55,6 +55,7 @@ def run(
     quick: Callable[[Dataset], None],
     measure: Callable[[argparse.Namespace, Dataset], dict[str, float]],
     judge: Callable[[dict[str, float]], Verdict],
+    variant: str = "",
 ) -> None:
     """Measure, keep the figures with --record, and conclude; or do with --quick what is quick."""
     torch.set_num_threads(given.threads)
@@ -63,6 +64,7 @@ def run(
         quick(pictures)
     figures = measure(given, pictures)
     if given.record:
-        _recorded.record(f"{bench}/{given.net}{f'-{given.seed}' if given.seed else ''}", figures)
+        seed = f"-{given.seed}" if given.seed else ""
+        _recorded.record(f"{bench}/{given.net}{variant}{seed}", figures)
     verdict = judge(figures)
     conclude(f"optimise/{bench}", {**figures, **verdict.figures}, verdict.targets, verdict.meets)

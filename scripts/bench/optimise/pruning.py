@@ -215,7 +215,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=(DENSE, *KINDS[:3]), choices=kinds)
     parser.add_argument("--teacher", type=float, default=0.0, help="weight of the answers of the net before")
     given = parser.parse_args()
-    run("pruning", given, quick, measure, partial(judge, teacher=given.teacher))
+    variant = f"-teacher-{given.teacher:g}" if given.teacher else ""
+    run("pruning", given, quick, measure, partial(judge, teacher=given.teacher), variant)
 
 
 if __name__ == "__main__":
