@@ -220,9 +220,7 @@ def confirmed(setting: Setting, count: int) -> dict[str, float]:
         earlier = stage_counts(page)
         before = cpu_s(daemon.pid), sum(sent[:count]), core_s(cores()[0])
         began_ns, until = time.monotonic_ns(), time.monotonic() + setting.seconds
-        messages = [
-            one for one in subscriber.messages(until) if one is not None and one.received_ns >= began_ns
-        ]
+        messages = [one for one in subscriber.messages(until) if one is not None and one.received_ns >= began_ns]
         used, frames = cpu_s(daemon.pid) - before[0], sum(sent[:count]) - before[1]
         others = core_s(cores()[0]) - before[2] - used
         later = stage_counts(page)
