@@ -14,13 +14,13 @@ after which everything is decoded for as long again: its ratio is lower, and onl
 
 Then, not with `--quick`, the daemon runs on one core with four times as many cameras as the loop carries, with
 its governor, and tells whether it keeps up: at least 0.95 of the pictures are read, and of the decoded ones
-handled, in 0.95 of the streams 0.95 of them within half a second, and the governor reduces nothing. The times are
-those of the histograms in `[metrics]` between two moments, so that the start, when all cameras are opened and
-decoded at once, is not in them: of each stage the 95th percentile, interpolated in its bucket, and their sum.
-Pictures from before somebody was noticed are decoded late, on purpose, and counted apart: the gate sees them, and
-they have no time in the queue. Beside these times is told when the results of all inferred pictures, those decoded
-late included, were published, in 0.95 of the streams for 0.95 of them. `--confirm` does this part alone, with so
-many cameras.
+handled, in 0.95 of the streams 0.95 of them within half a second, and the governor reduces nothing. The times
+are those of the histograms in `[metrics]` between two moments, so that the start, when all cameras are opened
+and decoded at once, is not in them: of each stage the 95th percentile, interpolated in its bucket, and their
+sum. Pictures from before somebody was noticed are decoded late, on purpose, and counted apart: the gate sees
+them, and they have no time in the queue. Beside these times is told when the results of all inferred pictures,
+those decoded late included, were published, in 0.95 of the streams for 0.95 of them. `--confirm` does this part
+alone, with so many cameras.
 """
 
 from __future__ import annotations
@@ -283,9 +283,6 @@ def delays(times: StageCounts) -> dict[str, float]:
     late_s = waits_s[round(IN_TIME * (len(streams) - 1))]
     came, handled = (sum(sum(times[stream, stage]) for stream in streams) for stage in ("queue", "gate"))
     each = ", ".join(f"{stage} {1e3 * statistics.median(found):.0f}" for stage, found in stages.items())
-    if os.environ.get("DBG"):
-        for stream in streams:
-            print(stream, {st: [int(x) for x in times[stream, st]] for st in (*STAGES, "gate")})
     print(f"as they come: {came:.0f} pictures, p95 {1e3 * late_s:.0f} ms (medians of p95: {each}); ", end="")
     print(f"decoded late: {handled - came:.0f}")
     return {"confirmed_p95_ms": 1e3 * late_s, "confirmed_came": came, "confirmed_late": handled - came}
@@ -312,10 +309,8 @@ def handed_on(health: Sequence[Any], read: float) -> dict[str, float]:
     dropped = sum(one.dropped - first[name].dropped for name, one in last.items())
     reduced = sum(any(message.streams[name].reduced for message in health) for name in last)
     handled = frames / max(1, frames + dropped)
-    print(
-        f"{len(last)} cameras on one core: {read:.3f} of their pictures read, {handled:.3f} of {frames + dropped} "
-        f"decoded ones handled, {reduced} reduced"
-    )
+    print(f"{len(last)} cameras on one core: {read:.3f} of their pictures read, ", end="")
+    print(f"{handled:.3f} of {frames + dropped} decoded ones handled, {reduced} reduced")
     return {"confirmed_read": read, "confirmed_handled": handled, "confirmed_reduced": float(reduced)}
 
 
