@@ -311,7 +311,11 @@ def handed_on(health: Sequence[Any], read: float) -> dict[str, float]:
     handled = frames / max(1, frames + dropped)
     print(f"{len(last)} cameras on one core: {read:.3f} of their pictures read, ", end="")
     print(f"{handled:.3f} of {frames + dropped} decoded ones handled, {reduced} reduced")
-    return {"confirmed_read": read, "confirmed_handled": handled, "confirmed_reduced": float(reduced)}
+    waits_ms = sorted(sum(one.p95_ms.get(stage, 0.0) for stage in STAGES) for one in last.values())
+    newest_ms = waits_ms[round(IN_TIME * (len(last) - 1))]
+    print(f"p95 of each camera's newest 256 pictures, which hold the start: {newest_ms:.0f} ms")
+    found = {"confirmed_read": read, "confirmed_handled": handled, "confirmed_reduced": float(reduced)}
+    return found | {"confirmed_newest_p95_ms": newest_ms}
 
 
 if __name__ == "__main__":
