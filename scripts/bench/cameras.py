@@ -204,8 +204,43 @@ def loop_all(uris: list[str], core: int, read: Any) -> None:
         thread.join()
 
 
+StageCounts = Mapping[tuple[str, str], list[float]]
+"""How many times there are in each bucket, by stream and stage."""
+
+
+class Observed(Struct, frozen=True):
+    """What was seen of a daemon between two moments.
+
+    Attributes:
+        messages: that it has published.
+        times: of its stages.
+        used_s, others_s: processor time of its core that it has used, and that others have, s.
+        sent: pictures that its cameras have sent.
+    """
+
+    messages: list[Any]
+    times: StageCounts
+    used_s: float
+    others_s: float
+    sent: int
+
+
 def confirmed(setting: Setting, count: int) -> dict[str, float]:
     """Run the daemon with so many cameras on one core; tell whether it keeps up, and how long it had the core."""
+    seen = observed(setting, count)
+    share, others = seen.used_s / setting.seconds, seen.others_s / setting.seconds
+    print(f"the daemon had {share:.2f} of the core, other programs {others:.2f}")
+    found = {"confirmed_core_share": share, "confirmed_others_share": others}
+    health = [told for one in seen.messages if (told := one.health()) is not None]
+    found |= handed_on(health, seen.sent / (count * setting.seconds * _cameras.FPS)) | delays(seen.times)
+    found |= published([one for one in seen.messages if one.kind == "detections"])
+    meets = min(found["confirmed_read"], found["confirmed_handled"]) >= IN_TIME
+    meets = meets and found["confirmed_p95_ms"] <= 1e3 * LATE_S and not found["confirmed_reduced"]
+    return found | {"keeps_up": float(meets), "confirmed": float(count)}
+
+
+def observed(setting: Setting, count: int) -> Observed:
+    """Run the daemon with so many cameras on one core, and observe it when they are known."""
     from agent.comms.consumer.client import BrokerOptions
     from agent.comms.consumer.subscribe import Subscriber
 
@@ -218,30 +253,17 @@ def confirmed(setting: Setting, count: int) -> dict[str, float]:
     try:
         time.sleep(setting.warm_s)
         earlier = stage_counts(page)
-        before = cpu_s(daemon.pid), sum(sent[:count]), core_s(cores()[0])
+        before = cpu_s(daemon.pid), core_s(cores()[0]), sum(sent[:count])
         began_ns, until = time.monotonic_ns(), time.monotonic() + setting.seconds
-        messages = [one for one in subscriber.messages(until) if one is not None and one.received_ns >= began_ns]
-        used, frames = cpu_s(daemon.pid) - before[0], sum(sent[:count]) - before[1]
-        others = core_s(cores()[0]) - before[2] - used
-        later = stage_counts(page)
+        messages = [one for one in subscriber.messages(until) if one and one.received_ns >= began_ns]
+        used_s, frames = cpu_s(daemon.pid) - before[0], sum(sent[:count]) - before[2]
+        others_s, later = core_s(cores()[0]) - before[1] - used_s, stage_counts(page)
     finally:
         daemon.terminate()
         daemon.wait()
         subscriber.stop()
     times = {key: [now - then for now, then in zip(later[key], earlier[key], strict=True)] for key in later}
-    found = {"confirmed_core_share": used / setting.seconds, "confirmed_others_share": others / setting.seconds}
-    print(f"the daemon had {found['confirmed_core_share']:.2f} of the core, ", end="")
-    print(f"other programs {found['confirmed_others_share']:.2f}")
-    health = [heard for one in messages if (heard := one.health()) is not None]
-    found |= handed_on(health, frames / (count * setting.seconds * _cameras.FPS)) | delays(times)
-    found |= published([one for one in messages if one.kind == "detections"])
-    meets = min(found["confirmed_read"], found["confirmed_handled"]) >= IN_TIME
-    meets = meets and found["confirmed_p95_ms"] <= 1e3 * LATE_S and not found["confirmed_reduced"]
-    return found | {"keeps_up": float(meets), "confirmed": float(count)}
-
-
-StageCounts = Mapping[tuple[str, str], list[float]]
-"""How many times there are in each bucket, by stream and stage."""
+    return Observed(messages, times, used_s, others_s, frames)
 
 
 def stage_counts(port: int) -> StageCounts:
@@ -274,10 +296,9 @@ def quantile_s(counts: Sequence[float], share: float) -> float:
 def delays(times: StageCounts) -> dict[str, float]:
     """Tell in which time pictures are handled that are decoded as they come, and how many are decoded late."""
     streams = sorted({stream for stream, _ in times})
+    none = [0.0] * (len(BOUNDS_S) + 1)
     stages = {
-        stage: [quantile_s(times[stream, stage], IN_TIME) for stream in streams]
-        for stage in STAGES
-        if all((stream, stage) in times for stream in streams)
+        stage: [quantile_s(times.get((stream, stage), none), IN_TIME) for stream in streams] for stage in STAGES
     }
     waits_s = sorted(map(sum, zip(*stages.values(), strict=True)))
     late_s = waits_s[round(IN_TIME * (len(streams) - 1))]
