@@ -180,7 +180,7 @@ class LowRankAttention(_LightAttention):
         _check_counts(steps=steps, rank=rank)
         super().__init__(channels, head, rank, gate, normalised)
         self.steps, self.stretch = steps, -(-steps // rank)
-        self.summary = nn.Conv2d(2 * head, 2 * head, (self.stretch, 1), (self.stretch, 1), groups=2 * head)
+        self.summary = nn.Conv2d(2 * head, 2 * head, (1, self.stretch), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
         nn.init.zeros_(self.summary.bias)
 
@@ -188,7 +188,9 @@ class LowRankAttention(_LightAttention):
         if rest.shape[2] != self.steps:
             raise ModelError(f"steps: expected a sequence of {self.steps}, got {rest.shape[2]}")
         missing = self.stretch * self.seen - self.steps
-        return self.summary(functional.pad(rest, (0, 0, 0, missing))).transpose(2, 3)
+        padded = functional.pad(rest, (0, 0, 0, missing))
+        # One row for each stretch, since the gradients of a convolution with strides are slow.
+        return self.summary(padded.reshape(*rest.shape[:2], self.seen, self.stretch)).transpose(2, 3)
 
 
 class DenseAttention(nn.Module):

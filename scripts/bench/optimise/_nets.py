@@ -201,5 +201,7 @@ class OverTime(nn.Module):
     def forward(self, x: Any) -> Any:
         if isinstance(self.block, nn.Identity):
             return x
-        steps = (x * self.step.weight[:, 0]).sum(3, keepdim=True) + self.step.bias[:, None, None]
-        return (x + (self.block(steps) - steps)).relu_()
+        weights = self.step.weight[:, 0, 0].t().contiguous()
+        merged = (x.permute(0, 2, 3, 1) * weights).sum(2, keepdim=True).permute(0, 3, 1, 2)
+        steps = merged + self.step.bias[:, None, None]
+        return (x + (self.block(steps) - steps).to(x.dtype)).relu_()

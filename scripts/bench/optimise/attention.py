@@ -2,14 +2,15 @@
 
 The net is that of `small-speech`, whose last layer attends over 25 steps of 40 ms. It has a last exit for each
 block, side by side on the layers below, which learn from all of them: so two blocks differ in nothing else, and
-what chance does to a training falls on both. With --apart, each block is trained in a net of its own. All see the
-same examples in one order: digits of the Free Spoken Digit Dataset, clean and in noise, other words and silence.
+what chance does to a training falls on both. Some that --blocks may name also learn from the answers of the dense
+block. With --apart, each block is trained in a net of its own. All see the same examples in one order: digits of
+the Free Spoken Digit Dataset, clean and in noise, other words and silence.
 
 Accuracy is that of the last exit, in float, on recordings that were kept out of training, each in several noises
 and places, clean and at 10 and 0 dB. What a block loses is the mean of the differences, answer by answer, to the
 better of the dense blocks; its standard error counts both seeds and recordings as chance. Blocks were chosen with
 other recordings (`choice`). The time of a block is that of its INT8 file, for sequences of several lengths. All
-takes some 40 minutes of one core, and goes on where it was interrupted. With --quick, costs and times are
+takes some 20 minutes of one core, and goes on where it was interrupted. With --quick, costs and times are
 measured, one seed sees few examples, and the recorded figures are checked.
 """
 
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from torch.nn import functional
 from agent.compute.manifest import Manifest, Model
 from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, PatternAttention, costs
 from agent.optimise.data import read_examples
+from agent.optimise.depth.distil import exit_loss
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe
@@ -57,6 +59,36 @@ from speech_sound import trimmed
 
 FOLDER = BUILD / "attention"
 CHANNELS, STEPS, DEEPEST = speech_graph.CHANNELS, 25, speech_graph.DEPTHS[-1]
+
+
+class WideLowRank(LowRankAttention):
+    """Low rank without values of its own: summaries of the steps at full width, which the output mixes.
+
+    Args: as of `LowRankAttention`, but `head` is the width of queries and keys alone.
+    """
+
+    def __init__(self, channels: int, head: int, steps: int, rank: int) -> None:
+        super().__init__(channels, head, steps, rank)
+        both = head + channels
+        self.projection = nn.Sequential(nn.Conv2d(channels, 2 * head, 1, bias=False), nn.BatchNorm2d(2 * head))
+        self.summary = nn.Conv2d(both, both, (1, self.stretch), groups=both)
+        self.gathered = nn.Conv2d(channels, channels, (1, rank), groups=channels)
+        self.output = nn.Sequential(nn.Conv2d(channels, channels, 1, bias=False), nn.BatchNorm2d(channels))
+        nn.init.constant_(self.summary.weight, 1 / self.stretch)
+        nn.init.constant_(self.gathered.weight, 1.0)
+        for zero in (self.summary.bias, self.gathered.bias, self.output[1].weight):
+            nn.init.zeros_(zero)
+
+    def forward(self, x: Any) -> Any:
+        query, key = self.projection(x).split((self.head, self.head), dim=1)
+        key, value = self._met(torch.cat([key, x], dim=1)).split((self.head, x.shape[1]), dim=1)
+        return x + self.output(self.gathered(value * self._weights(self.score(key * query))))
+
+
+def _low_rank_19() -> Any:
+    return LowRankAttention(CHANNELS, 19, STEPS, 5)
+
+
 BLOCKS: dict[str, Callable[[], Any]] = {
     "none": nn.Identity,
     "dense": lambda: DenseAttention(CHANNELS),
@@ -66,13 +98,22 @@ BLOCKS: dict[str, Callable[[], Any]] = {
     "banded_18_wide": lambda: BandedAttention(CHANNELS, 18, STEPS // 2),
     "pattern_20": lambda: PatternAttention(CHANNELS, 20, (-8, -4, -2, -1, 0, 1, 2, 4, 8)),
     "low_rank_16": lambda: LowRankAttention(CHANNELS, 16, STEPS, 5),
+    "low_rank_19": _low_rank_19,
+    "wide_low_rank_8": lambda: WideLowRank(CHANNELS, 8, STEPS, 5),
+    **dict.fromkeys(("low_rank_19_taught", "low_rank_19_unlabelled"), _low_rank_19),
+    **dict.fromkeys(("none_taught", "none_unlabelled"), nn.Identity),
 }
+TAUGHT = {"low_rank_19_taught": 0.5, "none_taught": 0.5, "low_rank_19_unlabelled": 1.0, "none_unlabelled": 1.0}
+"""Blocks that learn from the answers of the dense one beside them, in place of this share of the labels."""
+COMPARED = ("none", "dense", "low_rank_19", "wide_low_rank_8")
+"""Blocks that are trained unless others are asked for."""
 DENSE = ("dense", "dense_norm")
 LENGTHS = (25, 100, 400)
 """Steps of the sequences for which INT8 files are timed."""
-LIGHT = "low_rank_16"
+LIGHT = "low_rank_19"
 """The block that the targets are about: the best of the light ones for the recordings to choose with."""
-SHARE, LOSS = 0.38, 0.002
+SHARE, LOSS, SEEDS = 0.38, 0.002, 3
+"""Bars: share of the dense block's parameters, what may be lost to it, and seeds that this is the mean of."""
 SETS = ("choice", "testing")
 LOST = f"testing_{LIGHT}_lost"
 TIMED: dict[str, Callable[[int], Any]] = {
@@ -115,15 +156,16 @@ def _real(sound: Samples) -> Any:
 
 def parts(training: Corpus, epochs: int) -> list[Part]:
     """Examples of each epoch, made once; the seeds differ in the first weights and in the order."""
-    file = FOLDER / f"examples-{epochs}.npz"
-    if not file.is_file():
-        made = []
-        for number in range(epochs):
-            made.append(speech_features.epoch(training, 0, number))
+    found = []
+    for number in range(epochs):
+        file = FOLDER / f"examples-{number}.npz"
+        if not file.is_file():
+            made = speech_features.epoch(training, 0, number)
+            _save(file, x=made.features, y=made.labels)
             print(f"examples of epoch {number + 1} of {epochs}", flush=True)
-        _save(file, x=np.stack([one.features for one in made]), y=np.stack([one.labels for one in made]))
-    with np.load(file) as archive:
-        return list(zip(archive["x"], archive["y"], strict=True))
+        with np.load(file) as archive:
+            found.append((archive["x"], archive["y"]))
+    return found
 
 
 def tests(unseen: Corpus, name: str, draws: int) -> Part:
@@ -160,6 +202,10 @@ class Branches(speech_model.Speech):
         self.branches = nn.ModuleDict(
             {name: nn.ModuleList([block, copy.deepcopy(last)]) for name, block in made.items()}
         )
+
+    def pooled(self, x: Any) -> Any:
+        """Mean over time as in `Speech`; its gradient is divided while it is small."""
+        return self.dropout((x.sum(2) / x.shape[2]).transpose(1, 2).flatten(1))
 
     def answers(self, features: Any) -> tuple[list[Any], dict[str, Any]]:
         """Logits of the early exits, and of each block's."""
@@ -198,8 +244,15 @@ def losses(net: Branches, features: Any, labels: Any) -> Any:
     """Sum over the early exits and the mean of the last ones; computed in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
         early, last = net.answers(features)
-    deepest = [functional.cross_entropy(own.float(), labels) for own in last.values()]
+    deepest = [last_loss(name, last, labels) for name in last]
     return sum(functional.cross_entropy(own.float(), labels) for own in early) + sum(deepest) / len(deepest)
+
+
+def last_loss(name: str, last: dict[str, Any], labels: Any) -> Any:
+    """Loss of a block's exit. Who is taught has the teacher's loss added, which has no gradient here."""
+    if name not in TAUGHT:
+        return functional.cross_entropy(last[name].float(), labels)
+    return exit_loss([last[name], last["dense"].detach()], labels, taught=TAUGHT[name])
 
 
 def batches(examples: Part, seed: int, number: int) -> list[Part]:
@@ -225,14 +278,21 @@ def measure(given: Namespace) -> dict[str, float]:
     """Train with each seed and compare; what an earlier run has trained is read."""
     training, *unseen = corpora(given)
     sets = {name: tests(one, name, given.draws) for name, one in zip(SETS, unseen, strict=True)}
-    groups = [[name] for name in given.blocks] if given.apart else [given.blocks]
+    groups = [apart(name) for name in given.blocks] if given.apart else [given.blocks]
     seeds = []
     for seed in given.seeds:
         found: Answers = {}
         for group in groups:
-            found |= answers(given, training, sets, group, seed)
+            every = answers(given, training, sets, group, seed)
+            wanted = group[-1:] if given.apart else group
+            found |= {name: own for name, own in every.items() if name.split("/")[1] in wanted}
         seeds.append(found)
-    return summary(seeds, given)
+    return {"seeds": len(seeds), **summary(seeds, given)}
+
+
+def apart(name: str) -> list[str]:
+    """Blocks of the net in which this one, the last of them, is trained apart from the others."""
+    return ["dense", name] if name in TAUGHT else [name]
 
 
 def answers(given: Namespace, training: Corpus, sets: dict[str, Part], blocks: list[str], seed: int) -> Answers:
@@ -324,7 +384,7 @@ def _timed(interpreter: Any) -> float:
 
 def shares() -> dict[str, float]:
     """Parameters and multiply-adds of each light block, of those of dense attention."""
-    light = {name: make() for name, make in BLOCKS.items() if name != "none" and name not in DENSE}
+    light = {name: make() for name, make in BLOCKS.items() if name not in (*DENSE, *TAUGHT, "none")}
     found = costs(light, CHANNELS, STEPS)
     figures = {f"{name}_parameters": found[name].parameters_share for name in light}
     return figures | {f"{name}_multiply_adds": found[name].multiply_adds_share for name in light}
@@ -336,7 +396,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--draws", type=int, default=8, help="noises and places of each digit, by condition")
-    parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(BLOCKS))
+    parser.add_argument("--blocks", nargs="+", choices=list(BLOCKS), default=list(COMPARED))
     parser.add_argument("--apart", action="store_true", help="train each block in a net of its own")
     parser.add_argument("--record", action="store_true", help="keep the figures in recorded.json")
     given = parser.parse_args()
@@ -349,10 +409,13 @@ def main() -> None:
     figures |= measure(given)
     if given.record:
         _recorded.record("attention/apart" if given.apart else "attention/speech", figures)
-    targets = {f"{LIGHT}_parameters": f"<= {SHARE}", LOST: f"<= {LOSS}"}
-    conclude(
-        "optimise/attention", figures, targets, figures[f"{LIGHT}_parameters"] <= SHARE and figures[LOST] <= LOSS
-    )
+    targets = {f"{LIGHT}_parameters": f"<= {SHARE}", LOST: f"<= {LOSS}", "seeds": f">= {SEEDS}"}
+    conclude("optimise/attention", figures, targets, figures[f"{LIGHT}_parameters"] <= SHARE and within(figures))
+
+
+def within(figures: Mapping[str, float]) -> bool:
+    """If the light block was within the bar of the dense one, over enough seeds."""
+    return figures.get(LOST, 1.0) <= LOSS and figures.get("seeds", 1) >= SEEDS
 
 
 def quick(given: Namespace, figures: dict[str, float]) -> None:
@@ -361,18 +424,19 @@ def quick(given: Namespace, figures: dict[str, float]) -> None:
     few = replace(training, digits=training.digits[::7], synthetic=training.digits[::7])
     made = speech_features.epoch(few, 0, 0)
     heard = speech_features.heard(unseen, unseen.digits, None)
-    net = trained([LIGHT], [(made.features, made.labels)] * 12, 0)
+    net = trained(["dense", LIGHT], [(made.features, made.labels)] * 12, 0)
     figures["after_12_short_epochs"] = float(right(net, (heard.features, heard.labels))[LIGHT].mean())
     kept = _recorded.show("attention/speech").get("attention/speech", {})
-    wanted = (LOST, f"testing_{LIGHT}_error", "testing_none_lost", "testing_none_error")
+    wanted = ("seeds", LOST, f"testing_{LIGHT}_error", "testing_none_lost", "testing_none_error")
     figures |= {f"recorded_{name}": kept[name] for name in wanted if name in kept}
     targets = {
         f"{LIGHT}_parameters": f"<= {SHARE}",
         "after_12_short_epochs": ">= 0.3",
         f"recorded_{LOST}": f"<= {LOSS}",
+        "recorded_seeds": f">= {SEEDS}",
     }
     meets = figures[f"{LIGHT}_parameters"] <= SHARE and figures["after_12_short_epochs"] >= 0.3
-    conclude("optimise/attention", figures, targets, meets and kept.get(LOST, 1.0) <= LOSS)
+    conclude("optimise/attention", figures, targets, meets and within(kept))
 
 
 if __name__ == "__main__":
