@@ -402,12 +402,16 @@ def _check_classifier(content: FoundData, path: Path, model: Model, outputs: Seq
     try:
         assign_scores(0, [one for one in outputs if one.name != HIDDEN], {}, SCORE_HINTS)
     except ModelError as error:
-        without = "without class folders" if content.has_pictures else "without `y`"
-        raise ModelError(
-            f"{path}: {content.words}, and the outputs of {model.path} are no scores of classes ({error}): write "
-            "a manifest beside it with the [output] decoder that reads them, see `vedette guide models`, or give "
-            f"examples {without}"
-        ) from None
+        raise no_classifier(f"{path}: {content.words}", f"the outputs of {model.path}", error) from None
+
+
+def no_classifier(examples: str, outputs: str, error: ModelError) -> ModelError:
+    """Return the error for examples of classes and a model that gives no scores of classes."""
+    return ModelError(
+        f"{examples}, and {outputs} are no scores of classes ({error}): write a manifest beside the model with "
+        "the [output] decoder that reads them, see `vedette guide models`, or give examples without classes: "
+        "pictures without class folders, or no `y`"
+    )
 
 
 def _matched(

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -103,6 +104,18 @@ def test_examples_that_hardly_differ_are_doubted(tmp_path: Path) -> None:
     np.savez(tmp_path / "few.npz", x=np.tile(pictures(2), (20, 1, 1, 1)))
     done = call(model, tmp_path / "out.tflite", tmp_path / "few.npz")
     assert "20 examples for calibration only 2 differ" in done.stdout
+
+
+def test_classes_for_a_model_that_gives_none_say_what_to_do(tmp_path: Path) -> None:
+    model = tmp_path / "map.tflite"
+    model.write_bytes(float_file(nn.Conv2d(3, 5, 3)))  # a map
+    for number, one in enumerate(pictures(16)):
+        (tmp_path / "data" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "data" / str(number % 2) / f"{number}.png"), one)
+    done = call(model, tmp_path / "out.tflite", tmp_path / "data")
+    assert done.exit_code == 1
+    for fact in ("no scores of classes", "`vedette guide models`", "without class folders"):
+        assert fact in said(done)
 
 
 def test_that_pictures_are_enlarged_is_told_and_reported(tmp_path: Path) -> None:

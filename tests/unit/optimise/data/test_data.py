@@ -21,7 +21,7 @@ from agent.compute.manifest import AudioManifest, InputManifest, Manifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
-from tests.support.picture_models import COLOURS, SIDE, classifier, detector, picture
+from tests.support.picture_models import COLOURS, SIDE, classifier, picture
 
 MANIFEST = Manifest(
     "colours",
@@ -434,15 +434,3 @@ def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / "x.npz", x=np.zeros((9, SIDE, SIDE, 3), dtype))
         with pytest.raises(ModelError):
             read_examples(tmp_path / "x.npz", MODEL)
-
-
-def test_classes_for_a_model_that_gives_none_say_what_to_do(tmp_path: Path) -> None:
-    folder = by_class(tmp_path / "pictures")
-    content = detector()
-    manifest = Manifest("boxes", input=MANIFEST.input)
-    model = Model(content, hashlib.sha256(content).hexdigest(), manifest, "boxes.tflite")
-    with pytest.raises(ModelError) as error:
-        read_examples(folder, model)
-    assert "the outputs of boxes.tflite are no scores of classes" in str(error.value)
-    assert "vedette guide models" in str(error.value)
-    assert "without class folders" in str(error.value)
