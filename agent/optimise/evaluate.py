@@ -25,7 +25,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from agent.compute.decode.decoder import Labels, assign_scores, build_decoder
+from agent.compute.decode.decoder import Labels, ShapeMismatchError, assign_scores, build_decoder
 from agent.compute.infer.backends import open_for_command
 from agent.compute.infer.choice import golden_inputs
 from agent.compute.infer.image_input import Placement
@@ -36,7 +36,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
-from agent.optimise.data import Examples
+from agent.optimise.data import SCORE_HINTS, Examples, no_classifier
 from agent.text import plural
 from agent.types import Array, Detection
 
@@ -46,7 +46,6 @@ Metric = Literal["top-1", "AP", "agreement", "fidelity"]
 
 _EVERY = DecodeConfig(score_threshold=0.02, iou_threshold=0.6, max_detections=100)
 """Thresholds for COCO's measure, which needs weak detections, too."""
-_HINTS = ("score", "prob", "class", "softmax", "logit")
 _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""
 _UNITS = 1000.0
@@ -214,7 +213,10 @@ def share_score(metric: Metric, right: NDArray[np.bool_], **details: float) -> S
 
 
 def _top_1(session: Session, examples: Examples, progress: Progress) -> Score:
-    place = assign_scores(0, session.outputs, {}, _HINTS)
+    try:
+        place = assign_scores(0, session.outputs, {}, SCORE_HINTS)
+    except ShapeMismatchError as error:
+        raise no_classifier(examples.description, "the model's outputs", error) from None
     classes = session.outputs[place].shape[-1]
     assert examples.labels is not None
     if examples.labels.max() >= classes:

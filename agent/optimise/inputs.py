@@ -1,11 +1,15 @@
-"""Name the files and folders that a step reads, which its results must not replace."""
+"""Name the files that a step reads, which its results must not replace; check that its checkpoint has room."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from agent.errors import ConfigError
+from agent.errors import ConfigError, StorageError
 from agent.optimise.recipe import Recipe, read_recipe
+
+_COPIES = 2
+"""Least number of copies of a model's weights in a checkpoint: the trained ones, and what the optimiser keeps."""
 
 
 def inputs_of(
@@ -39,3 +43,21 @@ def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -
     if not recipe.data.path or recipe_file is None:
         raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
     return recipe_file.parent / recipe.data.path
+
+
+def check_room(folder: Path, weights: int) -> None:
+    """Check before a training that its checkpoint fits on the disk.
+
+    Args:
+        folder: of the checkpoint; it exists.
+        weights: of what is trained, bytes.
+
+    Raises:
+        StorageError: too little is free.
+    """
+    needed, free = _COPIES * weights, shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"{folder}: {free / 1e6:.3g} MB are free, and a checkpoint takes {needed / 1e6:.3g} MB or more: make "
+            "room, or name another folder with --work"
+        )

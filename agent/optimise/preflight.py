@@ -43,11 +43,11 @@ def check_layers(
     for layer in layers.values():
         usual = 4 if method in ("int4", "mixed") and fits_int4(layer) else 8
         least += layer.size * _BYTES[fixed.get(layer.key, usual)]
-    if budget.size is not None and least >= budget.size:
+    if not budget.meets("size", least):
         narrow = "" if method in ("int8", "dynamic") else " with 4 bits in all layers that take them"
         raise ModelError(
-            f"the budget size < {budget.size_text(budget.size)} cannot be met: the weights alone take "
-            f"{budget.size_text(least)}{narrow}"
+            f"the budget {budget.told('size')} cannot be met: the weights alone take "
+            f"{budget.amount('size', least)}{narrow}"
         )
 
 

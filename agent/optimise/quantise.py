@@ -2,7 +2,7 @@
 
 Activations get the range that does the least damage, weights are rounded layer by layer so that errors cancel out
 (see `agent.optimise.quantisation`). In a mixture, the layers that take 4 bits are chosen by a knapsack over their
-measured sensitivity; a limit of loss is met by bisection over the bytes that are saved.
+measured sensitivity, see `agent.optimise.quantisation.bit_search`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from msgspec import Struct
+from msgspec.structs import replace
 
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
@@ -23,7 +24,8 @@ from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, 
 from agent.optimise.graph.objects import dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
-from agent.optimise.quantisation.allocation import choose, fits_int4, sensitivities
+from agent.optimise.quantisation.allocation import fits_int4, sensitivities
+from agent.optimise.quantisation.bit_search import BitSearch, Evaluate, Times
 from agent.optimise.quantisation.equalise import equalise
 from agent.optimise.quantisation.integer_forms import for_integers
 from agent.optimise.quantisation.lowering import lower_custom
@@ -33,18 +35,12 @@ from agent.optimise.recipe import QuantiseRecipe
 from agent.optimise.recipe.budget import Budget
 
 Progress = Callable[[str], None]
-Evaluate = Callable[[bytes], float]
-"""Returns the loss of a quantised file against the float model, 0..1: 0.005 is half a percentage point."""
 LayerBits = Callable[[Sequence[str]], Mapping[str, int]]
 """Returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`."""
 _BATCH = 16
 _SENSITIVE = 32
 """Examples on which the sensitivity of layers is measured."""
-_LEVELS = 16
-"""Steps of the share of bytes that a limit of loss is met in."""
 _FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding", "pool-first")
-DEFAULT_LOSS = 0.005
-"""Score that `mixed` may lose beyond INT8 where there is no budget, 0..1."""
 
 
 class QuantisedLayer(Struct, frozen=True):
@@ -293,6 +289,11 @@ class QuantisedModel(NamedTuple):
         content = self.quantiser.file(rounded, scales=scales)
         return self._replace(content=content, rounded=rounded, scales=scales)
 
+    def with_sensitivities(self, costs: Mapping[Key, float]) -> QuantisedModel:
+        """Return the model with what is known of the sensitivity of its layers."""
+        layers = zip(self.rounded, self.layers, strict=True)
+        return self._replace(layers=tuple(replace(one, sensitivity=costs.get(key)) for key, one in layers))
+
 
 def quantise(
     content: bytes,
@@ -302,6 +303,7 @@ def quantise(
     budget: Budget | None = None,
     layer_bits: LayerBits | None = None,
     loss: Evaluate | None = None,
+    times: Times | None = None,
     logits: Collection[int] = (),
     progress: Progress = lambda _: None,
 ) -> QuantisedModel:
@@ -311,15 +313,16 @@ def quantise(
         content: a float `.tflite` file.
         examples: inputs for each subgraph; `recipe.examples` of them are used for calibration.
         recipe: method and number of examples.
-        budget: limit of size or loss that `mixed` is to meet; the caller checks both.
+        budget: that `mixed` is to meet; the caller checks the result.
         layer_bits: see `LayerBits`.
         loss: measures the loss of a file; needed for `mixed` with a limit of loss, and without any limit.
+        times: measures files; needed for `mixed` with a limit of latency.
         logits: places of the outputs of which the decoder takes the sigmoid.
         progress: told what is done.
 
     Raises:
-        ModelError: the model or the examples cannot be used, or 4 bits everywhere are larger than the budget; the
-            message says how near it came.
+        ModelError: the model or the examples cannot be used, or no choice of bits meets the size or the latency;
+            the message says how near it came.
         ConfigError: a fixed bit width matches no layer.
     """
     few = [spread(one, recipe.examples) for one in examples]
@@ -332,7 +335,7 @@ def quantise(
         progress=progress,
     )
     fixed = fixed_bits(quantiser.layers, layer_bits)
-    run = _Search(quantiser, recipe.examples, fixed, loss, progress)
+    run = _Maker(quantiser, recipe.examples)
     if recipe.method in ("int8", "dynamic"):
         return run.model(fixed)
     candidates = [layer for layer in quantiser.layers.values() if fits_int4(layer) and layer.key not in fixed]
@@ -344,7 +347,8 @@ def quantise(
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
         )
         raise ModelError(f"no layer is left that takes 4 bits: {because}")
-    return run.mixed(candidates, budget or Budget())
+    search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
+    return search.find(candidates, fixed).with_sensitivities(search.costs)
 
 
 def spread(examples: Examples, count: int) -> Examples:
@@ -375,74 +379,20 @@ def _ends_of(quantiser: Quantiser) -> set[Key]:
     return {layers[0].key, layers[-1].key}
 
 
-class _Search:
-    """Tries choices of bits."""
+class _Maker:
+    """Makes models with given bits."""
 
-    def __init__(
-        self,
-        quantiser: Quantiser,
-        examples: int,
-        fixed: Mapping[Key, int],
-        loss: Evaluate | None,
-        progress: Progress,
-    ) -> None:
-        self._quantiser, self._examples, self._fixed = quantiser, examples, fixed
-        self._loss, self._progress = loss, progress
-        self._costs: dict[Key, float] = {}
+    def __init__(self, quantiser: Quantiser, examples: int) -> None:
+        self._quantiser, self._examples = quantiser, examples
 
     def model(self, bits: Mapping[Key, int]) -> QuantisedModel:
         """Return the model with these bits; a layer that is not named has 8."""
         rounded = self._quantiser.rounded(bits, self._examples)
         content = self._quantiser.file(rounded)
-        layers = tuple(self._described(key, one, bits) for key, one in rounded.items())
+        layers = tuple(_described(key, one, bits) for key, one in rounded.items())
         return QuantisedModel(content, layers, self._quantiser, rounded, self._quantiser.scales)
 
-    def _described(self, key: Key, one: RoundedLayer, bits: Mapping[Key, int]) -> QuantisedLayer:
-        layer = one.layer
-        kind = layer.operation.kind
-        return QuantisedLayer(layer.name, kind, bits.get(key, 8), layer.size, self._costs.get(key), one.error)
 
-    def mixed(self, candidates: Sequence[WeightedLayer], budget: Budget) -> QuantisedModel:
-        """Return the model with 4 bits in as many layers as the budget needs, or permits."""
-        self._costs = self._quantiser.sensitivities(candidates)
-        savings = {layer.key: layer.size // 2 for layer in candidates}
-        whole = self.model(self._fixed)
-        if budget.size is not None:
-            return self._within_size(whole, savings, budget.size, budget)
-        return self._within_loss(whole, savings, budget.loss)
-
-    def _bits(self, savings: Mapping[Key, int], needed: float) -> dict[Key, int]:
-        return dict.fromkeys(choose(self._costs, savings, needed), 4) | dict(self._fixed)
-
-    def _within_size(
-        self, whole: QuantisedModel, savings: Mapping[Key, int], size: float, budget: Budget
-    ) -> QuantisedModel:
-        excess = len(whole.content) - size
-        if excess <= 0:
-            return whole
-        if excess > sum(savings.values()):
-            least = len(whole.content) - sum(savings.values())
-            raise ModelError(
-                f"the budget size < {budget.size_text(size)} cannot be met: 4 bits in all layers that take them "
-                f"give {budget.size_text(least)}"
-            )
-        return self.model(self._bits(savings, excess + 1))
-
-    def _within_loss(
-        self, whole: QuantisedModel, savings: Mapping[Key, int], limit: float | None
-    ) -> QuantisedModel:
-        """Bisect over the bytes that are saved; INT8 if even that loses more than the limit."""
-        if self._loss is None:
-            raise ModelError("a limit of loss needs examples to measure it on")
-        least = self._loss(whole.content)
-        limit = max(least, 0.0) + DEFAULT_LOSS if limit is None else limit
-        if least >= limit:
-            return whole
-        low, high, best = 0, _LEVELS + 1, whole
-        while high - low > 1:
-            middle = (low + high) // 2
-            self._progress(f"trying 4 bits for {middle / _LEVELS:.0%} of what they can save")
-            tried = self.model(self._bits(savings, sum(savings.values()) * middle / _LEVELS))
-            loss = self._loss(tried.content)
-            low, high, best = (middle, high, tried) if loss < limit else (low, middle, best)
-        return best
+def _described(key: Key, one: RoundedLayer, bits: Mapping[Key, int]) -> QuantisedLayer:
+    layer = one.layer
+    return QuantisedLayer(layer.name, layer.operation.kind, bits.get(key, 8), layer.size, None, one.error)

@@ -93,7 +93,7 @@ TARGETS: Mapping[str, TargetBoard] = {
 
 
 class ModelState(NamedTuple):
-    """A model on its way.
+    """A model between two steps of `tune`.
 
     Attributes:
         content: what would be written now.
@@ -118,7 +118,7 @@ class TuningStep(NamedTuple):
         apply: returns the next state; the same content: there is nothing to do. Raises a ModelError if the step
             cannot be applied to the model. Its second argument is called with what is being done.
         always: False: it is left out if the budget is met before it.
-        left_out: why it is left out; empty: it is tried.
+        left_out: why it is left out if the budget is not met; empty: it is tried.
     """
 
     name: str
@@ -207,11 +207,11 @@ class _Run:
 
     def try_step(self, step: TuningStep) -> None:
         """Apply a step to the best model so far, and keep its result if it helps."""
-        if step.left_out:
-            self._leave_out(step.name, step.left_out)
-            return
         if not step.always and not self._missed(self._best):
             self._leave_out(step.name, "the budget is met without it")
+            return
+        if step.left_out:
+            self._leave_out(step.name, step.left_out)
             return
         try:
             found = step.apply(self.state, self._progress)
@@ -310,7 +310,7 @@ class _Run:
             tuple(steps),
             self.state.layers,
             tuple(_times(profiles)),
-            (*self._nearest(), *_bottlenecks(profiles), *remark, energy),
+            (*self._nearest(), *_bottlenecks(profiles), *remark, *self._examples.remarks, energy),
         )
 
     def _nearest(self) -> Iterator[str]:

@@ -15,7 +15,7 @@ from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluate import score
+from agent.optimise.evaluate import score, time_ms
 from agent.optimise.graph.from_torch import import_torch
 from agent.optimise.graph.rewrite import check
 from agent.optimise.graph.verified import rewrite_verified
@@ -173,7 +173,7 @@ def steps_of(
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    return [*steps, prune_step(model, seen[0], recipe.recipe, request), last]
+    return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), last]
 
 
 def quantise_steps(
@@ -216,9 +216,10 @@ def quantise_steps(
             source,
             seen,
             replace(recipe.recipe.quantise, method=method),
-            budget=budget if budget != Budget() else None,
+            budget=limits if limits != Budget() else None,
             layer_bits=recipe.layer_bits,
             loss=lambda content: value(model.content) - value(content),
+            times=time_ms,
             progress=progress,
         )
         return made[source]
@@ -242,6 +243,8 @@ def quantise_steps(
         lost = value(model.content) - value(quantised(state.source, progress).content)
         return derive_trained(state.source, progress) if lost > allowed else state
 
+    # Where both are limited, 4 bits are for the size: pruning makes it faster.
+    limits = budget if budget.size is None else replace(budget, latency_ms=None)
     allowed = ALLOWED_LOSS if budget.loss is None else budget.loss
     always = method != "mixed" or budget == Budget()
     steps = [TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)]
@@ -254,7 +257,7 @@ def _reported(layer: QuantisedLayer) -> LayerResult:
     return LayerResult(layer.name, layer.operation, layer.bits, layer.values, layer.sensitivity)
 
 
-def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneRequest) -> TuningStep:
+def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneRequest, budget: Budget) -> TuningStep:
     """Return the step that removes channels of the float model, and quantises it again if it was.
 
     Args as for `steps_of`.
@@ -285,7 +288,7 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
         found = state.derive(pruned.content, progress)
         return found._replace(notes=(*notes, *found.notes))
 
-    return TuningStep("prune", apply, left_out=reason)
+    return TuningStep("prune", apply, always=not reason or budget == Budget(), left_out=reason)
 
 
 def fuse(path: str) -> TuningStep:

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from agent.cli.chart import calibration_png
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_room, files_of, work_folder
+from agent.cli.optimise.work import check_model_room, files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
@@ -78,7 +78,7 @@ def deepen_and_write(name: str, out: Path, options: DepthOptions) -> None:
     _check(name, out, folder, options)
     recipe = _recipe(options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
-        check_room(folder, name)
+        check_model_room(folder, name)
         found = _deepened(name, recipe, folder, options)
         others = {_CHART: calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
         report = msgspec.to_builtins(found.report)

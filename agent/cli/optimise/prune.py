@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import files_of, print_steps, work_folder
+from agent.cli.optimise.work import check_model_room, files_of, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
@@ -73,6 +73,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     model = open_source(name, _tell)
     examples = _examples(model, recipe.recipe, options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
+        check_model_room(folder, name)
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}

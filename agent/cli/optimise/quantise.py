@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_room, files_of, work_folder
+from agent.cli.optimise.work import check_model_room, files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.library import prefixed_errors
@@ -43,7 +43,7 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
         StorageError: a file or the checkpoint cannot be written.
     """
     try:
-        from agent.optimise.quantisation.request import QuantiseRequest
+        from agent.optimise.quantisation.request import QuantiseRequest, may_train
     except ImportError as error:
         raise ModelError(f"quantising needs pip install '.[optimise]' in the clone: {error}") from error
     request, folder = QuantiseRequest(**options), work or out.with_suffix(".work")
@@ -51,8 +51,8 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
     check_version(request.model, out, force=force, inputs=inputs)
     refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
     with work_folder(folder, [_CHECKPOINT]):
-        if request.qat:
-            check_room(folder, request.model)
+        if may_train(request):
+            check_model_room(folder, request.model)
         report = _write(replace(request, checkpoint=folder / _CHECKPOINT), out, force=force, as_json=as_json)
         remove(folder / _CHECKPOINT)
     if report.missed:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import files_of, work_folder
+from agent.cli.optimise.work import check_model_room, files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError
 from agent.models.version_writer import check_version, refuse_inputs, write_version
@@ -47,6 +47,8 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
     folder = work or out.with_suffix(".work")
     refuse_inputs(files_of(folder, CHECKPOINTS), [Path(request.model), *inputs])
     with work_folder(folder, CHECKPOINTS):
+        if request.qat or request.module:
+            check_model_room(folder, request.model)
         found = _tuned(replace(request, folder=folder))
         report = found.report
         print_json(report) if as_json else _print(report)

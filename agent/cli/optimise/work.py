@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,15 +11,14 @@ import click
 
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
-from agent.errors import DivergedError, StorageError
+from agent.errors import DivergedError
 from agent.models.files import model_path
+from agent.optimise.inputs import check_room
 from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
 
 _LOCK, _WIDTH = "run.lock", 110
-_COPIES = 2
-"""Least number of copies of a model's weights in a checkpoint: the trained ones, and what the optimiser keeps."""
 
 
 def files_of(folder: Path, checkpoints: Sequence[str]) -> list[Path]:
@@ -63,7 +61,7 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
             folder.rmdir()
 
 
-def check_room(folder: Path, name: str) -> None:
+def check_model_room(folder: Path, name: str) -> None:
     """Check before the work that a checkpoint of a model's training fits on the disk.
 
     Args:
@@ -73,12 +71,7 @@ def check_room(folder: Path, name: str) -> None:
     Raises:
         StorageError: too little is free.
     """
-    needed, free = _COPIES * model_path(name).stat().st_size, shutil.disk_usage(folder).free
-    if free < needed:
-        raise StorageError(
-            f"{folder}: {free / 1e6:.3g} MB are free, and a checkpoint takes {needed / 1e6:.3g} MB or more: make "
-            "room, or name another folder with --work"
-        )
+    check_room(folder, model_path(name).stat().st_size)
 
 
 def _versions(files: Sequence[Path]) -> dict[Path, int]:

@@ -17,7 +17,7 @@ _NARROW = 0.1
 
 
 class PatchMemory(NamedTuple):
-    """Normal places.
+    """Features of places of sound parts, against which places of other pictures are compared.
 
     Attributes:
         mean, std: of each channel on sound parts, float32 [C].

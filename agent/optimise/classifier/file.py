@@ -23,6 +23,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.factory import build_classifier, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
+from agent.optimise.inputs import check_room
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -178,13 +179,15 @@ def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, A
     """Return the module that is to be trained, and the arguments of its function.
 
     Raises:
-        ModelError: it cannot be built, or has nothing to train.
+        ModelError: it cannot be built, or has nothing to train. StorageError: its checkpoint has no room.
     """
     module, parameters = build_classifier(request.network, classes)
     if request.weights:
         load_weights(module, request.weights, parameters.get("classes"))
     if not any(one.requires_grad for one in module.parameters()):
         raise ModelError(f"{request.network}: has no parameters to train")
+    if request.folder:
+        check_room(request.folder, sum(one.nbytes for one in module.state_dict().values()))
     return module, parameters
 
 
@@ -273,7 +276,7 @@ def _report(
         command=request.command,
         examples=measured.description,
         steps=(step,),
-        remarks=tuple(_remarks(labels, _labels(seen), names)),
+        remarks=(*_remarks(labels, _labels(seen), names), *measured.remarks),
     )
 
 

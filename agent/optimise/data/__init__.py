@@ -31,18 +31,23 @@ from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.capture.source import check_size, header_size
+from agent.compute.decode.decoder import assign_scores
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.manifest import HIDDEN, InputManifest, Model
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
-from agent.optimise.data.layouts import FoundData, ObjectBoxes, read_data
+from agent.optimise.data.layouts import DataFile, FoundData, ObjectBoxes, read_data
 from agent.text import plain, plural
 from agent.types import Array, ChannelOrder, Image
 
 Kind = Literal["classes", "boxes", "none"]
 
 _FEWEST = 8
+_CLASSIFY = ("classify", "keyword")
+"""Decoders of classes: they find the scores themselves."""
+SCORE_HINTS = ("score", "prob", "class", "softmax", "logit")
+"""Parts of names of an output that holds scores of classes, if several fit."""
 _SHOWN = 5
 _PREVIEW = cv2.IMREAD_REDUCED_COLOR_8
 _BEYOND, _NARROW, _DOUBTFUL = 0.25, 0.05, 0.55
@@ -223,28 +228,72 @@ class Examples:
             f"and std, pixels lie within {low:.4g} to {high:.4g}: was it prepared otherwise?",
         )
 
-    def check(self, spec: TensorSpec) -> None:
-        """Check that each example fits an input tensor and can be read.
+    def check(self, spec: TensorSpec) -> tuple[str, ...]:
+        """Check that each example fits an input tensor and can be read, and that they differ.
 
         Args:
             spec: of the tensor.
 
+        Returns:
+            Remarks on pictures that are of another shape than the tensor.
+
         Raises:
-            ModelError: names the first that cannot be used.
+            ModelError: names the first that cannot be used, or all are the same.
         """
         pictures = self._content.pictures
-        if isinstance(pictures, np.ndarray) and pictures.dtype != np.uint8:
-            self._check_values(pictures, spec)
-            return
-        ImageInput(spec, self._preparation)
         if not isinstance(pictures, np.ndarray):
-            for row in self._rows:
-                name, file = pictures[row]
-                content, shown = file.read(), f"{self._path}: {plain(name)}"
-                try:
-                    _decode(content, shown, _PREVIEW)
-                except ModelError:
-                    _decode(content, shown)  # less than eight pixels have no preview
+            ImageInput(spec, self._preparation)
+            return self._check_files(pictures)
+        if pictures.dtype != np.uint8:
+            self._check_values(pictures, spec)
+        else:
+            ImageInput(spec, self._preparation)
+        first = pictures[self._rows[0]]
+        if all(np.array_equal(pictures[row], first) for row in self._rows):
+            raise self._all_alike()
+        return () if self._has_values else self._reshaped(first.shape)
+
+    def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> tuple[str, ...]:
+        height, width = self.shape[:2]
+        first, alike, small = b"", True, []
+        for row in self._rows:
+            name, file = pictures[row]
+            content, shown = file.read(), f"{self._path}: {plain(name)}"
+            try:
+                _decode(content, shown, _PREVIEW)
+            except ModelError:
+                _decode(content, shown)  # less than eight pixels have no preview
+            first = first or content
+            alike = alike and content == first
+            size = header_size(content) or (width, height)
+            if size[0] < width or size[1] < height:
+                small.append(f"{plain(name)} of {size[1]}×{size[0]}")
+        if alike:
+            raise self._all_alike()
+        if not small:
+            return ()
+        some = f"{len(small)} of {plural(len(self), 'picture')} are smaller than {height}×{width}"
+        return (f"{self._path}: {some}, such as {small[0]}: they are enlarged",)
+
+    def _all_alike(self) -> ModelError:
+        return ModelError(
+            f"{self._path}: all {len(self)} examples are the same: give some that differ as those do that the "
+            "model will see"
+        )
+
+    def _reshaped(self, found: tuple[int, ...]) -> tuple[str, ...]:
+        """Return a remark on pictures of an array that are of another shape than the model's input."""
+        height, width, channels = self.shape
+        parts = [(f"{found[0]}×{found[1]}", f"{height}×{width}")] if found[:2] != (height, width) else []
+        if found[2] < channels:
+            parts.append((plural(found[2], "channel"), plural(channels, "channel")))
+        if not parts:
+            return ()
+        smaller, larger = found[0] < height or found[1] < width, found[0] > height or found[1] > width
+        verb = "stretched" if smaller and larger else "enlarged" if smaller else "reduced" if larger else "made"
+        before, after = (", ".join(one) for one in zip(*parts, strict=True))
+        to = "to " if verb != "made" else ""
+        return (f"{self._path}: pictures of {before}{',' * (len(parts) - 1)} are {verb} {to}{after}",)
 
     def _check_values(self, values: Array, spec: TensorSpec) -> None:
         """Check the shape of real values, and their range against that which the manifest makes of pixels."""
@@ -334,15 +383,35 @@ def read_examples(
         raise ModelError(f"{path}: {found}; expected at least {_FEWEST}")
     remarks: tuple[str, ...] = ()
     if not (own_classes and content.classes is not None):
+        _check_classifier(content, path, model, outputs)
         content, remarks = _matched(content, path, model, outputs)
     sound = model.manifest.audio is not None
     examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), sound=sound)
     if limit is not None and limit < len(examples):
         chosen = np.random.default_rng(0).permutation(len(examples))[:limit]
         examples = examples.take(np.sort(chosen))
-    examples.check(inputs[0])
-    examples.remarks = (*remarks, *examples.doubts())
+    reshaped = examples.check(inputs[0])
+    examples.remarks = (*remarks, *examples.doubts(), *reshaped)
     return examples
+
+
+def _check_classifier(content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]) -> None:
+    """Raise ModelError for examples of classes if the outputs of the model are no scores of classes."""
+    if content.classes is None or model.manifest.output.decoder in _CLASSIFY:
+        return
+    try:
+        assign_scores(0, [one for one in outputs if one.name != HIDDEN], {}, SCORE_HINTS)
+    except ModelError as error:
+        raise no_classifier(f"{path}: {content.words}", f"the outputs of {model.path}", error) from None
+
+
+def no_classifier(examples: str, outputs: str, error: ModelError) -> ModelError:
+    """Return the error for examples of classes and a model that gives no scores of classes."""
+    return ModelError(
+        f"{examples}, and {outputs} are no scores of classes ({error}): write a manifest beside the model with "
+        "the [output] decoder that reads them, see `vedette guide models`, or give examples without classes: "
+        "pictures without class folders, or no `y`"
+    )
 
 
 def _matched(

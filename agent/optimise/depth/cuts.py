@@ -19,7 +19,7 @@ _WEIGHTED = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV"
 
 
 class Cut(NamedTuple):
-    """A tensor at which a graph can be cut.
+    """A place where a graph can be cut in two: all that the rest needs is one tensor.
 
     Attributes:
         tensor: its index.

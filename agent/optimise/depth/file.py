@@ -46,7 +46,13 @@ _SAVES = 0.9
 
 
 class CascadeParts(NamedTuple):
-    """Examples with classes for one purpose each."""
+    """Three parts of the examples with classes from which a cascade is made.
+
+    Attributes:
+        training: that the exits learn from.
+        thresholds: on which thresholds are learned, and which training is kept is decided.
+        measured: that the report's figures are of.
+    """
 
     training: Examples
     thresholds: Examples
@@ -258,7 +264,7 @@ def _report(
         command=command,
         examples=examples.description,
         steps=tuple(steps),
-        remarks=tuple(_remarks(before.value, result, cascade_ms / deepest_ms)),
+        remarks=(*_remarks(before.value, result, cascade_ms / deepest_ms), *examples.remarks),
     )
 
 

@@ -63,7 +63,7 @@ def _rows(found: Any) -> Any:
 
 
 class BoxDetector(nn.Module):
-    """See the module.
+    """Convolutional network that finds boxes, in three levels of cells.
 
     Takes float [batch, 3, height, width], sides of a multiple of 32 pixels. Gives scores [batch, cells, classes]
     and distances [batch, cells, 4 * BINS], row by row and level by level: in training logits, else 0..1.

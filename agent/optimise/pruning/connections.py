@@ -94,7 +94,7 @@ class PruneSettings(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PrunePoint(Struct, frozen=True):
-    """A module on the way.
+    """Where a module stood in its pruning: a point of the report's chart.
 
     Attributes:
         stage: `dense`, `round` or `anneal`.

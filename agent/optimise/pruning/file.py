@@ -306,7 +306,7 @@ def _report(
         command=command,
         examples=examples.description,
         steps=(before, after),
-        remarks=tuple(_remarks(before, after)),
+        remarks=(*_remarks(before, after), *examples.remarks),
     )
 
 

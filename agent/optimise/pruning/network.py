@@ -19,7 +19,7 @@ from agent.optimise.quantise import float_file
 
 
 class PrunableNetwork(NamedTuple):
-    """A network on its way.
+    """A network that can be pruned, and how its file is made.
 
     Attributes:
         module: takes float [batch, channels, height, width], gives one tensor [batch, classes].

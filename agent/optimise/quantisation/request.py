@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +79,17 @@ class QuantisedFile(NamedTuple):
     report: OptimiseReport
 
 
+def may_train(request: QuantiseRequest) -> bool:
+    """Return True if a request may end with a training: it asks for it, or its budget limits the loss.
+
+    Raises:
+        ConfigError: the recipe or the budget cannot be used.
+    """
+    file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
+    text = request.budget or file.recipe.quantise.budget
+    return request.qat or (request.qat is None and bool(text) and parse_budget(text).loss is not None)
+
+
 def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) -> QuantisedFile:
     """Quantise a model file.
 
@@ -96,7 +107,8 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
     job = _Job(request, progress, tell)
     found = job.quantised()
     steps = [job.measured("float", job.content), job.measured("quantise", found.content)]
-    if request.qat or (request.qat is None and job.missed(found)):
+    trains = request.qat or (request.qat is None and job.loses(found))
+    if trains and job.can_be_met(steps[-1]):
         trained = job.trained(found)
         steps.append(job.measured("qat", trained.content))
         gain = job.loss(found.content) - job.loss(trained.content)
@@ -167,6 +179,7 @@ class _Job:
             budget=self._budget if self._budget != Budget() else None,
             layer_bits=self._layer_bits,
             loss=self.loss,
+            times=self._times,
             logits=self._logits,
             progress=self._progress,
         )
@@ -190,10 +203,13 @@ class _Job:
         """Return the file that is written: of a cascade, all exits are quantised in one graph, and then cut."""
         return split(content, self._stages) if self._stages else content
 
-    def missed(self, found: QuantisedModel) -> bool:
-        """Return True if training may help to meet the budget."""
-        limit = self._budget.loss
-        return limit is not None and self.loss(found.content) >= limit
+    def loses(self, found: QuantisedModel) -> bool:
+        """Return True if the model loses more than the budget allows."""
+        return self._budget.loss is not None and not self._budget.meets("loss", self.loss(found.content))
+
+    def can_be_met(self, step: StepResult) -> bool:
+        """Return False if the budget is missed by what training does not change: size or latency."""
+        return not self._budget.missed(size=step.size, latency_ms=step.latency_ms)
 
     def trained(self, found: QuantisedModel) -> QuantisedModel:
         """Train the quantised model further."""
@@ -210,9 +226,12 @@ class _Job:
         self._progress(f"measuring {name}")
         found = self._score(content, self._held[0])
         both = [self.content, content]
-        latency = time_ms([deepest(one) for one in both] if self._stages else both)[1]
+        latency = self._times(both)[1]
         size = len(self.file(content))
         return StepResult(name, found.metric, found.value, found.interval, size, latency)
+
+    def _times(self, contents: Sequence[bytes]) -> list[float]:
+        return time_ms([deepest(one) for one in contents] if self._stages else contents)
 
     def _doubts(self) -> Iterator[str]:
         """Yield a doubt about examples that show hardly any range of activations."""
@@ -232,7 +251,7 @@ class _Job:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
-        remarks += self._doubts()
+        remarks += (*self._doubts(), *self._held[0].remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         return OptimiseReport(
             "quantise",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct
 
 from agent.errors import ConfigError
+
+LimitName = Literal["size", "loss", "latency"]
 
 
 class Budget(Struct, frozen=True):
@@ -19,6 +21,7 @@ class Budget(Struct, frozen=True):
         loss: of the score, 0..1: 0.5 pp is 0.005.
         latency_ms: of an inference on one thread of the machine that measures, ms.
         size_unit, latency_unit: in which limits are told.
+        reachable: names of the limits that a result may be equal to, as `<=` says.
     """
 
     size: float | None = None
@@ -26,38 +29,56 @@ class Budget(Struct, frozen=True):
     latency_ms: float | None = None
     size_unit: str = "MB"
     latency_unit: str = "ms"
+    reachable: tuple[LimitName, ...] = ()
 
     def __str__(self) -> str:
         """Return a text that `parse_budget` reads."""
         return ", ".join(
-            f"{name}<{limit / factor:.15g}{unit}"
+            f"{name}{self._sign(name)}{limit / factor:.15g}{unit}"
             for name, limit, factor, unit in self._limits()
             if limit is not None
         )
 
-    def _limits(self) -> Iterator[tuple[str, float | None, float, str]]:
+    def _sign(self, name: LimitName) -> str:
+        return "<=" if name in self.reachable else "<"
+
+    def _limits(self) -> Iterator[tuple[LimitName, float | None, float, str]]:
         """Yield name, limit, and the unit in which it is told with its factor."""
-        for name, limit, unit in (
+        limits: tuple[tuple[LimitName, float | None, str], ...] = (
             ("size", self.size, self.size_unit),
             ("loss", self.loss, "pp"),
             ("latency", self.latency_ms, self.latency_unit),
-        ):
+        )
+        for name, limit, unit in limits:
             yield name, limit, _UNITS[name][unit], unit
 
-    def size_text(self, size: float) -> str:
-        """Return a size in the unit of the limit."""
-        return f"{short_amount(size / _UNITS['size'][self.size_unit])} {self.size_unit}"
+    def meets(self, name: LimitName, value: float) -> bool:
+        """Return True if a value is within a limit, or there is no such limit."""
+        limit = next(limit for one, limit, _, _ in self._limits() if one == name)
+        return limit is None or value < limit or (value == limit and name in self.reachable)
+
+    def amount(self, name: LimitName, value: float) -> str:
+        """Return a value in the unit of a limit, such as `28.6 kB`."""
+        factor, unit = next((factor, unit) for one, _, factor, unit in self._limits() if one == name)
+        return f"{short_amount(value / factor)} {unit}"
+
+    def told(self, name: LimitName) -> str:
+        """Return a limit that there is, such as `size < 28.6 kB`."""
+        limit = next(limit for one, limit, _, _ in self._limits() if one == name)
+        assert limit is not None
+        return f"{name} {self._sign(name)} {self.amount(name, limit)}"
 
     def missed(
         self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
     ) -> list[str]:
         """Say which limits these figures miss, and by how much. A figure that is None is not compared."""
         found, values = [], {"size": size, "loss": loss, "latency": latency_ms}
-        for name, limit, factor, unit in self._limits():
+        for name, limit, _, _ in self._limits():
             value = values[name]
-            if value is not None and limit is not None and value >= limit:
-                told = (f"{short_amount(one / factor)} {unit}" for one in (value, value - limit, limit))
-                found.append("{} {}, {} over {}".format(name, *told))
+            if value is None or limit is None or self.meets(name, value):
+                continue
+            over = f"{self.amount(name, value - limit)} over" if value > limit else "not below"
+            found.append(f"{name} {self.amount(name, value)}, {over} {self.amount(name, limit)}")
         return found
 
 
@@ -74,13 +95,14 @@ _UNITS = {
 """Factor to a `Budget`'s unit by limit and unit."""
 _FIELDS = {"latency": "latency_ms"}
 _LIMIT = re.compile(
-    r"(?P<name>[a-z]+)\s*<=?\s*(?P<value>\d{1,15}(?:\.\d{0,20})?(?:e[+-]?\d{1,2})?)\s*(?P<unit>[A-Za-z%]*)"
+    r"(?P<name>[a-z]+)\s*(?P<sign><=?)\s*"
+    r"(?P<value>\d{1,15}(?:\.\d{0,20})?(?:e[+-]?\d{1,2})?)\s*(?P<unit>[A-Za-z%]*)"
 )
 _FORM = "expected limits such as size<2.8MB, loss<0.5pp, latency<20ms"
 
 
 def parse_budget(text: str) -> Budget:
-    """Parse limits that are separated by commas: `size<2.8MB, loss<0.5pp, latency<20ms`.
+    """Parse limits that are separated by commas: `size<2.8MB, loss<0.5pp, latency<=20ms`.
 
     Raises:
         ConfigError: there is no limit, one is unknown, not positive or there twice, or a unit is missing.
@@ -98,9 +120,12 @@ def parse_budget(text: str) -> Budget:
         field = _FIELDS.get(name, name)
         if field in found:
             raise ConfigError(f"{name!r} is there twice")
-        found[field] = float(match["value"]) * units[match["unit"]]
+        # Rounded: 2.3 * 1e6 is less than 2,300,000.
+        found[field] = float(f"{float(match['value']) * units[match['unit']]:.15g}")
         if not found[field] > 0:
             raise ConfigError(f"{part.strip()!r}: expected more than 0")
         if name != "loss":
             found[f"{name}_unit"] = match["unit"]
+        if match["sign"] == "<=":
+            found["reachable"] = (*found.get("reachable", ()), name)
     return Budget(**found)

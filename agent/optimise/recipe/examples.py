@@ -17,7 +17,8 @@ held_out = 0.5  # share on which results are measured, and nothing is tuned
     "quantise": """\
 [quantise]
 method = "mixed"  # or "int8", "dynamic" (float activations), "int4"
-budget = ""       # for "mixed", such as "size<2.8MB, loss<0.5pp, latency<20ms"
+budget = ""       # for "mixed", such as "size<2.8MB, loss<0.5pp, latency<20ms"; for the latency, only layers
+                  # that are faster with 4 bits get them, if INT8 does not meet it
 examples = 256    # inputs for calibration
 equalise = false  # bring the channels of activations to one range first
 layers = []       # fixed, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last counts

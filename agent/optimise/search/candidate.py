@@ -84,7 +84,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 class SearchCandidate:
-    """The work on one trial."""
+    """A network of the search space, which is measured, trained rung by rung, quantised and scored as a trial."""
 
     def __init__(
         self,
@@ -94,10 +94,10 @@ class SearchCandidate:
         progress: Progress,
         keep_on: Callable[[], bool],
     ) -> None:
-        """Prepare.
+        """Prepare the work on a trial.
 
         Args:
-            space: see `SearchSpace`.
+            space: what candidates are made of.
             trial: to work on.
             finished_rung: returns the figures of all other trials that have finished a rung.
             progress: told what is being done.

@@ -29,6 +29,7 @@ _REMOTE = (
 )
 """What the board runs; an archive with the model comes on stdin. One worker at a time measures, by a lock on the
 home folder, so that they do not slow each other."""
+_HAS_VEDETTE = "command -v vedette > /dev/null"
 _OWN = re.compile(r"^vedette: (.+)$", re.MULTILINE)
 _CORES = re.compile(r", \d+ cores?\b")
 
@@ -42,6 +43,9 @@ class LatencyMeter(Protocol):
 
     @property
     def place(self) -> str: ...
+
+    def check(self) -> None:
+        """Check before the search that it can measure; raises as `measure`."""
 
     def measure(self, content: bytes) -> float:
         """Return the median time of an inference of a `.tflite` file, ms.
@@ -61,6 +65,9 @@ class LocalMeter:
     @property
     def place(self) -> str:
         return _CORES.sub("", describe_machine())
+
+    def check(self) -> None:
+        """Do nothing: this machine is there."""
 
     def measure(self, content: bytes) -> float:
         return time_ms([content], self._rounds)[0]
@@ -87,22 +94,27 @@ class BoardMeter:
     def place(self) -> str:
         return f"board {self._board}"
 
+    def check(self) -> None:
+        if self._run(_HAS_VEDETTE, b"").returncode:
+            raise FleetError(f"{self._board}: has no command `vedette`: install it there")
+
     def measure(self, content: bytes) -> float:
-        done = self._run(_archive(content, self._manifest))
-        if done.returncode == _SSH_FAILED:
-            raise FleetError(f"{self._board}: cannot be reached: {_reason(done.stderr)}")
+        done = self._run(_REMOTE, _archive(content, self._manifest))
         if done.returncode:
             raise ModelError(f"{self._board}: vedette bench failed: {_reason(done.stderr)}")
         return self._median(done.stdout)
 
-    def _run(self, given: bytes) -> subprocess.CompletedProcess[bytes]:
-        words = [*_SSH, "--", self._board, f"sh -c {shlex.quote(_REMOTE)}"]
+    def _run(self, script: str, given: bytes) -> subprocess.CompletedProcess[bytes]:
+        words = [*_SSH, "--", self._board, f"sh -c {shlex.quote(script)}"]
         try:
-            return subprocess.run(words, input=given, capture_output=True, timeout=_PATIENCE_S, check=False)
+            done = subprocess.run(words, input=given, capture_output=True, timeout=_PATIENCE_S, check=False)
         except FileNotFoundError as error:
             raise FleetError("there is no ssh here: install openssh-client") from error
         except subprocess.TimeoutExpired as error:
             raise FleetError(f"{self._board}: did not answer within {_PATIENCE_S:.0f} s") from error
+        if done.returncode == _SSH_FAILED:
+            raise FleetError(f"{self._board}: cannot be reached: {_reason(done.stderr)}")
+        return done
 
     def _median(self, out: bytes) -> float:
         try:

@@ -37,7 +37,7 @@ from agent.optimise.search.comparison import Figures
 from agent.optimise.search.data import read_search_data
 from agent.optimise.search.latency import BoardMeter, LatencyMeter, LocalMeter
 from agent.optimise.search.results import SearchResult, read_result
-from agent.optimise.search.study import SearchStudy, SearchTimings, SearchTrial, is_url, study_errors
+from agent.optimise.search.study import PLACE, SearchStudy, SearchTimings, SearchTrial, is_url, study_errors
 from agent.storage.files import make_folder
 
 _ALL_FAIL = 5
@@ -141,6 +141,7 @@ class _Worker:
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // request.workers))
         recipe = read_recipe(request.recipe).recipe
         self._space = open_space(request, recipe)
+        self._space.meter.check()  # before the study is begun with a board that is not there
         make_folder(request.folder)
         search = recipe.search
         with study_errors(request.study):
@@ -279,7 +280,7 @@ def _identity(space: SearchSpace) -> Iterator[tuple[str, str]]:
     yield "[quantise] examples", str(recipe.quantise.examples)
     yield "[data] held_out", str(recipe.data.held_out)
     yield "the set of examples", space.data.fingerprint
-    yield "the latency's place", space.meter.place
+    yield PLACE, space.meter.place
 
 
 def _short(parameter: Struct) -> str:

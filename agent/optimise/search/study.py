@@ -33,12 +33,15 @@ from agent.storage.files import storage_errors
 from agent.structs import convert
 
 JOURNAL = "study.journal"
+PLACE = "the latency's place"
+"""Name, in the identity of a study, of where latency is measured."""
 _NAME = "vedette"
 _DIRECTIONS: dict[Objective, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
     "latency": "minimize",
     "size": "minimize",
 }
+_OBJECTIVES = "[search] objectives"
 _DRAWS = 1000
 _ATTEMPTS = 3
 """Workers that may die on a trial before it fails."""
@@ -257,6 +260,8 @@ class SearchStudy:
     def join(self, identity: Mapping[str, str], facts: Mapping[str, Any]) -> None:
         """State what this worker searches, or check that it is what the others search.
 
+        A study without a trial becomes this worker's, if its objectives are the same.
+
         Args:
             identity: all that must be the same for every worker, as texts by name.
             facts: for those who read the study.
@@ -265,11 +270,16 @@ class SearchStudy:
             ConfigError: another worker searches something else; the message names the difference.
         """
         self._identity = identity
-        if "identity" not in self._study.user_attrs:
+        if "identity" not in self._study.user_attrs or self._may_begin_anew(identity):
             for name, value in facts.items():
                 self._study.set_user_attr(name, value)
             self._study.set_user_attr("identity", dict(identity))
         self.check()
+
+    def _may_begin_anew(self, identity: Mapping[str, str]) -> bool:
+        """Return True if nothing would be lost with another recipe; the directions of a study stay."""
+        then: dict[str, str] = self._study.user_attrs["identity"]
+        return not self.trials() and then.get(_OBJECTIVES) == identity.get(_OBJECTIVES)
 
     def check(self) -> None:
         """Check that the study still is what this worker searches; raises as `join`."""
@@ -278,10 +288,7 @@ class SearchStudy:
         for name in (*identity, *then):
             if identity.get(name) != then.get(name):
                 was, now = (str(one.get(name, "not there")) for one in (then, identity))
-                raise ConfigError(
-                    f"{self.location}: this study was begun with another recipe: {name} was {was}, and is {now} "
-                    "here: use the same recipe, or another --study"
-                )
+                raise ConfigError(f"{self.location}: {_difference(name, was, now)}, or another --study")
 
     def trials(self) -> list[Any]:
         """Return all trials that count, as Optuna has them: not those that are continued by others."""
@@ -378,6 +385,17 @@ class SearchStudy:
                 user_attrs=kept | told,
             )
         )
+
+
+def _difference(name: str, was: str, now: str) -> str:
+    """Say in what a worker and its study differ, and what it can do."""
+    if name == PLACE:
+        return (
+            f"this study measures latency on {was}, and this worker would on {now}, whose times cannot be "
+            "compared: give the same --board, or work on the same machine"
+        )
+    what = "another recipe" if name.startswith("[") else "other examples"
+    return f"this study was begun with {what}: {name} was {was}, and is {now} here: use the same"
 
 
 def counts(trial: Any) -> bool:

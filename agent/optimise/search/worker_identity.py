@@ -12,7 +12,7 @@ _PROC = Path("/proc")
 
 
 class WorkerIdentity(Struct, frozen=True):
-    """A process.
+    """A process that works on a study, as others can recognise it.
 
     Attributes:
         host: name of the machine.

@@ -111,6 +111,13 @@ def test_a_step_for_the_budget_is_left_out_when_it_is_met() -> None:
     assert "custom" in step_of(tuned(gives(INT8), spare, budget=tight), "shrink").notes[0]
 
 
+def test_a_step_that_lacks_something_is_not_needed_when_the_budget_is_met() -> None:
+    prune = TuningStep("prune", failing, always=False, left_out="give --module")
+    met = parse_budget("size<3MB")
+    assert step_of(tuned(gives(INT8), prune, budget=met), "prune").notes == ("the budget is met without it",)
+    assert step_of(tuned(gives(INT8), prune, budget=Budget(size=10.0)), "prune").notes == ("give --module",)
+
+
 def test_a_budget_that_cannot_be_met_says_how_near_it_came() -> None:
     found = tuned(gives(INT8), budget=parse_budget("size<1kB, latency<1ms"))
     assert len(found.report.missed) == 2

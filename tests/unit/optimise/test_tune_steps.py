@@ -104,7 +104,7 @@ def test_channels_are_removed_and_what_was_quantised_is_quantised_again(
     folder: Path, model: Model, seen: Examples
 ) -> None:
     asked = request(folder, module=f"{folder / 'net.py'}:make", weights=folder / "net.pt")
-    step = prune_step(model, seen, RECIPE, asked)
+    step = prune_step(model, seen, RECIPE, asked, Budget())
 
     def derive(source: bytes, progress: Progress) -> ModelState:
         return ModelState(b"quantised", source, (), ("again",), derive)
@@ -117,8 +117,16 @@ def test_channels_are_removed_and_what_was_quantised_is_quantised_again(
 
 
 def test_pruning_needs_the_module(folder: Path, model: Model, seen: Examples) -> None:
+    step = prune_step(model, seen, RECIPE, request(folder), Budget())
     with pytest.raises(ModelError, match="--module"):
-        prune_step(model, seen, RECIPE, request(folder)).apply(ModelState(model.content, model.content), quiet)
+        step.apply(ModelState(model.content, model.content), quiet)
+
+
+def test_pruning_without_its_module_is_not_needed_when_a_budget_is_met(
+    folder: Path, model: Model, seen: Examples
+) -> None:
+    assert not prune_step(model, seen, RECIPE, request(folder), Budget(size=1e9)).always
+    assert prune_step(model, seen, RECIPE, request(folder), Budget()).always, "without a budget it would help"
 
 
 def test_a_model_that_is_fused_already_stays_as_it_is(model: Model) -> None:

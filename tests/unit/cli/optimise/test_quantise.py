@@ -7,8 +7,10 @@ import sys
 import tomllib
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -88,11 +90,41 @@ def test_pixels_are_taken_as_they_are_whatever_the_examples_show(tmp_path: Path)
     assert pixels.zero_point == 128
 
 
-def test_examples_that_are_all_the_same_are_doubted(tmp_path: Path) -> None:
+def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
     model = write_model(tmp_path, float_file(classifier()))
     np.savez(tmp_path / "black.npz", x=np.zeros((40, 12, 12, 3), np.uint8))
     done = call(model, tmp_path / "out.tflite", tmp_path / "black.npz")
-    assert "20 examples for calibration all are the same" in done.stdout
+    assert done.exit_code == 1
+    assert "all 40 examples are the same" in said(done)
+    assert not (tmp_path / "out.tflite").exists()
+
+
+def test_examples_that_hardly_differ_are_doubted(tmp_path: Path) -> None:
+    model = write_model(tmp_path, float_file(classifier()))
+    np.savez(tmp_path / "few.npz", x=np.tile(pictures(2), (20, 1, 1, 1)))
+    done = call(model, tmp_path / "out.tflite", tmp_path / "few.npz")
+    assert "20 examples for calibration only 2 differ" in done.stdout
+
+
+def test_classes_for_a_model_that_gives_none_say_what_to_do(tmp_path: Path) -> None:
+    model = tmp_path / "map.tflite"
+    model.write_bytes(float_file(nn.Conv2d(3, 5, 3)))  # a map
+    for number, one in enumerate(pictures(16)):
+        (tmp_path / "data" / str(number % 2)).mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / "data" / str(number % 2) / f"{number}.png"), one)
+    done = call(model, tmp_path / "out.tflite", tmp_path / "data")
+    assert done.exit_code == 1
+    for fact in ("no scores of classes", "`vedette guide models`", "without class folders"):
+        assert fact in said(done)
+
+
+def test_that_pictures_are_enlarged_is_told_and_reported(tmp_path: Path) -> None:
+    model = write_model(tmp_path, float_file(classifier()))
+    np.savez(tmp_path / "small.npz", x=pictures(16)[:, ::2, ::2, :1])
+    done = call(model, tmp_path / "out.tflite", tmp_path / "small.npz")
+    told = "pictures of 6×6, 1 channel, are enlarged to 12×12, 3 channels"
+    assert told in done.stderr
+    assert told in (tmp_path / "out.report.json").read_text()
 
 
 def test_a_training_that_makes_it_worse_is_not_kept(tmp_path: Path) -> None:
@@ -159,3 +191,25 @@ def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
         assert done.exit_code == 0, said(done)
         files[name] = (tmp_path / name).read_bytes()
     assert files["whole.tflite"] == files["resumed.tflite"]
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_a_training_that_may_begin_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trains: bool
+) -> None:
+    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=100))
+    model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
+    words = ["--budget", "loss<100pp", *([] if trains else ["--no-qat"])]
+    done = call(model, tmp_path / "out.tflite", data, *words)
+    assert ("MB are free, and a checkpoint takes" in said(done)) is trains
+    assert (tmp_path / "out.tflite").exists() is not trains
+
+
+def test_a_training_that_cannot_make_it_faster_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.optimise.quantisation.request.train_quantised", None)
+    model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
+    done = call(model, tmp_path / "out.tflite", data, "--qat", "--budget", "latency<0.01us")
+    assert done.exit_code == 1
+    assert "us over 0.01 us" in said(done)

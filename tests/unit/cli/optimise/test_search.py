@@ -20,7 +20,7 @@ pytest.importorskip("optuna", reason="a search needs the extra [optimise]")
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.models.library import look_up
-from tests.support.float_models import write_examples
+from tests.support.float_models import pictures, write_examples
 from tests.support.publishing import wait_for
 
 if load_runtime()[0] != "litert":
@@ -176,7 +176,7 @@ def test_trials_that_all_fail_are_no_success(folder: Path) -> None:
 
 
 def test_examples_of_one_class_are_refused(folder: Path) -> None:
-    np.savez(folder / "data.npz", x=np.zeros((20, 12, 12, 3), np.uint8), y=np.zeros(20, int), names=["a", "b"])
+    np.savez(folder / "data.npz", x=pictures(20), y=np.zeros(20, int), names=["a", "b"])
     assert "all of one class" in said(search(folder))
     assert not (folder / "study").exists()
 
@@ -235,6 +235,24 @@ def test_a_study_of_another_recipe_is_refused(folder: Path) -> None:
     done = search(folder, "--trials", 2)
     assert done.exit_code == 1
     assert "[train] learning_rate was 0.1, and is 0.2 here" in said(done)
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [("exit 255", "nowhere: cannot be reached"), ("exit 127", "nowhere: has no command `vedette`")],
+)
+def test_a_board_is_asked_before_the_study_is_begun(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, script: str, told: str
+) -> None:
+    (folder / "programs").mkdir()
+    ssh = folder / "programs" / "ssh"
+    ssh.write_text(f"#!/bin/sh\n{script}\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder / "programs"), prepend=":")
+    done = search(folder, "--trials", 1, "--board", "nowhere")
+    assert done.exit_code == 1
+    assert told in said(done)
+    assert not (folder / "study").exists()
 
 
 def test_a_study_that_cannot_be_written_is_told(folder: Path) -> None:

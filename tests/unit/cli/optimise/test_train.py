@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,3 +219,14 @@ def test_a_detector_learns_boxes_and_is_found_and_quantised(
     told = said(run("train", "detector", tmp_path / "c.tflite", *given, *weights))
     assert "was trained for 2 classes, and there are 3" in told
     assert not (tmp_path / "c.tflite").exists()
+
+
+def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=100))
+    done = call(folder)
+    assert done.exit_code == 1
+    assert "MB are free, and a checkpoint takes" in said(done)
+    assert not (folder / "net.work").exists()
+    assert not (folder / "net.tflite").exists()

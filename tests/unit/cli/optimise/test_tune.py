@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,3 +156,13 @@ def test_a_step_that_failed_is_told_when_nothing_is_written(
 
 def test_few_examples_are_refused(folder: Path) -> None:
     assert "8" in said(call(folder, "--data", str(folder / "x.npz"), "--limit", "7"))
+
+
+@pytest.mark.parametrize("words", [(), ("--no-qat",)])
+def test_a_disk_without_room_for_a_checkpoint_is_told_if_there_may_be_a_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, words: Sequence[str]
+) -> None:
+    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=10))
+    done = call(folder, "--data", str(folder / "x.npz"), *words)
+    assert ("a checkpoint takes" in said(done)) is not bool(words)
+    assert (folder / "out.tflite").exists() is bool(words)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent.cli.optimise.work import check_room, work_folder
+from agent.cli.optimise.work import check_model_room, work_folder
 from agent.errors import DivergedError, ModelError, StorageError
 
 NAMES = ("a.checkpoint", "b.checkpoint")
@@ -68,10 +68,8 @@ def test_what_a_killed_run_was_writing_is_removed_and_strangers_files_stay(tmp_p
 def test_a_disk_without_room_for_a_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "net.tflite").write_bytes(bytes(1000))
     free = [2000]
-    monkeypatch.setattr(
-        "agent.cli.optimise.work.shutil.disk_usage", lambda _folder: SimpleNamespace(free=free[0])
-    )
-    check_room(tmp_path, str(tmp_path / "net.tflite"))
+    monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=free[0]))
+    check_model_room(tmp_path, str(tmp_path / "net.tflite"))
     free[0] = 1999
     with pytest.raises(StorageError, match="--work"):
-        check_room(tmp_path, str(tmp_path / "net.tflite"))
+        check_model_room(tmp_path, str(tmp_path / "net.tflite"))

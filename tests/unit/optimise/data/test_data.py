@@ -141,6 +141,7 @@ def test_pictures_of_one_folder_have_no_labels(tmp_path: Path) -> None:
     by_class(tmp_path / "one", 8)
     for colour in COLOURS[1:]:
         shutil.rmtree(tmp_path / "one" / colour)
+    (tmp_path / "one" / "red" / "0.png").write_bytes(encoded("blue"))
     (tmp_path / "one" / "annotations").mkdir()
     (tmp_path / "one" / "annotations" / "0.xml").write_text("<annotation/>")
     for path in (tmp_path / "one", tmp_path / "one" / "red"):
@@ -152,9 +153,9 @@ def test_an_archive_may_not_name_files_outside(tmp_path: Path) -> None:
     secret.write_bytes(encoded("red"))
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for number in range(8):
-            member = tarfile.TarInfo(f"{number}.png")
-            member.size = len(encoded("blue"))
-            tar.addfile(member, io.BytesIO(encoded("blue")))
+            member, content = tarfile.TarInfo(f"{number}.png"), encoded(COLOURS[number % 3])
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
         for name, kind in (("l.png", tarfile.SYMTYPE), ("m.png", tarfile.LNKTYPE)):
             link = tarfile.TarInfo(name)
             link.type, link.linkname = kind, str(secret)
@@ -229,7 +230,7 @@ def test_classes_of_a_model_without_names_are_numbers(tmp_path: Path) -> None:
 
 
 def test_classes_without_an_example_are_told(tmp_path: Path) -> None:
-    np.savez(tmp_path / "x.npz", x=np.zeros((8, 9, 9), np.uint8), y=np.zeros(8, int))
+    np.savez(tmp_path / "x.npz", x=np.arange(8 * 81, dtype=np.uint8).reshape(8, 9, 9), y=np.zeros(8, int))
     assert "2 of the model's 3 classes" in read_examples(tmp_path / "x.npz", MODEL).remarks[0]
 
 
@@ -361,7 +362,9 @@ def test_a_model_of_sound_takes_no_pictures(tmp_path: Path) -> None:
 
 def test_features_of_sound_are_no_pixels_even_in_the_shape_of_a_picture(tmp_path: Path) -> None:
     shape = read_examples(by_class(tmp_path / "pictures"), MODEL).shape
-    np.savez(tmp_path / "x.npz", x=np.full((8, *shape), 40.0, np.float32))
+    values = np.full((8, *shape), 40.0, np.float32)
+    values[0] += 1.0
+    np.savez(tmp_path / "x.npz", x=values)
     sound = replace(MODEL, manifest=replace(MANIFEST, audio=AudioManifest(16_000, "raw")))
     assert len(read_examples(tmp_path / "x.npz", sound)) == 8
     with pytest.raises(ModelError, match="pixels lie within"):
@@ -390,3 +393,44 @@ def test_boxes_need_a_decoder(tmp_path: Path) -> None:
     undecoded = replace(MODEL, manifest=replace(MANIFEST, output=OutputManifest()))
     with pytest.raises(ModelError, match="decoder"):
         read_examples(yolo(tmp_path), undecoded)
+
+
+@pytest.mark.parametrize(
+    ("shape", "told"),
+    [
+        ((3, 3, 1), f"3×3, 1 channel, are enlarged to {SIDE}×{SIDE}, 3 channels"),
+        ((SIDE, SIDE, 1), "1 channel are made 3 channels"),
+        ((2 * SIDE, SIDE, 3), f"{2 * SIDE}×{SIDE} are reduced to {SIDE}×{SIDE}"),
+        ((2 * SIDE, SIDE // 2, 3), f"{2 * SIDE}×{SIDE // 2} are stretched to {SIDE}×{SIDE}"),
+        ((SIDE, SIDE, 3), ""),
+    ],
+)
+def test_pictures_of_an_array_that_have_another_shape_are_remarked(
+    tmp_path: Path, shape: tuple[int, ...], told: str
+) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (12, *shape), np.uint8)
+    np.savez(tmp_path / "x.npz", x=values, y=np.arange(12) % 3)
+    remarks = "; ".join(read_examples(tmp_path / "x.npz", MODEL).remarks)
+    assert told in remarks
+    assert bool(told) == bool(remarks)
+
+
+def test_small_pictures_in_files_are_remarked(tmp_path: Path) -> None:
+    folder = by_class(tmp_path / "pictures")
+    assert read_examples(folder, MODEL).remarks == ()
+    small = cv2.resize(picture(COLOURS[0]), (4, 5))
+    (folder / COLOURS[0] / "0.png").write_bytes(cv2.imencode(".png", small)[1].tobytes())
+    (remark,) = read_examples(folder, MODEL).remarks
+    assert f"1 of 12 pictures are smaller than {SIDE}×{SIDE}" in remark
+    assert "0.png of 5×4: they are enlarged" in remark
+
+
+def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.png").write_bytes(encoded(COLOURS[0]))
+    with pytest.raises(ModelError, match="all 9 examples are the same"):
+        read_examples(tmp_path, MODEL)
+    for dtype in (np.uint8, np.float32):
+        np.savez(tmp_path / "x.npz", x=np.zeros((9, SIDE, SIDE, 3), dtype))
+        with pytest.raises(ModelError):
+            read_examples(tmp_path / "x.npz", MODEL)

@@ -95,6 +95,6 @@ def test_scores_that_are_no_logits_are_refused(tmp_path: Path) -> None:
 
 
 def test_examples_without_classes_are_refused(tmp_path: Path, model: Model) -> None:
-    np.savez(tmp_path / "none.npz", x=np.zeros((10, SIDE, SIDE, 3), np.uint8))
+    np.savez(tmp_path / "none.npz", x=np.arange(10 * SIDE * SIDE * 3, dtype=np.uint8).reshape(10, SIDE, SIDE, 3))
     with pytest.raises(ModelError, match="thresholds are learned from examples with classes"):
         exit_scores(model.content, model.manifest, read_examples(tmp_path / "none.npz", model))

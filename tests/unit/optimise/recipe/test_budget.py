@@ -42,6 +42,7 @@ def test_any_text_is_a_budget_or_a_clear_error(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("size<=2.3MB", Budget(size=2_300_000.0)),
         ("size<2.8MB, loss<0.5pp, latency<20ms", Budget(2.8e6, 0.005, 20.0)),
         (" size <= 800 kB ", Budget(size=8e5)),
         ("latency<1.5s", Budget(latency_ms=1500.0)),
@@ -79,3 +80,16 @@ def test_a_missed_budget_says_by_how_much() -> None:
     missed = ["size 2800 kB, 2780 kB over 20 kB", "latency 600 us, 100 us over 500 us"]
     assert kilobytes.missed(size=2.8e6, latency_ms=0.6) == missed
     assert Budget().missed(size=1e9, loss=1.0, latency_ms=1e9) == []
+
+
+@pytest.mark.parametrize("name", ["size", "loss", "latency"])
+def test_a_limit_itself_is_met_where_the_budget_says_so(name: str) -> None:
+    unit = {"size": "kB", "loss": "pp", "latency": "ms"}[name]
+    value = {"size": {"size": 30_000.0}, "loss": {"loss": 0.3}, "latency": {"latency_ms": 30.0}}[name]
+    assert parse_budget(f"{name}<=30{unit}").missed(**value) == []
+    assert parse_budget(f"{name}<30{unit}").missed(**value) == [f"{name} 30 {unit}, not below 30 {unit}"]
+    assert str(parse_budget(f"{name}<=30{unit}")) == f"{name}<=30{unit}"
+
+
+def test_2300000_bytes_are_2_3_megabytes() -> None:
+    assert parse_budget("size<=2.3MB").missed(size=2_300_000.0) == []

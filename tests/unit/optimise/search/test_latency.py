@@ -103,6 +103,14 @@ def test_what_goes_wrong_on_a_board_is_told(board: Board, answer: str, error: ty
         board.answers(answer).measure(b"content")
 
 
+def test_a_board_is_asked_whether_it_has_vedette(board: Board) -> None:
+    meter = board.answers("")
+    meter.check()
+    (board.folder / "vedette").unlink()
+    with pytest.raises(FleetError, match="porch: has no command `vedette`"):
+        meter.check()
+
+
 def test_a_model_that_the_board_refuses_is_told(board: Board) -> None:
     refused = msgspec.structs.replace(VERDICT, measured=(Measurement("cpu", refused="it crashes"),))
     (board.folder / "answer.json").write_bytes(msgspec.json.encode(refused))

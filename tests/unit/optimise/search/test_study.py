@@ -21,7 +21,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 
 from agent.errors import ConfigError, ModelError, StorageError
 from agent.optimise.recipe import SearchParameter
-from agent.optimise.search.study import JOURNAL, SearchStudy, SearchTimings, draw, open_study
+from agent.optimise.search.study import JOURNAL, PLACE, SearchStudy, SearchTimings, draw, open_study
 from agent.optimise.search.worker_identity import WorkerIdentity, own_identity
 from tests.support.publishing import wait_for
 
@@ -120,10 +120,38 @@ def test_a_trial_that_another_worker_has_ended_cannot_be_ended_again(tmp_path: P
 
 
 def test_another_recipe_is_refused_by_the_name_of_what_differs(tmp_path: Path) -> None:
-    shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {"objectives": ["accuracy"]})
+    begun = shared(tmp_path)
+    begun.join({"[search] rungs": "[1, 3]"}, {"objectives": ["accuracy"]})
+    assert begun.claim(None) is not None
     shared(tmp_path).join({"[search] rungs": "[1, 3]"}, {})
     with pytest.raises(ConfigError, match=r"\[search\] rungs was \[1, 3\], and is \[1, 9\] here"):
         shared(tmp_path).join({"[search] rungs": "[1, 9]"}, {})
+
+
+def test_a_study_without_a_trial_can_be_begun_anew(tmp_path: Path) -> None:
+    wrong, right = {PLACE: "board nowhere"}, {PLACE: "board porch"}
+    shared(tmp_path).join(wrong, {"measured_on": "board nowhere"})
+    study = shared(tmp_path)
+    study.join(right, {"measured_on": "board porch"})
+    assert open_study(str(tmp_path)).user_attrs["measured_on"] == "board porch"
+    assert study.claim(None) is not None
+    with pytest.raises(ConfigError):
+        shared(tmp_path).join(wrong, {})
+
+
+def test_a_study_without_a_trial_keeps_its_objectives(tmp_path: Path) -> None:
+    shared(tmp_path).join({"[search] objectives": "['accuracy', 'latency']"}, {})
+    with pytest.raises(ConfigError, match="objectives was"):
+        shared(tmp_path).join({"[search] objectives": "['size']"}, {})
+
+
+def test_another_board_is_told_as_such(tmp_path: Path) -> None:
+    study = shared(tmp_path)
+    study.join({PLACE: "board porch"}, {})
+    assert study.claim(None) is not None
+    with pytest.raises(ConfigError, match=r"measures latency on board porch, .* on board attic") as error:
+        shared(tmp_path).join({PLACE: "board attic"}, {})
+    assert "recipe" not in str(error.value)
 
 
 def test_of_two_workers_that_begin_a_study_at_the_same_instant_one_has_no_trials_in_it(tmp_path: Path) -> None:
