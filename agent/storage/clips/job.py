@@ -72,9 +72,10 @@ class ClipJob:
         """True if it goes on until it is ended."""
         return self.segment_ns > 0
 
-    def end(self) -> None:
-        """End the clip with the packets that there are now."""
-        self._ended = True
+    def end(self, until_ns: int = FOREVER_NS) -> None:
+        """End the clip with the packets that there are now, and were captured until then."""
+        with self._lock:
+            self._until_ns, self._ended = min(self._until_ns, until_ns), True
 
     def move_end(self, until_ns: int) -> bool:
         """Move the clip's end to `until_ns`. Return False if it is already over."""
@@ -179,7 +180,7 @@ class ClipJob:
         )
 
     def from_key_frame(self, packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:
-        """Return the packets from the first key frame on, with which a file must begin; count pictures before it."""
+        """Return the packets from the first key frame on, with which a file begins; count pictures before it."""
         begin = next((number for number, one in enumerate(packets) if one.opens_group), len(packets))
         if self._counts_skipped:
             self._skipped += sum(one.is_video for one in packets[:begin])

@@ -1,4 +1,4 @@
-"""Every picture of a recording is in a file soon, or told as missing, however its packets are broken into runs."""
+"""Every picture of a recording is in a file soon, or told as missing, however its packets are broken up."""
 
 from __future__ import annotations
 
@@ -200,3 +200,18 @@ def test_a_clip_names_the_file_that_is_open() -> None:
         recorder.serve()
         assert job.file is not None
         assert job.shown == str(job.file.path) != first == str(job.path)
+
+
+def test_what_is_captured_after_a_recording_was_ended_is_not_in_it() -> None:
+    with recorded() as (recorder, camera, folder):
+        jobs = [
+            recorder.begin(camera.ring, ClipReason("front", reason), NOW, 0, 0, segment_s=segment_s)
+            for reason, segment_s in (("asked", 0.0), (CONTINUOUS, 60.0))
+        ]
+        for number in range(12):
+            if number == 8:
+                for job in jobs:
+                    job.end(8 * STEP)
+            camera.send()
+        recorder.serve()
+        assert [pictures_in(entry.path) for entry in clips_in(folder)] == [8, 8]
