@@ -12,6 +12,7 @@ from agent.config.condition import ConditionConfig
 from agent.config.doubtful import doubts, of_sound_model
 from agent.config.filters import FilterConfig
 from agent.config.governor import GovernorConfig, ServiceConfig
+from agent.structs import convert
 
 
 def told(source: str = "v4l2:/dev/video0", **keys: Any) -> list[tuple[tuple[str | int, ...], str]]:
@@ -90,7 +91,7 @@ CAMERA = "rtsp://192.0.2.1/small"
 @pytest.mark.parametrize("source", ["v4l2:/dev/video0", "test:", "file:a.mp4", "dir:images", "mic:default"])
 @pytest.mark.parametrize(("key", "value"), [("decode", "keyframes"), ("decode", "full"), ("decoder", "drm")])
 def test_decoding_is_set_for_cameras_on_the_network_only(source: str, key: str, value: str) -> None:
-    capture = CaptureConfig(**{key: value})
+    capture = convert({key: value}, CaptureConfig)
     ((keys, text),) = told(source, capture=capture)
     assert keys == ("streams", "front", "capture", key)
     assert text.startswith(f"{value} has no effect: ")
