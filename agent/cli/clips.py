@@ -40,7 +40,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
 
     Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
-    from agent.storage.clips.file import read_header
+    from agent.storage.clips.file import SUFFIX, read_header
     from agent.storage.clips.retention import clips_in
 
     rows, damaged = list[_Row](), list[str]()
@@ -52,6 +52,10 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
             continue
         if stream in ("", row.label.occasion.stream):
             rows.append(row)
+            if (
+                entry.path.suffix == SUFFIX and row.label.duration_s is None
+            ):  # the end of a complete clip tells it
+                damaged.append(f"{entry.path}: is cut off: what is left of it can be played")
     (_print_json if as_json else _print_table)(rows)
     for why in damaged:
         click.echo(f"vedette: {plain(why)}", err=True)

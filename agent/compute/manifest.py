@@ -122,7 +122,8 @@ class VerificationManifest(Struct, frozen=True, forbid_unknown_fields=True):
         head: file beside the manifest that tells the words by their embeddings.
         score_threshold: least probability of a word that is told.
         running_threshold: the same amid other speech; None, or lower: as `score_threshold`.
-        longest_s: sound without a pause that is longer is speech, and a word in it is amid speech, s.
+        longest_s: sound without a pause that is longer is speech, and a word in it is amid speech, s; only with
+            `running_threshold`.
     """
 
     model: Annotated[str, Meta(min_length=1)]
@@ -345,6 +346,10 @@ def _contradictions(data: dict[str, Any]) -> Iterator[Problem]:
         counts = Counter(label for label in labels if isinstance(label, str) and label)
         if twice := [repr(label) for label, count in counts.items() if count > 1]:
             yield ("output", "labels"), f"`output.labels`: {', '.join(twice)} more than once"
+    verified = data.get("verification")
+    if isinstance(verified, dict) and "longest_s" in verified and "running_threshold" not in verified:
+        text = "has no effect without `running_threshold`: set that, too, or leave this out"
+        yield ("verification", "longest_s"), f"`verification.longest_s`: {text}"
 
 
 def _same_names(variants: list[Any]) -> Iterator[Problem]:

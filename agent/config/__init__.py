@@ -57,8 +57,8 @@ class StorageConfig(Struct, frozen=True, forbid_unknown_fields=True):
         history_max_bytes: bytes of delivered events kept for `vedette events`; the oldest are deleted first.
             0: none are kept.
         history_max_age_s: age from which delivered events are deleted, or up to an hour later, s.
-        clips_folder: folder for clips, with a subfolder for each stream; `~` and `$STATE_DIRECTORY` are expanded.
-            Empty: `clips` in the state folder. A change waits for a restart.
+        clips_folder: full path of the folder for clips, with a subfolder for each stream; `~` and
+            `$STATE_DIRECTORY` are expanded. Empty: `clips` in the state folder. A change waits for a restart.
         clips_max_bytes: bytes of all clips; the oldest are deleted first. Left out: as `clips_max_share` says.
         clips_max_share: share of their file system that all clips may take, 0..1. Left out, as is
             `clips_max_bytes`: a tenth of it, 1 GiB at most.

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from agent.config import Config, StreamConfig
-from agent.config.source_uri import parse
+from agent.config.capture import CaptureConfig
+from agent.config.source_uri import SCHEMES, SourceUri, parse
+from agent.config.twins import origin_of
 from agent.errors import SourceError
 
 _OF_PICTURES = ("dark", "frozen", "blurred", "covered", "moved", "tilted")
@@ -21,12 +23,15 @@ _WARM_ROOM_C = 50.0
 class Doubt(NamedTuple):
     """A value that is hardly meant; `keys` of it, and what is odd about it."""
 
-    keys: tuple[str, ...]
+    keys: tuple[str | int, ...]
     text: str
 
 
 def doubts(config: Config) -> Iterator[Doubt]:
-    """Yield the doubtful values of `[governor]`, and of each stream's `service`, `condition` and `filters`."""
+    """Yield the doubtful values of `[storage]`, `[governor]` and of each stream."""
+    if _is_relative(config.storage.state_dir):
+        text = "it is no full path: where it leads depends on the folder in which vedette is started"
+        yield Doubt(("storage", "state_dir"), text)
     for text in _twice(config.governor.order):
         yield Doubt(("governor", "order"), text)
     if config.governor.enabled and not config.governor.order:
@@ -34,8 +39,59 @@ def doubts(config: Config) -> Iterator[Doubt]:
     yield from _of_saving(config)
     yield from _of_heat(config.governor.max_temperature_c)
     for name, stream in config.streams.items():
-        for doubt in (*_of_service(stream), *_of_condition(stream), *_of_filters(stream)):
+        of_tables = (_of_service, _of_condition, _of_filters, _of_decoding, _of_labels, _of_record_source)
+        for doubt in (one for of_table in of_tables for one in of_table(stream)):
             yield Doubt(("streams", name, *doubt.keys), doubt.text)
+
+
+def _is_relative(folder: str) -> bool:
+    return bool(folder) and folder[0] not in "/~$"
+
+
+def of_sound_model(stream: StreamConfig) -> Iterator[Doubt]:
+    """Yield the keys of `capture`, below the stream, that do nothing since its model takes sound."""
+    if (address := _address(stream)) is None or address.on_network:  # else told of its source
+        yield from _without_effect(stream.capture, f"{stream.model} takes sound: no picture is decoded")
+
+
+def _of_decoding(stream: StreamConfig) -> Iterator[Doubt]:
+    """Tell settings of decoding of a source that does not decode by them."""
+    if (address := _address(stream)) is not None and not address.on_network:
+        network = ", ".join(f"{name}:" for name, scheme in SCHEMES.items() if scheme.network)
+        text = f"only a camera on the network ({network}) is decoded by it, and this source is {address.scheme}:"
+        yield from _without_effect(stream.capture, text)
+
+
+def _without_effect(capture: CaptureConfig, why: str) -> Iterator[Doubt]:
+    for key in ("decode", "decoder"):
+        if (value := getattr(capture, key)) != getattr(CaptureConfig(), key):
+            yield Doubt(("capture", key), f"{value} has no effect: {why}")
+
+
+def _of_labels(stream: StreamConfig) -> Iterator[Doubt]:
+    """Tell labels of zones that are never reported."""
+    asked = stream.decode.labels
+    for number, zone in enumerate(stream.zones):
+        for label in dict.fromkeys(zone.labels) if asked else ():
+            if label not in asked:
+                text = f"{label} never comes into zone {zone.name}: decode.labels leaves it out"
+                yield Doubt(("zones", number, "labels"), text)
+
+
+def _of_record_source(stream: StreamConfig) -> Iterator[Doubt]:
+    if stream.clips is None or not (other := stream.clips.record_source):
+        return
+    if origin_of(other) == origin_of(stream.source):
+        text = "it is the same as `source`, which is recorded anyway: it only costs a second connection"
+        yield Doubt(("clips", "record_source"), text)
+
+
+def _address(stream: StreamConfig) -> SourceUri | None:
+    """Return the parsed source; None: it is no URI, which is told elsewhere."""
+    try:
+        return parse(stream.source)
+    except SourceError:
+        return None
 
 
 def _twice(names: Sequence[str]) -> Iterator[str]:
@@ -85,9 +141,7 @@ def _of_condition(stream: StreamConfig) -> Iterator[Doubt]:
     keys = "condition", "ignore"
     for text in _twice(stream.condition.ignore):
         yield Doubt(keys, text)
-    try:
-        address = parse(stream.source)
-    except SourceError:  # told elsewhere
+    if (address := _address(stream)) is None:
         return
     for kinds, found, what in (
         (_OF_PICTURES, address.gives_pictures, "pictures"),

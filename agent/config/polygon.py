@@ -1,9 +1,10 @@
-"""Checks of polygons that a user has drawn: zones and privacy masks."""
+"""Checks of what a user has drawn: polygons, which are zones and privacy masks, and lines."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 from agent.types import Point
 
@@ -61,15 +62,36 @@ def _area(polygon: Sequence[Point]) -> float:
     return math.fsum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, following, strict=True)) / 2
 
 
+def self_crossing(points: Sequence[Point]) -> str:
+    """Return where an open line crosses or touches itself; empty: it does not. Its ends may be at one place."""
+    apart = [one for number, one in enumerate(points) if not number or one != points[number - 1]]
+    sides = list(pairwise(apart))
+    if not (meeting := _meeting_of(sides)):
+        return ""
+    first, second = (
+        f"[{a[0]:g}, {a[1]:g}] to [{b[0]:g}, {b[1]:g}]" for a, b in (sides[number - 1] for number in meeting)
+    )
+    return (
+        f"its pieces from {first} and from {second} cross or touch: on which side something is would be unclear"
+    )
+
+
 def _meeting(polygon: Sequence[Point]) -> tuple[int, int] | None:
     """Return the numbers (from 1) of the first corners of two sides that share more than a common corner."""
-    count = len(polygon)
-    sides = [(polygon[i], polygon[(i + 1) % count]) for i in range(count)]
-    for i in range(count):
-        if _folds_back(*sides[i], polygon[(i + 2) % count]):
-            return i + 1, (i + 1) % count + 1
+    sides = list(pairwise((*polygon, polygon[0])))
+    return _meeting_of(sides)
+
+
+def _meeting_of(sides: Sequence[tuple[Point, Point]]) -> tuple[int, int] | None:
+    """Return the numbers (from 1) of two sides of a path that share more than the corner at which they join."""
+    count = len(sides)
+    for i, (begin, end) in enumerate(sides):
+        following = (i + 1) % count
+        if sides[following][0] == end and _folds_back(begin, end, sides[following][1]):
+            return i + 1, following + 1
         for j in range(i + 2, count):
-            if (j + 1) % count != i and _meet(*sides[i], *sides[j]):
+            closes = sides[j][1] == begin  # the path ends where it began
+            if not closes and _meet(begin, end, *sides[j]):
                 return i + 1, j + 1
     return None
 

@@ -32,7 +32,7 @@ def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin
 
     Masks are compared as they are drawn: one that lies within another is told, too.
     """
-    running = {name: (stream, _origin_of(stream.source)) for name, stream in streams.items() if stream.enabled}
+    running = {name: (stream, origin_of(stream.source)) for name, stream in streams.items() if stream.enabled}
     for name, (stream, origin) in running.items():
         for other, (its, its_origin) in running.items():
             if not stream.hides or other == name:
@@ -42,7 +42,7 @@ def unmasked_twins(streams: Mapping[str, StreamConfig]) -> Iterator[UnmaskedTwin
                 text = f"stream {other} shows the source of stream {name}, and hides {hides}"
                 yield UnmaskedTwin(name, other, ("source",), text)
             recorded = its.clips.record_source if its.clips is not None else ""
-            if recorded and _origin_of(recorded) == origin:
+            if recorded and origin_of(recorded) == origin:
                 text = f"the clips of stream {other} show the source of stream {name}, and hide nothing of it"
                 yield UnmaskedTwin(name, other, ("clips", "record_source"), text)
 
@@ -52,7 +52,7 @@ def _shows_more(stream: StreamConfig, than: StreamConfig) -> bool:
     return not (others <= masks and set(than.blur) <= set(stream.blur))
 
 
-def _origin_of(uri: str) -> str:
+def origin_of(uri: str) -> str:
     """Return what two URIs of one source have in common: scheme, host, port, path and query, or device.
 
     A login, the case of scheme and host, the scheme's own port and the pace of files make no difference.

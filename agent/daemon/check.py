@@ -27,7 +27,7 @@ from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import CascadeConfig, Config, SelectionConfig, StreamConfig, ZoneConfig
-from agent.config.doubtful import doubts
+from agent.config.doubtful import Doubt, doubts, of_sound_model
 from agent.config.filters import LineConfig
 from agent.config.http import ServedConfig, is_loopback
 from agent.config.load import ConfigFile, load
@@ -95,19 +95,22 @@ def remarks(path: Path) -> list[str]:
         keys = "streams", name, "cascade", "budget_ms"
         if stream.cascade != CascadeConfig() and keys not in file.inherited and not runs_cascade:
             told.append(f"{file.where(*keys)}: has no effect: {stream.model} answers from one exit only here")
+        for doubt in of_sound_model(stream) if found[stream.model].hears else ():
+            told.append(_told(file, Doubt(("streams", name, *doubt.keys), doubt.text)))
     return told
 
 
 class _LookedUp(Struct):
-    """Remarks about a model, and if it has calibrated exits."""
+    """Remarks about a model, if it has calibrated exits, and if it takes sound."""
 
     remarks: list[str]
     has_exits: bool
+    hears: bool
 
 
 def _looked_up(model: str) -> _LookedUp:
     known = look_up(model, thorough=True)
-    return _LookedUp(known.remarks(), bool(known.manifest.cascade))
+    return _LookedUp(known.remarks(), bool(known.manifest.cascade), known.manifest.audio is not None)
 
 
 def warnings(path: Path) -> list[str]:
@@ -127,9 +130,7 @@ def warnings(path: Path) -> list[str]:
         f"{file.where('streams', twin.other, *twin.keys)}: {twin.text}"
         for twin in unmasked_twins(file.config.streams)
     ]
-    found += [
-        f"{file.where(*one.keys)}: [{one.keys[-2]}] {one.keys[-1]}: {one.text}" for one in doubts(file.config)
-    ]
+    found += [_told(file, one) for one in doubts(file.config) if one.keys not in file.inherited]
     found += [f"{secret}: {OPEN}; chmod o= {secret}" for secret in _open_passwords(file.config)]
     if is_open_to_all(path):
         found += [
@@ -145,6 +146,11 @@ def warnings(path: Path) -> list[str]:
             if stream.clips is not None and holds_secret(stream.clips.record_source)
         ]
     return found
+
+
+def _told(file: ConfigFile, doubt: Doubt) -> str:
+    *_, table, key = (one for one in doubt.keys if isinstance(one, str))
+    return f"{file.where(*doubt.keys)}: [{table}] {key}: {doubt.text}"
 
 
 def _texts_off(file: ConfigFile) -> Iterator[str]:

@@ -321,10 +321,16 @@ def clips_path(config: StorageConfig, state: Path | None = None) -> Path:
         state: the state folder, if it is not this process's own.
 
     Raises:
-        StorageError: the path cannot be resolved.
+        StorageError: the path cannot be resolved, or is no full path.
     """
     if config.clips_folder:
-        return _expanded("clips_folder", config.clips_folder).absolute()
+        folder = _expanded("clips_folder", config.clips_folder)
+        if not folder.is_absolute():
+            raise StorageError(
+                f"[storage] clips_folder = {config.clips_folder!r}: expected a full path, such as /mnt/clips; "
+                "where this one leads depends on the folder in which vedette is started"
+            )
+        return folder
     return (state or state_path(config)).resolve() / "clips"
 
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from agent.compute.track.geometry import distance, foot_of, net_crossings, sides_of
 from agent.config.filters import LineConfig
-from agent.config.polygon import MOST_CORNERS
+from agent.config.polygon import MOST_CORNERS, self_crossing
 from agent.errors import ConfigError
 from agent.types import Box, Crossing, Point
 
@@ -121,7 +121,8 @@ def check_lines(lines: Sequence[LineConfig]) -> None:
 
     Raises:
         ConfigError: two lines have one name, one is called `all`, or a line has fewer than two points, too many,
-            points outside the frame, or is shorter than a hundredth of the frame. The error names the line.
+            points outside the frame, is shorter than a hundredth of the frame, or crosses itself. The error names
+            the line.
     """
     names: set[str] = set()
     for line in lines:
@@ -151,4 +152,4 @@ def _problem(points: Sequence[Point]) -> str:
         return (
             f"`points` is too short to be crossed: give at least {_LEAST_LENGTH:g} of the frame, as from 0 to 1"
         )
-    return ""
+    return self_crossing(points)

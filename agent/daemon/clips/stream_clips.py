@@ -20,7 +20,7 @@ from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig
 from agent.daemon.clips.trigger import ASKED, ClipTrigger, PicturePace
 from agent.errors import BackendError, CommandError
-from agent.storage.clips.job import ClipJob
+from agent.storage.clips.job import FOREVER_NS, ClipJob
 from agent.storage.clips.mp4 import SOUND_CODECS, VIDEO_CODECS
 from agent.storage.clips.packets import PacketRing
 from agent.storage.clips.recorder import Recorder
@@ -59,7 +59,7 @@ class _PacketInput:
         self._sound: MediaTrack | None = None
         self._transcoder: SoundTranscoder | None = None
         self._gathered: list[MediaPacket] = []
-        self._told: tuple[str, int, int] | None = None
+        self._told = set[tuple[str, int, int]]()
         self.copies = self.waits = self._copies_sound = False
         self.trouble = ""
 
@@ -99,12 +99,13 @@ class _PacketInput:
         self.waits = not known and track.codec in VIDEO_CODECS
         if self.waits:
             return
-        self.trouble = ""
+        before, self.trouble = self.trouble, ""
         if not self.copies and self._is_only:
             self.trouble = f"record_source gives {track.codec}, which clips cannot hold: set it to H.264 or H.265"
-        if (about := (track.codec, track.width, track.height)) != self._told:
-            self._told = about
+        about = track.codec, track.width, track.height
+        if about not in self._told or self.trouble != before:
             self._tell(track)
+        self._told.add(about)
 
     def _tell(self, track: MediaTrack) -> None:
         if self.trouble:
@@ -173,6 +174,7 @@ class StreamClips:
         self._pace = PicturePace(config.fps)
         self._now_ns, self._now_s = time.monotonic_ns(), time.monotonic()
         self._waiting, self._has_failed, self._cut_was_told = 0, False, False
+        self._ended = False
         self._thread: threading.Thread | None = None
         self.other_source: PacketStream | None = None
         if config.record == CONTINUOUS:
@@ -211,7 +213,7 @@ class StreamClips:
         with self._lock:
             self._now_ns, self._now_s = at_ns, time.monotonic()
             begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
-        if not self.encodes or not self._pace.takes(at_ns, must=begins):
+        if self._ended or not self.encodes or not self._pace.takes(at_ns, must=begins):
             return False
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=f"clips-{self._stream}", daemon=True)
@@ -233,7 +235,9 @@ class StreamClips:
             self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
     def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
-        """Save the newest seconds and the next ones; return the path of the clip.
+        """Save the newest seconds and the next ones; return the path of the clip's file that is written now.
+
+        Of a clip that goes on in another file, which is not open yet, it is the folder.
 
         Args:
             seconds: that are recorded from now on.
@@ -253,6 +257,8 @@ class StreamClips:
         kept_s = max(1.0, self._config.before_s)
         self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
         with self._lock:
+            if self._ended:
+                raise CommandError(f"stream {self._stream}: there is nothing to record: it is being stopped")
             now_ns, now = self._time_ns(), datetime.now(UTC)
             begins = self._trigger.request(seconds, now_ns)
             if begins is None and not self._move_end():
@@ -260,7 +266,7 @@ class StreamClips:
             if begins is not None:
                 self._begin(begins, now_ns, now)
             assert self._job is not None
-            return str(self._job.path)
+            return self._job.shown
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""
@@ -270,14 +276,23 @@ class StreamClips:
         self._slot.close()
         if self._thread is not None:
             self._thread.join(_CLOSE_S)
-        self.end()
+        with self._lock:
+            self._end(FOREVER_NS)
 
     def end(self) -> None:
-        """End a running recording with the packets that it has. Any thread may call this."""
+        """End a running recording with what was captured until now, and begin none any more.
+
+        Any thread may call this. The stream's own thread may be stuck, and go on when another stream, with other
+        masks, has replaced this one.
+        """
         with self._lock:
-            for job in (self._job, self._whole):
-                if job is not None:
-                    job.end()
+            self._end(self._time_ns())
+
+    def _end(self, until_ns: int) -> None:
+        self._ended = True
+        for job in (self._job, self._whole):
+            if job is not None:
+                job.end(until_ns)
 
     def _time_ns(self) -> int:
         """Time now by the clock of the frames, ns."""
@@ -285,6 +300,8 @@ class StreamClips:
 
     def _trigger_on(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
         """Begin or prolong a clip where the events ask for it. Return True if one begins."""
+        if self._ended:
+            return False
         begins = self._trigger.on_events(events, at_ns)
         if begins is not None:
             self._begin(begins, at_ns, at)

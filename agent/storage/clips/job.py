@@ -20,8 +20,6 @@ _SYNC_S = 5.0
 """A power cut costs no more than this of a clip, s."""
 _GRACE_NS = 2_000_000_000
 """How late a picture may come, ns."""
-
-
 _IDLE_S = 10.0
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
@@ -65,7 +63,8 @@ class ClipJob:
         self.finished = self._ended = False
         self.files, self.paused_until_s = 0, 0.0
         self._lock = threading.Lock()
-        self._lost_before = ring.lost
+        self._lost_before, self._unusable_before, self._skipped = ring.lost, ring.unusable, 0
+        self._counts_skipped = False
         self._wrote_s = self._synced_s = self._over_s = time.monotonic()
 
     @property
@@ -73,9 +72,10 @@ class ClipJob:
         """True if it goes on until it is ended."""
         return self.segment_ns > 0
 
-    def end(self) -> None:
-        """End the clip with the packets that there are now."""
-        self._ended = True
+    def end(self, until_ns: int = FOREVER_NS) -> None:
+        """End the clip with the packets that there are now, and were captured until then."""
+        with self._lock:
+            self._until_ns, self._ended = min(self._until_ns, until_ns), True
 
     def move_end(self, until_ns: int) -> bool:
         """Move the clip's end to `until_ns`. Return False if it is already over."""
@@ -125,14 +125,17 @@ class ClipJob:
     @property
     def shown(self) -> str:
         """The file that it is about now: the open one, or where the next one goes."""
-        if self.file is not None:
-            return str(self.file.path)
+        if (file := self.file) is not None:  # the recorder's thread may complete it now
+            return str(file.path)
         return str(self.path.parent if self.files or self.is_continuous else self.path)
 
-    def take_lost(self) -> int:
-        """Return how many pictures were dropped before they could be written, since the last call."""
-        lost, self._lost_before = self.ring.lost - self._lost_before, self.ring.lost
-        return lost
+    def take_missing(self) -> dict[str, int]:
+        """Return how many pictures are in no file, by reason, since the last call."""
+        lost, unusable = self.ring.lost, self.ring.unusable
+        slow, skipped = lost - self._lost_before, unusable - self._unusable_before + self._skipped
+        self._lost_before, self._unusable_before, self._skipped = lost, unusable, 0
+        found = {"the disk was too slow": slow, "after a break no key frame came before them": skipped}
+        return {why: count for why, count in found.items() if count}
 
     def utc_of(self, captured_ns: int) -> datetime:
         """Return the UTC of a capture; of a long recording by the clock as it is now, which may have been set."""
@@ -176,6 +179,17 @@ class ClipJob:
             first.opens_group and self._is_full(file.first, first, file.bytes)
         )
 
+    def from_key_frame(self, packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:
+        """Return the packets from the first key frame on, with which a file begins; count pictures before it."""
+        begin = next((number for number, one in enumerate(packets) if one.opens_group), len(packets))
+        if self._counts_skipped:
+            self._skipped += sum(one.is_video for one in packets[:begin])
+        return packets[begin:]
+
+    def complete(self) -> None:
+        """Forget the open file, which is complete: what comes goes into another one."""
+        self.file, self.files, self._counts_skipped = None, self.files + 1, True
+
     def write(self, file: ClipFile, packets: Sequence[TimedPacket]) -> None:
         """Write packets."""
         now = self._wrote_s = time.monotonic()
@@ -192,4 +206,5 @@ class ClipJob:
     def pause(self) -> None:
         """Begin anew with what comes, in a while."""
         self.go_on()
+        self._counts_skipped = False  # what comes meanwhile is dropped, too
         self.paused_until_s, self.next_seq = time.monotonic() + _RETRY_S, self.ring.next_seq

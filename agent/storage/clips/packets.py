@@ -117,10 +117,15 @@ class PacketTimeline:
 
     A missing time stamp follows from the one before, one that goes back a little is put right, and any greater
     jump begins a new part, at the next key frame.
+
+    Attributes:
+        part: number of the newest part.
+        broken: the video track whose time stamps have jumped, until its next key frame; None: there is none.
     """
 
     def __init__(self) -> None:
         self.part = -1
+        self.broken: MediaTrack | None = None
         self._video: _TrackClock | None = None
         self._sound: _TrackClock | None = None
         self._unstamped: MediaPacket | None = None
@@ -151,6 +156,8 @@ class PacketTimeline:
 
     def interrupt(self) -> None:
         """Begin a new part at the next key frame."""
+        if self._video is not None:
+            self.broken = self._video.track
         self._video = self._sound = None
 
     def _stamp_video(self, packet: MediaPacket, seq: int) -> TimedPacket | None:
@@ -161,7 +168,7 @@ class PacketTimeline:
         if not packet.keyframe:
             return None
         self.part += 1
-        self._video = _TrackClock(packet.track)
+        self._video, self.broken = _TrackClock(packet.track), None
         stamps = self._video.stamps(packet)
         assert stamps is not None  # the first is taken as it is
         return TimedPacket(packet, seq, self.part, *stamps)
@@ -234,6 +241,7 @@ class PacketRing:
     Attributes:
         bytes: of all packets in it.
         lost: pictures that were held and had to be dropped.
+        unusable: pictures without time stamps: those of their track jumped, and no key frame has come since.
         cut: True if pictures that are young enough to be kept were dropped since they take too much memory.
     """
 
@@ -254,7 +262,7 @@ class PacketRing:
         self._held: int | None = None
         self._added_s = time.monotonic()
         self._newest_ns, self._next_seq = -1, 0
-        self.bytes = self.lost = 0
+        self.bytes = self.lost = self.unusable = 0
         self.cut = self._drops_group = False
 
     def add(self, packet: MediaPacket) -> None:
@@ -266,6 +274,8 @@ class PacketRing:
                 timed = self._clock.stamp(one, self._next_seq)
                 if timed is not None:
                     self._put(timed)
+                elif one.track is self._clock.broken:
+                    self.unusable += 1
 
     def _put(self, timed: TimedPacket) -> None:
         if not (self._groups or timed.opens_group):

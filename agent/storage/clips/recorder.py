@@ -272,12 +272,14 @@ class Recorder:
     def _write(self, job: ClipJob, packets: Sequence[TimedPacket], *, over: bool) -> bool:
         """Write packets; return True if the clip can take no more. `over`: no more come."""
         job.piece_bytes = self._store.max_bytes // _PIECES
-        for run in job.runs(packets):
+        runs = list(job.runs(packets))
+        for number, run in enumerate(runs, 1):
             if job.must_change(run[0]):
                 self._complete(job)
             if job.file is None:
-                run = _from_key_frame(run)
-                if run and not over and _span_s(run) < _HEAD_S and not job.is_silent:
+                run = job.from_key_frame(run)
+                grows = number == len(runs) and not (over or job.is_silent)
+                if run and grows and _span_s(run) < _HEAD_S:
                     job.next_seq = run[0].seq
                     return False
             if run and self._write_run(job, run):
@@ -312,7 +314,7 @@ class Recorder:
         """Create the next file of a clip, which begins with the first of these packets."""
         first = packets[0]
         began_at, path = job.utc_of(first.packet.captured_ns), job.path
-        if job.files or job.paused_until_s:  # it may begin in the same second as the file before
+        if job.files or job.is_continuous:  # it may begin in the same second as the file before
             path = clip_path(self._folder, job.reason, began_at, _token())
         return ClipFile(free_path(path), ClipLabel(job.reason, began_at), first, _sound_of(packets))
 
@@ -320,7 +322,9 @@ class Recorder:
         job.finished = True
         if job.file is not None:
             self._complete(job)
-        elif not job.files and not job.is_continuous:
+        elif job.files:
+            _report_missing(job, job.shown)
+        elif not job.is_continuous:
             log.warning("clip %s: no picture came in time, so it is not saved", job.path)
             self._failed += 1
 
@@ -330,9 +334,8 @@ class Recorder:
         before = job.file.bytes
         clip = job.file.finish(job.tracks)
         self._written += clip.bytes - before
-        job.file, job.files = None, job.files + 1
-        if lost := job.take_lost():
-            log.warning("clip %s: %s missing: the disk was too slow", clip.path, plural(lost, "picture"))
+        job.complete()
+        _report_missing(job, clip.path)
         self._saved += 1
         if self._trouble:
             self._trouble = ""
@@ -402,10 +405,9 @@ def _token() -> str:
     return secrets.token_hex(3)
 
 
-def _from_key_frame(packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:
-    """Return the packets from the first key frame on, with which a file must begin."""
-    begin = next((number for number, one in enumerate(packets) if one.opens_group), len(packets))
-    return packets[begin:]
+def _report_missing(job: ClipJob, about: str) -> None:
+    for why, count in job.take_missing().items():
+        log.warning("clip %s: %s missing: %s", about, plural(count, "picture"), why)
 
 
 def _span_s(packets: Sequence[TimedPacket]) -> float:

@@ -276,8 +276,15 @@ class ClipStore:
         """Return why more bytes do not fit; empty: they do."""
         config, most = self._config, self.max_bytes
         if self.bytes + other + more > most:
-            return f"{self.folder}: what is being recorded is larger than clips_max_bytes, {most}"
+            return f"{self.folder}: what is being recorded is larger than {self._bound(most)}"
         return _why_disk_is_full(self.folder, config, shutil.disk_usage(self.folder).free, more)
+
+    def _bound(self, most: int) -> str:
+        """Return the key that bounds the bytes of all clips, and the bytes."""
+        config = self._config
+        if config.clips_max_share is not None and config.clips_max_bytes != most:
+            return f"clips_max_share, {config.clips_max_share:g}, allows: {most} bytes"
+        return f"clips_max_bytes, {most}"
 
     def _delete(self, entry: Entry) -> bool:
         """Delete a clip and forget it; return False if it was gone or could not be deleted."""

@@ -109,6 +109,18 @@ def test_a_damaged_one_is_told_and_the_others_are_listed(config: str, tmp_path: 
     assert "2 clips" in shown.stdout
 
 
+@pytest.mark.parametrize("options", [(), ("--json",)])
+def test_a_complete_clip_that_was_cut_is_damaged(config: str, tmp_path: Path, options: tuple[str, ...]) -> None:
+    cut = tmp_path / "clips" / "front" / "2026-11-25T10-15-03Z-person-1.mp4"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    shown = call("-c", config, *options)
+    assert shown.exit_code == 1
+    assert f"{cut}: is cut off" in shown.stderr
+    assert str(cut) in shown.stdout
+    assert "1a2b3c" in shown.stdout
+    assert call("-c", config, "--stream", "back").exit_code == 0
+
+
 def test_a_configuration_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read the configuration"):
         call("-c", str(tmp_path / "gone.toml"))

@@ -748,6 +748,33 @@ def test_a_folder_that_cannot_be_made_is_one_line(file: Path, key: str, folder: 
     assert why in line
 
 
+def test_settings_without_effect_are_told_with_their_lines(file: Path) -> None:
+    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
+    labels = '[streams.front.decode]\nlabels = ["person"]\n'
+    zone = '[[streams.front.zones]]\nname = "a"\npolygon = [[0, 0], [1, 0], [1, 1]]\nlabels = ["car"]\n'
+    file.write_text(f'{stream}{labels}{zone}[streams.front.capture]\ndecoder = "drm"\n')
+    shown = call("check", str(file), "--json")
+    told = json.loads(shown.output)["warnings"]
+    assert shown.exit_code == 0
+    assert [line.partition(" ")[0] for line in told] == [f"{file}:11:", f"{file}:9:"]
+    assert "[capture] decoder: drm has no effect" in told[0]
+    assert "[zones] labels: car never comes into zone a" in told[1]
+
+
+def test_decoding_of_a_stream_that_hears_is_told(file: Path) -> None:
+    source = 'source = "rtsp://192.0.2.1/x"\nmodel = "small-speech"\n'
+    file.write_text(f'[streams.front]\n{source}[streams.front.capture]\ndecode = "full"\n')
+    told = json.loads(call("check", str(file), "--json").output)["remarks"]
+    assert [line for line in told if "full has no effect" in line and line.startswith(f"{file}:5: ")]
+
+
+def test_clips_whose_place_depends_on_the_working_directory_are_refused(file: Path) -> None:
+    test = STREAM.replace("SOURCE", "test:")
+    (line,) = problems(file, f'[storage]\nclips_folder = "x/y"\n{test}')
+    assert line.startswith(f"{file}:2: ")
+    assert "expected a full path" in line
+
+
 @pytest.mark.parametrize("verb", ["config check", "run -c", "doctor -c"])
 def test_a_pipe_is_no_configuration(verb: str, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "p.toml")

@@ -38,6 +38,10 @@ def test_a_manifest_has_one_variant_unless_it_names_several() -> None:
         ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"std": math.inf}}, "`audio.std`"),
         ({"name": "x", "output": OUTPUT, "audio": AUDIO | {"mean": -math.inf}}, "`audio.mean`"),
         ({"name": "x", "output": OUTPUT, "variants": [{"name": "a", "temperature": math.inf}]}, "temperature"),
+        (
+            {"name": "x", "output": OUTPUT, "verification": {"model": "m", "head": "h", "longest_s": 0.4}},
+            "`verification.longest_s`: has no effect without `running_threshold`",
+        ),
         ({"name": "x", "output": OUTPUT | {"labels": ["a", "b", "a"]}, "audio": AUDIO}, "'a' more than once"),
     ],
 )

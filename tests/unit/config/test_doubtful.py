@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from agent.config import Config, StreamConfig
+import pytest
+
+from agent.config import ClipsConfig, Config, DecodeConfig, StorageConfig, StreamConfig, ZoneConfig
 from agent.config.capture import CaptureConfig
 from agent.config.condition import ConditionConfig
-from agent.config.doubtful import doubts
+from agent.config.doubtful import doubts, of_sound_model
 from agent.config.filters import FilterConfig
 from agent.config.governor import GovernorConfig, ServiceConfig
+from agent.structs import convert
 
 
-def told(source: str = "v4l2:/dev/video0", **keys: Any) -> list[tuple[tuple[str, ...], str]]:
+def told(source: str = "v4l2:/dev/video0", **keys: Any) -> list[tuple[tuple[str | int, ...], str]]:
     governor = keys.pop("governor", GovernorConfig())
     stream = StreamConfig(source=source, model="nanodet", **keys)
     return [(one.keys, one.text) for one in doubts(Config(governor=governor, streams={"front": stream}))]
@@ -80,3 +83,48 @@ def test_a_limit_that_a_board_without_load_exceeds_is_doubted() -> None:
         ("governor", "max_temperature_c")
     ]
     assert told(governor=GovernorConfig(max_temperature_c=50.0)) == []
+
+
+CAMERA = "rtsp://192.0.2.1/small"
+
+
+@pytest.mark.parametrize("source", ["v4l2:/dev/video0", "test:", "file:a.mp4", "dir:images", "mic:default"])
+@pytest.mark.parametrize(("key", "value"), [("decode", "keyframes"), ("decode", "full"), ("decoder", "drm")])
+def test_decoding_is_set_for_cameras_on_the_network_only(source: str, key: str, value: str) -> None:
+    capture = convert({key: value}, CaptureConfig)
+    ((keys, text),) = told(source, capture=capture)
+    assert keys == ("streams", "front", "capture", key)
+    assert text.startswith(f"{value} has no effect: ")
+    assert source.partition(":")[0] in text
+    assert told(CAMERA, capture=capture) == []
+
+
+def test_a_stream_that_only_hears_decodes_no_picture() -> None:
+    stream = StreamConfig(source=CAMERA, model="small-speech", capture=CaptureConfig(decode="full"))
+    assert [one.keys for one in of_sound_model(stream)] == [("capture", "decode")]
+    silent = StreamConfig(source="mic:default", model="small-speech", capture=CaptureConfig(decode="full"))
+    assert list(of_sound_model(silent)) == [], "told of its source"
+
+
+def test_a_zone_whose_labels_are_left_out_is_doubted() -> None:
+    corners = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+    zones = (ZoneConfig("yard", corners), ZoneConfig("drive", corners, ("car", "person")))
+    ((keys, text),) = told(zones=zones, decode=DecodeConfig(labels=("person", "dog")))
+    assert keys == ("streams", "front", "zones", 1, "labels")
+    assert text == "car never comes into zone drive: decode.labels leaves it out"
+    assert told(zones=zones) == []
+
+
+def test_a_source_that_is_recorded_twice_is_doubted() -> None:
+    same = ClipsConfig(record_source="RTSP://user:secret@192.0.2.1:554/small")
+    assert [keys for keys, _ in told(CAMERA, clips=same)] == [("streams", "front", "clips", "record_source")]
+    assert told(CAMERA, clips=ClipsConfig(record_source="rtsp://192.0.2.1/main")) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_doubted"),
+    [("state", True), ("./state", True), ("/s", False), ("~/s", False), ("$STATE_DIRECTORY", False), ("", False)],
+)
+def test_a_state_folder_without_a_full_path_is_doubted(folder: str, is_doubted: bool) -> None:
+    found = doubts(Config(storage=StorageConfig(state_dir=folder)))
+    assert [one.keys for one in found] == [("storage", "state_dir")] * is_doubted

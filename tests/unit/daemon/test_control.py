@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -19,13 +23,16 @@ from agent.config import (
     TrackConfig,
 )
 from agent.config.mqtt import MqttConfig
+from agent.config.privacy import PrivacyMask
 from agent.daemon import control as module
 from agent.daemon.control import ConfigManager
 from agent.daemon.overrides import UNKNOWN_STATE, Overrides, OverridesFile
 from agent.daemon.runtime import Runtime, stop_streams
-from agent.daemon.streams import perception
+from agent.daemon.streams import perception, snapshots
 from agent.errors import CommandError, StorageError, VedetteError
+from agent.storage.clips.retention import clips_in
 from agent.storage.spool.spool import Spool
+from tests.support.clip_pictures import frames_of
 from tests.support.doubles import person_model
 from tests.support.hanging import Inferences
 from tests.support.picture_models import classifier
@@ -120,6 +127,58 @@ def test_nothing_of_a_camera_that_is_switched_off_is_published_however_long_its_
     runtime.recorder.close(2.0)
     assert spool.peek(events[-1].seq, 1000) == []
     assert runtime.recorder.stats.saved == 1
+
+
+def test_nothing_of_before_new_masks_is_handed_on_by_a_thread_that_was_stuck(
+    config: Config, file: OverridesFile, tmp_path: Path, spool: Spool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stuck, goes_on, real = threading.Event(), threading.Event(), snapshots._encode
+    shown = list[bytes]()
+
+    def encode(*args: Any) -> bytes:
+        if not stuck.is_set():
+            stuck.set()
+            goes_on.wait(60.0)
+        return real(*args)
+
+    monkeypatch.setattr(snapshots, "_encode", encode)
+    front = replace(
+        config.streams["front"],
+        enabled=True,
+        source=WALK,
+        publish=PublishConfig(snapshot_every_s=0.01, snapshot_boxes=False),
+        track=TrackConfig(min_hits=1),
+        clips=ClipsConfig(before_s=0.5, after_s=0.5, max_s=1.0),
+    )
+    all_of_it = PrivacyMask("all", ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)))
+    storage = StorageConfig(clips_folder=str(tmp_path / "clips"), clips_keep_free_bytes=0)
+    before = Config({"front": front}, storage=storage, mqtt=MqttConfig(port=1))
+    control, runtime = prepared(before, file, spool)
+    topic, retain = runtime.topics.snapshot("front"), runtime.mqtt.retain
+
+    def keep(to: str, payload: bytes, *, patient: bool = False) -> None:
+        shown.extend([payload] if to == topic and payload else [])
+        retain(to, payload, patient=patient)
+
+    monkeypatch.setattr(runtime.mqtt, "retain", keep)
+    runtime.recorder.start()
+    old = runtime.streams["front"]
+    old.start()
+    assert stuck.wait(60.0), "it has an event, and is about to begin a clip"
+    hides = replace(front, privacy=(all_of_it,), mask_model=False)
+    control.reload(replace(before, streams={"front": hides}))
+    assert runtime.hanging("front") == [old]
+    goes_on.set()
+    assert old.join(60.0)
+    wait_for(lambda: runtime.recorder.stats.saved)
+    stop_streams(runtime.streams.values())
+    runtime.recorder.close(5.0)
+    assert runtime.recorder.stats.failed == 0, "the old stream began no clip"
+    pictures = [cv2.imdecode(np.frombuffer(one, np.uint8), cv2.IMREAD_COLOR) for one in shown]
+    for entry in clips_in(tmp_path / "clips"):
+        pictures += frames_of(entry.path)
+    assert pictures
+    assert max(float(one.mean()) for one in pictures if one is not None) < 20.0, "all are hidden"
 
 
 def test_when_the_disk_refuses_it_is_done_all_the_same_and_said(

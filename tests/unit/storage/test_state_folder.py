@@ -91,7 +91,6 @@ def test_without_systemd_it_is_in_the_home(tmp_path: Path, monkeypatch: pytest.M
         ("elsewhere", "", "elsewhere/clips"),
         ("", "~/clips", "home/clips"),
         ("", "$STATE_DIRECTORY/video", "state/video"),
-        ("elsewhere", "here", "here"),
     ],
 )
 def test_clips_lie_in_the_state_folder_or_where_they_are_wanted(
@@ -108,6 +107,12 @@ def test_clips_without_a_place_are_an_error_that_names_the_key(monkeypatch: pyte
     monkeypatch.delenv("STATE_DIRECTORY", raising=False)
     with pytest.raises(StorageError, match=r"clips_folder = .*\$STATE_DIRECTORY is not set"):
         clips_path(StorageConfig(clips_folder="$STATE_DIRECTORY/x"))
+
+
+@pytest.mark.parametrize("folder", ["x", "x/y", "./clips", "../clips", "."])
+def test_clips_whose_place_depends_on_the_working_directory_are_refused(folder: str) -> None:
+    with pytest.raises(StorageError, match=r"\[storage\] clips_folder = .*expected a full path"):
+        clips_path(StorageConfig(clips_folder=folder))
 
 
 def test_a_user_that_does_not_exist_has_no_home() -> None:

@@ -179,12 +179,31 @@ def test_a_path_that_ends_where_it_began_has_crossed_a_whole_line_as_often_in_as
         pytest.param(((0, -0.1), (1, 1)), r"\[0, -0.1\] lies outside the frame", id="negative"),
         pytest.param(((0, math.nan), (1, 1)), r"\[0, nan\] lies outside the frame", id="NaN"),
         pytest.param(((0.3, 0.3), (0.3, 0.3)), "has no length", id="one place"),
+        pytest.param(
+            ((0.1, 0.1), (0.9, 0.9), (0.9, 0.1), (0.1, 0.9)),
+            r"pieces from \[0.1, 0.1\] to \[0.9, 0.9\] and from \[0.9, 0.1\] to \[0.1, 0.9\] cross",
+            id="crosses itself",
+        ),
+        pytest.param(((0.1, 0.5), (0.9, 0.5), (0.4, 0.5)), "cross or touch", id="folds back"),
+        pytest.param(((0.1, 0.5), (0.9, 0.5), (0.9, 0.9), (0.5, 0.5)), "cross or touch", id="touches itself"),
     ],
 )
 def test_a_line_that_cannot_be_used_is_refused_in_one_line(points: tuple[Point, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=f"^line 'gate': .*{message}") as caught:
         check_lines([LineConfig("gate", points)])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        pytest.param(((0.1, 0.1), (0.9, 0.1), (0.9, 0.9), (0.1, 0.1)), id="closed"),
+        pytest.param(((0.1, 0.1), (0.1, 0.1), (0.9, 0.1), (0.9, 0.1), (0.9, 0.9)), id="a point twice in a row"),
+        pytest.param(((0.1, 0.1), (0.5, 0.1), (0.9, 0.1)), id="straight"),
+    ],
+)
+def test_a_line_whose_sides_are_clear_is_allowed(points: tuple[Point, ...]) -> None:
+    check_lines([LineConfig("gate", points)])
 
 
 def test_two_lines_of_one_name_are_refused() -> None:

@@ -224,6 +224,29 @@ def test_a_connection_that_begins_anew_says_what_is_copied_once(
     assert sum("is copied" in record.getMessage() for record in caplog.records) == 1
 
 
+def test_a_camera_that_changes_its_size_again_and_again_says_once_what_is_copied(
+    camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    small, large = make_video(tmp_path / "a.mp4", 1.0), make_video(tmp_path / "b.mp4", 1.0, size=(128, 96))
+    for number in range(6):
+        camera.play(packets_of((small, large)[number % 2], (1 + 2 * number) * SECOND), {})
+    said = [record.getMessage() for record in caplog.records if "is copied" in record.getMessage()]
+    assert said == [f"stream front: clips: h264 of {size} is copied" for size in ("64x48", "128x96")]
+
+
+def test_the_answer_names_the_file_that_is_written(camera: Camera, tmp_path: Path) -> None:
+    video = make_video(tmp_path / "a.mp4", 3.0)
+    camera.play(packets_of(video), {})
+    first = camera.stream.record(9.0)
+    camera.play(packets_of(video, 5 * SECOND), {})  # its time stamps begin anew
+    wait_for(lambda: camera.clips and camera.stream.record(9.0).endswith(".mp4"))
+    second = camera.stream.record(9.0)
+    assert second != first == camera.clip().path
+    camera.stream.end()
+    assert camera.clip(1).path == second
+
+
 def test_video_without_parameters_waits_for_them_and_nothing_is_encoded_meanwhile(
     camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -150,6 +150,16 @@ def test_what_can_never_fit_is_said(tmp_path: Path) -> None:
     assert left(tmp_path) == []
 
 
+def test_the_key_that_bounds_the_clips_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=8 * MB, free=8 * MB))
+    with pytest.raises(StorageError, match=r"larger than clips_max_share, 0\.5, allows: 4194304 bytes"):
+        clip_store(tmp_path, clips_max_share=0.5).make_room(5 * MB)
+    with pytest.raises(StorageError, match="larger than clips_max_share"):
+        clip_store(tmp_path, clips_max_share=0.5, clips_max_bytes=6 * MB).make_room(5 * MB)
+    with pytest.raises(StorageError, match="larger than clips_max_bytes, 3145728"):
+        clip_store(tmp_path, clips_max_share=0.5, clips_max_bytes=3 * MB).make_room(5 * MB)
+
+
 def test_clips_leave_room_on_the_disk_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [put(tmp_path, days, MB) for days in (3, 2, 1)]
     usage = shutil.disk_usage(tmp_path)
