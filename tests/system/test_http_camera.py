@@ -207,6 +207,37 @@ def test_a_camera_whose_pictures_are_too_large_is_lost_and_told() -> None:
     assert grabber.stats.frames == 0
 
 
+class Huge(BaseHTTPRequestHandler):
+    """Sends pictures whose head says 65520x65520 pixels."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+        self.end_headers()
+        jpeg = bytearray(cv2.imencode(".jpg", np.zeros((48, 64, 3), np.uint8))[1].tobytes())
+        at = jpeg.index(b"\xff\xc0")
+        jpeg[at + 5 : at + 9] = b"\xff\xf0\xff\xf0"
+        head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(jpeg)}\r\n\r\n".encode()
+        with suppress(OSError):
+            while True:
+                self.wfile.write(head + jpeg + b"\r\n")
+                time.sleep(0.02)
+
+    def log_message(self, *args: object) -> None:
+        """Nothing."""
+
+
+def test_pictures_that_the_decoder_refuses_for_their_size_are_told() -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Huge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    source = open_source(f"http://127.0.0.1:{server.server_address[1]}/", stall_s=20.0)
+    with pytest.raises(SourceError, match=r"65520x65520 pixels, .* expected at most 50 megapixels"):
+        source.read(None)
+    source.close()
+    server.shutdown()
+    server.server_close()
+
+
 def test_a_camera_that_keeps_silent_holds_up_no_other_source(camera: str, clip: Path) -> None:
     news: list[tuple[str, str]] = []
 

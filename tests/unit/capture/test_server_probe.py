@@ -11,7 +11,7 @@ import pytest
 
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import open_source
-from agent.config.source_uri import parse
+from agent.config.source_uri import SourceOptions, SourceUri, parse
 from agent.errors import SourceError
 
 Serve = Callable[[bytes], int]
@@ -73,7 +73,8 @@ def test_a_server_that_keeps_silent_is_told_from_one_that_is_not_there(serve: Se
 
 @pytest.mark.parametrize("host", ["camera..local", "a" * 64])
 def test_a_name_that_cannot_be_encoded_is_an_unknown_one(host: str) -> None:
-    assert why_unreachable(parse(f"rtsp://{host}/"), 1.0).startswith(f"no address is known for {host}:554")
+    address = SourceUri("rtsp", f"rtsp://{host}/", SourceOptions(), "rtsp:", live=True, host=host)
+    assert why_unreachable(address, 1.0).startswith(f"no address is known for {host}:554")
 
 
 def test_an_unknown_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
