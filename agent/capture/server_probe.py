@@ -37,6 +37,8 @@ _ANSWERS = {
 }
 _TRANSPORTS = {"tcp": "RTP/AVP/TCP;unicast;interleaved=0-1", "udp": "RTP/AVP;unicast;client_port=50000-50001"}
 """What SETUP asks for (RFC 2326, 12.39). Nothing is sent to these ports: the stream is not played."""
+_AGAIN_S = 0.5
+"""Time after which a server that serves nobody is asked again, s: it may be ending the session before."""
 _UNESCAPED = (
     "; if there is a / ? # or @ in the password, write it as %2F %3F %23 %40, or use capture.password_file"
 )
@@ -160,7 +162,11 @@ def _answer(parts: SplitResult, request: _Request, uri: str, until: float) -> _A
     """Return the server's answer, or why there is none."""
     where = _where(parts, uri)
     try:
-        return _send_request(parts, request, until)
+        answer = _send_request(parts, request, until)
+        if answer.code == "503" and until - time.monotonic() > 2.0 * _AGAIN_S:
+            time.sleep(_AGAIN_S)
+            answer = _send_request(parts, request, until)
+        return answer
     except (socket.gaierror, UnicodeError):  # a UnicodeError: the host name cannot be encoded for DNS
         return f"no address is known for {where}; check the name and the network{_hint(uri)}"
     except ConnectionRefusedError:
