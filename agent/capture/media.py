@@ -223,8 +223,10 @@ def mp4_header(stream: Stream) -> bytes:
 
 
 _START_CODE = b"\0\0\1"
-_HEAD = 512
-"""Bytes of a packet within which its first slice begins."""
+_HEAD, _KEY_HEAD = 512, 4096
+"""Bytes of a packet, and of a key frame, within which its first slice begins."""
+_SLICES = {"h264": (0, 0x1F, range(1, 6)), "hevc": (1, 0x3F, range(32))}
+"""Where a unit of H.264 and H.265 has its type in its first byte: shift and mask; and the types of slices."""
 
 
 _PARAMETERS = {"h264": (7, 8), "hevc": (33, 34)}
@@ -267,15 +269,32 @@ def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
 
     Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
     """
-    if codec not in ("h264", "hevc"):
+    if codec not in _SLICES or (unit := _first_slice(codec, packet, _HEAD)) is None:
         return False
-    head = bytes(memoryview(packet)[:_HEAD])
+    if codec == "h264":
+        return unit >> 5 & 3 == 0
+    kind = unit >> 1 & 0x3F
+    return kind < 16 and kind % 2 == 0
+
+
+def is_refresh(codec: str, packet: Packet[Stream]) -> bool:
+    """Return True if no picture after a key frame of H.264 or H.265 is predicted from one before it.
+
+    FFmpeg takes points for key frames, too, from which on a picture is mended bit by bit. Sources: ITU-T H.264,
+    7.4.1.2.4 (IDR pictures); ITU-T H.265, table 7-1 (pictures of random access).
+    """
+    if codec not in _SLICES or (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
+        return False
+    return unit & 0x1F == 5 if codec == "h264" else 16 <= unit >> 1 & 0x3F <= 21
+
+
+def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
+    """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
+    head, (shift, mask, kinds) = bytes(memoryview(packet)[:longest]), _SLICES[codec]
     at = head.find(_START_CODE)
     while 0 <= at < len(head) - 3:
         unit = head[at + 3]
-        if codec == "h264" and 1 <= unit & 0x1F <= 5:
-            return unit >> 5 & 3 == 0
-        if codec == "hevc" and (kind := unit >> 1 & 0x3F) < 32:
-            return kind < 16 and kind % 2 == 0
+        if (unit >> shift & mask) in kinds:
+            return unit
         at = head.find(_START_CODE, at + 3)
-    return False
+    return None

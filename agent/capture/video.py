@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
-from agent.capture.media import Media, OpenError, is_disposable
+from agent.capture.media import Media, OpenError, is_disposable, is_refresh
 from agent.capture.network.liveness import WAITS, Liveness
 from agent.capture.network.opening import ASK_S, demuxer_options
 from agent.capture.packet_clock import MediaClock, ReadPauses
@@ -413,7 +413,7 @@ class NetworkStream(Video):
         self.decoding = _MODES[self._policy.mode]
         self.undecoded += not steps
         self.inter_coded += not packet.is_keyframe
-        self._filter.add(keyframe=packet.is_keyframe, pts=packet.pts)
+        self._filter.add(keyframe=packet.is_keyframe and is_refresh(self._codec, packet), pts=packet.pts)
         self._steps += steps
         if len(steps) > 1:
             self._burst.begin(steps[0].packet.times.captured_ns, arrived.captured_ns)

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import pytest
+from av.packet import Packet
 from msgspec.structs import replace
 
-from agent.capture.media import parameter_sets
+from agent.capture.media import is_refresh, parameter_sets
 from agent.capture.packets import PacketStream
 from agent.capture.source import open_source
 from agent.capture.video import NetworkStream
@@ -127,6 +128,28 @@ def test_parameters_are_found_in_a_key_frame_alone(units: list[Unit]) -> None:
     found = parameter_sets("h264", units[0].data)
     assert {kind: content[0] & 0x1F for kind, content in found.items()} == {(7, 0): 7, (8, 0): 8}
     assert parameter_sets("h264", units[1].data) == parameter_sets("h264", b"") == {}
+
+
+@pytest.mark.parametrize(
+    ("codec", "unit", "expected"),
+    [
+        ("h264", 0x65, True),
+        ("h264", 0x41, False),
+        ("hevc", 19 << 1, True),
+        ("hevc", 1 << 1, False),
+        ("vp9", 0x65, False),
+    ],
+)
+def test_pictures_are_begun_anew_by_the_type_of_the_first_slice(codec: str, unit: int, expected: bool) -> None:
+    parameters = b"\0\0\0\1\x67sps\0\0\1\x68pps" if codec == "h264" else b"\0\0\1\x40\1vps"
+    message = b"\0\0\1" + (b"\x06" if codec == "h264" else b"\x4e\1") + 700 * b"x"
+    assert is_refresh(codec, Packet(parameters + message + b"\0\0\1" + bytes([unit]) + b"slice")) is expected
+
+
+def test_a_camera_that_refreshes_its_pictures_bit_by_bit_begins_none_anew() -> None:
+    options = {**OPTIONS, "x264-params": "intra-refresh=1:keyint=15"}
+    units = encode(pattern(3 * FPS), options=options)
+    assert [is_refresh("h264", Packet(unit.data)) for unit in units] == [True] + [False] * (len(units) - 1)
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import io
 import logging
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
+import av
 import pytest
 from av.packet import Packet
 from av.stream import Stream
@@ -20,6 +22,7 @@ from agent.capture.hardware.failover import (
 )
 from agent.capture.media import Media
 from tests.support.decoders import Tamper, failing, green, hanging, opener, right, silent
+from tests.support.packet_camera import encode, pattern
 
 NAME = "h264_v4l2m2m"
 ALL = list(range(60))
@@ -180,3 +183,20 @@ def test_this_machine_refuses_what_it_does_not_have(media: Media, caplog: pytest
         open_decoder("hevc_v4l2m2m", media.video)
     assert numbers(decoded(media, decoder(media, open_decoder), name="hevc_v4l2m2m")) == ALL
     assert "hevc_v4l2m2m: it is for hevc" in caplog.text
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_a_filter_that_changes_with_each_group_loses_no_picture(b_frames: int) -> None:
+    options = {"preset": "superfast", "x264-params": f"keyint=8:min-keyint=8:scenecut=0:bframes={b_frames}"}
+    content = b"".join(unit.data for unit in encode(pattern(40), "libx264", options=options))
+    with av.open(io.BytesIO(content), "r", format="h264") as container:
+        track, found, groups = container.streams.video[0], list[int](), 0
+        own = FailoverDecoder(track, "rtsp://cam")
+        for number, packet in enumerate(cast("Iterator[Packet[Stream]]", container.demux(track))):
+            packet.opaque = ("came", number)
+            if packet.size and packet.is_keyframe:
+                groups += 1
+                own.filter_pictures("keyframes" if groups % 2 else "all")
+            found += numbers(own.decode(packet if packet.size else None))
+    assert groups == 5
+    assert sorted(found) == list(range(40))
