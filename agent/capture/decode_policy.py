@@ -277,7 +277,9 @@ class DecodePolicy(Generic[P]):
         self._until_ns = self._alert_ns = self._shown_ns = -1
         self._alert_s = self._limits.alert_s
         self._suspects = self._has_started = self._overflows = self._after_key = False
-        self._began_blind_ns = self._doubtful = 0
+        self._began_blind_ns = self._doubtful = self._failed_checks = 0
+        self._group_ns = -1
+        """Until then key frames are of no use without the packets after them."""
         self._key_ns, self._apart_s, self._calm_ns = -1, 0.0, 0
 
     def add(self, packet: P, facts: PacketFacts, demand: Demand) -> list[DecodeStep[P]]:
@@ -298,16 +300,29 @@ class DecodePolicy(Generic[P]):
             self.mode = DecodeMode.KEYFRAMES
             return [DecodeStep(packet, restart=True, alone=True)] if facts.keyframe else []
         self._judge(facts, demand)
-        if demand.most is DecodeMode.KEYFRAMES and not self._overflows:
+        if demand.most is DecodeMode.KEYFRAMES and not self._overflows and facts.at_ns >= self._group_ns:
             self._suspects = False  # nobody looks whether something moves
             return self._decode_little(packet, facts, Demand(DecodeMode.KEYFRAMES))
         if demand.mode is DecodeMode.FULL or self._needs_all(facts.at_ns):
             return self._decode_all(packet, facts)
         return self._decode_little(packet, facts, demand)
 
+    def mark_check(self, at_ns: int, *, succeeded: bool) -> None:
+        """Tell whether a key frame that was decoded alone gave a picture.
+
+        If not, all is decoded for a time, which doubles each time: some cameras refresh the picture bit by bit,
+        and what FFmpeg takes for a key frame is the place where that begins.
+        """
+        self._failed_checks = 0 if succeeded else self._failed_checks + 1
+        if not succeeded:
+            longest_s = self._limits.alert_max_s
+            self._group_ns = at_ns + round(min(longest_s, self._limits.hold_s * 2.0**self._failed_checks) * _S)
+
     def _needs_all(self, now_ns: int) -> bool:
         is_sure = self._sizes.tells or self._choice == "saving"
-        return now_ns < self._until_ns or self._doubtful > 0 or self._overflows or not is_sure
+        if now_ns < max(self._until_ns, self._group_ns):
+            return True
+        return self._doubtful > 0 or self._overflows or not is_sure
 
     def _judge(self, facts: PacketFacts, demand: Demand) -> None:
         """Prolong the time of decoding everything if there is a reason; learn what sizes mean."""

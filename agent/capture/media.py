@@ -5,11 +5,15 @@ Only what opens an encoded source may import this module: PyAV takes 18 MB.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import io
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import av
+import av._core
 import av.logging
 import msgspec
 from av.audio.stream import AudioStream
@@ -145,7 +149,20 @@ class SoundMedia:
         self._container.close()
 
 
+_LARGEST_BYTES = 192 * 1024 * 1024
+"""Most that FFmpeg may ask for at once, bytes: a picture of 50 megapixels has up to four bytes a pixel. What a
+server announces, or what has no end, is read into one piece of memory, of up to 2 GB if nothing limits it."""
+
+
+@functools.cache
+def _limit_memory() -> None:
+    """Limit each piece of FFmpeg's memory in this process: av_max_alloc of libavutil, which PyAV lacks."""
+    with suppress(OSError, AttributeError):  # another build of PyAV
+        ctypes.CDLL(av._core.__file__).av_max_alloc(ctypes.c_size_t(_LARGEST_BYTES))
+
+
 def _opened(target: str, options: dict[str, str], timeout_s: float | None) -> InputContainer:
+    _limit_memory()
     av.logging.set_level(None)  # FFmpeg's messages repeat, name no stream, and could show credentials
     try:
         return av.open(target, "r", options=options, timeout=timeout_s)

@@ -37,6 +37,7 @@ class SourceThread(ABC, Generic[S]):
         undecoded: number of pictures that it has left encoded.
         inter_coded: number of pictures that are no key frames, see `Source`.
         has_sound: whether an open source of pictures has a track of sound, too; None: not known yet.
+        waits_for: why no picture can come yet although the source sends, see `Source`.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -54,6 +55,7 @@ class SourceThread(ABC, Generic[S]):
         self._asked_ns = time.monotonic_ns()
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
         self.decoding, self.decoded, self.undecoded, self.inter_coded = "", 0, 0, 0
+        self.waits_for = ""
         self.error: SourceError | None = None
         self.has_sound: bool | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -264,10 +266,10 @@ class FrameReader(SourceThread[Source]):
             if not source.grab():
                 return
             self.decoding, self.undecoded = source.decoding, source.undecoded
-            self.inter_coded = source.inter_coded
+            self.inter_coded, self.waits_for = source.inter_coded, source.waits_for
             if not source.holds:
                 continue
-            self.decoded += 1
+            self.decoded, self.description = self.decoded + 1, source.description
             now_ns = time.monotonic_ns()
             recorded_s = number * source.period_s if self._fast else 0.0
             number += 1

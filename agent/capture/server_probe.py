@@ -9,15 +9,17 @@ import secrets
 import socket
 import ssl
 import time
+from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from msgspec import Struct, structs
 
-from agent.config.source_uri import DEFAULT_PORTS, mask
+from agent.config.source_uri import DEFAULT_PORTS, SourceUri, mask
 
 _LARGEST_HEAD = 16 * 1024
 _BEGINNING, _LARGEST_PICTURE = 64, 4 * 1024 * 1024
 """Bytes of a body to read: its beginning; or a whole picture whose length is not given."""
+_LARGEST_SDP = 64 * 1024
 _LONGEST_NUMBER = 18
 """Most digits of a plausible Content-Length."""
 _REDIRECTS = ("301", "302", "303", "307", "308")
@@ -30,8 +32,13 @@ _ANSWERS = {
     "403": "it refuses this user",
     "404": "it has no such path",
     "453": "it has no bandwidth left for another viewer",
+    "461": "it does not send in this way",
     "503": "it serves no further viewer now",
 }
+_TRANSPORTS = {"tcp": "RTP/AVP/TCP;unicast;interleaved=0-1", "udp": "RTP/AVP;unicast;client_port=50000-50001"}
+"""What SETUP asks for (RFC 2326, 12.39). Nothing is sent to these ports: the stream is not played."""
+_AGAIN_S = 0.5
+"""Time after which a server that serves nobody is asked again, s: it may be ending the session before."""
 _UNESCAPED = (
     "; if there is a / ? # or @ in the password, write it as %2F %3F %23 %40, or use capture.password_file"
 )
@@ -43,7 +50,7 @@ class _Answer(Struct, frozen=True):
     Attributes:
         code: status code; empty if it is not HTTP or RTSP.
         fields: lower-case name and value of each header line.
-        body: its beginning, after a GET that succeeded.
+        body: its beginning, after a GET or DESCRIBE that succeeded.
         ended: whether the body ended there.
     """
 
@@ -62,39 +69,50 @@ class _Answer(Struct, frozen=True):
         return [value for name, value in self.fields if name == "www-authenticate"]
 
 
-def why_unreachable(uri: str, timeout_s: float) -> str:
+class _Request(Struct, frozen=True):
+    """What is asked for: method, requested URL without credentials, and further header lines."""
+
+    method: str
+    target: str
+    lines: str = ""
+
+
+def why_unreachable(address: SourceUri, timeout_s: float) -> str:
     """Return why a stream cannot be opened, as one clause without credentials.
 
     Args:
-        uri: rtsp, rtsps, http or https, with a host.
+        address: of a source on the network.
         timeout_s: limit for the whole, s; resolving the name may take longer.
     """
-    return find_refusal(uri, timeout_s) or (
+    uri = address.target
+    return find_refusal(address, timeout_s) or (
         f"{_where(urlsplit(uri), uri)} answers, but with nothing to decode in time; check the path and the "
         "camera's codec"
     )
 
 
-def find_refusal(uri: str, timeout_s: float) -> str:
-    """Ask a server for a stream without opening it: DESCRIBE, or a GET whose body is read only in part.
+def find_refusal(address: SourceUri, timeout_s: float) -> str:
+    """Ask a server for a stream without playing it: DESCRIBE and SETUP, or a GET whose body is read only in part.
 
     HTTP redirections are followed as FFmpeg follows them. Credentials go to another address only if the
     redirection names no host.
 
     Args:
-        uri: rtsp, rtsps, http or https, with a host.
+        address: of a source on the network.
         timeout_s: limit for the whole, s; resolving the name may take longer.
 
     Returns:
         why the server or the network refuses it, as one clause without credentials; empty if it does not.
     """
-    until, where = time.monotonic() + timeout_s, ""
+    uri, until, where = address.target, time.monotonic() + timeout_s, ""
     for _ in range(_MOST_REDIRECTS + 1):
         parts = urlsplit(uri, allow_fragments=False)
         where = _where(parts, uri)
-        answer = _answer(parts, uri, where, until)
+        answer = _answer(parts, _first_request(parts), uri, until)
         if isinstance(answer, str):
             return answer
+        if not parts.scheme.startswith("http") and answer.code.startswith("2"):
+            return _setup_problem(parts, answer, address, until)
         if not parts.scheme.startswith("http") or answer.code not in _REDIRECTS:
             return _explain_status(where, answer, has_account=parts.username is not None)
         uri, wrong = _redirection(uri, answer.field("location"))
@@ -103,10 +121,52 @@ def find_refusal(uri: str, timeout_s: float) -> str:
     return f"{where} redirects again and again; check the path"
 
 
-def _answer(parts: SplitResult, uri: str, where: str, until: float) -> _Answer | str:
+def _setup_problem(parts: SplitResult, described: _Answer, address: SourceUri, until: float) -> str:
+    """Return why the server does not send what it has described in the configured way; empty: it does."""
+    # FFmpeg speaks TCP alone with TLS.
+    transport = address.rtsp_transport if address.scheme == "rtsp" else "tcp"
+    target = _control_url(parts, described)
+    if not target:  # a description that only FFmpeg understands
+        return ""
+    request = _Request("SETUP", target, f"Transport: {_TRANSPORTS[transport]}\r\n")
+    answer = _answer(parts, request, address.target, until)
+    if isinstance(answer, str):
+        return answer
+    where = _where(parts, address.target)
+    if answer.code == "461":
+        other = "udp" if transport == "tcp" else "tcp"
+        return (
+            f"{where} answers 461: it does not send over {transport.upper()}; set capture.rtsp_transport = "
+            f'"{other}"'
+        )
+    return _explain_status(where, answer, has_account=parts.username is not None)
+
+
+def _control_url(parts: SplitResult, described: _Answer) -> str:
+    """Return the URL of the first track of video, or else of the first track, of an SDP; empty: there is none.
+
+    Source: RFC 2326, C.1.1.
+    """
+    base = described.field("content-base") or described.field("content-location") or _first_request(parts).target
+    tracks = described.body.decode("latin-1").replace("\r", "").split("\nm=")[1:]
+    chosen = next((one for one in tracks if one.startswith("video")), tracks[0] if tracks else "")
+    control = re.search(r"^a=control:(\S+)", chosen, re.MULTILINE)
+    if control is None or control[1] == "*":
+        return base if tracks else ""
+    if "://" in control[1]:
+        return control[1]
+    return base + ("" if base.endswith("/") else "/") + control[1]
+
+
+def _answer(parts: SplitResult, request: _Request, uri: str, until: float) -> _Answer | str:
     """Return the server's answer, or why there is none."""
+    where = _where(parts, uri)
     try:
-        return _send_request(parts, until)
+        answer = _send_request(parts, request, until)
+        if answer.code == "503" and until - time.monotonic() > 2.0 * _AGAIN_S:
+            time.sleep(_AGAIN_S)
+            answer = _send_request(parts, request, until)
+        return answer
     except (socket.gaierror, UnicodeError):  # a UnicodeError: the host name cannot be encoded for DNS
         return f"no address is known for {where}; check the name and the network{_hint(uri)}"
     except ConnectionRefusedError:
@@ -173,6 +233,8 @@ def _body_problem(where: str, answer: _Answer) -> str:
         return f"{where} answers, but sends nothing; {_INSTEAD}" if answer.ended else ""
     if kind.startswith(("multipart/", "video/")):
         return ""
+    if kind == "application/sdp" or body.startswith(b"v=0"):
+        return f"{where} gives a description (SDP), not a stream; {_INSTEAD}"
     if _PICTURE.match(body):
         return f"this URL gives one picture, not a stream; {_INSTEAD}" if whole else ""
     if kind.startswith("image/"):
@@ -185,35 +247,34 @@ def _body_problem(where: str, answer: _Answer) -> str:
     return ""
 
 
-def _send_request(parts: SplitResult, until: float) -> _Answer:
+def _send_request(parts: SplitResult, request: _Request, until: float) -> _Answer:
     """Return the answer; if the server asks for credentials, send them in the way that it asks for."""
-    answer = _exchange(parts, "", until)
+    answer = _exchange(parts, request, "", until)
     if answer.code != "401" or parts.username is None or not answer.challenges:
         return answer
-    method, target = _request(parts)
     chosen = next((one for one in answer.challenges if one.lower().startswith("digest")), answer.challenges[0])
     account = unquote(parts.username), unquote(parts.password or "")
-    return _exchange(parts, f"Authorization: {_authorization(chosen, method, target, *account)}\r\n", until)
+    login = _authorization(chosen, request.method, request.target, *account)
+    return _exchange(parts, request, f"Authorization: {login}\r\n", until)
 
 
-def _request(parts: SplitResult) -> tuple[str, str]:
-    """Return the method and the requested URL, without credentials."""
+def _first_request(parts: SplitResult) -> _Request:
+    """Return what is asked for first."""
     if parts.scheme.startswith("rtsp"):
-        return "DESCRIBE", parts._replace(netloc=_host(parts)).geturl()
-    return "GET", parts._replace(scheme="", netloc="").geturl() or "/"
+        return _Request("DESCRIBE", parts._replace(netloc=_host(parts)).geturl(), "Accept: application/sdp\r\n")
+    return _Request("GET", parts._replace(scheme="", netloc="").geturl() or "/")
 
 
 def _host(parts: SplitResult) -> str:
     return parts.netloc.rpartition("@")[2]
 
 
-def _exchange(parts: SplitResult, authorization: str, until: float) -> _Answer:
-    method, target = _request(parts)
-    if method == "DESCRIBE":
-        head = f"DESCRIBE {target} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n"
+def _exchange(parts: SplitResult, asked: _Request, authorization: str, until: float) -> _Answer:
+    if asked.method == "GET":
+        head = f"GET {asked.target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
     else:
-        head = f"GET {target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
-    request = f"{head}{authorization}\r\n".encode("utf-8", "replace")
+        head = f"{asked.method} {asked.target} RTSP/1.0\r\nCSeq: 1\r\n"
+    request = f"{head}{asked.lines}{authorization}\r\n".encode("utf-8", "replace")
     address = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
     with socket.create_connection(address, _remaining_s(until)) as plain:
         plain.settimeout(_remaining_s(until))
@@ -248,9 +309,20 @@ def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
     answer = _Answer(
         found[1] if found else "", [(name.strip().lower(), value.strip()) for name, _, value in named]
     )
-    if not (request.startswith(b"GET") and answer.code.startswith("2")):
+    if not answer.code.startswith("2"):
+        return answer
+    if request.startswith(b"SETUP"):
+        _tear_down(connection, request, answer)
         return answer
     return _with_body(connection, answer, body, until)
+
+
+def _tear_down(connection: socket.socket, setup: bytes, answer: _Answer) -> None:
+    """End the session that was set up: a camera may have few of them."""
+    session = answer.field("session").partition(";")[0]
+    head = setup.partition(b"Transport:")[0].replace(b"SETUP", b"TEARDOWN", 1).replace(b"CSeq: 1", b"CSeq: 2")
+    with suppress(OSError):
+        connection.sendall(head + f"Session: {session}\r\n\r\n".encode("latin-1"))
 
 
 def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: float) -> _Answer:
@@ -258,6 +330,8 @@ def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: f
     is_picture = answer.field("content-type").lower().startswith("image/")
     length = answer.field("content-length")
     enough = _LARGEST_PICTURE if is_picture and not length else _BEGINNING
+    if answer.field("content-type").lower().startswith("application/sdp"):
+        enough = _LARGEST_SDP if length else _BEGINNING
     if length.isdecimal() and len(length) <= _LONGEST_NUMBER:
         enough = min(enough, int(length))
     ended = length == "0"

@@ -58,13 +58,15 @@ def status(address: SourceUri) -> os.stat_result | None:
 
 
 def with_login(address: SourceUri, config: CaptureConfig) -> SourceUri:
-    """Return the address with the configured user name and password in its target. Never show that target.
+    """Return the address with the configured user name and password in its target, and the transport of RTSP.
 
+    Never show that target.
     The password file is read at each call, so that a changed password is used at the next opening.
 
     Raises:
         SourceError: the file cannot be read, or the URI and the configuration do not go together.
     """
+    address = replace(address, rtsp_transport=config.rtsp_transport)
     if not (config.username or config.password_file):
         return address
     wrong = partial(_wrong, address)
@@ -141,6 +143,7 @@ class Source(Protocol):
         captured_ns, read_ns: of the held picture, see `Frame`; 0: now.
         late: whether the held picture was decoded later than it came, and must not be replaced by a newer one.
         decoding: what is decoded now, `packets`, `keyframes` or `full`; empty: the source is not encoded.
+        waits_for: why no picture can come yet although the source sends, for people; empty: it can.
         undecoded: number of pictures that were left encoded.
         inter_coded: number of pictures that can only be decoded after others: all but the key frames.
         has_sound: whether it has a track of sound that a listener can take.
@@ -156,6 +159,7 @@ class Source(Protocol):
     read_ns: int = 0
     late: bool = False
     decoding: str = ""
+    waits_for: str = ""
     undecoded: int = 0
     inter_coded: int = 0
     has_sound: bool = False

@@ -28,7 +28,7 @@ class SourceState:
 
     Attributes:
         state: starting, until its first picture or first failure; running; lost; ended.
-        detail: why it is lost, or size and rate, for people.
+        detail: why it is lost, what it waits for, or size and rate, for people.
     """
 
     def __init__(self) -> None:
@@ -52,6 +52,13 @@ class SourceState:
         if self.state != "lost":
             self.state, self._lost_s, self._explained = "lost", now_s, False
         self._explained = self._explained or explains
+        return is_news
+
+    def mark_waiting(self, what: str) -> bool:
+        """Say what a source that is starting waits for. Return True if that is news."""
+        is_news = self.state == "starting" and self.detail != what
+        if is_news:
+            self.detail = what
         return is_news
 
     def mark_running(self, now_s: float, description: str) -> str | None:
@@ -111,9 +118,9 @@ _REOPEN_MAX_S, _REOPEN_LOCAL_MAX_S = 30.0, 5.0
 """Longest pauses between two attempts to reopen, s, where the configuration does not say."""
 
 OnChange = Callable[[str, str], None]
-"""Called with (`lost`, reason) once per outage and (`running`, `back after 12 s`) once after it, from the
-supervisor's thread. If the first reason only says that nothing came in time, it is called with `lost` once more
-for the first exact reason."""
+"""Called with (`starting`, what it waits for) if its first picture cannot come yet, with (`lost`, reason) once
+per outage and (`running`, `back after 12 s`) once after it, from the supervisor's thread. If the first reason
+only says that nothing came in time, it is called with `lost` once more for the first exact reason."""
 
 
 def longest_pause_s(address: SourceUri, config: CaptureConfig) -> float:
@@ -258,6 +265,8 @@ class SourceSupervisor:
                 self._mark_running(opening, again=first and self._opened > 1)
                 first = False
             seen = delivered
+            if (waits_for := opening.waits_for) and self._state.mark_waiting(waits_for):
+                self._on_change("starting", waits_for)
             if over:
                 return str(opening.error or "")
             if waiting_s > stall_s:
@@ -265,7 +274,8 @@ class SourceSupervisor:
                 if not self._live or waiting_s > 1.5 * stall_s + 1.0:
                     opening.abandon()
                     return self._missed
-                self._mark_lost(self._missed)
+                if opening.delivered:  # the reason why it cannot be opened is found out first
+                    self._mark_lost(self._missed)
             self.woken.wait(min(1.0, stall_s / 4))
             self.woken.clear()
         return ""

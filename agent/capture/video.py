@@ -19,11 +19,13 @@ from msgspec import Struct
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
 from agent.capture.media import Media, OpenError, is_disposable, is_refresh
+from agent.capture.network.liveness import WAITS, Liveness
+from agent.capture.network.opening import ASK_S, demuxer_options
 from agent.capture.packet_clock import MediaClock, ReadPauses
 from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
 from agent.capture.server_probe import find_refusal, why_unreachable
-from agent.capture.source import Source, SourceListener, check_size, status
+from agent.capture.source import Source, SourceListener, check_size, jpeg_size, status
 from agent.config.source_uri import SourceUri
 from agent.errors import SoundAloneError, SourceError
 from agent.types import DeferredImage, Image
@@ -146,7 +148,7 @@ class VideoFile(Video):
     """Pictures of a video file, once or in a loop."""
 
     def __init__(self, address: SourceUri) -> None:
-        super().__init__(_open(address), address.masked)
+        super().__init__(open_file(address), address.masked)
         self._address, self._read, self._warned = address, 0, False
         self._expected = self._media.frames
         self.live = False
@@ -179,7 +181,7 @@ class VideoFile(Video):
         if not self._address.options.loop:
             return False
         self._media.close()
-        self._begin(_open(self._address))
+        self._begin(open_file(self._address))
         self._read = 0
         return super().grab()
 
@@ -204,7 +206,8 @@ def open_clip(address: SourceUri, stall_s: float) -> VideoFile:
     return VideoFile(address)
 
 
-def _open(address: SourceUri) -> Media:
+def open_file(address: SourceUri) -> Media:
+    """Open the medium of a video file. Raises SourceError: it is missing, cannot be read, or is no video."""
     path = Path(address.target)
     if status(address) is None:
         raise SourceError(f"{address.masked}: expected a video file; there is no {path.absolute()}")
@@ -231,13 +234,6 @@ def _describe_content(path: Path, error: OpenError) -> str:
     if size == 0:
         return "found an empty file"
     return f"found {size:,} bytes that are none that FFmpeg can read: cut off, or another kind of file"
-
-
-OPTIONS = {"rtsp_transport": "tcp", "analyzeduration": "300000", "probesize": "100000"}
-"""TCP: a lost packet would smear the picture until the next key frame. Looking at 0.3 s (µs here) instead of 5 s
-of the stream opens a camera in 0.5 s instead of 2."""
-ASK_S = 2.0
-"""Longest time to ask a server why it gives no stream, s."""
 
 
 class _Arrival(Struct, frozen=True, gc=False):
@@ -295,7 +291,7 @@ class NetworkStream(Video):
         super().__init__(media, address.masked)
         limits = FailoverLimits(answer_s=min(2.0, stall_s / 5.0))
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
-        self._target, self._stall_s, self._grabbed, self._now_ns = address.target, stall_s, 0, now_ns
+        self._address, self._stall_s, self._grabbed, self._now_ns = address, stall_s, 0, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._burst = MediaClock(), BurstThinner()
         self._demand, self._hears_only = Demand(), False
@@ -305,7 +301,7 @@ class NetworkStream(Video):
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
         self._steps: deque[DecodeStep[_Arrived]] = deque()
-        self._alive_s, self._arrived, self._newest_ns = time.monotonic(), _Arrival(0, 0), 0
+        self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
 
     def follow(self, listener: SourceListener) -> None:
@@ -329,18 +325,21 @@ class NetworkStream(Video):
             if not self._steps:
                 self._receive()
             if self._steps:
-                self._run(self._steps.popleft())
+                self._run(step := self._steps.popleft())
+                self._judge(step)
         if self._decoded:
             self._hold(self._decoded.popleft())
-        self._check_alive(self._held is not None or bool(self._steps))
+        if self._held is not None or not self._steps:
+            self._check_alive(self._held is not None)
 
     def _check_alive(self, has_picture: bool) -> None:
         """Raise SourceError if there was no picture for too long: sound may go on without pictures."""
         now_s = time.monotonic()
         if has_picture:
-            self._alive_s = now_s
-        elif now_s - self._alive_s >= self._stall_s:
-            raise self._silence()
+            self._life.add_picture(now_s)
+        elif why := self._life.trouble(now_s):
+            raise self._silence() if self._hears_only else SourceError(f"{self._shown}: {why}")
+        self.waits_for = WAITS if self._life.awaits_key_frame(now_s) else ""
 
     def _read_in_time(self, what: str) -> Packet[Stream]:
         """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
@@ -367,13 +366,14 @@ class NetworkStream(Video):
         packet = self._read_in_time("picture")
         if packet.stream_index != self._track:
             if self._hears_only:
-                self._alive_s = time.monotonic()
+                self._life.add_picture(time.monotonic())
             return
         if not packet.size:  # the end: the decoder gives what it holds back
             self._decode(packet)
             return
-        if self._policy.mode is not DecodeMode.FULL and not self._hears_only:
-            self._alive_s = time.monotonic()
+        if not self._hears_only:
+            counts = self._policy.mode is not DecodeMode.FULL
+            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=counts)
         self._plan(packet)
 
     def _pause(self) -> None:
@@ -437,6 +437,15 @@ class NetworkStream(Video):
             self._decoder.prefer(self._listener.decoder(self._codec))
         self._decode(packet)
 
+    def _judge(self, step: DecodeStep[_Arrived]) -> None:
+        """Record whether a step gave a picture. Raises SourceError if it was one that is too large."""
+        gave, packet = bool(self._decoded), step.packet.packet
+        self._life.add_step(time.monotonic(), gave=gave)
+        if step.alone:
+            self._policy.mark_check(step.packet.times.read_ns, succeeded=gave)
+        if not gave and self._codec == "mjpeg":  # FFmpeg refuses the largest without saying so
+            check_size(self._shown, *(jpeg_size(bytes(packet)) or (0, 0)))
+
     def _filtered(self, step: DecodeStep[_Arrived]) -> FilteredPictures:
         """Return which pictures get the loop filter from a step on."""
         if not self._may_save or self._demand.exact or not step.packet.packet.is_keyframe:
@@ -450,14 +459,19 @@ class NetworkStream(Video):
         captured_ns = min(arrived.captured_ns, self._now_ns())
         if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
             return
-        if (frame.width, frame.height) != self._size and self._size != (0, 0):
-            raise SourceError(
-                f"{self._shown}: its pictures changed from {self._size[0]}x{self._size[1]} to "
-                f"{frame.width}x{frame.height}"
-            )
+        if (frame.width, frame.height) != self._size:
+            self._learn_size(frame.width, frame.height)
         self._newest_ns, self._held = captured_ns, frame
         self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
         self.late = self._burst.is_late(captured_ns)
+
+    def _learn_size(self, width: int, height: int) -> None:
+        """Take the size of the first picture, if none was announced. Raises SourceError if it changes."""
+        if self._size != (0, 0):
+            before = f"{self._size[0]}x{self._size[1]}"
+            raise SourceError(f"{self._shown}: its pictures changed from {before} to {width}x{height}")
+        self._size = self._media.width, self._media.height = width, height
+        self.description = describe(self._media)
 
     def skip(self) -> bool:
         """Read a packet, and decode nothing. Return True if it is a picture.
@@ -475,7 +489,7 @@ class NetworkStream(Video):
 
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
-        why = find_refusal(self._target, min(self._stall_s, ASK_S)) if self._grabbed == 1 else ""
+        why = find_refusal(self._address, min(self._stall_s, ASK_S)) if self._grabbed == 1 else ""
         return why or "the server stopped sending"
 
 
@@ -491,10 +505,10 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
         SourceError: there is no answer within `stall_s`, or it is no video; SoundAloneError: it has sound alone.
     """
     try:
-        media = Media(address.target, dict(OPTIONS), stall_s)
+        media = Media(address.target, demuxer_options(address), stall_s)
     except OpenError as error:
         if error.kinds:
             raise SoundAloneError(f"{address.masked}: expected a video stream; {error}") from None
-        why = why_unreachable(address.target, min(stall_s, ASK_S))
+        why = why_unreachable(address, min(stall_s, ASK_S))
         raise SourceError(f"{address.masked}: expected a video stream; {why}") from None
     return NetworkStream(media, address, stall_s)

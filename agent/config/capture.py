@@ -29,6 +29,7 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
         decoder: what decodes all pictures of such a camera: `software`; `auto`, the hardware decoder that takes
             least of the processor, if one gives the right pictures on this board; or a hardware decoder by name.
             Where a hardware decoder fails, software goes on.
+        rtsp_transport: how a camera sends by RTSP: `tcp`, over the connection, or `udp`.
     """
 
     stall_s: Patience = 10.0
@@ -38,3 +39,4 @@ class CaptureConfig(Struct, frozen=True, forbid_unknown_fields=True):
     password_file: str = ""
     decode: Literal["auto", "full", "keyframes", "saving"] = "auto"
     decoder: DecoderChoice = "software"
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"

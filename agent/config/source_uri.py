@@ -228,6 +228,7 @@ class SourceUri(Struct, frozen=True):
         masked: the URI for messages, see `mask`.
         live: see `Scheme`.
         host: of a stream; empty for a source on this machine.
+        rtsp_transport: of a stream by RTSP, see `CaptureConfig`.
     """
 
     scheme: str
@@ -236,6 +237,7 @@ class SourceUri(Struct, frozen=True):
     masked: str
     live: bool
     host: str = ""
+    rtsp_transport: Literal["tcp", "udp"] = "tcp"
 
     def __repr__(self) -> str:
         return f"SourceUri({self.masked})"  # keeps passwords out of logs and tracebacks

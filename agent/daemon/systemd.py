@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Mapping
 
+from agent.capture.network.liveness import WAITS
 from agent.daemon.streams.stream import Stream
 from agent.errors import reason_of
 from agent.text import plural
@@ -98,7 +99,12 @@ Streams = Mapping[str, Stream]
 
 def awaited(streams: Streams) -> list[str]:
     """Return the names of streams whose first inference is still to come."""
-    return [n for n, one in streams.items() if not one.has_result and one.status[0] not in _NOT_AWAITED]
+    return [name for name, one in streams.items() if not one.has_result and _is_awaited(*one.status)]
+
+
+def _is_awaited(state: str, detail: str) -> bool:
+    """Return False for a stream that may stay as it is; a camera's first key frame may take a minute."""
+    return state not in _NOT_AWAITED and not (state == "starting" and detail == WAITS)
 
 
 def _disabled(streams: Streams) -> list[str]:
@@ -124,7 +130,7 @@ def status_text(streams: Streams, *, ready: bool = True, connected: bool = True,
         parts = [f"starting: waiting for the first inference of {', '.join(awaited(streams)) or 'any'}"]
     parts += [f"{name} stuck" for name in hanging(streams)]
     for name, (state, detail) in wanted.items():
-        if state not in ("running", "starting"):
+        if state not in ("running", "starting") or detail == WAITS:
             parts.append(f"{name} {state}: {detail}" if detail and reasons else f"{name} {state}")
     return "; ".join(parts if connected else [*parts, "no broker"])
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from fractions import Fraction
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import av
 import numpy as np
@@ -90,6 +90,7 @@ class PacketCamera:
         sound: bool | bytes = False,
         rate_hz: int = 8000,
         lag: int = 0,
+        udp: bool = False,
         port: int = 0,
     ) -> None:
         """Listen; nothing is sent yet.
@@ -104,11 +105,13 @@ class PacketCamera:
             sound: whether there is a track of G.711 A-law, of silence; or its samples, again and again.
             rate_hz: samples of sound per second.
             lag: units by which pictures are sent later than the sound of the same moment.
+            udp: whether it sends pictures by UDP, and refuses TCP.
             port: where it listens; 0: on a free one.
         """
         self._units, self._codec, self._fps, self._speed = units, codec, fps, speed
         self._lost, self._shift_s, self._sound = lost, shift_s, sound
         self._rate_hz, self._lag, self.viewers, self.sent = rate_hz, lag, 0, 0
+        self._udp = udp
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = int(self._listener.getsockname()[1])
         self.uri = f"rtsp://127.0.0.1:{self.port}/cam"
@@ -150,11 +153,16 @@ class PacketCamera:
             if head.startswith(b"$"):
                 continue
             method = head.split(b" ", 1)[0].decode()
-            if found := re.search(rb"/(track\d) .*interleaved=(\d+)", head, re.DOTALL):
+            if found := re.search(rb"/(track\d) .*(?:interleaved|client_port)=(\d+)", head, re.DOTALL):
                 channels[found[1].decode()] = int(found[2])
             connection.sendall(self._answer(method, head.decode()))
             if method == "PLAY":
-                self._play(connection, channels)
+                if self._udp:
+                    with _Datagrams(socket.AF_INET, socket.SOCK_DGRAM) as connection:
+                        connection.connect(("127.0.0.1", channels["track0"]))
+                        self._play(connection, channels)
+                else:
+                    self._play(connection, channels)
                 return
 
     def _answer(self, method: str, head: str) -> bytes:
@@ -170,6 +178,11 @@ class PacketCamera:
                 f"Content-Base: {self.uri}/",
                 f"Content-Length: {len(body)}",
             ]
+        elif method == "SETUP" and self._udp != ("client_port" in head):
+            lines[0] = "RTSP/1.0 461 Unsupported Transport"
+        elif method == "SETUP" and self._udp:
+            ports = re.search(r"client_port=(\d+-\d+)", head)
+            lines += ["Session: 1", f"Transport: RTP/AVP;unicast;client_port={ports[1] if ports else ''}"]
         elif method == "SETUP":
             channels = re.search(r"interleaved=(\d+-\d+)", head)
             lines += [
@@ -218,6 +231,13 @@ class PacketCamera:
         return bytes(sound[at % len(sound)] for at in range(first, first + count))
 
 
+class _Datagrams(socket.socket):
+    """Sends RTP by UDP, without the head that it has within a connection."""
+
+    def sendall(self, data: Any, *flags: int) -> None:
+        self.send(data[4:])
+
+
 def _payloads(data: bytes, codec: str) -> Iterable[tuple[bytes, bool]]:
     """Cut a picture into payloads of RTP; True for its last."""
     units = [one.rstrip(b"\0") for one in re.split(b"\0\0\1", data) if one.rstrip(b"\0")]
@@ -241,4 +261,4 @@ def _send(
     connection: socket.socket, channel: int, kind: int, sequence: int, at: int, payload: bytes, *, last: bool
 ) -> None:
     rtp = struct.pack(">BBHII", 0x80, last << 7 | kind, sequence & 0xFFFF, at & 0xFFFFFFFF, 77) + payload
-    connection.sendall(struct.pack(">BBH", 0x24, channel, len(rtp)) + rtp)
+    connection.sendall(struct.pack(">BBH", 0x24, channel & 0xFF, len(rtp)) + rtp)

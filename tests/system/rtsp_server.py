@@ -2,6 +2,7 @@
 
 /usr/bin/python3 rtsp_server.py PORT [USER PASSWORD]
 rtsp://127.0.0.1:PORT/cam
+rtsp://127.0.0.1:PORT/udp                  the same by UDP alone
 rtsp://127.0.0.1:PORT/pcma, /aac, /opus    the same with a tone of 440 Hz
 """
 
@@ -11,8 +12,9 @@ from typing import Any
 import gi
 
 gi.require_version("Gst", "1.0")
+gi.require_version("GstRtsp", "1.0")
 gi.require_version("GstRtspServer", "1.0")
-from gi.repository import GLib, Gst, GstRtspServer  # noqa: E402 - the versions must be asked for first
+from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402 - the versions must be asked for first
 
 CAMERA = (
     "( videotestsrc is-live=true pattern=ball ! video/x-raw,width=320,height=240,framerate=15/1"
@@ -46,10 +48,12 @@ def main(port: str, *account: str) -> None:
     server = GstRtspServer.RTSPServer()
     server.set_address("127.0.0.1")
     server.set_service(port)
-    for name in ("cam", *SOUND):
+    for name in ("cam", "udp", *SOUND):
         factory = GstRtspServer.RTSPMediaFactory()
         factory.set_launch(CAMERA.replace(" )", f" {SOUND[name]} )") if name in SOUND else CAMERA)
         factory.set_shared(True)
+        if name == "udp":
+            factory.set_protocols(GstRtsp.RTSPLowerTrans.UDP)
         if account:
             protect(server, factory, *account)
         server.get_mount_points().add_factory(f"/{name}", factory)

@@ -110,7 +110,7 @@ def test_the_password_of_a_camera_may_be_in_a_file(tmp_path: Path) -> None:
         source = open_source(server.uri, stall_s=20.0, login=login)
         assert source.read(None) is not None
         source.close()
-        assert find_refusal(with_login(parse(server.uri), login).target, 2.0) == ""
+        assert find_refusal(with_login(parse(server.uri), login), 2.0) == ""
         file.write_text("wrong")
         with pytest.raises(SourceError, match="refuses the ones given") as caught:
             open_source(server.uri, stall_s=20.0, login=login)

@@ -11,10 +11,10 @@ import av
 
 from agent.capture.decode_policy import DecodeMode
 from agent.capture.media import OpenError, SoundMedia
+from agent.capture.network.opening import ASK_S, demuxer_options
 from agent.capture.packet_clock import MediaClock
 from agent.capture.server_probe import why_unreachable
 from agent.capture.source import Source, SourceListener, with_login
-from agent.capture.video import ASK_S, OPTIONS
 from agent.config import CaptureConfig
 from agent.config.source_uri import SourceUri, parse
 from agent.errors import SoundAloneError, SourceError
@@ -80,7 +80,7 @@ def open_sound_alone(uri: str, *, stall_s: float, login: CaptureConfig) -> Sound
     """
     address = with_login(parse(uri), login)
     try:
-        return SoundAlone(SoundMedia(address.target, dict(OPTIONS), stall_s), address, stall_s)
+        return SoundAlone(SoundMedia(address.target, demuxer_options(address), stall_s), address, stall_s)
     except OpenError:
-        why = why_unreachable(address.target, min(stall_s, ASK_S))
+        why = why_unreachable(address, min(stall_s, ASK_S))
         raise SourceError(f"{address.masked}: expected a stream of sound; {why}") from None

@@ -127,7 +127,7 @@ def _check_source(about: str, uri: str, stream: StreamConfig, health: StreamRepo
         if health is not None and health.state in _FLOWING:
             yield Finding(SECTION, about, f"{source.masked}: in use by the running daemon; not tried")
             return
-        why = find_refusal(with_login(source, stream.capture).target, TRY_S)
+        why = find_refusal(with_login(source, stream.capture), TRY_S)
     except SourceError as error:  # also reported by the configuration's section
         yield Finding(SECTION, about, f"not tried: {error}", "warning", str(error))
         return

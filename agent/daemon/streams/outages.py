@@ -32,6 +32,8 @@ class OutageLog:
         with self._lock:
             if state == "lost":
                 self._mark_lost(reason)
+            elif state == "starting":
+                log.info("stream %s: %s", self._stream, reason)
             else:
                 self._mark_back(state, reason)
 

@@ -334,3 +334,31 @@ def test_a_camera_without_key_frames_is_kept_in_bounds_also_then() -> None:
     for _ in range(1000):
         policy.add(encoder.number, encoder.packet(), LITTLE)
         assert policy.kept_bytes <= limits.bytes + 10_000
+
+
+def test_after_a_key_frame_that_gave_no_picture_everything_is_decoded_for_a_time_that_doubles() -> None:
+    policy, encoder = settled()
+    shares = []
+    for _ in range(4):
+        while not (steps := run(policy, encoder, 1.0 / FPS)) or not steps[0].alone:
+            pass
+        policy.mark_check(encoder.number * S // FPS, succeeded=False)
+        shares.append(len(run(policy, encoder, 40.0)))
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[3] >= 32 * FPS
+
+
+def test_a_key_frame_that_gave_its_picture_makes_up_for_failures() -> None:
+    policy, encoder = settled()
+    for succeeded in (False, False, True, False):
+        policy.mark_check(encoder.number * S // FPS, succeeded=succeeded)
+    assert len(run(policy, encoder, 30.0)) < 8 * FPS
+
+
+def test_key_frames_alone_are_not_enough_where_they_give_no_picture() -> None:
+    policy, encoder = settled()
+    keys = Demand(most=DecodeMode.KEYFRAMES)
+    policy.mark_check(encoder.number * S // FPS, succeeded=False)
+    assert len(run(policy, encoder, 3.0, keys)) >= 3 * FPS
+    run(policy, encoder, 10.0, keys)
+    assert policy.mode is DecodeMode.KEYFRAMES

@@ -11,6 +11,7 @@ import pytest
 
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import open_source
+from agent.config.source_uri import SourceOptions, SourceUri, parse
 from agent.errors import SourceError
 
 Serve = Callable[[bytes], int]
@@ -60,19 +61,20 @@ def serve() -> Iterator[Serve]:
     ],
 )
 def test_the_answer_is_put_in_words(serve: Serve, scheme: str, data: bytes, wants: str) -> None:
-    assert wants in why_unreachable(f"{scheme}://127.0.0.1:{serve(data)}/cam?x=1", 2.0)
+    assert wants in why_unreachable(parse(f"{scheme}://127.0.0.1:{serve(data)}/cam?x=1"), 2.0)
 
 
 def test_a_server_that_keeps_silent_is_told_from_one_that_is_not_there(serve: Serve) -> None:
-    assert "does not answer" in why_unreachable(f"rtsp://127.0.0.1:{serve(b'')}/", 0.2)
+    assert "does not answer" in why_unreachable(parse(f"rtsp://127.0.0.1:{serve(b'')}/"), 0.2)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    assert f"nothing listens on 127.0.0.1:{port}" in why_unreachable(f"rtsp://127.0.0.1:{port}/", 1.0)
+    assert f"nothing listens on 127.0.0.1:{port}" in why_unreachable(parse(f"rtsp://127.0.0.1:{port}/"), 1.0)
 
 
 @pytest.mark.parametrize("host", ["camera..local", "a" * 64])
 def test_a_name_that_cannot_be_encoded_is_an_unknown_one(host: str) -> None:
-    assert why_unreachable(f"rtsp://{host}/", 1.0).startswith(f"no address is known for {host}:554")
+    address = SourceUri("rtsp", f"rtsp://{host}/", SourceOptions(), "rtsp:", live=True, host=host)
+    assert why_unreachable(address, 1.0).startswith(f"no address is known for {host}:554")
 
 
 def test_an_unknown_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,7 @@ def test_an_unknown_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "create_connection", fail)
-    assert "no address is known for camera.invalid" in why_unreachable("rtsp://camera.invalid/", 1.0)
+    assert "no address is known for camera.invalid" in why_unreachable(parse("rtsp://camera.invalid/"), 1.0)
 
 
 def test_a_network_without_a_way_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +90,9 @@ def test_a_network_without_a_way_there_is_named(monkeypatch: pytest.MonkeyPatch)
         raise OSError(101, "Network is unreachable")
 
     monkeypatch.setattr(socket, "create_connection", fail)
-    assert "192.0.2.1:554 cannot be reached: Network is unreachable" in why_unreachable("rtsp://192.0.2.1/", 1.0)
+    assert "192.0.2.1:554 cannot be reached: Network is unreachable" in why_unreachable(
+        parse("rtsp://192.0.2.1/"), 1.0
+    )
 
 
 def test_a_stream_that_cannot_be_opened_says_why_without_the_password(serve: Serve) -> None:
@@ -102,7 +106,7 @@ def test_a_stream_that_cannot_be_opened_says_why_without_the_password(serve: Ser
 
 def test_a_servers_words_are_not_repeated(serve: Serve) -> None:
     said = b"HTTP/1.0 404 \x1b]0;owned\x07\x1b[31m/user=admin_password=pw_\x1b[2J\r\n\r\n"
-    why = why_unreachable(f"http://127.0.0.1:{serve(said)}/user=admin_password=pw_", 2.0)
+    why = why_unreachable(parse(f"http://127.0.0.1:{serve(said)}/user=admin_password=pw_"), 2.0)
     assert why.endswith("answers 404: it has no such path")
 
 
@@ -112,7 +116,7 @@ def test_what_may_be_a_part_of_a_password_is_not_named(monkeypatch: pytest.Monke
         raise socket.gaierror(-2, "Name or service not known")
 
     monkeypatch.setattr(socket, "create_connection", fail)
-    why = why_unreachable(uri, 1.0)
+    why = why_unreachable(parse(uri), 1.0)
     assert why.startswith("no address is known for its host")
     assert "%2F" in why
     assert "12" not in why
@@ -152,9 +156,9 @@ def test_an_account_is_tried_by_digest(scheme: str, method: str, qop: str) -> No
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=serve, args=(listener,), daemon=True).start()
         at = f"127.0.0.1:{listener.getsockname()[1]}/live?x=1"
-        assert find_refusal(f"{scheme}://ann:s%2Fe%40c@{at}", 2.0) == ""
-        assert find_refusal(f"{scheme}://ann:wrong@{at}", 2.0).endswith("and refuses the ones given")
-        assert "set capture.username" in find_refusal(f"{scheme}://{at}", 2.0)
+        assert find_refusal(parse(f"{scheme}://ann:s%2Fe%40c@{at}"), 2.0) == ""
+        assert find_refusal(parse(f"{scheme}://ann:wrong@{at}"), 2.0).endswith("and refuses the ones given")
+        assert "set capture.username" in find_refusal(parse(f"{scheme}://{at}"), 2.0)
 
 
 def test_a_server_that_drips_is_left_in_time() -> None:
@@ -170,7 +174,7 @@ def test_a_server_that_drips_is_left_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=drip, args=(listener,), daemon=True).start()
         began = time.monotonic()
-        assert "does not answer" in why_unreachable(f"http://127.0.0.1:{listener.getsockname()[1]}/", 0.4)
+        assert "does not answer" in why_unreachable(parse(f"http://127.0.0.1:{listener.getsockname()[1]}/"), 0.4)
         assert time.monotonic() - began < 30.0, "it drips for 75 s"
 
 
@@ -201,7 +205,7 @@ def said(kind: str, body: bytes, *fields: str) -> bytes:
     ],
 )
 def test_what_a_server_of_http_sends_is_looked_at(serve: Serve, answer: bytes, wants: str) -> None:
-    why = find_refusal(f"http://127.0.0.1:{serve(answer)}/", 2.0)
+    why = find_refusal(parse(f"http://127.0.0.1:{serve(answer)}/"), 2.0)
     assert wants in why
     assert bool(why) == bool(wants)
 
@@ -214,7 +218,7 @@ def test_a_redirection_is_followed_to_its_end(serve: Serve) -> None:
     gone = serve(b"HTTP/1.0 404 No\r\n\r\n")
 
     def why(to: str) -> str:
-        return find_refusal(f"http://127.0.0.1:{serve(moved(to))}/", 2.0)
+        return find_refusal(parse(f"http://127.0.0.1:{serve(moved(to))}/"), 2.0)
 
     assert why(f"http://127.0.0.1:{good}/video") == ""
     assert why(f"http://127.0.0.1:{gone}/video") == f"127.0.0.1:{gone} answers 404: it has no such path"
@@ -228,7 +232,7 @@ def test_a_redirection_is_followed_to_its_end(serve: Serve) -> None:
 
 def test_a_content_length_of_thousands_of_digits_is_not_believed(serve: Serve) -> None:
     head = b"HTTP/1.0 200 OK\r\nContent-Type: text/html\r\nContent-Length: " + b"9" * 6000 + b"\r\n\r\n<html>"
-    why = find_refusal(f"http://127.0.0.1:{serve(head)}/", 2.0)
+    why = find_refusal(parse(f"http://127.0.0.1:{serve(head)}/"), 2.0)
     assert "gives a page or text, not a stream" in why
 
 
@@ -259,7 +263,7 @@ def test_a_redirection_takes_the_account_to_no_other_host() -> None:
         for listener, name, moved in ((camera, "camera", far), (other, "other", "")):
             threading.Thread(target=serve, args=(listener, name, moved), daemon=True).start()
         at = f"http://ann:secret@127.0.0.1:{camera.getsockname()[1]}"
-        assert find_refusal(f"{at}/near", 2.0) == ""
+        assert find_refusal(parse(f"{at}/near"), 2.0) == ""
         assert "Authorization: Basic" in heard["camera"]
-        assert "wants a user name and a password; set" in find_refusal(f"{at}/far", 2.0)
+        assert "wants a user name and a password; set" in find_refusal(parse(f"{at}/far"), 2.0)
         assert "Authorization" not in heard["other"]

@@ -54,3 +54,10 @@ def test_a_source_without_encoded_video_is_refused(source: str) -> None:
     done = CliRunner().invoke(vedette, ["bench", "--decode", source])
     assert done.exit_code != 0
     assert done.exception is not None
+
+
+def test_a_file_that_is_no_video_is_told_from_one_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("no video")
+    done = CliRunner().invoke(vedette, ["bench", "--decode", f"file:{path}"])
+    assert "found 8 bytes that are none that FFmpeg can read" in str(done.exception)

@@ -57,6 +57,7 @@ def told(systemd: Notified, **more: str) -> SystemdStatus:
     [
         (WAITS, True),
         (Given("starting", "gpu is being opened"), True),
+        (Given("starting", "waiting for a key frame"), False),
         (Given("degraded", "gpu: gone"), True),
         (SEES, False),
         (LOST, False),
@@ -78,6 +79,11 @@ def test_only_a_stream_that_will_infer_is_waited_for(stream: Any, is_awaited: bo
             {"front": LOST, "mic": SEES},
             True,
             "1 of 2 streams running; front lost: v4l2:/dev/video9: no such device",
+        ),
+        (
+            {"front": Given("starting", "waiting for a key frame"), "mic": SEES},
+            True,
+            "1 of 2 streams running; front starting: waiting for a key frame",
         ),
         ({"front": Given("degraded", "gpu: died")}, True, "1 of 1 stream running; front degraded: gpu: died"),
         ({"front": SEES, "back": Given("disabled")}, True, "1 of 1 stream running"),

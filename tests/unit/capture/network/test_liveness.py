@@ -1,0 +1,93 @@
+"""When a camera counts as lost, by the packets that came and the pictures that they gave."""
+
+from __future__ import annotations
+
+from agent.capture.network.liveness import Liveness
+
+STALL_S = 10.0
+
+
+def begun() -> Liveness:
+    """A camera that gave its first picture at 0."""
+    life = Liveness(STALL_S, 0.0)
+    life.add_packet(0.0, keyframe=True, counts=False)
+    life.add_step(0.0, gave=True)
+    life.add_picture(0.0)
+    return life
+
+
+def test_packets_that_may_be_left_encoded_are_life() -> None:
+    life = begun()
+    for second in range(1, 100):
+        life.add_packet(float(second), keyframe=False, counts=True)
+        assert life.trouble(second + 0.5) == ""
+
+
+def test_packets_that_are_all_decoded_are_none() -> None:
+    life = begun()
+    life.add_packet(9.0, keyframe=False, counts=False)
+    assert life.trouble(9.9) == ""
+    assert life.trouble(10.0) == "no picture for 10 s"
+
+
+def test_a_camera_that_is_silent_gave_no_picture() -> None:
+    assert begun().trouble(10.0) == "no picture for 10 s"
+    assert Liveness(STALL_S, 0.0).trouble(10.0) == "no picture for 10 s"
+
+
+def test_checks_that_all_fail_for_the_stall_time_end_what_packets_keep_alive() -> None:
+    life = begun()
+    for second in range(1, 15):
+        life.add_packet(float(second), keyframe=second % 4 == 0, counts=True)
+        if second % 4 == 0:
+            life.add_step(float(second), gave=False)
+        expected = "" if second < 14 else "packets come, but none can be decoded for 10 s"
+        assert life.trouble(float(second)) == expected
+
+
+def test_a_single_check_that_fails_is_a_damaged_packet() -> None:
+    life = begun()
+    life.add_step(1.0, gave=False)
+    for second in range(2, 60):
+        life.add_packet(float(second), keyframe=False, counts=True)
+        assert life.trouble(float(second)) == ""
+
+
+def test_a_check_that_succeeds_forgives_those_before() -> None:
+    life = begun()
+    for second in range(1, 60):
+        life.add_packet(float(second), keyframe=True, counts=True)
+        life.add_step(float(second), gave=second % 9 == 0)
+        assert life.trouble(float(second)) == ""
+
+
+def test_the_first_key_frame_is_waited_for_and_told() -> None:
+    life = Liveness(STALL_S, 0.0)
+    for second in range(37):
+        life.add_packet(float(second), keyframe=False, counts=False)
+        life.add_step(float(second), gave=False)
+        assert life.trouble(float(second)) == ""
+        assert life.awaits_key_frame(float(second)) == (second >= 3)
+    life.add_packet(37.0, keyframe=True, counts=False)
+    life.add_step(37.0, gave=False)  # a decoder may hold the first picture back
+    assert life.trouble(37.1) == ""
+    assert not life.awaits_key_frame(37.1)
+    life.add_packet(46.0, keyframe=False, counts=False)
+    life.add_step(46.0, gave=False)
+    assert "none can be decoded" in life.trouble(47.1)
+
+
+def test_a_camera_that_never_sends_a_key_frame_is_lost_for_that() -> None:
+    life = Liveness(STALL_S, 100.0)
+    for second in range(60):
+        life.add_packet(100.0 + second, keyframe=False, counts=second > 3)
+        assert life.trouble(100.0 + second) == ""
+    life.add_packet(160.0, keyframe=False, counts=True)
+    assert life.trouble(160.0) == "no key frame for 60 s"
+
+
+def test_sound_keeps_a_camera_alive_that_is_only_heard() -> None:
+    life = Liveness(STALL_S, 0.0)
+    life.add_picture(50.0)
+    assert life.trouble(59.0) == ""
+    assert life.trouble(60.0) != ""
