@@ -309,7 +309,9 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
     loose = tmp_path / "loose"
     loose.mkdir()
     for number in range(8):
-        assert cv2.imwrite(str(loose / f"{number}.png"), picture_models.picture("red"))
+        assert cv2.imwrite(
+            str(loose / f"{number}.png"), picture_models.picture(picture_models.COLOURS[number % 3])
+        )
     assert "the examples have no labels" in refusal(colours, loose)
     (data / "red").rename(data / "pink")
     assert "the model has no class 'pink'" in refusal(colours, data)

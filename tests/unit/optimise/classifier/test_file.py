@@ -136,7 +136,7 @@ def test_a_rare_class_is_told(tmp_path: Path) -> None:
     ("arrays", "told"),
     [
         ({"x": np.zeros((20, 32, 32, 3), np.uint8)}, "training needs two classes or more"),
-        ({"x": np.zeros((20, 32, 32, 3), np.uint8), "y": np.zeros(20, int)}, "two classes or more"),
+        ({"x": pictures(20)[0], "y": np.zeros(20, int)}, "two classes or more"),
         ({"x": np.zeros((20, 32, 32, 3), np.float32), "y": np.arange(20) % 2}, "1"),
         ({"x": np.zeros((4, 32, 32, 3), np.uint8), "y": np.arange(4) % 2}, "expected at least 8"),
         ({"x": np.zeros((0, 32, 32, 3), np.uint8), "y": np.zeros(0, int)}, "expected at most 10000 classes"),
@@ -211,7 +211,7 @@ def test_the_usual_size_is_that_of_an_array_and_else_128(tmp_path: Path, data: P
     for number in range(8):
         folder = tmp_path / "folders" / "ab"[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        cv2.imwrite(str(folder / f"{number}.png"), np.zeros((20, 30, 3), np.uint8))
+        cv2.imwrite(str(folder / f"{number}.png"), np.full((20, 30, 3), number, np.uint8))
     found, classes = read_class_examples(tmp_path / "folders", None, InputManifest())
     assert (found.shape, classes) == ((128, 128, 3), 2)
     assert read_class_examples(tmp_path / "folders", (40, 50, 3), InputManifest())[0].shape == (40, 50, 3)
