@@ -103,7 +103,7 @@ def test_pictures_that_teach_nothing_are_refused(parts: Path, tmp_path: Path) ->
     same.mkdir()
     for number in range(9):
         assert cv2.imwrite(str(same / f"{number}.png"), part(1))
-    assert "all pictures are the same" in refusal("inspection", out, "--data", same)
+    assert "all 9 examples are the same" in refusal("inspection", out, "--data", same)
     for number in range(0, 9, 2):
         assert cv2.imwrite(str(same / f"{number}.png"), part(2))
     told = refusal("inspection", out, "--data", same, "--places", 8192)
