@@ -25,6 +25,9 @@ from av.video.stream import VideoStream
 from agent.types import MediaPacket, MediaTrack
 
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+_ParameterSets = dict[tuple[int, int], bytes]
+_LONGEST_PARAMETERS = 1024
+"""Bytes that a parameter set hardly exceeds, even with tables of scaling: longer ones are damaged."""
 _FASTEST_FPS = 1000
 """Rates above this are a container's time base, not a rate."""
 
@@ -83,7 +86,8 @@ class Media:
         self._tracks: dict[int, MediaTrack] = {}
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
         self._repeats_parameters = (self.video.codec_context.extradata or b"")[:1] != b"\1"
-        self._parameters: dict[tuple[int, int], bytes] = {}
+        self._parameters: _ParameterSets = {}
+        self._last_parameters: _ParameterSets = {}
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.
@@ -104,12 +108,28 @@ class Media:
 
     def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
         """Return the track with the parameters that a key frame holds: another one if they have changed."""
-        found, known = parameter_sets(track.codec, key_frame), self._parameters
-        self._parameters = known | found
-        is_same = not known or found.items() <= known.items()
-        if not found or (track.header and track.width and is_same):
+        found, is_known = parameter_sets(track.codec, key_frame), bool(self._parameters)
+        is_changed = self._is_changed(track.codec, found)
+        self._last_parameters |= found
+        if not found or (track.header and track.width and is_known and not is_changed):
             return track
-        return _read_parameters(track, key_frame)
+        self._parameters = self._parameters | found
+        return track if track.header and track.width and not is_known else _read_parameters(track, key_frame)
+
+    def _is_changed(self, codec: str, found: _ParameterSets) -> bool:
+        """Return True if these parameters are others than those known, and not damaged.
+
+        Where the first datagram of a slice is lost, FFmpeg appends the rest of it to the unit before, mostly a
+        PPS. Another SPS is a change at once, for the size of the pictures may be another; anything else is one
+        when the next key frame repeats it.
+        """
+        new = dict(found.items() - self._parameters.items())
+        sequence = (_PARAMETERS[codec][0], 0)
+        known, now = self._parameters.get(sequence), new.get(sequence)
+        if known and now and not now.startswith(known):
+            return True
+        is_plausible = all(len(content) <= _LONGEST_PARAMETERS for content in new.values())
+        return bool(new) and is_plausible and new.items() <= self._last_parameters.items()
 
     def close(self) -> None:
         """Close it. May be called twice."""
@@ -234,13 +254,13 @@ _PARAMETERS = {"h264": (7, 8), "hevc": (33, 34)}
 in key frames: ITU-T H.264, table 7-1; ITU-T H.265, table 7-1."""
 
 
-def parameter_sets(codec: str, key_frame: bytes) -> dict[tuple[int, int], bytes]:
+def parameter_sets(codec: str, key_frame: bytes) -> _ParameterSets:
     """Return the parameter sets in a key frame with start codes, by type and number; of sequences the first is 0.
 
     A PPS begins with its number (H.264, 7.3.2.2; H.265, 7.3.2.3). What comes after the first slice is not read.
     """
     sps, pps = _PARAMETERS[codec]
-    found: dict[tuple[int, int], bytes] = {}
+    found: _ParameterSets = {}
     at = key_frame.find(_START_CODE)
     while 0 <= at < len(key_frame) - 3:
         unit = key_frame[at + 3]

@@ -36,7 +36,7 @@ def clips() -> None:
 @click.option("--stream", default="", help="Show only this stream.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
-    """List the clips, oldest first. Exits with 1 if one of them is damaged.
+    """List the clips, oldest first. Exits with 1 if one of them is damaged or cut off.
 
     Clips are in [storage] clips_folder, or in `clips` of the state folder --folder.
     """
@@ -56,6 +56,7 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
                 entry.path.suffix == SUFFIX and row.label.duration_s is None
             ):  # the end of a complete clip tells it
                 damaged.append(f"{entry.path}: is cut off: what is left of it can be played")
+    rows.sort(key=lambda row: row.label.began_at)  # the name of a file may tell when it was asked for
     (_print_json if as_json else _print_table)(rows)
     for why in damaged:
         click.echo(f"vedette: {plain(why)}", err=True)

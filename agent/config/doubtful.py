@@ -60,10 +60,21 @@ def _of_decoding(stream: StreamConfig) -> Iterator[Doubt]:
         network = ", ".join(f"{name}:" for name, scheme in SCHEMES.items() if scheme.network)
         text = f"only a camera on the network ({network}) is decoded by it, and this source is {address.scheme}:"
         yield from _without_effect(stream.capture, text)
+    if address is not None and not any(one.startswith("rtsp:") for one in _origins(stream)):
+        text = f"only a camera by rtsp: sends by it, and this source is {address.scheme}:"
+        yield from _without_effect(stream.capture, text, ("rtsp_transport",))
 
 
-def _without_effect(capture: CaptureConfig, why: str) -> Iterator[Doubt]:
-    for key in ("decode", "decoder"):
+def _origins(stream: StreamConfig) -> tuple[str, ...]:
+    """Return the addresses that the keys of `capture` are of, in lower case."""
+    other = stream.clips.record_source if stream.clips is not None else ""
+    return stream.source.strip().lower(), other.strip().lower()
+
+
+def _without_effect(
+    capture: CaptureConfig, why: str, keys: tuple[str, ...] = ("decode", "decoder")
+) -> Iterator[Doubt]:
+    for key in keys:
         if (value := getattr(capture, key)) != getattr(CaptureConfig(), key):
             yield Doubt(("capture", key), f"{value} has no effect: {why}")
 

@@ -76,13 +76,14 @@ def write_checkpoint(path: Path, key: Key, state: Mapping[str, Any]) -> None:
     write_atomic(path, content.getvalue())
 
 
-def read_checkpoint(path: Path, key: Key, device: Any = "cpu") -> dict[str, Any] | None:
-    """Return the state of a checkpoint; None: there is no such file.
+def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "") -> dict[str, Any] | None:
+    """Return the state of a checkpoint; None: there is no such file, or it is stale.
 
     Args:
         path: of the file.
         key: of this run.
         device: to which tensors are loaded.
+        stale: a checkpoint whose key differs only in names that begin so is stale, and no error; empty: none is.
 
     Raises:
         StorageError: it cannot be read.
@@ -99,14 +100,20 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu") -> dict[str, Any]
         raise ModelError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise ModelError(f"{path}: is no checkpoint of this version: {_OTHER}")
+    differing = _differing(key, found["key"])
+    if stale and differing and all(name.startswith(stale) for name in differing):
+        return None
     _check_key(path, key, found["key"])
     state: dict[str, Any] = found["state"]
     return state
 
 
+def _differing(now: Key, then: Key) -> list[str]:
+    return [name for name in (*now, *then) if now.get(name) != then.get(name)]
+
+
 def _check_key(path: Path, now: Key, then: Key) -> None:
-    for name in (*now, *then):
-        if now.get(name) != then.get(name):
-            was, is_ = then.get(name, "not there"), now.get(name, "not there")
-            told = f"belongs to another run ({name} was {was}, is now {is_})"
-            raise ModelError(f"{path}: {told}: {_OTHER}")
+    for name in _differing(now, then):
+        was, is_ = then.get(name, "not there"), now.get(name, "not there")
+        told = f"belongs to another run ({name} was {was}, is now {is_})"
+        raise ModelError(f"{path}: {told}: {_OTHER}")

@@ -186,6 +186,7 @@ def float_file(content: bytes) -> bytes:
     content = lower_custom(content)
     check(content, "quantised")
     model = load(content)
+    _name_tensors(model)
     for graph in graphs(model):
         for index, tensor in enumerate(graph.table.tensors):
             if tensor.type in (schema.TensorType.INT8, schema.TensorType.UINT8, schema.TensorType.INT4):
@@ -202,6 +203,24 @@ def float_file(content: bytes) -> bytes:
                 tensor.buffer = len(model.buffers) - 1
                 graph.table.operators = [one for one in graph.operators if one is not operator]
     return rewrite(dump(model), _FUSIONS)[0]
+
+
+def _name_tensors(model: schema.ModelT) -> None:
+    """Name each tensor that has no name, or that of another one of its graph: scales and bits go by names.
+
+    The name is the tensor's number, so that variants of a network agree.
+    """
+    for graph in graphs(model):
+        tensors, names = graph.table.tensors, [graph.name(index) for index in range(len(graph.table.tensors))]
+        taken = set(names)
+        for index, tensor in enumerate(tensors):
+            if names[index] and names.index(names[index]) == index:
+                continue
+            name = f"tensor_{index}"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            tensor.name = name.encode()
 
 
 def read_layers(content: bytes, *, integers: bool = True) -> dict[Key, WeightedLayer]:

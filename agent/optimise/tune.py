@@ -141,6 +141,13 @@ class TunedModel(Struct, frozen=True):
     failures: tuple[str, ...] = ()
 
 
+def with_allowed_loss(budget: Budget) -> Budget:
+    """Return a budget that limits the loss: one that does not allows `ALLOWED_LOSS`."""
+    if budget.loss is not None:
+        return budget
+    return replace(budget, loss=ALLOWED_LOSS, reachable=(*budget.reachable, "loss"))
+
+
 def split(examples: Examples, held_out: float) -> tuple[Examples, Examples]:
     """Return examples for the steps, and others to measure on, by a fixed rule."""
     order = np.random.default_rng(1).permutation(len(examples))
@@ -194,7 +201,7 @@ class _Run:
     ) -> None:
         self._model, self._examples, self._budget = model, examples, budget
         self._target, self._meters, self._progress = target, meters, progress
-        self._allowed = ALLOWED_LOSS if budget.loss is None else budget.loss
+        self._allowed = with_allowed_loss(budget)
         self.state = ModelState(model.content, model.content)
         self.failures: list[str] = []
         progress("measuring the model as it is")
@@ -244,8 +251,8 @@ class _Run:
     def _against(self, result: StepResult) -> list[str]:
         """Return the reasons not to keep a result; empty: it helps."""
         loss = self._loss(result)
-        if loss > self._allowed:
-            return [f"loses {loss * 100:.2f} pp, and {self._allowed * 100:.2f} pp are allowed"]
+        if not self._allowed.meets("loss", loss):
+            return [f"loses {loss * 100:.2f} pp, and {self._allowed.told('loss')} is allowed"]
         best = self._best
         assert best.latency_ms is not None
         assert result.latency_ms is not None

@@ -25,7 +25,6 @@ from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
 from agent.optimise.source import open_source
 from agent.optimise.tune import (
-    ALLOWED_LOSS,
     TARGETS,
     ModelState,
     Progress,
@@ -34,6 +33,7 @@ from agent.optimise.tune import (
     is_float,
     split,
     tune,
+    with_allowed_loss,
 )
 
 if TYPE_CHECKING:
@@ -241,11 +241,11 @@ def quantise_steps(
         if state.derive is derive:
             return state
         lost = value(model.content) - value(quantised(state.source, progress).content)
-        return derive_trained(state.source, progress) if lost > allowed else state
+        return derive_trained(state.source, progress) if not allowed.meets("loss", lost) else state
 
     # Where both are limited, 4 bits are for the size: pruning makes it faster.
     limits = budget if budget.size is None else replace(budget, latency_ms=None)
-    allowed = ALLOWED_LOSS if budget.loss is None else budget.loss
+    allowed = with_allowed_loss(budget)
     always = method != "mixed" or budget == Budget()
     steps = [TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)]
     if trains and method != "dynamic":

@@ -258,7 +258,9 @@ class _ChannelPruning:
             return
         settings = anneal_settings(self.training, self.settings)
         torch.manual_seed(settings.seed)
-        history = fit(self.module, *self.data, settings, checkpoint=checkpoint, test=test, **self.options)
+        # The key of the rounds tells other runs; of the same rounds, another anneal begins anew.
+        more = {**self.options, "checkpoint": checkpoint, "renews": True, "test": test}
+        history = fit(self.module, *self.data, settings, **more)
         gone = self._share_gone()
         self.points += [PrunePoint("anneal", one.number, gone, one.accuracy) for one in history.epochs]
 

@@ -252,7 +252,8 @@ class _Pruning:
             return
         settings = anneal_settings(self.training, self.settings)
         torch.manual_seed(settings.seed)
-        more = {**self._hooks(), **self.options, "checkpoint": checkpoint, "test": test}
+        # The key of the rounds tells other runs; of the same rounds, another anneal begins anew.
+        more = {**self._hooks(), **self.options, "checkpoint": checkpoint, "renews": True, "test": test}
         history = fit(self.module, *self.data, settings, **more)
         sparsity = sparsity_of(self.masks)
         self.points += [PrunePoint("anneal", one.number, sparsity, one.accuracy) for one in history.epochs]

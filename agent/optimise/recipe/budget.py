@@ -55,7 +55,10 @@ class Budget(Struct, frozen=True):
     def meets(self, name: LimitName, value: float) -> bool:
         """Return True if a value is within a limit, or there is no such limit."""
         limit = next(limit for one, limit, _, _ in self._limits() if one == name)
-        return limit is None or value < limit or (value == limit and name in self.reachable)
+        if limit is None:
+            return True
+        over = _over(name, value, limit)
+        return over < 0 or (over == 0 and name in self.reachable)
 
     def amount(self, name: LimitName, value: float) -> str:
         """Return a value in the unit of a limit, such as `28.6 kB`."""
@@ -77,9 +80,16 @@ class Budget(Struct, frozen=True):
             value = values[name]
             if value is None or limit is None or self.meets(name, value):
                 continue
-            over = f"{self.amount(name, value - limit)} over" if value > limit else "not below"
+            more = _over(name, value, limit)
+            over = f"{self.amount(name, more)} over" if more > 0 else "not below"
             found.append(f"{name} {self.amount(name, value)}, {over} {self.amount(name, limit)}")
         return found
+
+
+def _over(name: LimitName, value: float, limit: float) -> float:
+    """Return by how much a value is over a limit; of a loss without the error of floats: 0.52 - 0.5 > 0.02."""
+    over = value - limit
+    return 0.0 if name == "loss" and abs(over) <= _SAME_LOSS else over
 
 
 def short_amount(value: float) -> str:
@@ -93,6 +103,8 @@ _UNITS = {
     "latency": {"us": 1e-3, "ms": 1.0, "s": 1e3},
 }
 """Factor to a `Budget`'s unit by limit and unit."""
+_SAME_LOSS = 1e-9
+"""Losses that differ by no more are the same."""
 _FIELDS = {"latency": "latency_ms"}
 _LIMIT = re.compile(
     r"(?P<name>[a-z]+)\s*(?P<sign><=?)\s*"
@@ -105,7 +117,8 @@ def parse_budget(text: str) -> Budget:
     """Parse limits that are separated by commas: `size<2.8MB, loss<0.5pp, latency<=20ms`.
 
     Raises:
-        ConfigError: there is no limit, one is unknown, not positive or there twice, or a unit is missing.
+        ConfigError: there is no limit, one is unknown, not positive (`loss<=0pp` may be) or there twice, or a
+            unit is missing.
     """
     found: dict[str, Any] = {}
     for part in text.split(","):
@@ -122,7 +135,7 @@ def parse_budget(text: str) -> Budget:
             raise ConfigError(f"{name!r} is there twice")
         # Rounded: 2.3 * 1e6 is less than 2,300,000.
         found[field] = float(f"{float(match['value']) * units[match['unit']]:.15g}")
-        if not found[field] > 0:
+        if not (found[field] > 0 or (name == "loss" and match["sign"] == "<=" and float(match["value"]) == 0)):
             raise ConfigError(f"{part.strip()!r}: expected more than 0")
         if name != "loss":
             found[f"{name}_unit"] = match["unit"]

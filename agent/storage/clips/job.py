@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from agent.types import ClipReason
 
 _PIECE = 1024 * 1024
 """Bytes that are worth a write; fewer wait up to `_WAIT_S`."""
+_GATHER_S = 60.0
+"""Shortest time between two messages of missing pictures of a recording without an end, s."""
 _WAIT_S = 2.0
 """Longest wait for more pictures, s: what is not written is lost in a crash."""
 _SYNC_S = 5.0
@@ -42,6 +45,7 @@ class ClipJob:
         finished: True if nothing more is added.
         segment_ns: longest file, ns; 0: the clip is one file.
         piece_bytes: size after which a recording without an end goes on in another file.
+        gathered: True if the missing pictures that were taken last are of several files.
         paused_until_s: nothing is written before that time of CLOCK_MONOTONIC, s.
     """
 
@@ -64,7 +68,8 @@ class ClipJob:
         self.files, self.paused_until_s = 0, 0.0
         self._lock = threading.Lock()
         self._lost_before, self._unusable_before, self._skipped = ring.lost, ring.unusable, 0
-        self._counts_skipped = False
+        self._counts_skipped = self._withheld = self.gathered = False
+        self._told_s = -math.inf
         self._wrote_s = self._synced_s = self._over_s = time.monotonic()
 
     @property
@@ -130,12 +135,22 @@ class ClipJob:
         return str(self.path.parent if self.files or self.is_continuous else self.path)
 
     def take_missing(self) -> dict[str, int]:
-        """Return how many pictures are in no file, by reason, since the last call."""
+        """Return how many pictures are in no file, by reason, and forget them.
+
+        Those of a recording without an end are withheld for a while after the last ones, and then told together.
+        """
         lost, unusable = self.ring.lost, self.ring.unusable
         slow, skipped = lost - self._lost_before, unusable - self._unusable_before + self._skipped
+        missing = {"the disk was too slow": slow, "after a break no key frame came before them": skipped}
+        found = {why: count for why, count in missing.items() if count}
+        now_s = time.monotonic()
+        if self.is_continuous and not self.finished and now_s - self._told_s < _GATHER_S:
+            self._withheld = self._withheld or bool(found)
+            return {}
         self._lost_before, self._unusable_before, self._skipped = lost, unusable, 0
-        found = {"the disk was too slow": slow, "after a break no key frame came before them": skipped}
-        return {why: count for why, count in found.items() if count}
+        self.gathered, self._withheld = self._withheld, False
+        self._told_s = now_s if found else self._told_s
+        return found
 
     def utc_of(self, captured_ns: int) -> datetime:
         """Return the UTC of a capture; of a long recording by the clock as it is now, which may have been set."""

@@ -407,7 +407,8 @@ def _token() -> str:
 
 def _report_missing(job: ClipJob, about: str) -> None:
     for why, count in job.take_missing().items():
-        log.warning("clip %s: %s missing: %s", about, plural(count, "picture"), why)
+        files = f"{about} and those before it" if job.gathered else about
+        log.warning("clip %s: %s missing: %s", files, plural(count, "picture"), why)
 
 
 def _span_s(packets: Sequence[TimedPacket]) -> float:

@@ -181,3 +181,23 @@ def test_parameters_that_are_repeated_are_of_the_same_track(units: list[Unit]) -
     with PacketCamera(units) as camera, recorded(camera.uri) as (found, _):
         wait_for(lambda: sum(packet.keyframe for packet in found) > 6)
         assert len({id(packet.track) for packet in found}) == 1
+
+
+def starts_of_key_frames(units: list[Unit]) -> list[int]:
+    """Return the numbers of the RTP packets with which the slices of key frames begin."""
+    payloads = [payload for unit in units for payload, _ in _payloads(unit.data, "H264")]
+    return [number for number, one in enumerate(payloads) if one[0] & 0x1F == 28 and one[1] == 0x85]
+
+
+@pytest.mark.parametrize("of_parameters", [0, 1], ids=["to the PPS", "to the SPS"])
+def test_the_rest_of_a_slice_that_is_appended_to_parameters_is_no_change(
+    units: list[Unit], of_parameters: int
+) -> None:
+    start = starts_of_key_frames(units)[2]
+    lost = range(start - of_parameters, start + 1)
+    with PacketCamera(units, lost=lambda number: number in lost) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: sum(packet.keyframe for packet in found) > 5)
+        known = parameter_sets("h264", units[0].data).items()
+        key_frames = [parameter_sets("h264", packet.data) for packet in found if packet.keyframe]
+        assert any(not one.items() <= known for one in key_frames), "the loss has damaged none"
+        assert len({id(packet.track) for packet in found}) == 1

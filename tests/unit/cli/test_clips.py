@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,12 +19,12 @@ def call(*args: str) -> Result:
     return CliRunner().invoke(vedette, ["clips", "list", *args], catch_exceptions=False)
 
 
-def clip(folder: Path, name: str, occasion: ClipReason) -> Path:
+def clip(folder: Path, name: str, occasion: ClipReason, began: datetime = BEGAN) -> Path:
     path = folder / "clips" / occasion.stream / f"{name}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     encoder = Encoder()
     shown = timed([encoder.packet(number, number * SECOND) for number in range(3)])
-    file = ClipFile(path, ClipLabel(occasion, BEGAN), shown[0], None)
+    file = ClipFile(path, ClipLabel(occasion, began), shown[0], None)
     file.append(shown)
     file.finish(())
     return path
@@ -48,6 +49,17 @@ def test_a_table_of_what_there_is_the_oldest_first(config: str, tmp_path: Path) 
     assert "asked" in second
     assert second.rstrip().endswith("/clips/back/2026-11-25T10-15-04Z-asked-1a2b3c.mp4")
     assert total.startswith("2 clips, 0.0 MB")
+
+
+def test_they_are_in_the_order_of_their_pictures_not_of_their_names(config: str, tmp_path: Path) -> None:
+    earlier = clip(
+        tmp_path, "2026-11-25T10-15-09Z-asked-ffffff", ClipReason("back", "asked"), BEGAN - timedelta(seconds=5)
+    )
+    assert json.loads(call("-c", config, "--json").stdout)[0]["path"] == str(earlier)
+
+
+def test_the_help_tells_what_an_exit_with_1_means() -> None:
+    assert "Exits with 1 if one of them is damaged or cut off." in " ".join(call("--help").stdout.split())
 
 
 def test_as_json(config: str, tmp_path: Path) -> None:

@@ -99,6 +99,18 @@ def test_decoding_is_set_for_cameras_on_the_network_only(source: str, key: str, 
     assert told(CAMERA, capture=capture) == []
 
 
+@pytest.mark.parametrize("source", ["rtsps://192.0.2.1/x", "http://192.0.2.1/x", "file:a.mp4", "mic:default"])
+def test_only_cameras_by_rtsp_send_by_udp(source: str) -> None:
+    capture = CaptureConfig(rtsp_transport="udp")
+    ((keys, text),) = told(source, capture=capture)
+    assert keys == ("streams", "front", "capture", "rtsp_transport")
+    assert text.startswith("udp has no effect: ")
+    assert f"this source is {source.partition(':')[0]}:" in text
+    assert told(CAMERA, capture=capture) == told("RTSP://192.0.2.1/x", capture=capture) == []
+    assert told(source, capture=capture, clips=ClipsConfig(record_source=CAMERA)) == [], "it is recorded by UDP"
+    assert told(source) == []
+
+
 def test_a_stream_that_only_hears_decodes_no_picture() -> None:
     stream = StreamConfig(source=CAMERA, model="small-speech", capture=CaptureConfig(decode="full"))
     assert [one.keys for one in of_sound_model(stream)] == [("capture", "decode")]

@@ -106,6 +106,22 @@ def test_pixels_are_taken_as_they_are(content: bytes, examples: Examples) -> Non
     assert source.scale == pytest.approx(1 / 64, rel=1e-3)
 
 
+@pytest.mark.parametrize("name", [None, b"x"])
+def test_tensors_without_names_of_their_own_are_told_apart(
+    content: bytes, examples: Examples, name: bytes | None
+) -> None:
+    nameless = load(content)
+    nameless.signatureDefs = None
+    for tensor in nameless.subgraphs[0].tensors:
+        tensor.name = name
+    named, found = (quantised(one, examples, "int4") for one in (content, dump(nameless)))
+    assert [one.bits for one in found.layers] == [one.bits for one in named.layers]
+    assert len({one.name for one in found.layers}) == len(found.layers)
+    assert differences(found.content, found, examples).max() <= 1.01
+    fixed = quantised(dump(nameless), examples, "int8", layer_bits=lambda names: {names[-2]: 4})
+    assert [one.bits for one in fixed.layers] == [8, 8, 8, 4, 8]
+
+
 def test_int4_leaves_out_the_ends_and_depthwise_layers(content: bytes, examples: Examples) -> None:
     dtypes = list(stored(quantised(content, examples, "int4").content).values())
     assert dtypes[0] == dtypes[-1] == "int8"

@@ -12,6 +12,7 @@ from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.data import Examples
+from agent.optimise.evaluate import Score
 from agent.optimise.profile import ModelProfile
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, StepResult
@@ -95,6 +96,16 @@ def test_a_step_that_loses_too_much_is_not_kept() -> None:
     assert found.content == FLOAT
     assert [step.kept for step in found.report.steps] == [True, False]
     assert "pp" in step_of(found, "convert").notes[-1]
+
+
+@pytest.mark.parametrize(("budget", "kept"), [("loss<=2pp", True), ("loss<2pp", False)])
+def test_a_step_that_loses_the_limit_itself_is_kept_where_the_budget_says_so(
+    budget: str, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {FLOAT: 0.52, INT8: 0.50}
+    told = {content: Score("top-1", value, 50) for content, value in values.items()}
+    monkeypatch.setattr("agent.optimise.tune.score", lambda content, *_, **__: told[content])
+    assert step_of(tuned(gives(INT8), budget=parse_budget(budget)), "convert").kept == kept
 
 
 def test_what_cannot_be_applied_is_reported_and_the_next_step_goes_on() -> None:

@@ -89,6 +89,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert again == told
 
 
+def test_the_checkpoint_of_another_anneal_of_the_same_rounds_is_replaced(trained: Any, tmp_path: Path) -> None:
+    other = replace(SETTINGS, anneal_epochs=1.0, anneal_factor=0.2)
+    prune_channels(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
+    again, told = prune_channels(dense(trained), *examples(), other, TRAINING, folder=tmp_path)
+    whole, wanted = prune_channels(dense(trained), *examples(), other, TRAINING)
+    assert (weights(again), told) == (weights(whole), wanted)
+
+
 @given(st.integers(1, 300), st.floats(0.01, 0.99), st.integers(1, 32))
 def test_the_channels_that_stay_are_a_multiple_where_there_are_enough(
     channels: int, share: float, multiple: int

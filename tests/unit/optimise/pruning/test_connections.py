@@ -153,6 +153,20 @@ def test_the_checkpoint_of_another_run_is_refused(trained: Any, tmp_path: Path) 
         prune(network(), *examples(), SETTINGS, TRAINING, folder=tmp_path)
 
 
+@pytest.mark.parametrize("other", [{"anneal_epochs": 2.0}, {"anneal_factor": 0.2}])
+def test_the_checkpoint_of_another_anneal_of_the_same_rounds_is_replaced(
+    trained: Any, tmp_path: Path, other: dict[str, float]
+) -> None:
+    prune(dense(trained), *examples(), SETTINGS, TRAINING, folder=tmp_path)
+    again, whole = dense(trained), dense(trained)
+    prune(again, *examples(), replace(SETTINGS, **other), TRAINING, folder=tmp_path)
+    prune(whole, *examples(), replace(SETTINGS, **other), TRAINING)
+    assert weights(again) == weights(whole)
+    (tmp_path / "rounds.checkpoint").unlink()
+    with pytest.raises(ModelError, match=r"anneal\.checkpoint: belongs to another run"):
+        prune(network(), *examples(), SETTINGS, TRAINING, folder=tmp_path)
+
+
 def test_the_rounds_of_one_run_serve_another_anneal(trained: Any, tmp_path: Path) -> None:
     short = replace(SETTINGS, anneal_epochs=0.0)
     prune(dense(trained), *examples(), short, TRAINING, folder=tmp_path)

@@ -36,7 +36,8 @@ def test_any_text_is_a_budget_or_a_clear_error(text: str) -> None:
     except ConfigError:
         return
     assert found
-    assert all(0 < limit < float("inf") for limit in found.values())
+    assert all(0 < limit < float("inf") for name, limit in found.items() if name != "loss")
+    assert 0 <= found.get("loss", 0.0) < float("inf")
 
 
 @pytest.mark.parametrize(
@@ -61,6 +62,8 @@ def test_budgets(text: str, expected: Budget) -> None:
         ("speed<3ms", "'speed'"),
         ("size<1MB, size<2MB", "twice"),
         ("size<0MB", "more than 0"),
+        ("size<=0MB", "more than 0"),
+        ("loss<0pp", "more than 0"),
         ("size>1MB", "expected limits"),
         ("size<1MB,", "expected limits"),
     ],
@@ -93,3 +96,27 @@ def test_a_limit_itself_is_met_where_the_budget_says_so(name: str) -> None:
 
 def test_2300000_bytes_are_2_3_megabytes() -> None:
     assert parse_budget("size<=2.3MB").missed(size=2_300_000.0) == []
+
+
+@given(st.data(), st.integers(1, 5000))
+def test_a_loss_of_shares_is_compared_as_if_it_were_exact(data: st.DataObject, examples: int) -> None:
+    before = data.draw(st.integers(0, examples))
+    after = data.draw(st.integers(0, before))
+    lost = before - after
+    allowed = max(0, lost + data.draw(st.integers(-1, 1)))
+    limit, loss = allowed / examples, before / examples - after / examples
+    assert Budget(loss=limit, reachable=("loss",)).meets("loss", loss) == (lost <= allowed)
+    assert Budget(loss=limit).meets("loss", loss) == (lost < allowed)
+
+
+def test_two_points_of_a_hundred_examples_are_two_points() -> None:
+    assert parse_budget("loss<=2pp").missed(loss=0.52 - 0.50) == []
+    assert parse_budget("loss<1pp").missed(loss=0.35 - 0.34) == ["loss 1 pp, not below 1 pp"]
+    assert parse_budget("loss<2pp").missed(loss=0.52 - 0.50) == ["loss 2 pp, not below 2 pp"]
+
+
+def test_no_loss_at_all_can_be_asked_for() -> None:
+    none = parse_budget("loss<=0pp")
+    assert none.missed(loss=0.0) == none.missed(loss=-0.01) == []
+    assert none.missed(loss=0.001) == ["loss 0.1 pp, 0.1 pp over 0 pp"]
+    assert str(none) == "loss<=0pp"
