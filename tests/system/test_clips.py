@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from agent.comms.messages import ClipMessage, ClipsHealth
+from agent.daemon.command_handler import LONGEST_S
 from agent.daemon.runtime import STOP_TIMES
 from agent.types import Array
 from tests.support.clip_pictures import frames_of, play
@@ -224,7 +225,7 @@ def test_a_clip_that_cannot_be_saved_is_refused_with_the_reason_and_counted(
         refused = operator.ask("record", stream="front", seconds=1)
         assert (refused["ok"], "path" in refused) == (False, False)
         assert refused["reason"].startswith(f"{place}/front: clips cannot be saved there: ")
-        found = operator.ask("doctor", timeout_s=60.0)["report"]["findings"]
+        found = operator.ask("doctor", timeout_s=LONGEST_S)["report"]["findings"]
         (finding,) = [one for one in found if one["name"] == "clips folder"]
         assert (finding["state"], finding["value"]) == (
             "problem",

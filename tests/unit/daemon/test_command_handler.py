@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from agent.daemon import command_handler as module
-from agent.daemon.command_handler import DoctorProcess
+from agent.daemon.command_handler import LONGEST_S, DoctorProcess
 from agent.errors import CommandError
 
 Told = tuple[dict[str, Any] | None, str]
@@ -19,7 +19,7 @@ Told = tuple[dict[str, Any] | None, str]
 def told(checkup: DoctorProcess) -> Told:
     answers: queue.SimpleQueue[Told] = queue.SimpleQueue()
     checkup.start(lambda report, why: answers.put((report, why)))
-    return answers.get(timeout=60)
+    return answers.get(timeout=LONGEST_S)
 
 
 def scripted(code: str, longest_s: float = 20.0) -> DoctorProcess:
