@@ -308,6 +308,15 @@ def is_refresh(codec: str, packet: Packet[Stream]) -> bool:
     return unit & 0x1F == 5 if codec == "h264" else 16 <= unit >> 1 & 0x3F <= 21
 
 
+def is_mending(codec: str, packet: Packet[Stream]) -> bool:
+    """Return True if a key frame of H.264 or H.265 is one from which on the picture is mended bit by bit.
+
+    Key frames of groups whose first pictures are predicted from those before it look alike.
+    """
+    is_known = codec in _SLICES and _first_slice(codec, packet, _KEY_HEAD) is not None
+    return is_known and not is_refresh(codec, packet)
+
+
 def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
     """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
     head, (shift, mask, kinds) = bytes(memoryview(packet)[:longest]), _SLICES[codec]

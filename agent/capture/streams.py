@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Generic
 
+from msgspec.structs import replace
+
 from agent.capture.camera import Camera, Cameras, Picture
 from agent.capture.decode_policy import Demand
 from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
@@ -118,6 +120,16 @@ class FrameStream(SourceStream[Frame]):
         self._on_packet = None if privacy.hides else on_packet
         self.wants_packets, self.wants_sound = self._on_packet is not None, False
         self.demand = Demand()
+
+    @property
+    def stats(self) -> CaptureStats:
+        """Totals in frames, and state of the pictures as of now: the source may give sound before them."""
+        now, supervisor = super().stats, self._supervisor
+        opening = supervisor.current if supervisor is not None else None
+        if opening is None or now.state != "running" or self._delivered:
+            return now
+        has_none = bool(opening.waits_for) or not opening.decoded
+        return replace(now, state="starting", detail=opening.waits_for) if has_none else now
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)

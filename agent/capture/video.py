@@ -18,9 +18,9 @@ from msgspec import Struct
 
 from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
 from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
-from agent.capture.media import Media, OpenError, is_disposable, is_refresh
+from agent.capture.media import Media, OpenError, is_disposable, is_mending, is_refresh
 from agent.capture.network.liveness import WAITS, Liveness
-from agent.capture.network.opening import ASK_S, demuxer_options
+from agent.capture.network.opening import ASK_S, NO_DATAGRAM, demuxer_options
 from agent.capture.packet_clock import MediaClock, ReadPauses
 from agent.capture.pictures.decoded import DecodedImage, PictureConverter
 from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
@@ -300,6 +300,7 @@ class NetworkStream(Video):
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
+        self._may_leave = self._has_read = False
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
@@ -308,7 +309,7 @@ class NetworkStream(Video):
         super().follow(listener)
         self._policy = DecodePolicy(listener.decode)
         self._obey(listener.demand)
-        self._may_save = listener.decode in ("auto", "saving")
+        self._may_save, self._may_leave = listener.decode in ("auto", "saving"), listener.decode != "full"
 
     def grab(self) -> bool:
         self._held = None
@@ -353,6 +354,7 @@ class NetworkStream(Video):
             packet = None
         if time.monotonic() - began_s >= self._stall_s:
             raise self._silence()
+        self._has_read = True
         if packet is None:
             raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
         if self._listener is not None:
@@ -366,14 +368,13 @@ class NetworkStream(Video):
         packet = self._read_in_time("picture")
         if packet.stream_index != self._track:
             if self._hears_only:
-                self._life.add_picture(time.monotonic())
+                self._life.add_sound(time.monotonic())
             return
         if not packet.size:  # the end: the decoder gives what it holds back
             self._decode(packet)
             return
         if not self._hears_only:
-            counts = self._policy.mode is not DecodeMode.FULL
-            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=counts)
+            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=self._may_leave)
         self._plan(packet)
 
     def _pause(self) -> None:
@@ -385,12 +386,18 @@ class NetworkStream(Video):
 
     def _obey(self, demand: Demand) -> None:
         """Take a demand, which decides whether only the sound is of use."""
-        if demand is not self._demand:
-            self._demand, self._hears_only = demand, demand.mode is DecodeMode.NOTHING
+        if demand is self._demand:
+            return
+        hears_only = demand.mode is DecodeMode.NOTHING
+        if hears_only is not self._hears_only:
+            self._life.begin_again(time.monotonic())
+        self._demand, self._hears_only = demand, hears_only
 
     def _silence(self) -> SourceError:
         what = "sound" if self._hears_only else "picture"
-        return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s")
+        expected = self._address.scheme, self._address.rtsp_transport
+        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else ""
+        return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s{why}")
 
     def _stamp(self, packet: Packet[Stream]) -> int:
         pts, track, read_ns = packet.pts, packet.stream_index, self._now_ns()
@@ -440,7 +447,9 @@ class NetworkStream(Video):
     def _judge(self, step: DecodeStep[_Arrived]) -> None:
         """Record whether a step gave a picture. Raises SourceError if it was one that is too large."""
         gave, packet = bool(self._decoded), step.packet.packet
-        self._life.add_step(time.monotonic(), gave=gave)
+        is_alone = self._listener is not None and self._listener.decode == "keyframes"
+        mends = is_alone and not gave and is_mending(self._codec, packet)
+        self._life.add_step(time.monotonic(), gave=gave, keyframe=packet.is_keyframe, mends=mends)
         if step.alone:
             self._policy.mark_check(step.packet.times.read_ns, succeeded=gave)
         if not gave and self._codec == "mjpeg":  # FFmpeg refuses the largest without saying so

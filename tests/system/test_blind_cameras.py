@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from agent.capture import video
+from agent.capture.camera import Cameras
+from agent.capture.camera_sound.stream import CameraSoundStream
 from agent.capture.decode_policy import DecodeMode, Demand
 from agent.capture.network.liveness import Liveness
 from agent.capture.streams import FrameStream
@@ -120,3 +124,69 @@ def test_a_connection_that_begins_far_from_a_key_frame_waits_for_it_and_has_its_
         until(lambda: stream.stats.state == "running", stream)
         assert stream.stats.detail.startswith("320x240")
         assert news == [("starting", "waiting for a key frame")]
+
+
+def test_one_damaged_key_frame_is_no_outage_however_rare_key_frames_are() -> None:
+    units = encode(pattern(21 * FPS, 160, 128), options=gop(8 * FPS, ":repeat-headers=1"))
+    bad = damaged(units)
+    units = [bad[at] if at == 8 * FPS else one for at, one in enumerate(units)]
+    with PacketCamera(units) as camera, watching(camera.uri, "auto") as (stream, news):
+        until(lambda: camera.sent > 16 * FPS, stream)
+        seen = stream.stats.decoded
+        until(lambda: stream.stats.decoded > seen, stream)
+        assert news == []
+        assert camera.viewers == 1
+
+
+def test_who_wants_pictures_of_a_camera_that_is_heard_waits_for_a_key_frame_and_the_sound_goes_on() -> None:
+    units, cameras = encode(pattern(20 * FPS), options=gop(20 * FPS, ":repeat-headers=1")), Cameras()
+    config, news = CaptureConfig(stall_s=4.0, reopen_max_s=0.3), list[tuple[str, str]]()
+    told = lambda state, why: news.append((state, why))  # noqa: E731 - one line
+    with PacketCamera(units, sound=True) as camera:
+        gate = CameraSoundStream("gate", camera.uri, config, 16_000, on_change=told, cameras=cameras)
+        yard = FrameStream("yard", camera.uri, config, on_change=told, cameras=cameras)
+        yard.set_demand(QUIET)
+        gate.start()
+        try:
+            until(lambda: gate.take(0.1) is not None, yard)
+            yard.start()
+            until(lambda: yard.stats.detail == "waiting for a key frame", yard)
+            assert yard.stats.state == "starting"
+            until(lambda: yard.stats.state == "running", yard)
+            assert yard.stats.detail.startswith("320x240")
+        finally:
+            yard.stop()
+            gate.stop()
+        assert news == []
+        assert camera.viewers == 1
+
+
+def test_key_frames_that_cannot_be_decoded_alone_are_told() -> None:
+    units = encode(pattern(20 * FPS, 160, 128), options=gop(FPS, ":intra-refresh=1"))
+    with PacketCamera(units) as camera, watching(camera.uri, "keyframes") as (stream, news):
+        until(lambda: news, stream)
+        assert news[0][0] == "lost"
+        assert news[0][1].endswith(
+            'its key frames cannot be decoded alone (intra refresh): set capture.decode = "auto"'
+        )
+
+
+class Unheard(PacketCamera):
+    """Its packets never arrive."""
+
+    def _play(self, connection: socket.socket, channels: Mapping[str, int]) -> None:
+        self._stopped.wait()
+
+
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_datagrams_that_never_arrive_are_told(transport: Literal["tcp", "udp"]) -> None:
+    units, news = encode(pattern(FPS, 160, 128), options=gop(FPS)), list[str]()
+    config = CaptureConfig(stall_s=2.0, reopen_max_s=0.3, rtsp_transport=transport)
+    with Unheard(units, udp=transport == "udp") as camera:
+        stream = FrameStream("yard", camera.uri, config, on_change=lambda _, why: news.append(why))
+        stream.start()
+        try:
+            until(lambda: news, stream)
+        finally:
+            stream.stop()
+    assert ("no datagram arrives over UDP: check the firewall" in news[0]) == (transport == "udp")

@@ -1,7 +1,9 @@
 """Tells when a camera on the network counts as lost although its connection is open. Rules only.
 
-A camera of which not all is decoded is alive as long as packets come, until key frames that were decoded gave no
-picture. Who connects between two key frames has to wait for the next one; cameras may have one a minute.
+A camera of which not all has to be decoded is alive as long as packets come, until key frames that were decoded
+gave no picture. One key frame may be damaged, and then what follows it gives no picture either. Who connects
+between two key frames, or wants pictures of a camera that was only heard, has to wait for the next one; cameras
+may have one a minute.
 """
 
 from __future__ import annotations
@@ -11,8 +13,9 @@ KEY_FRAME_S = 60.0
 _TELL_S = 3.0
 """Time after which it is told that a key frame is awaited, s."""
 _FAILURES = 2
-"""Packets that gave no picture before a camera can be blind: one may be damaged."""
+"""Key frames in a row that gave no picture before a camera can be blind: one may be damaged."""
 WAITS = "waiting for a key frame"
+_MENDS = 'its key frames cannot be decoded alone (intra refresh): set capture.decode = "auto"'
 
 
 class Liveness:
@@ -33,28 +36,52 @@ class Liveness:
         self._packet_s = float("-inf")
         self._has_begun = False
         """True after the first key frame or picture."""
-        self._failed, self._failed_s = 0, 0.0
+        self._keys = self._failed_key = 0
+        """Key frames that came, and the number of the newest that gave no picture: it may be decoded twice."""
+        self._failed, self._failed_keys, self._failed_s = 0, 0, 0.0
+        self._mends = False
+
+    def begin_again(self, now_s: float) -> None:
+        """Wait for the next key frame: nothing was decoded for a while, or nothing will be."""
+        self._alive_s, self._began_s, self._has_begun = now_s, None, False
+        self._forgive()
 
     def add_packet(self, now_s: float, *, keyframe: bool, counts: bool) -> None:
         """Add a packet of video; `counts`: it may be left encoded, so that no picture is expected of it."""
         self._began_s = now_s if self._began_s is None else self._began_s
         self._packet_s = now_s
+        self._keys += keyframe
         if keyframe and not self._has_begun:
-            self._has_begun, self._failed, counts = True, 0, True
+            self._has_begun, counts = True, True
         if counts:
             self._alive_s = now_s
 
-    def add_step(self, now_s: float, *, gave: bool) -> None:
-        """Add a packet that was decoded; `gave`: it gave a picture, perhaps that of another packet."""
+    def add_step(self, now_s: float, *, gave: bool, keyframe: bool = False, mends: bool = False) -> None:
+        """Add a packet that was decoded.
+
+        Args:
+            now_s: the present.
+            gave: it gave a picture, perhaps that of another packet.
+            keyframe: decoding can begin with it.
+            mends: the picture is mended bit by bit from this key frame on, but nothing else is decoded.
+        """
         if gave:
-            self._failed = 0
-        else:
+            self._forgive()
+        elif self._has_begun:
             self._failed_s = self._failed_s if self._failed else now_s
             self._failed += 1
+            self._failed_keys += keyframe and self._failed_key != self._keys
+            self._failed_key = self._keys if keyframe else self._failed_key
+            self._mends = mends
 
     def add_picture(self, now_s: float) -> None:
-        """Add a picture, or another sign of life."""
-        self._alive_s, self._has_begun, self._failed = now_s, True, 0
+        """Add a picture."""
+        self._alive_s, self._has_begun = now_s, True
+        self._forgive()
+
+    def add_sound(self, now_s: float) -> None:
+        """Add sound, where nobody wants pictures."""
+        self._alive_s = now_s
 
     def awaits_key_frame(self, now_s: float) -> bool:
         """Return True if packets come, and only a key frame has been missing for a while."""
@@ -64,10 +91,20 @@ class Liveness:
         """Return why the camera counts as lost now; empty: it does not."""
         if (unkeyed_s := self._unkeyed_s(now_s)) > 0.0:
             return f"no key frame for {self._key_frame_s:g} s" if unkeyed_s >= self._key_frame_s else ""
-        is_silent, has_failed = now_s - self._alive_s >= self._stall_s, self._failed >= _FAILURES
-        if has_failed and (is_silent or now_s - self._failed_s >= self._stall_s):
-            return f"packets come, but none can be decoded for {self._stall_s:g} s"
+        is_silent, failed_s = now_s - self._alive_s >= self._stall_s, now_s - self._failed_s
+        if self._failed and failed_s >= self._key_frame_s:
+            return self._blind(self._key_frame_s)
+        has_failed = self._failed_keys >= _FAILURES and failed_s >= self._stall_s
+        if has_failed or (is_silent and self._failed >= _FAILURES):
+            return self._blind(self._stall_s)
         return f"no picture for {self._stall_s:g} s" if is_silent else ""
+
+    def _blind(self, time_s: float) -> str:
+        return _MENDS if self._mends else f"packets come, but none can be decoded for {time_s:g} s"
+
+    def _forgive(self) -> None:
+        self._failed = self._failed_keys = self._failed_key = 0
+        self._mends = False
 
     def _unkeyed_s(self, now_s: float) -> float:
         """Return for how long packets have come without a key frame, s; 0: one came, or no packets come."""

@@ -8,6 +8,7 @@ ASK_S = 2.0
 """Longest time to ask a server why it gives no stream, s."""
 _PROBING = {"analyzeduration": "300000", "probesize": "100000"}
 """Looking at 0.3 s (µs here) instead of 5 s of the stream opens a camera in 0.5 s instead of 2."""
+NO_DATAGRAM = "no datagram arrives over UDP: check the firewall (ports 5000 to 65000)"
 _UDP_BYTES = 1024 * 1024
 """Buffer to ask the kernel for: a key frame comes at once."""
 _RTSP = {"format_whitelist": "rtsp", "protocol_whitelist": "tcp,tls,udp,rtp,srtp"}

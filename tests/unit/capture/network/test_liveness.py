@@ -40,7 +40,7 @@ def test_checks_that_all_fail_for_the_stall_time_end_what_packets_keep_alive() -
     for second in range(1, 15):
         life.add_packet(float(second), keyframe=second % 4 == 0, counts=True)
         if second % 4 == 0:
-            life.add_step(float(second), gave=False)
+            life.add_step(float(second), gave=False, keyframe=True)
         expected = "" if second < 14 else "packets come, but none can be decoded for 10 s"
         assert life.trouble(float(second)) == expected
 
@@ -88,6 +88,62 @@ def test_a_camera_that_never_sends_a_key_frame_is_lost_for_that() -> None:
 
 def test_sound_keeps_a_camera_alive_that_is_only_heard() -> None:
     life = Liveness(STALL_S, 0.0)
-    life.add_picture(50.0)
+    life.add_sound(50.0)
     assert life.trouble(59.0) == ""
     assert life.trouble(60.0) != ""
+
+
+def test_who_wants_pictures_of_a_camera_that_was_heard_waits_for_a_key_frame() -> None:
+    life = begun()
+    life.begin_again(20.0)  # nobody wants pictures
+    life.add_sound(299.0)
+    assert not life.awaits_key_frame(299.0)
+    life.begin_again(300.0)  # somebody wants them
+    for second in range(300, 360):
+        life.add_packet(float(second), keyframe=False, counts=second < 312)
+        life.add_step(float(second), gave=False)
+        assert life.trouble(float(second)) == ""
+        assert life.awaits_key_frame(float(second)) == (second >= 303)
+    assert life.trouble(360.0) == "no key frame for 60 s"
+
+
+def test_the_packets_after_a_damaged_key_frame_are_no_further_evidence() -> None:
+    life = begun()
+    for second in range(1, 80):
+        life.add_packet(float(second), keyframe=second in (20, 40, 60), counts=True)
+        if 20 <= second < 40 or second >= 60:
+            life.add_step(float(second), gave=False, keyframe=second in (20, 60))
+        elif second == 40:
+            life.add_step(40.0, gave=True, keyframe=True)
+        assert life.trouble(float(second)) == ""
+
+
+def test_a_key_frame_that_is_decoded_twice_fails_once() -> None:
+    life = begun()
+    life.add_packet(1.0, keyframe=True, counts=True)
+    life.add_step(1.0, gave=False, keyframe=True)
+    for second in range(2, 20):
+        life.add_packet(float(second), keyframe=False, counts=True)
+        life.add_step(float(second), gave=False, keyframe=True)
+        assert life.trouble(float(second)) == ""
+    life.add_packet(20.0, keyframe=True, counts=True)
+    life.add_step(20.0, gave=False, keyframe=True)
+    assert life.trouble(20.0) == "packets come, but none can be decoded for 10 s"
+
+
+def test_a_camera_with_rare_key_frames_is_blind_after_a_minute_without_a_picture() -> None:
+    life = begun()
+    for second in range(1, 61):
+        life.add_packet(float(second), keyframe=False, counts=True)
+        life.add_step(float(second), gave=False)
+        assert life.trouble(float(second)) == ""
+    life.add_packet(61.0, keyframe=False, counts=True)
+    assert life.trouble(61.0) == "packets come, but none can be decoded for 60 s"
+
+
+def test_key_frames_that_cannot_be_decoded_alone_are_named() -> None:
+    life = begun()
+    for second in (5, 15):
+        life.add_packet(float(second), keyframe=True, counts=True)
+        life.add_step(float(second), gave=False, keyframe=True, mends=True)
+    assert "intra refresh" in life.trouble(15.0)
