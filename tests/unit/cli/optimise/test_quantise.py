@@ -201,7 +201,7 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_a_training_that_may
     model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
     words = ["--budget", "loss<100pp", *([] if trains else ["--no-qat"])]
     done = call(model, tmp_path / "out.tflite", data, *words)
-    assert ("MB are free, and a checkpoint takes" in said(done)) is trains
+    assert ("MB are free, and the checkpoints take" in said(done)) is trains
     assert (tmp_path / "out.tflite").exists() is not trains
 
 
