@@ -165,6 +165,9 @@ class LowRankAttention(_LightAttention):
         steps: of the sequence.
         rank: number of summaries.
         gate, normalised: see the docstring of the module.
+
+    Raises:
+        ModelError: a number is less than 1, or a summary would have no step to be a mean of.
     """
 
     def __init__(
@@ -180,6 +183,10 @@ class LowRankAttention(_LightAttention):
         _check_counts(steps=steps, rank=rank)
         super().__init__(channels, head, rank, gate, normalised)
         self.steps, self.stretch = steps, -(-steps // rank)
+        if rank > (stretches := -(-steps // self.stretch)):
+            raise ModelError(
+                f"rank: {steps} steps have {stretches} stretches of {self.stretch}, got {rank} summaries"
+            )
         self.summary = nn.Conv2d(2 * head, 2 * head, (1, self.stretch), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
         nn.init.zeros_(self.summary.bias)

@@ -50,6 +50,8 @@ _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""
 _UNITS = 1000.0
 """Width and height of every picture for COCO, whose boxes are in pixels, but whose IoU does not depend on it."""
+_BUSY = 0.5
+"""Share by which the median of turns is longer than the quickest one where other work slows them down."""
 _TURN_S = 0.02
 """Time for a model in each round, s."""
 
@@ -389,13 +391,16 @@ def _evaluate(
     return float(scoring.stats[0]), float(scoring.stats[1]), means
 
 
-def time_ms(contents: Sequence[bytes], rounds: int = 30, *, threads: int = 1) -> list[float]:
+def time_ms(
+    contents: Sequence[bytes], rounds: int = 30, *, threads: int = 1, busy: Callable[[str], None] = lambda _: None
+) -> list[float]:
     """Time model files against each other: they take turns, so that what slows the machine slows all of them.
 
     Args:
         contents: `.tflite` files; the first graph of each runs on noise.
         rounds: each runs some 20 ms in each of them.
         threads: of the CPU.
+        busy: called with a remark if turns of a file differ so much that other work has slowed them down.
 
     Returns:
         Time of an inference of each, ms: the least of the medians of its turns. Whatever else runs makes turns
@@ -415,7 +420,19 @@ def time_ms(contents: Sequence[bytes], rounds: int = 30, *, threads: int = 1) ->
             order = range(len(sessions)) if number % 2 == 0 else reversed(range(len(sessions)))
             for at in order:
                 times[at].append(_turn(sessions[at]))
+    if remark := busy_remark(times):
+        busy(remark)
     return [min(one) for one in times]
+
+
+def busy_remark(times: Sequence[Sequence[float]]) -> str:
+    """Say by how much the turns of files spread; empty: no more than on an idle machine.
+
+    Args:
+        times: of the turns of each file, ms.
+    """
+    spread = max(float(np.median(one)) / min(one) for one in times) - 1
+    return f"measured beside other work: its turns spread by {spread * 100:.0f} %" if spread > _BUSY else ""
 
 
 def _turn(session: Session) -> float:

@@ -6,10 +6,28 @@ import shutil
 from pathlib import Path
 
 from agent.errors import ConfigError, StorageError
-from agent.optimise.recipe import Recipe, read_recipe
+from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
 
-_COPIES = 2
-"""Least number of copies of a model's weights in a checkpoint: the trained ones, and what the optimiser keeps."""
+# Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
+FIT_COPIES = 2 * 2.0
+"""Of a training: the weights, and the momentum of each."""
+QAT_COPIES = 2 * 3.0
+"""Of quantisation-aware training: the weights, and two numbers of the optimiser for each."""
+_ROUNDS_COPIES = 1 + 1 + 0.25
+"""Of the rounds of connections: the weights, the sums of their importance, and a byte of the mask for each."""
+
+
+def prune_copies(prune: PruneRecipe) -> float:
+    """Return how many copies of a model's weights the checkpoints of a pruning take at most.
+
+    That of the rounds is replaced after each, and stays beside that of the anneal. What is left of channels is
+    counted by one of the two axes of their weights; layers that no pattern names stay whole.
+    """
+    anneal = FIT_COPIES if prune.anneal_epochs else 0.0
+    if not prune.structured:
+        return _ROUNDS_COPIES + max(_ROUNDS_COPIES, anneal)
+    left = 1 - prune.target if prune.layers == ("*",) else 1.0
+    return max(2.0, (1 + anneal) * left)
 
 
 def inputs_of(
@@ -45,19 +63,21 @@ def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -
     return recipe_file.parent / recipe.data.path
 
 
-def check_room(folder: Path, weights: int) -> None:
-    """Check before a training that its checkpoint fits on the disk.
+def check_room(folder: Path, weights: int, copies: float) -> None:
+    """Check before a training that its checkpoints fit on the disk. Those of an interrupted run are replaced.
 
     Args:
         folder: of the checkpoint; it exists.
         weights: of what is trained, bytes.
+        copies: of them that the checkpoints take.
 
     Raises:
         StorageError: too little is free.
     """
-    needed, free = _COPIES * weights, shutil.disk_usage(folder).free
+    there = sum(one.stat().st_size for one in folder.glob("*.checkpoint") if one.is_file())
+    needed, free = copies * weights - there, shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(
-            f"{folder}: {free / 1e6:.3g} MB are free, and a checkpoint takes {needed / 1e6:.3g} MB or more: make "
+            f"{folder}: {free / 1e6:.3g} MB are free, and the checkpoints take up to {needed / 1e6:.3g} MB: make "
             "room, or name another folder with --work"
         )

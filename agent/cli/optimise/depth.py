@@ -19,7 +19,7 @@ from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import read_examples
-from agent.optimise.inputs import examples_path, inputs_of
+from agent.optimise.inputs import FIT_COPIES, examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, markdown, short_number
 from agent.optimise.source import open_source
@@ -78,7 +78,7 @@ def deepen_and_write(name: str, out: Path, options: DepthOptions) -> None:
     _check(name, out, folder, options)
     recipe = _recipe(options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
-        check_model_room(folder, name)
+        check_model_room(folder, name, FIT_COPIES)
         found = _deepened(name, recipe, folder, options)
         others = {_CHART: calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
         report = msgspec.to_builtins(found.report)

@@ -20,7 +20,7 @@ from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.inputs import examples_path, inputs_of
+from agent.optimise.inputs import examples_path, inputs_of, prune_copies
 from agent.optimise.recipe import Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.source import open_source
 from agent.storage.files import remove
@@ -73,7 +73,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     model = open_source(name, _tell)
     examples = _examples(model, recipe.recipe, options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
-        check_model_room(folder, name)
+        check_model_room(folder, name, prune_copies(recipe.recipe.prune))
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}

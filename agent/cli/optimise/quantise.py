@@ -15,7 +15,7 @@ from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, refuse_inputs, write_version
-from agent.optimise.inputs import inputs_of
+from agent.optimise.inputs import QAT_COPIES, inputs_of
 from agent.optimise.report import METRICS, OptimiseReport, short_number
 from agent.storage.files import remove
 from agent.text import plain
@@ -52,7 +52,7 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
     refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
     with work_folder(folder, [_CHECKPOINT]):
         if may_train(request):
-            check_model_room(folder, request.model)
+            check_model_room(folder, request.model, QAT_COPIES)
         report = _write(replace(request, checkpoint=folder / _CHECKPOINT), out, force=force, as_json=as_json)
         remove(folder / _CHECKPOINT)
     if report.missed:

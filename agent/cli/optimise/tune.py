@@ -16,7 +16,8 @@ from agent.cli.optimise.work import check_model_room, files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError
 from agent.models.version_writer import check_version, refuse_inputs, write_version
-from agent.optimise.inputs import inputs_of
+from agent.optimise.inputs import QAT_COPIES, inputs_of, prune_copies
+from agent.optimise.recipe import Recipe, read_recipe
 from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
 from agent.optimise.tune import TunedModel
 from agent.optimise.tune_steps import CHECKPOINTS, TuneRequest, tune_file
@@ -48,7 +49,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
     refuse_inputs(files_of(folder, CHECKPOINTS), [Path(request.model), *inputs])
     with work_folder(folder, CHECKPOINTS):
         if request.qat or request.module:
-            check_model_room(folder, request.model)
+            check_model_room(folder, request.model, _copies(request))
         found = _tuned(replace(request, folder=folder))
         report = found.report
         print_json(report) if as_json else _print(report)
@@ -59,6 +60,13 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
             )
         remove(*(folder / one for one in CHECKPOINTS))
     _tell_end(request, out, found)
+
+
+def _copies(request: TuneRequest) -> float:
+    """Return how many copies of the model's weights the checkpoints take; those of quantised models stay."""
+    recipe = read_recipe(request.recipe).recipe if request.recipe else Recipe()
+    pruning = prune_copies(replace(recipe.prune, structured=True)) if request.module else 0.0
+    return pruning + (QAT_COPIES if request.qat else 0.0)
 
 
 def _tuned(request: TuneRequest) -> TunedModel:

@@ -61,17 +61,18 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
             folder.rmdir()
 
 
-def check_model_room(folder: Path, name: str) -> None:
-    """Check before the work that a checkpoint of a model's training fits on the disk.
+def check_model_room(folder: Path, name: str, copies: float) -> None:
+    """Check before the work that the checkpoints of a model's training fit on the disk.
 
     Args:
         folder: of the checkpoint; it exists.
         name: name or path of the model.
+        copies: of the model's weights that the checkpoints take, see `agent.optimise.inputs`.
 
     Raises:
         StorageError: too little is free.
     """
-    check_room(folder, model_path(name).stat().st_size)
+    check_room(folder, model_path(name).stat().st_size, copies)
 
 
 def _versions(files: Sequence[Path]) -> dict[Path, int]:

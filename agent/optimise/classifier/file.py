@@ -23,7 +23,7 @@ from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.factory import build_classifier, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
-from agent.optimise.inputs import check_room
+from agent.optimise.inputs import FIT_COPIES, check_room
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -187,7 +187,7 @@ def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, A
     if not any(one.requires_grad for one in module.parameters()):
         raise ModelError(f"{request.network}: has no parameters to train")
     if request.folder:
-        check_room(request.folder, sum(one.nbytes for one in module.state_dict().values()))
+        check_room(request.folder, sum(one.nbytes for one in module.state_dict().values()), FIT_COPIES)
     return module, parameters
 
 

@@ -255,7 +255,8 @@ class Examples:
 
     def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> tuple[str, ...]:
         height, width = self.shape[:2]
-        first, alike, small = b"", True, []
+        first, alike = b"", True
+        small: dict[str, list[str]] = {"enlarged": [], "stretched": []}
         for row in self._rows:
             name, file = pictures[row]
             content, shown = file.read(), f"{self._path}: {plain(name)}"
@@ -266,20 +267,28 @@ class Examples:
             first = first or content
             alike = alike and content == first
             size = header_size(content) or (width, height)
-            if size[0] < width or size[1] < height:
-                small.append(f"{plain(name)} of {size[1]}×{size[0]}")
+            if (verb := self._resized(size[1], size[0])) in small:
+                small[verb].append(f"{plain(name)} of {size[1]}×{size[0]}")
         if alike:
             raise self._all_alike()
-        if not small:
-            return ()
-        some = f"{len(small)} of {plural(len(self), 'picture')} are smaller than {height}×{width}"
-        return (f"{self._path}: {some}, such as {small[0]}: they are enlarged",)
+        of = f"of {plural(len(self), 'picture')} are smaller than {height}×{width}"
+        return tuple(
+            f"{self._path}: {len(names)} {of}, such as {names[0]}: they are {verb}"
+            for verb, names in small.items()
+            if names
+        )
 
     def _all_alike(self) -> ModelError:
         return ModelError(
             f"{self._path}: all {len(self)} examples are the same: give some that differ as those do that the "
             "model will see"
         )
+
+    def _resized(self, height: int, width: int) -> str:
+        """Return what is done to a picture of this size; empty: nothing."""
+        smaller = height < self.shape[0] or width < self.shape[1]
+        larger = height > self.shape[0] or width > self.shape[1]
+        return "stretched" if smaller and larger else "enlarged" if smaller else "reduced" if larger else ""
 
     def _reshaped(self, found: tuple[int, ...]) -> tuple[str, ...]:
         """Return a remark on pictures of an array that are of another shape than the model's input."""
@@ -289,8 +298,7 @@ class Examples:
             parts.append((plural(found[2], "channel"), plural(channels, "channel")))
         if not parts:
             return ()
-        smaller, larger = found[0] < height or found[1] < width, found[0] > height or found[1] > width
-        verb = "stretched" if smaller and larger else "enlarged" if smaller else "reduced" if larger else "made"
+        verb = self._resized(found[0], found[1]) or "made"
         before, after = (", ".join(one) for one in zip(*parts, strict=True))
         to = "to " if verb != "made" else ""
         return (f"{self._path}: pictures of {before}{',' * (len(parts) - 1)} are {verb} {to}{after}",)

@@ -146,6 +146,7 @@ class _Job:
             self._seen.append(seen)
             self._held.append(held)
         self._losses: dict[bytes, float] = {}
+        self._busy: list[str] = []
         self._reference: Score | None = None
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
@@ -171,7 +172,15 @@ class _Job:
         return next((one.name for one in self._manifest.variants), "")
 
     def quantised(self) -> QuantisedModel:
-        """Quantise as the recipe says."""
+        """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
+        try:
+            return self._quantised()
+        except ModelError as error:
+            if self._busy and self._budget.latency_ms is not None and self._budget.told("latency") in str(error):
+                raise ModelError(f"{error}; {self._busy[-1]}") from error
+            raise
+
+    def _quantised(self) -> QuantisedModel:
         return quantise(
             self.content,
             self._seen,
@@ -211,6 +220,10 @@ class _Job:
         """Return False if the budget is missed by what training does not change: size or latency."""
         return not self._budget.missed(size=step.size, latency_ms=step.latency_ms)
 
+    def _slowed(self, step: StepResult) -> bool:
+        """Return True if the limit of latency is missed, and other work has slowed down the measurement."""
+        return bool(self._busy and self._budget.missed(latency_ms=step.latency_ms))
+
     def trained(self, found: QuantisedModel) -> QuantisedModel:
         """Train the quantised model further."""
         main = found.quantiser.main
@@ -231,7 +244,9 @@ class _Job:
         return StepResult(name, found.metric, found.value, found.interval, size, latency)
 
     def _times(self, contents: Sequence[bytes]) -> list[float]:
-        return time_ms([deepest(one) for one in contents] if self._stages else contents)
+        self._busy.clear()  # the last measurement counts
+        contents = [deepest(one) for one in contents] if self._stages else contents
+        return time_ms(contents, busy=self._busy.append)
 
     def _doubts(self) -> Iterator[str]:
         """Yield a doubt about examples that show hardly any range of activations."""
@@ -253,6 +268,9 @@ class _Job:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
         remarks += (*self._doubts(), *self._held[0].remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
+        if self._slowed(last):
+            remarks += self._busy
+            missed += self._busy
         return OptimiseReport(
             "quantise",
             self._request.model,

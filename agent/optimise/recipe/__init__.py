@@ -53,7 +53,8 @@ class QuantiseRecipe(Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         method: `int8`: all of it; `dynamic`: INT8 weights, float activations; `int4`: INT4 weights wherever a
             layer has none in `layers`; `mixed`: INT4 or INT8 by each layer's sensitivity.
-        budget: what `mixed` must meet, see `parse_budget`; empty: no loss beyond that of INT8 that can be told.
+        budget: what the result must meet, whatever the method, see `parse_budget`; `mixed` chooses its bits by
+            it. Empty: `mixed` allows no loss beyond that of INT8 that can be told.
         examples: number of inputs for calibration.
         layers: fixed bits; the last rule that matches counts.
         equalise: equalise the channels of activations first.

@@ -17,8 +17,8 @@ held_out = 0.5  # share on which results are measured, and nothing is tuned
     "quantise": """\
 [quantise]
 method = "mixed"  # or "int8", "dynamic" (float activations), "int4"
-budget = ""       # for "mixed", such as "size<2.8MB, loss<0.5pp, latency<20ms"; for the latency, only layers
-                  # that are faster with 4 bits get them, if INT8 does not meet it
+budget = ""       # of every method, such as "size<2.8MB, loss<0.5pp, latency<20ms"; "mixed" chooses bits by it:
+                  # for the latency, only layers that are faster with 4 bits get them, if INT8 does not meet it
 examples = 256    # inputs for calibration
 equalise = false  # bring the channels of activations to one range first
 layers = []       # fixed, such as [{match = "stem*", bits = 8}, {match = "*/head", bits = 32}]; the last counts
@@ -33,7 +33,8 @@ round_steps = 6      # training steps after each
 anneal_epochs = 2.0  # at the end, with a falling learning rate
 anneal_factor = 0.4  # its beginning, relative to that of [train]
 layers = ["*"]       # patterns of layers that may be pruned
-over_layers = false  # true: compare the channels of all layers; else the same share of each goes
+over_layers = false  # true: compare the channels of all layers, with structured = true; else the same share of
+                     # each goes; connections are always compared over all
 teacher = 0.0        # weight of the answers of the model before in the loss; the labels have the rest
 """,
     "qat": """\

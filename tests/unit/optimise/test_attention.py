@@ -164,6 +164,8 @@ def test_every_parameter_learns(block: Any) -> None:
         (lambda: PatternAttention(0, 4, (0, 1)), "channels: expected 1 or more, got 0"),
         (lambda: PatternAttention(8, 4, (0.5, 1)), "offsets: expected distances in whole steps"),  # type: ignore[arg-type]
         (lambda: LowRankAttention(8, 4, 10, 0), "rank: expected 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 10, 6), "rank: 10 steps have 5 stretches of 2, got 6 summaries"),
+        (lambda: LowRankAttention(8, 4, 3, 4), "rank: 3 steps have 3 stretches of 1, got 4 summaries"),
         (lambda: LowRankAttention(8, 4, 0, 2), "steps: expected 1 or more, got 0"),
         (
             lambda: LowRankAttention(8, 4, 10, 5)(torch.zeros(1, 8, 20, 1)),

@@ -215,6 +215,6 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_the_training(
     monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=100))
     done = call(folder)
     assert done.exit_code == 1
-    assert "MB are free, and a checkpoint takes" in said(done)
+    assert "MB are free, and the checkpoints take" in said(done)
     assert not (folder / "new.work").exists()
     assert not (folder / "new.tflite").exists()

@@ -201,8 +201,22 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_before_a_training_that_may
     model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
     words = ["--budget", "loss<100pp", *([] if trains else ["--no-qat"])]
     done = call(model, tmp_path / "out.tflite", data, *words)
-    assert ("MB are free, and a checkpoint takes" in said(done)) is trains
+    assert ("MB are free, and the checkpoints take" in said(done)) is trains
     assert (tmp_path / "out.tflite").exists() is not trains
+
+
+@pytest.mark.parametrize("method", ["int8", "mixed"])
+def test_a_refused_latency_tells_that_it_was_measured_beside_other_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    monkeypatch.setattr("agent.optimise.evaluate.busy_remark", lambda _times: "measured beside other work")
+    model, data = write_model(tmp_path, float_file(classifier())), write_examples(tmp_path / "x.npz", 16)
+    refused = call(model, tmp_path / "out.tflite", data, "--method", method, "--budget", "latency<0.01us")
+    assert refused.exit_code == 1
+    assert "; measured beside other work" in said(refused)
+    met = call(model, tmp_path / "out.tflite", data, "--method", method, "--budget", "latency<9s")
+    assert met.exit_code == 0
+    assert "measured beside other work" not in said(met)
 
 
 def test_a_training_that_cannot_make_it_faster_is_not_begun(

@@ -164,5 +164,5 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_if_there_may_be_a_training
 ) -> None:
     monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=10))
     done = call(folder, "--data", str(folder / "x.npz"), *words)
-    assert ("a checkpoint takes" in said(done)) is not bool(words)
+    assert ("the checkpoints take" in said(done)) is not bool(words)
     assert (folder / "out.tflite").exists() is bool(words)

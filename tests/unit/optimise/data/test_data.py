@@ -415,14 +415,17 @@ def test_pictures_of_an_array_that_have_another_shape_are_remarked(
     assert bool(told) == bool(remarks)
 
 
-def test_small_pictures_in_files_are_remarked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("height", "width", "verb"), [(5, 4, "enlarged"), (SIDE, 4, "enlarged"), (5, 2 * SIDE, "stretched")]
+)
+def test_small_pictures_in_files_are_remarked(tmp_path: Path, height: int, width: int, verb: str) -> None:
     folder = by_class(tmp_path / "pictures")
     assert read_examples(folder, MODEL).remarks == ()
-    small = cv2.resize(picture(COLOURS[0]), (4, 5))
+    small = cv2.resize(picture(COLOURS[0]), (width, height))
     (folder / COLOURS[0] / "0.png").write_bytes(cv2.imencode(".png", small)[1].tobytes())
     (remark,) = read_examples(folder, MODEL).remarks
     assert f"1 of 12 pictures are smaller than {SIDE}×{SIDE}" in remark
-    assert "0.png of 5×4: they are enlarged" in remark
+    assert f"0.png of {height}×{width}: they are {verb}" in remark
 
 
 def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:

@@ -17,6 +17,8 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.augment import Augmentation
+from agent.optimise.inputs import prune_copies
+from agent.optimise.pruning.channels import prune_channels
 from agent.optimise.pruning.connections import (
     PruneHistory,
     PruneSettings,
@@ -28,7 +30,9 @@ from agent.optimise.pruning.connections import (
     round_settings,
     sparsity_of,
 )
+from agent.optimise.recipe import PruneRecipe
 from agent.optimise.train import TrainingSettings, TrainingStep, evaluate, fit, learning_rate_factor
+from agent.storage.files import write_atomic
 
 torch.set_num_threads(1)
 
@@ -226,3 +230,27 @@ def test_the_curves_are_a_png(trained: Any) -> None:
     history = prune(dense(trained), *examples(), SETTINGS, TRAINING, test=examples(seed=1))
     content = draw_curves({"$gradient*weight": history, "none": PruneHistory(points=(), layers={})})
     assert content.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("structured", [False, True])
+@pytest.mark.parametrize("epochs", [0.0, 2.0])
+def test_checkpoints_take_no_more_than_is_checked_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structured: bool, epochs: float
+) -> None:
+    taken = []
+
+    def write(path: Path, data: bytes) -> None:
+        taken.append(len(data) + sum(one.stat().st_size for one in tmp_path.iterdir()))
+        write_atomic(path, data)
+
+    monkeypatch.setattr("agent.optimise.checkpoint.write_atomic", write)
+    monkeypatch.setattr("agent.optimise.train._SAVE_EVERY_S", -1.0)
+    wide = [nn.Conv2d(3, 256, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(256, 128, 3), nn.Flatten()]
+    module = nn.Sequential(*wide, nn.Linear(128, 3))
+    settings = replace(SETTINGS, target=0.5, rounds=2, anneal_epochs=epochs)
+    (prune_channels if structured else prune)(module, *examples(), settings, TRAINING, folder=tmp_path)
+    recipe = PruneRecipe(target=0.5, structured=structured, anneal_epochs=epochs)
+    weights_size = sum(one.nbytes for one in module.state_dict().values())
+    assert max(taken) <= 1.02 * prune_copies(recipe) * weights_size
+    if not structured:
+        assert max(taken) >= 0.95 * prune_copies(recipe) * weights_size

@@ -18,5 +18,7 @@ def test_every_example_reads_back_as_the_defaults() -> None:
         fields = msgspec.structs.asdict(getattr(found.recipe, step))
         assert set(found.file.data[step]) == set(fields), "the example has all keys"
         assert text.count("#") >= len(fields)
+    assert "of every method" in example(["quantise"])
+    assert "with structured = true" in example(["prune"])
     with pytest.raises(ConfigError, match="'quantise'"):
         example(["quantize"])
