@@ -84,7 +84,7 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
 
 
 def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
-    examples = read_examples(path, model, limit=limit)
+    examples = read_examples(path, model, limit=limit, own_classes=True)
     if examples.kind != "none":
         raise ModelError(
             f"{path}: holds {examples.kind}: give the folder of sound parts as --data, that of faulty ones as "
