@@ -36,7 +36,7 @@ _ANSWERS = {
     "503": "it serves no further viewer now",
 }
 _TRANSPORTS = {"tcp": "RTP/AVP/TCP;unicast;interleaved=0-1", "udp": "RTP/AVP;unicast;client_port=50000-50001"}
-"""What SETUP asks for (RFC 2326, 12.39). Nothing is sent to these ports: the stream is not played."""
+"""Transports that SETUP asks for (RFC 2326, 12.39). Nothing is sent to these ports: the stream is not played."""
 _AGAIN_S = 0.5
 """Time after which a server that serves nobody is asked again, s: it may be ending the session before."""
 _UNESCAPED = (
@@ -70,7 +70,7 @@ class _Answer(Struct, frozen=True):
 
 
 class _Request(Struct, frozen=True):
-    """What is asked for: method, requested URL without credentials, and further header lines."""
+    """Request to a server: method, requested URL without credentials, and further header lines."""
 
     method: str
     target: str
@@ -259,7 +259,7 @@ def _send_request(parts: SplitResult, request: _Request, until: float) -> _Answe
 
 
 def _first_request(parts: SplitResult) -> _Request:
-    """Return what is asked for first."""
+    """Return the first request: DESCRIBE, or GET."""
     if parts.scheme.startswith("rtsp"):
         return _Request("DESCRIBE", parts._replace(netloc=_host(parts)).geturl(), "Accept: application/sdp\r\n")
     return _Request("GET", parts._replace(scheme="", netloc="").geturl() or "/")

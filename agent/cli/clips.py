@@ -52,9 +52,8 @@ def list_(path: Path, folder: Path | None, stream: str, as_json: bool) -> None:
             continue
         if stream in ("", row.label.occasion.stream):
             rows.append(row)
-            if (
-                entry.path.suffix == SUFFIX and row.label.duration_s is None
-            ):  # the end of a complete clip tells it
+            # The end of a complete clip tells its length.
+            if entry.path.suffix == SUFFIX and row.label.duration_s is None:
                 damaged.append(f"{entry.path}: is cut off: what is left of it can be played")
     rows.sort(key=lambda row: row.label.began_at)  # the name of a file may tell when it was asked for
     (_print_json if as_json else _print_table)(rows)

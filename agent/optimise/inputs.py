@@ -10,11 +10,11 @@ from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
 
 # Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
 FIT_COPIES = 2 * 2.0
-"""Of a training: the weights, and the momentum of each."""
+"""Copies for a training: the weights, and the momentum of each."""
 QAT_COPIES = 2 * 3.0
-"""Of quantisation-aware training: the weights, and two numbers of the optimiser for each."""
+"""Copies for quantisation-aware training: the weights, and two numbers of the optimiser for each."""
 _ROUNDS_COPIES = 1 + 1 + 0.25
-"""Of the rounds of connections: the weights, the sums of their importance, and a byte of the mask for each."""
+"""Copies for the rounds of connections: the weights, the sums of importance, and a byte of the mask for each."""
 
 
 def prune_copies(prune: PruneRecipe) -> float:

@@ -1,1 +1,1 @@
-"""What is special about cameras on the network: how they are opened, and when they count as blind."""
+"""Cameras on the network: options with which they are opened, and rules that tell when one is lost."""

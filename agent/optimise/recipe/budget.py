@@ -52,10 +52,12 @@ class Budget(Struct, frozen=True):
         for name, limit, unit in limits:
             yield name, limit, _UNITS[name][unit], unit
 
+    def _limit(self, name: LimitName) -> float | None:
+        return next(limit for one, limit, _, _ in self._limits() if one == name)
+
     def meets(self, name: LimitName, value: float) -> bool:
         """Return True if a value is within a limit, or there is no such limit."""
-        limit = next(limit for one, limit, _, _ in self._limits() if one == name)
-        if limit is None:
+        if (limit := self._limit(name)) is None:
             return True
         over = _over(name, value, limit)
         return over < 0 or (over == 0 and name in self.reachable)
@@ -67,7 +69,7 @@ class Budget(Struct, frozen=True):
 
     def told(self, name: LimitName) -> str:
         """Return a limit that there is, such as `size < 28.6 kB`."""
-        limit = next(limit for one, limit, _, _ in self._limits() if one == name)
+        limit = self._limit(name)
         assert limit is not None
         return f"{name} {self._sign(name)} {self.amount(name, limit)}"
 
