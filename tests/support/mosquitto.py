@@ -32,6 +32,7 @@ from tests.support.received import Messages
 
 HOST = "127.0.0.1"
 _START_S = 60.0
+_END_S = 60.0
 _RANDOM = random.SystemRandom()  # hypothesis seeds the common one
 
 
@@ -142,9 +143,15 @@ class Mosquitto:
     def _end(self, how: signal.Signals) -> None:
         if self._process is None:
             return
-        self._process.send_signal(how)
-        self._process.send_signal(signal.SIGCONT)
-        self._process.wait(60)
+        deadline = time.monotonic() + _END_S
+        while self._process.poll() is None:
+            # More than once: a broker that listens, but is not in its main loop yet, forgets the first one.
+            self._process.send_signal(how)
+            self._process.send_signal(signal.SIGCONT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"mosquitto does not end: {self.log.name}")
         self._process = None
         self.log.close()
 
