@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import cast
 
 from agent.capture.decode_policy import DecodeChoice, Demand
+from agent.capture.network.stream import NetworkStream
 from agent.capture.reader import SourceThread
 from agent.capture.source import Source, open_source
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
-from agent.capture.video import NetworkStream
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture
 from agent.errors import SourceError

@@ -158,7 +158,7 @@ class Scheme(Struct, frozen=True):
 
 _SOUND_FILES = (".wav", ".flac", ".ogg")
 _STREAM = Scheme(
-    "agent.capture.video:open_stream",
+    "agent.capture.network.stream:open_stream",
     "a host, such as //camera.local:554/path",
     live=True,
     network=True,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from agent.capture.decode_policy import DecodeChoice, Demand
 from agent.capture.media import Media
-from agent.capture.video import NetworkStream
+from agent.capture.network.stream import NetworkStream
 from agent.comms.messages import ModelId
 from agent.comms.reporter import Reporter
 from agent.comms.topics import Topics

@@ -55,7 +55,7 @@ MODULES = (
     "agent.daemon.daemon",
     "agent.daemon.streams.stream",
     "agent.capture.streams",
-    "agent.capture.video",
+    "agent.capture.network.stream",
     "agent.capture.camera_sound.stream",
     "agent.compute.hearing",
     "agent.compute.vision",

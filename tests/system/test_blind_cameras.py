@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from agent.capture import video
 from agent.capture.camera import Cameras
 from agent.capture.camera_sound.stream import CameraSoundStream
 from agent.capture.decode_policy import DecodeMode, Demand
@@ -100,7 +99,7 @@ def test_a_camera_that_refreshes_its_picture_bit_by_bit_is_not_blind_while_it_sa
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A key frame is waited for as long as for any picture, plus 4 s."""
-    monkeypatch.setattr(video, "Liveness", partial(Liveness, key_frame_s=8.0))
+    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=8.0))
 
 
 @pytest.mark.usefixtures("impatient")

@@ -331,7 +331,7 @@ def test_who_hears_a_camera_loads_no_opencv_and_who_hears_a_microphone_no_pyav()
         "import sys; import agent.capture.camera_sound.stream, agent.daemon.streams.pipeline;"
         " import agent.compute.hearing;"
         " print(*('cv2' in sys.modules, 'av' in sys.modules));"
-        " import agent.capture.video, agent.capture.camera_sound.decoder; print('cv2' in sys.modules)"
+        " import agent.capture.network.stream, agent.capture.camera_sound.decoder; print('cv2' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == ["False", "False", "False"]

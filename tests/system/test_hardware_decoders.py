@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from agent.capture import video
 from agent.capture.hardware.failover import DecoderRecord, FailoverDecoder
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
@@ -53,7 +52,7 @@ def test_a_camera_goes_on_whatever_its_hardware_decoder_does(
         "hanging": hanging(20, released),
     }
     pretended = partial(FailoverDecoder, open_hardware=opener(tampers[kind]), record=DecoderRecord())
-    monkeypatch.setattr(video, "FailoverDecoder", pretended)
+    monkeypatch.setattr("agent.capture.network.stream.FailoverDecoder", pretended)
     try:
         with PacketCamera(encode(pattern(4 * FPS), fps=FPS, options=OPTIONS), fps=FPS) as camera:
             times, told = shown(camera, 5.0)

@@ -1,1 +1,1 @@
-"""Cameras on the network: options with which they are opened, and rules that tell when one is lost."""
+"""Cameras on the network: their streams, how these are opened, and rules that tell when one is lost."""

@@ -1,0 +1,314 @@
+"""Streams of cameras by RTSP or HTTP, of which only those pictures are decoded that are of use."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from fractions import Fraction
+from typing import cast
+
+import av
+from av.packet import Packet
+from av.stream import Stream
+from msgspec import Struct
+
+from agent.capture.decode_policy import BurstThinner, DecodeMode, DecodePolicy, DecodeStep, Demand, PacketFacts
+from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, FailoverLimits
+from agent.capture.media import Media, OpenError, is_disposable, is_mending, is_refresh
+from agent.capture.network.liveness import WAITS, Liveness
+from agent.capture.network.opening import ASK_S, NO_DATAGRAM, demuxer_options
+from agent.capture.packet_clock import MediaClock, ReadPauses
+from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
+from agent.capture.server_probe import find_refusal, why_unreachable
+from agent.capture.source import SourceListener, check_size, jpeg_size
+from agent.capture.video import Video, describe
+from agent.config.source_uri import SourceUri
+from agent.errors import SoundAloneError, SourceError
+
+
+class _Arrival(Struct, frozen=True, gc=False):
+    """When a packet was captured and read, ns of CLOCK_MONOTONIC."""
+
+    captured_ns: int
+    read_ns: int
+
+
+class _Arrived(Struct, frozen=True, gc=False):
+    """A packet and its times, which its picture is given when it is decoded."""
+
+    packet: Packet[Stream]
+    times: _Arrival
+
+
+_HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
+"""Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
+`agent.capture.camera_sound` gathers it; and else."""
+_MODES = tuple(mode.name.lower() for mode in DecodeMode)
+_UNHURRIED = (DecodeMode.PACKETS, DecodeMode.KEYFRAMES)
+"""Modes in which a packet may wait."""
+
+
+def _tick_length_ns(track: Stream) -> tuple[int, int]:
+    """Return the length of a tick of a track, ns, as numerator and denominator.
+
+    PyAV makes a fraction of a packet's time base at each use, which takes longer than all else there.
+    """
+    base = track.time_base or Fraction(1, 1_000_000_000)
+    return base.numerator * 1_000_000_000, base.denominator
+
+
+class NetworkStream(Video):
+    """Pictures of a stream from another machine, of which only those are decoded that are of use."""
+
+    def __init__(
+        self,
+        media: Media,
+        address: SourceUri,
+        stall_s: float,
+        now_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """Take an open medium.
+
+        Args:
+            media: of the address.
+            address: of the camera.
+            stall_s: longest time without a packet, s.
+            now_ns: clock of the packets' arrival, ns.
+
+        Raises:
+            SourceError: its pictures are too large; the medium is closed.
+        """
+        super().__init__(media, address.masked)
+        limits = FailoverLimits(answer_s=min(2.0, stall_s / 5.0))
+        self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
+        self._address, self._stall_s, self._grabbed, self._now_ns = address, stall_s, 0, now_ns
+        self._size, self._codec = (media.width, media.height), media.video.codec_context.name
+        self._clock, self._burst = MediaClock(), BurstThinner()
+        self._demand, self._hears_only = Demand(), False
+        self._pauses, self._asked_ns = ReadPauses(), 0
+        self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
+        self.has_sound = media.sound is not None
+        self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
+        self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
+        self._may_leave = self._has_read = False
+        self._steps: deque[DecodeStep[_Arrived]] = deque()
+        self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
+        self.undecoded = self.inter_coded = 0
+
+    def follow(self, listener: SourceListener) -> None:
+        super().follow(listener)
+        self._policy = DecodePolicy(listener.decode)
+        self._obey(listener.demand)
+        self._may_save, self._may_leave = listener.decode in ("auto", "saving"), listener.decode != "full"
+
+    def grab(self) -> bool:
+        self._held = None
+        self._advance()
+        while self._held is None and (self._steps or self._decoded or self._listener is None):
+            self._advance()  # whoever only tries a camera, without listening, waits for a picture
+        self.holds = self._held is not None
+        self._grabbed += self.holds
+        return True
+
+    def _advance(self) -> None:
+        """Hold the next picture; before it, decode the next step; before that, read the next packet."""
+        if not self._decoded:
+            if not self._steps:
+                self._receive()
+            if self._steps:
+                self._run(step := self._steps.popleft())
+                self._judge(step)
+        if self._decoded:
+            self._hold(self._decoded.popleft())
+        if self._held is not None or not self._steps:
+            self._check_alive(self._held is not None)
+
+    def _check_alive(self, has_picture: bool) -> None:
+        """Raise SourceError if there was no picture for too long: sound may go on without pictures."""
+        now_s = time.monotonic()
+        if has_picture:
+            self._life.add_picture(now_s)
+        elif why := self._life.trouble(now_s):
+            raise self._silence() if self._hears_only else SourceError(f"{self._shown}: {why}")
+        self.waits_for = WAITS if self._life.awaits_key_frame(now_s) else ""
+
+    def _read_in_time(self, what: str) -> Packet[Stream]:
+        """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
+        began_s = time.monotonic()
+        if self._hears_only and not self.has_sound:
+            raise SourceError(f"{self._shown}: {no_sound(self._codec)}")
+        self._asked_ns = self._now_ns()
+        try:
+            packet = self._next_packet()
+        except av.FFmpegError:
+            packet = None
+        if time.monotonic() - began_s >= self._stall_s:
+            raise self._silence()
+        self._has_read = True
+        if packet is None:
+            raise SourceError(f"{self._shown}: expected the next {what}; {self._why_ended()}")
+        if self._listener is not None:
+            self._obey(self._listener.demand)
+        return packet
+
+    def _receive(self) -> None:
+        """Read a packet, and plan what is to be decoded."""
+        if self._hears_only or self._policy.mode in _UNHURRIED:
+            self._pause()
+        packet = self._read_in_time("picture")
+        if packet.stream_index != self._track:
+            if self._hears_only:
+                self._life.add_sound(time.monotonic())
+            return
+        if not packet.size:  # the end: the decoder gives what it holds back
+            self._decode(packet)
+            return
+        if not self._hears_only:
+            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=self._may_leave)
+        self._plan(packet)
+
+    def _pause(self) -> None:
+        """Wait until several packets are there; who hears them gets 0.1 s and more at a time anyway."""
+        is_heard = self._listener is not None and self._listener.wants_sound
+        pause_ns = self._pauses.next_ns(self._now_ns(), _HEARD_NS if is_heard else _UNHEARD_NS)
+        if pause_ns:
+            time.sleep(pause_ns / 1e9)
+
+    def _obey(self, demand: Demand) -> None:
+        """Take a demand, which decides whether only the sound is of use."""
+        if demand is self._demand:
+            return
+        hears_only = demand.mode is DecodeMode.NOTHING
+        if hears_only is not self._hears_only:
+            self._life.begin_again(time.monotonic())
+        self._demand, self._hears_only = demand, hears_only
+
+    def _silence(self) -> SourceError:
+        what = "sound" if self._hears_only else "picture"
+        expected = self._address.scheme, self._address.rtsp_transport
+        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else ""
+        return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s{why}")
+
+    def _stamp(self, packet: Packet[Stream]) -> int:
+        pts, track, read_ns = packet.pts, packet.stream_index, self._now_ns()
+        tick_ns, divisor = self._ticks[track]
+        pts_ns = None if pts is None else pts * tick_ns // divisor
+        is_picture = track == self._track
+        length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
+        began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
+        if is_picture:
+            self._arrived = _Arrival(began_ns, read_ns)
+            if pts is not None:
+                self._pauses.add(began_ns, self._asked_ns, read_ns)
+        return began_ns
+
+    def _plan(self, packet: Packet[Stream]) -> None:
+        arrived = self._arrived
+        disposable = not self._hears_only and is_disposable(self._codec, packet)
+        facts = PacketFacts(packet.size, packet.is_keyframe, disposable, arrived.read_ns)
+        steps = self._policy.add(_Arrived(packet, arrived), facts, self._demand)
+        self.decoding = _MODES[self._policy.mode]
+        self.undecoded += not steps
+        self.inter_coded += not packet.is_keyframe
+        self._filter.add(keyframe=packet.is_keyframe and is_refresh(self._codec, packet), pts=packet.pts)
+        self._steps += steps
+        if len(steps) > 1:
+            self._burst.begin(steps[0].packet.times.captured_ns, arrived.captured_ns)
+
+    def _run(self, step: DecodeStep[_Arrived]) -> None:
+        """Decode one packet."""
+        packet = step.packet.packet
+        packet.opaque = step.packet.times
+        if step.restart:
+            self._decoded.clear()
+            self._decoder.restart()
+        if step.restart or packet.is_keyframe:
+            self._decoder.filter_pictures(self._filtered(step))
+        if step.alone is self._keeps:
+            self._keeps = not step.alone  # the next picture may come in seconds
+            self._converter.keep(self._keeps)
+        if step.alone:
+            self._decoded += self._decoder.decode_alone(packet)
+            return
+        if packet.is_keyframe and self._listener is not None:
+            self._decoder.prefer(self._listener.decoder(self._codec))
+        self._decode(packet)
+
+    def _judge(self, step: DecodeStep[_Arrived]) -> None:
+        """Record whether a step gave a picture. Raises SourceError if it was one that is too large."""
+        gave, packet = bool(self._decoded), step.packet.packet
+        is_alone = self._listener is not None and self._listener.decode == "keyframes"
+        mends = is_alone and not gave and is_mending(self._codec, packet)
+        self._life.add_step(time.monotonic(), gave=gave, keyframe=packet.is_keyframe, mends=mends)
+        if step.alone:
+            self._policy.mark_check(step.packet.times.read_ns, succeeded=gave)
+        if not gave and self._codec == "mjpeg":  # FFmpeg refuses the largest without saying so
+            check_size(self._shown, *(jpeg_size(bytes(packet)) or (0, 0)))
+
+    def _filtered(self, step: DecodeStep[_Arrived]) -> FilteredPictures:
+        """Return which pictures get the loop filter from a step on."""
+        if not self._may_save or self._demand.exact or not step.packet.packet.is_keyframe:
+            return "all"
+        for_gate = step.alone and self._policy.mode is DecodeMode.PACKETS
+        return self._filter.filtered(self._media.height, alone=for_gate)
+
+    def _hold(self, picture: DecodedPicture) -> None:
+        """Hold a picture, unless it was given before, or is one too many of those that are decoded late."""
+        frame, arrived = picture.frame, cast(_Arrival, picture.opaque or self._arrived)
+        captured_ns = min(arrived.captured_ns, self._now_ns())
+        if captured_ns <= self._newest_ns or not self._burst.passes(captured_ns):
+            return
+        if (frame.width, frame.height) != self._size:
+            self._learn_size(frame.width, frame.height)
+        self._newest_ns, self._held = captured_ns, frame
+        self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
+        self.late = self._burst.is_late(captured_ns)
+
+    def _learn_size(self, width: int, height: int) -> None:
+        """Take the size of the first picture, if none was announced. Raises SourceError if it changes."""
+        if self._size != (0, 0):
+            before = f"{self._size[0]}x{self._size[1]}"
+            raise SourceError(f"{self._shown}: its pictures changed from {before} to {width}x{height}")
+        self._size = self._media.width, self._media.height = width, height
+        self.description = describe(self._media)
+
+    def skip(self) -> bool:
+        """Read a packet, and decode nothing. Return True if it is a picture.
+
+        Raises:
+            SourceError: no picture came in time, or the server stopped sending.
+        """
+        packet = self._read_in_time("packet")
+        if not packet.size:
+            raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
+        is_picture = packet.stream_index == self._track
+        self._grabbed += is_picture
+        self._check_alive(is_picture)
+        return is_picture
+
+    def _why_ended(self) -> str:
+        # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.
+        why = find_refusal(self._address, min(self._stall_s, ASK_S)) if self._grabbed == 1 else ""
+        return why or "the server stopped sending"
+
+
+def no_sound(codec: str) -> str:
+    """Return what is said of a source that has pictures alone."""
+    return f"expected sound; it has none, only pictures ({codec}): turn its sound on"
+
+
+def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
+    """Open an RTSP or HTTP stream.
+
+    Raises:
+        SourceError: there is no answer within `stall_s`, or it is no video; SoundAloneError: it has sound alone.
+    """
+    try:
+        media = Media(address.target, demuxer_options(address), stall_s)
+    except OpenError as error:
+        if error.kinds:
+            raise SoundAloneError(f"{address.masked}: expected a video stream; {error}") from None
+        why = why_unreachable(address, min(stall_s, ASK_S))
+        raise SourceError(f"{address.masked}: expected a video stream; {why}") from None
+    return NetworkStream(media, address, stall_s)

@@ -1,0 +1,53 @@
+"""Packets of cameras on the network whose video stops."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+
+import pytest
+
+from agent.capture.network.stream import NetworkStream
+from agent.capture.source import open_source
+from agent.errors import SourceError
+from tests.support.packet_camera import CLOCK_HZ, PacketCamera, Unit, _payloads, _send, encode, pattern
+
+FPS = 15
+OPTIONS = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=15:min-keyint=15:scenecut=0"}
+
+
+class StoppingCamera(PacketCamera):
+    """Gives no more video after 2 s; its sound goes on if it has any."""
+
+    def _play(self, connection: socket.socket, channels: Mapping[str, int]) -> None:
+        began_s, number, sequence = time.monotonic(), 0, 0
+        while not self._stopped.wait(max(0.0, began_s + number / FPS - time.monotonic())):
+            if number < 2 * FPS:
+                for payload, last in _payloads(self._units[number].data, "H264"):
+                    at = round(number / FPS * CLOCK_HZ)
+                    _send(connection, 0, 96, sequence, at, payload, last=last)
+                    sequence += 1
+            if self._sound:
+                _send(connection, 2, 8, number, number * 533, b"\xd5" * 533, last=False)
+            number += 1
+
+
+@pytest.fixture(scope="module")
+def units() -> list[Unit]:
+    return encode(pattern(4 * FPS), options=OPTIONS)
+
+
+def skip_all(source: NetworkStream) -> None:
+    while True:
+        source.skip()
+
+
+@pytest.mark.parametrize("sound", [True, False], ids=["sound goes on", "all is silent"])
+def test_video_that_stops_is_noticed_in_time_by_who_only_wants_packets(units: list[Unit], sound: bool) -> None:
+    with StoppingCamera(units, sound=sound) as camera:
+        source = open_source(camera.uri, stall_s=2.0)
+        assert isinstance(source, NetworkStream)
+        with pytest.raises(SourceError, match="no picture for 2 s"):
+            skip_all(source)
+        source.close()
