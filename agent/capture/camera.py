@@ -121,6 +121,7 @@ class Camera:
             open_next=self._reader,
             finish=self._finish,
             on_change=self._change,
+            on_pictures=self._change_pictures,
         )
 
     def attach(self, consumer: FrameConsumer) -> bool:
@@ -290,6 +291,12 @@ class Camera:
     def _change(self, state: str, reason: str) -> None:
         for one in self._consumers:
             one.change(state, reason)
+
+    def _change_pictures(self, state: str, reason: str) -> None:
+        """Tell those who want pictures of an outage that does not concern the sound."""
+        for one in self._consumers:
+            if one.demand.mode is not DecodeMode.NOTHING:
+                one.change(state, reason)
 
     def _finish(self, error: SourceError | None) -> None:
         with self._lock:

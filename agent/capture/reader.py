@@ -37,7 +37,7 @@ class SourceThread(ABC, Generic[S]):
         undecoded: number of pictures that it has left encoded.
         inter_coded: number of pictures that are no key frames, see `Source`.
         has_sound: whether an open source of pictures has a track of sound, too; None: not known yet.
-        waits_for: why no picture can come yet although the source sends, see `Source`.
+        waits_for, lacks: why no picture can come yet, or comes no more, although the source sends, see `Source`.
         error: why it ended; None: at its end, or not yet.
         over: whether it will deliver nothing more.
     """
@@ -55,7 +55,7 @@ class SourceThread(ABC, Generic[S]):
         self._asked_ns = time.monotonic_ns()
         self.delivered, self.description, self.finished, self.goes_on = 0, "", False, True
         self.decoding, self.decoded, self.undecoded, self.inter_coded = "", 0, 0, 0
-        self.waits_for = ""
+        self.waits_for = self.lacks = ""
         self.error: SourceError | None = None
         self.has_sound: bool | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -266,10 +266,11 @@ class FrameReader(SourceThread[Source]):
             if not source.grab():
                 return
             self.decoding, self.undecoded = source.decoding, source.undecoded
-            self.inter_coded, self.waits_for = source.inter_coded, source.waits_for
+            self.decoded += source.holds  # before `lacks`: a picture ends that
+            self.inter_coded, self.waits_for, self.lacks = source.inter_coded, source.waits_for, source.lacks
             if not source.holds:
                 continue
-            self.decoded, self.description = self.decoded + 1, source.description
+            self.description = source.description
             now_ns = time.monotonic_ns()
             recorded_s = number * source.period_s if self._fast else 0.0
             number += 1

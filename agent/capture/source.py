@@ -144,6 +144,7 @@ class Source(Protocol):
         late: whether the held picture was decoded later than it came, and must not be replaced by a newer one.
         decoding: what is decoded now, `packets`, `keyframes` or `full`; empty: the source is not encoded.
         waits_for: why no picture can come yet although the source sends, for people; empty: it can.
+        lacks: why it counts as lost for those who want pictures, although its sound goes on; empty: it does not.
         undecoded: number of pictures that were left encoded.
         inter_coded: number of pictures that can only be decoded after others: all but the key frames.
         has_sound: whether it has a track of sound that a listener can take.
@@ -160,6 +161,7 @@ class Source(Protocol):
     late: bool = False
     decoding: str = ""
     waits_for: str = ""
+    lacks: str = ""
     undecoded: int = 0
     inter_coded: int = 0
     has_sound: bool = False

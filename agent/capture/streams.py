@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Generic
+from typing import Any, Generic
 
 from msgspec.structs import replace
 
@@ -12,7 +12,7 @@ from agent.capture.camera import Camera, Cameras, Picture
 from agent.capture.decode_policy import Demand
 from agent.capture.handoff import AudioQueue, HandoffQueue, LatestFrame, T
 from agent.capture.privacy import NO_PRIVACY, MaskPainter, Privacy, blur
-from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, Timestamps
+from agent.capture.reader import AudioBlock, AudioReader, FrameRateLimiter, SourceThread, Timestamps
 from agent.capture.supervisor import CaptureStats, OnChange, SourceSupervisor
 from agent.config import CaptureConfig
 from agent.config.source_uri import parse_picture, parse_sound
@@ -124,12 +124,21 @@ class FrameStream(SourceStream[Frame]):
     @property
     def stats(self) -> CaptureStats:
         """Totals in frames, and state of the pictures as of now: the source may give sound before them."""
-        now, supervisor = super().stats, self._supervisor
-        opening = supervisor.current if supervisor is not None else None
+        now, opening = super().stats, self._opening
+        if opening is not None and opening.lacks and now.state != "lost":
+            return replace(now, state="lost", detail=opening.lacks)
         if opening is None or now.state != "running" or self._delivered:
             return now
         has_none = bool(opening.waits_for) or not opening.decoded
         return replace(now, state="starting", detail=opening.waits_for) if has_none else now
+
+    @property
+    def lost(self) -> bool:
+        return super().lost or ((opening := self._opening) is not None and bool(opening.lacks))
+
+    @property
+    def _opening(self) -> SourceThread[Any] | None:
+        return supervisor.current if (supervisor := self._supervisor) is not None else None
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)

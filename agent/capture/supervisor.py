@@ -175,6 +175,7 @@ class SourceSupervisor:
         open_next: Callable[[], SourceThread[Any]],
         finish: Callable[[SourceError | None], None],
         on_change: OnChange,
+        on_pictures: OnChange | None = None,
     ) -> None:
         """Prepare the supervisor; nothing is opened yet.
 
@@ -185,6 +186,7 @@ class SourceSupervisor:
             open_next: makes an opening that has not been started.
             finish: called once, when a finite source is over, with its error if it failed.
             on_change: see `OnChange`.
+            on_pictures: the same for outages of pictures alone, while the sound goes on; None: there are none.
         """
         self._address = address
         self._live, self._config = address.live, config
@@ -192,7 +194,8 @@ class SourceSupervisor:
             f"{address.masked}: no {'picture' if address.gives_pictures else 'sound'} for {config.stall_s:g} s"
         )
         self._open_next, self._finish_with, self._on_change = open_next, finish, on_change
-        self._state = SourceState()
+        self._state, self._pictures, self._seen = SourceState(), SourceState(), 0
+        self._on_pictures = on_pictures
         self._backoff = Backoff(_FIRST_PAUSE_S, longest_pause_s(address, config), jitter=0.5)
         self._stopped, self.woken = threading.Event(), threading.Event()
         self._reopened = self._opened = 0
@@ -267,6 +270,7 @@ class SourceSupervisor:
             seen = delivered
             if (waits_for := opening.waits_for) and self._state.mark_waiting(waits_for):
                 self._on_change("starting", waits_for)
+            self._follow_pictures(opening)
             if over:
                 return str(opening.error or "")
             if waiting_s > stall_s:
@@ -280,6 +284,16 @@ class SourceSupervisor:
             self.woken.clear()
         return ""
 
+    def _follow_pictures(self, opening: SourceThread[Any]) -> None:
+        """Tell if pictures alone are missing, and when they are back."""
+        now_s, news, pictures = time.monotonic(), "", self._pictures
+        if (why := opening.lacks) and pictures.mark_lost(now_s, why):
+            self._seen, news = opening.decoded, why
+        elif not why and pictures.state == "lost" and opening.decoded > self._seen:
+            news = pictures.mark_running(now_s, opening.description) or ""
+        if news and self._on_pictures is not None:
+            self._on_pictures(pictures.state, news)
+
     def _mark_running(self, opening: SourceThread[Any], *, again: bool) -> None:
         self._reopened += again
         news = self._state.mark_running(time.monotonic(), opening.description)
@@ -287,6 +301,7 @@ class SourceSupervisor:
             self._on_change("running", news)
 
     def _mark_lost(self, reason: str) -> None:
+        self._pictures = SourceState()
         if self._state.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
             self._on_change("lost", reason)
 

@@ -160,6 +160,37 @@ def test_who_wants_pictures_of_a_camera_that_is_heard_waits_for_a_key_frame_and_
         assert camera.viewers == 1
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_key_frame_that_does_not_come_is_an_outage_of_pictures_and_not_of_the_sound() -> None:
+    units, cameras = encode(pattern(20 * FPS), options=gop(20 * FPS, ":repeat-headers=1")), Cameras()
+    config = CaptureConfig(stall_s=4.0, reopen_max_s=0.3)
+    heard, seen = list[tuple[str, str]](), list[tuple[str, str]]()
+    with PacketCamera(units, sound=True) as camera:
+        hears = partial(CameraSoundStream, "gate", camera.uri, config, 16_000, cameras=cameras)
+        gate = hears(on_change=lambda state, why: heard.append((state, why)))
+        sees = partial(FrameStream, "yard", camera.uri, config, cameras=cameras)
+        yard = sees(on_change=lambda state, why: seen.append((state, why)))
+        yard.set_demand(QUIET)
+        gate.start()
+        try:
+            until(lambda: gate.take(0.1) is not None, yard)
+            yard.start()
+            until(lambda: yard.lost, yard)
+            assert yard.stats.state == "lost"
+            assert yard.stats.detail.endswith("no key frame for 8 s")
+            until(lambda: seen, yard)
+            taken = gate.stats.frames
+            until(lambda: gate.take(0.1) is not None and gate.stats.frames > taken + 16_000, yard)
+            until(lambda: yard.stats.state == "running", yard)
+            until(lambda: len(seen) > 1, yard)
+        finally:
+            yard.stop()
+            gate.stop()
+        assert [state for state, _ in seen] == ["lost", "running"]
+        assert heard == []
+        assert camera.viewers == 1
+
+
 def test_key_frames_that_cannot_be_decoded_alone_are_told() -> None:
     units = encode(pattern(20 * FPS, 160, 128), options=gop(FPS, ":intra-refresh=1"))
     with PacketCamera(units) as camera, watching(camera.uri, "keyframes") as (stream, news):

@@ -3,7 +3,7 @@
 A camera of which not all has to be decoded is alive as long as packets come, until key frames that were decoded
 gave no picture. One key frame may be damaged, and then what follows it gives no picture either. Who connects
 between two key frames, or wants pictures of a camera that was only heard, has to wait for the next one; cameras
-may have one a minute.
+may have one a minute. While somebody hears the camera, it is not given up for a key frame that does not come.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Liveness:
         self._alive_s = now_s
         self._began_s: float | None = None
         """When the first packet of video came."""
-        self._packet_s = float("-inf")
+        self._packet_s = self._sound_s = float("-inf")
         self._has_begun = False
         """True after the first key frame or picture."""
         self._keys = self._failed_key = 0
@@ -79,9 +79,11 @@ class Liveness:
         self._alive_s, self._has_begun = now_s, True
         self._forgive()
 
-    def add_sound(self, now_s: float) -> None:
-        """Add sound, where nobody wants pictures."""
-        self._alive_s = now_s
+    def add_sound(self, now_s: float, *, alone: bool) -> None:
+        """Add sound that somebody hears; `alone`: nobody wants pictures."""
+        self._sound_s = now_s
+        if alone:
+            self._alive_s = now_s
 
     def awaits_key_frame(self, now_s: float) -> bool:
         """Return True if packets come, and only a key frame has been missing for a while."""
@@ -89,8 +91,8 @@ class Liveness:
 
     def trouble(self, now_s: float) -> str:
         """Return why the camera counts as lost now; empty: it does not."""
-        if (unkeyed_s := self._unkeyed_s(now_s)) > 0.0:
-            return f"no key frame for {self._key_frame_s:g} s" if unkeyed_s >= self._key_frame_s else ""
+        if self._unkeyed_s(now_s) > 0.0:
+            return "" if self._is_heard(now_s) else self._why_unkeyed(now_s)
         is_silent, failed_s = now_s - self._alive_s >= self._stall_s, now_s - self._failed_s
         if self._failed and failed_s >= self._key_frame_s:
             return self._blind(self._key_frame_s)
@@ -98,6 +100,17 @@ class Liveness:
         if has_failed or (is_silent and self._failed >= _FAILURES):
             return self._blind(self._stall_s)
         return f"no picture for {self._stall_s:g} s" if is_silent else ""
+
+    def why_no_picture(self, now_s: float) -> str:
+        """Return why its pictures count as lost, and its sound does not; empty: they do not."""
+        return self._why_unkeyed(now_s) if self._is_heard(now_s) else ""
+
+    def _is_heard(self, now_s: float) -> bool:
+        return now_s - self._sound_s < self._stall_s
+
+    def _why_unkeyed(self, now_s: float) -> str:
+        is_lost = self._unkeyed_s(now_s) >= self._key_frame_s
+        return f"no key frame for {self._key_frame_s:g} s" if is_lost else ""
 
     def _blind(self, time_s: float) -> str:
         return _MENDS if self._mends else f"packets come, but none can be decoded for {time_s:g} s"

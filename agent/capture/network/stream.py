@@ -132,6 +132,8 @@ class NetworkStream(Video):
         elif why := self._life.trouble(now_s):
             raise self._silence() if self._hears_only else SourceError(f"{self._shown}: {why}")
         self.waits_for = WAITS if self._life.awaits_key_frame(now_s) else ""
+        why = self._life.why_no_picture(now_s)
+        self.lacks = f"{self._shown}: {why}" if why else ""
 
     def _read_in_time(self, what: str) -> Packet[Stream]:
         """Return the next packet; an empty one at the end. FFmpeg may end a silence with one from before it."""
@@ -158,8 +160,8 @@ class NetworkStream(Video):
             self._pause()
         packet = self._read_in_time("picture")
         if packet.stream_index != self._track:
-            if self._hears_only:
-                self._life.add_sound(time.monotonic())
+            if self._listener is not None and self._listener.wants_sound:
+                self._life.add_sound(time.monotonic(), alone=self._hears_only)
             return
         if not packet.size:  # the end: the decoder gives what it holds back
             self._decode(packet)

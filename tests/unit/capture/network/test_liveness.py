@@ -88,7 +88,7 @@ def test_a_camera_that_never_sends_a_key_frame_is_lost_for_that() -> None:
 
 def test_sound_keeps_a_camera_alive_that_is_only_heard() -> None:
     life = Liveness(STALL_S, 0.0)
-    life.add_sound(50.0)
+    life.add_sound(50.0, alone=True)
     assert life.trouble(59.0) == ""
     assert life.trouble(60.0) != ""
 
@@ -96,7 +96,7 @@ def test_sound_keeps_a_camera_alive_that_is_only_heard() -> None:
 def test_who_wants_pictures_of_a_camera_that_was_heard_waits_for_a_key_frame() -> None:
     life = begun()
     life.begin_again(20.0)  # nobody wants pictures
-    life.add_sound(299.0)
+    life.add_sound(299.0, alone=True)
     assert not life.awaits_key_frame(299.0)
     life.begin_again(300.0)  # somebody wants them
     for second in range(300, 360):
@@ -105,6 +105,19 @@ def test_who_wants_pictures_of_a_camera_that_was_heard_waits_for_a_key_frame() -
         assert life.trouble(float(second)) == ""
         assert life.awaits_key_frame(float(second)) == (second >= 303)
     assert life.trouble(360.0) == "no key frame for 60 s"
+
+
+def test_a_key_frame_that_does_not_come_costs_who_hears_the_camera_nothing() -> None:
+    life = begun()
+    life.begin_again(0.0)
+    for second in range(100):
+        life.add_packet(float(second), keyframe=False, counts=True)
+        if second < 80:
+            life.add_sound(float(second), alone=False)
+        assert life.trouble(float(second)) == ("no key frame for 60 s" if second >= 89 else "")
+        assert life.why_no_picture(float(second)) == ("no key frame for 60 s" if 60 <= second < 89 else "")
+    life.add_packet(100.0, keyframe=True, counts=True)
+    assert life.trouble(100.0) == life.why_no_picture(100.0) == ""
 
 
 def test_the_packets_after_a_damaged_key_frame_are_no_further_evidence() -> None:
