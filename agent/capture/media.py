@@ -10,7 +10,7 @@ import functools
 import io
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import av
 import av._core
@@ -20,6 +20,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
+from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
 from agent.types import MediaPacket, MediaTrack
@@ -108,13 +109,31 @@ class Media:
 
     def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
         """Return the track with the parameters that a key frame holds: another one if they have changed."""
-        found, is_known = parameter_sets(track.codec, key_frame), bool(self._parameters)
+        found = parameter_sets(track.codec, key_frame)
+        if not self._parameters:
+            return self._with_first_parameters(track, key_frame, found)
         is_changed = self._is_changed(track.codec, found)
         self._last_parameters |= found
-        if not found or (track.header and track.width and is_known and not is_changed):
+        if not found or (track.header and track.width and not is_changed):
             return track
         self._parameters = self._parameters | found
-        return track if track.header and track.width and not is_known else _read_parameters(track, key_frame)
+        return _read_parameters(track, key_frame)
+
+    def _with_first_parameters(self, track: MediaTrack, key_frame: bytes, found: _ParameterSets) -> MediaTrack:
+        """Return the track with these parameters, or without a header while they may be damaged.
+
+        What FFmpeg knows may be of the same key frame. They count if it can be decoded, or if they come again.
+        """
+        if not found:
+            return track if track.header else _track(self.video)
+        comes_again = found.items() <= self._last_parameters.items()
+        self._last_parameters |= found
+        if not comes_again and not _is_whole(track.codec, key_frame):
+            return msgspec.structs.replace(track, header=b"")
+        self._parameters = found
+        known = parameter_sets(track.codec, self.video.codec_context.extradata or b"")
+        is_known = found.items() <= known.items() and track.header and track.width
+        return track if is_known else _read_parameters(track, key_frame)
 
     def _is_changed(self, codec: str, found: _ParameterSets) -> bool:
         """Return True if these parameters are others than those known, and not damaged.
@@ -218,6 +237,23 @@ def _track(stream: Stream) -> MediaTrack:
     return MediaTrack("sound", context.name, time_base, header, rate_hz=rate_hz, channels=channels, setup=setup)
 
 
+def _is_whole(codec: str, key_frame: bytes) -> bool:
+    """Return True if a key frame with start codes and parameters can be decoded without error, from the top on.
+
+    FFmpeg tells no error where the first slice is missing. A slice begins with the number of its first block
+    (H.264, 7.3.3), or whether it is the first (H.265, 7.3.6.1): of the first, both begin with a 1.
+    """
+    at = _first_slice_at(codec, key_frame)
+    if at is None or key_frame[at + (1 if codec == "h264" else 2) :][:1] < b"\x80":
+        return False
+    context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
+    context.options, context.thread_count = {"err_detect": "explode"}, 1
+    try:
+        return bool(context.decode(Packet(key_frame)) + context.decode(None))
+    except (av.FFmpegError, ValueError):
+        return False
+
+
 def _read_parameters(track: MediaTrack, key_frame: bytes) -> MediaTrack:
     """Return a track with the header and size that a key frame with start codes holds, or as it is."""
     try:
@@ -319,11 +355,17 @@ def is_mending(codec: str, packet: Packet[Stream]) -> bool:
 
 def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
     """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
-    head, (shift, mask, kinds) = bytes(memoryview(packet)[:longest]), _SLICES[codec]
-    at = head.find(_START_CODE)
-    while 0 <= at < len(head) - 3:
-        unit = head[at + 3]
-        if (unit >> shift & mask) in kinds:
-            return unit
-        at = head.find(_START_CODE, at + 3)
+    head = bytes(memoryview(packet)[:longest])
+    at = _first_slice_at(codec, head)
+    return None if at is None else head[at]
+
+
+def _first_slice_at(codec: str, data: bytes) -> int | None:
+    """Return where the first slice begins, after its start code; None: there is none."""
+    shift, mask, kinds = _SLICES[codec]
+    at = data.find(_START_CODE)
+    while 0 <= at < len(data) - 3:
+        if (data[at + 3] >> shift & mask) in kinds:
+            return at + 3
+        at = data.find(_START_CODE, at + 3)
     return None

@@ -154,6 +154,39 @@ def starts_of_key_frames(units: list[Unit]) -> list[int]:
     return [number for number, one in enumerate(payloads) if one[0] & 0x1F == 28 and one[1] == 0x85]
 
 
+def parameters_of(header: bytes) -> bytes:
+    """Return the box of an MP4 header that holds the parameters of H.264; empty: there is no header."""
+    at = header.find(b"avcC") - 4
+    return header[at : at + int.from_bytes(header[at : at + 4])] if header else b""
+
+
+@pytest.mark.parametrize("before", [0, 1, 2], ids=["to the SEI", "to the PPS", "to the SPS"])
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "later"])
+def test_a_damaged_first_key_frame_gives_no_parameters(units: list[Unit], before: int, late: bool) -> None:
+    if late:
+        shown = [*(unit for unit in units[:FPS] if not unit.keyframe), *units]
+        units = [replace(unit, pts_s=number / FPS) for number, unit in enumerate(shown)]
+    start = starts_of_key_frames(units)[0]
+    with PacketCamera(units) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: any(packet.keyframe for packet in found))
+        whole = parameters_of(next(packet.track.header for packet in found if packet.keyframe))
+    lost = range(start - before, start + 1)
+    with PacketCamera(units, lost=lambda number: number in lost) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: len({packet.data for packet in found if packet.keyframe}) > 2)
+        tracks = {id(packet.track): packet.track for packet in found if packet.keyframe}
+    assert {parameters_of(one.header) for one in tracks.values()} == {b"", whole}
+    assert [bool(one.header) for one in tracks.values()][-1]
+    assert sum(bool(one.header) for one in tracks.values()) == 1, "a clip would be cut"
+
+
+def test_a_camera_none_of_whose_key_frames_can_be_decoded_alone_has_parameters_when_they_come_again() -> None:
+    options = {**OPTIONS, "x264-params": "intra-refresh=1:keyint=15"}
+    units = encode(pattern(4 * FPS), options=options)
+    shown = [replace(unit, pts_s=number / FPS) for number, unit in enumerate(units[FPS:])]
+    with PacketCamera(shown) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: any(packet.keyframe and packet.track.header for packet in found))
+
+
 @pytest.mark.parametrize("of_parameters", [0, 1], ids=["to the PPS", "to the SPS"])
 def test_the_rest_of_a_slice_that_is_appended_to_parameters_is_no_change(
     units: list[Unit], of_parameters: int
