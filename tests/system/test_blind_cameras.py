@@ -125,11 +125,12 @@ def test_a_connection_that_begins_far_from_a_key_frame_waits_for_it_and_has_its_
         assert news == [("starting", "waiting for a key frame")]
 
 
-def test_one_damaged_key_frame_is_no_outage_however_rare_key_frames_are() -> None:
+@pytest.mark.parametrize("decode", ["auto", "full"])
+def test_one_damaged_key_frame_is_no_outage_however_rare_key_frames_are(decode: str) -> None:
     units = encode(pattern(21 * FPS, 160, 128), options=gop(8 * FPS, ":repeat-headers=1"))
     bad = damaged(units)
     units = [bad[at] if at == 8 * FPS else one for at, one in enumerate(units)]
-    with PacketCamera(units) as camera, watching(camera.uri, "auto") as (stream, news):
+    with PacketCamera(units) as camera, watching(camera.uri, decode) as (stream, news):
         until(lambda: camera.sent > 16 * FPS, stream)
         seen = stream.stats.decoded
         until(lambda: stream.stats.decoded > seen, stream)

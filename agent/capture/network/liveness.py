@@ -1,9 +1,10 @@
 """Tells when a camera on the network counts as lost although its connection is open. Rules only.
 
-A camera of which not all has to be decoded is alive as long as packets come, until key frames that were decoded
-gave no picture. One key frame may be damaged, and then what follows it gives no picture either. Who connects
-between two key frames, or wants pictures of a camera that was only heard, has to wait for the next one; cameras
-may have one a minute. While somebody hears the camera, it is not given up for a key frame that does not come.
+A camera is alive as long as packets come, whether they have to be decoded or not, until key frames that were
+decoded gave no picture. One key frame may be damaged, and then what follows it gives no picture either. Who
+connects between two key frames, or wants pictures of a camera that was only heard, has to wait for the next one;
+cameras may have one a minute. While somebody hears the camera, it is not given up for a key frame that does not
+come.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Liveness:
         """Begin with the opening.
 
         Args:
-            stall_s: longest time without a picture, or a packet where these count, s.
+            stall_s: longest time without a packet, or a picture where packets do not count, s.
             now_s: the present.
             key_frame_s: see `KEY_FRAME_S`.
         """
@@ -47,7 +48,7 @@ class Liveness:
         self._forgive()
 
     def add_packet(self, now_s: float, *, keyframe: bool, counts: bool) -> None:
-        """Add a packet of video; `counts`: it may be left encoded, so that no picture is expected of it."""
+        """Add a packet of video; `counts`: it is life by itself, else only its picture is."""
         self._began_s = now_s if self._began_s is None else self._began_s
         self._packet_s = now_s
         self._keys += keyframe

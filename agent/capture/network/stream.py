@@ -91,7 +91,7 @@ class NetworkStream(Video):
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
-        self._may_leave = self._has_read = False
+        self._has_read = False
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
@@ -100,13 +100,13 @@ class NetworkStream(Video):
         super().follow(listener)
         self._policy = DecodePolicy(listener.decode)
         self._obey(listener.demand)
-        self._may_save, self._may_leave = listener.decode in ("auto", "saving"), listener.decode != "full"
+        self._may_save = listener.decode in ("auto", "saving")
 
     def grab(self) -> bool:
         self._held = None
         self._advance()
         while self._held is None and (self._steps or self._decoded or self._listener is None):
-            self._advance()  # whoever only tries a camera, without listening, waits for a picture
+            self._advance()
         self.holds = self._held is not None
         self._grabbed += self.holds
         return True
@@ -167,7 +167,8 @@ class NetworkStream(Video):
             self._decode(packet)
             return
         if not self._hears_only:
-            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=self._may_leave)
+            counts = self._listener is not None  # whoever only tries a camera waits for a picture
+            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=counts)
         self._plan(packet)
 
     def _pause(self) -> None:

@@ -16,14 +16,14 @@ def begun() -> Liveness:
     return life
 
 
-def test_packets_that_may_be_left_encoded_are_life() -> None:
+def test_packets_that_count_are_life() -> None:
     life = begun()
     for second in range(1, 100):
         life.add_packet(float(second), keyframe=False, counts=True)
         assert life.trouble(second + 0.5) == ""
 
 
-def test_packets_that_are_all_decoded_are_none() -> None:
+def test_packets_that_do_not_count_are_none() -> None:
     life = begun()
     life.add_packet(9.0, keyframe=False, counts=False)
     assert life.trouble(9.9) == ""
