@@ -395,7 +395,7 @@ class Recorder:
         return None
 
     def _report_unfinished(self, waited_s: float) -> None:
-        """Tell which clips are not complete at a stop. Whether the disk or the processor was slow is not known."""
+        """Tell which clips are not complete. Whether the disk or the processor was slow is not known."""
         with self._lock:
             left = [job.shown for job in self._jobs]
         if left:
