@@ -288,15 +288,21 @@ def _check_labels(config: StreamConfig, model: Model) -> None:
     """Refuse zones, lines, filters and clips with a label that the stream never reports. Raises ConfigError."""
     if not (labels := _labels(config, model)):
         return
-    clips = (config.clips,) if config.clips is not None else ()
-    tables = {"zones": config.zones, "lines": config.lines, "filters": config.filters, "clips": clips}
-    for key, label in ((key, label) for key, found in tables.items() for one in found for label in one.labels):
+    for key, label in _named_labels(config):
         if label not in labels:
             why = f"{key}.labels: the stream never reports {label!r}"
             if label in model.manifest.output.labels:
                 raise ConfigError(f"{why}: decode.labels leaves it out")
             near = difflib.get_close_matches(label, labels, 1) or list(labels[:5])
             raise ConfigError(f"{why}; did you mean {' or '.join(map(repr, near))}?")
+
+
+def _named_labels(config: StreamConfig) -> Iterator[tuple[str, str]]:
+    """Yield each label that a stream's tables name, after the key of the table."""
+    yield from (("zones", label) for one in config.zones for label in one.labels)
+    yield from (("lines", label) for one in config.lines for label in one.labels)
+    yield from (("filters", label) for one in config.filters for label in one.labels)
+    yield from (("clips", label) for label in (config.clips.labels if config.clips is not None else ()))
 
 
 def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:

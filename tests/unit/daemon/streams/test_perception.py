@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def test_sound_has_no_lines_filters_and_masks(settings: dict[str, Any]) -> None:
 
 
 CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
-NAMING = {
+NAMING: dict[str, Callable[[str], Any]] = {
     "zones": lambda label: (ZoneConfig("yard", CORNERS, (label,)),),
     "lines": lambda label: (LineConfig("gate", LINE, (label,)),),
     "filters": lambda label: (FilterConfig((label,)),),
@@ -71,8 +72,9 @@ NAMING = {
 def test_a_label_that_is_never_reported_is_refused_wherever_it_is(key: str) -> None:
     front = partial(StreamConfig, "test:", "nanodet", decode=DecodeConfig(labels=("person", "dog")))
     for label, why in (("car", ": decode.labels leaves it out"), ("persn", "; did you mean 'person'?")):
+        named: dict[str, Any] = {key: NAMING[key](label)}
         with pytest.raises(ConfigError) as refused:
-            open_perception("front", front(**{key: NAMING[key](label)}))
+            open_perception("front", front(**named))
         assert str(refused.value) == f"{key}.labels: the stream never reports {label!r}{why}"
 
 
