@@ -148,9 +148,7 @@ class TrackState:
         if self.stationary:  # nothing moved there in the meantime
             at_ns = min(at_ns, self.seen_ns + _RESTING_NS)
         overdue_s = max(0, at_ns - passed_ns - self.seen_ns) / 1e9 if self.missed else 0.0
-        return ExpectedTrack(
-            motion.forecast(at_ns, overdue_s), motion.predict(at_ns), motion.settled, not self.missed
-        )
+        return ExpectedTrack(motion.forecast(at_ns, overdue_s), motion.settled, not self.missed)
 
     def expected(self, at_ns: int) -> Box | None:
         """Return its predicted box; None without a box."""
