@@ -421,7 +421,8 @@ class VideoPerception:
         return replace(result, detections=self._keep(frame, result.detections))
 
     def _keep(self, frame: Frame, found: list[Detection]) -> list[Detection]:
-        return self._filters.keep(found, frame.shape[1] / frame.shape[0])
+        height, width, _ = frame.shape
+        return self._filters.keep(found, width / height)
 
     @property
     def has_features(self) -> bool:
