@@ -63,6 +63,7 @@ class Tracker:
         may restart.
         """
         self._config, self._zones, self._lines = config, zones, lines or Lines()
+        self._has_places = not (self._zones.empty and self._lines.empty)  # or had
         self._filters, self._only_moving = filters, config.only_moving
         self._min_hits = config.min_hits or min_hits
         self._prefix = f"{stream}-{run or secrets.token_hex(4)}-"
@@ -83,6 +84,7 @@ class Tracker:
         Tracks continue; stationary ones are checked at once, and one detection decides in which zones each is.
         """
         self._zones, self._lines = zones, lines
+        self._has_places = self._has_places or not (zones.empty and lines.empty)
         for target in self._states():
             target.check_ns = min(target.check_ns, self._now_ns or 0)
             target.places.settles = bool(target.id)
@@ -277,14 +279,16 @@ class Tracker:
 
     def _report(self, target: TrackState, at_ns: int, events: list[Event]) -> None:
         """Add the events that a track's newest detection gives: new, other zones or another update, and lines."""
-        target.places.add(self._zones, self._lines, target.detection.label, target.detection.box, at_ns)
+        places = target.places if self._has_places else None
+        if places is not None:
+            places.add(self._zones, self._lines, target.detection.label, target.detection.box, at_ns)
         if not target.id and not self._may_begin(target, at_ns):
             return
-        changed = target.places.enter(self._zones, at_ns)
+        changed = places is not None and places.enter(self._zones, at_ns)
         if reason := self._change_reason(target, at_ns, zone_changed=changed):
             events.append(Event("new" if reason == "appeared" else "update", target.track(), reason))
             target.mark_reported(at_ns)
-        while target.places.tell_crossing():
+        while places is not None and places.tell_crossing():
             events.append(Event("update", target.track(), "line"))
 
     def _may_begin(self, target: TrackState, at_ns: int) -> bool:
