@@ -148,11 +148,8 @@ def _costs(
             continue
         reach = math.sqrt(room) * one.deviation_x
         first = bisect_left(xs, x - reach)
-        near = seen[first : bisect_right(xs, x + reach, first)]
-        if not near:
-            continue
         precision_x, precision_y = one.precision_x, one.precision_y
-        for other_x, other_y, other_w, other_h, j in near:
+        for other_x, other_y, other_w, other_h, j in seen[first : bisect_right(xs, x + reach, first)]:
             dx, dy = other_x - x, other_y - y
             distance = dx * dx * precision_x + dy * dy * precision_y
             if distance < room:
