@@ -119,7 +119,7 @@ class TensorInfo(Struct, frozen=True):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Return the sizes, with -1 for those that may change at each inference, or that the file does not state."""
+        """Return the sizes; -1: may change at each inference, or the file does not state it."""
         if len(self.signature) != len(self.shape):
             return self.shape
         return tuple(-1 if -1 in pair else pair[0] for pair in zip(self.shape, self.signature, strict=True))
