@@ -23,7 +23,7 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.preflight import check_layers
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.bit_search import Evaluate
-from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, spread
+from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, sized_file, spread
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
@@ -45,6 +45,8 @@ _NOT_TRAINED = (
     "of the {} examples for calibration it loses {:.3g} pp, so that it was not trained: --qat trains it"
 )
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
+_FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
+"""How files are told, by method."""
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
@@ -181,8 +183,20 @@ class _Job:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
 
+    def _check_size(self) -> None:
+        """Check before the weights are rounded that the file will not be too large; `mixed` does so itself."""
+        method = self._recipe.method
+        if method == "mixed" or self._budget.size is None:
+            return
+        size = len(self.file(sized_file(self.content, self._seen, method, self._layer_bits)))
+        if not self._budget.meets("size", size):
+            less = "" if method == "int4" else ": try --method mixed, or int4"
+            told, found = self._budget.told("size"), self._budget.amount("size", size)
+            raise ModelError(f"the budget {told} cannot be met: {_FILES[method]} takes {found}{less}")
+
     def quantised(self) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
+        self._check_size()
         try:
             return self._quantised()
         except ModelError as error:

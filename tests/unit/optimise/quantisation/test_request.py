@@ -19,13 +19,15 @@ from torch import nn
 
 from agent.cli.main import vedette
 from agent.compute.manifest import Model, OutputManifest
+from agent.errors import ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, time_ms
 from agent.optimise.qat import train
 from agent.optimise.quantisation.request import QuantisedFile, QuantiseRequest, logit_outputs, quantise_file
 from agent.optimise.quantise import QuantisedModel, quantise
-from agent.optimise.recipe import QatRecipe, QuantiseRecipe
+from agent.optimise.recipe import Method, QatRecipe, QuantiseRecipe
+from agent.optimise.recipe.budget import short_amount
 from agent.optimise.report import OptimiseReport
 from agent.optimise.tune import split
 from tests.support.float_models import (
@@ -250,3 +252,18 @@ def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
     report = decided(tmp_path, monkeypatch, lost)
     assert not report.steps[-1].kept
     assert len(report.missed) == 1
+
+
+@pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
+def test_a_size_that_the_file_alone_exceeds_is_told_before_weights_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples = examples_of(model, tmp_path)
+    size = len(quantise(model.content, [examples], QuantiseRecipe(method=method, examples=16)).content)
+    monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
+    asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
+    with pytest.raises(ModelError, match=f"cannot be met: .* takes {short_amount(size / 1000)} kB"):
+        quantise_file(replace(asked, budget=f"size<{size / 1000}kB"), lambda _: None, lambda _: None)
+    with pytest.raises(TypeError):  # it is reached
+        quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)
