@@ -11,6 +11,8 @@ from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
 # Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
 FIT_COPIES = 2 * 2.0
 """Copies for a training: the weights, and the momentum of each."""
+AVERAGED_COPIES = 2 * 3.0
+"""Copies for a training that looks ahead, as that of a detector: the average of the weights, too."""
 QAT_COPIES = 2 * 3.0
 """Copies for quantisation-aware training: the weights, and two numbers of the optimiser for each."""
 _ROUNDS_COPIES = 1 + 1 + 0.25

@@ -20,7 +20,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.version_writer import describe_numbers
 from agent.optimise.data import Examples
-from agent.optimise.graph.integers import Ends, IntegerPlan, Scale, from_range, write
+from agent.optimise.graph.integers import Ends, IntegerPlan, IntegerWeights, Scale, from_range, write
 from agent.optimise.graph.objects import dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
@@ -31,13 +31,15 @@ from agent.optimise.quantisation.integer_forms import for_integers
 from agent.optimise.quantisation.lowering import lower_custom
 from agent.optimise.quantisation.ranges import ActivationScales, find_scales
 from agent.optimise.quantisation.sequential import RoundedLayer, RoundingOptions, most_examples, quantise_layers
-from agent.optimise.recipe import QuantiseRecipe
+from agent.optimise.recipe import Method, QuantiseRecipe
 from agent.optimise.recipe.budget import Budget
 
 Progress = Callable[[str], None]
 LayerBits = Callable[[Sequence[str]], Mapping[str, int]]
 """Returns fixed bits for some of the names of layers, as `RecipeFile.layer_bits`."""
 _BATCH = 16
+_FLOAT = 32
+"""Bits of a layer that stays float."""
 _SENSITIVE = 32
 """Examples on which the sensitivity of layers is measured."""
 _FUSIONS = ("identities", "transposes", "batch-norm", "activations", "padding", "pool-first")
@@ -355,12 +357,9 @@ def quantise(
     )
     fixed = fixed_bits(quantiser.layers, layer_bits)
     run = _Maker(quantiser, recipe.examples)
-    if recipe.method in ("int8", "dynamic"):
-        return run.model(fixed)
+    if recipe.method != "mixed":
+        return run.model(_bits_of(quantiser, recipe.method, fixed))
     candidates = [layer for layer in quantiser.layers.values() if fits_int4(layer) and layer.key not in fixed]
-    if recipe.method == "int4":
-        ends = _ends_of(quantiser)
-        return run.model({layer.key: 4 for layer in candidates if layer.key not in ends} | fixed)
     if not candidates:
         because = (
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
@@ -368,6 +367,41 @@ def quantise(
         raise ModelError(f"no layer is left that takes 4 bits: {because}")
     search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
     return search.find(candidates, fixed).with_sensitivities(search.costs)
+
+
+def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> dict[Key, int]:
+    """Return the bits of the layers of a method that measures nothing; those that are not named have 8."""
+    if method != "int4":
+        return dict(fixed)
+    ends, layers = _ends_of(quantiser), quantiser.layers.values()
+    return {layer.key: 4 for layer in layers if fits_int4(layer) and layer.key not in ends} | dict(fixed)
+
+
+def sized_file(
+    content: bytes, examples: Sequence[Examples], method: Method, layer_bits: LayerBits | None = None
+) -> bytes:
+    """Return a file of the size that a quantised one will have, in seconds. Its weights are noise.
+
+    Args:
+        content: a float `.tflite` file.
+        examples: for each subgraph; the first alone is used.
+        method: any but `mixed`, whose size is chosen.
+        layer_bits: see `LayerBits`.
+
+    Raises:
+        ModelError, ConfigError: as `quantise`.
+    """
+    first = [one.take([0]) for one in examples]
+    quantiser = Quantiser(content, first, float_activations=method == "dynamic")
+    bits, random = _bits_of(quantiser, method, fixed_bits(quantiser.layers, layer_bits)), np.random.default_rng(0)
+    graph, rounded = quantiser.graphs[quantiser.main], {}
+    for layer in graph.layers:  # equal values would be stored once
+        width, count = bits.get(layer.key, 8), layer.shape[layer.channel_axis]
+        bias = None if graph.bias(layer) is None else random.uniform(1.0, 2.0, count)
+        integers = random.integers(-7, 8, layer.shape, np.int8)
+        weights = IntegerWeights(integers, random.uniform(0.5, 1.0, count).astype(np.float32), width, bias)
+        rounded[layer.key] = RoundedLayer(layer, None if width == _FLOAT else weights, 0.0)
+    return quantiser.file(rounded)
 
 
 def spread(examples: Examples, count: int) -> Examples:

@@ -39,17 +39,22 @@ from agent.types import Array
 Progress = Callable[[str], None]
 
 
+def _times_ms(contents: Sequence[bytes], busy: Callable[[str], None]) -> list[float]:
+    return time_ms(contents, busy=busy)
+
+
 class Meters(NamedTuple):
     """What measures models.
 
     Attributes:
-        times: returns the time of an inference of each file, ms.
+        times: returns the time of an inference of each file, ms; calls its second argument with a remark if other
+            work has slowed the measurement down.
         memory: returns the memory of a process that runs a file, MB.
         profiler: returns the time by operation; raises a ModelError if it cannot.
         loadgen_s: duration of each of LoadGen's scenarios, s, where it is installed; 0: it does not run.
     """
 
-    times: Callable[[Sequence[bytes]], list[float]] = time_ms
+    times: Callable[[Sequence[bytes], Callable[[str], None]], list[float]] = _times_ms
     memory: Callable[[bytes, Manifest], float] = memory_mb
     profiler: Callable[[Model], ModelProfile] = partial(profile, threads=1)
     loadgen_s: float = 2.0
@@ -204,9 +209,10 @@ class _Run:
         self._allowed = with_allowed_loss(budget)
         self.state = ModelState(model.content, model.content)
         self.failures: list[str] = []
+        self._busy: list[str] = []
         progress("measuring the model as it is")
         self._first_score = self._score(model.content)
-        same = meters.times([model.content] * _COPIES)
+        same = self._times("before", [model.content] * _COPIES)
         latency = min(same)
         self._noise = max(_NOISE_TIME, max(same) / latency - 1, _NOISE_MS / latency)
         self._best = self._result("before", model.content, self._first_score, latency)
@@ -237,7 +243,7 @@ class _Run:
     def _judge(self, name: str, found: ModelState) -> None:
         self._progress(f"measuring the model after {name}")
         scored = self._score(found.content)
-        before_ms, after_ms = self._meters.times([self.state.content, found.content])
+        before_ms, after_ms = self._times(name, [self.state.content, found.content])
         # Both were slowed down alike: only their ratio is carried over.
         assert self._best.latency_ms is not None
         result = self._result(name, found.content, scored, self._best.latency_ms * after_ms / before_ms)
@@ -247,6 +253,9 @@ class _Run:
         self._steps.append(result)
         if not reasons:
             self._best, self.state = result, found
+
+    def _times(self, name: str, contents: Sequence[bytes]) -> list[float]:
+        return self._meters.times(contents, lambda remark: self._busy.append(f"{name}: {remark}"))
 
     def _against(self, result: StepResult) -> list[str]:
         """Return the reasons not to keep a result; empty: it helps."""
@@ -303,6 +312,9 @@ class _Run:
         if len(ends) > 1:
             steps.append(replace(self._best, name="after", per_s=rates[-1], notes=()))
         watts = f"{self._target.core_w:.2f} W"
+        missed = self._missed(self._best)
+        if self._budget.missed(latency_ms=self._best.latency_ms):
+            missed += self._busy[-1:]
         energy = f"energy: CPU time here x {watts} of a core of {self._target.name}; {self._target.source}"
         return OptimiseReport(
             "tune",
@@ -313,11 +325,11 @@ class _Run:
             command,
             self._examples.description,
             str(self._budget),
-            tuple(self._missed(self._best)),
+            tuple(missed),
             tuple(steps),
             self.state.layers,
             tuple(_times(profiles)),
-            (*self._nearest(), *_bottlenecks(profiles), *remark, *self._examples.remarks, energy),
+            (*self._nearest(), *self._busy, *_bottlenecks(profiles), *remark, *self._examples.remarks, energy),
         )
 
     def _nearest(self) -> Iterator[str]:

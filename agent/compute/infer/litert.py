@@ -27,7 +27,7 @@ from agent.board.process import STDERR_TURN
 from agent.compute.infer.session import BackendSpec, SessionOptions
 from agent.compute.infer.worker import protocol
 from agent.compute.manifest import Model
-from agent.compute.tflite.model import TensorSpec
+from agent.compute.tflite.model import ModelFile, TensorSpec
 from agent.errors import BackendError, ModelError
 from agent.types import Array
 
@@ -121,6 +121,19 @@ def _too_large(needed: int) -> list[str]:
     return [f"its tensors need at least {needed >> 20} MB of memory; at most {most >> 20} MB are allowed here"]
 
 
+def _open_input(file: ModelFile) -> str:
+    """Say which input has sizes that may change; empty: none, but for the batch."""
+    for graph in file.subgraphs:
+        for tensor in (graph.tensors[index] for index in graph.inputs):
+            if -1 in tensor.sizes[1:]:
+                shape = ", ".join("?" if size < 0 else str(size) for size in tensor.sizes)
+                return (
+                    f"cannot be run: the input {tensor.name!r} has the shape [{shape}], whose sizes may change: "
+                    "convert the model with fixed sizes"
+                )
+    return ""
+
+
 class CpuBackend:
     """Runs models in this process."""
 
@@ -148,7 +161,8 @@ class CpuBackend:
                 )
                 return CpuSession(model, interpreter, options.variant, self._plan.backend)
         except (ValueError, RuntimeError) as error:
-            raise BackendError(f"{model.path}: {runtime} cannot run it: {_first_line(error)}") from error
+            why = _open_input(file) or f"{runtime} cannot run it: {_first_line(error)}"
+            raise BackendError(f"{model.path}: {why}") from error
 
     def _delegates(self, module: Any) -> list[Any]:
         plan = self._plan

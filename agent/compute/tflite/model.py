@@ -106,7 +106,7 @@ class TensorInfo(Struct, frozen=True):
         buffer: index of its bytes; 0 for none.
         size: bytes of its constant value; 0 if it is computed.
         quantisation: see `Quantisation`.
-        open: whether a size, such as the batch, may change at each inference.
+        signature: sizes, with -1 for those that may change at each inference; empty: as `shape` has them.
     """
 
     name: str
@@ -115,7 +115,19 @@ class TensorInfo(Struct, frozen=True):
     buffer: int
     size: int
     quantisation: Quantisation
-    open: bool = False
+    signature: tuple[int, ...] = ()
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Return the sizes; -1: may change at each inference, or the file does not state it."""
+        if len(self.signature) != len(self.shape):
+            return self.shape
+        return tuple(-1 if -1 in pair else pair[0] for pair in zip(self.shape, self.signature, strict=True))
+
+    @property
+    def open(self) -> bool:
+        """Return True if a size, such as the batch, may change at each inference."""
+        return -1 in (*self.shape, *self.signature)
 
 
 class Operation(Struct, frozen=True):

@@ -173,7 +173,7 @@ def _tensor(table: FlatTable, sizes: Sequence[int]) -> TensorInfo:
         buffer,
         sizes[_index(buffer, len(sizes), "buffer")] if buffer else 0,
         _quantisation(table.table(4)),
-        -1 in (*shape, *signature),
+        signature,
     )
 
 

@@ -175,8 +175,13 @@ def train_classifier(
     )
 
 
-def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, Any]]:
+def build_network(request: TrainRequest, classes: int, copies: float = FIT_COPIES) -> tuple[Any, dict[str, Any]]:
     """Return the module that is to be trained, and the arguments of its function.
+
+    Args:
+        request: names the network, and the folder of its checkpoint.
+        classes: number of its classes.
+        copies: of the weights that the checkpoint takes, see `agent.optimise.inputs`.
 
     Raises:
         ModelError: it cannot be built, or has nothing to train. StorageError: its checkpoint has no room.
@@ -187,7 +192,7 @@ def build_network(request: TrainRequest, classes: int) -> tuple[Any, dict[str, A
     if not any(one.requires_grad for one in module.parameters()):
         raise ModelError(f"{request.network}: has no parameters to train")
     if request.folder:
-        check_room(request.folder, sum(one.nbytes for one in module.state_dict().values()), FIT_COPIES)
+        check_room(request.folder, sum(one.nbytes for one in module.state_dict().values()), copies)
     return module, parameters
 
 

@@ -405,10 +405,15 @@ def read_examples(
 
 def _check_classifier(content: FoundData, path: Path, model: Model, outputs: Sequence[TensorSpec]) -> None:
     """Raise ModelError for examples of classes if the outputs of the model are no scores of classes."""
-    if content.classes is None or model.manifest.output.decoder in _CLASSIFY:
+    decoder, outputs = model.manifest.output.decoder, [one for one in outputs if one.name != HIDDEN]
+    if content.classes is None or decoder in _CLASSIFY:
         return
     try:
-        assign_scores(0, [one for one in outputs if one.name != HIDDEN], {}, SCORE_HINTS)
+        if decoder not in ("", "raw"):
+            raise ModelError(f"the decoder {decoder!r} tells none")
+        place = assign_scores(0, outputs, {}, SCORE_HINTS)
+        if len(outputs) > 1 and not any(hint in outputs[place].name.lower() for hint in SCORE_HINTS):
+            raise ModelError(f"there are {len(outputs)}, and no name says which holds some")
     except ModelError as error:
         raise no_classifier(f"{path}: {content.words}", f"the outputs of {model.path}", error) from None
 

@@ -33,12 +33,13 @@ from agent.optimise.detector.loss import DetectionLoss
 from agent.optimise.detector.networks import BINS, SMALLEST, STRIDES, detector
 from agent.optimise.evaluate import time_ms
 from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
-from agent.optimise.factory import save_module
+from agent.optimise.factory import fastest_device, save_module
 from agent.optimise.graph.from_torch import ImportedModule
+from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, pixels
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
-from agent.optimise.train import TrainingSettings, TrainingStep, fastest_device, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
 from agent.text import plain, plural
 
@@ -111,7 +112,7 @@ def train_detector(
             raise ModelError(f"{examples.description}: there is no box to {part}: take more of them")
     shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
     torch.manual_seed(recipe.train.seed)
-    module, parameters = build_network(request, len(names))
+    module, parameters = build_network(request, len(names), AVERAGED_COPIES)
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
     tell(

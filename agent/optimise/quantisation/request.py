@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
 from agent.optimise.preflight import check_layers
 from agent.optimise.qat import train_quantised
-from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, spread
+from agent.optimise.quantisation.bit_search import Evaluate
+from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, sized_file, spread
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
@@ -34,7 +36,17 @@ _DOUBTFUL = 0.02
 _ALIKE = "of {} examples for calibration {}: the ranges are those of these alone, and others will be cut off"
 _DIFFERENT = 8
 """Different examples for calibration, below which a doubt is told."""
-_NO_BETTER = "it loses no less, and the file without it is kept: try more [qat] steps, or a lower learning_rate"
+_JUDGED = 0.25
+"""Share of the examples for calibration that a training does not see: they say whether its result is kept."""
+_TRAINED = "trained, since it loses {:.3g} pp of the {} examples for calibration"
+_COMPARED = "of {} examples that were not trained on, it loses {:.3g} pp, and {:.3g} pp without training"
+_NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
+_NOT_TRAINED = (
+    "of the {} examples for calibration it loses {:.3g} pp, so that it was not trained: --qat trains it"
+)
+_BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
+_FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
+"""How files are told, by method."""
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
@@ -93,7 +105,9 @@ def may_train(request: QuantiseRequest) -> bool:
 def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) -> QuantisedFile:
     """Quantise a model file.
 
-    One part of the examples is for calibration and the choice of bits; the report's figures are of the other.
+    One part of the examples is for calibration, the choice of bits and the decision to train, the last quarter of
+    it for the choice between the model with and without training. The report's figures, and what they say of the
+    budget, are of the other part, which decides nothing.
 
     Args:
         request: see `QuantiseRequest`.
@@ -110,12 +124,9 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
     trains = request.qat or (request.qat is None and job.loses(found))
     if trains and job.can_be_met(steps[-1]):
         trained = job.trained(found)
-        steps.append(job.measured("qat", trained.content))
-        gain = job.loss(found.content) - job.loss(trained.content)
-        if gain > 0 or (request.qat and gain == 0):
-            found = trained
-        else:
-            steps[-1] = replace(steps[-1], kept=False, notes=(_NO_BETTER,))
+        kept, notes = job.compared(found, trained)
+        steps.append(replace(job.measured("qat", trained.content), kept=kept, notes=notes))
+        found = trained if kept else found
     return QuantisedFile(job.file(found.content), job.report(found, steps))
 
 
@@ -145,9 +156,10 @@ class _Job:
             seen, held = self._read(model, variant, tell)
             self._seen.append(seen)
             self._held.append(held)
-        self._losses: dict[bytes, float] = {}
         self._busy: list[str] = []
-        self._reference: Score | None = None
+        first = self._seen[0]
+        self._learned, self._others = held_out(first, _JUDGED) if len(first) > 1 else (first, first)
+        self.loss, self._loss_of_others = self._losses(first), self._losses(self._others)
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
         limit = self._request.limit or self._file.recipe.data.limit or None
@@ -171,8 +183,20 @@ class _Job:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
 
+    def _check_size(self) -> None:
+        """Check before the weights are rounded that the file will not be too large; `mixed` does so itself."""
+        method = self._recipe.method
+        if method == "mixed" or self._budget.size is None:
+            return
+        size = len(self.file(sized_file(self.content, self._seen, method, self._layer_bits)))
+        if not self._budget.meets("size", size):
+            less = "" if method == "int4" else ": try --method mixed, or int4"
+            told, found = self._budget.told("size"), self._budget.amount("size", size)
+            raise ModelError(f"the budget {told} cannot be met: {_FILES[method]} takes {found}{less}")
+
     def quantised(self) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
+        self._check_size()
         try:
             return self._quantised()
         except ModelError as error:
@@ -193,14 +217,15 @@ class _Job:
             progress=self._progress,
         )
 
-    def loss(self, content: bytes) -> float:
-        """Return the loss of a file on the examples of the calibration."""
-        if content not in self._losses:
+    def _losses(self, examples: Examples) -> Evaluate:
+        """Return what measures the loss of a file on these examples, once of each file."""
+
+        @cache
+        def value(content: bytes) -> float:
             self._progress("measuring the loss")
-            if self._reference is None:
-                self._reference = self._score(self.content, self._seen[0])
-            self._losses[content] = self._reference.value - self._score(content, self._seen[0]).value
-        return self._losses[content]
+            return self._score(content, examples).value
+
+        return lambda content: value(self.content) - value(content)
 
     def _score(self, content: bytes, examples: Examples) -> Score:
         if self._stages:
@@ -226,13 +251,28 @@ class _Job:
 
     def trained(self, found: QuantisedModel) -> QuantisedModel:
         """Train the quantised model further."""
-        main = found.quantiser.main
-        examples = self._seen[main] if len(self._seen) > 1 else self._seen[0]
+        self._loss_of_others(found.content)  # that they cannot be scored is told now and not in an hour
         checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
         exits = range(0, 2 * len(self._stages), 2)
         return train_quantised(
-            found, examples, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
+            found, self._learned, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
         )
+
+    def compared(self, found: QuantisedModel, trained: QuantisedModel) -> tuple[bool, tuple[str, ...]]:
+        """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
+        before, after = (self._loss_of_others(one.content) for one in (found, trained))
+        kept = after < before or (self._request.qat is True and after == before)
+        told = _COMPARED.format(len(self._others), after * 100, before * 100)
+        if self._request.qat is None:
+            told = f"{_TRAINED.format(self.loss(found.content) * 100, len(self._seen[0]))}; {told}"
+        return kept, (told if kept else f"{told}: {_NO_BETTER}",)
+
+    def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:
+        """Yield what to do about a loss that is over its limit, though the examples that decide had it below."""
+        if len(steps) == 2 and self._request.qat is None:
+            yield _NOT_TRAINED.format(len(self._seen[0]), self.loss(found.content) * 100)
+        elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
+            yield _BETTER_UNTRAINED
 
     def measured(self, name: str, content: bytes) -> StepResult:
         """Score a file on the held-out examples, and time it against the float file."""
@@ -258,7 +298,7 @@ class _Job:
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
         first, last = steps[0], [step for step in steps if step.kept][-1]
-        loss = (first.score or 0.0) - (last.score or 0.0)
+        loss = _lost(first, last)
         remarks = (
             [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
         )
@@ -268,6 +308,8 @@ class _Job:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
         remarks += (*self._doubts(), *self._held[0].remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
+        if self.can_be_met(last) and missed:
+            missed += self._disagreement(found, steps)
         if self._slowed(last):
             remarks += self._busy
             missed += self._busy
@@ -285,6 +327,10 @@ class _Job:
             tuple(_layers(found)),
             remarks=tuple(remarks),
         )
+
+
+def _lost(before: StepResult, after: StepResult) -> float:
+    return (before.score or 0.0) - (after.score or 0.0)
 
 
 def logit_outputs(model: Model) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any, Literal
 
 from msgspec import Struct
@@ -113,6 +113,7 @@ _LIMIT = re.compile(
     r"(?P<value>\d{1,15}(?:\.\d{0,20})?(?:e[+-]?\d{1,2})?)\s*(?P<unit>[A-Za-z%]*)"
 )
 _FORM = "expected limits such as size<2.8MB, loss<0.5pp, latency<20ms"
+_DECIMAL_COMMA = re.compile(r"[^,]*\d\s*,\s*\d[^,]*")
 
 
 def parse_budget(text: str) -> Budget:
@@ -123,24 +124,44 @@ def parse_budget(text: str) -> Budget:
             unit is missing.
     """
     found: dict[str, Any] = {}
-    for part in text.split(","):
-        match = _LIMIT.fullmatch(part.strip())
+    for part in _parts(text):
+        match = _LIMIT.fullmatch(part)
         if match is None:
-            raise ConfigError(f"{part.strip()!r} is no limit: {_FORM}")
+            raise ConfigError(f"{part!r} is no limit: expected a name, < or <=, a number and a unit: {_FORM}")
         name, units = match["name"], _UNITS.get(match["name"])
         if units is None:
-            raise ConfigError(f"there is no limit {name!r}: {_FORM}")
+            raise ConfigError(f"{part!r}: there is no limit {name!r}: {_FORM}")
         if match["unit"] not in units:
-            raise ConfigError(f"{part.strip()!r}: expected one of the units {', '.join(units)} after the number")
+            raise ConfigError(f"{part!r}: expected {_expected_unit(name, units)} after the number")
         field = _FIELDS.get(name, name)
         if field in found:
-            raise ConfigError(f"{name!r} is there twice")
+            raise ConfigError(f"{part!r}: there is a limit of {name} before it")
         # Rounded: 2.3 * 1e6 is less than 2,300,000.
         found[field] = float(f"{float(match['value']) * units[match['unit']]:.15g}")
         if not (found[field] > 0 or (name == "loss" and match["sign"] == "<=" and float(match["value"]) == 0)):
-            raise ConfigError(f"{part.strip()!r}: expected more than 0")
+            raise ConfigError(f"{part!r}: expected more than 0")
         if name != "loss":
             found[f"{name}_unit"] = match["unit"]
         if match["sign"] == "<=":
             found["reachable"] = (*found.get("reachable", ()), name)
     return Budget(**found)
+
+
+def _parts(text: str) -> list[str]:
+    """Return the limits of a budget as texts."""
+    if match := _DECIMAL_COMMA.search(text):
+        told = match[0].strip()
+        raise ConfigError(f"{told!r}: commas separate limits: expected a point in the number, such as 3.5")
+    parts = [part.strip() for part in text.split(",")]
+    if "" in parts:
+        where = (
+            f"{text.strip()!r}: nothing stands before or after a comma" if len(parts) > 1 else "no limit is given"
+        )
+        raise ConfigError(f"{where}: {_FORM}")
+    return parts
+
+
+def _expected_unit(name: str, units: Collection[str]) -> str:
+    if name == "loss":
+        return "the unit pp, percentage points of the score,"
+    return f"one of the units {', '.join(units)}"

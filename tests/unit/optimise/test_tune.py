@@ -25,7 +25,7 @@ MODEL = Model(FLOAT, hashlib.sha256(FLOAT).hexdigest(), MANIFEST, "colours.tflit
 TIMES = {FLOAT: 10.0, INT8: 4.0, UINT8: 4.05}
 
 
-def times(contents: Sequence[bytes]) -> list[float]:
+def times(contents: Sequence[bytes], busy: Progress) -> list[float]:
     return [TIMES.get(content, 4.0) for content in contents]
 
 
@@ -137,7 +137,7 @@ def test_a_budget_that_cannot_be_met_says_how_near_it_came() -> None:
 
 def slower(times: float) -> Meters:
     """Say that what a step makes takes so many times as long."""
-    return Meters(lambda contents: [1.0 if one == FLOAT else times for one in contents], *METERS[1:])
+    return Meters(lambda contents, _: [1.0 if one == FLOAT else times for one in contents], *METERS[1:])
 
 
 def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> None:
@@ -149,7 +149,7 @@ def test_what_is_nearer_to_a_budget_of_size_is_kept_though_it_is_slower() -> Non
 
 
 def test_times_that_nobody_can_tell_apart_are_the_same() -> None:
-    short = Meters(lambda contents: [0.02 if one == FLOAT else 0.021 for one in contents], *METERS[1:])
+    short = Meters(lambda contents, _: [0.02 if one == FLOAT else 0.021 for one in contents], *METERS[1:])
     assert tune(MODEL, examples(), [gives(INT8)], Budget(), meters=short).content == INT8
 
 
@@ -214,7 +214,7 @@ def test_reasons_of_steps_that_failed_are_kept_and_those_left_out_are_no_failure
 
 @pytest.mark.parametrize(("again", "kept"), [(10.0, True), (14.0, False)])
 def test_a_gain_within_what_the_model_differs_from_itself_does_not_count(again: float, kept: bool) -> None:
-    def unsteady(contents: Sequence[bytes]) -> list[float]:
+    def unsteady(contents: Sequence[bytes], busy: Progress) -> list[float]:
         same = contents[0] == contents[1]
         return [10.0, again] if same else [10.0, 8.0]
 
@@ -223,3 +223,17 @@ def test_a_gain_within_what_the_model_differs_from_itself_does_not_count(again: 
         MODEL, examples([0, 1, 2] * 4), [gives(padded)], Budget(), meters=METERS._replace(times=unsteady)
     )
     assert step_of(found, "convert").kept is kept
+
+
+def test_a_machine_that_was_busy_is_told_with_the_step_and_beside_a_latency_that_is_missed() -> None:
+    def slowed(contents: Sequence[bytes], busy: Progress) -> list[float]:
+        if INT8 in contents:
+            busy("measured beside other work")
+        return times(contents, busy)
+
+    meters = METERS._replace(times=slowed)
+    told = "convert: measured beside other work"
+    for budget, missed in (("latency<1ms", True), ("latency<5ms", False), ("size<10B", False)):
+        report = tune(MODEL, examples(), [gives(INT8)], parse_budget(budget), meters=meters).report
+        assert report.remarks.count(told) == 1
+        assert (told in report.missed) is missed

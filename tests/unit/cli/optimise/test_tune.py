@@ -37,7 +37,7 @@ labels = "labels.txt"
 """
 
 
-def times(contents: Sequence[bytes]) -> list[float]:
+def times(contents: Sequence[bytes], busy: Progress) -> list[float]:
     """Say that the second file is faster: a model as small as this one is too quick to be timed."""
     return [10.0 if content == contents[0] else 8.0 for content in contents]
 
@@ -166,3 +166,18 @@ def test_a_disk_without_room_for_a_checkpoint_is_told_if_there_may_be_a_training
     done = call(folder, "--data", str(folder / "x.npz"), *words)
     assert ("the checkpoints take" in said(done)) is not bool(words)
     assert (folder / "out.tflite").exists() is bool(words)
+
+
+def test_a_machine_that_was_busy_is_told_on_the_terminal_and_in_the_reports(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowed(contents: Sequence[bytes], busy: Progress) -> list[float]:
+        busy("measured beside other work")
+        return times(contents, busy)
+
+    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS._replace(times=slowed)))
+    done = call(folder, "--data", str(folder / "x.npz"))
+    assert done.exit_code == 0, said(done)
+    assert "before: measured beside other work" in done.stdout
+    for kind in ("json", "md", "html"):
+        assert "before: measured beside other work" in (folder / f"out.report.{kind}").read_text()

@@ -19,6 +19,7 @@ from agent.errors import BackendError, ModelError
 from agent.models.library import open_whole_model
 from tests.support import tflite_builder as build
 from tests.support.delegates import COMPILER, NO_COMPILER
+from tests.support.tflite_builder import Op, T
 
 
 def model(content: bytes, *variants: Variant) -> Model:
@@ -108,6 +109,18 @@ def test_a_model_that_cannot_run_is_refused_in_one_line(content: bytes) -> None:
     with pytest.raises(ModelError) as caught:
         open_session(model(content), "cpu", SessionOptions())
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_input_whose_sizes_may_change_is_named_where_the_runtime_cannot_run_it() -> None:
+    weights = T("weights", (2, 4), data=np.ones((2, 4), np.float32))
+
+    def dense(name: str, shape: tuple[int, ...], signature: tuple[int, ...]) -> Model:
+        ends = [T(name, shape, signature=signature), weights, T("scores", (1, 2))]
+        return model(build.write(ends, [Op("FULLY_CONNECTED", (0, 1), (2,))], inputs=(0,), outputs=(2,)))
+
+    with pytest.raises(BackendError, match=r"m\.tflite: .*'image' has the shape \[1, \?\].*with fixed sizes"):
+        open_session(dense("image", (1, 1), (1, -1)), "cpu", SessionOptions())
+    assert open_session(dense("image", (1, 4), (-1, 4)), "cpu", SessionOptions()).inputs[0].shape == (1, 4)
 
 
 def test_the_null_backend_has_the_models_tensors_and_no_answer() -> None:

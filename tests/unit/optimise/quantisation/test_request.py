@@ -1,4 +1,4 @@
-"""Which outputs are logits, what their range is, and that channels are equalised when that is asked for."""
+"""Requests to quantise: logits and their range, equalised channels, and which examples decide on a training."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ from torch import nn
 
 from agent.cli.main import vedette
 from agent.compute.manifest import Model, OutputManifest
+from agent.errors import ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.evaluate import time_ms
+from agent.optimise.evaluate import Score, time_ms
 from agent.optimise.qat import train
-from agent.optimise.quantisation.request import logit_outputs
+from agent.optimise.quantisation.request import QuantisedFile, QuantiseRequest, logit_outputs, quantise_file
 from agent.optimise.quantise import QuantisedModel, quantise
-from agent.optimise.recipe import QatRecipe, QuantiseRecipe
-from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
+from agent.optimise.recipe import Method, QatRecipe, QuantiseRecipe
+from agent.optimise.recipe.budget import short_amount
+from agent.optimise.report import OptimiseReport
+from agent.optimise.tune import split
+from tests.support.float_models import (
+    CLASSES,
+    classifier,
+    float_file,
+    pictures,
+    write_examples,
+    write_model,
+)
 
 torch.set_num_threads(1)
 HAND = '[output]\ndecoder = "landmarks"\nlabels = ["hand"]\n[output.options]\nlogits = {logits}\n'
@@ -47,6 +58,11 @@ class Hand(nn.Module):
         return self.points(found), self.presence(found)
 
 
+@pytest.fixture
+def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", partial(time_ms, rounds=1))
+
+
 def hand(folder: Path, logits: str = "true") -> Model:
     torch.manual_seed(1)
     (folder / "hand.tflite").write_bytes(float_file(Hand().eval()))
@@ -55,8 +71,8 @@ def hand(folder: Path, logits: str = "true") -> Model:
     return open_whole_model(str(folder / "hand.toml"))
 
 
-def examples_of(model: Model, folder: Path) -> Examples:
-    np.savez(folder / "x.npz", x=pictures(32))
+def examples_of(model: Model, folder: Path, count: int = 32) -> Examples:
+    np.savez(folder / "x.npz", x=pictures(count))
     return read_examples(folder / "x.npz", model)
 
 
@@ -108,11 +124,9 @@ def test_training_does_not_care_how_far_below_zero_a_logit_is(tmp_path: Path) ->
     assert first_loss((1,)) < 0.1 * first_loss(())
 
 
+@pytest.mark.usefixtures("_short_timing")
 @pytest.mark.parametrize("by", ["option", "recipe"])
-def test_channels_are_equalised_when_that_is_asked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
-) -> None:
-    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", partial(time_ms, rounds=1))
+def test_channels_are_equalised_when_that_is_asked_for(tmp_path: Path, by: str) -> None:
     write_model(tmp_path, float_file(classifier()))
     data, recipe = write_examples(tmp_path / "x.npz", 32), tmp_path / "recipe.toml"
     recipe.write_text('[quantise]\nmethod = "int8"\nequalise = true\n')
@@ -127,3 +141,132 @@ def test_channels_are_equalised_when_that_is_asked_for(
 
     asked = ["--method", "int8", "--equalise"] if by == "option" else ["--recipe", str(recipe)]
     assert made("equalised", *asked) != made("plain", "--method", "int8")
+
+
+COUNT = 64
+
+
+def true_labels() -> Any:
+    """Return what the float classifier answers."""
+    x = torch.from_numpy((pictures(COUNT).astype(np.float32) - 128.0) / 64.0).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        return classifier()(x).argmax(1).numpy()
+
+
+def roles(folder: Path) -> tuple[list[int], list[int], list[int]]:
+    """Return which examples are trained on, which choose between the models, and which are reported."""
+    model = open_whole_model(str(write_model(folder, float_file(classifier()))))
+    seen, reported = split(examples_of(model, folder, COUNT), 0.5)
+    learned, choosing = split(seen, 0.25)
+
+    def numbers(some: Examples) -> list[int]:
+        return [int(some.name(index)) for index in range(len(some))]
+
+    return numbers(learned), numbers(choosing), numbers(reported)
+
+
+def quantised(folder: Path, labels: Any, budget: str = "", qat: bool | None = None) -> QuantisedFile:
+    """Quantise the classifier on pictures with these labels; a training learns them, not the float answers."""
+    (folder / "recipe.toml").write_text("[qat]\nsteps = 60\nbatch = 16\nteacher = 0.0\n")
+    np.savez(folder / "x.npz", x=pictures(COUNT), y=labels)
+    model, data = str(write_model(folder, float_file(classifier()))), folder / "x.npz"
+    asked = QuantiseRequest(model, data, folder / "recipe.toml", "int8", budget, qat=qat)
+    return quantise_file(asked, lambda _: None, lambda _: None)
+
+
+@pytest.mark.usefixtures("_short_timing")
+def test_a_training_that_learns_its_examples_by_heart_is_not_kept(tmp_path: Path) -> None:
+    labels, (learned, _, _) = true_labels(), roles(tmp_path)
+    labels[learned] = (labels[learned] + 1) % CLASSES
+    report = quantised(tmp_path, labels, qat=True).report
+    _, plain, trained = report.steps
+    assert not trained.kept
+    assert trained.score is not None
+    assert plain.score is not None
+    assert trained.score < plain.score
+    assert "of 8 examples that were not trained on" in trained.notes[0]
+
+
+Lost = dict[str, tuple[float, float]]
+"""Loss of the quantised and of the trained model by the examples that it is measured on."""
+
+
+def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> OptimiseReport:
+    """Return the report of models that lose so much, with a limit of 1 pp."""
+    learned, choosing, reported = (sorted(one) for one in roles(folder))
+    parts = {
+        tuple(choosing): "choice",
+        tuple(reported): "report",
+        tuple(sorted(learned + choosing)): "calibration",
+    }
+    trained = b"trained"
+
+    def told(content: bytes, some: Examples, *_: Any, reference: bytes, **__: Any) -> Score:
+        part = parts[tuple(sorted(int(some.name(index)) for index in range(len(some))))]
+        before, after = lost[part]
+        value = 1.0 if content == reference else 1.0 - (after if content == trained else before)
+        return Score("top-1", value, len(some))
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _, busy: [1.0, 1.0])
+    monkeypatch.setattr(
+        "agent.optimise.quantisation.request.train_quantised",
+        lambda found, *_, **__: found._replace(content=trained),
+    )
+    return quantised(folder, true_labels(), "loss<1pp").report
+
+
+def test_a_loss_of_the_reported_examples_alone_starts_no_training_and_both_figures_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = decided(tmp_path, monkeypatch, {"calibration": (0.004, 0.0), "report": (0.05, 0.0)})
+    assert [one.name for one in report.steps] == ["float", "quantise"]
+    loss, because = report.missed
+    assert loss.startswith("loss 5 pp")
+    assert because.startswith("of the 32 examples for calibration it loses 0.4 pp")
+    assert "--qat" in because
+
+
+def test_a_loss_of_the_calibration_alone_starts_a_training_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {"calibration": (0.05, 0.0), "choice": (0.04, 0.01), "report": (0.0, 0.005)}
+    report = decided(tmp_path, monkeypatch, lost)
+    assert report.steps[-1].kept
+    (note,) = report.steps[-1].notes
+    assert "since it loses 5 pp of the 32 examples for calibration" in note
+    assert "of 8 examples that were not trained on, it loses 1 pp, and 4 pp without" in note
+    assert report.missed == ()
+
+
+def test_a_training_that_the_reported_examples_contradict_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {"calibration": (0.05, 0.0), "choice": (0.04, 0.01), "report": (0.0, 0.05)}
+    report = decided(tmp_path, monkeypatch, lost)
+    assert report.steps[-1].kept
+    assert "--no-qat" in report.missed[-1]
+
+
+def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = {"calibration": (0.05, 0.0), "choice": (0.04, 0.04), "report": (0.05, 0.0)}
+    report = decided(tmp_path, monkeypatch, lost)
+    assert not report.steps[-1].kept
+    assert len(report.missed) == 1
+
+
+@pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
+def test_a_size_that_the_file_alone_exceeds_is_told_before_weights_are_rounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
+) -> None:
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples = examples_of(model, tmp_path)
+    size = len(quantise(model.content, [examples], QuantiseRecipe(method=method, examples=16)).content)
+    monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
+    asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
+    with pytest.raises(ModelError, match=f"cannot be met: .* takes {short_amount(size / 1000)} kB"):
+        quantise_file(replace(asked, budget=f"size<{size / 1000}kB"), lambda _: None, lambda _: None)
+    with pytest.raises(TypeError):  # it is reached
+        quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)

@@ -58,14 +58,18 @@ def test_budgets(text: str, expected: Budget) -> None:
     [
         ("", "expected limits"),
         ("size<3", "MB"),
-        ("loss<0.5%", "pp"),
+        ("loss<0.5%", "'loss<0.5%': expected the unit pp, percentage points"),
         ("speed<3ms", "'speed'"),
-        ("size<1MB, size<2MB", "twice"),
+        ("size<1MB, size<2MB", "'size<2MB': there is a limit of size before it"),
         ("size<0MB", "more than 0"),
         ("size<=0MB", "more than 0"),
         ("loss<0pp", "more than 0"),
         ("size>1MB", "expected limits"),
-        ("size<1MB,", "expected limits"),
+        ("size<1MB,", "'size<1MB,': nothing stands before or after a comma: expected limits"),
+        (",loss<1pp", "',loss<1pp': nothing stands before or after a comma"),
+        ("loss<1pp, size<3,5MB", "'size<3,5MB': commas separate limits: expected a point"),
+        ("size<1,000kB", "'size<1,000kB': commas separate limits"),
+        ("1%", "'1%' is no limit: expected a name, < or <=, a number and a unit: expected limits such as"),
     ],
 )
 def test_a_wrong_budget_says_what_was_expected(text: str, fact: str) -> None:
