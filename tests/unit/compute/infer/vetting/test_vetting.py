@@ -22,7 +22,7 @@ from agent.compute.infer.session import AUTO, SessionOptions
 from agent.compute.infer.vetting import process, vetting
 from agent.compute.infer.vetting.vetting import Vetting, VettingLimits, identity
 from agent.compute.manifest import Manifest, Model, OutputManifest, Variant
-from agent.daemon.streams.perception import prepare_perception
+from agent.daemon.streams import perception
 from agent.errors import BackendError, ModelError
 from agent.models.library import open_model, open_whole_model
 from tests.support import tflite_builder as build
@@ -215,10 +215,11 @@ def test_a_model_gets_few_descriptors_and_no_rights_of_roots() -> None:
     os.kill(int(forks[0]), signal.SIGKILL)  # else the model of the next test waits until this one has been tried
 
 
-def test_a_stream_is_prepared_when_its_model_has_been_tried() -> None:
+def test_a_stream_is_prepared_when_its_model_has_been_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     from agent.config import StreamConfig
 
-    sense = prepare_perception("porch", StreamConfig("test:", "nanodet", variant="256"))
+    monkeypatch.setattr(perception, "PREPARE_S", 60.0)
+    sense = perception.prepare_perception("porch", StreamConfig("test:", "nanodet", variant="256"))
     assert sense is not None
     sense.close()
     assert identity(open_model("nanodet", "256")) in vetting.KNOWN
