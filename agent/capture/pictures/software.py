@@ -34,6 +34,7 @@ class SoftwareDecoder:
         self._track = track
         self._reopens = track.codec_context.name in _REOPENED
         self._context: VideoCodecContext | None = None
+        self._parameters: bytes | None = None
         self.filtered: FilteredPictures = "all"
 
     def decode(self, packet: Packet[Stream] | None) -> list[VideoFrame]:
@@ -50,7 +51,9 @@ class SoftwareDecoder:
 
     def flush(self) -> None:
         """Forget what came before: the next packet is a key frame."""
-        if self._context is not None:
+        if self._reopens and self._parameters != self._track.codec_context.extradata:
+            self._context = None  # the packet that brought the newest ones was perhaps left out
+        elif self._context is not None:
             self._context.flush_buffers()
 
     def release(self) -> None:
@@ -70,7 +73,8 @@ class SoftwareDecoder:
         context = known = self._track.codec_context
         if self._reopens:
             context = cast(VideoCodecContext, av.CodecContext.create(known.name, "r"))
-            context.extradata, context.width, context.height = known.extradata, known.width, known.height
+            self._parameters = known.extradata  # the newest ones: `Media` keeps them there
+            context.extradata, context.width, context.height = self._parameters, known.width, known.height
             context.options = {"skip_loop_filter": _SKIPPED[self.filtered]}
         # FFmpeg's own choice of threads, one per core, costs 15 % more processor time and 2.5 MB more per stream
         # of 768×576 H.264, and holds back as many pictures as it has threads.
