@@ -66,7 +66,8 @@ class _TrackClock:
     def __init__(self, track: MediaTrack, offset_ns: int = 0) -> None:
         self.track, self.offset_ns = track, offset_ns
         self.dts_ns: int | None = None
-        self.came_ns = 0
+        self.came_ns = self._late_ns = 0
+        """When the newest packet came, and how much later than its time stamp says after the one before, ns."""
         self._step_ns = _USUAL_NS
 
     def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
@@ -78,7 +79,8 @@ class _TrackClock:
         step_ns = _USUAL_NS if self.dts_ns is None else dts_ns - self.dts_ns
         if 0 < step_ns < _JUMP_NS:
             self._step_ns = step_ns
-        self.dts_ns, self.came_ns = dts_ns, packet.captured_ns
+        waited_ns = 0 if self.dts_ns is None else packet.captured_ns - self.came_ns - step_ns
+        self.dts_ns, self.came_ns, self._late_ns = dts_ns, packet.captured_ns, max(0, waited_ns)
         duration_ns = ticks_ns(self.track, packet.duration) or self._step_ns
         shown_ns = dts_ns if pts_ns is None else pts_ns + self.offset_ns
         return max(shown_ns, dts_ns), dts_ns, duration_ns
@@ -90,7 +92,9 @@ class _TrackClock:
         if own_ns is None:
             return last_ns + self._step_ns
         step_ns = own_ns + self.offset_ns - last_ns
-        if step_ns < -_BACK_NS or step_ns - (came_ns - self.came_ns) > _JUMP_NS:
+        # FFmpeg gives a picture when the next one comes: the last one before a pause comes after the pause.
+        passed_ns = came_ns - self.came_ns + self._late_ns
+        if step_ns < -_BACK_NS or step_ns - passed_ns > _JUMP_NS:
             return None
         # One tick of any usual clock: two packets at the same time cannot be stored.
         return last_ns + max(step_ns, 1_000_000)

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
 import av
 import pytest
@@ -204,6 +205,22 @@ def test_the_rest_of_a_slice_that_is_appended_to_parameters_is_no_change(
         key_frames = [parameter_sets("h264", packet.data) for packet in found if packet.keyframe]
         assert any(not one.items() <= known for one in key_frames), "the loss has damaged none"
         assert len({id(packet.track) for packet in found}) == 1
+
+
+def test_a_pause_is_no_jump_of_time_stamps() -> None:
+    pictures = encode(pattern(4 * FPS, 160, 128), options={**OPTIONS, "x264-params": "keyint=300:scenecut=0"})
+    pause = [Unit(b"", False, 0.0)] * (7 * FPS)
+    after = [replace(unit, pts_s=unit.pts_s + 7) for unit in pictures[FPS:]]
+    ring = PacketRing(60.0, 1 << 25)
+    with PacketCamera([*pictures[:FPS], *pause, *after]) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: len(found) > 2 * FPS)
+        for packet in found[: 2 * FPS]:
+            ring.add(packet)
+    stamps = [packet.pts_ns for packet in ring.between(0, 1 << 62)]
+    assert len(stamps) == 2 * FPS
+    assert ring.unusable == 0
+    steps = sorted(after - before for before, after in pairwise(stamps))
+    assert steps[-1] > 6_500_000_000 > 500_000_000 > steps[-2]
 
 
 def decoded_clip(packets: list[MediaPacket]) -> int:

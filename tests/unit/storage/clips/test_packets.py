@@ -262,3 +262,14 @@ def test_sound_that_counts_from_another_moment_is_placed_by_when_it_came() -> No
 
 def test_sound_before_the_first_key_frame_is_of_no_use() -> None:
     assert stamped(sound(1), picture(1.1), picture(1.2, key=True)) == [(0, 1.2)]
+
+
+def test_a_picture_that_is_given_with_the_next_one_is_no_jump() -> None:
+    ring = PacketRing(100.0, 1 << 20)
+    ring.add(picture(0, key=True))
+    ring.add(picture(9, ms=70))
+    ring.add(picture(9.1, ms=9000))
+    ring.add(picture(9.2, ms=9070))
+    assert len({found.part for found in ring.between(0, END)}) == 1
+    ring.add(picture(9.3, ms=18_000))
+    assert ring.unusable == 1, "time stamps that jump after a pause"
