@@ -26,6 +26,9 @@ class SoftwareDecoder:
     A decoder of 1080p keeps 9 MB or more for the pictures that others are predicted from. Opening one for a key
     frame takes no longer, within 1 ms, than decoding it with one that is open.
 
+    Where a camera does not say how many pictures are shown later than they come, FFmpeg learns it by losing one.
+    A decoder that is opened anew is told what the one before has learned.
+
     Attributes:
         filtered: pictures that get the loop filter.
     """
@@ -35,6 +38,7 @@ class SoftwareDecoder:
         self._reopens = track.codec_context.name in _REOPENED
         self._context: VideoCodecContext | None = None
         self._parameters: bytes | None = None
+        self._held_back = _held_back(track.codec_context)
         self.filtered: FilteredPictures = "all"
 
     def decode(self, packet: Packet[Stream] | None) -> list[VideoFrame]:
@@ -52,16 +56,17 @@ class SoftwareDecoder:
     def flush(self) -> None:
         """Forget what came before: the next packet is a key frame."""
         if self._reopens and self._parameters != self._track.codec_context.extradata:
-            self._context = None  # the packet that brought the newest ones was perhaps left out
+            self.release()  # the packet that brought the newest ones was perhaps left out
         elif self._context is not None:
             self._context.flush_buffers()
 
     def release(self) -> None:
         """Forget what came before, and free the memory of pictures. The next packet is a key frame."""
-        if self._reopens:
-            self._context = None
-        else:
+        if not self._reopens:
             self.flush()
+        elif self._context is not None:
+            self._held_back = _held_back(self._context)
+            self._context = None
 
     def filter_pictures(self, filtered: FilteredPictures) -> None:
         """Apply the loop filter to these pictures. After a change, the next packet is a key frame."""
@@ -75,9 +80,15 @@ class SoftwareDecoder:
             context = cast(VideoCodecContext, av.CodecContext.create(known.name, "r"))
             self._parameters = known.extradata  # the newest ones: `Media` keeps them there
             context.extradata, context.width, context.height = self._parameters, known.width, known.height
-            context.options = {"skip_loop_filter": _SKIPPED[self.filtered]}
+            skipped, held_back = _SKIPPED[self.filtered], str(self._held_back)
+            context.options = {"skip_loop_filter": skipped, "has_b_frames": held_back}
         # FFmpeg's own choice of threads, one per core, costs 15 % more processor time and 2.5 MB more per stream
         # of 768×576 H.264, and holds back as many pictures as it has threads.
         context.thread_count, context.thread_type = 1, av.codec.context.ThreadType.NONE
         context.copy_opaque = True  # a packet's times go to its picture
         return context
+
+
+def _held_back(context: VideoCodecContext) -> int:
+    """Return how many pictures a decoder holds back to put them in order; 0 with PyAV 16, which does not tell."""
+    return int(getattr(context, "reorder_depth", 0))
