@@ -277,18 +277,20 @@ class NetworkStream(Video):
         self.description = describe(self._media)
 
     def skip(self) -> bool:
-        """Read a packet, and decode nothing. Return True if it is a picture.
+        """Read a packet, and decode nothing. Return True if it is a picture, and a key frame has come.
 
         Raises:
-            SourceError: no picture came in time, or the server stopped sending.
+            SourceError: no picture or no key frame came in time, or the server stopped sending.
         """
         packet = self._read_in_time("packet")
         if not packet.size:
             raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
         is_picture = packet.stream_index == self._track
         self._grabbed += is_picture
-        self._check_alive(is_picture)
-        return is_picture
+        if is_picture:
+            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=True)
+        self._check_alive(has_picture=False)
+        return is_picture and self._life.has_begun
 
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.

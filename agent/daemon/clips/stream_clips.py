@@ -249,7 +249,10 @@ class StreamClips:
             StorageError: it could not be saved, with the reason.
         """
         if (other := self.other_source) is not None:
-            state, detail = other.stats.state, self.trouble
+            stats = other.stats
+            state, detail = stats.state, self.trouble
+            if state == "starting" and stats.detail:
+                detail = f"record_source: {stats.detail}"
         if state in ("starting", "lost") or (other is not None and detail):
             what = "record_source" if other is not None else "it"
             why = detail or f"{what} is {state}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import av
 import msgspec
 import pytest
 
+from agent.capture.network.liveness import Liveness
 from agent.capture.supervisor import CaptureStats
-from agent.config import ClipsConfig, StorageConfig, StreamConfig
+from agent.config import CaptureConfig, ClipsConfig, StorageConfig, StreamConfig
 from agent.daemon.clips.record_source import open_record_source
 from agent.daemon.clips.stream_clips import StreamClips
 from agent.errors import CommandError
@@ -274,3 +276,26 @@ def test_video_without_parameters_waits_for_them_and_nothing_is_encoded_meanwhil
     assert shown_in(Path(camera.clip().path))
     assert camera.taken == 0
     assert not any("browsers" in record.getMessage() for record in caplog.records)
+
+
+def test_a_second_source_without_key_frames_is_told_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=12.0))
+    units = encode(pattern(150, 160, 128), options={"preset": "ultrafast", "x264-params": "keyint=300:bframes=0"})
+    camera = Camera(tmp_path / "clips", has_other_source=True)
+    with PacketCamera(units[1:]) as other:
+        clips, capture = ClipsConfig(record_source=other.uri), CaptureConfig(stall_s=4.0)
+        config = StreamConfig("test:", "nanodet", clips=clips, capture=capture)
+        source = camera.stream.other_source = open_record_source("front", config, camera.stream.add_packet)
+        assert source is not None
+        try:
+            wait_for(lambda: source.stats.detail == "waiting for a key frame")
+            with pytest.raises(CommandError, match="record_source: waiting for a key frame"):
+                camera.stream.record(5.0)
+            wait_for(lambda: source.stats.state == "lost")
+            assert camera.stream.trouble.endswith("no key frame for 12 s")
+            with pytest.raises(CommandError, match="no key frame for 12 s"):
+                camera.stream.record(5.0)
+        finally:
+            camera.close()
