@@ -59,6 +59,7 @@ class Media:
         video: the first track of video.
         sound: the first track of sound; None: there is none.
         width, height: of the pictures as announced, pixels; 0: unknown.
+        changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
         fps: pictures per second as announced; 0: unknown.
         is_timed: False for a format without times, whose announced rate is FFmpeg's default of 25.
         frames: number of pictures as announced, perhaps estimated; 0: unknown.
@@ -92,6 +93,7 @@ class Media:
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
         has_parameters = codec in PARAMETERS and extradata[:1] != b"\1"
         self._parameters = TrackParameters(codec, extradata) if has_parameters else None
+        self.changed_size: tuple[int, int] | None = None
         self._described = self._parameters.newest if self._parameters else {}
         """The parameters that the header of the track was made of."""
 
@@ -128,6 +130,9 @@ class Media:
         parameters.add(bytes(packet))
         if parameters.newest != known:
             self.video.codec_context.extradata = parameters.extradata
+            data = with_parameters(parameters.codec, bytes(packet), parameters.extradata)
+            if (found := _read_key_frame(parameters.codec, data)) is not None:
+                self.changed_size = found[1:]
 
     def _with_parameters(self, track: MediaTrack, key_frame: bytes, parameters: TrackParameters) -> MediaTrack:
         """Return the track with the newest parameters, or without a header while they may be damaged."""
@@ -230,13 +235,21 @@ def _track(stream: Stream) -> MediaTrack:
 
 def _read_parameters(track: MediaTrack, key_frame: bytes) -> MediaTrack:
     """Return a track with the header and size that a key frame with start codes holds, or as it is."""
+    if (found := _read_key_frame(track.codec, key_frame)) is None:
+        return track
+    header, width, height = found
+    return msgspec.structs.replace(track, header=header, width=width, height=height)
+
+
+def _read_key_frame(codec: str, key_frame: bytes) -> tuple[bytes, int, int] | None:
+    """Return the header, width and height that a key frame with start codes holds; None: it cannot be read."""
     try:
-        with av.open(io.BytesIO(key_frame), "r", format=track.codec) as medium:
+        with av.open(io.BytesIO(key_frame), "r", format=codec) as medium:
             stream = medium.streams.video[0]
             header, width, height = mp4_header(stream), stream.width, stream.height
     except (av.FFmpegError, ValueError, IndexError):
-        return track
-    return msgspec.structs.replace(track, header=header, width=width, height=height) if header else track
+        return None
+    return (header, width, height) if header else None
 
 
 def mp4_header(stream: Stream) -> bytes:

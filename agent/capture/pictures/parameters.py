@@ -35,13 +35,14 @@ class TrackParameters:
     with those known before.
 
     Attributes:
+        codec: h264 or hevc.
         newest: those that count; empty: none are known.
         are_sure: False while nothing but those of a damaged key frame is known.
     """
 
     def __init__(self, codec: str, extradata: bytes) -> None:
         """Begin with what FFmpeg knows, which may be of a damaged first key frame."""
-        self._codec, self.newest, self.are_sure = codec, parameter_sets(codec, extradata), True
+        self.codec, self.newest, self.are_sure = codec, parameter_sets(codec, extradata), True
         self._has_counted = False
         self._last: ParameterSets = {}
         self._doubtful: ParameterSets = {}
@@ -53,7 +54,7 @@ class TrackParameters:
 
     def add(self, key_frame: bytes) -> None:
         """Add a key frame."""
-        found = parameter_sets(self._codec, key_frame)
+        found = parameter_sets(self.codec, key_frame)
         self._settle(found, key_frame)
         if not found:
             return
@@ -70,7 +71,7 @@ class TrackParameters:
         doubtful, self._doubtful = self._doubtful, {}
         if doubtful.keys() & found.keys() or (self.are_sure and not doubtful):
             return
-        if is_whole(self._codec, key_frame, self.extradata):
+        if is_whole(self.codec, key_frame, self.extradata):
             self._take({})
         elif doubtful:
             self._take(doubtful)
@@ -79,19 +80,19 @@ class TrackParameters:
         """Return True if new parameters come again, or with a key frame that can be decoded."""
         if new.items() <= self._last.items():
             return bool(new)
-        has_all = {kind for kind, _ in found} >= set(PARAMETERS[self._codec])
+        has_all = {kind for kind, _ in found} >= set(PARAMETERS[self.codec])
         others = {} if has_all else {key: self.newest[key] for key in self.newest.keys() - found.keys()}
-        return is_whole(self._codec, key_frame, _joined(others))
+        return is_whole(self.codec, key_frame, _joined(others))
 
     def _is_other_sequence(self, new: ParameterSets) -> bool:
         """Return True if the SPS is another than the one known, and not that one with something appended."""
-        sequence = (PARAMETERS[self._codec][0], 0)
+        sequence = (PARAMETERS[self.codec][0], 0)
         known, now = self.newest.get(sequence), new.get(sequence)
         return bool(self._has_counted and known and now and not now.startswith(known))
 
     def _take(self, found: ParameterSets) -> None:
         """Let these parameters count. The PPS that were known are of another SPS if that changes."""
-        sps, pps = PARAMETERS[self._codec]
+        sps, pps = PARAMETERS[self.codec]
         kept, first = self.newest, (sps, 0)
         if found.get(first, kept.get(first)) != kept.get(first) and any(kind == pps for kind, _ in found):
             kept = {key: content for key, content in kept.items() if key[0] != pps}

@@ -16,6 +16,7 @@ from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
 from agent.config import CaptureConfig
 from agent.errors import SourceError
+from agent.types import MediaPacket
 from tests.support.packet_camera import (
     CLOCK_HZ,
     PacketCamera,
@@ -91,3 +92,26 @@ def test_parameters_that_change_and_come_once_are_those_of_every_later_picture(m
         finally:
             stream.stop()
     assert max(found[1:]) < 6.0
+
+
+@pytest.mark.parametrize("mode", ["keyframes", "full"])
+def test_no_clip_begins_with_the_picture_after_which_a_camera_of_another_size_is_opened_anew(
+    units: list[Unit], mode: DecodeChoice
+) -> None:
+    larger = [
+        replace(unit, pts_s=unit.pts_s + 4) for unit in encode(pattern(20 * FPS, 640, 480), options=OPTIONS)
+    ]
+    found, news = list[MediaPacket](), list[str]()
+    config = CaptureConfig(decode=mode, stall_s=20.0, reopen_max_s=0.3)
+    with PacketCamera([*units, *larger]) as camera:
+        stream = FrameStream(
+            "yard", camera.uri, config, on_change=lambda state, why: news.append(why), on_packet=found.append
+        )
+        stream.start()
+        try:
+            wait_for(lambda: news)
+        finally:
+            stream.stop()
+    assert "its pictures changed from 320x240 to 640x480" in news[0]
+    assert len(found) > FPS
+    assert {(packet.track.width, packet.track.height) for packet in found} == {(320, 240)}
