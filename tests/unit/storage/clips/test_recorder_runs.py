@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.config import StorageConfig
-from agent.storage.clips.packets import PacketRing
+from agent.storage.clips.file import ClipFile
+from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import Recorder
 from agent.storage.clips.retention import CONTINUOUS, clips_in
 from agent.types import Clip, ClipReason, MediaPacket, MediaTrack
@@ -138,6 +141,45 @@ def test_every_picture_is_in_a_file_soon_or_told_as_missing(
         in_files = sum(pictures_in(entry.path) for entry in clips_in(folder))
         assert not list(folder.rglob(".*.part"))
         assert in_files + missing(caplog.messages) == camera.sent
+
+
+def test_pictures_that_a_disk_refuses_are_told_and_that_it_is_over_when_they_are_written_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("agent.storage.clips.job._RETRY_S", 1e9)
+    real, full = ClipFile.append, list[bool]()
+
+    def append(self: ClipFile, packets: Sequence[TimedPacket]) -> None:
+        if full and "front" in self.path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, packets)
+
+    monkeypatch.setattr(ClipFile, "append", append)
+    with recorded() as (recorder, front, folder):
+        side = Camera(PacketRing(2.0, 1 << 20))
+        job, _ = (
+            recorder.begin(camera.ring, ClipReason(stream, CONTINUOUS), NOW, 0, 0, segment_s=0.5)
+            for stream, camera in (("front", front), ("side", side))
+        )
+        for number in range(60):
+            full[:] = [True] * (10 <= number < 40)
+            job.paused_until_s = 0.0 if number == 41 else job.paused_until_s
+            front.send()
+            side.send()
+            recorder.serve()
+            assert number > 41 or not any("saved again" in line for line in caplog.messages)
+        recorder.close(0.0)
+        recorder.serve()
+        files = {
+            name: [one for one in clips_in(folder) if one.path.parent.name == name] for name in ("front", "side")
+        }
+        assert sum(pictures_in(one.path) for one in files["side"]) == side.sent
+        refused = front.sent - sum(pictures_in(one.path) for one in files["front"])
+    assert refused > 30
+    assert missing(caplog.messages) == refused
+    (line,) = [line for line in caplog.messages if "saved again" in line]
+    assert f"and {refused} pictures of recordings" in line
 
 
 @pytest.mark.parametrize("what", ["reconnects", "resizes", "jumps"])
