@@ -35,7 +35,7 @@ STEP = SECOND // 10
 GROUP = 4
 """Pictures from key frame to key frame."""
 
-Break = Literal["reconnects", "resizes", "jumps", "goes back", "pauses", "none"]
+Break = Literal["reconnects", "resizes", "jumps", "goes back", "pauses", "is full", "none"]
 Run = tuple[Break, int]
 """What comes first, and the number of pictures until the next break."""
 
@@ -110,6 +110,15 @@ def missing(lines: Sequence[str]) -> int:
     return sum(int(one[1]) for one in found if one)
 
 
+def refuse(file: ClipFile, packets: Sequence[TimedPacket]) -> None:
+    """Write a part of the packets, as on a disk that is full then."""
+    half = packets[: len(packets) // 2]
+    file.frames += sum(one.is_video for one in packets) - sum(one.is_video for one in half)
+    append(file, half)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+append = ClipFile.append
 RUNS = st.lists(st.tuples(st.sampled_from(get_args(Break)), st.integers(1, 12)), min_size=1, max_size=8)
 
 
@@ -120,10 +129,15 @@ def test_every_picture_is_in_a_file_soon_or_told_as_missing(
 ) -> None:
     caplog.clear()
     with recorded() as (recorder, camera, folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent.storage.clips.job._RETRY_S", 0.0)
         reason = ClipReason("front", CONTINUOUS if segment_s else "asked")
         job = recorder.begin(camera.ring, reason, NOW, 0, 0, segment_s=segment_s)
         for what, length in runs:
             camera.begin(what)
+            if what == "is full" and segment_s:  # a clip with an end is over then
+                patch.setattr(ClipFile, "append", refuse)
+                recorder.serve()
+                patch.setattr(ClipFile, "append", append)
             if what == "pauses":  # so long that the open file is completed
                 recorder.serve()
                 patch.setattr("agent.storage.clips.job._IDLE_S", -1.0)
