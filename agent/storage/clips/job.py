@@ -59,11 +59,12 @@ class ClipJob:
         next_seq: int,
         until_ns: int,
         segment_ns: int = 0,
+        stall_s: float = 0.0,
     ) -> None:
         self.path, self.reason, self.ring = path, occasion, ring
         self.tracks: tuple[str, ...] = ()
         self.next_seq, self._until_ns, self.segment_ns = next_seq, until_ns, segment_ns
-        self.piece_bytes = 1 << 62
+        self.piece_bytes, self._stall_s = 1 << 62, stall_s
         self.at, self.at_ns = datetime.now(UTC), ring.now_ns()
         self.file: ClipFile | None = None
         self.finished = self._ended = self.failing = False
@@ -107,9 +108,12 @@ class ClipJob:
 
     @property
     def is_idle(self) -> bool:
-        """True if a recording without an end has an open file, and its camera has given nothing for a while."""
+        """True if a recording without an end has an open file, and its camera has given nothing for too long.
+
+        What came later would not go into that file, and could not be decoded in another one before a key frame.
+        """
         is_open = self.is_continuous and self.file is not None
-        return is_open and time.monotonic() - self._wrote_s > _IDLE_S
+        return is_open and time.monotonic() - self._wrote_s > max(_IDLE_S, self._stall_s)
 
     @property
     def is_silent(self) -> bool:

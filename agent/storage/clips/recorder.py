@@ -120,6 +120,7 @@ class Recorder:
         until_ns: int = FOREVER_NS,
         *,
         segment_s: float = 0.0,
+        stall_s: float = 0.0,
     ) -> ClipJob:
         """Begin a clip; return at once.
 
@@ -131,12 +132,13 @@ class Recorder:
             from_ns: capture of the first picture, ns; the clip begins with the key frame before it.
             until_ns: end as far as known, ns.
             segment_s: length of the files of a recording without an end, s; 0: one file.
+            stall_s: longest time between two of its pictures, s; never less than 10.
         """
         path = clip_path(self._folder, occasion, at, "" if occasion.track else _token())
         self.start()
         with self._lock:
             span = ring.start(from_ns), until_ns, round(segment_s * 1e9)
-            job = ClipJob(path, occasion, ring, *span)
+            job = ClipJob(path, occasion, ring, *span, stall_s)
             job.at, job.at_ns = at, at_ns
             self._jobs.append(job)
             self._hold(ring)

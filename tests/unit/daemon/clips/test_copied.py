@@ -24,7 +24,7 @@ from agent.storage.clips.retention import clips_in
 from agent.types import Clip, Event, Frame, MediaPacket
 from tests.support.clip_pictures import SECOND, image
 from tests.support.media import make_video, packets_of
-from tests.support.packet_camera import PacketCamera, encode, pattern
+from tests.support.packet_camera import PacketCamera, Unit, encode, pattern
 from tests.support.publishing import wait_for
 from tests.unit.daemon.clips.test_trigger import event
 from tests.unit.storage.clips.test_mp4 import loud_at, shown_in
@@ -299,3 +299,31 @@ def test_a_second_source_without_key_frames_is_told_as_lost(
                 camera.stream.record(5.0)
         finally:
             camera.close()
+
+
+def test_a_camera_of_few_pictures_is_recorded_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.2)
+    options = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=5:min-keyint=5:scenecut=0"}
+    pictures = encode(pattern(20, 160, 128), options=options)
+    units = [
+        msgspec.structs.replace(pictures[number // 15], pts_s=number / 15)
+        if number % 15 == 0
+        else Unit(b"", False, 0)
+        for number in range(20 * 15)
+    ]
+    continuous = {"record": "continuous", "segment_s": 600.0}
+    camera = Camera(tmp_path / "clips", has_other_source=True, clips=continuous, stall_s=20.0)
+    with PacketCamera(units, shift_s=lambda number: 100.0) as other:
+        clips, capture = ClipsConfig(record_source=other.uri), CaptureConfig(stall_s=20.0)
+        config = StreamConfig("test:", "nanodet", clips=clips, capture=capture)
+        source = camera.stream.other_source = open_record_source("front", config, camera.stream.add_packet)
+        assert source is not None
+        try:
+            wait_for(lambda: source.stats.frames >= 12)
+        finally:
+            camera.close()
+    (piece,) = clips_in(tmp_path / "clips")
+    with av.open(str(piece.path)) as file:
+        assert sum(1 for _ in file.decode(video=0)) >= 11
