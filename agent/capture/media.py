@@ -10,7 +10,7 @@ import functools
 import io
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import av
 import av._core
@@ -20,15 +20,18 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Stream
-from av.video.codeccontext import VideoCodecContext
 from av.video.stream import VideoStream
 
+from agent.capture.pictures.parameters import (
+    PARAMETERS,
+    SLICES,
+    TrackParameters,
+    first_slice_at,
+    with_parameters,
+)
 from agent.types import MediaPacket, MediaTrack
 
 _FRAGMENTED = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
-_ParameterSets = dict[tuple[int, int], bytes]
-_LONGEST_PARAMETERS = 1024
-"""Bytes that a parameter set hardly exceeds, even with tables of scaling: longer ones are damaged."""
 _FASTEST_FPS = 1000
 """Rates above this are a container's time base, not a rate."""
 
@@ -56,6 +59,7 @@ class Media:
         video: the first track of video.
         sound: the first track of sound; None: there is none.
         width, height: of the pictures as announced, pixels; 0: unknown.
+        changed_size: width and height by parameters that came later, pixels; None: none came, or it is unknown.
         fps: pictures per second as announced; 0: unknown.
         is_timed: False for a format without times, whose announced rate is FFmpeg's default of 25.
         frames: number of pictures as announced, perhaps estimated; 0: unknown.
@@ -85,10 +89,13 @@ class Media:
         self.is_timed = self._container.format.name not in _UNTIMED
         self.frames = self.video.frames or self._estimated_frames()
         self._tracks: dict[int, MediaTrack] = {}
+        codec, extradata = self.video.codec_context.name, self.video.codec_context.extradata or b""
         # Only packets with start codes hold parameters; extradata that begins with a 1 is that of the other form.
-        self._repeats_parameters = (self.video.codec_context.extradata or b"")[:1] != b"\1"
-        self._parameters: _ParameterSets = {}
-        self._last_parameters: _ParameterSets = {}
+        has_parameters = codec in PARAMETERS and extradata[:1] != b"\1"
+        self._parameters = TrackParameters(codec, extradata) if has_parameters else None
+        self.changed_size: tuple[int, int] | None = None
+        self._described = self._parameters.newest if self._parameters else {}
+        """The parameters that the header of the track was made of."""
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.
@@ -96,59 +103,48 @@ class Media:
         Raises:
             av.FFmpegError: the connection broke, or no packet came in time. Its text may hold credentials.
         """
-        return self._container.demux(*(one for one in (self.video, self.sound) if one is not None))
+        packets = self._container.demux(*(one for one in (self.video, self.sound) if one is not None))
+        return packets if self._parameters is None else self._learning(packets, self._parameters)
+
+    def _learning(
+        self, packets: Iterator[Packet[Stream]], parameters: TrackParameters
+    ) -> Iterator[Packet[Stream]]:
+        index = self.video.index
+        for packet in packets:
+            if packet.is_keyframe and packet.stream_index == index:
+                self._learn(packet, parameters)
+            yield packet
 
     def media_packet(self, packet: Packet[Stream], captured_ns: int, began_ns: int = 0) -> MediaPacket:
         """Return a packet as plain data; the times are those of `MediaPacket`."""
         index = packet.stream_index
         if (track := self._tracks.get(index)) is None:
             track = self._tracks[index] = _track(packet.stream)
-        if self._repeats_parameters and track.codec in _PARAMETERS and packet.is_keyframe:
-            track = self._tracks[index] = self._with_parameters(track, bytes(packet))
+        if self._parameters is not None and packet.is_keyframe and index == self.video.index:
+            track = self._tracks[index] = self._with_parameters(track, bytes(packet), self._parameters)
         return _plain(packet, track, captured_ns, began_ns)
 
-    def _with_parameters(self, track: MediaTrack, key_frame: bytes) -> MediaTrack:
-        """Return the track with the parameters that a key frame holds: another one if they have changed."""
-        found = parameter_sets(track.codec, key_frame)
-        if not self._parameters:
-            return self._with_first_parameters(track, key_frame, found)
-        is_changed = self._is_changed(track.codec, found)
-        self._last_parameters |= found
-        if not found or (track.header and track.width and not is_changed):
+    def _learn(self, packet: Packet[Stream], parameters: TrackParameters) -> None:
+        """Learn the parameters of a key frame, and give the newest to decoders that are opened from now on."""
+        known = parameters.newest
+        parameters.add(bytes(packet))
+        if parameters.newest != known:
+            self.video.codec_context.extradata = parameters.extradata
+            data = with_parameters(parameters.codec, bytes(packet), parameters.extradata)
+            if (found := _read_key_frame(parameters.codec, data)) is not None:
+                self.changed_size = found[1:]
+
+    def _with_parameters(self, track: MediaTrack, key_frame: bytes, parameters: TrackParameters) -> MediaTrack:
+        """Return the track with the newest parameters, or without a header while they may be damaged."""
+        if not parameters.are_sure:
+            return msgspec.structs.replace(track, header=b"") if track.header else track
+        is_known = track.header and track.width and parameters.newest == self._described
+        if is_known or not parameters.newest:
             return track
-        self._parameters = self._parameters | found
-        return _read_parameters(track, key_frame)
-
-    def _with_first_parameters(self, track: MediaTrack, key_frame: bytes, found: _ParameterSets) -> MediaTrack:
-        """Return the track with these parameters, or without a header while they may be damaged.
-
-        What FFmpeg knows may be of the same key frame. They count if it can be decoded, or if they come again.
-        """
-        if not found:
-            return track if track.header else _track(self.video)
-        comes_again = found.items() <= self._last_parameters.items()
-        self._last_parameters |= found
-        if not comes_again and not _is_whole(track.codec, key_frame):
-            return msgspec.structs.replace(track, header=b"")
-        self._parameters = found
-        known = parameter_sets(track.codec, self.video.codec_context.extradata or b"")
-        is_known = found.items() <= known.items() and track.header and track.width
-        return track if is_known else _read_parameters(track, key_frame)
-
-    def _is_changed(self, codec: str, found: _ParameterSets) -> bool:
-        """Return True if these parameters are others than those known, and not damaged.
-
-        Where the first datagram of a slice is lost, FFmpeg appends the rest of it to the unit before, mostly a
-        PPS. Another SPS is a change at once, for the size of the pictures may be another; anything else is one
-        when the next key frame repeats it.
-        """
-        new = dict(found.items() - self._parameters.items())
-        sequence = (_PARAMETERS[codec][0], 0)
-        known, now = self._parameters.get(sequence), new.get(sequence)
-        if known and now and not now.startswith(known):
-            return True
-        is_plausible = all(len(content) <= _LONGEST_PARAMETERS for content in new.values())
-        return bool(new) and is_plausible and new.items() <= self._last_parameters.items()
+        key_frame = with_parameters(track.codec, key_frame, parameters.extradata)
+        if (read := _read_parameters(track, key_frame)) is not track:
+            self._described = parameters.newest
+        return read
 
     def close(self) -> None:
         """Close it. May be called twice."""
@@ -237,32 +233,23 @@ def _track(stream: Stream) -> MediaTrack:
     return MediaTrack("sound", context.name, time_base, header, rate_hz=rate_hz, channels=channels, setup=setup)
 
 
-def _is_whole(codec: str, key_frame: bytes) -> bool:
-    """Return True if a key frame with start codes and parameters can be decoded without error, from the top on.
-
-    FFmpeg tells no error where the first slice is missing. A slice begins with the number of its first block
-    (H.264, 7.3.3), or whether it is the first (H.265, 7.3.6.1): of the first, both begin with a 1.
-    """
-    at = _first_slice_at(codec, key_frame)
-    if at is None or key_frame[at + (1 if codec == "h264" else 2) :][:1] < b"\x80":
-        return False
-    context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
-    context.options, context.thread_count = {"err_detect": "explode"}, 1
-    try:
-        return bool(context.decode(Packet(key_frame)) + context.decode(None))
-    except (av.FFmpegError, ValueError):
-        return False
-
-
 def _read_parameters(track: MediaTrack, key_frame: bytes) -> MediaTrack:
     """Return a track with the header and size that a key frame with start codes holds, or as it is."""
+    if (found := _read_key_frame(track.codec, key_frame)) is None:
+        return track
+    header, width, height = found
+    return msgspec.structs.replace(track, header=header, width=width, height=height)
+
+
+def _read_key_frame(codec: str, key_frame: bytes) -> tuple[bytes, int, int] | None:
+    """Return the header, width and height that a key frame with start codes holds; None: it cannot be read."""
     try:
-        with av.open(io.BytesIO(key_frame), "r", format=track.codec) as medium:
+        with av.open(io.BytesIO(key_frame), "r", format=codec) as medium:
             stream = medium.streams.video[0]
             header, width, height = mp4_header(stream), stream.width, stream.height
     except (av.FFmpegError, ValueError, IndexError):
-        return track
-    return msgspec.structs.replace(track, header=header, width=width, height=height) if header else track
+        return None
+    return (header, width, height) if header else None
 
 
 def mp4_header(stream: Stream) -> bytes:
@@ -278,46 +265,8 @@ def mp4_header(stream: Stream) -> bytes:
     return memory.getvalue()
 
 
-_START_CODE = b"\0\0\1"
 _HEAD, _KEY_HEAD = 512, 4096
 """Bytes of a packet, and of a key frame, within which its first slice begins."""
-_SLICES = {"h264": (0, 0x1F, range(1, 6)), "hevc": (1, 0x3F, range(32))}
-"""Where a unit of H.264 and H.265 has its type in its first byte: shift and mask; and the types of slices."""
-
-
-_PARAMETERS = {"h264": (7, 8), "hevc": (33, 34)}
-"""Types of the units with the parameters of a sequence (SPS) and of pictures (PPS), of codecs that may hold them
-in key frames: ITU-T H.264, table 7-1; ITU-T H.265, table 7-1."""
-
-
-def parameter_sets(codec: str, key_frame: bytes) -> _ParameterSets:
-    """Return the parameter sets in a key frame with start codes, by type and number; of sequences the first is 0.
-
-    A PPS begins with its number (H.264, 7.3.2.2; H.265, 7.3.2.3). What comes after the first slice is not read.
-    """
-    sps, pps = _PARAMETERS[codec]
-    found: _ParameterSets = {}
-    at = key_frame.find(_START_CODE)
-    while 0 <= at < len(key_frame) - 3:
-        unit = key_frame[at + 3]
-        kind = unit & 0x1F if codec == "h264" else unit >> 1 & 0x3F
-        if 1 <= kind <= 5 if codec == "h264" else kind < 32:
-            break
-        end = key_frame.find(_START_CODE, at + 3)
-        content = key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
-        if kind == pps:
-            found[kind, _leading_number(content[1 if codec == "h264" else 2 :])] = content
-        elif kind == sps:
-            found.setdefault((kind, 0), content)
-        at = end
-    return found
-
-
-def _leading_number(data: bytes) -> int:
-    """Return the Exp-Golomb number with which bits begin (H.264, 9.1)."""
-    bits = "".join(f"{byte:08b}" for byte in data[:4])
-    zeros = len(bits) - len(bits.lstrip("0"))
-    return int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
 
 
 def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
@@ -325,7 +274,7 @@ def is_disposable(codec: str, packet: Packet[Stream]) -> bool:
 
     Sources: ITU-T H.264, 7.4.1 (nal_ref_idc); ITU-T H.265, table 7-1 (sub-layer non-reference pictures).
     """
-    if codec not in _SLICES or (unit := _first_slice(codec, packet, _HEAD)) is None:
+    if codec not in SLICES or (unit := _first_slice(codec, packet, _HEAD)) is None:
         return False
     if codec == "h264":
         return unit >> 5 & 3 == 0
@@ -339,7 +288,7 @@ def is_refresh(codec: str, packet: Packet[Stream]) -> bool:
     FFmpeg takes points for key frames, too, from which on a picture is mended bit by bit. Sources: ITU-T H.264,
     7.4.1.2.4 (IDR pictures); ITU-T H.265, table 7-1 (pictures of random access).
     """
-    if codec not in _SLICES or (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
+    if codec not in SLICES or (unit := _first_slice(codec, packet, _KEY_HEAD)) is None:
         return False
     return unit & 0x1F == 5 if codec == "h264" else 16 <= unit >> 1 & 0x3F <= 21
 
@@ -349,23 +298,12 @@ def is_mending(codec: str, packet: Packet[Stream]) -> bool:
 
     Key frames of groups whose first pictures are predicted from those before it look alike.
     """
-    is_known = codec in _SLICES and _first_slice(codec, packet, _KEY_HEAD) is not None
+    is_known = codec in SLICES and _first_slice(codec, packet, _KEY_HEAD) is not None
     return is_known and not is_refresh(codec, packet)
 
 
 def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:
     """Return the first byte of the first slice; None: there is none in the first bytes of the packet."""
     head = bytes(memoryview(packet)[:longest])
-    at = _first_slice_at(codec, head)
+    at = first_slice_at(codec, head)
     return None if at is None else head[at]
-
-
-def _first_slice_at(codec: str, data: bytes) -> int | None:
-    """Return where the first slice begins, after its start code; None: there is none."""
-    shift, mask, kinds = _SLICES[codec]
-    at = data.find(_START_CODE)
-    while 0 <= at < len(data) - 3:
-        if (data[at + 3] >> shift & mask) in kinds:
-            return at + 3
-        at = data.find(_START_CODE, at + 3)
-    return None

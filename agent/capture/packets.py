@@ -59,7 +59,9 @@ class PacketReader(SourceThread[Source]):
         camera, began_s = cast(NetworkStream, source), time.monotonic()
         while not self._abandoned.is_set():
             self._asked_ns = time.monotonic_ns()
-            if camera.skip():
+            has_come = camera.skip()
+            self.waits_for = camera.waits_for
+            if has_come:
                 self._count()
                 if not self.goes_on and time.monotonic() - began_s >= _STEADY_S:
                     self.goes_on = True

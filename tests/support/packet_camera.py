@@ -68,6 +68,12 @@ def pattern(count: int, width: int = 320, height: int = 240, moves: range = rang
     return found
 
 
+def without_parameters(unit: Unit) -> Unit:
+    """Return a picture of H.264 without SPS and PPS, as of a camera that sends them once."""
+    kept = [one for one in re.split(b"\0\0\0?\1", unit.data) if one and one[0] & 0x1F not in (7, 8)]
+    return Unit(b"".join(b"\0\0\0\1" + one for one in kept), unit.keyframe, unit.pts_s)
+
+
 class PacketCamera:
     """Serves units in real time, from their beginning for each viewer, again and again.
 

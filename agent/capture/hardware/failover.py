@@ -220,6 +220,8 @@ class FailoverDecoder:
         self._limits = limits or FailoverLimits()
         self.name, self._refused = "", ""
         self._hardware: _DecoderThread | None = None
+        self._parameters: bytes | None = None
+        """Those of the track when the hardware decoder was opened."""
         self._comparison = _Comparison(self._limits)
         self._kept: list[Packet[Stream]] = []
         self._kept_bytes = 0
@@ -242,6 +244,7 @@ class FailoverDecoder:
             return
         self._before += self._drained()
         track, open_hardware = self._track, self._open
+        self._parameters = track.codec_context.extradata
         self._hardware = _DecoderThread(lambda: open_hardware(name, track), name)
         self.name, self._comparison = name, _Comparison(self._limits)
         self._forget()
@@ -256,8 +259,10 @@ class FailoverDecoder:
         """Forget what came before: the next packet is a key frame."""
         self._software.flush()
         self._before.clear()
-        if self._hardware is not None:
+        if self._hardware is not None and self._parameters == self._track.codec_context.extradata:
             self._hardware.flush()
+        else:  # the packet that brought the newest parameters was perhaps left out
+            self.close()
         self._forget()
 
     def decode_alone(self, packet: Packet[Stream]) -> list[DecodedPicture]:

@@ -36,11 +36,15 @@ class Liveness:
         """When the first packet of video came."""
         self._packet_s = self._sound_s = float("-inf")
         self._has_begun = False
-        """True after the first key frame or picture."""
         self._keys = self._failed_key = 0
         """Key frames that came, and the number of the newest that gave no picture: it may be decoded twice."""
         self._failed, self._failed_keys, self._failed_s = 0, 0, 0.0
         self._mends = False
+
+    @property
+    def has_begun(self) -> bool:
+        """True after the first key frame or picture."""
+        return self._has_begun
 
     def begin_again(self, now_s: float) -> None:
         """Wait for the next key frame: nothing was decoded for a while, or nothing will be."""

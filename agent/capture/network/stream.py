@@ -91,7 +91,7 @@ class NetworkStream(Video):
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
-        self._has_read = False
+        self._has_read = self._only_skips = False
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
@@ -201,6 +201,8 @@ class NetworkStream(Video):
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
         began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
         if is_picture:
+            if packet.is_keyframe and (size := self._media.changed_size) and not self._only_skips:
+                self._check_same_size(size)
             self._arrived = _Arrival(began_ns, read_ns)
             if pts is not None:
                 self._pauses.add(began_ns, self._asked_ns, read_ns)
@@ -268,27 +270,39 @@ class NetworkStream(Video):
         self.captured_ns, self.read_ns = captured_ns, arrived.read_ns
         self.late = self._burst.is_late(captured_ns)
 
+    def _check_same_size(self, size: tuple[int, int]) -> None:
+        """Raise SourceError if pictures have changed their size, before a clip begins with the first of them."""
+        known = self._media.width, self._media.height
+        if size != known != (0, 0):
+            raise self._other_size(known, size)
+
+    def _other_size(self, before: tuple[int, int], after: tuple[int, int]) -> SourceError:
+        sizes = " to ".join(f"{width}x{height}" for width, height in (before, after))
+        return SourceError(f"{self._shown}: its pictures changed from {sizes}")
+
     def _learn_size(self, width: int, height: int) -> None:
         """Take the size of the first picture, if none was announced. Raises SourceError if it changes."""
         if self._size != (0, 0):
-            before = f"{self._size[0]}x{self._size[1]}"
-            raise SourceError(f"{self._shown}: its pictures changed from {before} to {width}x{height}")
+            raise self._other_size(self._size, (width, height))
         self._size = self._media.width, self._media.height = width, height
         self.description = describe(self._media)
 
     def skip(self) -> bool:
-        """Read a packet, and decode nothing. Return True if it is a picture.
+        """Read a packet, and decode nothing. Return True if it is a picture, and a key frame has come.
 
         Raises:
-            SourceError: no picture came in time, or the server stopped sending.
+            SourceError: no picture or no key frame came in time, or the server stopped sending.
         """
+        self._only_skips = True
         packet = self._read_in_time("packet")
         if not packet.size:
             raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
         is_picture = packet.stream_index == self._track
         self._grabbed += is_picture
-        self._check_alive(is_picture)
-        return is_picture
+        if is_picture:
+            self._life.add_packet(time.monotonic(), keyframe=packet.is_keyframe, counts=True)
+        self._check_alive(has_picture=False)
+        return is_picture and self._life.has_begun
 
     def _why_ended(self) -> str:
         # A snapshot's URL, a common mistake, opens like a stream and ends after one picture.

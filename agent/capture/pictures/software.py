@@ -37,6 +37,7 @@ class SoftwareDecoder:
         self._track = track
         self._reopens = track.codec_context.name in _REOPENED
         self._context: VideoCodecContext | None = None
+        self._parameters: bytes | None = None
         self._held_back = _held_back(track.codec_context)
         self.filtered: FilteredPictures = "all"
 
@@ -54,7 +55,9 @@ class SoftwareDecoder:
 
     def flush(self) -> None:
         """Forget what came before: the next packet is a key frame."""
-        if self._context is not None:
+        if self._reopens and self._parameters != self._track.codec_context.extradata:
+            self.release()  # the packet that brought the newest ones was perhaps left out
+        elif self._context is not None:
             self._context.flush_buffers()
 
     def release(self) -> None:
@@ -75,7 +78,8 @@ class SoftwareDecoder:
         context = known = self._track.codec_context
         if self._reopens:
             context = cast(VideoCodecContext, av.CodecContext.create(known.name, "r"))
-            context.extradata, context.width, context.height = known.extradata, known.width, known.height
+            self._parameters = known.extradata  # the newest ones: `Media` keeps them there
+            context.extradata, context.width, context.height = self._parameters, known.width, known.height
             skipped, held_back = _SKIPPED[self.filtered], str(self._held_back)
             context.options = {"skip_loop_filter": skipped, "has_b_frames": held_back}
         # FFmpeg's own choice of threads, one per core, costs 15 % more processor time and 2.5 MB more per stream

@@ -148,6 +148,7 @@ class StreamClips:
         lossless: bool = False,
         copies: bool = True,
         has_other_source: bool = False,
+        stall_s: float = 0.0,
     ) -> None:
         """Start the encoding thread.
 
@@ -160,6 +161,7 @@ class StreamClips:
             lossless: True if the source waits, so that no frame needs to be dropped.
             copies: False if its packets must not be recorded, since parts of its pictures are hidden.
             has_other_source: True if packets come from another source, so that no frame is recorded.
+            stall_s: time without a picture after which its source is lost, s.
         """
         self._stream, self._config, self._recorder, self._give_back = stream, config, recorder, give_back
         self._trigger = ClipTrigger(stream, config, only_zones=only_zones)
@@ -178,8 +180,10 @@ class StreamClips:
         self._thread: threading.Thread | None = None
         self.other_source: PacketStream | None = None
         if config.record == CONTINUOUS:
-            reason = ClipReason(stream, CONTINUOUS)
-            self._whole = recorder.begin(self._ring, reason, datetime.now(UTC), 0, 0, segment_s=config.segment_s)
+            reason, now = ClipReason(stream, CONTINUOUS), datetime.now(UTC)
+            self._whole = recorder.begin(
+                self._ring, reason, now, 0, 0, segment_s=config.segment_s, stall_s=stall_s
+            )
 
     @property
     def on_packet(self) -> Callable[[MediaPacket], None] | None:
@@ -249,7 +253,10 @@ class StreamClips:
             StorageError: it could not be saved, with the reason.
         """
         if (other := self.other_source) is not None:
-            state, detail = other.stats.state, self.trouble
+            stats = other.stats
+            state, detail = stats.state, self.trouble
+            if state == "starting" and stats.detail:
+                detail = f"record_source: {stats.detail}"
         if state in ("starting", "lost") or (other is not None and detail):
             what = "record_source" if other is not None else "it"
             why = detail or f"{what} is {state}"

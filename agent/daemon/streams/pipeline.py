@@ -473,6 +473,7 @@ def _open_clips(
         lossless=parse(config.source).lossless,
         copies=not config.hides,
         has_other_source=bool(config.clips.record_source),
+        stall_s=config.capture.stall_s,
     )
     opened.other_source = open_record_source(name, config, opened.add_packet)
     return opened

@@ -46,6 +46,8 @@ class ClipJob:
         segment_ns: longest file, ns; 0: the clip is one file.
         piece_bytes: size after which a recording without an end goes on in another file.
         gathered: True if the missing pictures that were taken last are of several files.
+        failing: True from a failure on until packets are written again.
+        refused: pictures of a recording without an end that are in no file since a failure.
         paused_until_s: nothing is written before that time of CLOCK_MONOTONIC, s.
     """
 
@@ -57,17 +59,19 @@ class ClipJob:
         next_seq: int,
         until_ns: int,
         segment_ns: int = 0,
+        stall_s: float = 0.0,
     ) -> None:
         self.path, self.reason, self.ring = path, occasion, ring
         self.tracks: tuple[str, ...] = ()
         self.next_seq, self._until_ns, self.segment_ns = next_seq, until_ns, segment_ns
-        self.piece_bytes = 1 << 62
+        self.piece_bytes, self._stall_s = 1 << 62, stall_s
         self.at, self.at_ns = datetime.now(UTC), ring.now_ns()
         self.file: ClipFile | None = None
-        self.finished = self._ended = False
+        self.finished = self._ended = self.failing = False
         self.files, self.paused_until_s = 0, 0.0
         self._lock = threading.Lock()
         self._lost_before, self._unusable_before, self._skipped = ring.lost, ring.unusable, 0
+        self.refused = self._refused_before = self._in_file = 0
         self._counts_skipped = self._withheld = self.gathered = False
         self._told_s = -math.inf
         self._wrote_s = self._synced_s = self._over_s = time.monotonic()
@@ -104,9 +108,12 @@ class ClipJob:
 
     @property
     def is_idle(self) -> bool:
-        """True if a recording without an end has an open file, and its camera has given nothing for a while."""
+        """True if a recording without an end has an open file, and its camera has given nothing for too long.
+
+        What came later would not go into that file, and could not be decoded in another one before a key frame.
+        """
         is_open = self.is_continuous and self.file is not None
-        return is_open and time.monotonic() - self._wrote_s > _IDLE_S
+        return is_open and time.monotonic() - self._wrote_s > max(_IDLE_S, self._stall_s)
 
     @property
     def is_silent(self) -> bool:
@@ -141,13 +148,18 @@ class ClipJob:
         """
         lost, unusable = self.ring.lost, self.ring.unusable
         slow, skipped = lost - self._lost_before, unusable - self._unusable_before + self._skipped
-        missing = {"they were not written in time": slow, "after a break no key frame came before them": skipped}
+        missing = {
+            "they were not written in time": slow,
+            "after a break no key frame came before them": skipped,
+            "they could not be saved": self.refused - self._refused_before,
+        }
         found = {why: count for why, count in missing.items() if count}
         now_s = time.monotonic()
         if self.is_continuous and not self.finished and now_s - self._told_s < _GATHER_S:
             self._withheld = self._withheld or bool(found)
             return {}
         self._lost_before, self._unusable_before, self._skipped = lost, unusable, 0
+        self._refused_before = self.refused
         self.gathered, self._withheld = self._withheld, False
         self._told_s = now_s if found else self._told_s
         return found
@@ -197,19 +209,23 @@ class ClipJob:
     def from_key_frame(self, packets: Sequence[TimedPacket]) -> Sequence[TimedPacket]:
         """Return the packets from the first key frame on, with which a file begins; count pictures before it."""
         begin = next((number for number, one in enumerate(packets) if one.opens_group), len(packets))
-        if self._counts_skipped:
-            self._skipped += sum(one.is_video for one in packets[:begin])
+        pictures = sum(one.is_video for one in packets[:begin])
+        if self.failing:
+            self.refused += pictures
+        elif self._counts_skipped:
+            self._skipped += pictures
         return packets[begin:]
 
     def complete(self) -> None:
         """Forget the open file, which is complete: what comes goes into another one."""
-        self.file, self.files, self._counts_skipped = None, self.files + 1, True
+        self.file, self.files, self._counts_skipped, self._in_file = None, self.files + 1, True, 0
 
     def write(self, file: ClipFile, packets: Sequence[TimedPacket]) -> None:
         """Write packets."""
         now = self._wrote_s = time.monotonic()
         file.append(packets)
-        self.next_seq = packets[-1].seq + 1
+        self.next_seq, self.failing = packets[-1].seq + 1, False
+        self._in_file += sum(one.is_video for one in packets)
         if now - self._synced_s >= _SYNC_S:
             file.sync()
             self._synced_s = time.monotonic()
@@ -219,7 +235,14 @@ class ClipJob:
         self.file, self.finished = None, False
 
     def pause(self) -> None:
-        """Begin anew with what comes, in a while."""
+        """Begin anew with what comes, in a while; what comes meanwhile is dropped."""
         self.go_on()
-        self._counts_skipped = False  # what comes meanwhile is dropped, too
-        self.paused_until_s, self.next_seq = time.monotonic() + _RETRY_S, self.ring.next_seq
+        self.skip()
+        self.failing, self.paused_until_s = True, time.monotonic() + _RETRY_S
+
+    def skip(self, kept: int = 0) -> None:
+        """Drop and count what is not written, and what was written of the open file but for `kept` pictures."""
+        newest = self.ring.next_seq
+        left = [one for one in self.ring.between(self.next_seq, FOREVER_NS) if one.seq < newest]
+        self.refused += max(0, self._in_file + sum(one.is_video for one in left) - kept)
+        self.next_seq, self._in_file = newest, 0

@@ -28,6 +28,10 @@ _LATE_NS = 1_000_000_000
 """How long after a picture was captured it may still begin a clip, ns."""
 _GAP_NS = 2_000_000_000
 """A group whose last picture is so much older than the wanted begin is from before an outage, ns."""
+_SLOWEST_NS = 60_000_000_000
+"""Longest distance of two pictures, ns: what is longer is a jump."""
+_MOST_HELD = 500
+"""Packets of sound, about, that are held for the third picture."""
 _USUAL_NS = 40_000_000
 """Duration of a packet that says none, before another has come, ns."""
 
@@ -66,7 +70,8 @@ class _TrackClock:
     def __init__(self, track: MediaTrack, offset_ns: int = 0) -> None:
         self.track, self.offset_ns = track, offset_ns
         self.dts_ns: int | None = None
-        self.came_ns = 0
+        self.came_ns = self._late_ns = 0
+        """When the newest packet came, and how much later than its time stamp says after the one before, ns."""
         self._step_ns = _USUAL_NS
 
     def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
@@ -78,7 +83,8 @@ class _TrackClock:
         step_ns = _USUAL_NS if self.dts_ns is None else dts_ns - self.dts_ns
         if 0 < step_ns < _JUMP_NS:
             self._step_ns = step_ns
-        self.dts_ns, self.came_ns = dts_ns, packet.captured_ns
+        waited_ns = 0 if self.dts_ns is None else packet.captured_ns - self.came_ns - step_ns
+        self.dts_ns, self.came_ns, self._late_ns = dts_ns, packet.captured_ns, max(0, waited_ns)
         duration_ns = ticks_ns(self.track, packet.duration) or self._step_ns
         shown_ns = dts_ns if pts_ns is None else pts_ns + self.offset_ns
         return max(shown_ns, dts_ns), dts_ns, duration_ns
@@ -90,7 +96,9 @@ class _TrackClock:
         if own_ns is None:
             return last_ns + self._step_ns
         step_ns = own_ns + self.offset_ns - last_ns
-        if step_ns < -_BACK_NS or step_ns - (came_ns - self.came_ns) > _JUMP_NS:
+        # FFmpeg gives a picture when the next one comes: the last one before a pause comes after the pause.
+        passed_ns = came_ns - self.came_ns + self._late_ns
+        if step_ns < -_BACK_NS or step_ns - passed_ns > _JUMP_NS:
             return None
         # One tick of any usual clock: two packets at the same time cannot be stored.
         return last_ns + max(step_ns, 1_000_000)
@@ -102,14 +110,26 @@ def ticks_ns(track: MediaTrack, ticks: int | None) -> int | None:
     return None if ticks is None else ticks * numerator * 1_000_000_000 // denominator
 
 
-def _stamped_before(first: MediaPacket, second: MediaPacket) -> MediaPacket:
-    """Return a packet with the time stamp that precedes the next one's; without any if that one has none."""
+def _stamped_before(first: MediaPacket, second: MediaPacket, third: MediaPacket | None) -> MediaPacket:
+    """Return a packet with the time stamp that precedes the next one's; without any if that one has none.
+
+    The first two are as far apart as the next two: the duration is what the camera announces, and when they came
+    tells nothing, as several come at once after the opening.
+    """
     own = second.dts if second.dts is not None else second.pts
     if own is None:
         return first
     numerator, denominator = first.track.time_base
     step = first.duration or second.duration or max(1, _USUAL_NS * denominator // (numerator * 1_000_000_000))
+    later = None if third is None else third.dts if second.dts is not None else third.pts
+    if later is not None and 0 < (ticks_ns(first.track, later - own) or 0) <= _SLOWEST_NS:
+        step = later - own
     return msgspec.structs.replace(first, pts=own - step, dts=own - step)
+
+
+def _stamped(held: list[MediaPacket], third: MediaPacket | None) -> list[MediaPacket]:
+    """Return a key frame with a time stamp, and what was held with it; nothing if no picture followed."""
+    return [_stamped_before(held[0], held[1], third), *held[1:]] if len(held) > 1 else []
 
 
 class PacketTimeline:
@@ -128,23 +148,36 @@ class PacketTimeline:
         self.broken: MediaTrack | None = None
         self._video: _TrackClock | None = None
         self._sound: _TrackClock | None = None
-        self._unstamped: MediaPacket | None = None
+        self._held: list[MediaPacket] = []
+        """A key frame without a time stamp, the picture after it, and the sound since."""
 
     def ready(self, packet: MediaPacket) -> list[MediaPacket]:
         """Return the packets that can be stamped now.
 
         A key frame that begins a connection without a time stamp, as FFmpeg gives them of RTSP, waits for the
-        next picture and gets the time stamp before that one's.
+        next two pictures and gets the time stamp before theirs.
         """
-        first, self._unstamped = self._unstamped, None
-        if packet.track.kind != "video":
-            self._unstamped = first
-            return [packet] if first is None else []
-        if first is not None and first.track is packet.track:
-            return [_stamped_before(first, packet), packet]
+        held, is_video = self._held, packet.track.kind == "video"
+        if not held:
+            return self._begun(packet) if is_video else [packet]
+        if not is_video:
+            held += [packet] if len(held) > 1 else []
+            self._held = [] if len(held) > _MOST_HELD else held
+            return [] if self._held else _stamped(held, None)
+        if packet.track is not held[0].track:
+            self._held = []
+            return [*_stamped(held, None), *self._begun(packet)]
+        if len(held) == 1 and (packet.pts is not None or packet.dts is not None):
+            held.append(packet)
+            return []
+        self._held = []
+        return [*_stamped(held, packet), packet] if len(held) > 1 else [*held, packet]
+
+    def _begun(self, packet: MediaPacket) -> list[MediaPacket]:
+        """Return a picture, unless it begins a connection without a time stamp."""
         begins = self._video is None or self._video.track is not packet.track
         if begins and packet.keyframe and packet.pts is None and packet.dts is None:
-            self._unstamped = packet
+            self._held = [packet]
             return []
         return [packet]
 

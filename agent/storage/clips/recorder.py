@@ -101,6 +101,7 @@ class Recorder:
         self._saved = self._failed = self._written = 0
         # Why clips cannot be saved, since when (monotonic, s), and how many had been dropped before.
         self._trouble, self._trouble_s, self._failed_before = "", 0.0, 0
+        self._refused = self._refused_before = 0
 
     def start(self) -> None:
         """Start the thread: complete partial clips and delete what is too old."""
@@ -119,6 +120,7 @@ class Recorder:
         until_ns: int = FOREVER_NS,
         *,
         segment_s: float = 0.0,
+        stall_s: float = 0.0,
     ) -> ClipJob:
         """Begin a clip; return at once.
 
@@ -130,12 +132,13 @@ class Recorder:
             from_ns: capture of the first picture, ns; the clip begins with the key frame before it.
             until_ns: end as far as known, ns.
             segment_s: length of the files of a recording without an end, s; 0: one file.
+            stall_s: longest time between two of its pictures, s; never less than 10.
         """
         path = clip_path(self._folder, occasion, at, "" if occasion.track else _token())
         self.start()
         with self._lock:
             span = ring.start(from_ns), until_ns, round(segment_s * 1e9)
-            job = ClipJob(path, occasion, ring, *span)
+            job = ClipJob(path, occasion, ring, *span, stall_s)
             job.at, job.at_ns = at, at_ns
             self._jobs.append(job)
             self._hold(ring)
@@ -245,7 +248,7 @@ class Recorder:
     def _serve(self, job: ClipJob) -> None:
         """Write the packets of one clip that are due, and complete it when it is over."""
         if time.monotonic() < job.paused_until_s and not job.check_over():
-            job.next_seq = job.ring.next_seq
+            job.skip()
             return
         ended = over = job.check_over()
         files = job.files
@@ -267,6 +270,7 @@ class Recorder:
         with self._lock:
             if job.finished and job in self._jobs:
                 self._jobs.remove(job)
+                self._refused += job.refused
             self._hold(job.ring)
 
     def _write(self, job: ClipJob, packets: Sequence[TimedPacket], *, over: bool) -> bool:
@@ -337,10 +341,7 @@ class Recorder:
         job.complete()
         _report_missing(job, clip.path)
         self._saved += 1
-        if self._trouble:
-            self._trouble = ""
-            seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
-            log.info("clips are saved again after %.0f s; %d were dropped", seconds, dropped)
+        self._end_trouble()
         self._keep(clip)
 
     def _keep(self, clip: Clip) -> None:
@@ -366,13 +367,17 @@ class Recorder:
 
     def _drop(self, job: ClipJob, error: Exception | None) -> None:
         is_over, job.finished, about = job.finished, True, job.shown
-        clip = self._close_cut_off(job)
-        if job.is_continuous and not is_over:
-            job.pause()
         if error is not None:
             self._report_trouble(
                 str(error) if isinstance(error, StorageError) else f"{about}: {reason_of(error)}"
             )
+        clip = self._close_cut_off(job)
+        if job.is_continuous:
+            job.skip(0 if clip is None else clip.frames)
+            if is_over:
+                _report_missing(job, about)
+            else:
+                job.pause()
         if clip is None:
             self._failed += 1
             return
@@ -405,10 +410,23 @@ class Recorder:
                 ", ".join(left),
             )
 
+    def _end_trouble(self) -> None:
+        """Tell that clips are saved again, unless a recording whose camera goes on has not been written since."""
+        with self._lock:
+            jobs = list(self._jobs)
+        if not self._trouble or any(job.failing and not job.is_silent for job in jobs):
+            return
+        seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
+        refused = self._refused + sum(job.refused for job in jobs) - self._refused_before
+        pictures = f", and {plural(refused, 'picture')} of recordings" if refused else ""
+        self._trouble = ""
+        log.info("clips are saved again after %.0f s; %d were dropped%s", seconds, dropped, pictures)
+
     def _report_trouble(self, why: str) -> None:
         """Record why clips cannot be saved, and log it once."""
         if not self._trouble:
             self._trouble, self._trouble_s, self._failed_before = why, time.monotonic(), self._failed
+            self._refused_before = self._refused + sum(job.refused for job in self._jobs)
             log.error("clips cannot be saved and are dropped: %s", why)
 
 

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 
+import av
 import pytest
 from av.packet import Packet
 from msgspec.structs import replace
 
-from agent.capture.media import is_refresh, parameter_sets
+from agent.capture.media import is_refresh
 from agent.capture.packets import PacketStream
+from agent.capture.pictures.parameters import parameter_sets
 from agent.config import CaptureConfig
+from agent.storage.clips.mp4 import Mp4Muxer
+from agent.storage.clips.packets import PacketRing
 from agent.types import MediaPacket
-from tests.support.packet_camera import PacketCamera, Unit, _payloads, encode, pattern
+from tests.support.packet_camera import PacketCamera, Unit, _payloads, encode, pattern, without_parameters
 from tests.support.publishing import wait_for
 
 FPS = 15
@@ -199,3 +205,72 @@ def test_the_rest_of_a_slice_that_is_appended_to_parameters_is_no_change(
         key_frames = [parameter_sets("h264", packet.data) for packet in found if packet.keyframe]
         assert any(not one.items() <= known for one in key_frames), "the loss has damaged none"
         assert len({id(packet.track) for packet in found}) == 1
+
+
+def test_a_pause_is_no_jump_of_time_stamps() -> None:
+    pictures = encode(pattern(4 * FPS, 160, 128), options={**OPTIONS, "x264-params": "keyint=300:scenecut=0"})
+    pause = [Unit(b"", False, 0.0)] * (7 * FPS)
+    after = [replace(unit, pts_s=unit.pts_s + 7) for unit in pictures[FPS:]]
+    ring = PacketRing(60.0, 1 << 25)
+    with PacketCamera([*pictures[:FPS], *pause, *after]) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: len(found) > 2 * FPS)
+        for packet in found[: 2 * FPS]:
+            ring.add(packet)
+    stamps = [packet.pts_ns for packet in ring.between(0, 1 << 62)]
+    assert len(stamps) == 2 * FPS
+    assert ring.unusable == 0
+    steps = sorted(after - before for before, after in pairwise(stamps))
+    assert steps[-1] > 6_500_000_000 > 500_000_000 > steps[-2]
+
+
+def test_the_first_picture_of_a_connection_is_as_far_from_the_second_as_they_are_apart(units: list[Unit]) -> None:
+    slow = [
+        replace(units[number // FPS], pts_s=number / FPS) if number % FPS == 0 else Unit(b"", False, 0.0)
+        for number in range(30 * FPS)
+    ]
+    ring = PacketRing(60.0, 1 << 25)
+    with PacketCamera(slow, shift_s=lambda number: 100.0) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: len(found) > 4)
+        for packet in found[:5]:
+            ring.add(packet)
+    assert found[0].pts is None
+    stamps = [packet.pts_ns for packet in ring.between(0, 1 << 62)]
+    assert [round((after - before) / 1e9, 3) for before, after in pairwise(stamps)] == [1.0] * 4
+
+
+def decoded_clip(packets: list[MediaPacket]) -> int:
+    """Return how many pictures of a clip that begins with the newest key frame but one can be decoded."""
+    ring = PacketRing(60.0, 1 << 25)
+    for packet in packets:
+        ring.add(packet)
+    found = ring.between(0, 1 << 62)
+    begin = [number for number, one in enumerate(found) if one.opens_group][-2]
+    muxer = Mp4Muxer(found[begin].packet.track, None, found[begin])
+    clip = io.BytesIO(muxer.head + muxer.add(found[begin : begin + FPS]) + muxer.finish())
+    with av.open(clip, "r", format="mp4") as file:
+        file.streams.video[0].codec_context.options = {"err_detect": "explode"}
+        return sum(1 for _ in file.decode(video=0))
+
+
+@pytest.mark.parametrize("damaged", [False, True], ids=["whole", "with a damaged key frame"])
+def test_parameters_that_change_and_come_once_are_those_of_every_later_clip(*, damaged: bool) -> None:
+    before, after = (
+        encode(
+            pattern(8 * FPS),
+            options={**OPTIONS, "x264-params": f"{OPTIONS['x264-params']}:weightp=1:cabac={cabac}"},
+        )
+        for cabac in (1, 0)
+    )
+    assert parameter_sets("h264", before[0].data)[7, 0] == parameter_sets("h264", after[0].data)[7, 0]
+    before, after = before[: 2 * FPS], [replace(unit, pts_s=unit.pts_s + 2) for unit in after]
+    units = [
+        unit if number == 0 else without_parameters(unit)
+        for part in (before, after)
+        for number, unit in enumerate(part)
+    ]
+    lost = starts_of_key_frames(units)[2] + 1 if damaged else -1
+    with PacketCamera(units, lost=lambda number: number == lost) as camera, recorded(camera.uri) as (found, _):
+        wait_for(lambda: sum(packet.keyframe for packet in found) > 5)
+        packets = found[:]
+    assert decoded_clip(packets) == FPS
+    assert len({packet.track.header for packet in packets}) == 2

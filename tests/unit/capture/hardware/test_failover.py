@@ -200,3 +200,20 @@ def test_a_filter_that_changes_with_each_group_loses_no_picture(b_frames: int) -
             found += numbers(own.decode(packet if packet.size else None))
     assert groups == 5
     assert sorted(found) == list(range(40))
+
+
+def test_a_decoder_is_opened_anew_with_parameters_that_came_meanwhile(media: Media) -> None:
+    opened: list[str] = []
+    own, first = decoder(media, opener(right, opened)), next(packets(media))
+    for _ in range(2):
+        own.prefer(NAME)
+        own.decode(first)
+        own.restart()
+    assert opened == [NAME]
+    context = media.video.codec_context
+    context.extradata = bytes(context.extradata or b"") + b"\0"
+    own.restart()
+    own.prefer(NAME)
+    assert own.decode(first)
+    assert opened == [NAME, NAME]
+    own.close()

@@ -6,12 +6,28 @@ import socket
 import time
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
+from msgspec.structs import replace
 
+from agent.capture.decode_policy import DecodeChoice
 from agent.capture.network.stream import NetworkStream
 from agent.capture.source import open_source
+from agent.capture.streams import FrameStream
+from agent.config import CaptureConfig
 from agent.errors import SourceError
-from tests.support.packet_camera import CLOCK_HZ, PacketCamera, Unit, _payloads, _send, encode, pattern
+from agent.types import MediaPacket
+from tests.support.packet_camera import (
+    CLOCK_HZ,
+    PacketCamera,
+    Unit,
+    _payloads,
+    _send,
+    encode,
+    pattern,
+    without_parameters,
+)
+from tests.support.publishing import wait_for
 
 FPS = 15
 OPTIONS = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=15:min-keyint=15:scenecut=0"}
@@ -51,3 +67,51 @@ def test_video_that_stops_is_noticed_in_time_by_who_only_wants_packets(units: li
         with pytest.raises(SourceError, match="no picture for 2 s"):
             skip_all(source)
         source.close()
+
+
+@pytest.mark.parametrize("mode", ["keyframes", "auto", "full"])
+def test_parameters_that_change_and_come_once_are_those_of_every_later_picture(mode: DecodeChoice) -> None:
+    pictures = pattern(20 * FPS, 160, 128)
+    before = encode(pictures[: 2 * FPS], options={**OPTIONS, "preset": "fast"})
+    after = [replace(unit, pts_s=unit.pts_s + 2) for unit in encode(pictures, options=OPTIONS)]
+    units = [
+        unit if number == 0 else without_parameters(unit)
+        for part in (before, after)
+        for number, unit in enumerate(part)
+    ]
+    config = CaptureConfig(decode=mode, stall_s=20.0)
+    with PacketCamera(units) as camera:
+        stream = FrameStream("yard", camera.uri, config, on_change=lambda state, why: None)
+        stream.start()
+        try:
+            found = list[float]()
+            wait_for(lambda: camera.sent > 4 * FPS)
+            while len(found) < 3:
+                if (frame := stream.take(0.5)) is not None:
+                    found.append(float(np.abs(frame.image.astype(float) - pictures[0]).mean()))
+        finally:
+            stream.stop()
+    assert max(found[1:]) < 6.0
+
+
+@pytest.mark.parametrize("mode", ["keyframes", "full"])
+def test_no_clip_begins_with_the_picture_after_which_a_camera_of_another_size_is_opened_anew(
+    units: list[Unit], mode: DecodeChoice
+) -> None:
+    larger = [
+        replace(unit, pts_s=unit.pts_s + 4) for unit in encode(pattern(20 * FPS, 640, 480), options=OPTIONS)
+    ]
+    found, news = list[MediaPacket](), list[str]()
+    config = CaptureConfig(decode=mode, stall_s=20.0, reopen_max_s=0.3)
+    with PacketCamera([*units, *larger]) as camera:
+        stream = FrameStream(
+            "yard", camera.uri, config, on_change=lambda state, why: news.append(why), on_packet=found.append
+        )
+        stream.start()
+        try:
+            wait_for(lambda: news)
+        finally:
+            stream.stop()
+    assert "its pictures changed from 320x240 to 640x480" in news[0]
+    assert len(found) > FPS
+    assert {(packet.track.width, packet.track.height) for packet in found} == {(320, 240)}

@@ -13,6 +13,7 @@ from av.packet import Packet
 from av.stream import Stream
 from av.video.stream import VideoStream
 
+from agent.capture.pictures.parameters import TrackParameters, with_parameters
 from agent.capture.pictures.software import SoftwareDecoder
 from tests.support.h264 import without_order
 from tests.support.packet_camera import encode, pattern
@@ -95,6 +96,20 @@ def test_the_loop_filter_is_applied_again_from_a_key_frame_on(track: VideoStream
     decoder.filter_pictures("all")
     again = decoded(decoder, some[4:])
     assert all(np.array_equal(one, other) for one, other in zip(again, whole[4:], strict=True))
+
+
+def test_a_decoder_that_forgets_begins_anew_with_the_newest_parameters(track: VideoStream) -> None:
+    decoder, some = SoftwareDecoder(track), packets(track)
+    whole = decoded(decoder, some)
+    other = encode(pattern(4), "libx264", options={**X264, "x264-params": f"{X264['x264-params']}:cabac=0"})
+    track.codec_context.extradata = TrackParameters("h264", other[0].data).extradata
+    decoder.flush()
+    bare = [Packet(with_parameters("h264", unit.data, b"")) for unit in other]
+    assert all(
+        np.abs(one.astype(int) - before).mean() < 4.0
+        for one, before in zip(decoded(decoder, bare), whole, strict=False)
+    )
+    assert len(decoded(decoder, bare)) == 4
 
 
 @pytest.mark.parametrize("told", [True, False], ids=["told", "learned"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import av
 import msgspec
 import pytest
 
+from agent.capture.network.liveness import Liveness
 from agent.capture.supervisor import CaptureStats
-from agent.config import ClipsConfig, StorageConfig, StreamConfig
+from agent.config import CaptureConfig, ClipsConfig, StorageConfig, StreamConfig
 from agent.daemon.clips.record_source import open_record_source
 from agent.daemon.clips.stream_clips import StreamClips
 from agent.errors import CommandError
@@ -22,7 +24,7 @@ from agent.storage.clips.retention import clips_in
 from agent.types import Clip, Event, Frame, MediaPacket
 from tests.support.clip_pictures import SECOND, image
 from tests.support.media import make_video, packets_of
-from tests.support.packet_camera import PacketCamera, encode, pattern
+from tests.support.packet_camera import PacketCamera, Unit, encode, pattern
 from tests.support.publishing import wait_for
 from tests.unit.daemon.clips.test_trigger import event
 from tests.unit.storage.clips.test_mp4 import loud_at, shown_in
@@ -274,3 +276,54 @@ def test_video_without_parameters_waits_for_them_and_nothing_is_encoded_meanwhil
     assert shown_in(Path(camera.clip().path))
     assert camera.taken == 0
     assert not any("browsers" in record.getMessage() for record in caplog.records)
+
+
+def test_a_second_source_without_key_frames_is_told_as_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=12.0))
+    units = encode(pattern(150, 160, 128), options={"preset": "ultrafast", "x264-params": "keyint=300:bframes=0"})
+    camera = Camera(tmp_path / "clips", has_other_source=True)
+    with PacketCamera(units[1:]) as other:
+        clips, capture = ClipsConfig(record_source=other.uri), CaptureConfig(stall_s=4.0)
+        config = StreamConfig("test:", "nanodet", clips=clips, capture=capture)
+        source = camera.stream.other_source = open_record_source("front", config, camera.stream.add_packet)
+        assert source is not None
+        try:
+            wait_for(lambda: source.stats.detail == "waiting for a key frame")
+            with pytest.raises(CommandError, match="record_source: waiting for a key frame"):
+                camera.stream.record(5.0)
+            wait_for(lambda: source.stats.state == "lost")
+            assert camera.stream.trouble.endswith("no key frame for 12 s")
+            with pytest.raises(CommandError, match="no key frame for 12 s"):
+                camera.stream.record(5.0)
+        finally:
+            camera.close()
+
+
+def test_a_camera_of_few_pictures_is_recorded_in_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.2)
+    options = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=5:min-keyint=5:scenecut=0"}
+    pictures = encode(pattern(20, 160, 128), options=options)
+    units = [
+        msgspec.structs.replace(pictures[number // 15], pts_s=number / 15)
+        if number % 15 == 0
+        else Unit(b"", False, 0)
+        for number in range(20 * 15)
+    ]
+    continuous = {"record": "continuous", "segment_s": 600.0}
+    camera = Camera(tmp_path / "clips", has_other_source=True, clips=continuous, stall_s=20.0)
+    with PacketCamera(units, shift_s=lambda number: 100.0) as other:
+        clips, capture = ClipsConfig(record_source=other.uri), CaptureConfig(stall_s=20.0)
+        config = StreamConfig("test:", "nanodet", clips=clips, capture=capture)
+        source = camera.stream.other_source = open_record_source("front", config, camera.stream.add_packet)
+        assert source is not None
+        try:
+            wait_for(lambda: source.stats.frames >= 12)
+        finally:
+            camera.close()
+    (piece,) = clips_in(tmp_path / "clips")
+    with av.open(str(piece.path)) as file:
+        assert sum(1 for _ in file.decode(video=0)) >= 11

@@ -214,14 +214,29 @@ def test_a_missing_time_stamp_follows_from_those_before() -> None:
     assert stamped(*packets) == [(0, 0.1), (0, 0.2), (0, 0.3), (0, 0.4), (0, 0.5)]
 
 
-def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_picture() -> None:
+def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_pictures() -> None:
     first, other = (msgspec.structs.replace(picture(at, key=True), pts=None, dts=None) for at in (50, 51))
-    assert stamped(first, picture(50.1, ms=100), picture(51, ms=1000)) == [(0, 0.06), (0, 0.1), (0, 1.0)]
+    second, third = picture(50.1, ms=3100), picture(50.2, ms=6100)
+    assert stamped(first, second) == []
+    assert stamped(first, second, third) == [(0, 0.1), (0, 3.1), (0, 6.1)]
     lasting = msgspec.structs.replace(first, duration=66)
-    assert stamped(lasting, sound(50.05), picture(50.1, ms=100)) == [(0, 0.034), (0, 0.1)]
+    assert stamped(lasting, second, third) == [(0, 0.1), (0, 3.1), (0, 6.1)], "what it announces may be wrong"
+    assert stamped(lasting, second, picture(50.2, ms=3000))[:2] == [(0, 3.034), (0, 3.1)], "another order"
     assert [part for part, _ in stamped(first, other)] == [0, 0], "this camera gives none"
     again = msgspec.structs.replace(picture(52, key=True), track=msgspec.structs.replace(VIDEO))
     assert stamped(first, again) == [(0, 52.0)], "the connection broke at once"
+    assert stamped(first, second, again) == [(0, 3.06), (0, 3.1), (1, 52.0)]
+
+
+def test_sound_from_the_second_picture_on_is_kept_until_there_is_a_time_stamp() -> None:
+    clock, first = PacketTimeline(), msgspec.structs.replace(picture(50, key=True), pts=None, dts=None)
+    packets = [first, sound(50.05), picture(50.1), sound(50.15), picture(50.2), sound(50.25)]
+    ready = [one for packet in packets for one in clock.ready(packet) if clock.stamp(one, 0)]
+    assert [one.captured_ns for one in ready] == [packet.captured_ns for packet in (first, *packets[2:])]
+    assert ready[0].pts == 50_000
+    clock = PacketTimeline()
+    endless = [first, picture(50.1), *(sound(50.1 + number / 50) for number in range(2000))]
+    assert sum(len(clock.ready(packet)) for packet in endless) == len(endless), "pictures stop, sound goes on"
 
 
 def test_a_time_stamp_that_goes_back_a_little_is_put_right() -> None:
@@ -262,3 +277,14 @@ def test_sound_that_counts_from_another_moment_is_placed_by_when_it_came() -> No
 
 def test_sound_before_the_first_key_frame_is_of_no_use() -> None:
     assert stamped(sound(1), picture(1.1), picture(1.2, key=True)) == [(0, 1.2)]
+
+
+def test_a_picture_that_is_given_with_the_next_one_is_no_jump() -> None:
+    ring = PacketRing(100.0, 1 << 20)
+    ring.add(picture(0, key=True))
+    ring.add(picture(9, ms=70))
+    ring.add(picture(9.1, ms=9000))
+    ring.add(picture(9.2, ms=9070))
+    assert len({found.part for found in ring.between(0, END)}) == 1
+    ring.add(picture(9.3, ms=18_000))
+    assert ring.unusable == 1, "time stamps that jump after a pause"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,7 +21,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent.config import StorageConfig
-from agent.storage.clips.packets import PacketRing
+from agent.storage.clips.file import ClipFile
+from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import Recorder
 from agent.storage.clips.retention import CONTINUOUS, clips_in
 from agent.types import Clip, ClipReason, MediaPacket, MediaTrack
@@ -32,7 +35,7 @@ STEP = SECOND // 10
 GROUP = 4
 """Pictures from key frame to key frame."""
 
-Break = Literal["reconnects", "resizes", "jumps", "goes back", "pauses", "none"]
+Break = Literal["reconnects", "resizes", "jumps", "goes back", "pauses", "is full", "none"]
 Run = tuple[Break, int]
 """What comes first, and the number of pictures until the next break."""
 
@@ -107,6 +110,15 @@ def missing(lines: Sequence[str]) -> int:
     return sum(int(one[1]) for one in found if one)
 
 
+def refuse(file: ClipFile, packets: Sequence[TimedPacket]) -> None:
+    """Write a part of the packets, as on a disk that is full then."""
+    half = packets[: len(packets) // 2]
+    file.frames += sum(one.is_video for one in packets) - sum(one.is_video for one in half)
+    append(file, half)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+append = ClipFile.append
 RUNS = st.lists(st.tuples(st.sampled_from(get_args(Break)), st.integers(1, 12)), min_size=1, max_size=8)
 
 
@@ -117,10 +129,15 @@ def test_every_picture_is_in_a_file_soon_or_told_as_missing(
 ) -> None:
     caplog.clear()
     with recorded() as (recorder, camera, folder), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agent.storage.clips.job._RETRY_S", 0.0)
         reason = ClipReason("front", CONTINUOUS if segment_s else "asked")
         job = recorder.begin(camera.ring, reason, NOW, 0, 0, segment_s=segment_s)
         for what, length in runs:
             camera.begin(what)
+            if what == "is full" and segment_s:  # a clip with an end is over then
+                patch.setattr(ClipFile, "append", refuse)
+                recorder.serve()
+                patch.setattr(ClipFile, "append", append)
             if what == "pauses":  # so long that the open file is completed
                 recorder.serve()
                 patch.setattr("agent.storage.clips.job._IDLE_S", -1.0)
@@ -138,6 +155,45 @@ def test_every_picture_is_in_a_file_soon_or_told_as_missing(
         in_files = sum(pictures_in(entry.path) for entry in clips_in(folder))
         assert not list(folder.rglob(".*.part"))
         assert in_files + missing(caplog.messages) == camera.sent
+
+
+def test_pictures_that_a_disk_refuses_are_told_and_that_it_is_over_when_they_are_written_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr("agent.storage.clips.job._RETRY_S", 1e9)
+    real, full = ClipFile.append, list[bool]()
+
+    def append(self: ClipFile, packets: Sequence[TimedPacket]) -> None:
+        if full and "front" in self.path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, packets)
+
+    monkeypatch.setattr(ClipFile, "append", append)
+    with recorded() as (recorder, front, folder):
+        side = Camera(PacketRing(2.0, 1 << 20))
+        job, _ = (
+            recorder.begin(camera.ring, ClipReason(stream, CONTINUOUS), NOW, 0, 0, segment_s=0.5)
+            for stream, camera in (("front", front), ("side", side))
+        )
+        for number in range(60):
+            full[:] = [True] * (10 <= number < 40)
+            job.paused_until_s = 0.0 if number == 41 else job.paused_until_s
+            front.send()
+            side.send()
+            recorder.serve()
+            assert number > 41 or not any("saved again" in line for line in caplog.messages)
+        recorder.close(0.0)
+        recorder.serve()
+        files = {
+            name: [one for one in clips_in(folder) if one.path.parent.name == name] for name in ("front", "side")
+        }
+        assert sum(pictures_in(one.path) for one in files["side"]) == side.sent
+        refused = front.sent - sum(pictures_in(one.path) for one in files["front"])
+    assert refused > 30
+    assert missing(caplog.messages) == refused
+    (line,) = [line for line in caplog.messages if "saved again" in line]
+    assert f"and {refused} pictures of recordings" in line
 
 
 @pytest.mark.parametrize("what", ["reconnects", "resizes", "jumps"])

@@ -1,0 +1,165 @@
+"""Parameters of a track of H.264 or H.265 with start codes: which of those that come with key frames count.
+
+Cameras send them with each key frame, or once, when they change them. What clips say of a track, and each
+decoder that is opened, needs the newest ones. A lost datagram may damage them, though: where the first of a slice
+is lost, FFmpeg appends the rest of it to the unit before, mostly a PPS.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import av
+from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
+
+ParameterSets = dict[tuple[int, int], bytes]
+"""Units with parameters, without start codes, by type and number."""
+PARAMETERS = {"h264": (7, 8), "hevc": (33, 34)}
+"""Types of the units with the parameters of a sequence (SPS) and of pictures (PPS), of codecs that may hold them
+in key frames: ITU-T H.264, table 7-1; ITU-T H.265, table 7-1."""
+_VPS = 32
+"""Type of the unit of H.265 that an SPS refers to."""
+SLICES = {"h264": (0, 0x1F, range(1, 6)), "hevc": (1, 0x3F, range(32))}
+"""Where a unit of H.264 and H.265 has its type in its first byte: shift and mask; and the types of slices."""
+_START_CODE = b"\0\0\1"
+_LONGEST = 1024
+"""Bytes that a parameter set hardly exceeds, even with tables of scaling: longer ones are damaged."""
+
+
+class TrackParameters:
+    """Knows the newest parameters of a track. For one thread.
+
+    Those of a key frame that can be decoded count at once, and so does another SPS, for the size of the pictures
+    may be another. Others count if the next key frame repeats them, or comes without any and cannot be decoded
+    with those known before.
+
+    Attributes:
+        codec: h264 or hevc.
+        newest: those that count; empty: none are known.
+        are_sure: False while nothing but those of a damaged key frame is known.
+    """
+
+    def __init__(self, codec: str, extradata: bytes) -> None:
+        """Begin with what FFmpeg knows, which may be of a damaged first key frame."""
+        self.codec, self.newest, self.are_sure = codec, parameter_sets(codec, extradata), True
+        self._has_counted = False
+        self._last: ParameterSets = {}
+        self._doubtful: ParameterSets = {}
+
+    @property
+    def extradata(self) -> bytes:
+        """The newest ones with start codes, as a decoder takes them."""
+        return _joined(self.newest)
+
+    def add(self, key_frame: bytes) -> None:
+        """Add a key frame."""
+        found = parameter_sets(self.codec, key_frame)
+        self._settle(found, key_frame)
+        if not found:
+            return
+        new = dict(found.items() - self.newest.items()) if self._has_counted else found
+        plausible = {key: content for key, content in new.items() if len(content) <= _LONGEST}
+        if self._is_other_sequence(new) or (new == plausible and self._counts(new, found, key_frame)):
+            self._take(found)
+        else:
+            self._doubtful, self.are_sure = plausible, self._has_counted
+        self._last |= found
+
+    def _settle(self, found: ParameterSets, key_frame: bytes) -> None:
+        """Decide on those of the key frame before: this one may be the first that comes without them."""
+        doubtful, self._doubtful = self._doubtful, {}
+        if doubtful.keys() & found.keys() or (self.are_sure and not doubtful):
+            return
+        if is_whole(self.codec, key_frame, self.extradata):
+            self._take({})
+        elif doubtful:
+            self._take(doubtful)
+
+    def _counts(self, new: ParameterSets, found: ParameterSets, key_frame: bytes) -> bool:
+        """Return True if new parameters come again, or with a key frame that can be decoded."""
+        if new.items() <= self._last.items():
+            return bool(new)
+        has_all = {kind for kind, _ in found} >= set(PARAMETERS[self.codec])
+        others = {} if has_all else {key: self.newest[key] for key in self.newest.keys() - found.keys()}
+        return is_whole(self.codec, key_frame, _joined(others))
+
+    def _is_other_sequence(self, new: ParameterSets) -> bool:
+        """Return True if the SPS is another than the one known, and not that one with something appended."""
+        sequence = (PARAMETERS[self.codec][0], 0)
+        known, now = self.newest.get(sequence), new.get(sequence)
+        return bool(self._has_counted and known and now and not now.startswith(known))
+
+    def _take(self, found: ParameterSets) -> None:
+        """Let these parameters count. The PPS that were known are of another SPS if that changes."""
+        sps, pps = PARAMETERS[self.codec]
+        kept, first = self.newest, (sps, 0)
+        if found.get(first, kept.get(first)) != kept.get(first) and any(kind == pps for kind, _ in found):
+            kept = {key: content for key, content in kept.items() if key[0] != pps}
+        self.newest, self.are_sure, self._has_counted = kept | found, True, True
+
+
+def parameter_sets(codec: str, key_frame: bytes) -> ParameterSets:
+    """Return the parameter sets in a key frame with start codes, by type and number; of sequences the first is 0.
+
+    A PPS begins with its number (H.264, 7.3.2.2; H.265, 7.3.2.3). What comes after the first slice is not read.
+    """
+    sps, pps = PARAMETERS[codec]
+    shift, mask, slices = SLICES[codec]
+    found: ParameterSets = {}
+    at = key_frame.find(_START_CODE)
+    while 0 <= at < len(key_frame) - 3 and (kind := key_frame[at + 3] >> shift & mask) not in slices:
+        end = key_frame.find(_START_CODE, at + 3)
+        content = key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
+        if kind == pps:
+            found[kind, _leading_number(content[1 if codec == "h264" else 2 :])] = content
+        elif (kind == sps or (codec == "hevc" and kind == _VPS)) and content not in found.values():
+            found[kind, sum(one == kind for one, _ in found)] = content
+        at = end
+    return found
+
+
+def _joined(sets: ParameterSets) -> bytes:
+    return b"".join(b"\0\0\0\1" + sets[key] for key in sorted(sets))
+
+
+def _leading_number(data: bytes) -> int:
+    """Return the Exp-Golomb number with which bits begin (H.264, 9.1)."""
+    bits = "".join(f"{byte:08b}" for byte in data[:4])
+    zeros = len(bits) - len(bits.lstrip("0"))
+    return int(bits[zeros : 2 * zeros + 1] or "1", 2) - 1
+
+
+def first_slice_at(codec: str, data: bytes) -> int | None:
+    """Return where the first slice begins, after its start code; None: there is none."""
+    shift, mask, kinds = SLICES[codec]
+    at = data.find(_START_CODE)
+    while 0 <= at < len(data) - 3:
+        if (data[at + 3] >> shift & mask) in kinds:
+            return at + 3
+        at = data.find(_START_CODE, at + 3)
+    return None
+
+
+def with_parameters(codec: str, key_frame: bytes, extradata: bytes) -> bytes:
+    """Return a key frame with these parameters instead of its own, both with start codes."""
+    at = first_slice_at(codec, key_frame)
+    return extradata if at is None else extradata + b"\0" + _START_CODE + key_frame[at:]
+
+
+def is_whole(codec: str, key_frame: bytes, extradata: bytes) -> bool:
+    """Return True if a key frame with start codes can be decoded without error, from the top on.
+
+    Its own parameters go before those of `extradata`. FFmpeg tells no error where the first slice is missing.
+    A slice begins with the number of its first block (H.264, 7.3.3), or whether it is the first (H.265, 7.3.6.1):
+    of the first, both begin with a 1.
+    """
+    at = first_slice_at(codec, key_frame)
+    if at is None or key_frame[at + (1 if codec == "h264" else 2) :][:1] < b"\x80":
+        return False
+    context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
+    context.options, context.thread_count = {"err_detect": "explode"}, 1
+    try:
+        return bool(context.decode(Packet(extradata + key_frame)) + context.decode(None))
+    except (av.FFmpegError, ValueError):
+        return False

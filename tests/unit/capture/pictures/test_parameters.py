@@ -1,0 +1,107 @@
+"""Which parameters of a track count, by real key frames."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.capture.pictures.parameters import (
+    TrackParameters,
+    first_slice_at,
+    is_whole,
+    parameter_sets,
+    with_parameters,
+)
+from tests.support.packet_camera import encode, pattern
+
+OPTIONS = {"h264": "keyint=1:scenecut=0:weightp=1", "hevc": "keyint=1:scenecut=0:log-level=none:bframes=0"}
+OTHER = {"h264": "cabac=0", "hevc": "sao=0:strong-intra-smoothing=0"}
+
+
+@cache
+def key_frames(codec: str, *, other: bool = False) -> list[bytes]:
+    """Key frames with their parameters, or with other ones."""
+    name = {"h264": "x264", "hevc": "x265"}[codec]
+    choices = f"{OPTIONS[codec]}:{OTHER[codec]}" if other else OPTIONS[codec]
+    options = {"preset": "ultrafast" if codec == "hevc" else "veryfast", f"{name}-params": choices}
+    units = encode(pattern(2, 160, 128), f"lib{name}", options={"tune": "zerolatency", **options})
+    return [units[0].data, bare(codec, units[1].data)]
+
+
+def bare(codec: str, key_frame: bytes) -> bytes:
+    return with_parameters(codec, key_frame, b"")
+
+
+def damaged(codec: str, key_frame: bytes, rest: bytes) -> bytes:
+    """A key frame whose first slice has lost its begin: the rest of it is a part of the last parameters."""
+    at = first_slice_at(codec, key_frame)
+    assert at is not None
+    return key_frame[:at].removesuffix(b"\0\0\1").removesuffix(b"\0") + rest
+
+
+CODECS = pytest.mark.parametrize("codec", ["h264", "hevc"])
+
+
+@CODECS
+def test_a_key_frame_without_parameters_is_decoded_with_the_newest(codec: str) -> None:
+    first, second = key_frames(codec)
+    parameters = TrackParameters(codec, b"")
+    parameters.add(first)
+    assert parameters.newest == parameter_sets(codec, first)
+    assert is_whole(codec, second, parameters.extradata)
+    assert not is_whole(codec, second, b"")
+
+
+@CODECS
+def test_other_parameters_that_come_once_count(codec: str) -> None:
+    parameters = TrackParameters(codec, b"")
+    parameters.add(key_frames(codec)[0])
+    first, second = key_frames(codec, other=True)
+    parameters.add(first)
+    parameters.add(second)
+    assert parameters.newest == parameter_sets(codec, first) != parameter_sets(codec, key_frames(codec)[0])
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_the_rest_of_a_slice_changes_no_parameters(rest: bytes, comes_again: bool) -> None:
+    first, second = key_frames("h264")
+    parameters = TrackParameters("h264", b"")
+    parameters.add(first)
+    known = dict(parameters.newest)
+    parameters.add(damaged("h264", first, rest.replace(b"\0", b"\1")))
+    assert parameters.newest == known
+    parameters.add(first if comes_again else second)
+    assert parameters.newest == known
+    assert parameters.are_sure
+
+
+def test_parameters_of_a_damaged_key_frame_count_if_the_next_one_needs_them() -> None:
+    parameters = TrackParameters("h264", b"")
+    parameters.add(key_frames("h264")[0])
+    first, second = key_frames("h264", other=True)
+    parameters.add(first[: len(first) // 2])
+    assert parameters.newest != parameter_sets("h264", first)
+    parameters.add(second)
+    assert parameters.newest == parameter_sets("h264", first)
+
+
+def test_parameters_of_a_damaged_first_key_frame_are_not_sure() -> None:
+    first, second = key_frames("h264")
+    junk = damaged("h264", first, bytes(range(1, 50)))
+    parameters = TrackParameters("h264", with_parameters("h264", b"", junk))
+    parameters.add(junk)
+    sure = [parameters.are_sure]
+    parameters.add(first)
+    assert [*sure, parameters.are_sure] == [False, True]
+    assert parameters.newest == parameter_sets("h264", first)
+    assert is_whole("h264", second, parameters.extradata)
+
+
+def test_parameters_of_the_description_are_known_before_any_key_frame() -> None:
+    first, second = key_frames("h264")
+    parameters = TrackParameters("h264", first)
+    parameters.add(second)
+    assert (parameters.newest, parameters.are_sure) == (parameter_sets("h264", first), True)
