@@ -286,6 +286,8 @@ class SourceSupervisor:
 
     def _follow_pictures(self, opening: SourceThread[Any]) -> None:
         """Tell if pictures alone are missing, and when they are back."""
+        if self.lost:  # told already, and not over before a picture
+            return
         now_s, news, pictures = time.monotonic(), "", self._pictures
         if (why := opening.lacks) and pictures.mark_lost(now_s, why):
             self._seen, news = opening.decoded, why

@@ -3,8 +3,8 @@
 A camera is alive as long as packets come, whether they have to be decoded or not, until key frames that were
 decoded gave no picture. One key frame may be damaged, and then what follows it gives no picture either. Who
 connects between two key frames, or wants pictures of a camera that was only heard, has to wait for the next one;
-cameras may have one a minute. While somebody hears the camera, it is not given up for a key frame that does not
-come.
+cameras may have one a minute. While somebody hears the camera, an outage of its pictures is no reason to cut its sound; only
+after minutes it is opened anew, which may bring the pictures back.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ KEY_FRAME_S = 60.0
 """Longest time for which packets may come before the first key frame, s, unless `stall_s` is longer."""
 _TELL_S = 3.0
 """Time after which it is told that a key frame is awaited, s."""
+_HEARD_S = 300.0
+"""Longest time without pictures before a camera that is heard is opened anew, s."""
 _FAILURES = 2
 """Key frames in a row that gave no picture before a camera can be blind: one may be damaged."""
 WAITS = "waiting for a key frame"
@@ -91,27 +93,30 @@ class Liveness:
         return self._unkeyed_s(now_s) >= _TELL_S
 
     def trouble(self, now_s: float) -> str:
-        """Return why the camera counts as lost now; empty: it does not."""
-        if self._unkeyed_s(now_s) > 0.0:
-            return "" if self._is_heard(now_s) else self._why_unkeyed(now_s)
-        is_silent, failed_s = now_s - self._alive_s >= self._stall_s, now_s - self._failed_s
-        if self._failed and failed_s >= self._key_frame_s:
-            return self._blind(self._key_frame_s)
-        has_failed = self._failed_keys >= _FAILURES and failed_s >= self._stall_s
-        if has_failed or (is_silent and self._failed >= _FAILURES):
-            return self._blind(self._stall_s)
-        return f"no picture for {self._stall_s:g} s" if is_silent else ""
+        """Return why the camera counts as lost now; empty: it does not, or only its pictures do."""
+        why, since_s = self._missing(now_s)
+        keeps = self._is_heard(now_s) and now_s - since_s < max(_HEARD_S, 2.0 * self._key_frame_s)
+        return "" if keeps else why
 
     def why_no_picture(self, now_s: float) -> str:
         """Return why its pictures count as lost, and its sound does not; empty: they do not."""
-        return self._why_unkeyed(now_s) if self._is_heard(now_s) else ""
+        return self._missing(now_s)[0] if self._is_heard(now_s) else ""
+
+    def _missing(self, now_s: float) -> tuple[str, float]:
+        """Return why its pictures count as lost, empty: they do not; and since when they are missing, s."""
+        if (unkeyed_s := self._unkeyed_s(now_s)) > 0.0:
+            is_lost = unkeyed_s >= self._key_frame_s
+            return f"no key frame for {self._key_frame_s:g} s" if is_lost else "", now_s - unkeyed_s
+        is_silent, failed_s = now_s - self._alive_s >= self._stall_s, now_s - self._failed_s
+        if self._failed and failed_s >= self._key_frame_s:
+            return self._blind(self._key_frame_s), self._failed_s
+        has_failed = self._failed_keys >= _FAILURES and failed_s >= self._stall_s
+        if has_failed or (is_silent and self._failed >= _FAILURES):
+            return self._blind(self._stall_s), self._failed_s
+        return f"no picture for {self._stall_s:g} s" if is_silent else "", self._alive_s
 
     def _is_heard(self, now_s: float) -> bool:
         return now_s - self._sound_s < self._stall_s
-
-    def _why_unkeyed(self, now_s: float) -> str:
-        is_lost = self._unkeyed_s(now_s) >= self._key_frame_s
-        return f"no key frame for {self._key_frame_s:g} s" if is_lost else ""
 
     def _blind(self, time_s: float) -> str:
         return _MENDS if self._mends else f"packets come, but none can be decoded for {time_s:g} s"

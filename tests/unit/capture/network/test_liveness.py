@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from agent.capture.network.liveness import Liveness
 
 STALL_S = 10.0
@@ -118,6 +120,29 @@ def test_a_key_frame_that_does_not_come_costs_who_hears_the_camera_nothing() -> 
         assert life.why_no_picture(float(second)) == ("no key frame for 60 s" if 60 <= second < 89 else "")
     life.add_packet(100.0, keyframe=True, counts=True)
     assert life.trouble(100.0) == life.why_no_picture(100.0) == ""
+
+
+@pytest.mark.parametrize("coming", [False, True], ids=["no packets", "packets that cannot be decoded"])
+def test_pictures_that_end_while_the_camera_is_heard_are_told_and_it_is_opened_anew_after_minutes(
+    coming: bool,
+) -> None:
+    life = begun()
+    for second in range(1, 310):
+        if coming:
+            life.add_packet(float(second), keyframe=second % 4 == 0, counts=True)
+            life.add_step(float(second), gave=False, keyframe=second % 4 == 0)
+        life.add_sound(float(second), alone=False)
+        assert bool(life.why_no_picture(float(second))) == (second >= (11 if coming else 10))
+        assert bool(life.trouble(float(second))) == (second >= (301 if coming else 300))
+    life.add_picture(310.0)
+    assert life.trouble(310.0) == life.why_no_picture(310.0) == ""
+
+
+def test_a_camera_whose_sound_ends_with_its_pictures_is_lost() -> None:
+    life = begun()
+    life.add_sound(15.0, alone=False)
+    assert life.trouble(24.9) == ""
+    assert life.trouble(25.0) == "no picture for 10 s"
 
 
 def test_the_packets_after_a_damaged_key_frame_are_no_further_evidence() -> None:
