@@ -114,6 +114,18 @@ def test_a_camera_without_key_frames_is_lost_for_that(decode: str) -> None:
         assert news[1][1].endswith("no key frame for 8 s")
 
 
+@pytest.mark.usefixtures("impatient")
+def test_key_frames_that_stop_are_an_outage_where_they_alone_are_decoded() -> None:
+    often = encode(pattern(4 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1"))
+    never = encode(pattern(60 * FPS, 160, 128), options=gop(60 * FPS, ":repeat-headers=1"))[1:]
+    with Recovering(often, never) as camera, watching(camera.uri, "keyframes") as (stream, news):
+        until(lambda: news, stream)
+        assert news[0][0] == "lost"
+        assert news[0][1].endswith("no key frame for 16 s")
+        until(lambda: len(news) > 1, stream)
+        assert news[1][0] == "running"
+
+
 @pytest.mark.parametrize("decode", ["auto", "keyframes", "full"])
 def test_a_connection_that_begins_far_from_a_key_frame_waits_for_it_and_has_its_size_then(decode: str) -> None:
     units = encode(pattern(20 * FPS), options=gop(10 * FPS, ":repeat-headers=1"))[1:]

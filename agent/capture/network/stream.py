@@ -99,6 +99,7 @@ class NetworkStream(Video):
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
         self._policy = DecodePolicy(listener.decode)
+        self._life.needs_keys = listener.decode == "keyframes"
         self._obey(listener.demand)
         self._may_save = listener.decode in ("auto", "saving")
 
