@@ -17,8 +17,8 @@ _TELL_S = 3.0
 _HEARD_S = 300.0
 """Longest time without pictures before a camera that is heard is opened anew, s."""
 _LATE = 2.0
-"""Key frames are missing after so many times the longest distance between two, which is taken for `KEY_FRAME_S` at
-least: cameras vary it."""
+"""Key frames are missing after so many times the longest distance between two, or `KEY_FRAME_S` where that is
+longer: cameras vary it."""
 _DISTANCES, _UNKNOWN_S = 2, 600.0
 """Distances from which on one is known to be usual, for many cameras send a key frame to each new viewer; and the
 time after which key frames are missing until then, s."""
