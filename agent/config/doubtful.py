@@ -39,7 +39,7 @@ def doubts(config: Config) -> Iterator[Doubt]:
     yield from _of_saving(config)
     yield from _of_heat(config.governor.max_temperature_c)
     for name, stream in config.streams.items():
-        of_tables = (_of_service, _of_condition, _of_filters, _of_decoding, _of_labels, _of_record_source)
+        of_tables = (_of_service, _of_condition, _of_filters, _of_decoding, _of_record_source)
         for doubt in (one for of_table in of_tables for one in of_table(stream)):
             yield Doubt(("streams", name, *doubt.keys), doubt.text)
 
@@ -77,16 +77,6 @@ def _without_effect(
     for key in keys:
         if (value := getattr(capture, key)) != getattr(CaptureConfig(), key):
             yield Doubt(("capture", key), f"{value} has no effect: {why}")
-
-
-def _of_labels(stream: StreamConfig) -> Iterator[Doubt]:
-    """Tell labels of zones that are never reported."""
-    asked = stream.decode.labels
-    for number, zone in enumerate(stream.zones):
-        for label in dict.fromkeys(zone.labels) if asked else ():
-            if label not in asked:
-                text = f"{label} never comes into zone {zone.name}: decode.labels leaves it out"
-                yield Doubt(("zones", number, "labels"), text)
 
 
 def _of_record_source(stream: StreamConfig) -> Iterator[Doubt]:

@@ -453,7 +453,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
     yield ("gate", "masks"), partial(check_polygons, stream.gate.masks, "gate.masks")
     yield from _steps_of_each("privacy", stream.privacy, check_masks)
     if stream.clips is not None:
-        yield ("clips",), partial(check_clips, stream.clips, stream.zones, ())
+        yield ("clips",), partial(check_clips, stream.clips, stream.zones)
     yield ("crop",), partial(check_crop, stream.crop)
     yield ("backend",), lambda: resolve_backend(stream.backend)
     yield ("model",), lambda: open_model(stream.model, wait_s=wait_s)
@@ -468,6 +468,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         clips=None,
         inspection=None,
         secondary=(),
+        zones=(),
         lines=(),
         filters=(),
         gate=gate,
@@ -483,7 +484,7 @@ def _steps(name: str, stream: StreamConfig, opens: _Opens, wait_s: float | None 
         )
     if stream.decode.labels:
         yield ("decode", "labels"), lambda: _open(opens, name, bare)
-    for key in ("lines", "filters"):
+    for key in ("zones", "lines", "filters"):
         if tables := getattr(stream, key):
             yield (key,), partial(_open, opens, name, replace(bare, **{key: tables}))
     if stream.gate.masks:

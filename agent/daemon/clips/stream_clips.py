@@ -283,10 +283,13 @@ class StreamClips:
         """End a running recording with what was captured until now, and begin none any more.
 
         Any thread may call this. The stream's own thread may be stuck, and go on when another stream, with other
-        masks, has replaced this one.
+        masks, has replaced this one. The other source is closed, but not waited for.
         """
         with self._lock:
             self._end(self._time_ns())
+            other, self.other_source = self.other_source, None
+        if other is not None:
+            other.stop(wait=False)
 
     def _end(self, until_ns: int) -> None:
         self._ended = True

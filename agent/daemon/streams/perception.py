@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Union
@@ -16,7 +16,6 @@ from agent.compute.track.filters import check_filters, check_polygons
 from agent.compute.track.lines import check_lines
 from agent.compute.track.zones import check_zones
 from agent.config import ClipsConfig, StreamConfig, ZoneConfig
-from agent.config.filters import FilterConfig, LineConfig
 from agent.config.privacy import BLUR_VARIANTS
 from agent.config.source_uri import parse
 from agent.daemon.streams.privacy import check_privacy, open_blur, opened_blur_models
@@ -262,7 +261,7 @@ def _check_clips(name: str, config: StreamConfig, model: Model) -> None:
     if config.clips is not None:
         if model.manifest.audio is not None:
             raise ConfigError(f"stream {name}: clips are of pictures, and {config.model} takes sound")
-        check_clips(config.clips, config.zones, _labels(config, model))
+        check_clips(config.clips, config.zones)
 
 
 def _check_places(name: str, config: StreamConfig, model: Model) -> None:
@@ -271,8 +270,7 @@ def _check_places(name: str, config: StreamConfig, model: Model) -> None:
         masks = ("gate.masks",) if config.gate.masks else ()
         for key in (*masks, *(key for key in ("lines", "filters") if getattr(config, key))):
             raise ConfigError(f"stream {name}: {key} is for pictures, and {config.model} takes sound")
-    check_labels("filters", config.filters, _labels(config, model))
-    check_labels("lines", config.lines, _labels(config, model))
+    _check_labels(config, model)
 
 
 def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
@@ -286,13 +284,25 @@ def check_live_settings(name: str, config: StreamConfig, model: Model) -> None:
     check_polygons(config.gate.masks, "gate.masks")
 
 
-def check_labels(key: str, tables: Iterable[FilterConfig | LineConfig], labels: Sequence[str]) -> None:
-    """Refuse tables with a label that is never reported. Without `labels` it is unknown what is. ConfigError."""
-    for label in (label for table in tables for label in table.labels):
-        if labels and label not in labels:
+def _check_labels(config: StreamConfig, model: Model) -> None:
+    """Refuse zones, lines, filters and clips with a label that the stream never reports. Raises ConfigError."""
+    if not (labels := _labels(config, model)):
+        return
+    for key, label in _named_labels(config):
+        if label not in labels:
+            why = f"{key}.labels: the stream never reports {label!r}"
+            if label in model.manifest.output.labels:
+                raise ConfigError(f"{why}: decode.labels leaves it out")
             near = difflib.get_close_matches(label, labels, 1) or list(labels[:5])
-            meant = " or ".join(map(repr, near))
-            raise ConfigError(f"{key}: the stream never reports {label!r}; did you mean {meant}?")
+            raise ConfigError(f"{why}; did you mean {' or '.join(map(repr, near))}?")
+
+
+def _named_labels(config: StreamConfig) -> Iterator[tuple[str, str]]:
+    """Yield each label that a stream's tables name, after the key of the table."""
+    yield from (("zones", label) for one in config.zones for label in one.labels)
+    yield from (("lines", label) for one in config.lines for label in one.labels)
+    yield from (("filters", label) for one in config.filters for label in one.labels)
+    yield from (("clips", label) for label in (config.clips.labels if config.clips is not None else ()))
 
 
 def _check_numbers(name: str, config: StreamConfig, model: Model) -> None:
@@ -335,19 +345,12 @@ def _check_inspection(name: str, config: StreamConfig, model: Model) -> None:
     check_inspection(config.inspection, known, config.capture.max_fps)
 
 
-def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig], labels: Sequence[str]) -> None:
-    """Refuse clips that would never be recorded. Without `labels` it is unknown what the model reports.
-
-    Raises:
-        ConfigError: a zone or a label is unknown, or `after_s` is more than `max_s`.
-    """
+def check_clips(config: ClipsConfig, zones: Sequence[ZoneConfig]) -> None:
+    """Refuse clips of an unknown zone, or whose `after_s` is more than `max_s`. Raises ConfigError."""
     known = [zone.name for zone in zones]
     for name in config.zones:
         if name not in known:
             hint = f"known: {', '.join(known)}" if known else "the stream has no [[zones]]"
             raise ConfigError(f"clips.zones: no zone is called {name!r}; {hint}")
-    for label in config.labels:
-        if labels and label not in labels:
-            raise ConfigError(f"clips.labels: the stream never reports {label!r}; known: {', '.join(labels)}")
     if config.after_s > config.max_s:
         raise ConfigError(f"clips.after_s: {config.after_s:g} is more than max_s, {config.max_s:g}")

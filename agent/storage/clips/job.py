@@ -141,7 +141,7 @@ class ClipJob:
         """
         lost, unusable = self.ring.lost, self.ring.unusable
         slow, skipped = lost - self._lost_before, unusable - self._unusable_before + self._skipped
-        missing = {"the disk was too slow": slow, "after a break no key frame came before them": skipped}
+        missing = {"they were not written in time": slow, "after a break no key frame came before them": skipped}
         found = {why: count for why, count in missing.items() if count}
         now_s = time.monotonic()
         if self.is_continuous and not self.finished and now_s - self._told_s < _GATHER_S:

@@ -190,7 +190,7 @@ class Recorder:
         if thread is not None:
             thread.join(timeout_s)
             if thread.is_alive():
-                log.warning("clips: the disk takes too long: the last clip is completed at the next start")
+                self._report_unfinished(timeout_s)
 
     def _hold(self, ring: PacketRing) -> None:
         starts = [job.next_seq for job in self._jobs if job.ring is ring]
@@ -393,6 +393,17 @@ class Recorder:
         except (OSError, StorageError) as error:
             log.warning("clip %s: is completed at the next start: %s", file.path, reason_of(error))
         return None
+
+    def _report_unfinished(self, waited_s: float) -> None:
+        """Tell which clips are not complete. Whether the disk or the processor was slow is not known."""
+        with self._lock:
+            left = [job.shown for job in self._jobs]
+        if left:
+            log.warning(
+                "clips: not complete %.1f s after the stop: %s; what was written is completed at the next start",
+                waited_s,
+                ", ".join(left),
+            )
 
     def _report_trouble(self, why: str) -> None:
         """Record why clips cannot be saved, and log it once."""

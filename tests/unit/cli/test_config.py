@@ -253,7 +253,7 @@ def test_a_label_that_the_model_does_not_know(file: Path) -> None:
     ("key", "why"),
     [
         ('labels = ["persn"]', "clips.labels: the stream never reports 'persn'"),
-        ('labels = ["cat"]', "clips.labels: the stream never reports 'cat'; known: person"),
+        ('labels = ["cat"]', "clips.labels: the stream never reports 'cat': decode.labels leaves it out"),
         ('zones = ["yard"]', "clips.zones: no zone is called 'yard'"),
         ("after_s = 61", "clips.after_s: 61 is more than max_s"),
     ],
@@ -750,15 +750,27 @@ def test_a_folder_that_cannot_be_made_is_one_line(file: Path, key: str, folder: 
 
 def test_settings_without_effect_are_told_with_their_lines(file: Path) -> None:
     stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\n'
-    labels = '[streams.front.decode]\nlabels = ["person"]\n'
-    zone = '[[streams.front.zones]]\nname = "a"\npolygon = [[0, 0], [1, 0], [1, 1]]\nlabels = ["car"]\n'
-    file.write_text(f'{stream}{labels}{zone}[streams.front.capture]\ndecoder = "drm"\n')
+    file.write_text(f'{stream}[streams.front.capture]\ndecoder = "drm"\n')
     shown = call("check", str(file), "--json")
     told = json.loads(shown.output)["warnings"]
     assert shown.exit_code == 0
-    assert [line.partition(" ")[0] for line in told] == [f"{file}:11:", f"{file}:9:"]
+    assert [line.partition(" ")[0] for line in told] == [f"{file}:5:"]
     assert "[capture] decoder: drm has no effect" in told[0]
-    assert "[zones] labels: car never comes into zone a" in told[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("zones", 'name = "a"\npolygon = [[0, 0], [1, 0], [1, 1]]\n'),
+        ("lines", 'name = "a"\npoints = [[0, 0], [1, 1]]\n'),
+        ("filters", ""),
+    ],
+)
+def test_a_label_that_is_left_out_is_told_at_its_table(file: Path, key: str, place: str) -> None:
+    stream = '[streams.front]\nsource = "test:"\nmodel = "nanodet"\ndecode.labels = ["person"]\n'
+    (line,) = problems(file, f'{stream}[[streams.front.{key}]]\n{place}labels = ["car"]\n')
+    assert line.startswith(f"{file}:5: ")
+    assert f"{key}.labels: the stream never reports 'car': decode.labels leaves it out" in line
 
 
 def test_decoding_of_a_stream_that_hears_is_told(file: Path) -> None:

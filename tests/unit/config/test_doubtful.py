@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent.config import ClipsConfig, Config, DecodeConfig, StorageConfig, StreamConfig, ZoneConfig
+from agent.config import ClipsConfig, Config, StorageConfig, StreamConfig
 from agent.config.capture import CaptureConfig
 from agent.config.condition import ConditionConfig
 from agent.config.doubtful import doubts, of_sound_model
@@ -116,15 +116,6 @@ def test_a_stream_that_only_hears_decodes_no_picture() -> None:
     assert [one.keys for one in of_sound_model(stream)] == [("capture", "decode")]
     silent = StreamConfig(source="mic:default", model="small-speech", capture=CaptureConfig(decode="full"))
     assert list(of_sound_model(silent)) == [], "told of its source"
-
-
-def test_a_zone_whose_labels_are_left_out_is_doubted() -> None:
-    corners = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
-    zones = (ZoneConfig("yard", corners), ZoneConfig("drive", corners, ("car", "person")))
-    ((keys, text),) = told(zones=zones, decode=DecodeConfig(labels=("person", "dog")))
-    assert keys == ("streams", "front", "zones", 1, "labels")
-    assert text == "car never comes into zone drive: decode.labels leaves it out"
-    assert told(zones=zones) == []
 
 
 def test_a_source_that_is_recorded_twice_is_doubted() -> None:

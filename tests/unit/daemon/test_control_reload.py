@@ -129,7 +129,7 @@ def test_filters_and_places_reach_a_stream_that_goes_on(runtime: Runtime) -> Non
     reload(publish=PublishConfig(snapshot_crop=True, snapshot_quality=90))
     assert runtime.streams["front"] is front
     assert front.config.filters
-    with pytest.raises(VedetteError, match="filters: the stream never reports 'persn'"):
+    with pytest.raises(VedetteError, match=r"filters\.labels: the stream never reports 'persn'"):
         reload(filters=(FilterConfig(("persn",)),))
     reload(zones=(ZoneConfig("drive", SQUARE),))
     drawn = all_see(runtime)["front"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from typing import cast
@@ -13,6 +14,7 @@ from av.stream import Stream
 from av.video.stream import VideoStream
 
 from agent.capture.pictures.software import SoftwareDecoder
+from tests.support.h264 import without_order
 from tests.support.packet_camera import encode, pattern
 
 X264 = {"preset": "superfast", "tune": "zerolatency", "x264-params": "keyint=4:min-keyint=4:scenecut=0"}
@@ -93,3 +95,22 @@ def test_the_loop_filter_is_applied_again_from_a_key_frame_on(track: VideoStream
     decoder.filter_pictures("all")
     again = decoded(decoder, some[4:])
     assert all(np.array_equal(one, other) for one, other in zip(again, whole[4:], strict=True))
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told", "learned"])
+def test_no_picture_is_missing_however_the_camera_orders_them(told: bool) -> None:
+    order = "bframes=3:b-pyramid=normal:b-adapt=0:keyint=30:min-keyint=30:scenecut=0"
+    units = encode(pattern(120), options={"preset": "veryfast", "x264-params": f"{order}:repeat-headers=1"})
+    units = units if told else without_order(units)
+    with av.open(io.BytesIO(b"".join(one.data for one in units)), "r", format="h264") as container:
+        decoder, found = SoftwareDecoder(container.streams.video[0]), list[object]()
+        for number, packet in enumerate(packets(container.streams.video[0])):
+            packet.opaque = units[number].pts_s
+            if number and units[number].keyframe:
+                with contextlib.suppress(av.error.EOFError):
+                    found += [one.opaque for one in decoder.decode(None)]
+                decoder.release()
+            found += [one.opaque for one in decoder.decode(packet)]
+        with contextlib.suppress(av.error.EOFError):
+            found += [one.opaque for one in decoder.decode(None)]
+    assert found == sorted(one.pts_s for one in units)

@@ -13,7 +13,8 @@ import msgspec
 import pytest
 
 from agent.capture.supervisor import CaptureStats
-from agent.config import ClipsConfig, StorageConfig
+from agent.config import ClipsConfig, StorageConfig, StreamConfig
+from agent.daemon.clips.record_source import open_record_source
 from agent.daemon.clips.stream_clips import StreamClips
 from agent.errors import CommandError
 from agent.storage.clips.recorder import Recorder
@@ -21,6 +22,7 @@ from agent.storage.clips.retention import clips_in
 from agent.types import Clip, Event, Frame, MediaPacket
 from tests.support.clip_pictures import SECOND, image
 from tests.support.media import make_video, packets_of
+from tests.support.packet_camera import PacketCamera, encode, pattern
 from tests.support.publishing import wait_for
 from tests.unit.daemon.clips.test_trigger import event
 from tests.unit.storage.clips.test_mp4 import loud_at, shown_in
@@ -140,6 +142,21 @@ def test_what_another_source_gives_is_recorded_instead(tmp_path: Path) -> None:
     assert shown_in(Path(camera.clip().path))[0][0] == 75 % 60
     assert camera.taken == 0
     camera.close()
+
+
+def test_the_other_source_of_an_abandoned_stream_is_closed(doubled: Camera) -> None:
+    options = {"preset": "ultrafast", "tune": "zerolatency", "x264-params": "keyint=15"}
+    with PacketCamera(encode(pattern(15), options=options)) as main:
+        config = StreamConfig("test:", "nanodet", clips=ClipsConfig(record_source=main.uri))
+        other = doubled.stream.other_source = open_record_source("front", config, doubled.stream.add_packet)
+        assert other is not None
+        wait_for(lambda: other.stats.frames)
+        connection = other.supervisor.current
+        assert connection is not None
+        doubled.stream.end()
+        wait_for(lambda: connection.join(0.0))
+        assert connection.error is None, "it was lost, not closed"
+        assert main.viewers == 1
 
 
 def test_a_camera_that_changes_its_codec_begins_the_clip_anew(camera: Camera, tmp_path: Path) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig
+from agent.config import ClipsConfig, DecodeConfig, GateConfig, StreamConfig, ZoneConfig
 from agent.config.filters import FilterConfig, LineConfig
 from agent.config.inspection import InspectionConfig
 from agent.daemon.streams.perception import open_perception
@@ -28,11 +30,6 @@ PART = (0.25, 0.25, 0.75, 0.75)
         ({"crop": PART, "gate": GateConfig(crop=True)}, "gate.crop"),
         ({"crop": PART, "inspection": InspectionConfig()}, "inspection.crop"),
         ({"decode": DecodeConfig(pattern="[0-9]+")}, "reads none"),
-        (
-            {"filters": (FilterConfig(("persn",)),)},
-            "filters: the stream never reports 'persn'; did you mean 'person'",
-        ),
-        ({"lines": (LineConfig("gate", LINE, ("car",)),)}, "lines: the stream never reports 'car'"),
         ({"lines": (LineConfig("gate", LINE[:1]),)}, "line 'gate': `points` has 1 point"),
         ({"filters": (FilterConfig(min_area=0.5, max_area=0.1),)}, "min_area, 0.5, is more than max_area, 0.1"),
         ({"gate": GateConfig(masks=(LINE,))}, "gate.masks: mask 1: the polygon has 2 corners"),
@@ -60,6 +57,25 @@ def test_sound_has_no_crop() -> None:
 def test_sound_has_no_lines_filters_and_masks(settings: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="takes sound"):
         open_perception("kitchen", StreamConfig("mic:default", "small-speech", **settings))
+
+
+CORNERS = ((0.0, 0.0), (1.0, 0.0), (1.0, 1.0))
+NAMING: dict[str, Callable[[str], Any]] = {
+    "zones": lambda label: (ZoneConfig("yard", CORNERS, (label,)),),
+    "lines": lambda label: (LineConfig("gate", LINE, (label,)),),
+    "filters": lambda label: (FilterConfig((label,)),),
+    "clips": lambda label: ClipsConfig(labels=(label,)),
+}
+
+
+@pytest.mark.parametrize("key", NAMING)
+def test_a_label_that_is_never_reported_is_refused_wherever_it_is(key: str) -> None:
+    front = partial(StreamConfig, "test:", "nanodet", decode=DecodeConfig(labels=("person", "dog")))
+    for label, why in (("car", ": decode.labels leaves it out"), ("persn", "; did you mean 'person'?")):
+        named: dict[str, Any] = {key: NAMING[key](label)}
+        with pytest.raises(ConfigError) as refused:
+            open_perception("front", front(**named))
+        assert str(refused.value) == f"{key}.labels: the stream never reports {label!r}{why}"
 
 
 def test_clips_may_be_of_any_text(tmp_path: Path) -> None:

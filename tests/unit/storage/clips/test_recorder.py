@@ -447,6 +447,30 @@ def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
     )
 
 
+def test_a_stop_that_does_not_wait_for_a_clip_tells_which_and_blames_nothing(
+    made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, goes_on, real = threading.Event(), threading.Event(), ClipFile.append
+
+    def slowly(self: ClipFile, shown: Sequence[TimedPacket]) -> None:
+        writes.set()
+        goes_on.wait(60.0)
+        real(self, shown)
+
+    monkeypatch.setattr(ClipFile, "append", slowly)
+    made.add_frames(0, 3)
+    recording = made.begin(0, 100)
+    assert writes.wait(60.0)
+    made.recorder.close(0.1)
+    (line,) = said(caplog, logging.WARNING)
+    assert line.startswith(f"clips: not complete 0.1 s after the stop: {recording.path}; ")
+    assert "disk" not in line
+    goes_on.set()
+    made.clip()
+    made.recorder.close(5.0)
+    assert len(said(caplog, logging.WARNING)) == 1
+
+
 def test_pictures_that_a_slow_disk_missed_are_said(
     made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,7 +490,7 @@ def test_pictures_that_a_slow_disk_missed_are_said(
     goes_on.set()
     clip = made.clip()
     assert clip.frames < 21
-    assert "missing: the disk was too slow" in said(caplog, logging.WARNING)[0]
+    assert "missing: they were not written in time" in said(caplog, logging.WARNING)[0]
     assert len(play(Path(clip.path)).numbers) == clip.frames
 
 
