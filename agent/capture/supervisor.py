@@ -140,7 +140,7 @@ class CaptureStats(Struct, frozen=True):
         reopened: times that the source came back after it was opened again.
         state, detail: see `SourceState`.
         decoding: what of an encoded source is decoded now, see `agent.capture.source.Source`.
-        decoded: pictures that the source has given since it was opened.
+        decoded: pictures that the source has given since it was opened, or since a stream shares it.
         undecoded: pictures that came since then and were left encoded.
         inter_coded: pictures that came since then and are no key frames.
     """
