@@ -31,7 +31,7 @@ class PacketClock:
 
         Args:
             pts_ns: time stamp of presentation, ns of any origin; None: there is none.
-            arrived_ns: CLOCK_MONOTONIC when the packet was read, ns; never decreases.
+            arrived_ns: CLOCK_MONOTONIC when the packet came, ns; never decreases.
         """
         if pts_ns is None:
             return arrived_ns
@@ -65,7 +65,7 @@ class MediaClock:
         Args:
             track: number of the track.
             pts_ns: time stamp of presentation, ns; None: there is none.
-            arrived_ns: CLOCK_MONOTONIC when the packet was read, ns; never decreases over all tracks.
+            arrived_ns: CLOCK_MONOTONIC when the packet came, ns; never decreases over the packets of a track.
             length_ns: of the sound in the packet, whose last sample was captured before it came; 0: a picture.
         """
         if (clock := self._clocks.get(track)) is None:

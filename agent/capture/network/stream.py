@@ -44,6 +44,8 @@ class _Arrived(Struct, frozen=True, gc=False):
 _HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
 """Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
 `agent.capture.camera_sound` gathers it; and else."""
+_PARSED = ("h264", "hevc")
+"""Codecs of RTSP whose packets FFmpeg gives one picture late: only the beginning of the next one ends them."""
 _MODES = tuple(mode.name.lower() for mode in DecodeMode)
 _UNHURRIED = (DecodeMode.PACKETS, DecodeMode.KEYFRAMES)
 """Modes in which a packet may wait."""
@@ -84,7 +86,9 @@ class NetworkStream(Video):
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
         self._address, self._stall_s, self._grabbed, self._now_ns = address, stall_s, 0, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
-        self._clock, self._burst = MediaClock(), BurstThinner()
+        self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
+        self._is_late = address.scheme.startswith("rtsp") and self._codec in _PARSED
+        self._before_ns = 0
         self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
         self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
@@ -200,11 +204,14 @@ class NetworkStream(Video):
         pts_ns = None if pts is None else pts * tick_ns // divisor
         is_picture = track == self._track
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
-        began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
+        given_ns = began_ns = self._read_clock.captured_ns(track, pts_ns, read_ns, length_ns)
+        if self._is_late:  # the data of a picture began to come when the one before it was given
+            came_ns = (self._before_ns or self._asked_ns) if is_picture else read_ns
+            began_ns = self._clock.captured_ns(track, pts_ns, came_ns, length_ns)
         if is_picture:
-            self._arrived = _Arrival(began_ns, read_ns)
+            self._arrived, self._before_ns = _Arrival(began_ns, read_ns), read_ns
             if pts is not None:
-                self._pauses.add(began_ns, self._asked_ns, read_ns)
+                self._pauses.add(given_ns, self._asked_ns, read_ns)
         return began_ns
 
     def _plan(self, packet: Packet[Stream]) -> None:
