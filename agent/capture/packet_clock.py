@@ -88,8 +88,8 @@ _WAITED_NS = 2_000_000
 class ParsedArrivals:
     """Tells when pictures came that FFmpeg gives one late: only the beginning of the next one ends them.
 
-    So the data of a picture began to come before the one before it was given. Only an opening that ended for want of
-    time has given its last picture without the next one.
+    So the data of a picture began to come before the one before it was given. Only an opening that ended for
+    want of time has given its last picture without the next one.
     """
 
     def __init__(self, *, cut_off: bool) -> None:
