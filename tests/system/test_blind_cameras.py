@@ -246,6 +246,30 @@ def test_pictures_that_end_are_an_outage_of_pictures_and_not_of_the_sound() -> N
         assert (heard, gate.stats.dropped, camera.viewers) == ([], 0, 1)
 
 
+def test_a_camera_that_is_opened_anew_for_its_pictures_is_heard_and_its_silence_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.capture.network.liveness._HEARD_S", 8.0)
+    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=4.0))
+    units, have_ended = (
+        encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")),
+        threading.Event(),
+    )
+    with (
+        PacketCamera(units, sound=True, lost=lambda number: have_ended.is_set()) as camera,
+        hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
+    ):
+        until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
+        have_ended.set()
+        until(lambda: gate.take(0.1) is not None and camera.viewers > 1, yard)
+        until(lambda: gate.take(0.1) is not None and len(heard) > 1, yard)
+        assert heard[0].endswith(": no picture for 4 s")
+        assert heard[1].startswith("running: back after ")
+        camera.__exit__(None, None, None)
+        until(lambda: gate.take(0.1) is None and gate.lost, yard)
+        assert len([one for one in seen if one.endswith(": no picture for 4 s")]) == 1
+
+
 def test_key_frames_that_cannot_be_decoded_alone_are_told() -> None:
     units = encode(pattern(20 * FPS, 160, 128), options=gop(FPS, ":intra-refresh=1"))
     with PacketCamera(units) as camera, watching(camera.uri, "keyframes") as (stream, news):

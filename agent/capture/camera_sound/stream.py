@@ -168,7 +168,8 @@ class CameraSoundStream(SoundStream):
             self._leave()
         now_s, supervisor = time.monotonic(), self._supervisor
         opening = supervisor.current if supervisor is not None else None
-        if supervisor is None or opening is None or supervisor.stats(0, 0).state != "running":
+        is_away = supervisor is None or opening is None or supervisor.stats(0, 0).state != "running"
+        if opening is None or (is_away and self._state.state != "running"):
             self._alive_s = now_s  # the camera tells its own outages
         elif opening.has_sound is False:
             self._refuse("expected sound; it has none, only pictures: turn its sound on")
