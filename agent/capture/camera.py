@@ -111,7 +111,7 @@ class Camera:
         self._consumers: tuple[FrameConsumer, ...] = ()
         self._wanting: tuple[FrameConsumer, ...] = ()
         self._held: dict[int, _Held] = {}
-        self._started = self._closed = self._private = False
+        self._started = self._closed = self._private = self._lacks_pictures = False
         self._pool, self._address = FrameBufferPool(), parse_picture(uri)
         self._pools: dict[object, FrameBufferPool] = {}
         self.supervisor = SourceSupervisor(
@@ -289,11 +289,15 @@ class Camera:
             one.finish(SourceError(f"{self._address.masked}: {why}"))
 
     def _change(self, state: str, reason: str) -> None:
+        """Tell of an outage; of one of the pictures, which becomes one of the camera, those who hear it."""
+        told, self._lacks_pictures = self._lacks_pictures and state == "lost", False
         for one in self._consumers:
-            one.change(state, reason)
+            if not told or one.demand.mode is DecodeMode.NOTHING:
+                one.change(state, reason)
 
     def _change_pictures(self, state: str, reason: str) -> None:
         """Tell those who want pictures of an outage that does not concern the sound."""
+        self._lacks_pictures = state == "lost"
         for one in self._consumers:
             if one.demand.mode is not DecodeMode.NOTHING:
                 one.change(state, reason)

@@ -31,7 +31,7 @@ class PacketClock:
 
         Args:
             pts_ns: time stamp of presentation, ns of any origin; None: there is none.
-            arrived_ns: CLOCK_MONOTONIC when the packet was read, ns; never decreases.
+            arrived_ns: CLOCK_MONOTONIC when the packet came, ns; never decreases.
         """
         if pts_ns is None:
             return arrived_ns
@@ -65,7 +65,7 @@ class MediaClock:
         Args:
             track: number of the track.
             pts_ns: time stamp of presentation, ns; None: there is none.
-            arrived_ns: CLOCK_MONOTONIC when the packet was read, ns; never decreases over all tracks.
+            arrived_ns: CLOCK_MONOTONIC when the packet came, ns; never decreases over the packets of a track.
             length_ns: of the sound in the packet, whose last sample was captured before it came; 0: a picture.
         """
         if (clock := self._clocks.get(track)) is None:
@@ -81,14 +81,36 @@ class MediaClock:
         return pts_ns + least_ns
 
 
+_WAITED_NS = 2_000_000
+"""Time that a read takes from which on its packet was not there yet when it was asked for, ns."""
+
+
+class ParsedArrivals:
+    """Tells when pictures came that FFmpeg gives one late: only the beginning of the next one ends them.
+
+    So the data of a picture began to come before the one before it was given. Only an opening that ended for
+    want of time has given its last picture without the next one.
+    """
+
+    def __init__(self, *, cut_off: bool) -> None:
+        """Begin with the opening, which `cut_off`: was ended for want of time."""
+        self._cut_off, self._before_ns = cut_off, 0
+
+    def came_ns(self, asked_ns: int, read_ns: int) -> int:
+        """Return when the picture came that was asked for and read then; all ns of one clock."""
+        before_ns, self._before_ns = self._before_ns or asked_ns, read_ns
+        if self._cut_off and read_ns - asked_ns >= _WAITED_NS:
+            self._cut_off = False
+            return read_ns - 1  # unknown, and before the next one
+        return before_ns
+
+
 _WEIGHT = 0.05
 """Weight of the newest packet in the time from one to the next."""
 _LEAST_NS = 5_000_000
 """Packets that come faster are read without pauses, ns."""
 _PAUSES = 24
 """Pauses until it is found out whether packets pile up."""
-_WAITED_NS = 2_000_000
-"""Time that a read takes from which on its packet was not there yet when it was asked for, ns."""
 _PILED_NS, _BANNED_NS = 300_000_000, 60_000_000_000
 """Length of packets piled up at which pauses end, and the time without pauses after that, ns."""
 

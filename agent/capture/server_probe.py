@@ -77,6 +77,24 @@ class _Request(Struct, frozen=True):
     lines: str = ""
 
 
+class _Login(Struct, frozen=True):
+    """Answers a server's challenge with the account of a URL. An answer by Digest is of one method and URL.
+
+    Attributes:
+        challenge: the server's, RFC 7617 or RFC 7616; that of RFC 2069 has no qop.
+        user, password: the account.
+    """
+
+    challenge: str
+    user: str
+    password: str
+
+    def line(self, method: str, target: str, count: int) -> str:
+        """Return the header line of a request, the `count`-th with this challenge."""
+        login = _authorization(self.challenge, method, target, self.user, self.password, count)
+        return f"Authorization: {login}\r\n"
+
+
 def why_unreachable(address: SourceUri, timeout_s: float) -> str:
     """Return why a stream cannot be opened, as one clause without credentials.
 
@@ -249,13 +267,13 @@ def _body_problem(where: str, answer: _Answer) -> str:
 
 def _send_request(parts: SplitResult, request: _Request, until: float) -> _Answer:
     """Return the answer; if the server asks for credentials, send them in the way that it asks for."""
-    answer = _exchange(parts, request, "", until)
+    answer = _exchange(parts, request, None, until)
     if answer.code != "401" or parts.username is None or not answer.challenges:
         return answer
     chosen = next((one for one in answer.challenges if one.lower().startswith("digest")), answer.challenges[0])
-    account = unquote(parts.username), unquote(parts.password or "")
-    login = _authorization(chosen, request.method, request.target, *account)
-    return _exchange(parts, request, f"Authorization: {login}\r\n", until)
+    return _exchange(
+        parts, request, _Login(chosen, unquote(parts.username), unquote(parts.password or "")), until
+    )
 
 
 def _first_request(parts: SplitResult) -> _Request:
@@ -269,22 +287,41 @@ def _host(parts: SplitResult) -> str:
     return parts.netloc.rpartition("@")[2]
 
 
-def _exchange(parts: SplitResult, asked: _Request, authorization: str, until: float) -> _Answer:
-    if asked.method == "GET":
-        head = f"GET {asked.target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
-    else:
-        head = f"{asked.method} {asked.target} RTSP/1.0\r\nCSeq: 1\r\n"
-    request = f"{head}{asked.lines}{authorization}\r\n".encode("utf-8", "replace")
+def _exchange(parts: SplitResult, asked: _Request, login: _Login | None, until: float) -> _Answer:
     address = parts.hostname or "", parts.port or DEFAULT_PORTS[parts.scheme]
     with socket.create_connection(address, _remaining_s(until)) as plain:
         plain.settimeout(_remaining_s(until))
         if not parts.scheme.endswith("s"):
-            return _read(plain, request, until)
+            return _converse(plain, parts, asked, login, until)
         # FFmpeg does not check certificates either: most cameras use self-signed ones.
         context = ssl.create_default_context()
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
         with context.wrap_socket(plain, server_hostname=address[0]) as secure:
-            return _read(secure, request, until)
+            return _converse(secure, parts, asked, login, until)
+
+
+def _converse(
+    connection: socket.socket, parts: SplitResult, asked: _Request, login: _Login | None, until: float
+) -> _Answer:
+    """Send a request, and return the answer. End a session that was set up: a camera may have few of them."""
+    connection.sendall(_request(parts, asked, login))
+    answer = _read(connection, asked.method, until)
+    if asked.method == "SETUP" and answer.code.startswith("2"):
+        session = answer.field("session").partition(";")[0]
+        ends = _Request("TEARDOWN", asked.target, f"Session: {session}\r\n")
+        with suppress(OSError):
+            connection.sendall(_request(parts, ends, login, count=2))
+    return answer
+
+
+def _request(parts: SplitResult, asked: _Request, login: _Login | None, count: int = 1) -> bytes:
+    """Return a request as it is sent, the `count`-th of its connection."""
+    if asked.method == "GET":
+        head = f"GET {asked.target} HTTP/1.0\r\nHost: {_host(parts)}\r\n"
+    else:
+        head = f"{asked.method} {asked.target} RTSP/1.0\r\nCSeq: {count}\r\n"
+    authorization = login.line(asked.method, asked.target, count) if login is not None else ""
+    return f"{head}{asked.lines}{authorization}\r\n".encode("utf-8", "replace")
 
 
 def _remaining_s(until: float) -> float:
@@ -293,8 +330,7 @@ def _remaining_s(until: float) -> float:
     return left
 
 
-def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
-    connection.sendall(request)
+def _read(connection: socket.socket, method: str, until: float) -> _Answer:
     received = b""
     while b"\r\n\r\n" not in received and len(received) < _LARGEST_HEAD:
         connection.settimeout(_remaining_s(until))
@@ -309,20 +345,9 @@ def _read(connection: socket.socket, request: bytes, until: float) -> _Answer:
     answer = _Answer(
         found[1] if found else "", [(name.strip().lower(), value.strip()) for name, _, value in named]
     )
-    if not answer.code.startswith("2"):
-        return answer
-    if request.startswith(b"SETUP"):
-        _tear_down(connection, request, answer)
+    if method == "SETUP" or not answer.code.startswith("2"):
         return answer
     return _with_body(connection, answer, body, until)
-
-
-def _tear_down(connection: socket.socket, setup: bytes, answer: _Answer) -> None:
-    """End the session that was set up: a camera may have few of them."""
-    session = answer.field("session").partition(";")[0]
-    head = setup.partition(b"Transport:")[0].replace(b"SETUP", b"TEARDOWN", 1).replace(b"CSeq: 1", b"CSeq: 2")
-    with suppress(OSError):
-        connection.sendall(head + f"Session: {session}\r\n\r\n".encode("latin-1"))
 
 
 def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: float) -> _Answer:
@@ -347,8 +372,8 @@ def _with_body(connection: socket.socket, answer: _Answer, body: bytes, until: f
     return structs.replace(answer, body=body, ended=ended)
 
 
-def _authorization(challenge: str, method: str, target: str, user: str, password: str) -> str:
-    """Answer a challenge: Basic (RFC 7617), or Digest (RFC 7616; that of RFC 2069 has no qop)."""
+def _authorization(challenge: str, method: str, target: str, user: str, password: str, times: int) -> str:
+    """Answer a challenge, the `times`-th time, see `_Login`."""
     kind, _, rest = challenge.partition(" ")
     if kind.lower() != "digest":
         return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
@@ -360,7 +385,7 @@ def _authorization(challenge: str, method: str, target: str, user: str, password
         return algorithm(text.encode(), usedforsecurity=False).hexdigest()
 
     fields = {"username": user, "realm": realm, "nonce": nonce, "uri": target}
-    between, count = nonce, "00000001"
+    between, count = nonce, f"{times:08x}"
     if "qop" in given:
         fields["cnonce"] = secrets.token_hex(8)
         between = f"{nonce}:{count}:{fields['cnonce']}:auth"

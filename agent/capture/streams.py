@@ -112,6 +112,9 @@ class FrameStream(SourceStream[Frame]):
         self._stream, self._uri, self._config, self._on_change = stream, uri, config, on_change
         self._cameras = cameras or Cameras()
         self._camera: Camera | None = None
+        self._joined: SourceThread[Any] | None = None
+        self._before = CaptureStats(0, 0, 0, "starting", "")
+        """The opening that was there before this stream, and what it had given by then."""
         self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
         self.privacy = privacy
@@ -124,13 +127,19 @@ class FrameStream(SourceStream[Frame]):
     @property
     def stats(self) -> CaptureStats:
         """Totals in frames, and state of the pictures as of now: the source may give sound before them."""
-        now, opening = super().stats, self._opening
+        opening, now, before = self._opening, super().stats, self._before
+        if opening is not None and opening is self._joined:
+            now = replace(
+                now,
+                decoded=max(0, now.decoded - before.decoded),
+                undecoded=max(0, now.undecoded - before.undecoded),
+                inter_coded=max(0, now.inter_coded - before.inter_coded),
+            )
         if opening is not None and opening.lacks and now.state != "lost":
             return replace(now, state="lost", detail=opening.lacks)
-        if opening is None or now.state != "running" or self._delivered:
+        if opening is None or now.state != "running" or now.frames:
             return now
-        has_none = bool(opening.waits_for) or not opening.decoded
-        return replace(now, state="starting", detail=opening.waits_for) if has_none else now
+        return replace(now, state="starting", detail=opening.waits_for)
 
     @property
     def lost(self) -> bool:
@@ -142,6 +151,7 @@ class FrameStream(SourceStream[Frame]):
 
     def start(self) -> None:
         self._camera = self._cameras.attach(self._stream, self._uri, self._config, self)
+        self._joined, self._before = self._opening, super().stats
 
     def take(self, timeout_s: float) -> Frame | None:
         """Return the next frame, with everything hidden, or None if none came in time.

@@ -140,7 +140,7 @@ class CaptureStats(Struct, frozen=True):
         reopened: times that the source came back after it was opened again.
         state, detail: see `SourceState`.
         decoding: what of an encoded source is decoded now, see `agent.capture.source.Source`.
-        decoded: pictures that the source has given since it was opened.
+        decoded: pictures that the source has given since it was opened, or since a stream shares it.
         undecoded: pictures that came since then and were left encoded.
         inter_coded: pictures that came since then and are no key frames.
     """
@@ -286,6 +286,8 @@ class SourceSupervisor:
 
     def _follow_pictures(self, opening: SourceThread[Any]) -> None:
         """Tell if pictures alone are missing, and when they are back."""
+        if self.lost:  # told already, and not over before a picture
+            return
         now_s, news, pictures = time.monotonic(), "", self._pictures
         if (why := opening.lacks) and pictures.mark_lost(now_s, why):
             self._seen, news = opening.decoded, why

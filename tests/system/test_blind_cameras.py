@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -113,6 +114,18 @@ def test_a_camera_without_key_frames_is_lost_for_that(decode: str) -> None:
         assert news[1][1].endswith("no key frame for 8 s")
 
 
+@pytest.mark.usefixtures("impatient")
+def test_key_frames_that_stop_are_an_outage_where_they_alone_are_decoded() -> None:
+    often = encode(pattern(4 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1"))
+    never = encode(pattern(60 * FPS, 160, 128), options=gop(60 * FPS, ":repeat-headers=1"))[1:]
+    with Recovering(often, never) as camera, watching(camera.uri, "keyframes") as (stream, news):
+        until(lambda: news, stream)
+        assert news[0][0] == "lost"
+        assert news[0][1].endswith("no key frame for 16 s")
+        until(lambda: len(news) > 1, stream)
+        assert news[1][0] == "running"
+
+
 @pytest.mark.parametrize("decode", ["auto", "keyframes", "full"])
 def test_a_connection_that_begins_far_from_a_key_frame_waits_for_it_and_has_its_size_then(decode: str) -> None:
     units = encode(pattern(20 * FPS), options=gop(10 * FPS, ":repeat-headers=1"))[1:]
@@ -190,6 +203,71 @@ def test_a_key_frame_that_does_not_come_is_an_outage_of_pictures_and_not_of_the_
         assert [state for state, _ in seen] == ["lost", "running"]
         assert heard == []
         assert camera.viewers == 1
+
+
+@contextmanager
+def hearing_and_seeing(uri: str) -> Iterator[tuple[CameraSoundStream, list[str], FrameStream, list[str]]]:
+    """Two started streams that share a camera, and what they report."""
+    cameras, config = Cameras(), CaptureConfig(stall_s=4.0, reopen_max_s=0.3)
+    heard, seen = list[str](), list[str]()
+    hears = partial(CameraSoundStream, "gate", uri, config, 16_000, cameras=cameras)
+    gate = hears(on_change=lambda state, why: heard.append(f"{state}: {why}"))
+    sees = partial(FrameStream, "yard", uri, config, cameras=cameras)
+    yard = sees(on_change=lambda state, why: seen.append(f"{state}: {why}"))
+    yard.set_demand(QUIET)
+    gate.start()
+    yard.start()
+    try:
+        yield gate, heard, yard, seen
+    finally:
+        yard.stop()
+        gate.stop()
+
+
+def test_pictures_that_end_are_an_outage_of_pictures_and_not_of_the_sound() -> None:
+    units, have_ended = (
+        encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")),
+        threading.Event(),
+    )
+    with (
+        PacketCamera(units, sound=True, lost=lambda number: have_ended.is_set()) as camera,
+        hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
+    ):
+        until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
+        have_ended.set()
+        until(lambda: seen, yard)
+        assert yard.stats.state == "lost"
+        assert seen[0].endswith(": no picture for 4 s")
+        taken = gate.stats.frames
+        until(lambda: gate.take(0.1) is not None and gate.stats.frames > taken + 5 * 16_000, yard)
+        have_ended.clear()
+        until(lambda: len(seen) > 1, yard)
+        assert seen[1].startswith("running: back after ")
+        assert (heard, gate.stats.dropped, camera.viewers) == ([], 0, 1)
+
+
+def test_a_camera_that_is_opened_anew_for_its_pictures_is_heard_and_its_silence_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.capture.network.liveness._HEARD_S", 8.0)
+    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=4.0))
+    units, have_ended = (
+        encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")),
+        threading.Event(),
+    )
+    with (
+        PacketCamera(units, sound=True, lost=lambda number: have_ended.is_set()) as camera,
+        hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
+    ):
+        until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
+        have_ended.set()
+        until(lambda: gate.take(0.1) is not None and camera.viewers > 1, yard)
+        until(lambda: gate.take(0.1) is not None and len(heard) > 1, yard)
+        assert heard[0].endswith(": no picture for 4 s")
+        assert heard[1].startswith("running: back after ")
+        camera.__exit__(None, None, None)
+        until(lambda: gate.take(0.1) is None and gate.lost, yard)
+        assert len([one for one in seen if one.endswith(": no picture for 4 s")]) == 1
 
 
 def test_key_frames_that_cannot_be_decoded_alone_are_told() -> None:

@@ -189,6 +189,27 @@ def test_pictures_and_sound_share_one_connection_also_when_one_of_them_leaves(st
         assert camera.viewers == 1
 
 
+def test_pictures_of_a_camera_that_was_open_before_are_not_counted_as_those_of_a_stream_that_joins(
+    still: list[Unit],
+) -> None:
+    cameras = Cameras()
+    with PacketCamera(still, sound=True) as camera, hearing(camera.uri, cameras) as (gate, _):
+        inner = gate._camera.supervisor.stats  # type: ignore[union-attr]
+        first(gate)
+        with seeing(camera.uri, cameras) as yard:
+            wait(lambda: (picture(yard), yard.stats.decoded > 2 * FPS)[1])
+        wait(lambda: inner(0, 0).decoding == "nothing")
+        before = inner(0, 0)
+        with seeing(camera.uri, cameras) as yard:
+            states, until = set[str](), time.monotonic() + 60.0
+            while not (now := yard.stats).frames and time.monotonic() < until:
+                states.add(now.state)
+                time.sleep(0.01)
+            assert states <= {"starting"}
+            wait(lambda: yard.stats.state == "running")
+            assert yard.stats.decoded <= inner(0, 0).decoded - before.decoded
+
+
 def picture(stream: FrameStream) -> Frame:
     deadline = time.monotonic() + 60.0
     while (frame := stream.take(0.2)) is None:

@@ -91,7 +91,7 @@ class CameraSoundStream(SoundStream):
         self._stopped = False
         self._shown = parse_sound(uri).masked
         self._lock, self._state = threading.Lock(), SourceState()
-        self._alive_s, self._lost_ns = 0.0, 0
+        self._alive_s, self._heard_s, self._lost_ns = 0.0, float("-inf"), 0
         self._sound = PacketSound(on_idle=self._watch, on_trouble=self._refuse)
         self._reader = PacketAudioReader(
             uri, rate_hz, self._sound, self._deliver, self._end_with, f"hear-{stream}"
@@ -144,14 +144,15 @@ class CameraSoundStream(SoundStream):
         if state == "lost":
             self._lost_ns = time.monotonic_ns()
         if state == "lost" and not self._is_refused_pictures:
-            self._mark_lost(reason.replace(": no picture for ", ": no sound for "))
+            is_silent = time.monotonic() - self._heard_s > 0.5 * self._config.stall_s
+            self._mark_lost(reason.replace(": no picture for ", ": no sound for ") if is_silent else reason)
 
     def finish(self, error: SourceError | None) -> None:
         self._queue.close(error)
 
     def _deliver(self, reader: AudioReader, sound: AudioBlock) -> bool:
         """Hand sound on, from the reader's thread."""
-        now_s = self._alive_s = time.monotonic()
+        now_s = self._alive_s = self._heard_s = time.monotonic()
         news: str | None = None
         if sound.read_ns > self._lost_ns:  # not what was left when the camera was lost
             with self._lock:
@@ -167,7 +168,8 @@ class CameraSoundStream(SoundStream):
             self._leave()
         now_s, supervisor = time.monotonic(), self._supervisor
         opening = supervisor.current if supervisor is not None else None
-        if supervisor is None or opening is None or supervisor.stats(0, 0).state != "running":
+        is_away = supervisor is None or opening is None or supervisor.stats(0, 0).state != "running"
+        if opening is None or (is_away and self._state.state != "running"):
             self._alive_s = now_s  # the camera tells its own outages
         elif opening.has_sound is False:
             self._refuse("expected sound; it has none, only pictures: turn its sound on")

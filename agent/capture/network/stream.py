@@ -18,7 +18,7 @@ from agent.capture.hardware.failover import DecodedPicture, FailoverDecoder, Fai
 from agent.capture.media import Media, OpenError, is_disposable, is_mending, is_refresh
 from agent.capture.network.liveness import WAITS, Liveness
 from agent.capture.network.opening import ASK_S, NO_DATAGRAM, demuxer_options
-from agent.capture.packet_clock import MediaClock, ReadPauses
+from agent.capture.packet_clock import MediaClock, ParsedArrivals, ReadPauses
 from agent.capture.pictures.loop_filter import FilteredPictures, LoopFilterRule
 from agent.capture.server_probe import find_refusal, why_unreachable
 from agent.capture.source import SourceListener, check_size, jpeg_size
@@ -44,6 +44,8 @@ class _Arrived(Struct, frozen=True, gc=False):
 _HEARD_NS, _UNHEARD_NS = 140_000_000, 210_000_000
 """Longest time for which packets wait to be read, ns: while their sound is heard, about as long as
 `agent.capture.camera_sound` gathers it; and else."""
+_PARSED = ("h264", "hevc")
+"""Codecs of RTSP whose packets FFmpeg gives one picture late: only the beginning of the next one ends them."""
 _MODES = tuple(mode.name.lower() for mode in DecodeMode)
 _UNHURRIED = (DecodeMode.PACKETS, DecodeMode.KEYFRAMES)
 """Modes in which a packet may wait."""
@@ -67,6 +69,8 @@ class NetworkStream(Video):
         address: SourceUri,
         stall_s: float,
         now_ns: Callable[[], int] = time.monotonic_ns,
+        *,
+        cut_off: bool = False,
     ) -> None:
         """Take an open medium.
 
@@ -75,6 +79,7 @@ class NetworkStream(Video):
             address: of the camera.
             stall_s: longest time without a packet, s.
             now_ns: clock of the packets' arrival, ns.
+            cut_off: see `ParsedArrivals`.
 
         Raises:
             SourceError: its pictures are too large; the medium is closed.
@@ -84,7 +89,9 @@ class NetworkStream(Video):
         self._decoder = FailoverDecoder(media.video, self._shown, limits=limits)
         self._address, self._stall_s, self._grabbed, self._now_ns = address, stall_s, 0, now_ns
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
-        self._clock, self._burst = MediaClock(), BurstThinner()
+        self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
+        is_parsed = address.scheme.startswith("rtsp") and self._codec in _PARSED
+        self._arrivals = ParsedArrivals(cut_off=cut_off) if is_parsed else None
         self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
         self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
@@ -99,6 +106,7 @@ class NetworkStream(Video):
     def follow(self, listener: SourceListener) -> None:
         super().follow(listener)
         self._policy = DecodePolicy(listener.decode)
+        self._life.needs_keys = listener.decode == "keyframes"
         self._obey(listener.demand)
         self._may_save = listener.decode in ("auto", "saving")
 
@@ -199,13 +207,16 @@ class NetworkStream(Video):
         pts_ns = None if pts is None else pts * tick_ns // divisor
         is_picture = track == self._track
         length_ns = 0 if is_picture else (packet.duration or 0) * tick_ns // divisor
-        began_ns = self._clock.captured_ns(track, pts_ns, read_ns, length_ns)
+        given_ns = began_ns = self._read_clock.captured_ns(track, pts_ns, read_ns, length_ns)
+        if self._arrivals is not None:
+            came_ns = self._arrivals.came_ns(self._asked_ns, read_ns) if is_picture else read_ns
+            began_ns = self._clock.captured_ns(track, pts_ns, came_ns, length_ns)
         if is_picture:
             if packet.is_keyframe and (size := self._media.changed_size) and not self._only_skips:
                 self._check_same_size(size)
             self._arrived = _Arrival(began_ns, read_ns)
             if pts is not None:
-                self._pauses.add(began_ns, self._asked_ns, read_ns)
+                self._pauses.add(given_ns, self._asked_ns, read_ns)
         return began_ns
 
     def _plan(self, packet: Packet[Stream]) -> None:
@@ -321,6 +332,7 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
     Raises:
         SourceError: there is no answer within `stall_s`, or it is no video; SoundAloneError: it has sound alone.
     """
+    began_s = time.monotonic()
     try:
         media = Media(address.target, demuxer_options(address), stall_s)
     except OpenError as error:
@@ -328,4 +340,4 @@ def open_stream(address: SourceUri, stall_s: float) -> NetworkStream:
             raise SoundAloneError(f"{address.masked}: expected a video stream; {error}") from None
         why = why_unreachable(address, min(stall_s, ASK_S))
         raise SourceError(f"{address.masked}: expected a video stream; {why}") from None
-    return NetworkStream(media, address, stall_s)
+    return NetworkStream(media, address, stall_s, cut_off=time.monotonic() - began_s >= stall_s)

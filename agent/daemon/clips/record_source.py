@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from agent.config import StreamConfig
 from agent.config.source_uri import parse_picture
-from agent.errors import SourceError
+from agent.errors import CommandError, SourceError
 from agent.types import MediaPacket
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ def check_record_source(name: str, config: StreamConfig) -> None:
 def clips_trouble(clips: StreamClips | None) -> str:
     """Return why nothing is recorded of the second source of a stream; empty: it is, or there is none."""
     return "" if clips is None else clips.trouble
+
+
+def nothing_to_record(stream: str, state: str, detail: str = "") -> CommandError:
+    """Return what is said of a stream in whose state nothing can be recorded."""
+    return CommandError(f"stream {stream} is {state}, so there is nothing to record{detail and f': {detail}'}")
 
 
 def open_record_source(

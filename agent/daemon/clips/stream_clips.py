@@ -18,6 +18,7 @@ from agent import spans
 from agent.capture.handoff import LatestFrame
 from agent.compute.av_encoding import PictureEncoder, SoundTranscoder
 from agent.config import ClipsConfig
+from agent.daemon.clips.record_source import nothing_to_record
 from agent.daemon.clips.trigger import ASKED, ClipTrigger, PicturePace
 from agent.errors import BackendError, CommandError
 from agent.storage.clips.job import FOREVER_NS, ClipJob
@@ -254,18 +255,18 @@ class StreamClips:
         """
         if (other := self.other_source) is not None:
             stats = other.stats
-            state, detail = stats.state, self.trouble
-            if state == "starting" and stats.detail:
-                detail = f"record_source: {stats.detail}"
-        if state in ("starting", "lost") or (other is not None and detail):
-            what = "record_source" if other is not None else "it"
-            why = detail or f"{what} is {state}"
-            raise CommandError(f"stream {self._stream}: there is nothing to record: {why}")
+            why = self.trouble
+            if stats.state == "starting":
+                why = f"record_source: {stats.detail}" if stats.detail else why or "record_source is starting"
+            if why:
+                raise CommandError(f"stream {self._stream}: there is nothing to record: {why}")
+        elif state in ("starting", "lost"):
+            raise nothing_to_record(self._stream, state, detail)
         kept_s = max(1.0, self._config.before_s)
         self._recorder.check(self._stream, round(self._ring.bytes * (1.0 + seconds / kept_s)))
         with self._lock:
             if self._ended:
-                raise CommandError(f"stream {self._stream}: there is nothing to record: it is being stopped")
+                raise nothing_to_record(self._stream, "being stopped")
             now_ns, now = self._time_ns(), datetime.now(UTC)
             begins = self._trigger.request(seconds, now_ns)
             if begins is None and not self._move_end():

@@ -21,7 +21,7 @@ from agent.comms.reporter import Reporter
 from agent.compute.infer.backends import NotYetError
 from agent.compute.manifest import Model
 from agent.config import StreamConfig
-from agent.daemon.clips.record_source import check_record_source, clips_trouble
+from agent.daemon.clips.record_source import check_record_source, clips_trouble, nothing_to_record
 from agent.daemon.condition.told import problems_of
 from agent.daemon.metrics.counters import StreamMetrics
 from agent.daemon.streams import perception
@@ -196,7 +196,7 @@ class Stream:
         if self.config.clips is None:
             raise CommandError(f"stream {self.name}: clips are off; [streams.{self.name}.clips] turns them on")
         if (clips := self._clips) is None:
-            raise CommandError(f"stream {self.name} is {self.status[0]}, so there is nothing to record")
+            raise nothing_to_record(self.name, *self.status)
         return clips.record(seconds, *self.status)
 
     def reset_line(self, line: str) -> None:

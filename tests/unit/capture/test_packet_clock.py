@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.capture.packet_clock import MediaClock, PacketClock, ReadPauses
+from agent.capture.packet_clock import MediaClock, PacketClock, ParsedArrivals, ReadPauses
 
 S, MS = 1_000_000_000, 1_000_000
 LONGEST_NS = 210 * MS
@@ -127,3 +127,15 @@ def test_packets_do_not_pile_up_whatever_their_time_stamps_say(every_ms: float, 
 
 def test_nothing_is_known_of_packets_without_time_stamps() -> None:
     assert ReadPauses().next_ns(7 * S, LONGEST_NS) == 0
+
+
+def test_a_picture_came_when_the_one_before_it_was_given() -> None:
+    arrivals = ParsedArrivals(cut_off=False)
+    assert [arrivals.came_ns(asked_ns, asked_ns + S) for asked_ns in (S, 2 * S, 3 * S)] == [S, 2 * S, 3 * S]
+
+
+def test_after_an_opening_that_was_cut_off_nobody_knows_when_the_first_picture_came() -> None:
+    arrivals = ParsedArrivals(cut_off=True)
+    assert arrivals.came_ns(S, S + 10) == S, "it was there"
+    assert arrivals.came_ns(S + 20, 4 * S) == 4 * S - 1, "the opening had given the one before it too early"
+    assert arrivals.came_ns(4 * S, 7 * S) == 4 * S

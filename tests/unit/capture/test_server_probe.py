@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -159,6 +160,51 @@ def test_an_account_is_tried_by_digest(scheme: str, method: str, qop: str) -> No
         assert find_refusal(parse(f"{scheme}://ann:s%2Fe%40c@{at}"), 2.0) == ""
         assert find_refusal(parse(f"{scheme}://ann:wrong@{at}"), 2.0).endswith("and refuses the ones given")
         assert "set capture.username" in find_refusal(parse(f"{scheme}://{at}"), 2.0)
+
+
+@pytest.mark.parametrize("qop", ["", ', qop="auth"'])
+def test_the_session_of_a_camera_with_a_password_is_ended(qop: str) -> None:
+    """The server wants a Digest of each request of its own, counted, before it does anything."""
+    open_sessions, ended = set[str](), threading.Event()
+
+    def digest(text: str) -> str:
+        return hashlib.md5(text.encode()).hexdigest()
+
+    def answer(said: str, before: int) -> str:
+        method, target = said.split(" ", 2)[:2]
+        given = dict(re.findall(r'(\w+)="?([^",\r]*)', said.partition("Authorization: ")[2].partition("\r\n")[0]))
+        count = f"{before + 1:08x}"
+        between = ":".join(["n1", *([count, given.get("cnonce", ""), "auth"] if qop else [])])
+        right = digest(f"{digest('ann:cams:pw')}:{between}:{digest(f'{method}:{target}')}")
+        if (given.get("response"), given.get("uri")) != (right, target):
+            return f'RTSP/1.0 401 No\r\nWWW-Authenticate: Digest realm="cams", nonce="n1"{qop}\r\n\r\n'
+        if method == "DESCRIBE":
+            body = "v=0\r\nm=video 0 RTP/AVP 96\r\na=control:track0\r\n"
+            kind = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}"
+            return f"RTSP/1.0 200 OK\r\n{kind}\r\n\r\n{body}"
+        if method == "SETUP":
+            open_sessions.add("77")
+        elif method == "TEARDOWN" and "\r\nSession: 77\r\n" in said:
+            open_sessions.discard("77")
+            ended.set()
+        return "RTSP/1.0 200 OK\r\nSession: 77;timeout=60\r\n\r\n"
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    before = 0
+                    while said := connection.recv(4096).decode():
+                        connection.sendall((told := answer(said, before)).encode())
+                        before += "401" not in told
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        at = f"127.0.0.1:{listener.getsockname()[1]}/live"
+        assert find_refusal(parse(f"rtsp://ann:pw@{at}"), 30.0) == ""
+        assert ended.wait(60.0)
+        assert open_sessions == set()
 
 
 def test_a_server_that_drips_is_left_in_time() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+
+import pytest
+
 from agent.capture.network.liveness import Liveness
 
 STALL_S = 10.0
@@ -118,6 +122,64 @@ def test_a_key_frame_that_does_not_come_costs_who_hears_the_camera_nothing() -> 
         assert life.why_no_picture(float(second)) == ("no key frame for 60 s" if 60 <= second < 89 else "")
     life.add_packet(100.0, keyframe=True, counts=True)
     assert life.trouble(100.0) == life.why_no_picture(100.0) == ""
+
+
+@pytest.mark.parametrize("coming", [False, True], ids=["no packets", "packets that cannot be decoded"])
+def test_pictures_that_end_while_the_camera_is_heard_are_told_and_it_is_opened_anew_after_minutes(
+    coming: bool,
+) -> None:
+    life = begun()
+    for second in range(1, 310):
+        if coming:
+            life.add_packet(float(second), keyframe=second % 4 == 0, counts=True)
+            life.add_step(float(second), gave=False, keyframe=second % 4 == 0)
+        life.add_sound(float(second), alone=False)
+        assert bool(life.why_no_picture(float(second))) == (second >= (11 if coming else 10))
+        assert bool(life.trouble(float(second))) == (second >= (301 if coming else 300))
+    life.add_picture(310.0)
+    assert life.trouble(310.0) == life.why_no_picture(310.0) == ""
+
+
+def test_a_camera_whose_sound_ends_with_its_pictures_is_lost() -> None:
+    life = begun()
+    life.add_sound(15.0, alone=False)
+    assert life.trouble(24.9) == ""
+    assert life.trouble(25.0) == "no picture for 10 s"
+
+
+def lost_after(distances: list[float], then_s: float, *, needs_keys: bool = True) -> tuple[float, str] | None:
+    """When after its last key frame a camera with key frames so far apart counts as lost, and why."""
+    life, at_s = Liveness(STALL_S, 0.0), 0.0
+    life.needs_keys = needs_keys
+    keys = [0.0, *itertools.accumulate(distances)]
+    while at_s <= keys[-1] + then_s:
+        is_key = at_s in keys
+        life.add_packet(at_s, keyframe=is_key, counts=True)
+        if is_key:
+            life.add_step(at_s, gave=True, keyframe=True)
+            life.add_picture(at_s)
+        if why := life.trouble(at_s):
+            return at_s - keys[-1], why
+        at_s += 1.0
+    return None
+
+
+def test_key_frames_that_stop_are_missed_where_they_alone_are_decoded() -> None:
+    assert lost_after([1.0] * 20, 500.0) == (120.0, "no key frame for 120 s")
+    assert lost_after([60.0] * 3, 500.0) == (120.0, "no key frame for 120 s")
+    assert lost_after([100.0] * 3, 500.0) == (200.0, "no key frame for 200 s")
+    assert lost_after([1.0] * 20, 2000.0, needs_keys=False) is None
+
+
+def test_who_has_seen_too_few_key_frames_waits_longer_for_the_next() -> None:
+    assert lost_after([], 1000.0) == (600.0, "no key frame for 600 s")
+    assert lost_after([5.0], 1000.0) == (600.0, "no key frame for 600 s")
+
+
+@pytest.mark.parametrize("usual_s", [1.0, 60.0, 61.0, 240.0, 590.0])
+def test_no_camera_with_regular_key_frames_is_lost_nor_one_that_sends_another_at_once(usual_s: float) -> None:
+    assert lost_after([usual_s] * 10, usual_s) is None
+    assert lost_after([1.0] + [usual_s] * 10, usual_s) is None
 
 
 def test_the_packets_after_a_damaged_key_frame_are_no_further_evidence() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Mapping
+from statistics import median
 
 import numpy as np
 import pytest
@@ -115,3 +116,32 @@ def test_no_clip_begins_with_the_picture_after_which_a_camera_of_another_size_is
     assert "its pictures changed from 320x240 to 640x480" in news[0]
     assert len(found) > FPS
     assert {(packet.track.width, packet.track.height) for packet in found} == {(320, 240)}
+
+
+SLOW_FPS = 2
+BRIGHT = [20 * (1 + number) for number in range(10)]
+
+
+@pytest.mark.parametrize("codec", ["H264", "H265"])
+@pytest.mark.parametrize("sound", [False, True], ids=["pictures", "pictures and sound"])
+def test_a_picture_was_captured_when_its_data_came_not_when_the_next_one_ends_it(codec: str, sound: bool) -> None:
+    """FFmpeg gives each picture half a second late."""
+    pictures = [np.full((128, 160, 3), value, np.uint8) for value in BRIGHT]
+    name, params = ("libx264", "x264-params") if codec == "H264" else ("libx265", "x265-params")
+    options = {"preset": "ultrafast", "tune": "zerolatency", params: "keyint=1:repeat-headers=1"}
+    sent_s: dict[int, float] = {}
+
+    def note(number: int) -> float:
+        sent_s[number % len(BRIGHT)] = time.monotonic()
+        return 0.0
+
+    units, late_s = encode(pictures, name, SLOW_FPS, options=options), list[float]()
+    with PacketCamera(units, codec=codec, fps=SLOW_FPS, shift_s=note, sound=sound) as camera:
+        source = open_source(camera.uri, stall_s=60.0)
+        for _ in range(12):
+            image = source.read(None)
+            assert image is not None
+            which = min(range(len(BRIGHT)), key=lambda number: abs(BRIGHT[number] - float(image.mean())))
+            late_s.append(source.captured_ns / 1e9 - sent_s[which])
+        source.close()
+    assert abs(median(late_s[-8:])) < 0.5 / SLOW_FPS

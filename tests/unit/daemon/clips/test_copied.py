@@ -230,7 +230,7 @@ def test_nothing_is_recorded_of_a_source_that_is_away(doubled: Camera, state: st
         doubled.stream.record(1.0)
     assert doubled.stream.trouble == ("record_source: lost: no route" if state == "lost" else "")
     doubled.stream.other_source = None
-    with pytest.raises(CommandError, match="nothing to record"):
+    with pytest.raises(CommandError, match=f"is {state}, so there is nothing to record"):
         doubled.stream.record(1.0, state)
 
 
