@@ -18,7 +18,7 @@ import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.errors import ModelError, StorageError, reason_of
+from agent.errors import CheckpointError, StorageError, reason_of
 from agent.storage.files import refuse_special, write_atomic
 
 _FORMAT = 1
@@ -87,7 +87,7 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "
 
     Raises:
         StorageError: it cannot be read.
-        ModelError: it is no checkpoint, or belongs to another run.
+        CheckpointError: it is no checkpoint, or belongs to another run.
     """
     refuse_special(path, StorageError)
     try:
@@ -97,9 +97,9 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except Exception as error:  # what torch raises for a file of another kind has many classes
-        raise ModelError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
+        raise CheckpointError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise ModelError(f"{path}: is no checkpoint of this version: {_OTHER}")
+        raise CheckpointError(f"{path}: is no checkpoint of this version: {_OTHER}")
     differing = _differing(key, found["key"])
     if stale and differing and all(name.startswith(stale) for name in differing):
         return None
@@ -116,4 +116,4 @@ def _check_key(path: Path, now: Key, then: Key) -> None:
     for name in _differing(now, then):
         was, is_ = then.get(name, "not there"), now.get(name, "not there")
         told = f"belongs to another run ({name} was {was}, is now {is_})"
-        raise ModelError(f"{path}: {told}: {_OTHER}")
+        raise CheckpointError(f"{path}: {told}: {_OTHER}")

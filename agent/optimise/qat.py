@@ -186,7 +186,7 @@ def train(
 
     Raises:
         DivergedError: the loss is not a number.
-        ModelError: the checkpoint belongs to another run.
+        CheckpointError: the checkpoint belongs to another run.
         StorageError: the checkpoint cannot be read or written.
     """
     torch.manual_seed(seed)

@@ -90,6 +90,7 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
 
     Raises:
         ModelError: the model or the examples cannot be used. ConfigError: the recipe or the budget cannot.
+        CheckpointError: a checkpoint in `folder` belongs to another run.
     """
     file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()

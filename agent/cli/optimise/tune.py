@@ -40,6 +40,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
 
     Raises:
         ModelError: the model cannot be tuned, or a file is there already.
+        CheckpointError: a checkpoint in the folder belongs to another run; it stays there.
         ReportedError: the budget is not met, or no step helps and one has failed.
     """
     module, weights = request.module, request.weights
