@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.errors import CheckpointError, StorageError, reason_of
+from agent.optimise.data import Examples
 from agent.storage.files import refuse_special, write_atomic
 
 _FORMAT = 1
@@ -42,9 +43,20 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
         for one in settings
         for name, value in msgspec.to_builtins(one).items()
     }
-    key["pictures"] = f"{list(pictures.shape)}, CRC {_crc(pictures):08x}"
-    key["labels"] = f"{len(labels)}, CRC {_crc(labels):08x}"
-    return key | module_key(module)
+    return key | _data_key(pictures.shape, _crc(pictures), labels) | module_key(module)
+
+
+def examples_key(examples: Examples) -> dict[str, str]:
+    """Return the part of a run's key that tells its examples: what the model takes of each, and the classes."""
+    crc = 0
+    for index in range(len(examples)):
+        crc = _crc(examples.batch([index]), crc)
+    return _data_key((len(examples), *examples.shape), crc, examples.labels)
+
+
+def _data_key(shape: Sequence[int], crc: int, labels: NDArray[Any] | None) -> dict[str, str]:
+    told = "none" if labels is None else f"{len(labels)}, CRC {_crc(labels):08x}"
+    return {"pictures": f"{list(shape)}, CRC {crc:08x}", "labels": told}
 
 
 def module_key(module: Any) -> dict[str, str]:
@@ -56,8 +68,8 @@ def module_key(module: Any) -> dict[str, str]:
     return key | {"weights at the start": f"CRC {crc:08x}"}
 
 
-def _crc(values: NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).data)
+def _crc(values: NDArray[Any], crc: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).data, crc)
 
 
 def write_checkpoint(path: Path, key: Key, state: Mapping[str, Any]) -> None:
