@@ -28,8 +28,27 @@ def prune_copies(prune: PruneRecipe) -> float:
     anneal = FIT_COPIES if prune.anneal_epochs else 0.0
     if not prune.structured:
         return _ROUNDS_COPIES + max(_ROUNDS_COPIES, anneal)
-    left = 1 - prune.target if prune.layers == ("*",) else 1.0
-    return max(2.0, (1 + anneal) * left)
+    return max(2.0, (1 + anneal) * _left(prune))
+
+
+def _left(prune: PruneRecipe) -> float:
+    return 1 - prune.target if prune.layers == ("*",) else 1.0
+
+
+def tune_copies(trained: int, prune: PruneRecipe | None) -> float:
+    """Return how many copies of a model's weights the checkpoints of `tune` take at most; they stay to its end.
+
+    Args:
+        trained: number of quantised models that are trained, one after the other.
+        prune: how channels are pruned afterwards, with a training of what is left if one was trained; None: they
+            are not.
+    """
+    kept, replaced = trained * QAT_COPIES / 2, QAT_COPIES / 2
+    if prune is None:
+        return kept + replaced if trained else 0.0
+    pruned = (1 + (FIT_COPIES / 2 if prune.anneal_epochs else 0.0)) * _left(prune)
+    again = pruned + QAT_COPIES * _left(prune) if trained else 0.0
+    return kept + max(replaced if trained else 0.0, prune_copies(prune), again)
 
 
 def inputs_of(

@@ -49,6 +49,11 @@ CHECKPOINTS = (
 """Files that steps may leave in the folder of a request: of quantised models that are trained, and of pruning."""
 
 
+def trained_methods(method: Method) -> tuple[Method, ...]:
+    """Return the methods whose models may be trained, one after the other, for the method of a recipe."""
+    return tuple(one for one in _METHODS.get(method, (method,)) if one != "dynamic")
+
+
 class TuneRequest(Struct, frozen=True):
     """What `vedette optimise tune` is asked to do.
 
@@ -249,7 +254,7 @@ def quantise_steps(
     allowed = with_allowed_loss(budget)
     always = method != "mixed" or budget == Budget()
     steps = [TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)]
-    if trains and method != "dynamic":
+    if trains and trained_methods(method):
         steps.append(TuningStep(f"train, {method}", train, always))
     return steps
 

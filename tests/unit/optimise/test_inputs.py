@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.optimise.inputs import inputs_of
+from agent.optimise.inputs import inputs_of, prune_copies, tune_copies
+from agent.optimise.recipe import PruneRecipe
 
 
 def test_the_examples_of_the_recipe_are_read_unless_others_are_given(tmp_path: Path) -> None:
@@ -16,3 +17,14 @@ def test_the_examples_of_the_recipe_are_read_unless_others_are_given(tmp_path: P
 
 def test_the_file_of_the_module_is_read() -> None:
     assert inputs_of(module="a/net.py:build", weights=Path("w.pt")) == [Path("a/net.py"), Path("w.pt")]
+
+
+def test_checkpoints_of_trainings_stay_while_the_next_one_is_replaced() -> None:
+    channels = PruneRecipe(structured=True, target=0.5)
+    assert tune_copies(0, None) == 0.0
+    assert tune_copies(1, None) == 3.0 + 3.0
+    assert tune_copies(2, None) == 3.0 + 3.0 + 3.0
+    assert tune_copies(0, channels) == prune_copies(channels)
+    assert tune_copies(2, channels) == 6.0 + 0.5 * (1.0 + 2.0) + 0.5 * 6.0, "rounds, anneal, and what is left"
+    whole = PruneRecipe(structured=True, layers=("a*",), anneal_epochs=0.0)
+    assert tune_copies(1, whole) == 3.0 + 1.0 + 6.0
