@@ -32,6 +32,7 @@ from agent.optimise.depth.network import ExitNetwork
 from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
 from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
 from agent.optimise.evaluate import score, wilson
+from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -137,13 +138,14 @@ def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
     """Return a part of the examples for training; of those held out, one half each for the other two purposes.
 
     Raises:
-        ModelError: the examples have no classes, are no pictures, or too few.
+        ModelError: the examples have no classes, are all of one, are no pictures, or too few.
     """
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: exits are trained, and need examples with classes")
     if len(examples.shape) != 3 or examples.shape[2] not in (1, 3):
         raise ModelError(f"an input is {list(examples.shape)}: exits are trained on pictures only")
     seen, held = held_out(examples, recipe.data.held_out)
+    check_classes(examples, seen)
     tuned, measured = held_out(held, 0.5)
     if len(tuned) < FEWEST:
         raise ModelError(
