@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from agent.errors import ConfigError, StorageError
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ConfigError, ModelError, StorageError
 from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
 
 # Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
@@ -82,6 +83,14 @@ def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -
     if not recipe.data.path or recipe_file is None:
         raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
     return recipe_file.parent / recipe.data.path
+
+
+def trained_size(content: bytes) -> int:
+    """Return the bytes of a model file whose float16 weights are float32, as they are while they are trained."""
+    try:
+        return len(content) + read_modelfile(content).weights.get("float16", 0)
+    except ModelError:  # it is told where the model is opened
+        return len(content)
 
 
 def check_room(folder: Path, weights: int, copies: float) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from agent.optimise.inputs import inputs_of, prune_copies, tune_copies
+import pytest
+
+from agent.compute.infer.litert import load_runtime
+from agent.compute.tflite.read import read_modelfile
+from agent.optimise.inputs import inputs_of, prune_copies, trained_size, tune_copies
 from agent.optimise.recipe import PruneRecipe
 
 
@@ -28,3 +32,15 @@ def test_checkpoints_of_trainings_stay_while_the_next_one_is_replaced() -> None:
     assert tune_copies(2, channels) == 6.0 + 0.5 * (1.0 + 2.0) + 0.5 * 6.0, "rounds, anneal, and what is left"
     whole = PruneRecipe(structured=True, layers=("a*",), anneal_epochs=0.0)
     assert tune_copies(1, whole) == 3.0 + 1.0 + 6.0
+
+
+@pytest.mark.skipif(load_runtime()[0] != "litert", reason="models are written with LiteRT's schema")
+def test_float16_weights_are_trained_as_float32() -> None:
+    pytest.importorskip("torch", reason="models are made with the extra [optimise]")
+    from tests.support.float_models import classifier, float_file, halved
+
+    whole = float_file(classifier())
+    half = halved(whole)
+    assert len(half) < len(whole)
+    assert trained_size(half) >= trained_size(whole) == len(whole) > read_modelfile(whole).weights["float32"]
+    assert trained_size(b"no model") == 8
