@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from agent.compute.manifest import Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
@@ -72,8 +72,7 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
     check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
-    if fault := recipe.recipe.prune.fault():
-        raise ConfigError(f"{recipe.file.where('prune', 'over_layers')}: [prune] {fault}")
+    recipe.check_prune()
     settings_of(recipe.recipe, model.manifest.input, examples.shape, len(examples))
     if not recipe.recipe.prune.structured:
         recipe.check_prune_layers(_layers(model, module), "layer")

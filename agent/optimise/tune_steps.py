@@ -98,6 +98,8 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         CheckpointError: a checkpoint in `folder` belongs to another run.
     """
     file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
+    if request.module:
+        replace(file, recipe=_channels(file.recipe)).check_prune()
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()
     model = open_source(request.model, tell)
     if model.manifest.variants[0].after:

@@ -21,7 +21,6 @@ from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.graph.channels import ChannelGroup, channel_groups, without_channels
 from agent.optimise.pruning.connections import (
-    NEED_GRADIENTS,
     PruneHistory,
     PrunePoint,
     PruneSettings,
@@ -31,6 +30,7 @@ from agent.optimise.pruning.connections import (
     weight_importance,
 )
 from agent.optimise.pruning.teacher import to_learn
+from agent.optimise.recipe import NEED_GRADIENTS
 from agent.optimise.train import (
     Labels,
     Objective,

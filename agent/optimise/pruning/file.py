@@ -25,10 +25,10 @@ from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
 from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels
-from agent.optimise.pruning.connections import NEED_GRADIENTS, PruneHistory, PruneSettings, draw_curves, prune
+from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
 from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import Recipe
+from agent.optimise.recipe import NEED_GRADIENTS, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.train import TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
