@@ -24,6 +24,7 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.factory import fastest_device
 from agent.optimise.pruning.teacher import to_learn
 from agent.optimise.recipe import NEED_GRADIENTS, Importance
 from agent.optimise.train import (
@@ -34,7 +35,6 @@ from agent.optimise.train import (
     Test,
     TrainingSettings,
     evaluate,
-    fastest_device,
     fit,
 )
 from agent.structs import from_json
