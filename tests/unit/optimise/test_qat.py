@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
 pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
@@ -96,8 +98,8 @@ def test_a_checkpoint_of_another_run_is_refused(
 def test_a_checkpoint_of_other_classes_or_pictures_is_refused(
     found: QuantisedModel, examples: Examples, tmp_path: Path
 ) -> None:
-    def changed(**values: object) -> Examples:
-        content = {"x": pictures(64), "y": np.arange(64) % 2} | values
+    def changed(**values: NDArray[Any]) -> Examples:
+        content: dict[str, Any] = {"x": pictures(64), "y": np.arange(64) % 2, **values}
         np.savez(tmp_path / "examples.npz", **content)
         return read_examples(tmp_path / "examples.npz", model)
 
