@@ -256,7 +256,7 @@ def quantise_steps(
     allowed = with_allowed_loss(budget)
     always = method != "mixed" or budget == Budget()
     steps = [TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)]
-    if trains and trained_methods(method):
+    if trains and method != "dynamic":
         steps.append(TuningStep(f"train, {method}", train, always))
     return steps
 
