@@ -9,6 +9,8 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError, StorageError
 from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
 
+ENTRY = 512
+"""Bytes that a tensor takes in a checkpoint besides its numbers, at most."""
 # Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
 FIT_COPIES = 2 * 2.0
 """Copies for a training: the weights, and the momentum of each."""
@@ -86,11 +88,13 @@ def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -
 
 
 def trained_size(content: bytes) -> int:
-    """Return the bytes of a model file whose float16 weights are float32, as they are while they are trained."""
+    """Return the bytes of a model's weights in a checkpoint: float32 whatever the file has, with their names."""
     try:
-        return len(content) + read_modelfile(content).weights.get("float16", 0)
+        file = read_modelfile(content)
     except ModelError:  # it is told where the model is opened
         return len(content)
+    constants = {tensor.buffer for graph in file.subgraphs for tensor in graph.tensors if tensor.size}
+    return len(content) + file.weights.get("float16", 0) + ENTRY * len(constants)
 
 
 def check_room(folder: Path, weights: int, copies: float) -> None:

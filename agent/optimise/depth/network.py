@@ -18,13 +18,12 @@ from torch.nn import functional
 from agent.optimise.depth.stages import Stage
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
+from agent.optimise.inputs import ENTRY
 
 Tensor = Any
 _DENSE = "FULLY_CONNECTED"
 _NUMBER = 4
 """Bytes of a number."""
-_ENTRY = 512
-"""Bytes that a tensor takes in a checkpoint besides its numbers, at most."""
 _LEAST = 1e-6
 """Least deviation that something is divided by."""
 
@@ -244,7 +243,7 @@ def _named(layer: WeightedLayer) -> str:
 
 
 def _stored_size(tensors: Iterable[Tensor]) -> int:
-    return sum(one.nbytes + _ENTRY for one in tensors)
+    return sum(one.nbytes + ENTRY for one in tensors)
 
 
 def _unfolded_size(layer: WeightedLayer) -> int:
@@ -252,7 +251,7 @@ def _unfolded_size(layer: WeightedLayer) -> int:
     channels, features = layer.shape[layer.channel_axis], layer.size // layer.shape[layer.channel_axis]
     is_dense = layer.operation.kind == _DENSE
     numbers, entries = (layer.size + channels + 2 * features, 4) if is_dense else (6 * channels + 2, 7)
-    return _NUMBER * numbers + _ENTRY * entries
+    return _NUMBER * numbers + ENTRY * entries
 
 
 def _channels(layer: WeightedLayer) -> list[int]:
