@@ -5,6 +5,7 @@
     ├── SourceError          a camera, stream, file or folder cannot be opened or read
     ├── ModelError           a model file, its manifest, or the two together cannot be used
     │   ├── BackendError     a runtime or device cannot run a model that is itself sound
+    │   ├── CheckpointError  a checkpoint is none, or belongs to another run
     │   ├── DivergedError    the loss of a training is not finite any more
     │   └── ReportedError    a step has ended without a result that is of use, and its report says why
     ├── StorageError         a state folder, spool or file cannot be used
@@ -93,6 +94,10 @@ class ModelError(VedetteError):
 
 class BackendError(ModelError):
     """This machine cannot run a model that is itself sound."""
+
+
+class CheckpointError(ModelError):
+    """A file is no checkpoint, or that of another run: it stays, and the run must not go on without it."""
 
 
 class DivergedError(ModelError):

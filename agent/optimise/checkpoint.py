@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import torch
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from agent.errors import ModelError, StorageError, reason_of
+from agent.errors import CheckpointError, StorageError, reason_of
+from agent.optimise.data import Examples
 from agent.storage.files import refuse_special, write_atomic
 
 _FORMAT = 1
@@ -42,9 +43,20 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
         for one in settings
         for name, value in msgspec.to_builtins(one).items()
     }
-    key["pictures"] = f"{list(pictures.shape)}, CRC {_crc(pictures):08x}"
-    key["labels"] = f"{len(labels)}, CRC {_crc(labels):08x}"
-    return key | module_key(module)
+    return key | _data_key(pictures.shape, _crc(pictures), labels) | module_key(module)
+
+
+def examples_key(examples: Examples) -> dict[str, str]:
+    """Return the part of a run's key that tells its examples: what the model takes of each, and the classes."""
+    crc = 0
+    for index in range(len(examples)):
+        crc = _crc(examples.batch([index]), crc)
+    return _data_key((len(examples), *examples.shape), crc, examples.labels)
+
+
+def _data_key(shape: Sequence[int], crc: int, labels: NDArray[Any] | None) -> dict[str, str]:
+    told = "none" if labels is None else f"{len(labels)}, CRC {_crc(labels):08x}"
+    return {"pictures": f"{list(shape)}, CRC {crc:08x}", "labels": told}
 
 
 def module_key(module: Any) -> dict[str, str]:
@@ -56,8 +68,8 @@ def module_key(module: Any) -> dict[str, str]:
     return key | {"weights at the start": f"CRC {crc:08x}"}
 
 
-def _crc(values: NDArray[Any]) -> int:
-    return zlib.crc32(np.ascontiguousarray(values).data)
+def _crc(values: NDArray[Any], crc: int = 0) -> int:
+    return zlib.crc32(np.ascontiguousarray(values).data, crc)
 
 
 def write_checkpoint(path: Path, key: Key, state: Mapping[str, Any]) -> None:
@@ -87,7 +99,7 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "
 
     Raises:
         StorageError: it cannot be read.
-        ModelError: it is no checkpoint, or belongs to another run.
+        CheckpointError: it is no checkpoint, or belongs to another run.
     """
     refuse_special(path, StorageError)
     try:
@@ -97,9 +109,9 @@ def read_checkpoint(path: Path, key: Key, device: Any = "cpu", *, stale: str = "
     except OSError as error:
         raise StorageError(f"{path}: cannot be read: {reason_of(error)}") from error
     except Exception as error:  # what torch raises for a file of another kind has many classes
-        raise ModelError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
+        raise CheckpointError(f"{path}: is no checkpoint of a run: {_OTHER}") from error
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise ModelError(f"{path}: is no checkpoint of this version: {_OTHER}")
+        raise CheckpointError(f"{path}: is no checkpoint of this version: {_OTHER}")
     differing = _differing(key, found["key"])
     if stale and differing and all(name.startswith(stale) for name in differing):
         return None
@@ -116,4 +128,4 @@ def _check_key(path: Path, now: Key, then: Key) -> None:
     for name in _differing(now, then):
         was, is_ = then.get(name, "not there"), now.get(name, "not there")
         told = f"belongs to another run ({name} was {was}, is now {is_})"
-        raise ModelError(f"{path}: {told}: {_OTHER}")
+        raise CheckpointError(f"{path}: {told}: {_OTHER}")

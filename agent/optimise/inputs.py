@@ -5,9 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from agent.errors import ConfigError, StorageError
+from agent.compute.tflite.read import read_modelfile
+from agent.errors import ConfigError, ModelError, StorageError
 from agent.optimise.recipe import PruneRecipe, Recipe, read_recipe
 
+ENTRY = 512
+"""Bytes that a tensor takes in a checkpoint besides its numbers, at most."""
 # Copies of the weights that the checkpoints of a step take at most: while one is replaced, it is there twice.
 FIT_COPIES = 2 * 2.0
 """Copies for a training: the weights, and the momentum of each."""
@@ -28,8 +31,27 @@ def prune_copies(prune: PruneRecipe) -> float:
     anneal = FIT_COPIES if prune.anneal_epochs else 0.0
     if not prune.structured:
         return _ROUNDS_COPIES + max(_ROUNDS_COPIES, anneal)
-    left = 1 - prune.target if prune.layers == ("*",) else 1.0
-    return max(2.0, (1 + anneal) * left)
+    return max(2.0, (1 + anneal) * _left(prune))
+
+
+def _left(prune: PruneRecipe) -> float:
+    return 1 - prune.target if prune.layers == ("*",) else 1.0
+
+
+def tune_copies(trained: int, prune: PruneRecipe | None) -> float:
+    """Return how many copies of a model's weights the checkpoints of `tune` take at most; they stay to its end.
+
+    Args:
+        trained: number of quantised models that are trained, one after the other.
+        prune: how channels are pruned afterwards, with a training of what is left if one was trained; None: they
+            are not.
+    """
+    kept, replaced = trained * QAT_COPIES / 2, QAT_COPIES / 2
+    if prune is None:
+        return kept + replaced if trained else 0.0
+    pruned = (1 + (FIT_COPIES / 2 if prune.anneal_epochs else 0.0)) * _left(prune)
+    again = pruned + QAT_COPIES * _left(prune) if trained else 0.0
+    return kept + max(replaced if trained else 0.0, prune_copies(prune), again)
 
 
 def inputs_of(
@@ -63,6 +85,16 @@ def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -
     if not recipe.data.path or recipe_file is None:
         raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
     return recipe_file.parent / recipe.data.path
+
+
+def trained_size(content: bytes) -> int:
+    """Return the bytes of a model's weights in a checkpoint: float32 whatever the file has, with their names."""
+    try:
+        file = read_modelfile(content)
+    except ModelError:  # it is told where the model is opened
+        return len(content)
+    constants = {tensor.buffer for graph in file.subgraphs for tensor in graph.tensors if tensor.size}
+    return len(content) + file.weights.get("float16", 0) + ENTRY * len(constants)
 
 
 def check_room(folder: Path, weights: int, copies: float) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from agent.compute.manifest import Model
-from agent.errors import ConfigError, ModelError
+from agent.errors import ModelError
 from agent.optimise.data import Examples
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
@@ -17,6 +19,8 @@ from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantise import LayerBits, fixed_bits
 from agent.optimise.recipe import Method, RecipeFile
 from agent.optimise.recipe.budget import Budget
+from agent.optimise.tune import split
+from agent.text import plural
 
 _ALL = ("*",)
 _BYTES = {4: 0.5, 8: 1.0, 32: 4.0}
@@ -61,14 +65,14 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe: its patterns of layers are compared with the names that the network has.
 
     Raises:
-        ModelError: the examples have no classes, the network cannot be pruned, or module and model differ, as
-            with weights of another training.
+        ModelError: the examples have no classes or are all of one, the network cannot be pruned, or module and
+            model differ, as with weights of another training.
         ConfigError: a pattern matches no layer; with the place in the recipe. Or values do not go together.
     """
     if examples.kind != "classes":
         raise ModelError(f"{examples.description}: pruning trains, and needs examples with classes")
-    if fault := recipe.recipe.prune.fault():
-        raise ConfigError(f"{recipe.file.where('prune', 'over_layers')}: [prune] {fault}")
+    check_classes(examples, split(examples, recipe.recipe.data.held_out)[0])
+    recipe.check_prune()
     settings_of(recipe.recipe, model.manifest.input, examples.shape, len(examples))
     if not recipe.recipe.prune.structured:
         recipe.check_prune_layers(_layers(model, module), "layer")
@@ -76,6 +80,25 @@ def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: 
         recipe.check_prune_layers(_groups(module, examples.shape), "group of channels")
     if module is not None:
         check_same_outputs(module, model, examples)
+
+
+def check_classes(examples: Examples, seen: Examples) -> None:
+    """Check that a training can tell classes apart.
+
+    Args:
+        examples: all, for the message.
+        seen: those that it learns from.
+
+    Raises:
+        ModelError: they are all of one class.
+    """
+    if len(np.unique(np.asarray(examples.labels))) < 2:
+        raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
+    if len(np.unique(np.asarray(seen.labels))) < 2:
+        raise ModelError(
+            f"{examples.description}: the {plural(len(seen), 'example')} to learn from are all of one class: "
+            "give more of the others, or a smaller `held_out` in [data] of the recipe"
+        )
 
 
 def _groups(module: Any, shape: tuple[int, ...]) -> list[str]:

@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn import functional
 
 from agent.errors import DivergedError
-from agent.optimise.checkpoint import module_key, read_checkpoint, write_checkpoint
+from agent.optimise.checkpoint import Key as RunKey
+from agent.optimise.checkpoint import examples_key, module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
@@ -186,7 +187,7 @@ def train(
 
     Raises:
         DivergedError: the loss is not a number.
-        ModelError: the checkpoint belongs to another run.
+        CheckpointError: the checkpoint belongs to another run.
         StorageError: the checkpoint cannot be read or written.
     """
     torch.manual_seed(seed)
@@ -245,16 +246,18 @@ class _Run:
         logits: Sequence[int] = (),
     ) -> None:
         self._student, self._recipe, self._exits, self._logits = student, recipe, tuple(exits), tuple(logits)
+        self._examples, self._seed = examples, seed
         self._batches = _Batches(examples, recipe.batch, seed)
         self._optimiser = torch.optim.Adam(_groups(student, recipe), betas=(0.9, 0.99))
         self._peaks = [group["lr"] for group in self._optimiser.param_groups]
         self.losses: list[float] = []
-        self._key = module_key(student) | {
-            **{f"qat {name}": repr(value) for name, value in msgspec.to_builtins(recipe).items()},
-            "seed": str(seed),
-            "exits": str(self._exits),
-            "examples": f"{len(examples)}: {examples.description}",
-        }
+        self._key: RunKey = {}
+
+    def _run_key(self) -> RunKey:
+        """Return the key of the run, of which no step is done."""
+        settings = {f"qat {name}": repr(value) for name, value in msgspec.to_builtins(self._recipe).items()}
+        settings |= {"seed": str(self._seed), "exits": str(self._exits)}
+        return settings | examples_key(self._examples) | module_key(self._student)
 
     def step(self, number: int) -> None:
         """Do a step; what is random in it depends on the seed and its number alone."""
@@ -281,7 +284,8 @@ class _Run:
         write_checkpoint(path, self._key, state)
 
     def restore(self, path: Path) -> bool:
-        """Go on from a checkpoint; return False if there is none."""
+        """Go on from a checkpoint; return False if there is none. Is called before the first step."""
+        self._key = self._run_key()
         state = read_checkpoint(path, self._key)
         if state is None:
             return False

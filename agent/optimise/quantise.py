@@ -21,7 +21,7 @@ from agent.errors import ModelError
 from agent.models.version_writer import describe_numbers
 from agent.optimise.data import Examples
 from agent.optimise.graph.integers import Ends, IntegerPlan, IntegerWeights, Scale, from_range, write
-from agent.optimise.graph.objects import dump, graphs, load
+from agent.optimise.graph.objects import compact, dump, graphs, load
 from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.torch_graph import Key, TorchGraph, WeightedLayer, graphs_of
 from agent.optimise.quantisation.allocation import fits_int4, sensitivities
@@ -204,6 +204,8 @@ def float_file(content: bytes) -> bytes:
                 model.buffers.append(buffer)
                 tensor.buffer = len(model.buffers) - 1
                 graph.table.operators = [one for one in graph.operators if one is not operator]
+    if "float16" in read_modelfile(content).weights:
+        compact(model, merge=False)  # nothing reads the halves any more
     return rewrite(dump(model), _FUSIONS)[0]
 
 

@@ -204,8 +204,8 @@ def fit(
         progress: called after each step.
 
     Raises:
-        ModelError: pictures and labels do not fit each other or the module, the loss is not finite, or the
-            checkpoint belongs to another run.
+        ModelError: pictures and labels do not fit each other or the module, or the loss is not finite.
+        CheckpointError: the checkpoint belongs to another run.
         StorageError: the checkpoint cannot be read or written.
     """
     pictures, labels = np.ascontiguousarray(pictures), np.ascontiguousarray(labels, np.int64)

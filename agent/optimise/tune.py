@@ -26,7 +26,7 @@ from agent.compute.manifest import Manifest, Model
 from agent.compute.tflite.expand import expand_int4
 from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
-from agent.errors import ModelError, VedetteError
+from agent.errors import CheckpointError, ModelError, VedetteError
 from agent.models.library import installed_runtime
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, change, memory_mb, score, time_ms
@@ -185,6 +185,7 @@ def tune(
 
     Raises:
         ModelError: the model cannot be measured on these examples.
+        CheckpointError: a step refuses the checkpoint of another run.
     """
     run = _Run(model, examples, budget, target, meters, progress)
     for step in steps:
@@ -228,6 +229,8 @@ class _Run:
             return
         try:
             found = step.apply(self.state, self._progress)
+        except CheckpointError:
+            raise  # without its checkpoint the training would be left out, and hours of it lost
         except ModelError as error:
             self.failures.append(f"{step.name}: {error}")
             self._leave_out(step.name, str(error))

@@ -49,6 +49,11 @@ CHECKPOINTS = (
 """Files that steps may leave in the folder of a request: of quantised models that are trained, and of pruning."""
 
 
+def trained_methods(method: Method) -> tuple[Method, ...]:
+    """Return the methods whose models may be trained, one after the other, for the method of a recipe."""
+    return tuple(one for one in _METHODS.get(method, (method,)) if one != "dynamic")
+
+
 class TuneRequest(Struct, frozen=True):
     """What `vedette optimise tune` is asked to do.
 
@@ -90,8 +95,11 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
 
     Raises:
         ModelError: the model or the examples cannot be used. ConfigError: the recipe or the budget cannot.
+        CheckpointError: a checkpoint in `folder` belongs to another run.
     """
     file = read_recipe(request.recipe) if request.recipe else parse_recipe("", "")
+    if request.module:
+        replace(file, recipe=_channels(file.recipe)).check_prune()
     budget = parse_budget(text) if (text := request.budget or file.recipe.quantise.budget) else Budget()
     model = open_source(request.model, tell)
     if model.manifest.variants[0].after:

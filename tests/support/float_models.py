@@ -46,6 +46,29 @@ def float_file(module: Any, mean: float = 128.0, std: float = 64.0) -> bytes:
     return float_tflite(module, (SIDE, SIDE, 3), mean=mean, std=std)
 
 
+def halved(content: bytes) -> bytes:
+    """Return a float file with its constants as float16, each behind a DEQUANTIZE, as converters write it."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    from agent.optimise.graph.objects import Graph, compact, dump, load
+
+    model = load(content)
+    graph = Graph(model, model.subgraphs[0])
+    for index in range(len(graph.table.tensors)):
+        value = graph.constant(index)
+        if value is None or value.dtype != np.float32:
+            continue
+        half = graph.add_constant(index, value.astype(np.float16))
+        graph.tensor(half).type, graph.tensor(half).name = schema.TensorType.FLOAT16, f"half_{index}".encode()
+        graph.tensor(index).buffer = 0
+        operator = schema.OperatorT()
+        operator.opcodeIndex = graph.code(schema.BuiltinOperator.DEQUANTIZE, 3)
+        operator.inputs, operator.outputs = [half], [index]
+        graph.operators.insert(0, operator)
+    compact(model)
+    return dump(model)
+
+
 def pictures(count: int, seed: int = 0) -> NDArray[np.uint8]:
     """Return pictures of blobs of one of four kinds, uint8 [count, SIDE, SIDE, 3]: number modulo 4."""
     random = np.random.default_rng(seed)

@@ -78,7 +78,8 @@ def deepen_and_write(name: str, out: Path, options: DepthOptions) -> None:
     _check(name, out, folder, options)
     recipe = _recipe(options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
-        check_model_room(folder, name, FIT_COPIES)
+        if recipe.depth.epochs:
+            check_model_room(folder, name, FIT_COPIES)  # and with the heads as soon as they are known
         found = _deepened(name, recipe, folder, options)
         others = {_CHART: calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
         report = msgspec.to_builtins(found.report)

@@ -70,6 +70,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     folder = options.work or out.with_suffix(".work")
     _check(name, out, folder, options)
     recipe = read_recipe(options.recipe) if options.recipe else parse_recipe("", "")
+    recipe.check_prune()
     model = open_source(name, _tell)
     examples = _examples(model, recipe.recipe, options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):

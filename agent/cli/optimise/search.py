@@ -53,6 +53,10 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print
             found = search(request, show_progress, _tell)
+    except KeyboardInterrupt:
+        if request.folder.exists():  # else the study is not begun
+            _tell(f"interrupted: the same command goes on from {request.study}")
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
         show_progress("")

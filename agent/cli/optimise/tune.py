@@ -16,11 +16,11 @@ from agent.cli.optimise.work import check_model_room, files_of, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError
 from agent.models.version_writer import check_version, refuse_inputs, write_version
-from agent.optimise.inputs import QAT_COPIES, inputs_of, prune_copies
+from agent.optimise.inputs import inputs_of, tune_copies
 from agent.optimise.recipe import Recipe, read_recipe
 from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
 from agent.optimise.tune import TunedModel
-from agent.optimise.tune_steps import CHECKPOINTS, TuneRequest, tune_file
+from agent.optimise.tune_steps import CHECKPOINTS, TuneRequest, trained_methods, tune_file
 from agent.storage.files import remove
 from agent.text import plain
 
@@ -40,6 +40,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
 
     Raises:
         ModelError: the model cannot be tuned, or a file is there already.
+        CheckpointError: a checkpoint in the folder belongs to another run; it stays there.
         ReportedError: the budget is not met, or no step helps and one has failed.
     """
     module, weights = request.module, request.weights
@@ -48,8 +49,8 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
     folder = work or out.with_suffix(".work")
     refuse_inputs(files_of(folder, CHECKPOINTS), [Path(request.model), *inputs])
     with work_folder(folder, CHECKPOINTS):
-        if request.qat or request.module:
-            check_model_room(folder, request.model, _copies(request))
+        if copies := _copies(request):
+            check_model_room(folder, request.model, copies)
         found = _tuned(replace(request, folder=folder))
         report = found.report
         print_json(report) if as_json else _print(report)
@@ -63,10 +64,10 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
 
 
 def _copies(request: TuneRequest) -> float:
-    """Return how many copies of the model's weights the checkpoints take; those of quantised models stay."""
+    """Return how many copies of the model's weights the checkpoints of all steps take; 0: there are none."""
     recipe = read_recipe(request.recipe).recipe if request.recipe else Recipe()
-    pruning = prune_copies(replace(recipe.prune, structured=True)) if request.module else 0.0
-    return pruning + (QAT_COPIES if request.qat else 0.0)
+    methods = trained_methods(recipe.quantise.method) if request.qat else ()
+    return tune_copies(len(methods), replace(recipe.prune, structured=True) if request.module else None)
 
 
 def _tuned(request: TuneRequest) -> TunedModel:

@@ -12,8 +12,8 @@ import click
 from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
 from agent.errors import DivergedError
-from agent.models.files import model_path
-from agent.optimise.inputs import check_room
+from agent.models.files import load_file
+from agent.optimise.inputs import check_room, trained_size
 from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
@@ -67,12 +67,12 @@ def check_model_room(folder: Path, name: str, copies: float) -> None:
     Args:
         folder: of the checkpoint; it exists.
         name: name or path of the model.
-        copies: of the model's weights that the checkpoints take, see `agent.optimise.inputs`.
+        copies: of the model's weights, as float32, that the checkpoints take, see `agent.optimise.inputs`.
 
     Raises:
-        StorageError: too little is free.
+        ModelError: the model cannot be read. StorageError: too little is free.
     """
-    check_room(folder, model_path(name).stat().st_size, copies)
+    check_room(folder, trained_size(load_file(name)[0]), copies)
 
 
 def _versions(files: Sequence[Path]) -> dict[Path, int]:

@@ -38,6 +38,7 @@ from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, SourceError
 from agent.optimise.data.layouts import DataFile, FoundData, ObjectBoxes, read_data
+from agent.optimise.data.sizes import Size, SizeRemarks, resized, upright
 from agent.text import plain, plural
 from agent.types import Array, ChannelOrder, Image
 
@@ -254,41 +255,36 @@ class Examples:
         return () if self._has_values else self._reshaped(first.shape)
 
     def _check_files(self, pictures: Sequence[tuple[str, DataFile]]) -> tuple[str, ...]:
-        height, width = self.shape[:2]
         first, alike = b"", True
-        small: dict[str, list[str]] = {"enlarged": [], "stretched": []}
+        sizes = SizeRemarks(self._size, letterbox=self._is_letterboxed)
         for row in self._rows:
             name, file = pictures[row]
             content, shown = file.read(), f"{self._path}: {plain(name)}"
             try:
-                _decode(content, shown, _PREVIEW)
+                preview = _decode(content, shown, _PREVIEW)
             except ModelError:
-                _decode(content, shown)  # less than eight pixels have no preview
+                preview = _decode(content, shown)  # less than eight pixels have no preview
             first = first or content
             alike = alike and content == first
-            size = header_size(content) or (width, height)
-            if (verb := self._resized(size[1], size[0])) in small:
-                small[verb].append(f"{plain(name)} of {size[1]}×{size[0]}")
+            if (size := header_size(content)) is not None:
+                sizes.add(plain(name), upright(size[::-1], preview.shape[:2]))
         if alike:
             raise self._all_alike()
-        of = f"of {plural(len(self), 'picture')} are smaller than {height}×{width}"
-        return tuple(
-            f"{self._path}: {len(names)} {of}, such as {names[0]}: they are {verb}"
-            for verb, names in small.items()
-            if names
-        )
+        return tuple(f"{self._path}: {line}" for line in sizes.lines(len(self)))
+
+    @property
+    def _size(self) -> Size:
+        return self.shape[0], self.shape[1]
+
+    @property
+    def _is_letterboxed(self) -> bool:
+        return self._preparation.resize == "letterbox"
 
     def _all_alike(self) -> ModelError:
         return ModelError(
             f"{self._path}: all {len(self)} examples are the same: give some that differ as those do that the "
             "model will see"
         )
-
-    def _resized(self, height: int, width: int) -> str:
-        """Return what is done to a picture of this size; empty: nothing."""
-        smaller = height < self.shape[0] or width < self.shape[1]
-        larger = height > self.shape[0] or width > self.shape[1]
-        return "stretched" if smaller and larger else "enlarged" if smaller else "reduced" if larger else ""
 
     def _reshaped(self, found: tuple[int, ...]) -> tuple[str, ...]:
         """Return a remark on pictures of an array that are of another shape than the model's input."""
@@ -298,7 +294,7 @@ class Examples:
             parts.append((plural(found[2], "channel"), plural(channels, "channel")))
         if not parts:
             return ()
-        verb = self._resized(found[0], found[1]) or "made"
+        verb = " and ".join(resized((found[0], found[1]), self._size, letterbox=self._is_letterboxed)) or "made"
         before, after = (", ".join(one) for one in zip(*parts, strict=True))
         to = "to " if verb != "made" else ""
         return (f"{self._path}: pictures of {before}{',' * (len(parts) - 1)} are {verb} {to}{after}",)

@@ -32,6 +32,8 @@ from agent.optimise.depth.network import ExitNetwork
 from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
 from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
 from agent.optimise.evaluate import score, wilson
+from agent.optimise.inputs import check_room
+from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -100,7 +102,7 @@ def make_cascade(
 
     Raises:
         ModelError: the model or the examples cannot be used, or there is no place for an exit.
-        StorageError: a checkpoint cannot be read or written.
+        StorageError: a checkpoint cannot be read or written, or has no room.
     """
     base = backbone(model.content)
     doubts = _doubts(model, parts.thresholds)
@@ -112,6 +114,8 @@ def make_cascade(
     whole, stages = add_exits(base, places, grid=recipe.depth.grid, bands=recipe.depth.bands)
     network = ExitNetwork(whole, stages)
     settings = ExitSettings(recipe.depth.epochs, recipe.depth.taught, recipe.depth.loss)
+    if folder is not None:
+        _check_room(network, folder, joint=settings.epochs > 0)
     training = training_settings(recipe, model.manifest.input, parts.training.shape, len(parts.training))
     data, test = (_data(one, model) for one in parts[:2])
     found = train_exits(network, data, test, settings, training, folder=folder, progress=progress)
@@ -120,6 +124,12 @@ def make_cascade(
     manifest = _manifest(model.manifest, content, stages, places, base)
     made = _calibrated(model, content, manifest, parts, recipe, command, progress)
     return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks)))
+
+
+def _check_room(network: ExitNetwork, folder: Path, *, joint: bool) -> None:
+    """Check that the checkpoints have room; that of the heads stays beside that of the joint training."""
+    heads, state = network.checkpoint_sizes()
+    check_room(folder, heads + (2 * state if joint else 0), 1.0)
 
 
 def _doubts(model: Model, examples: Examples) -> tuple[str, ...]:
@@ -137,13 +147,14 @@ def cascade_parts(examples: Examples, recipe: Recipe) -> CascadeParts:
     """Return a part of the examples for training; of those held out, one half each for the other two purposes.
 
     Raises:
-        ModelError: the examples have no classes, are no pictures, or too few.
+        ModelError: the examples have no classes, are all of one, are no pictures, or too few.
     """
     if examples.kind != "classes" or examples.labels is None:
         raise ModelError(f"{examples.description}: exits are trained, and need examples with classes")
     if len(examples.shape) != 3 or examples.shape[2] not in (1, 3):
         raise ModelError(f"an input is {list(examples.shape)}: exits are trained on pictures only")
     seen, held = held_out(examples, recipe.data.held_out)
+    check_classes(examples, seen)
     tuned, measured = held_out(held, 0.5)
     if len(tuned) < FEWEST:
         raise ModelError(

@@ -155,8 +155,13 @@ def _content(table: Any) -> tuple[Any, ...]:
     return (*(None if one is None else np.asarray(one).tobytes() for one in vectors), table.quantizedDimension)
 
 
-def compact(model: Any) -> None:
-    """Drop unused tensors, operator codes and buffers; merge buffers of equal bytes. The rest is renumbered."""
+def compact(model: Any, *, merge: bool = True) -> None:
+    """Drop unused tensors, operator codes and buffers; merge buffers of equal bytes. The rest is renumbered.
+
+    Args:
+        model: in object form.
+        merge: False: buffers of equal bytes stay apart, such as biases that a training will change.
+    """
     for number, graph in enumerate(model.subgraphs):
         _drop_tensors(model, number, graph)
     operators = [operator for graph in model.subgraphs for operator in graph.operators]
@@ -164,7 +169,7 @@ def compact(model: Any) -> None:
     model.operatorCodes = [model.operatorCodes[index] for index in used]
     for operator in operators:
         operator.opcodeIndex = used.index(operator.opcodeIndex)
-    _merge_buffers(model)
+    _collect_buffers(model, merge=merge)
 
 
 def _drop_tensors(model: Any, number: int, graph: Any) -> None:
@@ -185,15 +190,16 @@ def _drop_tensors(model: Any, number: int, graph: Any) -> None:
         end.tensorIndex = numbers[end.tensorIndex]
 
 
-def _merge_buffers(model: Any) -> None:
-    """Keep one buffer for all tensors of one type with equal bytes, since weights of one type may be expanded."""
+def _collect_buffers(model: Any, *, merge: bool) -> None:
+    """Drop unused buffers. Merged is what tensors of one type have: weights of one type may be expanded."""
     kept: list[Any] = [schema.BufferT()]
-    numbers: dict[tuple[int, bytes], int] = {}
+    numbers: dict[tuple[int, int, bytes], int] = {}
 
     def number(old: int, kind: int) -> int:
         data = model.buffers[old].data
-        key = (kind, b"" if data is None else np.asarray(_as_array(data), np.uint8).tobytes())
-        if key[1] and key not in numbers:
+        content = b"" if data is None else np.asarray(_as_array(data), np.uint8).tobytes()
+        key = (kind, 0 if merge else old, content)
+        if content and key not in numbers:
             numbers[key] = len(kept)
             kept.append(model.buffers[old])
         return numbers.get(key, 0)

@@ -22,7 +22,6 @@ from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.factory import fastest_device
 from agent.optimise.graph.channels import ChannelGroup, channel_groups, without_channels
 from agent.optimise.pruning.connections import (
-    NEED_GRADIENTS,
     PruneHistory,
     PrunePoint,
     PruneSettings,
@@ -32,6 +31,7 @@ from agent.optimise.pruning.connections import (
     weight_importance,
 )
 from agent.optimise.pruning.teacher import to_learn
+from agent.optimise.recipe import NEED_GRADIENTS
 from agent.optimise.train import (
     Labels,
     Objective,

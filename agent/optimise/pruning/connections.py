@@ -14,7 +14,7 @@ import io
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import torch
@@ -26,6 +26,7 @@ from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.factory import fastest_device
 from agent.optimise.pruning.teacher import to_learn
+from agent.optimise.recipe import NEED_GRADIENTS, Importance
 from agent.optimise.train import (
     Labels,
     Objective,
@@ -38,8 +39,6 @@ from agent.optimise.train import (
 )
 from agent.structs import from_json
 
-Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
-NEED_GRADIENTS = ("gradient*weight", "gradient/weight")
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 _KEPT = 0.02
 """Share of the weights of each layer that stay in any case: a layer without any would end the signal."""

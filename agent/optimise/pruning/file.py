@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 
 from agent.compute.infer.session import Session
 from agent.compute.manifest import InputManifest, Model
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.optimise.augment import Augmentation, Normalisation
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, open_content, outputs_of, score, time_ms
 from agent.optimise.pruning.channels import ROUND_FACTOR, prune_channels
-from agent.optimise.pruning.connections import NEED_GRADIENTS, PruneHistory, PruneSettings, draw_curves, prune
+from agent.optimise.pruning.connections import PruneHistory, PruneSettings, draw_curves, prune
 from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
-from agent.optimise.recipe import Recipe
+from agent.optimise.recipe import NEED_GRADIENTS, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
 from agent.optimise.train import TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
@@ -306,7 +307,7 @@ def _report(
         command=command,
         examples=examples.description,
         steps=(before, after),
-        remarks=(*_remarks(before, after), *examples.remarks),
+        remarks=(*_remarks(before, after), *_widened(model.content), *examples.remarks),
     )
 
 
@@ -322,6 +323,12 @@ def _remarks(before: StepResult, after: StepResult) -> Iterator[str]:
     limit = 1 - _NOISE
     if after.size > limit * before.size and after.latency_ms > limit * before.latency_ms:
         yield "the file is neither smaller nor faster on this machine: channels would have to go (`structured`)"
+
+
+def _widened(content: bytes) -> Iterator[str]:
+    """Yield why the file of a model with float16 weights is larger than before."""
+    if read_modelfile(content).weights.get("float16"):
+        yield "float16 weights are trained as float32, and written so, twice as large: quantise the file"
 
 
 def _step(name: str, content: bytes, found: Score, latency_ms: float) -> StepResult:

@@ -22,6 +22,7 @@ from agent.structs import convert
 
 Method = Literal["int8", "dynamic", "int4", "mixed"]
 Importance = Literal["gradient*weight", "weight", "gradient/weight", "random"]
+NEED_GRADIENTS: tuple[Importance, ...] = ("gradient*weight", "gradient/weight")
 Objective = Literal["accuracy", "latency", "size"]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 Count = Annotated[int, Meta(ge=1, le=2**31)]
@@ -102,9 +103,11 @@ class PruneRecipe(Struct, frozen=True, forbid_unknown_fields=True):
         return self.importance or ("gradient*weight" if self.structured else "weight")
 
     def fault(self) -> str:
-        """Say what does not go together; empty: all does."""
+        """Say what does not go together, the key first; empty: all does."""
         if self.over_layers and not self.structured:
             return "over_layers: is for channels, with structured = true; connections are always compared so"
+        if self.ranked_by in NEED_GRADIENTS and not self.round_steps:
+            return f"round_steps: expected 1 or more, since {self.ranked_by} needs gradients, got 0"
         return ""
 
 
@@ -298,6 +301,15 @@ class RecipeFile(Struct, frozen=True):
         if faults:
             raise ConfigError("\n".join(faults))
         return found
+
+    def check_prune(self) -> None:
+        """Check that the values of `[prune]` go together, for a step that prunes.
+
+        Raises:
+            ConfigError: they do not; with the line of the key.
+        """
+        if fault := self.recipe.prune.fault():
+            raise ConfigError(f"{self.file.where('prune', fault.partition(':')[0])}: [prune] {fault}")
 
     def check_prune_layers(self, names: Sequence[str], what: str) -> None:
         """Check that each pattern of `[prune] layers` matches a name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="steps need the extra [optimise]")
@@ -16,12 +17,12 @@ if load_runtime()[0] != "litert":
 
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_whole_model
-from agent.optimise.data import read_examples
-from agent.optimise.preflight import check_layers, check_pruning
+from agent.optimise.data import Examples, read_examples
+from agent.optimise.preflight import check_classes, check_layers, check_pruning
 from agent.optimise.quantise import quantise, read_layers
 from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
-from tests.support.float_models import classifier, float_file, write_examples, write_model
+from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
 
 
 @pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
@@ -65,7 +66,9 @@ def test_a_pattern_that_prunes_nothing_is_told_with_its_line(tmp_path: Path) -> 
         with pytest.raises(ConfigError, match=r"r\.toml:3: .*'stm\*' matches no .* there are: .*stem"):
             check_pruning(model, module, examples, parse_recipe(rules, "r.toml"))
     idle = parse_recipe("[prune]\nstructured = true\nround_steps = 0", "r.toml")
-    with pytest.raises(ConfigError, match="round_steps"):
+    with pytest.raises(
+        ConfigError, match=r"r\.toml:3: \[prune\] round_steps: .*gradient\*weight needs gradients"
+    ):
         check_pruning(model, module, examples, idle)
     with pytest.raises(ConfigError, match=r"r\.toml:2: \[prune\] over_layers: .*structured = true"):
         check_pruning(model, module, examples, parse_recipe("[prune]\nover_layers = true", "r.toml"))
@@ -83,3 +86,18 @@ def test_weights_of_another_training_are_told_before_the_work(tmp_path: Path) ->
     recipe = parse_recipe("[prune]\nstructured = true", "r.toml")
     with pytest.raises(ModelError, match="made from this module and these weights"):
         check_pruning(model, other, examples, recipe)
+
+
+def test_examples_of_one_class_are_refused_before_they_wreck_a_model(tmp_path: Path) -> None:
+    def examples(*classes: int) -> Examples:
+        np.savez(tmp_path / "x.npz", x=pictures(len(classes)), y=np.array(classes))
+        return read_examples(tmp_path / "x.npz", model)
+
+    module, recipe = classifier(), parse_recipe("", "r.toml")
+    model = open_whole_model(str(write_model(tmp_path, float_file(module))))
+    with pytest.raises(ModelError, match="all of one class"):
+        check_pruning(model, module, examples(*[0] * 16), recipe)
+    both = examples(*[0] * 15, 1)
+    check_classes(both, both.take(range(8, 16)))
+    with pytest.raises(ModelError, match="15 examples to learn from are all of one class"):
+        check_classes(both, both.take(range(15)))

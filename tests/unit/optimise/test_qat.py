@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="training needs the extra [optimise]")
 pytest.importorskip("highspy", reason="choosing bits needs the extra [optimise]")
 
 from msgspec.structs import replace
 
-from agent.errors import DivergedError, ModelError, StorageError
+from agent.errors import CheckpointError, DivergedError, ModelError, StorageError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.qat import TrainedModel, objective, train
 from agent.optimise.quantise import QuantisedModel, quantise
 from agent.optimise.recipe import QatRecipe, QuantiseRecipe
-from tests.support.float_models import classifier, float_file, write_examples, write_model
+from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
 
 torch.set_num_threads(1)
 BRIEF = QatRecipe(steps=14, batch=16)
@@ -91,6 +93,24 @@ def test_a_checkpoint_of_another_run_is_refused(
     trained(found, examples, checkpoint=tmp_path / "qat")
     with pytest.raises(ModelError, match=r"another run \(qat learning_rate was 0.02, is now 0.01\)"):
         trained(found, examples, replace(BRIEF, learning_rate=0.01), checkpoint=tmp_path / "qat")
+
+
+def test_a_checkpoint_of_other_classes_or_pictures_is_refused(
+    found: QuantisedModel, examples: Examples, tmp_path: Path
+) -> None:
+    def changed(**values: NDArray[Any]) -> Examples:
+        content: dict[str, Any] = {"x": pictures(64), "y": np.arange(64) % 2, **values}
+        np.savez(tmp_path / "examples.npz", **content)
+        return read_examples(tmp_path / "examples.npz", model)
+
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    recipe = replace(BRIEF, steps=1)
+    trained(found, changed(), recipe, checkpoint=tmp_path / "qat")
+    with pytest.raises(CheckpointError, match=r"another run \(labels was 64, CRC"):
+        trained(found, changed(y=1 - np.arange(64) % 2), recipe, checkpoint=tmp_path / "qat")
+    with pytest.raises(CheckpointError, match=r"another run \(pictures was \[64, .*CRC"):
+        trained(found, changed(x=pictures(64, seed=1)), recipe, checkpoint=tmp_path / "qat")
+    trained(found, changed(), recipe, checkpoint=tmp_path / "qat")
 
 
 def test_a_training_that_diverges_leaves_no_checkpoint(

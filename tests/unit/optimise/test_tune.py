@@ -10,7 +10,7 @@ import pytest
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import Model
 from agent.compute.tflite.read import read_modelfile
-from agent.errors import ModelError
+from agent.errors import CheckpointError, ModelError
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score
 from agent.optimise.profile import ModelProfile
@@ -113,6 +113,14 @@ def test_what_cannot_be_applied_is_reported_and_the_next_step_goes_on() -> None:
     assert found.content == INT8
     assert step_of(found, "fail").notes == ("the model has custom operations",)
     assert found.report.steps[2].notes == ("nothing to do",)
+
+
+def test_a_checkpoint_that_a_step_refuses_ends_the_run() -> None:
+    def refusing(state: ModelState, progress: Progress) -> ModelState:
+        raise CheckpointError("int8.checkpoint: belongs to another run")
+
+    with pytest.raises(CheckpointError):
+        tuned(TuningStep("train", refusing), gives(INT8))
 
 
 def test_a_step_for_the_budget_is_left_out_when_it_is_met() -> None:

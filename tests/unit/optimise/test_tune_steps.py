@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
 from agent.compute.tflite.read import read_modelfile
-from agent.errors import ConfigError, ModelError
+from agent.errors import CheckpointError, ConfigError, ModelError
 from agent.models.library import open_manifest
 from agent.optimise import tune_steps
 from agent.optimise.data import Examples, read_examples
@@ -132,6 +132,25 @@ def test_pruning_without_its_module_is_not_needed_when_a_budget_is_met(
 def test_a_model_that_is_fused_already_stays_as_it_is(model: Model) -> None:
     state = ModelState(model.content, model.content)
     assert fuse("m").apply(state, quiet).content == model.content
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_stays(
+    folder: Path, model: Model, seen: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(content: bytes, *_: object, **__: object) -> Score:
+        return Score("top-1", 1.0 if content == model.content else 0.9, 160)
+
+    monkeypatch.setattr(tune_steps, "score", told)
+    (tmp_path / "int8.checkpoint").write_bytes(b"notes")
+    file, begin = parse_recipe("[quantise]\nexamples = 32", "r"), ModelState(model.content, model.content)
+    with pytest.raises(CheckpointError, match=r"int8\.checkpoint: is no checkpoint"):
+        quantise_steps(model, [seen], file, Budget(), "int8", folder=tmp_path)[1].apply(begin, quiet)
+    (tmp_path / "rounds.checkpoint").write_bytes(b"notes")
+    asked = request(folder, module=f"{folder / 'net.py'}:make", weights=folder / "net.pt")
+    asked = replace(asked, folder=tmp_path)
+    with pytest.raises(CheckpointError, match=r"rounds\.checkpoint: is no checkpoint"):
+        prune_step(model, seen, RECIPE, asked, Budget()).apply(begin, quiet)
+    assert [one.read_bytes() for one in tmp_path.iterdir()] == [b"notes"] * 2
 
 
 def test_int8_weights_are_made_of_the_float_model(model: Model, seen: Examples) -> None:

@@ -129,6 +129,17 @@ def test_a_recipe_that_matches_no_layer_is_an_error(folder: Path) -> None:
     assert not (folder / "new.tflite").exists()
 
 
+def test_values_that_do_not_go_together_are_told_with_their_line_before_the_examples_are_read(
+    folder: Path,
+) -> None:
+    keys = '[prune]\nimportance = "gradient*weight"\nround_steps = 0\n'
+    (folder / "recipe.toml").write_text(keys)
+    (folder / "data.npz").write_bytes(b"broken")
+    done = call(folder)
+    assert done.exit_code == 1
+    assert "recipe.toml:3: [prune] round_steps: expected 1 or more" in said(done)
+
+
 def test_results_that_are_there_are_replaced_by_force_only(folder: Path) -> None:
     (folder / "new.png").write_bytes(b"mine")
     done = call(folder)

@@ -294,7 +294,9 @@ def test_ctrl_c_puts_the_trial_back_and_the_same_command_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr("agent.optimise.search.candidate.SearchCandidate._finish", interrupt)
-        assert search(folder, "--trials", 1).exit_code == 130
+        done = search(folder, "--trials", 1)
+        assert done.exit_code == 130
+        assert "interrupted: the same command goes on from" in said(done)
     (trial,) = json.loads(search(folder, "--trials", 1, "--json").stdout)["trials"]
     assert trial["state"] == "complete"
     assert trial["origin"] < trial["number"]

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from agent.cli.main import vedette
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import Model
-from agent.errors import ModelError
+from agent.errors import CheckpointError, ModelError
 from agent.models.library import look_up
 
 if load_runtime()[0] != "litert":
@@ -152,6 +152,22 @@ def test_a_step_that_failed_is_told_when_nothing_is_written(
     assert done.exit_code == 1
     assert "quantise, int8: the model is quantised already" in said(done)
     assert written(folder) == []
+
+
+def test_a_checkpoint_that_is_refused_stays_and_nothing_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(state: ModelState, progress: Progress) -> ModelState:
+        raise CheckpointError("int8.checkpoint: belongs to another run")
+
+    monkeypatch.setattr(tune_steps, "steps_of", lambda *_: [TuningStep("train, int8", refusing)])
+    checkpoint = folder / "out.work" / "int8.checkpoint"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"hours of work")
+    done = call(folder, "--data", str(folder / "x.npz"))
+    assert (done.exit_code, checkpoint.read_bytes()) == (1, b"hours of work")
+    assert "int8.checkpoint: belongs to another run" in said(done)
+    assert written(folder) == ["out.work"]
 
 
 def test_few_examples_are_refused(folder: Path) -> None:

@@ -400,7 +400,9 @@ def test_boxes_need_a_decoder(tmp_path: Path) -> None:
     [
         ((3, 3, 1), f"3×3, 1 channel, are enlarged to {SIDE}×{SIDE}, 3 channels"),
         ((SIDE, SIDE, 1), "1 channel are made 3 channels"),
-        ((2 * SIDE, SIDE, 3), f"{2 * SIDE}×{SIDE} are reduced to {SIDE}×{SIDE}"),
+        ((2 * SIDE, SIDE, 3), f"{2 * SIDE}×{SIDE} are reduced and stretched to {SIDE}×{SIDE}"),
+        ((2 * SIDE, 2 * SIDE, 3), f"{2 * SIDE}×{2 * SIDE} are reduced to {SIDE}×{SIDE}"),
+        ((3, 4, 3), f"3×4 are enlarged and stretched to {SIDE}×{SIDE}"),
         ((2 * SIDE, SIDE // 2, 3), f"{2 * SIDE}×{SIDE // 2} are stretched to {SIDE}×{SIDE}"),
         ((SIDE, SIDE, 3), ""),
     ],
@@ -415,17 +417,25 @@ def test_pictures_of_an_array_that_have_another_shape_are_remarked(
     assert bool(told) == bool(remarks)
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "verb"), [(5, 4, "enlarged"), (SIDE, 4, "enlarged"), (5, 2 * SIDE, "stretched")]
-)
-def test_small_pictures_in_files_are_remarked(tmp_path: Path, height: int, width: int, verb: str) -> None:
+def test_pictures_in_files_that_are_enlarged_or_stretched_are_remarked(tmp_path: Path) -> None:
+    def remarks(height: int, width: int, model: Model = MODEL) -> list[str]:
+        for colour in COLOURS:
+            for file in (folder / colour).iterdir():
+                even = cv2.resize(picture(colour), (3 * SIDE, 3 * SIDE))
+                file.write_bytes(cv2.imencode(".png", even)[1].tobytes())
+        other = cv2.resize(picture(COLOURS[0]), (width, height))
+        (folder / COLOURS[0] / "0.png").write_bytes(cv2.imencode(".png", other)[1].tobytes())
+        return [one.partition("1 of 12 pictures ")[2] for one in read_examples(folder, model).remarks]
+
     folder = by_class(tmp_path / "pictures")
-    assert read_examples(folder, MODEL).remarks == ()
-    small = cv2.resize(picture(COLOURS[0]), (width, height))
-    (folder / COLOURS[0] / "0.png").write_bytes(cv2.imencode(".png", small)[1].tobytes())
-    (remark,) = read_examples(folder, MODEL).remarks
-    assert f"1 of 12 pictures are smaller than {SIDE}×{SIDE}" in remark
-    assert f"0.png of {height}×{width}: they are {verb}" in remark
+    enlarged, stretched = f"are smaller than {SIDE}×{SIDE}", f"have other proportions than {SIDE}×{SIDE}"
+    assert remarks(5, 5) == [f"{enlarged}, such as red/0.png of 5×5: they are enlarged"]
+    wide, tall = 4 * SIDE, 2 * SIDE
+    assert remarks(tall, wide) == [f"{stretched}, such as red/0.png of {tall}×{wide}: they are stretched"]
+    assert [one.partition(",")[0] for one in remarks(5, 4)] == [enlarged, stretched]
+    assert remarks(3 * SIDE, 3 * SIDE) == []
+    boxed = replace(MODEL, manifest=replace(MANIFEST, input=replace(MANIFEST.input, resize="letterbox")))
+    assert remarks(tall, wide, boxed) == []
 
 
 def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:

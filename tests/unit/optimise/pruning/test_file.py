@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch", reason="pruning needs the extra [optimise]"
 
 from agent.compute.infer.litert import load_runtime
 from agent.compute.manifest import InputManifest, Model
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_manifest
 from agent.optimise.data import read_examples
@@ -32,6 +33,7 @@ from agent.optimise.pruning.network import of_file, of_module
 from agent.optimise.recipe import DataRecipe, PruneRecipe, Recipe, TrainRecipe
 from agent.optimise.report import StepResult
 from agent.optimise.train import fit
+from tests.support.float_models import halved
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
 
@@ -117,6 +119,16 @@ def test_the_graph_of_a_file_is_pruned_without_a_module(model: Model, data: Path
     weights = of_file(result.content, "pruned").weights
     zeros = sum(int((one == 0).sum()) for one in weights.values())
     assert zeros == round(0.5 * sum(one.numel() for one in weights.values()))
+
+
+def test_of_float16_weights_nothing_but_float32_is_written_and_that_is_told(model: Model, data: Path) -> None:
+    half = replace(model, content=halved(model.content))
+    result = prune_model(half, None, read_examples(data, half), RECIPE)
+    found = read_modelfile(result.content)
+    assert "float16" not in found.weights
+    assert not [one.name for one in found.subgraphs[0].tensors if one.dtype == "float16"]
+    assert len(result.content) <= 1.05 * len(model.content)
+    assert any("float16" in one for one in result.report.remarks)
 
 
 def test_channels_need_the_module(model: Model, data: Path) -> None:
