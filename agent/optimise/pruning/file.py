@@ -290,7 +290,8 @@ def _report(
     model: Model, content: bytes, examples: Examples, history: PruneHistory, recipe: Recipe, command: str
 ) -> OptimiseReport:
     scores = [score(one, examples, model.manifest) for one in (model.content, content)]
-    times = time_ms([model.content, content])
+    busy: list[str] = []
+    times = time_ms([model.content, content], busy=busy.append)
     gone = history.points[-1].sparsity
     unit = "channels" if recipe.prune.structured else "connections"
     notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
@@ -306,7 +307,7 @@ def _report(
         command=command,
         examples=examples.description,
         steps=(before, after),
-        remarks=(*_remarks(before, after), *examples.remarks),
+        remarks=(*_remarks(before, after), *busy, *examples.remarks),
     )
 
 
