@@ -19,9 +19,11 @@ from agent.compute.infer.session import Session
 
 _TURN_S, _TURNS = 0.002, 10
 """Time of a turn, s: mostly less than another process is given at once. Most turns in a round."""
-_SETTLING, _ALIKE, _SAME = 2, 3, 0.01
+_SETTLING, _ALIKE, _SAME, _GRAIN_MS = 2, 3, 0.01, 0.0001
 """Turns in a round, after which a model is timed no more if so many of its turns differ from the least by no more
-than this share."""
+than this share, or this time, which is that of reading a clock."""
+_PATIENCE_S = 10.0
+"""After which there is one turn in a round, s: where much else runs, each waits for its core."""
 _WAITED = 0.05
 """Share of a turn that was no CPU time, above which it has waited for other work."""
 _OFTEN, _SPREAD = 0.5, 0.2
@@ -43,8 +45,10 @@ def time_turns(sessions: Sequence[Session], rounds: int) -> list[list[TimingRun]
         BackendError: an inference failed.
     """
     found: list[list[TimingRun]] = [[] for _ in sessions]
+    until = time.monotonic() + _PATIENCE_S
     for number in range(rounds * _TURNS):
-        if all(is_timed(turns, rounds) for turns in found):
+        late = number >= rounds and time.monotonic() > until
+        if late or all(is_timed(turns, rounds) for turns in found):
             break
         order = range(len(sessions)) if number % 2 == 0 else reversed(range(len(sessions)))
         for at in order:
@@ -59,7 +63,7 @@ def is_timed(turns: Sequence[TimingRun], rounds: int) -> bool:
     if sum(turn.cpu_ms for turn in turns) >= rounds * _TURNS * _TURN_S * 1e3:
         return True
     times = sorted(map(inference_ms, turns))[:_ALIKE]
-    return len(turns) >= rounds * _SETTLING and times[-1] <= times[0] * (1 + _SAME)
+    return len(turns) >= rounds * _SETTLING and times[-1] <= times[0] * (1 + _SAME) + _GRAIN_MS
 
 
 def _turn(session: Session) -> TimingRun:

@@ -127,7 +127,7 @@ def _figures(value: float, limit: float | None) -> int:
     if limit is None or not value:
         return _FIGURES
     apart = abs(value - limit) / abs(value)
-    return min(_MOST_FIGURES, max(_FIGURES, 1 + math.ceil(-math.log10(apart)))) if apart else _MOST_FIGURES
+    return min(_MOST_FIGURES, max(_FIGURES, 2 + math.ceil(-math.log10(apart)))) if apart else _MOST_FIGURES
 
 
 def short_amount(value: float, figures: int = 4) -> str:
