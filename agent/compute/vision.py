@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from agent.compute.cascade import EarlyExitModel
 from agent.compute.decode.decoder import build_decoder
-from agent.compute.gate.motion import MotionGate
+from agent.compute.gate.motion import OFF, GateDecision, MotionGate
 from agent.compute.infer.backends import open_session
 from agent.compute.infer.image_input import ImageInput, Placement
 from agent.compute.infer.session import Opener, Session, SessionOptions
@@ -304,15 +304,7 @@ class VideoPerception:
         """Process one frame. Raises BackendError if the inference fails."""
         began = time.monotonic_ns()
         tracker = self.tracker
-        keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
-        gate = self._gate.evaluate(
-            self._gate_picture(frame),
-            frame.captured_ns,
-            watching=self.is_watching,
-            check=self.must_infer or tracker.check_due(frame.captured_ns),
-            keep=keep,
-            resting=resting,
-        )
+        gate = self._evaluate_gate(frame)
         self.gate_reason = gate.reason
         if self.camera is not None:
             self.camera.update(frame.captured_ns, lambda: self._view(frame))
@@ -348,9 +340,24 @@ class VideoPerception:
         stages = StageTimes(queue, gated - began, result.prepare, result.infer, result.decode, track, secondary)
         return StreamResult(events, detections, stages)
 
+    def _evaluate_gate(self, frame: Frame) -> GateDecision:
+        """Return the gate's decision. One that is off looks at no picture, which might be converted for it."""
+        if not self.config.gate.motion:
+            return OFF
+        tracker = self.tracker
+        keep, resting = tracker.boxes(frame.captured_ns) if self._crops else ((), ())
+        return self._gate.evaluate(
+            self._gate_picture(frame),
+            frame.captured_ns,
+            watching=self.is_watching,
+            check=self.must_infer or tracker.check_due(frame.captured_ns),
+            keep=keep,
+            resting=resting,
+        )
+
     def _gate_picture(self, frame: Frame) -> Image | Luma:
         """Return the shown part of a frame: its brightness alone, where that saves converting the picture."""
-        luma = self._luma(frame) if self.config.gate.motion else None
+        luma = self._luma(frame)
         return _part(frame.model_image, self._shown) if luma is None else luma
 
     def _luma(self, frame: Frame) -> Luma | None:
@@ -414,7 +421,8 @@ class VideoPerception:
         return replace(result, detections=self._keep(frame, result.detections))
 
     def _keep(self, frame: Frame, found: list[Detection]) -> list[Detection]:
-        return self._filters.keep(found, frame.shape[1] / frame.shape[0])
+        height, width, _ = frame.shape
+        return self._filters.keep(found, width / height)
 
     @property
     def has_features(self) -> bool:

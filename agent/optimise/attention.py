@@ -18,11 +18,12 @@ A block that is `normalised` has a batch norm behind the projection, and one beh
 at 0, so that the block begins as the identity (https://arxiv.org/abs/2104.01136). Both become part of the
 convolutions before them when the block is exported.
 
-All take and return [batch, channels, steps, 1].
+All take and return [batch, channels, steps, 1], and raise `ModelError` for another shape.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 from math import log
 from typing import Any, Literal, get_args
@@ -52,8 +53,26 @@ def _pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float 
 
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if count < 1:
-            raise ModelError(f"{name}: expected 1 or more, got {count}")
+        if not isinstance(count, int) or count < 1:
+            raise ModelError(f"{name}: expected a whole number of 1 or more, got {count}")
+
+
+def _check_sequence(x: Tensor, channels: int) -> None:
+    if x.dim() != 4 or x.shape[1] != channels or x.shape[3] != 1:
+        raise ModelError(f"sequence: expected [batch, {channels}, steps, 1], got {[*x.shape]}")
+
+
+def _check_rank(rank: int, steps: int) -> None:
+    """Raise if so many stretches of one length, of which the last may be shorter, do not make up the steps."""
+    _check_counts(steps=steps, rank=rank)
+    if rank > steps:
+        raise ModelError(f"rank: expected at most one summary for each of {steps} steps, got {rank}")
+    possible = sorted({-(-steps // stretch) for stretch in range(1, steps + 1)})
+    if rank not in possible:
+        fewer, more = possible[(at := bisect(possible, rank)) - 1], possible[at]
+        raise ModelError(
+            f"rank: stretches of one length cut {steps} steps into {fewer} or {more}, not into {rank}"
+        )
 
 
 class _LightAttention(nn.Module):
@@ -74,7 +93,7 @@ class _LightAttention(nn.Module):
         if gate not in get_args(Gate):
             raise ModelError(f"gate: expected {' or '.join(get_args(Gate))}, got {gate!r}")
         super().__init__()
-        self.head, self.seen, self.gate = head, seen, gate
+        self.channels, self.head, self.seen, self.gate = channels, head, seen, gate
         self.projection = _pointwise(channels, 3 * head, normalised)
         self.score = nn.Conv2d(head, 1, 1)
         self.gathered = nn.Conv2d(head, head, (1, seen), groups=head)
@@ -85,6 +104,7 @@ class _LightAttention(nn.Module):
         nn.init.zeros_(self.gathered.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_sequence(x, self.channels)
         query, rest = self.projection(x).split((self.head, 2 * self.head), dim=1)
         key, value = self._met(rest).split((self.head, self.head), dim=1)
         weights = self._weights(self.score(key * query))
@@ -145,14 +165,14 @@ class BandedAttention(PatternAttention):
         gate, normalised: see the docstring of the module.
 
     Raises:
-        ModelError: the reach is negative.
+        ModelError: the reach is negative, or no whole number.
     """
 
     def __init__(
         self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = True
     ) -> None:
-        if reach < 0:
-            raise ModelError(f"reach: expected 0 or more, got {reach}")
+        if not isinstance(reach, int) or reach < 0:
+            raise ModelError(f"reach: expected a whole number of 0 or more, got {reach}")
         super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised)
 
 
@@ -167,7 +187,7 @@ class LowRankAttention(_LightAttention):
         gate, normalised: see the docstring of the module.
 
     Raises:
-        ModelError: a number is less than 1, or a summary would have no step to be a mean of.
+        ModelError: a number is less than 1, or the steps cannot be cut into so many stretches of one length.
     """
 
     def __init__(
@@ -180,13 +200,9 @@ class LowRankAttention(_LightAttention):
         *,
         normalised: bool = True,
     ) -> None:
-        _check_counts(steps=steps, rank=rank)
+        _check_rank(rank, steps)
         super().__init__(channels, head, rank, gate, normalised)
         self.steps, self.stretch = steps, -(-steps // rank)
-        if rank > (stretches := -(-steps // self.stretch)):
-            raise ModelError(
-                f"rank: {steps} steps have {stretches} stretches of {self.stretch}, got {rank} summaries"
-            )
         self.summary = nn.Conv2d(2 * head, 2 * head, (1, self.stretch), groups=2 * head)
         nn.init.constant_(self.summary.weight, 1 / self.stretch)
         nn.init.zeros_(self.summary.bias)
@@ -207,15 +223,20 @@ class DenseAttention(nn.Module):
         channels: of the sequence, and of queries, keys and values.
         softmax: the weights are a softmax over the scores, else sigmoids of them.
         normalised: see the docstring of the module.
+
+    Raises:
+        ModelError: there are no channels.
     """
 
     def __init__(self, channels: int, *, softmax: bool = True, normalised: bool = False) -> None:
+        _check_counts(channels=channels)
         super().__init__()
-        self.softmax = softmax
+        self.channels, self.softmax = channels, softmax
         self.projection = _pointwise(channels, 3 * channels, normalised)
         self.output = _pointwise(channels, channels, normalised, begins_at=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_sequence(x, self.channels)
         steps, channels = x.shape[2], x.shape[1]
         query, key, value = self.projection(x).flatten(2).transpose(1, 2).chunk(3, dim=-1)
         scores = query @ key.transpose(1, 2) * channels**-0.5

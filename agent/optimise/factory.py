@@ -1,6 +1,7 @@
 """Load a network: from a user's file, `path.py:factory`, a function that returns a `torch.nn.Module`, or by name.
 
-A file of weights that `save_module` has written names the arguments of the function as well.
+A file of weights that `save_module` has written names the arguments of the function as well. `run_module` tells
+what the user's own code raises.
 """
 
 from __future__ import annotations
@@ -183,6 +184,30 @@ def call_factory(factory: Any, source: str, parameters: Mapping[str, Any] = _NON
     if not isinstance(module, torch.nn.Module):
         raise ModelError(f"{source}: returned {type(module).__name__}: expected a torch.nn.Module")
     return module
+
+
+def run_module(module: Any, inputs: Any) -> Any:
+    """Return what a module gives.
+
+    Raises:
+        ModelError: it cannot be run.
+    """
+    try:
+        return module(inputs)
+    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
+        told = f"{type(error).__name__}: {first_line(error)}"
+        raise ModelError(f"{type(module).__name__} on {list(inputs.shape)}: {told}") from error
+
+
+def device_of(module: Any) -> Any:
+    """Return the device of a module's parameters; of one without any, the processor."""
+    return next((one.device for one in module.parameters()), import_torch().device("cpu"))
+
+
+def fastest_device() -> Any:
+    """Return the GPU where there is one, else the processor."""
+    torch = import_torch()
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _split(source: str) -> tuple[Path, str]:

@@ -30,7 +30,7 @@ from torch.nn import functional
 from agent.errors import DivergedError, ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
-from agent.optimise.graph.from_torch import first_line
+from agent.optimise.factory import device_of, fastest_device, run_module
 from agent.storage.files import remove
 from agent.structs import from_json
 
@@ -279,19 +279,6 @@ def predict(
     return torch.cat(outputs)
 
 
-def run_module(module: Any, inputs: Any) -> Any:
-    """Return what a module gives.
-
-    Raises:
-        ModelError: it cannot be run.
-    """
-    try:
-        return module(inputs)
-    except (Exception, SystemExit) as error:  # the user's own code, which may raise anything
-        told = f"{type(error).__name__}: {first_line(error)}"
-        raise ModelError(f"{type(module).__name__} on {list(inputs.shape)}: {told}") from error
-
-
 def _last_tensor(module: Any, found: Any, count: int) -> Any:
     """Return the last tensor of a module's outputs, with a row for each picture; else raise ModelError."""
     last = found[-1] if isinstance(found, tuple | list) and found else found
@@ -301,16 +288,6 @@ def _last_tensor(module: Any, found: Any, count: int) -> Any:
     raise ModelError(
         f"{type(module).__name__}: gives {told} for {count} pictures: expected a tensor [{count}, classes]"
     )
-
-
-def device_of(module: Any) -> Any:
-    """Return the device of a module's parameters; of one without any, the processor."""
-    return next((one.device for one in module.parameters()), torch.device("cpu"))
-
-
-def fastest_device() -> Any:
-    """Return the GPU where there is one, else the processor."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _mixed(device: Any) -> Any:

@@ -86,23 +86,28 @@ class DecodedImage:
         frame = self._frame
         if frame.format.name not in _LUMA:
             return None
-        pixels = _pixels(frame.planes[0], frame.height, frame.width)
-        is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith(("yuvj", "gray"))
-        return Luma(pixels, is_full)
+        return Luma(_pixels(frame.planes[0], frame.height, frame.width), _is_full(frame))
 
     def planes(self) -> Planes | None:
         """Return the picture in the decoder's memory; None: its format or its colour space is another."""
-        frame, luma = self._frame, self.luma()
-        if luma is None or frame.format.name not in _PLANES or (is_bt709 := _BT709.get(frame.colorspace)) is None:
+        frame = self._frame
+        if frame.format.name not in _PLANES or (is_bt709 := _BT709.get(frame.colorspace)) is None:
             return None
-        size = -(-frame.height // 2), -(-frame.width // 2)
-        blue, red = (_pixels(plane, *size) for plane in frame.planes[1:])
-        return Planes(luma, blue, red, is_bt709)
+        luma, blue, red = frame.planes
+        height, width = frame.height, frame.width
+        rows, columns = (height + 1) // 2, (width + 1) // 2
+        brightness = Luma(_pixels(luma, height, width), _is_full(frame))
+        return Planes(brightness, _pixels(blue, rows, columns), _pixels(red, rows, columns), is_bt709)
+
+
+def _is_full(frame: VideoFrame) -> bool:
+    """Return True if a picture's values have the full range, see `Luma`."""
+    return frame.color_range == ColorRange.JPEG or frame.format.name.startswith(("yuvj", "gray"))
 
 
 def _pixels(plane: VideoPlane, height: int, width: int) -> Image:
-    rows: Image = np.frombuffer(memoryview(plane), np.uint8)[: height * plane.line_size]
-    return rows.reshape(height, plane.line_size)[:, :width]
+    """Return a plane's memory without a copy; in one step, as this runs for each picture."""
+    return np.ndarray((height, width), np.uint8, memoryview(plane), 0, (plane.line_size, 1))
 
 
 def _image(bgr: VideoFrame, into: Image | None) -> Image:

@@ -314,7 +314,8 @@ class GateDecision(Struct, frozen=True):
     crop: Box | None = None
 
 
-_OFF = GateDecision(True, "off")
+OFF = GateDecision(True, "off")
+"""Decision of a gate that is off, for each picture."""
 _FIRST = GateDecision(True, "first")
 _KEEP_ALIVE = GateDecision(True, "keep-alive")
 _STILL = GateDecision(False, "still", 0.0)
@@ -357,7 +358,7 @@ class MotionGate:
             resting: boxes that a crop must hold only if something moves in them.
         """
         if not self._config.motion:
-            return _OFF
+            return OFF
         regions = self._moving(picture, now_ns, watching)
         if regions is None:
             decision = _FIRST

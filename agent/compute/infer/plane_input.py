@@ -7,10 +7,12 @@ take more than three times as long.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import cv2
 import numpy as np
+from msgspec import Struct
 
 from agent.types import Array, ChannelOrder, Image, Luma, Planes
 
@@ -23,6 +25,15 @@ _LUMA_RANGE, _COLOUR_RANGE, _BLACK, _GREY = 219.0, 224.0, 16.0, 128.0
 """Range of 8 bits, and its offsets, where it is not the full one (ITU-R BT.601, 2.5.3)."""
 
 
+class _Step(Struct, frozen=True, gc=False):
+    """A resize of a plane, of which `rows` and `columns` are used, into `target`."""
+
+    rows: int
+    columns: int
+    target: Image
+    interpolation: int
+
+
 class PlaneShrink:
     """Resizes planes and converts them. For one thread: it keeps its intermediate pictures."""
 
@@ -30,36 +41,49 @@ class PlaneShrink:
         self._halves: dict[tuple[int, ...], Image] = {}
         self._planes: list[Image] = []
         self._merged: Image = np.empty((0, 0, 3), np.uint8)
+        self._form: tuple[tuple[int, ...], ...] = ()
+        self._steps: list[list[_Step]] = []
 
     def __call__(self, picture: Planes, target: Array, order: ChannelOrder) -> None:
         """Resize a picture into `target`, h×w×3 uint8, any view, whose channels are in this order."""
-        height, width = target.shape[:2]
+        planes = (picture.luma.pixels, picture.blue, picture.red)
+        if (form := (planes[0].shape, planes[1].shape, target.shape)) != self._form:
+            self._steps, self._form = self._plan(planes, target.shape[0], target.shape[1]), form
+        for plane, steps in zip(planes, self._steps, strict=True):
+            for step in steps:
+                used = plane[: step.rows, : step.columns]
+                plane, size = step.target, step.target.shape[::-1]
+                cv2.resize(used, size, plane, 0.0, 0.0, step.interpolation)
+        cv2.merge(self._planes, self._merged)
+        matrix = colour_matrix(picture.is_bt709, picture.luma.full_range, order)
+        cv2.transform(self._merged, matrix, target)
+
+    def _plan(self, planes: Sequence[Image], height: int, width: int) -> list[list[_Step]]:
+        """Return how each plane comes to this size; most cameras never change theirs."""
         if self._merged.shape[:2] != (height, width):
             self._planes = [np.empty((height, width), np.uint8) for _ in range(3)]
             self._merged = np.empty((height, width, 3), np.uint8)
-        for plane, small in zip((picture.luma.pixels, picture.blue, picture.red), self._planes, strict=True):
-            cv2.resize(self._halved(plane, height, width), (width, height), dst=small)
-        cv2.merge(self._planes, dst=self._merged)
-        matrix = colour_matrix(picture.is_bt709, picture.luma.full_range, order)
-        cv2.transform(self._merged, matrix, dst=target)
+        return [self._steps_to(small, plane.shape) for plane, small in zip(planes, self._planes, strict=True)]
 
-    def _halved(self, plane: Image, height: int, width: int) -> Image:
-        while (size := _next_size(plane.shape[0] / height, plane.shape[1] / width, plane)) != plane.shape:
-            if (half := self._halves.get(plane.shape)) is None or half.shape != size:
+    def _steps_to(self, small: Image, shape: tuple[int, ...]) -> list[_Step]:
+        steps = []
+        while (size := _next_size(shape, small.shape)) != shape:
+            if (half := self._halves.get(shape)) is None or half.shape != size:
                 if len(self._halves) > _SHAPES:  # crops have many
                     self._halves.clear()
-                half = self._halves[plane.shape] = np.empty(size, np.uint8)
-            both = size[0] != plane.shape[0] and size[1] != plane.shape[1]
-            whole = plane[: 2 * size[0], : 2 * size[1]]
-            cv2.resize(whole, size[::-1], dst=half, interpolation=cv2.INTER_AREA if both else cv2.INTER_LINEAR)
-            plane = half
-        return plane
+                half = self._halves[shape] = np.empty(size, np.uint8)
+            both = size[0] != shape[0] and size[1] != shape[1]
+            rows, columns = 2 * size[0], 2 * size[1]
+            steps.append(_Step(rows, columns, half, cv2.INTER_AREA if both else cv2.INTER_LINEAR))
+            shape = size
+        return [*steps, _Step(*shape, small, cv2.INTER_LINEAR)]
 
 
-def _next_size(down: float, across: float, plane: Image) -> tuple[int, int]:
+def _next_size(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, int]:
     """Return a plane's size after halving those sides that shrink by large ratios; an odd pixel is dropped."""
+    rows, columns = shape
+    down, across = rows / target[0], columns / target[1]
     both = min(down, across) >= _BOTH
-    rows, columns = plane.shape
     return rows // 2 if both or down >= _ONE else rows, columns // 2 if both or across >= _ONE else columns
 
 

@@ -49,13 +49,11 @@ class ExpectedTrack(Struct, frozen=True, gc=False):
 
     Attributes:
         forecast: where it should be.
-        box: the same, without the uncertainty.
         settled: True if its velocity is known.
         fresh: True if it was detected in the picture before.
     """
 
     forecast: Forecast
-    box: Box
     settled: bool
     fresh: bool
 
@@ -86,24 +84,27 @@ def _assign(
 ) -> tuple[list[tuple[int, int]], tuple[float, float]]:
     """Return the pairs of the first pass, and how far the camera has moved."""
     forecasts = [track.forecast for track in tracks]
+    centres = [(one.x, one.y) for one in forecasts]
     # Sorted, so that only those nearby are compared: this runs for every picture.
-    seen = sorted((*measured(box), j) for j, box in enumerate(found))
-    pairs = optimal(_costs(forecasts, seen))
+    seen = sorted([(*measured(box), j) for j, box in enumerate(found)])
+    pairs = optimal(_costs(forecasts, centres, seen))
     shift = _STILL
     for _ in range(_SHIFTS):
-        across, down = _common_shift(tracks, forecasts, found, pairs)
-        shift = (shift[0] + across, shift[1] + down)
-        far = max(across * across * one.precision_x + down * down * one.precision_y for one in forecasts)
-        if far < _SHIFT_LEAST:
+        across, down = moved = _common_shift(tracks, centres, found, pairs)
+        if moved == _STILL:
             break
-        forecasts = [one._replace(x=one.x + across, y=one.y + down) for one in forecasts]
-        pairs = optimal(_costs(forecasts, seen))
+        shift = (shift[0] + across, shift[1] + down)
+        far_x, far_y = across * across, down * down
+        if not any(far_x * one.precision_x + far_y * one.precision_y >= _SHIFT_LEAST for one in forecasts):
+            break
+        centres = [(x + across, y + down) for x, y in centres]
+        pairs = optimal(_costs(forecasts, centres, seen))
     return pairs, shift
 
 
 def _common_shift(
     tracks: Sequence[ExpectedTrack],
-    forecasts: Sequence[Forecast],
+    centres: Sequence[tuple[float, float]],
     found: Sequence[Box],
     pairs: Sequence[tuple[int, int]],
 ) -> tuple[float, float]:
@@ -111,44 +112,49 @@ def _common_shift(
     offsets_x, offsets_y = [], []
     for i, j in pairs:
         if tracks[i].settled and tracks[i].fresh:
-            box, forecast = found[j], forecasts[i]
-            offsets_x.append((box[0] + box[2]) / 2 - forecast.x)
-            offsets_y.append((box[1] + box[3]) / 2 - forecast.y)
+            box, (x, y) = found[j], centres[i]
+            offsets_x.append((box[0] + box[2]) / 2 - x)
+            offsets_y.append((box[1] + box[3]) / 2 - y)
     if len(offsets_x) < _SHIFT_COUNT:
         return _STILL
     middle = len(offsets_x) // 2
     across, down = sorted(offsets_x)[middle], sorted(offsets_y)[middle]
+    if len(offsets_x) >= _SHIFT_MANY:
+        return across, down
     near = (across * across + down * down) * _SHIFT_SPREAD
     agreed = sum((x - across) ** 2 + (y - down) ** 2 < near for x, y in zip(offsets_x, offsets_y, strict=True))
-    return (across, down) if len(offsets_x) >= _SHIFT_MANY or agreed >= _SHIFT_AGREED * len(offsets_x) else _STILL
+    return (across, down) if agreed >= _SHIFT_AGREED * len(offsets_x) else _STILL
 
 
 def _costs(
-    forecasts: Sequence[Forecast], seen: Sequence[tuple[float, float, float, float, int]]
+    forecasts: Sequence[Forecast],
+    centres: Sequence[tuple[float, float]],
+    seen: Sequence[tuple[float, float, float, float, int]],
 ) -> list[dict[int, float]]:
     """Return, of each track, the gain of each detection that may be its, below 0.
 
     Args:
         forecasts: of the tracks.
+        centres: theirs, moved with the camera.
         seen: see `measured`, and the index of each detection, sorted by the centres' x.
     """
     xs = [one[0] for one in seen]
     rows = []
-    for x, y, log_w, log_h, precision_x, precision_y, precision_w, precision_h, spread, deviation in forecasts:
+    for one, (x, y) in zip(forecasts, centres, strict=True):
         row: dict[int, float] = {}
         rows.append(row)
-        room = _COST_MAX - spread
+        room = _COST_MAX - one.spread
         if room <= 0.0:
             continue
-        reach = math.sqrt(room) * deviation
-        for other_x, other_y, other_w, other_h, j in seen[
-            bisect_left(xs, x - reach) : bisect_right(xs, x + reach)
-        ]:
+        reach = math.sqrt(room) * one.deviation_x
+        first = bisect_left(xs, x - reach)
+        precision_x, precision_y = one.precision_x, one.precision_y
+        for other_x, other_y, other_w, other_h, j in seen[first : bisect_right(xs, x + reach, first)]:
             dx, dy = other_x - x, other_y - y
             distance = dx * dx * precision_x + dy * dy * precision_y
             if distance < room:
-                dw, dh = other_w - log_w, other_h - log_h
-                distance += dw * dw * precision_w + dh * dh * precision_h
+                dw, dh = other_w - one.log_w, other_h - one.log_h
+                distance += dw * dw * one.precision_w + dh * dh * one.precision_h
                 if distance < room:
                     row[j] = distance - room
     return rows
@@ -167,8 +173,15 @@ def optimal(rows: Sequence[Mapping[int, float]]) -> list[tuple[int, int]]:
     prices: dict[int, float] = {}
     values = [0.0] * len(rows)
     for start, row in enumerate(rows):
-        if row:
-            _augment(rows, start, row_of, prices, values)
+        if not row:
+            continue
+        if prices.keys().isdisjoint(row):
+            # The path to a free column without a price ends at once; most do.
+            column = min(row, key=row.__getitem__)
+            if column not in row_of:
+                row_of[column], values[start] = start, row[column]
+                continue
+        _augment(rows, start, row_of, prices, values)
     return sorted((i, j) for j, i in row_of.items() if j >= 0)
 
 
@@ -228,7 +241,8 @@ def _greedy(
     iou_threshold: float,
 ) -> list[tuple[int, int]]:
     """Return pairs of what the first pass left, the most alike first."""
-    alike = [(affinity(tracks[i], found[j], iou_threshold), i, j) for i in left for j in unknown]
+    boxes = {i: tracks[i].forecast.box for i in left}
+    alike = [(affinity(boxes[i], found[j], iou_threshold), i, j) for i in left for j in unknown]
     chosen: dict[int, int] = {}
     for value, i, j in sorted(alike, key=itemgetter(0), reverse=True):
         if value <= 0.0 or i in chosen or j in chosen.values():
@@ -239,16 +253,16 @@ def _greedy(
     return list(chosen.items())
 
 
-def affinity(track: ExpectedTrack, box: Box, iou_threshold: float) -> float:
+def affinity(expected: Box, box: Box, iou_threshold: float) -> float:
     """Return 1 + IoU for an overlap, 0..1 for a small distance, 0 for boxes that do not fit."""
-    ax0, ay0, ax1, ay1 = track.box
+    ax0, ay0, ax1, ay1 = expected
     bx0, by0, bx1, by1 = box
-    shared = iou(track.box, box)
+    shared = iou(expected, box)
     if shared >= iou_threshold and shared > 0.0:
         return 1.0 + shared
     a, b = (ax1 - ax0) * (ay1 - ay0), (bx1 - bx0) * (by1 - by0)
     is_alike = a <= _ALIKE * b + _POINT and b <= _ALIKE * a + _POINT
-    return _nearness(track.box, box) if is_alike else 0.0
+    return _nearness(expected, box) if is_alike else 0.0
 
 
 def _nearness(a: Box, b: Box) -> float:
@@ -262,8 +276,8 @@ def _nearness(a: Box, b: Box) -> float:
 
 def _is_alone(tracks: Sequence[ExpectedTrack], found: Sequence[Box], i: int, j: int) -> bool:
     return not (
-        any(k != i and _nearness(track.box, found[j]) for k, track in enumerate(tracks))
-        or any(k != j and _nearness(tracks[i].box, box) for k, box in enumerate(found))
+        any(k != i and _nearness(track.forecast.box, found[j]) for k, track in enumerate(tracks))
+        or any(k != j and _nearness(tracks[i].forecast.box, box) for k, box in enumerate(found))
     )
 
 
@@ -296,5 +310,8 @@ def _likeness(one: Detection, other: Detection) -> float:
 
 def overlap(a: Box, b: Box) -> float:
     """Return the area of the intersection."""
-    w, h = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    ax0, ay0, ax1, ay1 = a
+    bx0, by0, bx1, by1 = b
+    w = (ax1 if ax1 < bx1 else bx1) - (ax0 if ax0 > bx0 else bx0)
+    h = (ay1 if ay1 < by1 else by1) - (ay0 if ay0 > by0 else by0)
     return w * h if w > 0.0 and h > 0.0 else 0.0

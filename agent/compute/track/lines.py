@@ -57,7 +57,11 @@ class _Line(Struct, frozen=True):
 
 
 class Lines:
-    """The enabled lines of one stream."""
+    """The enabled lines of one stream.
+
+    Attributes:
+        empty: True if there are none.
+    """
 
     def __init__(self, lines: Sequence[LineConfig] = ()) -> None:
         """Check and prepare the lines. Raises ConfigError as `check_lines`."""
@@ -67,6 +71,7 @@ class Lines:
             for one in lines
             if one.enabled
         )
+        self.empty = not self._lines
 
     def update(
         self, known: Mapping[str, LineProgress], label: str, box: Box | None, at_ns: int

@@ -11,7 +11,8 @@ report.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+
+from msgspec import Struct
 
 from agent.types import Box
 
@@ -47,9 +48,11 @@ _OVERDUE_COST = 3.0
 """Cost of each second for which a track has been missed."""
 _OUTSIDE_COST = 3.8
 """Cost of a track whose centre should have left the frame."""
+_CERTAIN = _CENTRE_NOISE * _SIDE_NOISE
+"""Product of the variances of a box that is predicted without error."""
 
 
-class Forecast(NamedTuple):
+class Forecast(Struct, frozen=True, gc=False):
     """Predicted box with its uncertainty, as `associate` reads it.
 
     Attributes:
@@ -71,6 +74,12 @@ class Forecast(NamedTuple):
     precision_h: float
     spread: float
     deviation_x: float
+
+    @property
+    def box(self) -> Box:
+        """The predicted box, which may lie outside the frame."""
+        x, y, w, h = self.x, self.y, math.exp(self.log_w) / 2, math.exp(self.log_h) / 2
+        return (x - w, y - h, x + w, y + h)
 
 
 class BoxFilter:
@@ -113,7 +122,7 @@ class BoxFilter:
 
     def predict(self, at_ns: int) -> Box:
         """Return the predicted box, which may lie outside the frame."""
-        ahead = min(_MEMORY_S, max(0.0, (at_ns - self._seen_ns) / 1e9))
+        _, ahead = self._passed(at_ns)
         x, y = self._x + self._vx * ahead, self._y + self._vy * ahead
         w, h = self._w / 2, self._h / 2
         return (x - w, y - h, x + w, y + h)
@@ -125,25 +134,30 @@ class BoxFilter:
             at_ns: CLOCK_MONOTONIC, ns.
             overdue_s: for which it has been missed, s; 0: it was detected in the picture before.
         """
-        dt = max(0.0, (at_ns - self._seen_ns) / 1e9)
-        ahead = min(_MEMORY_S, dt)
+        dt, ahead = self._passed(at_ns)
         x, y = self._x + self._vx * ahead, self._y + self._vy * ahead
         centre = self._spread(dt, ahead) + _CENTRE_NOISE
         side = self._growth + _GROWTH * dt + _SIDE_NOISE
-        unsure = math.log(centre * side / (_CENTRE_NOISE * _SIDE_NOISE))
-        spread = _SPREAD_WEIGHT * unsure + _OVERDUE_COST * overdue_s
+        spread = _SPREAD_WEIGHT * math.log(centre * side / _CERTAIN) + _OVERDUE_COST * overdue_s
         if not (0.0 < x < 1.0 and 0.0 < y < 1.0):
             spread += _OUTSIDE_COST
-        across, down = centre * self._size_x * self._size_x, centre * self._h * self._h
+        size_x, h = self._size_x, self._h
+        across, down = centre * size_x * size_x, centre * h * h
         wide, deviation = 1.0 / (_WIDTH_VARIANCE * side), math.sqrt(across)
         return Forecast(
             x, y, self._log_w, self._log_h, 1.0 / across, 1.0 / down, wide, 1.0 / side, spread, deviation
         )
 
+    def _passed(self, at_ns: int) -> tuple[float, float]:
+        """Return the time since its newest box, and for how much of it it is predicted to move, s."""
+        passed_ns = at_ns - self._seen_ns
+        dt = passed_ns / 1e9 if passed_ns > 0 else 0.0
+        return dt, dt if dt < _MEMORY_S else _MEMORY_S
+
     def _spread(self, dt: float, ahead: float) -> float:
         known = self._pp + ahead * (2.0 * self._pv + ahead * self._vv)
         # Rounding may leave a negative variance after a velocity that nothing moves at.
-        return max(0.0, known) + (_ACCELERATION * dt * dt / 3.0 + _WANDER) * dt
+        return (known if known > 0.0 else 0.0) + (_ACCELERATION * dt * dt / 3.0 + _WANDER) * dt
 
     def shift(self, across: float, down: float) -> None:
         """Move with the camera, by fractions of the frame."""
@@ -152,21 +166,21 @@ class BoxFilter:
 
     def correct(self, box: Box, at_ns: int) -> None:
         """Add a detected box."""
-        dt = max(0.0, (at_ns - self._seen_ns) / 1e9)
-        ahead = min(_MEMORY_S, dt)
+        dt, ahead = self._passed(at_ns)
         x, y, log_w, log_h = measured(box)
         ahead_x, ahead_y = self._x + self._vx * ahead, self._y + self._vy * ahead
         off_x, off_y = x - ahead_x, y - ahead_y
-        self._doubt_velocity(off_x / self._size_x, off_y / self._h, dt, ahead)
-        pp = self._spread(dt, ahead)
+        pp = self._doubt_velocity(off_x / self._size_x, off_y / self._h, dt, ahead)
         pv = self._pv + ahead * self._vv + _ACCELERATION * dt * dt / 2.0
-        gain, gain_v = pp / (pp + _CENTRE_NOISE), pv / (pp + _CENTRE_NOISE)
+        total = pp + _CENTRE_NOISE
+        gain, gain_v = pp / total, pv / total
         self._x, self._y = ahead_x + gain * off_x, ahead_y + gain * off_y
         if dt > 0.0:
             self._vx += gain_v * off_x
             self._vy += gain_v * off_y
         self._pp, self._pv = (1.0 - gain) * pp, (1.0 - gain) * pv
-        self._vv = max(0.0, self._vv + _ACCELERATION * dt - gain_v * pv)
+        vv = self._vv + _ACCELERATION * dt - gain_v * pv
+        self._vv = vv if vv > 0.0 else 0.0
         growth = self._growth + _GROWTH * dt
         share = growth / (growth + _SIDE_NOISE)
         self._log_w += share * (log_w - self._log_w)
@@ -176,11 +190,16 @@ class BoxFilter:
         self._hits += 1
         self._resize()
 
-    def _doubt_velocity(self, across: float, down: float, dt: float, ahead: float) -> None:
-        """Let the velocity explain a detection that is much farther off than it should be, in sizes."""
-        off = across * across + down * down
-        if ahead > 0.0 and off > _SURPRISE * (self._spread(dt, ahead) + _CENTRE_NOISE):
-            self._vv = max(self._vv, min(_FASTEST, off / (ahead * ahead)))
+    def _doubt_velocity(self, across: float, down: float, dt: float, ahead: float) -> float:
+        """Let the velocity explain a detection that is much farther off than it should be, in sizes.
+
+        Return the variance of its place.
+        """
+        off, spread = across * across + down * down, self._spread(dt, ahead)
+        if ahead <= 0.0 or off <= _SURPRISE * (spread + _CENTRE_NOISE):
+            return spread
+        self._vv = max(self._vv, min(_FASTEST, off / (ahead * ahead)))
+        return self._spread(dt, ahead)
 
 
 def measured(box: Box) -> tuple[float, float, float, float]:

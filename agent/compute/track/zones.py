@@ -78,6 +78,7 @@ class Zones:
     """The enabled zones of one stream.
 
     Attributes:
+        empty: True if there are none.
         has_loitering: True if a track may enter one without a new detection, see `names_in`.
     """
 
@@ -85,6 +86,7 @@ class Zones:
         """Check and prepare the zones. Raises ConfigError as `check_zones`."""
         check_zones(zones)
         self._zones = tuple(_prepare(zone) for zone in zones if zone.enabled)
+        self.empty = not self._zones
         self.has_loitering = any(zone.loitering_ns for zone in self._zones)
 
     def update(

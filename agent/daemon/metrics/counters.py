@@ -54,7 +54,8 @@ class StageTimer:
 
     def add(self, nanoseconds: int) -> None:
         """Add one time, ns. A negative one, which only a faulty clock gives, counts as 0."""
-        nanoseconds = max(0, nanoseconds)
+        if nanoseconds < 0:
+            nanoseconds = 0
         self.counts[bisect_left(_BOUNDS_NS, nanoseconds)] += 1
         self.sum_ns += nanoseconds
         self.window.add(nanoseconds)

@@ -33,13 +33,13 @@ from agent.optimise.detector.loss import DetectionLoss
 from agent.optimise.detector.networks import BINS, SMALLEST, STRIDES, detector
 from agent.optimise.evaluate import time_ms
 from agent.optimise.evaluation.model import Evaluation, EvaluationRequest, evaluate_model
-from agent.optimise.factory import save_module
+from agent.optimise.factory import fastest_device, save_module
 from agent.optimise.graph.from_torch import ImportedModule
 from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, pixels
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
-from agent.optimise.train import TrainingSettings, TrainingStep, fastest_device, fit
+from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
 from agent.text import plain, plural
 

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.factory import fastest_device
 from agent.optimise.graph.channels import ChannelGroup, channel_groups, without_channels
 from agent.optimise.pruning.connections import (
     NEED_GRADIENTS,
@@ -39,7 +40,6 @@ from agent.optimise.train import (
     Test,
     TrainingSettings,
     evaluate,
-    fastest_device,
     fit,
 )
 from agent.structs import from_json

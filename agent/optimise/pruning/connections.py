@@ -24,6 +24,7 @@ from torch import nn
 
 from agent.errors import ModelError
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
+from agent.optimise.factory import fastest_device
 from agent.optimise.pruning.teacher import to_learn
 from agent.optimise.train import (
     Labels,
@@ -33,7 +34,6 @@ from agent.optimise.train import (
     Test,
     TrainingSettings,
     evaluate,
-    fastest_device,
     fit,
 )
 from agent.structs import from_json

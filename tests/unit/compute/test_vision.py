@@ -241,13 +241,14 @@ class Unconverted:
         return Planes(self.luma(), grey, grey, False) if self._has_planes else None
 
 
-def used(folder: Path, crop: Box, *, has_planes: bool) -> list[tuple[bool, bool]]:
+def used(folder: Path, crop: Box, *, has_planes: bool, gated: bool = True) -> list[tuple[bool, bool]]:
     """By picture whether it was inferred, and whether it was converted; nothing moves before the tenth.
 
     The watch on the camera's condition examines each of them.
     """
     model = person_model(folder, score=0.1)
-    config = StreamConfig("test:", str(model), gate=GateConfig(hold_s=0.0, max_idle_s=60.0), crop=crop)
+    gate = GateConfig(motion=gated, hold_s=0.0, max_idle_s=60.0)
+    config = StreamConfig("test:", str(model), gate=gate, crop=crop)
     vision = VideoPerception("front", config, open_model(config.model))
     vision.camera = CameraCondition(ConditionConfig())
     found = []
@@ -273,3 +274,8 @@ def test_a_picture_for_which_the_gate_stays_closed_is_not_converted(tmp_path: Pa
 @CROPS
 def test_a_picture_with_planes_is_inferred_without_being_converted(tmp_path: Path, crop: Box) -> None:
     assert used(tmp_path, crop, has_planes=True) == [(True, False), *[(False, False)] * 8, (True, False)]
+
+
+@CROPS
+def test_without_a_gate_no_picture_with_planes_is_converted(tmp_path: Path, crop: Box) -> None:
+    assert used(tmp_path, crop, has_planes=True, gated=False) == [(True, False)] * 10

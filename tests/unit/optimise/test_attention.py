@@ -159,14 +159,21 @@ def test_every_parameter_learns(block: Any) -> None:
     ("make", "told"),
     [
         (lambda: BandedAttention(8, 4, 2, "softmax"), "gate: expected sigmoid or top, got 'softmax'"),  # type: ignore[arg-type]
-        (lambda: BandedAttention(8, 4, -1), "reach: expected 0 or more, got -1"),
-        (lambda: BandedAttention(8, 0, 1), "head: expected 1 or more, got 0"),
-        (lambda: PatternAttention(0, 4, (0, 1)), "channels: expected 1 or more, got 0"),
+        (lambda: BandedAttention(8, 4, -1), "reach: expected a whole number of 0 or more, got -1"),
+        (lambda: BandedAttention(8, 0, 1), "head: expected a whole number of 1 or more, got 0"),
+        (lambda: PatternAttention(0, 4, (0, 1)), "channels: expected a whole number of 1 or more, got 0"),
         (lambda: PatternAttention(8, 4, (0.5, 1)), "offsets: expected distances in whole steps"),  # type: ignore[arg-type]
-        (lambda: LowRankAttention(8, 4, 10, 0), "rank: expected 1 or more, got 0"),
-        (lambda: LowRankAttention(8, 4, 10, 6), "rank: 10 steps have 5 stretches of 2, got 6 summaries"),
-        (lambda: LowRankAttention(8, 4, 3, 4), "rank: 3 steps have 3 stretches of 1, got 4 summaries"),
-        (lambda: LowRankAttention(8, 4, 0, 2), "steps: expected 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 10, 0), "rank: expected a whole number of 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 10, 6), "cut 10 steps into 5 or 10, not into 6"),
+        (lambda: LowRankAttention(8, 4, 3, 4), "rank: expected at most one summary for each of 3 steps, got 4"),
+        (lambda: LowRankAttention(8, 4, 0, 2), "steps: expected a whole number of 1 or more, got 0"),
+        (lambda: LowRankAttention(8, 4, 10, 2.5), "rank: expected a whole number of 1 or more, got 2.5"),  # type: ignore[arg-type]
+        (lambda: DenseAttention(0), "channels: expected a whole number of 1 or more, got 0"),
+        (
+            lambda: BandedAttention(8, 4, 1)(torch.zeros(1, 9, 5, 1)),
+            r"\[batch, 8, steps, 1\], got \[1, 9, 5, 1\]",
+        ),
+        (lambda: DenseAttention(8)(torch.zeros(1, 8, 5, 2)), r"\[batch, 8, steps, 1\], got \[1, 8, 5, 2\]"),
         (
             lambda: LowRankAttention(8, 4, 10, 5)(torch.zeros(1, 8, 20, 1)),
             "steps: expected a sequence of 10, got 20",

@@ -25,7 +25,7 @@ def candidate(at: Box, *, hits: int = 8, missed_s: float = 0.0) -> ExpectedTrack
     for step in range(1, hits):
         motion.correct(at, step * STEP_NS)
     at_ns = hits * STEP_NS + round(missed_s * 1e9)
-    return ExpectedTrack(motion.forecast(at_ns, missed_s), motion.predict(at_ns), motion.settled, not missed_s)
+    return ExpectedTrack(motion.forecast(at_ns, missed_s), motion.settled, not missed_s)
 
 
 def pairs_of(tracks: list[ExpectedTrack], found: list[Box]) -> list[tuple[int, int]]:

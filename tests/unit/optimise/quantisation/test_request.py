@@ -158,10 +158,11 @@ def roles(folder: Path) -> tuple[list[int], list[int], list[int]]:
     model = open_whole_model(str(write_model(folder, float_file(classifier()))))
     seen, reported = split(examples_of(model, folder, COUNT), 0.5)
     learned, choosing = split(seen, 0.25)
-    learned, choosing, reported = (
-        [int(one.name(index)) for index in range(len(one))] for one in (learned, choosing, reported)
-    )
-    return learned, choosing, reported
+
+    def numbers(some: Examples) -> list[int]:
+        return [int(some.name(index)) for index in range(len(some))]
+
+    return numbers(learned), numbers(choosing), numbers(reported)
 
 
 def quantised(folder: Path, labels: Any, budget: str = "", qat: bool | None = None) -> QuantisedFile:
@@ -180,6 +181,8 @@ def test_a_training_that_learns_its_examples_by_heart_is_not_kept(tmp_path: Path
     report = quantised(tmp_path, labels, qat=True).report
     _, plain, trained = report.steps
     assert not trained.kept
+    assert trained.score is not None
+    assert plain.score is not None
     assert trained.score < plain.score
     assert "of 8 examples that were not trained on" in trained.notes[0]
 
