@@ -270,9 +270,9 @@ def test_a_training_is_tried_where_the_examples_that_judge_say_that_too_much_was
     lossy = tuned(gives(without_weights()), training("convert"))
     assert [step.kept for step in lossy.report.steps] == [True, False, True, True]
     kept = step_of(tuned(gives(INT8), training("convert")), "train")
-    assert kept.notes == ("convert is kept: training would mend a loss",)
+    assert kept.notes == ("not needed: convert is kept",)
     failed = step_of(tuned(TuningStep("fail", failing), training("fail")), "train")
-    assert failed.notes == ("fail is left out for another reason: training would mend a loss",)
+    assert failed.notes == ("would mend a loss, for which fail is not left out",)
 
 
 @pytest.mark.parametrize(("budget", "allowed"), [("loss<10pp", True), ("loss<=10pp", False)])

@@ -7,7 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.compute.infer.chain import TimingRun
-from agent.optimise.evaluation.timing import busy_remark, has_waited, inference_ms, is_timed, least_ms
+from agent.compute.infer.litert import CpuBackend
+from agent.compute.infer.session import BackendSpec, SessionOptions
+from agent.compute.infer.worker.session import WorkerSession
+from agent.models.library import open_whole_model
+from agent.optimise.evaluation.timing import busy_remark, has_waited, inference_ms, is_timed, least_ms, time_turns
 
 TRUE_MS = st.floats(0.005, 500.0)
 WAITS_MS = st.lists(st.floats(0.0, 1000.0), min_size=1, max_size=20)
@@ -71,3 +75,15 @@ def test_a_model_is_timed_until_its_least_times_are_alike_or_for_long_enough(
     turns: list[TimingRun], timed: bool
 ) -> None:
     assert is_timed(turns, 10) is timed
+
+
+def test_a_model_in_this_process_and_one_in_another_take_turns() -> None:
+    model = open_whole_model("small-speech")
+    here = CpuBackend().open(model, SessionOptions(threads=1))
+    there = WorkerSession(model, BackendSpec(), SessionOptions(threads=1))
+    turns = time_turns((here, there), 1)
+    assert len(turns[0]) == len(turns[1]) >= 1
+    assert all(least_ms(one) > 0.0 for one in turns)
+    assert here.variant == there.variant
+    here.close()
+    there.close()
