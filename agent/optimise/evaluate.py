@@ -15,7 +15,6 @@ import contextlib
 import hashlib
 import io
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Literal, NamedTuple
@@ -37,6 +36,7 @@ from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
 from agent.optimise.data import SCORE_HINTS, Examples, no_classifier
+from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
 from agent.text import plural
 from agent.types import Array, Detection
 
@@ -50,10 +50,6 @@ _Z = 1.959964
 """Standard deviations of a normal distribution that hold 95 % of it."""
 _UNITS = 1000.0
 """Width and height of every picture for COCO, whose boxes are in pixels, but whose IoU does not depend on it."""
-_BUSY = 0.5
-"""Share by which the median of turns is longer than the quickest one where other work slows them down."""
-_TURN_S = 0.02
-"""Time for a model in each round, s."""
 
 
 class Score(Struct, frozen=True):
@@ -392,56 +388,30 @@ def _evaluate(
 
 
 def time_ms(
-    contents: Sequence[bytes], rounds: int = 30, *, threads: int = 1, busy: Callable[[str], None] = lambda _: None
+    contents: Sequence[bytes], rounds: int = 30, *, busy: Callable[[str], None] = lambda _: None
 ) -> list[float]:
-    """Time model files against each other: they take turns, so that what slows the machine slows all of them.
+    """Time model files against each other on one thread, see `agent.optimise.evaluation.timing`.
 
     Args:
         contents: `.tflite` files; the first graph of each runs on noise.
-        rounds: each runs some 20 ms in each of them.
-        threads: of the CPU.
-        busy: called with a remark if turns of a file differ so much that other work has slowed them down.
+        rounds: see `time_turns`.
+        busy: called with a remark if other work has disturbed the measurement.
 
     Returns:
-        Time of an inference of each, ms: the least of the medians of its turns. Whatever else runs makes turns
-        longer, and none shorter.
+        Time of an inference of each, ms, without the time in which it waited for other work.
 
     Raises:
         ModelError: a file cannot be run.
     """
-    times: list[list[float]] = [[] for _ in contents]
     with ExitStack() as opened:
-        sessions = [opened.enter_context(open_content(content, Manifest(), "", threads)) for content in contents]
+        sessions = [opened.enter_context(open_content(content, Manifest())) for content in contents]
         for session in sessions:
             for index, noise in enumerate(golden_inputs(session.inputs, 1)[0]):
                 np.copyto(session.input(index), noise)
-            session.invoke()
-        for number in range(rounds):
-            order = range(len(sessions)) if number % 2 == 0 else reversed(range(len(sessions)))
-            for at in order:
-                times[at].append(_turn(sessions[at]))
-    if remark := busy_remark(times):
+        turns = time_turns(sessions, rounds)
+    if remark := busy_remark(turns):
         busy(remark)
-    return [min(one) for one in times]
-
-
-def busy_remark(times: Sequence[Sequence[float]]) -> str:
-    """Say by how much the turns of files spread; empty: no more than on an idle machine.
-
-    Args:
-        times: of the turns of each file, ms.
-    """
-    spread = max(float(np.median(one)) / min(one) for one in times) - 1
-    return f"measured beside other work: its turns spread by {spread * 100:.0f} %" if spread > _BUSY else ""
-
-
-def _turn(session: Session) -> float:
-    """Return the median time of an inference in one turn, ms."""
-    times = [time.perf_counter()]
-    while times[-1] - times[0] < _TURN_S:
-        session.invoke()
-        times.append(time.perf_counter())
-    return float(np.median(np.diff(times))) * 1e3
+    return [least_ms(one) for one in turns]
 
 
 def memory_mb(content: bytes, manifest: Manifest = Manifest()) -> float:  # noqa: B008 - it is frozen

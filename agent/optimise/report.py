@@ -85,14 +85,14 @@ class LayerResult(Struct, frozen=True):
         operation: as in the schema.
         bits: of its weights.
         values: number of its weights.
-        loss: score that its bits cost, or another measure of its sensitivity; None: not measured.
+        sensitivity: damage that 4 bits in it would do, see `Quantiser.sensitivities`; None: not measured.
     """
 
     name: str
     operation: str = ""
     bits: Annotated[int, Meta(ge=1, le=64)] = 32
     values: _Whole = 0
-    loss: Annotated[float, Meta(ge=-1e12, le=1e12)] | None = None
+    sensitivity: Annotated[float, Meta(ge=-1e12, le=1e12)] | None = None
 
 
 class OperationTime(Struct, frozen=True):
@@ -240,10 +240,10 @@ def _steps(report: OptimiseReport) -> _Table:
 
 def _layers(report: OptimiseReport) -> _Table:
     rows = [
-        (one.name, one.operation, str(one.bits), str(one.values), short_number(one.loss) or _NONE)
+        (one.name, one.operation, str(one.bits), str(one.values), short_number(one.sensitivity) or _NONE)
         for one in report.layers
     ]
-    return _Table("Layers", ("layer", "operation", "bits", "weights", "loss"), rows)
+    return _Table("Layers", ("layer", "operation", "bits", "weights", "sensitivity"), rows)
 
 
 def _operations(report: OptimiseReport) -> _Table:

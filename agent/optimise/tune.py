@@ -33,7 +33,14 @@ from agent.optimise.evaluate import Score, change, memory_mb, score, time_ms
 from agent.optimise.loadgen import run_scenarios
 from agent.optimise.profile import ModelProfile, profile
 from agent.optimise.recipe.budget import Budget
-from agent.optimise.report import LayerResult, OperationTime, OptimiseReport, StepResult, describe_machine
+from agent.optimise.report import (
+    LayerResult,
+    OperationTime,
+    OptimiseReport,
+    StepResult,
+    describe_machine,
+    short_number,
+)
 from agent.types import Array
 
 Progress = Callable[[str], None]
@@ -67,6 +74,10 @@ _NOISE_TIME, _NOISE_SIZE = 0.03, 0.005
 is that share of time."""
 _NOISE_MS = 0.01
 """Times of an inference that differ by less are the same, whatever their share."""
+_DRIFT = 0.1
+"""Share by which two measurements of the same model differ where one of them was disturbed."""
+_APART = 0.2
+"""Share by which the operations' time may differ from that of an inference without a remark."""
 _COPIES = 3
 """Number of copies of the first model that are timed against each other."""
 _CASES = 16
@@ -124,12 +135,14 @@ class TuningStep(NamedTuple):
             cannot be applied to the model. Its second argument is called with what is being done.
         always: False: it is left out if the budget is met before it.
         left_out: why it is left out if the budget is not met; empty: it is tried.
+        mends: name of a step before it; it is left out unless the result of that one has lost too much.
     """
 
     name: str
     apply: Callable[[ModelState, Progress], ModelState]
     always: bool = True
     left_out: str = ""
+    mends: str = ""
 
 
 class TunedModel(Struct, frozen=True):
@@ -211,6 +224,7 @@ class _Run:
         self.state = ModelState(model.content, model.content)
         self.failures: list[str] = []
         self._busy: list[str] = []
+        self._lossy: set[str] = set()
         progress("measuring the model as it is")
         self._first_score = self._score(model.content)
         same = self._times("before", [model.content] * _COPIES)
@@ -227,6 +241,9 @@ class _Run:
         if step.left_out:
             self._leave_out(step.name, step.left_out)
             return
+        if step.mends and step.mends not in self._lossy:
+            self._leave_out(step.name, self._unneeded(step.mends))
+            return
         try:
             found = step.apply(self.state, self._progress)
         except CheckpointError:
@@ -240,6 +257,11 @@ class _Run:
             return
         self._judge(step.name, found)
 
+    def _unneeded(self, name: str) -> str:
+        """Say why the result of a step needs no training."""
+        kept = any(one.name == name and one.kept for one in self._steps)
+        return f"not needed: {name} is kept" if kept else f"would mend a loss, for which {name} is not left out"
+
     def _leave_out(self, name: str, reason: str) -> None:
         self._steps.append(StepResult(name, size=self._best.size, kept=False, notes=(reason,)))
 
@@ -247,12 +269,13 @@ class _Run:
         self._progress(f"measuring the model after {name}")
         scored = self._score(found.content)
         before_ms, after_ms = self._times(name, [self.state.content, found.content])
-        # Both were slowed down alike: only their ratio is carried over.
-        assert self._best.latency_ms is not None
-        result = self._result(name, found.content, scored, self._best.latency_ms * after_ms / before_ms)
-        reasons = self._against(result)
+        self._check_same(name, before_ms)
+        result = self._result(name, found.content, scored, after_ms)
+        reasons = self._against(result, before_ms)
         notes = (*found.notes, *self._told(scored), *reasons)
         result = replace(result, kept=not reasons, notes=notes)
+        if not self._allowed.meets("loss", self._loss(result)):
+            self._lossy.add(name)
         self._steps.append(result)
         if not reasons:
             self._best, self.state = result, found
@@ -260,15 +283,25 @@ class _Run:
     def _times(self, name: str, contents: Sequence[bytes]) -> list[float]:
         return self._meters.times(contents, lambda remark: self._busy.append(f"{name}: {remark}"))
 
-    def _against(self, result: StepResult) -> list[str]:
-        """Return the reasons not to keep a result; empty: it helps."""
+    def _check_same(self, name: str, before_ms: float) -> None:
+        """Tell if the model before a step took another time beside it than when it was measured itself."""
+        assert self._best.latency_ms is not None
+        first_ms = self._best.latency_ms
+        if abs(before_ms - first_ms) > max(_NOISE_MS, self._noise * first_ms, _DRIFT * first_ms):
+            self._busy.append(
+                f"{name}: the model before it took {short_number(before_ms)} ms beside it, and "
+                f"{short_number(first_ms)} ms when {self._best.name} was measured: other work has disturbed one "
+                "of them"
+            )
+
+    def _against(self, result: StepResult, before_ms: float) -> list[str]:
+        """Return the reasons not to keep a result; empty: it helps. Its time is compared with one beside it."""
         loss = self._loss(result)
         if not self._allowed.meets("loss", loss):
             return [f"loses {loss * 100:.2f} pp, and {self._allowed.told('loss')} is allowed"]
         best = self._best
-        assert best.latency_ms is not None
         assert result.latency_ms is not None
-        time, size = result.latency_ms / best.latency_ms - 1, result.size / best.size - 1
+        time, size = result.latency_ms / before_ms - 1, result.size / best.size - 1
         faster, smaller = time < -self._noise, size < -_NOISE_SIZE
         before, after = self._missed(best), self._missed(result)
         slower = time > self._noise and not (smaller and self._only_misses("size", before, after))
@@ -292,6 +325,10 @@ class _Run:
             low, high = (value * 100 for value in found.interval)
             yield f"score {found.value * 100:+.2f} pp (95 %: {low:+.2f} to {high:+.2f})"
 
+    def _excess(self, result: StepResult) -> float:
+        loss = self._loss(result)
+        return self._budget.excess(size=float(result.size), loss=loss, latency_ms=result.latency_ms)
+
     def _missed(self, result: StepResult) -> list[str]:
         return self._budget.missed(size=float(result.size), loss=self._loss(result), latency_ms=result.latency_ms)
 
@@ -314,6 +351,7 @@ class _Run:
         steps = [replace(self._steps[0], per_s=rates[0]), *self._steps[1:]]
         if len(ends) > 1:
             steps.append(replace(self._best, name="after", per_s=rates[-1], notes=()))
+        sums = _unlike_sums(profiles, (self._steps[0], self._best))
         watts = f"{self._target.core_w:.2f} W"
         missed = self._missed(self._best)
         if self._budget.missed(latency_ms=self._best.latency_ms):
@@ -332,15 +370,23 @@ class _Run:
             tuple(steps),
             self.state.layers,
             tuple(_times(profiles)),
-            (*self._nearest(), *self._busy, *_bottlenecks(profiles), *remark, *self._examples.remarks, energy),
+            (
+                *self._nearest(),
+                *self._busy,
+                *_bottlenecks(profiles),
+                *sums,
+                *remark,
+                *self._examples.remarks,
+                energy,
+            ),
         )
 
     def _nearest(self) -> Iterator[str]:
         """Yield which result came nearer to the budget than the best one, and why it was not kept."""
         tried = [one for one in self._steps if not one.kept and one.score is not None]
         if self._missed(self._best) and tried:
-            near = min((self._best, *tried), key=lambda one: (len(self._missed(one)), one.size))
-            if near is not self._best:
+            near = min((self._best, *tried), key=self._excess)
+            if self._excess(near) < self._excess(self._best):
                 missed = "; ".join(self._missed(near)) or "meets it"
                 yield f"{near.name} came nearer to the budget ({missed}), and was not kept: {near.notes[-1]}"
 
@@ -367,7 +413,10 @@ class _Run:
             rates.append(found["Offline"].per_s if "Offline" in found else None)
             if single := found.get("SingleStream"):
                 p50, p90 = single.p50_ms, single.p90_ms
-                remarks.append(f"LoadGen {done.version}, SingleStream {name}: p50 {p50:.2f} ms, p90 {p90:.2f} ms")
+                remarks.append(
+                    f"LoadGen {done.version}, SingleStream {name}: p50 {p50:.2f} ms, p90 {p90:.2f} ms, with all "
+                    "waiting for other work and for the process that runs the model"
+                )
             if done.refused:
                 remarks.append(f"LoadGen, {name}: {done.refused}")
         return rates, remarks
@@ -407,6 +456,19 @@ def _bottlenecks(profiles: Sequence[ModelProfile | str]) -> Iterator[str]:
         for row in found.worst[:_WORST]:
             what = f"{row.name or row.kernel} {row.tensor}".strip()
             yield f"{name}: {what} takes {row.share:.0%} of the time{f': {row.advice}' if row.advice else ''}"
+
+
+def _unlike_sums(profiles: Sequence[ModelProfile | str], measured: Sequence[StepResult]) -> Iterator[str]:
+    """Yield why the times of the operations do not add up to the time of an inference, where they do not."""
+    for name, found, step in zip(("before", "after"), profiles, measured, strict=False):
+        if isinstance(found, str) or step.latency_ms is None:
+            continue
+        apart = found.total_ms - step.latency_ms
+        if abs(apart) > max(_NOISE_MS, _APART * step.latency_ms):
+            more = "the profiler's own time and other work count" if apart > 0 else "the rest is between them"
+            whole = short_number(step.latency_ms)
+            operations = f"its operations take {short_number(found.total_ms)} ms in the profiler"
+            yield f"{name}: {operations}, and an inference {whole} ms without it: {more}"
 
 
 def is_float(content: bytes) -> bool:

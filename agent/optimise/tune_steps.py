@@ -33,7 +33,6 @@ from agent.optimise.tune import (
     is_float,
     split,
     tune,
-    with_allowed_loss,
 )
 
 if TYPE_CHECKING:
@@ -195,8 +194,8 @@ def quantise_steps(
 ) -> list[TuningStep]:
     """Return the step that quantises the float model by a method, and one that trains it afterwards.
 
-    The second has nothing to do if the model without it loses no more than is allowed. INT4 is left out if INT8
-    meets the budget.
+    The second is left out unless the result of the first has lost too much of the examples that judge the steps.
+    INT4 is left out if INT8 meets the budget.
 
     Args:
         model: to be tuned.
@@ -246,18 +245,15 @@ def quantise_steps(
         return ModelState(found.content, source, tuple(map(_reported, found.layers)), (), derive_trained)
 
     def train(state: ModelState, progress: Progress) -> ModelState:
-        if state.derive is derive:
-            return state
-        lost = value(model.content) - value(quantised(state.source, progress).content)
-        return derive_trained(state.source, progress) if not allowed.meets("loss", lost) else state
+        return derive_trained(state.source, progress)
 
     # Where both are limited, 4 bits are for the size: pruning makes it faster.
     limits = budget if budget.size is None else replace(budget, latency_ms=None)
-    allowed = with_allowed_loss(budget)
     always = method != "mixed" or budget == Budget()
-    steps = [TuningStep(f"quantise, {method}", lambda state, progress: derive(state.source, progress), always)]
+    name = f"quantise, {method}"
+    steps = [TuningStep(name, lambda state, progress: derive(state.source, progress), always)]
     if trains and method != "dynamic":
-        steps.append(TuningStep(f"train, {method}", train, always))
+        steps.append(TuningStep(f"train, {method}", train, always, mends=name))
     return steps
 
 

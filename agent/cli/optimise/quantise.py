@@ -85,7 +85,7 @@ def _print(report: OptimiseReport) -> None:
         "layer", "operation", "bits", "weights", "sensitivity", right=("bits", "weights", "sensitivity")
     )
     for layer in report.layers:
-        sensitivity = NO_VALUE if layer.loss is None else f"{layer.loss:.5f}"
+        sensitivity = NO_VALUE if layer.sensitivity is None else f"{layer.sensitivity:.5f}"
         layers.add_row(plain(layer.name), layer.operation, str(layer.bits), str(layer.values), sensitivity)
     console(_WIDTH, markup=False).print(layers)
     metric = next((step.metric for step in report.steps if step.metric), "score")

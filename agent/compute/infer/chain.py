@@ -79,7 +79,7 @@ _WARM_RUNS = 3
 
 
 class TimingRun(Struct, frozen=True, tag=True):
-    """Latency of each of a series of inferences, and CPU time of all together, ms."""
+    """Wall time of each of a series of inferences, and CPU time of all together, ms."""
 
     ms: tuple[float, ...]
     cpu_ms: float
@@ -101,6 +101,28 @@ def time_inference(chain: ModelChain, seconds: float, cpu_s: Callable[[], float]
         time.sleep(_PAUSE_S)
         began = time.perf_counter()
         chain.invoke()
+        now = time.perf_counter()
+        ms.append((now - began) * 1e3)
+    return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)
+
+
+def time_turn(session: Session, seconds: float, cpu_s: Callable[[], float]) -> TimingRun:
+    """Time inferences of the selected variant on what its inputs hold, after one that does not count.
+
+    There are no pauses between them, so that a short turn can pass without another process on the core.
+
+    Args:
+        session: of the model.
+        seconds: for how long, s. At least one inference is timed; the last one may end later.
+        cpu_s: returns the CPU time used so far by the thread or process that runs the model, s.
+    """
+    session.invoke()  # what ran before has left the caches cold
+    ms: list[float] = []
+    used, now = cpu_s(), time.perf_counter()
+    until = now + seconds
+    while not ms or now < until:
+        began = time.perf_counter()
+        session.invoke()
         now = time.perf_counter()
         ms.append((now - began) * 1e3)
     return TimingRun(tuple(ms), (cpu_s() - used) * 1e3)

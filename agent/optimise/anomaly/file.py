@@ -245,7 +245,8 @@ def _keys(before: Manifest, judged: _Judged) -> dict[str, Any]:
 
 
 def _report(model: Model, content: bytes, judged: _Judged, command: str) -> OptimiseReport:
-    before, after = time_ms([model.content, content])
+    busy: list[str] = []
+    before, after = time_ms([model.content, content], busy=busy.append)
     faulty = judged.faulty
     area = roc_area(judged.normal.scores, faulty.scores) if faulty else None
     step = StepResult("anomaly", "AUROC" if faulty else "", area, size=len(content), latency_ms=after)
@@ -265,7 +266,7 @@ def _report(model: Model, content: bytes, judged: _Judged, command: str) -> Opti
             StepResult("backbone", size=len(model.content), latency_ms=before),
             replace(step, notes=tuple(_notes(judged))),
         ),
-        remarks=tuple(_remarks(judged, area)),
+        remarks=(*_remarks(judged, area), *busy),
     )
 
 

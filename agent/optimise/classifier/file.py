@@ -264,13 +264,14 @@ def _report(
     shares = [
         f"{plain(name)}: {share}" for name, share in zip(names, _shares(right, labels, len(names)), strict=True)
     ]
+    busy: list[str] = []
     step = StepResult(
         "train",
         metric=found.metric,
         score=found.value,
         interval=found.interval,
         size=len(exported.content),
-        latency_ms=time_ms([exported.content])[0],
+        latency_ms=time_ms([exported.content], busy=busy.append)[0],
         notes=tuple(shares),
     )
     return OptimiseReport(
@@ -281,7 +282,7 @@ def _report(
         command=request.command,
         examples=measured.description,
         steps=(step,),
-        remarks=(*_remarks(labels, _labels(seen), names), *measured.remarks),
+        remarks=(*_remarks(labels, _labels(seen), names), *measured.remarks, *busy),
     )
 
 

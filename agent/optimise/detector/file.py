@@ -207,13 +207,14 @@ def _report(
 ) -> OptimiseReport:
     counts = np.bincount(np.concatenate([one.classes for one in objects]), minlength=len(names))
     average = [f"{plain(one.name)}: AP {one.ap:.1%}" for one in found.classes if one.ap is not None]
+    busy: list[str] = []
     step = StepResult(
         "train",
         metric=found.metric,
         score=found.value,
         interval=found.interval,
         size=len(exported.content),
-        latency_ms=time_ms([exported.content])[0],
+        latency_ms=time_ms([exported.content], busy=busy.append)[0],
         notes=(f"AP50 {found.details['AP50']:.1%}", *average),
     )
     return OptimiseReport(
@@ -224,7 +225,7 @@ def _report(
         command=request.command,
         examples=found.data,
         steps=(step,),
-        remarks=(*found.remarks, *_remarks(counts, names)),
+        remarks=(*found.remarks, *_remarks(counts, names), *busy),
     )
 
 

@@ -22,13 +22,14 @@ from agent.compute.tflite.model import TensorSpec
 from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.models.library import installed_runtime
+from agent.optimise.evaluation.timing import busy_remark, least_ms, time_turns
 from agent.types import Array
 
 _SEED = 1
 _REACHES = (1.0, 0.1, 10.0, 127.0)
 """Standard deviations of random floats, in turns: a model may take values of -1..1 as well as of 0..255."""
 _PATIENCE_S = 10.0
-"""After which no more inferences are begun, to compare or to time them, s; but at least one for each reach."""
+"""After which no more inferences are begun to compare them, s; but at least one for each reach."""
 _LARGEST_INDEX = 2
 """Largest random value of a wide integer, which may be an index into something short."""
 
@@ -39,14 +40,15 @@ class Comparison(Struct, frozen=True):
     Attributes:
         last_bits: largest difference of a quantised output, in steps of its scale.
         relative: largest difference of a float output, as a share of the largest value of that output.
-        before_ms, after_ms: least time of an inference, all signatures together. The workers may share cores with
-            other programs to different degrees, so that medians would compare those.
+        before_ms, after_ms: time of an inference, all signatures together, see `least_ms`.
+        busy: remark if other work has disturbed these times.
     """
 
     last_bits: float
     relative: float
     before_ms: float
     after_ms: float
+    busy: str = ""
 
 
 def compare(
@@ -54,7 +56,7 @@ def compare(
     after: bytes,
     path: str,
     inputs: int = 20,
-    rounds: int = 50,
+    rounds: int = 10,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Comparison:
     """Compare two versions of a model.
@@ -64,13 +66,13 @@ def compare(
         after: one with inputs and outputs of the same names and shapes.
         path: of the model, for messages.
         inputs: number of random inputs of each signature; fewer if they take long.
-        rounds: number of measured inferences of each signature and version; fewer if they take long.
+        rounds: of the times, see `time_turns`.
         progress: is told what is done next.
 
     Raises:
         ModelError, BackendError: one of them cannot be opened or run.
     """
-    random, differences, times = np.random.default_rng(_SEED), [(0.0, 0.0)], np.zeros(2)
+    random, differences, times, busy = np.random.default_rng(_SEED), [(0.0, 0.0)], np.zeros(2), ""
     with ExitStack() as opened:
         first, second = (opened.enter_context(closing(_open(content, path))) for content in (before, after))
         for variant in _manifest(before).variants:
@@ -80,9 +82,11 @@ def compare(
             progress(f"signature {variant.signature or variant.name}: answers")
             differences += _compare_answers(first, second, random, inputs)
             progress(f"signature {variant.signature or variant.name}: times")
-            times += _times_ms((first, second), rounds)
+            turns = time_turns((first, second), rounds)
+            times += [least_ms(one) for one in turns]
+            busy = busy_remark(turns) or busy
     bits, shares = (max(values) for values in zip(*differences, strict=True))
-    return Comparison(bits, shares, float(times[0]), float(times[1]))
+    return Comparison(bits, shares, float(times[0]), float(times[1]), busy)
 
 
 def _compare_answers(
@@ -152,16 +156,3 @@ def _differences(first: Session, second: Session) -> list[tuple[float, float]]:
             finite = np.abs(before[np.isfinite(before)])
             found.append((0.0, largest / max(float(np.max(finite, initial=0.0)), 1e-9)))
     return found
-
-
-def _times_ms(runs: tuple[Session, Session], rounds: int) -> list[float]:
-    """Return the least time of each, of `rounds` inferences, or of those that `_PATIENCE_S` allows."""
-    least, until = [float("inf")] * len(runs), time.perf_counter() + _PATIENCE_S
-    for number in range(rounds):
-        if number >= len(_REACHES) and time.perf_counter() > until:
-            break
-        for index, run in enumerate(runs):
-            began = time.perf_counter()
-            run.invoke()
-            least[index] = min(least[index], (time.perf_counter() - began) * 1e3)
-    return least

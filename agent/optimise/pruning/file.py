@@ -291,7 +291,8 @@ def _report(
     model: Model, content: bytes, examples: Examples, history: PruneHistory, recipe: Recipe, command: str
 ) -> OptimiseReport:
     scores = [score(one, examples, model.manifest) for one in (model.content, content)]
-    times = time_ms([model.content, content])
+    busy: list[str] = []
+    times = time_ms([model.content, content], busy=busy.append)
     gone = history.points[-1].sparsity
     unit = "channels" if recipe.prune.structured else "connections"
     notes = [f"{gone:.1%} of the {unit} are gone, by {recipe.prune.ranked_by}"]
@@ -307,7 +308,7 @@ def _report(
         command=command,
         examples=examples.description,
         steps=(before, after),
-        remarks=(*_remarks(before, after), *_widened(model.content), *examples.remarks),
+        remarks=(*_remarks(before, after), *_widened(model.content), *busy, *examples.remarks),
     )
 
 

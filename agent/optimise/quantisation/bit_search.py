@@ -86,11 +86,11 @@ class BitSearch:
         """
         limits, whole = self._budget, self._make(fixed)
         if limits.latency_ms is not None and not self._is_fast(whole.content):
-            whole = self._within_latency(whole, candidates, fixed)
-            fixed = _narrow(whole) | dict(fixed)
+            faster = self._within_latency(whole, candidates, fixed)
+            if limits.size is None and faster is not whole:
+                return faster
+            whole, fixed = faster, _narrow(faster) | dict(fixed)
             candidates = [layer for layer in candidates if layer.key not in fixed]
-            if limits.size is None:
-                return whole
         if limits.size is not None:
             return self._within_size(whole, candidates, fixed)
         if limits.latency_ms is not None and limits.loss is None:

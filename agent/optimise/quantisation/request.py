@@ -157,6 +157,7 @@ class _Job:
             self._seen.append(seen)
             self._held.append(held)
         self._busy: list[str] = []
+        self._disturbed: list[str] = []
         first = self._seen[0]
         self._learned, self._others = held_out(first, _JUDGED) if len(first) > 1 else (first, first)
         self.loss, self._loss_of_others = self._losses(first), self._losses(self._others)
@@ -246,7 +247,7 @@ class _Job:
         return not self._budget.missed(size=step.size, latency_ms=step.latency_ms)
 
     def _slowed(self, step: StepResult) -> bool:
-        """Return True if the limit of latency is missed, and other work has slowed down the measurement."""
+        """Return True if the limit of latency is missed, and other work has disturbed the measurement."""
         return bool(self._busy and self._budget.missed(latency_ms=step.latency_ms))
 
     def trained(self, found: QuantisedModel) -> QuantisedModel:
@@ -280,6 +281,7 @@ class _Job:
         found = self._score(content, self._held[0])
         both = [self.content, content]
         latency = self._times(both)[1]
+        self._disturbed += [f"{name}: {remark}" for remark in self._busy]
         size = len(self.file(content))
         return StepResult(name, found.metric, found.value, found.interval, size, latency)
 
@@ -310,8 +312,8 @@ class _Job:
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         if self.can_be_met(last) and missed:
             missed += self._disagreement(found, steps)
+        remarks += self._disturbed
         if self._slowed(last):
-            remarks += self._busy
             missed += self._busy
         return OptimiseReport(
             "quantise",

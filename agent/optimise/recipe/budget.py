@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator
 from typing import Any, Literal
@@ -52,51 +53,86 @@ class Budget(Struct, frozen=True):
         for name, limit, unit in limits:
             yield name, limit, _UNITS[name][unit], unit
 
-    def _limit(self, name: LimitName) -> float | None:
-        return next(limit for one, limit, _, _ in self._limits() if one == name)
+    def _limit(self, name: LimitName) -> tuple[float | None, float, str]:
+        return next((limit, factor, unit) for one, limit, factor, unit in self._limits() if one == name)
 
     def meets(self, name: LimitName, value: float) -> bool:
         """Return True if a value is within a limit, or there is no such limit."""
-        if (limit := self._limit(name)) is None:
+        if (limit := self._limit(name)[0]) is None:
             return True
         over = _over(name, value, limit)
         return over < 0 or (over == 0 and name in self.reachable)
 
     def amount(self, name: LimitName, value: float) -> str:
-        """Return a value in the unit of a limit, such as `28.6 kB`."""
-        factor, unit = next((factor, unit) for one, _, factor, unit in self._limits() if one == name)
-        return f"{short_amount(value / factor)} {unit}"
+        """Return a value in the unit of a limit, such as `28.6 kB`, with as many figures as tell it from that."""
+        limit, factor, unit = self._limit(name)
+        return f"{short_amount(value / factor, _figures(value, limit))} {unit}"
 
     def told(self, name: LimitName) -> str:
         """Return a limit that there is, such as `size < 28.6 kB`."""
-        limit = self._limit(name)
+        return f"{name} {self._sign(name)} {self._told_limit(name)}"
+
+    def _told_limit(self, name: LimitName) -> str:
+        limit, factor, unit = self._limit(name)
         assert limit is not None
-        return f"{name} {self._sign(name)} {self.amount(name, limit)}"
+        return f"{limit / factor:.15g} {unit}"
 
     def missed(
         self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
     ) -> list[str]:
         """Say which limits these figures miss, and by how much. A figure that is None is not compared."""
-        found, values = [], {"size": size, "loss": loss, "latency": latency_ms}
+        return [
+            f"{name} {self.amount(name, value)}, {self._told_excess(name, over)} {self._told_limit(name)}"
+            for name, value, over in self._misses(size, loss, latency_ms)
+        ]
+
+    def excess(
+        self, *, size: float | None = None, loss: float | None = None, latency_ms: float | None = None
+    ) -> float:
+        """Return the largest share by which these figures miss a limit; 0: they miss none.
+
+        A figure that is None is not compared. What is lost over a limit is a share of that, or of `_LOSS_SHARE`
+        if the limit is less.
+        """
+        shares = [0.0]
+        for name, _, over in self._misses(size, loss, latency_ms):
+            limit = self._limit(name)[0] or 0.0
+            shares.append(max(over / (max(limit, _LOSS_SHARE) if name == "loss" else limit), _LEAST_SHARE))
+        return max(shares)
+
+    def _misses(
+        self, size: float | None, loss: float | None, latency_ms: float | None
+    ) -> Iterator[tuple[LimitName, float, float]]:
+        """Yield name, value, and by how much it is over, of each limit that is missed."""
+        values = {"size": size, "loss": loss, "latency": latency_ms}
         for name, limit, _, _ in self._limits():
             value = values[name]
-            if value is None or limit is None or self.meets(name, value):
-                continue
-            more = _over(name, value, limit)
-            over = f"{self.amount(name, more)} over" if more > 0 else "not below"
-            found.append(f"{name} {self.amount(name, value)}, {over} {self.amount(name, limit)}")
-        return found
+            if value is not None and limit is not None and not self.meets(name, value):
+                yield name, value, _over(name, value, limit)
+
+    def _told_excess(self, name: LimitName, over: float) -> str:
+        _, factor, unit = self._limit(name)
+        return f"{short_amount(over / factor)} {unit} over" if over > 0 else "not below"
 
 
 def _over(name: LimitName, value: float, limit: float) -> float:
     """Return by how much a value is over a limit; of a loss without the error of floats: 0.52 - 0.5 > 0.02."""
     over = value - limit
-    return 0.0 if name == "loss" and abs(over) <= _SAME_LOSS else over
+    same = min(_SAME_LOSS, limit / 2) if limit else _SAME_LOSS  # no loss at all is below the least limit
+    return 0.0 if name == "loss" and abs(over) <= same else over
 
 
-def short_amount(value: float) -> str:
-    """Return an amount with four figures, or as a whole number."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+def _figures(value: float, limit: float | None) -> int:
+    """Return the number of figures that tell a value from a limit."""
+    if limit is None or not value:
+        return _FIGURES
+    apart = abs(value - limit) / abs(value)
+    return min(_MOST_FIGURES, max(_FIGURES, 2 + math.ceil(-math.log10(apart)))) if apart else _MOST_FIGURES
+
+
+def short_amount(value: float, figures: int = 4) -> str:
+    """Return an amount with so many figures, or as a whole number."""
+    return f"{value:.0f}" if abs(value) >= 10**figures else f"{value:.{figures}g}"
 
 
 _UNITS = {
@@ -107,6 +143,10 @@ _UNITS = {
 """Factor to a `Budget`'s unit by limit and unit."""
 _SAME_LOSS = 1e-9
 """Losses that differ by no more are the same."""
+_LOSS_SHARE, _LEAST_SHARE = 0.01, 1e-9
+"""Loss that is an excess of 1, where less is allowed; and the excess of a figure that is not below its limit."""
+_FIGURES, _MOST_FIGURES = 4, 10
+"""Figures in which an amount is told."""
 _FIELDS = {"latency": "latency_ms"}
 _LIMIT = re.compile(
     r"(?P<name>[a-z]+)\s*(?P<sign><=?)\s*"

@@ -152,7 +152,9 @@ class SearchCandidate:
         content = float_tflite(self._build(), self._search.shape, mean=self._search.mean, std=self._search.std)
         few = self._space.data.seen.take(range(min(_FEW, len(self._space.data.seen))))
         found = quantise(content, [few], QuantiseRecipe(method="int8", examples=_FEW)).content
-        self._trial.note(latency_ms=self._space.meter.measure(found), size=len(found))
+        busy: list[str] = []
+        latency_ms = self._space.meter.measure(found, busy.append)
+        self._trial.note(busy="; ".join(busy), size=len(found), latency_ms=latency_ms)
 
     def _figures(self, accuracy: float) -> Figures:
         return Figures(accuracy, self._trial.noted("latency_ms"), self._trial.noted("size"))

@@ -42,13 +42,14 @@ class TrialResult(Struct, frozen=True):
         state: `stopped`: not trained to the end, since others are better or it is over the budget.
         parameters: of the candidate.
         accuracy: of the INT8 file on the examples of the comparison, 0..1; None: not trained to the end.
-        latency_ms: median of an inference of the INT8 file, ms.
+        latency_ms: of an inference of the INT8 file, ms.
         size: of the INT8 file, bytes.
         rungs: accuracy after each rung, by its epochs.
         reason: why it was stopped or has failed.
         worker: host and process.
         front: True: no other trial beats it.
         origin: number of the trial that it continues; its own if it continues none.
+        busy: remark if other work has disturbed the measurement of the latency.
     """
 
     number: int
@@ -62,6 +63,7 @@ class TrialResult(Struct, frozen=True):
     worker: str = ""
     front: bool = False
     origin: int = -1
+    busy: str = ""
 
 
 class SearchResult(Struct, frozen=True):
@@ -149,6 +151,7 @@ def _trial(one: Any) -> TrialResult:
         reason=facts.get("reason", ""),
         worker=str(worker_of(one) or ""),
         origin=facts.get("origin", one.number),
+        busy=facts.get("busy", ""),
     )
 
 
@@ -228,7 +231,7 @@ def _report(trial: TrialResult, own: Mapping[str, Any], facts: Mapping[str, Any]
         examples=f"{facts['examples']}; {unseen['count']} of them for this score",
         budget=facts["budget"],
         steps=(step,),
-        remarks=(compared,),
+        remarks=(compared, *filter(None, [trial.busy])),
     )
 
 

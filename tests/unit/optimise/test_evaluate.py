@@ -17,7 +17,6 @@ from agent.optimise.data import Examples
 from agent.optimise.data.layouts import FoundData, ObjectBoxes
 from agent.optimise.evaluate import (
     Score,
-    busy_remark,
     change,
     memory_mb,
     open_content,
@@ -128,12 +127,6 @@ def test_files_are_timed_in_turns() -> None:
     found = time_ms([classifier("float32"), classifier("int8")], 2)
     assert len(found) == 2
     assert all(0.0 < one < 10.0 for one in found)
-
-
-def test_turns_that_other_work_slows_down_are_told() -> None:
-    assert busy_remark([[2.0, 2.1, 2.9], [1.0, 1.4, 1.5]]) == ""
-    told = "measured beside other work: its turns spread by 60 %"
-    assert busy_remark([[2.0, 2.1, 2.9], [1.0, 1.6, 9.0]]) == told
 
 
 def test_memory_is_that_of_a_process() -> None:

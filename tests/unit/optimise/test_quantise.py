@@ -245,6 +245,21 @@ def test_a_loss_beside_a_latency_permits_no_layer_that_makes_it_slow(content: by
     assert not narrow_layers(found) & set(slow)
 
 
+@pytest.mark.parametrize("slowed", [0, 1])
+def test_a_busy_moment_does_not_change_what_a_loss_beside_a_latency_permits(
+    content: bytes, examples: Examples, slowed: int
+) -> None:
+    steady = Clock({})
+
+    def times(contents: Sequence[bytes]) -> list[float]:
+        found = steady(contents)
+        return [20.0] if steady.timed <= slowed else found
+
+    budget = Budget(loss=0.5, latency_ms=10.5)
+    found = quantised(content, examples, "mixed", budget=budget, times=times, loss=lambda _: 0.0)
+    assert narrow_layers(found)
+
+
 def test_a_size_beside_a_latency_is_met_with_more_layers(content: bytes, examples: Examples) -> None:
     whole = len(all_layers(content, examples, 8))
     first, *_ = fast_layers(content, examples)

@@ -157,3 +157,9 @@ def test_hostile_names_can_be_drawn() -> None:
 
 def test_the_machine_is_described() -> None:
     assert re.search(r", \d+ cores?, Linux .*, (ai-edge-litert|tflite-runtime) \d", describe_machine())
+
+
+def test_what_4_bits_in_a_layer_would_do_is_no_loss() -> None:
+    assert "| layer | operation | bits | weights | sensitivity |" in markdown(REPORT)
+    assert "<th>sensitivity</th>" in to_html(REPORT)
+    assert "<th>loss</th>" not in to_html(REPORT)

@@ -13,7 +13,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import CheckpointError, ModelError
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score
-from agent.optimise.profile import ModelProfile
+from agent.optimise.profile import ModelProfile, OperatorRow
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, StepResult
 from agent.optimise.tune import Meters, ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
@@ -245,3 +245,56 @@ def test_a_machine_that_was_busy_is_told_with_the_step_and_beside_a_latency_that
         report = tune(MODEL, examples(), [gives(INT8)], parse_budget(budget), meters=meters).report
         assert report.remarks.count(told) == 1
         assert (told in report.missed) is missed
+
+
+def test_a_time_is_its_own_measurement_and_the_model_before_is_compared_beside_it() -> None:
+    """A busy moment makes the model before a step ten times as long as when it was measured itself."""
+
+    def busy_later(contents: Sequence[bytes], busy: Progress) -> list[float]:
+        return [2.0 if INT8 not in contents else {FLOAT: 20.0, INT8: 1.0}[content] for content in contents]
+
+    report = tune(MODEL, examples(), [gives(INT8)], Budget(), meters=METERS._replace(times=busy_later)).report
+    assert [step.latency_ms for step in report.steps] == [2.0, 1.0, 1.0]
+    assert [step.energy_mj for step in report.steps] == pytest.approx([1.7, 0.85, 0.85])
+    assert any("convert: the model before it took 20 ms beside it, and 2 ms" in one for one in report.remarks)
+
+
+@pytest.mark.parametrize(("operations_ms", "told"), [(9.0, False), (11.0, False), (4.0, True), (15.0, True)])
+def test_operations_that_do_not_add_up_to_an_inference_are_told(operations_ms: float, told: bool) -> None:
+    rows = (OperatorRow("CONV_2D", "", "", (), 0, operations_ms, 1.0),)
+
+    def profiler(model: Model) -> ModelProfile:
+        return ModelProfile("", "", 1, 1, operations_ms, operations_ms, rows, rows)
+
+    report = tune(MODEL, examples(), [], Budget(), meters=METERS._replace(profiler=profiler)).report
+    assert report.operations[0].before_ms == operations_ms
+    assert any("its operations take" in one and "10 ms without it" in one for one in report.remarks) is told
+
+
+def test_a_training_is_tried_where_the_examples_that_judge_say_that_too_much_was_lost() -> None:
+    def training(mends: str) -> TuningStep:
+        return TuningStep("train", gives(INT8).apply, mends=mends)
+
+    lossy = tuned(gives(without_weights()), training("convert"))
+    assert [step.kept for step in lossy.report.steps] == [True, False, True, True]
+    kept = step_of(tuned(gives(INT8), training("convert")), "train")
+    assert kept.notes == ("not needed: convert is kept",)
+    failed = step_of(tuned(TuningStep("fail", failing), training("fail")), "train")
+    assert failed.notes == ("would mend a loss, for which fail is not left out",)
+
+
+@pytest.mark.parametrize(("budget", "allowed"), [("loss<10pp", True), ("loss<=10pp", False)])
+def test_a_loss_of_the_limit_itself_is_mended_unless_the_budget_allows_it(
+    budget: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = {FLOAT: Score("top-1", 1.0, 50), INT8: Score("top-1", 0.9, 50), UINT8: Score("top-1", 1.0, 50)}
+    monkeypatch.setattr("agent.optimise.tune.score", lambda content, *_, **__: told[content])
+    train = TuningStep("train", gives(UINT8).apply, mends="convert")
+    assert (step_of(tuned(gives(INT8), train, budget=parse_budget(budget)), "train").score is not None) is allowed
+
+
+def test_what_loses_far_too_much_did_not_come_nearer_than_what_is_a_little_too_large() -> None:
+    wide = parse_budget(f"size<{len(FLOAT) - 1}B, loss<1pp")
+    report = tuned(gives(without_weights()), budget=wide).report
+    assert report.missed
+    assert not any("came nearer" in one for one in report.remarks)

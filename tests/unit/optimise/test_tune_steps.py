@@ -25,7 +25,7 @@ from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.graph.objects import dump, load
 from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
-from agent.optimise.recipe.budget import Budget, parse_budget
+from agent.optimise.recipe.budget import Budget
 from agent.optimise.train import fit
 from agent.optimise.tune import ModelState, Progress, TuningStep, is_float, tune
 from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
@@ -225,31 +225,11 @@ def test_an_interrupted_training_goes_on(
     assert found.content == step(None).apply(begin, quiet).content
 
 
-def test_what_loses_little_is_not_trained(model: Model, seen: Examples) -> None:
-    file = parse_recipe("[quantise]\nexamples = 32", "r")
-    steps = quantise_steps(model, [seen], file, Budget(loss=0.5), "int8")
-    begin = ModelState(model.content, model.content)
-    assert steps[1].apply(begin, quiet) is begin
-    kept = steps[0].apply(begin, quiet)
-    assert steps[1].apply(kept, quiet) is kept
-
-
-def test_what_loses_the_limit_itself_is_trained_unless_the_budget_allows_it(
-    model: Model, seen: Examples, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def told(content: bytes, *_: object, **__: object) -> Score:
-        return Score("top-1", 1.0 if content == model.content else 0.9, 160)
-
-    def is_trained(budget: str) -> bool:
-        return (
-            quantise_steps(model, [seen], file, parse_budget(budget), "int8")[1].apply(begin, quiet) is not begin
-        )
-
-    file = parse_recipe("[quantise]\nexamples = 32\n[qat]\nsteps = 2\nbatch = 32", "r")
-    begin = ModelState(model.content, model.content)
-    monkeypatch.setattr(tune_steps, "score", told)
-    assert is_trained("loss<10pp")
-    assert not is_trained("loss<=10pp")
+def test_a_training_mends_what_its_method_has_lost(model: Model, seen: Examples) -> None:
+    names = [
+        (one.name, one.mends) for one in quantise_steps(model, [seen], parse_recipe("", "r"), Budget(), "int8")
+    ]
+    assert names == [("quantise, int8", ""), ("train, int8", "quantise, int8")]
 
 
 def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from agent.compute.infer.chain import ModelChain, TimingRun, time_inference
+from agent.compute.infer.chain import ModelChain, TimingRun, time_inference, time_turn
 from agent.compute.infer.litert import CpuBackend, keep_stderr, load_runtime, runtime_version
 from agent.compute.infer.session import BackendSpec, Session, SessionOptions
 from agent.compute.infer.vetting.unprivileged import device_groups, drop_root, is_root
@@ -139,6 +139,9 @@ class _Server:
             return self._select(request.variant)
         if isinstance(request, protocol.TimeModel):
             return self._time(request)
+        if isinstance(request, protocol.TimeTurn):
+            self._write_inputs()
+            return time_turn(self._session, request.seconds, time.process_time)
         used = resource.getrusage(resource.RUSAGE_SELF)
         return protocol.Usage(used.ru_utime + used.ru_stime, _resident_mb())
 
@@ -182,19 +185,21 @@ class _Server:
         return ModelChain(self._session, self._manifest)
 
     def _run(self) -> None:
-        _, inputs, outputs = self._mapped[self._session.variant]
         session = self._session
         try:
-            for index, source in enumerate(inputs):
-                np.copyto(session.input(index), source)
+            self._write_inputs()
             session.invoke()
-            for index, target in enumerate(outputs):
+            for index, target in enumerate(self._mapped[session.variant][2]):
                 np.copyto(target, session.output(index))
         except Exception as error:
             protocol.send(self._to, protocol.encode(describe_failure(error)))
         else:
             protocol.send(self._to, protocol.RUN)
         trim_log()
+
+    def _write_inputs(self) -> None:
+        for index, source in enumerate(self._mapped[self._session.variant][1]):
+            np.copyto(self._session.input(index), source)
 
     def _reply(self, handler: Any) -> None:
         try:

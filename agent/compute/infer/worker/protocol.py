@@ -91,6 +91,16 @@ class TimeModel(Struct, frozen=True, tag=True):
     seconds: float
 
 
+class TimeTurn(Struct, frozen=True, tag=True):
+    """Run the selected variant on its inputs for a while; answered by `TimingRun`. Its outputs are not copied.
+
+    Attributes:
+        seconds: see `agent.compute.infer.chain.time_turn`, s.
+    """
+
+    seconds: float
+
+
 class TensorRegion(Struct, frozen=True, tag=True):
     """Region of the shared file that holds a variant's tensors.
 
@@ -135,7 +145,7 @@ class Failed(Struct, frozen=True, tag=True):
     model: bool = False
 
 
-Request = OpenModel | SelectVariant | GetUsage | TimeModel
+Request = OpenModel | SelectVariant | GetUsage | TimeModel | TimeTurn
 Answer = ModelOpened | TensorRegion | Usage | TimingRun | Failed
 encode = msgspec.json.Encoder().encode
 requests: msgspec.json.Decoder[Request] = json_decoder(Request)

@@ -97,9 +97,7 @@ class WorkerSession:
         return self._mapped.inputs[index]
 
     def invoke(self) -> None:
-        if self._remote_variant != self.variant:
-            self._request(protocol.SelectVariant(self.variant), protocol.TensorRegion, self.deadline_s)
-            self._remote_variant = self.variant
+        self._select_remotely()
         mapped = self._mapped
         within_s = self.deadline_s if mapped.has_run else self._patience_s
         answer = self._exchange([protocol.RUN], within_s, "an inference")
@@ -116,9 +114,15 @@ class WorkerSession:
 
     def time_model(self, seconds: float) -> TimingRun:
         """Time inferences of all exits of the model in the worker process, see `time_inference`."""
-        run = self._request(
-            protocol.TimeModel(seconds), TimingRun, seconds + 2.0 * self.deadline_s, what="timing the model"
-        )
+        return self._timed(protocol.TimeModel(seconds), seconds)
+
+    def time_turn(self, seconds: float) -> TimingRun:
+        """Time inferences of the selected variant in the worker process, see `chain.time_turn`."""
+        self._select_remotely()
+        return self._timed(protocol.TimeTurn(seconds), seconds)
+
+    def _timed(self, request: protocol.TimeModel | protocol.TimeTurn, seconds: float) -> TimingRun:
+        run = self._request(request, TimingRun, seconds + 2.0 * self.deadline_s, what="timing the model")
         if not run.ms or min(run.ms) <= 0.0:
             raise self._invalid(f"{len(run.ms)} inferences, or one that took no time")
         return run
@@ -144,6 +148,11 @@ class WorkerSession:
             raise BackendError(f"{self._path}: {self.backend}: tensors: {reason_of(error)}") from error
         self._remote_variant = variant
         self._activate(variant)
+
+    def _select_remotely(self) -> None:
+        if self._remote_variant != self.variant:
+            self._request(protocol.SelectVariant(self.variant), protocol.TensorRegion, self.deadline_s)
+            self._remote_variant = self.variant
 
     def _activate(self, variant: str) -> None:
         self.variant = variant

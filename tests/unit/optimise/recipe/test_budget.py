@@ -124,3 +124,32 @@ def test_no_loss_at_all_can_be_asked_for() -> None:
     assert none.missed(loss=0.0) == none.missed(loss=-0.01) == []
     assert none.missed(loss=0.001) == ["loss 0.1 pp, 0.1 pp over 0 pp"]
     assert str(none) == "loss<=0pp"
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**6))
+def test_a_size_that_is_over_its_limit_is_told_with_figures_that_show_it(limit: int, over: int) -> None:
+    for unit in ("B", "kB", "MB", "KiB"):
+        factor = {"B": 1, "kB": 1000, "MB": 10**6, "KiB": 1024}[unit]
+        (told,) = Budget(size=float(limit), size_unit=unit).missed(size=float(limit + over))
+        value, allowed = told.split(",")[0].split()[1], told.split()[-2]
+        assert float(allowed) * factor == pytest.approx(limit, rel=1e-12)
+        assert abs(float(value) * factor - (limit + over)) <= max(0.1 * over, 1e-9 * limit, 0.0)
+
+
+def test_hardly_anything_over_a_limit_is_seen() -> None:
+    (size,) = parse_budget("size<40.112kB").missed(size=40_114.0)
+    assert size == "size 40.114 kB, 0.002 kB over 40.112 kB"
+    (loss,) = parse_budget("loss<0.5pp").missed(loss=0.00500001)
+    assert loss == "loss 0.500001 pp, 1e-06 pp over 0.5 pp"
+
+
+def test_no_loss_at_all_is_below_the_least_limit() -> None:
+    assert parse_budget("loss<1e-8pp").missed(loss=0.0) == []
+
+
+def test_the_largest_share_over_a_limit_tells_how_near_a_model_came() -> None:
+    budget = parse_budget("size<100kB, loss<=0pp, latency<10ms")
+    assert budget.excess(size=99e3, loss=0.0, latency_ms=9.0) == 0.0
+    assert budget.excess(size=150e3, loss=0.0, latency_ms=20.0) == 1.0
+    assert budget.excess(size=150e3, loss=0.35, latency_ms=9.0) == pytest.approx(35.0)
+    assert 0.0 < budget.excess(size=100e3) < 0.01

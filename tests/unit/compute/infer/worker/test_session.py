@@ -156,6 +156,18 @@ def test_it_is_timed_there_and_goes_on_as_before() -> None:
     session.close()
 
 
+def test_a_turn_runs_the_selected_variant_on_its_inputs_there() -> None:
+    session = WorkerSession(open_whole_model("small-speech"), CPU, SessionOptions())
+    for variant in ("12", "3"):
+        session.select(variant)
+        session.input(0)[...] = 0
+        turn = session.time_turn(0.001)
+        assert 0.0 < min(turn.ms) <= max(turn.ms)
+        assert turn.cpu_ms > 0.0
+        session.invoke()
+    session.close()
+
+
 @pytest.mark.parametrize(
     ("mode", "why"),
     [
