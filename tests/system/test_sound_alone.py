@@ -76,7 +76,7 @@ def test_sound_alone_is_lost_with_its_server_and_heard_again() -> None:
         heard(stream, 1.0)
         with PacketCamera([], sound=a_law(tone(1.0)), port=camera.port):
             wait(lambda: stream.stats.state == "running")
-    assert [one.partition(":")[0] for one in news] == ["lost", "running"]
+            assert [one.partition(":")[0] for one in news] == ["lost", "running"]
 
 
 def test_an_audio_stream_over_http_is_heard() -> None:

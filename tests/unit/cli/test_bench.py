@@ -46,7 +46,7 @@ def test_what_is_not_here_is_one_line() -> None:
 def test_the_cpu_alone_can_be_asked_for() -> None:
     done = call("small-speech", "--variant", "3", "--backend", "cpu", "--json")
     assert done.exit_code == 0, done.exception
-    found = json.loads(done.output)
+    found = json.loads(done.stdout)
     assert {one["name"] for one in found["measured"]} == {"cpu"}
     assert found["chosen"]["backend"] == "cpu"
 

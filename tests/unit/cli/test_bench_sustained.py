@@ -50,7 +50,7 @@ def test_json_and_a_picture(warm: None, tmp_path: Path) -> None:
     picture = tmp_path / "heat.png"
     done = call(person_model(tmp_path), "--sustained", "1s", "--json", "--picture", picture)
     assert done.exit_code == 0, done.exception
-    found = json.loads(done.output)
+    found = json.loads(done.stdout)
     assert found["complete"]
     assert found["held"]["basis"] == "throttled"
     assert found["samples"][0]["board"]["power_from"] == "estimate"

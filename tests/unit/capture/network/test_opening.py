@@ -23,11 +23,13 @@ _SDP = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 
 _ENDLESS = 1024 * 1024 * 1024
 """Bytes after which a server gives up."""
 _READ = """
-import contextlib, resource, sys
+import contextlib, re, sys
+from pathlib import Path
 from agent.capture.source import open_source
 with contextlib.suppress(Exception):
     open_source(sys.argv[1], stall_s=60.0).read(None)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# Not ru_maxrss, which begins at the memory of the process that has started this one.
+print(int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024)
 """
 
 
