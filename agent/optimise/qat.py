@@ -20,7 +20,7 @@ from msgspec import Struct
 from torch import nn
 from torch.nn import functional
 
-from agent.errors import DivergedError
+from agent.errors import DivergedError, ModelError
 from agent.optimise.checkpoint import Key as RunKey
 from agent.optimise.checkpoint import examples_key, module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
@@ -32,6 +32,7 @@ from agent.optimise.quantisation.sequential import RoundedLayer
 from agent.optimise.quantise import QuantisedModel
 from agent.optimise.recipe import QatRecipe
 from agent.storage.files import remove
+from agent.text import plural
 
 Tensor = Any
 _STEP_RATE = 1e-3
@@ -186,10 +187,12 @@ def train(
         progress: told each tenth step.
 
     Raises:
+        ModelError: the labels count, and are all of one class.
         DivergedError: the loss is not a number.
         CheckpointError: the checkpoint belongs to another run.
         StorageError: the checkpoint cannot be read or written.
     """
+    _check_classes(examples, recipe)
     torch.manual_seed(seed)
     student = FakeQuantised(graph, scales, layers)
     for parameter in graph.parameters():
@@ -213,6 +216,17 @@ def train(
             progress(f"training with quantisation: step {step + 1} of {recipe.steps}, loss {run.losses[-1]:.4f}")
     found_scales, found_layers = student.result()
     return TrainedModel(found_scales, found_layers, tuple(run.losses))
+
+
+def _check_classes(examples: Examples, recipe: QatRecipe) -> None:
+    """Check that labels which count do not teach a single answer."""
+    if examples.kind != "classes" or recipe.teacher == 1.0:
+        return
+    if len(np.unique(np.asarray(examples.labels))) < 2:
+        raise ModelError(
+            f"{examples.description}: the {plural(len(examples), 'example')} to learn from are all of one class: "
+            "give some of others, or `teacher = 1.0` in [qat] of the recipe: the float model alone teaches"
+        )
 
 
 def train_quantised(

@@ -366,7 +366,7 @@ def quantise(
         because = (
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
         )
-        raise ModelError(f"no layer is left that takes 4 bits: {because}")
+        raise ModelError(f"no layer is left that takes 4 bits: {because}; --method int8 takes the model as it is")
     search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
     return search.find(candidates, fixed).with_sensitivities(search.costs)
 

@@ -212,7 +212,8 @@ class NetworkStream(Video):
             came_ns = self._arrivals.came_ns(self._asked_ns, read_ns) if is_picture else read_ns
             began_ns = self._clock.captured_ns(track, pts_ns, came_ns, length_ns)
         if is_picture:
-            if packet.is_keyframe and (size := self._media.changed_size) and not self._only_skips:
+            is_watched = not (self._only_skips or self._hears_only)
+            if is_watched and packet.is_keyframe and (size := self._media.changed_size):
                 self._check_same_size(size)
             self._arrived = _Arrival(began_ns, read_ns)
             if pts is not None:

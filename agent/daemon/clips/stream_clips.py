@@ -175,7 +175,8 @@ class StreamClips:
         self._job: ClipJob | None = None
         self._whole: ClipJob | None = None
         self._pace = PicturePace(config.fps)
-        self._now_ns, self._now_s = time.monotonic_ns(), time.monotonic()
+        self._frame_now = time.monotonic_ns(), time.monotonic_ns()
+        self._packet_now: tuple[int, int] | None = None
         self._waiting, self._has_failed, self._cut_was_told = 0, False, False
         self._ended = False
         self._thread: threading.Thread | None = None
@@ -206,6 +207,7 @@ class StreamClips:
 
     def add_packet(self, packet: MediaPacket) -> None:
         """Take a packet of the camera. For one thread, that of the capture."""
+        self._packet_now = packet.captured_ns, time.monotonic_ns()
         self._waiting += self._input.add(packet)
         if self._waiting > _WAKE_BYTES:
             self._waiting = 0
@@ -216,7 +218,7 @@ class StreamClips:
         """Process a frame and its events. Return True if it was taken; `give_back` is called with it later."""
         at_ns = frame.captured_ns
         with self._lock:
-            self._now_ns, self._now_s = at_ns, time.monotonic()
+            self._frame_now = at_ns, time.monotonic_ns()
             begins = self._trigger_on(events, at_ns, frame.captured_at) if events else False
         if self._ended or not self.encodes or not self._pace.takes(at_ns, must=begins):
             return False
@@ -306,8 +308,9 @@ class StreamClips:
                 job.end(until_ns)
 
     def _time_ns(self) -> int:
-        """Time now by the clock of the frames, ns."""
-        return self._now_ns + round((time.monotonic() - self._now_s) * 1e9)
+        """Time now by the clock of frames or, if later, of packets, ns: frames of a slow camera come late."""
+        clocks, now_ns = filter(None, (self._frame_now, self._packet_now)), time.monotonic_ns()
+        return max(at_ns + now_ns - then_ns for at_ns, then_ns in clocks)
 
     def _trigger_on(self, events: Sequence[Event], at_ns: int, at: datetime) -> bool:
         """Begin or prolong a clip where the events ask for it. Return True if one begins."""

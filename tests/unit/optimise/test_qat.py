@@ -113,6 +113,17 @@ def test_a_checkpoint_of_other_classes_or_pictures_is_refused(
     trained(found, changed(), recipe, checkpoint=tmp_path / "qat")
 
 
+def test_examples_of_one_class_are_refused_unless_the_float_model_alone_teaches(
+    found: QuantisedModel, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "examples.npz", x=pictures(64), y=np.zeros(64, np.int64))
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    alike = read_examples(tmp_path / "examples.npz", model)
+    with pytest.raises(ModelError, match=r"64 examples to learn from are all of one class: .*teacher = 1\.0"):
+        trained(found, alike)
+    assert trained(found, alike, replace(BRIEF, steps=1, teacher=1.0)).losses
+
+
 def test_a_training_that_diverges_leaves_no_checkpoint(
     found: QuantisedModel, examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

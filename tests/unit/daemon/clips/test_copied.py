@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -299,6 +300,19 @@ def test_a_second_source_without_key_frames_is_told_as_lost(
                 camera.stream.record(5.0)
         finally:
             camera.close()
+
+
+def test_a_clip_of_a_camera_whose_frames_are_late_takes_what_comes(camera: Camera, tmp_path: Path) -> None:
+    takes, began_ns = camera.stream.on_packet, time.monotonic_ns()
+    packets = [one for one in packets_of(make_video(tmp_path / "a.mp4", 4.0)) if one.track.kind == "video"]
+    assert takes is not None
+    for number, packet in enumerate(packets):
+        if number == len(packets) // 2:
+            camera.stream.record(1.0)
+        captured_ns = began_ns + packet.captured_ns - packets[0].captured_ns
+        takes(msgspec.structs.replace(packet, captured_ns=captured_ns))
+        camera.stream.add_frame(Frame(image(0), "front", 0, captured_ns - 4 * SECOND, datetime.now(UTC)), [])
+    assert camera.clip().duration_s > 1.9
 
 
 def test_a_camera_of_few_pictures_is_recorded_in_one_file(
