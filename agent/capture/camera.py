@@ -289,7 +289,7 @@ class Camera:
             one.finish(SourceError(f"{self._address.masked}: {why}"))
 
     def _change(self, state: str, reason: str) -> None:
-        """Tell of an outage; of one of the pictures, which becomes one of the camera, those who hear it."""
+        """Tell the streams of an outage; of one that they know as of the pictures alone, only those that hear."""
         told, self._lacks_pictures = self._lacks_pictures and state == "lost", False
         for one in self._consumers:
             if not told or one.demand.mode is DecodeMode.NOTHING:

@@ -95,7 +95,7 @@ class Media:
         self._parameters = TrackParameters(codec, extradata) if has_parameters else None
         self.changed_size: tuple[int, int] | None = None
         self._described = self._parameters.newest if self._parameters else {}
-        """The parameters that the header of the track was made of."""
+        """Parameters that the header of the track was made of."""
 
     def packets(self) -> Iterator[Packet[Stream]]:
         """Read packet by packet; at the end an empty packet of each track.

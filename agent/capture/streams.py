@@ -114,7 +114,7 @@ class FrameStream(SourceStream[Frame]):
         self._camera: Camera | None = None
         self._joined: SourceThread[Any] | None = None
         self._before = CaptureStats(0, 0, 0, "starting", "")
-        """The opening that was there before this stream, and what it had given by then."""
+        """Opening of the camera that was there before this stream, and the pictures that it had given by then."""
         self._limiter = FrameRateLimiter(config.max_fps)
         self._taken: set[int] = set()
         self.privacy = privacy

@@ -187,7 +187,7 @@ def call_factory(factory: Any, source: str, parameters: Mapping[str, Any] = _NON
 
 
 def run_module(module: Any, inputs: Any) -> Any:
-    """Return what a module gives.
+    """Run a module, and return its outputs.
 
     Raises:
         ModelError: it cannot be run.

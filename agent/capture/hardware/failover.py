@@ -221,7 +221,7 @@ class FailoverDecoder:
         self.name, self._refused = "", ""
         self._hardware: _DecoderThread | None = None
         self._parameters: bytes | None = None
-        """Those of the track when the hardware decoder was opened."""
+        """Parameters of the track when the hardware decoder was opened."""
         self._comparison = _Comparison(self._limits)
         self._kept: list[Packet[Stream]] = []
         self._kept_bytes = 0

@@ -49,7 +49,7 @@ class Liveness:
         """When the first packet of video came."""
         self._packet_s = self._sound_s = float("-inf")
         self._key_s: float | None = None
-        """When the newest key frame came."""
+        """Time at which the newest key frame came."""
         self._distances, self._apart_s, self.needs_keys = 0, 0.0, False
         self._has_begun = False
         self._keys = self._failed_key = 0

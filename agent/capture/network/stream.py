@@ -323,7 +323,7 @@ class NetworkStream(Video):
 
 
 def no_sound(codec: str) -> str:
-    """Return what is said of a source that has pictures alone."""
+    """Return the text for a source that has pictures alone, where sound is expected."""
     return f"expected sound; it has none, only pictures ({codec}): turn its sound on"
 
 

@@ -49,7 +49,7 @@ class TrackParameters:
 
     @property
     def extradata(self) -> bytes:
-        """The newest ones with start codes, as a decoder takes them."""
+        """Newest parameters with start codes, as a decoder takes them."""
         return _joined(self.newest)
 
     def add(self, key_frame: bytes) -> None:
@@ -67,7 +67,7 @@ class TrackParameters:
         self._last |= found
 
     def _settle(self, found: ParameterSets, key_frame: bytes) -> None:
-        """Decide on those of the key frame before: this one may be the first that comes without them."""
+        """Decide on the parameters of the key frame before: this one may be the first that comes without any."""
         doubtful, self._doubtful = self._doubtful, {}
         if doubtful.keys() & found.keys() or (self.are_sure and not doubtful):
             return
@@ -91,7 +91,7 @@ class TrackParameters:
         return bool(self._has_counted and known and now and not now.startswith(known))
 
     def _take(self, found: ParameterSets) -> None:
-        """Let these parameters count. The PPS that were known are of another SPS if that changes."""
+        """Use these parameters from now on. The PPS that were known are of another SPS if that changes."""
         sps, pps = PARAMETERS[self.codec]
         kept, first = self.newest, (sps, 0)
         if found.get(first, kept.get(first)) != kept.get(first) and any(kind == pps for kind, _ in found):

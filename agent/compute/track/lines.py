@@ -57,7 +57,7 @@ class _Line(Struct, frozen=True):
 
 
 class Lines:
-    """The enabled lines of one stream.
+    """Enabled lines of one stream.
 
     Attributes:
         empty: True if there are none.

@@ -46,7 +46,7 @@ def clips_trouble(clips: StreamClips | None) -> str:
 
 
 def nothing_to_record(stream: str, state: str, detail: str = "") -> CommandError:
-    """Return what is said of a stream in whose state nothing can be recorded."""
+    """Return the refusal to record a stream in whose state there is nothing to record."""
     return CommandError(f"stream {stream} is {state}, so there is nothing to record{detail and f': {detail}'}")
 
 
