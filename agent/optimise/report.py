@@ -290,7 +290,8 @@ def _escaped(text: str) -> str:
 _STYLE = """
 body { font-family: sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; margin: 1em 0; }
-th, td { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; overflow-wrap: anywhere; }
+th, td { border: 1px solid #ccc; padding: 0.3em 0.6em; text-align: left; overflow-wrap: break-word; }
+td:first-child, td:last-child { min-width: 8em; overflow-wrap: anywhere; }
 tr.dropped td { color: #888; }
 img { max-width: 100%; }
 """
