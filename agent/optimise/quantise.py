@@ -382,7 +382,7 @@ def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> 
 def sized_file(
     content: bytes, examples: Sequence[Examples], method: Method, layer_bits: LayerBits | None = None
 ) -> bytes:
-    """Return a file of the size that a quantised one will have, in seconds. Its weights are noise.
+    """Return a file of the least size that a quantised one will have, in seconds. Its weights are noise.
 
     Args:
         content: a float `.tflite` file.
@@ -399,7 +399,9 @@ def sized_file(
     graph, rounded = quantiser.graphs[quantiser.main], {}
     for layer in graph.layers:  # equal values would be stored once
         width, count = bits.get(layer.key, 8), layer.shape[layer.channel_axis]
-        bias = None if graph.bias(layer) is None else random.uniform(1.0, 2.0, count)
+        given = graph.bias(layer)
+        # Biases of zero may stay equal, and are then stored once: the file has at least this size.
+        bias = None if given is None else random.uniform(1.0, 2.0, count) * bool(given.any())
         integers = random.integers(-7, 8, layer.shape, np.int8)
         weights = IntegerWeights(integers, random.uniform(0.5, 1.0, count).astype(np.float32), width, bias)
         rounded[layer.key] = RoundedLayer(layer, None if width == _FLOAT else weights, 0.0)
