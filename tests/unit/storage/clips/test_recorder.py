@@ -447,9 +447,8 @@ def test_what_is_saved_and_deleted_and_kept_is_counted(tmp_path: Path) -> None:
     )
 
 
-def test_a_stop_that_does_not_wait_for_a_clip_tells_which_and_blames_nothing(
-    made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def held_writes(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold what is written until the second event; the first one tells that something is."""
     writes, goes_on, real = threading.Event(), threading.Event(), ClipFile.append
 
     def slowly(self: ClipFile, shown: Sequence[TimedPacket]) -> None:
@@ -458,6 +457,13 @@ def test_a_stop_that_does_not_wait_for_a_clip_tells_which_and_blames_nothing(
         real(self, shown)
 
     monkeypatch.setattr(ClipFile, "append", slowly)
+    return writes, goes_on
+
+
+def test_a_stop_that_does_not_wait_for_a_clip_tells_which_and_blames_nothing(
+    made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes, goes_on = held_writes(monkeypatch)
     made.add_frames(0, 3)
     recording = made.begin(0, 100)
     assert writes.wait(60.0)
@@ -474,14 +480,7 @@ def test_a_stop_that_does_not_wait_for_a_clip_tells_which_and_blames_nothing(
 def test_pictures_that_a_slow_disk_missed_are_said(
     made: Made, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writes, goes_on, real = threading.Event(), threading.Event(), ClipFile.append
-
-    def slowly(self: ClipFile, shown: Sequence[TimedPacket]) -> None:
-        writes.set()
-        goes_on.wait(60.0)
-        real(self, shown)
-
-    monkeypatch.setattr(ClipFile, "append", slowly)
+    writes, goes_on = held_writes(monkeypatch)
     made.footage = PacketRing(2.0, 1000)
     made.add_frames(0, 3)
     made.begin(0, 10)
