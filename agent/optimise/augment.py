@@ -42,18 +42,17 @@ class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
             if len(values) not in (1, channels):
                 raise ModelError(f"normalisation: {len(values)} values of {name} for {channels} channels")
 
-    def apply(self, pictures: Any, dtype: Any = torch.float32) -> Any:
+    def apply(self, pictures: Any) -> Any:
         """Normalise pictures.
 
         Args:
             pictures: a uint8 tensor [pictures, height, width, channels].
-            dtype: of the result.
 
         Returns:
-            A tensor [pictures, channels, height, width], channels last in memory.
+            A float32 tensor [pictures, channels, height, width], channels last in memory.
         """
         mean, std = (torch.tensor(_each(one), device=pictures.device) for one in (self.mean, self.std))
-        return ((pictures.float() - mean) / std).to(dtype).permute(0, 3, 1, 2)
+        return ((pictures.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 def _each(values: float | tuple[float, ...]) -> tuple[float, ...]:
@@ -128,7 +127,7 @@ class Augmenter:
         self._flipped = torch.rand(count, generator=self._draw(0)) < 0.5
 
     def batch(self, indices: Any, epoch: int, step: int) -> Any:
-        """Return changed and normalised pictures, bf16 [indices, channels, height, width], channels last.
+        """Return changed and normalised pictures, float32 [indices, channels, height, width], channels last.
 
         Args:
             indices: of the pictures, an int64 tensor.
@@ -150,7 +149,7 @@ class Augmenter:
         chosen = self._pixels[places.to(self._device).view(-1)].view(*places.shape, -1)
         if self._augmentation.light:
             chosen = lit(chosen, self._augmentation.light, draw)
-        return self._normalisation.apply(chosen, torch.bfloat16)
+        return self._normalisation.apply(chosen)
 
     def _draw(self, number: int) -> Any:
         return torch.Generator().manual_seed(self._seed * 1_000_003 + number)

@@ -210,6 +210,21 @@ def fastest_device() -> Any:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def mixed_precision(device: Any) -> Any:
+    """Return a context in which a module computes in bfloat16, if the device has instructions for it.
+
+    Where there are none (x86 without AVX-512 or AMX, a Cortex-A72), it computes in float32: bfloat16 would be
+    emulated, and a step of training would take ten times as long.
+    """
+    torch = import_torch()
+    if device.type == "cpu":
+        is_there = torch.backends.mkldnn.is_available()
+        enabled = is_there and torch.ops.mkldnn._is_mkldnn_bf16_supported()  # what `torch.compile` goes by
+    else:
+        enabled = device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
 def _split(source: str) -> tuple[Path, str]:
     file, _, name = source.rpartition(":")
     if not file.endswith(".py") or not name.isidentifier():

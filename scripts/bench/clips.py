@@ -49,6 +49,8 @@ CUTS = 100
 
 def main() -> None:
     args = common.arguments(__doc__ or "").parse_args()
+    if chromium() is None:
+        raise SystemExit("no browser: apt-get install chromium")
     seconds, turns, events = (12, 2, 3) if args.quick else (60, 4, 25)
     with tempfile.TemporaryDirectory(dir=common.ON_DISK) as name:
         folder = Path(name)
@@ -139,7 +141,7 @@ def cpu(path: Path, folder: Path, turns: int, turn_s: float) -> dict[str, float]
         arguments = str(path), port, sound
         server = multiprocessing.get_context("spawn").Process(target=serve, args=arguments, daemon=True)
         server.start()
-        common.wait_for(port)
+        common.wait_for(port, "the RTSP server")
         shares: dict[bool, list[float]] = {False: [], True: []}
         written = 0
         for turn in range(2 * turns):
@@ -280,8 +282,6 @@ def players(clips: dict[str, list[tuple[Clip, float]]], folder: Path) -> dict[st
 
 
 def unplayed(paths: Sequence[Path]) -> float:
-    if chromium() is None:
-        raise SystemExit("no browser: apt-get install chromium")
     shown = play_in_browser(paths, 300.0)
     return float(len(paths) - sum(not one.error and one.length_s > 0 for one in shown))
 

@@ -85,14 +85,14 @@ def mosquitto() -> Iterator[int]:
             broker.wait()
 
 
-def wait_for(port: int) -> None:
-    """Return when something listens on that port of the loopback."""
-    for _ in range(100):
+def wait_for(port: int, server: str = "mosquitto") -> None:
+    """Return when the server listens on that port of the loopback; end the bench after a minute."""
+    for _ in range(1200):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    raise SystemExit(f"mosquitto does not listen on 127.0.0.1:{port}")
+    raise SystemExit(f"{server} does not listen on 127.0.0.1:{port}")
 
 
 def face_model(folder: Path) -> Path:

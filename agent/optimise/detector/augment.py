@@ -73,7 +73,7 @@ class BoxAugmenter:
         self.boxes, self.classes = self._boxes[:0].to(device), self._classes[:0].to(device)
 
     def batch(self, indices: Any, epoch: int, step: int) -> Any:
-        """Return changed and normalised pictures, bf16 [indices, channels, height, width]; sets `boxes`.
+        """Return changed and normalised pictures, float32 [indices, channels, height, width]; sets `boxes`.
 
         Args:
             indices: of the pictures, an int64 tensor.
@@ -97,7 +97,7 @@ class BoxAugmenter:
         if self._augmentation.light:
             chosen = lit(chosen, self._augmentation.light, draw)
         self._move(indices, first, factor)
-        return self._normalisation.apply(chosen.to(self._device), torch.bfloat16)
+        return self._normalisation.apply(chosen.to(self._device))
 
     def _placements(self, count: int, draw: Any) -> tuple[Any, Any]:
         """Return where the changed picture begins, and its size, of y and x in fractions of the old one, [n, 2].

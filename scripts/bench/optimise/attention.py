@@ -45,6 +45,7 @@ from agent.compute.manifest import Manifest, Model
 from agent.optimise.attention import BandedAttention, DenseAttention, LowRankAttention, PatternAttention, costs
 from agent.optimise.data import read_examples
 from agent.optimise.depth.distil import exit_loss
+from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.from_torch import export
 from agent.optimise.quantise import quantise
 from agent.optimise.recipe import QuantiseRecipe
@@ -241,8 +242,8 @@ def trained(blocks: Sequence[str], examples: list[Part], seed: int) -> Branches:
 
 
 def losses(net: Branches, features: Any, labels: Any) -> Any:
-    """Sum over the early exits and the mean of the last ones; computed in bfloat16."""
-    with torch.autocast("cpu", torch.bfloat16):
+    """Sum over the early exits and the mean of the last ones; computed in bfloat16 where that is fast."""
+    with mixed_precision(features.device):
         early, last = net.answers(features)
     deepest = [last_loss(name, last, labels) for name in last]
     return sum(functional.cross_entropy(own.float(), labels) for own in early) + sum(deepest) / len(deepest)

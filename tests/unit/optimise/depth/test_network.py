@@ -37,7 +37,7 @@ def examples(count: int = 96, seed: int = 0) -> tuple[Any, Any]:
 
 
 def inputs(count: int = 4) -> Any:
-    return NORMALISATION.apply(torch.from_numpy(pictures(count, 7)), torch.float32)
+    return NORMALISATION.apply(torch.from_numpy(pictures(count, 7)))
 
 
 def from_file(content: bytes, given: Any) -> list[Any]:
