@@ -13,6 +13,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.errors import ModelError
+from agent.optimise.factory import fastest_dtype
 
 
 class Normalisation(Struct, frozen=True, forbid_unknown_fields=True):
@@ -128,7 +129,7 @@ class Augmenter:
         self._flipped = torch.rand(count, generator=self._draw(0)) < 0.5
 
     def batch(self, indices: Any, epoch: int, step: int) -> Any:
-        """Return changed and normalised pictures, bf16 [indices, channels, height, width], channels last.
+        """Return changed, normalised pictures, `fastest_dtype` [indices, channels, height, width], channels last.
 
         Args:
             indices: of the pictures, an int64 tensor.
@@ -150,7 +151,7 @@ class Augmenter:
         chosen = self._pixels[places.to(self._device).view(-1)].view(*places.shape, -1)
         if self._augmentation.light:
             chosen = lit(chosen, self._augmentation.light, draw)
-        return self._normalisation.apply(chosen, torch.bfloat16)
+        return self._normalisation.apply(chosen, fastest_dtype(self._device))
 
     def _draw(self, number: int) -> Any:
         return torch.Generator().manual_seed(self._seed * 1_000_003 + number)

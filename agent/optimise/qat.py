@@ -24,6 +24,7 @@ from agent.errors import DivergedError, ModelError
 from agent.optimise.checkpoint import Key as RunKey
 from agent.optimise.checkpoint import examples_key, module_key, read_checkpoint, write_checkpoint
 from agent.optimise.data import Examples
+from agent.optimise.factory import mixed_precision
 from agent.optimise.graph.integers import INT8_MAX, INT8_MIN, IntegerWeights, Scale
 from agent.optimise.graph.torch_graph import GraphOverrides, Key, TorchGraph, WeightedLayer
 from agent.optimise.quantisation import gptq
@@ -279,9 +280,9 @@ class _Run:
             group["lr"] = peak * _factor(number, self._recipe.steps)
         inputs, labels = self._batches.draw(number)
         graph = self._student.graph
-        with torch.no_grad(), _bf16():
+        with torch.no_grad(), mixed_precision(inputs.device):
             wanted = [one.float() for one in graph(inputs)]
-        with _bf16():
+        with mixed_precision(inputs.device):
             found = self._student(inputs)
         found, wanted = (
             [_seen(one, at in self._logits) for at, one in enumerate(ends)] for ends in (found, wanted)
@@ -312,10 +313,6 @@ class _Run:
 def _seen(output: Tensor, is_logit: bool) -> Tensor:
     """Return an output as a decoder tells it apart: far from 0, one logit is like another."""
     return output.float().clamp(*LOGITS) if is_logit else output
-
-
-def _bf16() -> Any:
-    return torch.autocast("cpu", torch.bfloat16)
 
 
 def _groups(student: FakeQuantised, recipe: QatRecipe) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Train a torch module on pictures: bf16, SGD with Nesterov momentum, and a run that can be interrupted.
+"""Train a torch module on pictures: SGD with Nesterov momentum, in bf16, and a run that can be interrupted.
 
 The recipe follows airbench (Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, arXiv 2404.00498): a
 triangular schedule, learning rates of their own for norms, label smoothing, look-ahead averages, and flips that
@@ -30,7 +30,7 @@ from torch.nn import functional
 from agent.errors import DivergedError, ModelError
 from agent.optimise.augment import Augmentation, Augmenter, Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
-from agent.optimise.factory import device_of, fastest_device, run_module
+from agent.optimise.factory import device_of, fastest_device, fastest_dtype, mixed_precision, run_module
 from agent.storage.files import remove
 from agent.structs import from_json
 
@@ -265,16 +265,18 @@ def predict(
         pictures: see `Pictures`.
         normalisation: as in training; None: the default.
         batch: pictures at once.
-        exact: compute in float32, not in bfloat16.
+        exact: compute in float32 in any case.
     """
     normalisation = normalisation or Normalisation()
     device = device_of(module)
     module.eval()
     outputs = []
-    with torch.no_grad(), nullcontext() if exact else _mixed(device):
+    with torch.no_grad(), nullcontext() if exact else mixed_precision(device):
         for start in range(0, len(pictures), batch):
             raw = torch.from_numpy(np.ascontiguousarray(pictures[start : start + batch])).to(device)
-            found = run_module(module, normalisation.apply(raw, torch.float32 if exact else torch.bfloat16))
+            found = run_module(
+                module, normalisation.apply(raw, torch.float32 if exact else fastest_dtype(device))
+            )
             outputs.append(_last_tensor(module, found, len(raw)).float().cpu())
     return torch.cat(outputs)
 
@@ -288,10 +290,6 @@ def _last_tensor(module: Any, found: Any, count: int) -> Any:
     raise ModelError(
         f"{type(module).__name__}: gives {told} for {count} pictures: expected a tensor [{count}, classes]"
     )
-
-
-def _mixed(device: Any) -> Any:
-    return torch.autocast(device.type, torch.bfloat16)
 
 
 def _check_data(pictures: Pictures, labels: Labels, settings: TrainingSettings) -> None:
@@ -418,7 +416,7 @@ class _Run:
         factor = learning_rate_factor(self.done, self.total, self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * factor
-        with _mixed(self.device):
+        with mixed_precision(self.device):
             outputs = run_module(self.module, inputs)
         loss = self.objective(outputs, inputs, labels)
         value = float(loss.detach())

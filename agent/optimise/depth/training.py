@@ -20,6 +20,7 @@ from agent.optimise.augment import Normalisation
 from agent.optimise.checkpoint import read_checkpoint, run_key, write_checkpoint
 from agent.optimise.depth.distil import TAUGHT, exit_loss
 from agent.optimise.depth.network import Dense, ExitNetwork
+from agent.optimise.factory import fastest_dtype, mixed_precision
 from agent.optimise.train import TrainingSettings, TrainingStep, fit
 
 Tensor = Any
@@ -186,7 +187,7 @@ def accuracies(
     network.eval()
     with torch.no_grad():
         for part, inputs in _batches(network, pictures, normalisation):
-            with torch.autocast(inputs.device.type, torch.bfloat16):
+            with mixed_precision(inputs.device):
                 outputs = network(inputs)
             wanted = torch.from_numpy(labels[part]).to(inputs.device)
             right += [int((one.argmax(1) == wanted).sum()) for one in outputs]
@@ -200,7 +201,7 @@ def _batches(
     for start in range(0, len(pictures), _BATCH):
         part = slice(start, start + _BATCH)
         raw = torch.from_numpy(np.ascontiguousarray(pictures[part])).to(device)
-        yield part, normalisation.apply(raw, torch.bfloat16)
+        yield part, normalisation.apply(raw, fastest_dtype(device))
 
 
 def fit_heads(
@@ -244,7 +245,7 @@ def _features(
     network.eval()
     with torch.no_grad():
         for part, inputs in _batches(network, pictures, normalisation):
-            with torch.autocast(inputs.device.type, torch.bfloat16):
+            with mixed_precision(inputs.device):
                 taken, logits = network.features(inputs)
             for place, value in zip(found, (*taken, logits), strict=True):
                 place.append(value.float().cpu())

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from agent.optimise.augment import Normalisation, lit
 from agent.optimise.data.layouts import ObjectBoxes
+from agent.optimise.factory import fastest_dtype
 
 _SEEN = 0.4
 """Share of a box that is in the changed picture, below which the box is dropped."""
@@ -73,7 +74,7 @@ class BoxAugmenter:
         self.boxes, self.classes = self._boxes[:0].to(device), self._classes[:0].to(device)
 
     def batch(self, indices: Any, epoch: int, step: int) -> Any:
-        """Return changed and normalised pictures, bf16 [indices, channels, height, width]; sets `boxes`.
+        """Return changed, normalised pictures, `fastest_dtype` [indices, channels, height, width]; sets `boxes`.
 
         Args:
             indices: of the pictures, an int64 tensor.
@@ -97,7 +98,7 @@ class BoxAugmenter:
         if self._augmentation.light:
             chosen = lit(chosen, self._augmentation.light, draw)
         self._move(indices, first, factor)
-        return self._normalisation.apply(chosen.to(self._device), torch.bfloat16)
+        return self._normalisation.apply(chosen.to(self._device), fastest_dtype(self._device))
 
     def _placements(self, count: int, draw: Any) -> tuple[Any, Any]:
         """Return where the changed picture begins, and its size, of y and x in fractions of the old one, [n, 2].

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="loading modules needs the extra [optimise]")
 
 from agent.errors import ModelError
-from agent.optimise.factory import build_classifier, load_factory, save_module
+from agent.optimise.factory import build_classifier, fastest_dtype, load_factory, mixed_precision, save_module
 
 NET = """
 from torch import nn
@@ -194,3 +195,17 @@ def test_parameters_in_weights_of_others_are_no_arguments(tmp_path: Path, parame
     with pytest.raises(ModelError, match="'depth'"):
         load_factory(source, tmp_path / "own.pt")
     sys.modules.pop("own_head", None)
+
+
+def test_training_on_a_processor_convolves_as_fast_as_in_float32() -> None:
+    processor, convolution = torch.device("cpu"), torch.nn.Conv2d(8, 8, 3)
+    pictures = torch.zeros(4, 8, 16, 16)
+
+    def is_slow(context: Any, inputs: Any) -> bool:
+        with torch.profiler.profile() as profile, context:
+            convolution(inputs)
+        return any("slow_conv" in event.key for event in profile.key_averages())
+
+    is_float_slow = is_slow(contextlib.nullcontext(), pictures)
+    inputs = pictures.to(fastest_dtype(processor))
+    assert is_slow(mixed_precision(processor), inputs) <= is_float_slow
