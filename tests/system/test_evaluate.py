@@ -20,7 +20,7 @@ from tests.support.sound import RATE, quiet, tone_model, word
 
 pytestmark = pytest.mark.system
 
-RECORDINGS = 10
+RECORDINGS = 4
 _LONGEST_S = 100.0
 
 
