@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -117,8 +118,21 @@ def modules() -> list[Path]:
     return sorted(AGENT.rglob("*.py"))
 
 
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return the syntax tree of a module, its root first."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+def dotted(node: ast.expr) -> str:
+    """Return a name as `a.b.c`; of what a call or another expression gives, the names after it."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
 def imports(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -197,10 +211,10 @@ WRITERS = {
 
 def writes(path: Path) -> Iterator[int]:
     """Lines that open something for writing."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Attribute) and node.attr in ("write_text", "write_bytes", "imwrite", "tofile"):
             yield node.lineno
-        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in ("open", "fdopen"):
+        if isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ("open", "fdopen"):
             words = [arg.value for arg in ast.walk(node) if isinstance(arg, ast.Constant)]
             modes = [word for word in words if isinstance(word, str) and re.fullmatch("[rwaxbt+]{1,3}", word)]
             if any(set(mode) & set("wax+") for mode in modes) or re.search("O_(WRONLY|RDWR)", ast.unparse(node)):
@@ -301,9 +315,9 @@ def test_models_are_opened_in_this_process_after_they_ran_in_another() -> None:
 def test_types_are_prepared_by_one_thread_at_a_time() -> None:
     wrong = []
     for path in modules():
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if path != AGENT / "structs.py" and isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
+                called = dotted(node.func)
                 typed = called.endswith("Decoder") or any(word.arg == "type" for word in node.keywords)
                 if called == "msgspec.convert" or (called.startswith("msgspec.") and typed):
                     wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {called}")
@@ -313,7 +327,8 @@ def test_types_are_prepared_by_one_thread_at_a_time() -> None:
 def test_no_class_name_is_defined_twice() -> None:
     places: dict[str, list[str]] = {}
     for path in modules():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        (module,) = (node for node in nodes(path) if isinstance(node, ast.Module))
+        for node in module.body:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
     assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}

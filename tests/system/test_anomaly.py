@@ -6,22 +6,18 @@ from pathlib import Path
 
 import cv2
 import pytest
-from click.testing import CliRunner
 
 pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-litert")
 
-from agent.cli.main import vedette
 from tests.support.mosquitto import Mosquitto
-from tests.support.parts import SCRATCH, part, write_parts
+from tests.support.parts import SCRATCH, learn, part, write_parts
 from tests.support.running import Vedette, camera, events, states
 
 
 def test_a_scratched_part_is_reported_where_the_scratch_is(tmp_path: Path, broker: Mosquitto) -> None:
     write_parts(tmp_path / "sound", 45)
     made = tmp_path / "line.tflite"
-    command = ["optimise", "anomaly", "inspection", str(made), "--data", str(tmp_path / "sound")]
-    done = CliRunner().invoke(vedette, command)
-    assert done.exit_code == 0, f"{done.output}{done.exception}"
+    learn(tmp_path / "sound", made)
     line = tmp_path / "line"
     line.mkdir()
     for number in range(12):

@@ -232,7 +232,7 @@ def test_a_flood_of_commands_does_not_stop_the_events(
     at_work(operator)
     flooder = broker.subscribe("x")
     seen = len(events(operator.messages))
-    for number in range(10_000):
+    for number in range(3 * SHUT_AFTER):
         flooder.client.publish(ENABLED, b"on" if number % 2 else b"off", qos=qos)
         flooder.client.publish(TOPICS.command("status"), b"", qos=qos)
     wait_for(lambda: vedette.said("flooded; unsubscribed for 10 s"), 60.0)

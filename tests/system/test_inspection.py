@@ -19,6 +19,7 @@ from tests.support.belt import belt
 from tests.support.doubles import person_model
 from tests.support.mosquitto import HOST, Mosquitto
 from tests.support.operator import Operator
+from tests.support.parts import learn
 from tests.support.publishing import TOPICS, wait_for
 from tests.support.received import Messages
 from tests.support.running import Vedette, camera, states
@@ -131,8 +132,7 @@ def test_parts_on_a_belt_are_told_by_a_model_of_sound_ones(tmp_path: Path, broke
     for number, place in enumerate(places):
         assert cv2.imwrite(str(sound / f"{number:02}.png"), cropped(belt([place], seed=number)))
     made = tmp_path / "parts.tflite"
-    done = CliRunner().invoke(vedette, ["optimise", "anomaly", "inspection", str(made), "--data", str(sound)])
-    assert done.exit_code == 0, f"{done.output}{done.exception}"
+    learn(sound, made)
     folder = tmp_path / "belt"
     folder.mkdir()
     number = 0

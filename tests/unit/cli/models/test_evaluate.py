@@ -16,7 +16,7 @@ pytest.importorskip("ai_edge_litert", reason="models are written with ai-edge-li
 
 from agent.cli.main import vedette
 from tests.support import picture_models
-from tests.support.parts import part, write_parts
+from tests.support.parts import learn, part, write_parts
 from tests.support.tflite_builder import constant_model
 
 COLOURS = picture_models.COLOURS
@@ -168,9 +168,7 @@ def test_a_report_shows_the_worst_errors_and_a_chart_the_confusions(colours: Pat
 def test_anomalies_are_judged_by_what_is_to_be_found(tmp_path: Path) -> None:
     write_parts(tmp_path / "sound", 45)
     made = tmp_path / "parts.tflite"
-    options = ["optimise", "anomaly", "inspection", str(made), "--data", str(tmp_path / "sound")]
-    done = CliRunner().invoke(vedette, options)
-    assert done.exit_code == 0, said(done)
+    learn(tmp_path / "sound", made)
     data = tmp_path / "data"
     for name, scratched in (("good", False), ("scratched", True)):
         (data / name).mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -47,20 +48,29 @@ def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agent.optimise.pruning.file.time_ms", partial(time_ms, rounds=2))
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a trained network, as weights and as a model, and its data."""
+    folder = tmp_path_factory.mktemp("trained")
     module = network()
     fit(module, *examples(), TRAINING)
-    torch.save(module.state_dict(), tmp_path / "net.pt")
-    (tmp_path / "prune_net.py").write_text(NET)
-    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
-    (tmp_path / "recipe.toml").write_text(RECIPE)
+    torch.save(module.state_dict(), folder / "net.pt")
+    (folder / "prune_net.py").write_text(NET)
+    (folder / "labels.txt").write_text("red\ngreen\nblue\n")
+    (folder / "recipe.toml").write_text(RECIPE)
     pictures, labels = examples(100, seed=3)
-    np.savez(tmp_path / "data.npz", x=pictures, y=labels)
-    normalised = ["--shape", "8x8x3", "--mean", "128", "--std", "64", "--labels", str(tmp_path / "labels.txt")]
-    weights = ["--weights", str(tmp_path / "net.pt")]
-    done = run("import", f"{tmp_path / 'prune_net.py'}:network", tmp_path / "net.tflite", *weights, *normalised)
+    np.savez(folder / "data.npz", x=pictures, y=labels)
+    normalised = ["--shape", "8x8x3", "--mean", "128", "--std", "64", "--labels", str(folder / "labels.txt")]
+    weights = ["--weights", str(folder / "net.pt")]
+    done = run("import", f"{folder / 'prune_net.py'}:network", folder / "net.tflite", *weights, *normalised)
     assert done.exit_code == 0, said(done)
+    sys.modules.pop("prune_net", None)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, trained: Path) -> Iterator[Path]:
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     yield tmp_path
     sys.modules.pop("prune_net", None)
 

@@ -115,11 +115,9 @@ def test_a_busy_line_goes_on_after_a_lamp_is_switched_or_a_shadow_falls(change: 
 
     watch = barrier()
     read(watch, [belt([]), *passing(), belt([])])
-    pictures = []
-    for _ in range(20):  # a part every 4 s
-        pictures += [now(centre, seed) for seed, centre in enumerate(np.linspace(-0.3, 1.3, 40))]
-        pictures += [now(None, seed) for seed in range(40)]
-    readings = read(watch, pictures, from_s=10.0)
+    part = [now(centre, seed) for seed, centre in enumerate(np.linspace(-0.3, 1.3, 40))]
+    gap = [now(None, seed) for seed in range(40)]
+    readings = read(watch, 20 * [*part, *gap], from_s=10.0)  # a part every 4 s
     assert crossings(readings[400:]) == 15  # the first five may be lost
 
 

@@ -105,6 +105,13 @@ def taught(stream: Stream) -> Stream:
     return stream
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory, vision: VideoPerception) -> bytes:
+    """The file of a gate that was taught."""
+    stream = taught(Stream(tmp_path_factory.mktemp("kept") / "states", vision))
+    return (stream.folder / "front.gate.json").read_bytes()
+
+
 def test_a_state_is_taught_and_told_with_an_event_for_each_change(stream: Stream) -> None:
     first, _ = stream.teach("open")
     assert first == {"examples": {"open": 5}}
@@ -342,10 +349,11 @@ NAN = base64.b64encode(np.full((3, 2560), np.nan, "<f2").tobytes()).decode()
     ],
 )
 def test_a_damaged_file_is_kept_aside_and_the_others_are_used(
-    stream: Stream, content: bytes | dict[str, Any], caplog: pytest.LogCaptureFixture
+    stream: Stream, kept: bytes, content: bytes | dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    taught(stream)
-    whole = msgspec.json.decode((stream.folder / "front.gate.json").read_bytes())
+    stream.folder.mkdir()
+    (stream.folder / "front.gate.json").write_bytes(kept)
+    whole = msgspec.json.decode(kept)
     cut = content if isinstance(content, bytes) else msgspec.json.encode({**whole, "name": "door", **content})
     (stream.folder / "front.door.json").write_bytes(cut)
     again = Stream(stream.folder, stream.vision)
