@@ -70,8 +70,10 @@ class _TrackClock:
     def __init__(self, track: MediaTrack, offset_ns: int = 0) -> None:
         self.track, self.offset_ns = track, offset_ns
         self.dts_ns: int | None = None
-        self.came_ns = self._late_ns = 0
-        """When the newest packet came, and how much later than its time stamp says after the one before, ns."""
+        self.came_ns = 0
+        self._late_ns = _SLOWEST_NS if track.kind == "video" else 0
+        """How much later than its time stamp says the newest packet may have come, ns: what comes during an
+        opening is read at once after it."""
         self._step_ns = _USUAL_NS
 
     def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
@@ -83,8 +85,11 @@ class _TrackClock:
         step_ns = _USUAL_NS if self.dts_ns is None else dts_ns - self.dts_ns
         if 0 < step_ns < _JUMP_NS:
             self._step_ns = step_ns
-        waited_ns = 0 if self.dts_ns is None else packet.captured_ns - self.came_ns - step_ns
-        self.dts_ns, self.came_ns, self._late_ns = dts_ns, packet.captured_ns, max(0, waited_ns)
+        if self.dts_ns is not None:
+            passed_ns = packet.captured_ns - self.came_ns
+            before_ns = self._late_ns if 2 * passed_ns < step_ns else 0
+            self._late_ns = max(0, before_ns + passed_ns - step_ns)
+        self.dts_ns, self.came_ns = dts_ns, packet.captured_ns
         duration_ns = ticks_ns(self.track, packet.duration) or self._step_ns
         shown_ns = dts_ns if pts_ns is None else pts_ns + self.offset_ns
         return max(shown_ns, dts_ns), dts_ns, duration_ns

@@ -288,3 +288,11 @@ def test_a_picture_that_is_given_with_the_next_one_is_no_jump() -> None:
     assert len({found.part for found in ring.between(0, END)}) == 1
     ring.add(picture(9.3, ms=18_000))
     assert ring.unusable == 1, "time stamps that jump after a pause"
+
+
+def test_pictures_far_apart_that_came_during_the_opening_and_are_read_at_once_after_it_are_one_part() -> None:
+    opened = [picture(30 + at / 100, key=at % 3 == 0, ms=7000 * at) for at in range(5)]
+    then = [picture(35 + 7 * at, key=at % 3 == 1, ms=35_000 + 7000 * at) for at in range(3)]
+    assert stamped(*opened, *then) == [(0, 7.0 * at) for at in range(8)]
+    jumped = picture(49.1, ms=63_000), picture(49.2, key=True, ms=63_100)
+    assert stamped(*opened, *then, *jumped)[8:] == [(1, 63.1)], "the opening is over"
