@@ -27,7 +27,8 @@ _APART_NS = 2_000_000_000
 _LATE_NS = 1_000_000_000
 """How long after a picture was captured it may still begin a clip, ns."""
 _GAP_NS = 2_000_000_000
-"""A group whose last picture is so much older than the wanted begin is from before an outage, ns."""
+"""A group whose last picture is so much older than the wanted begin is from before an outage; and pictures without
+time stamps that come later than that one after the other were captured so far apart, ns."""
 _SLOWEST_NS = 60_000_000_000
 """Longest distance of two pictures, ns: what is longer is a jump."""
 _MOST_HELD = 500
@@ -99,7 +100,8 @@ class _TrackClock:
         if last_ns is None:
             return (came_ns if own_ns is None else own_ns) + self.offset_ns
         if own_ns is None:
-            return last_ns + self._step_ns
+            apart_ns = came_ns - self.came_ns
+            return last_ns + (apart_ns if apart_ns > max(_GAP_NS, 2 * self._step_ns) else self._step_ns)
         step_ns = own_ns + self.offset_ns - last_ns
         # FFmpeg gives a picture when the next one comes: the last one before a pause comes after the pause.
         passed_ns = came_ns - self.came_ns + self._late_ns
@@ -119,17 +121,26 @@ def _stamped_before(first: MediaPacket, second: MediaPacket, third: MediaPacket 
     """Return a packet with the time stamp that precedes the next one's; without any if that one has none.
 
     The first two are as far apart as the next two: the duration is what the camera announces, and when they came
-    tells nothing, as several come at once after the opening.
+    tells nothing, as several come at once after the opening. Where the third has no time stamp, it counts when it
+    came after the second.
     """
     own = second.dts if second.dts is not None else second.pts
     if own is None:
         return first
-    numerator, denominator = first.track.time_base
-    step = first.duration or second.duration or max(1, _USUAL_NS * denominator // (numerator * 1_000_000_000))
-    later = None if third is None else third.dts if second.dts is not None else third.pts
-    if later is not None and 0 < (ticks_ns(first.track, later - own) or 0) <= _SLOWEST_NS:
-        step = later - own
+    step, apart_ns = first.duration or second.duration, 0 if third is None else _apart_ns(second, third)
+    if not step or 0 < apart_ns <= _SLOWEST_NS:
+        numerator, denominator = first.track.time_base
+        step = max(1, round((apart_ns or _USUAL_NS) * denominator / (numerator * 1_000_000_000)))
     return msgspec.structs.replace(first, pts=own - step, dts=own - step)
+
+
+def _apart_ns(second: MediaPacket, third: MediaPacket) -> int:
+    """Return how far apart two packets are by their time stamps, or by when they came, ns; 0 or less: unknown."""
+    own, later = (second.pts, third.pts) if second.dts is None else (second.dts, third.dts)
+    if own is not None and later is not None:
+        return ticks_ns(second.track, later - own) or 0
+    came_ns = third.captured_ns - second.captured_ns
+    return came_ns if came_ns > _GAP_NS else 0
 
 
 def _stamped(held: list[MediaPacket], third: MediaPacket | None) -> list[MediaPacket]:
