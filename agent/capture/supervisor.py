@@ -111,6 +111,8 @@ _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
 """Most openings that may hang: each holds a thread and a device, and a fourth would hang as well."""
 _STOP_S = 0.3
+_LIBRARY_S = 0.5
+"""Time after `stall_s` in which a library may still give a picture that came before, s."""
 _PROBE_S = 0.5
 """Time between two checks for a device that was plugged in, s."""
 
@@ -278,7 +280,8 @@ class SourceSupervisor:
                 if not self._live or waiting_s > 1.5 * stall_s + 1.0:
                     opening.abandon()
                     return self._missed
-                if opening.delivered:  # the reason why it cannot be opened is found out first
+                is_over = waiting_s > stall_s + min(_LIBRARY_S, stall_s / 4)
+                if opening.delivered and is_over:  # the reason why it cannot be opened is found out first
                     self._mark_lost(self._missed)
             self.woken.wait(min(1.0, stall_s / 4))
             self.woken.clear()

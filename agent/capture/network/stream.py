@@ -91,7 +91,7 @@ class NetworkStream(Video):
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
         is_parsed = address.scheme.startswith("rtsp") and self._codec in _PARSED
-        self._arrivals = ParsedArrivals(cut_off=cut_off) if is_parsed else None
+        self._arrivals = ParsedArrivals(round(stall_s * 1e9), cut_off=cut_off) if is_parsed else None
         self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
         self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
@@ -153,7 +153,7 @@ class NetworkStream(Video):
             packet = self._next_packet()
         except av.FFmpegError:
             packet = None
-        if time.monotonic() - began_s >= self._stall_s:
+        if time.monotonic() - began_s >= self._stall_s and not self._came_in_time(packet):
             raise self._silence()
         self._has_read = True
         if packet is None:
@@ -161,6 +161,11 @@ class NetworkStream(Video):
         if self._listener is not None:
             self._obey(self._listener.demand)
         return packet
+
+    def _came_in_time(self, packet: Packet[Stream] | None) -> bool:
+        """Return True if a packet that ended a silence is a picture that came in it, and waited for the next one."""
+        has_come = self._arrivals is not None and self._arrivals.was_cut_off
+        return has_come and packet is not None and packet.size > 0 and packet.stream_index == self._track
 
     def _receive(self) -> None:
         """Read a packet, and plan what is to be decoded."""

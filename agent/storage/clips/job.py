@@ -24,6 +24,8 @@ _SYNC_S = 5.0
 _GRACE_NS = 2_000_000_000
 """How late a picture may come, ns."""
 _IDLE_S = 10.0
+_SLACK = 1.25
+"""A camera that is slow but not lost may take so many times `stall_s` from picture to picture, s."""
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
 FOREVER_NS = 1 << 62
@@ -113,7 +115,7 @@ class ClipJob:
         What came later would not go into that file, and could not be decoded in another one before a key frame.
         """
         is_open = self.is_continuous and self.file is not None
-        return is_open and time.monotonic() - self._wrote_s > max(_IDLE_S, self._stall_s)
+        return is_open and time.monotonic() - self._wrote_s > max(_IDLE_S, _SLACK * self._stall_s)
 
     @property
     def is_silent(self) -> bool:
