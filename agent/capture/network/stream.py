@@ -163,7 +163,7 @@ class NetworkStream(Video):
         return packet
 
     def _came_in_time(self, packet: Packet[Stream] | None) -> bool:
-        """Return True if a packet that ended a silence is a picture that came in it, and waited for the next one."""
+        """Return True if a packet that ended a silence is a picture that came in it."""
         has_come = self._arrivals is not None and self._arrivals.was_cut_off
         return has_come and packet is not None and packet.size > 0 and packet.stream_index == self._track
 

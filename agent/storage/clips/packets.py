@@ -27,8 +27,8 @@ _APART_NS = 2_000_000_000
 _LATE_NS = 1_000_000_000
 """How long after a picture was captured it may still begin a clip, ns."""
 _GAP_NS = 2_000_000_000
-"""A group whose last picture is so much older than the wanted begin is from before an outage; and pictures without
-time stamps that come later than that one after the other were captured so far apart, ns."""
+"""A group whose last picture is so much older than the wanted begin is from before an outage, ns. Pictures
+without time stamps that come that far apart are that far apart."""
 _SLOWEST_NS = 60_000_000_000
 """Longest distance of two pictures, ns: what is longer is a jump."""
 _MOST_HELD = 500
