@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.capture.pictures.parameters import (
+    PARAMETERS,
     TrackParameters,
     first_slice_at,
     is_whole,
@@ -86,6 +87,49 @@ def test_parameters_of_a_damaged_key_frame_count_if_the_next_one_needs_them() ->
     assert parameters.newest != parameter_sets("h264", first)
     parameters.add(second)
     assert parameters.newest == parameter_sets("h264", first)
+
+
+@CODECS
+def test_a_damaged_sps_changes_nothing_unless_it_comes_again(codec: str) -> None:
+    first, second = key_frames(codec)
+    known = parameter_sets(codec, first)
+    sps = known[PARAMETERS[codec][0], 0]
+    at = {"h264": 6, "hevc": 19}[codec]
+    bad = first.replace(sps, sps[:at] + bytes([sps[at] ^ 0x24]) + sps[at + 1 :])
+    assert not is_whole(codec, bad, b"")
+    for after in (first, second):
+        parameters = TrackParameters(codec, b"")
+        for key_frame in (first, bad, after):
+            parameters.add(key_frame)
+            assert parameters.newest == known
+    parameters.add(bad)
+    parameters.add(bad)
+    assert parameters.newest == parameter_sets(codec, bad)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_parameters_of_h265_have_their_numbers(layers: int) -> None:
+    """The first byte of each has the number of the VPS, and the SPS has a profile of each layer but one."""
+    flags = b"\xf0\0" + bytes(24) if layers > 1 else b""
+    level = bytes([0x01, 0x60, 0, 0, 3, 0x90, *bytes(8)])  # 12 bytes, and one that prevents a start code
+    sps = bytes([33 << 1, 1, 0x20 | layers - 1 << 1]) + level[:-1] + flags + b"\x4f"
+    vps, pps = b"\x40\1\x2c\xff", b"\x44\1\x6f"
+    key_frame = b"".join(b"\0\0\1" + one for one in (vps, sps, pps, b"\x26\1slice"))
+    assert parameter_sets("hevc", key_frame) == {(32, 2): vps, (33, 1): sps, (34, 2): pps}
+
+
+def test_parameters_of_another_number_are_no_change() -> None:
+    options = {"preset": "ultrafast", "tune": "zerolatency"}
+    one, other = (
+        encode(pattern(1, 160, 128), options={**options, "x264-params": f"sps-id={number}"})[0].data
+        for number in (0, 3)
+    )
+    parameters, seen = TrackParameters("h264", b""), list[object]()
+    for key_frame in (one, other, one, other):
+        parameters.add(key_frame)
+        seen.append(parameters.newest)
+    assert sorted(parameters.newest) == [(7, 0), (7, 3), (8, 0), (8, 3)]
+    assert seen[1:] == seen[1:2] * 3
 
 
 def test_parameters_of_a_damaged_first_key_frame_are_not_sure() -> None:
