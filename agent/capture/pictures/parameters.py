@@ -1,6 +1,6 @@
-"""Parameters of a track of H.264 or H.265 with start codes: which of those that come with key frames count.
+"""Parameters of a track of H.264 or H.265 with start codes: which of those that come with pictures count.
 
-Cameras send them with each key frame, or once, when they change them.
+Cameras send them with each key frame, or once, when they change them; perhaps some pictures before the key frame.
 What clips say of a track, and each decoder that is opened, needs the newest ones. A lost datagram may damage
 them, though: where the first of a slice is lost, FFmpeg appends the rest of it to the unit before, mostly a PPS.
 """
@@ -30,8 +30,8 @@ _LONGEST = 1024
 class TrackParameters:
     """Knows the newest parameters of a track. For one thread.
 
-    Those of a key frame that can be decoded count at once. Others count if they come again, or if the next key frame
-    comes without any and cannot be decoded with those known before.
+    Those of a key frame that can be decoded count at once. Others, as those of other pictures, count if they come
+    again, or if the next key frame comes without any and cannot be decoded with those known before.
 
     Attributes:
         codec: h264 or hevc.
@@ -63,6 +63,16 @@ class TrackParameters:
             self._take(found)
         else:
             self._doubtful, self.are_sure = plausible, self._has_counted
+        self._last |= found
+
+    def add_other(self, picture: bytes) -> None:
+        """Add a picture that is no key frame: parameters in it may be those of later ones."""
+        found = parameter_sets(self.codec, picture)
+        new = {key: content for key, content in found.items() - self.newest.items() if len(content) <= _LONGEST}
+        if new and new.items() <= self._last.items():
+            self._take(new)
+        else:
+            self._doubtful |= new
         self._last |= found
 
     def _settle(self, found: ParameterSets, key_frame: bytes) -> None:

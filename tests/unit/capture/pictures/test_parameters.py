@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.capture.media import Media
 from agent.capture.pictures.parameters import (
     PARAMETERS,
     TrackParameters,
@@ -105,6 +107,40 @@ def test_a_damaged_sps_changes_nothing_unless_it_comes_again(codec: str) -> None
     parameters.add(bad)
     parameters.add(bad)
     assert parameters.newest == parameter_sets(codec, bad)
+
+
+def test_parameters_between_key_frames_count_if_they_come_again_or_the_next_key_frame_needs_them() -> None:
+    old, new = key_frames("h264"), key_frames("h264", other=True)
+    ahead = b"".join(b"\0\0\1" + one for one in parameter_sets("h264", new[0]).values()) + b"\0\0\1\x41slice"
+    for after, expected in ((old[1], old[0]), (new[1], new[0])):
+        parameters = TrackParameters("h264", b"")
+        parameters.add(old[0])
+        parameters.add_other(ahead)
+        assert parameters.newest == parameter_sets("h264", old[0])
+        parameters.add(after)
+        assert parameters.newest == parameter_sets("h264", expected)
+    parameters = TrackParameters("h264", b"")
+    for _ in range(2):
+        parameters.add_other(ahead)
+    assert parameters.newest == parameter_sets("h264", new[0])
+
+
+def test_a_track_has_parameters_that_came_with_the_picture_before_its_key_frame(tmp_path: Path) -> None:
+    old, new = (
+        encode(
+            pattern(4, 160, 128),
+            options={"tune": "zerolatency", "x264-params": f"keyint=4:scenecut=0:weightp=1:cabac={cabac}"},
+        )
+        for cabac in (1, 0)
+    )
+    pps = parameter_sets("h264", new[0].data)[8, 0]
+    pictures = [*(one.data for one in old[:3]), b"\0\0\0\1" + pps + old[3].data]
+    pictures += [bare("h264", new[0].data), *(one.data for one in new[1:])]
+    (path := tmp_path / "yard.h264").write_bytes(b"".join(pictures))
+    media = Media(str(path), {})
+    tracks = [media.media_packet(one, 0).track for one in media.packets() if one.size]
+    media.close()
+    assert [pps in track.header for track in tracks] == [False] * 4 + [True] * 4
 
 
 @pytest.mark.parametrize("layers", [1, 3])
