@@ -70,7 +70,9 @@ class Failing(SourceThread[Any]):
 def test_an_outage_of_pictures_that_becomes_one_of_the_camera_began_with_the_pictures(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now_s = lambda: 100.0 * time.monotonic()  # noqa: E731 - one line
+    def now_s() -> float:
+        return 100.0 * time.monotonic()
+
     monkeypatch.setattr("agent.capture.supervisor.time", SimpleNamespace(monotonic=now_s))
     news, openings = list[tuple[str, str, float]](), iter((True, False))
     supervisor = SourceSupervisor(
