@@ -310,7 +310,7 @@ class NetworkStream(Video):
         Raises:
             SourceError: no picture or no key frame came in time, or the server stopped sending.
         """
-        self._only_skips = True
+        self._only_skips = self._life.needs_keys = True  # no file can begin without one
         packet = self._read_in_time("packet")
         if not packet.size:
             raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")
