@@ -77,6 +77,8 @@ class ClipJob:
         self._counts_skipped = self._withheld = self.gathered = False
         self._told_s = -math.inf
         self._wrote_s = self._synced_s = self._over_s = time.monotonic()
+        self._shown_s = self._wrote_s
+        """When a picture was written last, s."""
 
     @property
     def is_continuous(self) -> bool:
@@ -110,12 +112,13 @@ class ClipJob:
 
     @property
     def is_idle(self) -> bool:
-        """True if a recording without an end has an open file, and its camera has given nothing for too long.
+        """True if a recording without an end has an open file, and its camera has given no picture for too long.
 
-        What came later would not go into that file, and could not be decoded in another one before a key frame.
+        Sound may go on. What came later would not go into that file, and could not be decoded in another one
+        before a key frame.
         """
         is_open = self.is_continuous and self.file is not None
-        return is_open and time.monotonic() - self._wrote_s > max(_IDLE_S, _SLACK * self._stall_s)
+        return is_open and time.monotonic() - self._shown_s > max(_IDLE_S, _SLACK * self._stall_s)
 
     @property
     def is_silent(self) -> bool:
@@ -227,7 +230,9 @@ class ClipJob:
         now = self._wrote_s = time.monotonic()
         file.append(packets)
         self.next_seq, self.failing = packets[-1].seq + 1, False
-        self._in_file += sum(one.is_video for one in packets)
+        pictures = sum(one.is_video for one in packets)
+        self._in_file += pictures
+        self._shown_s = now if pictures else self._shown_s
         if now - self._synced_s >= _SYNC_S:
             file.sync()
             self._synced_s = time.monotonic()
