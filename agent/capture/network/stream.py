@@ -79,7 +79,7 @@ class NetworkStream(Video):
             address: of the camera.
             stall_s: longest time without a packet, s.
             now_ns: clock of the packets' arrival, ns.
-            cut_off: see `ParsedArrivals`.
+            cut_off: the opening was ended for want of time, see `ParsedArrivals`.
 
         Raises:
             SourceError: its pictures are too large; the medium is closed.
@@ -98,7 +98,7 @@ class NetworkStream(Video):
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
-        self._has_read = self._only_skips = False
+        self._has_read, self._only_skips, self._was_cut_off = False, False, cut_off
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
@@ -203,7 +203,8 @@ class NetworkStream(Video):
     def _silence(self) -> SourceError:
         what = "sound" if self._hears_only else "picture"
         expected = self._address.scheme, self._address.rtsp_transport
-        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else ""
+        why = "; raise capture.stall_s if its pictures are further apart" if self._was_cut_off else ""
+        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else why
         return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s{why}")
 
     def _stamp(self, packet: Packet[Stream]) -> int:

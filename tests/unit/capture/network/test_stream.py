@@ -89,6 +89,16 @@ def test_a_camera_whose_pictures_are_nearly_as_far_apart_as_they_may_be_is_not_l
         assert (news, camera.viewers) == ([], 1)
 
 
+def test_who_sets_too_short_a_time_for_a_slow_camera_is_told_the_key(units: list[Unit]) -> None:
+    slow = [replace(unit, pts_s=1.7 * number) for number, unit in enumerate(units)]
+    with PacketCamera(slow, speed=1.0 / (1.7 * FPS)) as camera:
+        source = open_source(camera.uri, stall_s=1.0)
+        assert isinstance(source, NetworkStream)
+        with pytest.raises(SourceError, match=r"no picture for 1 s; raise capture\.stall_s"):
+            skip_all(source)
+        source.close()
+
+
 def test_key_frames_that_end_are_noticed_by_who_only_wants_packets(
     units: list[Unit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
