@@ -75,7 +75,7 @@ class _TrackClock:
         self._late_ns = _SLOWEST_NS if track.kind == "video" else 0
         """How much later than its time stamp says the newest packet may have come, ns: what comes during an
         opening is read at once after it."""
-        self._step_ns = _USUAL_NS
+        self._step_ns, self._has_stamps = _USUAL_NS, False
 
     def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
         """Return pts, dts and duration of a packet, ns; None: the time stamps have jumped."""
@@ -96,12 +96,15 @@ class _TrackClock:
         return max(shown_ns, dts_ns), dts_ns, duration_ns
 
     def _dts_ns(self, own_ns: int | None, came_ns: int) -> int | None:
-        last_ns = self.dts_ns
+        last_ns, apart_ns = self.dts_ns, came_ns - self.came_ns
         if last_ns is None:
+            self._has_stamps = own_ns is not None
             return (came_ns if own_ns is None else own_ns) + self.offset_ns
-        if own_ns is None:
-            apart_ns = came_ns - self.came_ns
-            return last_ns + (apart_ns if apart_ns > max(_GAP_NS, 2 * self._step_ns) else self._step_ns)
+        if own_ns is None or not self._has_stamps:
+            dts_ns = last_ns + (apart_ns if apart_ns > max(_GAP_NS, 2 * self._step_ns) else self._step_ns)
+            if own_ns is not None:  # from here on the track's own time stamps go on
+                self._has_stamps, self.offset_ns = True, dts_ns - own_ns
+            return dts_ns
         step_ns = own_ns + self.offset_ns - last_ns
         # FFmpeg gives a picture when the next one comes: the last one before a pause comes after the pause.
         passed_ns = came_ns - self.came_ns + self._late_ns

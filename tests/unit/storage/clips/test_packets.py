@@ -223,6 +223,12 @@ def test_pictures_without_time_stamps_that_come_seconds_apart_are_so_far_apart()
     assert stamped(*opened, *without, picture(37, ms=28_000)) == [(0, at) for at in (0.0, 7.0, 17.0, 25.0, 28.0)]
 
 
+def test_time_stamps_that_begin_later_go_on_from_those_that_were_missing() -> None:
+    without = [msgspec.structs.replace(picture(at, key=at == 40), pts=None, dts=None) for at in (40, 47)]
+    then = [picture(54, ms=14_000), picture(61, ms=21_000), picture(63, ms=400_000), picture(70, key=True)]
+    assert stamped(*without, *then) == [(0, 40.0), (0, 47.0), (0, 54.0), (0, 61.0), (1, 70.0)]
+
+
 def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_pictures() -> None:
     first, other = (msgspec.structs.replace(picture(at, key=True), pts=None, dts=None) for at in (50, 51))
     second, third = picture(50.1, ms=3100), picture(50.2, ms=6100)
