@@ -27,6 +27,7 @@ from agent.capture.pictures.parameters import (
     SLICES,
     TrackParameters,
     first_slice_at,
+    parameter_sets,
     with_parameters,
 )
 from agent.types import MediaPacket, MediaTrack
@@ -111,7 +112,7 @@ class Media:
     ) -> Iterator[Packet[Stream]]:
         index = self.video.index
         for packet in packets:
-            if packet.is_keyframe and packet.stream_index == index:
+            if packet.stream_index == index and _may_hold_parameters(parameters.codec, packet):
                 self._learn(packet, parameters)
             yield packet
 
@@ -125,9 +126,9 @@ class Media:
         return _plain(packet, track, captured_ns, began_ns)
 
     def _learn(self, packet: Packet[Stream], parameters: TrackParameters) -> None:
-        """Learn the parameters of a key frame, and give the newest to decoders that are opened from now on."""
-        known = parameters.newest
-        parameters.add(bytes(packet))
+        """Learn the parameters of a picture, and give the newest to decoders that are opened from now on."""
+        known, learn = parameters.newest, parameters.add if packet.is_keyframe else parameters.add_other
+        learn(bytes(packet))
         if parameters.newest != known:
             self.video.codec_context.extradata = parameters.extradata
             data = with_parameters(parameters.codec, bytes(packet), parameters.extradata)
@@ -300,6 +301,11 @@ def is_mending(codec: str, packet: Packet[Stream]) -> bool:
     """
     is_known = codec in SLICES and _first_slice(codec, packet, _KEY_HEAD) is not None
     return is_known and not is_refresh(codec, packet)
+
+
+def _may_hold_parameters(codec: str, packet: Packet[Stream]) -> bool:
+    """Return True for a key frame, and for another picture of H.264 or H.265 that begins with parameters."""
+    return packet.is_keyframe or bool(parameter_sets(codec, bytes(memoryview(packet)[:_HEAD])))
 
 
 def _first_slice(codec: str, packet: Packet[Stream], longest: int) -> int | None:

@@ -88,19 +88,23 @@ _WAITED_NS = 2_000_000
 class ParsedArrivals:
     """Tells when pictures came that FFmpeg gives one late: only the beginning of the next one ends them.
 
-    So the data of a picture began to come before the one before it was given. Only an opening that ended for
-    want of time has given its last picture without the next one.
+    So the data of a picture began to come before the one before it was given. Only an opening, or a read, that
+    ended for want of time has given its last picture without the next one.
+
+    Attributes:
+        was_cut_off: whether the newest picture came while it was asked for, but was given for want of time.
     """
 
-    def __init__(self, *, cut_off: bool) -> None:
-        """Begin with the opening, which `cut_off`: was ended for want of time."""
-        self._cut_off, self._before_ns = cut_off, 0
+    def __init__(self, longest_ns: int, *, cut_off: bool) -> None:
+        """Begin with the opening, which `cut_off`: was ended for want of time; reads are after `longest_ns`."""
+        self._longest_ns, self._cut_off, self._before_ns = longest_ns, cut_off, 0
+        self.was_cut_off = False
 
     def came_ns(self, asked_ns: int, read_ns: int) -> int:
         """Return when the picture came that was asked for and read then; all ns of one clock."""
         before_ns, self._before_ns = self._before_ns or asked_ns, read_ns
         if self._cut_off and read_ns - asked_ns >= _WAITED_NS:
-            self._cut_off = False
+            self._cut_off = self.was_cut_off = read_ns - asked_ns >= self._longest_ns
             return read_ns - 1  # unknown, and before the next one
         return before_ns
 

@@ -29,12 +29,13 @@ class SourceState:
     Attributes:
         state: starting, until its first picture or first failure; running; lost; ended.
         detail: why it is lost, what it waits for, or size and rate, for people.
+        lost_s: when the newest outage began, by the clock that is passed in.
     """
 
     def __init__(self) -> None:
         self.state: CaptureState = "starting"
         self.detail = ""
-        self._lost_s, self._explained = 0.0, False
+        self.lost_s, self._explained = 0.0, False
 
     def mark_lost(self, now_s: float, reason: str, *, explains: bool = True) -> bool:
         """Mark the source as lost.
@@ -50,7 +51,7 @@ class SourceState:
         self.detail = reason
         is_news = self.state != "lost" or (explains and not self._explained)
         if self.state != "lost":
-            self.state, self._lost_s, self._explained = "lost", now_s, False
+            self.state, self.lost_s, self._explained = "lost", now_s, False
         self._explained = self._explained or explains
         return is_news
 
@@ -63,7 +64,7 @@ class SourceState:
 
     def mark_running(self, now_s: float, description: str) -> str | None:
         """Mark the source as running. Return a message if it had been lost."""
-        news = f"back after {now_s - self._lost_s:.0f} s" if self.state == "lost" else None
+        news = f"back after {now_s - self.lost_s:.0f} s" if self.state == "lost" else None
         self.state, self.detail = "running", description
         return news
 
@@ -111,6 +112,8 @@ _FIRST_PAUSE_S = 0.5
 _HANGING_MAX = 3
 """Most openings that may hang: each holds a thread and a device, and a fourth would hang as well."""
 _STOP_S = 0.3
+_LIBRARY_S = 0.5
+"""Time after `stall_s` in which a library may still give a picture that came before, s."""
 _PROBE_S = 0.5
 """Time between two checks for a device that was plugged in, s."""
 
@@ -278,7 +281,8 @@ class SourceSupervisor:
                 if not self._live or waiting_s > 1.5 * stall_s + 1.0:
                     opening.abandon()
                     return self._missed
-                if opening.delivered:  # the reason why it cannot be opened is found out first
+                is_over = waiting_s > stall_s + min(_LIBRARY_S, stall_s / 4)
+                if opening.delivered and is_over:  # the reason why it cannot be opened is found out first
                     self._mark_lost(self._missed)
             self.woken.wait(min(1.0, stall_s / 4))
             self.woken.clear()
@@ -303,8 +307,10 @@ class SourceSupervisor:
             self._on_change("running", news)
 
     def _mark_lost(self, reason: str) -> None:
-        self._pictures = SourceState()
-        if self._state.mark_lost(time.monotonic(), reason, explains=reason != self._missed):
+        pictures, self._pictures = self._pictures, SourceState()
+        # Who wants pictures was told when they ended; who hears the camera measures its silence himself.
+        began_s = pictures.lost_s if pictures.state == "lost" else time.monotonic()
+        if self._state.mark_lost(began_s, reason, explains=reason != self._missed):
             self._on_change("lost", reason)
 
     def _finish(self, opening: SourceThread[Any], reason: str) -> None:

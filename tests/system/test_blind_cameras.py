@@ -224,23 +224,27 @@ def hearing_and_seeing(uri: str) -> Iterator[tuple[CameraSoundStream, list[str],
         gate.stop()
 
 
+@contextmanager
+def losing_pictures() -> Iterator[tuple[PacketCamera, threading.Event]]:
+    """A camera with sound whose pictures are lost on the way while the event is set."""
+    units, are_lost = encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")), threading.Event()
+    with PacketCamera(units, sound=True, lost=lambda number: are_lost.is_set()) as camera:
+        yield camera, are_lost
+
+
 def test_pictures_that_end_are_an_outage_of_pictures_and_not_of_the_sound() -> None:
-    units, have_ended = (
-        encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")),
-        threading.Event(),
-    )
     with (
-        PacketCamera(units, sound=True, lost=lambda number: have_ended.is_set()) as camera,
+        losing_pictures() as (camera, are_lost),
         hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
     ):
         until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
-        have_ended.set()
+        are_lost.set()
         until(lambda: seen, yard)
         assert yard.stats.state == "lost"
         assert seen[0].endswith(": no picture for 4 s")
         taken = gate.stats.frames
         until(lambda: gate.take(0.1) is not None and gate.stats.frames > taken + 5 * 16_000, yard)
-        have_ended.clear()
+        are_lost.clear()
         until(lambda: len(seen) > 1, yard)
         assert seen[1].startswith("running: back after ")
         assert (heard, gate.stats.dropped, camera.viewers) == ([], 0, 1)
@@ -251,16 +255,12 @@ def test_a_camera_that_is_opened_anew_for_its_pictures_is_heard_and_its_silence_
 ) -> None:
     monkeypatch.setattr("agent.capture.network.liveness._HEARD_S", 8.0)
     monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=4.0))
-    units, have_ended = (
-        encode(pattern(2 * FPS, 160, 128), options=gop(FPS, ":repeat-headers=1")),
-        threading.Event(),
-    )
     with (
-        PacketCamera(units, sound=True, lost=lambda number: have_ended.is_set()) as camera,
+        losing_pictures() as (camera, are_lost),
         hearing_and_seeing(camera.uri) as (gate, heard, yard, seen),
     ):
         until(lambda: gate.take(0.1) is not None and yard.stats.frames, yard)
-        have_ended.set()
+        are_lost.set()
         until(lambda: gate.take(0.1) is not None and camera.viewers > 1, yard)
         until(lambda: gate.take(0.1) is not None and len(heard) > 1, yard)
         assert heard[0].endswith(": no picture for 4 s")

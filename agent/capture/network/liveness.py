@@ -136,8 +136,8 @@ class Liveness:
         if self._key_s is not None and now_s - self._key_s >= limit_s and now_s - self._packet_s < self._stall_s:
             return f"no key frame for {limit_s:.0f} s", self._key_s + limit_s
         is_silent, failed_s = now_s - self._alive_s >= self._stall_s, now_s - self._failed_s
-        if self._failed and failed_s >= self._key_frame_s:
-            return self._blind(self._key_frame_s), self._failed_s
+        if self._failed and failed_s >= (blind_s := self._longest_blind_s()):
+            return self._blind(blind_s), self._failed_s
         has_failed = self._failed_keys >= _FAILURES and failed_s >= self._stall_s
         if has_failed or (is_silent and self._failed >= _FAILURES):
             return self._blind(self._stall_s), self._failed_s
@@ -149,6 +149,10 @@ class Liveness:
             return float("inf")
         usual_s = self._apart_s if self._distances >= _DISTANCES else _UNKNOWN_S / _LATE
         return _LATE * max(self._key_frame_s, usual_s)
+
+    def _longest_blind_s(self) -> float:
+        """Return how long the next key frame may take after one that is damaged, s."""
+        return max(self._key_frame_s, min(_UNKNOWN_S, self._apart_s + self._stall_s))
 
     def _is_heard(self, now_s: float) -> bool:
         return now_s - self._sound_s < self._stall_s

@@ -79,7 +79,7 @@ class NetworkStream(Video):
             address: of the camera.
             stall_s: longest time without a packet, s.
             now_ns: clock of the packets' arrival, ns.
-            cut_off: see `ParsedArrivals`.
+            cut_off: the opening was ended for want of time, see `ParsedArrivals`.
 
         Raises:
             SourceError: its pictures are too large; the medium is closed.
@@ -91,14 +91,14 @@ class NetworkStream(Video):
         self._size, self._codec = (media.width, media.height), media.video.codec_context.name
         self._clock, self._read_clock, self._burst = MediaClock(), MediaClock(), BurstThinner()
         is_parsed = address.scheme.startswith("rtsp") and self._codec in _PARSED
-        self._arrivals = ParsedArrivals(cut_off=cut_off) if is_parsed else None
+        self._arrivals = ParsedArrivals(round(stall_s * 1e9), cut_off=cut_off) if is_parsed else None
         self._demand, self._hears_only = Demand(), False
         self._pauses, self._asked_ns = ReadPauses(), 0
         self._ticks = {one.index: _tick_length_ns(one) for one in (media.video, media.sound) if one is not None}
         self.has_sound = media.sound is not None
         self._policy: DecodePolicy[_Arrived] = DecodePolicy("full")
         self._filter, self._may_save, self._keeps = LoopFilterRule(), False, True
-        self._has_read = self._only_skips = False
+        self._has_read, self._only_skips, self._was_cut_off = False, False, cut_off
         self._steps: deque[DecodeStep[_Arrived]] = deque()
         self._life, self._arrived, self._newest_ns = Liveness(stall_s, time.monotonic()), _Arrival(0, 0), 0
         self.undecoded = self.inter_coded = 0
@@ -153,7 +153,7 @@ class NetworkStream(Video):
             packet = self._next_packet()
         except av.FFmpegError:
             packet = None
-        if time.monotonic() - began_s >= self._stall_s:
+        if time.monotonic() - began_s >= self._stall_s and not self._came_in_time(packet):
             raise self._silence()
         self._has_read = True
         if packet is None:
@@ -161,6 +161,11 @@ class NetworkStream(Video):
         if self._listener is not None:
             self._obey(self._listener.demand)
         return packet
+
+    def _came_in_time(self, packet: Packet[Stream] | None) -> bool:
+        """Return True if a packet that ended a silence is a picture that came in it."""
+        has_come = self._arrivals is not None and self._arrivals.was_cut_off
+        return has_come and packet is not None and packet.size > 0 and packet.stream_index == self._track
 
     def _receive(self) -> None:
         """Read a packet, and plan what is to be decoded."""
@@ -198,7 +203,8 @@ class NetworkStream(Video):
     def _silence(self) -> SourceError:
         what = "sound" if self._hears_only else "picture"
         expected = self._address.scheme, self._address.rtsp_transport
-        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else ""
+        why = "; raise capture.stall_s if its pictures are further apart" if self._was_cut_off else ""
+        why = f"; {NO_DATAGRAM}" if expected == ("rtsp", "udp") and not self._has_read else why
         return SourceError(f"{self._shown}: no {what} for {self._stall_s:g} s{why}")
 
     def _stamp(self, packet: Packet[Stream]) -> int:
@@ -305,7 +311,7 @@ class NetworkStream(Video):
         Raises:
             SourceError: no picture or no key frame came in time, or the server stopped sending.
         """
-        self._only_skips = True
+        self._only_skips = self._life.needs_keys = True  # no file can begin without one
         packet = self._read_in_time("packet")
         if not packet.size:
             raise SourceError(f"{self._shown}: expected the next packet; {self._why_ended()}")

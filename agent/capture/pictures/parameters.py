@@ -1,8 +1,8 @@
-"""Parameters of a track of H.264 or H.265 with start codes: which of those that come with key frames count.
+"""Parameters of a track of H.264 or H.265 with start codes: which of those that come with pictures count.
 
-Cameras send them with each key frame, or once, when they change them. What clips say of a track, and each
-decoder that is opened, needs the newest ones. A lost datagram may damage them, though: where the first of a slice
-is lost, FFmpeg appends the rest of it to the unit before, mostly a PPS.
+Cameras send them with each key frame, or once, when they change them; perhaps some pictures before the key frame.
+What clips say of a track, and each decoder that is opened, needs the newest ones. A lost datagram may damage
+them, though: where the first of a slice is lost, FFmpeg appends the rest of it to the unit before, mostly a PPS.
 """
 
 from __future__ import annotations
@@ -30,9 +30,8 @@ _LONGEST = 1024
 class TrackParameters:
     """Knows the newest parameters of a track. For one thread.
 
-    Those of a key frame that can be decoded count at once, and so does another SPS, for the size of the pictures
-    may be another. Others count if the next key frame repeats them, or comes without any and cannot be decoded
-    with those known before.
+    Those of a key frame that can be decoded count at once. Others, as those of other pictures, count if they come
+    again, or if the next key frame comes without any and cannot be decoded with those known before.
 
     Attributes:
         codec: h264 or hevc.
@@ -60,10 +59,20 @@ class TrackParameters:
             return
         new = dict(found.items() - self.newest.items()) if self._has_counted else found
         plausible = {key: content for key, content in new.items() if len(content) <= _LONGEST}
-        if self._is_other_sequence(new) or (new == plausible and self._counts(new, found, key_frame)):
+        if new == plausible and self._counts(new, found, key_frame):
             self._take(found)
         else:
             self._doubtful, self.are_sure = plausible, self._has_counted
+        self._last |= found
+
+    def add_other(self, picture: bytes) -> None:
+        """Add a picture that is no key frame: parameters in it may be those of later ones."""
+        found = parameter_sets(self.codec, picture)
+        new = {key: content for key, content in found.items() - self.newest.items() if len(content) <= _LONGEST}
+        if new and new.items() <= self._last.items():
+            self._take(new)
+        else:
+            self._doubtful |= new
         self._last |= found
 
     def _settle(self, found: ParameterSets, key_frame: bytes) -> None:
@@ -84,39 +93,50 @@ class TrackParameters:
         others = {} if has_all else {key: self.newest[key] for key in self.newest.keys() - found.keys()}
         return is_whole(self.codec, key_frame, _joined(others))
 
-    def _is_other_sequence(self, new: ParameterSets) -> bool:
-        """Return True if the SPS is another than the one known, and not that one with something appended."""
-        sequence = (PARAMETERS[self.codec][0], 0)
-        known, now = self.newest.get(sequence), new.get(sequence)
-        return bool(self._has_counted and known and now and not now.startswith(known))
-
     def _take(self, found: ParameterSets) -> None:
-        """Use these parameters from now on. The PPS that were known are of another SPS if that changes."""
+        """Use these parameters from now on. The PPS that were known are of another SPS if one changes."""
         sps, pps = PARAMETERS[self.codec]
-        kept, first = self.newest, (sps, 0)
-        if found.get(first, kept.get(first)) != kept.get(first) and any(kind == pps for kind, _ in found):
+        kept = self.newest
+        changes = any(key[0] == sps and kept.get(key, content) != content for key, content in found.items())
+        if changes and any(kind == pps for kind, _ in found):
             kept = {key: content for key, content in kept.items() if key[0] != pps}
         self.newest, self.are_sure, self._has_counted = kept | found, True, True
 
 
 def parameter_sets(codec: str, key_frame: bytes) -> ParameterSets:
-    """Return the parameter sets in a key frame with start codes, by type and number; of sequences the first is 0.
+    """Return the parameter sets in a key frame with start codes, by type and number.
 
-    A PPS begins with its number (H.264, 7.3.2.2; H.265, 7.3.2.3). What comes after the first slice is not read.
+    What comes after the first slice is not read.
     """
-    sps, pps = PARAMETERS[codec]
     shift, mask, slices = SLICES[codec]
     found: ParameterSets = {}
     at = key_frame.find(_START_CODE)
     while 0 <= at < len(key_frame) - 3 and (kind := key_frame[at + 3] >> shift & mask) not in slices:
         end = key_frame.find(_START_CODE, at + 3)
-        content = key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
-        if kind == pps:
-            found[kind, _leading_number(content[1 if codec == "h264" else 2 :])] = content
-        elif (kind == sps or (codec == "hevc" and kind == _VPS)) and content not in found.values():
-            found[kind, sum(one == kind for one, _ in found)] = content
+        if kind in PARAMETERS[codec] or (codec == "hevc" and kind == _VPS):
+            content = key_frame[at + 3 : end if end >= 0 else None].rstrip(b"\0")
+            found[kind, _number(codec, kind, content)] = content
         at = end
     return found
+
+
+def _number(codec: str, kind: int, content: bytes) -> int:
+    """Return the number of a parameter set (H.264, 7.3.2.1 and 7.3.2.2; H.265, 7.3.2.1 to 7.3.2.3).
+
+    Three bytes are before that of an SPS of H.264; and profile, tier and level of all layers, of H.265 (7.3.3).
+    """
+    sps, pps = PARAMETERS[codec]
+    if codec == "h264":
+        return _leading_number(content[1 if kind == pps else 4 :])
+    if kind != sps:
+        return content[2] >> 4 if kind == _VPS and len(content) > 2 else _leading_number(content[2:])
+    data = content[2:_LONGEST].replace(b"\0\0\3", b"\0\0")
+    layers = data[0] >> 1 & 7 if data else 0
+    flags = (
+        int.from_bytes(data[13:15]) if layers else 0
+    )  # of each layer: it has a profile of 11 bytes, a level of 1
+    lengths = (11 * (flags >> 15 - 2 * one & 1) + (flags >> 14 - 2 * one & 1) for one in range(layers))
+    return _leading_number(data[(15 if layers else 13) + sum(lengths) :])
 
 
 def _joined(sets: ParameterSets) -> bytes:

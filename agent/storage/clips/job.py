@@ -24,6 +24,8 @@ _SYNC_S = 5.0
 _GRACE_NS = 2_000_000_000
 """How late a picture may come, ns."""
 _IDLE_S = 10.0
+_SLACK = 1.25
+"""A camera that is slow but not lost may take so many times `stall_s` from picture to picture, s."""
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
 FOREVER_NS = 1 << 62
@@ -75,6 +77,8 @@ class ClipJob:
         self._counts_skipped = self._withheld = self.gathered = False
         self._told_s = -math.inf
         self._wrote_s = self._synced_s = self._over_s = time.monotonic()
+        self._shown_s = self._wrote_s
+        """When a picture was written last, s."""
 
     @property
     def is_continuous(self) -> bool:
@@ -108,12 +112,13 @@ class ClipJob:
 
     @property
     def is_idle(self) -> bool:
-        """True if a recording without an end has an open file, and its camera has given nothing for too long.
+        """True if a recording without an end has an open file, and its camera has given no picture for too long.
 
-        What came later would not go into that file, and could not be decoded in another one before a key frame.
+        Sound may go on. What came later would not go into that file, and could not be decoded in another one
+        before a key frame.
         """
         is_open = self.is_continuous and self.file is not None
-        return is_open and time.monotonic() - self._wrote_s > max(_IDLE_S, self._stall_s)
+        return is_open and time.monotonic() - self._shown_s > max(_IDLE_S, _SLACK * self._stall_s)
 
     @property
     def is_silent(self) -> bool:
@@ -225,7 +230,9 @@ class ClipJob:
         now = self._wrote_s = time.monotonic()
         file.append(packets)
         self.next_seq, self.failing = packets[-1].seq + 1, False
-        self._in_file += sum(one.is_video for one in packets)
+        pictures = sum(one.is_video for one in packets)
+        self._in_file += pictures
+        self._shown_s = now if pictures else self._shown_s
         if now - self._synced_s >= _SYNC_S:
             file.sync()
             self._synced_s = time.monotonic()

@@ -27,7 +27,8 @@ _APART_NS = 2_000_000_000
 _LATE_NS = 1_000_000_000
 """How long after a picture was captured it may still begin a clip, ns."""
 _GAP_NS = 2_000_000_000
-"""A group whose last picture is so much older than the wanted begin is from before an outage, ns."""
+"""A group whose last picture is so much older than the wanted begin is from before an outage, ns. Pictures
+without time stamps that come that far apart are that far apart."""
 _SLOWEST_NS = 60_000_000_000
 """Longest distance of two pictures, ns: what is longer is a jump."""
 _MOST_HELD = 500
@@ -70,9 +71,11 @@ class _TrackClock:
     def __init__(self, track: MediaTrack, offset_ns: int = 0) -> None:
         self.track, self.offset_ns = track, offset_ns
         self.dts_ns: int | None = None
-        self.came_ns = self._late_ns = 0
-        """When the newest packet came, and how much later than its time stamp says after the one before, ns."""
-        self._step_ns = _USUAL_NS
+        self.came_ns = 0
+        self._late_ns = _SLOWEST_NS if track.kind == "video" else 0
+        """How much later than its time stamp says the newest packet may have come, ns: what comes during an
+        opening is read at once after it."""
+        self._step_ns, self._has_stamps = _USUAL_NS, False
 
     def stamps(self, packet: MediaPacket) -> tuple[int, int, int] | None:
         """Return pts, dts and duration of a packet, ns; None: the time stamps have jumped."""
@@ -83,18 +86,25 @@ class _TrackClock:
         step_ns = _USUAL_NS if self.dts_ns is None else dts_ns - self.dts_ns
         if 0 < step_ns < _JUMP_NS:
             self._step_ns = step_ns
-        waited_ns = 0 if self.dts_ns is None else packet.captured_ns - self.came_ns - step_ns
-        self.dts_ns, self.came_ns, self._late_ns = dts_ns, packet.captured_ns, max(0, waited_ns)
+        if self.dts_ns is not None:
+            passed_ns = packet.captured_ns - self.came_ns
+            before_ns = self._late_ns if 2 * passed_ns < step_ns else 0
+            self._late_ns = max(0, before_ns + passed_ns - step_ns)
+        self.dts_ns, self.came_ns = dts_ns, packet.captured_ns
         duration_ns = ticks_ns(self.track, packet.duration) or self._step_ns
         shown_ns = dts_ns if pts_ns is None else pts_ns + self.offset_ns
         return max(shown_ns, dts_ns), dts_ns, duration_ns
 
     def _dts_ns(self, own_ns: int | None, came_ns: int) -> int | None:
-        last_ns = self.dts_ns
+        last_ns, apart_ns = self.dts_ns, came_ns - self.came_ns
         if last_ns is None:
+            self._has_stamps = own_ns is not None
             return (came_ns if own_ns is None else own_ns) + self.offset_ns
-        if own_ns is None:
-            return last_ns + self._step_ns
+        if own_ns is None or not self._has_stamps:
+            dts_ns = last_ns + (apart_ns if apart_ns > max(_GAP_NS, 2 * self._step_ns) else self._step_ns)
+            if own_ns is not None:  # from here on the track's own time stamps go on
+                self._has_stamps, self.offset_ns = True, dts_ns - own_ns
+            return dts_ns
         step_ns = own_ns + self.offset_ns - last_ns
         # FFmpeg gives a picture when the next one comes: the last one before a pause comes after the pause.
         passed_ns = came_ns - self.came_ns + self._late_ns
@@ -114,17 +124,26 @@ def _stamped_before(first: MediaPacket, second: MediaPacket, third: MediaPacket 
     """Return a packet with the time stamp that precedes the next one's; without any if that one has none.
 
     The first two are as far apart as the next two: the duration is what the camera announces, and when they came
-    tells nothing, as several come at once after the opening.
+    tells nothing, as several come at once after the opening. Where the third has no time stamp, it counts when it
+    came after the second.
     """
     own = second.dts if second.dts is not None else second.pts
     if own is None:
         return first
-    numerator, denominator = first.track.time_base
-    step = first.duration or second.duration or max(1, _USUAL_NS * denominator // (numerator * 1_000_000_000))
-    later = None if third is None else third.dts if second.dts is not None else third.pts
-    if later is not None and 0 < (ticks_ns(first.track, later - own) or 0) <= _SLOWEST_NS:
-        step = later - own
+    step, apart_ns = first.duration or second.duration, 0 if third is None else _apart_ns(second, third)
+    if not step or 0 < apart_ns <= _SLOWEST_NS:
+        numerator, denominator = first.track.time_base
+        step = max(1, round((apart_ns or _USUAL_NS) * denominator / (numerator * 1_000_000_000)))
     return msgspec.structs.replace(first, pts=own - step, dts=own - step)
+
+
+def _apart_ns(second: MediaPacket, third: MediaPacket) -> int:
+    """Return how far apart two packets are by their time stamps, or by when they came, ns; 0 or less: unknown."""
+    own, later = (second.pts, third.pts) if second.dts is None else (second.dts, third.dts)
+    if own is not None and later is not None:
+        return ticks_ns(second.track, later - own) or 0
+    came_ns = third.captured_ns - second.captured_ns
+    return came_ns if came_ns > _GAP_NS else 0
 
 
 def _stamped(held: list[MediaPacket], third: MediaPacket | None) -> list[MediaPacket]:

@@ -411,10 +411,13 @@ class Recorder:
             )
 
     def _end_trouble(self) -> None:
-        """Tell that clips are saved again, unless a recording whose camera goes on has not been written since."""
+        """Tell that clips are saved again, unless a recording whose camera goes on has not been written since.
+
+        At the stop nobody knows: such a recording may have ended.
+        """
         with self._lock:
-            jobs = list(self._jobs)
-        if not self._trouble or any(job.failing and not job.is_silent for job in jobs):
+            jobs, is_closing = list(self._jobs), self._closing
+        if is_closing or not self._trouble or any(job.failing and not job.is_silent for job in jobs):
             return
         seconds, dropped = time.monotonic() - self._trouble_s, self._failed - self._failed_before
         refused = self._refused + sum(job.refused for job in jobs) - self._refused_before

@@ -130,12 +130,20 @@ def test_nothing_is_known_of_packets_without_time_stamps() -> None:
 
 
 def test_a_picture_came_when_the_one_before_it_was_given() -> None:
-    arrivals = ParsedArrivals(cut_off=False)
+    arrivals = ParsedArrivals(10 * S, cut_off=False)
     assert [arrivals.came_ns(asked_ns, asked_ns + S) for asked_ns in (S, 2 * S, 3 * S)] == [S, 2 * S, 3 * S]
 
 
 def test_after_an_opening_that_was_cut_off_nobody_knows_when_the_first_picture_came() -> None:
-    arrivals = ParsedArrivals(cut_off=True)
+    arrivals = ParsedArrivals(10 * S, cut_off=True)
     assert arrivals.came_ns(S, S + 10) == S, "it was there"
     assert arrivals.came_ns(S + 20, 4 * S) == 4 * S - 1, "the opening had given the one before it too early"
     assert arrivals.came_ns(4 * S, 7 * S) == 4 * S
+
+
+def test_a_read_that_is_cut_off_gives_a_picture_that_came_in_it_if_none_was_held_back_before() -> None:
+    arrivals, cut_off = ParsedArrivals(10 * S, cut_off=True), list[bool]()
+    for asked_s, read_s in ((1, 11), (11, 19), (19, 25), (25, 35)):
+        arrivals.came_ns(asked_s * S, read_s * S)
+        cut_off.append(arrivals.was_cut_off)
+    assert cut_off == [True, False, False, False]

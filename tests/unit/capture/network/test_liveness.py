@@ -216,6 +216,19 @@ def test_a_camera_with_rare_key_frames_is_blind_after_a_minute_without_a_picture
     assert life.trouble(61.0) == "packets come, but none can be decoded for 60 s"
 
 
+@pytest.mark.parametrize(("apart", "lost_at"), [(50, 210), (100, 410), (400, 1610)])
+def test_one_damaged_key_frame_is_no_outage_before_the_next_one_should_have_come(
+    apart: int, lost_at: int
+) -> None:
+    life, lost = begun(), list[int]()
+    for second in range(1, lost_at + 1):
+        is_key, is_damaged = second % apart == 0 and second <= 3 * apart, second >= 3 * apart
+        life.add_packet(float(second), keyframe=is_key, counts=True)
+        life.add_step(float(second), gave=not is_damaged, keyframe=is_key)
+        lost += [second] if life.trouble(float(second)) else []
+    assert lost == [lost_at]
+
+
 def test_key_frames_that_cannot_be_decoded_alone_are_named() -> None:
     life = begun()
     for second in (5, 15):

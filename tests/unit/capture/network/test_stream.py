@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from statistics import median
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from msgspec.structs import replace
 
 from agent.capture.decode_policy import DecodeChoice
+from agent.capture.network.liveness import Liveness
 from agent.capture.network.stream import NetworkStream
 from agent.capture.source import open_source
 from agent.capture.streams import FrameStream
@@ -55,8 +57,8 @@ def units() -> list[Unit]:
     return encode(pattern(4 * FPS), options=OPTIONS)
 
 
-def skip_all(source: NetworkStream) -> None:
-    while True:
+def skip_all(source: NetworkStream, over: Callable[[], bool] = lambda: False) -> None:
+    while not over():
         source.skip()
 
 
@@ -67,6 +69,47 @@ def test_video_that_stops_is_noticed_in_time_by_who_only_wants_packets(units: li
         assert isinstance(source, NetworkStream)
         with pytest.raises(SourceError, match="no picture for 2 s"):
             skip_all(source)
+        source.close()
+
+
+def test_a_camera_whose_pictures_are_nearly_as_far_apart_as_they_may_be_is_not_lost(units: list[Unit]) -> None:
+    """Its opening is cut off, and then FFmpeg gives the third picture with the fourth."""
+    apart_s, news, found = 0.9, list[str](), list[MediaPacket]()
+    slow = [replace(unit, pts_s=apart_s * number) for number, unit in enumerate(units)]
+    config = CaptureConfig(stall_s=1.2, reopen_max_s=0.3, decode="full")
+    with PacketCamera(slow, speed=1.0 / (apart_s * FPS)) as camera:
+        stream = FrameStream(
+            "yard", camera.uri, config, on_change=lambda state, why: news.append(why), on_packet=found.append
+        )
+        stream.start()
+        try:
+            wait_for(lambda: len(found) > 3)
+        finally:
+            stream.stop()
+        assert (news, camera.viewers) == ([], 1)
+
+
+def test_who_sets_too_short_a_time_for_a_slow_camera_is_told_the_key(units: list[Unit]) -> None:
+    slow = [replace(unit, pts_s=1.7 * number) for number, unit in enumerate(units)]
+    with PacketCamera(slow, speed=1.0 / (1.7 * FPS)) as camera:
+        source = open_source(camera.uri, stall_s=1.0)
+        assert isinstance(source, NetworkStream)
+        with pytest.raises(SourceError, match=r"no picture for 1 s; raise capture\.stall_s"):
+            skip_all(source)
+        source.close()
+
+
+def test_key_frames_that_end_are_noticed_by_who_only_wants_packets(
+    units: list[Unit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.capture.network.stream.Liveness", partial(Liveness, key_frame_s=1.0))
+    often = [replace(unit, pts_s=number / FPS) for number, unit in enumerate([units[0], units[1]] * 4)]
+    never = [replace(units[1], pts_s=number / FPS) for number in range(8, 20 * FPS)]
+    with PacketCamera([*often, *never]) as camera:
+        source = open_source(camera.uri, stall_s=1.0)
+        assert isinstance(source, NetworkStream)
+        with pytest.raises(SourceError, match="no key frame for 2 s"):
+            skip_all(source, lambda: camera.sent > 10 * FPS)
         source.close()
 
 

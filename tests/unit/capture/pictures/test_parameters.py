@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent.capture.media import Media
 from agent.capture.pictures.parameters import (
+    PARAMETERS,
     TrackParameters,
     first_slice_at,
     is_whole,
@@ -86,6 +89,83 @@ def test_parameters_of_a_damaged_key_frame_count_if_the_next_one_needs_them() ->
     assert parameters.newest != parameter_sets("h264", first)
     parameters.add(second)
     assert parameters.newest == parameter_sets("h264", first)
+
+
+@CODECS
+def test_a_damaged_sps_changes_nothing_unless_it_comes_again(codec: str) -> None:
+    first, second = key_frames(codec)
+    known = parameter_sets(codec, first)
+    sps = known[PARAMETERS[codec][0], 0]
+    at = {"h264": 6, "hevc": 19}[codec]
+    bad = first.replace(sps, sps[:at] + bytes([sps[at] ^ 0x24]) + sps[at + 1 :])
+    assert not is_whole(codec, bad, b"")
+    for after in (first, second):
+        parameters = TrackParameters(codec, b"")
+        for key_frame in (first, bad, after):
+            parameters.add(key_frame)
+            assert parameters.newest == known
+    parameters.add(bad)
+    parameters.add(bad)
+    assert parameters.newest == parameter_sets(codec, bad)
+
+
+def test_parameters_between_key_frames_count_if_they_come_again_or_the_next_key_frame_needs_them() -> None:
+    old, new = key_frames("h264"), key_frames("h264", other=True)
+    ahead = b"".join(b"\0\0\1" + one for one in parameter_sets("h264", new[0]).values()) + b"\0\0\1\x41slice"
+    for after, expected in ((old[1], old[0]), (new[1], new[0])):
+        parameters = TrackParameters("h264", b"")
+        parameters.add(old[0])
+        parameters.add_other(ahead)
+        assert parameters.newest == parameter_sets("h264", old[0])
+        parameters.add(after)
+        assert parameters.newest == parameter_sets("h264", expected)
+    parameters = TrackParameters("h264", b"")
+    for _ in range(2):
+        parameters.add_other(ahead)
+    assert parameters.newest == parameter_sets("h264", new[0])
+
+
+def test_a_track_has_parameters_that_came_with_the_picture_before_its_key_frame(tmp_path: Path) -> None:
+    old, new = (
+        encode(
+            pattern(4, 160, 128),
+            options={"tune": "zerolatency", "x264-params": f"keyint=4:scenecut=0:weightp=1:cabac={cabac}"},
+        )
+        for cabac in (1, 0)
+    )
+    pps = parameter_sets("h264", new[0].data)[8, 0]
+    pictures = [*(one.data for one in old[:3]), b"\0\0\0\1" + pps + old[3].data]
+    pictures += [bare("h264", new[0].data), *(one.data for one in new[1:])]
+    (path := tmp_path / "yard.h264").write_bytes(b"".join(pictures))
+    media = Media(str(path), {})
+    tracks = [media.media_packet(one, 0).track for one in media.packets() if one.size]
+    media.close()
+    assert [pps in track.header for track in tracks] == [False] * 4 + [True] * 4
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_parameters_of_h265_have_their_numbers(layers: int) -> None:
+    """The first byte of each has the number of the VPS, and the SPS has a profile of each layer but one."""
+    flags = b"\xf0\0" + bytes(24) if layers > 1 else b""
+    level = bytes([0x01, 0x60, 0, 0, 3, 0x90, *bytes(8)])  # 12 bytes, and one that prevents a start code
+    sps = bytes([33 << 1, 1, 0x20 | layers - 1 << 1]) + level[:-1] + flags + b"\x4f"
+    vps, pps = b"\x40\1\x2c\xff", b"\x44\1\x6f"
+    key_frame = b"".join(b"\0\0\1" + one for one in (vps, sps, pps, b"\x26\1slice"))
+    assert parameter_sets("hevc", key_frame) == {(32, 2): vps, (33, 1): sps, (34, 2): pps}
+
+
+def test_parameters_of_another_number_are_no_change() -> None:
+    options = {"preset": "ultrafast", "tune": "zerolatency"}
+    one, other = (
+        encode(pattern(1, 160, 128), options={**options, "x264-params": f"sps-id={number}"})[0].data
+        for number in (0, 3)
+    )
+    parameters, seen = TrackParameters("h264", b""), list[object]()
+    for key_frame in (one, other, one, other):
+        parameters.add(key_frame)
+        seen.append(parameters.newest)
+    assert sorted(parameters.newest) == [(7, 0), (7, 3), (8, 0), (8, 3)]
+    assert seen[1:] == seen[1:2] * 3
 
 
 def test_parameters_of_a_damaged_first_key_frame_are_not_sure() -> None:

@@ -214,6 +214,21 @@ def test_a_missing_time_stamp_follows_from_those_before() -> None:
     assert stamped(*packets) == [(0, 0.1), (0, 0.2), (0, 0.3), (0, 0.4), (0, 0.5)]
 
 
+def test_pictures_without_time_stamps_that_come_seconds_apart_are_so_far_apart() -> None:
+    without = [msgspec.structs.replace(picture(at), pts=None, dts=None) for at in (14, 22, 26)]
+    opened = [picture(10, key=True, ms=0), picture(10, ms=4000)]
+    assert stamped(*opened, *without) == [(0, 0.0), (0, 4.0), (0, 8.0), (0, 12.0), (0, 16.0)], "as before"
+    without = [msgspec.structs.replace(picture(at), pts=None, dts=None) for at in (20, 28)]
+    opened = [picture(10, key=True, ms=0), picture(10, ms=7000)]
+    assert stamped(*opened, *without, picture(37, ms=28_000)) == [(0, at) for at in (0.0, 7.0, 17.0, 25.0, 28.0)]
+
+
+def test_time_stamps_that_begin_later_go_on_from_those_that_were_missing() -> None:
+    without = [msgspec.structs.replace(picture(at, key=at == 40), pts=None, dts=None) for at in (40, 47)]
+    then = [picture(54, ms=14_000), picture(61, ms=21_000), picture(63, ms=400_000), picture(70, key=True)]
+    assert stamped(*without, *then) == [(0, 40.0), (0, 47.0), (0, 54.0), (0, 61.0), (1, 70.0)]
+
+
 def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_pictures() -> None:
     first, other = (msgspec.structs.replace(picture(at, key=True), pts=None, dts=None) for at in (50, 51))
     second, third = picture(50.1, ms=3100), picture(50.2, ms=6100)
@@ -222,6 +237,8 @@ def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_pic
     lasting = msgspec.structs.replace(first, duration=66)
     assert stamped(lasting, second, third) == [(0, 0.1), (0, 3.1), (0, 6.1)], "what it announces may be wrong"
     assert stamped(lasting, second, picture(50.2, ms=3000))[:2] == [(0, 3.034), (0, 3.1)], "another order"
+    late = msgspec.structs.replace(picture(57), pts=None, dts=None)
+    assert stamped(lasting, second, late) == [(0, -3.8), (0, 3.1), (0, 10.0)], "by when it came"
     assert [part for part, _ in stamped(first, other)] == [0, 0], "this camera gives none"
     again = msgspec.structs.replace(picture(52, key=True), track=msgspec.structs.replace(VIDEO))
     assert stamped(first, again) == [(0, 52.0)], "the connection broke at once"
@@ -288,3 +305,11 @@ def test_a_picture_that_is_given_with_the_next_one_is_no_jump() -> None:
     assert len({found.part for found in ring.between(0, END)}) == 1
     ring.add(picture(9.3, ms=18_000))
     assert ring.unusable == 1, "time stamps that jump after a pause"
+
+
+def test_pictures_far_apart_that_came_during_the_opening_and_are_read_at_once_after_it_are_one_part() -> None:
+    opened = [picture(30 + at / 100, key=at % 3 == 0, ms=7000 * at) for at in range(5)]
+    then = [picture(35 + 7 * at, key=at % 3 == 1, ms=35_000 + 7000 * at) for at in range(3)]
+    assert stamped(*opened, *then) == [(0, 7.0 * at) for at in range(8)]
+    jumped = picture(49.1, ms=63_000), picture(49.2, key=True, ms=63_100)
+    assert stamped(*opened, *then, *jumped)[8:] == [(1, 63.1)], "the opening is over"

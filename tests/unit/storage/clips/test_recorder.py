@@ -26,7 +26,7 @@ from agent.storage.clips.mp4 import pack_units
 from agent.storage.clips.packets import PacketRing, TimedPacket
 from agent.storage.clips.recorder import ClipStats, Recorder
 from agent.storage.clips.retention import CONTINUOUS, ClipStore, clip_path, clips_in
-from agent.types import Clip, ClipReason, MediaPacket
+from agent.types import Clip, ClipReason, MediaPacket, MediaTrack
 from tests.support.clip_pictures import SECOND, play
 from tests.support.media import Encoder, timed
 from tests.support.publishing import wait_for
@@ -244,6 +244,26 @@ def test_a_piece_is_completed_when_its_camera_gives_nothing_for_a_while(
         [[0, 1, 2, 3], [4, 5, 6]],
         [[4, 5, 6], [0, 1, 2, 3]],
     )
+
+
+def test_a_piece_is_completed_when_its_camera_gives_sound_alone_for_a_while(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.2)
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.05)
+    track = MediaTrack("sound", "aac", (1, 48_000), b"", rate_hz=48_000, channels=1)
+    made.recorder.begin(made.footage, ClipReason("front", CONTINUOUS), NOW, 0, 0, segment_s=60.0)
+    made.add_frames(0, 3)
+    for number in range(100):
+        at = 72_000 + number * 1024
+        made.footage.add(MediaPacket(track, bytes(9), at, at, 1024, True, at * SECOND // 48_000))
+        if made.recorder.stats.saved:
+            break
+        time.sleep(0.02)
+    assert made.recorder.stats.saved == 1
+    made.add_frames(4, 6)
+    wait_for(lambda: made.recorder.stats.saved == 2)
+    assert sorted(play(entry.path).numbers for entry in clips_in(made.folder)) == [[0, 1, 2, 3], [4, 5, 6]]
 
 
 def part_names(folder: Path) -> list[str]:

@@ -230,6 +230,33 @@ def test_pictures_that_no_key_frame_precedes_after_a_jump_are_told(caplog: pytes
     assert "too slow" not in line
 
 
+def test_the_stop_is_no_end_of_a_full_disk(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    real, full = ClipFile.append, list[bool]()
+
+    def append(self: ClipFile, packets: Sequence[TimedPacket]) -> None:
+        if full and "front" in self.path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, packets)
+
+    monkeypatch.setattr(ClipFile, "append", append)
+    with recorded() as (recorder, front, _):
+        side = Camera(PacketRing(2.0, 1 << 20))
+        for stream, camera in (("front", front), ("side", side)):
+            recorder.begin(camera.ring, ClipReason(stream, CONTINUOUS), NOW, 0, 0, segment_s=60.0)
+        for number in range(20):
+            full[:] = [True] * (number >= 10)
+            front.send()
+            side.send()
+            recorder.serve()
+        recorder.close(0.0)
+        recorder.serve()
+    assert any("clips cannot be saved" in line for line in caplog.messages)
+    assert not any("saved again" in line for line in caplog.messages)
+
+
 def test_missing_pictures_of_many_files_are_told_at_once_and_then_together(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
