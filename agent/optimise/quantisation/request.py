@@ -23,7 +23,16 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.preflight import check_layers
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.bit_search import Evaluate
-from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, sized_file, spread
+from agent.optimise.quantise import (
+    LayerBits,
+    QuantisedModel,
+    candidates_of,
+    fixed_bits,
+    quantise,
+    read_layers,
+    sized_file,
+    spread,
+)
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
@@ -50,6 +59,7 @@ _FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": 
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
+_NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
     "`vedette models calibrate` learns them again"
@@ -149,6 +159,10 @@ class _Job:
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
         layers = read_layers(self.content, integers=self._recipe.method != "dynamic")
+        self._has_choice = bool(candidates_of(layers, fixed_bits(layers, self._layer_bits)))
+        self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
+        if self._falls_back:
+            self._recipe = replace(self._recipe, method="int8")
         check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         self._seen, self._held = [], []
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
@@ -191,7 +205,7 @@ class _Job:
             return
         size = len(self.file(sized_file(self.content, self._seen, method, self._layer_bits)))
         if not self._budget.meets("size", size):
-            less = "" if method == "int4" else ": try --method mixed, or int4"
+            less = ": try --method mixed, or int4" if self._has_choice and method != "int4" else ""
             told, found = self._budget.told("size"), self._budget.amount("size", size)
             raise ModelError(f"the budget {told} cannot be met: {_FILES[method]} takes {found}{less}")
 
@@ -304,6 +318,8 @@ class _Job:
         remarks = (
             [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
         )
+        if self._falls_back:
+            remarks.append(_NO_CHOICE)
         if self._stages:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
