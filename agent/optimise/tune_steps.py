@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
+_PRUNED = "{}, of the pruned model"
+"""Name of a step that is tried again."""
 CHECKPOINTS = (
     *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
     "rounds.checkpoint",
@@ -180,7 +182,19 @@ def steps_of(
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), last]
+    again = [_if_pruned(one, model) for one in steps if not one.always] if request.module else []
+    return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
+
+
+def _if_pruned(step: TuningStep, model: Model) -> TuningStep:
+    """Return a step that did not reach the budget, or was not needed, once more for the pruned model."""
+
+    def apply(state: ModelState, progress: Progress) -> ModelState:
+        return state if state.source == model.content else step.apply(state, progress)
+
+    return step._replace(
+        name=_PRUNED.format(step.name), apply=apply, mends=step.mends and _PRUNED.format(step.mends)
+    )
 
 
 def quantise_steps(
