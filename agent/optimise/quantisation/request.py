@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -17,6 +18,7 @@ from agent.compute.tflite.read import read_modelfile
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.data.layouts import FoundData
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
@@ -164,6 +166,7 @@ class _Job:
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
         check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
+        self._check_size(model)
         self._seen, self._held = [], []
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
@@ -198,12 +201,15 @@ class _Job:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
 
-    def _check_size(self) -> None:
-        """Check before the weights are rounded that the file will not be too large; `mixed` does so itself."""
+    def _check_size(self, model: Model) -> None:
+        """Check before the examples are read that the file will not be too large; `mixed` does so itself."""
         method = self._recipe.method
         if method == "mixed" or self._budget.size is None:
             return
-        size = len(self.file(sized_file(self.content, self._seen, method, self._layer_bits)))
+        try:
+            size = len(self.file(sized_file(self.content, _noise(model), method, self._layer_bits)))
+        except ModelError:
+            return  # examples that fit the model may do
         if not self._budget.meets("size", size):
             less = ": try --method mixed, or int4" if self._has_choice and method != "int4" else ""
             told, found = self._budget.told("size"), self._budget.amount("size", size)
@@ -211,7 +217,6 @@ class _Job:
 
     def quantised(self) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
-        self._check_size()
         try:
             return self._quantised()
         except ModelError as error:
@@ -345,6 +350,19 @@ class _Job:
             tuple(_layers(found)),
             remarks=tuple(remarks),
         )
+
+
+def _noise(model: Model) -> list[Examples]:
+    """Return an example of noise for each variant of a model: the size of a file does not depend on them."""
+    found, random, sound = [], np.random.default_rng(0), model.manifest.audio is not None
+    file = read_modelfile(model.content)
+    for variant in [one.name for one in model.manifest.variants] or [""]:
+        for spec in file.ends(model.manifest.chain(variant)[0].signature)[0][:1]:
+            is_picture = len(spec.shape) == 4 and spec.shape[-1] in (1, 3) and not sound
+            noise = random.normal(size=spec.shape).astype(np.float32)
+            data = FoundData(noise.astype(np.uint8) if is_picture else noise, "noise")
+            found.append(Examples(data, spec.shape[1:], model.manifest.input, "noise", sound=sound))
+    return found
 
 
 def _lost(before: StepResult, after: StepResult) -> float:

@@ -258,7 +258,7 @@ def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
 
 
 @pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
-def test_a_size_that_the_file_alone_exceeds_is_told_before_weights_are_rounded(
+def test_a_size_that_the_file_alone_exceeds_is_told_before_examples_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
     model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
@@ -266,7 +266,8 @@ def test_a_size_that_the_file_alone_exceeds_is_told_before_weights_are_rounded(
     size = len(quantise(model.content, [examples], QuantiseRecipe(method=method, examples=16)).content)
     monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
     asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
+    unread = replace(asked, budget=f"size<{size / 1000}kB", data=tmp_path / "no.npz")
     with pytest.raises(ModelError, match=f"cannot be met: .* takes {short_amount(size / 1000)} kB"):
-        quantise_file(replace(asked, budget=f"size<{size / 1000}kB"), lambda _: None, lambda _: None)
+        quantise_file(unread, lambda _: None, lambda _: None)
     with pytest.raises(TypeError):  # it is reached
         quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)
