@@ -260,7 +260,7 @@ class _Run:
     def _unneeded(self, name: str) -> str:
         """Say why the result of a step needs no training."""
         kept = any(one.name == name and one.kept for one in self._steps)
-        return f"not needed: {name} is kept" if kept else f"would mend a loss, for which {name} is not left out"
+        return f"not needed: {name} {'is kept' if kept else 'has no result that loses too much'}"
 
     def _leave_out(self, name: str, reason: str) -> None:
         self._steps.append(StepResult(name, size=self._best.size, kept=False, notes=(reason,)))

@@ -50,11 +50,9 @@ _DIFFERENT = 8
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
 _TRAINED = "trained, since it loses {:.3g} pp of the {} examples for calibration"
-_COMPARED = "of {} examples that were not trained on, it loses {:.3g} pp, and {:.3g} pp without training"
+_COMPARED = "of {} examples that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
-_NOT_TRAINED = (
-    "of the {} examples for calibration it loses {:.3g} pp, so that it was not trained: --qat trains it"
-)
+_NOT_TRAINED = "of the {} examples for calibration it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
 _FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
 """How files are told, by method."""
@@ -282,7 +280,7 @@ class _Job:
         """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
         before, after = (self._loss_of_others(one.content) for one in (found, trained))
         kept = after < before or (self._request.qat is True and after == before)
-        told = _COMPARED.format(len(self._others), after * 100, before * 100)
+        told = _COMPARED.format(len(self._others), _told(after), _told(before))
         if self._request.qat is None:
             told = f"{_TRAINED.format(self.loss(found.content) * 100, len(self._seen[0]))}; {told}"
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
@@ -290,7 +288,7 @@ class _Job:
     def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:
         """Yield what to do about a loss that is over its limit, though the examples that decide had it below."""
         if len(steps) == 2 and self._request.qat is None:
-            yield _NOT_TRAINED.format(len(self._seen[0]), self.loss(found.content) * 100)
+            yield _NOT_TRAINED.format(len(self._seen[0]), _told(self.loss(found.content)))
         elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
             yield _BETTER_UNTRAINED
 
@@ -367,6 +365,10 @@ def _noise(model: Model) -> list[Examples]:
 
 def _lost(before: StepResult, after: StepResult) -> float:
     return (before.score or 0.0) - (after.score or 0.0)
+
+
+def _told(loss: float) -> str:
+    return f"{'gains' if loss < 0 else 'loses'} {abs(loss) * 100:.3g} pp"
 
 
 def logit_outputs(model: Model) -> tuple[int, ...]:

@@ -219,11 +219,11 @@ def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> Optimi
 def test_a_loss_of_the_reported_examples_alone_starts_no_training_and_both_figures_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = decided(tmp_path, monkeypatch, {"calibration": (0.004, 0.0), "report": (0.05, 0.0)})
+    report = decided(tmp_path, monkeypatch, {"calibration": (-0.004, 0.0), "report": (0.05, 0.0)})
     assert [one.name for one in report.steps] == ["float", "quantise"]
     loss, because = report.missed
     assert loss.startswith("loss 5 pp")
-    assert because.startswith("of the 32 examples for calibration it loses 0.4 pp")
+    assert because.startswith("of the 32 examples for calibration it gains 0.4 pp")
     assert "--qat" in because
 
 
@@ -235,7 +235,7 @@ def test_a_loss_of_the_calibration_alone_starts_a_training_and_is_told(
     assert report.steps[-1].kept
     (note,) = report.steps[-1].notes
     assert "since it loses 5 pp of the 32 examples for calibration" in note
-    assert "of 8 examples that were not trained on, it loses 1 pp, and 4 pp without" in note
+    assert "of 8 examples that were not trained on, it loses 1 pp, and loses 4 pp without" in note
     assert report.missed == ()
 
 
