@@ -275,6 +275,19 @@ def test_a_size_that_takes_pruning_and_4_bits_is_met(
     assert {one.bits for one in found.report.layers} == {4, 8}
 
 
+def test_examples_that_are_many_are_judged_by_some_that_no_step_has_seen(
+    folder: Path, seen: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tune_steps._judged([seen, seen]) == ([seen, seen], None)
+    monkeypatch.setattr(tune_steps, "_ENOUGH", 40)
+    rest, judging = tune_steps._judged([seen, seen])
+    assert judging is not None
+    assert [len(one) for one in (*rest, judging)] == [120, 120, 40]
+    names = [{one.name(index) for index in range(len(one))} for one in (*rest, judging)]
+    assert names[0] == names[1]
+    assert not names[0] & names[2]
+
+
 def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("tune", "steps_of"):
         monkeypatch.setattr(tune_steps, name, lambda *_args, **_options: pytest.fail("the work began"))
