@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -17,6 +19,8 @@ from agent.errors import ReportedError, VedetteError
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
+_AGAIN_S = 0.01
+"""Time after which Ctrl-C that was lost is repeated."""
 
 _VERBS: dict[str, str] = {
     "run": "Run the daemon in the foreground.",
@@ -63,6 +67,28 @@ def _exit_quietly() -> Iterator[None]:
 
 
 @contextmanager
+def _repeated_interrupts() -> Iterator[None]:
+    """Repeat a Ctrl-C that Python has lost, as in a destructor or in the callback of a weak reference."""
+    before, timers = sys.unraisablehook, list[threading.Timer]()
+
+    def repeat(lost: Any) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            before(lost)
+            return
+        main = threading.main_thread().ident
+        timers.append(threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT)))
+        timers[-1].start()  # raised here it would be lost again
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
+
+
+@contextmanager
 def _errors_as_json() -> Iterator[None]:
     """Print an error as JSON to stdout, too; the message on stderr and the exit code stay."""
     try:
@@ -99,7 +125,8 @@ class _Verbs(click.Group):
             return super().make_context(*args, **more)
 
     def invoke(self, ctx: click.Context) -> Any:
-        with _exit_quietly(), _errors_as_json() if "--json" in ctx.args else nullcontext():
+        as_json = _errors_as_json() if "--json" in ctx.args else nullcontext()
+        with _exit_quietly(), _repeated_interrupts(), as_json:
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

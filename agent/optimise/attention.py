@@ -51,10 +51,14 @@ def _pointwise(incoming: int, outgoing: int, normalised: bool, begins_at: float 
     return nn.Sequential(convolution, norm)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ModelError(f"{name}: expected a whole number of 1 or more, got {count}")
+        if not _is_whole(count) or count < 1:
+            raise ModelError(f"{name}: expected a whole number of 1 or more, got {count!r}")
 
 
 def _check_sequence(x: Tensor, channels: int) -> None:
@@ -143,8 +147,7 @@ class PatternAttention(_LightAttention):
         *,
         normalised: bool = True,
     ) -> None:
-        whole = all(isinstance(one, int) for one in offsets)
-        if not offsets or len({*offsets}) < len(offsets) or not whole:
+        if not offsets or not all(map(_is_whole, offsets)) or len({*offsets}) < len(offsets):
             raise ModelError(f"offsets: expected distances in whole steps, each once, got {[*offsets]}")
         super().__init__(channels, head, len(offsets), gate, normalised)
         self.offsets = tuple(offsets)
@@ -171,8 +174,8 @@ class BandedAttention(PatternAttention):
     def __init__(
         self, channels: int, head: int, reach: int, gate: Gate = "sigmoid", *, normalised: bool = True
     ) -> None:
-        if not isinstance(reach, int) or reach < 0:
-            raise ModelError(f"reach: expected a whole number of 0 or more, got {reach}")
+        if not _is_whole(reach) or reach < 0:
+            raise ModelError(f"reach: expected a whole number of 0 or more, got {reach!r}")
         super().__init__(channels, head, range(-reach, reach + 1), gate, normalised=normalised)
 
 

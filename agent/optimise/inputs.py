@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from agent.compute.tflite.read import read_modelfile
@@ -97,18 +98,19 @@ def trained_size(content: bytes) -> int:
     return len(content) + file.weights.get("float16", 0) + ENTRY * len(constants)
 
 
-def check_room(folder: Path, weights: int, copies: float) -> None:
+def check_room(folder: Path, weights: int, copies: float, names: Collection[str]) -> None:
     """Check before a training that its checkpoints fit on the disk. Those of an interrupted run are replaced.
 
     Args:
         folder: of the checkpoint; it exists.
         weights: of what is trained, bytes.
         copies: of them that the checkpoints take.
+        names: of the checkpoints; those of other runs stay.
 
     Raises:
         StorageError: too little is free.
     """
-    there = sum(one.stat().st_size for one in folder.glob("*.checkpoint") if one.is_file())
+    there = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
     needed, free = copies * weights - there, shutil.disk_usage(folder).free
     if free < needed:
         raise StorageError(

@@ -361,7 +361,7 @@ def quantise(
     run = _Maker(quantiser, recipe.examples)
     if recipe.method != "mixed":
         return run.model(_bits_of(quantiser, recipe.method, fixed))
-    candidates = [layer for layer in quantiser.layers.values() if fits_int4(layer) and layer.key not in fixed]
+    candidates = candidates_of(quantiser.layers, fixed)
     if not candidates:
         because = (
             "the recipe fixes the others" if fixed else "depthwise layers, grouped ones and tiny ones keep 8"
@@ -369,6 +369,11 @@ def quantise(
         raise ModelError(f"no layer is left that takes 4 bits: {because}; --method int8 takes the model as it is")
     search = BitSearch(quantiser, run.model, budget or Budget(), loss=loss, times=times, progress=progress)
     return search.find(candidates, fixed).with_sensitivities(search.costs)
+
+
+def candidates_of(layers: Mapping[Key, WeightedLayer], fixed: Mapping[Key, int]) -> list[WeightedLayer]:
+    """Return the layers that `mixed` may give 4 bits: those that can have them, and have no fixed bits."""
+    return [layer for layer in layers.values() if fits_int4(layer) and layer.key not in fixed]
 
 
 def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> dict[Key, int]:

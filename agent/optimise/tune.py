@@ -180,6 +180,7 @@ def tune(
     budget: Budget,
     *,
     target: TargetBoard = TARGETS["pi4b"],
+    judging: Examples | None = None,
     command: str = "",
     meters: Meters = Meters(),  # noqa: B008 - it is frozen
     progress: Progress = lambda _: None,
@@ -189,6 +190,7 @@ def tune(
     Args:
         model: to begin with; its first variant counts.
         examples: to measure on; the steps must not have seen them.
+        judging: others that the steps have not seen, which alone decide on them; None: `examples` do.
         steps: in their order.
         budget: what the result must meet; without a limit for the loss it is `ALLOWED_LOSS`.
         target: for the estimate of energy.
@@ -200,7 +202,7 @@ def tune(
         ModelError: the model cannot be measured on these examples.
         CheckpointError: a step refuses the checkpoint of another run.
     """
-    run = _Run(model, examples, budget, target, meters, progress)
+    run = _Run(model, (examples, judging or examples), budget, target, meters, progress)
     for step in steps:
         run.try_step(step)
     return TunedModel(run.state.content, run.report(command), tuple(run.failures))
@@ -212,13 +214,14 @@ class _Run:
     def __init__(
         self,
         model: Model,
-        examples: Examples,
+        examples: tuple[Examples, Examples],
         budget: Budget,
         target: TargetBoard,
         meters: Meters,
         progress: Progress,
     ) -> None:
-        self._model, self._examples, self._budget = model, examples, budget
+        self._model, self._budget = model, budget
+        self._examples, self._judging = examples
         self._target, self._meters, self._progress = target, meters, progress
         self._allowed = with_allowed_loss(budget)
         self.state = ModelState(model.content, model.content)
@@ -226,16 +229,18 @@ class _Run:
         self._busy: list[str] = []
         self._lossy: set[str] = set()
         progress("measuring the model as it is")
-        self._first_score = self._score(model.content)
+        self._first_score = self._score(model.content, self._examples)
+        self._first_judged = self._judged(model.content, self._first_score)
         same = self._times("before", [model.content] * _COPIES)
         latency = min(same)
         self._noise = max(_NOISE_TIME, max(same) / latency - 1, _NOISE_MS / latency)
         self._best = self._result("before", model.content, self._first_score, latency)
+        self._best_lost = 0.0
         self._steps = [self._best]
 
     def try_step(self, step: TuningStep) -> None:
         """Apply a step to the best model so far, and keep its result if it helps."""
-        if not step.always and not self._missed(self._best):
+        if not step.always and not self._missed(self._best, self._best_lost):
             self._leave_out(step.name, "the budget is met without it")
             return
         if step.left_out:
@@ -260,25 +265,26 @@ class _Run:
     def _unneeded(self, name: str) -> str:
         """Say why the result of a step needs no training."""
         kept = any(one.name == name and one.kept for one in self._steps)
-        return f"not needed: {name} is kept" if kept else f"would mend a loss, for which {name} is not left out"
+        return f"not needed: {name} {'is kept' if kept else 'has no result that loses too much'}"
 
     def _leave_out(self, name: str, reason: str) -> None:
         self._steps.append(StepResult(name, size=self._best.size, kept=False, notes=(reason,)))
 
     def _judge(self, name: str, found: ModelState) -> None:
         self._progress(f"measuring the model after {name}")
-        scored = self._score(found.content)
+        scored = self._score(found.content, self._examples)
+        lost = self._first_judged.value - self._judged(found.content, scored).value
         before_ms, after_ms = self._times(name, [self.state.content, found.content])
         self._check_same(name, before_ms)
         result = self._result(name, found.content, scored, after_ms)
-        reasons = self._against(result, before_ms)
+        reasons = self._against(result, lost, before_ms)
         notes = (*found.notes, *self._told(scored), *reasons)
         result = replace(result, kept=not reasons, notes=notes)
-        if not self._allowed.meets("loss", self._loss(result)):
+        if not self._allowed.meets("loss", lost):
             self._lossy.add(name)
         self._steps.append(result)
         if not reasons:
-            self._best, self.state = result, found
+            self._best, self._best_lost, self.state = result, lost, found
 
     def _times(self, name: str, contents: Sequence[bytes]) -> list[float]:
         return self._meters.times(contents, lambda remark: self._busy.append(f"{name}: {remark}"))
@@ -294,16 +300,16 @@ class _Run:
                 "of them"
             )
 
-    def _against(self, result: StepResult, before_ms: float) -> list[str]:
+    def _against(self, result: StepResult, loss: float, before_ms: float) -> list[str]:
         """Return the reasons not to keep a result; empty: it helps. Its time is compared with one beside it."""
-        loss = self._loss(result)
         if not self._allowed.meets("loss", loss):
-            return [f"loses {loss * 100:.2f} pp, and {self._allowed.told('loss')} is allowed"]
+            by = "" if self._judging is self._examples else f" of the {len(self._judging)} examples that judge"
+            return [f"loses {loss * 100:.2f} pp{by}, and {self._allowed.told('loss')} is allowed"]
         best = self._best
         assert result.latency_ms is not None
         time, size = result.latency_ms / before_ms - 1, result.size / best.size - 1
         faster, smaller = time < -self._noise, size < -_NOISE_SIZE
-        before, after = self._missed(best), self._missed(result)
+        before, after = self._missed(best, self._best_lost), self._missed(result, loss)
         slower = time > self._noise and not (smaller and self._only_misses("size", before, after))
         larger = size > _NOISE_SIZE and not (faster and self._only_misses("latency", before, after))
         if (faster or smaller) and (not (slower or larger) or len(after) < len(before)):
@@ -329,12 +335,17 @@ class _Run:
         loss = self._loss(result)
         return self._budget.excess(size=float(result.size), loss=loss, latency_ms=result.latency_ms)
 
-    def _missed(self, result: StepResult) -> list[str]:
-        return self._budget.missed(size=float(result.size), loss=self._loss(result), latency_ms=result.latency_ms)
+    def _missed(self, result: StepResult, loss: float | None = None) -> list[str]:
+        """Say which limits a result misses; with the loss of the examples that are reported, if none is given."""
+        loss = self._loss(result) if loss is None else loss
+        return self._budget.missed(size=float(result.size), loss=loss, latency_ms=result.latency_ms)
 
-    def _score(self, content: bytes) -> Score:
-        model = self._model
-        return score(content, self._examples, model.manifest, reference=model.content)
+    def _score(self, content: bytes, examples: Examples) -> Score:
+        return score(content, examples, self._model.manifest, reference=self._model.content)
+
+    def _judged(self, content: bytes, scored: Score) -> Score:
+        """Return the score by which a step is judged; `scored` is that of the examples that are reported."""
+        return scored if self._judging is self._examples else self._score(content, self._judging)
 
     def _result(self, name: str, content: bytes, scored: Score, latency_ms: float) -> StepResult:
         memory = self._meters.memory(content, self._model.manifest)
@@ -376,10 +387,18 @@ class _Run:
                 *_bottlenecks(profiles),
                 *sums,
                 *remark,
+                self._roles(),
                 *self._examples.remarks,
                 energy,
             ),
         )
+
+    def _roles(self) -> str:
+        """Say which examples have decided on the steps."""
+        if self._judging is self._examples:
+            told = "have also decided on the steps, so that a loss may be told a little too small"
+            return f"the {len(self._examples)} examples of these figures {told}"
+        return f"{len(self._judging)} other examples have decided on the steps"
 
     def _nearest(self) -> Iterator[str]:
         """Yield which result came nearer to the budget than the best one, and why it was not kept."""

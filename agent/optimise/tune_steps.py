@@ -38,8 +38,13 @@ from agent.optimise.tune import (
 if TYPE_CHECKING:
     from agent.optimise.quantise import QuantisedLayer, QuantisedModel
 
+_JUDGING, _ENOUGH = 0.25, 200
+"""Share of the examples for the steps that judges them instead, and how many that have to be: with fewer, chance
+would decide on a loss of one point, so that those of the figures judge as well."""
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
+_PRUNED = "{}, of the pruned model"
+"""Name of a step that is tried again."""
 CHECKPOINTS = (
     *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
     "rounds.checkpoint",
@@ -118,9 +123,25 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         tell(line)
     if request.module:
         _check_pruning(model, parts[0][0], file, request)
-    steps = steps_of(model, [seen for seen, _ in parts], file, budget, request)
-    target, measured = TARGETS[request.target], parts[0][1]
-    return tune(model, measured, steps, budget, target=target, command=request.command, progress=progress)
+    seen, judging = _judged([seen for seen, _ in parts])
+    return tune(
+        model,
+        parts[0][1],
+        steps_of(model, seen, file, budget, request),
+        budget,
+        target=TARGETS[request.target],
+        judging=judging,
+        command=request.command,
+        progress=progress,
+    )
+
+
+def _judged(seen: Sequence[Examples]) -> tuple[list[Examples], Examples | None]:
+    """Return the examples for the steps, of each variant, and those that judge them; None: there are too few."""
+    parts = [split(one, _JUDGING) for one in seen]
+    if len(judging := parts[0][1]) < _ENOUGH:
+        return list(seen), None
+    return [rest for rest, _ in parts], judging
 
 
 def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRequest) -> None:
@@ -180,7 +201,19 @@ def steps_of(
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), last]
+    again = [_if_pruned(one, model) for one in steps if not one.always] if request.module else []
+    return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
+
+
+def _if_pruned(step: TuningStep, model: Model) -> TuningStep:
+    """Return a step that did not reach the budget, or was not needed, once more for the pruned model."""
+
+    def apply(state: ModelState, progress: Progress) -> ModelState:
+        return state if state.source == model.content else step.apply(state, progress)
+
+    return step._replace(
+        name=_PRUNED.format(step.name), apply=apply, mends=step.mends and _PRUNED.format(step.mends)
+    )
 
 
 def quantise_steps(

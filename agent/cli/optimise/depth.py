@@ -79,7 +79,8 @@ def deepen_and_write(name: str, out: Path, options: DepthOptions) -> None:
     recipe = _recipe(options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
         if recipe.depth.epochs:
-            check_model_room(folder, name, FIT_COPIES)  # and with the heads as soon as they are known
+            # And with the heads as soon as they are known.
+            check_model_room(folder, name, FIT_COPIES, _CHECKPOINTS)
         found = _deepened(name, recipe, folder, options)
         others = {_CHART: calibration_png(found.calibration), _MARKDOWN: markdown(found.report).encode()}
         report = msgspec.to_builtins(found.report)

@@ -74,7 +74,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
     model = open_source(name, _tell)
     examples = _examples(model, recipe.recipe, options)
     with work_folder(folder, _CHECKPOINTS), prefixed_errors(name):
-        check_model_room(folder, name, prune_copies(recipe.recipe.prune))
+        check_model_room(folder, name, prune_copies(recipe.recipe.prune), _CHECKPOINTS)
         with redirect_stdout(sys.stderr):  # the module's own code may print
             found = _pruned(model, examples, recipe, folder, options)
         report, others = msgspec.to_builtins(found.report), {_CHART: found.chart}

@@ -52,7 +52,7 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
     refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
     with work_folder(folder, [_CHECKPOINT]):
         if may_train(request):
-            check_model_room(folder, request.model, QAT_COPIES)
+            check_model_room(folder, request.model, QAT_COPIES, [_CHECKPOINT])
         report = _write(replace(request, checkpoint=folder / _CHECKPOINT), out, force=force, as_json=as_json)
         remove(folder / _CHECKPOINT)
     if report.missed:

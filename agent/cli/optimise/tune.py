@@ -50,7 +50,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
     refuse_inputs(files_of(folder, CHECKPOINTS), [Path(request.model), *inputs])
     with work_folder(folder, CHECKPOINTS):
         if copies := _copies(request):
-            check_model_room(folder, request.model, copies)
+            check_model_room(folder, request.model, copies, CHECKPOINTS)
         found = _tuned(replace(request, folder=folder))
         report = found.report
         print_json(report) if as_json else _print(report)

@@ -61,18 +61,19 @@ def work_folder(folder: Path, checkpoints: Sequence[str]) -> Iterator[None]:
             folder.rmdir()
 
 
-def check_model_room(folder: Path, name: str, copies: float) -> None:
+def check_model_room(folder: Path, name: str, copies: float, checkpoints: Sequence[str]) -> None:
     """Check before the work that the checkpoints of a model's training fit on the disk.
 
     Args:
         folder: of the checkpoint; it exists.
         name: name or path of the model.
         copies: of the model's weights, as float32, that the checkpoints take, see `agent.optimise.inputs`.
+        checkpoints: their names.
 
     Raises:
         ModelError: the model cannot be read. StorageError: too little is free.
     """
-    check_room(folder, trained_size(load_file(name)[0]), copies)
+    check_room(folder, trained_size(load_file(name)[0]), copies, checkpoints)
 
 
 def _versions(files: Sequence[Path]) -> dict[Path, int]:

@@ -56,7 +56,7 @@ def open_for_command(model: Model, backend: str, options: SessionOptions) -> Ses
     from agent.compute.infer.worker.session import PATIENCE_S, WorkerSession
 
     VETTING.check(model, options)  # first: it limits CPU time and memory, which a worker does not
-    return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S)
+    return WorkerSession(model, BackendSpec(), options, deadline_s=PATIENCE_S, learns=True)
 
 
 def opens_at_once(backend: str) -> bool:

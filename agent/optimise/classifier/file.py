@@ -192,7 +192,8 @@ def build_network(request: TrainRequest, classes: int, copies: float = FIT_COPIE
     if not any(one.requires_grad for one in module.parameters()):
         raise ModelError(f"{request.network}: has no parameters to train")
     if request.folder:
-        check_room(request.folder, sum(one.nbytes for one in module.state_dict().values()), copies)
+        weights = sum(one.nbytes for one in module.state_dict().values())
+        check_room(request.folder, weights, copies, [CHECKPOINT])
     return module, parameters
 
 

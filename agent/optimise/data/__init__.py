@@ -405,7 +405,7 @@ def _check_classifier(content: FoundData, path: Path, model: Model, outputs: Seq
     if content.classes is None or decoder in _CLASSIFY:
         return
     try:
-        if decoder not in ("", "raw"):
+        if decoder and not (decoder == "raw" and model.manifest.output.labels):
             raise ModelError(f"the decoder {decoder!r} tells none")
         place = assign_scores(0, outputs, {}, SCORE_HINTS)
         if len(outputs) > 1 and not any(hint in outputs[place].name.lower() for hint in SCORE_HINTS):

@@ -30,7 +30,7 @@ from agent.optimise.depth.cuts import Cut, weighted_layers
 from agent.optimise.depth.exits import add_exits, backbone, choose_exits
 from agent.optimise.depth.network import ExitNetwork
 from agent.optimise.depth.stages import Stage, split, stage_multiply_adds
-from agent.optimise.depth.training import Data, ExitProgress, ExitSettings, Progress, train_exits
+from agent.optimise.depth.training import HEADS, JOINT, Data, ExitProgress, ExitSettings, Progress, train_exits
 from agent.optimise.evaluate import score, wilson
 from agent.optimise.inputs import check_room
 from agent.optimise.preflight import check_classes
@@ -129,7 +129,7 @@ def make_cascade(
 def _check_room(network: ExitNetwork, folder: Path, *, joint: bool) -> None:
     """Check that the checkpoints have room; that of the heads stays beside that of the joint training."""
     heads, state = network.checkpoint_sizes()
-    check_room(folder, heads + (2 * state if joint else 0), 1.0)
+    check_room(folder, heads + (2 * state if joint else 0), 1.0, (HEADS, JOINT))
 
 
 def _doubts(model: Model, examples: Examples) -> tuple[str, ...]:

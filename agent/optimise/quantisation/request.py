@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -17,13 +18,23 @@ from agent.compute.tflite.read import read_modelfile
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.data.layouts import FoundData
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
 from agent.optimise.preflight import check_layers
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.bit_search import Evaluate
-from agent.optimise.quantise import LayerBits, QuantisedModel, quantise, read_layers, sized_file, spread
+from agent.optimise.quantise import (
+    LayerBits,
+    QuantisedModel,
+    candidates_of,
+    fixed_bits,
+    quantise,
+    read_layers,
+    sized_file,
+    spread,
+)
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
@@ -39,17 +50,16 @@ _DIFFERENT = 8
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
 _TRAINED = "trained, since it loses {:.3g} pp of the {} examples for calibration"
-_COMPARED = "of {} examples that were not trained on, it loses {:.3g} pp, and {:.3g} pp without training"
+_COMPARED = "of {} examples that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
-_NOT_TRAINED = (
-    "of the {} examples for calibration it loses {:.3g} pp, so that it was not trained: --qat trains it"
-)
+_NOT_TRAINED = "of the {} examples for calibration it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
 _FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
 """How files are told, by method."""
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
+_NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
     "`vedette models calibrate` learns them again"
@@ -149,7 +159,12 @@ class _Job:
         if chain := chain_of(self._manifest.variants):
             self.content, self._stages = join(model.content, chain)
         layers = read_layers(self.content, integers=self._recipe.method != "dynamic")
+        self._has_choice = bool(candidates_of(layers, fixed_bits(layers, self._layer_bits)))
+        self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
+        if self._falls_back:
+            self._recipe = replace(self._recipe, method="int8")
         check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
+        self._check_size(model)
         self._seen, self._held = [], []
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
@@ -184,20 +199,22 @@ class _Job:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
 
-    def _check_size(self) -> None:
-        """Check before the weights are rounded that the file will not be too large; `mixed` does so itself."""
+    def _check_size(self, model: Model) -> None:
+        """Check before the examples are read that the file will not be too large; `mixed` does so itself."""
         method = self._recipe.method
         if method == "mixed" or self._budget.size is None:
             return
-        size = len(self.file(sized_file(self.content, self._seen, method, self._layer_bits)))
+        try:
+            size = len(self.file(sized_file(self.content, _noise(model), method, self._layer_bits)))
+        except ModelError:
+            return  # examples that fit the model may do
         if not self._budget.meets("size", size):
-            less = "" if method == "int4" else ": try --method mixed, or int4"
+            less = ": try --method mixed, or int4" if self._has_choice and method != "int4" else ""
             told, found = self._budget.told("size"), self._budget.amount("size", size)
             raise ModelError(f"the budget {told} cannot be met: {_FILES[method]} takes {found}{less}")
 
     def quantised(self) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
-        self._check_size()
         try:
             return self._quantised()
         except ModelError as error:
@@ -263,7 +280,7 @@ class _Job:
         """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
         before, after = (self._loss_of_others(one.content) for one in (found, trained))
         kept = after < before or (self._request.qat is True and after == before)
-        told = _COMPARED.format(len(self._others), after * 100, before * 100)
+        told = _COMPARED.format(len(self._others), _told(after), _told(before))
         if self._request.qat is None:
             told = f"{_TRAINED.format(self.loss(found.content) * 100, len(self._seen[0]))}; {told}"
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
@@ -271,7 +288,7 @@ class _Job:
     def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:
         """Yield what to do about a loss that is over its limit, though the examples that decide had it below."""
         if len(steps) == 2 and self._request.qat is None:
-            yield _NOT_TRAINED.format(len(self._seen[0]), self.loss(found.content) * 100)
+            yield _NOT_TRAINED.format(len(self._seen[0]), _told(self.loss(found.content)))
         elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
             yield _BETTER_UNTRAINED
 
@@ -304,6 +321,8 @@ class _Job:
         remarks = (
             [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
         )
+        if self._falls_back:
+            remarks.append(_NO_CHOICE)
         if self._stages:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
@@ -331,8 +350,25 @@ class _Job:
         )
 
 
+def _noise(model: Model) -> list[Examples]:
+    """Return an example of noise for each variant of a model: the size of a file does not depend on them."""
+    found, random, sound = [], np.random.default_rng(0), model.manifest.audio is not None
+    file = read_modelfile(model.content)
+    for variant in [one.name for one in model.manifest.variants] or [""]:
+        for spec in file.ends(model.manifest.chain(variant)[0].signature)[0][:1]:
+            is_picture = len(spec.shape) == 4 and spec.shape[-1] in (1, 3) and not sound
+            noise = random.normal(size=spec.shape).astype(np.float32)
+            data = FoundData(noise.astype(np.uint8) if is_picture else noise, "noise")
+            found.append(Examples(data, spec.shape[1:], model.manifest.input, "noise", sound=sound))
+    return found
+
+
 def _lost(before: StepResult, after: StepResult) -> float:
     return (before.score or 0.0) - (after.score or 0.0)
+
+
+def _told(loss: float) -> str:
+    return f"{'gains' if loss < 0 else 'loses'} {abs(loss) * 100:.3g} pp"
 
 
 def logit_outputs(model: Model) -> tuple[int, ...]:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -185,6 +188,19 @@ def test_an_interruption_has_the_code_that_shells_give_it(monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr("agent.daemon.check.problems", interrupt)
+    shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
+    assert (shown.exit_code, shown.output) == (130, "")
+
+
+def test_an_interruption_in_a_callback_of_a_weak_reference_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(path: Path) -> list[str]:
+        thing = set[int]()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing  # Python calls back, and drops what that raises
+        time.sleep(10.0)
+        return [f"{reference} went on"]
+
+    monkeypatch.setattr("agent.daemon.check.problems", work)
     shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
     assert (shown.exit_code, shown.output) == (130, "")
 

@@ -178,6 +178,10 @@ def test_every_parameter_learns(block: Any) -> None:
             lambda: LowRankAttention(8, 4, 10, 5)(torch.zeros(1, 8, 20, 1)),
             "steps: expected a sequence of 10, got 20",
         ),
+        (lambda: BandedAttention(True, 4, 1), "channels: expected a whole number of 1 or more, got True"),
+        (lambda: BandedAttention(8, 4, True), "reach: expected a whole number of 0 or more, got True"),
+        (lambda: BandedAttention(8, 4, "1"), "reach: expected a whole number of 0 or more, got '1'"),  # type: ignore[arg-type]
+        (lambda: PatternAttention(8, 4, (False, 1)), "offsets: expected distances in whole steps"),
         (lambda: costs({"dense": BandedAttention(8, 4, 1)}, 8, 5), "blocks: dense: is the name"),
     ],
 )

@@ -280,7 +280,7 @@ def test_a_training_is_tried_where_the_examples_that_judge_say_that_too_much_was
     kept = step_of(tuned(gives(INT8), training("convert")), "train")
     assert kept.notes == ("not needed: convert is kept",)
     failed = step_of(tuned(TuningStep("fail", failing), training("fail")), "train")
-    assert failed.notes == ("would mend a loss, for which fail is not left out",)
+    assert failed.notes == ("not needed: fail has no result that loses too much",)
 
 
 @pytest.mark.parametrize(("budget", "allowed"), [("loss<10pp", True), ("loss<=10pp", False)])
@@ -298,3 +298,29 @@ def test_what_loses_far_too_much_did_not_come_nearer_than_what_is_a_little_too_l
     report = tuned(gives(without_weights()), budget=wide).report
     assert report.missed
     assert not any("came nearer" in one for one in report.remarks)
+
+
+def test_other_examples_than_those_of_the_figures_decide_where_there_are_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    measured = examples([0, 1, 2] * 4)
+    judging = measured.take(range(8))
+    lost = {(INT8, 12): 0.0, (INT8, 8): 0.3, (UINT8, 12): 0.3, (UINT8, 8): 0.0}
+
+    def told(content: bytes, some: Examples, *_: object, **__: object) -> Score:
+        return Score("top-1", 1.0 - lost.get((content, len(some)), 0.0), len(some))
+
+    def tuned_by(budget: str, *steps: TuningStep) -> TunedModel:
+        return tune(MODEL, measured, steps, parse_budget(budget), judging=judging, meters=METERS)
+
+    monkeypatch.setattr("agent.optimise.tune.score", told)
+    refused = tuned_by("loss<1pp", gives(INT8))
+    assert not step_of(refused, "convert").kept
+    assert step_of(refused, "convert").score == 1.0
+    assert "of the 8 examples that judge" in step_of(refused, "convert").notes[-1]
+    kept = tuned_by("loss<1pp", gives(UINT8), TuningStep("shrink", failing, always=False))
+    assert kept.content == UINT8
+    assert "met" in step_of(kept, "shrink").notes[0]
+    assert kept.report.missed[0].startswith("loss 30 pp"), "the figures tell the truth"
+    assert any("8 other examples have decided" in one for one in kept.report.remarks)
+    assert any("12 examples of these figures have also decided" in one for one in tuned().report.remarks)

@@ -171,6 +171,10 @@ def test_int4_is_tried_after_int8(folder: Path, model: Model, seen: Examples) ->
     assert names == ["quantise, int8", "train, int8", "quantise, mixed", "train, mixed", "prune", "fuse"]
     untrained = steps_of(model, [seen], parse_recipe("", "r"), Budget(), request(folder, qat=False))
     assert [step.name for step in untrained] == ["quantise, int8", "quantise, mixed", "prune", "fuse"]
+    pruned = steps_of(model, [seen], parse_recipe("", "r"), Budget(size=1.0), request(folder, module="n:m"))
+    again = [(step.name, step.mends) for step in pruned[-3:-1]]
+    name = "quantise, mixed, of the pruned model"
+    assert again == [(name, ""), ("train, mixed, of the pruned model", name)]
     fixed = parse_recipe('[quantise]\nmethod = "dynamic"', "r")
     assert steps_of(model, [seen], fixed, Budget(), request(folder))[0].name == "quantise, dynamic"
 
@@ -246,6 +250,42 @@ def test_a_file_is_tuned_with_its_recipe(folder: Path, monkeypatch: pytest.Monke
     recipe.write_text('[quantise]\nlayers = [{match = "stem", bits = 8}]\n')
     with pytest.raises(ConfigError, match="matches no layer"):
         tune_file(request(folder, recipe=recipe), quiet, told.append)
+
+
+def test_a_size_that_takes_pruning_and_4_bits_is_met(
+    folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = network(10, 6).eval()
+    preparation = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
+    smaller = of_module(module, (8, 8, 3), preparation).emit(module)
+
+    def prune(state: ModelState, progress: Progress) -> ModelState:
+        assert state.derive is not None
+        return state.derive(smaller, progress)
+
+    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
+    monkeypatch.setattr(tune_steps, "_check_pruning", lambda *_: None)
+    monkeypatch.setattr(tune_steps, "prune_step", lambda *_: TuningStep("prune", prune))
+    (folder / "few.toml").write_text("[quantise]\nexamples = 8\n")
+    asked = request(folder, recipe=folder / "few.toml", budget="size<3600B, loss<=100pp", qat=False, module="n:m")
+    found = tune_file(asked, quiet, quiet)
+    sizes = {step.name: step.size for step in found.report.steps if step.score is not None}
+    assert sizes["prune"] > 3600, "INT8 is too large"
+    assert (found.report.missed, sizes["after"]) == ((), sizes["quantise, mixed, of the pruned model"])
+    assert {one.bits for one in found.report.layers} == {4, 8}
+
+
+def test_examples_that_are_many_are_judged_by_some_that_no_step_has_seen(
+    folder: Path, seen: Examples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert tune_steps._judged([seen, seen]) == ([seen, seen], None)
+    monkeypatch.setattr(tune_steps, "_ENOUGH", 40)
+    rest, judging = tune_steps._judged([seen, seen])
+    assert judging is not None
+    assert [len(one) for one in (*rest, judging)] == [120, 120, 40]
+    names = [{one.name(index) for index in range(len(one))} for one in (*rest, judging)]
+    assert names[0] == names[1]
+    assert not names[0] & names[2]
 
 
 def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:

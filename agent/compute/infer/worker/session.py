@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -25,6 +26,8 @@ log = logging.getLogger(__name__)
 PATIENCE_S = 120.0
 """Timeout for opening a model and for its first inference, s: a GPU may have to compile every kernel."""
 DEADLINE_S = 2.0
+HANGS_S, _HANGS = 10.0, 50.0
+"""Least deadline that is learned, s, and how often it is longer than the slowest first inference."""
 _OPENING = "opening the model"
 
 _AnswerT = TypeVar("_AnswerT", protocol.ModelOpened, protocol.TensorRegion, protocol.Usage, TimingRun)
@@ -46,6 +49,7 @@ class WorkerSession:
         *,
         deadline_s: float = DEADLINE_S,
         patience_s: float = PATIENCE_S,
+        learns: bool = False,
     ) -> None:
         """Start the process and open the model there, with the threads of the plan unless the options have some.
 
@@ -55,11 +59,13 @@ class WorkerSession:
             options: see `SessionOptions`.
             deadline_s: see the class.
             patience_s: timeout for opening the model and for the first inference of each variant, s.
+            learns: `deadline_s` becomes shorter by the first inference: for models of which nothing is known.
 
         Raises:
             ModelError, BackendError: the model was refused, or the process crashed or hung.
         """
         self.backend, self.deadline_s, self._patience_s = plan.backend, deadline_s, patience_s
+        self._longest_s, self._learns, self._first_s = deadline_s, learns, 0.0
         self.degraded = ""
         self._path = model.path
         self._regions: dict[str, _Mapped] = {}
@@ -100,10 +106,17 @@ class WorkerSession:
         self._select_remotely()
         mapped = self._mapped
         within_s = self.deadline_s if mapped.has_run else self._patience_s
+        begun = time.monotonic()
         answer = self._exchange([protocol.RUN], within_s, "an inference")
+        if self._learns and not mapped.has_run:
+            self._learn_deadline(time.monotonic() - begun)
         mapped.has_run = True
         if answer != protocol.RUN:
             self._decode(answer)
+
+    def _learn_deadline(self, first_s: float) -> None:
+        self._first_s = max(first_s, self._first_s)
+        self.deadline_s = min(self._longest_s, max(HANGS_S, _HANGS * self._first_s))
 
     def output(self, index: int) -> Array:
         return self._mapped.outputs[index]

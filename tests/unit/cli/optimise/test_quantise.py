@@ -243,3 +243,20 @@ def test_a_training_that_cannot_make_it_faster_is_not_begun(
     done = call(model, tmp_path / "out.tflite", data, "--qat", "--budget", "latency<0.01us")
     assert done.exit_code == 1
     assert "us over 0.01 us" in said(done)
+
+
+def test_the_default_method_takes_a_model_in_which_no_layer_has_4_bits(tmp_path: Path) -> None:
+    model, out = tmp_path / "points.tflite", tmp_path / "out.tflite"
+    model.write_bytes(float_file(Landmarks(3).eval()))
+    np.savez(tmp_path / "x.npz", x=pictures(16))
+    args = ["optimise", "quantise", str(model), str(out), "--data", str(tmp_path / "x.npz")]
+    tight = CliRunner().invoke(vedette, [*args, "--budget", "size<1kB"])
+    assert "cannot be met: INT8 takes" in said(tight)
+    assert "--method" not in said(tight), "no method makes it smaller"
+    named = CliRunner().invoke(vedette, [*args, "--method", "mixed"])
+    assert "no layer is left that takes 4 bits" in said(named)
+    assert not out.exists()
+    done = CliRunner().invoke(vedette, args)
+    assert done.exit_code == 0, said(done)
+    assert "no layer is left that takes 4 bits: quantised by int8" in done.stdout
+    assert out.is_file()

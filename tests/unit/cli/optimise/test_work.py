@@ -69,9 +69,10 @@ def test_a_disk_without_room_for_a_checkpoint_is_told(tmp_path: Path, monkeypatc
     (tmp_path / "net.tflite").write_bytes(bytes(1000))
     free = [2000]
     monkeypatch.setattr("agent.optimise.inputs.shutil.disk_usage", lambda _folder: SimpleNamespace(free=free[0]))
-    check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0)
+    check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
     free[0] = 1999
+    (tmp_path / "other.checkpoint").write_bytes(b"1")  # another run's stays, and makes no room
     with pytest.raises(StorageError, match="--work"):
-        check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0)
+        check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
     (tmp_path / "a.checkpoint").write_bytes(b"1")
-    check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0)
+    check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)

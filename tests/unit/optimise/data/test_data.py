@@ -447,3 +447,11 @@ def test_examples_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / "x.npz", x=np.zeros((9, SIDE, SIDE, 3), dtype))
         with pytest.raises(ModelError):
             read_examples(tmp_path / "x.npz", MODEL)
+
+
+def test_raw_outputs_are_scores_of_classes_only_where_the_manifest_names_the_classes(tmp_path: Path) -> None:
+    data, raw = by_class(tmp_path / "data"), replace(MODEL.manifest, output=OutputManifest("raw"))
+    with pytest.raises(ModelError, match=r"no scores of classes .*'raw' tells none"):
+        read_examples(data, replace(MODEL, manifest=raw))
+    named = replace(raw, output=OutputManifest("raw", COLOURS))
+    assert read_examples(data, replace(MODEL, manifest=named)).kind == "classes"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from agent.compute.cascade import EarlyExitModel
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import open_whole_model
@@ -84,6 +87,21 @@ def test_the_deepest_exit_alone_takes_as_long_as_all_exits(tmp_path: Path, model
     cascade, deepest = time_exits_ms(model.content, model.manifest, examples(tmp_path, model), inside=True)
     assert cascade > 0
     assert deepest > 0
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_the_time_of_a_cascade_leaves_out_its_waiting_for_other_work(
+    tmp_path: Path, model: Model, monkeypatch: pytest.MonkeyPatch, inside: bool
+) -> None:
+    predict = EarlyExitModel.predict
+
+    def wait_first(self: EarlyExitModel, *args: Any) -> Any:
+        time.sleep(0.05)
+        return predict(self, *args)
+
+    monkeypatch.setattr(EarlyExitModel, "predict", wait_first)
+    few = examples(tmp_path, model).take(range(4))
+    assert max(time_exits_ms(model.content, model.manifest, few, inside=inside)) < 50.0
 
 
 def test_scores_that_are_no_logits_are_refused(tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from tests.unit.optimise.pruning.test_connections import TRAINING, StopError, ex
 SETTINGS = PruneSettings(target=0.5, rounds=2, round_steps=2, anneal_epochs=2.0, multiple=2, round_factor=0.25)
 
 
-def network() -> Any:
+def network(wide: int = 12, narrow: int = 8) -> Any:
     torch.manual_seed(0)
-    first = [nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU(), nn.MaxPool2d(2)]
-    second = [nn.Conv2d(12, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2)]
-    return nn.Sequential(*first, *second, nn.Flatten(), nn.Linear(8 * 4, 3))
+    first = [nn.Conv2d(3, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU(), nn.MaxPool2d(2)]
+    second = [nn.Conv2d(wide, narrow, 3, padding=1, bias=False), nn.BatchNorm2d(narrow), nn.ReLU()]
+    return nn.Sequential(*first, *second, nn.MaxPool2d(2), nn.Flatten(), nn.Linear(narrow * 4, 3))
 
 
 @pytest.fixture(scope="module")

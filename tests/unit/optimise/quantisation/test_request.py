@@ -219,11 +219,11 @@ def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> Optimi
 def test_a_loss_of_the_reported_examples_alone_starts_no_training_and_both_figures_are_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    report = decided(tmp_path, monkeypatch, {"calibration": (0.004, 0.0), "report": (0.05, 0.0)})
+    report = decided(tmp_path, monkeypatch, {"calibration": (-0.004, 0.0), "report": (0.05, 0.0)})
     assert [one.name for one in report.steps] == ["float", "quantise"]
     loss, because = report.missed
     assert loss.startswith("loss 5 pp")
-    assert because.startswith("of the 32 examples for calibration it loses 0.4 pp")
+    assert because.startswith("of the 32 examples for calibration it gains 0.4 pp")
     assert "--qat" in because
 
 
@@ -235,7 +235,7 @@ def test_a_loss_of_the_calibration_alone_starts_a_training_and_is_told(
     assert report.steps[-1].kept
     (note,) = report.steps[-1].notes
     assert "since it loses 5 pp of the 32 examples for calibration" in note
-    assert "of 8 examples that were not trained on, it loses 1 pp, and 4 pp without" in note
+    assert "of 8 examples that were not trained on, it loses 1 pp, and loses 4 pp without" in note
     assert report.missed == ()
 
 
@@ -258,7 +258,7 @@ def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
 
 
 @pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
-def test_a_size_that_the_file_alone_exceeds_is_told_before_weights_are_rounded(
+def test_a_size_that_the_file_alone_exceeds_is_told_before_examples_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
     model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
@@ -266,7 +266,8 @@ def test_a_size_that_the_file_alone_exceeds_is_told_before_weights_are_rounded(
     size = len(quantise(model.content, [examples], QuantiseRecipe(method=method, examples=16)).content)
     monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
     asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
+    unread = replace(asked, budget=f"size<{size / 1000}kB", data=tmp_path / "no.npz")
     with pytest.raises(ModelError, match=f"cannot be met: .* takes {short_amount(size / 1000)} kB"):
-        quantise_file(replace(asked, budget=f"size<{size / 1000}kB"), lambda _: None, lambda _: None)
+        quantise_file(unread, lambda _: None, lambda _: None)
     with pytest.raises(TypeError):  # it is reached
         quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)

@@ -11,6 +11,7 @@ import sys
 import time
 import tracemalloc
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -389,3 +390,17 @@ time.sleep(60)
         time.sleep(0.05)
     else:
         assert not Path(f"/proc/{child}/stat").exists()
+
+
+def test_a_process_that_stops_ends_a_command_by_the_time_of_its_first_inference(
+    identity: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.compute.infer.worker.session.HANGS_S", 0.1)
+    with closing(WorkerSession(identity, CPU, SessionOptions(), deadline_s=120.0, learns=True)) as session:
+        assert session.deadline_s == 120.0
+        session.invoke()
+        assert 0.1 <= session.deadline_s < 120.0
+        session.deadline_s = min(session.deadline_s, 0.5)  # the first one was slow beside other work
+        os.kill(session.pid, signal.SIGSTOP)
+        with pytest.raises(BackendError, match=r"hangs: an inference took longer than 0\.\d+ s"):
+            session.invoke()
