@@ -7,8 +7,10 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from types import CodeType
 from typing import Any
 
 import click
@@ -66,6 +68,14 @@ def _exit_quietly() -> Iterator[None]:
         raise click.exceptions.Exit(0) from None
 
 
+def _running(thread: int) -> Iterator[CodeType]:
+    """Yield the code that a thread is running, innermost first."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
 @contextmanager
 def _repeated_interrupts() -> Iterator[None]:
     """Repeat a Ctrl-C that Python has lost, as in a destructor or in the callback of a weak reference."""
@@ -75,9 +85,15 @@ def _repeated_interrupts() -> Iterator[None]:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
             before(lost)
             return
+        timers.append(threading.Timer(_AGAIN_S, interrupt))
+        timers[-1].start()
+
+    def interrupt() -> None:
         main = threading.main_thread().ident
-        timers.append(threading.Timer(_AGAIN_S, signal.pthread_kill, (main, signal.SIGINT)))
-        timers[-1].start()  # raised here it would be lost again
+        assert main is not None
+        while repeat.__code__ in _running(main):  # what is raised in it is lost again
+            time.sleep(_AGAIN_S)
+        signal.pthread_kill(main, signal.SIGINT)
 
     sys.unraisablehook = repeat
     try:

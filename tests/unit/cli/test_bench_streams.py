@@ -25,7 +25,7 @@ def call(*args: object) -> Result:
 def test_a_table_names_the_best_number_of_threads(tmp_path: Path) -> None:
     done = call(person_model(tmp_path), "--streams", 3)
     assert done.exit_code == 0, done.output
-    lines = done.output.splitlines()
+    lines = done.stdout.splitlines()
     assert lines[0].split()[:3] == ["threads", "at", "once"]
     assert sum(line.startswith("→") for line in lines) == 1
     assert lines[-2].startswith("best: ") or lines[-1].startswith("best: ")

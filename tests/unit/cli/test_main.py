@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from pathlib import Path
@@ -192,7 +193,20 @@ def test_an_interruption_has_the_code_that_shells_give_it(monkeypatch: pytest.Mo
     assert (shown.exit_code, shown.output) == (130, "")
 
 
-def test_an_interruption_in_a_callback_of_a_weak_reference_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+class SlowTimer(threading.Timer):
+    """A timer whose start takes longer than it runs, as on a busy machine."""
+
+    def start(self) -> None:
+        super().start()
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("timer", [threading.Timer, SlowTimer])
+def test_an_interruption_in_a_callback_of_a_weak_reference_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, timer: type[threading.Timer]
+) -> None:
+    monkeypatch.setattr(threading, "Timer", timer)
+
     def work(path: Path) -> list[str]:
         thing = set[int]()
         reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))

