@@ -79,6 +79,8 @@ class ClipJob:
         self._wrote_s = self._synced_s = self._over_s = time.monotonic()
         self._shown_s = self._wrote_s
         """When a picture was written last, s."""
+        self.awaits_more = False
+        """Whether too little has come for a file to begin, which tells whether there is sound."""
 
     @property
     def is_continuous(self) -> bool:
@@ -126,11 +128,18 @@ class ClipJob:
         return self.ring.silent_s > _WAIT_S
 
     @property
+    def is_lost(self) -> bool:
+        """True if its camera has given no picture for longer than a slow one takes, whose sound comes with it."""
+        return self.ring.silent_s > max(_WAIT_S, _SLACK * self._stall_s)
+
+    @property
     def behind_s(self) -> float:
         """How much longer than usual packets have waited to be written, s."""
         now_s = time.monotonic()
         if self.finished:
             waited_s = now_s - self._over_s
+        elif self.awaits_more:
+            return 0.0
         else:
             waited_s = min(now_s - self._wrote_s, self.ring.age_s(self.next_seq, self._until_ns))
         return max(0.0, waited_s - _WAIT_S)

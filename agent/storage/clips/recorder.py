@@ -282,8 +282,9 @@ class Recorder:
                 self._complete(job)
             if job.file is None:
                 run = job.from_key_frame(run)
-                grows = number == len(runs) and not (over or job.is_silent)
-                if run and grows and _span_s(run) < _HEAD_S:
+                grows = number == len(runs) and not (over or job.is_lost)
+                job.awaits_more = bool(run) and grows and _span_s(run) < _HEAD_S
+                if job.awaits_more:
                     job.next_seq = run[0].seq
                     return False
             if run and self._write_run(job, run):

@@ -117,8 +117,8 @@ class ChildProcess:
         self.kill()
         try:
             self._process.wait(_END_S)
-        except subprocess.TimeoutExpired:  # stuck in a driver
-            log.error("process %d cannot be killed: it is stuck in the kernel", self.pid)
+        except subprocess.TimeoutExpired:  # stuck in a driver, or waiting for its turn on a busy board
+            log.error("process %d was killed, and has not ended after %g s", self.pid, _END_S)
         self._descriptors.close()
 
     def _wait_exit(self, within_s: float) -> bool:

@@ -27,7 +27,7 @@ from agent.storage.clips.recorder import Recorder
 from agent.storage.clips.retention import CONTINUOUS, clips_in
 from agent.types import Clip, ClipReason, MediaPacket, MediaTrack
 from tests.support.clip_pictures import SECOND
-from tests.support.media import Encoder
+from tests.support.media import Encoder, make_video, packets_of
 
 NOW = datetime.now(UTC)
 STEP = SECOND // 10
@@ -276,6 +276,31 @@ def test_missing_pictures_of_many_files_are_told_at_once_and_then_together(
     _, line = [one for one in caplog.messages if "missing" in one]
     assert "and those before it: " in line
     assert missing([line]) > told_at_once
+
+
+def test_a_piece_of_a_slow_camera_waits_for_sound_that_comes_with_the_next_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    film = packets_of(make_video(tmp_path / "film.mp4", 1.0, sound="aac"))
+    heard = [one for one in film if one.track.kind == "sound"]
+    with recorded() as (recorder, camera, folder):
+        monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.0)  # the camera is silent at once
+        reason = ClipReason("front", CONTINUOUS)
+        job = recorder.begin(camera.ring, reason, NOW, 0, 0, segment_s=60.0, stall_s=10.0)
+        camera.send()
+        recorder.serve()
+        assert (job.file, job.behind_s) == (None, 0.0)
+        for number, sound in enumerate(heard[:8], 1):
+            at_ns, ticks = (number + 1) * STEP, number * sound.track.rate_hz // 10
+            camera.ring.add(msgspec.structs.replace(sound, captured_ns=at_ns, pts=ticks, dts=ticks))
+            camera.send()
+        recorder.serve()
+        job.end()
+        recorder.serve()
+        (entry,) = clips_in(folder)
+        with av.open(str(entry.path)) as file:
+            assert sum(packet.size > 0 for packet in file.demux(audio=0)) == 8
+        assert pictures_in(entry.path) == 9
 
 
 def test_the_first_piece_is_named_after_its_first_picture(caplog: pytest.LogCaptureFixture) -> None:
