@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from agent.optimise.quantise import QuantisedLayer, QuantisedModel
 
 _JUDGING, _ENOUGH = 0.25, 200
-"""Share of the examples for the steps that judges them instead, and how many that have to be: with fewer, chance
-would decide on a loss of one point, so that those of the figures judge as well."""
+"""Share of the held-out examples that judges the steps instead of giving the figures, and how many that have to
+be: with fewer, chance would decide on a loss of one point, so that those of the figures judge as well. None is of
+the part for the steps: a model that was trained on it knows it by heart, and would seem to lose by each step."""
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
 _PRUNED = "{}, of the pruned model"
@@ -123,11 +124,11 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         tell(line)
     if request.module:
         _check_pruning(model, parts[0][0], file, request)
-    seen, judging = _judged([seen for seen, _ in parts])
+    reported, judging = _judged(parts[0][1])
     return tune(
         model,
-        parts[0][1],
-        steps_of(model, seen, file, budget, request),
+        reported,
+        steps_of(model, [seen for seen, _ in parts], file, budget, request),
         budget,
         target=TARGETS[request.target],
         judging=judging,
@@ -136,12 +137,10 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     )
 
 
-def _judged(seen: Sequence[Examples]) -> tuple[list[Examples], Examples | None]:
-    """Return the examples for the steps, of each variant, and those that judge them; None: there are too few."""
-    parts = [split(one, _JUDGING) for one in seen]
-    if len(judging := parts[0][1]) < _ENOUGH:
-        return list(seen), None
-    return [rest for rest, _ in parts], judging
+def _judged(held_out: Examples) -> tuple[Examples, Examples | None]:
+    """Return the examples of the figures, and others that judge the steps; None: there are too few."""
+    reported, judging = split(held_out, _JUDGING)
+    return (held_out, None) if len(judging) < _ENOUGH else (reported, judging)
 
 
 def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRequest) -> None:
