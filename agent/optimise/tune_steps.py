@@ -44,8 +44,8 @@ be: with fewer, chance would decide on a loss of one point, so that those of the
 the part for the steps: a model that was trained on it knows it by heart, and would seem to lose by each step."""
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
-_PRUNED = "{}, of the pruned model"
-"""Name of a step that is tried again."""
+_PRUNE, _PRUNED = "prune", "{}, of the pruned model"
+"""Names of the step that prunes, and of one that is tried again after it."""
 CHECKPOINTS = (
     *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
     "rounds.checkpoint",
@@ -194,24 +194,20 @@ def steps_of(
     """
     last = fuse(model.path)
     if not is_float(model.content):
-        names = ("quantise", "train", "prune")
+        names = ("quantise", "train", _PRUNE)
         return [*(TuningStep(one, last.apply, left_out="the model is quantised already") for one in names), last]
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    again = [_if_pruned(one, model) for one in steps if not one.always] if request.module else []
+    again = [_if_pruned(one) for one in steps if not one.always] if request.module else []
     return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
 
 
-def _if_pruned(step: TuningStep, model: Model) -> TuningStep:
+def _if_pruned(step: TuningStep) -> TuningStep:
     """Return a step that did not reach the budget, or was not needed, once more for the pruned model."""
-
-    def apply(state: ModelState, progress: Progress) -> ModelState:
-        return state if state.source == model.content else step.apply(state, progress)
-
     return step._replace(
-        name=_PRUNED.format(step.name), apply=apply, mends=step.mends and _PRUNED.format(step.mends)
+        name=_PRUNED.format(step.name), mends=step.mends and _PRUNED.format(step.mends), follows=_PRUNE
     )
 
 
@@ -324,7 +320,7 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
         found = state.derive(pruned.content, progress)
         return found._replace(notes=(*notes, *found.notes))
 
-    return TuningStep("prune", apply, always=not reason or budget == Budget(), left_out=reason)
+    return TuningStep(_PRUNE, apply, always=not reason or budget == Budget(), left_out=reason)
 
 
 def fuse(path: str) -> TuningStep:

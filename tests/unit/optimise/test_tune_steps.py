@@ -276,6 +276,24 @@ def test_a_size_that_takes_pruning_and_4_bits_is_met(
     assert {one.bits for one in found.report.layers} == {4, 8}
 
 
+def test_of_a_model_that_was_not_pruned_no_step_after_pruning_is_told(
+    folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_state: ModelState, _progress: Progress) -> ModelState:
+        raise ModelError("the module gives other outputs")
+
+    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
+    monkeypatch.setattr(tune_steps, "_check_pruning", lambda *_: None)
+    monkeypatch.setattr(tune_steps, "prune_step", lambda *_: TuningStep("prune", refuse))
+    (folder / "few.toml").write_text("[quantise]\nexamples = 8\n")
+    for size in ("100kB", "2000B"):  # that is met without pruning, and one that is not
+        asked = request(
+            folder, recipe=folder / "few.toml", budget=f"size<{size}, loss<=100pp", qat=False, module="n:m"
+        )
+        names = [step.name for step in tune_file(asked, quiet, quiet).report.steps]
+        assert names[names.index("prune") + 1] == "fuse", size
+
+
 def names_of(some: Examples) -> set[str]:
     return {some.name(index) for index in range(len(some))}
 
