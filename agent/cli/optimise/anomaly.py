@@ -15,6 +15,7 @@ from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.inputs import refuse_inside
 from agent.optimise.report import OptimiseReport, short_number
 from agent.optimise.source import open_source
 from agent.text import plain
@@ -58,6 +59,7 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
     """
     inputs = [options.data, options.faulty]
     check_version(name, out, force=options.force, inputs=inputs, others=[_CHART])
+    refuse_inside([out], inputs)
     try:
         from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
         from agent.optimise.anomaly.head import features_of
