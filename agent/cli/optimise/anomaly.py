@@ -72,6 +72,8 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
         features_of(model.content)
         sound = _pictures(options.data, model, options.limit)
         faulty = _pictures(options.faulty, model, None) if options.faulty else None
+        if options.faulty and faulty:
+            _check_apart(options.data, sound, options.faulty, faulty)
         settings = AnomalySettings(out.stem, options.places, options.false_alarms / 100.0, options.label)
         try:
             found = make_anomaly_model(model, sound, faulty, settings, command=options.command, progress=_show)
@@ -94,6 +96,18 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
         )
     _tell(examples.description)
     return examples
+
+
+def _check_apart(data: Path, sound: Examples, faulty_data: Path, faulty: Examples) -> None:
+    """Raise ModelError if an example is sound and faulty: the figures would say that no fault is seen."""
+    known = {sound.digest(index): sound.name(index) for index in range(len(sound))}
+    shared = [(name, index) for index in range(len(faulty)) if (name := known.get(faulty.digest(index)))]
+    if shared:
+        name, index = shared[0]
+        raise ModelError(
+            f"{faulty_data}: {faulty.name(index)} is the same example as {name} in {data} ({len(shared)} of "
+            f"{len(faulty)} are in both): give a part either as sound, by --data, or as faulty, by --faulty"
+        )
 
 
 def _show(what: str, share: float) -> None:
