@@ -52,7 +52,7 @@ def refuse_inputs(files: Iterable[Path], inputs: Iterable[Path | None]) -> None:
 
     Args:
         files: files and folders to write.
-        inputs: files and folders that are read; None is left out. Of a folder, its pictures count, too.
+        inputs: files and folders that are read; None is left out.
 
     Raises:
         ModelError: one is, also by another name.
@@ -60,11 +60,10 @@ def refuse_inputs(files: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     read_too = [path for path in inputs if path is not None]
     for file in files:
         for path in read_too:
-            if _is_same(file, path) or (file.suffix == ".png" and file.exists() and _lies_in(file, path)):
-                told = (
-                    f"{file}: would replace {path}" if _is_same(file, path) else f"{file}: is a picture of {path}"
+            if _is_same(file, path):
+                raise ModelError(
+                    f"{file}: would replace {path}, which is read: choose another name for the result"
                 )
-                raise ModelError(f"{told}, which is read: choose another name for the result")
 
 
 def _is_same(one: Path, other: Path) -> bool:
@@ -72,10 +71,6 @@ def _is_same(one: Path, other: Path) -> bool:
         return one.resolve() == other.resolve() or one.samefile(other)
     except (OSError, ValueError, RuntimeError):  # one is missing, or links lead to each other
         return False
-
-
-def _lies_in(file: Path, folder: Path) -> bool:
-    return folder.resolve() in file.resolve().parents
 
 
 def _check_free(files: Iterable[Path], *, force: bool) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from agent.compute.tflite.read import read_modelfile
@@ -86,6 +86,25 @@ def examples_path(data: Path | None, recipe_file: Path | None, recipe: Recipe) -
     if not recipe.data.path or recipe_file is None:
         raise ConfigError("there are no examples: give --data, or `path` in [data] of the recipe")
     return recipe_file.parent / recipe.data.path
+
+
+def refuse_inside(files: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Check that nothing will be written into a folder that is read.
+
+    Among examples, a chart would be one more of them, and a folder of checkpoints one more class.
+
+    Args:
+        files: files and folders to write.
+        inputs: files and folders that are read; None is left out.
+
+    Raises:
+        ModelError: a file would lie in a folder, at any depth.
+    """
+    folders = [path for path in inputs if path is not None and path.is_dir()]
+    for file in files:
+        for folder in folders:
+            if folder.resolve() in file.resolve().parents:
+                raise ModelError(f"{file}: lies among the examples in {folder}: write it elsewhere")
 
 
 def trained_size(content: bytes) -> int:

@@ -136,6 +136,7 @@ class TuningStep(NamedTuple):
         always: False: it is left out if the budget is met before it.
         left_out: why it is left out if the budget is not met; empty: it is tried.
         mends: name of a step before it; it is left out unless the result of that one has lost too much.
+        follows: name of a step before it; without a result of that one that was kept, this one is not reported.
     """
 
     name: str
@@ -143,6 +144,7 @@ class TuningStep(NamedTuple):
     always: bool = True
     left_out: str = ""
     mends: str = ""
+    follows: str = ""
 
 
 class TunedModel(Struct, frozen=True):
@@ -235,11 +237,12 @@ class _Run:
         latency = min(same)
         self._noise = max(_NOISE_TIME, max(same) / latency - 1, _NOISE_MS / latency)
         self._best = self._result("before", model.content, self._first_score, latency)
-        self._best_lost = 0.0
-        self._steps = [self._best]
+        self._best_lost, self._steps = 0.0, [self._best]
 
     def try_step(self, step: TuningStep) -> None:
         """Apply a step to the best model so far, and keep its result if it helps."""
+        if step.follows and not self._is_kept(step.follows):
+            return
         if not step.always and not self._missed(self._best, self._best_lost):
             self._leave_out(step.name, "the budget is met without it")
             return
@@ -262,10 +265,12 @@ class _Run:
             return
         self._judge(step.name, found)
 
+    def _is_kept(self, name: str) -> bool:
+        return any(one.name == name and one.kept for one in self._steps)
+
     def _unneeded(self, name: str) -> str:
         """Say why the result of a step needs no training."""
-        kept = any(one.name == name and one.kept for one in self._steps)
-        return f"not needed: {name} {'is kept' if kept else 'has no result that loses too much'}"
+        return f"not needed: {name} {'is kept' if self._is_kept(name) else 'has no result that loses too much'}"
 
     def _leave_out(self, name: str, reason: str) -> None:
         self._steps.append(StepResult(name, size=self._best.size, kept=False, notes=(reason,)))
@@ -278,8 +283,7 @@ class _Run:
         self._check_same(name, before_ms)
         result = self._result(name, found.content, scored, after_ms)
         reasons = self._against(result, lost, before_ms)
-        notes = (*found.notes, *self._told(scored), *reasons)
-        result = replace(result, kept=not reasons, notes=notes)
+        result = replace(result, kept=not reasons, notes=(*found.notes, *self._told(scored), *reasons))
         if not self._allowed.meets("loss", lost):
             self._lossy.add(name)
         self._steps.append(result)
@@ -332,8 +336,7 @@ class _Run:
             yield f"score {found.value * 100:+.2f} pp (95 %: {low:+.2f} to {high:+.2f})"
 
     def _excess(self, result: StepResult) -> float:
-        loss = self._loss(result)
-        return self._budget.excess(size=float(result.size), loss=loss, latency_ms=result.latency_ms)
+        return self._budget.excess(size=float(result.size), loss=self._loss(result), latency_ms=result.latency_ms)
 
     def _missed(self, result: StepResult, loss: float | None = None) -> list[str]:
         """Say which limits a result misses; with the loss of the examples that are reported, if none is given."""
@@ -363,11 +366,10 @@ class _Run:
         if len(ends) > 1:
             steps.append(replace(self._best, name="after", per_s=rates[-1], notes=()))
         sums = _unlike_sums(profiles, (self._steps[0], self._best))
-        watts = f"{self._target.core_w:.2f} W"
-        missed = self._missed(self._best)
-        if self._budget.missed(latency_ms=self._best.latency_ms):
-            missed += self._busy[-1:]
-        energy = f"energy: CPU time here x {watts} of a core of {self._target.name}; {self._target.source}"
+        is_slow = bool(self._budget.missed(latency_ms=self._best.latency_ms))
+        missed = self._missed(self._best) + (self._busy[-1:] if is_slow else [])
+        board = self._target
+        energy = f"energy: CPU time here x {board.core_w:.2f} W of a core of {board.name}; {board.source}"
         return OptimiseReport(
             "tune",
             self._model.path,

@@ -39,12 +39,13 @@ if TYPE_CHECKING:
     from agent.optimise.quantise import QuantisedLayer, QuantisedModel
 
 _JUDGING, _ENOUGH = 0.25, 200
-"""Share of the examples for the steps that judges them instead, and how many that have to be: with fewer, chance
-would decide on a loss of one point, so that those of the figures judge as well."""
+"""Share of the held-out examples that judges the steps instead of giving the figures, and how many that have to
+be: with fewer, chance would decide on a loss of one point, so that those of the figures judge as well. None is of
+the part for the steps: a model that was trained on it knows it by heart, and would seem to lose by each step."""
 _METHODS: dict[Method, tuple[Method, ...]] = {"mixed": ("int8", "mixed")}
 """Methods that are tried one after the other."""
-_PRUNED = "{}, of the pruned model"
-"""Name of a step that is tried again."""
+_PRUNE, _PRUNED = "prune", "{}, of the pruned model"
+"""Names of the step that prunes, and of one that is tried again after it."""
 CHECKPOINTS = (
     *(f"{method}{end}.checkpoint" for method in ("int8", "int4", "mixed") for end in ("", "-pruned")),
     "rounds.checkpoint",
@@ -123,11 +124,11 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
         tell(line)
     if request.module:
         _check_pruning(model, parts[0][0], file, request)
-    seen, judging = _judged([seen for seen, _ in parts])
+    reported, judging = _judged(parts[0][1])
     return tune(
         model,
-        parts[0][1],
-        steps_of(model, seen, file, budget, request),
+        reported,
+        steps_of(model, [seen for seen, _ in parts], file, budget, request),
         budget,
         target=TARGETS[request.target],
         judging=judging,
@@ -136,12 +137,10 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     )
 
 
-def _judged(seen: Sequence[Examples]) -> tuple[list[Examples], Examples | None]:
-    """Return the examples for the steps, of each variant, and those that judge them; None: there are too few."""
-    parts = [split(one, _JUDGING) for one in seen]
-    if len(judging := parts[0][1]) < _ENOUGH:
-        return list(seen), None
-    return [rest for rest, _ in parts], judging
+def _judged(held_out: Examples) -> tuple[Examples, Examples | None]:
+    """Return the examples of the figures, and others that judge the steps; None: there are too few."""
+    reported, judging = split(held_out, _JUDGING)
+    return (held_out, None) if len(judging) < _ENOUGH else (reported, judging)
 
 
 def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRequest) -> None:
@@ -195,24 +194,20 @@ def steps_of(
     """
     last = fuse(model.path)
     if not is_float(model.content):
-        names = ("quantise", "train", "prune")
+        names = ("quantise", "train", _PRUNE)
         return [*(TuningStep(one, last.apply, left_out="the model is quantised already") for one in names), last]
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
         steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
-    again = [_if_pruned(one, model) for one in steps if not one.always] if request.module else []
+    again = [_if_pruned(one) for one in steps if not one.always] if request.module else []
     return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
 
 
-def _if_pruned(step: TuningStep, model: Model) -> TuningStep:
+def _if_pruned(step: TuningStep) -> TuningStep:
     """Return a step that did not reach the budget, or was not needed, once more for the pruned model."""
-
-    def apply(state: ModelState, progress: Progress) -> ModelState:
-        return state if state.source == model.content else step.apply(state, progress)
-
     return step._replace(
-        name=_PRUNED.format(step.name), apply=apply, mends=step.mends and _PRUNED.format(step.mends)
+        name=_PRUNED.format(step.name), mends=step.mends and _PRUNED.format(step.mends), follows=_PRUNE
     )
 
 
@@ -325,7 +320,7 @@ def prune_step(model: Model, seen: Examples, recipe: Recipe, request: TuneReques
         found = state.derive(pruned.content, progress)
         return found._replace(notes=(*notes, *found.notes))
 
-    return TuningStep("prune", apply, always=not reason or budget == Budget(), left_out=reason)
+    return TuningStep(_PRUNE, apply, always=not reason or budget == Budget(), left_out=reason)
 
 
 def fuse(path: str) -> TuningStep:

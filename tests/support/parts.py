@@ -33,10 +33,10 @@ def part(number: int, *, scratched: bool = False) -> Image:
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
-def write_parts(folder: Path, count: int, *, scratched: bool = False) -> Path:
-    """Write so many parts as PNG into a new folder."""
+def write_parts(folder: Path, count: int, *, scratched: bool = False, first: int = 0) -> Path:
+    """Write so many parts as PNG into a new folder, from a number on."""
     folder.mkdir()
-    for number in range(count):
+    for number in range(first, first + count):
         picture = part(number + 1000 * scratched, scratched=scratched)
         assert cv2.imwrite(str(folder / f"{number:02}.png"), picture)
     return folder

@@ -15,6 +15,7 @@ from agent.errors import ModelError
 from agent.models.library import prefixed_errors
 from agent.models.version_writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
+from agent.optimise.inputs import refuse_inside
 from agent.optimise.report import OptimiseReport, short_number
 from agent.optimise.source import open_source
 from agent.text import plain
@@ -58,6 +59,7 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
     """
     inputs = [options.data, options.faulty]
     check_version(name, out, force=options.force, inputs=inputs, others=[_CHART])
+    refuse_inside([out], inputs)
     try:
         from agent.optimise.anomaly.file import AnomalySettings, make_anomaly_model
         from agent.optimise.anomaly.head import features_of
@@ -70,6 +72,8 @@ def write_anomaly_model(name: str, out: Path, options: AnomalyRequest) -> None:
         features_of(model.content)
         sound = _pictures(options.data, model, options.limit)
         faulty = _pictures(options.faulty, model, None) if options.faulty else None
+        if options.faulty and faulty:
+            _check_apart(options.data, sound, options.faulty, faulty)
         settings = AnomalySettings(out.stem, options.places, options.false_alarms / 100.0, options.label)
         try:
             found = make_anomaly_model(model, sound, faulty, settings, command=options.command, progress=_show)
@@ -92,6 +96,18 @@ def _pictures(path: Path, model: Model, limit: int | None) -> Examples:
         )
     _tell(examples.description)
     return examples
+
+
+def _check_apart(data: Path, sound: Examples, faulty_data: Path, faulty: Examples) -> None:
+    """Raise ModelError if an example is sound and faulty: the figures would say that no fault is seen."""
+    known = {sound.digest(index): sound.name(index) for index in range(len(sound))}
+    shared = [(name, index) for index in range(len(faulty)) if (name := known.get(faulty.digest(index)))]
+    if shared:
+        name, index = shared[0]
+        raise ModelError(
+            f"{faulty_data}: {faulty.name(index)} is the same example as {name} in {data} ({len(shared)} of "
+            f"{len(faulty)} are in both): give a part either as sound, by --data, or as faulty, by --faulty"
+        )
 
 
 def _show(what: str, share: float) -> None:

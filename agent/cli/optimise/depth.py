@@ -13,11 +13,11 @@ from msgspec.structs import replace
 
 from agent.cli.chart import calibration_png
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, files_of, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, refuse_inputs, write_version
+from agent.models.version_writer import check_version, write_version
 from agent.optimise.data import read_examples
 from agent.optimise.inputs import FIT_COPIES, examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
@@ -98,7 +98,7 @@ def _check(name: str, out: Path, folder: Path, options: DepthOptions) -> None:
         raise click.UsageError("--freeze trains the heads alone, and --epochs is of the joint training: give one")
     inputs = inputs_of(data=options.data, recipe=options.recipe)
     check_version(name, out, force=options.force, inputs=inputs, others=[_CHART, _MARKDOWN])
-    refuse_inputs(files_of(folder, _CHECKPOINTS), [Path(name), *inputs])
+    check_places(out, folder, _CHECKPOINTS, inputs, name)
 
 
 def _recipe(options: DepthOptions) -> Recipe:

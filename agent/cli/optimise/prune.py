@@ -13,12 +13,12 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, files_of, print_steps, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, refuse_inputs, write_version
+from agent.models.version_writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of, prune_copies
 from agent.optimise.recipe import Recipe, RecipeFile, parse_recipe, read_recipe
@@ -88,7 +88,7 @@ def _check(name: str, out: Path, folder: Path, options: PruneOptions) -> None:
     """Check before the work that files can be written, and that none of them is read."""
     inputs = inputs_of(data=options.data, recipe=options.recipe, module=options.module, weights=options.weights)
     check_version(name, out, force=options.force, inputs=inputs, others=[_CHART])
-    refuse_inputs(files_of(folder, _CHECKPOINTS), [Path(name), *inputs])
+    check_places(out, folder, _CHECKPOINTS, inputs, name)
 
 
 def _examples(model: Model, recipe: Recipe, options: PruneOptions) -> Examples:

@@ -10,11 +10,11 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, files_of, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.library import prefixed_errors
-from agent.models.version_writer import check_version, refuse_inputs, write_version
+from agent.models.version_writer import check_version, write_version
 from agent.optimise.inputs import QAT_COPIES, inputs_of
 from agent.optimise.report import METRICS, OptimiseReport, short_number
 from agent.storage.files import remove
@@ -49,7 +49,7 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
     request, folder = QuantiseRequest(**options), work or out.with_suffix(".work")
     inputs = inputs_of(data=request.data, recipe=request.recipe)
     check_version(request.model, out, force=force, inputs=inputs)
-    refuse_inputs(files_of(folder, [_CHECKPOINT]), [Path(request.model), *inputs])
+    check_places(out, folder, [_CHECKPOINT], inputs, request.model)
     with work_folder(folder, [_CHECKPOINT]):
         if may_train(request):
             check_model_room(folder, request.model, QAT_COPIES, [_CHECKPOINT])

@@ -16,6 +16,7 @@ from agent.cli.optimise import show_progress
 from agent.cli.output import console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.version_writer import check_first, write_first
+from agent.optimise.inputs import inputs_of, refuse_inside
 from agent.optimise.report import short_number
 from agent.storage.files import write_atomic
 from agent.text import plain, plural
@@ -49,6 +50,7 @@ def search_and_print(*, as_json: bool, **options: Any) -> None:
     from agent.optimise.search.run import SearchRequest, search
 
     request = SearchRequest(**options)
+    refuse_inside([request.folder / CHART], inputs_of(data=request.data, recipe=request.recipe))
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the trial is put back, as by Ctrl-C
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the user's code may print

@@ -15,10 +15,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import files_of, print_steps, work_folder
+from agent.cli.optimise.work import check_places, print_steps, work_folder
 from agent.cli.output import print_json
 from agent.errors import ModelError
-from agent.models.version_writer import check_first, refuse_inputs, write_first
+from agent.models.version_writer import check_first, write_first
 from agent.optimise.inputs import examples_path, inputs_of
 from agent.optimise.recipe import DETECTOR, Recipe, parse_recipe, read_recipe
 from agent.storage.files import remove
@@ -74,8 +74,7 @@ def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
     folder, shape = options.work or out.with_suffix(".work"), _shape(options.size)
     inputs = inputs_of(data=options.data, recipe=options.recipe, module=network, weights=options.weights)
     check_first(out, force=options.force, inputs=inputs, others=[_CHART, _WEIGHTS])
-    refuse_inputs(files_of(folder, _CHECKPOINTS), inputs)
-    _refuse_inside([out, folder], inputs)
+    check_places(out, folder, _CHECKPOINTS, inputs)
     recipe, epochs = _recipe(options)
     with work_folder(folder, _CHECKPOINTS):
         with redirect_stdout(sys.stderr):  # the network's own code may print
@@ -85,14 +84,6 @@ def train_and_write(network: str, out: Path, options: TrainOptions) -> None:
         remove(*(folder / one for one in _CHECKPOINTS))
     print_json(found.report) if options.as_json else print_steps(found.report)
     _tell(f"{out}: written, with .toml, .report.json, {_WEIGHTS} and {_CHART} beside it")
-
-
-def _refuse_inside(files: list[Path], inputs: list[Path]) -> None:
-    """Refuse to write into the examples, where a folder would be one more class."""
-    for file in files:
-        for path in inputs:
-            if path.is_dir() and path.resolve() in file.resolve().parents:
-                raise ModelError(f"{file}: lies among the examples in {path}: write it elsewhere")
 
 
 def _shape(size: str | None) -> tuple[int, int, int] | None:

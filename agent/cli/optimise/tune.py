@@ -12,10 +12,10 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, files_of, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError
-from agent.models.version_writer import check_version, refuse_inputs, write_version
+from agent.models.version_writer import check_version, write_version
 from agent.optimise.inputs import inputs_of, tune_copies
 from agent.optimise.recipe import Recipe, read_recipe
 from agent.optimise.report import METRICS, OptimiseReport, markdown, short_number, to_html
@@ -47,7 +47,7 @@ def tune_and_write(request: TuneRequest, out: Path, *, work: Path | None, force:
     inputs = inputs_of(data=request.data, recipe=request.recipe, module=module, weights=weights)
     check_version(request.model, out, force=force, inputs=inputs, others=_RENDERED)
     folder = work or out.with_suffix(".work")
-    refuse_inputs(files_of(folder, CHECKPOINTS), [Path(request.model), *inputs])
+    check_places(out, folder, CHECKPOINTS, inputs, request.model)
     with work_folder(folder, CHECKPOINTS):
         if copies := _copies(request):
             check_model_room(folder, request.model, copies, CHECKPOINTS)

@@ -13,7 +13,8 @@ from agent.cli.optimise import show_progress
 from agent.cli.output import NO_VALUE, console, open_table
 from agent.errors import DivergedError
 from agent.models.files import load_file
-from agent.optimise.inputs import check_room, trained_size
+from agent.models.version_writer import refuse_inputs
+from agent.optimise.inputs import check_room, refuse_inside, trained_size
 from agent.optimise.report import OptimiseReport, short_number
 from agent.storage.files import make_folder, owned_file, remove
 from agent.text import plain
@@ -21,9 +22,24 @@ from agent.text import plain
 _LOCK, _WIDTH = "run.lock", 110
 
 
-def files_of(folder: Path, checkpoints: Sequence[str]) -> list[Path]:
-    """Return what a run may write there: the folder, its checkpoints by these names, and its lock."""
-    return [folder, *(folder / one for one in (*checkpoints, _LOCK))]
+def check_places(
+    out: Path, folder: Path, checkpoints: Sequence[str], inputs: Sequence[Path], model: str = ""
+) -> None:
+    """Check before the work that no checkpoint replaces what is read, and nothing is written among the examples.
+
+    Args:
+        out: file to write; others lie beside it.
+        folder: of the checkpoints.
+        checkpoints: their names.
+        inputs: files and folders that are read.
+        model: name or path of a model that is read, too; empty: there is none.
+
+    Raises:
+        ModelError: a file would be replaced, or lie among the examples.
+    """
+    read_too = [Path(model)] if model else []
+    refuse_inputs([folder, *(folder / one for one in (*checkpoints, _LOCK))], [*read_too, *inputs])
+    refuse_inside([out, folder], inputs)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from agent.optimise.pruning.network import of_module
 from agent.optimise.recipe import PruneRecipe, QuantiseRecipe, Recipe, TrainRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
 from agent.optimise.train import fit
-from agent.optimise.tune import ModelState, Progress, TuningStep, is_float, tune
+from agent.optimise.tune import ModelState, Progress, TunedModel, TuningStep, is_float, split, tune
 from agent.optimise.tune_steps import TuneRequest, fuse, prune_step, quantise_steps, steps_of, tune_file
 from tests.unit.optimise.pruning.test_channels import network
 from tests.unit.optimise.pruning.test_connections import TRAINING, examples
@@ -275,17 +276,52 @@ def test_a_size_that_takes_pruning_and_4_bits_is_met(
     assert {one.bits for one in found.report.layers} == {4, 8}
 
 
-def test_examples_that_are_many_are_judged_by_some_that_no_step_has_seen(
+def test_of_a_model_that_was_not_pruned_no_step_after_pruning_is_told(
+    folder: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_state: ModelState, _progress: Progress) -> ModelState:
+        raise ModelError("the module gives other outputs")
+
+    monkeypatch.setattr(tune_steps, "tune", partial(tune, meters=METERS))
+    monkeypatch.setattr(tune_steps, "_check_pruning", lambda *_: None)
+    monkeypatch.setattr(tune_steps, "prune_step", lambda *_: TuningStep("prune", refuse))
+    (folder / "few.toml").write_text("[quantise]\nexamples = 8\n")
+    for size in ("100kB", "2000B"):  # that is met without pruning, and one that is not
+        asked = request(
+            folder, recipe=folder / "few.toml", budget=f"size<{size}, loss<=100pp", qat=False, module="n:m"
+        )
+        names = [step.name for step in tune_file(asked, quiet, quiet).report.steps]
+        assert names[names.index("prune") + 1] == "fuse", size
+
+
+def names_of(some: Examples) -> set[str]:
+    return {some.name(index) for index in range(len(some))}
+
+
+def test_examples_that_judge_are_neither_those_of_the_figures_nor_any_that_the_model_was_trained_on(
     folder: Path, seen: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert tune_steps._judged([seen, seen]) == ([seen, seen], None)
-    monkeypatch.setattr(tune_steps, "_ENOUGH", 40)
-    rest, judging = tune_steps._judged([seen, seen])
-    assert judging is not None
-    assert [len(one) for one in (*rest, judging)] == [120, 120, 40]
-    names = [{one.name(index) for index in range(len(one))} for one in (*rest, judging)]
-    assert names[0] == names[1]
-    assert not names[0] & names[2]
+    given: dict[str, Examples] = {}
+
+    def steps(_model: Model, seen: Sequence[Examples], *_: object) -> list[TuningStep]:
+        given["steps"] = seen[0]
+        return []
+
+    def note(*args: Any, judging: Examples | None, **options: Any) -> TunedModel:
+        given.update(figures=args[1], judging=judging or args[1])
+        return tune(*args, judging=judging, meters=METERS, **options)
+
+    monkeypatch.setattr(tune_steps, "steps_of", steps)
+    monkeypatch.setattr(tune_steps, "tune", note)
+    tune_file(request(folder), quiet, quiet)
+    assert given["judging"] is given["figures"], "of 80, a quarter is too few"
+    monkeypatch.setattr(tune_steps, "_ENOUGH", 20)
+    tune_file(request(folder), quiet, quiet)
+    assert {name: len(one) for name, one in given.items()} == {"steps": 80, "figures": 60, "judging": 20}
+    trained, held_out = map(names_of, split(seen, Recipe().data.held_out))
+    assert names_of(given["steps"]) == trained
+    assert not names_of(given["judging"]) & (trained | names_of(given["figures"]))
+    assert names_of(given["judging"]) | names_of(given["figures"]) == held_out
 
 
 def refuse_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,12 +183,6 @@ def test_what_is_read_is_not_replaced_even_by_force(folder: Path, name: str) -> 
         out.unlink()
 
 
-def test_a_chart_replaces_no_picture_of_the_examples(folder: Path) -> None:
-    (folder / "new.png").write_bytes(b"a picture of the examples")
-    done = run("prune", folder / "net.tflite", folder / "new.tflite", "--data", folder, "--force")
-    assert (done.exit_code, "is a picture of" in said(done)) == (1, True)
-
-
 def test_the_work_folder_is_no_input(folder: Path) -> None:
     (folder / "pictures").mkdir()
     place = folder / "pictures"

@@ -180,7 +180,7 @@ def test_a_model_that_cannot_be_quantised_is_told_before_the_examples(tmp_path: 
 def test_the_model_is_named_once(tmp_path: Path) -> None:
     model = tmp_path / "txt.tflite"
     model.write_text("no model")
-    assert said(call(model, tmp_path / "out.tflite", tmp_path)).count(f"{model}:") == 1
+    assert said(call(model, tmp_path / "out.tflite", tmp_path / "x.npz")).count(f"{model}:") == 1
 
 
 def test_an_interrupted_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

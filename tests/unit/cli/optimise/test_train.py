@@ -174,15 +174,6 @@ def test_a_network_by_name_needs_its_weights_to_be_pruned(folder: Path) -> None:
     assert (done.exit_code, "tiny: give --weights" in said(done)) == (1, True), said(done)
 
 
-def test_nothing_is_written_among_the_examples(folder: Path) -> None:
-    for out, work in (("data/net.tflite", "work"), ("net.tflite", "data/work")):
-        (folder / "data" / "a").mkdir(parents=True, exist_ok=True)
-        given = ["--data", folder / "data", "--work", folder / work]
-        done = run("train", "tiny", folder / out, *given)
-        assert (done.exit_code, "lies among the examples" in said(done)) == (1, True), said(done)
-    assert [path.name for path in (folder / "data").iterdir()] == ["a"]
-
-
 def test_a_network_without_parameters_is_told(folder: Path) -> None:
     (folder / "bare_net.py").write_text("from torch import nn\ndef build():\n    return nn.Flatten()\n")
     done = call(folder, network=f"{folder / 'bare_net.py'}:build")

@@ -6,7 +6,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 
+from agent.cli.main import vedette
 from agent.cli.optimise.work import check_model_room, work_folder
 from agent.errors import DivergedError, ModelError, StorageError
 
@@ -76,3 +78,27 @@ def test_a_disk_without_room_for_a_checkpoint_is_told(tmp_path: Path, monkeypatc
         check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
     (tmp_path / "a.checkpoint").write_bytes(b"1")
     check_model_room(tmp_path, str(tmp_path / "net.tflite"), 2.0, NAMES)
+
+
+@pytest.mark.parametrize("step", ["anomaly", "depth", "prune", "quantise", "search", "train", "tune"])
+def test_nothing_is_written_among_the_examples(tmp_path: Path, step: str) -> None:
+    if step in ("quantise", "search"):
+        pytest.importorskip("optuna", reason="needs the extra [optimise]")
+    data, recipe = tmp_path / "data", tmp_path / "recipe.toml"
+    (data / "a").mkdir(parents=True)
+    (data / "a" / "new.png").write_bytes(b"a picture of the examples")
+    (tmp_path / "link").symlink_to(data)
+    recipe.write_text('[data]\npath = "data"\n')
+    out, work = tmp_path / "link" / "a" / "new.tflite", tmp_path / "data" / "work"
+    given: list[list[Path | str]] = [["inspection", out, "--data", data, "--force"]]
+    if step == "train":
+        given = [["tiny", *given[0][1:]]]
+    if step == "search":
+        given = [[recipe, "--study", out.parent], [recipe, "--study", data]]
+    elif step != "anomaly":
+        given.append([given[0][0], tmp_path / "new.tflite", "--recipe", recipe, "--work", work])
+    for words in given:
+        done = CliRunner().invoke(vedette, ["optimise", step, *map(str, words)])
+        said = f"{done.output}{done.exception}"
+        assert (done.exit_code, "lies among the examples in" in said) == (1, True), said
+    assert {path.name for path in tmp_path.rglob("*")} == {"data", "a", "new.png", "link", "recipe.toml"}
