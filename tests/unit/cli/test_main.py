@@ -206,6 +206,7 @@ def test_an_interruption_in_a_callback_of_a_weak_reference_is_not_lost(
     monkeypatch: pytest.MonkeyPatch, timer: type[threading.Timer]
 ) -> None:
     monkeypatch.setattr(threading, "Timer", timer)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
     def work(path: Path) -> list[str]:
         thing = set[int]()
@@ -215,7 +216,10 @@ def test_an_interruption_in_a_callback_of_a_weak_reference_is_not_lost(
         return [f"{reference} went on"]
 
     monkeypatch.setattr("agent.daemon.check.problems", work)
-    shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
+    try:
+        shown = CliRunner().invoke(vedette, ["config", "check", "x.toml"])
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert (shown.exit_code, shown.output) == (130, "")
 
 
