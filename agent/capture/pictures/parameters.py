@@ -132,9 +132,8 @@ def _number(codec: str, kind: int, content: bytes) -> int:
         return content[2] >> 4 if kind == _VPS and len(content) > 2 else _leading_number(content[2:])
     data = content[2:_LONGEST].replace(b"\0\0\3", b"\0\0")
     layers = data[0] >> 1 & 7 if data else 0
-    flags = (
-        int.from_bytes(data[13:15]) if layers else 0
-    )  # of each layer: it has a profile of 11 bytes, a level of 1
+    # Two flags of each layer: it has a profile of 11 bytes, a level of 1.
+    flags = int.from_bytes(data[13:15]) if layers else 0
     lengths = (11 * (flags >> 15 - 2 * one & 1) + (flags >> 14 - 2 * one & 1) for one in range(layers))
     return _leading_number(data[(15 if layers else 13) + sum(lengths) :])
 

@@ -80,7 +80,7 @@ class ClipJob:
         self._shown_s = self._wrote_s
         """When a picture was written last, s."""
         self.awaits_more = False
-        """Whether too little has come for a file to begin, which tells whether there is sound."""
+        """True while too little has come for a file to begin: it is not known yet whether there is sound."""
 
     @property
     def is_continuous(self) -> bool:

@@ -130,10 +130,13 @@ def _stamped_before(first: MediaPacket, second: MediaPacket, third: MediaPacket 
     own = second.dts if second.dts is not None else second.pts
     if own is None:
         return first
-    step, apart_ns = first.duration or second.duration, 0 if third is None else _apart_ns(second, third)
-    if not step or 0 < apart_ns <= _SLOWEST_NS:
+    apart_ns = 0 if third is None else _apart_ns(second, third)
+    is_known = 0 < apart_ns <= _SLOWEST_NS
+    step = 0 if is_known else first.duration or second.duration
+    if not step:
         numerator, denominator = first.track.time_base
-        step = max(1, round((apart_ns or _USUAL_NS) * denominator / (numerator * 1_000_000_000)))
+        step_ns = apart_ns if is_known else _USUAL_NS
+        step = max(1, round(step_ns * denominator / (numerator * 1_000_000_000)))
     return msgspec.structs.replace(first, pts=own - step, dts=own - step)
 
 

@@ -245,6 +245,16 @@ def test_a_first_key_frame_without_a_time_stamp_gets_the_one_before_the_next_pic
     assert stamped(first, second, again) == [(0, 3.06), (0, 3.1), (1, 52.0)]
 
 
+@pytest.mark.parametrize("third_ms", [500, 200_000], ids=["goes back", "jumps"])
+def test_a_first_key_frame_is_a_usual_step_before_the_next_where_the_third_tells_none(third_ms: int) -> None:
+    ring = PacketRing(9.0, 1 << 20)
+    first = msgspec.structs.replace(picture(0.0, key=True), pts=None, dts=None)
+    for one in (first, picture(0.1, ms=1000), picture(0.2, ms=third_ms)):
+        ring.add(one)
+    found = ring.between(0, END)
+    assert found[1].dts_ns - found[0].dts_ns == pytest.approx(40_000_000, abs=1_000_000)
+
+
 def test_sound_from_the_second_picture_on_is_kept_until_there_is_a_time_stamp() -> None:
     clock, first = PacketTimeline(), msgspec.structs.replace(picture(50, key=True), pts=None, dts=None)
     packets = [first, sound(50.05), picture(50.1), sound(50.15), picture(50.2), sound(50.25)]

@@ -118,6 +118,19 @@ def refuse(file: ClipFile, packets: Sequence[TimedPacket]) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def fill_disk_of_front(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Refuse packets of the stream `front` while the list that is returned has an element."""
+    full = list[bool]()
+
+    def refuse_front(self: ClipFile, packets: Sequence[TimedPacket]) -> None:
+        if full and "front" in self.path.parts:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append(self, packets)
+
+    monkeypatch.setattr(ClipFile, "append", refuse_front)
+    return full
+
+
 append = ClipFile.append
 RUNS = st.lists(st.tuples(st.sampled_from(get_args(Break)), st.integers(1, 12)), min_size=1, max_size=8)
 
@@ -162,14 +175,7 @@ def test_pictures_that_a_disk_refuses_are_told_and_that_it_is_over_when_they_are
 ) -> None:
     caplog.set_level(logging.INFO)
     monkeypatch.setattr("agent.storage.clips.job._RETRY_S", 1e9)
-    real, full = ClipFile.append, list[bool]()
-
-    def append(self: ClipFile, packets: Sequence[TimedPacket]) -> None:
-        if full and "front" in self.path.parts:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(self, packets)
-
-    monkeypatch.setattr(ClipFile, "append", append)
+    full = fill_disk_of_front(monkeypatch)
     with recorded() as (recorder, front, folder):
         side = Camera(PacketRing(2.0, 1 << 20))
         job, _ = (
@@ -234,14 +240,7 @@ def test_the_stop_is_no_end_of_a_full_disk(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    real, full = ClipFile.append, list[bool]()
-
-    def append(self: ClipFile, packets: Sequence[TimedPacket]) -> None:
-        if full and "front" in self.path.parts:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(self, packets)
-
-    monkeypatch.setattr(ClipFile, "append", append)
+    full = fill_disk_of_front(monkeypatch)
     with recorded() as (recorder, front, _):
         side = Camera(PacketRing(2.0, 1 << 20))
         for stream, camera in (("front", front), ("side", side)):
