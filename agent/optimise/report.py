@@ -119,6 +119,7 @@ class OptimiseReport(Struct, frozen=True):
         layers: of the result.
         operations: kinds of operations, slowest first.
         remarks: anything else.
+        learned: digests of examples that were trained on, see `agent.optimise.source.learned_sample`.
         version: of Vedette.
     """
 
@@ -135,6 +136,7 @@ class OptimiseReport(Struct, frozen=True):
     layers: tuple[LayerResult, ...] = ()
     operations: tuple[OperationTime, ...] = ()
     remarks: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
     version: str = __version__
 
 

@@ -23,7 +23,7 @@ from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
-from agent.optimise.source import open_source
+from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import (
     TARGETS,
     ModelState,
@@ -120,7 +120,8 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants
         examples = read_examples(path, model, variant.name, limit=limit)
         parts.append(split(examples, file.recipe.data.held_out))
-    for line in (examples.description, *examples.remarks):
+    parts[0][1].remarks += learned_parts(model, *parts[0]).doubts
+    for line in (examples.description, *parts[0][1].remarks):
         tell(line)
     if request.module:
         _check_pruning(model, parts[0][0], file, request)

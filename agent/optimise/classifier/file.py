@@ -27,6 +27,7 @@ from agent.optimise.inputs import FIT_COPIES, check_room
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
 from agent.storage.files import remove
@@ -284,6 +285,7 @@ def _report(
         examples=measured.description,
         steps=(step,),
         remarks=(*_remarks(labels, _labels(seen), names), *measured.remarks, *busy),
+        learned=learned_sample(seen),
     )
 
 

@@ -38,7 +38,7 @@ from agent.optimise.quantise import (
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
-from agent.optimise.source import open_source
+from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import split as held_out
 from agent.structs import convert
 
@@ -185,10 +185,12 @@ class _Job:
             variant,
             limit=limit,
         )
+        seen, held = held_out(examples, self._file.recipe.data.held_out)
         if not self._seen:
-            for line in (examples.description, *examples.remarks):
+            held.remarks += learned_parts(model, seen, held).doubts
+            for line in (examples.description, *held.remarks):
                 tell(line)
-        return held_out(examples, self._file.recipe.data.held_out)
+        return seen, held
 
     @property
     def _layer_bits(self) -> LayerBits | None:
