@@ -40,6 +40,7 @@ from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
 from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import split as held_out
+from agent.optimise.tune_steps import judged
 from agent.structs import convert
 
 Progress = Callable[[str], None]
@@ -49,10 +50,16 @@ _DIFFERENT = 8
 """Different examples for calibration, below which a doubt is told."""
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
-_TRAINED = "trained, since it loses {:.3g} pp of the {} examples for calibration"
+_CALIBRATION = "the {} examples for calibration"
+_APART = "{} other held-out examples have decided on bits and training, since the model was trained on the rest"
+_ALSO = (
+    "the {} examples of these figures have also decided on bits and training, since the model was trained on the "
+    "others: a loss may be told a little too small"
+)
+_TRAINED = "trained, since it loses {:.3g} pp of {}"
 _COMPARED = "of {} examples that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
-_NOT_TRAINED = "of the {} examples for calibration it {}, so that it was not trained: --qat trains it"
+_NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
 _FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
 """How files are told, by method."""
@@ -117,7 +124,8 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
 
     One part of the examples is for calibration, the choice of bits and the decision to train, the last quarter of
     it for the choice between the model with and without training. The report's figures, and what they say of the
-    budget, are of the other part, which decides nothing.
+    budget, are of the other part, which decides nothing. Of a model that was trained on the first part, held-out
+    examples decide, see `judged`: it knows the others by heart, and would seem to lose by each bit.
 
     Args:
         request: see `QuantiseRequest`.
@@ -138,6 +146,38 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
         steps.append(replace(job.measured("qat", trained.content), kept=kept, notes=notes))
         found = trained if kept else found
     return QuantisedFile(job.file(found.content), job.report(found, steps))
+
+
+class _Roles(NamedTuple):
+    """What the examples of the first variant are for.
+
+    Attributes:
+        deciding: the loss of these decides on bits, and on a training.
+        learned: a training learns from them.
+        choosing: between the model with and without training.
+        reported: for the figures.
+        told: how `deciding` are told.
+        remarks: on what was decided by held-out examples.
+    """
+
+    deciding: Examples
+    learned: Examples
+    choosing: Examples
+    reported: Examples
+    told: str
+    remarks: tuple[str, ...] = ()
+
+
+def _roles(seen: Examples, held: Examples, *, known: bool) -> _Roles:
+    """Return the roles of examples; `known`: the model was trained on `seen`, which then decides nothing."""
+    if not known:
+        learned, others = held_out(seen, _JUDGED) if len(seen) > 1 else (seen, seen)
+        return _Roles(seen, learned, others, held, _CALIBRATION.format(len(seen)))
+    reported, judging = judged(held)
+    if judging is None:
+        return _Roles(held, seen, held, held, f"the {len(held)} examples held out", (_ALSO.format(len(held)),))
+    told = f"{len(judging)} examples held out"
+    return _Roles(judging, seen, judging, reported, told, (_APART.format(len(judging)),))
 
 
 class _Job:
@@ -165,7 +205,7 @@ class _Job:
             self._recipe = replace(self._recipe, method="int8")
         check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         self._check_size(model)
-        self._seen, self._held = [], []
+        self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
             seen, held = self._read(model, variant, tell)
@@ -173,9 +213,9 @@ class _Job:
             self._held.append(held)
         self._busy: list[str] = []
         self._disturbed: list[str] = []
-        first = self._seen[0]
-        self._learned, self._others = held_out(first, _JUDGED) if len(first) > 1 else (first, first)
-        self.loss, self._loss_of_others = self._losses(first), self._losses(self._others)
+        self._roles = _roles(self._seen[0], self._held[0], known=self._is_known and self._decides)
+        self.loss = self._losses(self._roles.deciding)
+        self._loss_of_others = self._losses(self._roles.choosing)
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
         limit = self._request.limit or self._file.recipe.data.limit or None
@@ -187,10 +227,19 @@ class _Job:
         )
         seen, held = held_out(examples, self._file.recipe.data.held_out)
         if not self._seen:
-            held.remarks += learned_parts(model, seen, held).doubts
+            self._is_known, doubts = learned_parts(model, seen, held)
+            held.remarks += doubts
             for line in (examples.description, *held.remarks):
                 tell(line)
         return seen, held
+
+    @property
+    def _decides(self) -> bool:
+        """True if a loss may decide on bits, see `BitSearch.find`, or on a training."""
+        limits, qat = self._budget, self._request.qat
+        alone = limits.size is None and (limits.loss is not None or limits.latency_ms is None)
+        bits = self._recipe.method == "mixed" and alone
+        return bool(bits or qat or (qat is None and limits.loss is not None))
 
     @property
     def _layer_bits(self) -> LayerBits | None:
@@ -275,29 +324,29 @@ class _Job:
         checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
         exits = range(0, 2 * len(self._stages), 2)
         return train_quantised(
-            found, self._learned, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
+            found, self._roles.learned, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
         )
 
     def compared(self, found: QuantisedModel, trained: QuantisedModel) -> tuple[bool, tuple[str, ...]]:
         """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
         before, after = (self._loss_of_others(one.content) for one in (found, trained))
         kept = after < before or (self._request.qat is True and after == before)
-        told = _COMPARED.format(len(self._others), _told(after), _told(before))
+        told = _COMPARED.format(len(self._roles.choosing), _told(after), _told(before))
         if self._request.qat is None:
-            told = f"{_TRAINED.format(self.loss(found.content) * 100, len(self._seen[0]))}; {told}"
+            told = f"{_TRAINED.format(self.loss(found.content) * 100, self._roles.told)}; {told}"
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
 
     def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:
         """Yield what to do about a loss that is over its limit, though the examples that decide had it below."""
         if len(steps) == 2 and self._request.qat is None:
-            yield _NOT_TRAINED.format(len(self._seen[0]), _told(self.loss(found.content)))
+            yield _NOT_TRAINED.format(self._roles.told, _told(self.loss(found.content)))
         elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
             yield _BETTER_UNTRAINED
 
     def measured(self, name: str, content: bytes) -> StepResult:
         """Score a file on the held-out examples, and time it against the float file."""
         self._progress(f"measuring {name}")
-        found = self._score(content, self._held[0])
+        found = self._score(content, self._roles.reported)
         both = [self.content, content]
         latency = self._times(both)[1]
         self._disturbed += [f"{name}: {remark}" for remark in self._busy]
@@ -329,7 +378,7 @@ class _Job:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
-        remarks += (*self._doubts(), *self._held[0].remarks)
+        remarks += (*self._roles.remarks, *self._doubts(), *self._roles.reported.remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         if self.can_be_met(last) and missed:
             missed += self._disagreement(found, steps)
@@ -343,7 +392,7 @@ class _Job:
             hashlib.sha256(self.file(found.content)).hexdigest(),
             describe_machine(),
             self._request.command,
-            self._held[0].description,
+            self._roles.reported.description,
             str(self._budget) if self._budget != Budget() else "",
             tuple(missed),
             tuple(steps),
