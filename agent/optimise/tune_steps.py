@@ -17,7 +17,7 @@ from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.graph.from_torch import import_torch
-from agent.optimise.graph.rewrite import check
+from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.verified import rewrite_verified
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
@@ -150,15 +150,15 @@ def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRe
     """Check before the examples are read that a step can be applied, and the recipe's layers.
 
     Raises:
-        ModelError: the model can be neither quantised nor rewritten, or its weights alone are larger than the
-            budget. ConfigError: a layer of the recipe is not there.
+        ModelError: the model can be neither quantised nor rewritten, or its file will be larger than the budget.
+            ConfigError: a layer of the recipe is not there.
     """
     method = file.recipe.quantise.method
     size = Budget() if request.module else budget  # pruning makes it smaller
     with prefixed_errors(model.path):
         try:
             import_torch()
-            from agent.optimise.preflight import check_layers
+            from agent.optimise.preflight import check_file_size, check_layers
             from agent.optimise.quantise import read_layers
 
             layers = read_layers(model.content, integers=method != "dynamic")
@@ -166,6 +166,7 @@ def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRe
             check(model.content, "tuned")  # it can be rewritten at least
             return
         check_layers(layers, method, size, file.layer_bits)
+        check_file_size(model, model.content, method, size, file.layer_bits, lambda content: rewrite(content)[0])
 
 
 def _check_pruning(model: Model, seen: Examples, file: RecipeFile, request: TuneRequest) -> None:

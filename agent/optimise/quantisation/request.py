@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -18,11 +17,10 @@ from agent.compute.tflite.read import read_modelfile
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.data.layouts import FoundData
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
-from agent.optimise.preflight import check_layers
+from agent.optimise.preflight import check_file_size, check_layers
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.bit_search import Evaluate
 from agent.optimise.quantise import (
@@ -32,7 +30,6 @@ from agent.optimise.quantise import (
     fixed_bits,
     quantise,
     read_layers,
-    sized_file,
     spread,
 )
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
@@ -61,8 +58,6 @@ _COMPARED = "of {} examples that were not trained on, it {}, and {} without trai
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
 _NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
-_FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
-"""How files are told, by method."""
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
@@ -204,7 +199,7 @@ class _Job:
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
         check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
-        self._check_size(model)
+        check_file_size(model, self.content, self._recipe.method, self._budget, self._layer_bits, self.file)
         self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
@@ -249,20 +244,6 @@ class _Job:
     def variant(self) -> str:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
-
-    def _check_size(self, model: Model) -> None:
-        """Check before the examples are read that the file will not be too large; `mixed` does so itself."""
-        method = self._recipe.method
-        if method == "mixed" or self._budget.size is None:
-            return
-        try:
-            size = len(self.file(sized_file(self.content, _noise(model), method, self._layer_bits)))
-        except ModelError:
-            return  # examples that fit the model may do
-        if not self._budget.meets("size", size):
-            less = ": try --method mixed, or int4" if self._has_choice and method != "int4" else ""
-            told, found = self._budget.told("size"), self._budget.amount("size", size)
-            raise ModelError(f"the budget {told} cannot be met: {_FILES[method]} takes {found}{less}")
 
     def quantised(self) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
@@ -399,19 +380,6 @@ class _Job:
             tuple(_layers(found)),
             remarks=tuple(remarks),
         )
-
-
-def _noise(model: Model) -> list[Examples]:
-    """Return an example of noise for each variant of a model: the size of a file does not depend on them."""
-    found, random, sound = [], np.random.default_rng(0), model.manifest.audio is not None
-    file = read_modelfile(model.content)
-    for variant in [one.name for one in model.manifest.variants] or [""]:
-        for spec in file.ends(model.manifest.chain(variant)[0].signature)[0][:1]:
-            is_picture = len(spec.shape) == 4 and spec.shape[-1] in (1, 3) and not sound
-            noise = random.normal(size=spec.shape).astype(np.float32)
-            data = FoundData(noise.astype(np.uint8) if is_picture else noise, "noise")
-            found.append(Examples(data, spec.shape[1:], model.manifest.input, "noise", sound=sound))
-    return found
 
 
 def _lost(before: StepResult, after: StepResult) -> float:
