@@ -170,6 +170,8 @@ def read_report(path: Path) -> OptimiseReport:
 
 def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     """Convert a report whose keys are a step's own. Raises a ValueError if it names no step and model."""
+    if missing := [key for key in ("step", "model") if key not in data]:
+        raise ValueError(f"the key {missing[0]!r} is missing")
     own = {"step", "model", "bytes"}
     sizes = convert(data.get("bytes", {}), dict[str, int])
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))

@@ -451,7 +451,7 @@ def _classes_of(outputs: Sequence[TensorSpec]) -> int:
 
 def _unseen(classes: NDArray[np.int64], count: int, path: Path) -> Iterator[str]:
     if (unseen := count - len(np.unique(classes))) > 0:
-        yield f"{path}: {unseen} of the model's {count} classes have no example"
+        yield f"{path}: {unseen} of the model's {count} classes {'has' if unseen == 1 else 'have'} no example"
 
 
 def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:

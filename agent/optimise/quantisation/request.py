@@ -39,6 +39,7 @@ from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import split as held_out
 from agent.optimise.tune_steps import judged
 from agent.structs import convert
+from agent.text import plural
 
 Progress = Callable[[str], None]
 _DOUBTFUL = 0.02
@@ -47,14 +48,14 @@ _DIFFERENT = 8
 """Different examples for calibration, below which a doubt is told."""
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
-_CALIBRATION = "the {} examples for calibration"
+_CALIBRATION = "the {} for calibration"
 _APART = "{} other held-out examples have decided on bits and training, since the model was trained on the rest"
 _ALSO = (
-    "the {} examples of these figures have also decided on bits and training, since the model was trained on the "
-    "others: a loss may be told a little too small"
+    "{} of these figures have also decided on bits and training, since the model was trained on the others: a "
+    "loss may be told a little too small"
 )
 _TRAINED = "trained, since it loses {:.3g} pp of {}"
-_COMPARED = "of {} examples that were not trained on, it {}, and {} without training"
+_COMPARED = "of {} that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
 _NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
@@ -62,6 +63,7 @@ _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
 _NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
+_WIDE = "no layer has 4 bits: {}"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
     "`vedette models calibrate` learns them again"
@@ -167,10 +169,10 @@ def _roles(seen: Examples, held: Examples, *, known: bool) -> _Roles:
     """Return the roles of examples; `known`: the model was trained on `seen`, which then decides nothing."""
     if not known:
         learned, others = held_out(seen, _JUDGED) if len(seen) > 1 else (seen, seen)
-        return _Roles(seen, learned, others, held, _CALIBRATION.format(len(seen)))
+        return _Roles(seen, learned, others, held, _CALIBRATION.format(plural(len(seen), "example")))
     reported, judging = judged(held)
     if judging is None:
-        return _Roles(held, seen, held, held, f"the {len(held)} examples held out", (_ALSO.format(len(held)),))
+        return _Roles(held, seen, held, held, f"{_the(held)} held out", (_ALSO.format(_the(held)),))
     told = f"{len(judging)} examples held out"
     return _Roles(judging, seen, judging, reported, told, (_APART.format(len(judging)),))
 
@@ -231,10 +233,14 @@ class _Job:
     @property
     def _decides(self) -> bool:
         """True if a loss may decide on bits, see `BitSearch.find`, or on a training."""
-        limits, qat = self._budget, self._request.qat
-        alone = limits.size is None and (limits.loss is not None or limits.latency_ms is None)
-        bits = self._recipe.method == "mixed" and alone
-        return bool(bits or qat or (qat is None and limits.loss is not None))
+        bits, qat = self._recipe.method == "mixed" and self._loss_limits, self._request.qat
+        return bool(bits or qat or (qat is None and self._budget.loss is not None))
+
+    @property
+    def _loss_limits(self) -> bool:
+        """True if `mixed` takes 4 bits as far as the loss allows; else it takes what size or latency need."""
+        limits = self._budget
+        return limits.size is None and (limits.loss is not None or limits.latency_ms is None)
 
     @property
     def _layer_bits(self) -> LayerBits | None:
@@ -312,7 +318,7 @@ class _Job:
         """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
         before, after = (self._loss_of_others(one.content) for one in (found, trained))
         kept = after < before or (self._request.qat is True and after == before)
-        told = _COMPARED.format(len(self._roles.choosing), _told(after), _told(before))
+        told = _COMPARED.format(plural(len(self._roles.choosing), "example"), _told(after), _told(before))
         if self._request.qat is None:
             told = f"{_TRAINED.format(self.loss(found.content) * 100, self._roles.told)}; {told}"
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
@@ -346,6 +352,15 @@ class _Job:
         if different < min(_DIFFERENT, len(few)):
             yield _ALIKE.format(len(few), "all are the same" if different == 1 else f"only {different} differ")
 
+    def _why_wide(self) -> str:
+        """Say why `mixed` has chosen 4 bits for no layer, see `BitSearch.find`."""
+        if not self._loss_limits:
+            return "INT8 meets the budget"
+        limits = self._budget
+        allowed = "half a percentage point" if limits.loss is None else f"{limits.told('loss')} allows"
+        slow = "" if limits.latency_ms is None else ", or is too slow"
+        return f"with 4 bits in some it loses more of {self._roles.told} than {allowed}{slow}"
+
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
         first, last = steps[0], [step for step in steps if step.kept][-1]
@@ -355,6 +370,8 @@ class _Job:
         )
         if self._falls_back:
             remarks.append(_NO_CHOICE)
+        if self._recipe.method == "mixed" and all(layer.bits != 4 for layer in found.layers):
+            remarks.append(_WIDE.format(self._why_wide()))
         if self._stages:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
@@ -380,6 +397,10 @@ class _Job:
             tuple(_layers(found)),
             remarks=tuple(remarks),
         )
+
+
+def _the(examples: Examples) -> str:
+    return f"the {plural(len(examples), 'example')}"
 
 
 def _lost(before: StepResult, after: StepResult) -> float:

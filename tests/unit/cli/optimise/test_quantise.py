@@ -233,6 +233,7 @@ def test_what_was_measured_beside_other_work_is_told_and_with_a_refused_latency(
     met = call(model, tmp_path / "out.tflite", data, "--method", method, "--budget", "latency<9s")
     assert met.exit_code == 0
     assert "float: measured beside other work" in said(met)
+    assert ("no layer has 4 bits: INT8 meets the budget" in met.stdout) is (method == "mixed")
 
 
 def test_a_training_that_cannot_make_it_faster_is_not_begun(

@@ -310,6 +310,22 @@ def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide
     assert losses[0] == roles(tmp_path)[2]
 
 
+def test_that_no_layer_has_4_bits_is_told_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(content: bytes, some: Examples, *_: Any, reference: bytes, **__: Any) -> Score:
+        return Score("top-1", 1.0 if content == reference else 0.5, len(some))
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _, busy: [1.0, 1.0])
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples_of(model, tmp_path)
+    asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "mixed", "loss<1pp", qat=False)
+    report = quantise_file(asked, lambda _: None, lambda _: None).report
+    because = "it loses more of the 16 examples for calibration than loss < 1 pp allows"
+    assert f"no layer has 4 bits: with 4 bits in some {because}" in report.remarks
+
+
 def least_size(content: bytes, examples: Examples, method: Method) -> int:
     narrow = {layer.name: 4 for layer in read_layers(content).values() if fits_int4(layer)}
     recipe = QuantiseRecipe(method="int8" if method == "mixed" else method, examples=16)
