@@ -76,7 +76,7 @@ def check_file_size(
     layer_bits: LayerBits | None = None,
     finish: Callable[[bytes], bytes] = bytes,
 ) -> None:
-    """Check a request to quantise: that the file will not be too large, though its weights alone are not.
+    """Check a request to quantise: that the file will not be too large.
 
     Args:
         model: with the manifest.

@@ -165,8 +165,8 @@ def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRe
         except ModelError:
             check(model.content, "tuned")  # it can be rewritten at least
             return
-        check_layers(layers, method, size, file.layer_bits)
         check_file_size(model, model.content, method, size, file.layer_bits, lambda content: rewrite(content)[0])
+        check_layers(layers, method, size, file.layer_bits)
 
 
 def _check_pruning(model: Model, seen: Examples, file: RecipeFile, request: TuneRequest) -> None:

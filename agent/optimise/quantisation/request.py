@@ -200,8 +200,8 @@ class _Job:
         self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
-        check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         check_file_size(model, self.content, self._recipe.method, self._budget, self._layer_bits, self.file)
+        check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
         self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:

@@ -348,7 +348,6 @@ def test_what_cannot_succeed_is_told_before_anything_is_measured(
     refuse_work(monkeypatch)
     module = f"{folder / 'net.py'}:make"
     for options, told in (
-        ({"budget": "size<300B"}, "the weights alone take"),
         ({"module": f"{folder / 'net.py'}:other"}, "no function 'other'"),
         ({"module": module, "weights": tmp_path / "no.pt"}, "no such file"),
     ):
