@@ -30,9 +30,16 @@ def local_time(at: datetime) -> str:
     return at.isoformat(" ", "seconds")
 
 
-def plural(count: int, singular: str, plural: str = "") -> str:
-    """Return a count with its noun: `1 device`, `2 devices`. The default plural is `singular` with an s."""
-    return f"{count} {singular if count == 1 else plural or f'{singular}s'}"
+def plural(count: float, singular: str, plural: str = "") -> str:
+    """Return a count with its noun: `1 device`, `2 devices`, `0.5 epochs`.
+
+    Args:
+        count: a float is told with three digits.
+        singular: of the noun.
+        plural: default: `singular` with an s.
+    """
+    told = f"{count:{'.0f' if count >= 100 else '.3g'}}" if isinstance(count, float) else str(count)
+    return f"{told} {singular if told == '1' else plural or f'{singular}s'}"
 
 
 _NUMBERS_SHOWN = 3

@@ -29,6 +29,7 @@ BASE = {
     "agent.types",
     "agent.errors",
     "agent.health",
+    "agent.interrupts",
     "agent.spans",
     "agent.structs",
     "agent.text",

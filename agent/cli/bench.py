@@ -117,7 +117,8 @@ def bench(
     """Measure MODEL on this board: on the CPU with 1 to 4 threads, and on every accelerator found.
 
     Each backend runs in a process of its own, which may crash or hang. Its answers are compared with the CPU's
-    before it is timed, with pauses as in a stream. Nothing is changed.
+    before it is timed, with pauses as in a stream. Nothing is changed. p50 and p95 are wall times: other work on
+    this board, such as the service, makes them longer, and is not told.
 
     With --loadgen, MLPerf's load generator also measures the best backend, or those of --backend. Its figures
     include the way to the model's process and back, without pauses.

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import CodeType
 from typing import Any
 
 import click
@@ -18,11 +14,10 @@ from click.shell_completion import get_completion_class
 
 from agent import __version__
 from agent.errors import ReportedError, VedetteError
+from agent.interrupts import repeated_interrupts
 
 _INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT, as shells have it."""
-_AGAIN_S = 0.01
-"""Time after which Ctrl-C that was lost is repeated."""
 
 _VERBS: dict[str, str] = {
     "run": "Run the daemon in the foreground.",
@@ -68,42 +63,6 @@ def _exit_quietly() -> Iterator[None]:
         raise click.exceptions.Exit(0) from None
 
 
-def _running(thread: int) -> Iterator[CodeType]:
-    """Yield the code that a thread is running, innermost first."""
-    frame = sys._current_frames().get(thread)
-    while frame is not None:
-        yield frame.f_code
-        frame = frame.f_back
-
-
-@contextmanager
-def _repeated_interrupts() -> Iterator[None]:
-    """Repeat a Ctrl-C that Python has lost, as in a destructor or in the callback of a weak reference."""
-    before, timers = sys.unraisablehook, list[threading.Timer]()
-
-    def repeat(lost: Any) -> None:
-        if not issubclass(lost.exc_type, KeyboardInterrupt):
-            before(lost)
-            return
-        timers.append(threading.Timer(_AGAIN_S, interrupt))
-        timers[-1].start()
-
-    def interrupt() -> None:
-        main = threading.main_thread().ident
-        assert main is not None
-        while repeat.__code__ in _running(main):  # what is raised in it is lost again
-            time.sleep(_AGAIN_S)
-        signal.pthread_kill(main, signal.SIGINT)
-
-    sys.unraisablehook = repeat
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        for timer in timers:
-            timer.cancel()
-
-
 @contextmanager
 def _errors_as_json() -> Iterator[None]:
     """Print an error as JSON to stdout, too; the message on stderr and the exit code stay."""
@@ -142,7 +101,7 @@ class _Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         as_json = _errors_as_json() if "--json" in ctx.args else nullcontext()
-        with _exit_quietly(), _repeated_interrupts(), as_json:
+        with _exit_quietly(), repeated_interrupts(), as_json:
             return super().invoke(ctx)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

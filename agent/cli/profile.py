@@ -52,6 +52,7 @@ def profile(
     """Show which operations of MODEL take the time on this board's CPU, which XNNPACK runs, and what could help.
 
     Needs LiteRT: tflite-runtime has no profiler. It runs in a process of its own. Nothing is changed.
+    Times are wall times: other work on this board, such as the service, makes them longer, and is not told.
     """
     from agent.compute.infer.vetting.unprivileged import without_root
     from agent.models.library import open_model_without_root

@@ -75,7 +75,7 @@ class Score(Struct, frozen=True):
 
     def __str__(self) -> str:
         span = f" ({self.interval[0]:.2%} to {self.interval[1]:.2%})" if self.interval else ""
-        return f"{self.metric} {self.value:.2%}{span} on {self.count} examples"
+        return f"{self.metric} {self.value:.2%}{span} on {plural(self.count, 'example')}"
 
 
 class ScoreChange(Struct, frozen=True):

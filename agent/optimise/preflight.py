@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from agent.compute.manifest import Model
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError
 from agent.optimise.data import Examples
+from agent.optimise.data.layouts import FoundData
 from agent.optimise.graph.torch_graph import Key, WeightedLayer
 from agent.optimise.pruning.channels import chosen_groups
 from agent.optimise.pruning.connections import prunable
 from agent.optimise.pruning.file import check_same_outputs, settings_of
 from agent.optimise.pruning.network import of_file
 from agent.optimise.quantisation.allocation import fits_int4
-from agent.optimise.quantise import LayerBits, fixed_bits
+from agent.optimise.quantise import LayerBits, fixed_bits, sized_file
 from agent.optimise.recipe import Method, RecipeFile
 from agent.optimise.recipe.budget import Budget
 from agent.optimise.tune import split
@@ -25,6 +27,14 @@ from agent.text import plural
 _ALL = ("*",)
 _BYTES = {4: 0.5, 8: 1.0, 32: 4.0}
 """Bytes of a weight by its bits."""
+_FILES: Mapping[Method, str] = {
+    "int8": "INT8 takes",
+    "dynamic": "dynamic INT8 takes",
+    "int4": "INT4 takes",
+    "mixed": "4 bits in all layers that take them give",
+}
+_NARROW: tuple[Method, ...] = ("mixed", "int4")
+_TRY, _PRUNE = "try the method {}", "prune channels, or take a smaller network"
 
 
 def check_layers(
@@ -47,12 +57,67 @@ def check_layers(
     for layer in layers.values():
         usual = 4 if method in ("int4", "mixed") and fits_int4(layer) else 8
         least += layer.size * _BYTES[fixed.get(layer.key, usual)]
-    if not budget.meets("size", least):
-        narrow = "" if method in ("int8", "dynamic") else " with 4 bits in all layers that take them"
-        raise ModelError(
-            f"the budget {budget.told('size')} cannot be met: the weights alone take "
-            f"{budget.amount('size', least)}{narrow}"
-        )
+    if budget.meets("size", least):
+        return
+    narrow = method in ("int4", "mixed")
+    spared = sum(0.5 * layer.size for key, layer in layers.items() if key not in fixed and fits_int4(layer))
+    hint = _TRY.format("mixed") if not narrow and budget.meets("size", least - spared) else _PRUNE
+    raise ModelError(
+        f"the budget {budget.told('size')} cannot be met: the weights alone take "
+        f"{budget.amount('size', least)}{' with 4 bits in all layers that take them' if narrow else ''}: {hint}"
+    )
+
+
+def check_file_size(
+    model: Model,
+    content: bytes,
+    method: Method,
+    budget: Budget,
+    layer_bits: LayerBits | None = None,
+    finish: Callable[[bytes], bytes] = bytes,
+) -> None:
+    """Check a request to quantise: that the file will not be too large.
+
+    Args:
+        model: with the manifest.
+        content: of the float file that is quantised.
+        method: of the recipe.
+        budget: that the result must meet.
+        layer_bits: None: no bits are fixed.
+        finish: makes the file that is written of the quantised one.
+
+    Raises:
+        ModelError: it will be. The message names a method whose file would not be.
+    """
+    if budget.size is None:
+        return
+
+    def size(one: Method) -> int:
+        return len(finish(sized_file(content, _noise(model), one, layer_bits)))
+
+    try:
+        if budget.meets("size", found := size(method)):
+            return
+        less = [one for one in _NARROW if one != method and budget.meets("size", size(one))]
+    except ModelError:
+        return  # examples that fit the model may do
+    hint = _TRY.format(" or ".join(less)) if less else _PRUNE
+    raise ModelError(
+        f"the budget {budget.told('size')} cannot be met: {_FILES[method]} {budget.amount('size', found)}: {hint}"
+    )
+
+
+def _noise(model: Model) -> list[Examples]:
+    """Return an example of noise for each variant of a model: the size of a file does not depend on them."""
+    found, random, sound = [], np.random.default_rng(0), model.manifest.audio is not None
+    file = read_modelfile(model.content)
+    for variant in [one.name for one in model.manifest.variants] or [""]:
+        for spec in file.ends(model.manifest.chain(variant)[0].signature)[0][:1]:
+            is_picture = len(spec.shape) == 4 and spec.shape[-1] in (1, 3) and not sound
+            noise = random.normal(size=spec.shape).astype(np.float32)
+            data = FoundData(noise.astype(np.uint8) if is_picture else noise, "noise")
+            found.append(Examples(data, spec.shape[1:], model.manifest.input, "noise", sound=sound))
+    return found
 
 
 def check_pruning(model: Model, module: Any | None, examples: Examples, recipe: RecipeFile) -> None:

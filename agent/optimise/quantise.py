@@ -377,10 +377,10 @@ def candidates_of(layers: Mapping[Key, WeightedLayer], fixed: Mapping[Key, int])
 
 
 def _bits_of(quantiser: Quantiser, method: Method, fixed: Mapping[Key, int]) -> dict[Key, int]:
-    """Return the bits of the layers of a method that measures nothing; those that are not named have 8."""
-    if method != "int4":
+    """Return the bits of the layers, of `mixed` the fewest; those that are not named have 8."""
+    if method in ("int8", "dynamic"):
         return dict(fixed)
-    ends, layers = _ends_of(quantiser), quantiser.layers.values()
+    ends, layers = _ends_of(quantiser) if method == "int4" else (), quantiser.layers.values()
     return {layer.key: 4 for layer in layers if fits_int4(layer) and layer.key not in ends} | dict(fixed)
 
 
@@ -392,7 +392,7 @@ def sized_file(
     Args:
         content: a float `.tflite` file.
         examples: for each subgraph; the first alone is used.
-        method: any but `mixed`, whose size is chosen.
+        method: of `mixed`, the least of the sizes that it chooses from.
         layer_bits: see `LayerBits`.
 
     Raises:

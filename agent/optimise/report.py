@@ -119,6 +119,7 @@ class OptimiseReport(Struct, frozen=True):
         layers: of the result.
         operations: kinds of operations, slowest first.
         remarks: anything else.
+        learned: digests of examples that were trained on, see `agent.optimise.source.learned_sample`.
         version: of Vedette.
     """
 
@@ -135,6 +136,7 @@ class OptimiseReport(Struct, frozen=True):
     layers: tuple[LayerResult, ...] = ()
     operations: tuple[OperationTime, ...] = ()
     remarks: tuple[str, ...] = ()
+    learned: tuple[str, ...] = ()
     version: str = __version__
 
 
@@ -168,6 +170,8 @@ def read_report(path: Path) -> OptimiseReport:
 
 def _of_other_keys(data: dict[str, Any]) -> OptimiseReport:
     """Convert a report whose keys are a step's own. Raises a ValueError if it names no step and model."""
+    if missing := [key for key in ("step", "model") if key not in data]:
+        raise ValueError(f"the key {missing[0]!r} is missing")
     own = {"step", "model", "bytes"}
     sizes = convert(data.get("bytes", {}), dict[str, int])
     notes = tuple(f"{name}: {value}" for key in data if key not in own for name, value in _flat(key, data[key]))

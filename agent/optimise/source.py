@@ -1,14 +1,19 @@
-"""Open the model that a step works on, also one whose outputs no decoder takes.
+"""Open the model that a step works on, also one whose outputs no decoder takes; tell what it has learned from.
 
 A step needs the input part of the manifest for its examples. Without labels the raw outputs are compared, so that
 landmarks and other outputs that the daemon cannot decode can be quantised as well.
+
+A training writes digests of its examples into its report. By them a later step knows whether its own parts of the
+examples are those of the training, whatever path, limit and share it was given.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -18,9 +23,17 @@ from agent.compute.tflite.read import read_modelfile
 from agent.errors import ModelError, NormalisationError
 from agent.models.files import load_file
 from agent.models.library import open_manifest, prefixed_errors
+from agent.optimise.data import Examples
+from agent.optimise.report import read_report
 
 _UNDECODED = "undecoded"
 """Stands for a decoder while a manifest is completed, so that none is guessed."""
+_SAMPLE, _DIGITS = 128, 12
+"""Digests of examples in a report, and characters of each."""
+_HELD_OUT = (
+    "{}: was trained on examples that are held out here, {} of {} that were compared, so that the figures are "
+    "too good: give the --limit of its training, and the same `held_out` in [data] of the recipe"
+)
 
 
 def open_source(name_or_path: str, tell: Callable[[str], None]) -> Model:
@@ -55,3 +68,60 @@ def _undecoded(
     for doubt in ("its outputs cannot be decoded, and are compared as they are", *found.doubts):
         tell(f"{name_or_path}: {doubt}")
     return replace(found.manifest, output=OutputManifest())
+
+
+class LearnedParts(NamedTuple):
+    """What a model has learned from, of the examples of a step.
+
+    Attributes:
+        seen: True: it was trained on the part for the steps.
+        doubts: a line if it was trained on examples that are held out.
+    """
+
+    seen: bool
+    doubts: tuple[str, ...]
+
+
+def learned_parts(model: Model, seen: Examples, held_out: Examples) -> LearnedParts:
+    """Compare the parts of a step's examples with what the model's report says of its training.
+
+    Args:
+        model: with its report beside it; of one without, nothing is known.
+        seen: examples for the step.
+        held_out: those to measure on.
+
+    Raises:
+        ModelError: an example cannot be read any more.
+    """
+    known = _learned(model)
+    if not known:
+        return LearnedParts(False, ())
+    own, both = _digests(seen), known & _digests(held_out)
+    # Of two that are equal, one may be in each part.
+    doubts = (_HELD_OUT.format(model.path, len(both), len(known)),) if both and not known <= own else ()
+    return LearnedParts(bool(known & own), doubts)
+
+
+def learned_sample(examples: Examples, model: Model | None = None) -> tuple[str, ...]:
+    """Return digests for the report of a training: the lowest, which are a random choice.
+
+    Args:
+        examples: that are trained on.
+        model: what is trained further, whose own report counts, too; None: a new one.
+
+    Raises:
+        ModelError: an example cannot be read any more.
+    """
+    return tuple(sorted(_digests(examples) | (_learned(model) if model else set()))[:_SAMPLE])
+
+
+def _learned(model: Model) -> set[str]:
+    """Return the digests in the report beside a model, if it is of this model."""
+    with suppress(ModelError):  # there is none
+        found = read_report(Path(model.path).with_suffix(".report.json"))
+        return set(found.learned) if found.sha256_after == model.sha256 else set()
+    return set()
+
+
+def _digests(examples: Examples) -> set[str]:
+    return {examples.digest(index)[:_DIGITS] for index in range(len(examples))}

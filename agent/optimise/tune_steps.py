@@ -17,13 +17,13 @@ from agent.models.library import prefixed_errors
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import score, time_ms
 from agent.optimise.graph.from_torch import import_torch
-from agent.optimise.graph.rewrite import check
+from agent.optimise.graph.rewrite import check, rewrite
 from agent.optimise.graph.verified import rewrite_verified
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Method, Recipe, RecipeFile, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult
-from agent.optimise.source import open_source
+from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import (
     TARGETS,
     ModelState,
@@ -120,15 +120,18 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     for variant in model.manifest.variants:  # of the same examples, in the sizes of all variants
         examples = read_examples(path, model, variant.name, limit=limit)
         parts.append(split(examples, file.recipe.data.held_out))
-    for line in (examples.description, *examples.remarks):
+    is_known, doubts = learned_parts(model, *parts[0])
+    parts[0][1].remarks += doubts
+    for line in (examples.description, *parts[0][1].remarks):
         tell(line)
     if request.module:
         _check_pruning(model, parts[0][0], file, request)
-    reported, judging = _judged(parts[0][1])
+    reported, judging = judged(parts[0][1])
+    seen, of_bits = [one for one, _ in parts], judging or reported if is_known else None
     return tune(
         model,
         reported,
-        steps_of(model, [seen for seen, _ in parts], file, budget, request),
+        steps_of(model, seen, file, budget, request, of_bits),
         budget,
         target=TARGETS[request.target],
         judging=judging,
@@ -137,8 +140,8 @@ def tune_file(request: TuneRequest, progress: Progress, tell: Callable[[str], No
     )
 
 
-def _judged(held_out: Examples) -> tuple[Examples, Examples | None]:
-    """Return the examples of the figures, and others that judge the steps; None: there are too few."""
+def judged(held_out: Examples) -> tuple[Examples, Examples | None]:
+    """Return those held-out examples that are for the figures, and others that judge; None: there are too few."""
     reported, judging = split(held_out, _JUDGING)
     return (held_out, None) if len(judging) < _ENOUGH else (reported, judging)
 
@@ -147,21 +150,22 @@ def _check_model(model: Model, file: RecipeFile, budget: Budget, request: TuneRe
     """Check before the examples are read that a step can be applied, and the recipe's layers.
 
     Raises:
-        ModelError: the model can be neither quantised nor rewritten, or its weights alone are larger than the
-            budget. ConfigError: a layer of the recipe is not there.
+        ModelError: the model can be neither quantised nor rewritten, or its file will be larger than the budget.
+            ConfigError: a layer of the recipe is not there.
     """
     method = file.recipe.quantise.method
     size = Budget() if request.module else budget  # pruning makes it smaller
     with prefixed_errors(model.path):
         try:
             import_torch()
-            from agent.optimise.preflight import check_layers
+            from agent.optimise.preflight import check_file_size, check_layers
             from agent.optimise.quantise import read_layers
 
             layers = read_layers(model.content, integers=method != "dynamic")
         except ModelError:
             check(model.content, "tuned")  # it can be rewritten at least
             return
+        check_file_size(model, model.content, method, size, file.layer_bits, lambda content: rewrite(content)[0])
         check_layers(layers, method, size, file.layer_bits)
 
 
@@ -181,7 +185,12 @@ def _channels(recipe: Recipe) -> Recipe:
 
 
 def steps_of(
-    model: Model, seen: Sequence[Examples], recipe: RecipeFile, budget: Budget, request: TuneRequest
+    model: Model,
+    seen: Sequence[Examples],
+    recipe: RecipeFile,
+    budget: Budget,
+    request: TuneRequest,
+    judging: Examples | None = None,
 ) -> list[TuningStep]:
     """Return the steps for a model in their order.
 
@@ -191,6 +200,7 @@ def steps_of(
         recipe: what the steps do.
         budget: that the result must meet.
         request: names the module for pruning.
+        judging: see `quantise_steps`.
     """
     last = fuse(model.path)
     if not is_float(model.content):
@@ -199,7 +209,7 @@ def steps_of(
     method = recipe.recipe.quantise.method
     steps: list[TuningStep] = []
     for one in _METHODS.get(method, (method,)):
-        steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder)
+        steps += quantise_steps(model, seen, recipe, budget, one, request.qat, request.folder, judging)
     again = [_if_pruned(one) for one in steps if not one.always] if request.module else []
     return [*steps, prune_step(model, seen[0], recipe.recipe, request, budget), *again, last]
 
@@ -219,6 +229,7 @@ def quantise_steps(
     method: Method,
     trains: bool = True,
     folder: Path | None = None,
+    judging: Examples | None = None,
 ) -> list[TuningStep]:
     """Return the step that quantises the float model by a method, and one that trains it afterwards.
 
@@ -233,11 +244,13 @@ def quantise_steps(
         method: one of those of a recipe.
         trains: False: there is no step that trains.
         folder: for checkpoints; None: none are written.
+        judging: held-out examples whose loss decides on bits, of a model that was trained on the others; None:
+            those of the first variant do.
     """
 
     @cache
     def value(content: bytes) -> float:
-        return score(content, seen[0], model.manifest, reference=model.content).value
+        return score(content, judging or seen[0], model.manifest, reference=model.content).value
 
     made: dict[bytes, QuantisedModel] = {}
 

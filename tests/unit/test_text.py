@@ -62,6 +62,15 @@ def test_one_is_no_plural(count: int, text: str) -> None:
     assert plural(count, "day") == f"{count} day{'' if count == 1 else 's'}"
 
 
+def test_floats_have_three_digits() -> None:
+    assert [plural(count, "epoch") for count in (1.0, 0.5, 12.25, 1500.0)] == [
+        "1 epoch",
+        "0.5 epochs",
+        "12.2 epochs",
+        "1500 epochs",
+    ]
+
+
 def test_every_verb_shows_times_in_the_same_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spool = Spool(tmp_path, StorageConfig())
     spool.put(Topics("vedette", "porch").clips("front"), messages.encode(CLIP))

@@ -410,10 +410,11 @@ def quantise(model: str, out: Path, work: Path | None, force: bool, as_json: boo
     mixed    4 bits where the examples show that they do least harm
 
     One part of the examples is for ranges, rounding, the choice of bits and the decision to train. The figures,
-    and the verdict on the budget, are of the other part. Without a budget, mixed takes 4 bits where they lose
-    less than half a percentage point. For a latency, on one thread of this machine, it takes INT8 if that is
-    fast enough, else 4 bits where they are measured to be faster; if that does not reach the limit, it says so
-    at once: pruning channels does more.
+    and the verdict on the budget, are of the other part. Where MODEL was trained on the first, as the report
+    beside it tells, held-out examples decide instead, as in `tune`. Without a budget, mixed takes 4 bits where
+    they lose less than half a percentage point. For a latency, on one thread of this machine, it takes INT8 if
+    that is fast enough, else 4 bits where they are measured to be faster; if that does not reach the limit, it
+    says so at once: pruning channels does more.
 
     --equalise helps models of depthwise convolutions whose channels have very different ranges, such as
     MediaPipe's.

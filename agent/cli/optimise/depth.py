@@ -22,7 +22,8 @@ from agent.optimise.data import read_examples
 from agent.optimise.inputs import FIT_COPIES, examples_path, inputs_of
 from agent.optimise.recipe import Recipe, parse_recipe, read_recipe
 from agent.optimise.report import OptimiseReport, markdown, short_number
-from agent.optimise.source import open_source
+from agent.optimise.source import learned_parts, open_source
+from agent.optimise.tune import split
 from agent.storage.files import remove
 from agent.text import plain
 
@@ -122,6 +123,7 @@ def _deepened(name: str, recipe: Recipe, folder: Path, options: DepthOptions) ->
     backbone(model.content)  # that it cannot have exits is told before the examples are read
     path = examples_path(options.data, options.recipe, recipe)
     examples = read_examples(path, model, limit=options.limit or recipe.data.limit or None)
+    examples.remarks += learned_parts(model, *split(examples, recipe.data.held_out)).doubts
     for line in (examples.description, *examples.remarks):
         _tell(line)
     parts = cascade_parts(examples, recipe)

@@ -22,7 +22,8 @@ from agent.models.version_writer import check_version, write_version
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.inputs import examples_path, inputs_of, prune_copies
 from agent.optimise.recipe import Recipe, RecipeFile, parse_recipe, read_recipe
-from agent.optimise.source import open_source
+from agent.optimise.source import learned_parts, open_source
+from agent.optimise.tune import split
 from agent.storage.files import remove
 from agent.text import plain
 
@@ -94,6 +95,7 @@ def _check(name: str, out: Path, folder: Path, options: PruneOptions) -> None:
 def _examples(model: Model, recipe: Recipe, options: PruneOptions) -> Examples:
     path = examples_path(options.data, options.recipe, recipe)
     examples = read_examples(path, model, limit=options.limit or recipe.data.limit or None)
+    examples.remarks += learned_parts(model, *split(examples, recipe.data.held_out)).doubts
     for line in (examples.description, *examples.remarks):
         _tell(line)
     return examples

@@ -27,10 +27,11 @@ from agent.optimise.inputs import FIT_COPIES, check_room
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingEpoch, TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
 from agent.storage.files import remove
-from agent.text import plain
+from agent.text import plain, plural
 
 PREPARATION = InputManifest(mean=(128.0,) * 3, std=(64.0,) * 3)
 """One integer mean and one standard deviation: as INT8 the normalisation costs nothing."""
@@ -147,8 +148,9 @@ def train_classifier(
     exported = _checked(module, request.network, shape, len(names))
     settings = _settings(recipe, shape, len(seen), request.epochs)
     tell(
-        f"{len(seen)} examples to learn from, {len(measured)} to measure on; {exported.parameters} parameters, "
-        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} epochs"
+        f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
+        f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
+        f"{plural(float(settings.epochs), 'epoch')}"
     )
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = fit(
@@ -284,6 +286,7 @@ def _report(
         examples=measured.description,
         steps=(step,),
         remarks=(*_remarks(labels, _labels(seen), names), *measured.remarks, *busy),
+        learned=learned_sample(seen),
     )
 
 
@@ -298,9 +301,9 @@ def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequen
     counts = np.bincount(seen, minlength=len(names))
     if counts.min() < _RARE * counts.max():
         rare, often = plain(names[int(counts.argmin())]), plain(names[int(counts.argmax())])
-        yield f"{rare} has {counts.min()} examples to learn from, and {often} {counts.max()}"
+        yield f"{rare} has {plural(int(counts.min()), 'example')} to learn from, and {often} {counts.max()}"
     if (few := np.bincount(measured, minlength=len(names)).min()) < _FEW:
-        yield f"a class has only {few} examples to measure on: the score may be some per cent off"
+        yield f"a class has only {plural(int(few), 'example')} to measure on: the score may be some per cent off"
 
 
 def draw_training(epochs: Sequence[TrainingEpoch]) -> bytes:

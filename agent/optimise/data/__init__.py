@@ -68,6 +68,7 @@ class Examples:
         names: of the classes; empty: not known.
         description: what was read from where, in a line.
         remarks: doubts.
+        total: number at the path, of which these are some.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Examples:
         self._rows = np.arange(len(content.pictures)) if rows is None else rows
         self._mirrored = mirrored
         self._inputs: dict[TensorSpec, ImageInput] = {}
-        self.shape, self.names, self.remarks = shape, content.names, remarks
+        self.shape, self.names, self.remarks, self.total = shape, content.names, remarks, len(content.pictures)
         self.kind: Kind = "classes" if content.classes is not None else "boxes" if content.objects else "none"
         self.labels = None if content.classes is None else content.classes[self._rows]
 
@@ -451,7 +452,7 @@ def _classes_of(outputs: Sequence[TensorSpec]) -> int:
 
 def _unseen(classes: NDArray[np.int64], count: int, path: Path) -> Iterator[str]:
     if (unseen := count - len(np.unique(classes))) > 0:
-        yield f"{path}: {unseen} of the model's {count} classes have no example"
+        yield f"{path}: {unseen} of the model's {count} classes {'has' if unseen == 1 else 'have'} no example"
 
 
 def _numbers(names: Sequence[str], labels: Sequence[str], path: Path) -> NDArray[np.int64]:

@@ -148,7 +148,7 @@ def _read_annotated(path: Path, files: _Files, pictures: _Files) -> FoundData | 
             raise ModelError(f"{path}: not one box that can be used: {'; '.join(found.remarks)}")
         return None  # of a tool that wrote no boxes
     places = tuple(f"{path}: {plain(name)}" for name in pictures)
-    words = "; ".join((f"with {count} boxes {words}", *found.remarks))
+    words = "; ".join((f"with {plural(count, 'box', 'boxes')} {words}", *found.remarks))
     return FoundData(tuple(pictures.items()), words, objects=objects, names=found.names, places=places)
 
 
@@ -262,7 +262,8 @@ def _read_yolo(path: Path, files: _Files, pictures: _Files) -> FoundData:
     if not any(len(one.classes) for one in objects):
         raise ModelError(f"{path}: not one box in {plural(len(texts), 'file')} of {_LABELS}/")
     names = _class_names(path, files)
-    words = f"with {sum(len(one.classes) for one in objects)} boxes from {_LABELS}/*.txt"
+    count = sum(len(one.classes) for one in objects)
+    words = f"with {plural(count, 'box', 'boxes')} from {_LABELS}/*.txt"
     return FoundData(tuple(pictures.items()), words, objects=tuple(objects), names=names, places=tuple(shown))
 
 

@@ -137,7 +137,8 @@ def learn(scores: ExitScores, costs: tuple[float, ...], loss: float) -> Calibrat
     """
     if len(scores.labels) < FEWEST:
         raise ModelError(
-            f"{len(scores.labels)} examples to learn thresholds from; expected at least {FEWEST}: give more"
+            f"{plural(len(scores.labels), 'example')} to learn thresholds from; expected at least {FEWEST}: give "
+            "more"
         )
     return calibrate(scores.logits, scores.labels, costs, loss, parts=np.arange(len(scores.labels)) % _PARTS)
 

@@ -37,6 +37,7 @@ from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import learned_sample
 from agent.optimise.tune import split as held_out
 
 _ALONE = (
@@ -123,7 +124,8 @@ def make_cascade(
     content = split(found.content, stages)
     manifest = _manifest(model.manifest, content, stages, places, base)
     made = _calibrated(model, content, manifest, parts, recipe, command, progress)
-    return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks)))
+    learned = learned_sample(parts.training, model)
+    return replace(made, report=replace(made.report, remarks=(*made.report.remarks, *remarks), learned=learned))
 
 
 def _check_room(network: ExitNetwork, folder: Path, *, joint: bool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.compute.manifest import Manifest, Model, OutputManifest
@@ -39,6 +40,7 @@ from agent.optimise.inputs import AVERAGED_COPIES
 from agent.optimise.pruning.file import normalisation_of, pixels
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingSettings, TrainingStep, fit
 from agent.optimise.tune import split
 from agent.text import plain, plural
@@ -116,15 +118,16 @@ def train_detector(
     exported = export_network(module.eval(), shape, OUTPUTS)
     settings = _settings(recipe, len(seen), request.epochs)
     tell(
-        f"{len(seen)} examples to learn from, {len(measured)} to measure on; {exported.parameters} parameters, "
-        f"{exported.multiply_adds / 1e6:.1f} million multiply-adds; {settings.epochs:.3g} epochs"
+        f"{plural(len(seen), 'example')} to learn from, {len(measured)} to measure on; "
+        f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
+        f"{plural(float(settings.epochs), 'epoch')}"
     )
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = _fit(module, pixels(seen, PREPARATION), objects, settings, recipe, request, progress)
     exported = export_trained(module.cpu(), shape, request.folder, OUTPUTS)
     model = _model(exported.content, names, request)
     found = evaluate_model(model, measured, EvaluationRequest())
-    report = _report(request, exported, found, objects, names)
+    report = replace(_report(request, exported, found, objects, names), learned=learned_sample(seen))
     weights = save_module(module, request.network, parameters)
     return TrainedNetwork(exported.content, weights, _keys(names), report, draw_training(history.epochs))
 

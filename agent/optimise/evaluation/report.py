@@ -19,7 +19,7 @@ from agent.optimise.evaluation.model import ClassResult, Evaluation, ModelCompar
 from agent.optimise.evaluation.operating import OperatingPoint
 from agent.optimise.evaluation.slices import SliceResult
 from agent.optimise.report import html_page, html_picture, html_table
-from agent.text import plain
+from agent.text import plain, plural
 from agent.types import Detection
 
 _SIDE, _QUALITY = 240, 80
@@ -58,7 +58,7 @@ def headline(found: Evaluation) -> str:
     """Return the metric in a line."""
     more = "".join(f", {name} {percent(value)}" for name, value in found.details.items())
     between = f" ({span(found.interval)})" if found.interval else ""
-    return f"{found.metric} {percent(found.value)}{between}{more} on {found.count} examples"
+    return f"{found.metric} {percent(found.value)}{between}{more} on {plural(found.count, 'example')}"
 
 
 def comparison(metric: str, one: ModelComparison | None) -> str:

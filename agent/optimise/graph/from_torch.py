@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from msgspec import Struct
 
+from agent.compute.infer.litert import native_stderr
 from agent.errors import ModelError, reason_of
 from agent.optimise.graph import aten, aten_shapes
 from agent.optimise.graph.aten import Call, normalise, takes_up
@@ -36,6 +37,7 @@ from agent.optimise.graph.layers import Network, Shape
 from agent.optimise.graph.writer import ModelWriter
 from agent.text import plain
 
+_log = logging.getLogger(__name__)
 INPUT, SIGNATURE, OUTPUT = "image", "serving_default", "logits"
 """Names of the input, of the signature, and of the output of a module that returns one tensor."""
 PerChannel = float | Sequence[float]
@@ -451,7 +453,10 @@ def _difference(file: _File, module: Any, shape: Shape, pixels: _Pixels) -> floa
 
     torch = import_torch()
     fixed = copy.deepcopy(module).cpu().float().eval()
-    run = Interpreter(model_content=file.content, num_threads=1).get_signature_runner(SIGNATURE)
+    with native_stderr(_log):
+        interpreter = Interpreter(model_content=file.content, num_threads=1)
+        interpreter.allocate_tensors()  # which tells of the delegate
+    run = interpreter.get_signature_runner(SIGNATURE)
     random, worst = np.random.default_rng(_SEED), 0.0
     for _ in range(_RUNS):
         taken = random.uniform(0, 255, (1, *shape))

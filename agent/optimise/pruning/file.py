@@ -30,6 +30,7 @@ from agent.optimise.pruning.network import PrunableNetwork, of_file, of_module
 from agent.optimise.quantise import spread
 from agent.optimise.recipe import NEED_GRADIENTS, Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
+from agent.optimise.source import learned_sample
 from agent.optimise.train import TrainingSettings, TrainingStep, predict
 from agent.optimise.tune import split
 from agent.structs import convert
@@ -125,6 +126,7 @@ def prune_model(
         history = prune(module, *data, settings, training, weights=network.weights, **options)
     content = network.emit(module)
     report = _report(model, content, measured, history, recipe, command)
+    report = replace(report, learned=learned_sample(seen, model))
     return PrunedModel(content, report, draw_curves({recipe.prune.ranked_by: history}))
 
 

@@ -159,7 +159,7 @@ class BitSearch:
         if not limits.meets("size", least):
             raise ModelError(
                 f"the budget {limits.told('size')} cannot be met: 4 bits in all layers that take them give "
-                f"{limits.amount('size', least)}"
+                f"{limits.amount('size', least)}: prune channels, or take a smaller network"
             )
         self._measure(candidates)
         return self._least(savings, fixed, needed, lack)

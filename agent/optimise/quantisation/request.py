@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
@@ -18,11 +17,10 @@ from agent.compute.tflite.read import read_modelfile
 from agent.config import DecodeConfig
 from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.data.layouts import FoundData
 from agent.optimise.depth.stages import Stage, chain_of, deepest, join, split
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.inputs import examples_path
-from agent.optimise.preflight import check_layers
+from agent.optimise.preflight import check_file_size, check_layers
 from agent.optimise.qat import train_quantised
 from agent.optimise.quantisation.bit_search import Evaluate
 from agent.optimise.quantise import (
@@ -32,15 +30,16 @@ from agent.optimise.quantise import (
     fixed_bits,
     quantise,
     read_layers,
-    sized_file,
     spread,
 )
 from agent.optimise.recipe import Method, parse_recipe, read_recipe
 from agent.optimise.recipe.budget import Budget, parse_budget
 from agent.optimise.report import LayerResult, OptimiseReport, StepResult, describe_machine
-from agent.optimise.source import open_source
+from agent.optimise.source import learned_parts, open_source
 from agent.optimise.tune import split as held_out
+from agent.optimise.tune_steps import judged
 from agent.structs import convert
+from agent.text import plural
 
 Progress = Callable[[str], None]
 _DOUBTFUL = 0.02
@@ -49,17 +48,22 @@ _DIFFERENT = 8
 """Different examples for calibration, below which a doubt is told."""
 _JUDGED = 0.25
 """Share of the examples for calibration that a training does not see: they say whether its result is kept."""
-_TRAINED = "trained, since it loses {:.3g} pp of the {} examples for calibration"
-_COMPARED = "of {} examples that were not trained on, it {}, and {} without training"
+_CALIBRATION = "the {} for calibration"
+_APART = "{} other held-out examples have decided on bits and training, since the model was trained on the rest"
+_ALSO = (
+    "{} of these figures have also decided on bits and training, since the model was trained on the others: a "
+    "loss may be told a little too small"
+)
+_TRAINED = "trained, since it loses {:.3g} pp of {}"
+_COMPARED = "of {} that were not trained on, it {}, and {} without training"
 _NO_BETTER = "the file without it is kept: try more [qat] steps, or a lower learning_rate"
-_NOT_TRAINED = "of the {} examples for calibration it {}, so that it was not trained: --qat trains it"
+_NOT_TRAINED = "of {} it {}, so that it was not trained: --qat trains it"
 _BETTER_UNTRAINED = "without training it is within the limit of these examples: --no-qat leaves it out"
-_FILES: dict[Method, str] = {"int8": "INT8", "dynamic": "dynamic INT8", "int4": "INT4"}
-"""How files are told, by method."""
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
 _NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
+_WIDE = "no layer has 4 bits: {}"
 _RELEARN = (
     "score and time are those of the deepest exit; the thresholds of the exits are those of the float model: "
     "`vedette models calibrate` learns them again"
@@ -117,7 +121,8 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
 
     One part of the examples is for calibration, the choice of bits and the decision to train, the last quarter of
     it for the choice between the model with and without training. The report's figures, and what they say of the
-    budget, are of the other part, which decides nothing.
+    budget, are of the other part, which decides nothing. Of a model that was trained on the first part, held-out
+    examples decide, see `judged`: it knows the others by heart, and would seem to lose by each bit.
 
     Args:
         request: see `QuantiseRequest`.
@@ -138,6 +143,38 @@ def quantise_file(request: QuantiseRequest, progress: Progress, tell: Progress) 
         steps.append(replace(job.measured("qat", trained.content), kept=kept, notes=notes))
         found = trained if kept else found
     return QuantisedFile(job.file(found.content), job.report(found, steps))
+
+
+class _Roles(NamedTuple):
+    """What the examples of the first variant are for.
+
+    Attributes:
+        deciding: the loss of these decides on bits, and on a training.
+        learned: a training learns from them.
+        choosing: between the model with and without training.
+        reported: for the figures.
+        told: how `deciding` are told.
+        remarks: on what was decided by held-out examples.
+    """
+
+    deciding: Examples
+    learned: Examples
+    choosing: Examples
+    reported: Examples
+    told: str
+    remarks: tuple[str, ...] = ()
+
+
+def _roles(seen: Examples, held: Examples, *, known: bool) -> _Roles:
+    """Return the roles of examples; `known`: the model was trained on `seen`, which then decides nothing."""
+    if not known:
+        learned, others = held_out(seen, _JUDGED) if len(seen) > 1 else (seen, seen)
+        return _Roles(seen, learned, others, held, _CALIBRATION.format(plural(len(seen), "example")))
+    reported, judging = judged(held)
+    if judging is None:
+        return _Roles(held, seen, held, held, f"{_the(held)} held out", (_ALSO.format(_the(held)),))
+    told = f"{len(judging)} examples held out"
+    return _Roles(judging, seen, judging, reported, told, (_APART.format(len(judging)),))
 
 
 class _Job:
@@ -163,9 +200,9 @@ class _Job:
         self._falls_back = self._recipe.method == "mixed" and not (request.method or self._has_choice)
         if self._falls_back:
             self._recipe = replace(self._recipe, method="int8")
+        check_file_size(model, self.content, self._recipe.method, self._budget, self._layer_bits, self.file)
         check_layers(layers, self._recipe.method, self._budget, self._layer_bits)
-        self._check_size(model)
-        self._seen, self._held = [], []
+        self._seen, self._held, self._is_known = [], [], False
         variants = [self._manifest.variants[-1]] if self._stages else self._manifest.variants
         for variant in [one.name for one in variants] or [""]:
             seen, held = self._read(model, variant, tell)
@@ -173,9 +210,9 @@ class _Job:
             self._held.append(held)
         self._busy: list[str] = []
         self._disturbed: list[str] = []
-        first = self._seen[0]
-        self._learned, self._others = held_out(first, _JUDGED) if len(first) > 1 else (first, first)
-        self.loss, self._loss_of_others = self._losses(first), self._losses(self._others)
+        self._roles = _roles(self._seen[0], self._held[0], known=self._is_known and self._decides)
+        self.loss = self._losses(self._roles.deciding)
+        self._loss_of_others = self._losses(self._roles.choosing)
 
     def _read(self, model: Model, variant: str, tell: Progress) -> tuple[Examples, Examples]:
         limit = self._request.limit or self._file.recipe.data.limit or None
@@ -185,10 +222,25 @@ class _Job:
             variant,
             limit=limit,
         )
+        seen, held = held_out(examples, self._file.recipe.data.held_out)
         if not self._seen:
-            for line in (examples.description, *examples.remarks):
+            self._is_known, doubts = learned_parts(model, seen, held)
+            held.remarks += doubts
+            for line in (examples.description, *held.remarks):
                 tell(line)
-        return held_out(examples, self._file.recipe.data.held_out)
+        return seen, held
+
+    @property
+    def _decides(self) -> bool:
+        """True if a loss may decide on bits, see `BitSearch.find`, or on a training."""
+        bits, qat = self._recipe.method == "mixed" and self._loss_limits, self._request.qat
+        return bool(bits or qat or (qat is None and self._budget.loss is not None))
+
+    @property
+    def _loss_limits(self) -> bool:
+        """True if `mixed` takes 4 bits as far as the loss allows; else it takes what size or latency need."""
+        limits = self._budget
+        return limits.size is None and (limits.loss is not None or limits.latency_ms is None)
 
     @property
     def _layer_bits(self) -> LayerBits | None:
@@ -198,20 +250,6 @@ class _Job:
     def variant(self) -> str:
         """Return the variant on which figures are measured: the first."""
         return next((one.name for one in self._manifest.variants), "")
-
-    def _check_size(self, model: Model) -> None:
-        """Check before the examples are read that the file will not be too large; `mixed` does so itself."""
-        method = self._recipe.method
-        if method == "mixed" or self._budget.size is None:
-            return
-        try:
-            size = len(self.file(sized_file(self.content, _noise(model), method, self._layer_bits)))
-        except ModelError:
-            return  # examples that fit the model may do
-        if not self._budget.meets("size", size):
-            less = ": try --method mixed, or int4" if self._has_choice and method != "int4" else ""
-            told, found = self._budget.told("size"), self._budget.amount("size", size)
-            raise ModelError(f"the budget {told} cannot be met: {_FILES[method]} takes {found}{less}")
 
     def quantised(self) -> QuantisedModel:
         """Quantise as the recipe says. A latency that cannot be met tells of other work, if there was some."""
@@ -273,29 +311,29 @@ class _Job:
         checkpoint, recipe = self._request.checkpoint, self._file.recipe.qat
         exits = range(0, 2 * len(self._stages), 2)
         return train_quantised(
-            found, self._learned, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
+            found, self._roles.learned, recipe, exits=exits, checkpoint=checkpoint, progress=self._progress
         )
 
     def compared(self, found: QuantisedModel, trained: QuantisedModel) -> tuple[bool, tuple[str, ...]]:
         """Return True if the trained model is kept, and notes that tell why; by examples that it has not seen."""
         before, after = (self._loss_of_others(one.content) for one in (found, trained))
         kept = after < before or (self._request.qat is True and after == before)
-        told = _COMPARED.format(len(self._others), _told(after), _told(before))
+        told = _COMPARED.format(plural(len(self._roles.choosing), "example"), _told(after), _told(before))
         if self._request.qat is None:
-            told = f"{_TRAINED.format(self.loss(found.content) * 100, len(self._seen[0]))}; {told}"
+            told = f"{_TRAINED.format(self.loss(found.content) * 100, self._roles.told)}; {told}"
         return kept, (told if kept else f"{told}: {_NO_BETTER}",)
 
     def _disagreement(self, found: QuantisedModel, steps: Sequence[StepResult]) -> Iterator[str]:
         """Yield what to do about a loss that is over its limit, though the examples that decide had it below."""
         if len(steps) == 2 and self._request.qat is None:
-            yield _NOT_TRAINED.format(len(self._seen[0]), _told(self.loss(found.content)))
+            yield _NOT_TRAINED.format(self._roles.told, _told(self.loss(found.content)))
         elif steps[-1].name == "qat" and steps[-1].kept and self._budget.meets("loss", _lost(steps[0], steps[1])):
             yield _BETTER_UNTRAINED
 
     def measured(self, name: str, content: bytes) -> StepResult:
         """Score a file on the held-out examples, and time it against the float file."""
         self._progress(f"measuring {name}")
-        found = self._score(content, self._held[0])
+        found = self._score(content, self._roles.reported)
         both = [self.content, content]
         latency = self._times(both)[1]
         self._disturbed += [f"{name}: {remark}" for remark in self._busy]
@@ -314,6 +352,15 @@ class _Job:
         if different < min(_DIFFERENT, len(few)):
             yield _ALIKE.format(len(few), "all are the same" if different == 1 else f"only {different} differ")
 
+    def _why_wide(self) -> str:
+        """Say why `mixed` has chosen 4 bits for no layer, see `BitSearch.find`."""
+        if not self._loss_limits:
+            return "INT8 meets the budget"
+        limits = self._budget
+        allowed = "half a percentage point" if limits.loss is None else f"{limits.told('loss')} allows"
+        slow = "" if limits.latency_ms is None else ", or is too slow"
+        return f"with 4 bits in some it loses more of {self._roles.told} than {allowed}{slow}"
+
     def report(self, found: QuantisedModel, steps: list[StepResult]) -> OptimiseReport:
         """Return the report on a result."""
         first, last = steps[0], [step for step in steps if step.kept][-1]
@@ -323,11 +370,13 @@ class _Job:
         )
         if self._falls_back:
             remarks.append(_NO_CHOICE)
+        if self._recipe.method == "mixed" and all(layer.bits != 4 for layer in found.layers):
+            remarks.append(_WIDE.format(self._why_wide()))
         if self._stages:
             remarks.append(_RELEARN)
         if not steps[-1].kept:
             remarks.append(f"{steps[-1].name}: {steps[-1].notes[0]}")
-        remarks += (*self._doubts(), *self._held[0].remarks)
+        remarks += (*self._roles.remarks, *self._doubts(), *self._roles.reported.remarks)
         missed = self._budget.missed(size=last.size, loss=loss, latency_ms=last.latency_ms)
         if self.can_be_met(last) and missed:
             missed += self._disagreement(found, steps)
@@ -341,7 +390,7 @@ class _Job:
             hashlib.sha256(self.file(found.content)).hexdigest(),
             describe_machine(),
             self._request.command,
-            self._held[0].description,
+            self._roles.reported.description,
             str(self._budget) if self._budget != Budget() else "",
             tuple(missed),
             tuple(steps),
@@ -350,17 +399,8 @@ class _Job:
         )
 
 
-def _noise(model: Model) -> list[Examples]:
-    """Return an example of noise for each variant of a model: the size of a file does not depend on them."""
-    found, random, sound = [], np.random.default_rng(0), model.manifest.audio is not None
-    file = read_modelfile(model.content)
-    for variant in [one.name for one in model.manifest.variants] or [""]:
-        for spec in file.ends(model.manifest.chain(variant)[0].signature)[0][:1]:
-            is_picture = len(spec.shape) == 4 and spec.shape[-1] in (1, 3) and not sound
-            noise = random.normal(size=spec.shape).astype(np.float32)
-            data = FoundData(noise.astype(np.uint8) if is_picture else noise, "noise")
-            found.append(Examples(data, spec.shape[1:], model.manifest.input, "noise", sound=sound))
-    return found
+def _the(examples: Examples) -> str:
+    return f"the {plural(len(examples), 'example')}"
 
 
 def _lost(before: StepResult, after: StepResult) -> float:

@@ -32,6 +32,7 @@ from agent.optimise.search.latency import LatencyMeter
 from agent.optimise.search.study import SearchTrial
 from agent.optimise.train import TrainingStep, evaluate, fit
 from agent.storage.files import make_folder, remove, write_atomic
+from agent.text import plural
 
 INT8, FLOAT = "int8.tflite", "float.tflite"
 _FEW = 8
@@ -137,7 +138,7 @@ class SearchCandidate:
             if last or rung_name(epochs) not in self._trial.noted("rungs", {}):
                 module = self._train(epochs)
             if not last and (reason := self._reason_to_stop(rung_name(epochs))):
-                self._trial.stop(f"after {epochs:g} epoch{'s' * (epochs != 1)}: {reason}")
+                self._trial.stop(f"after {plural(float(epochs), 'epoch')}: {reason}")
                 return
         self._finish(module)
 
@@ -168,7 +169,7 @@ class SearchCandidate:
         settings = replace(base, epochs=epochs)
 
         def step(done: TrainingStep) -> None:
-            self._tell(f"training {epochs:g} epochs, {done.done * 100 // done.total} %")
+            self._tell(f"training {plural(float(epochs), 'epoch')}, {done.done * 100 // done.total} %")
             if done.done < done.total and not self._keep_on():
                 raise SearchInterruptedError
 

@@ -21,6 +21,7 @@ from msgspec.structs import replace
 from optuna.exceptions import UpdateFinishedTrialError
 
 from agent.errors import ConfigError, ModelError, VedetteError
+from agent.interrupts import repeated_interrupts
 from agent.optimise.factory import find_factory
 from agent.optimise.inputs import examples_path
 from agent.optimise.recipe import Recipe, read_recipe
@@ -118,7 +119,8 @@ def _start(request: SearchRequest) -> Any:
 def _work(request: SearchRequest) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with suppress(KeyboardInterrupt, VedetteError), study_errors(request.study):  # the first one meets it, too
+    # The first one meets the errors, too.
+    with suppress(KeyboardInterrupt, VedetteError), repeated_interrupts(), study_errors(request.study):
         _Worker(request, _QUIET, _QUIET).run()
 
 

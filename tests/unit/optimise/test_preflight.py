@@ -18,8 +18,8 @@ if load_runtime()[0] != "litert":
 from agent.errors import ConfigError, ModelError
 from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
-from agent.optimise.preflight import check_classes, check_layers, check_pruning
-from agent.optimise.quantise import quantise, read_layers
+from agent.optimise.preflight import _noise, check_classes, check_file_size, check_layers, check_pruning
+from agent.optimise.quantise import quantise, read_layers, sized_file
 from agent.optimise.recipe import Method, QuantiseRecipe, parse_recipe
 from agent.optimise.recipe.budget import Budget
 from tests.support.float_models import classifier, float_file, pictures, write_examples, write_model
@@ -45,6 +45,33 @@ def test_fixed_bits_count_for_the_size() -> None:
     check_layers(layers, "mixed", Budget(size=4.0 * weights + 1), wide)
     with pytest.raises(ModelError, match="cannot be met"):
         check_layers(layers, "mixed", Budget(size=4.0 * weights), wide)
+
+
+def test_a_size_that_is_refused_names_what_makes_a_smaller_file(tmp_path: Path) -> None:
+    content = float_file(classifier())
+    layers = read_layers(content)
+    model = open_whole_model(str(write_model(tmp_path, content)))
+    weights = sum(layer.size for layer in layers.values())
+    with pytest.raises(ModelError, match=r"the weights alone take .*: try the method mixed"):
+        check_layers(layers, "int8", Budget(size=0.9 * weights))
+    with pytest.raises(ModelError, match=r"the weights alone take .*: prune channels"):
+        check_layers(layers, "int8", Budget(size=0.4 * weights))
+    with pytest.raises(ModelError, match="4 bits in all layers that take them: prune channels"):
+        check_layers(layers, "mixed", Budget(size=0.4 * weights))
+    methods: tuple[Method, ...] = ("int8", "int4", "mixed")
+    sizes = [len(sized_file(content, _noise(model), method)) for method in methods]
+    assert sizes == sorted(sizes, reverse=True)
+    cases: tuple[tuple[int, Method, str], ...] = (
+        (sizes[0], "int8", "INT8 takes .*: try the method mixed or int4$"),
+        (sizes[1], "int8", "INT8 takes .*: try the method mixed$"),
+        (sizes[1], "int4", "INT4 takes .*: try the method mixed$"),
+        (sizes[2], "int8", "INT8 takes .*: prune channels"),
+        (sizes[2], "mixed", "4 bits in all layers that take them give .*: prune channels"),
+    )
+    for size, method, told in cases:
+        with pytest.raises(ModelError, match=told):
+            check_file_size(model, content, method, Budget(size=size))
+    check_file_size(model, content, "mixed", Budget(size=sizes[2] + 1))
 
 
 def test_a_fixed_layer_that_is_not_there_is_told_with_its_line() -> None:

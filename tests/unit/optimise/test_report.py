@@ -146,6 +146,17 @@ def test_no_name_escapes_from_its_place(name: str) -> None:
     assert all(len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) >= 3 for line in rows)
 
 
+def test_a_key_that_is_missing_is_named(tmp_path: Path) -> None:
+    for text, key in (
+        ('{"step": "a"}', "model"),
+        ('{"model": "a"}', "step"),
+        ('{"steps": [], "step": ""}', "model"),
+    ):
+        (tmp_path / "r.json").write_text(text)
+        with pytest.raises(ModelError, match=f"{key}. is missing|missing required field `{key}`"):
+            read_report(tmp_path / "r.json")
+
+
 def test_hostile_names_can_be_drawn() -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is of the extra [optimise]")
     steps = tuple(StepResult(HOSTILE, HOSTILE, 0.5, size=3, latency_ms=1e12) for _ in range(50))

@@ -80,6 +80,7 @@ def test_without_faulty_parts_nothing_is_claimed(parts: Path, tmp_path: Path) ->
     assert made["score"] is None
     assert made["notes"][0] == "6 sound parts in memory, 3 others set the limit"
     assert any("without --faulty nothing tells" in one for one in report["remarks"])
+    assert report["remarks"][0] == "9 of 18 sound parts are used, as the limit says"
     assert run("optimise", "anomaly", "inspection", out, *options, "--force").exit_code == 0
     again = run("optimise", "anomaly", out, tmp_path / "again.tflite", *options)
     assert "it is a model of anomalies already" in str(again.exception)

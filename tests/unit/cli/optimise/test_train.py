@@ -37,6 +37,8 @@ round_steps = 2
 anneal_epochs = 2.0
 """
 
+TRAINED = "was trained on examples that are held out here"
+
 
 @pytest.fixture(autouse=True)
 def _short_timing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,8 +81,12 @@ def test_what_is_trained_can_be_pruned_and_quantised(folder: Path) -> None:
     done = run("quantise", folder / "small.tflite", folder / "int8.tflite", *given, "--method", "int8")
     assert done.exit_code == 0, said(done)
     sizes = [(folder / f"{name}.tflite").stat().st_size for name in ("net", "small", "int8")]
+    assert TRAINED not in done.stderr
     assert sizes[1] < 0.5 * sizes[0]
     assert sizes[2] < 0.4 * sizes[1]
+    again = run("quantise", folder / "net.tflite", folder / "half.tflite", *given, "--limit", 40, "--json")
+    assert TRAINED in again.stderr
+    assert TRAINED in str(json.loads(again.stdout)["remarks"])
 
 
 def test_the_table_has_the_right_answers_of_each_class(folder: Path) -> None:

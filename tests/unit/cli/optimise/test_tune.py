@@ -84,19 +84,19 @@ def test_the_model_and_all_reports_are_written(folder: Path) -> None:
 
 def test_a_budget_that_is_not_met_writes_nothing(folder: Path) -> None:
     (folder / "out.tflite").write_bytes(b"before")
-    done = call(folder, "--data", str(folder / "x.npz"), "--budget", "size<100B", "--force")
+    done = call(folder, "--data", str(folder / "x.npz"), "--budget", "latency<0.01us", "--force")
     assert done.exit_code == 1
-    assert "over 100 B" in said(done)
+    assert "us over 0.01 us" in said(done)
     assert written(folder) == ["out.tflite"]
     assert (folder / "out.tflite").read_bytes() == b"before"
-    as_json = call(folder, "--data", str(folder / "x.npz"), "--budget", "size<100B", "--force", "--json")
+    as_json = call(folder, "--data", str(folder / "x.npz"), "--budget", "latency<0.01us", "--force", "--json")
     assert as_json.exit_code == 1
     assert json.loads(as_json.stdout)["missed"], "the report, and nothing else, is on stdout"
 
 
 def test_the_recipe_names_the_examples_and_the_budget(folder: Path) -> None:
     recipe = folder / "r.toml"
-    recipe.write_text('[data]\npath = "x.npz"\n[quantise]\nbudget = "size<100B"\n')
+    recipe.write_text('[data]\npath = "x.npz"\n[quantise]\nbudget = "latency<0.01us"\n')
     done = call(folder, "--recipe", str(recipe))
     assert done.exit_code == 1
     assert "budget" in said(done)

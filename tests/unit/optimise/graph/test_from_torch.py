@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="importing modules needs the extra [optimise]")
+from ai_edge_litert import interpreter
 from torch import nn
 from torch.nn import functional
 
@@ -43,6 +45,22 @@ def imported(module: Any, shape: tuple[int, int, int] = (16, 16, 3), **normalisa
     found = export(randomised(module), shape, **normalisation)
     assert found.difference <= TOLERANCE
     return found
+
+
+def test_what_the_runtime_tells_of_itself_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Telling(interpreter.Interpreter):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+
+        def allocate_tensors(self) -> None:
+            os.write(2, b"INFO: Created a delegate\n")  # once a process
+            super().allocate_tensors()
+
+    monkeypatch.setattr(interpreter, "Interpreter", Telling)
+    imported(conv_norm(3, 8))
+    assert "INFO" not in capfd.readouterr().err
 
 
 def conv_norm(inputs: int, outputs: int, size: int = 3, stride: int = 1, groups: int = 1) -> Any:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -24,11 +25,13 @@ from agent.models.library import open_whole_model
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.evaluate import Score, time_ms
 from agent.optimise.qat import train
+from agent.optimise.quantisation.allocation import fits_int4
 from agent.optimise.quantisation.request import QuantisedFile, QuantiseRequest, logit_outputs, quantise_file
-from agent.optimise.quantise import QuantisedModel, quantise
+from agent.optimise.quantise import QuantisedModel, quantise, read_layers
 from agent.optimise.recipe import Method, QatRecipe, QuantiseRecipe
 from agent.optimise.recipe.budget import short_amount
 from agent.optimise.report import OptimiseReport
+from agent.optimise.source import learned_sample
 from agent.optimise.tune import split
 from tests.support.float_models import (
     CLASSES,
@@ -153,15 +156,20 @@ def true_labels() -> Any:
         return classifier()(x).argmax(1).numpy()
 
 
+def halves(folder: Path) -> tuple[Model, Examples, Examples]:
+    """Return the classifier, the examples for the step, and those held out."""
+    model = open_whole_model(str(write_model(folder, float_file(classifier()))))
+    return model, *split(examples_of(model, folder, COUNT), 0.5)
+
+
+def numbers(some: Examples) -> list[int]:
+    return [int(some.name(index)) for index in range(len(some))]
+
+
 def roles(folder: Path) -> tuple[list[int], list[int], list[int]]:
     """Return which examples are trained on, which choose between the models, and which are reported."""
-    model = open_whole_model(str(write_model(folder, float_file(classifier()))))
-    seen, reported = split(examples_of(model, folder, COUNT), 0.5)
+    _, seen, reported = halves(folder)
     learned, choosing = split(seen, 0.25)
-
-    def numbers(some: Examples) -> list[int]:
-        return [int(some.name(index)) for index in range(len(some))]
-
     return numbers(learned), numbers(choosing), numbers(reported)
 
 
@@ -194,7 +202,10 @@ Lost = dict[str, tuple[float, float]]
 def decided(folder: Path, monkeypatch: pytest.MonkeyPatch, lost: Lost) -> OptimiseReport:
     """Return the report of models that lose so much, with a limit of 1 pp."""
     learned, choosing, reported = (sorted(one) for one in roles(folder))
+    others, judging = (tuple(numbers(one)) for one in split(halves(folder)[2], 0.25))
     parts = {
+        others: "others",
+        judging: "judging",
         tuple(choosing): "choice",
         tuple(reported): "report",
         tuple(sorted(learned + choosing)): "calibration",
@@ -257,17 +268,83 @@ def test_what_the_reported_examples_say_for_a_training_does_not_keep_it(
     assert len(report.missed) == 1
 
 
-@pytest.mark.parametrize("method", ["int8", "dynamic", "int4"])
+def write_training_report(folder: Path) -> None:
+    """Write the report of a training on the part of the examples that is for calibration."""
+    model, seen, _ = halves(folder)
+    report = OptimiseReport("train", "tiny", sha256_after=model.sha256, learned=learned_sample(seen))
+    (folder / "net.report.json").write_bytes(msgspec.json.encode(report))
+
+
+def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide_on_a_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_training_report(tmp_path)
+    report = decided(tmp_path, monkeypatch, {"report": (0.05, 0.0)})
+    assert report.steps[-1].kept
+    assert any("32 examples of these figures have also decided" in one for one in report.remarks)
+    monkeypatch.setattr("agent.optimise.tune_steps._ENOUGH", 8)
+    report = decided(tmp_path, monkeypatch, {"judging": (0.05, 0.0), "others": (0.0, 0.0)})
+    assert "since it loses 5 pp of 8 examples held out" in report.steps[-1].notes[0]
+    assert any("8 other held-out examples have decided" in one for one in report.remarks)
+
+
+def test_of_a_model_that_knows_the_calibration_by_heart_held_out_examples_decide_on_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_training_report(tmp_path)
+    losses: list[Any] = []
+
+    def chosen(content: bytes, *_: Any, loss: Any, **__: Any) -> QuantisedModel:
+        losses.append(loss(content))
+        raise ModelError("chosen")
+
+    def told(_: bytes, some: Examples, *__: Any, **___: Any) -> Score:
+        losses.append(numbers(some))
+        return Score("top-1", 1.0, len(some))
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
+    monkeypatch.setattr("agent.optimise.quantisation.request.quantise", chosen)
+    model, data = str(tmp_path / "net.toml"), tmp_path / "x.npz"
+    with pytest.raises(ModelError, match="chosen"):
+        quantise_file(QuantiseRequest(model, data, method="mixed"), lambda _: None, lambda _: None)
+    assert losses[0] == roles(tmp_path)[2]
+
+
+def test_that_no_layer_has_4_bits_is_told_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(content: bytes, some: Examples, *_: Any, reference: bytes, **__: Any) -> Score:
+        return Score("top-1", 1.0 if content == reference else 0.5, len(some))
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.score", told)
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", lambda _, busy: [1.0, 1.0])
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples_of(model, tmp_path)
+    asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "mixed", "loss<1pp", qat=False)
+    report = quantise_file(asked, lambda _: None, lambda _: None).report
+    because = "it loses more of the 16 examples for calibration than loss < 1 pp allows"
+    assert f"no layer has 4 bits: with 4 bits in some {because}" in report.remarks
+
+
+def least_size(content: bytes, examples: Examples, method: Method) -> int:
+    narrow = {layer.name: 4 for layer in read_layers(content).values() if fits_int4(layer)}
+    recipe = QuantiseRecipe(method="int8" if method == "mixed" else method, examples=16)
+    return len(
+        quantise(content, [examples], recipe, layer_bits=lambda _: narrow if method == "mixed" else {}).content
+    )
+
+
+@pytest.mark.parametrize("method", ["int8", "dynamic", "int4", "mixed"])
 def test_a_size_that_the_file_alone_exceeds_is_told_before_examples_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
     model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
     examples = examples_of(model, tmp_path)
-    size = len(quantise(model.content, [examples], QuantiseRecipe(method=method, examples=16)).content)
+    size = least_size(model.content, examples, method)
     monkeypatch.setattr("agent.optimise.quantisation.request.quantise", None)  # it is not reached
     asked = QuantiseRequest(str(tmp_path / "net.tflite"), tmp_path / "x.npz", None, method)
     unread = replace(asked, budget=f"size<{size / 1000}kB", data=tmp_path / "no.npz")
-    with pytest.raises(ModelError, match=f"cannot be met: .* takes {short_amount(size / 1000)} kB"):
+    with pytest.raises(ModelError, match=f"cannot be met: .* (takes|give) {short_amount(size / 1000)} kB: "):
         quantise_file(unread, lambda _: None, lambda _: None)
     with pytest.raises(TypeError):  # it is reached
         quantise_file(replace(asked, budget=f"size<={size / 1000}kB"), lambda _: None, lambda _: None)
