@@ -4,3 +4,5 @@ from agent.comms.deferred import defer
 
 # paho imports it for the proxies of PySocks, which is not installed; with HTTP and e-mail it takes 3 MB.
 defer("urllib.request")
+# Of no use without TLS, and 1.3 MB.
+defer("ssl")

@@ -30,8 +30,10 @@ _LONGEST = 1024
 class TrackParameters:
     """Knows the newest parameters of a track. For one thread.
 
-    Those of a key frame that can be decoded count at once. Others, as those of other pictures, count if they come
-    again, or if the next key frame comes without any and cannot be decoded with those known before.
+    Those of a key frame that can be decoded count at once. Where those known before give the same picture, as if
+    a damaged SPS names another level, they count after the next key frame, unless that brings the known ones.
+    Others, as those of other pictures, count if they come again, or if the next key frame comes without any and
+    cannot be decoded with those known before.
 
     Attributes:
         codec: h264 or hevc.
@@ -45,6 +47,8 @@ class TrackParameters:
         self._has_counted = False
         self._last: ParameterSets = {}
         self._doubtful: ParameterSets = {}
+        self._fits = False
+        """True if the key frame of the doubtful ones is decoded with them as with those known before."""
 
     @property
     def extradata(self) -> bytes:
@@ -78,20 +82,26 @@ class TrackParameters:
     def _settle(self, found: ParameterSets, key_frame: bytes) -> None:
         """Decide on the parameters of the key frame before: this one may be the first that comes without any."""
         doubtful, self._doubtful = self._doubtful, {}
+        fits, self._fits = self._fits, False
         if doubtful.keys() & found.keys() or (self.are_sure and not doubtful):
             return
-        if is_whole(self.codec, key_frame, self.extradata):
+        if not fits and is_whole(self.codec, key_frame, self.extradata):
             self._take({})
         elif doubtful:
             self._take(doubtful)
 
     def _counts(self, new: ParameterSets, found: ParameterSets, key_frame: bytes) -> bool:
-        """Return True if new parameters come again, or with a key frame that can be decoded."""
+        """Return True if new parameters come again, or with a key frame that can be decoded and needs them."""
         if new.items() <= self._last.items():
             return bool(new)
         has_all = {kind for kind, _ in found} >= set(PARAMETERS[self.codec])
         others = {} if has_all else {key: self.newest[key] for key in self.newest.keys() - found.keys()}
-        return is_whole(self.codec, key_frame, _joined(others))
+        picture = _decoded(self.codec, key_frame, _joined(others))
+        if not picture or not self._has_counted:
+            return bool(picture)
+        known = with_parameters(self.codec, key_frame, self.extradata)
+        self._fits = picture == _decoded(self.codec, known, b"")
+        return not self._fits
 
     def _take(self, found: ParameterSets) -> None:
         """Use these parameters from now on. The PPS that were known are of another SPS if one changes."""
@@ -173,12 +183,18 @@ def is_whole(codec: str, key_frame: bytes, extradata: bytes) -> bool:
     A slice begins with the number of its first block (H.264, 7.3.3), or whether it is the first (H.265, 7.3.6.1):
     of the first, both begin with a 1.
     """
+    return bool(_decoded(codec, key_frame, extradata))
+
+
+def _decoded(codec: str, key_frame: bytes, extradata: bytes) -> tuple[object, ...]:
+    """Return size and pixels of the picture of a key frame; nothing: it is not whole, see `is_whole`."""
     at = first_slice_at(codec, key_frame)
     if at is None or key_frame[at + (1 if codec == "h264" else 2) :][:1] < b"\x80":
-        return False
+        return ()
     context = cast(VideoCodecContext, av.CodecContext.create(codec, "r"))
     context.options, context.thread_count = {"err_detect": "explode"}, 1
     try:
-        return bool(context.decode(Packet(extradata + key_frame)) + context.decode(None))
+        frames = context.decode(Packet(extradata + key_frame)) + context.decode(None)
     except (av.FFmpegError, ValueError):
-        return False
+        return ()
+    return tuple((one.width, one.height, one.format.name, *map(bytes, one.planes)) for one in frames)

@@ -202,10 +202,11 @@ class Connection:
         self._poll.register(wake, select.POLLIN)
         try:
             connect(self._client, self._config, self._protocol, min(left(), self._timings.connect_s))
-        except ssl.SSLCertVerificationError as error:
-            raise explain_certificate(error, self._config, synchronised) from error
         except (OSError, ValueError) as error:
-            raise BrokerError(reasons.explain_opening(error, tls=uses_tls(self._config))) from error
+            tls = uses_tls(self._config)
+            if tls and isinstance(error, ssl.SSLCertVerificationError):
+                raise explain_certificate(error, self._config, synchronised) from error
+            raise BrokerError(reasons.explain_opening(error, tls=tls)) from error
         _limit_unsent(self._client.socket())
         self._await_answer(left, time.monotonic() + patience_s)
 

@@ -31,9 +31,25 @@ LARGEST_WANTED = 256 * 1024
 The largest that is needed is the discovery message: 150 kB for eight cameras with eight labels in two zones."""
 
 
+class _PlainClient(paho.Client):
+    """A client without TLS. Paho's own loads `ssl` whenever there is nothing to read, to look for its errors."""
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        return self._plain().recv(bufsize)
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        return self._plain().send(buf)
+
+    def _plain(self) -> paho.SocketLike:
+        if self._sock is None:
+            raise ConnectionError
+        return self._sock
+
+
 def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: Will) -> paho.Client:
     """Create a client that is not connected. Raise ConfigError if a file of the configuration cannot be used."""
-    client = paho.Client(
+    password, tls = read_password(config), read_certificates(config)
+    client = (_PlainClient if tls is None else paho.Client)(
         CallbackAPIVersion.VERSION2,
         client_id,
         protocol=VERSIONS[protocol],
@@ -45,7 +61,6 @@ def create_client(config: MqttConfig, client_id: str, protocol: Protocol, will: 
     if will is not None:
         client.will_set(*will, qos=1, retain=True, properties=will_properties() if protocol == "5" else None)
     client.ws_set_options(config.ws_path)
-    password, tls = read_password(config), read_certificates(config)
     if config.username:
         client.username_pw_set(config.username, password)
     if tls is not None:

@@ -122,15 +122,19 @@ def _explain_alert(text: str) -> str:
     return next((words for name, words in _ALERTS.items() if f"ALERT_{name}" in text.upper()), "")
 
 
+def _explain_tls(error: Exception) -> str:
+    if not isinstance(error, ssl.SSLCertVerificationError):
+        return _explain_alert(getattr(error, "reason", None) or "") or f"TLS failed: {tls_reason(error)}"
+    text = f"its certificate is not accepted: {error.verify_message}"
+    if error.verify_code in (_NOT_YET, _EXPIRED):
+        text += f"; the clock here says {_shown_time(datetime.now(UTC))}, is that right?"
+    return text
+
+
 def explain_error(error: Exception) -> str:
     """Explain an error of the network or of TLS to a user."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        text = f"its certificate is not accepted: {error.verify_message}"
-        if error.verify_code in (_NOT_YET, _EXPIRED):
-            text += f"; the clock here says {_shown_time(datetime.now(UTC))}, is that right?"
-        return text
-    if isinstance(error, ssl.SSLError):
-        return _explain_alert(getattr(error, "reason", None) or "") or f"TLS failed: {tls_reason(error)}"
+    if type(error).__module__ == ssl.__name__:  # naming its classes would load it after any outage
+        return _explain_tls(error)
     if isinstance(error, socket.gaierror):
         return f"its name cannot be resolved: {error.strerror}"
     if isinstance(error, ConnectionRefusedError):

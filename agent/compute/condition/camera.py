@@ -21,9 +21,9 @@ from agent.types import Array, Image
 
 _DARK, _DARK_SHARE, _LIT_SHARE = 32, 0.01, 0.03
 """Grey level, share of brighter pixels of a picture that is dark, and of one that no longer is."""
-_STILL_SHARE, _STILL_S, _STILL_CHECKS = 0.12, 40.0, 5
-"""Most tiles that a frozen picture changes, such as a clock in it; for how long, s, and in how many checks: of an
-encoded camera with nobody there, a picture comes every 8 s."""
+_STILL_SHARE, _STILL_S, _STILL_CHECKS = 0.12, 40.0, 13
+"""Most tiles that a frozen picture changes, such as a clock in it; for how long, s, and in how many checks: as
+many as a usual camera has in that time. A slow one without noise may show few changes between two pictures."""
 _TILTED = 2.5
 """Turn from which a camera is tilted, degrees."""
 _ACCEPT_S = 3600.0

@@ -7,6 +7,7 @@ take more than three times as long.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -18,7 +19,6 @@ from agent.types import Array, ChannelOrder, Image, Luma, Planes
 
 _BOTH, _ONE = 2, 3
 """Ratios of both sides, or of one, from which these are first halved: averaging is cheap, and skips no pixel."""
-_SHAPES = 8
 _WEIGHTS = {False: (0.299, 0.114), True: (0.2126, 0.0722)}
 """Shares of red and blue in the brightness (ITU-R BT.601, 2.5.1; ITU-R BT.709, 3.2), by whether it is BT.709."""
 _LUMA_RANGE, _COLOUR_RANGE, _BLACK, _GREY = 219.0, 224.0, 16.0, 128.0
@@ -35,12 +35,15 @@ class _Step(Struct, frozen=True, gc=False):
 
 
 class PlaneShrink:
-    """Resizes planes and converts them. For one thread: it keeps its intermediate pictures."""
+    """Resizes planes and converts them. For one thread: it keeps its intermediate pictures.
+
+    Each plane is halved, once or more, in the memory in which the small planes are merged afterwards.
+    """
 
     def __init__(self) -> None:
-        self._halves: dict[tuple[int, ...], Image] = {}
-        self._planes: list[Image] = []
+        self._memory: Image = np.empty(0, np.uint8)
         self._merged: Image = np.empty((0, 0, 3), np.uint8)
+        self._planes: list[Image] = []
         self._form: tuple[tuple[int, ...], ...] = ()
         self._steps: list[list[_Step]] = []
 
@@ -62,21 +65,32 @@ class PlaneShrink:
         """Return how each plane comes to this size; most cameras never change theirs."""
         if self._merged.shape[:2] != (height, width):
             self._planes = [np.empty((height, width), np.uint8) for _ in range(3)]
-            self._merged = np.empty((height, width, 3), np.uint8)
-        return [self._steps_to(small, plane.shape) for plane, small in zip(planes, self._planes, strict=True)]
+        halves = [_half_sizes(plane.shape, (height, width)) for plane in planes]
+        merged = 3 * height * width
+        needed = max(merged, *(sum(map(math.prod, sizes)) for sizes in halves))
+        if self._memory.size < needed:
+            self._memory = np.empty(needed, np.uint8)
+        self._merged = self._memory[:merged].reshape(height, width, 3)
+        return [self._steps_to(*each) for each in zip(self._planes, planes, halves, strict=True)]
 
-    def _steps_to(self, small: Image, shape: tuple[int, ...]) -> list[_Step]:
-        steps = []
-        while (size := _next_size(shape, small.shape)) != shape:
-            if (half := self._halves.get(shape)) is None or half.shape != size:
-                if len(self._halves) > _SHAPES:  # crops have many
-                    self._halves.clear()
-                half = self._halves[shape] = np.empty(size, np.uint8)
+    def _steps_to(self, small: Image, plane: Image, halves: list[tuple[int, int]]) -> list[_Step]:
+        steps, shape, start = [], plane.shape, 0
+        for size in halves:
+            half = self._memory[start : start + math.prod(size)].reshape(size)
             both = size[0] != shape[0] and size[1] != shape[1]
             rows, columns = 2 * size[0], 2 * size[1]
             steps.append(_Step(rows, columns, half, cv2.INTER_AREA if both else cv2.INTER_LINEAR))
-            shape = size
-        return [*steps, _Step(*shape, small, cv2.INTER_LINEAR)]
+            shape, start = size, start + half.size
+        return [*steps, _Step(shape[0], shape[1], small, cv2.INTER_LINEAR)]
+
+
+def _half_sizes(shape: tuple[int, ...], target: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the sizes between a plane's and that of the target, in their order."""
+    sizes = []
+    while (size := _next_size(shape, target)) != shape:
+        sizes.append(size)
+        shape = size
+    return sizes
 
 
 def _next_size(shape: tuple[int, ...], target: tuple[int, ...]) -> tuple[int, int]:

@@ -26,6 +26,9 @@ _GRACE_NS = 2_000_000_000
 _IDLE_S = 10.0
 _SLACK = 1.25
 """A camera that is slow but not lost may take so many times `stall_s` from picture to picture, s."""
+_EARLY = timedelta(seconds=130)
+"""Time by which a further file may begin before what the file before is named after: the event, at the most
+`clips.before_s` later."""
 _RETRY_S = 10.0
 """After a failure a continuous recording begins anew so much later, s."""
 FOREVER_NS = 1 << 62
@@ -68,6 +71,7 @@ class ClipJob:
         self.next_seq, self._until_ns, self.segment_ns = next_seq, until_ns, segment_ns
         self.piece_bytes, self._stall_s = 1 << 62, stall_s
         self.at, self.at_ns = datetime.now(UTC), ring.now_ns()
+        self._named_at: datetime | None = None
         self.file: ClipFile | None = None
         self.finished = self._ended = self.failing = False
         self.files, self.paused_until_s = 0, 0.0
@@ -184,6 +188,17 @@ class ClipJob:
         if self.is_continuous:
             at, at_ns = datetime.now(UTC), self.ring.now_ns()
         return at + timedelta(microseconds=(captured_ns - at_ns) // 1000)
+
+    def name_next(self, began_at: datetime) -> datetime:
+        """Return the UTC for the name of a further file, which sorts after that of the file before.
+
+        A file with the event may begin before it, and two files in one second. A clock that was set back counts.
+        """
+        before = self._named_at or (None if self.is_continuous else self.at)
+        after = None if before is None else before + timedelta(seconds=1)
+        is_early = after is not None and began_at < after <= began_at + _EARLY
+        self._named_at = after if after is not None and is_early else began_at
+        return self._named_at
 
     def packets(self) -> list[TimedPacket]:
         return self.ring.between(self.next_seq, self._until_ns)

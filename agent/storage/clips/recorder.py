@@ -320,7 +320,7 @@ class Recorder:
         first = packets[0]
         began_at, path = job.utc_of(first.packet.captured_ns), job.path
         if job.files or job.is_continuous:  # it may begin in the same second as the file before
-            path = clip_path(self._folder, job.reason, began_at, _token())
+            path = clip_path(self._folder, job.reason, job.name_next(began_at), _token())
         return ClipFile(free_path(path), ClipLabel(job.reason, began_at), first, _sound_of(packets))
 
     def _finish(self, job: ClipJob) -> None:

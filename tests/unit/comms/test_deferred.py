@@ -22,6 +22,11 @@ def test_paho_is_imported_without_http_and_email() -> None:
     assert said(f"import agent.comms.mqtt.paho_client\n{_LOADED}") == [_NOTHING]
 
 
+def test_the_daemon_is_imported_without_tls_and_archives() -> None:
+    found = "print(*(name in sys.modules for name in ('_ssl', '_bz2', '_lzma')))"
+    assert said(f"import agent.daemon.daemon\n{found}") == ["False False False"]
+
+
 @pytest.mark.parametrize(
     "statement",
     ["import urllib.request", "from urllib import request", "import urllib.request as request"],

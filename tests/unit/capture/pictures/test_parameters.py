@@ -109,6 +109,25 @@ def test_a_damaged_sps_changes_nothing_unless_it_comes_again(codec: str) -> None
     assert parameters.newest == parameter_sets(codec, bad)
 
 
+@CODECS
+def test_a_damaged_sps_with_which_its_key_frame_is_decoded_counts_unless_the_next_one_is_as_before(
+    codec: str,
+) -> None:
+    first, second = key_frames(codec)
+    known = parameter_sets(codec, first)
+    sps = known[PARAMETERS[codec][0], 0]
+    level = {"h264": 3, "hevc": 14}[codec]
+    bad = first.replace(sps, sps[:level] + bytes([sps[level] ^ 1]) + sps[level + 1 :])
+    assert is_whole(codec, bad, b"")
+    for after, expected in ((first, first), (bad, bad), (second, bad)):
+        parameters = TrackParameters(codec, b"")
+        for key_frame in (first, bad):
+            parameters.add(key_frame)
+            assert parameters.newest == known
+        parameters.add(after)
+        assert parameters.newest == parameter_sets(codec, expected)
+
+
 def test_parameters_between_key_frames_count_if_they_come_again_or_the_next_key_frame_needs_them() -> None:
     old, new = key_frames("h264"), key_frames("h264", other=True)
     ahead = b"".join(b"\0\0\1" + one for one in parameter_sets("h264", new[0]).values()) + b"\0\0\1\x41slice"

@@ -6,6 +6,8 @@ import logging
 import random
 import select
 import socket
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -297,3 +299,42 @@ def test_a_wake_wakes_from_any_thread_and_only_until_cleared() -> None:
     wake.clear()
     wake.close()
     wake.set()
+
+
+_PUBLISHES_TWICE = """
+import sys
+from agent.comms.mqtt.connection import Connection, WakeupPipe
+from agent.config.mqtt import MqttConfig
+from agent.errors import BrokerError
+
+def connection(port):
+    return Connection(MqttConfig(host="127.0.0.1", port=port), "cam", "5", None)
+
+one = connection(int(sys.argv[1]))
+one.open(WakeupPipe(), lambda: 5.0, 5.0)
+mids, found = [one.publish("a", b"{}", qos=1) for _ in range(2)], []
+while len(found) < 2 and not one.lost:
+    found += one.turn(1.0)
+assert mids == [1, 2] == [answer.mid for answer in found], one.lost
+try:
+    connection(int(sys.argv[2])).open(WakeupPipe(), lambda: 5.0, 5.0)
+except BrokerError as error:
+    print(error, "_ssl" in sys.modules)
+"""
+
+
+def test_a_connection_without_tls_loads_no_tls_while_there_is_nothing_to_read_nor_when_it_fails() -> None:
+    def serve(connection: socket.socket) -> None:
+        connection.recv(4096)
+        connection.sendall(CONNACK_5)
+        connection.recv(4096)
+        for mid in (1, 2):  # when the first is read, two messages are under way, and the second is looked for
+            connection.sendall(bytes([0x40, 2, 0, mid]))
+            time.sleep(0.1)
+
+    with peer(serve) as port:
+        ports = str(port), str(free_port())
+        done = subprocess.run(
+            [sys.executable, "-c", _PUBLISHES_TWICE, *ports], capture_output=True, text=True, check=True
+        )
+    assert done.stdout.split() == ["nothing", "listens", "there", "False"]

@@ -113,6 +113,27 @@ def test_a_quiet_scene_with_noise_is_not_frozen() -> None:
     assert watched.show(100, watched.of(watched.camera.view(), 1.0, 0.7)) == []
 
 
+@pytest.mark.parametrize("apart_s", [3, 5, 10])
+def test_a_place_without_noise_in_which_a_leaf_moves_is_not_frozen_also_of_a_slow_camera(apart_s: int) -> None:
+    watched, random = Watched(fps=1.0 / apart_s), np.random.default_rng(7)
+    still = watched.camera.picture(noise=0.0)
+
+    def take(_: int) -> Image:
+        picture, y, x = still.copy(), random.integers(HEIGHT - 8), random.integers(WIDTH - 8)
+        picture[y : y + 8, x : x + 8] ^= 32
+        return picture
+
+    for _ in range(20):
+        assert watched.show(10.0 * apart_s, take) == []
+
+
+def test_one_picture_of_a_slow_camera_is_frozen_after_as_many_as_another_camera_shows_in_40_s() -> None:
+    watched = Watched(fps=0.125)
+    kept = watched.camera.picture()
+    assert watched.show(100, lambda _: kept) == []
+    assert watched.show(20, lambda _: kept) == ["frozen"]
+
+
 @pytest.mark.parametrize("sigma", [2.5, 5.0])
 def test_a_camera_out_of_focus_is_blurred_until_it_is_sharp(sigma: float) -> None:
     watched = settled()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -111,3 +112,24 @@ def test_fine_structure_is_averaged_and_not_skipped() -> None:
     small = np.zeros((100, 100, 3), np.uint8)
     PlaneShrink()(planes(picture(frame)), small, "bgr")
     assert np.abs(small.astype(np.float64) - 127.5).max() < 12.0
+
+
+def test_parts_of_other_sizes_in_between_change_nothing() -> None:
+    one, kept = PlaneShrink(), np.zeros((40, 48, 3), np.uint8)
+    for width, height in ((960, 540), (321, 243), (90, 700), (960, 540)):
+        fresh = np.zeros_like(kept)
+        one(planes(decoded(width, height)), kept, "bgr")
+        PlaneShrink()(planes(decoded(width, height)), fresh, "bgr")
+        assert np.array_equal(kept, fresh)
+
+
+def test_a_picture_of_1080p_is_halved_in_the_memory_in_which_it_is_merged() -> None:
+    picture, target = planes(decoded(1920, 1080)), np.zeros((416, 416, 3), np.uint8)
+    shrink = PlaneShrink()
+    tracemalloc.start()
+    try:
+        shrink(picture, target, "bgr")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 2.1 * target.nbytes

@@ -172,6 +172,22 @@ def test_a_next_file_that_begins_in_the_second_of_the_event_has_a_name_of_its_ow
     )
 
 
+def test_files_of_a_clip_have_names_in_their_order_also_where_its_event_comes_after_an_outage(made: Made) -> None:
+    made.add_frames(0, 3)
+    made.encoder = Encoder((128, 96))
+    made.add_frames(4, 7)
+    made.recorder.begin(made.footage, PERSON, NOW, round(3.5 * SECOND), 0, 9 * SECOND)
+    made.encoder = Encoder((160, 128))
+    made.add_frames(8, 8)
+    made.encoder = Encoder((128, 96))
+    made.add_frames(9, 19)  # begins in the same second
+    made.clip(3)
+    made.recorder.close(5.0)
+    names = [Path(clip.path).name for clip in made.clips]
+    assert names == sorted(names)
+    assert [clip.began_at for clip in made.clips] == sorted(clip.began_at for clip in made.clips)
+
+
 def test_a_clip_whose_name_is_taken_gets_another(made: Made) -> None:
     path = clip_path(made.folder, PERSON, NOW)
     path.parent.mkdir(parents=True)
