@@ -15,7 +15,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import DivergedError, ModelError
 from agent.optimise.classifier.data import Shape, read_class_examples
 from agent.optimise.classifier.networks import SMALLEST
@@ -234,7 +236,20 @@ def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedM
             f"{network}: gives {found} for one picture, and the examples have {classes} classes: expected "
             f"[1, {classes}]; a function with an argument `classes` is told their number"
         )
+    check_logits(exported.content, network)
     return exported
+
+
+def check_logits(content: bytes, network: str) -> None:
+    """Raise ModelError if the file of a classifier that is to be trained ends in a softmax or a sigmoid.
+
+    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
+    """
+    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
+        raise ModelError(
+            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
+            "take the softmax themselves"
+        )
 
 
 def _settings(recipe: Recipe, shape: Shape, count: int, epochs: float | None) -> TrainingSettings:

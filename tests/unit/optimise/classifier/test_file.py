@@ -50,8 +50,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def train(data: Path, recipe: Recipe = RECIPE, **options: Any) -> TrainedNetwork:
-    request = TrainRequest("tiny", **{"epochs": 6.0, **options})
+def train(data: Path, recipe: Recipe = RECIPE, network: str = "tiny", **options: Any) -> TrainedNetwork:
+    request = TrainRequest(network, **{"epochs": 6.0, **options})
     examples, names = read_pictures(data, request, recipe)
     return train_classifier(examples, names, request, recipe)
 
@@ -201,6 +201,18 @@ def test_a_network_of_other_classes_is_refused(data: Path, tmp_path: Path) -> No
     examples, names = read_pictures(data, request, RECIPE)
     with pytest.raises(ModelError, match=r"gives \[1, 5\] .* 2 classes"):
         train_classifier(examples, names, request, RECIPE)
+
+
+@pytest.mark.parametrize("end", ["Softmax(1)", "Sigmoid()"])
+def test_a_network_that_ends_in_probabilities_is_refused(data: Path, tmp_path: Path, end: str) -> None:
+    net = tmp_path / f"{end.partition('(')[0].lower()}_net.py"
+    net.write_text(
+        "from torch import nn\ndef build():\n"
+        "    layers = [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]\n"
+        f"    return nn.Sequential(*layers, nn.{end})\n"
+    )
+    with pytest.raises(ModelError, match="give the network without it"):
+        train(data, network=f"{net}:build")
 
 
 def test_the_usual_size_is_that_of_an_array_and_else_128(tmp_path: Path, data: Path) -> None:
