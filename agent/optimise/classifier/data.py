@@ -15,8 +15,9 @@ from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.layouts import FoundData, read_data
 from agent.optimise.graph.from_torch import float_tflite
+from agent.text import plain
 
-_MOST = 10_000
+_MOST, _SHOWN = 10_000, 5
 Shape = tuple[int, int, int]
 """Height, width, channels."""
 
@@ -52,6 +53,24 @@ def read_class_examples(
     if len(np.unique(np.asarray(examples.labels))) < 2:
         raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
     return examples, classes
+
+
+def untaught(seen: Examples, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a remark on the classes without an example to learn from.
+
+    Args:
+        seen: examples that are learned from.
+        names: of all classes.
+    """
+    known = set(np.unique(np.asarray(seen.labels)))
+    missing = [plain(name) for number, name in enumerate(names) if number not in known]
+    if not missing:
+        return ()
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return (
+        f"no example of {', '.join(missing[:_SHOWN])}{more} to learn from, all are held out: give more, or a "
+        "smaller `held_out` in [data] of the recipe",
+    )
 
 
 def usual_shape(content: FoundData) -> Shape:

@@ -202,6 +202,12 @@ def test_examples_of_one_class_are_refused(folder: Path) -> None:
     assert not (folder / "study").exists()
 
 
+def test_examples_to_learn_from_of_one_class_are_refused(folder: Path) -> None:
+    np.savez(folder / "data.npz", x=pictures(31), y=np.arange(31) // 30, names=["a", "b"])
+    assert "to learn from are all of one class" in said(search(folder))
+    assert not (folder / "study").exists()
+
+
 def test_a_search_in_which_all_fail_ends_with_the_reason(folder: Path) -> None:
     change(folder, "choices = [4, 8]", "low = 100, high = 200")
     change(folder, "shape = [12, 12, 3]", "shape = [2, 2, 3]")

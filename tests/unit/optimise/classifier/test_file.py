@@ -132,6 +132,30 @@ def test_a_rare_class_is_told(tmp_path: Path) -> None:
     assert any(remark.startswith("broken has ") for remark in remarks)
 
 
+def rare(path: Path, counts: dict[str, int]) -> Path:
+    """Write pictures of which each class has so many."""
+    x, y = pictures(400, classes=len(counts))
+    rows = np.concatenate([np.flatnonzero(y == number)[:count] for number, count in enumerate(counts.values())])
+    np.savez(path / "data.npz", x=x[rows], y=y[rows], names=list(counts))
+    return path / "data.npz"
+
+
+def test_a_class_whose_examples_are_all_held_out_is_named(tmp_path: Path) -> None:
+    data = rare(tmp_path, {"dog": 15, "cat": 15, "frog": 1})
+    told: list[str] = []
+    request = TrainRequest("tiny", epochs=0.5)
+    examples, names = read_pictures(data, request, RECIPE)
+    found = train_classifier(examples, names, request, RECIPE, tell=told.append)
+    (line,) = [one for one in told if "no example of frog to learn from" in one]
+    assert line in found.report.remarks
+    assert not any(one.startswith("frog has 0 ") for one in found.report.remarks)
+
+
+def test_examples_to_learn_from_that_are_of_one_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="to learn from are all of one class"):
+        train(rare(tmp_path, {"dog": 30, "frog": 1}))
+
+
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
