@@ -140,6 +140,16 @@ def rare(path: Path, counts: dict[str, int]) -> Path:
     return path / "data.npz"
 
 
+def test_that_a_picture_is_in_two_classes_is_told(tmp_path: Path) -> None:
+    x, y = pictures(40)
+    x[[7, 9]] = x[[0, 2]]
+    x[11] = x[1]  # the same class twice
+    np.savez(tmp_path / "data.npz", x=x, y=y, names=["dog", "cat"])
+    examples, _ = read_pictures(tmp_path / "data.npz", TrainRequest("tiny"), RECIPE)
+    (remark,) = examples.remarks
+    assert remark == f"{tmp_path / 'data.npz'}: 0 and 7 are the same, in two classes (and 1 other pair)"
+
+
 def test_a_class_whose_examples_are_all_held_out_is_named(tmp_path: Path) -> None:
     data = rare(tmp_path, {"dog": 15, "cat": 15, "frog": 1})
     told: list[str] = []
