@@ -38,12 +38,13 @@ def run_key(module: Any, pictures: NDArray[Any], labels: NDArray[Any], *settings
         labels: their classes.
         settings: of the run.
     """
-    key = {
+    key = _data_key(pictures.shape, _crc(pictures), labels)  # first: a batch follows the number of pictures
+    key |= {
         f"{type(one).__name__.removesuffix('Settings').lower()} {name}": repr(value)
         for one in settings
         for name, value in msgspec.to_builtins(one).items()
     }
-    return key | _data_key(pictures.shape, _crc(pictures), labels) | module_key(module)
+    return key | module_key(module)
 
 
 def examples_key(examples: Examples) -> dict[str, str]:

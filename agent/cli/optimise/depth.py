@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from agent.cli.chart import calibration_png
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, check_places, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, tell_written, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError
 from agent.models.library import prefixed_errors
@@ -88,7 +88,7 @@ def deepen_and_write(name: str, out: Path, options: DepthOptions) -> None:
         write_version(name, out, found.content, report, force=options.force, others=others, keys=found.keys)
         remove(*(folder / one for one in _CHECKPOINTS))
     print_json(found.report) if options.as_json else _print(found.report)
-    _tell(f"{out}: written, with .report.json, {_MARKDOWN} and {_CHART} beside it")
+    tell_written(out, ".report.json", _MARKDOWN, _CHART)
 
 
 def _check(name: str, out: Path, folder: Path, options: DepthOptions) -> None:

@@ -66,7 +66,8 @@ def _shape(text: str) -> tuple[int, int, int]:
     found = _SHAPE.fullmatch(text)
     if found is None:
         raise click.BadParameter(
-            f"{text!r}: expected HEIGHTxWIDTHxCHANNELS, such as 32x32x3", param_hint="--shape"
+            f"{text!r}: expected HEIGHTxWIDTHxCHANNELS, such as 32x32x3, at most 99999x99999x9999",
+            param_hint="--shape",
         )
     return int(found[1]), int(found[2]), int(found[3])
 
@@ -155,6 +156,8 @@ def _print(out: Path, imported: ImportedModule, options: ImportOptions) -> None:
         f"{plain(str(out))}: {len(imported.content)} bytes, {imported.parameters} parameters{counted}\n"
         f"results differ from the module's by at most {imported.difference:.1g} of the largest"
     )
+    if options.weights is None:
+        click.echo("the weights are those that the factory gives: --weights takes those of a training")
     if imported.refusal:
         click.echo(f"imported by litert-torch, since {plain(imported.refusal)}")
     if options.mean is None:

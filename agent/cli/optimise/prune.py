@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, check_places, print_steps, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, print_steps, tell_written, work_folder
 from agent.cli.output import print_json
 from agent.compute.manifest import Model
 from agent.errors import ModelError
@@ -82,7 +82,7 @@ def prune_and_write(name: str, out: Path, options: PruneOptions) -> None:
         write_version(name, out, found.content, report, force=options.force, others=others)
         remove(*(folder / one for one in _CHECKPOINTS))
     print_json(found.report) if options.as_json else print_steps(found.report, 1)
-    _tell(f"{out}: written, with .report.json and {_CHART} beside it")
+    tell_written(out, ".report.json", _CHART)
 
 
 def _check(name: str, out: Path, folder: Path, options: PruneOptions) -> None:

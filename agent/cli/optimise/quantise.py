@@ -10,7 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, check_places, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, tell_written, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ModelError, ReportedError
 from agent.models.library import prefixed_errors
@@ -57,7 +57,7 @@ def quantise_and_write(out: Path, *, work: Path | None, force: bool, as_json: bo
         remove(folder / _CHECKPOINT)
     if report.missed:
         raise ReportedError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
-    _tell(f"{out}: written, with .report.json beside it")
+    tell_written(out, ".report.json")
 
 
 def _write(request: QuantiseRequest, out: Path, *, force: bool, as_json: bool) -> OptimiseReport:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 
 from agent.cli.optimise import show_progress
-from agent.cli.optimise.work import check_model_room, check_places, work_folder
+from agent.cli.optimise.work import check_model_room, check_places, tell_written, work_folder
 from agent.cli.output import NO_VALUE, console, open_table, print_json
 from agent.errors import ReportedError
 from agent.models.version_writer import check_version, write_version
@@ -84,7 +84,7 @@ def _tell_end(request: TuneRequest, out: Path, found: TunedModel) -> None:
     if report.missed:
         raise ReportedError(f"the budget is not met, and nothing is written: {'; '.join(report.missed)}")
     if report.sha256_before != report.sha256_after:
-        _tell(f"{out}: written, with .report.json, .report.md and .report.html beside it")
+        tell_written(out, ".report.json", ".report.md", ".report.html")
     elif found.failures:
         failed = "; ".join(found.failures)
         raise ReportedError(f"{request.model}: nothing is written, since steps failed: {failed}")

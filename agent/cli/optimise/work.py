@@ -111,6 +111,20 @@ def _tell_kept(files: Sequence[Path], before: Mapping[Path, int], error: BaseExc
     click.echo(plain(told), err=True)
 
 
+def tell_written(out: Path, *others: str) -> None:
+    """Tell which files a step has written.
+
+    Args:
+        out: the model; if it has a manifest, that is named, too.
+        others: suffixes of the files beside it.
+    """
+    own = [".toml"] if out.with_suffix(".toml").exists() else []
+    *most, last = *own, *others
+    told = f"{', '.join(most)} and {last}" if most else last
+    show_progress("")
+    click.echo(plain(f"{out}: written, with {told} beside it"), err=True)
+
+
 def print_steps(report: OptimiseReport, notes: int | None = None) -> None:
     """Print the score, the size and the time of each step as a table, and the remarks.
 

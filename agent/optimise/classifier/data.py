@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,9 @@ from agent.errors import ModelError
 from agent.optimise.data import Examples, read_examples
 from agent.optimise.data.layouts import FoundData, read_data
 from agent.optimise.graph.from_torch import float_tflite
+from agent.text import plain, plural
 
-_MOST = 10_000
+_MOST, _SHOWN = 10_000, 5
 Shape = tuple[int, int, int]
 """Height, width, channels."""
 
@@ -51,7 +52,36 @@ def read_class_examples(
     examples = read_examples(path, model, limit=limit or None)
     if len(np.unique(np.asarray(examples.labels))) < 2:
         raise ModelError(f"{examples.description}: all of one class: training needs two classes or more")
+    examples.remarks += tuple(f"{path}: {line}" for line in _in_two_classes(examples))
     return examples, classes
+
+
+def _in_two_classes(examples: Examples) -> Iterator[str]:
+    """Yield a remark on examples that are the same and have different labels."""
+    labels, known = np.asarray(examples.labels), dict[str, int]()
+    firsts = [known.setdefault(examples.digest(index), index) for index in range(len(examples))]
+    if found := [(first, index) for index, first in enumerate(firsts) if labels[first] != labels[index]]:
+        one, other = (examples.name(index) for index in found[0])
+        more = f" (and {plural(len(found) - 1, 'other pair')})" if len(found) > 1 else ""
+        yield f"{one} and {other} are the same, in two classes{more}"
+
+
+def untaught(seen: Examples, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a remark on the classes without an example to learn from.
+
+    Args:
+        seen: examples that are learned from.
+        names: of all classes.
+    """
+    known = set(np.unique(np.asarray(seen.labels)))
+    missing = [plain(name) for number, name in enumerate(names) if number not in known]
+    if not missing:
+        return ()
+    more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+    return (
+        f"no example of {', '.join(missing[:_SHOWN])}{more} to learn from, all are held out: give more, or a "
+        "smaller `held_out` in [data] of the recipe",
+    )
 
 
 def usual_shape(content: FoundData) -> Shape:

@@ -15,15 +15,18 @@ from msgspec import Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from agent.compute.decode.defaults import facts_of
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
+from agent.compute.tflite.read import read_modelfile
 from agent.errors import DivergedError, ModelError
-from agent.optimise.classifier.data import Shape, read_class_examples
+from agent.optimise.classifier.data import Shape, read_class_examples, untaught
 from agent.optimise.classifier.networks import SMALLEST
 from agent.optimise.data import Examples
 from agent.optimise.evaluate import Score, score, time_ms
 from agent.optimise.factory import build_classifier, load_weights, save_module
 from agent.optimise.graph.from_torch import ImportedModule, export
 from agent.optimise.inputs import FIT_COPIES, check_room
+from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import pixels, training_settings
 from agent.optimise.recipe import Recipe
 from agent.optimise.report import OptimiseReport, StepResult, describe_machine
@@ -137,10 +140,12 @@ def train_classifier(
         tell: called with a line on what is going to be done.
 
     Raises:
-        ModelError: the network cannot be built, trained or emitted, or gives another number of classes.
+        ModelError: the network cannot be built, trained or emitted, or gives another number of classes; or the
+            examples to learn from are of one class.
         StorageError: the checkpoint cannot be read or written.
     """
     seen, measured = split(examples, recipe.data.held_out)
+    check_classes(examples, seen)
     shape: Shape = (examples.shape[0], examples.shape[1], examples.shape[2])
     _check_side(request.network, shape)
     torch.manual_seed(recipe.train.seed)
@@ -152,6 +157,8 @@ def train_classifier(
         f"{exported.parameters} parameters, {exported.multiply_adds / 1e6:.1f} million multiply-adds; "
         f"{plural(float(settings.epochs), 'epoch')}"
     )
+    for line in untaught(seen, names):
+        tell(line)
     draw_training(())  # that matplotlib is missing is told now and not in an hour
     history = fit(
         module,
@@ -234,7 +241,20 @@ def _checked(module: Any, network: str, shape: Shape, classes: int) -> ImportedM
             f"{network}: gives {found} for one picture, and the examples have {classes} classes: expected "
             f"[1, {classes}]; a function with an argument `classes` is told their number"
         )
+    check_logits(exported.content, network)
     return exported
+
+
+def check_logits(content: bytes, network: str) -> None:
+    """Raise ModelError if the file of a classifier that is to be trained ends in a softmax or a sigmoid.
+
+    The loss takes a softmax, and so does the decoder of the manifest that a training writes.
+    """
+    if facts_of(content, read_modelfile(content)).endings[0] == "probabilities":
+        raise ModelError(
+            f"{network}: ends in a softmax or a sigmoid: give the network without it; training and the board "
+            "take the softmax themselves"
+        )
 
 
 def _settings(recipe: Recipe, shape: Shape, count: int, epochs: float | None) -> TrainingSettings:
@@ -285,7 +305,7 @@ def _report(
         command=request.command,
         examples=measured.description,
         steps=(step,),
-        remarks=(*_remarks(labels, _labels(seen), names), *measured.remarks, *busy),
+        remarks=(*untaught(seen, names), *_remarks(labels, _labels(seen), names), *measured.remarks, *busy),
         learned=learned_sample(seen),
     )
 
@@ -299,9 +319,10 @@ def _shares(right: NDArray[np.bool_], labels: NDArray[np.int64], classes: int) -
 
 def _remarks(measured: NDArray[np.int64], seen: NDArray[np.int64], names: Sequence[str]) -> Iterator[str]:
     counts = np.bincount(seen, minlength=len(names))
-    if counts.min() < _RARE * counts.max():
-        rare, often = plain(names[int(counts.argmin())]), plain(names[int(counts.argmax())])
-        yield f"{rare} has {plural(int(counts.min()), 'example')} to learn from, and {often} {counts.max()}"
+    rarest = int(np.where(counts, counts, counts.max()).argmin())  # of those that have one
+    if counts[rarest] < _RARE * counts.max():
+        rare, often = plain(names[rarest]), plain(names[int(counts.argmax())])
+        yield f"{rare} has {plural(int(counts[rarest]), 'example')} to learn from, and {often} {counts.max()}"
     if (few := np.bincount(measured, minlength=len(names)).min()) < _FEW:
         yield f"a class has only {plural(int(few), 'example')} to measure on: the score may be some per cent off"
 

@@ -386,10 +386,11 @@ def read_examples(
     if len(content.pictures) < _FEWEST:
         found = plural(len(content.pictures), "example")
         raise ModelError(f"{path}: {found}; expected at least {_FEWEST}")
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = (content.left_out,) if content.left_out else ()
     if not (own_classes and content.classes is not None):
         _check_classifier(content, path, model, outputs)
-        content, remarks = _matched(content, path, model, outputs)
+        content, doubts = _matched(content, path, model, outputs)
+        remarks += doubts
     sound = model.manifest.audio is not None
     examples = Examples(content, inputs[0].shape[1:], model.manifest.input, str(path), sound=sound)
     if limit is not None and limit < len(examples):

@@ -9,12 +9,14 @@ import lzma
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from agent.capture.images import SUFFIXES
@@ -23,6 +25,8 @@ from agent.text import plain, plural
 from agent.types import Array
 
 _IMAGES, _LABELS, _CLASSES = "images", "labels", "classes.txt"
+_OTHER = frozenset({".avif", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".tif", ".tiff", ".webp"})
+"""Suffixes of pictures that are not read."""
 _IN_MEMORY = 2 * 1024**3
 """Most bytes of a compressed archive's files, which are kept in memory."""
 _CLASSES_MAX = 1_000_000
@@ -84,6 +88,7 @@ class FoundData(Struct, frozen=True):
         objects: of each example, numbers among `names`; None: there are no boxes.
         names: of the classes; empty: not known.
         places: where each class number of `objects` was found.
+        left_out: what is said of pictures that are not read; empty: there are none.
     """
 
     pictures: tuple[tuple[str, DataFile], ...] | Array
@@ -92,6 +97,7 @@ class FoundData(Struct, frozen=True):
     objects: tuple[ObjectBoxes, ...] | None = None
     names: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    left_out: str = ""
 
     @property
     def has_pictures(self) -> bool:
@@ -108,15 +114,39 @@ def read_data(path: Path) -> FoundData:
     if path.suffix == ".npz":
         return _read_arrays(path)
     files = _without_top(dict(sorted(_list(path))))
-    pictures = {name: file for name, file in files.items() if _is_picture(name)}
+    pictures = {name: file for name, file in files.items() if _suffix(name) in SUFFIXES}
+    left_out = _left_out(files)
     if not pictures:
-        kinds = ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
-        raise ModelError(f"{path}: no pictures ({kinds}) in it")
+        raise ModelError(f"{path}: no pictures ({_kinds()}) in it" + (f"; {left_out}" if left_out else ""))
+    found = _read_pictures(path, files, pictures)
+    return replace(found, left_out=f"{path}: {left_out}") if left_out else found
+
+
+def _suffix(name: str) -> str:
+    return "" if name.endswith("/") else PurePosixPath(name).suffix.lower()
+
+
+def _kinds() -> str:
+    return ", ".join(sorted(suffix.removeprefix(".") for suffix in SUFFIXES))
+
+
+def _left_out(names: Iterable[str]) -> str:
+    """Return what is said of pictures that are not read; empty: there are none."""
+    counts = Counter(suffix for name in names if (suffix := _suffix(name)) in _OTHER)
+    if not counts:
+        return ""
+    told = " and ".join(f"{plural(count, 'file')} of {suffix}" for suffix, count in sorted(counts.items()))
+    return f"{told} {'is' if counts.total() == 1 else 'are'} left out: pictures are read from {_kinds()}"
+
+
+def _read_pictures(path: Path, files: _Files, pictures: _Files) -> FoundData:
     if (boxed := _read_annotated(path, files, pictures)) is not None:
         return boxed
     tops = {name.partition("/")[0] if "/" in name else "" for name in pictures}
     if _IMAGES in tops:
         return _read_yolo(path, files, {name: file for name, file in pictures.items() if _top(name) == _IMAGES})
+    if len(tops) == 1 and "" not in tops:
+        tops |= {_top(name) for name in files if "/" in name and _suffix(name) in _OTHER}
     if len(tops) == 1:  # a single folder is no choice between classes
         return FoundData(tuple(pictures.items()), "pictures without labels")
     if "" in tops:
@@ -160,10 +190,6 @@ def _is_coco(file: DataFile) -> bool:
 
 def _top(name: str) -> str:
     return name.partition("/")[0]
-
-
-def _is_picture(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def _list(path: Path) -> Iterator[tuple[str, DataFile]]:
@@ -232,7 +258,9 @@ def _read_folders(path: Path, files: _Files, pictures: _Files) -> FoundData:
     classes = np.array([names.index(_top(name)) for name in pictures], np.int64)
     counts = np.bincount(classes, minlength=len(names))
     if empty := [names[number] for number in np.flatnonzero(counts == 0)]:
-        raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: each sub-folder is a class")
+        left_out = _left_out(name for name in files if _top(name) in empty)
+        why = left_out or "each sub-folder is a class"
+        raise ModelError(f"{path}: no picture in {plain(', '.join(empty))}: {why}")
     if wrong := [name for name in names if not _is_text(name)]:
         raise ModelError(f"{path}: the name of the class {plain(wrong[0])} is not UTF-8: rename the folder")
     words = f"{plural(len(names), 'class', 'classes')} by sub-folder"

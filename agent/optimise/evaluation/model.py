@@ -205,7 +205,7 @@ def evaluate_model(
         ModelError: a model cannot be run, or the examples have no labels, or not those that are asked for.
     """
     if examples.kind == "none":
-        raise ModelError("the examples have no labels: give a sub-folder for each class, or boxes")
+        raise ModelError("the examples have no labels: give two sub-folders of classes or more, or boxes")
     if examples.kind == "boxes":
         load_coco()  # before the first picture
     kept = kept or KeptResults()

@@ -59,6 +59,9 @@ _JOIN = {operator.add, operator.iadd, operator.sub, operator.mul, operator.imul,
 """Operations of two inputs, whose channels then belong together."""
 
 
+_SHOWN = 3
+
+
 class GroupMember(Struct, frozen=True):
     """A layer that has the channels of a group.
 
@@ -135,8 +138,16 @@ def channel_groups(module: Any, shape: tuple[int, ...]) -> tuple[ChannelGroup, .
     ]
     groups.sort(key=lambda group: order[group.name])
     if not groups:
-        raise ModelError(f"{type(module).__name__}: has no channels that can be removed")
+        raise ModelError(f"{type(module).__name__}: has no channels that can be removed: {_why(search)}")
     return tuple(groups)
+
+
+def _why(search: _Search) -> str:
+    """Return why no group of channels can be removed."""
+    if not search.unknown:
+        return "all of them reach the output"
+    more = f" and {len(search.unknown) - _SHOWN} more" if len(search.unknown) > _SHOWN else ""
+    return f"they reach the output, or what keeps all of its channels: {', '.join(search.unknown[:_SHOWN])}{more}"
 
 
 def _traced(module: Any, shape: tuple[int, ...]) -> Any:
@@ -158,6 +169,7 @@ class _Search:
         self.values: dict[Any, _Value] = {}
         self.spaces: list[_Space] = []
         self.seen: dict[str, None] = {}
+        self.unknown: list[str] = []
         for node in traced.graph.nodes:
             self._visit(node)
 
@@ -170,8 +182,18 @@ class _Search:
         value = handler(node) if handler else None
         if value is None:
             self._fix_inputs(node)
+            if node.op.startswith("call_"):
+                self.unknown.append(self._described(node))
             value = _Value(self._space(_channels(node), fixed=True))
         self.values[node] = value
+
+    def _described(self, node: Any) -> str:
+        """Return the name and the kind of an operation."""
+        if node.op != "call_module":
+            return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
+        module = self.modules[node.target]
+        groups = f" with groups={module.groups}" if getattr(module, "groups", 1) > 1 else ""
+        return f"{node.target} ({type(module).__name__}{groups})"
 
     def _module_handler(self, node: Any) -> Callable[[Any], _Value | None] | None:
         module = self.modules[node.target]

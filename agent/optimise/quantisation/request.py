@@ -62,6 +62,12 @@ _BETTER_UNTRAINED = "without training it is within the limit of these examples: 
 _SIGMOIDS = ("blazeface", "landmarks")
 """Decoders whose option `logits` means a sigmoid of a tensor that holds scores alone."""
 _DOUBT = "it loses {:.3g} pp of {}: give examples of the kind that the model will see, more of them, or --qat"
+_SLOWER = (
+    "slower than the float model on this machine, {:.3g} ms instead of {:.3g}: measure both on the board with "
+    "`vedette bench` before you take it"
+)
+_NOISE, _NOISE_MS = 0.05, 0.01
+"""Difference of times, as a share and at least in milliseconds, up to which nothing is told."""
 _NO_CHOICE = "no layer is left that takes 4 bits: quantised by int8"
 _WIDE = "no layer has 4 bits: {}"
 _RELEARN = (
@@ -368,6 +374,7 @@ class _Job:
         remarks = (
             [_DOUBT.format(loss * 100, last.metric)] if loss > _DOUBTFUL and self._budget.loss is None else []
         )
+        remarks += _slower(first, last)
         if self._falls_back:
             remarks.append(_NO_CHOICE)
         if self._recipe.method == "mixed" and all(layer.bits != 4 for layer in found.layers):
@@ -405,6 +412,14 @@ def _the(examples: Examples) -> str:
 
 def _lost(before: StepResult, after: StepResult) -> float:
     return (before.score or 0.0) - (after.score or 0.0)
+
+
+def _slower(before: StepResult, after: StepResult) -> Iterator[str]:
+    """Yield a remark on a result that takes longer than the model before."""
+    assert before.latency_ms is not None
+    assert after.latency_ms is not None
+    if after.latency_ms - before.latency_ms > max(_NOISE_MS, _NOISE * before.latency_ms):
+        yield _SLOWER.format(after.latency_ms, before.latency_ms)
 
 
 def _told(loss: float) -> str:

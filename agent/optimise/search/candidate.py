@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from optuna.exceptions import OptunaError
 
 from agent.errors import ConfigError, FleetError, ModelError, StorageError
+from agent.optimise.classifier.file import check_logits
 from agent.optimise.evaluate import score
 from agent.optimise.factory import call_factory
 from agent.optimise.graph.from_torch import export, float_tflite
@@ -151,6 +152,7 @@ class SearchCandidate:
             return
         self._tell("measuring the latency")
         content = float_tflite(self._build(), self._search.shape, mean=self._search.mean, std=self._search.std)
+        check_logits(content, self._space.source)
         few = self._space.data.seen.take(range(min(_FEW, len(self._space.data.seen))))
         found = quantise(content, [few], QuantiseRecipe(method="int8", examples=_FEW)).content
         busy: list[str] = []

@@ -11,8 +11,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from agent.compute.manifest import InputManifest, Manifest, OutputManifest
-from agent.optimise.classifier.data import read_class_examples
+from agent.optimise.classifier.data import read_class_examples, untaught
 from agent.optimise.data import Examples
+from agent.optimise.preflight import check_classes
 from agent.optimise.pruning.file import pixels
 from agent.optimise.recipe import Recipe
 from agent.optimise.tune import split
@@ -62,14 +63,16 @@ def read_search_data(path: Path, recipe: Recipe) -> SearchData:
         recipe: its sections `[search]` and `[data]` count.
 
     Raises:
-        ModelError: they cannot be read, have no classes, or do not fit the shape.
+        ModelError: they cannot be read, have no classes or too few to learn from, or do not fit the shape.
     """
     preparation = InputManifest(mean=(recipe.search.mean,) * 3, std=(recipe.search.std,) * 3)
     shape, limit, source = recipe.search.shape, recipe.data.limit, recipe.search.space
     examples, classes = read_class_examples(path, shape, preparation, limit=limit, source=source)
     seen, held = split(examples, recipe.data.held_out)
+    check_classes(examples, seen)
     compared, unseen = split(held, 0.5)
     names = tuple(examples.names) or tuple(map(str, range(classes)))
+    seen.remarks += untaught(seen, names)
     pictures, labels = pixels(seen, preparation), np.ascontiguousarray(examples.labels)
     return SearchData(
         seen=seen,

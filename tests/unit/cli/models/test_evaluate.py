@@ -310,7 +310,7 @@ def test_what_cannot_be_evaluated_says_why(colours: Path, tmp_path: Path) -> Non
         assert cv2.imwrite(
             str(loose / f"{number}.png"), picture_models.picture(picture_models.COLOURS[number % 3])
         )
-    assert "the examples have no labels" in refusal(colours, loose)
+    assert "no labels: give two sub-folders of classes or more" in refusal(colours, loose)
     (data / "red").rename(data / "pink")
     assert "the model has no class 'pink'" in refusal(colours, data)
     assert run(colours, data, "--target-recall", "nan").exit_code == 2

@@ -84,6 +84,18 @@ def test_without_a_normalisation_the_manifest_has_none(folder: Path) -> None:
     assert tomllib.loads((folder / "net.toml").read_text())["input"] == {"order": "bgr"}
 
 
+def test_that_the_factory_gave_the_weights_is_told(folder: Path) -> None:
+    import torch
+
+    assert "the weights are those that the factory gives" in call(folder, *NORMALISED).stdout
+    from agent.optimise.factory import load_factory
+
+    torch.save(load_factory(f"{folder / 'cli_net.py'}:small").state_dict(), folder / "net.pt")
+    done = call(folder, *NORMALISED, "--weights", folder / "net.pt", "--force")
+    assert done.exit_code == 0, said(done)
+    assert "the factory" not in done.output
+
+
 def test_files_are_replaced_only_when_asked(folder: Path) -> None:
     assert call(folder, *NORMALISED).exit_code == 0
     assert "--force" in said(call(folder, *NORMALISED))
@@ -95,6 +107,7 @@ def test_files_are_replaced_only_when_asked(folder: Path) -> None:
     [
         (("--shape", "16x16"), "HEIGHTxWIDTHxCHANNELS"),
         (("--shape", "0x16x3"), "HEIGHTxWIDTHxCHANNELS"),
+        (("--shape", "100000x16x3"), "at most 99999x99999x9999"),
         (("--shape", "16x16x3", "--mean", "1"), "give both"),
         (("--shape", "16x16x3", "--mean", "a", "--std", "2"), "expected one number, or 3"),
         (("--shape", "16x16x3", "--mean", "1,2", "--std", "2"), "expected one number, or 3"),

@@ -99,6 +99,7 @@ def test_model_manifest_report_and_chart_are_written(folder: Path) -> None:
     assert (folder / "new.png").read_bytes().startswith(b"\x89PNG")
     assert look_up(str(folder / "new.tflite")).manifest.output.labels == ("red", "green", "blue")
     assert not (folder / "new.work").exists()
+    assert f"{folder / 'new.tflite'}: written, with .toml, .report.json and .png beside it" in done.stderr
 
 
 def test_what_was_timed_beside_other_work_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

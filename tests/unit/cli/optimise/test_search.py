@@ -189,9 +189,22 @@ def test_trials_that_all_fail_are_no_success(folder: Path) -> None:
     assert json.loads(search(folder, "--trials", 2, "--json").stdout)["front"] == []
 
 
+def test_networks_that_end_in_a_softmax_fail_before_their_training(folder: Path) -> None:
+    (folder / "search_net.py").write_text(
+        SPACE.replace("nn.Linear(4 * width, 4)", "nn.Linear(4 * width, 4), nn.Softmax(1)")
+    )
+    assert "search_net.py:build: ends in a softmax" in said(search(folder, "--trials", 1))
+
+
 def test_examples_of_one_class_are_refused(folder: Path) -> None:
     np.savez(folder / "data.npz", x=pictures(20), y=np.zeros(20, int), names=["a", "b"])
     assert "all of one class" in said(search(folder))
+    assert not (folder / "study").exists()
+
+
+def test_examples_to_learn_from_of_one_class_are_refused(folder: Path) -> None:
+    np.savez(folder / "data.npz", x=pictures(31), y=np.arange(31) // 30, names=["a", "b"])
+    assert "to learn from are all of one class" in said(search(folder))
     assert not (folder / "study").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from agent.cli.main import vedette
-from agent.cli.optimise.work import check_model_room, work_folder
+from agent.cli.optimise.work import check_model_room, tell_written, work_folder
 from agent.errors import DivergedError, ModelError, StorageError
 
 NAMES = ("a.checkpoint", "b.checkpoint")
@@ -26,6 +26,16 @@ def test_nothing_is_left_of_a_run_that_ends(tmp_path: Path) -> None:
     with work_folder(folder, NAMES):
         assert folder.is_dir()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_the_files_that_are_written_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], has_manifest: bool
+) -> None:
+    if has_manifest:
+        (tmp_path / "net.toml").touch()
+    tell_written(tmp_path / "net.tflite", ".report.json")
+    assert (".toml and .report.json" in capsys.readouterr().err) is has_manifest
 
 
 def test_a_checkpoint_stays_after_an_error_and_that_is_told(

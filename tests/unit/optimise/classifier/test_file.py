@@ -50,8 +50,8 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data.npz"
 
 
-def train(data: Path, recipe: Recipe = RECIPE, **options: Any) -> TrainedNetwork:
-    request = TrainRequest("tiny", **{"epochs": 6.0, **options})
+def train(data: Path, recipe: Recipe = RECIPE, network: str = "tiny", **options: Any) -> TrainedNetwork:
+    request = TrainRequest(network, **{"epochs": 6.0, **options})
     examples, names = read_pictures(data, request, recipe)
     return train_classifier(examples, names, request, recipe)
 
@@ -132,6 +132,40 @@ def test_a_rare_class_is_told(tmp_path: Path) -> None:
     assert any(remark.startswith("broken has ") for remark in remarks)
 
 
+def rare(path: Path, counts: dict[str, int]) -> Path:
+    """Write pictures of which each class has so many."""
+    x, y = pictures(400, classes=len(counts))
+    rows = np.concatenate([np.flatnonzero(y == number)[:count] for number, count in enumerate(counts.values())])
+    np.savez(path / "data.npz", x=x[rows], y=y[rows], names=list(counts))
+    return path / "data.npz"
+
+
+def test_that_a_picture_is_in_two_classes_is_told(tmp_path: Path) -> None:
+    x, y = pictures(40)
+    x[[7, 9]] = x[[0, 2]]
+    x[11] = x[1]  # the same class twice
+    np.savez(tmp_path / "data.npz", x=x, y=y, names=["dog", "cat"])
+    examples, _ = read_pictures(tmp_path / "data.npz", TrainRequest("tiny"), RECIPE)
+    (remark,) = examples.remarks
+    assert remark == f"{tmp_path / 'data.npz'}: 0 and 7 are the same, in two classes (and 1 other pair)"
+
+
+def test_a_class_whose_examples_are_all_held_out_is_named(tmp_path: Path) -> None:
+    data = rare(tmp_path, {"dog": 15, "cat": 15, "frog": 1})
+    told: list[str] = []
+    request = TrainRequest("tiny", epochs=0.5)
+    examples, names = read_pictures(data, request, RECIPE)
+    found = train_classifier(examples, names, request, RECIPE, tell=told.append)
+    (line,) = [one for one in told if "no example of frog to learn from" in one]
+    assert line in found.report.remarks
+    assert not any(one.startswith("frog has 0 ") for one in found.report.remarks)
+
+
+def test_examples_to_learn_from_that_are_of_one_class_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="to learn from are all of one class"):
+        train(rare(tmp_path, {"dog": 30, "frog": 1}))
+
+
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
@@ -201,6 +235,18 @@ def test_a_network_of_other_classes_is_refused(data: Path, tmp_path: Path) -> No
     examples, names = read_pictures(data, request, RECIPE)
     with pytest.raises(ModelError, match=r"gives \[1, 5\] .* 2 classes"):
         train_classifier(examples, names, request, RECIPE)
+
+
+@pytest.mark.parametrize("end", ["Softmax(1)", "Sigmoid()"])
+def test_a_network_that_ends_in_probabilities_is_refused(data: Path, tmp_path: Path, end: str) -> None:
+    net = tmp_path / f"{end.partition('(')[0].lower()}_net.py"
+    net.write_text(
+        "from torch import nn\ndef build():\n"
+        "    layers = [nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]\n"
+        f"    return nn.Sequential(*layers, nn.{end})\n"
+    )
+    with pytest.raises(ModelError, match="give the network without it"):
+        train(data, network=f"{net}:build")
 
 
 def test_the_usual_size_is_that_of_an_array_and_else_128(tmp_path: Path, data: Path) -> None:

@@ -148,6 +148,35 @@ def test_pictures_of_one_folder_have_no_labels(tmp_path: Path) -> None:
         assert (read_examples(path, MODEL).kind, len(read_examples(path, MODEL))) == ("none", 8)
 
 
+def test_pictures_of_other_formats_are_left_out_and_told(tmp_path: Path) -> None:
+    by_class(tmp_path)
+    for name in ("red/1.webp", "red/2.WEBP", "blue/1.tif", "blue/notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    remark = read_examples(tmp_path, MODEL).remarks[0]
+    assert "1 file of .tif and 2 files of .webp are left out: " in remark
+    assert "bmp, jpeg, jpg, png" in remark
+
+
+@pytest.mark.parametrize("classes", [COLOURS, COLOURS[1:]])
+def test_a_class_whose_pictures_are_all_left_out_does_not_vanish(
+    tmp_path: Path, classes: tuple[str, ...]
+) -> None:
+    by_class(tmp_path, 12)
+    for colour in COLOURS:
+        if colour not in classes:
+            shutil.rmtree(tmp_path / colour)
+    for colour in classes[1:]:
+        for path in (tmp_path / colour).iterdir():
+            path.rename(path.with_suffix(".gif"))
+    with pytest.raises(
+        ModelError, match=f"no picture in .*{classes[-1]}.*: {12 * len(classes[1:])} files of .gif"
+    ):
+        read_examples(tmp_path, MODEL)
+    shutil.rmtree(tmp_path / classes[0])
+    with pytest.raises(ModelError, match=r"no pictures .* of .gif are left out"):
+        read_examples(tmp_path, MODEL)
+
+
 def test_an_archive_may_not_name_files_outside(tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(encoded("red"))

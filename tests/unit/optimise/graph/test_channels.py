@@ -149,6 +149,14 @@ def test_a_layer_that_is_used_twice_keeps_its_channels() -> None:
         channel_groups(Reused(), SHAPE)
 
 
+def test_a_module_without_channels_that_can_go_names_what_keeps_them() -> None:
+    grouped = nn.Sequential(unit(3, 6), unit(6, 6, groups=2), nn.Flatten(), nn.Linear(384, 3))
+    with pytest.raises(ModelError, match=r": 1\.0 \(Conv2d with groups=2\)$"):
+        channel_groups(grouped, SHAPE)
+    with pytest.raises(ModelError, match="all of them reach the output"):
+        channel_groups(nn.Sequential(unit(3, 6)), SHAPE)
+
+
 def test_channels_that_reach_an_unknown_operation_stay() -> None:
     assert [group.name for group in channel_groups(Unknown(), SHAPE)] == ["middle"]
 

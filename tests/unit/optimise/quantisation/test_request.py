@@ -326,6 +326,21 @@ def test_that_no_layer_has_4_bits_is_told_with_the_reason(
     assert f"no layer has 4 bits: with 4 bits in some {because}" in report.remarks
 
 
+@pytest.mark.parametrize(("int8_ms", "is_told"), [(0.086, True), (0.066, False)])
+def test_that_the_result_is_slower_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, int8_ms: float, is_told: bool
+) -> None:
+    def timed(contents: list[bytes], busy: Any) -> list[float]:
+        return [0.064 if content == model.content else int8_ms for content in contents]
+
+    monkeypatch.setattr("agent.optimise.quantisation.request.time_ms", timed)
+    model = open_whole_model(str(write_model(tmp_path, float_file(classifier()))))
+    examples_of(model, tmp_path)
+    asked = QuantiseRequest(model.path, tmp_path / "x.npz", None, "int8")
+    remarks = quantise_file(asked, lambda _: None, lambda _: None).report.remarks
+    assert any("slower than the float model" in one and "vedette bench" in one for one in remarks) is is_told
+
+
 def least_size(content: bytes, examples: Examples, method: Method) -> int:
     narrow = {layer.name: 4 for layer in read_layers(content).values() if fits_int4(layer)}
     recipe = QuantiseRecipe(method="int8" if method == "mixed" else method, examples=16)
