@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from agent import spans
 from agent.capture.handoff import LatestFrame
@@ -131,6 +131,13 @@ def _has_adts(packet: MediaPacket) -> bool:
     return packet.track.codec == "aac" and packet.data[:1] == b"\xff" and packet.data[1:2] >= b"\xf0"
 
 
+class RequestedClip(NamedTuple):
+    """Clip that a command asked for: the path of its file, and a remark; empty: it was begun for the command."""
+
+    path: str
+    remark: str
+
+
 class StreamClips:
     """Clips of one stream. For the stream's thread; any thread may call `record`, `end` and `set_budget`.
 
@@ -241,8 +248,8 @@ class StreamClips:
         with self._lock:
             self._trigger_on(events, self._time_ns(), datetime.now(UTC))
 
-    def record(self, seconds: float, state: str = "running", detail: str = "") -> str:
-        """Save the newest seconds and the next ones; return the path of the clip's file that is written now.
+    def record(self, seconds: float, state: str = "running", detail: str = "") -> RequestedClip:
+        """Save the newest seconds and the next ones; return the clip's file that is written now.
 
         Of a clip that goes on in another file, which is not open yet, it is the folder.
 
@@ -276,7 +283,12 @@ class StreamClips:
             if begins is not None:
                 self._begin(begins, now_ns, now)
             assert self._job is not None
-            return self._job.shown
+            return RequestedClip(self._job.shown, "" if begins is not None else self._remaining(now_ns))
+
+    def _remaining(self, now_ns: int) -> str:
+        """Tell how long the clip goes on that is being recorded."""
+        left_s, at_most = (self._trigger.until_ns - now_ns) / 1e9, "at most " * self._trigger.is_open
+        return f"in the clip that is being recorded, which goes on for {at_most}{left_s:.0f} s"
 
     def close(self) -> None:
         """End a running recording, and stop encoding."""

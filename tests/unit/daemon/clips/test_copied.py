@@ -258,10 +258,10 @@ def test_a_camera_that_changes_its_size_again_and_again_says_once_what_is_copied
 def test_the_answer_names_the_file_that_is_written(camera: Camera, tmp_path: Path) -> None:
     video = make_video(tmp_path / "a.mp4", 3.0)
     camera.play(packets_of(video), {})
-    first = camera.stream.record(9.0)
+    first = camera.stream.record(9.0).path
     camera.play(packets_of(video, 5 * SECOND), {})  # its time stamps begin anew
-    wait_for(lambda: camera.clips and camera.stream.record(9.0).endswith(".mp4"))
-    second = camera.stream.record(9.0)
+    wait_for(lambda: camera.clips and camera.stream.record(9.0).path.endswith(".mp4"))
+    second = camera.stream.record(9.0).path
     assert second != first == camera.clip().path
     camera.stream.end()
     assert camera.clip(1).path == second
