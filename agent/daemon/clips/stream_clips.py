@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -40,6 +41,8 @@ _WAKE_BYTES = 1024 * 1024
 """Bytes after which the recorder is woken; slower streams are served by its own polling."""
 
 
+_TOLD_MOST, _TOLD_IN_S = 6, 3600.0
+"""Most changes of the camera's codec or size that are told in so long a time, s."""
 _SOUND_NS = 250_000_000
 """Sound that is encoded at a time, ns: what is done packet by packet finds the processor's caches cold."""
 
@@ -60,7 +63,8 @@ class _PacketInput:
         self._sound: MediaTrack | None = None
         self._transcoder: SoundTranscoder | None = None
         self._gathered: list[MediaPacket] = []
-        self._told = set[tuple[str, int, int]]()
+        self._about: tuple[str, int, int] | None = None
+        self._told_s: deque[float] = deque(maxlen=_TOLD_MOST)
         self.copies = self.waits = self._copies_sound = False
         self.trouble = ""
 
@@ -104,15 +108,21 @@ class _PacketInput:
         if not self.copies and self._is_only:
             self.trouble = f"record_source gives {track.codec}, which clips cannot hold: set it to H.264 or H.265"
         about = track.codec, track.width, track.height
-        if about not in self._told or self.trouble != before:
+        if self.trouble and self.trouble != before:
+            log.error("stream %s: clips: nothing is recorded: %s", self._stream, self.trouble)
+        elif about != self._about and not self.trouble:
             self._tell(track)
-        self._told.add(about)
+        self._about = about
 
     def _tell(self, track: MediaTrack) -> None:
-        if self.trouble:
-            log.error("stream %s: clips: nothing is recorded: %s", self._stream, self.trouble)
+        """Tell what becomes of the newest video; of one that changes again and again only a few times an hour."""
+        told_s, now_s = self._told_s, time.monotonic()
+        if len(told_s) == _TOLD_MOST and now_s - told_s[0] < _TOLD_IN_S:
             return
+        told_s.append(now_s)
         what = "is copied" if self.copies else "is not played by browsers: pictures are encoded as H.264"
+        if len(told_s) == _TOLD_MOST and now_s - told_s[0] < _TOLD_IN_S:
+            what = f"{what}; it changes often, which is not told for a while"
         log.info("stream %s: clips: %s of %dx%d %s", self._stream, track.codec, track.width, track.height, what)
 
     def _begin_sound(self, packet: MediaPacket) -> None:
