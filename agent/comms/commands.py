@@ -180,7 +180,7 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
     if what == "inspect":
         return Command("inspect", stream, part=_part(text))
     if what == "reset":
-        return Command("reset", stream, line="" if text == ALL else text)
+        return Command("reset", stream, line=_line(text))
     if what in ("teach", "forget"):
         state, _, value = text.partition("=")
         return Command(convert(what, Verb), stream, state=state, name=value, examples=EXAMPLES)
@@ -296,6 +296,12 @@ def _trace_seconds(given: Given) -> float:
             f"trace takes at most {LONGEST_TRACE_S:.0f} seconds, and 0 to end a running one, not {_shown(given)}"
         )
     return number
+
+
+def _line(given: str) -> str:
+    if not given:
+        raise CommandError(f"reset takes the name of a line, or {ALL}, not nothing")
+    return "" if given == ALL else given
 
 
 def _part(given: str) -> str:

@@ -218,6 +218,9 @@ class CommandHandler:
             return "", {}
         if command.verb == "reset":
             streams[command.stream].reset_line(command.line)
+            log.info(
+                "command: stream %s: crossings of %s count anew", command.stream, command.line or "all lines"
+            )
             return "", {}
         if command.verb == "forget":
             streams[command.stream].forget_state(command.state, command.name)
