@@ -195,7 +195,7 @@ class StreamClips:
         self._frame_now = time.monotonic_ns(), time.monotonic_ns()
         self._packet_now: tuple[int, int] | None = None
         self._waiting, self._has_failed, self._cut_was_told = 0, False, False
-        self._ended = False
+        self._ended, self._stall_s = False, stall_s if has_other_source else 0.0
         self._thread: threading.Thread | None = None
         self.other_source: PacketStream | None = None
         if config.record == CONTINUOUS:
@@ -348,7 +348,8 @@ class StreamClips:
     def _begin(self, reason: ClipReason, at_ns: int, at: datetime) -> None:
         from_ns = at_ns - round(self._config.before_s * 1e9)
         until_ns = self._trigger.until_ns
-        self._job = self._recorder.begin(self._ring, reason, at, at_ns, from_ns, until_ns)
+        times = at_ns, from_ns, until_ns
+        self._job = self._recorder.begin(self._ring, reason, at, *times, stall_s=self._stall_s)
         self._job.tracks = self._trigger.tracks
 
     def _move_end(self) -> bool:

@@ -235,6 +235,42 @@ def test_nothing_is_recorded_of_a_source_that_is_away(doubled: Camera, state: st
         doubled.stream.record(1.0, state)
 
 
+def test_a_clip_is_complete_soon_after_the_other_source_was_lost_and_goes_on_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._IDLE_S", 0.2)
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.1)
+    camera, video = (
+        Camera(tmp_path / "clips", has_other_source=True, stall_s=0.1),
+        make_video(tmp_path / "a.mp4", 3.0),
+    )
+    try:
+        for packet in packets_of(video, time.monotonic_ns() - 3 * SECOND):
+            camera.stream.add_packet(packet)
+        camera.stream.add_events([event("new")])
+        wait_for(lambda: camera.clips, 20.0)
+        assert len(shown_in(Path(camera.clips[0].path))) > 20
+        for packet in packets_of(video, time.monotonic_ns()):
+            camera.stream.add_packet(packet)
+        wait_for(lambda: len(camera.clips) > 1, 20.0)
+        assert len(shown_in(Path(camera.clips[1].path))) > 70
+        assert camera.clips[1].occasion == camera.clips[0].occasion
+    finally:
+        camera.close()
+
+
+def test_a_clip_that_begins_long_after_its_event_says_so(
+    doubled: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    began_ns = time.monotonic_ns()
+    doubled.stream.add_events([event("new")])
+    for packet in packets_of(make_video(tmp_path / "a.mp4", 1.0), began_ns + 5 * SECOND):
+        doubled.stream.add_packet(packet)
+    doubled.stream.end()
+    path = doubled.clip().path
+    assert caplog.messages == [f"clip {path}: begins 5 s after its event: no key frame came before"]
+
+
 def test_a_connection_that_begins_anew_says_what_is_copied_once(
     camera: Camera, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
