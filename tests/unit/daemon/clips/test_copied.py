@@ -295,7 +295,10 @@ def test_a_camera_that_changes_its_size_says_what_is_copied_and_soon_no_more(
     ]
 
 
-def test_the_answer_names_the_file_that_is_written(camera: Camera, tmp_path: Path) -> None:
+def test_the_answer_names_the_file_that_is_written(
+    camera: Camera, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.storage.clips.job._WAIT_S", 0.1)
     video = make_video(tmp_path / "a.mp4", 3.0)
     camera.play(packets_of(video), {})
     first = camera.stream.record(9.0).path
