@@ -32,7 +32,6 @@ from agent.types import Box
 if TYPE_CHECKING:
     from agent.comms.mqtt.paho_client import IncomingMessage
 
-
 log = logging.getLogger(__name__)
 
 Verb = Literal[
@@ -180,7 +179,9 @@ def set_command(stream: str, what: str, payload: bytes) -> Command:
     if what == "inspect":
         return Command("inspect", stream, part=_part(text))
     if what == "reset":
-        return Command("reset", stream, line=_line(text))
+        if not text:
+            raise CommandError(f"reset takes the name of a line, or {ALL}, not nothing")
+        return Command("reset", stream, line="" if text == ALL else text)
     if what in ("teach", "forget"):
         state, _, value = text.partition("=")
         return Command(convert(what, Verb), stream, state=state, name=value, examples=EXAMPLES)
@@ -296,12 +297,6 @@ def _trace_seconds(given: Given) -> float:
             f"trace takes at most {LONGEST_TRACE_S:.0f} seconds, and 0 to end a running one, not {_shown(given)}"
         )
     return number
-
-
-def _line(given: str) -> str:
-    if not given:
-        raise CommandError(f"reset takes the name of a line, or {ALL}, not nothing")
-    return "" if given == ALL else given
 
 
 def _part(given: str) -> str:
